@@ -1,0 +1,152 @@
+"""Conditions and references: CEL, and the ``${name}`` form of older documents.
+
+A condition is an expression of the Common Expression Language (https://cel.dev) over
+
+- the workflow's variables by name, and all of them as ``inputs``;
+- ``steps``: for every settled step before this one ``steps.NAME.status`` and ``steps.NAME.output``.
+
+``${path}`` anywhere in it stands for that path; a condition that is nothing but ``${path}`` asks whether the value is
+*truthy* (not false, zero, empty, null or missing), and ``!${path}`` the opposite. Python's ``eval`` is never used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from tachograph.workflow.errors import ConditionError
+
+MAX_LENGTH: Final = 4096
+"""Characters in a condition; a longer one is a fault."""
+
+_REFERENCE: Final = re.compile(r"\$\{\s*([^{}]*?)\s*\}")
+_PATH: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[\d+\]|\[\"[^\"\]]*\"\])*")
+# A step's name, or a quoted text, inside which nothing is one.
+_STEP_OR_TEXT: Final = re.compile(
+    r"""(?P<step>\bsteps(?:\.(?P<word>[A-Za-z_]\w*)|\[\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)')\s*\]))"""
+    r"""|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
+)
+_BOUND: Final = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,")
+
+
+class Condition:
+    """A condition, compiled once. Raises `ConditionError` when it cannot be."""
+
+    __slots__ = ("_negated", "_path", "_program", "source", "steps", "variables")
+
+    source: str
+    variables: frozenset[str]
+    """Top-level names it reads (``inputs`` and ``steps`` included)."""
+    steps: frozenset[str]
+    """Steps whose outcome it reads."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        if len(source) > MAX_LENGTH:
+            raise ConditionError(f"condition of {len(source)} characters is longer than {MAX_LENGTH}")
+        for match in _REFERENCE.finditer(source):
+            if not _PATH.fullmatch(match[1]):
+                raise ConditionError(f'"{match[0]}" is not a reference: expected ${{name}} or ${{steps.NAME.output}}')
+        text = source.strip()
+        self._negated = False
+        self._path: str | None = None
+        bare = text.removeprefix("!").strip() if text.startswith("!") else text
+        if whole := _REFERENCE.fullmatch(bare):
+            self._negated, self._path = text.startswith("!"), whole[1]
+            text = whole[1]
+        else:
+            text = _REFERENCE.sub(lambda match: match[1], text)
+        try:
+            self._program = _compile(text)
+        except (ValueError, RuntimeError, TypeError, RecursionError) as error:
+            reason = str(error).splitlines()[0].partition("ERROR: ")[2] or str(error).splitlines()[0]
+            raise ConditionError(f'condition "{source[:200]}" does not parse: {reason}') from None
+        # The names that CEL's macros bind are listed too, but they are not the workflow's.
+        self.variables = frozenset(self._program.variables()) - set(_BOUND.findall(text))
+        self.steps = frozenset(
+            match["word"] or match["double"] or match["single"]
+            for match in _STEP_OR_TEXT.finditer(text)
+            if match["step"]
+        )
+
+    def __call__(self, scope: Mapping[str, Any]) -> bool:
+        """Whether it holds in ``scope`` (see the module's docstring). Raises `ConditionError` if it has no answer."""
+        if self._path is not None:
+            try:
+                value = lookup(self._path, scope)
+            except KeyError:
+                value = None
+            return bool(value) is not self._negated
+        try:
+            result = self._program.execute(dict(scope))
+        except Exception as error:
+            raise ConditionError(f'condition "{self.source}" has no answer: {error}') from error
+        if not isinstance(result, bool):
+            raise ConditionError(
+                f'condition "{self.source}" is {type(result).__name__} {result!r:.80}, not true or false; '
+                "compare it with something, or write ${...} to ask whether it is set"
+            )
+        return result
+
+
+def _compile(text: str) -> Any:
+    # Imported by who has conditions: it costs a short script more than all the rest.
+    import cel
+
+    return cel.compile(text)
+
+
+@lru_cache(maxsize=4096)
+def compile_condition(source: str) -> Condition:
+    """The compiled condition, from a cache."""
+    return Condition(source)
+
+
+def lookup(path: str, scope: Mapping[str, Any]) -> Any:
+    """The value at ``a.b["c"][0]`` in ``scope``. Raises `KeyError` when nothing is there."""
+    value: Any = scope
+    for key, quoted, index in re.findall(r"([A-Za-z_]\w*)|\[\"([^\"]*)\"\]|\[(\d+)\]", path):
+        if isinstance(value, Mapping):
+            value = value[key or quoted or index]
+        elif index and isinstance(value, list | tuple) and int(index) < len(value):
+            value = value[int(index)]
+        else:
+            raise KeyError(path)
+    return value
+
+
+def resolve(config: Any, scope: Mapping[str, Any]) -> Any:
+    """``config`` with every ``${path}`` in its strings replaced from ``scope``.
+
+    A string that is one reference and nothing else takes the value itself, whatever its type; inside a longer string
+    the value is written as text. Raises `ConditionError` naming a reference that leads nowhere.
+    """
+    if isinstance(config, str):
+        if "${" not in config:
+            return config
+        if whole := _REFERENCE.fullmatch(config):
+            return _found(whole[1], scope)
+        return _REFERENCE.sub(lambda match: str(_found(match[1], scope)), config)
+    if isinstance(config, Mapping):
+        return {key: resolve(value, scope) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [resolve(value, scope) for value in config]
+    return config
+
+
+def has_reference(config: Any) -> bool:
+    """Whether any string in ``config`` holds a ``${path}``."""
+    if isinstance(config, str):
+        return "${" in config
+    if isinstance(config, Mapping):
+        return any(map(has_reference, config.values()))
+    return isinstance(config, list | tuple) and any(map(has_reference, config))
+
+
+def _found(path: str, scope: Mapping[str, Any]) -> Any:
+    try:
+        return lookup(path, scope)
+    except KeyError:
+        raise ConditionError(f'"${{{path}}}" leads nowhere: no such variable or step output') from None

@@ -1,0 +1,177 @@
+"""What a workflow is, as values, and a builder for those who write it in Python.
+
+A definition says nothing about how it runs. `tachograph.workflow.document` reads it from JSON,
+`tachograph.workflow.validation` judges it, `tachograph.workflow.executor` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+
+class StepType(StrEnum):
+    """What a step is for. It describes; what a step *does* is said by its handler, for all types alike."""
+
+    TASK = "task"
+    CONDITION = "condition"
+    PARALLEL = "parallel"
+    SEQUENTIAL = "sequential"
+    AGENT = "agent"
+
+
+class TriggerRule(StrEnum):
+    """Which outcomes of the steps before it let a step run; the names and meanings are Airflow's."""
+
+    ALL_SUCCESS = "all_success"
+    ALL_DONE = "all_done"
+    NONE_FAILED = "none_failed"
+    NONE_FAILED_MIN_ONE_SUCCESS = "none_failed_min_one_success"
+    ONE_SUCCESS = "one_success"
+
+
+class DataType(StrEnum):
+    """The type of a variable."""
+
+    STRING = "string"
+    INT = "int"
+    FLOAT = "float"
+    BOOL = "bool"
+    JSON = "json"
+
+
+class Backoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long to wait before attempt n+1: ``initial_seconds * factor**(n-1)``, at most ``max_seconds``.
+
+    With ``jitter`` j the wait is drawn evenly from the last j of that interval (1: "full jitter", 0: none), so that
+    steps that failed together do not come back together.
+    """
+
+    initial_seconds: float = 0.5
+    factor: float = 2.0
+    max_seconds: float = 60.0
+    jitter: float = 0.5
+
+    def delay_seconds(self, attempt: int, random01: float) -> float:
+        """Seconds between the end of ``attempt`` (counted from 1) and the next; ``random01`` in [0, 1)."""
+        try:
+            full = min(self.max_seconds, self.initial_seconds * self.factor ** (attempt - 1))
+        except OverflowError:
+            full = self.max_seconds
+        return full * (1 - self.jitter * random01)
+
+
+class Variable(msgspec.Struct, frozen=True, kw_only=True):
+    """An input of a workflow."""
+
+    name: str
+    data_type: DataType = DataType.STRING
+    is_required: bool = False
+    default_value: Any = None
+    description: str = ""
+    metadata: Mapping[str, Any] = {}
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of a workflow. ``max_retries`` (attempts after the first) and the backoff default to the workflow's."""
+
+    name: str
+    step_type: StepType = StepType.TASK
+    step_order: int = 0
+    depends_on_steps: tuple[str, ...] = ()
+    condition_expression: str | None = None
+    timeout_seconds: float | None = None
+    max_retries: int | None = None
+    retry_backoff: Backoff | None = None
+    trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS
+    fallback_step: str | None = None
+    config: Mapping[str, Any] = {}
+    metadata: Mapping[str, Any] = {}
+
+    @property
+    def handler(self) -> str:
+        """The registered name of the work it does; ``noop`` when its config names none."""
+        return str(self.config.get("handler", DEFAULT_HANDLER))
+
+
+DEFAULT_HANDLER: Final = "noop"
+
+
+class Workflow(msgspec.Struct, frozen=True, kw_only=True):
+    """A workflow definition."""
+
+    name: str
+    description: str = ""
+    version: str = "1"
+    timeout_seconds: float | None = None
+    max_retries: int = 0
+    config: Mapping[str, Any] = {}
+    metadata: Mapping[str, Any] = {}
+    variables: tuple[Variable, ...] = ()
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def max_concurrency(self) -> int | None:
+        """How many steps of one execution may run at once (``config.max_concurrency``); None: as many as are ready."""
+        value = self.config.get("max_concurrency")
+        return int(value) if value is not None else None
+
+
+class WorkflowBuilder:
+    """Builds a `Workflow` step by step, in Python.
+
+    >>> flow = WorkflowBuilder("etl").variable("day", is_required=True)
+    >>> flow = flow.step("extract", handler="fetch").step("load", handler="store", after="extract", max_retries=2)
+    >>> [step.name for step in flow.build().steps]
+    ['extract', 'load']
+    """
+
+    def __init__(self, name: str, **fields: Any) -> None:
+        self._name = name
+        self._fields = fields
+        self._steps: list[Step] = []
+        self._variables: list[Variable] = []
+
+    def variable(self, name: str, data_type: str = "string", **fields: Any) -> WorkflowBuilder:
+        """Add an input; ``fields`` are those of `Variable`."""
+        self._variables.append(Variable(name=name, data_type=DataType(data_type), **fields))
+        return self
+
+    def step(
+        self,
+        name: str,
+        *,
+        handler: str = DEFAULT_HANDLER,
+        after: str | Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+        when: str | None = None,
+        **fields: Any,
+    ) -> WorkflowBuilder:
+        """Add a step: ``after`` are the steps it depends on, ``when`` its condition, ``fields`` those of `Step`."""
+        for key, kind in (("trigger_rule", TriggerRule), ("step_type", StepType)):
+            if key in fields:
+                fields[key] = kind(fields[key])
+        self._steps.append(
+            Step(
+                name=name,
+                step_order=fields.pop("step_order", len(self._steps) + 1),
+                depends_on_steps=(after,) if isinstance(after, str) else tuple(after),
+                condition_expression=when,
+                config={"handler": handler, **(config or {})},
+                **fields,
+            )
+        )
+        return self
+
+    def build(self) -> Workflow:
+        """The definition so far. Raises `InvalidWorkflow` naming every fault of its graph and conditions."""
+        from tachograph.workflow.errors import InvalidWorkflow
+        from tachograph.workflow.validation import validate
+
+        workflow = Workflow(name=self._name, variables=tuple(self._variables), steps=tuple(self._steps), **self._fields)
+        if faults := validate(workflow).errors:
+            raise InvalidWorkflow(faults, name=self._name)
+        return workflow

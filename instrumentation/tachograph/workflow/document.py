@@ -1,0 +1,325 @@
+"""Reading a definition from JSON: every fault of its shape at once, each with a code and a place.
+
+The tables below are the format. Documents written for the system that Tachograph's API is compatible with are read
+too: the keys that only that system uses (`project_id`, `agent_definition_id`, …) are known, kept under ``metadata``
+where they say something, and its data type names are understood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from tachograph.workflow.definition import Backoff, DataType, Step, StepType, TriggerRule, Variable, Workflow
+from tachograph.workflow.errors import Fault, InvalidWorkflow, did_you_mean
+
+MAX_STEPS: Final = 100_000
+MAX_NAME: Final = 200
+MAX_SECONDS: Final = 366 * 24 * 3600.0
+MAX_RETRIES: Final = 10_000
+
+_DATA_TYPES: Final[Mapping[str, DataType]] = {
+    **{kind.value: kind for kind in DataType},
+    "str": DataType.STRING,
+    "text": DataType.STRING,
+    "integer": DataType.INT,
+    "number": DataType.FLOAT,
+    "boolean": DataType.BOOL,
+    "object": DataType.JSON,
+    "array": DataType.JSON,
+    "dict": DataType.JSON,
+    "list": DataType.JSON,
+}
+
+
+def parse(document: bytes | str | Mapping[str, Any]) -> Workflow:
+    """The definition in ``document`` (JSON, or what JSON decodes to).
+
+    Raises `InvalidWorkflow` naming every fault of its shape. Whether the graph, the conditions and the handlers make
+    sense is `tachograph.workflow.validation`'s question.
+    """
+    workflow, faults = read(document)
+    if faults or workflow is None:
+        raise InvalidWorkflow(faults, name=workflow.name if workflow else "")
+    return workflow
+
+
+def read(document: bytes | str | Mapping[str, Any]) -> tuple[Workflow | None, list[Fault]]:
+    """The definition as far as it can be read, and every fault of its shape. Never raises for a bad document."""
+    if isinstance(document, bytes | str):
+        try:
+            document = msgspec.json.decode(document)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return None, [Fault("invalid_json", "", f"the document is not JSON: {error}")]
+    reader = _Reader()
+    fields = reader.object(document, "", _WORKFLOW)
+    if fields is None:
+        return None, reader.faults
+    if "name" not in fields:
+        reader.fault("missing_field", "name", "a workflow needs a name")
+        fields["name"] = ""
+    return Workflow(**fields), reader.faults
+
+
+def to_document(workflow: Workflow) -> dict[str, Any]:
+    """The definition as JSON-ready values that `parse` reads back to an equal one."""
+    built: dict[str, Any] = msgspec.to_builtins(workflow)
+    return built
+
+
+class _Reader:
+    """Walks a document along the tables, collecting faults instead of stopping at the first."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+
+    def fault(self, code: str, at: str, message: str) -> None:
+        self.faults.append(Fault(code, at, message))
+
+    def object(self, value: Any, at: str, table: Mapping[str, _Field]) -> dict[str, Any] | None:
+        if not isinstance(value, Mapping):
+            self.fault("wrong_type", at, f"expected an object, not {_type(value)}")
+            return None
+        fields: dict[str, Any] = {}
+        for key, item in value.items():
+            place = f"{at}.{key}" if at else str(key)
+            field = table.get(key)
+            if field is None:
+                known = [name for name in table if not name.endswith("_id") and name != "meta_data"]
+                self.fault("unknown_key", place, f'unknown key "{key}"{did_you_mean(str(key), known)}')
+            elif item is None and not field.nullable:
+                if not field.optional:
+                    self.fault("wrong_type", place, "must not be null")
+            elif (read := field.read(self, item, place)) is not _BAD and field.into is not None:
+                fields[field.into] = read
+        return fields
+
+    def list(self, value: Any, at: str, read: Callable[[_Reader, Any, str], Any], limit: int) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple):
+            self.fault("wrong_type", at, f"expected a list, not {_type(value)}")
+            return ()
+        if len(value) > limit:
+            self.fault("too_many", at, f"{len(value)} entries are more than {limit}")
+            return ()
+        found = (read(self, item, f"{at}[{i}]") for i, item in enumerate(value))
+        return tuple(item for item in found if item is not _BAD)
+
+
+_BAD: Final[Any] = object()
+
+
+class _Field(msgspec.Struct, frozen=True):
+    read: Callable[[_Reader, Any, str], Any]
+    into: str | None
+    optional: bool = True
+    nullable: bool = False
+
+
+def _type(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _text(limit: int, *, empty: bool = True) -> Callable[[_Reader, Any, str], Any]:
+    def read(reader: _Reader, value: Any, at: str) -> Any:
+        if not isinstance(value, str):
+            reader.fault("wrong_type", at, f"expected a string, not {_type(value)}")
+        elif not empty and not value.strip():
+            reader.fault("empty", at, "must not be empty")
+        elif len(value) > limit:
+            reader.fault("too_long", at, f"{len(value)} characters are more than {limit}")
+        elif not value.isprintable() and not empty:
+            reader.fault("unprintable", at, "must not hold control characters")
+        elif _has_lone_surrogate(value):
+            reader.fault("bad_unicode", at, "holds a lone surrogate, which UTF-8 cannot carry")
+        else:
+            return value
+        return _BAD
+
+    return read
+
+
+def _has_lone_surrogate(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _version(reader: _Reader, value: Any, at: str) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    return _text(MAX_NAME)(reader, value, at)
+
+
+def _number(low: float, high: float, *, whole: bool = False) -> Callable[[_Reader, Any, str], Any]:
+    def read(reader: _Reader, value: Any, at: str) -> Any:
+        kind = "a whole number" if whole else "a number"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            reader.fault("wrong_type", at, f"expected {kind}, not {_type(value)}")
+        elif whole and value != int(value) if math.isfinite(value) else True:
+            reader.fault("wrong_type", at, f"expected {kind}, not {value}")
+        elif not low <= value <= high:
+            reader.fault("out_of_range", at, f"{value} is not between {low:g} and {high:g}")
+        else:
+            return int(value) if whole else float(value)
+        return _BAD
+
+    return read
+
+
+def _boolean(reader: _Reader, value: Any, at: str) -> Any:
+    if isinstance(value, bool):
+        return value
+    reader.fault("wrong_type", at, f"expected true or false, not {_type(value)}")
+    return _BAD
+
+
+def _mapping(reader: _Reader, value: Any, at: str) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    reader.fault("wrong_type", at, f"expected an object, not {_type(value)}")
+    return _BAD
+
+
+def _anything(_reader: _Reader, value: Any, _at: str) -> Any:
+    return value
+
+
+def _choice(kind: type[StrEnum], what: str) -> Callable[[_Reader, Any, str], Any]:
+    known = {str(member.value): member for member in kind}
+
+    def read(reader: _Reader, value: Any, at: str) -> Any:
+        if isinstance(value, str) and value.lower() in known:
+            return known[value.lower()]
+        shown = f'"{value}"' if isinstance(value, str) else _type(value)
+        hint = did_you_mean(str(value), known)
+        reader.fault("unknown_value", at, f"{shown} is no {what}{hint}; it is one of {', '.join(known)}")
+        return _BAD
+
+    return read
+
+
+def _data_type(reader: _Reader, value: Any, at: str) -> Any:
+    if isinstance(value, str) and (kind := _DATA_TYPES.get(value.lower())):
+        return kind
+    return _choice(DataType, "data type")(reader, value, at)
+
+
+def _names(reader: _Reader, value: Any, at: str) -> Any:
+    return reader.list(value, at, _text(MAX_NAME, empty=False), MAX_STEPS)
+
+
+def _config(reader: _Reader, value: Any, at: str) -> Any:
+    if not isinstance(value, Mapping):
+        return _mapping(reader, value, at)
+    if "handler" in value and not isinstance(value["handler"], str):
+        reader.fault("wrong_type", f"{at}.handler", f"expected a string, not {_type(value['handler'])}")
+        return _BAD
+    return dict(value)
+
+
+def _workflow_config(reader: _Reader, value: Any, at: str) -> Any:
+    if isinstance(value, Mapping) and value.get("max_concurrency") is not None:
+        place = f"{at}.max_concurrency"
+        if _number(1, MAX_STEPS, whole=True)(reader, value["max_concurrency"], place) is _BAD:
+            return _BAD
+    return _mapping(reader, value, at)
+
+
+def _backoff(reader: _Reader, value: Any, at: str) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = {"initial_seconds": value}
+    fields = reader.object(value, at, _BACKOFF)
+    return _BAD if fields is None else Backoff(**fields)
+
+
+def _variable(reader: _Reader, value: Any, at: str) -> Any:
+    fields = reader.object(value, at, _VARIABLE)
+    if fields is None:
+        return _BAD
+    if "name" not in fields:
+        if isinstance(value, Mapping) and "name" not in value:
+            reader.fault("missing_field", f"{at}.name", "a variable needs a name")
+        return _BAD
+    return Variable(**fields)
+
+
+def _step(reader: _Reader, value: Any, at: str) -> Any:
+    fields = reader.object(value, at, _STEP)
+    if fields is None:
+        return _BAD
+    if "name" not in fields:
+        if isinstance(value, Mapping) and "name" not in value:
+            reader.fault("missing_field", f"{at}.name", "a step needs a name")
+        # It keeps its position, so that later places count right.
+        fields["name"] = f"\0{at}"
+    return Step(**fields)
+
+
+_LONG: Final = 100_000
+_FOREIGN: Final[Mapping[str, _Field]] = {
+    "id": _Field(_anything, None),
+    "workspace_id": _Field(_anything, None),
+    "project_id": _Field(_anything, None),
+    "workflow_id": _Field(_anything, None),
+    "created_at": _Field(_anything, None),
+    "updated_at": _Field(_anything, None),
+    "is_active": _Field(_anything, None),
+}
+
+_WORKFLOW: Final[Mapping[str, _Field]] = {
+    "name": _Field(_text(MAX_NAME, empty=False), "name", optional=False),
+    "description": _Field(_text(_LONG), "description"),
+    "version": _Field(_version, "version"),
+    "timeout_seconds": _Field(_number(0.001, MAX_SECONDS), "timeout_seconds"),
+    "max_retries": _Field(_number(0, MAX_RETRIES, whole=True), "max_retries"),
+    "config": _Field(_workflow_config, "config"),
+    "metadata": _Field(_mapping, "metadata"),
+    "meta_data": _Field(_mapping, "metadata"),
+    "variables": _Field(lambda r, v, at: r.list(v, at, _variable, 1000), "variables"),
+    "steps": _Field(lambda r, v, at: r.list(v, at, _step, MAX_STEPS), "steps"),
+    **_FOREIGN,
+}
+_VARIABLE: Final[Mapping[str, _Field]] = {
+    "name": _Field(_text(MAX_NAME, empty=False), "name", optional=False),
+    "data_type": _Field(_data_type, "data_type"),
+    "is_required": _Field(_boolean, "is_required"),
+    "default_value": _Field(_anything, "default_value", nullable=True),
+    "description": _Field(_text(_LONG), "description"),
+    "metadata": _Field(_mapping, "metadata"),
+    "meta_data": _Field(_mapping, "metadata"),
+    **_FOREIGN,
+}
+_STEP: Final[Mapping[str, _Field]] = {
+    "name": _Field(_text(MAX_NAME, empty=False), "name", optional=False),
+    "step_type": _Field(_choice(StepType, "step type"), "step_type"),
+    "step_order": _Field(_number(0, 2**31 - 1, whole=True), "step_order"),
+    "depends_on_steps": _Field(_names, "depends_on_steps"),
+    "condition_expression": _Field(_text(_LONG), "condition_expression"),
+    "timeout_seconds": _Field(_number(0.001, MAX_SECONDS), "timeout_seconds"),
+    "max_retries": _Field(_number(0, MAX_RETRIES, whole=True), "max_retries"),
+    "retry_backoff": _Field(_backoff, "retry_backoff"),
+    "trigger_rule": _Field(_choice(TriggerRule, "trigger rule"), "trigger_rule"),
+    "fallback_step": _Field(_text(MAX_NAME, empty=False), "fallback_step"),
+    "config": _Field(_config, "config"),
+    "metadata": _Field(_mapping, "metadata"),
+    "meta_data": _Field(_mapping, "metadata"),
+    "description": _Field(_text(_LONG), None),
+    "agent_definition_id": _Field(_anything, None),
+    "agent_instance_id": _Field(_anything, None),
+    **_FOREIGN,
+}
+_BACKOFF: Final[Mapping[str, _Field]] = {
+    "initial_seconds": _Field(_number(0, MAX_SECONDS), "initial_seconds"),
+    "factor": _Field(_number(1, 1000), "factor"),
+    "max_seconds": _Field(_number(0, MAX_SECONDS), "max_seconds"),
+    "jitter": _Field(_number(0, 1), "jitter"),
+}

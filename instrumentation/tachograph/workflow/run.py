@@ -1,0 +1,506 @@
+"""One execution, from its start to its end: what runs when, and what is told about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from typing import Any, Final
+
+import msgspec
+
+from tachograph.analysis import path_of
+from tachograph.events import (
+    Clock,
+    ExecutionFinished,
+    ExecutionRef,
+    ExecutionStarted,
+    ExecutionStatus,
+    Failure,
+    Listener,
+    SkipReason,
+    StepFinished,
+    StepReady,
+    StepRef,
+    StepRetrying,
+    StepSkipped,
+    StepStarted,
+    StepStatus,
+    new_span_id,
+)
+from tachograph.events import step_id as make_step_id
+from tachograph.process import identity
+from tachograph.summary import failure as describe
+from tachograph.summary import summarise
+from tachograph.workflow.conditions import compile_condition, has_reference, resolve
+from tachograph.workflow.context import Reporter, StepContext, Tally, current_reporter
+from tachograph.workflow.definition import Backoff, Workflow
+from tachograph.workflow.errors import ConditionError, DoNotRetry
+from tachograph.workflow.graph import Graph
+from tachograph.workflow.handlers import HandlerRegistry
+from tachograph.workflow.node import OUTCOMES, Node, Outputs, Settled
+from tachograph.workflow.runner import Runner
+from tachograph.workflow.triggers import Decision, Outcome, Upstream, decide
+
+
+class Host(msgspec.Struct, frozen=True):
+    """What a run needs of whoever runs it."""
+
+    emit: Listener
+    handlers: HandlerRegistry
+    runner: Runner
+    max_concurrency: int | None
+    carrier: Callable[[], Mapping[str, str]]
+    random01: Callable[[], float]
+
+
+class ExecutionResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How an execution ended: ``steps`` are statuses, ``outputs`` what completed steps returned, by step name."""
+
+    execution: ExecutionRef
+    status: ExecutionStatus
+    started_ns: int
+    finished_ns: int
+    steps: Mapping[str, StepStatus]
+    outputs: Mapping[str, Any]
+    failure: Failure | None = None
+
+
+class Run:
+    """One execution, from its start to its end."""
+
+    def __init__(self, host: Host, workflow: Workflow, inputs: dict[str, Any], ref: ExecutionRef, clock: Clock) -> None:
+        self._host = host
+        self.workflow = workflow
+        self.inputs = inputs
+        self.inputs_summary = summarise(inputs)
+        self.ref = ref
+        self.clock = clock
+        self.emit = host.emit
+        self.aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._abort: tuple[ExecutionStatus, str] | None = None
+        self._held: str | None = None
+        self._limit = workflow.max_concurrency or host.max_concurrency
+        self._running = 0
+        self._ready: deque[Node] = deque()
+        self._settled: deque[tuple[Node, Outcome]] = deque()
+        self._settling = False
+        self._started_ns = 0
+        self._graph = Graph(workflow.steps)
+        self._nodes = self._build()
+        self._unsettled = len(self._nodes)
+        self.tally = Tally()
+        self.settled = Settled(self._nodes, self._graph.positions)
+        self.outputs = Outputs(self._nodes, self._graph.positions)
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def _build(self) -> list[Node]:
+        graph, ref, steps = self._graph, self.ref, self.workflow.steps
+        ids = [make_step_id(ref.workflow_id, step.name) for step in steps]
+        spans = [new_span_id() for _ in steps]
+        nodes: list[Node] = []
+        for i, step in enumerate(steps):
+            upstream = graph.upstream[i]
+            handler = self._host.handlers.find(step.handler)
+            assert handler is not None  # noqa: S101 - validation saw to it
+            step_ref = StepRef(
+                execution=ref,
+                step_id=ids[i],
+                name=step.name,
+                span_id=spans[i],
+                parent_span_id=ref.span_id,
+                step_type=str(step.step_type),
+                step_order=step.step_order or i + 1,
+                depends_on=tuple(ids[j] for j in upstream),
+                links=tuple(spans[j] for j in upstream),
+            )
+            # A fallback's primary is no dependency in the trigger rule's sense: it runs *because* that one failed.
+            nodes.append(Node(i, step, step_ref, handler, Upstream(len(upstream) - (i in graph.fallback_of))))
+        for fallback, primary in graph.fallback_of.items():
+            nodes[primary].fallback = nodes[fallback]
+            nodes[fallback].is_fallback_of = nodes[primary]
+        return nodes
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    async def execute(self) -> ExecutionResult:
+        self._started_ns = self.clock()
+        self.emit(
+            ExecutionStarted(
+                execution=self.ref,
+                time_ns=self._started_ns,
+                step_count=len(self._nodes),
+                inputs=self.inputs_summary,
+                process=identity(),
+            )
+        )
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        # Steps start from the run's own context, not from that of the step that happened to free the slot.
+        self._base = copy_context()
+        timer = None
+        if self.workflow.timeout_seconds is not None:
+            reason = f"the execution took longer than {self.workflow.timeout_seconds:g} s"
+            timer = loop.call_later(self.workflow.timeout_seconds, self.abort, ExecutionStatus.TIMEOUT, reason)
+        try:
+            if self._abort is not None:
+                self._stop_all()
+            else:
+                for node in self._nodes:
+                    if not node.upstream.total and node.is_fallback_of is None:
+                        self._consider(node)
+                self._advance()
+            await self._done
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return self._finish()
+
+    def hold(self, reason: str) -> None:
+        """Start no further step; the execution ends as cancelled when those that run have ended."""
+        if self._held is None and self._abort is None:
+            self._held = reason
+            if self._running == 0:
+                self.abort(ExecutionStatus.CANCELLED, reason)
+
+    def abort(self, status: ExecutionStatus, reason: str) -> None:
+        """Stop what runs, skip what has not started, and end with ``status``."""
+        if self._abort is not None or self._done.done():
+            return
+        self._abort = (status, reason)
+        if not self.aborted.done():
+            self.aborted.set_result(None)
+        if self._started_ns:
+            self._stop_all()
+
+    def _stop_all(self) -> None:
+        assert self._abort is not None  # noqa: S101
+        status, reason = self._abort
+        why = SkipReason.EXECUTION_TIMEOUT if status is ExecutionStatus.TIMEOUT else SkipReason.EXECUTION_CANCELLED
+        self._ready.clear()
+        for node in self._nodes:
+            if node.status is StepStatus.PENDING:
+                self._skip(node, why)
+            elif node.status is StepStatus.RETRYING:
+                now = self.clock()
+                if node.retry is not None:
+                    node.retry.cancel()
+                    node.backoff_ns += now - node.ready_ns
+                else:
+                    node.queue_ns += now - node.ready_ns
+                self._end(node, now, StepStatus.CANCELLED, Failure("Cancelled", reason), between_attempts=True)
+            elif node.status is StepStatus.RUNNING and node.task is not None:
+                if node.context is not None:
+                    node.context.stop()
+                node.task.cancel()
+        self._advance()
+
+    def _finish(self) -> ExecutionResult:
+        finished_ns = self.clock()
+        status, cause = self._outcome()
+        self.emit(
+            ExecutionFinished(
+                execution=self.ref,
+                time_ns=finished_ns,
+                status=status,
+                started_ns=self._started_ns,
+                step_count=self.tally.steps,
+                completed_step_count=self.tally.completed,
+                failed_step_count=self.tally.failed,
+                skipped_step_count=self.tally.skipped,
+                work_ns=self.tally.work_ns,
+                critical_path=path_of(self._nodes),
+                failure=cause,
+                inputs=self.inputs_summary,
+            )
+        )
+        return ExecutionResult(
+            execution=self.ref,
+            status=status,
+            started_ns=self._started_ns,
+            finished_ns=finished_ns,
+            steps={node.step.name: node.status for node in self._nodes},
+            outputs={n.step.name: n.output for n in self._nodes if n.status is StepStatus.COMPLETED},
+            failure=cause,
+        )
+
+    def _outcome(self) -> tuple[ExecutionStatus, Failure | None]:
+        if self._abort is not None:
+            status, reason = self._abort
+            return status, Failure(status.value.capitalize(), reason)
+        first: Node | None = None
+        for node in self._nodes:
+            failed = node.failed
+            rescued = node.fallback is not None and node.fallback.status is StepStatus.COMPLETED
+            if failed and not rescued and (first is None or (node.finished_ns or 0) < (first.finished_ns or 0)):
+                first = node
+        if first is None:
+            return ExecutionStatus.COMPLETED, None
+        why = first.failure or Failure("Unknown", first.status)
+        return ExecutionStatus.FAILED, Failure(why.type, f'step "{first.step.name}": {why.message}')
+
+    # --- scheduling -------------------------------------------------------------------------------------------------
+
+    def _consider(self, node: Node) -> None:
+        """Decide whether the step runs, waits or is skipped, now that something before it has settled."""
+        if node.decided or self._abort is not None:
+            return
+        primary = node.is_fallback_of
+        if primary is not None:
+            if not primary.status.is_terminal:
+                return
+            if not primary.failed:
+                self._skip(node, SkipReason.FALLBACK_NOT_NEEDED)
+                return
+        decision = decide(node.step.trigger_rule, node.upstream)
+        if decision is Decision.WAIT:
+            return
+        if isinstance(decision, SkipReason):
+            self._skip(node, decision)
+            return
+        if node.step.condition_expression is not None:
+            try:
+                holds = self._holds(node.step.condition_expression)
+            except ConditionError as error:
+                self._fail_before_start(node, error)
+                return
+            if not holds:
+                self._skip(node, SkipReason.CONDITION)
+                return
+        node.decided = True
+        node.ready_ns = self.clock()
+        node.dependency_ns = node.ready_ns - self._started_ns
+        self.emit(StepReady(step=node.ref, time_ns=node.ready_ns))
+        self._ready.append(node)
+
+    def _holds(self, source: str) -> bool:
+        condition = compile_condition(source)
+        # CEL copies what it is given, so it is given the steps it reads and no others.
+        steps = {name: self.settled[name] for name in condition.steps if name in self.settled}
+        return condition(self._scope(steps))
+
+    def _scope(self, steps: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self.inputs, "inputs": self.inputs, "steps": steps}
+
+    def _skip(self, node: Node, reason: SkipReason) -> None:
+        node.decided = True
+        node.status = StepStatus.SKIPPED
+        self.emit(StepSkipped(step=node.ref, time_ns=self.clock(), reason=reason))
+        self.tally.add(StepStatus.SKIPPED)
+        self._settled.append((node, Outcome.FAILED if reason is SkipReason.UPSTREAM_FAILED else Outcome.SKIPPED))
+
+    def _fail_before_start(self, node: Node, error: ConditionError) -> None:
+        # The attempt is real though nothing ran: a failed step always has a start, an end and an error.
+        node.decided = True
+        node.attempt = 1
+        now = node.ready_ns = node.started_ns = node.attempt_started_ns = self.clock()
+        node.dependency_ns = now - self._started_ns
+        node.status = StepStatus.RUNNING
+        self.emit(StepStarted(step=node.ref, time_ns=now, dependency_ns=node.dependency_ns))
+        self._end(node, now, StepStatus.FAILED, describe(error, stack=False))
+
+    def _advance(self) -> None:
+        """Carry every settled outcome to the steps after it, then start what is ready. Never recurses."""
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            while self._settled:
+                node, outcome = self._settled.popleft()
+                self._unsettled -= 1
+                if node.fallback is not None:
+                    self._consider(node.fallback)
+                # Those after a failed step that has a fallback learn its outcome together with the fallback's.
+                if node.fallback is None or not node.failed:
+                    self._pass_on(node, outcome)
+                if (primary := node.is_fallback_of) is not None and primary.failed:
+                    self._pass_on(primary, Outcome.SUCCESS if outcome is Outcome.SUCCESS else Outcome.FAILED)
+        finally:
+            self._settling = False
+        self._pump()
+        if self._held is not None and self._running == 0 and self._unsettled and self._abort is None:
+            self.abort(ExecutionStatus.CANCELLED, self._held)
+        elif self._unsettled == 0 and not self._done.done():
+            self._done.set_result(None)
+
+    def _pass_on(self, node: Node, outcome: Outcome) -> None:
+        for position in self._graph.downstream[node.position]:
+            after = self._nodes[position]
+            if after.is_fallback_of is not node:
+                after.upstream.settle(outcome)
+                self._consider(after)
+
+    def _pump(self) -> None:
+        if self._held is not None:
+            return
+        while self._ready and (self._limit is None or self._running < self._limit):
+            node = self._ready.popleft()
+            self._running += 1
+            # Its status changes in its task; until then a cancelled run skips it.
+            node.task = self._loop.create_task(self._attempt(node), context=self._base.copy())
+
+    # --- one attempt ------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, node: Node) -> None:
+        if self._abort is not None:
+            # The run was stopped between this task's creation and its start.
+            self._running -= 1
+            self._advance()
+            return
+        node.attempt += 1
+        node.status = StepStatus.RUNNING
+        started = node.attempt_started_ns = self.clock()
+        node.attempt_queue_ns = started - node.ready_ns
+        node.attempt_backoff_ns, node.pending_backoff_ns = node.pending_backoff_ns, 0
+        node.queue_ns += node.attempt_queue_ns
+        if node.started_ns is None:
+            node.started_ns = started
+        reporter = node.reporter
+        if reporter is None:
+            reporter = node.reporter = Reporter(node.ref, self.emit, self.clock, self.tally)
+        reporter.attempt = node.attempt
+        reporter.started_ns = started
+        current_reporter.set(reporter)
+        problem: BaseException | None = None
+        status = StepStatus.COMPLETED
+        config: Mapping[str, Any] = node.step.config
+        try:
+            config = resolve(config, self._scope(self.settled)) if has_reference(config) else config
+            node.inputs = summarise({k: v for k, v in config.items() if k != "handler"})
+        except ConditionError as error:
+            problem, status = DoNotRetry(str(error)), StepStatus.FAILED
+        self.emit(
+            StepStarted(
+                step=node.ref,
+                time_ns=started,
+                attempt=node.attempt,
+                dependency_ns=node.dependency_ns if node.attempt == 1 else 0,
+                queue_ns=node.attempt_queue_ns,
+                backoff_ns=node.attempt_backoff_ns,
+                inputs=node.inputs,
+            )
+        )
+        if problem is None:
+            context = node.context = StepContext(
+                node.ref,
+                attempt=node.attempt,
+                inputs=self.inputs,
+                outputs=self.outputs,
+                config=config,
+                reporter=reporter,
+                carrier=self._host.carrier,
+            )
+            try:
+                if node.step.timeout_seconds is None:
+                    node.output = await self._host.runner.run(node.handler, context)
+                else:
+                    async with asyncio.timeout(node.step.timeout_seconds) as limit:
+                        node.output = await self._host.runner.run(node.handler, context)
+            except asyncio.CancelledError as error:
+                problem = error
+                status = StepStatus.CANCELLED if self.aborted.done() else StepStatus.FAILED
+            except TimeoutError as error:
+                problem, status = error, StepStatus.FAILED
+                if node.step.timeout_seconds is not None and limit.expired():
+                    problem = TimeoutError(f"took longer than {node.step.timeout_seconds:g} s")
+                    status = StepStatus.TIMEOUT
+            except (Exception, SystemExit) as error:
+                problem, status = error, StepStatus.FAILED
+        self._after_attempt(node, status, problem)
+
+    def _after_attempt(self, node: Node, status: StepStatus, problem: BaseException | None) -> None:
+        now = self.clock()
+        if problem is not None and status in (StepStatus.TIMEOUT, StepStatus.CANCELLED) and node.context is not None:
+            node.context.stop()
+            if not node.handler.is_async and node.reporter is not None:
+                node.reporter.log(
+                    "the handler runs in a thread, which cannot be stopped from outside; it may still be at work",
+                    "warning",
+                )
+        why: Failure | None = None
+        if status is StepStatus.CANCELLED:
+            why = Failure("Cancelled", self._abort[1] if self._abort else "cancelled")
+        elif problem is not None:
+            why = describe(problem, stack=status is not StepStatus.TIMEOUT)
+        self._running -= 1
+        retries = node.step.max_retries if node.step.max_retries is not None else self.workflow.max_retries
+        may_retry = status in (StepStatus.FAILED, StepStatus.TIMEOUT) and not isinstance(problem, DoNotRetry)
+        if may_retry and why is not None and node.attempt <= retries and self._abort is None and self._held is None:
+            self._retry(node, now, status, why)
+        else:
+            self._end(node, now, status, why)
+        self._advance()
+
+    def _retry(self, node: Node, now: int, status: StepStatus, why: Failure) -> None:
+        backoff = node.step.retry_backoff or _DEFAULT_BACKOFF
+        delay = backoff.delay_seconds(node.attempt, self._host.random01())
+        node.run_ns += now - node.attempt_started_ns
+        node.status = StepStatus.RETRYING
+        node.ready_ns = now
+        self.emit(
+            StepRetrying(
+                step=node.ref,
+                time_ns=now,
+                attempt=node.attempt,
+                status=status,
+                started_ns=node.attempt_started_ns,
+                delay_ns=round(delay * 1e9),
+                failure=why,
+                dependency_ns=node.dependency_ns if node.attempt == 1 else 0,
+                queue_ns=node.attempt_queue_ns,
+                backoff_ns=node.attempt_backoff_ns,
+            )
+        )
+        node.retry = self._loop.call_later(delay, self._retry_is_due, node)
+
+    def _retry_is_due(self, node: Node) -> None:
+        if self._abort is not None:
+            return
+        now = self.clock()
+        node.retry = None
+        node.pending_backoff_ns = now - node.ready_ns
+        node.backoff_ns += node.pending_backoff_ns
+        node.ready_ns = now
+        self._ready.append(node)
+        self._advance()
+
+    def _end(
+        self, node: Node, now: int, status: StepStatus, why: Failure | None, *, between_attempts: bool = False
+    ) -> None:
+        if not between_attempts:
+            node.run_ns += now - node.attempt_started_ns
+        node.status = status
+        node.finished_ns = now
+        node.failure = why
+        output = None
+        if status is StepStatus.COMPLETED:
+            output = summarise(node.output)
+        else:
+            node.output = None
+        self.emit(
+            StepFinished(
+                step=node.ref,
+                time_ns=now,
+                status=status,
+                attempt=node.attempt,
+                started_ns=node.started_ns if node.started_ns is not None else now,
+                attempt_started_ns=node.attempt_started_ns,
+                dependency_ns=node.dependency_ns,
+                queue_ns=node.queue_ns,
+                backoff_ns=node.backoff_ns,
+                run_ns=node.run_ns,
+                last_queue_ns=node.attempt_queue_ns,
+                last_backoff_ns=node.attempt_backoff_ns,
+                between_attempts=between_attempts,
+                failure=why,
+                inputs=node.inputs,
+                output=output,
+            )
+        )
+        node.context = None
+        self.tally.add(status, node.run_ns)
+        self._settled.append((node, OUTCOMES[status]))
+
+
+_DEFAULT_BACKOFF: Final = Backoff()

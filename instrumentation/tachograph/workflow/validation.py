@@ -1,0 +1,176 @@
+"""Judging a definition: every fault at once, each with a code, the place and the way out; warnings beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from tachograph.workflow.conditions import compile_condition
+from tachograph.workflow.definition import Step, StepType, TriggerRule, Workflow
+from tachograph.workflow.document import read
+from tachograph.workflow.errors import ConditionError, Fault, did_you_mean
+from tachograph.workflow.graph import Graph
+from tachograph.workflow.handlers import HandlerRegistry
+from tachograph.workflow.inputs import fits
+
+
+class Report(msgspec.Struct):
+    """What validation found. A definition with warnings runs; one with errors does not."""
+
+    errors: list[Fault]
+    warnings: list[Fault]
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether there are no errors."""
+        return not self.errors
+
+
+def validate_document(
+    document: bytes | str | Mapping[str, Any], handlers: HandlerRegistry | None = None
+) -> tuple[Workflow | None, Report]:
+    """Read and judge a document. The workflow is None when there are errors."""
+    workflow, faults = read(document)
+    report = validate(workflow, handlers) if workflow is not None else Report([], [])
+    report.errors[:0] = faults
+    return (workflow if report.is_valid else None), report
+
+
+def validate(workflow: Workflow, handlers: HandlerRegistry | None = None) -> Report:
+    """Judge a definition's variables, graph, conditions, trigger rules and (given a registry) handlers."""
+    report = Report([], [])
+    _variables(workflow, report)
+    if not workflow.steps:
+        report.errors.append(Fault("no_steps", "steps", "a workflow needs at least one step"))
+        return report
+    _names(workflow, report)
+    graph = Graph(workflow.steps)
+    _dependencies(workflow, graph, report)
+    if cycle := graph.cycle():
+        at = f"steps[{graph.positions[cycle[0]]}].depends_on_steps"
+        report.errors.append(Fault("cycle", at, "steps wait for each other: " + " → ".join(cycle)))
+    _conditions(workflow, graph, report)
+    if handlers is not None:
+        _handlers(workflow, handlers, report)
+    return report
+
+
+def _variables(workflow: Workflow, report: Report) -> None:
+    seen: dict[str, int] = {}
+    for i, variable in enumerate(workflow.variables):
+        at = f"variables[{i}]"
+        if variable.name in seen:
+            first = seen[variable.name]
+            report.errors.append(
+                Fault("duplicate_variable", f"{at}.name", f'variable "{variable.name}" is also variables[{first}]')
+            )
+        seen.setdefault(variable.name, i)
+        if variable.default_value is not None and not fits(variable.default_value, variable.data_type):
+            found = f"{type(variable.default_value).__name__} {variable.default_value!r:.60}"
+            report.errors.append(
+                Fault("wrong_type", f"{at}.default_value", f"expected {variable.data_type}, not {found}")
+            )
+        if variable.name in ("inputs", "steps"):
+            report.errors.append(
+                Fault("reserved_name", f"{at}.name", f'"{variable.name}" is what conditions call all of them')
+            )
+
+
+def _names(workflow: Workflow, report: Report) -> None:
+    seen: dict[str, int] = {}
+    for i, step in enumerate(workflow.steps):
+        if step.name in seen:
+            report.errors.append(
+                Fault("duplicate_step", f"steps[{i}].name", f'step "{step.name}" is also steps[{seen[step.name]}]')
+            )
+        seen.setdefault(step.name, i)
+
+
+def _dependencies(workflow: Workflow, graph: Graph, report: Report) -> None:
+    stands_in: dict[str, str] = {}
+    for i, step in enumerate(workflow.steps):
+        named: set[str] = set()
+        for j, name in enumerate(step.depends_on_steps):
+            at = f"steps[{i}].depends_on_steps[{j}]"
+            if name not in graph.positions:
+                hint = did_you_mean(name, graph.positions)
+                message = f'step "{step.name}" depends on "{name}", which is not a step of this workflow{hint}'
+                report.errors.append(Fault("unknown_dependency", at, message))
+            elif name in named:
+                report.warnings.append(Fault("repeated_dependency", at, f'"{name}" is named twice; once is enough'))
+            named.add(name)
+        if step.fallback_step is not None:
+            _fallback(i, step, graph, stands_in, report)
+        rule = step.trigger_rule
+        if rule in (TriggerRule.ONE_SUCCESS, TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS) and not graph.upstream[i]:
+            message = f'step "{step.name}" can never run: {rule} needs a step before it, and it depends on none'
+            report.errors.append(Fault("unreachable", f"steps[{i}].trigger_rule", message))
+
+
+def _fallback(i: int, step: Step, graph: Graph, stands_in: dict[str, str], report: Report) -> None:
+    at, name = f"steps[{i}].fallback_step", step.fallback_step or ""
+    if name not in graph.positions:
+        hint = did_you_mean(name, graph.positions)
+        message = f'the fallback of step "{step.name}" is "{name}", which is not a step of this workflow{hint}'
+        report.errors.append(Fault("unknown_fallback", at, message))
+    elif name == step.name:
+        report.errors.append(Fault("bad_fallback", at, f'step "{name}" cannot stand in for itself'))
+    elif name in stands_in:
+        message = f'"{name}" already stands in for "{stands_in[name]}"; give each step a fallback of its own'
+        report.errors.append(Fault("bad_fallback", at, message))
+    else:
+        stands_in[name] = step.name
+
+
+def _conditions(workflow: Workflow, graph: Graph, report: Report) -> None:
+    variables = {variable.name for variable in workflow.variables}
+    for i, step in enumerate(workflow.steps):
+        if step.condition_expression is None:
+            continue
+        at = f"steps[{i}].condition_expression"
+        try:
+            condition = compile_condition(step.condition_expression)
+        except ConditionError as error:
+            report.errors.append(Fault("bad_condition", at, str(error)))
+            continue
+        for name in sorted(condition.variables - variables - {"inputs", "steps"}):
+            message = f'the condition reads "{name}", which is no variable{did_you_mean(name, variables)}'
+            if name in graph.positions:
+                message += f'; the outcome of step "{name}" is steps.{name}.output'
+            report.errors.append(Fault("unknown_variable", at, message))
+        if not condition.steps:
+            continue
+        before = {graph.names[j] for j in graph.ancestors(i)}
+        for name in sorted(condition.steps - before):
+            if name not in graph.positions:
+                hint = did_you_mean(name, graph.positions)
+                message = f'the condition reads step "{name}", which is not a step of this workflow{hint}'
+            else:
+                message = (
+                    f'the condition reads step "{name}", which has no outcome yet when "{step.name}" is due; '
+                    "add it to depends_on_steps"
+                )
+            report.errors.append(Fault("unreachable_condition", at, message))
+
+
+def _handlers(workflow: Workflow, handlers: HandlerRegistry, report: Report) -> None:
+    for i, step in enumerate(workflow.steps):
+        at = f"steps[{i}].config.handler"
+        if "handler" not in step.config:
+            if step.step_type is not StepType.CONDITION:
+                message = f'step "{step.name}" names no handler and will do nothing (noop)'
+                report.warnings.append(Fault("no_handler", at, message))
+            continue
+        found = handlers.find(step.handler)
+        if found is None:
+            hint = did_you_mean(step.handler, handlers.names())
+            message = f'step "{step.name}" wants handler "{step.handler}", which is not registered{hint}'
+            report.errors.append(Fault("unknown_handler", at, message))
+        elif not handlers.is_allowed(found):
+            message = f'handler "{step.handler}" is off; whoever starts the process can allow it ({found.how_to_allow})'
+            report.errors.append(Fault("handler_not_allowed", at, message))
+        else:
+            for key, message in found.config_faults(step.config):
+                report.errors.append(Fault("bad_config", f"steps[{i}].config{key}", message))

@@ -1,0 +1,99 @@
+"""Real runs become definitions with the same graph; running them gives the same order and length."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tachograph.events import NS, Event, ExecutionFinished, StepFinished
+from tachograph.workflow import Executor, InvalidWorkflow, validate
+from tachograph.workflow.wfformat import from_wfformat
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "wfinstances"
+
+
+def document(tasks: dict[str, tuple[float, list[str]]], **fields: Any) -> bytes:
+    return json.dumps(
+        {
+            "name": "small",
+            "schemaVersion": "1.5",
+            "workflow": {
+                "specification": {"tasks": [{"name": t, "id": t, "parents": p} for t, (_, p) in tasks.items()]},
+                "execution": {"tasks": [{"id": t, "runtimeInSeconds": r} for t, (r, _) in tasks.items()]},
+            },
+            **fields,
+        }
+    ).encode()
+
+
+SMALL = document({"a": (2, []), "b": (9, ["a"]), "c": (5, ["a"]), "d": (3, ["b", "c"])})
+FILES = [
+    pytest.param(SMALL, id="small"),
+    *(pytest.param(p.read_bytes(), id=p.stem, marks=pytest.mark.e2e) for p in sorted(REAL.glob("*.json"))),
+]
+
+
+def longest_path(source: bytes) -> float:
+    body = json.loads(source)["workflow"]
+    parents = {task["id"]: task["parents"] for task in body["specification"]["tasks"]}
+    took = runtimes(source)
+    known: dict[str, float] = {}
+
+    def length(task: str) -> float:
+        if task not in known:
+            known[task] = took.get(task, 0) + max((length(parent) for parent in parents[task]), default=0)
+        return known[task]
+
+    return max(length(task) for task in parents)
+
+
+def runtimes(source: bytes) -> dict[str, float]:
+    tasks = json.loads(source)["workflow"]["execution"]["tasks"]
+    return {task["id"]: task.get("runtimeInSeconds", 0) for task in tasks}
+
+
+@pytest.mark.parametrize("source", FILES)
+async def test_a_replayed_run_keeps_tasks_dependencies_and_order(source: bytes) -> None:
+    speed = longest_path(source) / 0.5
+    definition = from_wfformat(source, speed=speed)
+    assert validate(definition).is_valid
+    body = json.loads(source)["workflow"]["specification"]["tasks"]
+    assert {s.name: set(s.depends_on_steps) for s in definition.steps} == {t["id"]: set(t["parents"]) for t in body}
+    events: list[Event] = []
+    result = await Executor(events.append, max_concurrency=None).run(definition)
+    assert result.status == "completed"
+    ends = {e.step.step_id: e for e in events if isinstance(e, StepFinished)}
+    assert len(ends) == len(body)
+    for end in ends.values():
+        assert all(ends[before].time_ns <= end.started_ns for before in end.step.depends_on)
+    (finished,) = [e for e in events if isinstance(e, ExecutionFinished)]
+    path = [part.step for part in finished.critical_path]
+    needs = {task["id"]: set(task["parents"]) for task in body}
+    assert not needs[path[0]]
+    assert all(before in needs[after] for before, after in itertools.pairwise(path))
+    # How long a machine takes to start a thousand tasks is its own affair; that no task ends early is ours.
+    took = runtimes(source)
+    assert all(part.duration_ns / NS >= took[part.step] / speed * 0.99 for part in finished.critical_path)
+    assert finished.duration_ns / NS >= 0.5 * 0.99
+    if source is SMALL:
+        assert path == ["a", "b", "d"]
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        (b"{", "not_wfformat"),
+        (b"{}", "not_wfformat"),
+        (document({}, schemaVersion="1.3"), "wrong_version"),
+        (document({"a": (1, ["b"])}), "unknown_dependency"),
+        (b'{"schemaVersion": "1.5", "workflow": {"specification": {"tasks": [{"id": 5}]}}}', "not_wfformat"),
+    ],
+)
+def test_what_is_no_such_file_is_named(source: bytes, code: str) -> None:
+    with pytest.raises(InvalidWorkflow) as refused:
+        from_wfformat(source)
+    assert refused.value.faults[0].code == code
