@@ -1,0 +1,171 @@
+"""Pure functions on timed steps: critical path, slack, work against elapsed time.
+
+They work on steps from any source (a live run, stored rows, foreign spans) and on runs that broke or still go on:
+a step that has not started or not ended simply has no such time.
+
+Definitions. The *critical path* is found by walking back from the step that finished last, each time to the
+dependency that finished last: delaying any step on it would have delayed the end of the run. A step's *slack* is how
+much later it could have finished without moving the end of the run, everything else staying as it was: the smallest,
+over the steps that waited for it, of their own slack plus the time they went on waiting for something else. *Work* is
+all running time added up; *parallelism* is work per elapsed second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from tachograph.events import PathStep
+
+
+class TimedStep(Protocol):
+    """What the analysis needs to know of a step. Times are unix nanoseconds."""
+
+    @property
+    def step_id(self) -> str: ...
+    @property
+    def depends_on(self) -> Sequence[str]: ...
+    @property
+    def started_ns(self) -> int | None: ...
+    @property
+    def finished_ns(self) -> int | None: ...
+    @property
+    def parent_step_id(self) -> str | None: ...
+
+
+S = TypeVar("S", bound=TimedStep)
+
+
+def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
+    """Steps whose delay would have delayed the end of the run, first to last.
+
+    Only steps that started count, and only those not inside another step (their time is the outer step's). With
+    ``now_ns``, a step still running counts as reaching up to that moment. A dependency that finished after the step
+    started (a rule such as *one success*) did not hold it back and is not followed; neither are dependencies on
+    steps that never ran, whose own dependencies are looked at instead. Ties go to the step listed first.
+    """
+    timed: dict[str, tuple[int, S]] = {}
+    every = {step.step_id: step for step in steps}
+    for step in steps:
+        end = step.finished_ns if step.finished_ns is not None else now_ns
+        if step.started_ns is not None and end is not None and step.parent_step_id is None:
+            timed[step.step_id] = (end, step)
+    if not timed:
+        return []
+    path: list[S] = []
+    current: S | None = max(timed.values(), key=lambda pair: pair[0])[1]
+    seen: set[str] = set()
+    while current is not None:
+        path.append(current)
+        seen.add(current.step_id)
+        limit = current.started_ns
+        best: tuple[int, S] | None = None
+        for found in _dependencies_that_ran(current, timed, every):
+            pair = timed[found]
+            if found not in seen and (limit is None or pair[0] <= limit) and (best is None or pair[0] > best[0]):
+                best = pair
+        current = best[1] if best else None
+    path.reverse()
+    return path
+
+
+class NamedStep(TimedStep, Protocol):
+    """A timed step with a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def path_of(steps: Sequence[NamedStep]) -> tuple[PathStep, ...]:
+    """The critical path of a finished run, as its last event tells it."""
+    return tuple(
+        PathStep(step.step_id, step.name, (step.finished_ns or 0) - (step.started_ns or 0))
+        for step in critical_path(steps)
+    )
+
+
+def _dependencies_that_ran(step: TimedStep, ran: Container[str], every: Mapping[str, TimedStep]) -> Sequence[str]:
+    """The steps a step really waited for: where a dependency never ran (skipped), whatever that one waited for."""
+    depends_on = step.depends_on
+    for found in depends_on:
+        if found not in ran:
+            break
+    else:
+        return depends_on
+    waited: list[str] = []
+    stack, seen = list(reversed(depends_on)), set[str]()
+    while stack:
+        found = stack.pop()
+        if found in seen:
+            continue
+        seen.add(found)
+        if found in ran:
+            waited.append(found)
+        elif (skipped := every.get(found)) is not None:
+            stack.extend(reversed(skipped.depends_on))
+    return waited
+
+
+def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str, int]:
+    """Nanoseconds each finished step could have ended later without moving the end of the run, by step id.
+
+    ``end_ns`` is the end of the run (default: the last step's). Steps that never ran or still run have no entry.
+    Costs O(steps + dependencies).
+    """
+    every = {step.step_id: step for step in steps}
+    times = {
+        step.step_id: (step.started_ns, step.finished_ns)
+        for step in steps
+        if step.started_ns is not None and step.finished_ns is not None
+    }
+    if not times:
+        return {}
+    end = end_ns if end_ns is not None else max(finished for _, finished in times.values())
+    result: dict[str, int] = {}
+    # Who waited for a step can only have started after it ended, so later starts come first.
+    for step_id in sorted(times, key=times.__getitem__, reverse=True):
+        started, finished = times[step_id]
+        own = result.get(step_id)
+        if own is None:
+            own = result[step_id] = max(0, end - finished)
+        waited = _dependencies_that_ran(every[step_id], times, every)
+        # It was ready when the last of those that held it back had ended.
+        ready = -1
+        for dependency in waited:
+            ended = times[dependency][1]
+            if ready < ended <= started:
+                ready = ended
+        for dependency in waited:
+            behind = ready - times[dependency][1]
+            if behind >= 0 and result.get(dependency, end) > own + behind:
+                result[dependency] = own + behind
+    return result
+
+
+class InferredDependencies:
+    """Dependencies of steps that declare none, from the order they ran in.
+
+    A step depends on those earlier ones that had finished when it started, except where another finished step lies
+    between the two (the transitive reduction of the interval order). For plain calls one after another that is a
+    chain; for calls side by side it is a fork and a join. Feed it starts and ends in the order they happen.
+    """
+
+    __slots__ = ("_finished", "_latest_start", "_starts")
+
+    def __init__(self) -> None:
+        self._starts: dict[str, int] = {}
+        self._finished: list[tuple[int, str]] = []
+        self._latest_start = -1
+
+    def started(self, step: str, time_ns: int) -> tuple[str, ...]:
+        """What the step that starts now depends on, as step ids."""
+        self._starts[step] = time_ns
+        return tuple(found for _, found in self._finished)
+
+    def finished(self, step: str, time_ns: int) -> None:
+        """Note that a step ended; earlier ones that it had waited for are no longer anyone's direct dependency."""
+        start = self._starts.pop(step, time_ns)
+        if start > self._latest_start:
+            self._latest_start = start
+            self._finished = [pair for pair in self._finished if pair[0] > start]
+        self._finished.append((time_ns, step))

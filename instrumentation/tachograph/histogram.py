@@ -1,0 +1,314 @@
+"""The one histogram: exponential buckets whose width is a constant factor, so that any value keeps its precision.
+
+The arithmetic is that of Prometheus' native histograms (and of OpenTelemetry's exponential ones): in schema s, bucket i
+holds the values in ``(2**(2**-s * (i - 1)), 2**(2**-s * i)]``, negative values likewise by their absolute value, and a
+zero bucket holds everything at most `ZERO_THRESHOLD` from zero. Schemas go from 8 (a bucket is 0.27 % wide) to -4 (a
+factor of 65,536). When there are more than ``max_buckets``, neighbours are joined (schema - 1) until there are not.
+
+The schema a histogram ends with depends only on the values in it, not on the order they came or were merged in: it is
+the finest in which they fit. So merging is associative and commutative, and downscaling commutes with it.
+
+Wire and bucket definitions: https://prometheus.io/docs/specs/native_histograms/
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from typing import Final, Self
+
+import msgspec
+
+MAX_SCHEMA: Final = 8
+MIN_SCHEMA: Final = -4
+MAX_BUCKETS: Final = 160
+ZERO_THRESHOLD: Final = 2.0**-128
+"""Values this close to zero are counted as zero; Prometheus' default."""
+
+# Upper bounds of the buckets between 0.5 and 1, by schema: where a value's fraction (frexp) falls.
+_BOUNDS: Final = {
+    schema: tuple(0.5 * 2.0 ** (i / (1 << schema)) for i in range(1 << schema)) for schema in range(1, MAX_SCHEMA + 1)
+}
+
+
+class TooFineError(ValueError):
+    """A histogram cannot be made finer than it is."""
+
+
+def bucket_index(value: float, schema: int) -> int:
+    """The bucket of a positive, finite value in a schema."""
+    fraction, exponent = math.frexp(value)
+    if schema > 0:
+        return bisect_left(_BOUNDS[schema], fraction) + ((exponent - 1) << schema)
+    if fraction == 0.5:
+        exponent -= 1  # A power of two is the upper bound of its bucket.
+    return -(-exponent >> -schema)
+
+
+def upper_bound(index: int, schema: int) -> float:
+    """The largest value of a bucket; ``inf`` beyond the largest float."""
+    if schema > 0:
+        exponent, rest = divmod(index, 1 << schema)
+        try:
+            return math.ldexp(_BOUNDS[schema][rest], exponent + 1)
+        except OverflowError:
+            return math.inf
+    try:
+        return math.ldexp(1.0, index << -schema)
+    except OverflowError:
+        return math.inf
+
+
+class ExponentialHistogram:
+    """Counts of values by exponential bucket, with their number, sum, least and greatest.
+
+    Not safe for concurrent writers by itself; who shares one locks it.
+    """
+
+    __slots__ = ("count", "max", "max_buckets", "min", "negative", "positive", "schema", "sum", "zero_count")
+
+    def __init__(self, *, schema: int = MAX_SCHEMA, max_buckets: int = MAX_BUCKETS) -> None:
+        if not MIN_SCHEMA <= schema <= MAX_SCHEMA:
+            raise ValueError(f"schema {schema} is not between {MIN_SCHEMA} and {MAX_SCHEMA}")
+        if max_buckets < 2:
+            raise ValueError(f"max_buckets {max_buckets} is less than 2")
+        self.schema = schema
+        self.max_buckets = max_buckets
+        self.count = 0
+        self.sum = 0.0
+        self.min = math.inf
+        self.max = -math.inf
+        self.zero_count = 0
+        self.positive: dict[int, int] = {}
+        self.negative: dict[int, int] = {}
+
+    @classmethod
+    def of(cls, values: Iterable[float], *, max_buckets: int = MAX_BUCKETS) -> Self:
+        """A histogram of these values."""
+        made = cls(max_buckets=max_buckets)
+        for value in values:
+            made.observe(value)
+        return made
+
+    @property
+    def base(self) -> float:
+        """The factor between a bucket's bounds."""
+        return float(2.0 ** (2.0**-self.schema))
+
+    @property
+    def relative_error(self) -> float:
+        """How far a quantile can be from the exact one, as a part of it: ``(base - 1) / (base + 1)``."""
+        return (self.base - 1) / (self.base + 1)
+
+    def observe(self, value: float) -> None:
+        """Count one value. Raises `ValueError` for one that is not finite."""
+        # x - x is 0 for every finite number, and not a number otherwise.
+        if value - value != 0:
+            raise ValueError(f"cannot observe {value}: not a finite number")
+        self.count += 1
+        self.sum += value
+        if value < self.min:
+            self.min = value
+        if value > self.max:
+            self.max = value
+        if value > ZERO_THRESHOLD:
+            buckets = self.positive
+        elif value < -ZERO_THRESHOLD:
+            buckets = self.negative
+            value = -value
+        else:
+            self.zero_count += 1
+            return
+        index = bucket_index(value, self.schema)
+        known = buckets.get(index)
+        if known is not None:
+            buckets[index] = known + 1
+            return
+        buckets[index] = 1
+        if len(self.positive) + len(self.negative) > self.max_buckets:
+            self._fit()
+
+    def _fit(self) -> None:
+        while len(self.positive) + len(self.negative) > self.max_buckets and self.schema > MIN_SCHEMA:
+            self._coarsen(self.schema - 1)
+
+    def _coarsen(self, schema: int) -> None:
+        by = self.schema - schema
+        self.positive = _join(self.positive, by)
+        self.negative = _join(self.negative, by)
+        self.schema = schema
+
+    def downscaled(self, schema: int) -> Self:
+        """A copy in a coarser schema (or the same). Raises `TooFineError` for a finer one."""
+        if schema > self.schema:
+            raise TooFineError(f"schema {schema} is finer than {self.schema}, which is all that is known")
+        if schema < MIN_SCHEMA:
+            raise ValueError(f"schema {schema} is less than {MIN_SCHEMA}")
+        made = self.copy()
+        made._coarsen(schema)
+        return made
+
+    def copy(self) -> Self:
+        """An independent copy."""
+        made = type(self)(schema=self.schema, max_buckets=self.max_buckets)
+        made.count, made.sum, made.min, made.max = self.count, self.sum, self.min, self.max
+        made.zero_count = self.zero_count
+        made.positive, made.negative = dict(self.positive), dict(self.negative)
+        return made
+
+    def merge(self, other: ExponentialHistogram) -> None:
+        """Add another histogram's values to this one. Costs O(buckets), whatever number of values they hold."""
+        self.max_buckets = min(self.max_buckets, other.max_buckets)
+        if other.schema < self.schema:
+            self._coarsen(other.schema)
+        by = other.schema - self.schema
+        for mine, theirs in ((self.positive, other.positive), (self.negative, other.negative)):
+            for index, count in _join(theirs, by).items():
+                mine[index] = mine.get(index, 0) + count
+        self.zero_count += other.zero_count
+        self.count += other.count
+        self.sum += other.sum
+        self.min = min(self.min, other.min)
+        self.max = max(self.max, other.max)
+        self._fit()
+
+    def __add__(self, other: ExponentialHistogram) -> Self:
+        made = self.copy()
+        made.merge(other)
+        return made
+
+    def subtract(self, earlier: ExponentialHistogram) -> None:
+        """Take away the values of an earlier state of this histogram, for what came between.
+
+        ``min`` and ``max`` stay those of the whole, since nothing better is known. Raises `ValueError` when ``earlier``
+        is not an earlier state (it has values this one has not).
+        """
+        schema = min(self.schema, earlier.schema)
+        mine, theirs = self.downscaled(schema), earlier.downscaled(schema)
+        for ours, taken in ((mine.positive, theirs.positive), (mine.negative, theirs.negative)):
+            for index, count in taken.items():
+                left = ours.get(index, 0) - count
+                if left < 0:
+                    raise ValueError(f"bucket {index} would hold {left} values: not an earlier state of this histogram")
+                if left:
+                    ours[index] = left
+                else:
+                    ours.pop(index, None)
+        if theirs.zero_count > mine.zero_count or theirs.count > mine.count:
+            raise ValueError("not an earlier state of this histogram")
+        self.schema, self.positive, self.negative = schema, mine.positive, mine.negative
+        self.zero_count -= earlier.zero_count
+        self.count -= earlier.count
+        self.sum -= earlier.sum
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same counts in the same schema (sums are floats, and depend on the order of adding)."""
+        if not isinstance(other, ExponentialHistogram):
+            return NotImplemented
+        return (
+            (self.schema, self.count, self.zero_count, self.min, self.max)
+            == (other.schema, other.count, other.zero_count, other.min, other.max)
+            and self.positive == other.positive
+            and self.negative == other.negative
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def quantile(self, q: float) -> float | None:
+        """The value that a part ``q`` of all values do not exceed (nearest rank), or None when there are no values.
+
+        At most `relative_error` from the exact one (values in the zero bucket: `ZERO_THRESHOLD`). Inside a bucket the
+        answer is the value whose relative distance to both bounds is the same: ``2 * low * high / (low + high)``.
+        """
+        if not 0 <= q <= 1:
+            raise ValueError(f"a quantile is between 0 and 1, not {q}")
+        if not self.count:
+            return None
+        rank = max(1, math.ceil(q * self.count))
+        seen = 0
+        for index in sorted(self.negative, reverse=True):
+            seen += self.negative[index]
+            if seen >= rank:
+                return self._within(-_middle(index, self.schema))
+        seen += self.zero_count
+        if seen >= rank:
+            return self._within(0.0)
+        for index in sorted(self.positive):
+            seen += self.positive[index]
+            if seen >= rank:
+                return self._within(_middle(index, self.schema))
+        return self.max
+
+    def _within(self, value: float) -> float:
+        return min(max(value, self.min), self.max)
+
+    def to_bytes(self) -> bytes:
+        """A compact form for storage: msgpack, bucket indexes as differences."""
+        return msgspec.msgpack.encode(
+            (
+                1,
+                self.schema,
+                self.max_buckets,
+                self.count,
+                self.sum,
+                self.min,
+                self.max,
+                self.zero_count,
+                _differences(self.positive),
+                _differences(self.negative),
+            )
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """What `to_bytes` made. Raises `ValueError` for anything else."""
+        try:
+            version, schema, most, count, total, least, greatest, zero, positive, negative = msgspec.msgpack.decode(
+                data, type=tuple[int, int, int, int, float, float, float, int, list[int], list[int]]
+            )
+            if version != 1:
+                raise ValueError(f"a histogram of version {version} cannot be read; this is version 1")
+            made = cls(schema=schema, max_buckets=most)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"not a stored histogram: {error}") from None
+        made.count, made.sum, made.min, made.max, made.zero_count = count, total, least, greatest, zero
+        made.positive, made.negative = _from_differences(positive), _from_differences(negative)
+        return made
+
+
+def _join(buckets: Mapping[int, int], by: int) -> dict[int, int]:
+    """Buckets of a schema coarser by ``by``: 2**by neighbours become one."""
+    if not by:
+        return dict(buckets)
+    joined: dict[int, int] = {}
+    for index, count in buckets.items():
+        wider = -(-index >> by)
+        joined[wider] = joined.get(wider, 0) + count
+    return joined
+
+
+def _middle(index: int, schema: int) -> float:
+    low, high = upper_bound(index - 1, schema), upper_bound(index, schema)
+    if high == math.inf:
+        return low
+    # 2 * low * high / (low + high), without leaving the range of floats.
+    return 2 * (low / (low + high)) * high if low + high else high
+
+
+def _differences(buckets: Mapping[int, int]) -> list[int]:
+    flat: list[int] = []
+    before = 0
+    for index in sorted(buckets):
+        flat += (index - before, buckets[index])
+        before = index
+    return flat
+
+
+def _from_differences(flat: list[int]) -> dict[int, int]:
+    buckets: dict[int, int] = {}
+    index = 0
+    for i in range(0, len(flat) - 1, 2):
+        index += flat[i]
+        buckets[index] = flat[i + 1]
+    return buckets

@@ -1,0 +1,196 @@
+"""The process's recorder: configured once, from arguments or from the environment, when the first thing is recorded.
+
+Environment: the standard ``OTEL_*`` variables say where spans go (see `provider_from_environment`),
+``TACHOGRAPH_DATABASE_URL`` where the durable timeline is kept, ``TACHOGRAPH_WORKSPACE`` which workspace runs belong to.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from importlib import metadata
+from typing import Any, Final, cast
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from tachograph.instrumentation.lane import BatchListener
+from tachograph.instrumentation.metrics import MetricsListener
+from tachograph.instrumentation.recorder import Recorder, close_all
+from tachograph.instrumentation.spans import SpanListener
+
+log = logging.getLogger(__name__)
+
+DATABASE_VARIABLE: Final = "TACHOGRAPH_DATABASE_URL"
+WORKSPACE_VARIABLE: Final = "TACHOGRAPH_WORKSPACE"
+EXIT_SECONDS: Final = 2.0
+"""How long the end of the process waits for spans to be exported."""
+
+_SPAN_QUEUE: Final = 65_536
+_EXPORTER_ENTRY_POINTS: Final = "opentelemetry_traces_exporter"
+_STORE_ENTRY_POINTS: Final = "tachograph.stores"
+
+_lock = threading.RLock()
+_recorder: Recorder | None = None
+_workspace = ""
+
+
+class SetupError(Exception):
+    """The recorder cannot be set up as asked; says what is missing and how to get it."""
+
+
+def configure(
+    *,
+    database: str | None = None,
+    workspace: str | None = None,
+    provider: trace.TracerProvider | None = None,
+    registry: CollectorRegistry | None = REGISTRY,
+    spans: bool = True,
+) -> Recorder:
+    """Set up the process's recorder, closing an earlier one. All arguments are optional.
+
+    Args:
+        database: a URL such as ``sqlite:///runs.db`` (default: ``TACHOGRAPH_DATABASE_URL``; without one no timeline is
+            kept; an empty one turns it off). Needs the ``exporter`` extra.
+        workspace: slug of the workspace that runs belong to (default: ``TACHOGRAPH_WORKSPACE``, else ``default``).
+        provider: records spans (default: the one set in OpenTelemetry, else one made from ``OTEL_*`` if those name a
+            destination, else none).
+        registry: the prometheus_client registry for metrics; None: no metrics.
+        spans: False leaves OpenTelemetry alone.
+
+    Raises `SetupError` when something asked for cannot be had.
+    """
+    global _recorder, _workspace
+    with _lock:
+        if _recorder is not None:
+            _recorder.close()
+            _recorder = None
+        recorder = Recorder()
+        sink = SpanListener(provider or find_provider()) if spans else None
+        if sink is not None:
+            recorder.set_spans(sink)
+        if registry is not None:
+            recorder.add("metrics", MetricsListener(registry, is_sampled=sink.is_sampled if sink else lambda _: False))
+        if url := os.environ.get(DATABASE_VARIABLE) if database is None else database:
+            recorder.add("store", open_store(url))
+        # Handlers run last in, first out: ours must come before that of whatever provider there is by now.
+        atexit.unregister(close_all)
+        atexit.register(close_all)
+        _workspace = workspace or os.environ.get(WORKSPACE_VARIABLE) or "default"
+        _recorder = recorder
+        return recorder
+
+
+def adopt(recorder: Recorder, workspace: str = "default") -> None:
+    """Make a recorder the process's, so that plain functions in it record where everything else does."""
+    global _recorder, _workspace
+    with _lock:
+        _recorder, _workspace = recorder, workspace
+
+
+def release(recorder: Recorder) -> None:
+    """Take an adopted recorder back, before it is closed; the next thing recorded sets up another."""
+    global _recorder
+    with _lock:
+        if _recorder is recorder:
+            _recorder = None
+
+
+def get_recorder() -> Recorder:
+    """The process's recorder; set up from the environment when nobody has done so.
+
+    Telemetry never breaks the workflow: where the environment asks for what cannot be had, that is logged and left out.
+    """
+    if _recorder is not None:
+        return _recorder
+    with _lock:
+        if _recorder is None:
+            try:
+                configure()
+            except Exception:
+                log.exception("recording without a durable timeline")
+                configure(database="")
+        return cast(Recorder, _recorder)
+
+
+def default_workspace() -> str:
+    """Slug of the workspace that runs belong to unless they say otherwise."""
+    get_recorder()
+    return _workspace
+
+
+def open_store(url: str) -> BatchListener:
+    """The durable store at a database URL, found by entry point (so that nothing here imports the service)."""
+    for entry in metadata.entry_points(group=_STORE_ENTRY_POINTS):
+        try:
+            opener = entry.load()
+        except ImportError as error:
+            raise SetupError(
+                f"a durable timeline needs the service's libraries ({error.name} is missing): "
+                "pip install 'tachograph[exporter]'"
+            ) from error
+        store: BatchListener = opener(url)
+        return store
+    raise SetupError("no store is installed: pip install 'tachograph[exporter]'")
+
+
+def find_provider() -> trace.TracerProvider | None:
+    """The tracer provider the user set, else one from the environment (which is then set), else None."""
+    current = trace.get_tracer_provider()
+    if not isinstance(current, trace.ProxyTracerProvider):
+        return None if isinstance(current, trace.NoOpTracerProvider) else current
+    provider = provider_from_environment()
+    if provider is not None:
+        trace.set_tracer_provider(provider)
+    return provider
+
+
+def provider_from_environment() -> TracerProvider | None:
+    """An SDK provider that exports as the standard variables say, or None when they name no destination.
+
+    ``OTEL_TRACES_EXPORTER`` (``otlp``, ``console``, ``none``, or any installed exporter's name), or an OTLP endpoint
+    (``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``) turns exporting on; the rest (resource,
+    sampler, limits, headers, batching) is read by the SDK. ``OTEL_SDK_DISABLED=true`` turns it off.
+    """
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    names = [name.strip() for name in os.environ.get("OTEL_TRACES_EXPORTER", "").split(",") if name.strip()]
+    if not names:
+        endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        names = ["otlp"] if any(os.environ.get(variable) for variable in endpoints) else []
+    exporters = [_exporter(name) for name in names if name != "none"]
+    if not exporters:
+        return None
+    attributes = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "tachograph"}
+    if "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        attributes = {}
+    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
+    for exporter in exporters:
+        # A run of ten thousand short steps must fit in the queue while one batch is on its way.
+        sizes: dict[str, Any] = {} if "OTEL_BSP_MAX_QUEUE_SIZE" in os.environ else {"max_queue_size": _SPAN_QUEUE}
+        provider.add_span_processor(BatchSpanProcessor(exporter, **sizes))
+    # Bounded: a collector that never answers must not keep the process from ending.
+    atexit.register(_shut_down, provider)
+    return provider
+
+
+def _exporter(name: str) -> SpanExporter:
+    if name == "otlp":
+        protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        name = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
+    for entry in metadata.entry_points(group=_EXPORTER_ENTRY_POINTS, name=name):
+        exporter: SpanExporter = entry.load()()
+        return exporter
+    known = sorted({entry.name for entry in metadata.entry_points(group=_EXPORTER_ENTRY_POINTS)})
+    raise SetupError(f"no installed span exporter is called {name!r}; there are: {', '.join(known)}")
+
+
+def _shut_down(provider: TracerProvider) -> None:
+    worker = threading.Thread(target=provider.shutdown, name="tachograph-shutdown", daemon=True)
+    worker.start()
+    worker.join(EXIT_SECONDS)

@@ -1,0 +1,149 @@
+"""Nothing secret leaves: what steps take and give is summarised, bounded and masked before it becomes an event.
+
+A summary is JSON text of at most `LIMIT` characters. Values under keys that look like secrets are masked, and so are
+credentials inside texts (URLs with a password, bearer tokens, ``password=…``).
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from tachograph.events import Failure
+
+LIMIT: Final = 4096
+"""Characters of a summary of inputs or outputs."""
+TEXT_LIMIT: Final = 4096
+"""Characters of an error message or a log line."""
+STACK_LIMIT: Final = 16_384
+MASK: Final = "[masked]"
+
+_ITEMS: Final = 50
+_DEPTH: Final = 6
+_STRING: Final = 512
+
+_SENSITIVE: Final = (
+    r"pass(?:word|wd|phrase)?|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|authorization|auth"
+    r"|credentials?|cookie|session[_-]?key|signature|dsn"
+)
+_SECRET_KEY: Final = re.compile(rf"(?:^|[_\-.\s])(?:{_SENSITIVE})(?:$|[_\-.\s])", re.IGNORECASE)
+_CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_TOKEN_COUNT: Final = re.compile(r"tokens?[_-]?(?:in|out|count|total|used|limit)|max[_-]?tokens?", re.IGNORECASE)
+_IN_TEXT: Final = re.compile(
+    r"(?P<url>[a-z][a-z0-9+.\-]*://[^\s/:@]*:)[^\s@/]+(?=@)"
+    rf"|(?P<pair>[\"']?[\w\-]*(?:{_SENSITIVE})[\"']?\s*[=:]\s*)(?P<open>[\"']?)(?!\s)(?:(?:bearer|basic)\s+)?[^\s\"'&;,]+"
+    r"|(?P<bearer>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=\-]{8,}",
+    re.IGNORECASE,
+)
+_MAY_HOLD: Final = re.compile(rf"://|bearer|basic|{_SENSITIVE}", re.IGNORECASE)
+
+
+def is_secret_key(key: str) -> bool:
+    """Whether values under this key are masked: ``api_key``, ``dbPassword``, … but not counts such as ``tokens_in``."""
+    if _TOKEN_COUNT.search(key):
+        return False
+    return _SECRET_KEY.search(_CAMEL.sub("_", key)) is not None
+
+
+def mask_text(text: str, limit: int = TEXT_LIMIT) -> str:
+    """``text`` without credentials, at most ``limit`` characters, valid UTF-8."""
+    if len(text) > limit:
+        # Cut after masking, so that half a secret is never left; but do not search megabytes.
+        text = text[: limit * 2]
+    if _MAY_HOLD.search(text):
+        text = _IN_TEXT.sub(_masked, text)
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode()
+    return text.replace("\0", "�")
+
+
+def _masked(match: re.Match[str]) -> str:
+    if match["url"]:
+        return match["url"] + MASK
+    if match["bearer"]:
+        return match["bearer"] + MASK
+    return f"{match['pair']}{match['open'] or ''}{MASK}"
+
+
+def summarise(value: Any, limit: int = LIMIT) -> str | None:
+    """JSON text of ``value``: masked, cut in depth, breadth and length; None for None (and for an empty mapping)."""
+    if value is None or (isinstance(value, Mapping) and not value):
+        return None
+    budget = [limit]
+    text = msgspec.json.encode(_reduce(value, _DEPTH, budget)).decode()
+    if len(text) > limit:
+        # Many escapes or keys: keep it valid JSON by giving the beginning as a string.
+        text = msgspec.json.encode(text[: limit // 2] + "…").decode()
+    return text
+
+
+def _reduce(value: Any, depth: int, budget: list[int]) -> Any:
+    if value is None or isinstance(value, bool):
+        budget[0] -= 4
+        return value
+    if isinstance(value, str):
+        short = mask_text(str(value), min(_STRING, max(16, budget[0])))
+        budget[0] -= len(short) + 2
+        return short
+    if isinstance(value, int | float):
+        budget[0] -= 8
+        if isinstance(value, float) and value - value != 0:
+            return str(value)
+        return value if not isinstance(value, int) or -(2**63) <= value < 2**64 else str(value)[:_STRING]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, Mapping):
+        return _reduce_mapping(value, depth, budget)
+    if isinstance(value, list | tuple | set | frozenset):
+        if depth <= 0:
+            return f"<{len(value)} items>"
+        items: list[Any] = []
+        for item in value:
+            if len(items) >= _ITEMS or budget[0] <= 0:
+                items.append(f"… {len(value) - len(items)} more")
+                break
+            items.append(_reduce(item, depth - 1, budget))
+        return items
+    if isinstance(value, msgspec.Struct):
+        return _reduce(msgspec.structs.asdict(value), depth, budget)
+    try:
+        text = str(value)
+    except Exception:
+        text = f"<{type(value).__qualname__}>"
+    return _reduce(text, depth, budget)
+
+
+def _reduce_mapping(value: Mapping[Any, Any], depth: int, budget: list[int]) -> Any:
+    if depth <= 0:
+        return f"<{len(value)} keys>"
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        if len(result) >= _ITEMS or budget[0] <= 0:
+            result["…"] = f"{len(value) - len(result)} more"
+            break
+        name = mask_text(str(key), 100)
+        budget[0] -= len(name) + 4
+        result[name] = MASK if is_secret_key(name) and item is not None else _reduce(item, depth - 1, budget)
+    return result
+
+
+def failure(error: BaseException, *, stack: bool = True) -> Failure:
+    """What went wrong, as a value: qualified type, message and stack, masked and bounded."""
+    kind = type(error)
+    name = (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    try:
+        message = str(error)
+    except Exception:
+        message = "<the exception could not be printed>"
+    lines = "".join(traceback.format_exception(error, limit=50)) if stack and error.__traceback__ else None
+    if lines and len(lines) > STACK_LIMIT:
+        lines = "…" + lines[-STACK_LIMIT:]
+    return Failure(name, mask_text(message or name), mask_text(lines, STACK_LIMIT + 1) if lines else None)
