@@ -1,0 +1,287 @@
+"""The tables, on SQLite and PostgreSQL alike. Times and durations are nanoseconds, times since the unix epoch.
+
+How two versions of a row become one is part of the schema: every column of the three run tables says by its `Merge`
+what happens when the same row arrives again, earlier, later or twice. That makes applying events idempotent and
+independent of their order, in the database (`upsert`) and in memory (`merge`) alike.
+
+``workflow_step_attempts`` has rows only for steps with more than one attempt; the row of a step that never retried
+says it all. Definitions are kept as the document they are; steps and variables are read from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    case,
+    func,
+    text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Dialect
+
+from tachograph.events import ExecutionStatus, StepStatus
+
+HEAD: Final = "0001"
+"""The schema's revision; migrations end here."""
+
+metadata: Final = MetaData()
+
+
+class Merge(Enum):
+    """What becomes of a column when a row arrives that is there already."""
+
+    KEEP = auto()
+    """Part of the key, or the same in every version."""
+    FIRST = auto()
+    """Whatever was known first; a later version fills in what was not known."""
+    NEWEST = auto()
+    """The value of the version with the higher rank (see `execution_rank` and `step_rank`)."""
+    LOWEST = auto()
+    HIGHEST = auto()
+
+
+def _column(name: str, kind: Any, merge: Merge = Merge.KEEP, *args: Any, **options: Any) -> Column[Any]:
+    return Column(name, kind, *args, info={"merge": merge}, **options)
+
+
+workspaces: Final = Table(
+    "workspaces",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("slug", String(200), nullable=False, unique=True),
+    Column("name", String(200), nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+)
+
+projects: Final = Table(
+    "projects",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("workspace_id", String(36), ForeignKey("workspaces.id"), nullable=False),
+    Column("slug", String(200), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    UniqueConstraint("workspace_id", "slug"),
+)
+
+workflow_definitions: Final = Table(
+    "workflow_definitions",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("workspace_id", String(36), ForeignKey("workspaces.id"), nullable=False),
+    Column("project", String(200), nullable=False, server_default="default"),
+    Column("name", String(200), nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("version", String(200), nullable=False, server_default="1"),
+    # The definition as JSON; null for a workflow that only runs recorded elsewhere are known of.
+    Column("document", Text),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("updated_ns", BigInteger, nullable=False),
+    UniqueConstraint("workspace_id", "name"),
+)
+
+workflow_executions: Final = Table(
+    "workflow_executions",
+    metadata,
+    _column("execution_id", String(36), primary_key=True),
+    _column("workspace_id", String(36), nullable=False),
+    _column("project", String(200), nullable=False),
+    _column("workflow_id", String(36), nullable=False),
+    _column("workflow", String(200), nullable=False),
+    _column("version", String(200), nullable=False),
+    _column("trace_id", String(32), nullable=False),
+    _column("span_id", String(16), nullable=False),
+    _column("parent_span_id", String(16)),
+    _column("created_ns", BigInteger, Merge.LOWEST, nullable=False),
+    _column("rank", Integer, Merge.HIGHEST, nullable=False),
+    _column("status", String(16), Merge.NEWEST, nullable=False),
+    _column("queued_ns", BigInteger, Merge.FIRST),
+    _column("started_ns", BigInteger, Merge.FIRST),
+    _column("finished_ns", BigInteger, Merge.NEWEST),
+    _column("last_seen_ns", BigInteger, Merge.HIGHEST, nullable=False),
+    _column("process", String(300), Merge.FIRST),
+    _column("step_count", Integer, Merge.NEWEST, nullable=False),
+    _column("completed_step_count", Integer, Merge.NEWEST, nullable=False),
+    _column("failed_step_count", Integer, Merge.NEWEST, nullable=False),
+    _column("skipped_step_count", Integer, Merge.NEWEST, nullable=False),
+    _column("work_ns", BigInteger, Merge.NEWEST),
+    _column("critical_path_ns", BigInteger, Merge.NEWEST),
+    _column("error_type", String(300), Merge.NEWEST),
+    _column("error_message", Text, Merge.NEWEST),
+    _column("error_stack", Text, Merge.NEWEST),
+    _column("inputs", Text, Merge.FIRST),
+    Index("ix_executions_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
+    Index("ix_executions_workspace", "workspace_id", text("created_ns DESC")),
+    Index("ix_executions_trace", "trace_id"),
+    Index(
+        "ix_executions_open",
+        "last_seen_ns",
+        sqlite_where=text("status IN ('pending', 'running')"),
+        postgresql_where=text("status IN ('pending', 'running')"),
+    ),
+)
+
+# Clustered by execution: a timeline is one range of the table.
+workflow_step_executions: Final = Table(
+    "workflow_step_executions",
+    metadata,
+    _column("execution_id", String(36), primary_key=True),
+    _column("step_id", String(36), primary_key=True),
+    _column("name", String(200), nullable=False),
+    _column("step_type", String(16), nullable=False),
+    _column("step_order", Integer, nullable=False),
+    _column("repetition", Integer, nullable=False),
+    _column("parent_step_id", String(36)),
+    _column("span_id", String(16), nullable=False),
+    _column("parent_span_id", String(16), nullable=False),
+    _column("depends_on", Text, nullable=False),
+    _column("rank", BigInteger, Merge.HIGHEST, nullable=False),
+    _column("status", String(16), Merge.NEWEST, nullable=False),
+    _column("attempt", Integer, Merge.NEWEST, nullable=False),
+    _column("ready_ns", BigInteger, Merge.FIRST),
+    _column("started_ns", BigInteger, Merge.FIRST),
+    _column("attempt_started_ns", BigInteger, Merge.NEWEST),
+    _column("finished_ns", BigInteger, Merge.NEWEST),
+    _column("dependency_ns", BigInteger, Merge.FIRST),
+    # Totals over all attempts once the step has ended; until then those of the attempt that runs.
+    _column("queue_ns", BigInteger, Merge.NEWEST),
+    _column("backoff_ns", BigInteger, Merge.NEWEST),
+    _column("run_ns", BigInteger, Merge.NEWEST),
+    _column("error_type", String(300), Merge.NEWEST),
+    _column("error_message", Text, Merge.NEWEST),
+    _column("error_stack", Text, Merge.NEWEST),
+    _column("skip_reason", String(32), Merge.NEWEST),
+    _column("inputs", Text, Merge.FIRST),
+    _column("output", Text, Merge.NEWEST),
+    sqlite_with_rowid=False,
+)
+
+workflow_step_attempts: Final = Table(
+    "workflow_step_attempts",
+    metadata,
+    _column("execution_id", String(36), primary_key=True),
+    _column("step_id", String(36), primary_key=True),
+    _column("attempt", Integer, primary_key=True),
+    _column("status", String(16), nullable=False),
+    _column("started_ns", BigInteger, nullable=False),
+    _column("finished_ns", BigInteger, nullable=False),
+    _column("queue_ns", BigInteger, nullable=False),
+    _column("backoff_ns", BigInteger, nullable=False),
+    _column("error_type", String(300)),
+    _column("error_message", Text),
+    sqlite_with_rowid=False,
+)
+
+workflow_step_reports: Final = Table(
+    "workflow_step_reports",
+    metadata,
+    Column("execution_id", String(36), primary_key=True),
+    Column("step_id", String(36), primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("time_ns", BigInteger, nullable=False),
+    # A measure's name and unit, a log line's level and message, the model that cost money.
+    Column("name", Text, nullable=False),
+    Column("unit", String(50), nullable=False),
+    Column("value", Double, nullable=False),
+    Column("tokens_in", BigInteger, nullable=False),
+    Column("tokens_out", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# --- which version of a row is newer --------------------------------------------------------------------------------
+
+_EXECUTION_ORDER: Final = {status: i for i, status in enumerate(ExecutionStatus)}
+_STEP_ORDER: Final = {status: i for i, status in enumerate(StepStatus)}
+_LOST_STEP: Final = 1 << 40
+_ENDED_STEP: Final = 1 << 41
+_TERMINAL_STEP_RANKS: Final = {
+    status: _LOST_STEP if status is StepStatus.LOST else _ENDED_STEP + order
+    for status, order in _STEP_ORDER.items()
+    if status.is_terminal
+}
+
+
+def execution_rank(status: ExecutionStatus) -> int:
+    """Higher is newer: pending, running, lost, then the outcomes. A real outcome replaces ``lost``, nothing else."""
+    if status is ExecutionStatus.LOST:
+        return 10
+    return (20 if status.is_terminal else 0) + _EXECUTION_ORDER[status]
+
+
+def step_rank(status: StepStatus, attempt: int) -> int:
+    """Higher is newer: by attempt (running before retrying), then ``lost``, then the outcomes."""
+    ended = _TERMINAL_STEP_RANKS.get(status)
+    if ended is not None:
+        return ended
+    return attempt * 2 + (status is StepStatus.RETRYING)
+
+
+# --- merging --------------------------------------------------------------------------------------------------------
+
+
+class Rows:
+    """One run table as its writer sees it: rows are tuples in column order."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.columns = [column.name for column in table.columns]
+        self.key = [self.columns.index(column.name) for column in table.primary_key]
+        self._rules: list[Merge] = [column.info["merge"] for column in table.columns]
+        self._rank = self.columns.index("rank") if "rank" in self.columns else None
+
+    def merge(self, old: Sequence[Any], new: Sequence[Any]) -> tuple[Any, ...]:
+        """What `upsert` makes of ``new`` where ``old`` is, as a value."""
+        newer = self._rank is not None and new[self._rank] > old[self._rank]
+        return tuple(_merge(rule, a, b, newer) for rule, a, b in zip(self._rules, old, new, strict=True))
+
+    def upsert(self, dialect: Dialect) -> str:
+        """SQL text that inserts a row or merges it with the one that is there, for the driver's ``executemany``."""
+        insert = (postgresql if dialect.name == "postgresql" else sqlite).insert(self.table)
+        new, old = insert.excluded, self.table.c
+        sets: dict[str, Any] = {}
+        for name, rule in zip(self.columns, self._rules, strict=True):
+            if rule is Merge.FIRST:
+                sets[name] = func.coalesce(old[name], new[name])
+            elif rule is Merge.NEWEST:
+                sets[name] = case((new.rank > old.rank, new[name]), else_=old[name])
+            elif rule is not Merge.KEEP:
+                wanted = new[name] < old[name] if rule is Merge.LOWEST else new[name] > old[name]
+                sets[name] = case((wanted, new[name]), else_=old[name])
+        keys = list(self.table.primary_key)
+        statement = (
+            insert.on_conflict_do_update(index_elements=keys, set_=sets) if sets else insert.on_conflict_do_nothing()
+        )
+        return str(statement.compile(dialect=dialect))
+
+
+def _merge(rule: Merge, old: Any, new: Any, newer: bool) -> Any:
+    if rule is Merge.FIRST:
+        return new if old is None else old
+    if rule is Merge.NEWEST:
+        return new if newer else old
+    if rule is Merge.LOWEST:
+        return min(old, new)
+    if rule is Merge.HIGHEST:
+        return max(old, new)
+    return old
+
+
+EXECUTION_ROWS: Final = Rows(workflow_executions)
+STEP_ROWS: Final = Rows(workflow_step_executions)
+ATTEMPT_ROWS: Final = Rows(workflow_step_attempts)

@@ -1,0 +1,404 @@
+"""The one writer: applies events to the run tables, a group at a time, one transaction a group.
+
+A group is first folded in memory (a short step's start and end become one row), then written with one statement per
+table. Rows merge by the rules in `schema`, so a group may be applied again, or after a later one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, cast
+
+import msgspec
+from sqlalchemy import Connection, bindparam, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from tachograph.events import (
+    Event,
+    ExecutionFinished,
+    ExecutionQueued,
+    ExecutionRef,
+    ExecutionStarted,
+    ExecutionStatus,
+    Failure,
+    Heartbeat,
+    StepCost,
+    StepFinished,
+    StepLogged,
+    StepMeasured,
+    StepReady,
+    StepRef,
+    StepReport,
+    StepRetrying,
+    StepSkipped,
+    StepStarted,
+    StepStatus,
+    workspace_id,
+)
+from tachograph.exporter.store.database import Database
+from tachograph.exporter.store.schema import (
+    ATTEMPT_ROWS,
+    EXECUTION_ROWS,
+    STEP_ROWS,
+    Rows,
+    execution_rank,
+    projects,
+    step_rank,
+    workflow_definitions,
+    workflow_executions,
+    workflow_step_reports,
+    workspaces,
+)
+from tachograph.instrumentation.lane import Unavailable
+
+_encode: Final = msgspec.json.Encoder().encode
+_NO_DEPENDENCIES: Final = "[]"
+_NO_ERROR: Final = (None, None, None)
+
+
+class StoreWriter:
+    """A `BatchListener` that makes events durable. When `apply` returns, its events are committed.
+
+    Args:
+        database: where to.
+        observe: told how many seconds each commit took.
+    """
+
+    def __init__(self, database: Database, observe: Callable[[float], None] | None = None) -> None:
+        self.database = database
+        self._observe = observe
+        self._owns_database = False
+        self._known: set[tuple[str, str, str]] = set()
+        self._prepare(database.dialect)
+
+    def _prepare(self, dialect: Dialect) -> None:
+        self._driver = dialect.loaded_dbapi
+        self._upserts = [(rows, rows.upsert(dialect)) for rows in (EXECUTION_ROWS, STEP_ROWS, ATTEMPT_ROWS)]
+        insert = (postgresql if dialect.name == "postgresql" else sqlite).insert
+        self._insert_report = str(insert(workflow_step_reports).on_conflict_do_nothing().compile(dialect=dialect))
+        self._insert = insert
+
+    def apply(self, events: Sequence[Event]) -> None:
+        """Commit a group of events. Raises `Unavailable` when the database cannot take it now."""
+        started = time.perf_counter()
+        batch = Batch(events)
+        try:
+            self.database.run(lambda connection: self.write(connection, batch))
+        except (OperationalError, InterfaceError) as error:
+            raise Unavailable(str(error.orig)) from error
+        except self._driver.OperationalError as error:
+            raise Unavailable(str(error)) from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise Unavailable(str(error.orig)) from error
+            raise
+        except OSError as error:
+            raise Unavailable(str(error)) from error
+        self._known.update(batch.workflows)
+        if self._observe is not None:
+            self._observe(time.perf_counter() - started)
+
+    def write(self, connection: Connection, batch: Batch) -> None:
+        """Write a folded group on an open connection, without committing it."""
+        for key in batch.workflows.keys() - self._known:
+            self._register(connection, batch.workflows[key])
+        for (_, statement), rows in zip(self._upserts, (batch.executions, batch.steps, batch.attempts), strict=True):
+            if rows:
+                _executemany(connection, statement, list(rows.values()))
+        if batch.reports:
+            _executemany(connection, self._insert_report, batch.reports)
+        if batch.seen:
+            connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
+
+    def _register(self, connection: Connection, ref: ExecutionRef) -> None:
+        """Make sure that the workspace, project and workflow an execution belongs to have rows."""
+        now = time.time_ns()
+        add_workspace(connection, ref.workspace, now)
+        add_project(connection, ref.workspace, ref.project, now)
+        connection.execute(
+            self._insert(workflow_definitions)
+            .values(
+                id=ref.workflow_id,
+                workspace_id=workspace_id(ref.workspace),
+                project=ref.project,
+                name=ref.workflow,
+                version=ref.version,
+                created_ns=now,
+                updated_ns=now,
+            )
+            .on_conflict_do_nothing()
+        )
+
+    def after_fork(self) -> None:
+        """In a forked child: leave the parent's connections alone."""
+        self.database.after_fork()
+
+    def close(self) -> None:
+        """Close the database, if it was opened for this writer."""
+        if self._owns_database:
+            self.database.close()
+
+
+def _executemany(connection: Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
+    # Straight to the driver: SQLAlchemy looks at every row once more, which costs half as much as writing it.
+    cursor = connection.connection.cursor()
+    try:
+        cursor.executemany(statement, rows)
+    finally:
+        cursor.close()
+
+
+_SEEN: Final = (
+    update(workflow_executions)
+    .where(
+        workflow_executions.c.execution_id == bindparam("id"), workflow_executions.c.last_seen_ns < bindparam("seen")
+    )
+    .values(last_seen_ns=bindparam("seen"))
+)
+
+
+def open_writer(url: str) -> StoreWriter:
+    """A writer on the database at ``url``; how a process that only records gets its store."""
+    writer = StoreWriter(Database(url))
+    writer._owns_database = True
+    return writer
+
+
+def add_workspace(connection: Connection, slug: str, now_ns: int, name: str | None = None) -> str:
+    """Make the workspace's row if it is not there; its id."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    identifier = workspace_id(slug)
+    values = {"id": identifier, "slug": slug, "name": name or slug, "created_ns": now_ns}
+    connection.execute(insert(workspaces).values(values).on_conflict_do_nothing())
+    return identifier
+
+
+def add_project(connection: Connection, workspace: str, slug: str, now_ns: int) -> None:
+    """Make the project's row if it is not there."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    values = {
+        "id": workspace_id(f"{workspace}/{slug}"),
+        "workspace_id": workspace_id(workspace),
+        "slug": slug,
+        "name": slug,
+        "created_ns": now_ns,
+    }
+    connection.execute(insert(projects).values(values).on_conflict_do_nothing())
+
+
+class Batch:
+    """A group of events, folded to the rows they make. Rows are tuples in column order (see `schema`)."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.workflows: dict[tuple[str, str, str], ExecutionRef] = {}
+        self.executions: dict[Any, tuple[Any, ...]] = {}
+        self.steps: dict[Any, tuple[Any, ...]] = {}
+        self.attempts: dict[Any, tuple[Any, ...]] = {}
+        self.reports: list[tuple[Any, ...]] = []
+        self.seen: dict[str, int] = {}
+        events = list(events)
+        # A step that ended at its first attempt says again all that its earlier events said.
+        ended = {event.step.span_id for event in events if type(event) is StepFinished and event.attempt == 1}
+        for event in events:
+            kind = type(event)
+            if (kind is StepStarted or kind is StepReady) and event.step.span_id in ended:  # type: ignore[union-attr]
+                continue
+            self.add(event)
+
+    def add(self, event: Event) -> None:
+        """Fold one event in."""
+        _FOLD[type(event)](self, event)
+
+    def _execution(self, ref: ExecutionRef, row: tuple[Any, ...]) -> None:
+        self.workflows.setdefault((ref.workspace, ref.project, ref.workflow_id), ref)
+        _put(self.executions, EXECUTION_ROWS, ref.execution_id, row)
+
+    def queued(self, event: ExecutionQueued) -> None:
+        at = event.time_ns
+        row = _execution_row(
+            event.execution, at, ExecutionStatus.PENDING, queued=at, process=event.process, inputs=event.inputs
+        )
+        self._execution(event.execution, row)
+
+    def started(self, event: ExecutionStarted) -> None:
+        at = event.time_ns
+        row = _execution_row(
+            event.execution, at, ExecutionStatus.RUNNING,
+            started=at, process=event.process, inputs=event.inputs, counts=(event.step_count, 0, 0, 0),
+        )  # fmt: skip
+        self._execution(event.execution, row)
+
+    def finished(self, event: ExecutionFinished) -> None:
+        row = _execution_row(
+            event.execution, event.started_ns, event.status,
+            started=event.started_ns, finished=event.time_ns, inputs=event.inputs, failure=event.failure,
+            counts=(event.step_count, event.completed_step_count, event.failed_step_count, event.skipped_step_count),
+            work=event.work_ns, critical=sum(part.duration_ns for part in event.critical_path),
+        )  # fmt: skip
+        self._execution(event.execution, row)
+
+    def heartbeat(self, event: Heartbeat) -> None:
+        key = event.execution.execution_id
+        self.seen[key] = max(event.time_ns, self.seen.get(key, 0))
+
+    def _step(self, row: tuple[Any, ...]) -> None:
+        _put(self.steps, STEP_ROWS, (row[0], row[1]), row)
+
+    def step_ready(self, event: StepReady) -> None:
+        self._step(_step_row(event.step, StepStatus.PENDING, 0, ready=event.time_ns))
+
+    def step_started(self, event: StepStarted) -> None:
+        first = event.attempt == 1
+        self._step(
+            _step_row(
+                event.step, StepStatus.RUNNING, event.attempt,
+                ready=event.time_ns - event.queue_ns if first else None,
+                started=event.time_ns if first else None, attempt_started=event.time_ns,
+                waits=(event.dependency_ns if first else None, event.queue_ns, event.backoff_ns),
+                inputs=event.inputs,
+            )
+        )  # fmt: skip
+
+    def step_retrying(self, event: StepRetrying) -> None:
+        first = event.attempt == 1
+        self._step(
+            _step_row(
+                event.step, StepStatus.RETRYING, event.attempt,
+                started=event.started_ns if first else None, attempt_started=event.started_ns,
+                waits=(event.dependency_ns if first else None, event.queue_ns, event.backoff_ns),
+                failure=event.failure,
+            )
+        )  # fmt: skip
+        self._attempt(
+            event.step, event.attempt, event.status, event.started_ns, event.time_ns,
+            event.queue_ns, event.backoff_ns, event.failure,
+        )  # fmt: skip
+
+    def step_finished(self, event: StepFinished) -> None:
+        # Written out: this is the row that every step comes to.
+        step, status, failure = event.step, event.status, event.failure
+        execution_id, step_id, attempt = step.execution.execution_id, step.step_id, event.attempt
+        row = (
+            execution_id, step_id, step.name, step.step_type, step.step_order, step.index, step.parent_step_id,
+            step.span_id, step.parent_span_id,
+            _encode(step.depends_on).decode() if step.depends_on else _NO_DEPENDENCIES,
+            step_rank(status, attempt), status._value_, attempt,
+            event.started_ns - event.queue_ns if attempt == 1 else None,
+            event.started_ns, event.attempt_started_ns, event.time_ns,
+            event.dependency_ns, event.queue_ns, event.backoff_ns, event.run_ns,
+            *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
+            None, event.inputs, event.output,
+        )  # fmt: skip
+        key = (execution_id, step_id)
+        known = self.steps.get(key)
+        self.steps[key] = row if known is None else STEP_ROWS.merge(known, row)
+        if attempt > 1 and not event.between_attempts:
+            self._attempt(
+                step, attempt, status, event.attempt_started_ns, event.time_ns,
+                event.last_queue_ns, event.last_backoff_ns, failure,
+            )  # fmt: skip
+
+    def step_skipped(self, event: StepSkipped) -> None:
+        row = _step_row(event.step, StepStatus.SKIPPED, 0, finished=event.time_ns, skip_reason=event.reason._value_)
+        self._step(row)
+
+    def _attempt(
+        self, step: StepRef, attempt: int, status: StepStatus, started: int, finished: int, queue: int, backoff: int,
+        why: Failure | None,
+    ) -> None:  # fmt: skip
+        row = (
+            step.execution.execution_id, step.step_id, attempt, status._value_, started, finished, queue, backoff,
+            why.type if why else None, why.message if why else None,
+        )  # fmt: skip
+        self.attempts.setdefault(row[:3], row)
+
+    def report(self, event: StepReport) -> None:
+        step = event.step
+        head = (step.execution.execution_id, step.step_id, event.sequence, event.attempt)
+        if isinstance(event, StepMeasured):
+            self.reports.append((*head, "measure", event.time_ns, event.name, event.unit, event.value, 0, 0))
+        elif isinstance(event, StepCost):
+            tokens = (event.tokens_in, event.tokens_out)
+            self.reports.append((*head, "cost", event.time_ns, event.model, "USD", event.usd, *tokens))
+        else:
+            self.reports.append((*head, "log", event.time_ns, event.message, event.level, 0.0, 0, 0))
+
+
+_FOLD: Final = cast(
+    "dict[type[Event], Callable[[Batch, Any], None]]",
+    {
+        ExecutionQueued: Batch.queued,
+        ExecutionStarted: Batch.started,
+        ExecutionFinished: Batch.finished,
+        Heartbeat: Batch.heartbeat,
+        StepReady: Batch.step_ready,
+        StepStarted: Batch.step_started,
+        StepRetrying: Batch.step_retrying,
+        StepFinished: Batch.step_finished,
+        StepSkipped: Batch.step_skipped,
+        StepMeasured: Batch.report,
+        StepCost: Batch.report,
+        StepLogged: Batch.report,
+    },
+)
+
+
+def _put(rows: dict[Any, tuple[Any, ...]], kind: Rows, key: Any, row: tuple[Any, ...]) -> None:
+    old = rows.get(key)
+    rows[key] = row if old is None else kind.merge(old, row)
+
+
+def _execution_row(
+    ref: ExecutionRef,
+    created: int,
+    status: ExecutionStatus,
+    *,
+    queued: int | None = None,
+    started: int | None = None,
+    finished: int | None = None,
+    process: str | None = None,
+    counts: tuple[int, int, int, int] = (0, 0, 0, 0),
+    work: int | None = None,
+    critical: int | None = None,
+    failure: Failure | None = None,
+    inputs: str | None = None,
+) -> tuple[Any, ...]:
+    return (
+        ref.execution_id, workspace_id(ref.workspace), ref.project, ref.workflow_id, ref.workflow, ref.version,
+        ref.trace_id, ref.span_id, ref.parent_span_id, created, execution_rank(status), status._value_,
+        queued, started, finished, finished or created, process or None, *counts, work, critical,
+        failure.type[:300] if failure else None,
+        failure.message if failure else None,
+        failure.stack if failure else None,
+        inputs,
+    )  # fmt: skip
+
+
+def _step_row(
+    step: StepRef,
+    status: StepStatus,
+    attempt: int,
+    *,
+    ready: int | None = None,
+    started: int | None = None,
+    attempt_started: int | None = None,
+    finished: int | None = None,
+    waits: tuple[int | None, int | None, int | None] = (None, None, None),
+    failure: Failure | None = None,
+    skip_reason: str | None = None,
+    inputs: str | None = None,
+) -> tuple[Any, ...]:
+    """The row of a step that has not ended by its own work: no run time, no output (see `Batch.step_finished`)."""
+    error: tuple[str | None, str | None, str | None] = _NO_ERROR
+    if failure is not None:
+        error = (failure.type[:300], failure.message, failure.stack)
+    depends_on = _encode(step.depends_on).decode() if step.depends_on else _NO_DEPENDENCIES
+    return (
+        step.execution.execution_id, step.step_id, step.name, step.step_type, step.step_order, step.index,
+        step.parent_step_id, step.span_id, step.parent_span_id, depends_on, step_rank(status, attempt),
+        status._value_, attempt, ready, started, attempt_started, finished, *waits, None, *error,
+        skip_reason, inputs, None,
+    )  # fmt: skip

@@ -1,0 +1,271 @@
+"""Events become rows: in any order, any number of times, in any grouping, the same rows."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import select
+from tests.conftest import make_execution, make_step
+
+from tachograph.events import (
+    Event,
+    ExecutionFinished,
+    ExecutionQueued,
+    ExecutionStarted,
+    ExecutionStatus,
+    Failure,
+    Heartbeat,
+    SkipReason,
+    StepCost,
+    StepFinished,
+    StepLogged,
+    StepMeasured,
+    StepReady,
+    StepRetrying,
+    StepSkipped,
+    StepStarted,
+    StepStatus,
+)
+from tachograph.exporter.store import queries
+from tachograph.exporter.store.database import Database
+from tachograph.exporter.store.errors import BadDatabaseURL, CannotOpen, NewerSchema
+from tachograph.exporter.store.migrations import downgrade, upgrade
+from tachograph.exporter.store.schema import HEAD, execution_rank, metadata, step_rank
+from tachograph.exporter.store.writer import Batch, StoreWriter
+from tachograph.instrumentation.lane import Unavailable
+
+TABLES = ("workflow_executions", "workflow_step_executions", "workflow_step_attempts", "workflow_step_reports")
+
+
+def a_run() -> list[Event]:
+    """A run with everything in it: queueing, a retry, a skip, reports, a failure."""
+    run = make_execution("w")
+    a, b, c = make_step(run, "a"), make_step(run, "b"), make_step(run, "c")
+    boom = Failure("ValueError", "boom", "stack")
+    return [
+        ExecutionQueued(execution=run, time_ns=5, inputs="{}", process="p"),
+        ExecutionStarted(execution=run, time_ns=10, step_count=3, inputs="{}", process="p"),
+        StepReady(step=a, time_ns=11),
+        StepStarted(step=a, time_ns=12, dependency_ns=1, queue_ns=1, inputs='{"x":1}'),
+        StepMeasured(step=a, time_ns=13, sequence=1, name="rows", value=5.0),
+        StepLogged(step=a, time_ns=14, sequence=2, message="hello"),
+        StepRetrying(step=a, time_ns=20, attempt=1, status=StepStatus.FAILED, started_ns=12, delay_ns=5, failure=boom,
+                     dependency_ns=1, queue_ns=1),
+        StepStarted(step=a, time_ns=30, attempt=2, queue_ns=2, backoff_ns=8, inputs='{"x":1}'),
+        StepCost(step=a, time_ns=31, sequence=3, attempt=2, usd=0.5, tokens_in=1, model="m"),
+        StepFinished(step=a, time_ns=40, status=StepStatus.COMPLETED, attempt=2, started_ns=12, attempt_started_ns=30,
+                     dependency_ns=1, queue_ns=3, backoff_ns=8, run_ns=18, last_queue_ns=2, last_backoff_ns=8,
+                     inputs='{"x":1}', output="7"),
+        StepReady(step=b, time_ns=41),
+        StepStarted(step=b, time_ns=42, dependency_ns=31, queue_ns=1),
+        StepFinished(step=b, time_ns=50, status=StepStatus.FAILED, attempt=1, started_ns=42, attempt_started_ns=42,
+                     dependency_ns=31, queue_ns=1, run_ns=8, last_queue_ns=1, failure=boom),
+        StepSkipped(step=c, time_ns=51, reason=SkipReason.UPSTREAM_FAILED),
+        Heartbeat(execution=run, time_ns=45),
+        ExecutionFinished(execution=run, time_ns=60, status=ExecutionStatus.FAILED, started_ns=10, step_count=3,
+                          completed_step_count=1, failed_step_count=1, skipped_step_count=1, work_ns=26, failure=boom,
+                          inputs="{}"),
+    ]  # fmt: skip
+
+
+RUN = a_run()
+
+
+def rows(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    return {
+        name: sorted(tuple(row) for row in database.look(lambda c, n=name: c.execute(select(metadata.tables[n])).all()))  # type: ignore[misc]
+        for name in TABLES
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[Any, ...]]]:
+    database = Database(f"sqlite:///{tmp_path_factory.mktemp('db')}/x.db")
+    StoreWriter(database).apply(RUN)
+    found = rows(database)
+    database.close()
+    return found
+
+
+def test_a_run_in_order_makes_these_rows(expected: dict[str, list[tuple[Any, ...]]]) -> None:
+    assert [len(expected[name]) for name in TABLES] == [1, 3, 2, 3]
+    steps = {row[2]: row for row in expected["workflow_step_executions"]}
+    columns = [column.name for column in metadata.tables["workflow_step_executions"].columns]
+    a = dict(zip(columns, steps["a"], strict=True))
+    assert (a["status"], a["attempt"], a["ready_ns"], a["started_ns"], a["finished_ns"]) == ("completed", 2, 11, 12, 40)
+    assert (a["dependency_ns"], a["queue_ns"], a["backoff_ns"], a["run_ns"]) == (1, 3, 8, 18)
+    assert dict(zip(columns, steps["b"], strict=True))["ready_ns"] == 41
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_order_repetition_and_grouping_makes_the_same_rows(
+    data: st.DataObject, tmp_path: Path, expected: dict[str, list[tuple[Any, ...]]]
+) -> None:
+    events = list(RUN) + data.draw(st.lists(st.sampled_from(RUN), max_size=8))
+    data.draw(st.randoms(use_true_random=False)).shuffle(events)
+    database = Database(f"sqlite:///{tmp_path}/{random.getrandbits(64):x}.db")
+    writer = StoreWriter(database)
+    while events:
+        size = data.draw(st.integers(1, len(events)))
+        writer.apply(events[:size])
+        events = events[size:]
+    assert rows(database) == expected
+    database.close()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.permutations(RUN))
+def test_folding_in_memory_merges_as_the_database_does(events: Sequence[Event]) -> None:
+    whole, other = Batch(), Batch()
+    for event in RUN:
+        whole.add(event)
+    for event in events:
+        other.add(event)
+    assert other.steps == whole.steps
+    assert other.executions == whole.executions
+    assert other.attempts == whole.attempts
+    assert Batch(events).steps == whole.steps
+
+
+def test_a_terminal_state_is_never_moved_back_and_lost_yields_to_the_truth() -> None:
+    outcomes = [s for s in StepStatus if s.is_terminal and s is not StepStatus.LOST]
+    for outcome in outcomes:
+        assert step_rank(StepStatus.RUNNING, 10_000) < step_rank(StepStatus.LOST, 1) < step_rank(outcome, 1)
+    assert step_rank(StepStatus.RUNNING, 2) > step_rank(StepStatus.RETRYING, 1) > step_rank(StepStatus.RUNNING, 1)
+    assert execution_rank(ExecutionStatus.RUNNING) < execution_rank(ExecutionStatus.LOST)
+    assert execution_rank(ExecutionStatus.LOST) < execution_rank(ExecutionStatus.COMPLETED)
+    ranks = [execution_rank(s) for s in ExecutionStatus]
+    assert len(set(ranks)) == len(ranks)
+
+
+def test_a_locked_database_delays_events_and_loses_none(tmp_path: Path) -> None:
+    from tachograph.exporter.store import database as module
+
+    url = f"sqlite:///{tmp_path}/x.db"
+    database = Database(url)
+    writer = StoreWriter(database)
+    other = sqlite3.connect(tmp_path / "x.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BUSY_SECONDS", 0.05)
+        quick = Database(url)
+        with pytest.raises(Unavailable):
+            StoreWriter(quick).apply(RUN)
+        quick.close()
+    timer = threading.Timer(0.2, other.execute, ["ROLLBACK"])
+    timer.start()
+    writer.apply(RUN)
+    timer.join()
+    other.close()
+    assert len(rows(database)["workflow_step_executions"]) == 3
+    database.close()
+
+
+def test_a_full_disk_is_told_as_unavailable_and_what_was_committed_stays(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/x.db")
+    writer = StoreWriter(database)
+    writer.apply(RUN)
+    pages = database.run(lambda c: c.exec_driver_sql("PRAGMA page_count").scalar_one())
+    assert database.engine is not None
+    database.engine.dispose()
+    # SQLite's own limit gives the same error as a full disk: "database or disk is full".
+    from sqlalchemy import event
+
+    @event.listens_for(database.engine, "connect")
+    def limit(connection: Any, _record: Any) -> None:
+        connection.execute(f"PRAGMA max_page_count={pages}")
+
+    run = make_execution("big")
+    big = [
+        StepFinished(step=make_step(run, f"s{i}"), time_ns=9, status=StepStatus.COMPLETED, attempt=1, started_ns=1,
+                     attempt_started_ns=1, output='"' + "x" * 4000 + '"')
+        for i in range(200)
+    ]  # fmt: skip
+    with pytest.raises(Unavailable, match="full"):
+        writer.apply(big)
+    assert len(rows(database)["workflow_step_executions"]) == 3
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "says"),
+    [
+        ("nonsense", BadDatabaseURL, "expected sqlite"),
+        ("mysql://x/y", BadDatabaseURL, "no support"),
+        ("sqlite://", BadDatabaseURL, "needs a file"),
+        ("sqlite:///:memory:", BadDatabaseURL, "needs a file"),
+        ("sqlite:////no/such/dir/x.db", CannotOpen, "no directory"),
+    ],
+)
+def test_a_bad_url_says_what_is_expected(url: str, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        Database(url)
+
+
+def test_a_file_that_is_no_database_and_one_from_the_future_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_text("this is no database, " * 100)
+    with pytest.raises(CannotOpen, match="not a database"):
+        Database(f"sqlite:///{tmp_path}/x.db")
+    database = Database(f"sqlite:///{tmp_path}/y.db")
+    database.run(lambda c: c.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
+    with pytest.raises(NewerSchema, match="upgrade Tachograph"):
+        Database(f"sqlite:///{tmp_path}/y.db")
+
+
+def test_migrations_lead_to_the_schema_in_the_code_and_back(tmp_path: Path) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    database = Database(f"sqlite:///{tmp_path}/x.db")
+    assert database.look(lambda c: MigrationContext.configure(c).get_current_revision()) == HEAD
+    differences = database.look(lambda c: compare_metadata(MigrationContext.configure(c), metadata))
+    # SQLite does not tell an index's descending columns.
+    assert [d for d in differences if "ix_executions" not in str(d)] == []
+    StoreWriter(database).apply(RUN)
+    database.run(lambda c: downgrade(c, "base"))
+    left = "SELECT name FROM sqlite_master WHERE name LIKE 'workflow%'"
+    assert database.look(lambda c: c.exec_driver_sql(left).all()) == []
+    database.run(upgrade)
+    StoreWriter(database).apply(RUN)
+    assert len(rows(database)["workflow_executions"]) == 1
+    database.close()
+
+
+def test_two_processes_may_make_the_same_database_at_once(tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+
+    def make() -> None:
+        try:
+            Database(f"sqlite:///{tmp_path}/x.db").close()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_a_timeline_reads_ranges_of_indexes_only(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/x.db")
+    plans: list[str] = []
+    statements = [queries._ONE_EXECUTION, queries._STEPS, queries._ATTEMPTS, queries._REPORTS]
+    for statement in statements:
+        text = str(statement.compile(dialect=database.dialect))
+        parameters = tuple("x" for _ in range(text.count("?")))
+        plan = database.look(lambda c, t=text, p=parameters: c.exec_driver_sql(f"EXPLAIN QUERY PLAN {t}", p).all())  # type: ignore[misc]
+        plans += [row[3] for row in plan]
+    assert all("SEARCH" in plan and "SCAN" not in plan for plan in plans), plans
+    database.close()
