@@ -1,0 +1,345 @@
+"""Step handlers of the example workflows: a census of the Python distributions installed on this machine.
+
+Real work on data that every machine has: read the metadata of every installed distribution, count, group, check,
+store in SQLite, summarise. Nothing sleeps, nothing leaves the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tachograph.workflow import DoNotRetry, StepContext, StepFailed, handler
+
+
+def _distributions() -> dict[str, metadata.Distribution]:
+    found = {}
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:
+            found[name] = distribution
+    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
+
+
+def _scratch(context: StepContext) -> Path:
+    """A directory of this execution's own."""
+    path = Path(tempfile.gettempdir()) / "tachograph-examples" / context.execution_id
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _size(distribution: metadata.Distribution) -> tuple[int, int]:
+    files, total = 0, 0
+    for file in distribution.files or []:
+        try:
+            total += Path(str(distribution.locate_file(file))).stat().st_size
+            files += 1
+        except OSError:
+            continue
+    return files, total
+
+
+# --- basic_sequence -------------------------------------------------------------------------------------------------
+
+
+@handler("census.names")
+def names(context: StepContext) -> dict[str, Any]:
+    """The installed distributions' names."""
+    found = list(_distributions())
+    context.measure("distributions", len(found), "distribution")
+    return {"count": len(found), "names": found}
+
+
+@handler("census.initials")
+def initials(context: StepContext) -> dict[str, Any]:
+    """How many names begin with each letter."""
+    counts = Counter(name[0].lower() for name in context.outputs["initialize"]["names"])
+    return {"initials": dict(sorted(counts.items()))}
+
+
+@handler("census.report")
+def report(context: StepContext) -> dict[str, Any]:
+    """A line to remember."""
+    counts: dict[str, int] = context.outputs["process"]["initials"]
+    letter, count = max(counts.items(), key=lambda pair: pair[1])
+    line = f"{sum(counts.values())} distributions, most of them ({count}) begin with {letter!r}"
+    context.log(line)
+    return {"report": line}
+
+
+# --- parallel_processing --------------------------------------------------------------------------------------------
+
+
+@handler("census.split")
+def split(context: StepContext) -> dict[str, Any]:
+    """The names in three parts of about equal length."""
+    found = list(_distributions())
+    return {"parts": [found[i::3] for i in range(3)]}
+
+
+@handler("census.weigh")
+def weigh(context: StepContext) -> dict[str, Any]:
+    """Files and bytes of one part of the distributions (``config.part``)."""
+    distributions = _distributions()
+    files = total = 0
+    for name in context.outputs["preparation"]["parts"][context.config["part"]]:
+        if context.is_stopping:
+            raise StepFailed("stopped")
+        more_files, more_bytes = _size(distributions[name])
+        files += more_files
+        total += more_bytes
+    context.measure("bytes", total, "By")
+    return {"files": files, "bytes": total}
+
+
+@handler("census.merge")
+def merge(context: StepContext) -> dict[str, Any]:
+    """The parts added up."""
+    parts = [context.outputs[name] for name in ("branch_a", "branch_b", "branch_c")]
+    return {key: sum(part[key] for part in parts) for key in ("files", "bytes")}
+
+
+# --- conditional_workflow -------------------------------------------------------------------------------------------
+
+
+@handler("census.evaluate")
+def evaluate(context: StepContext) -> dict[str, Any]:
+    """How much there is to look at."""
+    return {"mode": context.inputs["mode"], "distributions": len(_distributions())}
+
+
+@handler("census.look")
+def look(context: StepContext) -> dict[str, Any]:
+    """Look at the distributions: names (1), metadata too (2), or every file's size as well (3): ``config.depth``."""
+    depth = int(context.config["depth"])
+    distributions = _distributions()
+    seen: dict[str, int] = {"distributions": len(distributions)}
+    if depth >= 2:
+        seen["with_summary"] = sum(bool(d.metadata["Summary"]) for d in distributions.values())
+        seen["requirements"] = sum(len(d.requires or []) for d in distributions.values())
+    if depth >= 3:
+        sizes = [_size(d) for d in distributions.values()]
+        seen["files"], seen["bytes"] = sum(s[0] for s in sizes), sum(s[1] for s in sizes)
+    return seen
+
+
+@handler("census.aggregate")
+def aggregate(context: StepContext) -> dict[str, Any]:
+    """What the branch that ran has seen."""
+    for branch in ("fast", "standard", "thorough"):
+        if branch in context.outputs:
+            return {"branch": branch, **context.outputs[branch]}
+    raise StepFailed("no branch ran")
+
+
+# --- data_pipeline --------------------------------------------------------------------------------------------------
+
+
+@handler("etl.validate_source")
+def validate_source(context: StepContext) -> dict[str, Any]:
+    """There is something to extract, and room to put it."""
+    free = shutil.disk_usage(_scratch(context)).free
+    if free < 10_000_000:
+        raise DoNotRetry(f"only {free} bytes are free")
+    return {"distributions": len(_distributions()), "free_bytes": free}
+
+
+@handler("etl.extract")
+def extract(context: StepContext) -> dict[str, Any]:
+    """Name, version, licence, summary and requirements of every distribution."""
+    rows = []
+    for name, distribution in _distributions().items():
+        about = distribution.metadata
+        rows.append(
+            {
+                "name": name,
+                "version": distribution.version,
+                "licence": about["License-Expression"] or about["License"] or "",
+                "summary": about["Summary"] or "",
+                "requires": distribution.requires or [],
+            }
+        )
+    context.measure("rows", len(rows), "row")
+    return {"rows": rows}
+
+
+@handler("etl.transform")
+def transform(context: StepContext) -> dict[str, Any]:
+    """Normalised names (PEP 503), first line of the licence, number of requirements, a fingerprint."""
+    rows = []
+    for row in context.outputs["extract"]["rows"]:
+        name = re.sub(r"[-_.]+", "-", row["name"]).lower()
+        licence = (row["licence"].strip().splitlines() or ["unknown"])[0][:60]
+        fingerprint = hashlib.sha256(f"{name}=={row['version']}".encode()).hexdigest()[:16]
+        rows.append([name, row["version"], licence, row["summary"][:200], len(row["requires"]), fingerprint])
+    return {"rows": rows}
+
+
+@handler("etl.validate_data")
+def validate_data(context: StepContext) -> dict[str, Any]:
+    """Enough rows, no name twice, every row with a version."""
+    rows: list[list[Any]] = context.outputs["transform"]["rows"]
+    minimum = context.inputs["minimum_rows"]
+    if len(rows) < minimum:
+        raise DoNotRetry(f"{len(rows)} rows are fewer than minimum_rows = {minimum}")
+    twice = [name for name, count in Counter(row[0] for row in rows).items() if count > 1]
+    without = [row[0] for row in rows if not row[1]]
+    if without:
+        raise DoNotRetry(f"without a version: {', '.join(without[:5])}")
+    if twice:
+        context.log(f"names found twice: {', '.join(twice[:5])}", "warning")
+    return {"rows": len(rows), "twice": len(twice)}
+
+
+@handler("etl.load")
+def load(context: StepContext) -> dict[str, Any]:
+    """The rows into a SQLite table."""
+    path = _scratch(context) / "census.db"
+    rows = context.outputs["transform"]["rows"]
+    connection = sqlite3.connect(path)
+    try:
+        with connection:
+            connection.execute("DROP TABLE IF EXISTS census")
+            connection.execute(
+                "CREATE TABLE census (name TEXT PRIMARY KEY, version TEXT, licence TEXT, summary TEXT, "
+                "requirements INTEGER, fingerprint TEXT)"
+            )
+            connection.executemany("INSERT OR REPLACE INTO census VALUES (?, ?, ?, ?, ?, ?)", rows)
+    finally:
+        connection.close()
+    context.measure("database", path.stat().st_size, "By")
+    return {"path": str(path)}
+
+
+@handler("etl.validate_load")
+def validate_load(context: StepContext) -> dict[str, Any]:
+    """What was loaded is what was transformed."""
+    connection = sqlite3.connect(context.outputs["load"]["path"])
+    try:
+        count = connection.execute("SELECT count(*) FROM census").fetchone()[0]
+        licences = connection.execute(
+            "SELECT licence, count(*) FROM census GROUP BY licence ORDER BY count(*) DESC LIMIT 5"
+        ).fetchall()
+    finally:
+        connection.close()
+    expected = len({row[0] for row in context.outputs["transform"]["rows"]})
+    if count != expected:
+        raise StepFailed(f"{count} rows loaded of {expected}")
+    return {"rows": count, "licences": dict(licences)}
+
+
+@handler("etl.cleanup")
+def cleanup(context: StepContext) -> dict[str, Any]:
+    """Nothing is left behind, whatever happened before."""
+    path = _scratch(context)
+    removed = len(list(path.iterdir()))
+    shutil.rmtree(path, ignore_errors=True)
+    return {"removed": removed}
+
+
+# --- with_retries ---------------------------------------------------------------------------------------------------
+
+
+@handler("index.publish")
+def publish(context: StepContext) -> dict[str, Any]:
+    """Write an index of all files of all distributions, and put it in place when it is whole."""
+    lines = [f"{name}\t{_size(distribution)[1]}" for name, distribution in _distributions().items()]
+    path = _scratch(context) / "index.tsv"
+    draft = path.with_suffix(".draft")
+    draft.write_text("\n".join(lines))
+    draft.replace(path)
+    return {"path": str(path), "lines": len(lines)}
+
+
+@handler("index.read")
+def read_index(context: StepContext) -> dict[str, Any]:
+    """Read the index; it waits for nobody, so it fails until another step has put the index in place."""
+    path = _scratch(context) / "index.tsv"
+    if not path.exists():
+        raise StepFailed("there is no index yet")
+    sizes = {name: int(size) for name, size in (line.split("\t") for line in path.read_text().splitlines())}
+    largest = max(sizes, key=lambda name: sizes[name])
+    return {"distributions": len(sizes), "largest": largest, "largest_bytes": sizes[largest]}
+
+
+# --- agent_chain ----------------------------------------------------------------------------------------------------
+
+_MODEL = "extractive-1"
+_USD_PER_TOKEN_IN, _USD_PER_TOKEN_OUT = 0.2e-6, 0.8e-6
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]{3,}", text.lower())
+
+
+def _spend(context: StepContext, read: Iterable[str], written: str) -> None:
+    """Report words as tokens: what a language model in this place would be billed by."""
+    tokens_in, tokens_out = sum(len(_words(text)) for text in read), len(_words(written))
+    usd = tokens_in * _USD_PER_TOKEN_IN + tokens_out * _USD_PER_TOKEN_OUT
+    context.cost(usd=usd, tokens_in=tokens_in, tokens_out=tokens_out, model=_MODEL)
+
+
+@handler("agent.plan")
+def plan(context: StepContext) -> dict[str, Any]:
+    """Which distributions have to do with the topic."""
+    topic = _words(context.inputs["topic"])
+    scores: dict[str, int] = {}
+    summaries = []
+    for name, distribution in _distributions().items():
+        summary = distribution.metadata["Summary"] or ""
+        summaries.append(summary)
+        score = sum(word in _words(f"{name} {summary}") for word in topic)
+        if score:
+            scores[name] = score
+    chosen = sorted(scores, key=lambda name: -scores[name])[:8] or list(_distributions())[:8]
+    _spend(context, summaries, " ".join(chosen))
+    return {"chosen": chosen}
+
+
+@handler("agent.research")
+def research(context: StepContext) -> dict[str, Any]:
+    """Sentences from the descriptions of what was chosen."""
+    sentences: list[str] = []
+    read = []
+    distributions = _distributions()
+    for name in context.outputs["plan"]["chosen"]:
+        about = distributions[name].metadata
+        text = str(about.json.get("description") or about["Summary"] or "")
+        read.append(text)
+        plain = re.sub(r"[`*#>|=\[\]()_-]+", " ", text)
+        sentences += [s.strip() for s in re.split(r"(?<=[.!?])\s+", plain) if 40 < len(s.strip()) < 240][:40]
+    _spend(context, read, " ".join(sentences))
+    return {"sentences": sentences}
+
+
+@handler("agent.write")
+def write(context: StepContext) -> dict[str, Any]:
+    """The sentences whose words are the most frequent (Luhn 1958): a summary."""
+    sentences: list[str] = context.outputs["research"]["sentences"]
+    weight = Counter(word for sentence in sentences for word in set(_words(sentence)))
+    ranked = sorted(sentences, key=lambda s: -sum(weight[w] for w in set(_words(s))) / (len(_words(s)) or 1))
+    text = " ".join(ranked[:5])
+    _spend(context, sentences, text)
+    return {"text": text}
+
+
+@handler("agent.review")
+def review(context: StepContext) -> dict[str, Any]:
+    """How varied the text is, and whether it says enough."""
+    text: str = context.outputs["write"]["text"]
+    words = _words(text)
+    by_length: defaultdict[int, int] = defaultdict(int)
+    for word in words:
+        by_length[len(word)] += 1
+    verdict = "good" if len(set(words)) >= 20 else "thin"
+    _spend(context, [text], verdict)
+    context.measure("distinct_words", len(set(words)), "word")
+    return {"verdict": verdict, "words": len(words), "distinct": len(set(words))}

@@ -1,0 +1,1 @@
+"""The HTTP API, a room for each topic."""

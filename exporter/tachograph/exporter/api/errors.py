@@ -1,0 +1,187 @@
+"""Errors as RFC 9457 problem details: ``application/problem+json`` with a stable ``code``.
+
+Every error a route can answer is made here, so the list of codes is this module.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from tachograph.workflow.errors import Fault
+
+log = logging.getLogger(__name__)
+
+
+class Problem(Exception):
+    """An answer other than what was asked for. ``code`` is stable; ``detail`` is for people."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[Fault] = (),
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = errors
+        self.headers = headers or {}
+
+    def response(self) -> web.Response:
+        """The problem as a response."""
+        body: dict[str, Any] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if self.errors:
+            body["errors"] = self.errors
+        return web.Response(
+            body=msgspec.json.encode(body),
+            status=self.status,
+            content_type="application/problem+json",
+            headers=self.headers,
+        )
+
+
+def workspace_not_found(wanted: str) -> Problem:
+    return Problem(404, "workspace_not_found", f'there is no workspace "{wanted}"')
+
+
+def project_not_found(wanted: str) -> Problem:
+    return Problem(404, "project_not_found", f'there is no project "{wanted}" in this workspace')
+
+
+def workflow_not_found(wanted: str) -> Problem:
+    return Problem(404, "workflow_not_found", f'there is no workflow "{wanted}" in this workspace')
+
+
+def execution_not_found(wanted: str) -> Problem:
+    return Problem(404, "execution_not_found", f'there is no execution "{wanted}" in this workspace')
+
+
+def not_running(execution_id: str, status: str) -> Problem:
+    detail = f'execution "{execution_id}" is {status}'
+    if status in ("pending", "running"):
+        detail += ", but in another process; it can only be cancelled there"
+    return Problem(409, "not_cancellable", detail)
+
+
+def workflow_exists(name: str) -> Problem:
+    return Problem(409, "workflow_exists", f'this workspace already has a workflow "{name}"; change it with PATCH')
+
+
+def not_runnable(name: str) -> Problem:
+    return Problem(409, "not_runnable", f'workflow "{name}" was recorded elsewhere and has no definition here to run')
+
+
+def workflow_busy(name: str, count: int) -> Problem:
+    return Problem(409, "workflow_busy", f'workflow "{name}" has {count} open execution(s); cancel them first')
+
+
+def invalid_workflow(faults: Sequence[Fault]) -> Problem:
+    return Problem(422, "invalid_workflow", _summary("the definition", faults), errors=faults)
+
+
+def invalid_inputs(faults: Sequence[Fault]) -> Problem:
+    return Problem(422, "invalid_inputs", _summary("the input variables", faults), errors=faults)
+
+
+def invalid_parameters(faults: Sequence[Fault]) -> Problem:
+    return Problem(422, "invalid_parameters", _summary("the query", faults), errors=faults)
+
+
+def invalid_json(why: str) -> Problem:
+    return Problem(400, "invalid_json", f"the body is not JSON: {why}")
+
+
+def invalid_body(why: str) -> Problem:
+    return Problem(422, "invalid_body", f"the body does not fit: {why}")
+
+
+def not_json(content_type: str) -> Problem:
+    return Problem(
+        415, "unsupported_media_type", f"send the body as Content-Type: application/json, not {content_type}"
+    )
+
+
+def too_large(limit: int) -> Problem:
+    return Problem(413, "body_too_large", f"the body is larger than {limit} bytes")
+
+
+def too_many_executions(limit: int) -> Problem:
+    detail = f"{limit} executions run or wait already; try again when some have ended"
+    return Problem(429, "too_many_executions", detail, headers={"Retry-After": "5"})
+
+
+def shutting_down() -> Problem:
+    return Problem(503, "shutting_down", "the service is shutting down", headers={"Retry-After": "10"})
+
+
+def not_durable() -> Problem:
+    detail = "the execution was not accepted: the database cannot take it now"
+    return Problem(503, "store_unavailable", detail, headers={"Retry-After": "5"})
+
+
+def scrape_timeout(seconds: float) -> Problem:
+    return Problem(503, "scrape_timeout", f"the scrape could not be rendered within the scraper's {seconds:g} s")
+
+
+def unauthorized() -> Problem:
+    return Problem(
+        401, "unauthorized", "send the service's token: Authorization: Bearer …", headers={"WWW-Authenticate": "Bearer"}
+    )
+
+
+def wrong_host(host: str) -> Problem:
+    detail = f'asked for host "{host}", but without a token only this machine\'s own names are answered'
+    return Problem(421, "wrong_host", detail)
+
+
+def _summary(what: str, faults: Sequence[Fault]) -> str:
+    count = len(faults)
+    shown = "; ".join(str(fault) for fault in faults[:5])
+    more = f"; and {count - 5} more" if count > 5 else ""
+    return f"{what} has {count} fault{'s' if count != 1 else ''}: {shown}{more}"
+
+
+_HTTP_CODES: Final = {404: "no_such_route", 405: "method_not_allowed", 413: "body_too_large", 400: "bad_request"}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into a problem; what nobody foresaw is logged here and says nothing of its insides."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problem.response()
+    except web.HTTPRequestEntityTooLarge:
+        return too_large(request.app._client_max_size).response()
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        code = _HTTP_CODES.get(error.status, "error")
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        detail = f"there is no {request.path}" if error.status == 404 else error.reason
+        if error.status == 405:
+            detail = f"{request.path} does not take {request.method}"
+        return Problem(error.status, code, detail, headers=headers).response()
+    except (ConnectionResetError, TimeoutError):
+        raise
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return Problem(500, "internal_error", "something went wrong here; the log says what").response()

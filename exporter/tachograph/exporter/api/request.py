@@ -1,0 +1,226 @@
+"""What every route needs of a request: whose it is, its query, its body; and how to answer."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+import msgspec
+from aiohttp import web
+from sqlalchemy import Row
+
+from tachograph.events import ExecutionStatus, StepStatus
+from tachograph.exporter.api import errors
+from tachograph.exporter.api.errors import Handler
+from tachograph.exporter.config import Config, is_loopback
+from tachograph.exporter.store import queries
+from tachograph.exporter.store.database import Database
+from tachograph.exporter.times import parse_duration, parse_time
+from tachograph.instrumentation.recorder import Recorder
+from tachograph.workflow.errors import Fault, did_you_mean
+from tachograph.workflow.executor import Executor
+
+CONFIG: Final = web.AppKey("config", Config)
+DATABASE: Final = web.AppKey("database", Database)
+RECORDER: Final = web.AppKey("recorder", Recorder)
+EXECUTOR: Final = web.AppKey("executor", Executor)
+
+MAX_LIMIT: Final = 1000
+
+T = TypeVar("T")
+
+_WORKSPACE_KEYS: Final = ("workspace_id", "workspace_slug", "project_id")
+
+
+class Workspace(msgspec.Struct, frozen=True):
+    """The workspace a request is about."""
+
+    id: str
+    slug: str
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """``value`` as JSON."""
+    return web.Response(
+        body=msgspec.json.encode(value), status=status, content_type="application/json", headers=headers
+    )
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The body. Raises 413 before reading one that says it is too large, 415 when it is not sent as JSON."""
+    limit = request.app[CONFIG].max_body_bytes
+    if request.content_length is not None and request.content_length > limit:
+        raise errors.too_large(limit)
+    if request.body_exists and request.content_type not in ("application/json", "application/octet-stream"):
+        # A page of another site can send a form or plain text unasked, but not JSON.
+        raise errors.not_json(request.content_type)
+    return await request.read()
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """The body as ``kind``. Raises 400 when it is not JSON, 422 with the place when it does not fit."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise errors.invalid_body(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.invalid_json(str(error)) from None
+
+
+async def workspace_of(request: web.Request) -> Workspace:
+    """The workspace named by ``X-Workspace-Id``, ``X-Workspace-Slug``, ``workspace_id`` or ``workspace_slug``.
+
+    Without any, the service's own. Raises 404 when there is no such workspace, 422 when two that are named differ.
+    """
+    identifier = _agreed(request, "X-Workspace-Id", "workspace_id")
+    slug = _agreed(request, "X-Workspace-Slug", "workspace_slug")
+    if identifier is None and slug is None:
+        slug = request.app[CONFIG].workspace
+    found = await request.app[DATABASE].read(lambda c: queries.workspace(c, identifier=identifier, slug=slug))
+    if found is None or (identifier is not None and slug is not None and found.slug != slug):
+        raise errors.workspace_not_found(identifier or slug or "")
+    return Workspace(found.id, found.slug)
+
+
+async def project_of(request: web.Request, workspace: Workspace) -> str | None:
+    """Slug of the project named by ``X-Project-Id`` or ``project_id`` (id or slug), or None. Raises 404."""
+    wanted = _agreed(request, "X-Project-Id", "project_id")
+    if wanted is None:
+        return None
+    found = await request.app[DATABASE].read(lambda c: queries.project(c, workspace.id, wanted))
+    if found is None:
+        raise errors.project_not_found(wanted)
+    return str(found.slug)
+
+
+def _agreed(request: web.Request, header: str, parameter: str) -> str | None:
+    named = {value for value in (request.headers.get(header), request.query.get(parameter)) if value}
+    if len(named) > 1:
+        fault = Fault("conflict", parameter, f"the header {header} says otherwise")
+        raise errors.invalid_parameters([fault])
+    return named.pop() if named else None
+
+
+async def workflow_of(request: web.Request, workspace: Workspace) -> Row[Any]:
+    """The workflow in the path, by id or by name. Raises 404."""
+    wanted = request.match_info["workflow_id"]
+    found = await request.app[DATABASE].read(lambda c: queries.find_definition(c, workspace.id, wanted))
+    if found is None:
+        raise errors.workflow_not_found(wanted)
+    return found
+
+
+class Query:
+    """A request's query string, read one parameter at a time; faults are collected and raised together.
+
+    >>> query = Query(request)
+    >>> skip, limit = query.page()
+    >>> query.done()  # raises 422 naming every fault, unknown parameters included
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self._values = request.query
+        self._known: set[str] = set(_WORKSPACE_KEYS)
+        self._faults: list[Fault] = []
+        self.now_ns = time.time_ns()
+
+    def _read(self, name: str, parse: Callable[[str], T]) -> T | None:
+        self._known.add(name)
+        text = self._values.get(name)
+        if text is None or text == "":
+            return None
+        try:
+            return parse(text)
+        except ValueError as error:
+            self._faults.append(Fault("bad_value", name, str(error)))
+            return None
+
+    def whole(self, name: str, default: int, low: int, high: int) -> int:
+        """A whole number."""
+
+        def parse(text: str) -> int:
+            if not text.lstrip("-").isascii() or not text.lstrip("-").isdigit() or len(text) > 18:
+                raise ValueError(f"{text[:40]!r} is no whole number")
+            if not low <= int(text) <= high:
+                raise ValueError(f"{text} is not between {low} and {high}")
+            return int(text)
+
+        value = self._read(name, parse)
+        return default if value is None else value
+
+    def page(self) -> tuple[int, int]:
+        """``skip`` and ``limit``."""
+        return self.whole("skip", 0, 0, 10**12), self.whole("limit", 50, 1, MAX_LIMIT)
+
+    def time(self, name: str) -> int | None:
+        """A time: RFC 3339, unix seconds, or ago (``24h``)."""
+        return self._read(name, lambda text: parse_time(text, self.now_ns))
+
+    def duration(self, name: str) -> int | None:
+        """A duration: seconds or with a unit."""
+        return self._read(name, parse_duration)
+
+    def texts(self, name: str) -> frozenset[str]:
+        """All values of a parameter that may be repeated or comma-separated."""
+        self._known.add(name)
+        return frozenset(part.strip() for value in self._values.getall(name, []) for part in value.split(",") if part)
+
+    def choice(self, name: str, known: Iterable[str], default: str) -> str:
+        """One of a few words."""
+        options = list(known)
+
+        def parse(text: str) -> str:
+            if text not in options:
+                raise ValueError(f"{text!r} is none of {', '.join(options)}{did_you_mean(text, options)}")
+            return text
+
+        return self._read(name, parse) or default
+
+    def execution_statuses(self) -> tuple[ExecutionStatus, ...]:
+        """``status`` as execution statuses."""
+        return tuple(ExecutionStatus(word) for word in self._statuses({s.value for s in ExecutionStatus}))
+
+    def step_statuses(self) -> frozenset[StepStatus]:
+        """``status`` as step statuses."""
+        return frozenset(StepStatus(word) for word in self._statuses({s.value for s in StepStatus}))
+
+    def _statuses(self, known: set[str]) -> list[str]:
+        words = sorted(self.texts("status"))
+        for word in words:
+            if word not in known:
+                hint = did_you_mean(word, known) or f"; there are: {', '.join(sorted(known))}"
+                self._faults.append(Fault("bad_value", "status", f'"{word}" is no status{hint}'))
+        return [word for word in words if word in known]
+
+    def done(self) -> None:
+        """Raise 422 naming every fault, if there are any."""
+        for name in self._values:
+            if name not in self._known:
+                hint = did_you_mean(name, self._known)
+                self._faults.append(Fault("unknown_parameter", name, f'no parameter is called "{name}"{hint}'))
+        if self._faults:
+            raise errors.invalid_parameters(self._faults)
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let in whoever has the token; without one, only requests that name this machine (no DNS rebinding)."""
+    config = request.app[CONFIG]
+    if config.token is not None:
+        if not request.path.startswith("/-/"):
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), config.token.encode()):
+                raise errors.unauthorized()
+    else:
+        host = (request.headers.get("Host") or "").rpartition("@")[2]
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host
+        name = name.removeprefix("[").removesuffix("]")
+        if name and name != config.host and not is_loopback(name):
+            raise errors.wrong_host(name)
+    response = await handler(request)
+    if not response.prepared:
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        response.headers.setdefault("Cache-Control", "no-store")
+    return response

@@ -1,0 +1,71 @@
+"""A run's timeline, and whether the views of it agree."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+from aiohttp import web
+from sqlalchemy import Connection
+
+from tachograph.exporter.api import errors
+from tachograph.exporter.api.executions import stored_run
+from tachograph.exporter.api.request import DATABASE, RECORDER, Query, json_response, workspace_of
+from tachograph.exporter.chrome import chrome_trace
+from tachograph.exporter.reconcile import reconcile
+from tachograph.exporter.store import queries
+from tachograph.exporter.timeline import TimelineFilter, build_timeline
+from tachograph.instrumentation.ledger import Ledger
+
+FORMATS = ("json", "chrome")
+
+
+async def timeline(request: web.Request) -> web.Response:
+    """``GET /api/workflows/executions/{execution_id}/timeline``: every step in time; also while it runs."""
+    query = Query(request)
+    wanted = TimelineFilter(
+        status=query.step_statuses(),
+        min_duration_ns=query.duration("min_duration"),
+        max_duration_ns=query.duration("max_duration"),
+        step=query.texts("step"),
+    )
+    form = query.choice("format", FORMATS, "json")
+    query.done()
+    workspace = await workspace_of(request)
+    execution_id = request.match_info["execution_id"]
+
+    def read(connection: Connection) -> bytes | None:
+        # Read, put together and encoded off the event loop: ten thousand steps take a while.
+        run = queries.run(connection, workspace.id, execution_id)
+        if run is None:
+            return None
+        built = build_timeline(run, wanted, now_ns=time.time_ns())
+        return msgspec.json.encode(chrome_trace(run, built) if form == "chrome" else built)
+
+    body = await request.app[DATABASE].read(read)
+    if body is None:
+        raise errors.execution_not_found(execution_id)
+    return web.Response(body=body, content_type="application/json")
+
+
+async def compare_views(request: web.Request) -> web.Response:
+    """``GET /api/workflows/executions/{execution_id}/reconcile``: do rows, events, spans and counters agree?"""
+    Query(request).done()
+    workspace = await workspace_of(request)
+    lanes = request.app[RECORDER].lanes
+    # A view that is merely behind does not differ.
+    await asyncio.get_running_loop().run_in_executor(None, lambda: [lane.flush(1.0) for lane in lanes.values()])
+    run = await stored_run(request, workspace)
+    ledgers = {
+        name: ledger
+        for name, lane in lanes.items()
+        if isinstance(ledger := getattr(lane.listener, "ledger", None), Ledger)
+    }
+    return json_response(reconcile(run, ledgers))
+
+
+ROUTES = (
+    ("GET", "/api/workflows/executions/{execution_id}/timeline", timeline),
+    ("GET", "/api/workflows/executions/{execution_id}/reconcile", compare_views),
+)

@@ -1,0 +1,8 @@
+"""The ``tachograph`` command."""
+
+from __future__ import annotations
+
+from tachograph.exporter.cli import records, running, serving
+from tachograph.exporter.cli.common import app
+
+__all__ = ["app", "records", "running", "serving"]

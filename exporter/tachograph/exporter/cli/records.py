@@ -1,0 +1,207 @@
+"""``tachograph validate``, ``seed``, ``timeline`` and ``metrics``: definitions in, records out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy import Connection, Row, insert, update
+
+from tachograph.events import new_id, workspace_id
+from tachograph.exporter import examples
+from tachograph.exporter.api.metrics import metrics_summary
+from tachograph.exporter.api.workflows import definition_values
+from tachograph.exporter.cli.common import (
+    DATABASE,
+    AllowOption,
+    DatabaseOption,
+    HandlersOption,
+    JsonOption,
+    WorkspaceOption,
+    app,
+    fail,
+    load_handlers,
+    open_database,
+    out,
+    print_faults,
+    print_json,
+    told,
+)
+from tachograph.exporter.schemas import ValidationResult
+from tachograph.exporter.store import queries
+from tachograph.exporter.store.database import Database
+from tachograph.exporter.store.queries import ExecutionFilter
+from tachograph.exporter.store.schema import workflow_definitions
+from tachograph.exporter.store.writer import add_project, add_workspace
+from tachograph.exporter.terminal import TimelineView, metrics_text
+from tachograph.exporter.timeline import build_timeline
+from tachograph.workflow.definition import Workflow
+from tachograph.workflow.validation import validate_document
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(help="A workflow definition.")],
+    handlers: HandlersOption = None,
+    allow_handler: AllowOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a definition: every fault at once, each with its place. Exit code 0 when it is valid, else 1."""
+    try:
+        document = file.read_bytes()
+    except OSError as error:
+        fail(f"cannot read {file}: {error.strerror}")
+    workflow, report = validate_document(document, load_handlers(["examples", *(handlers or [])], allow_handler))
+    if as_json:
+        print_json(ValidationResult(report.is_valid, report.errors, report.warnings))
+    else:
+        print_faults(report.warnings, "warning")
+        print_faults(report.errors, "error")
+        if workflow is not None:
+            out.print(f'[green]✔[/] {file}: workflow "{workflow.name}", {len(workflow.steps)} steps')
+        else:
+            out.print(f"[red]✘[/] {file}: {len(report.errors)} fault{'s' if len(report.errors) != 1 else ''}")
+    raise typer.Exit(0 if report.is_valid else 1)
+
+
+@app.command()
+def seed(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Where the definitions are (default: the examples).")
+    ] = None,
+    database: DatabaseOption = DATABASE,
+    workspace: Annotated[str, typer.Option("--workspace-id", help="Workspace, by id or slug.")] = "default",
+    project: Annotated[str, typer.Option("--project-id", help="Project of the workspace, by id or slug.")] = "default",
+    skip_existing: Annotated[bool, typer.Option(help="Leave workflows that are there already as they are.")] = False,
+    handlers: HandlersOption = None,
+) -> None:
+    """Register the workflow definitions of a directory; those there already are changed (or skipped)."""
+    with told():
+        known = load_handlers(["examples", *(handlers or [])])
+        paths = sorted((directory or examples.workflow_directory()).glob("*.json"))
+        if not paths:
+            fail(f"there is no definition (*.json) in {directory}")
+        valid: list[tuple[Path, Workflow]] = []
+        broken = 0
+        for path in paths:
+            workflow, report = validate_document(path.read_bytes(), known)
+            if workflow is None:
+                broken += 1
+                out.print(f"[red]✘[/] {path.name}: {len(report.errors)} fault(s)")
+                print_faults(report.errors, "error")
+            else:
+                valid.append((path, workflow))
+        store = open_database(database)
+        outcomes = seed_workflows(store, workspace, project, [w for _, w in valid], skip_existing=skip_existing)
+        for (path, workflow), outcome in zip(valid, outcomes, strict=True):
+            out.print(f"[green]✔[/] {path.name}: {workflow.name}, {len(workflow.steps)} steps, {outcome}")
+        store.close()
+    raise typer.Exit(1 if broken else 0)
+
+
+def seed_workflows(
+    store: Database, workspace: str, project: str, workflows: list[Workflow], *, skip_existing: bool = False
+) -> list[str]:
+    """Register definitions in one transaction; what became of each: created, changed, unchanged or skipped.
+
+    The workspace and project are found by id or slug. Those called ``default`` are made when not there.
+    """
+
+    def work(connection: Connection) -> list[str]:
+        now = time.time_ns()
+        if workspace == "default":
+            add_workspace(connection, workspace, now)
+        found = queries.workspace(connection, slug=workspace) or queries.workspace(connection, identifier=workspace)
+        if found is None:
+            fail(f'there is no workspace "{workspace}" in {store.name}')
+        if project == "default":
+            add_project(connection, found.slug, project, now)
+        owner = queries.project(connection, found.id, project)
+        if owner is None:
+            fail(f'there is no project "{project}" in workspace "{found.slug}"')
+        return [_seed_one(connection, found, owner.slug, workflow, now, skip_existing) for workflow in workflows]
+
+    return store.run(work)
+
+
+def _seed_one(
+    connection: Connection, workspace: Row[Any], project: str, workflow: Workflow, now: int, skip_existing: bool
+) -> str:
+    values = definition_values(workflow, now)
+    row = queries.definition(connection, workspace.id, name=workflow.name)
+    if row is None:
+        connection.execute(
+            insert(workflow_definitions).values(
+                id=new_id(now), workspace_id=workspace.id, project=project, created_ns=now, **values
+            )
+        )
+        return "created"
+    if row.document is not None and skip_existing:
+        return "skipped, it is there"
+    if row.document == values["document"]:
+        return "unchanged"
+    connection.execute(update(workflow_definitions).where(workflow_definitions.c.id == row.id).values(values))
+    return "changed"
+
+
+@app.command()
+def timeline(
+    execution: Annotated[str, typer.Argument(help="An execution's id, or 'last'.")],
+    database: DatabaseOption = DATABASE,
+    workspace: WorkspaceOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a recorded run's timeline."""
+    with told():
+        store = open_database(database, must_exist=True)
+        owner = workspace_id(workspace)
+
+        def read(connection: Connection) -> queries.StoredRun | None:
+            wanted = execution
+            if wanted == "last":
+                rows, _ = queries.executions(connection, ExecutionFilter(workspace=owner), 0, 1)
+                if not rows:
+                    return None
+                wanted = rows[0].execution_id
+            return queries.run(connection, owner, wanted)
+
+        run = store.look(read)
+        store.close()
+    if run is None:
+        fail(f'there is no execution "{execution}" in workspace "{workspace}"')
+    built = build_timeline(run, now_ns=time.time_ns())
+    if as_json:
+        print_json(built)
+    else:
+        out.print(TimelineView(built))
+
+
+@app.command()
+def metrics(
+    workflow: Annotated[str, typer.Argument(help="A workflow, by name or id.")],
+    database: DatabaseOption = DATABASE,
+    workspace: WorkspaceOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Show a workflow's figures: executions, success rate, durations."""
+    with told():
+        store = open_database(database, must_exist=True)
+        owner = workspace_id(workspace)
+
+        def read(connection: Connection) -> tuple[Row[Any] | None, queries.DurationSummary | None]:
+            row = queries.find_definition(connection, owner, workflow)
+            if row is None:
+                return None, None
+            return row, queries.summary(connection, ExecutionFilter(workspace=owner, workflow_id=row.id))
+
+        row, found = store.look(read)
+        store.close()
+    if row is None or found is None:
+        fail(f'there is no workflow "{workflow}" in workspace "{workspace}"')
+    summary = metrics_summary(row.id, row.name, found)
+    if as_json:
+        print_json(summary)
+    else:
+        out.print(metrics_text(summary))

@@ -1,0 +1,192 @@
+"""The service: one aiohttp process that runs workflows, records them, and serves what was recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from sqlalchemy import Connection
+
+from tachograph.exporter.api import executions, health, metrics, timeline, workflows
+from tachograph.exporter.api.errors import problems
+from tachograph.exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER, guard
+from tachograph.exporter.config import Config
+from tachograph.exporter.store import queries, recovery
+from tachograph.exporter.store.database import Database
+from tachograph.exporter.store.writer import StoreWriter, add_project, add_workspace
+from tachograph.instrumentation.health import HEALTH_METRICS, HealthCollector, OwnSeries
+from tachograph.instrumentation.ledger import EventLedger
+from tachograph.instrumentation.metrics import METRICS, MetricsListener
+from tachograph.instrumentation.recorder import Recorder
+from tachograph.instrumentation.series import SeriesRegistry
+from tachograph.instrumentation.setup import adopt, find_provider, release
+from tachograph.instrumentation.spans import SpanListener, propagation
+from tachograph.workflow.executor import Executor
+from tachograph.workflow.handlers import HandlerRegistry
+from tachograph.workflow.handlers import registry as default_handlers
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS: Final = 10.0
+ROUTES: Final = (
+    *executions.ROUTES,
+    *timeline.ROUTES,
+    *metrics.ROUTES,
+    *workflows.ROUTES,
+    *health.ROUTES,
+)
+"""Every route: method, path, handler. A trailing slash is accepted too."""
+
+
+class Others(Collector):
+    """What this process registered with prometheus_client itself: CPU, memory, GC, and whatever its handlers count."""
+
+    def collect(self) -> Iterator[Metric]:
+        """See `prometheus_client.registry.Collector`; a name that is ours is left out, for nothing may come twice."""
+        ours = {spec.name.removesuffix("_total") for spec in (*METRICS, *HEALTH_METRICS)}
+        return (metric for metric in REGISTRY.collect() if metric.name not in ours)
+
+    def describe(self) -> list[Metric]:
+        """Nothing: its names may come and go."""
+        return []
+
+
+class Service:
+    """All parts of the service, made in order and closed in the reverse.
+
+    Args:
+        config: the settings; checked here.
+        handlers: the step handlers it can run.
+    """
+
+    def __init__(self, config: Config, handlers: HandlerRegistry = default_handlers) -> None:
+        config.check()
+        self.config = config
+        self.database = Database(config.database)
+        self.registry = CollectorRegistry()
+        self.recorder = Recorder()
+        adopt(self.recorder, config.workspace)
+        spans = SpanListener(find_provider())
+        self.recorder.set_spans(spans)
+        self.metrics = MetricsListener(
+            self.registry,
+            series=SeriesRegistry(family_limit=config.series_limit, expire_seconds=config.series_expire_seconds),
+            is_sampled=spans.is_sampled,
+        )
+        self.recorder.add("metrics", self.metrics)
+        self.own = OwnSeries(self.registry)
+        self.recorder.add("store", StoreWriter(self.database, self.own.wrote))
+        self.recorder.add("events", EventLedger())
+        self.registry.register(HealthCollector(self.recorder, self.metrics.series))
+        self.registry.register(Others())
+        self.executor = Executor(
+            self.recorder, handlers=handlers, max_executions=config.max_executions, carrier=propagation
+        )
+        self.life = health.Life()
+        self._sweeper: asyncio.Task[None] | None = None
+        self.database.run(self._prepare)
+
+    def _prepare(self, connection: Connection) -> None:
+        now = time.time_ns()
+        add_workspace(connection, self.config.workspace, now)
+        add_project(connection, self.config.workspace, "default", now)
+        # A gauge that vanished at a restart would hide that a workflow stopped succeeding.
+        for workspace, workflow, finished_ns in queries.last_successes(connection):
+            self.metrics.restore_last_success(workspace, workflow, finished_ns)
+
+    def application(self) -> web.Application:
+        """The aiohttp application; it starts and stops the service's background work."""
+        app = web.Application(middlewares=[problems, guard], client_max_size=self.config.max_body_bytes)
+        app[CONFIG] = self.config
+        app[DATABASE] = self.database
+        app[RECORDER] = self.recorder
+        app[EXECUTOR] = self.executor
+        app[metrics.SCRAPER] = metrics.Scraper(self.registry, self.recorder, self.own)
+        app[health.LIFE] = self.life
+        for method, path, handler in ROUTES:
+            app.router.add_route(method, path, handler)
+            app.router.add_route(method, path + "/", handler)
+        app.cleanup_ctx.append(self._background)
+        return app
+
+    async def _background(self, _app: web.Application) -> AsyncIterator[None]:
+        await self.sweep()
+        self._sweeper = asyncio.create_task(self._sweep_now_and_then(), name="tachograph sweep")
+        yield
+        self._sweeper.cancel()
+        await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self.close()
+
+    async def sweep(self) -> int:
+        """Close executions whose process died; how many there were."""
+        lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns()))
+        for execution, steps in lost:
+            for event in recovery.lost_events(execution, steps):
+                self.recorder(event)
+            log.warning("execution %s of %s was lost", execution.execution_id, execution.workflow)
+        if lost:
+            await asyncio.to_thread(self.recorder.lanes["store"].flush, 10.0)
+        return len(lost)
+
+    async def _sweep_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                await self.sweep()
+            except Exception:
+                log.exception("looking for lost executions failed; trying again later")
+
+    async def stop_work(self) -> None:
+        """Take no more work and let running steps finish within the grace period; what is left is cancelled."""
+        self.life.is_stopping = True
+        await self.executor.drain(self.config.grace_seconds)
+
+    async def close(self) -> None:
+        """Stop work, deliver what was recorded, close the database."""
+        await self.stop_work()
+        release(self.recorder)
+        await asyncio.to_thread(self.recorder.close)
+        await self.database.aclose()
+
+
+async def serve(service: Service, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; then stop gracefully. A second signal stops at once.
+
+    ``on_ready`` is told the address once requests are answered. Raises `OSError` when the address cannot be had.
+    """
+    config = service.config
+    runner = web.AppRunner(service.application(), access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, config.host, config.port, reuse_address=True)
+        await site.start()
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError, ValueError):
+                loop.add_signal_handler(number, stop.set)
+        port = site._server.sockets[0].getsockname()[1] if site._server is not None else config.port  # type: ignore[attr-defined]
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        if on_ready is not None:
+            on_ready(f"http://{host}:{port}")
+        await stop.wait()
+        log.info("stopping: running steps have %g s to finish", config.grace_seconds)
+        stop.clear()
+        work = asyncio.create_task(service.stop_work())
+        again = asyncio.create_task(stop.wait())
+        await asyncio.wait({work, again}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            await service.executor.drain(0)
+        again.cancel()
+        await work
+    finally:
+        await runner.cleanup()

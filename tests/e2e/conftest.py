@@ -1,0 +1,153 @@
+"""Real processes: the service, Prometheus; on free ports, stopped afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+TACHOGRAPH = [sys.executable, "-m", "tachograph.exporter"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+def get(url: str, *, method: str = "GET", body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    """(status, decoded body) by the standard library, like any script would."""
+    import urllib.error
+    import urllib.request
+
+    data = msgspec.json.encode(body) if body is not None else None
+    request = urllib.request.Request(url, data=data, method=method, headers=headers or {})
+    if data is not None:
+        request.add_header("Content-Type", "application/json")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            status, content = response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            status, content = error.code, error.read()
+    try:
+        return status, msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return status, content.decode()
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """The first truthy answer; what is not there in time is a failure."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            found = condition()
+        except (OSError, KeyError, IndexError):
+            found = None
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError("it did not happen in time")
+        time.sleep(0.05)
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "TACHOGRAPH_", "TRACEPARENT"))}
+    return {**kept, "PYTHONUNBUFFERED": "1", "COLUMNS": "120", **more}
+
+
+class Server:
+    """A ``tachograph serve`` process."""
+
+    def __init__(self, directory: Path, *options: str, **variables: str) -> None:
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.log = directory / f"serve-{self.port}.log"
+        self.command = [*TACHOGRAPH, "serve", "--listen", f"127.0.0.1:{self.port}", "--handlers", "examples", *options]
+        self.variables = variables
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Server:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environment(**self.variables))
+        eventually(self._answers)
+        return self
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()
+        return get(f"{self.address}/-/ready")[0] == 200
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 20) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+    def get(self, path: str) -> Any:
+        status, body = get(self.address + path)
+        assert status == 200, body
+        return body
+
+    def post(self, path: str, body: Any = None) -> Any:
+        status, answer = get(self.address + path, method="POST", body=body if body is not None else {})
+        assert status in (201, 202), answer
+        return answer
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def make(*options: str, **variables: str) -> Server:
+        found = Server(tmp_path, "--database", f"sqlite:///{tmp_path}/serve.db", *options, **variables)
+        made.append(found)
+        return found.start()
+
+    yield make
+    for one in made:
+        if one.process is not None and one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Starts a real Prometheus with a configuration; its address."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("needs the prometheus package (apt-get install prometheus)")
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(configuration: str, *options: str) -> str:
+        file = tmp_path / "prometheus.yml"
+        file.write_text(configuration)
+        subprocess.run(["promtool", "check", "config", str(file)], check=True, capture_output=True)
+        port = free_port()
+        command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={tmp_path}/tsdb",
+                   f"--web.listen-address=127.0.0.1:{port}", *options]  # fmt: skip
+        with (tmp_path / "prometheus.log").open("wb") as log:
+            processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+        address = f"http://127.0.0.1:{port}"
+        eventually(lambda: get(f"{address}/-/ready")[0] == 200)
+        return address
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait(20)

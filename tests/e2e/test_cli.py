@@ -1,0 +1,215 @@
+"""The command, as a person would use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import ROOT
+from tests.e2e.conftest import TACHOGRAPH, environment, eventually, free_port, get
+
+from tachograph.exporter import examples
+
+FLOWS = examples.workflow_directory()
+
+
+def tachograph(directory: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TACHOGRAPH, *words], capture_output=True, text=True, cwd=directory, env=environment(**variables),
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_run_draws_the_timeline_and_tells_the_outcome_by_its_exit_code(tmp_path: Path) -> None:
+    good = tachograph(tmp_path, "run", str(FLOWS / "with_retries.json"))
+    assert good.returncode == 0, good.stderr
+    assert "✔ with_retries completed" in good.stdout
+    assert "█" in good.stdout
+    assert "↻" in good.stdout
+    assert "◆ critical path" in good.stdout
+    bad = tachograph(tmp_path, "run", str(FLOWS / "data_pipeline.json"), "-i", "minimum_rows=1000000")
+    assert bad.returncode == 1
+    assert "upstream failed" in bad.stdout
+    assert "fewer than minimum_rows" in bad.stdout
+    # Both are on record, in the directory's own database.
+    last = tachograph(tmp_path, "timeline", "last")
+    assert last.returncode == 0
+    assert "data_pipeline failed" in last.stdout
+    figures = tachograph(tmp_path, "metrics", "data_pipeline")
+    assert "1 failed" in figures.stdout
+
+
+def test_run_by_name_with_inputs_as_json(tmp_path: Path) -> None:
+    assert tachograph(tmp_path, "seed").returncode == 0
+    ran = tachograph(tmp_path, "run", "conditional_workflow", "--input", "mode=thorough", "--json")
+    assert ran.returncode == 0, ran.stderr
+    timeline = json.loads(ran.stdout)
+    statuses = {step["step_name"]: step["status"] for step in timeline["step_timeline"]}
+    assert statuses == {"evaluate": "completed", "fast": "skipped", "standard": "skipped", "thorough": "completed",
+                        "aggregate": "completed"}  # fmt: skip
+    shown = tachograph(tmp_path, "timeline", timeline["execution_id"], "--json")
+    assert json.loads(shown.stdout)["step_timeline"] == timeline["step_timeline"]
+    figures = json.loads(tachograph(tmp_path, "metrics", "conditional_workflow", "--json").stdout)
+    assert (figures["total_executions"], figures["success_rate"]) == (1, 100.0)
+
+
+def test_seed_registers_once_and_says_what_it_did(tmp_path: Path) -> None:
+    first = tachograph(tmp_path, "seed", "--workspace-id", "default", "--project-id", "default")
+    assert first.stdout.count("created") == 6
+    assert tachograph(tmp_path, "seed").stdout.count("unchanged") == 6
+    assert tachograph(tmp_path, "seed", "--skip-existing").stdout.count("skipped, it is there") == 6
+    changed = json.loads((FLOWS / "basic_sequence.json").read_text())
+    changed["version"] = "2.0"
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "a.json").write_text(json.dumps(changed))
+    (tmp_path / "flows" / "broken.json").write_text('{"name": "x"}')
+    mixed = tachograph(tmp_path, "seed", "flows")
+    assert mixed.returncode == 1
+    assert "a.json: basic_sequence, 3 steps, changed" in mixed.stdout
+    assert "no_steps" in mixed.stderr
+    for option, value in (("--workspace-id", "nope"), ("--project-id", "nope")):
+        refused = tachograph(tmp_path, "seed", option, value)
+        assert refused.returncode == 2
+        assert '"nope"' in refused.stderr
+
+
+def test_validate_names_every_fault(tmp_path: Path) -> None:
+    assert tachograph(tmp_path, "validate", str(FLOWS / "data_pipeline.json")).returncode == 0
+    (tmp_path / "bad.json").write_text(json.dumps({"name": "w", "steps": [
+        {"name": "a", "depends_on_steps": ["c"]}, {"name": "b", "depends_on_steps": ["a"]},
+        {"name": "c", "depends_on_steps": ["b"], "config": {"handler": "slep"}}]}))  # fmt: skip
+    bad = tachograph(tmp_path, "validate", "bad.json")
+    assert bad.returncode == 1
+    assert "a → c → b → a" in bad.stderr
+    assert 'did you mean "sleep"' in bad.stderr
+    report = json.loads(tachograph(tmp_path, "validate", "bad.json", "--json").stdout)
+    assert {fault["code"] for fault in report["errors"]} == {"cycle", "unknown_handler"}
+
+
+BAD_USE: list[tuple[list[str], str]] = [
+    (["run", "nope.json"], "cannot read nope.json"),
+    (["run", "nope"], 'no workflow "nope" is registered'),
+    (["run", str(FLOWS / "basic_sequence.json"), "-i", "x"], "not KEY=VALUE"),
+    (["run", str(FLOWS / "basic_sequence.json"), "-i", "x=1"], "no variable of this workflow"),
+    (["run", str(FLOWS / "data_pipeline.json"), "-i", "minimum_rows=many"], "expected int"),
+    (["run", str(FLOWS / "basic_sequence.json"), "--database", "mysql://x"], "no support"),
+    (["run", str(FLOWS / "basic_sequence.json"), "--handlers", "no_such_module"], "cannot load handlers"),
+    (["replay", str(FLOWS / "basic_sequence.json")], "WfFormat"),
+    (["replay", "x.json", "--speed", "0"], "more than 0"),
+    (["timeline", "last"], "no database"),
+    (["serve", "--listen", "here"], "no address to listen on"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), BAD_USE, ids=[" ".join(w)[-40:] for w, _ in BAD_USE])
+def test_wrong_use_is_told_in_a_line_with_the_way_out(tmp_path: Path, words: list[str], says: str) -> None:
+    told = tachograph(tmp_path, *words)
+    assert told.returncode == 2
+    assert says in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_replay_runs_a_recorded_workflow_again(tmp_path: Path) -> None:
+    document: dict[str, Any] = {
+        "name": "small", "schemaVersion": "1.5",
+        "workflow": {"specification": {"tasks": [{"name": t, "id": t, "parents": p} for t, p in
+                                                 (("a", []), ("b", ["a"]), ("c", ["a"]), ("d", ["b", "c"]))]},
+                     "execution": {"tasks": [{"id": t, "runtimeInSeconds": 20} for t in "abcd"]}},
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    ran = tachograph(tmp_path, "replay", "run.json", "--speed", "100", "--json")
+    assert ran.returncode == 0, ran.stderr
+    timeline = json.loads(ran.stdout)
+    # Three tasks of 0.2 s in a row; how much longer a busy machine takes is its own affair.
+    assert [step["step_name"] for step in timeline["critical_path"]][::2] == ["a", "d"]
+    assert timeline["critical_path_seconds"] > 0.59
+    assert timeline["work_seconds"] > timeline["critical_path_seconds"] * 1.1
+
+
+def test_a_run_interrupted_at_the_terminal_is_recorded_as_cancelled(tmp_path: Path) -> None:
+    long = {"name": "a", "config": {"handler": "sleep", "seconds": 60}}
+    after = {"name": "b", "depends_on_steps": ["a"]}
+    (tmp_path / "slow.json").write_text(json.dumps({"name": "slow", "steps": [long, after]}))
+    process = subprocess.Popen([*TACHOGRAPH, "run", "slow.json"], cwd=tmp_path, env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    database = tmp_path / "tachograph.db"
+    eventually(database.exists)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 1, err
+    assert "slow cancelled" in out
+
+
+def test_run_shows_live_progress_on_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps({"name": "slow", "steps": [
+        {"name": "waiting", "config": {"handler": "sleep", "seconds": 1}}]}))  # fmt: skip
+    parent, child = pty.openpty()
+    process = subprocess.Popen([*TACHOGRAPH, "run", "s.json"], cwd=tmp_path, stdout=child, stderr=child,
+                               env=environment(TERM="xterm"))  # fmt: skip
+    os.close(child)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(parent, 65_536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(parent)
+    assert process.wait(20) == 0
+    text = seen.decode("utf-8", "replace")
+    assert "0/1 steps" in text
+    assert "waiting" in text
+    assert "slow" in text.rpartition("completed")[0]
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    assert tachograph(tmp_path, "--version").stdout.startswith("tachograph 0.")
+    help_text = tachograph(tmp_path, "--help").stdout
+    for command in ("serve", "run", "validate", "seed", "demo", "replay", "timeline", "metrics"):
+        assert command in help_text
+
+
+def test_the_demo_runs_everything_and_prints_the_addresses(tmp_path: Path) -> None:
+    port = free_port()
+    log = tmp_path / "demo.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen([*TACHOGRAPH, "demo", "--listen", f"127.0.0.1:{port}", "--interval", "0"],
+                                   cwd=tmp_path, env=environment(), stdout=file, stderr=file)  # fmt: skip
+    try:
+        eventually(lambda: "Stop with Ctrl-C" in log.read_text(), 60)
+        text = log.read_text()
+        assert f"http://127.0.0.1:{port}/metrics" in text
+        stats = get(f"http://127.0.0.1:{port}/api/workflows/executions/stats")[1]
+        assert stats["total_executions"] == 12
+        assert stats["by_status"] == {"completed": 11, "failed": 1}
+        address = next(word for word in text.split() if word.endswith("/timeline"))
+        assert get(address)[1]["step_timeline"]
+        metrics = get(f"http://127.0.0.1:{port}/metrics")[1]
+        assert "workflow_step_retries_total" in metrics
+        assert 'reason="condition"' in metrics
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_every_example_program_runs(program: Path, tmp_path: Path) -> None:
+    import sys
+
+    if program.name == "handlers.py":
+        return
+    ran = subprocess.run([sys.executable, "-W", "error", str(program)], cwd=tmp_path, capture_output=True, text=True,
+                         env=environment(), timeout=60, check=False)  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout
