@@ -1,0 +1,49 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench docs clean
+
+demo: $(VENV)/.exporter  ## Install, register the example workflows, run them, serve everything
+	$(BIN)/tachograph demo $(DEMO_OPTIONS)
+
+test: $(VENV)/.test system-packages  ## Install what the tests need, then format, lint, types and all tests
+	$(MAKE) check
+
+check: $(VENV)/.test  ## Format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest $(PYTEST_OPTIONS)
+
+bench: $(VENV)/.exporter  ## Measure, side by side with what one would use otherwise
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python benchmarks/run.py
+
+docs: $(VENV)/.test  ## Write the generated parts of the docs again
+	$(BIN)/python docs/generate.py
+
+# The real Prometheus and promtool; as another user they have to be there already.
+.PHONY: system-packages
+system-packages:
+	@if ! command -v promtool >/dev/null 2>&1; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null; \
+	  else \
+	    echo "Some tests need the prometheus package: sudo apt-get install prometheus" >&2; \
+	  fi; \
+	fi
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { [ "$$(id -u)" = 0 ] && rm -rf $(VENV) && apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv $(VENV); }
+
+$(VENV)/.exporter: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[exporter]'
+	touch $@
+
+$(VENV)/.test: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[exporter,test]'
+	touch $@ $(VENV)/.exporter
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist

@@ -1,0 +1,155 @@
+"""The timeline route over HTTP on SQLite, beside the bare SQLAlchemy Core read plus msgspec encoding of the same rows,
+and beside a trivial JSON route of the same server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp import web
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Connection, select
+
+from tachograph.events import (
+    Event,
+    ExecutionFinished,
+    ExecutionStarted,
+    ExecutionStatus,
+    StepFinished,
+    StepRef,
+    StepStatus,
+    new_execution_ref,
+    new_span_id,
+    step_id,
+    workflow_id,
+)
+from tachograph.exporter.config import Config
+from tachograph.exporter.service import Service
+from tachograph.exporter.store.schema import workflow_executions, workflow_step_executions
+from tachograph.exporter.store.writer import StoreWriter
+
+SIZES = (100, 1_000, 10_000)
+ROUNDS = {100: 60, 1_000: 30, 10_000: 12}
+
+
+def a_run(count: int) -> list[Event]:
+    """A finished run in which every step waits for the two before it."""
+    run = new_execution_ref(workspace="default", workflow="bench", workflow_id=workflow_id("default", "bench"))
+    ids = [step_id(run.workflow_id, f"step-{i}") for i in range(count)]
+    begun = time.time_ns()
+    events: list[Event] = [ExecutionStarted(execution=run, time_ns=begun, step_count=count)]
+    for i in range(count):
+        step = StepRef(
+            execution=run,
+            step_id=ids[i],
+            name=f"step-{i}",
+            span_id=new_span_id(),
+            parent_span_id=run.span_id,
+            step_order=i + 1,
+            depends_on=tuple(ids[max(0, i - 2) : i]),
+        )
+        started = begun + i * 1_000_000
+        events.append(
+            StepFinished(
+                step=step,
+                time_ns=started + 900_000,
+                status=StepStatus.COMPLETED,
+                attempt=1,
+                started_ns=started,
+                attempt_started_ns=started,
+                dependency_ns=i * 1_000_000,
+                run_ns=900_000,
+                inputs='{"part":1,"path":"/data/in"}',
+                output='{"rows":1200}',
+            )
+        )
+    end = begun + count * 1_000_000
+    events.append(
+        ExecutionFinished(
+            execution=run, time_ns=end, status=ExecutionStatus.COMPLETED, started_ns=begun, step_count=count
+        )
+    )
+    return events
+
+
+def bare_read(connection: Connection, execution_id: str) -> bytes:
+    """All columns of the run's rows, as JSON."""
+    execution = connection.execute(
+        select(workflow_executions).where(workflow_executions.c.execution_id == execution_id)
+    ).all()
+    steps = connection.execute(
+        select(workflow_step_executions).where(workflow_step_executions.c.execution_id == execution_id)
+    ).all()
+    return msgspec.json.encode([[dict(row._mapping) for row in rows] for rows in (execution, steps)])
+
+
+async def measure(console: Console) -> None:
+    """Print the table."""
+    with tempfile.TemporaryDirectory() as directory:
+        service = Service(Config(database=f"sqlite:///{directory}/x.db"))
+        app = service.application()
+
+        async def trivial(_request: web.Request) -> web.Response:
+            return web.Response(body=msgspec.json.encode({"status": "ok"}), content_type="application/json")
+
+        app.router.add_get("/trivial", trivial)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        address = runner.addresses[0]
+        writer = StoreWriter(service.database)
+        table = Table("steps", "trivial route, ms", "bare read + encode, ms", "timeline route, ms", "ratio", "KiB")
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{address[1]}") as session:
+            for size in SIZES:
+                events = a_run(size)
+                writer.apply(events)
+                table.add_row(*await one(session, service, events[0].execution.execution_id, size))
+        console.print(table)
+        console.print("ratio: timeline route to bare read, paired median; the bare read has no HTTP in it")
+        await runner.cleanup()
+
+
+async def one(session: aiohttp.ClientSession, service: Service, execution_id: str, size: int) -> tuple[str, ...]:
+    """A row of the table."""
+    sides: dict[str, list[float]] = {"trivial": [], "bare": [], "timeline": []}
+    length = 0
+    path = f"/api/workflows/executions/{execution_id}/timeline"
+
+    async def fetch(url: str) -> bytes:
+        async with session.get(url) as response:
+            return await response.read()
+
+    def bare() -> Any:
+        return service.database.look(lambda c: bare_read(c, execution_id))
+
+    for number in range(ROUNDS[size] + 2):
+        if number == 2:
+            for values in sides.values():
+                values.clear()
+        gc.collect()
+        begun = time.perf_counter()
+        await fetch("/trivial")
+        sides["trivial"].append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        bare()
+        sides["bare"].append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        length = len(await fetch(path))
+        sides["timeline"].append(time.perf_counter() - begun)
+    ratio = statistics.median(t / b for t, b in zip(sides["timeline"], sides["bare"], strict=True))
+    figures = [f"{statistics.median(values) * 1000:.2f}" for values in sides.values()]
+    return (f"{size:,}", *figures, f"{ratio:.2f}", f"{length / 1024:.0f}")
+
+
+def main(console: Console) -> None:
+    """Print the table."""
+    asyncio.run(measure(console))

@@ -1,0 +1,165 @@
+"""Write the generated parts of the docs again: ``make docs``.
+
+Tables come from the code, examples from a real run on this machine. A generated part stands between
+``<!-- generated: NAME -->`` and ``<!-- end -->``; what is outside is left alone. With ``--check``, only says whether
+the tables are up to date (examples differ from run to run).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from rich.console import Console
+
+from tachograph.exporter import examples
+from tachograph.exporter.config import Config
+from tachograph.exporter.service import ROUTES, Service
+from tachograph.exporter.store import queries
+from tachograph.exporter.terminal import TimelineView
+from tachograph.exporter.timeline import build_timeline
+from tachograph.instrumentation.health import HEALTH_METRICS
+from tachograph.instrumentation.metrics import METRICS, MetricSpec
+from tachograph.instrumentation.semconv import ATTRIBUTES
+from tachograph.workflow.handlers import registry
+
+HERE = Path(__file__).resolve().parent
+FILES = (HERE / "telemetry.md", HERE / "metrics.md", HERE.parent / "README.md")
+PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def metric_table(specs: tuple[MetricSpec, ...]) -> str:
+    """Name, kind, labels, meaning."""
+    rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
+    for spec in specs:
+        labels = " ".join(f"`{label}`" for label in spec.labels) or "–"
+        rows.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.help} |")
+    return "\n".join(rows)
+
+
+def attribute_table() -> str:
+    """Name, which spans, meaning."""
+    rows = ["| attribute | on | meaning |", "|---|---|---|"]
+    rows += [f"| `{name}` | {about.on} | {about.meaning} |" for name, about in ATTRIBUTES.items()]
+    return "\n".join(rows)
+
+
+def route_table() -> str:
+    """Method, path, what it does."""
+    rows = ["| method | path | |", "|---|---|---|"]
+    for method, path, handler in ROUTES:
+        text = " ".join((handler.__doc__ or "").split())
+        about = text.partition("``: ")[2].replace("``", "`")
+        rows.append(f"| {method} | `{path}` | {about} |")
+    return "\n".join(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "metrics": lambda: metric_table(METRICS),
+    "own-metrics": lambda: metric_table(HEALTH_METRICS),
+    "attributes": attribute_table,
+    "routes": route_table,
+}
+
+
+async def real_examples() -> dict[str, str]:
+    """Answers of a real service about real runs, and the timeline as the terminal draws it."""
+    examples.load_handlers()
+    found: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        service = Service(Config(database=f"sqlite:///{directory}/x.db"), registry)
+        runner = web.AppRunner(service.application(), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = runner.addresses[0][1]
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+
+            async def call(method: str, path: str, body: Any = None) -> Any:
+                async with session.request(method, path, json=body) as response:
+                    return await response.json(content_type=None)
+
+            async def run(name: str, **inputs: Any) -> str:
+                accepted = await call("POST", f"/api/workflows/{name}/execute", {"input_variables": inputs})
+                path = f"/api/workflows/executions/{accepted['execution_id']}/status"
+                while (await call("GET", path))["status"] in ("pending", "running"):  # noqa: ASYNC110 - as a script would
+                    await asyncio.sleep(0.02)
+                return str(accepted["execution_id"])
+
+            for item in (await call("GET", "/api/workflows/templates"))["items"]:
+                await call("POST", "/api/workflows", item)
+            submitted = await call("POST", "/api/workflows/basic_sequence/execute", {"input_variables": {}})
+            found["example-submitted"] = as_json(submitted)
+            retried = await run("with_retries")
+            await run("data_pipeline")
+            await run("data_pipeline", minimum_rows=1_000_000)
+            timeline = await call("GET", f"/api/workflows/executions/{retried}/timeline")
+            for step in timeline["step_timeline"]:
+                step["attempts"] = shorten(step["attempts"], 2)
+            timeline["step_timeline"] = shorten(timeline["step_timeline"], 2)
+            found["example-timeline"] = as_json(timeline)
+            found["example-metrics"] = as_json(await call("GET", "/api/workflows/data_pipeline/metrics"))
+            agreed = await call("GET", f"/api/workflows/executions/{retried}/reconcile")
+            found["example-reconcile"] = as_json(agreed)
+            broken = {"name": "etl", "steps": [{"name": "extract"}, {"name": "load", "depends_on_steps": ["extrct"]}]}
+            found["example-problem"] = as_json(await call("POST", "/api/workflows", broken))
+            owner = (await call("GET", "/api/workflows/basic_sequence"))["workspace_id"]
+            stored = await service.database.read(lambda c: queries.run(c, owner, retried))
+        await runner.cleanup()
+    if stored is not None:
+        console = Console(width=100, file=StringIO(), record=True)
+        console.print(TimelineView(build_timeline(stored, now_ns=0)))
+        drawn = "\n".join(line.rstrip() for line in console.export_text().splitlines())
+        found["timeline-picture"] = f"```text\n{drawn}\n```"
+    return found
+
+
+def shorten(items: list[Any], keep: int) -> list[Any]:
+    """The first of them and a word on the rest."""
+    return items if len(items) <= keep else [*items[:keep], f"… {len(items) - keep} more"]
+
+
+def as_json(value: Any) -> str:
+    """A JSON code block, short lists on one line."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return f"```json\n{text}\n```"
+
+
+def rewrite(text: str, parts: dict[str, str]) -> str:
+    """The text with its generated parts replaced."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[2]
+        return f"{match[1]}{parts[name]}\n{match[3]}" if name in parts else match[0]
+
+    return PART.sub(replace, text)
+
+
+def main(check: bool) -> int:
+    """Rewrite, or check; the exit code."""
+    parts = {name: make() for name, make in TABLES.items()}
+    if not check:
+        parts.update(asyncio.run(real_examples()))
+    stale = 0
+    for file in FILES:
+        old = file.read_text()
+        new = rewrite(old, parts)
+        if new != old:
+            stale += 1
+            if check:
+                print(f"{file.name} is out of date: run `make docs`")
+            else:
+                file.write_text(new)
+    return stale if check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv))
