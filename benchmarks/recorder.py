@@ -26,7 +26,9 @@ from rich.table import Table
 
 from tachograph.events import (
     AnchoredClock,
+    ExecutionFinished,
     ExecutionStarted,
+    ExecutionStatus,
     StepFinished,
     StepReady,
     StepRef,
@@ -172,6 +174,16 @@ def recorded() -> tuple[float, float]:
                     last_queue_ns=started - ready,
                 )
             )
+        recorder(
+            ExecutionFinished(
+                execution=execution,
+                time_ns=clock(),
+                status=ExecutionStatus.COMPLETED,
+                started_ns=ready,
+                step_count=STEPS,
+                completed_step_count=STEPS,
+            )
+        )
         hot = time.perf_counter() - begun
         if not recorder.flush(30):
             raise RuntimeError("not everything was delivered")

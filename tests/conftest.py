@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
+import os
 import shutil
+import socket
+import subprocess
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -68,6 +74,63 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("database") / "empty.db"
     Database(f"sqlite:///{path}").close()
     return path
+
+
+def _postgres_binary(name: str) -> str | None:
+    found = shutil.which(name)
+    if found is None:
+        versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+        found = str(versions[-1]) if versions else None
+    return found
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[..., str]]:
+    """A real PostgreSQL on a free port; calling it makes a new database with its tables and gives the URL."""
+    initdb, pg_ctl = _postgres_binary("initdb"), _postgres_binary("pg_ctl")
+    if initdb is None or pg_ctl is None:
+        pytest.skip("needs PostgreSQL (apt-get install postgresql)")
+    # The server refuses to run as root; then the package's own user runs it, in a directory that user can enter.
+    directory = Path(tempfile.mkdtemp(prefix="tachograph-pg-", dir="/tmp"))
+    prefix: list[str] = []
+    if os.getuid() == 0:
+        shutil.chown(directory, "postgres")
+        prefix = ["runuser", "-u", "postgres", "--"]
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    run = functools.partial(
+        subprocess.run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/tmp"
+    )
+    run([*prefix, initdb, "-D", str(directory / "data"), "-A", "trust", "-U", "postgres", "--locale=C.UTF-8"])
+    options = f"-p {port} -k {directory} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
+    run([*prefix, pg_ctl, "-D", str(directory / "data"), "-l", str(directory / "log"), "-o", options, "-w", "start"])
+    base = f"postgresql://postgres@127.0.0.1:{port}"
+    numbers = itertools.count()
+
+    def admin(statement: str) -> None:
+        psql = _postgres_binary("psql")
+        assert psql is not None
+        run([psql, "-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-q", "-c", statement])
+
+    admin("CREATE DATABASE template_tachograph")
+    Database(f"{base}/template_tachograph").close()
+
+    def make(*, empty: bool = False) -> str:
+        name = f"test_{next(numbers)}"
+        admin(f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else 'template_tachograph'}")
+        return f"{base}/{name}"
+
+    yield make
+    run([*prefix, pg_ctl, "-D", str(directory / "data"), "-m", "immediate", "-w", "stop"])
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.e2e)])
+def any_database_url(request: pytest.FixtureRequest) -> str:
+    """A database with its tables, on SQLite and on PostgreSQL."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres")())
+    return str(request.getfixturevalue("database_url"))
 
 
 @pytest.fixture

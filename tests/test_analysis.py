@@ -65,7 +65,12 @@ def test_steps_inside_steps_are_the_outer_steps_time() -> None:
 def test_nothing_ran_and_a_cycle_end_quietly() -> None:
     assert critical_path([]) == []
     assert slack([]) == {}
-    assert ids([Step("a", 0, 10, ["b"]), Step("b", 0, 10, ["a"])]) == ["a"]
+    assert ids([Step("a", 0, 10, ["b"]), Step("b", 0, 10, ["a"])]) == ["b"]
+
+
+def test_the_path_does_not_depend_on_the_order_of_the_steps() -> None:
+    steps = [Step("a", 0, 10), Step("b", 0, 10), Step("c", 10, 20, ["a", "b"]), Step("d", 10, 20, ["b", "a"])]
+    assert ids(steps) == ids(steps[::-1]) == ["b", "d"]
 
 
 @st.composite

@@ -42,7 +42,8 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     Only steps that started count, and only those not inside another step (their time is the outer step's). With
     ``now_ns``, a step still running counts as reaching up to that moment. A dependency that finished after the step
     started (a rule such as *one success*) did not hold it back and is not followed; neither are dependencies on
-    steps that never ran, whose own dependencies are looked at instead. Ties go to the step listed first.
+    steps that never ran, whose own dependencies are looked at instead. Of steps that finished at the same nanosecond
+    the one with the greater id is taken, so that the answer does not depend on the order of ``steps``.
     """
     timed: dict[str, tuple[int, S]] = {}
     every = {step.step_id: step for step in steps}
@@ -53,7 +54,7 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     if not timed:
         return []
     path: list[S] = []
-    current: S | None = max(timed.values(), key=lambda pair: pair[0])[1]
+    current: S | None = max(timed.values(), key=lambda pair: (pair[0], pair[1].step_id))[1]
     seen: set[str] = set()
     while current is not None:
         path.append(current)
@@ -62,7 +63,9 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
         best: tuple[int, S] | None = None
         for found in _dependencies_that_ran(current, timed, every):
             pair = timed[found]
-            if found not in seen and (limit is None or pair[0] <= limit) and (best is None or pair[0] > best[0]):
+            if found in seen or (limit is not None and pair[0] > limit):
+                continue
+            if best is None or pair[0] > best[0] or (pair[0] == best[0] and found > best[1].step_id):
                 best = pair
         current = best[1] if best else None
     path.reverse()

@@ -60,6 +60,17 @@ def upper_bound(index: int, schema: int) -> float:
         return math.inf
 
 
+def join_buckets(buckets: Mapping[int, int], by: int) -> dict[int, int]:
+    """Buckets of a schema coarser by ``by``: 2**by neighbours become one."""
+    if not by:
+        return dict(buckets)
+    joined: dict[int, int] = {}
+    for index, count in buckets.items():
+        wider = -(-index >> by)
+        joined[wider] = joined.get(wider, 0) + count
+    return joined
+
+
 class ExponentialHistogram:
     """Counts of values by exponential bucket, with their number, sum, least and greatest.
 
@@ -135,8 +146,8 @@ class ExponentialHistogram:
 
     def _coarsen(self, schema: int) -> None:
         by = self.schema - schema
-        self.positive = _join(self.positive, by)
-        self.negative = _join(self.negative, by)
+        self.positive = join_buckets(self.positive, by)
+        self.negative = join_buckets(self.negative, by)
         self.schema = schema
 
     def downscaled(self, schema: int) -> Self:
@@ -164,7 +175,7 @@ class ExponentialHistogram:
             self._coarsen(other.schema)
         by = other.schema - self.schema
         for mine, theirs in ((self.positive, other.positive), (self.negative, other.negative)):
-            for index, count in _join(theirs, by).items():
+            for index, count in (join_buckets(theirs, by) if by else theirs).items():
                 mine[index] = mine.get(index, 0) + count
         self.zero_count += other.zero_count
         self.count += other.count
@@ -240,6 +251,29 @@ class ExponentialHistogram:
                 return self._within(_middle(index, self.schema))
         return self.max
 
+    def rank(self, value: float) -> float | None:
+        """The part of all values that are at most ``value``, between 0 and 1; None when there are no values.
+
+        Values in the same bucket as ``value`` are taken to lie evenly about it: half of them count.
+        """
+        if not self.count:
+            return None
+        if value >= self.max:
+            return 1.0
+        if value < self.min:
+            return 0.0
+        below = 0.0
+        for buckets, sign in ((self.positive, 1), (self.negative, -1)):
+            own = bucket_index(abs(value), self.schema) if value * sign > ZERO_THRESHOLD else None
+            for index, count in buckets.items():
+                if index == own:
+                    below += count / 2
+                elif (value * sign > 0 and own is not None and (index < own) == (sign > 0)) or (sign < 0 <= value):
+                    below += count
+        if value >= -ZERO_THRESHOLD:
+            below += self.zero_count / (1 if value > ZERO_THRESHOLD else 2)
+        return below / self.count
+
     def _within(self, value: float) -> float:
         return min(max(value, self.min), self.max)
 
@@ -275,17 +309,6 @@ class ExponentialHistogram:
         made.count, made.sum, made.min, made.max, made.zero_count = count, total, least, greatest, zero
         made.positive, made.negative = _from_differences(positive), _from_differences(negative)
         return made
-
-
-def _join(buckets: Mapping[int, int], by: int) -> dict[int, int]:
-    """Buckets of a schema coarser by ``by``: 2**by neighbours become one."""
-    if not by:
-        return dict(buckets)
-    joined: dict[int, int] = {}
-    for index, count in buckets.items():
-        wider = -(-index >> by)
-        joined[wider] = joined.get(wider, 0) + count
-    return joined
 
 
 def _middle(index: int, schema: int) -> float:

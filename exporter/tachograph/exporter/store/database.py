@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy import Connection, create_engine, event, inspect
+from sqlalchemy import Connection, create_engine, delete, event, inspect, select
 from sqlalchemy.engine import URL, Dialect, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from sqlalchemy.pool import QueuePool
@@ -209,7 +209,8 @@ class _SideLoop:
         self._engine = _async_engine(url)
         self.dialect: Dialect = self._engine.dialect
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="tachograph-asyncpg", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tachograph-asyncpg", daemon=True)
+        self._thread.start()
 
     def run(self, work: Callable[[Connection], T]) -> T:
         async def inside() -> T:
@@ -222,6 +223,8 @@ class _SideLoop:
         if not self._loop.is_closed() and self._loop.is_running():
             asyncio.run_coroutine_threadsafe(self._engine.dispose(), self._loop).result(5)
             self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5)
+            self._loop.close()
 
 
 def is_current(connection: Connection) -> bool:
@@ -241,3 +244,15 @@ def prepare(connection: Connection) -> None:
     from tachograph.exporter.store.migrations import upgrade
 
     upgrade(connection)
+    refresh(connection)
+
+
+def refresh(connection: Connection) -> None:
+    """Make what migrations leave to be made from the rows: the rollups, where they are missing."""
+    from tachograph.exporter.store import rollups
+    from tachograph.exporter.store.schema import store_state
+
+    is_stale = (store_state.c.name == "rollups") & (store_state.c.value == "stale")
+    if connection.execute(select(store_state.c.name).where(is_stale)).first() is not None:
+        rollups.rebuild_all(connection)
+        connection.execute(delete(store_state).where(is_stale))

@@ -21,6 +21,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -35,7 +36,7 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.events import ExecutionStatus, StepStatus
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The schema's revision; migrations end here."""
 
 metadata: Final = MetaData()
@@ -126,6 +127,7 @@ workflow_executions: Final = Table(
     _column("inputs", Text, Merge.FIRST),
     Index("ix_executions_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
     Index("ix_executions_workspace", "workspace_id", text("created_ns DESC")),
+    Index("ix_executions_finished", "workspace_id", "workflow_id", "finished_ns"),
     Index("ix_executions_trace", "trace_id"),
     Index(
         "ix_executions_open",
@@ -204,12 +206,78 @@ workflow_step_reports: Final = Table(
     sqlite_with_rowid=False,
 )
 
+# What executions add up to; see `rollups`. ``period`` is 5m, 1h, 1d, 1mo or all, ``start_s`` unix seconds, and the
+# figures are packed (see `tally`), so that a workflow of ten thousand steps costs one row, not ten thousand.
+workflow_rollups: Final = Table(
+    "workflow_rollups",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("workflow_id", String(36), primary_key=True),
+    Column("period", String(4), primary_key=True),
+    Column("start_s", BigInteger, primary_key=True),
+    Column("executions", LargeBinary, nullable=False),
+    Column("steps", LargeBinary, nullable=False),
+)
+
+# Who may call. Only a digest of the token is kept; ``scopes`` are words with spaces between; without a workspace: all.
+access_tokens: Final = Table(
+    "access_tokens",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("name", String(200), nullable=False),
+    Column("scopes", String(200), nullable=False),
+    Column("workspace_id", String(36), ForeignKey("workspaces.id")),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger),
+    Column("revoked_ns", BigInteger),
+)
+
+# Where executions went that are no longer in the tables: a row as a list shows it, and the file with everything else.
+archived_executions: Final = Table(
+    "archived_executions",
+    metadata,
+    *[
+        Column(column.name, column.type, primary_key=column.primary_key, nullable=column.nullable)
+        for column in workflow_executions.columns
+        if column.name not in ("error_stack", "rank", "process")
+    ],
+    Column("archive", Text, nullable=False),
+    Index("ix_archived_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
+)
+
+# Facts about the database itself, by name.
+store_state: Final = Table(
+    "store_state",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("updated_ns", BigInteger, nullable=False),
+)
+
+# What was recorded lately, for streams: one row for every commit, in order, so that whoever was away can go on where it
+# was. ``events`` is msgpack; ``origin`` says which recorder committed it.
+event_log: Final = Table(
+    "event_log",
+    metadata,
+    # SQLite numbers rows by itself only in a column of this very type.
+    Column("sequence", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    Column("origin", String(36), nullable=False),
+    Column("time_ns", BigInteger, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("events", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+
 # --- which version of a row is newer --------------------------------------------------------------------------------
 
 _EXECUTION_ORDER: Final = {status: i for i, status in enumerate(ExecutionStatus)}
 _STEP_ORDER: Final = {status: i for i, status in enumerate(StepStatus)}
 _LOST_STEP: Final = 1 << 40
 _ENDED_STEP: Final = 1 << 41
+FIRST_TERMINAL_RANK: Final = 10
+FIRST_TERMINAL_STEP_RANK: Final = _LOST_STEP
+"""A row with at least this rank has ended."""
 _TERMINAL_STEP_RANKS: Final = {
     status: _LOST_STEP if status is StepStatus.LOST else _ENDED_STEP + order
     for status, order in _STEP_ORDER.items()
@@ -220,7 +288,7 @@ _TERMINAL_STEP_RANKS: Final = {
 def execution_rank(status: ExecutionStatus) -> int:
     """Higher is newer: pending, running, lost, then the outcomes. A real outcome replaces ``lost``, nothing else."""
     if status is ExecutionStatus.LOST:
-        return 10
+        return FIRST_TERMINAL_RANK
     return (20 if status.is_terminal else 0) + _EXECUTION_ORDER[status]
 
 

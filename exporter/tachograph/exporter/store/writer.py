@@ -38,6 +38,7 @@ from tachograph.events import (
     StepStatus,
     workspace_id,
 )
+from tachograph.exporter.store import partitions, rollups
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.schema import (
     ATTEMPT_ROWS,
@@ -72,6 +73,7 @@ class StoreWriter:
         self._observe = observe
         self._owns_database = False
         self._known: set[tuple[str, str, str]] = set()
+        self._months: set[partitions.Month] = set()
         self._prepare(database.dialect)
 
     def _prepare(self, dialect: Dialect) -> None:
@@ -98,11 +100,19 @@ class StoreWriter:
         except OSError as error:
             raise Unavailable(str(error)) from error
         self._known.update(batch.workflows)
+        self._months |= batch.months
         if self._observe is not None:
             self._observe(time.perf_counter() - started)
 
     def write(self, connection: Connection, batch: Batch) -> None:
-        """Write a folded group on an open connection, without committing it."""
+        """Write a folded group on an open connection, without committing it.
+
+        Executions that end in it, or that had ended before and still change, are counted in the rollups.
+        """
+        rollups.lock(connection)
+        if batch.months - self._months:
+            partitions.ensure(connection, batch.months - self._months)
+        before = rollups.ended(connection, batch.touched) if batch.touched else {}
         for key in batch.workflows.keys() - self._known:
             self._register(connection, batch.workflows[key])
         for (_, statement), rows in zip(self._upserts, (batch.executions, batch.steps, batch.attempts), strict=True):
@@ -110,6 +120,9 @@ class StoreWriter:
                 _executemany(connection, statement, list(rows.values()))
         if batch.reports:
             _executemany(connection, self._insert_report, batch.reports)
+        changed = before.keys() | batch.ended
+        if changed:
+            rollups.fold(connection, before, rollups.ended(connection, changed))
         if batch.seen:
             connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
 
@@ -199,6 +212,7 @@ class Batch:
         self.attempts: dict[Any, tuple[Any, ...]] = {}
         self.reports: list[tuple[Any, ...]] = []
         self.seen: dict[str, int] = {}
+        self.ended: set[str] = set()
         events = list(events)
         # A step that ended at its first attempt says again all that its earlier events said.
         ended = {event.step.span_id for event in events if type(event) is StepFinished and event.attempt == 1}
@@ -207,6 +221,16 @@ class Batch:
             if (kind is StepStarted or kind is StepReady) and event.step.span_id in ended:  # type: ignore[union-attr]
                 continue
             self.add(event)
+
+    @property
+    def touched(self) -> set[str]:
+        """Ids of the executions something is written of."""
+        return {*self.executions, *(key[0] for key in self.steps), *(row[0] for row in self.reports)}
+
+    @property
+    def months(self) -> set[partitions.Month]:
+        """The months whose partitions are written to, as far as ids tell."""
+        return {month for month in map(partitions.month_of_id, self.touched) if month is not None}
 
     def add(self, event: Event) -> None:
         """Fold one event in."""
@@ -232,6 +256,7 @@ class Batch:
         self._execution(event.execution, row)
 
     def finished(self, event: ExecutionFinished) -> None:
+        self.ended.add(event.execution.execution_id)
         row = _execution_row(
             event.execution, event.started_ns, event.status,
             started=event.started_ns, finished=event.time_ns, inputs=event.inputs, failure=event.failure,

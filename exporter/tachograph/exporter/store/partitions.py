@@ -1,0 +1,100 @@
+"""On PostgreSQL the run tables are partitioned by month, so that letting go of old executions is dropping a table.
+
+The key is the execution's id itself: ours are UUIDs of version 7 (RFC 9562), whose first 48 bits are unix milliseconds,
+so ids in order are executions in order of time, and an execution's steps, attempts and reports are in partitions of
+the same month. Ids of another kind go to the default partition (or, by chance, to a month's; so a partition is dropped
+only after looking what is in it).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+PARTITIONED: Final = (
+    "workflow_executions",
+    "workflow_step_executions",
+    "workflow_step_attempts",
+    "workflow_step_reports",
+)
+
+Month = tuple[int, int]
+"""(year, month) in UTC."""
+
+
+def month_of_id(execution_id: str) -> Month | None:
+    """The month an execution id tells, or None when it tells none."""
+    if len(execution_id) != 36 or execution_id[14] != "7":
+        return None
+    try:
+        millis = int(execution_id[:8] + execution_id[9:13], 16)
+    except ValueError:
+        return None
+    moment = datetime.fromtimestamp(millis / 1000, UTC)
+    # Before this no such id was made; far ahead lies only a clock that is wrong.
+    return (moment.year, moment.month) if 2000 <= moment.year <= 2200 else None
+
+
+def _bound(month: Month) -> str:
+    millis = round(datetime(*month, 1, tzinfo=UTC).timestamp() * 1000)
+    text = f"{millis:012x}"
+    return f"{text[:8]}-{text[8:]}"
+
+
+def _after(month: Month) -> Month:
+    return (month[0] + 1, 1) if month[1] == 12 else (month[0], month[1] + 1)
+
+
+def name_of(table: str, month: Month) -> str:
+    """What the partition of a month is called."""
+    return f"{table}_y{month[0]}m{month[1]:02d}"
+
+
+def ensure(connection: Connection, months: Iterable[Month]) -> None:
+    """Make the partitions of these months where they are not there yet. Does nothing on SQLite."""
+    if connection.dialect.name != "postgresql":
+        return
+    for month in sorted(set(months)):
+        found = connection.exec_driver_sql(f"SELECT to_regclass('{name_of(PARTITIONED[-1], month)}')").scalar()
+        if found is not None:
+            continue
+        low, high = _bound(month), _bound(_after(month))
+        try:
+            with connection.begin_nested():
+                for table in PARTITIONED:
+                    connection.exec_driver_sql(
+                        f"CREATE TABLE IF NOT EXISTS {name_of(table, month)} PARTITION OF {table} "
+                        f"FOR VALUES FROM ('{low}') TO ('{high}')"
+                    )
+        except DBAPIError:
+            # The default partition has rows of that month; there they stay, found like any other.
+            continue
+
+
+def ensure_coming(connection: Connection) -> None:
+    """Make this month's and the next month's partitions."""
+    now = datetime.fromtimestamp(time.time(), UTC)
+    ensure(connection, [(now.year, now.month), _after((now.year, now.month))])
+
+
+def months(connection: Connection) -> Sequence[Month]:
+    """The months that have partitions."""
+    if connection.dialect.name != "postgresql":
+        return ()
+    names = connection.exec_driver_sql(
+        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
+        "WHERE i.inhparent = 'workflow_executions'::regclass ORDER BY 1"
+    ).scalars()
+    found = [name.removeprefix(f"{PARTITIONED[0]}_y").split("m") for name in names if "_y" in name]
+    return [(int(year), int(month)) for year, month in found]
+
+
+def drop(connection: Connection, month: Month) -> None:
+    """Drop a month's partitions, with all that is in them."""
+    for table in PARTITIONED:
+        connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name_of(table, month)}")
