@@ -23,7 +23,7 @@ _executions = workflow_executions.c
 _steps = workflow_step_executions.c
 
 EXECUTION_COLUMNS: Final = [
-    column for column in workflow_executions.columns if column.name not in ("rank", "workspace_id")
+    column for column in workflow_executions.columns if column.name not in ("rank", "workspace_id", "critical_path")
 ]
 
 

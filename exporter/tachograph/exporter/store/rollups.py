@@ -31,6 +31,7 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.analysis import critical_path
 from tachograph.events import NS
+from tachograph.exporter.store import queries
 from tachograph.exporter.store.schema import (
     FIRST_TERMINAL_RANK,
     FIRST_TERMINAL_STEP_RANK,
@@ -93,34 +94,28 @@ class Ended(NamedTuple):
 
     key: Key
     execution: ExecutionItem
-    steps: dict[str, StepItem]
+    steps: dict[str, tuple[StepItem, bool]]
     reports: dict[tuple[str, int], ReportItem]
 
     @property
     def bucket(self) -> int:
         """The five minutes it ended in."""
-        return floor(self.execution.finished_ns // NS, FINE)
-
-    def add_to(self, pack: Pack) -> None:
-        """Count it."""
-        pack.add_execution(self.execution)
-        pack.add_steps(self.steps.values(), self.execution.status)
-        for report in self.reports.values():
-            pack.add_report(report)
+        return _bucket(self.execution.finished_ns)
 
 
 _ENDED_EXECUTIONS: Final = select(
     _executions.execution_id, _executions.workspace_id, _executions.workflow_id, _executions.status,
     _executions.started_ns, _executions.finished_ns, _executions.queued_ns, _executions.work_ns,
-    _executions.critical_path_ns,
+    _executions.critical_path_ns, _executions.critical_path,
 ).where(
     _executions.rank >= FIRST_TERMINAL_RANK, _executions.execution_id.in_(bindparam("ids", expanding=True))
 )  # fmt: skip
 _STEPS_OF: Final = select(
     _steps.execution_id, _steps.step_id, _steps.name, _steps.status, _steps.started_ns, _steps.finished_ns,
-    _steps.attempt, _steps.dependency_ns, _steps.queue_ns, _steps.backoff_ns, _steps.run_ns, _steps.rank,
-    _steps.parent_step_id, _steps.depends_on,
-).where(_steps.execution_id.in_(bindparam("ids", expanding=True)))  # fmt: skip
+    _steps.attempt, _steps.dependency_ns, _steps.queue_ns, _steps.backoff_ns, _steps.run_ns,
+).where(
+    _steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True))
+)  # fmt: skip
 _REPORTS_OF: Final = select(
     workflow_step_reports.c.execution_id,
     workflow_step_reports.c.step_id,
@@ -144,69 +139,87 @@ _REPORTS_OF: Final = select(
 )  # fmt: skip
 
 
-class _TimedStep:
-    """A step's row as `critical_path` looks at it; what it waited for is decoded only if somebody asks."""
-
-    __slots__ = ("_depends_on", "finished_ns", "parent_step_id", "started_ns", "step_id")
-
-    def __init__(self, row: Sequence[Any]) -> None:
-        self.step_id, self.started_ns, self.finished_ns = row[1], row[4], row[5]
-        self.parent_step_id, self._depends_on = row[12], row[13]
-
-    @property
-    def depends_on(self) -> Sequence[str]:
-        return _decode_ids(self._depends_on)
-
-
 _decode_ids: Final = msgspec.json.Decoder(list[str]).decode
 
 
-def ended(connection: Connection, ids: Iterable[str]) -> dict[str, Ended]:
-    """Those of the executions that have ended, by id, with what is counted of them."""
-    found: dict[str, Ended] = {}
-    wanted = list(ids)
-    for i in range(0, len(wanted), _CHUNK):
-        _add_ended(connection, wanted[i : i + _CHUNK], found)
+class _Found(NamedTuple):
+    key: Key
+    execution: ExecutionItem
+    on_path: frozenset[str]
+
+
+def _executions_of(connection: Connection, ids: Sequence[str]) -> dict[str, _Found]:
+    found = {}
+    for row in connection.execute(_ENDED_EXECUTIONS, {"ids": ids}):
+        execution_id, workspace, workflow, status, started, finished, queued, work, critical, path = row
+        if path is not None:
+            on_path = frozenset(_decode_ids(path))
+        else:
+            # Recorded before executions told their path.
+            on_path = frozenset(step.step_id for step in critical_path(queries.steps_of(connection, execution_id)))
+        begun = started if started is not None else finished
+        waited = max(0, begun - queued) if queued is not None else 0
+        item = ExecutionItem(status, begun, finished, waited, work or 0, critical or 0)
+        found[execution_id] = _Found((workspace, workflow), item, on_path)
     return found
 
 
-def _add_ended(connection: Connection, ids: list[str], found: dict[str, Ended]) -> None:
-    rows = connection.execute(_ENDED_EXECUTIONS, {"ids": ids}).all()
-    if not rows:
+def _steps_of(connection: Connection, found: Mapping[str, _Found]) -> Iterator[tuple[Any, ...]]:
+    """(execution id, step id, and the fields of a `StepItem`) of each step that ended."""
+    if found:
+        result = connection.execute(_STEPS_OF, {"ids": list(found)})
+        # The driver's own tuples, one at a time: a run of ten thousand steps must not wake the garbage collector.
+        yield from cast(Any, result.cursor)
+        result.close()
+
+
+def _reports_of(connection: Connection, found: Mapping[str, _Found]) -> Iterator[tuple[str, str, int, ReportItem]]:
+    """(execution id, step id, sequence, item) of each report that is counted."""
+    if not found:
         return
-    present = [row[0] for row in rows]
-    steps: dict[str, list[Any]] = defaultdict(list)
-    result = connection.execute(_STEPS_OF, {"ids": present})
-    for row in cast(Any, result.cursor).fetchall():
-        steps[row[0]].append(row)
-    result.close()
-    reports: dict[str, dict[tuple[str, int], Any]] = defaultdict(dict)
-    for row in connection.execute(_REPORTS_OF, {"ids": present}):
-        reports[row[0]][(row[1], row[2])] = row
-    for execution_id, workspace, workflow, status, started, finished, queued, work, critical in rows:
-        own = steps.get(execution_id, [])
-        path = critical_path([_TimedStep(row) for row in own])
-        on_path = {step.step_id: (step.finished_ns or 0) - (step.started_ns or 0) for step in path}
-        get = on_path.get
-        begun = started if started is not None else finished
-        found[execution_id] = Ended(
-            (workspace, workflow),
-            ExecutionItem(
-                status, begun, finished, max(0, begun - queued) if queued is not None else 0, work or 0, critical or 0
-            ),
-            {
-                row[1]: StepItem(
-                    row[2], row[3], row[4], row[5], row[6], row[7] or 0, row[8] or 0, row[9] or 0, row[10] or 0,
-                    get(row[1], 0),
-                )
-                for row in own
-                if row[11] >= FIRST_TERMINAL_STEP_RANK and row[5] is not None
-            },
-            {
-                key: ReportItem(r.step, r.status, status, r.kind, r.name, r.unit, r.value, r.tokens_in, r.tokens_out)
-                for key, r in reports.get(execution_id, {}).items()
-            },
-        )  # fmt: skip
+    for row in connection.execute(_REPORTS_OF, {"ids": list(found)}):
+        status = found[row[0]].execution.status
+        item = ReportItem(row[9], row[10], status, *row[3:9])
+        yield row[0], row[1], row[2], item
+
+
+def ended(connection: Connection, ids: Iterable[str]) -> dict[str, Ended]:
+    """Those of the executions that have ended, by id, with all that is counted of them."""
+    known: dict[str, Ended] = {}
+    for chunk in _chunks(ids):
+        found = _executions_of(connection, chunk)
+        known |= {execution_id: Ended(one.key, one.execution, {}, {}) for execution_id, one in found.items()}
+        for row in _steps_of(connection, found):
+            known[row[0]].steps[row[1]] = (StepItem(*row[2:]), row[1] in found[row[0]].on_path)
+        for execution_id, step_id, sequence, report in _reports_of(connection, found):
+            known[execution_id].reports[step_id, sequence] = report
+    return known
+
+
+def count(connection: Connection, ids: Iterable[str], packs: Callable[[Key, int], Pack]) -> None:
+    """Add those of the executions that have ended to the packs of their five minutes (unix seconds)."""
+    for chunk in _chunks(ids):
+        found = _executions_of(connection, chunk)
+        own = {}
+        for execution_id, one in found.items():
+            pack = packs(one.key, _bucket(one.execution.finished_ns))
+            pack.add_execution(one.execution)
+            own[execution_id] = (pack, one.execution.status, one.on_path)
+        for row in _steps_of(connection, found):
+            pack, status, on_path = own[row[0]]
+            pack.add_step(row[2:], row[1] in on_path, status)
+        for execution_id, _, _, report in _reports_of(connection, found):
+            own[execution_id][0].add_report(report)
+
+
+def _bucket(moment_ns: int) -> int:
+    return floor(moment_ns // NS, FINE)
+
+
+def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
+    wanted = list(ids)
+    for i in range(0, len(wanted), _CHUNK):
+        yield wanted[i : i + _CHUNK]
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -218,23 +231,25 @@ def lock(connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
 
 
-def fold(connection: Connection, before: Mapping[str, Ended], after: Mapping[str, Ended]) -> None:
-    """Bring the rollups up to date with executions that changed: ``before`` their new rows were written, and ``after``.
+def fold(connection: Connection, before: Mapping[str, Ended], ids: Iterable[str]) -> None:
+    """Bring the rollups up to date with executions whose rows were written.
 
-    What was added is added. Where something already counted has changed (a run given up as lost that ended after
-    all), the rows it is in are made anew from the executions.
+    ``before``: those among them that had ended already, as they were. What was added is added. Where something that
+    was counted has changed (a run given up as lost that ended after all), the rows it is in are made anew from the
+    executions.
     """
     added: dict[Key, dict[int, Pack]] = defaultdict(lambda: defaultdict(Pack))
     stale: dict[Key, set[int]] = defaultdict(set)
-    for execution_id, now in after.items():
-        old = before.get(execution_id)
+    count(connection, [one for one in ids if one not in before], lambda key, bucket: added[key][bucket])
+    for execution_id, now in ended(connection, before).items() if before else ():
+        old = before[execution_id]
         if old == now:
             continue
-        if old is None:
-            now.add_to(added[now.key][now.bucket])
-        elif old.execution == now.execution and _is_part(old.steps, now.steps) and _is_part(old.reports, now.reports):
+        if old.execution == now.execution and _is_part(old.steps, now.steps) and _is_part(old.reports, now.reports):
             pack = added[now.key][now.bucket]
-            pack.add_steps([s for k, s in now.steps.items() if k not in old.steps], now.execution.status)
+            for step_id, step in now.steps.items():
+                if step_id not in old.steps:
+                    pack.add_step(*step, now.execution.status)
             for name, report in now.reports.items():
                 if name not in old.reports:
                     pack.add_report(report)
@@ -441,8 +456,7 @@ def _exactly(connection: Connection, key: Key, low_ns: int, high_ns: int) -> Pac
     if not ids:
         return None
     pack = Pack()
-    for one in ended(connection, ids).values():
-        one.add_to(pack)
+    count(connection, ids, lambda _key, _bucket: pack)
     return pack
 
 
@@ -521,21 +535,15 @@ def _by_bucket(connection: Connection, key: Key, watermark_s: int) -> Iterator[t
         )
         .order_by(_executions.finished_ns)
     )
-    current: int | None = None
-    pack = Pack()
     pending = connection.execute(statement).all()
+    packs: dict[int, Pack] = {}
     for i in range(0, len(pending), _CHUNK):
         chunk = pending[i : i + _CHUNK]
-        found = ended(connection, [row[0] for row in chunk])
-        for execution_id, _ in chunk:
-            one = found[execution_id]
-            if current is not None and one.bucket != current:
-                yield current, pack
-                pack = Pack()
-            current = one.bucket
-            one.add_to(pack)
-    if current is not None:
-        yield current, pack
+        count(connection, [row[0] for row in chunk], lambda _, bucket: packs.setdefault(bucket, Pack()))
+        # More of the newest may follow in the next chunk.
+        newest = _bucket(chunk[-1][1])
+        yield from [(bucket, packs.pop(bucket)) for bucket in sorted(packs) if bucket < newest]
+    yield from sorted(packs.items())
 
 
 def stored(connection: Connection, key: Key) -> dict[tuple[str, int], tuple[bytes, bytes]]:

@@ -125,6 +125,8 @@ workflow_executions: Final = Table(
     _column("error_message", Text, Merge.NEWEST),
     _column("error_stack", Text, Merge.NEWEST),
     _column("inputs", Text, Merge.FIRST),
+    # Ids of the steps on the critical path, in order, as JSON; what the execution's last event said.
+    _column("critical_path", Text, Merge.NEWEST),
     Index("ix_executions_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
     Index("ix_executions_workspace", "workspace_id", text("created_ns DESC")),
     Index("ix_executions_finished", "workspace_id", "workflow_id", "finished_ns"),
@@ -240,7 +242,7 @@ archived_executions: Final = Table(
     *[
         Column(column.name, column.type, primary_key=column.primary_key, nullable=column.nullable)
         for column in workflow_executions.columns
-        if column.name not in ("error_stack", "rank", "process")
+        if column.name not in ("error_stack", "rank", "process", "critical_path")
     ],
     Column("archive", Text, nullable=False),
     Index("ix_archived_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),

@@ -11,7 +11,7 @@ status, and what its steps measured.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -49,16 +49,17 @@ class Tally(msgspec.Struct, array_like=True, gc=False):
 
     def observe(self, duration_ns: int, ended_ns: int) -> None:
         """Count one that took so long and ended then. A negative duration (a clock set back) counts as zero."""
-        duration_ns = max(duration_ns, 0)
-        if not self.count or duration_ns < self.min_ns:
-            self.min_ns = duration_ns
-        self.max_ns = max(self.max_ns, duration_ns)
-        self.last_ns = max(self.last_ns, ended_ns)
+        if duration_ns < self.min_ns or not self.count:
+            self.min_ns = duration_ns = max(duration_ns, 0)
+        if duration_ns > self.max_ns:
+            self.max_ns = duration_ns
+        if ended_ns > self.last_ns:
+            self.last_ns = ended_ns
         self.count += 1
-        self.sum_ns += duration_ns
-        if not duration_ns:
+        if duration_ns <= 0:
             self.zero_count += 1
             return
+        self.sum_ns += duration_ns
         index = bucket_index(duration_ns / NS, self.schema)
         known = self.buckets.get(index)
         if known is not None:
@@ -232,11 +233,10 @@ class StepItem(NamedTuple):
     started_ns: int | None
     finished_ns: int
     attempt: int
-    dependency_ns: int
-    queue_ns: int
-    backoff_ns: int
-    run_ns: int
-    critical_ns: int
+    dependency_ns: int | None
+    queue_ns: int | None
+    backoff_ns: int | None
+    run_ns: int | None
 
 
 class ReportItem(NamedTuple):
@@ -270,27 +270,28 @@ class Pack:
         tally.run_ns += item.work_ns
         tally.critical_ns += item.critical_ns
 
-    def add_steps(self, items: Iterable[StepItem], execution_status: str) -> None:
-        """Add steps of an execution. A skipped step counts, without a duration."""
-        retries = 0
-        for name, status, started, finished, attempt, dependency, queue, backoff, run, critical in items:
-            step = self.steps.get(name)
-            if step is None:
-                step = self.steps[name] = StepPack()
-            tally = step.by_status.get(status)
-            if tally is None:
-                tally = step.by_status[status] = Tally()
-            tally.observe(finished - started if started is not None else 0, finished)
-            if attempt > 1:
-                tally.retries += attempt - 1
-                retries += attempt - 1
-            tally.dependency_ns += dependency
-            tally.queue_ns += queue
-            tally.backoff_ns += backoff
-            tally.run_ns += run
-            tally.critical_ns += critical
-        if retries:
-            _tally(self.executions, execution_status).retries += retries
+    def add_step(self, item: StepItem | tuple[Any, ...], on_path: bool, execution_status: str) -> None:
+        """Add a step of an execution, on its critical path or not. A skipped step counts, without a duration."""
+        name, status, started, finished, attempt, dependency, queue, backoff, run = item
+        step = self.steps.get(name)
+        if step is None:
+            step = self.steps[name] = StepPack()
+        tally = step.by_status.get(status)
+        if tally is None:
+            tally = step.by_status[status] = Tally()
+        if started is not None:
+            tally.observe(finished - started, finished)
+            if on_path:
+                tally.critical_ns += finished - started
+            tally.dependency_ns += dependency or 0
+            tally.queue_ns += queue or 0
+            tally.backoff_ns += backoff or 0
+            tally.run_ns += run or 0
+        else:
+            tally.observe(0, finished)
+        if attempt > 1:
+            tally.retries += attempt - 1
+            _tally(self.executions, execution_status).retries += attempt - 1
 
     def add_report(self, item: ReportItem) -> None:
         """Add what a step reported."""

@@ -100,7 +100,6 @@ class StoreWriter:
         except OSError as error:
             raise Unavailable(str(error)) from error
         self._known.update(batch.workflows)
-        self._months |= batch.months
         if self._observe is not None:
             self._observe(time.perf_counter() - started)
 
@@ -110,9 +109,11 @@ class StoreWriter:
         Executions that end in it, or that had ended before and still change, are counted in the rollups.
         """
         rollups.lock(connection)
-        if batch.months - self._months:
-            partitions.ensure(connection, batch.months - self._months)
-        before = rollups.ended(connection, batch.touched) if batch.touched else {}
+        touched = batch.touched
+        months = {month for month in map(partitions.month_of_id, touched) if month is not None} - self._months
+        if months:
+            partitions.ensure(connection, months)
+        before = rollups.ended(connection, touched) if touched else {}
         for key in batch.workflows.keys() - self._known:
             self._register(connection, batch.workflows[key])
         for (_, statement), rows in zip(self._upserts, (batch.executions, batch.steps, batch.attempts), strict=True):
@@ -120,9 +121,9 @@ class StoreWriter:
                 _executemany(connection, statement, list(rows.values()))
         if batch.reports:
             _executemany(connection, self._insert_report, batch.reports)
-        changed = before.keys() | batch.ended
-        if changed:
-            rollups.fold(connection, before, rollups.ended(connection, changed))
+        if before or batch.ended:
+            rollups.fold(connection, before, batch.ended)
+        self._months |= months
         if batch.seen:
             connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
 
@@ -225,12 +226,7 @@ class Batch:
     @property
     def touched(self) -> set[str]:
         """Ids of the executions something is written of."""
-        return {*self.executions, *(key[0] for key in self.steps), *(row[0] for row in self.reports)}
-
-    @property
-    def months(self) -> set[partitions.Month]:
-        """The months whose partitions are written to, as far as ids tell."""
-        return {month for month in map(partitions.month_of_id, self.touched) if month is not None}
+        return {*self.executions, *[key[0] for key in self.steps], *[row[0] for row in self.reports]}
 
     def add(self, event: Event) -> None:
         """Fold one event in."""
@@ -262,6 +258,7 @@ class Batch:
             started=event.started_ns, finished=event.time_ns, inputs=event.inputs, failure=event.failure,
             counts=(event.step_count, event.completed_step_count, event.failed_step_count, event.skipped_step_count),
             work=event.work_ns, critical=sum(part.duration_ns for part in event.critical_path),
+            path=_encode([part.step_id for part in event.critical_path]).decode(),
         )  # fmt: skip
         self._execution(event.execution, row)
 
@@ -390,6 +387,7 @@ def _execution_row(
     critical: int | None = None,
     failure: Failure | None = None,
     inputs: str | None = None,
+    path: str | None = None,
 ) -> tuple[Any, ...]:
     return (
         ref.execution_id, workspace_id(ref.workspace), ref.project, ref.workflow_id, ref.workflow, ref.version,
@@ -398,7 +396,7 @@ def _execution_row(
         failure.type[:300] if failure else None,
         failure.message if failure else None,
         failure.stack if failure else None,
-        inputs,
+        inputs, path,
     )  # fmt: skip
 
 

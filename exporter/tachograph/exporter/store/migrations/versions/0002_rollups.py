@@ -20,6 +20,7 @@ RUN_TABLES = {
 def upgrade() -> None:
     """Forward."""
     connection = op.get_bind()
+    op.add_column("workflow_executions", Column("critical_path", Text))
     if connection.dialect.name == "postgresql":
         _partition()
     op.create_index("ix_executions_finished", "workflow_executions", ["workspace_id", "workflow_id", "finished_ns"])
@@ -153,3 +154,4 @@ def downgrade() -> None:
         _run_indexes()
     else:
         op.drop_index("ix_executions_finished", "workflow_executions")
+    op.drop_column("workflow_executions", "critical_path")
