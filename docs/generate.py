@@ -56,7 +56,7 @@ def attribute_table() -> str:
 def route_table() -> str:
     """Method, path, what it does."""
     rows = ["| method | path | |", "|---|---|---|"]
-    for method, path, handler in ROUTES:
+    for method, path, handler in ((route.method, route.path, route.handler) for route in ROUTES):
         text = " ".join((handler.__doc__ or "").split())
         about = text.partition("``: ")[2].replace("``", "`")
         rows.append(f"| {method} | `{path}` | {about} |")

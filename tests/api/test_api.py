@@ -370,7 +370,7 @@ async def test_a_workspaces_rows_are_nobody_elses(api: Api) -> None:
     identifier = await register(api, RETRY)
     execution = await api.run(identifier)
     for headers in ({"X-Workspace-Id": other}, {"X-Workspace-Slug": "other"}):
-        for method, path, _ in ROUTES:
+        for method, path in ((route.method, route.path) for route in ROUTES):
             filled = path.replace("{workflow_id}", identifier).replace("{execution_id}", execution)
             if "{" not in path or path == filled:
                 continue

@@ -21,6 +21,7 @@ from tachograph.events import (
 )
 from tachograph.exporter.store import queries, recovery
 from tachograph.exporter.store.database import Database
+from tachograph.exporter.store.steps import steps_of
 from tachograph.exporter.store.writer import StoreWriter
 
 
@@ -77,7 +78,7 @@ def test_lost_runs_are_found_by_their_process_or_their_lease_and_closed_where_th
         (lost,) = [e for e in events if isinstance(e, StepFinished)]
         assert lost.time_ns == end.time_ns >= row.last_seen_ns
     assert database.look(lambda c: recovery.find_lost(c, now, lease_seconds=30)) == []
-    steps = database.look(lambda c: queries.steps_of(c, runs["dead"].execution_id))
+    steps = database.look(lambda c: steps_of(c, runs["dead"].execution_id))
     assert {row.name: row.status for row in steps} == {"a": "lost", "b": "skipped"}
     database.close()
 

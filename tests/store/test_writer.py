@@ -40,6 +40,7 @@ from tachograph.exporter.store.database import Database, prepare
 from tachograph.exporter.store.errors import BadDatabaseURL, CannotOpen, NewerSchema
 from tachograph.exporter.store.migrations import downgrade, upgrade
 from tachograph.exporter.store.schema import HEAD, execution_rank, metadata, step_rank, workflow_rollups
+from tachograph.exporter.store.steps import STEPS
 from tachograph.exporter.store.writer import Batch, StoreWriter
 from tachograph.instrumentation.lane import Unavailable
 
@@ -284,7 +285,7 @@ def test_two_processes_may_make_the_same_database_at_once(tmp_path: Path) -> Non
 def test_a_timeline_reads_ranges_of_indexes_only(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/x.db")
     plans: list[str] = []
-    statements = [queries._ONE_EXECUTION, queries._STEPS, queries._ATTEMPTS, queries._REPORTS]
+    statements = [queries._ONE_EXECUTION, STEPS, queries._ATTEMPTS, queries._REPORTS]
     for statement in statements:
         text = str(statement.compile(dialect=database.dialect))
         parameters = tuple("x" for _ in range(text.count("?")))

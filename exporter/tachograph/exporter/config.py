@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,11 @@ class ConfigError(Exception):
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The service's settings.
 
-    ``token``: whoever calls must send it (``Authorization: Bearer …``); beyond loopback there must be one.
+    ``token``: allows everything to whoever sends it (``Authorization: Bearer …``). Beyond loopback a token is asked
+    for, this one or one made by ``tachograph tokens create``; ``is_token_required`` asks for one on loopback too
+    (behind a proxy), ``is_insecure`` never does. ``open_metrics``: ``/metrics`` needs no token. ``certificate`` and
+    ``key``: files for TLS. ``archive_after_days`` and ``archive_directory``: executions that ended so long ago are
+    archived there; ``delete_after_days``: or deleted. ``measures``: names of step measures that become metrics.
     ``grace_seconds``: how long running steps may go on when the service is stopped. ``series_limit``: label sets of one
     metric; ``series_expire_seconds``: drop those that have not changed for so long.
     """
@@ -37,6 +42,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     workspace: str = "default"
     series_limit: int = 10_000
     series_expire_seconds: float | None = None
+    is_token_required: bool = False
+    is_insecure: bool = False
+    open_metrics: bool = False
+    certificate: Path | None = None
+    key: Path | None = None
+    archive_after_days: float | None = None
+    archive_directory: Path | None = None
+    delete_after_days: float | None = None
+    measures: tuple[str, ...] = ()
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether callers must send a token."""
+        return not self.is_insecure and (self.is_token_required or self.token is not None or not self.is_loopback)
 
     @property
     def is_loopback(self) -> bool:
@@ -47,17 +66,53 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def address(self) -> str:
         """The service's own URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}"
 
-    def check(self) -> None:
-        """Raises `ConfigError` where the settings would be unsafe or cannot work."""
+    @property
+    def scheme(self) -> str:
+        """http or https."""
+        return "https" if self.certificate is not None else "http"
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS context of the certificate and key files, if there are any. Raises `ConfigError`."""
+        if self.certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"cannot use {self.certificate} and {self.key or 'its key'} for TLS: {error}") from None
+        return context
+
+    def check(self, *, has_tokens: bool = False) -> None:
+        """Raises `ConfigError` where the settings would be unsafe or cannot work.
+
+        ``has_tokens``: the database has some.
+        """
         if self.token is not None and len(self.token) < MIN_TOKEN:
             raise ConfigError(f"the token has {len(self.token)} characters; use at least {MIN_TOKEN}")
-        if not self.is_loopback and self.token is None:
-            raise ConfigError(
-                f"listening on {self.host} lets others in, so a token is needed: set {TOKEN_VARIABLE} "
-                "(for instance to the output of `openssl rand -hex 24`), or listen on 127.0.0.1"
-            )
+        if self.token is None and not has_tokens:
+            if self.is_token_required:
+                raise ConfigError(f"a token is asked for, but there is none: {_HOW_TO_TOKEN}")
+            if not self.is_loopback and not self.is_insecure:
+                raise ConfigError(
+                    f"listening on {self.host} lets others in, so a token is needed: {_HOW_TO_TOKEN}, listen on "
+                    "127.0.0.1, or say --insecure if something else keeps others out"
+                )
+        if self.key is not None and self.certificate is None:
+            raise ConfigError("a TLS key needs its certificate: add --tls-cert FILE")
+        if (self.archive_after_days is None) != (self.archive_directory is None):
+            raise ConfigError("archiving needs both --archive-after DAYS and --archive-to DIR")
+        if self.delete_after_days is not None and self.archive_after_days is not None:
+            raise ConfigError("either archive old executions or delete them, not both")
+        self.tls()
+
+
+_HOW_TO_TOKEN: Final = (
+    f"make one with `tachograph tokens create`, or set {TOKEN_VARIABLE} (for instance to the output of "
+    "`openssl rand -hex 24`)"
+)
 
 
 def is_loopback(host: str) -> bool:

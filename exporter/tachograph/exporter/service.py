@@ -16,11 +16,14 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
-from tachograph.exporter.api import executions, health, metrics, timeline, workflows
+from tachograph.events import NS
+from tachograph.exporter.api import access, executions, health, metrics, tenancy, timeline, trends, workflows
+from tachograph.exporter.api.delivery import deliver
 from tachograph.exporter.api.errors import problems
-from tachograph.exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER, guard
-from tachograph.exporter.config import Config
-from tachograph.exporter.store import queries, recovery
+from tachograph.exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER
+from tachograph.exporter.api.routes import Route
+from tachograph.exporter.config import Config, ConfigError
+from tachograph.exporter.store import archive, partitions, queries, recovery
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.writer import StoreWriter, add_project, add_workspace
 from tachograph.instrumentation.health import HEALTH_METRICS, HealthCollector, OwnSeries
@@ -37,14 +40,17 @@ from tachograph.workflow.handlers import registry as default_handlers
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 10.0
-ROUTES: Final = (
+KEEP_SECONDS: Final = 3600.0
+ROUTES: Final[tuple[Route, ...]] = (
+    *trends.ROUTES,
     *executions.ROUTES,
     *timeline.ROUTES,
     *metrics.ROUTES,
     *workflows.ROUTES,
+    *tenancy.ROUTES,
     *health.ROUTES,
 )
-"""Every route: method, path, handler. A trailing slash is accepted too."""
+"""Every route, the more special ones first. A trailing slash is accepted too."""
 
 
 class Others(Collector):
@@ -69,9 +75,13 @@ class Service:
     """
 
     def __init__(self, config: Config, handlers: HandlerRegistry = default_handlers) -> None:
-        config.check()
         self.config = config
         self.database = Database(config.database)
+        try:
+            config.check(has_tokens=self.database.look(access.any_token))
+        except ConfigError:
+            self.database.close()
+            raise
         self.registry = CollectorRegistry()
         self.recorder = Recorder()
         adopt(self.recorder, config.workspace)
@@ -81,6 +91,7 @@ class Service:
             self.registry,
             series=SeriesRegistry(family_limit=config.series_limit, expire_seconds=config.series_expire_seconds),
             is_sampled=spans.is_sampled,
+            measures=config.measures,
         )
         self.recorder.add("metrics", self.metrics)
         self.own = OwnSeries(self.registry)
@@ -105,25 +116,30 @@ class Service:
 
     def application(self) -> web.Application:
         """The aiohttp application; it starts and stops the service's background work."""
-        app = web.Application(middlewares=[problems, guard], client_max_size=self.config.max_body_bytes)
+        app = web.Application(middlewares=[deliver, problems, access.guard], client_max_size=self.config.max_body_bytes)
+        app[access.GUARDED] = self.config
+        app[access.DOORKEEPER] = access.Doorkeeper(self.config, self.database)
+        app[access.ROUTE_OF] = {route.handler: route for route in ROUTES}
         app[CONFIG] = self.config
         app[DATABASE] = self.database
         app[RECORDER] = self.recorder
         app[EXECUTOR] = self.executor
         app[metrics.SCRAPER] = metrics.Scraper(self.registry, self.recorder, self.own)
         app[health.LIFE] = self.life
-        for method, path, handler in ROUTES:
-            app.router.add_route(method, path, handler)
-            app.router.add_route(method, path + "/", handler)
+        for route in ROUTES:
+            app.router.add_route(route.method, route.path, route.handler)
+            app.router.add_route(route.method, route.path + "/", route.handler)
         app.cleanup_ctx.append(self._background)
         return app
 
     async def _background(self, _app: web.Application) -> AsyncIterator[None]:
         await self.sweep()
         self._sweeper = asyncio.create_task(self._sweep_now_and_then(), name="tachograph sweep")
+        keeper = asyncio.create_task(self._keep_small(), name="tachograph retention")
         yield
         self._sweeper.cancel()
-        await asyncio.gather(self._sweeper, return_exceptions=True)
+        keeper.cancel()
+        await asyncio.gather(self._sweeper, keeper, return_exceptions=True)
         await self.close()
 
     async def sweep(self) -> int:
@@ -144,6 +160,22 @@ class Service:
                 await self.sweep()
             except Exception:
                 log.exception("looking for lost executions failed; trying again later")
+
+    async def _keep_small(self) -> None:
+        """Archive or delete what is old enough, as the configuration says, now and every hour."""
+        config = self.config
+        days = config.archive_after_days if config.archive_after_days is not None else config.delete_after_days
+        while True:
+            try:
+                await asyncio.to_thread(self.database.run, partitions.ensure_coming)
+                if days is not None:
+                    before = time.time_ns() - round(days * 86_400 * NS)
+                    moved = await asyncio.to_thread(archive.archive, self.database, before, config.archive_directory)
+                    if moved.executions:
+                        log.info("%d old execution(s) left the tables", moved.executions)
+            except Exception:
+                log.exception("old executions could not be archived; trying again later")
+            await asyncio.sleep(KEEP_SECONDS)
 
     async def stop_work(self) -> None:
         """Take no more work and let running steps finish within the grace period; what is left is cancelled."""
@@ -167,7 +199,7 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
     runner = web.AppRunner(service.application(), access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, config.host, config.port, reuse_address=True)
+        site = web.TCPSite(runner, config.host, config.port, reuse_address=True, ssl_context=config.tls())
         await site.start()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -177,7 +209,7 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
         port = site._server.sockets[0].getsockname()[1] if site._server is not None else config.port  # type: ignore[attr-defined]
         host = f"[{config.host}]" if ":" in config.host else config.host
         if on_ready is not None:
-            on_ready(f"http://{host}:{port}")
+            on_ready(f"{config.scheme}://{host}:{port}")
         await stop.wait()
         log.info("stopping: running steps have %g s to finish", config.grace_seconds)
         stop.clear()

@@ -7,16 +7,19 @@ from datetime import datetime
 from typing import Final
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.segment import Segment
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
 from tachograph.events import NS
 from tachograph.exporter.schemas import (
+    ExecutionComparison,
     WorkflowExecutionTimeline,
     WorkflowMetricsSummary,
     WorkflowStepTimelineEntry,
+    WorkflowTrends,
 )
 from tachograph.exporter.times import human
 
@@ -190,21 +193,69 @@ def _moment(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def metrics_text(found: WorkflowMetricsSummary) -> Text:
+def _span(value: float | None) -> str:
+    return human(round(value * NS)) if value is not None else "–"
+
+
+def _percent(value: float | None) -> str:
+    return f"{value:.1f} %" if value is not None else "–"
+
+
+def metrics_text(found: WorkflowMetricsSummary) -> Group:
     """A workflow's figures for people."""
-
-    def length(value: float | None) -> str:
-        return human(round(value * NS)) if value is not None else "–"
-
     text = Text()
     text.append(f"{found.workflow_name}", style="bold")
     text.append(f"   {found.workflow_id}\n", style="bright_black")
-    counts = ", ".join(f"{count} {status}" for status, count in sorted(found.by_status.items()))
+    counts = ", ".join(f"{figures.count} {status}" for status, figures in sorted(found.by_status.items()))
+    if found.open_executions:
+        counts += f"{', ' if counts else ''}{found.open_executions} open"
     text.append(f"  executions  {found.total_executions} ({counts or 'none yet'})\n")
-    rate = f"{found.success_rate:.1f} %" if found.success_rate is not None else "–"
-    text.append(f"  success     {rate}\n")
+    text.append(f"  success     {_percent(found.success_rate)}\n")
     text.append(
-        f"  duration    {length(found.average_duration_seconds)} on average, "
-        f"{length(found.min_duration_seconds)} to {length(found.max_duration_seconds)}"
+        f"  duration    {_span(found.average_duration_seconds)} on average, "
+        f"{_span(found.min_duration_seconds)} to {_span(found.max_duration_seconds)}\n"
     )
-    return text
+    text.append(f"  percentiles p50 {_span(found.p50)}, p90 {_span(found.p90)}, p95 {_span(found.p95)}, ")
+    text.append(f"p99 {_span(found.p99)}")
+    if found.cost_usd:
+        text.append(f"\n  cost        {found.cost_usd:.4f} USD, {found.tokens_in + found.tokens_out} tokens")
+    table = Table("step", "runs", "success", "p50", "p95", "p99", "wait", "retries", "of the critical path", box=None)
+    for step in found.steps[:MAX_ROWS]:
+        wait = step.wait.dependency + step.wait.queue + step.wait.backoff if step.wait is not None else None
+        share = _percent(100 * step.critical_path_share if step.critical_path_share is not None else None)
+        table.add_row(
+            Text(step.step_name), str(step.count), _percent(step.success_rate), _span(step.p50), _span(step.p95),
+            _span(step.p99), _span(wait), str(step.retry_count), share,
+        )  # fmt: skip
+    return Group(text, *([table] if found.steps else []))
+
+
+def trends_table(found: WorkflowTrends) -> Table:
+    """A workflow's trend for people."""
+    title = found.workflow_name + (f" · {found.step_name}" if found.step_name is not None else "")
+    table = Table(
+        "from", "executions", "success", "p50", "p95", "p99", "cost", box=None, title=Text(title), title_justify="left"
+    )
+    for bucket in found.buckets[-MAX_ROWS:]:
+        table.add_row(
+            bucket.start[:16].replace("T", " "), str(bucket.total_executions), _percent(bucket.success_rate),
+            _span(bucket.p50), _span(bucket.p95), _span(bucket.p99),
+            f"{bucket.cost_usd:.4f}" if bucket.cost_usd else "",
+        )  # fmt: skip
+    return table
+
+
+def comparison_table(found: ExecutionComparison) -> Table:
+    """A comparison for people: the steps to blame first."""
+    table = Table("step", "took", "before", "times", "unusual", "blame", box=None)
+    for step in found.steps[:MAX_ROWS]:
+        table.add_row(
+            Text(("● " if step.on_critical_path else "  ") + step.step_name),
+            _span(step.seconds),
+            _span(step.reference_seconds),
+            f"{step.ratio:.3g}" if step.ratio is not None else "–",
+            f"p{step.percentile:.3g}" if step.percentile is not None else "",
+            _percent(100 * step.blame) if step.blame else "",
+            style="bold red" if step.step_name == found.culprit else "",
+        )
+    return table

@@ -21,7 +21,8 @@ from tachograph.exporter.schemas import (
     WorkflowExecutionTimeline,
     WorkflowStepTimelineEntry,
 )
-from tachograph.exporter.store.queries import StoredRun, StoredStep
+from tachograph.exporter.store.queries import StoredRun
+from tachograph.exporter.store.steps import StoredStep
 from tachograph.exporter.times import rfc3339, rfc3339_or_none, seconds
 
 _OPEN = frozenset({"pending", "running", "retrying"})

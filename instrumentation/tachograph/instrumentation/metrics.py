@@ -5,7 +5,7 @@ The exposition, the reference table in the docs and the dashboards all read them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +20,7 @@ from tachograph.events import (
     ExecutionStatus,
     StepCost,
     StepFinished,
+    StepMeasured,
     StepRetrying,
     StepSkipped,
     StepStarted,
@@ -33,6 +34,10 @@ BUCKETS: Final = (
     60, 120, 300, 600, 1800, 3600, 7200, 14_400, 28_800, 57_600, 86_400,
 )  # fmt: skip
 """Classic buckets in seconds, 5 ms to 24 h: workflows take from milliseconds to days, not only what requests take."""
+
+
+MEASURE_BUCKETS: Final = tuple(step * 10.0**power for power in range(-3, 10) for step in (1, 2.5, 5))
+"""Classic buckets for values of any kind, from a thousandth to billions; native buckets are finer."""
 
 
 class MetricSpec(msgspec.Struct, frozen=True):
@@ -49,7 +54,7 @@ class MetricSpec(msgspec.Struct, frozen=True):
 
 
 class HistogramSpec(MetricSpec, frozen=True):
-    """A histogram of seconds."""
+    """A histogram, of seconds where its name says so."""
 
 
 class CounterSpec(MetricSpec, frozen=True):
@@ -110,9 +115,16 @@ STEP_TOKENS: Final = CounterSpec(
     "workflow_step_tokens_total", "Tokens that steps reported, by type (input, output).", (*_STEP, "model", "type")
 )
 
+STEP_MEASURE: Final = HistogramSpec(
+    "workflow_step_measure",
+    "Values that steps reported under a declared name, in the unit they said.",
+    (*_STEP, "measure", "unit"),
+)
+
 METRICS: Final[tuple[MetricSpec, ...]] = (
     EXECUTION_DURATION, STEP_DURATION, STEP_WAIT, STEP_ATTEMPTS, STEP_RETRIES, STEPS_SKIPPED, EXECUTIONS_STARTED,
     EXECUTIONS_RUNNING, STEPS_RUNNING, CRITICAL_PATH, LAST_SUCCESS, OLDEST_RUNNING, STEP_COST, STEP_TOKENS,
+    STEP_MEASURE,
 )  # fmt: skip
 """Every metric about workflows."""
 
@@ -143,6 +155,8 @@ class MetricsListener:
         buckets: upper bounds of the classic buckets in seconds.
         series: whose limits to keep (default: a `SeriesRegistry` with the default limits).
         is_sampled: tells whether spans of a trace are exported; only then an observation carries an exemplar.
+        measures: names that steps may report to `workflow_step_measure`; others stay in the store, since a name that a
+            step makes up would make a series.
     """
 
     def __init__(
@@ -152,11 +166,13 @@ class MetricsListener:
         buckets: Sequence[float] = BUCKETS,
         series: SeriesRegistry | None = None,
         is_sampled: Callable[[str], bool] = lambda trace_id: True,
+        measures: Iterable[str] = (),
     ) -> None:
         self.ledger = Ledger()
         self.registry = registry
         self.series = series or SeriesRegistry()
         self._is_sampled = is_sampled
+        self._measures = frozenset(measures)
         self._generation = 0
         self._histograms: dict[str, HistogramFamily] = {}
         self._counters: dict[str, CounterFamily] = {}
@@ -164,7 +180,8 @@ class MetricsListener:
         for spec in METRICS:
             about = (spec.name, spec.help, spec.labels)
             if isinstance(spec, HistogramSpec):
-                self._histograms[spec.name] = self.series.histogram(*about, buckets=buckets)
+                bounds = MEASURE_BUCKETS if spec is STEP_MEASURE else buckets
+                self._histograms[spec.name] = self.series.histogram(*about, buckets=bounds)
             elif isinstance(spec, CounterSpec):
                 self._counters[spec.name] = self.series.counter(*about)
             else:
@@ -180,6 +197,7 @@ class MetricsListener:
             StepRetrying: self._step_retrying,
             StepSkipped: self._step_skipped,
             StepCost: self._cost,
+            **({StepMeasured: self._measured} if self._measures else {}),
             ExecutionStarted: self._execution_started,
             ExecutionFinished: self._execution_finished,
         }
@@ -279,6 +297,12 @@ class MetricsListener:
             self._counters[STEP_TOKENS.name].labels(*key, "input").inc(event.tokens_in)
         if event.tokens_out:
             self._counters[STEP_TOKENS.name].labels(*key, "output").inc(event.tokens_out)
+
+    def _measured(self, event: StepMeasured) -> None:
+        if event.name in self._measures:
+            ref = event.step.execution
+            key = (ref.workspace, ref.workflow, event.step.name, event.name, event.unit)
+            self._histograms[STEP_MEASURE.name].labels(*map(_label, key)).observe(event.value)
 
     def _execution_started(self, event: ExecutionStarted) -> None:
         ref = event.execution

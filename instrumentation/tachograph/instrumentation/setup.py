@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import threading
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any, Final, cast
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 DATABASE_VARIABLE: Final = "TACHOGRAPH_DATABASE_URL"
 WORKSPACE_VARIABLE: Final = "TACHOGRAPH_WORKSPACE"
+MEASURES_VARIABLE: Final = "TACHOGRAPH_MEASURES"
 EXIT_SECONDS: Final = 2.0
 """How long the end of the process waits for spans to be exported."""
 
@@ -51,6 +53,7 @@ def configure(
     provider: trace.TracerProvider | None = None,
     registry: CollectorRegistry | None = REGISTRY,
     spans: bool = True,
+    measures: Iterable[str] | None = None,
 ) -> Recorder:
     """Set up the process's recorder, closing an earlier one. All arguments are optional.
 
@@ -62,6 +65,7 @@ def configure(
             destination, else none).
         registry: the prometheus_client registry for metrics; None: no metrics.
         spans: False leaves OpenTelemetry alone.
+        measures: names of step measures that become metrics (default: ``TACHOGRAPH_MEASURES``, with commas between).
 
     Raises `SetupError` when something asked for cannot be had.
     """
@@ -75,7 +79,13 @@ def configure(
         if sink is not None:
             recorder.set_spans(sink)
         if registry is not None:
-            recorder.add("metrics", MetricsListener(registry, is_sampled=sink.is_sampled if sink else lambda _: False))
+            names = os.environ.get(MEASURES_VARIABLE, "").split(",") if measures is None else measures
+            listener = MetricsListener(
+                registry,
+                is_sampled=sink.is_sampled if sink else lambda _: False,
+                measures=[name.strip() for name in names if name.strip()],
+            )
+            recorder.add("metrics", listener)
         if url := os.environ.get(DATABASE_VARIABLE) if database is None else database:
             recorder.add("store", open_store(url))
         # Handlers run last in, first out: ours must come before that of whatever provider there is by now.

@@ -3,58 +3,137 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from aiohttp import web
 from sqlalchemy import Connection, Row
 
+from tachograph.events import ExecutionStatus, StepStatus
 from tachograph.exporter.api import errors
 from tachograph.exporter.api.request import (
     DATABASE,
     EXECUTOR,
     Query,
     Workspace,
+    encode_cursor,
     json_response,
+    project_of,
     workflow_of,
     workspace_of,
 )
+from tachograph.exporter.api.routes import PAGE, WRITE, Parameter, Route
+from tachograph.exporter.figures import failures, success_rate
 from tachograph.exporter.schemas import (
+    Cancelling,
+    ExecutionPage,
     ExecutionState,
     ExecutionStats,
-    Page,
     WorkflowExecutionDetailedResponse,
     WorkflowExecutionResponse,
     WorkflowStats,
 )
-from tachograph.exporter.store import queries
-from tachograph.exporter.store.queries import ExecutionFilter, StoredRun
+from tachograph.exporter.store import archive, queries, rollups
+from tachograph.exporter.store.queries import ExecutionFilter, Order, Position, StoredRun
+from tachograph.exporter.store.tally import Pack
 from tachograph.exporter.timeline import build_timeline
 from tachograph.exporter.times import rfc3339, rfc3339_or_none, seconds
 
 
-async def list_executions(request: web.Request) -> web.Response:
-    """``GET /api/workflows/{workflow_id}/executions``: newest first.
+async def list_executions(request: web.Request) -> web.StreamResponse:
+    """``GET /api/workflows/{workflow_id}/executions``: a workflow's executions, newest first.
 
-    Filters: ``status``, ``from``, ``to``, ``min_duration``, ``max_duration``.
+    Archived ones are among them. With ``format=ndjson`` (or ``Accept: application/x-ndjson``) all that match are
+    answered, a line each, instead of a page.
     """
     query = Query(request)
+    workspace = await workspace_of(request)
+    return await _list(request, query, workspace, (await workflow_of(request, workspace)).id)
+
+
+async def list_all(request: web.Request) -> web.StreamResponse:
+    """``GET /api/workflows/executions``: the executions of all workflows of a workspace, newest first.
+
+    Takes the same parameters as a workflow's own list.
+    """
+    query = Query(request)
+    return await _list(request, query, await workspace_of(request), None)
+
+
+async def _list(
+    request: web.Request, query: Query, workspace: Workspace, workflow_id: str | None
+) -> web.StreamResponse:
     skip, limit = query.page()
+    sort = query.choice("sort", _SORTS, "-created")
+    order = Order(sort.removeprefix("-"), sort.startswith("-"))
+    form = query.choice("format", ("json", "ndjson"), "json")
+    after = query.cursor("after", sort)
     wanted: dict[str, Any] = {
         "status": query.execution_statuses(),
         "from_ns": query.time("from"),
         "to_ns": query.time("to"),
         "min_duration_ns": query.duration("min_duration"),
         "max_duration_ns": query.duration("max_duration"),
+        "step": query.text("step"),
+        "step_status": tuple(sorted(query.step_statuses("step_status"))),
+        "error": query.text("error"),
+        "input": query.text("input"),
     }
     query.done()
-    workspace = await workspace_of(request)
-    workflow = await workflow_of(request, workspace)
-    chosen = ExecutionFilter(workspace=workspace.id, workflow_id=workflow.id, **wanted)
-    rows, total = await request.app[DATABASE].read(lambda c: queries.executions(c, chosen, skip, limit))
+    wanted["project"] = await project_of(request, workspace)
+    chosen = ExecutionFilter(workspace=workspace.id, workflow_id=workflow_id, **wanted)
+    if form == "ndjson" or "application/x-ndjson" in request.headers.get("Accept", ""):
+        return await _stream(request, chosen, order, after)
+
+    def read(connection: Connection) -> tuple[Sequence[Row[Any]], int]:
+        # One more than asked for tells whether there is a next page.
+        rows = queries.executions(connection, chosen, skip, limit + 1, order, after)
+        return rows, queries.count_executions(connection, chosen)
+
+    rows, total = await request.app[DATABASE].read(read)
     now = time.time_ns()
-    return json_response(Page([summarise_execution(row, now) for row in rows], total, skip, limit))
+    more = _cursor(rows[limit - 1], sort) if len(rows) > limit else None
+    return json_response(
+        ExecutionPage([summarise_execution(row, now) for row in rows[:limit]], total, skip, limit, more)
+    )
+
+
+def _cursor(row: Row[Any], sort: str) -> str:
+    return encode_cursor(sort, Position(row.sorted_by, row.execution_id))
+
+
+_STREAM_PAGE = 1_000
+
+
+async def _stream(
+    request: web.Request, chosen: ExecutionFilter, order: Order, after: Position | None
+) -> web.StreamResponse:
+    """All that match, a JSON line each, read a thousand at a time."""
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
+    response.enable_compression()
+    position = after
+    first: Sequence[Row[Any]] | None = None
+    while True:
+
+        def read(connection: Connection, position: Position | None = position) -> Sequence[Row[Any]]:
+            return queries.executions(connection, chosen, 0, _STREAM_PAGE, order, position)
+
+        rows = await request.app[DATABASE].read(read)
+        if first is None:
+            # Whatever can go wrong with the query has gone wrong by now, and could still be said.
+            first = rows
+            await response.prepare(request)
+        now = time.time_ns()
+        lines = [msgspec.json.encode(summarise_execution(row, now)) for row in rows]
+        if lines:
+            await response.write(b"\n".join(lines) + b"\n")
+        if len(rows) < _STREAM_PAGE:
+            break
+        position = Position(rows[-1].sorted_by, rows[-1].execution_id)
+    await response.write_eof()
+    return response
 
 
 def summarise_execution(row: Row[Any], now_ns: int) -> WorkflowExecutionResponse:
@@ -87,15 +166,26 @@ def _common(row: Row[Any], now_ns: int) -> dict[str, Any]:
         "skipped_step_count": row.skipped_step_count,
         "critical_path_seconds": seconds(row.critical_path_ns),
         "work_seconds": seconds(row.work_ns),
+        "is_archived": getattr(row, "archive", None) is not None,
     }
 
 
-async def stored_run(request: web.Request, workspace: Workspace) -> StoredRun:
-    """Everything stored of the execution in the path. Raises 404."""
-    wanted = request.match_info["execution_id"]
-    found = await request.app[DATABASE].read(lambda c: queries.run(c, workspace.id, wanted))
+async def stored_run(request: web.Request, workspace: Workspace, execution_id: str | None = None) -> StoredRun:
+    """Everything stored of an execution (of the one in the path); from the archive if it is there. Raises 404, 410."""
+    wanted = execution_id if execution_id is not None else request.match_info["execution_id"]
+    return await request.app[DATABASE].read(lambda c: find_run(c, workspace.id, wanted))
+
+
+def find_run(connection: Connection, workspace_id: str, execution_id: str) -> StoredRun:
+    """`stored_run`, on a connection."""
+    try:
+        found = queries.run(connection, workspace_id, execution_id) or archive.run(
+            connection, workspace_id, execution_id
+        )
+    except archive.ArchiveError as error:
+        raise errors.archive_unavailable(execution_id, str(error)) from None
     if found is None:
-        raise errors.execution_not_found(wanted)
+        raise errors.execution_not_found(execution_id)
     return found
 
 
@@ -156,8 +246,7 @@ async def cancel(request: web.Request) -> web.Response:
         raise errors.execution_not_found(wanted)
     if not request.app[EXECUTOR].cancel(wanted, "cancelled through the API"):
         raise errors.not_running(wanted, row.status)
-    body = {"execution_id": wanted, "workflow_id": row.workflow_id, "status": "cancelling"}
-    return json_response({**body, "message": "the execution is being cancelled"}, 202)
+    return json_response(Cancelling(execution_id=wanted, workflow_id=row.workflow_id), 202)
 
 
 async def statistics(request: web.Request) -> web.Response:
@@ -165,58 +254,88 @@ async def statistics(request: web.Request) -> web.Response:
     Query(request).done()
     workspace = await workspace_of(request)
 
-    def read(connection: Connection) -> list[tuple[str, str, str, int, int | None]]:
-        return queries.stats(connection, workspace.id)
-
-    workflows: dict[str, WorkflowStats] = {}
-    newest: dict[str, int] = {}
-    total = defaultdict[str, int](int)
-    for workflow_id, name, state, count, started in await request.app[DATABASE].read(read):
-        one = workflows.setdefault(
-            workflow_id,
-            WorkflowStats(
-                workflow_id=workflow_id,
-                workflow_name=name,
-                total_executions=0,
-                success_rate=None,
-                by_status={},
-                last_started_at=None,
-            ),
+    def read(connection: Connection) -> tuple[dict[str, Pack], list[Any], dict[str, str]]:
+        names, _ = queries.definitions(connection, workspace.id, None, 0, 100_000)
+        return (
+            rollups.totals(connection, workspace.id),
+            queries.open_by_workflow(connection, workspace.id),
+            {row.id: row.name for row in names},
         )
-        one.total_executions += count
-        one.by_status[state] = count
-        total[state] += count
-        newest[workflow_id] = max(newest.get(workflow_id, 0), started or 0)
-    for one in workflows.values():
-        one.success_rate = success_rate(one.by_status)
-        one.last_started_at = rfc3339_or_none(newest[one.workflow_id] or None)
+
+    packs, still_open, names = await request.app[DATABASE].read(read)
+    counts: dict[str, dict[str, int]] = {
+        workflow_id: {status: tally.count for status, tally in pack.executions.items()}
+        for workflow_id, pack in packs.items()
+    }
+    newest = {
+        workflow_id: max((tally.last_ns for tally in pack.executions.values()), default=0)
+        for workflow_id, pack in packs.items()
+    }
+    for workflow_id, name, state, count, _ in still_open:
+        names.setdefault(workflow_id, name)
+        own = counts.setdefault(workflow_id, {})
+        own[state] = own.get(state, 0) + count
+    total = Counter[str]()
+    for own in counts.values():
+        total.update(own)
     return json_response(
         ExecutionStats(
-            total_executions=sum(total.values()),
+            total_executions=total.total(),
             running_executions=total["running"],
             successful_executions=total["completed"],
-            failed_executions=_failed(total),
+            failed_executions=failures(total),
             success_rate=success_rate(total),
-            by_status={state: count for state, count in total.items() if count},
-            workflows=sorted(workflows.values(), key=lambda one: one.workflow_name),
+            by_status=dict(sorted(total.items())),
+            workflows=[
+                WorkflowStats(
+                    workflow_id=workflow_id,
+                    workflow_name=names.get(workflow_id, workflow_id),
+                    total_executions=sum(own.values()),
+                    running_executions=own.get("running", 0),
+                    success_rate=success_rate(own),
+                    by_status=dict(sorted(own.items())),
+                    last_ended_at=rfc3339_or_none(newest.get(workflow_id) or None),
+                )
+                for workflow_id, own in sorted(counts.items(), key=lambda pair: names.get(pair[0], pair[0]))
+            ],
         )
     )
 
 
-def _failed(counts: dict[str, int]) -> int:
-    return sum(counts.get(state, 0) for state in ("failed", "timeout", "lost"))
-
-
-def success_rate(counts: dict[str, int]) -> float | None:
-    """Percent of executions that completed, of those that completed or failed; None when neither happened."""
-    good, bad = counts.get("completed", 0), _failed(counts)
-    return 100.0 * good / (good + bad) if good + bad else None
-
+_SORTS = tuple(sign + name for name in queries.SORTS for sign in ("-", ""))
+_FILTERS = (
+    *PAGE,
+    Parameter(name="after", about="The cursor of the page before (its `next`): the page behind it, at the same cost."),
+    Parameter(name="sort", about="By what; with a minus, the greatest first.", choices=_SORTS, default="-created"),
+    Parameter(name="format", about="`ndjson`: all that match, line by line.", choices=("json", "ndjson"),
+              default="json"),
+    Parameter(
+        name="status", kind="texts", about="Only with one of these statuses.", choices=tuple(ExecutionStatus),
+        example="failed,timeout",
+    ),
+    Parameter(name="from", kind="time", about="Only what was created at or after this time.", example="24h"),
+    Parameter(name="to", kind="time", about="Only what was created before this time."),
+    Parameter(name="min_duration", kind="duration", about="Only what took at least so long.", example="1.5h"),
+    Parameter(name="max_duration", kind="duration", about="Only what took at most so long."),
+    Parameter(name="step", about="Only those with a step of this name or id."),
+    Parameter(
+        name="step_status", kind="texts", about="Only those with a step (that one) in one of these states.",
+        choices=tuple(StepStatus),
+    ),
+    Parameter(name="error", about="Only those whose error's type or message has this text in it."),
+    Parameter(name="input", about="Only those with this input: `name=value`, or any text.", example="region=eu"),
+)  # fmt: skip
 
 ROUTES = (
-    ("GET", "/api/workflows/executions/stats", statistics),
-    ("GET", "/api/workflows/executions/{execution_id}", detail),
-    ("GET", "/api/workflows/executions/{execution_id}/status", status),
-    ("POST", "/api/workflows/executions/{execution_id}/cancel", cancel),
-    ("GET", "/api/workflows/{workflow_id}/executions", list_executions),
-)
+    Route(method="GET", path="/api/workflows/executions", handler=list_all, query=_FILTERS, answer=ExecutionPage,
+          media=("application/x-ndjson",), codes=("project_not_found",)),
+    Route(method="GET", path="/api/workflows/executions/stats", handler=statistics, answer=ExecutionStats),
+    Route(method="GET", path="/api/workflows/executions/{execution_id}", handler=detail,
+          answer=WorkflowExecutionDetailedResponse, codes=("archive_unavailable",)),
+    Route(method="GET", path="/api/workflows/executions/{execution_id}/status", handler=status, answer=ExecutionState,
+          codes=("archive_unavailable",)),
+    Route(method="POST", path="/api/workflows/executions/{execution_id}/cancel", handler=cancel, scope=WRITE,
+          answer=Cancelling, status=202, codes=("not_cancellable",)),
+    Route(method="GET", path="/api/workflows/{workflow_id}/executions", handler=list_executions, query=_FILTERS,
+          answer=ExecutionPage, media=("application/x-ndjson",), codes=("project_not_found",)),
+)  # fmt: skip

@@ -6,52 +6,51 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
+from sqlalchemy import Connection, Row
 
-from tachograph.events import NS
 from tachograph.exporter.api import errors
-from tachograph.exporter.api.executions import success_rate
 from tachograph.exporter.api.request import DATABASE, Query, json_response, workflow_of, workspace_of
+from tachograph.exporter.api.routes import FROM, TO, Route
+from tachograph.exporter.figures import metrics_summary
 from tachograph.exporter.schemas import WorkflowMetricsSummary
-from tachograph.exporter.store import queries
-from tachograph.exporter.store.queries import ExecutionFilter
-from tachograph.exporter.times import seconds
+from tachograph.exporter.store import queries, rollups
 from tachograph.instrumentation.exposition import Format, choose, render, render_gzip
 from tachograph.instrumentation.health import OwnSeries
 from tachograph.instrumentation.recorder import Recorder
 
 
 async def workflow_metrics(request: web.Request) -> web.Response:
-    """``GET /api/workflows/{workflow_id}/metrics``: success rate and durations over its executions; `from`, `to`."""
+    """``GET /api/workflows/{workflow_id}/metrics``: success rate, percentiles, waits and cost, per status and per step.
+
+    Of the executions that ended in the range, at the same cost however many they are. Executions that are still open
+    count in ``total_executions`` when the range reaches to now.
+    """
     query = Query(request)
     from_ns, to_ns = query.time("from"), query.time("to")
+    now = query.now_ns
     query.done()
     workspace = await workspace_of(request)
     workflow = await workflow_of(request, workspace)
-    wanted = ExecutionFilter(workspace=workspace.id, workflow_id=workflow.id, from_ns=from_ns, to_ns=to_ns)
-    found = await request.app[DATABASE].read(lambda c: queries.summary(c, wanted))
-    return json_response(metrics_summary(workflow.id, workflow.name, found))
+
+    def read(connection: Connection) -> WorkflowMetricsSummary:
+        return read_metrics(connection, workspace.id, workflow, from_ns, to_ns, now)
+
+    return json_response(await request.app[DATABASE].read(read))
 
 
-def metrics_summary(workflow_id: str, name: str, found: queries.DurationSummary) -> WorkflowMetricsSummary:
-    """The figures as the API answers them."""
-    total = found.sum_ns or 0
-    return WorkflowMetricsSummary(
-        workflow_id=workflow_id,
-        workflow_name=name,
-        total_executions=found.total,
-        successful_executions=found.successful,
-        failed_executions=found.failed,
-        success_rate=success_rate(found.by_status),
-        total_duration_seconds=total / NS,
-        average_duration_seconds=total / NS / found.timed if found.timed else None,
-        min_duration_seconds=seconds(found.min_ns),
-        max_duration_seconds=seconds(found.max_ns),
-        by_status=found.by_status,
-    )
+def read_metrics(
+    connection: Connection, workspace: str, workflow: Row[Any], from_ns: int | None, to_ns: int | None, now_ns: int
+) -> WorkflowMetricsSummary:
+    """A workflow's figures over a range (unix nanoseconds, the end exclusive)."""
+    pack = rollups.read(connection, (workspace, workflow.id), from_ns, to_ns)
+    still_open = 0
+    if to_ns is None or to_ns >= now_ns:
+        still_open = sum(queries.open_counts(connection, workspace, workflow.id, from_ns).values())
+    return metrics_summary(workflow.id, workflow.name, pack, still_open)
 
 
 class Scraper:
@@ -110,6 +109,8 @@ async def exposition(request: web.Request) -> web.Response:
 
 
 ROUTES = (
-    ("GET", "/api/workflows/{workflow_id}/metrics", workflow_metrics),
-    ("GET", "/metrics", exposition),
-)
+    Route(method="GET", path="/api/workflows/{workflow_id}/metrics", handler=workflow_metrics, query=(FROM, TO),
+          answer=WorkflowMetricsSummary),
+    Route(method="GET", path="/metrics", handler=exposition, in_workspace=False, codes=("scrape_timeout",),
+          media=tuple(form.value for form in Format)),
+)  # fmt: skip

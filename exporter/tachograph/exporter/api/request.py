@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
+import base64
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
@@ -13,10 +13,12 @@ from sqlalchemy import Row
 
 from tachograph.events import ExecutionStatus, StepStatus
 from tachograph.exporter.api import errors
-from tachograph.exporter.api.errors import Handler
-from tachograph.exporter.config import Config, is_loopback
+from tachograph.exporter.api.access import ROUTE_OF, caller_of
+from tachograph.exporter.api.routes import PAGE
+from tachograph.exporter.config import Config
 from tachograph.exporter.store import queries
 from tachograph.exporter.store.database import Database
+from tachograph.exporter.store.queries import Position
 from tachograph.exporter.times import parse_duration, parse_time
 from tachograph.instrumentation.recorder import Recorder
 from tachograph.workflow.errors import Fault, did_you_mean
@@ -26,8 +28,6 @@ CONFIG: Final = web.AppKey("config", Config)
 DATABASE: Final = web.AppKey("database", Database)
 RECORDER: Final = web.AppKey("recorder", Recorder)
 EXECUTOR: Final = web.AppKey("executor", Executor)
-
-MAX_LIMIT: Final = 1000
 
 T = TypeVar("T")
 
@@ -72,14 +72,17 @@ def decode(body: bytes, kind: type[T]) -> T:
 async def workspace_of(request: web.Request) -> Workspace:
     """The workspace named by ``X-Workspace-Id``, ``X-Workspace-Slug``, ``workspace_id`` or ``workspace_slug``.
 
-    Without any, the service's own. Raises 404 when there is no such workspace, 422 when two that are named differ.
+    Without any, that of the caller's token, else the service's own. Raises 404 when there is no such workspace or the
+    caller's token is for another one, 422 when two that are named differ.
     """
+    bound = caller_of(request).workspace_id
     identifier = _agreed(request, "X-Workspace-Id", "workspace_id")
     slug = _agreed(request, "X-Workspace-Slug", "workspace_slug")
     if identifier is None and slug is None:
-        slug = request.app[CONFIG].workspace
+        identifier, slug = (bound, None) if bound is not None else (None, request.app[CONFIG].workspace)
     found = await request.app[DATABASE].read(lambda c: queries.workspace(c, identifier=identifier, slug=slug))
-    if found is None or (identifier is not None and slug is not None and found.slug != slug):
+    is_other = found is not None and bound is not None and found.id != bound
+    if found is None or is_other or (identifier is not None and slug is not None and found.slug != slug):
         raise errors.workspace_not_found(identifier or slug or "")
     return Workspace(found.id, found.slug)
 
@@ -112,6 +115,25 @@ async def workflow_of(request: web.Request, workspace: Workspace) -> Row[Any]:
     return found
 
 
+def encode_cursor(sort: str, position: Position) -> str:
+    """A page's end as text that goes into an address."""
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode((sort, *position))).decode().rstrip("=")
+
+
+def decode_cursor(sort: str, text: str) -> Position:
+    """What `encode_cursor` made, for the same order. Raises ValueError."""
+    try:
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        of, value, execution_id = msgspec.msgpack.decode(data, type=tuple[str, int, str])
+    except (ValueError, msgspec.DecodeError):
+        raise ValueError("it is no cursor; take `next` of the page before") from None
+    if of != sort:
+        raise ValueError(f"it belongs to sort={of}, not to sort={sort}")
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("it is no cursor; take `next` of the page before")
+    return Position(value, execution_id)
+
+
 class Query:
     """A request's query string, read one parameter at a time; faults are collected and raised together.
 
@@ -122,12 +144,22 @@ class Query:
 
     def __init__(self, request: web.Request) -> None:
         self._values = request.query
-        self._known: set[str] = set(_WORKSPACE_KEYS)
+        route = request.app[ROUTE_OF][request.match_info.handler]
+        self._declared = {parameter.name: parameter for parameter in route.query}
+        self._known: set[str] = {*_WORKSPACE_KEYS, *self._declared}
         self._faults: list[Fault] = []
         self.now_ns = time.time_ns()
 
+    def _check(self, name: str) -> None:
+        if name not in self._declared:
+            raise LookupError(f"the route does not declare the parameter {name!r}")
+
+    def fault(self, name: str, why: str) -> None:
+        """Note what is wrong with a parameter."""
+        self._faults.append(Fault("bad_value", name, why))
+
     def _read(self, name: str, parse: Callable[[str], T]) -> T | None:
-        self._known.add(name)
+        self._check(name)
         text = self._values.get(name)
         if text is None or text == "":
             return None
@@ -136,6 +168,15 @@ class Query:
         except ValueError as error:
             self._faults.append(Fault("bad_value", name, str(error)))
             return None
+
+    def text(self, name: str) -> str | None:
+        """A text."""
+        return self._read(name, str)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Yes or no."""
+        word = self.choice(name, ("true", "false"), "true" if default else "false")
+        return word == "true"
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
         """A whole number."""
@@ -152,7 +193,7 @@ class Query:
 
     def page(self) -> tuple[int, int]:
         """``skip`` and ``limit``."""
-        return self.whole("skip", 0, 0, 10**12), self.whole("limit", 50, 1, MAX_LIMIT)
+        return tuple(self.whole(p.name, p.default, p.low or 0, p.high or 0) for p in PAGE)  # type: ignore[return-value]
 
     def time(self, name: str) -> int | None:
         """A time: RFC 3339, unix seconds, or ago (``24h``)."""
@@ -164,8 +205,12 @@ class Query:
 
     def texts(self, name: str) -> frozenset[str]:
         """All values of a parameter that may be repeated or comma-separated."""
-        self._known.add(name)
+        self._check(name)
         return frozenset(part.strip() for value in self._values.getall(name, []) for part in value.split(",") if part)
+
+    def cursor(self, name: str, sort: str) -> Position | None:
+        """Where the page before ended."""
+        return self._read(name, lambda text: decode_cursor(sort, text))
 
     def choice(self, name: str, known: Iterable[str], default: str) -> str:
         """One of a few words."""
@@ -182,16 +227,16 @@ class Query:
         """``status`` as execution statuses."""
         return tuple(ExecutionStatus(word) for word in self._statuses({s.value for s in ExecutionStatus}))
 
-    def step_statuses(self) -> frozenset[StepStatus]:
-        """``status`` as step statuses."""
-        return frozenset(StepStatus(word) for word in self._statuses({s.value for s in StepStatus}))
+    def step_statuses(self, name: str = "status") -> frozenset[StepStatus]:
+        """A parameter as step statuses."""
+        return frozenset(StepStatus(word) for word in self._statuses({s.value for s in StepStatus}, name))
 
-    def _statuses(self, known: set[str]) -> list[str]:
-        words = sorted(self.texts("status"))
+    def _statuses(self, known: set[str], name: str = "status") -> list[str]:
+        words = sorted(self.texts(name))
         for word in words:
             if word not in known:
                 hint = did_you_mean(word, known) or f"; there are: {', '.join(sorted(known))}"
-                self._faults.append(Fault("bad_value", "status", f'"{word}" is no status{hint}'))
+                self._faults.append(Fault("bad_value", name, f'"{word}" is no status{hint}'))
         return [word for word in words if word in known]
 
     def done(self) -> None:
@@ -202,25 +247,3 @@ class Query:
                 self._faults.append(Fault("unknown_parameter", name, f'no parameter is called "{name}"{hint}'))
         if self._faults:
             raise errors.invalid_parameters(self._faults)
-
-
-@web.middleware
-async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let in whoever has the token; without one, only requests that name this machine (no DNS rebinding)."""
-    config = request.app[CONFIG]
-    if config.token is not None:
-        if not request.path.startswith("/-/"):
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), config.token.encode()):
-                raise errors.unauthorized()
-    else:
-        host = (request.headers.get("Host") or "").rpartition("@")[2]
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host
-        name = name.removeprefix("[").removesuffix("]")
-        if name and name != config.host and not is_loopback(name):
-            raise errors.wrong_host(name)
-    response = await handler(request)
-    if not response.prepared:
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
-        response.headers.setdefault("Cache-Control", "no-store")
-    return response

@@ -9,12 +9,13 @@ import msgspec
 from aiohttp import web
 from sqlalchemy import Connection
 
-from tachograph.exporter.api import errors
-from tachograph.exporter.api.executions import stored_run
+from tachograph.events import StepStatus
+from tachograph.exporter.api.executions import find_run, stored_run
 from tachograph.exporter.api.request import DATABASE, RECORDER, Query, json_response, workspace_of
+from tachograph.exporter.api.routes import Parameter, Route
 from tachograph.exporter.chrome import chrome_trace
 from tachograph.exporter.reconcile import reconcile
-from tachograph.exporter.store import queries
+from tachograph.exporter.schemas import Reconciliation, WorkflowExecutionTimeline
 from tachograph.exporter.timeline import TimelineFilter, build_timeline
 from tachograph.instrumentation.ledger import Ledger
 
@@ -35,17 +36,13 @@ async def timeline(request: web.Request) -> web.Response:
     workspace = await workspace_of(request)
     execution_id = request.match_info["execution_id"]
 
-    def read(connection: Connection) -> bytes | None:
+    def read(connection: Connection) -> bytes:
         # Read, put together and encoded off the event loop: ten thousand steps take a while.
-        run = queries.run(connection, workspace.id, execution_id)
-        if run is None:
-            return None
+        run = find_run(connection, workspace.id, execution_id)
         built = build_timeline(run, wanted, now_ns=time.time_ns())
         return msgspec.json.encode(chrome_trace(run, built) if form == "chrome" else built)
 
     body = await request.app[DATABASE].read(read)
-    if body is None:
-        raise errors.execution_not_found(execution_id)
     return web.Response(body=body, content_type="application/json")
 
 
@@ -66,6 +63,32 @@ async def compare_views(request: web.Request) -> web.Response:
 
 
 ROUTES = (
-    ("GET", "/api/workflows/executions/{execution_id}/timeline", timeline),
-    ("GET", "/api/workflows/executions/{execution_id}/reconcile", compare_views),
+    Route(
+        method="GET",
+        path="/api/workflows/executions/{execution_id}/timeline",
+        handler=timeline,
+        query=(
+            Parameter(
+                name="status", kind="texts", about="Only steps in one of these states.", choices=tuple(StepStatus)
+            ),
+            Parameter(name="min_duration", kind="duration", about="Only steps that took at least so long."),
+            Parameter(name="max_duration", kind="duration", about="Only steps that took at most so long."),
+            Parameter(name="step", kind="texts", about="Only steps of these names or ids."),
+            Parameter(
+                name="format",
+                about="`chrome`: Trace Event JSON for Perfetto, speedscope and chrome://tracing.",
+                choices=FORMATS,
+                default="json",
+            ),
+        ),
+        answer=WorkflowExecutionTimeline,
+        codes=("archive_unavailable",),
+    ),
+    Route(
+        method="GET",
+        path="/api/workflows/executions/{execution_id}/reconcile",
+        handler=compare_views,
+        answer=Reconciliation,
+        codes=("archive_unavailable",),
+    ),
 )

@@ -31,11 +31,13 @@ from tachograph.exporter.api.request import (
     workflow_of,
     workspace_of,
 )
+from tachograph.exporter.api.routes import PAGE, WRITE, Route
 from tachograph.exporter.schemas import Page, Submitted, ValidationResult, WorkflowDetail, WorkflowSummary
-from tachograph.exporter.store import queries
+from tachograph.exporter.store import archive, queries, rollups
 from tachograph.exporter.store.schema import (
     workflow_definitions,
     workflow_executions,
+    workflow_rollups,
     workflow_step_attempts,
     workflow_step_executions,
     workflow_step_reports,
@@ -159,6 +161,7 @@ async def remove(request: web.Request) -> web.Response:
     executions = workflow_executions.c
 
     def erase(connection: Connection) -> None:
+        rollups.lock(connection)
         ours = (executions.workspace_id == workspace.id) & (executions.workflow_id == row.id)
         still_open = ours & executions.status.in_(["pending", "running"])
         count = connection.execute(select(func.count()).select_from(workflow_executions).where(still_open)).scalar_one()
@@ -168,6 +171,11 @@ async def remove(request: web.Request) -> web.Response:
         for table in (workflow_step_reports, workflow_step_attempts, workflow_step_executions):
             connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
         connection.execute(delete(workflow_executions).where(ours))
+        counted = workflow_rollups.c
+        connection.execute(
+            delete(workflow_rollups).where(counted.workspace_id == workspace.id, counted.workflow_id == row.id)
+        )
+        archive.forget_workflow(connection, workspace.id, row.id)
         connection.execute(delete(workflow_definitions).where(workflow_definitions.c.id == row.id))
 
     await request.app[DATABASE].write(erase)
@@ -187,7 +195,9 @@ async def templates(_request: web.Request) -> web.Response:
     return json_response(Page(documents, len(documents), 0, len(documents)))
 
 
-class _Execute(msgspec.Struct, forbid_unknown_fields=True):
+class Execute(msgspec.Struct, forbid_unknown_fields=True):
+    """Inputs of an execution."""
+
     input_variables: dict[str, Any] = {}
     # Sent by older clients beside the inputs.
     workflow_id: str | None = None
@@ -199,7 +209,7 @@ async def execute(request: web.Request) -> web.Response:
     workspace = await workspace_of(request)
     row = await workflow_of(request, workspace)
     body = await read_body(request)
-    wanted = decode(body, _Execute) if body.strip() else _Execute()
+    wanted = decode(body, Execute) if body.strip() else Execute()
     if row.document is None:
         raise errors.not_runnable(row.name)
     executor, config = request.app[EXECUTOR], request.app[CONFIG]
@@ -273,13 +283,31 @@ def _common(row: Row[Any]) -> dict[str, Any]:
     }
 
 
+Document = dict[str, Any]
+_EXAMPLE = {
+    "name": "nightly_import",
+    "variables": [{"name": "rows", "data_type": "int", "default_value": 100}],
+    "steps": [
+        {"name": "extract", "config": {"handler": "sleep", "seconds": 0.1}},
+        {"name": "load", "depends_on_steps": ["extract"], "max_retries": 2, "config": {"handler": "noop"}},
+    ],
+}
+
 ROUTES = (
-    ("GET", "/api/workflows", list_workflows),
-    ("POST", "/api/workflows", create),
-    ("POST", "/api/workflows/validate", validate),
-    ("GET", "/api/workflows/templates", templates),
-    ("GET", "/api/workflows/{workflow_id}", read),
-    ("PATCH", "/api/workflows/{workflow_id}", change),
-    ("DELETE", "/api/workflows/{workflow_id}", remove),
-    ("POST", "/api/workflows/{workflow_id}/execute", execute),
-)
+    Route(method="GET", path="/api/workflows", handler=list_workflows, query=PAGE, answer=Page[WorkflowSummary],
+          codes=("project_not_found",)),
+    Route(method="POST", path="/api/workflows", handler=create, scope=WRITE, body=Document, body_example=_EXAMPLE,
+          answer=WorkflowDetail, status=201, codes=("project_not_found", "workflow_exists", "invalid_workflow")),
+    Route(method="POST", path="/api/workflows/validate", handler=validate, body=Document, body_example=_EXAMPLE,
+          in_workspace=False, answer=ValidationResult),
+    Route(method="GET", path="/api/workflows/templates", handler=templates, in_workspace=False, answer=Page[Document]),
+    Route(method="GET", path="/api/workflows/{workflow_id}", handler=read, answer=WorkflowDetail),
+    Route(method="PATCH", path="/api/workflows/{workflow_id}", handler=change, scope=WRITE, body=Document,
+          body_example={"version": "2"}, answer=WorkflowDetail,
+          codes=("not_runnable", "workflow_exists", "invalid_workflow")),
+    Route(method="DELETE", path="/api/workflows/{workflow_id}", handler=remove, scope=WRITE, status=204,
+          codes=("workflow_busy",)),
+    Route(method="POST", path="/api/workflows/{workflow_id}/execute", handler=execute, scope=WRITE, body=Execute,
+          body_is_optional=True, body_example={"input_variables": {"rows": 50}}, answer=Submitted, status=202,
+          codes=("not_runnable", "invalid_inputs", "invalid_workflow", "too_many_executions")),
+)  # fmt: skip

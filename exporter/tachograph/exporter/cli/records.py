@@ -9,9 +9,12 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Connection, Row, insert, update
 
-from tachograph.events import new_id, workspace_id
+from tachograph.events import NS, new_id, workspace_id
 from tachograph.exporter import examples
-from tachograph.exporter.api.metrics import metrics_summary
+from tachograph.exporter.api.errors import Problem
+from tachograph.exporter.api.executions import find_run
+from tachograph.exporter.api.metrics import read_metrics
+from tachograph.exporter.api.trends import BUCKETS, USUAL_RANGE, build_trends, usual_comparison
 from tachograph.exporter.api.workflows import definition_values
 from tachograph.exporter.cli.common import (
     DATABASE,
@@ -29,14 +32,21 @@ from tachograph.exporter.cli.common import (
     print_json,
     told,
 )
-from tachograph.exporter.schemas import ValidationResult
+from tachograph.exporter.comparison import compare_runs
+from tachograph.exporter.schemas import (
+    ExecutionComparison,
+    ValidationResult,
+    WorkflowMetricsSummary,
+    WorkflowTrends,
+)
 from tachograph.exporter.store import queries
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.queries import ExecutionFilter
 from tachograph.exporter.store.schema import workflow_definitions
 from tachograph.exporter.store.writer import add_project, add_workspace
-from tachograph.exporter.terminal import TimelineView, metrics_text
+from tachograph.exporter.terminal import TimelineView, comparison_table, metrics_text, trends_table
 from tachograph.exporter.timeline import build_timeline
+from tachograph.exporter.times import parse_duration, parse_time
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.validation import validate_document
 
@@ -158,19 +168,19 @@ def timeline(
         store = open_database(database, must_exist=True)
         owner = workspace_id(workspace)
 
-        def read(connection: Connection) -> queries.StoredRun | None:
+        def read(connection: Connection) -> queries.StoredRun:
             wanted = execution
             if wanted == "last":
-                rows, _ = queries.executions(connection, ExecutionFilter(workspace=owner), 0, 1)
-                if not rows:
-                    return None
-                wanted = rows[0].execution_id
-            return queries.run(connection, owner, wanted)
+                rows = queries.executions(connection, ExecutionFilter(workspace=owner), 0, 1)
+                wanted = rows[0].execution_id if rows else wanted
+            return find_run(connection, owner, wanted)
 
-        run = store.look(read)
-        store.close()
-    if run is None:
-        fail(f'there is no execution "{execution}" in workspace "{workspace}"')
+        try:
+            run = store.look(read)
+        except Problem as problem:
+            fail(f'{problem.detail} "{workspace}"' if problem.status == 404 else problem.detail)
+        finally:
+            store.close()
     built = build_timeline(run, now_ns=time.time_ns())
     if as_json:
         print_json(built)
@@ -178,30 +188,122 @@ def timeline(
         out.print(TimelineView(built))
 
 
+SinceOption = Annotated[str | None, typer.Option("--from", help="Only what ended since: a time, or ago (24h, 7d).")]
+UntilOption = Annotated[str | None, typer.Option("--to", help="Only what ended before.")]
+WorkflowArgument = Annotated[str, typer.Argument(help="A workflow, by name or id.")]
+
+
+def _moment(text: str | None, now_ns: int) -> int | None:
+    try:
+        return parse_time(text, now_ns) if text is not None else None
+    except ValueError as error:
+        fail(str(error))
+
+
+def _workflow(connection: Connection, workspace: str, wanted: str) -> Row[Any]:
+    row = queries.find_definition(connection, workspace_id(workspace), wanted)
+    if row is None:
+        fail(f'there is no workflow "{wanted}" in workspace "{workspace}"')
+    return row
+
+
 @app.command()
 def metrics(
-    workflow: Annotated[str, typer.Argument(help="A workflow, by name or id.")],
+    workflow: WorkflowArgument,
     database: DatabaseOption = DATABASE,
     workspace: WorkspaceOption = "default",
+    since: SinceOption = None,
+    until: UntilOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a workflow's figures: executions, success rate, durations."""
+    """Show a workflow's figures: executions, success rate, percentiles, and its steps."""
+    now = time.time_ns()
+    low, high = _moment(since, now), _moment(until, now)
     with told():
         store = open_database(database, must_exist=True)
-        owner = workspace_id(workspace)
 
-        def read(connection: Connection) -> tuple[Row[Any] | None, queries.DurationSummary | None]:
-            row = queries.find_definition(connection, owner, workflow)
-            if row is None:
-                return None, None
-            return row, queries.summary(connection, ExecutionFilter(workspace=owner, workflow_id=row.id))
+        def read(connection: Connection) -> WorkflowMetricsSummary:
+            row = _workflow(connection, workspace, workflow)
+            return read_metrics(connection, row.workspace_id, row, low, high, now)
 
-        row, found = store.look(read)
+        summary = store.look(read)
         store.close()
-    if row is None or found is None:
-        fail(f'there is no workflow "{workflow}" in workspace "{workspace}"')
-    summary = metrics_summary(row.id, row.name, found)
     if as_json:
         print_json(summary)
     else:
         out.print(metrics_text(summary))
+
+
+@app.command()
+def trends(
+    workflow: WorkflowArgument,
+    database: DatabaseOption = DATABASE,
+    workspace: WorkspaceOption = "default",
+    bucket: Annotated[str, typer.Option(help="5m, 1h or 1d.")] = "1h",
+    since: SinceOption = None,
+    step: Annotated[str | None, typer.Option(help="This step instead of the executions.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how a workflow changes over time, and since when it takes longer."""
+    if bucket not in BUCKETS:
+        fail(f"{bucket!r} is none of {', '.join(BUCKETS)}")
+    now, unit = time.time_ns(), BUCKETS[bucket]
+    low = _moment(since, now)
+    high_s = -(-now // (unit * NS)) * unit
+    low_s = low // (unit * NS) * unit if low is not None else high_s - USUAL_RANGE[bucket]
+    with told():
+        store = open_database(database, must_exist=True)
+
+        def read(connection: Connection) -> WorkflowTrends:
+            row = _workflow(connection, workspace, workflow)
+            return build_trends(connection, (row.workspace_id, row.id), row, bucket, low_s, high_s, step)
+
+        found = store.look(read)
+        store.close()
+    if as_json:
+        print_json(found)
+    else:
+        out.print(trends_table(found))
+        for change in found.change_points:
+            out.print(f"[{'red' if change.direction == 'slower' else 'green'}]●[/] {change.sentence}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    execution: Annotated[str, typer.Argument(help="The execution to look at, by id, or 'last'.")],
+    other: Annotated[str | None, typer.Argument(help="Another one to compare it with; else with its usual.")] = None,
+    database: DatabaseOption = DATABASE,
+    workspace: WorkspaceOption = "default",
+    baseline: Annotated[str, typer.Option(help="How far back its usual goes.")] = "7d",
+    as_json: JsonOption = False,
+) -> None:
+    """Which step made a run slow? Compare it with another one, or with what is usual."""
+    try:
+        back_ns = parse_duration(baseline)
+    except ValueError as error:
+        fail(str(error))
+    with told():
+        store = open_database(database, must_exist=True)
+        owner = workspace_id(workspace)
+
+        def read(connection: Connection) -> ExecutionComparison:
+            wanted = execution
+            if wanted == "last":
+                rows = queries.executions(connection, ExecutionFilter(workspace=owner), 0, 1)
+                wanted = rows[0].execution_id if rows else wanted
+            run = find_run(connection, owner, wanted)
+            if other is not None:
+                return compare_runs(run, find_run(connection, owner, other))
+            return usual_comparison(connection, owner, run, back_ns)
+
+        try:
+            found = store.look(read)
+        except Problem as problem:
+            fail(problem.detail)
+        finally:
+            store.close()
+    if as_json:
+        print_json(found)
+    else:
+        out.print(comparison_table(found))
+        out.print(found.sentence, soft_wrap=True)

@@ -50,7 +50,26 @@ def serve(
         float | None, typer.Option(min=1, help="Drop label sets that have not changed for this many seconds.")
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help=f"File with the token callers must send (or set {TOKEN_VARIABLE}).")
+        Path | None, typer.Option(help=f"File with a token that allows everything (or set {TOKEN_VARIABLE}).")
+    ] = None,
+    require_token: Annotated[
+        bool, typer.Option("--require-token", help="Ask for a token on loopback too (behind a proxy).")
+    ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Ask nobody for a token, wherever they come from.")
+    ] = False,
+    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no token.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM): serve HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM), if not in the same file.")] = None,
+    archive_after: Annotated[
+        float | None, typer.Option(min=0.01, help="Archive executions that ended so many days ago.")
+    ] = None,
+    archive_to: Annotated[Path | None, typer.Option(help="Directory for archived executions.")] = None,
+    delete_after: Annotated[
+        float | None, typer.Option(min=0.01, help="Delete executions that ended so many days ago.")
+    ] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="Name of a step's measure that becomes a metric. May be repeated.")
     ] = None,
 ) -> None:
     """Serve the API, the metrics and the store. Beyond loopback a token is needed."""
@@ -66,8 +85,16 @@ def serve(
             max_executions=max_executions,
             series_limit=series_limit,
             series_expire_seconds=series_expire,
+            is_token_required=require_token,
+            is_insecure=insecure,
+            open_metrics=open_metrics,
+            certificate=tls_cert,
+            key=tls_key,
+            archive_after_days=archive_after,
+            archive_directory=archive_to,
+            delete_after_days=delete_after,
+            measures=tuple(measure or ()),
         )
-        config.check()
         log_to_stderr()
         service = Service(config, load_handlers(handlers, allow_handler))
         _serve(service, lambda address: _print_addresses(address, service))

@@ -40,6 +40,13 @@ def month_of_id(execution_id: str) -> Month | None:
     return (moment.year, moment.month) if 2000 <= moment.year <= 2200 else None
 
 
+def seconds_of_id(execution_id: str) -> int:
+    """When an execution's id was made, in unix seconds; 0 when it does not tell."""
+    if month_of_id(execution_id) is None:
+        return 0
+    return int(execution_id[:8] + execution_id[9:13], 16) // 1000
+
+
 def _bound(month: Month) -> str:
     millis = round(datetime(*month, 1, tzinfo=UTC).timestamp() * 1000)
     text = f"{millis:012x}"

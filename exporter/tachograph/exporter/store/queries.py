@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, and_, bindparam, case, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    and_,
+    bindparam,
+    false,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    text,
+    tuple_,
+    union_all,
+)
 
 from tachograph.events import ExecutionStatus
+from tachograph.exporter.store import rollups
 from tachograph.exporter.store.schema import (
+    archived_executions,
     projects,
     workflow_definitions,
     workflow_executions,
@@ -18,53 +36,21 @@ from tachograph.exporter.store.schema import (
     workflow_step_reports,
     workspaces,
 )
+from tachograph.exporter.store.steps import StoredStep, steps_of
 
 _executions = workflow_executions.c
 _steps = workflow_step_executions.c
+_definitions = workflow_definitions.c
 
 EXECUTION_COLUMNS: Final = [
     column for column in workflow_executions.columns if column.name not in ("rank", "workspace_id", "critical_path")
 ]
 
 
-class StoredStep(msgspec.Struct, gc=False):
-    """A step's row. Fields are columns, in the order they are read; ``depends_on`` is decoded."""
-
-    step_id: str
-    name: str
-    step_type: str
-    step_order: int
-    repetition: int
-    parent_step_id: str | None
-    span_id: str
-    parent_span_id: str
-    depends_on: Sequence[str]
-    status: str
-    attempt: int
-    ready_ns: int | None
-    started_ns: int | None
-    attempt_started_ns: int | None
-    finished_ns: int | None
-    dependency_ns: int | None
-    queue_ns: int | None
-    backoff_ns: int | None
-    run_ns: int | None
-    error_type: str | None
-    error_message: str | None
-    error_stack: str | None
-    skip_reason: str | None
-    inputs: str | None
-    output: str | None
-
-
-STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]
-_decode_ids: Final = msgspec.json.Decoder(list[str]).decode
-
 # Built once: making a statement costs as much as reading a hundred rows.
 _ONE_EXECUTION: Final = select(*EXECUTION_COLUMNS).where(
     _executions.execution_id == bindparam("id"), _executions.workspace_id == bindparam("workspace")
 )
-_STEPS: Final = select(*STEP_COLUMNS).where(_steps.execution_id == bindparam("id"))
 _ATTEMPTS: Final = (
     select(*[column for column in workflow_step_attempts.columns if column.name != "execution_id"])
     .where(workflow_step_attempts.c.execution_id == bindparam("id"))
@@ -105,94 +91,199 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
     )
 
 
+class Order(NamedTuple):
+    """How executions are sorted; ties by id."""
+
+    by: str = "created"
+    descending: bool = True
+
+
 class ExecutionFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which executions: of one workflow or of the workspace; by status, start (unix ns) and duration (ns)."""
+    """Which executions of a workspace: of one workflow, by status, start and end (unix ns), duration (ns), text.
+
+    ``step``: that have a step of this name (``step_status``: in this state); ``error``: with this in the type or
+    message of their error; ``input``: with this name and value among their inputs, or with this text in them.
+    """
 
     workspace: str
     workflow_id: str | None = None
+    project: str | None = None
     status: tuple[ExecutionStatus, ...] = ()
     from_ns: int | None = None
     to_ns: int | None = None
     min_duration_ns: int | None = None
     max_duration_ns: int | None = None
+    step: str | None = None
+    step_status: tuple[str, ...] = ()
+    error: str | None = None
+    input: str | None = None
 
-    def apply(self, statement: Select[Any]) -> Select[Any]:
-        """The statement, restricted."""
-        statement = statement.where(_executions.workspace_id == self.workspace)
+    @property
+    def is_plain(self) -> bool:
+        """Whether only workflow and status are asked for; those are counted already."""
+        asked = (self.project, self.from_ns, self.to_ns, self.min_duration_ns, self.max_duration_ns)
+        return all(one is None for one in (*asked, self.step, self.error, self.input)) and not self.step_status
+
+    def conditions(self, table: Table) -> list[ColumnElement[bool]]:
+        """What must hold of a row of ``table`` (executions, or the archived ones)."""
+        row = table.c
+        found: list[ColumnElement[bool]] = [row.workspace_id == self.workspace]
         if self.workflow_id is not None:
-            statement = statement.where(_executions.workflow_id == self.workflow_id)
+            found.append(row.workflow_id == self.workflow_id)
+        if self.project is not None:
+            found.append(row.project == self.project)
         if self.status:
-            statement = statement.where(_executions.status.in_([status.value for status in self.status]))
+            found.append(row.status.in_([status.value for status in self.status]))
         if self.from_ns is not None:
-            statement = statement.where(_executions.created_ns >= self.from_ns)
+            found.append(row.created_ns >= self.from_ns)
         if self.to_ns is not None:
-            statement = statement.where(_executions.created_ns < self.to_ns)
-        duration = _executions.finished_ns - _executions.started_ns
+            found.append(row.created_ns < self.to_ns)
+        duration = row.finished_ns - row.started_ns
         if self.min_duration_ns is not None:
-            statement = statement.where(duration >= self.min_duration_ns)
+            found.append(duration >= self.min_duration_ns)
         if self.max_duration_ns is not None:
-            statement = statement.where(duration <= self.max_duration_ns)
-        return statement
+            found.append(duration <= self.max_duration_ns)
+        if self.error is not None:
+            wanted = f"%{_escaped(self.error)}%"
+            found.append(or_(row.error_message.ilike(wanted, "\\"), row.error_type.ilike(wanted, "\\")))
+        if self.input is not None:
+            found.append(_input_matches(row.inputs, self.input))
+        if self.step is not None or self.step_status:
+            if table is not workflow_executions:
+                # Steps of archived executions are in files; who asks for them asks the archive.
+                found.append(false())
+            else:
+                step = select(literal(1)).where(_steps.execution_id == row.execution_id)
+                if self.step is not None:
+                    step = step.where(or_(_steps.name == self.step, _steps.step_id == self.step))
+                if self.step_status:
+                    step = step.where(_steps.status.in_(self.step_status))
+                found.append(step.exists())
+        return found
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def _input_matches(column: Any, wanted: str) -> ColumnElement[bool]:
+    name, equals, value = wanted.partition("=")
+    if not equals:
+        return cast("ColumnElement[bool]", column.ilike(f"%{_escaped(wanted)}%", "\\"))
+    key = msgspec.json.encode(name).decode()
+    # Inputs are kept as compact JSON: a value ends at a comma or a brace, and is a number or word as it is, or a text.
+    values = {value, msgspec.json.encode(value).decode()}
+    patterns = [f"%{_escaped(f'{key}:{one}')}{end}%" for one in sorted(values) for end in (",", "}")]
+    return or_(*(column.like(pattern, "\\") for pattern in patterns))
+
+
+_SORTS: Final[dict[str, Callable[[Any], Any]]] = {
+    "created": lambda row: row.created_ns,
+    "started": lambda row: func.coalesce(row.started_ns, 0),
+    "finished": lambda row: func.coalesce(row.finished_ns, 0),
+    "duration": lambda row: func.coalesce(row.finished_ns - row.started_ns, -1),
+}
+SORTS: Final = tuple(_SORTS)
+"""What executions can be sorted by."""
+
+_ARCHIVED_COLUMNS: Final = [
+    archived_executions.c[column.name].label(column.name)
+    if column.name in archived_executions.c
+    else null().label(column.name)
+    for column in EXECUTION_COLUMNS
+]
+
+
+class Position(NamedTuple):
+    """Where a page ended: the sorted value and the id of its last row."""
+
+    value: int
+    execution_id: str
+
+
+def has_archived(connection: Connection, workspace: str) -> bool:
+    """Whether any of a workspace's executions are archived."""
+    wanted = select(literal(1)).where(archived_executions.c.workspace_id == workspace).limit(1)
+    return connection.execute(wanted).first() is not None
 
 
 def executions(
-    connection: Connection, wanted: ExecutionFilter, skip: int, limit: int
-) -> tuple[Sequence[Row[Any]], int]:
-    """A page of executions, newest first, and how many there are in all."""
-    total = connection.execute(wanted.apply(select(func.count()).select_from(workflow_executions))).scalar_one()
-    page = wanted.apply(select(*EXECUTION_COLUMNS))
-    page = page.order_by(_executions.created_ns.desc(), _executions.execution_id.desc()).offset(skip).limit(limit)
-    return connection.execute(page).all(), total
+    connection: Connection,
+    wanted: ExecutionFilter,
+    skip: int,
+    limit: int,
+    order: Order = Order(),  # noqa: B008 - immutable
+    after: Position | None = None,
+) -> Sequence[Row[Any]]:
+    """A page of executions, archived ones included; each row with ``sorted_by``, and ``archive`` (null: not archived).
 
-
-class DurationSummary(NamedTuple):
-    """Figures over the finished executions of a workflow; durations in ns, None where nothing ran."""
-
-    total: int
-    successful: int
-    failed: int
-    timed: int
-    sum_ns: int | None
-    min_ns: int | None
-    max_ns: int | None
-    by_status: dict[str, int]
-
-
-def summary(connection: Connection, wanted: ExecutionFilter) -> DurationSummary:
-    """Counts and durations of the executions, grouped once by status; durations are those of executions that ended."""
-    duration = case(
-        (_executions.finished_ns.is_not(None), _executions.finished_ns - _executions.started_ns), else_=None
+    ``after``: those behind this position, at the same cost however far behind; ``skip`` costs what it skips.
+    """
+    sort = _SORTS[order.by]
+    parts = []
+    tables = [(workflow_executions, [*EXECUTION_COLUMNS, null().label("archive")])]
+    if has_archived(connection, wanted.workspace):
+        tables.append((archived_executions, [*_ARCHIVED_COLUMNS, archived_executions.c.archive.label("archive")]))
+    for table, columns in tables:
+        value, key = sort(table.c), table.c.execution_id
+        part = select(*columns, value.label("sorted_by")).where(*wanted.conditions(table))
+        if after is not None:
+            less = tuple_(value, key) < tuple_(literal(after.value), literal(after.execution_id))
+            more = tuple_(value, key) > tuple_(literal(after.value), literal(after.execution_id))
+            part = part.where(less if order.descending else more)
+        directed = (value.desc(), key.desc()) if order.descending else (value.asc(), key.asc())
+        # Each part brings as many as the page can need of it, by its own index.
+        parts.append(part.order_by(*directed).limit(skip + limit))
+    if len(parts) == 1:
+        return cast("Sequence[Row[Any]]", connection.execute(parts[0].limit(limit).offset(skip)).all())
+    both = union_all(*(select(part.subquery()) for part in parts)).subquery()
+    directed = (
+        (both.c.sorted_by.desc(), both.c.execution_id.desc())
+        if order.descending
+        else (both.c.sorted_by.asc(), both.c.execution_id.asc())
     )
-    statement = wanted.apply(
-        select(
-            _executions.status,
-            func.count(),
-            func.sum(duration),
-            func.min(duration),
-            func.max(duration),
-            func.count(duration),
+    return connection.execute(select(both).order_by(*directed).limit(limit).offset(skip)).all()
+
+
+def count_executions(connection: Connection, wanted: ExecutionFilter) -> int:
+    """How many executions there are in all, archived ones included."""
+    if wanted.is_plain and wanted.workflow_id is not None:
+        # Those that ended are counted already, whether archived or not.
+        pack = rollups.read(connection, (wanted.workspace, wanted.workflow_id), steps=False)
+        statuses = {status.value for status in wanted.status}
+        ended = sum(t.count for status, t in pack.executions.items() if not statuses or status in statuses)
+        return ended + sum(
+            count
+            for status, count in open_counts(connection, wanted.workspace, wanted.workflow_id).items()
+            if not statuses or status in statuses
         )
-    ).group_by(_executions.status)
-    rows = connection.execute(statement).all()
-    by_status = {row[0]: row[1] for row in rows}
-    timed = [row for row in rows if row[2] is not None]
-    return DurationSummary(
-        total=sum(by_status.values()),
-        successful=by_status.get(ExecutionStatus.COMPLETED, 0),
-        failed=sum(by_status.get(status, 0) for status in _UNSUCCESSFUL),
-        timed=sum(row[5] for row in rows),
-        sum_ns=sum(int(row[2]) for row in timed) if timed else None,
-        min_ns=min((row[3] for row in timed), default=None),
-        max_ns=max((row[4] for row in timed), default=None),
-        by_status=by_status,
+    tables = [workflow_executions]
+    if has_archived(connection, wanted.workspace):
+        tables.append(archived_executions)
+    return sum(
+        connection.execute(select(func.count()).select_from(table).where(*wanted.conditions(table))).scalar_one()
+        for table in tables
     )
 
 
-_UNSUCCESSFUL: Final = (ExecutionStatus.FAILED, ExecutionStatus.TIMEOUT, ExecutionStatus.LOST)
+def open_counts(
+    connection: Connection, workspace: str, workflow_id: str | None = None, from_ns: int | None = None
+) -> dict[str, int]:
+    """How many executions of a workflow are pending and running, by status."""
+    statement = (
+        select(_executions.status, func.count())
+        .where(_IS_OPEN, _executions.workspace_id == workspace)
+        .group_by(_executions.status)
+    )
+    if workflow_id is not None:
+        statement = statement.where(_executions.workflow_id == workflow_id)
+    if from_ns is not None:
+        statement = statement.where(_executions.created_ns >= from_ns)
+    return {row[0]: row[1] for row in connection.execute(statement)}
 
 
-def stats(connection: Connection, workspace: str) -> list[tuple[str, str, str, int, int | None]]:
-    """(workflow id, name, status, count, newest start ns) over all executions of a workspace."""
+def open_by_workflow(connection: Connection, workspace: str) -> list[tuple[str, str, str, int, int | None]]:
+    """(workflow id, name, status, count, newest start ns) of a workspace's open executions."""
     statement = (
         select(
             _executions.workflow_id,
@@ -201,10 +292,14 @@ def stats(connection: Connection, workspace: str) -> list[tuple[str, str, str, i
             func.count(),
             func.max(_executions.started_ns),
         )
-        .where(_executions.workspace_id == workspace)
+        .where(_IS_OPEN, _executions.workspace_id == workspace)
         .group_by(_executions.workflow_id, _executions.status)
     )
     return [tuple(row) for row in connection.execute(statement)]
+
+
+# As text, so that the planner sees the condition of the partial index.
+_IS_OPEN: Final = text("workflow_executions.status IN ('pending', 'running')")
 
 
 def open_executions(connection: Connection) -> Sequence[Row[Any]]:
@@ -212,42 +307,30 @@ def open_executions(connection: Connection) -> Sequence[Row[Any]]:
     statement = (
         select(*EXECUTION_COLUMNS, workspaces.c.slug.label("workspace"))
         .join(workspaces, workspaces.c.id == _executions.workspace_id)
-        .where(_executions.status.in_([ExecutionStatus.PENDING.value, ExecutionStatus.RUNNING.value]))
+        .where(_IS_OPEN)
     )
     return cast("Sequence[Row[Any]]", connection.execute(statement).all())
 
 
-def steps_of(connection: Connection, execution_id: str) -> list[StoredStep]:
-    """The steps of one execution, in the order of the definition, then by when they were due."""
-    result = connection.execute(_STEPS, {"id": execution_id})
-    # The driver's own tuples: a timeline of ten thousand steps is read in half the time.
-    steps = [StoredStep(*row) for row in cast(Any, result.cursor).fetchall()]
-    result.close()
-    for step in steps:
-        text = cast(str, step.depends_on)
-        step.depends_on = () if text == "[]" else _decode_ids(text)
-    steps.sort(key=_position)
-    return steps
-
-
-def _position(step: StoredStep) -> tuple[int, int, str]:
-    return (step.step_order, step.started_ns or step.ready_ns or step.finished_ns or 0, step.step_id)
-
-
 def last_successes(connection: Connection) -> list[tuple[str, str, int]]:
     """(workspace slug, workflow, unix ns) of each workflow's last completed execution."""
-    statement = (
-        select(workspaces.c.slug, _executions.workflow, func.max(_executions.finished_ns))
-        .join(workspaces, workspaces.c.id == _executions.workspace_id)
-        .where(_executions.status == ExecutionStatus.COMPLETED.value, _executions.finished_ns.is_not(None))
-        .group_by(workspaces.c.slug, _executions.workflow)
+    names = select(_definitions.workspace_id, _definitions.id, _definitions.name, workspaces.c.slug).join(
+        workspaces, workspaces.c.id == _definitions.workspace_id
     )
-    return [(row[0], row[1], row[2]) for row in connection.execute(statement)]
+    by_workspace: dict[str, list[Any]] = {}
+    for found_row in connection.execute(names):
+        by_workspace.setdefault(found_row.workspace_id, []).append(found_row)
+    found = []
+    for workspace_id, rows in by_workspace.items():
+        packs = rollups.totals(connection, workspace_id)
+        for row in rows:
+            tally = packs[row.id].executions.get("completed") if row.id in packs else None
+            if tally is not None and tally.count:
+                found.append((row.slug, row.name, tally.last_ns))
+    return found
 
 
 # --- definitions, workspaces, projects ------------------------------------------------------------------------------
-
-_definitions = workflow_definitions.c
 
 
 def workspace(connection: Connection, *, identifier: str | None = None, slug: str | None = None) -> Row[Any] | None:

@@ -28,7 +28,7 @@ from tachograph.events import (
     StepStatus,
 )
 from tachograph.exporter.store import queries
-from tachograph.exporter.store.queries import StoredStep
+from tachograph.exporter.store.steps import StoredStep, steps_of
 from tachograph.instrumentation.recorder import LEASE_SECONDS
 from tachograph.process import identity, is_alive
 
@@ -49,7 +49,7 @@ def find_lost(
         expired = row.last_seen_ns < now_ns - round(lease_seconds * NS)
         # Another host, or one that cannot tell: the lease decides.
         if state is False or (state is None and expired):
-            found.append((row, queries.steps_of(connection, row.execution_id)))
+            found.append((row, steps_of(connection, row.execution_id)))
     return found
 
 

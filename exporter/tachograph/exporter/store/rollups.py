@@ -31,7 +31,6 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.analysis import critical_path
 from tachograph.events import NS
-from tachograph.exporter.store import queries
 from tachograph.exporter.store.schema import (
     FIRST_TERMINAL_RANK,
     FIRST_TERMINAL_STEP_RANK,
@@ -41,6 +40,7 @@ from tachograph.exporter.store.schema import (
     workflow_step_executions,
     workflow_step_reports,
 )
+from tachograph.exporter.store.steps import steps_of
 from tachograph.exporter.store.tally import ExecutionItem, Pack, ReportItem, StepItem
 
 FINE: Final = 300
@@ -156,7 +156,7 @@ def _executions_of(connection: Connection, ids: Sequence[str]) -> dict[str, _Fou
             on_path = frozenset(_decode_ids(path))
         else:
             # Recorded before executions told their path.
-            on_path = frozenset(step.step_id for step in critical_path(queries.steps_of(connection, execution_id)))
+            on_path = frozenset(step.step_id for step in critical_path(steps_of(connection, execution_id)))
         begun = started if started is not None else finished
         waited = max(0, begun - queued) if queued is not None else 0
         item = ExecutionItem(status, begun, finished, waited, work or 0, critical or 0)

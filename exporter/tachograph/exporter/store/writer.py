@@ -6,6 +6,7 @@ table. Rows merge by the rules in `schema`, so a group may be applied again, or 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
@@ -38,7 +39,7 @@ from tachograph.events import (
     StepStatus,
     workspace_id,
 )
-from tachograph.exporter.store import partitions, rollups
+from tachograph.exporter.store import archive, partitions, rollups
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.schema import (
     ATTEMPT_ROWS,
@@ -54,6 +55,8 @@ from tachograph.exporter.store.schema import (
     workspaces,
 )
 from tachograph.instrumentation.lane import Unavailable
+
+log = logging.getLogger(__name__)
 
 _encode: Final = msgspec.json.Encoder().encode
 _NO_DEPENDENCIES: Final = "[]"
@@ -100,6 +103,7 @@ class StoreWriter:
         except OSError as error:
             raise Unavailable(str(error)) from error
         self._known.update(batch.workflows)
+        self._months |= batch.months
         if self._observe is not None:
             self._observe(time.perf_counter() - started)
 
@@ -110,6 +114,10 @@ class StoreWriter:
         """
         rollups.lock(connection)
         touched = batch.touched
+        gone = self._archived(connection, touched)
+        if gone:
+            batch.forget(gone)
+            touched = batch.touched
         months = {month for month in map(partitions.month_of_id, touched) if month is not None} - self._months
         if months:
             partitions.ensure(connection, months)
@@ -123,9 +131,18 @@ class StoreWriter:
             _executemany(connection, self._insert_report, batch.reports)
         if before or batch.ended:
             rollups.fold(connection, before, batch.ended)
-        self._months |= months
+        batch.months = months
         if batch.seen:
             connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
+
+    def _archived(self, connection: Connection, touched: set[str]) -> set[str]:
+        """Which of the executions are archived: what comes of them now is too late, and they are counted already."""
+        watermark = rollups.watermark_of(connection)
+        old = [one for one in touched if partitions.seconds_of_id(one) < watermark] if watermark else []
+        gone = archive.among(connection, old) if old else set()
+        if gone:
+            log.warning("%d execution(s) are archived; what was recorded of them since is left out", len(gone))
+        return gone
 
     def _register(self, connection: Connection, ref: ExecutionRef) -> None:
         """Make sure that the workspace, project and workflow an execution belongs to have rows."""
@@ -190,14 +207,14 @@ def add_workspace(connection: Connection, slug: str, now_ns: int, name: str | No
     return identifier
 
 
-def add_project(connection: Connection, workspace: str, slug: str, now_ns: int) -> None:
+def add_project(connection: Connection, workspace: str, slug: str, now_ns: int, name: str | None = None) -> None:
     """Make the project's row if it is not there."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     values = {
         "id": workspace_id(f"{workspace}/{slug}"),
         "workspace_id": workspace_id(workspace),
         "slug": slug,
-        "name": slug,
+        "name": name or slug,
         "created_ns": now_ns,
     }
     connection.execute(insert(projects).values(values).on_conflict_do_nothing())
@@ -214,6 +231,7 @@ class Batch:
         self.reports: list[tuple[Any, ...]] = []
         self.seen: dict[str, int] = {}
         self.ended: set[str] = set()
+        self.months: set[partitions.Month] = set()
         events = list(events)
         # A step that ended at its first attempt says again all that its earlier events said.
         ended = {event.step.span_id for event in events if type(event) is StepFinished and event.attempt == 1}
@@ -227,6 +245,14 @@ class Batch:
     def touched(self) -> set[str]:
         """Ids of the executions something is written of."""
         return {*self.executions, *[key[0] for key in self.steps], *[row[0] for row in self.reports]}
+
+    def forget(self, ids: set[str]) -> None:
+        """Leave everything about these executions out."""
+        for rows in (self.executions, self.steps, self.attempts):
+            for key in [key for key, row in rows.items() if row[0] in ids]:
+                del rows[key]
+        self.reports = [row for row in self.reports if row[0] not in ids]
+        self.ended -= ids
 
     def add(self, event: Event) -> None:
         """Fold one event in."""
