@@ -43,7 +43,7 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     ``now_ns``, a step still running counts as reaching up to that moment. A dependency that finished after the step
     started (a rule such as *one success*) did not hold it back and is not followed; neither are dependencies on
     steps that never ran, whose own dependencies are looked at instead. Of steps that finished at the same nanosecond
-    the one with the greater id is taken, so that the answer does not depend on the order of ``steps``.
+    the one that started last is taken, then the one with the greater id, so that the order of ``steps`` is no matter.
     """
     timed: dict[str, tuple[int, S]] = {}
     every = {step.step_id: step for step in steps}
@@ -54,7 +54,7 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     if not timed:
         return []
     path: list[S] = []
-    current: S | None = max(timed.values(), key=lambda pair: (pair[0], pair[1].step_id))[1]
+    current: S | None = max(timed.values(), key=_lateness)[1]
     seen: set[str] = set()
     while current is not None:
         path.append(current)
@@ -65,11 +65,15 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
             pair = timed[found]
             if found in seen or (limit is not None and pair[0] > limit):
                 continue
-            if best is None or pair[0] > best[0] or (pair[0] == best[0] and found > best[1].step_id):
+            if best is None or _lateness(pair) > _lateness(best):
                 best = pair
         current = best[1] if best else None
     path.reverse()
     return path
+
+
+def _lateness(pair: tuple[int, TimedStep]) -> tuple[int, int, str]:
+    return (pair[0], pair[1].started_ns or 0, pair[1].step_id)
 
 
 class NamedStep(TimedStep, Protocol):

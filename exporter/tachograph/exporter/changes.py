@@ -77,17 +77,20 @@ def pelt(values: Sequence[float], penalty: float) -> list[int]:
     best = [-penalty, *[math.inf] * count]
     last = [0] * (count + 1)
     candidates = [0]
+    lasts: dict[int, int] = {}
     for end in range(LEAST_SEGMENT, count + 1):
         costs = [(best[start] + cost(start, end), start) for start in candidates if end - start >= LEAST_SEGMENT]
         if costs:
             value, last[end] = min(costs)
             best[end] = value + penalty
-            # Who is beaten by more than a penalty now can never win later.
-            beaten = {start for found, start in costs if found > best[end]}
-            candidates = [start for start in candidates if start not in beaten]
+            # Who is beaten now by more than a penalty never wins again, from where a segment may begin here and end.
+            for found, start in costs:
+                if found > best[end]:
+                    lasts.setdefault(start, end + LEAST_SEGMENT)
+            candidates = [start for start in candidates if lasts.get(start, count) >= end + 1]
         candidates.append(end - LEAST_SEGMENT + 1)
-    found, at = [], count
+    borders, at = [], count
     while last[at] > 0:
         at = last[at]
-        found.append(at)
-    return found[::-1]
+        borders.append(at)
+    return borders[::-1]

@@ -267,6 +267,14 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     step_timeline: list[WorkflowStepTimelineEntry]
 
 
+class ChromeTrace(msgspec.Struct, kw_only=True):
+    """A run in the Trace Event Format, as Perfetto, speedscope and chrome://tracing read it. Times are microseconds."""
+
+    displayTimeUnit: str  # noqa: N815 - the format's own name
+    traceEvents: list[Any]  # noqa: N815
+    otherData: dict[str, Any]  # noqa: N815
+
+
 class WorkflowExecutionResponse(msgspec.Struct, kw_only=True):
     """An execution in a list."""
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
+import msgspec
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics_core import Metric
@@ -17,7 +18,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
 from tachograph.events import NS
-from tachograph.exporter.api import access, executions, health, metrics, tenancy, timeline, trends, workflows
+from tachograph.exporter.api import access, executions, health, metrics, openapi, tenancy, timeline, trends, workflows
 from tachograph.exporter.api.delivery import deliver
 from tachograph.exporter.api.errors import problems
 from tachograph.exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER
@@ -49,6 +50,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *workflows.ROUTES,
     *tenancy.ROUTES,
     *health.ROUTES,
+    *openapi.ROUTES,
 )
 """Every route, the more special ones first. A trailing slash is accepted too."""
 
@@ -119,13 +121,19 @@ class Service:
         app = web.Application(middlewares=[deliver, problems, access.guard], client_max_size=self.config.max_body_bytes)
         app[access.GUARDED] = self.config
         app[access.DOORKEEPER] = access.Doorkeeper(self.config, self.database)
-        app[access.ROUTE_OF] = {route.handler: route for route in ROUTES}
+        app[access.ROUTE_OF] = {route.handler: route for route in ROUTES} | {
+            handler: Route(method="GET", path=path, handler=handler, scope=None, in_workspace=False)
+            for path, handler in openapi.PAGES
+        }
+        app[openapi.DOCUMENT] = msgspec.json.encode(openapi.document(ROUTES))
         app[CONFIG] = self.config
         app[DATABASE] = self.database
         app[RECORDER] = self.recorder
         app[EXECUTOR] = self.executor
         app[metrics.SCRAPER] = metrics.Scraper(self.registry, self.recorder, self.own)
         app[health.LIFE] = self.life
+        for path, page in openapi.PAGES:
+            app.router.add_get(path, page)
         for route in ROUTES:
             app.router.add_route(route.method, route.path, route.handler)
             app.router.add_route(route.method, route.path + "/", route.handler)

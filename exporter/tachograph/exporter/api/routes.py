@@ -38,7 +38,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     ``scope`` None: open to everybody. ``in_workspace``: about one workspace, named as every route's is.
     ``answer`` is the type of a successful answer, ``codes`` the problems (see `errors.CODES`) beyond those that any
-    route of its shape can answer. ``media``: other media types of the answer.
+    route of its shape can answer. ``media``: other media types of the answer; ``other_answers``: other types
+    of it, in JSON.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     also: tuple[int, ...] = ()
     codes: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
+    other_answers: tuple[Any, ...] = ()
     tag: str = ""
 
     @property

@@ -15,7 +15,7 @@ from tachograph.exporter.api.request import DATABASE, RECORDER, Query, json_resp
 from tachograph.exporter.api.routes import Parameter, Route
 from tachograph.exporter.chrome import chrome_trace
 from tachograph.exporter.reconcile import reconcile
-from tachograph.exporter.schemas import Reconciliation, WorkflowExecutionTimeline
+from tachograph.exporter.schemas import ChromeTrace, Reconciliation, WorkflowExecutionTimeline
 from tachograph.exporter.timeline import TimelineFilter, build_timeline
 from tachograph.instrumentation.ledger import Ledger
 
@@ -82,6 +82,7 @@ ROUTES = (
             ),
         ),
         answer=WorkflowExecutionTimeline,
+        other_answers=(ChromeTrace,),
         codes=("archive_unavailable",),
     ),
     Route(

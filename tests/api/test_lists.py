@@ -1,0 +1,109 @@
+"""Lists of executions: filters, order, cursors, lines; entity tags and compression."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.api.test_api import RETRY, register
+from tests.conftest import Api
+
+NAP = {
+    "name": "nap",
+    "variables": [{"name": "n", "data_type": "float"}, {"name": "who", "data_type": "string", "default_value": "me"}],
+    "steps": [{"name": "nap", "config": {"handler": "sleep", "seconds": "${n}"}}],
+}
+
+
+@pytest.fixture
+async def runs(api: Api) -> tuple[Api, list[str]]:
+    await register(api, NAP)
+    await register(api, RETRY)
+    ids = [await api.run("nap", {"n": n, "who": who}) for n, who in ((0.05, "a_b"), (0.0, "axb"), (0.02, "50%"))]
+    ids.append(await api.run("retry"))
+    return api, ids
+
+
+async def ids_of(api: Api, query: str) -> list[str]:
+    page = await api.get(f"/api/workflows/executions?{query}")
+    assert page["total"] == len(page["items"])
+    return [item["execution_id"] for item in page["items"]]
+
+
+async def test_filters_find_what_they_say(runs: tuple[Api, list[str]]) -> None:
+    api, (slow, quick, middle, failed) = runs
+    assert await ids_of(api, "") == [failed, middle, quick, slow]
+    assert await ids_of(api, "error=HANDLED") == []
+    assert await ids_of(api, "error=token") == [failed]
+    assert await ids_of(api, "status=failed,timeout") == [failed]
+    assert await ids_of(api, "step=nap") == [middle, quick, slow]
+    assert await ids_of(api, "step=skipped&step_status=skipped") == [failed]
+    assert await ids_of(api, "step=flaky&step_status=failed") == []
+    # A name and its value, text or number; an underscore and a percent sign are just that.
+    assert await ids_of(api, "input=who=a_b") == [slow]
+    assert await ids_of(api, "input=who=50%25") == [middle]
+    assert await ids_of(api, "input=n=0.02") == [middle]
+    assert await ids_of(api, "input=axb") == [quick]
+    assert await ids_of(api, "min_duration=40ms&step=nap") == [slow]
+
+
+@pytest.mark.parametrize("sort", ["created", "-created", "duration", "-duration", "started", "-finished"])
+async def test_cursors_walk_every_order_without_a_gap_or_a_double(runs: tuple[Api, list[str]], sort: str) -> None:
+    api, ids = runs
+    whole = [item["execution_id"] for item in (await api.get(f"/api/workflows/executions?sort={sort}"))["items"]]
+    assert sorted(whole) == sorted(ids)
+    if sort == "duration":
+        assert whole[0] == ids[1]
+    walked, path = [], f"/api/workflows/executions?sort={sort}&limit=1"
+    cursor: str | None = ""
+    while cursor is not None:
+        page = await api.get(path + (f"&after={cursor}" if cursor else ""))
+        walked += [item["execution_id"] for item in page["items"]]
+        cursor = page["next"]
+        assert page["total"] == 4
+    assert walked == whole
+
+
+async def test_a_cursor_of_another_order_or_none_at_all_is_refused_by_name(runs: tuple[Api, list[str]]) -> None:
+    api, _ = runs
+    cursor = (await api.get("/api/workflows/executions?sort=duration&limit=1"))["next"]
+    for query, says in ((f"after={cursor}", "sort=duration"), ("after=!!", "no cursor"), ("sort=size", "none of")):
+        status, body = await api.call("GET", f"/api/workflows/executions?{query}")
+        assert (status, body["code"], says in body["detail"]) == (422, "invalid_parameters", True)
+
+
+async def test_lines_are_all_there_is(runs: tuple[Api, list[str]]) -> None:
+    api, ids = runs
+    for query, headers in (("?format=ndjson", {}), ("", {"Accept": "application/x-ndjson"})):
+        async with api.session.get(f"{api.address}/api/workflows/executions{query}", headers=headers) as response:
+            assert response.content_type == "application/x-ndjson"
+            lines: list[Any] = [json.loads(line) for line in (await response.text()).splitlines()]
+        assert [line["execution_id"] for line in lines] == ids[::-1]
+
+
+async def test_what_did_not_change_is_not_sent_again(runs: tuple[Api, list[str]]) -> None:
+    api, ids = runs
+    path = f"{api.address}/api/workflows/executions/{ids[0]}/timeline"
+    async with api.session.get(path) as first:
+        tag = first.headers["ETag"]
+    async with api.session.get(path, headers={"If-None-Match": f'"x", {tag}'}) as again:
+        assert (again.status, await again.read(), again.headers["ETag"]) == (304, b"", tag)
+    async with api.session.get(path, headers={"If-None-Match": '"other"'}) as changed:
+        assert changed.status == 200
+
+
+async def test_large_answers_are_packed_for_who_can_unpack_them(runs: tuple[Api, list[str]]) -> None:
+    api, ids = runs
+    path = f"{api.address}/api/workflows/executions/{ids[3]}/timeline"
+    async with (
+        aiohttp.ClientSession(auto_decompress=False) as session,
+        session.get(path, headers={"Accept-Encoding": "gzip"}) as packed,
+    ):
+        assert packed.headers["Content-Encoding"] == "gzip"
+        body = zlib.decompress(await packed.read(), wbits=31)
+    async with api.session.get(path, headers={"Accept-Encoding": "identity"}) as plain:
+        assert "Content-Encoding" not in plain.headers
+        assert body == await plain.read()
