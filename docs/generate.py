@@ -22,6 +22,7 @@ from aiohttp import web
 from rich.console import Console
 
 from tachograph.exporter import examples
+from tachograph.exporter.api.openapi import EXAMPLES
 from tachograph.exporter.config import Config
 from tachograph.exporter.service import ROUTES, Service
 from tachograph.exporter.store import queries
@@ -111,6 +112,10 @@ async def real_examples() -> dict[str, str]:
             found["example-reconcile"] = as_json(agreed)
             broken = {"name": "etl", "steps": [{"name": "extract"}, {"name": "load", "depends_on_steps": ["extrct"]}]}
             found["example-problem"] = as_json(await call("POST", "/api/workflows", broken))
+            await call("POST", "/api/tokens", {"name": "prometheus", "scopes": ["read"]})
+            found["example-compare"] = as_json(await comparison(call, await run("data_pipeline")))
+            found["example-trends"] = as_json(await trend(call))
+            EXAMPLES.write_text(json.dumps(await answers(call, retried), indent=1, ensure_ascii=False) + "\n")
             owner = (await call("GET", "/api/workflows/basic_sequence"))["workspace_id"]
             stored = await service.database.read(lambda c: queries.run(c, owner, retried))
         await runner.cleanup()
@@ -120,6 +125,40 @@ async def real_examples() -> dict[str, str]:
         drawn = "\n".join(line.rstrip() for line in console.export_text().splitlines())
         found["timeline-picture"] = f"```text\n{drawn}\n```"
     return found
+
+
+async def comparison(call: Any, execution: str) -> Any:
+    """A run against its usual, with the first two steps."""
+    found = await call("GET", f"/api/workflows/executions/compare?execution={execution}&baseline=7d")
+    return {**found, "steps": shorten(found["steps"], 2)}
+
+
+async def trend(call: Any) -> Any:
+    """A trend of an hour."""
+    found = await call("GET", "/api/workflows/with_retries/trends?bucket=1h&from=1h")
+    return {**found, "buckets": shorten(found["buckets"], 1)}
+
+
+async def answers(call: Any, execution: str) -> dict[str, Any]:
+    """A real answer of every route that can be asked without changing anything, for the OpenAPI document."""
+    found = {}
+    for route in ROUTES:
+        if route.method != "GET" or route.answer is None or route.path == "/api/openapi.json":
+            continue
+        path = route.path.replace("{workflow_id}", "with_retries").replace("{execution_id}", execution)
+        path = path.replace("{workspace}", "default")
+        query = {"/api/workflows/executions/compare": f"?execution={execution}"}.get(path, "")
+        found[f"{route.method} {route.path}"] = _short(await call("GET", path + query))
+    return found
+
+
+def _short(value: Any) -> Any:
+    """Lists of objects cut to their first item, so that an example shows the shape and not the size."""
+    if isinstance(value, list):
+        return [_short(item) for item in (value[:1] if value and isinstance(value[0], dict) else value)]
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    return value
 
 
 def shorten(items: list[Any], keep: int) -> list[Any]:

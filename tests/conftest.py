@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import os
@@ -155,9 +156,15 @@ async def serve(config: Config, handlers: HandlerRegistry) -> AsyncIterator[Api]
     service = Service(config, handlers)
     server = TestServer(service.application())
     await server.start_server()
-    async with aiohttp.ClientSession() as session:
-        yield Api(service, session, str(server.make_url("")).rstrip("/"))
-    await server.close()
+    try:
+        async with aiohttp.ClientSession() as session:
+            yield Api(service, session, str(server.make_url("")).rstrip("/"))
+    finally:
+        await server.close()
+
+
+running = contextlib.asynccontextmanager(serve)
+"""A service for the length of a block."""
 
 
 @pytest.fixture

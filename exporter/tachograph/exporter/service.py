@@ -27,6 +27,7 @@ from tachograph.exporter.config import Config, ConfigError
 from tachograph.exporter.store import archive, partitions, queries, recovery
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.writer import StoreWriter, add_project, add_workspace
+from tachograph.exporter.stream.feed import Feed
 from tachograph.instrumentation.health import HEALTH_METRICS, HealthCollector, OwnSeries
 from tachograph.instrumentation.ledger import EventLedger
 from tachograph.instrumentation.metrics import METRICS, MetricsListener
@@ -97,7 +98,8 @@ class Service:
         )
         self.recorder.add("metrics", self.metrics)
         self.own = OwnSeries(self.registry)
-        self.recorder.add("store", StoreWriter(self.database, self.own.wrote))
+        self.feed = Feed(self.database)
+        self.recorder.add("store", StoreWriter(self.database, self.own.wrote, self.feed.committed))
         self.recorder.add("events", EventLedger())
         self.registry.register(HealthCollector(self.recorder, self.metrics.series))
         self.registry.register(Others())
@@ -193,6 +195,7 @@ class Service:
     async def close(self) -> None:
         """Stop work, deliver what was recorded, close the database."""
         await self.stop_work()
+        await self.feed.close()
         release(self.recorder)
         await asyncio.to_thread(self.recorder.close)
         await self.database.aclose()

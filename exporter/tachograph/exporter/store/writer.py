@@ -37,9 +37,11 @@ from tachograph.events import (
     StepSkipped,
     StepStarted,
     StepStatus,
+    new_id,
     workspace_id,
 )
 from tachograph.exporter.store import archive, partitions, rollups
+from tachograph.exporter.store import log as event_log
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.schema import (
     ATTEMPT_ROWS,
@@ -69,11 +71,21 @@ class StoreWriter:
     Args:
         database: where to.
         observe: told how many seconds each commit took.
+        committed: told after each commit.
     """
 
-    def __init__(self, database: Database, observe: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        observe: Callable[[float], None] | None = None,
+        committed: Callable[[], None] | None = None,
+    ) -> None:
         self.database = database
         self._observe = observe
+        self._committed = committed
+        self._origin = new_id()
+        self._is_listened_to = False
+        self._look_at = 0.0
         self._owns_database = False
         self._known: set[tuple[str, str, str]] = set()
         self._months: set[partitions.Month] = set()
@@ -90,8 +102,16 @@ class StoreWriter:
         """Commit a group of events. Raises `Unavailable` when the database cannot take it now."""
         started = time.perf_counter()
         batch = Batch(events)
+
+        def work(connection: Connection) -> None:
+            self.write(connection, batch)
+            if started >= self._look_at:
+                self._is_listened_to = event_log.is_listened_to(connection)
+            if self._is_listened_to:
+                event_log.append(connection, self._origin, events)
+
         try:
-            self.database.run(lambda connection: self.write(connection, batch))
+            self.database.run(work)
         except (OperationalError, InterfaceError) as error:
             raise Unavailable(str(error.orig)) from error
         except self._driver.OperationalError as error:
@@ -104,8 +124,13 @@ class StoreWriter:
             raise Unavailable(str(error)) from error
         self._known.update(batch.workflows)
         self._months |= batch.months
+        now = time.perf_counter()
+        if started >= self._look_at:
+            self._look_at = now + event_log.LOOK_SECONDS
         if self._observe is not None:
-            self._observe(time.perf_counter() - started)
+            self._observe(now - started)
+        if self._committed is not None:
+            self._committed()
 
     def write(self, connection: Connection, batch: Batch) -> None:
         """Write a folded group on an open connection, without committing it.

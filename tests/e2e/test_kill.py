@@ -1,0 +1,107 @@
+"""kill -9 in the middle of writing, again and again: what was acknowledged is there, and counted once."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import func, select
+from tests.conftest import ROOT
+from tests.e2e.conftest import environment
+from tests.store.test_rollups import KEY, differing
+
+from tachograph.exporter.store import rollups
+from tachograph.exporter.store.database import Database
+from tachograph.exporter.store.schema import workflow_executions, workflow_step_executions
+
+LOAD = """
+import random, sys, time
+from tests.store.test_rollups import a_run
+from tachograph.exporter.store.writer import open_writer
+from tachograph.instrumentation.recorder import Recorder
+
+recorder = Recorder()
+recorder.add("store", open_writer(sys.argv[1]))
+rng = random.Random()
+while True:
+    runs = [a_run(rng, time.time() - rng.random() * 90_000) for _ in range(rng.randrange(1, 60))]
+    for run in runs:
+        for event in run:
+            recorder(event)
+    assert recorder.lanes["store"].flush(30)
+    # Committed: from here on it must not be lost.
+    print(*[run[0].execution.execution_id for run in runs], flush=True)
+"""
+
+
+def test_killed_ten_times_nothing_acknowledged_is_missing_and_nothing_counts_twice(any_database_url: str) -> None:
+    rng = random.Random()
+    acknowledged: set[str] = set()
+    for _ in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-c", LOAD, any_database_url], cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)),
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first
+        acknowledged.update(first.split())
+        time.sleep(rng.random() * 0.5)
+        process.send_signal(signal.SIGKILL)
+        # The last line may have been cut off; an id is whole or it was not acknowledged.
+        rest = process.stdout.read()
+        acknowledged.update(
+            word for line in rest.splitlines(keepends=True) if line.endswith("\n") for word in line.split()
+        )
+        process.stdout.close()
+        process.wait()
+    database = Database(any_database_url)
+    stored = set(database.look(lambda c: c.execute(select(workflow_executions.c.execution_id)).scalars().all()))
+    assert len(acknowledged) > 100
+    assert acknowledged <= stored
+    ended = select(func.count()).where(workflow_executions.c.finished_ns.is_not(None))
+    pack = database.look(lambda c: rollups.read(c, KEY))
+    assert sum(tally.count for tally in pack.executions.values()) == database.look(lambda c: c.execute(ended).scalar())
+    steps = select(func.count()).where(workflow_step_executions.c.execution_id.in_(select(
+        workflow_executions.c.execution_id).where(workflow_executions.c.finished_ns.is_not(None))))  # fmt: skip
+    counted = sum(tally.count for step in pack.steps.values() for tally in step.by_status.values())
+    assert counted == database.look(lambda c: c.execute(steps).scalar())
+    assert differing(database) == 0
+    database.close()
+
+
+def test_a_service_killed_while_it_archives_goes_on_where_it_was(
+    database_url: str, tmp_path: Path, server: Callable[..., object]
+) -> None:
+    from tests.store.test_rollups import a_run
+
+    from tachograph.exporter.store.writer import StoreWriter
+
+    database = Database(database_url)
+    rng = random.Random(1)
+    now = time.time()
+    runs = [a_run(rng, now - (10 + rng.random() * 5) * 86_400) for _ in range(3000)]
+    StoreWriter(database).apply([event for run in runs for event in run])
+    command = [sys.executable, "-m", "tachograph.exporter", "archive", "--older-than", "5d", "--to",
+               str(tmp_path / "kept"), "--database", database_url]  # fmt: skip
+    for delay in (0.9, 1.2, 1.5):
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert "archived" in done.stdout
+    left = select(func.count()).select_from(workflow_executions)
+    assert database.look(lambda c: c.execute(left).scalar()) == 0
+    listed = {
+        row[0]
+        for row in database.look(lambda c: c.exec_driver_sql("SELECT execution_id FROM archived_executions").all())
+    }
+    assert listed == {run[0].execution.execution_id for run in runs}
+    assert differing(database) == 0
+    database.close()
