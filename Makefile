@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench peers docs clean
 
 demo: $(VENV)/.exporter  ## Install, register the example workflows, run them, serve everything
 	$(BIN)/tachograph demo $(DEMO_OPTIONS)
@@ -17,20 +17,26 @@ check: $(VENV)/.test  ## Format, lint, types, tests
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
 bench: $(VENV)/.exporter  ## Measure, side by side with what one would use otherwise
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,postgres]'
 	$(BIN)/python benchmarks/run.py
 
 docs: $(VENV)/.test  ## Write the generated parts of the docs again
 	$(BIN)/python docs/generate.py
 
-# The real Prometheus and promtool; as another user they have to be there already.
+peers:  ## The same steps on Prefect, Dagster and Temporal; installs each in an environment of its own
+	$(BIN)/python benchmarks/peers/run.py
+
+# The real Prometheus, promtool and PostgreSQL; as another user they have to be there already.
 .PHONY: system-packages
 system-packages:
-	@if ! command -v promtool >/dev/null 2>&1; then \
+	@missing=""; \
+	command -v promtool >/dev/null 2>&1 || missing="prometheus"; \
+	command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	  else \
-	    echo "Some tests need the prometheus package: sudo apt-get install prometheus" >&2; \
+	    echo "Some tests need more: sudo apt-get install $$missing" >&2; \
 	  fi; \
 	fi
 

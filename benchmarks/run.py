@@ -1,7 +1,7 @@
 """Side by side in one run: what Tachograph costs beside what one would use otherwise.
 
     python benchmarks/run.py            everything
-    python benchmarks/run.py recorder   one of them: recorder, timeline, exposition
+    python benchmarks/run.py recorder   one of them: recorder, timeline, exposition, writer, metrics
 
 Figures are medians of several rounds, the sides taken in turn; on a busy machine look at the ratios.
 """
@@ -11,11 +11,19 @@ from __future__ import annotations
 import sys
 
 import exposition
+import metrics
 import recorder
 import timeline
+import writer
 from rich.console import Console
 
-BENCHMARKS = {"recorder": recorder.main, "timeline": timeline.main, "exposition": exposition.main}
+BENCHMARKS = {
+    "recorder": recorder.main,
+    "timeline": timeline.main,
+    "exposition": exposition.main,
+    "writer": writer.main,
+    "metrics": metrics.main,
+}
 
 
 if __name__ == "__main__":

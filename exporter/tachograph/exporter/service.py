@@ -21,7 +21,7 @@ from tachograph.events import NS
 from tachograph.exporter.api import access, executions, health, metrics, openapi, tenancy, timeline, trends, workflows
 from tachograph.exporter.api.delivery import deliver
 from tachograph.exporter.api.errors import problems
-from tachograph.exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER
+from tachograph.exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER, WORKSPACES
 from tachograph.exporter.api.routes import Route
 from tachograph.exporter.config import Config, ConfigError
 from tachograph.exporter.store import archive, partitions, queries, recovery
@@ -132,6 +132,7 @@ class Service:
         app[DATABASE] = self.database
         app[RECORDER] = self.recorder
         app[EXECUTOR] = self.executor
+        app[WORKSPACES] = {}
         app[metrics.SCRAPER] = metrics.Scraper(self.registry, self.recorder, self.own)
         app[health.LIFE] = self.life
         for path, page in openapi.PAGES:

@@ -6,14 +6,15 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from tachograph.exporter.api import errors
-from tachograph.exporter.api.request import DATABASE, Query, json_response, workflow_of, workspace_of
+from tachograph.exporter.api.request import DATABASE, Query, workspace_of
 from tachograph.exporter.api.routes import FROM, TO, Route
 from tachograph.exporter.figures import metrics_summary
 from tachograph.exporter.schemas import WorkflowMetricsSummary
@@ -34,22 +35,26 @@ async def workflow_metrics(request: web.Request) -> web.Response:
     now = query.now_ns
     query.done()
     workspace = await workspace_of(request)
-    workflow = await workflow_of(request, workspace)
+    wanted = request.match_info["workflow_id"]
 
-    def read(connection: Connection) -> WorkflowMetricsSummary:
-        return read_metrics(connection, workspace.id, workflow, from_ns, to_ns, now)
+    def read(connection: Connection) -> bytes:
+        found = read_metrics(connection, workspace.id, wanted, from_ns, to_ns, now)
+        if found is None:
+            raise errors.workflow_not_found(wanted)
+        return msgspec.json.encode(found)
 
-    return json_response(await request.app[DATABASE].read(read))
+    return web.Response(body=await request.app[DATABASE].read(read), content_type="application/json")
 
 
 def read_metrics(
-    connection: Connection, workspace: str, workflow: Row[Any], from_ns: int | None, to_ns: int | None, now_ns: int
-) -> WorkflowMetricsSummary:
-    """A workflow's figures over a range (unix nanoseconds, the end exclusive)."""
-    pack = rollups.read(connection, (workspace, workflow.id), from_ns, to_ns)
-    still_open = 0
-    if to_ns is None or to_ns >= now_ns:
-        still_open = sum(queries.open_counts(connection, workspace, workflow.id, from_ns).values())
+    connection: Connection, workspace: str, wanted: str, from_ns: int | None, to_ns: int | None, now_ns: int
+) -> WorkflowMetricsSummary | None:
+    """Figures of a workflow (by id or name) over a range (unix nanoseconds, the end exclusive); None: there is none."""
+    workflow = queries.overview(connection, workspace, wanted, from_ns or 0)
+    if workflow is None:
+        return None
+    pack = rollups.read_from(connection, (workspace, workflow.id), workflow.head, from_ns, to_ns)
+    still_open = workflow.open_count if to_ns is None or to_ns >= now_ns else 0
     return metrics_summary(workflow.id, workflow.name, pack, still_open)
 
 

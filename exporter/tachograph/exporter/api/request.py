@@ -41,6 +41,10 @@ class Workspace(msgspec.Struct, frozen=True):
     slug: str
 
 
+WORKSPACES: Final = web.AppKey("workspaces", dict[tuple[str | None, str | None], Workspace])
+_WORKSPACES_KNOWN: Final = 10_000
+
+
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """``value`` as JSON."""
     return web.Response(
@@ -80,11 +84,19 @@ async def workspace_of(request: web.Request) -> Workspace:
     slug = _agreed(request, "X-Workspace-Slug", "workspace_slug")
     if identifier is None and slug is None:
         identifier, slug = (bound, None) if bound is not None else (None, request.app[CONFIG].workspace)
-    found = await request.app[DATABASE].read(lambda c: queries.workspace(c, identifier=identifier, slug=slug))
+    # A workspace once there stays as it is, so the second question about it needs no answer from the database.
+    known = request.app[WORKSPACES]
+    found = known.get((identifier, slug))
+    if found is None:
+        row = await request.app[DATABASE].read(lambda c: queries.workspace(c, identifier=identifier, slug=slug))
+        if row is not None:
+            if len(known) >= _WORKSPACES_KNOWN:
+                known.clear()
+            found = known[identifier, slug] = Workspace(row.id, row.slug)
     is_other = found is not None and bound is not None and found.id != bound
     if found is None or is_other or (identifier is not None and slug is not None and found.slug != slug):
         raise errors.workspace_not_found(identifier or slug or "")
-    return Workspace(found.id, found.slug)
+    return found
 
 
 async def project_of(request: web.Request, workspace: Workspace) -> str | None:

@@ -223,8 +223,10 @@ def metrics(
         store = open_database(database, must_exist=True)
 
         def read(connection: Connection) -> WorkflowMetricsSummary:
-            row = _workflow(connection, workspace, workflow)
-            return read_metrics(connection, row.workspace_id, row, low, high, now)
+            found = read_metrics(connection, workspace_id(workspace), workflow, low, high, now)
+            if found is None:
+                fail(f'there is no workflow "{workflow}" in workspace "{workspace}"')
+            return found
 
         summary = store.look(read)
         store.close()

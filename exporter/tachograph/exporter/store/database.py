@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import Connection, create_engine, delete, event, inspect, select
 from sqlalchemy.engine import URL, Dialect, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import QueuePool
 
 from tachograph.exporter.store.errors import BadDatabaseURL, CannotOpen, NewerSchema
@@ -80,8 +80,19 @@ class Database:
         """``work`` in a transaction that only reads, from the event loop."""
         if self.engine is not None:
             return await self._in_thread(self.look, work)
+        try:
+            return await self._read(work)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        # A pooled connection had died; the pool is new now, and reading twice does no harm.
+        return await self._read(work)
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        # Every statement sees what was committed when it began, as it would in a transaction, without its round trips.
         async with self._asyncpg().connect() as connection:
-            return await connection.run_sync(work)
+            reading = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            return await reading.run_sync(work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """``work`` in a transaction that may write, from the event loop."""
@@ -195,7 +206,7 @@ def _async_engine(url: URL) -> AsyncEngine:
     try:
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        return create_async_engine(url, pool_pre_ping=True)
+        return create_async_engine(url)
     except ImportError as error:
         raise BadDatabaseURL(
             f"PostgreSQL needs more ({error.name or error}): pip install 'tachograph[postgres]'"
@@ -217,6 +228,12 @@ class _SideLoop:
             async with self._engine.begin() as connection:
                 return await connection.run_sync(work)
 
+        try:
+            return asyncio.run_coroutine_threadsafe(inside(), self._loop).result()
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        # A pooled connection had died. What was done on it may be committed; all work here may be done twice.
         return asyncio.run_coroutine_threadsafe(inside(), self._loop).result()
 
     def close(self) -> None:

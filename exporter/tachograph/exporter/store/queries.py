@@ -31,6 +31,7 @@ from tachograph.exporter.store.schema import (
     projects,
     workflow_definitions,
     workflow_executions,
+    workflow_rollups,
     workflow_step_attempts,
     workflow_step_executions,
     workflow_step_reports,
@@ -272,13 +273,13 @@ def open_counts(
     """How many executions of a workflow are pending and running, by status."""
     statement = (
         select(_executions.status, func.count())
-        .where(_IS_OPEN, _executions.workspace_id == workspace)
+        .where(_IS_OPEN, _executions.workspace_id.concat("") == workspace)
         .group_by(_executions.status)
     )
     if workflow_id is not None:
-        statement = statement.where(_executions.workflow_id == workflow_id)
+        statement = statement.where(_executions.workflow_id.concat("") == workflow_id)
     if from_ns is not None:
-        statement = statement.where(_executions.created_ns >= from_ns)
+        statement = statement.where(_executions.created_ns + 0 >= from_ns)
     return {row[0]: row[1] for row in connection.execute(statement)}
 
 
@@ -292,13 +293,14 @@ def open_by_workflow(connection: Connection, workspace: str) -> list[tuple[str, 
             func.count(),
             func.max(_executions.started_ns),
         )
-        .where(_IS_OPEN, _executions.workspace_id == workspace)
+        .where(_IS_OPEN, _executions.workspace_id.concat("") == workspace)
         .group_by(_executions.workflow_id, _executions.status)
     )
     return [tuple(row) for row in connection.execute(statement)]
 
 
-# As text, so that the planner sees the condition of the partial index.
+# As text, so that the planner sees the condition of the partial index; and the rest as expressions that no other index
+# has, for the few open executions are all in that one.
 _IS_OPEN: Final = text("workflow_executions.status IN ('pending', 'running')")
 
 
@@ -360,6 +362,38 @@ def find_definition(connection: Connection, workspace_id: str, wanted: str) -> R
     """A workflow of a workspace by id, else by name, or None."""
     found = definition(connection, workspace_id, identifier=wanted)
     return found if found is not None else definition(connection, workspace_id, name=wanted)
+
+
+_OVERVIEW: Final = select(
+    workflow_definitions,
+    select(func.max(workflow_rollups.c.start_s))
+    .where(
+        workflow_rollups.c.workspace_id == _definitions.workspace_id,
+        workflow_rollups.c.workflow_id == _definitions.id,
+        workflow_rollups.c.period == "5m",
+    )
+    .scalar_subquery()
+    .label("head"),
+    select(func.count())
+    .select_from(workflow_executions)
+    .where(
+        _IS_OPEN,
+        _executions.workspace_id.concat("") == _definitions.workspace_id,
+        _executions.workflow_id.concat("") == _definitions.id,
+        _executions.created_ns + 0 >= bindparam("low"),
+    )
+    .scalar_subquery()
+    .label("open_count"),
+).where(_definitions.workspace_id == bindparam("workspace"))
+_OVERVIEW_BY_ID: Final = _OVERVIEW.where(_definitions.id == bindparam("wanted"))
+_OVERVIEW_BY_NAME: Final = _OVERVIEW.where(_definitions.name == bindparam("wanted"))
+
+
+def overview(connection: Connection, workspace_id: str, wanted: str, from_ns: int = 0) -> Row[Any] | None:
+    """A workflow by id, else by name, with ``head`` (see `rollups`) and ``open_count``, of those since a time."""
+    parameters = {"workspace": workspace_id, "wanted": wanted, "low": from_ns}
+    found = connection.execute(_OVERVIEW_BY_ID, parameters).first()
+    return found if found is not None else connection.execute(_OVERVIEW_BY_NAME, parameters).first()
 
 
 def definitions(

@@ -1,0 +1,202 @@
+"""A workflow's metrics over HTTP, with 1,000, 100,000 and 1,000,000 executions spread over a year, beside one plain
+aggregate query over the same rows of the same database; and how far the percentiles are from the exact ones.
+
+The aggregate query gives counts, sums, least and greatest by status; the route gives those, percentiles, waits, cost,
+and the same for every step. ``SIZES=1000,100000`` in the environment measures less.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import databases
+from aiohttp import web
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Connection, insert, text
+
+from tachograph.events import NS, ExecutionStatus, StepStatus, step_id, workflow_id, workspace_id
+from tachograph.exporter.config import Config
+from tachograph.exporter.service import Service
+from tachograph.exporter.store import partitions, rollups
+from tachograph.exporter.store.database import Database
+from tachograph.exporter.store.schema import (
+    execution_rank,
+    step_rank,
+    workflow_definitions,
+    workflow_executions,
+    workflow_step_executions,
+)
+from tachograph.exporter.store.writer import add_project, add_workspace
+
+SIZES = [int(size) for size in os.environ.get("SIZES", "1000,100000,1000000").split(",")]
+STEPS = ("extract", "transform", "load")
+YEAR = 365 * 86_400
+ROUNDS = 25
+WORKSPACE, WORKFLOW = workspace_id("default"), workflow_id("default", "bench")
+
+
+def executions(count: int, now_s: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Rows of executions that ended over the last year, in order of time."""
+    rng = random.Random(count)
+    for i in range(count):
+        end = round((now_s - YEAR + YEAR * (i + 1) / count) * NS) - rng.randrange(NS)
+        parts = [round(rng.lognormvariate(mu, 0.6) * NS) for mu in (0.0, 1.0, 0.5)]
+        failed = rng.random() < 0.04
+        status = ExecutionStatus.FAILED if failed else ExecutionStatus.COMPLETED
+        # An id as it would have been made when the execution began.
+        begun = end - sum(parts)
+        millis = f"{begun // 1_000_000:012x}"
+        identifier = f"{millis[:8]}-{millis[8:]}-7{rng.getrandbits(12):03x}-8{rng.getrandbits(12):03x}-{i:012x}"
+        steps, at = [], begun
+        for order, (name, length) in enumerate(zip(STEPS, parts, strict=True)):
+            ended = StepStatus.FAILED if failed and order == 2 else StepStatus.COMPLETED
+            steps.append(
+                {
+                    "execution_id": identifier, "step_id": _STEP_IDS[order], "name": name, "step_type": "task",
+                    "step_order": order, "repetition": 0, "span_id": "0" * 16, "parent_span_id": "0" * 16,
+                    "depends_on": "[]", "rank": step_rank(ended, 1), "status": ended.value, "attempt": 1,
+                    "started_ns": at, "attempt_started_ns": at, "finished_ns": at + length,
+                    "dependency_ns": at - begun, "queue_ns": 0, "backoff_ns": 0, "run_ns": length,
+                }
+            )  # fmt: skip
+            at += length
+        yield (
+            {
+                "execution_id": identifier, "workspace_id": WORKSPACE, "project": "default", "workflow_id": WORKFLOW,
+                "workflow": "bench", "version": "1", "trace_id": "0" * 32, "span_id": "0" * 16, "created_ns": begun,
+                "rank": execution_rank(status), "status": status.value, "started_ns": begun, "finished_ns": end,
+                "last_seen_ns": end, "step_count": 3, "completed_step_count": 3, "failed_step_count": 0,
+                "skipped_step_count": 0, "work_ns": end - begun, "critical_path_ns": end - begun,
+                "critical_path": _PATH,
+            },
+            steps,
+        )  # fmt: skip
+
+
+_STEP_IDS = [step_id(WORKFLOW, name) for name in STEPS]
+_PATH = "[" + ",".join(f'"{one}"' for one in _STEP_IDS) + "]"
+
+
+def fill(database: Database, count: int, now_s: int) -> list[float]:
+    """Put executions into the tables and roll them up; their durations in seconds."""
+    durations: list[float] = []
+
+    def begin(connection: Connection) -> None:
+        now = time.time_ns()
+        add_workspace(connection, "default", now)
+        add_project(connection, "default", "default", now)
+        connection.execute(
+            insert(workflow_definitions).values(
+                id=WORKFLOW, workspace_id=WORKSPACE, name="bench", created_ns=now, updated_ns=now
+            )
+        )
+
+    database.run(begin)
+    rows: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
+
+    def write(connection: Connection) -> None:
+        months = {partitions.month_of_id(rows[0]["execution_id"]), partitions.month_of_id(rows[-1]["execution_id"])}
+        partitions.ensure(connection, [month for month in months if month is not None])
+        connection.execute(insert(workflow_executions), rows)
+        connection.execute(insert(workflow_step_executions), steps)
+
+    for row, own in executions(count, now_s):
+        durations.append((row["finished_ns"] - row["started_ns"]) / NS)
+        rows.append(row)
+        steps += own
+        if len(rows) == 5_000:
+            database.run(write)
+            rows.clear()
+            steps.clear()
+    if rows:
+        database.run(write)
+    database.run(lambda c: rollups.rebuild_one(c, (WORKSPACE, WORKFLOW)))
+    database.run(lambda c: c.exec_driver_sql("ANALYZE"))
+    return durations
+
+
+PLAIN = """
+SELECT status, count(*), sum(finished_ns - started_ns), min(finished_ns - started_ns), max(finished_ns - started_ns)
+FROM workflow_executions WHERE workspace_id = :workspace AND workflow_id = :workflow AND finished_ns >= :low
+GROUP BY status
+"""
+
+
+async def measure(url: str, count: int) -> dict[str, Any]:
+    """Medians in milliseconds, and the percentiles' error."""
+    now_s = int(time.time())
+    database = Database(url)
+    durations = sorted(await asyncio.to_thread(fill, database, count, now_s))
+    service = Service(Config(database=url))
+    runner = web.AppRunner(service.application(), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    address = f"http://127.0.0.1:{runner.addresses[0][1]}/api/workflows/{WORKFLOW}/metrics"
+    low = (now_s - YEAR + 1234) * NS
+    found: dict[str, list[float]] = {"plain": [], "all": [], "year": []}
+    parameters = {"workspace": WORKSPACE, "workflow": WORKFLOW, "low": low}
+    body: Any = None
+    async with aiohttp.ClientSession() as session:
+
+        async def ask(query: str) -> float:
+            nonlocal body
+            begun = time.perf_counter()
+            async with session.get(address + query) as response:
+                body = await response.json()
+            return (time.perf_counter() - begun) * 1e3
+
+        for number in range(ROUNDS + 2):
+            year = await ask(f"?from={low / NS}")
+            whole = await ask("")
+            begun = time.perf_counter()
+            if number < 5:
+                await database.read(lambda c: c.execute(text(PLAIN), parameters).all())
+                found["plain"].append((time.perf_counter() - begun) * 1e3)
+            if number >= 2:
+                found["all"].append(whole)
+                found["year"].append(year)
+    if body["total_executions"] != count:
+        raise RuntimeError(f"{body['total_executions']} executions counted, {count} recorded")
+    error = 0.0
+    for name, q in (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99)):
+        exact = durations[max(1, -(-round(q * 100) * count // 100)) - 1]
+        error = max(error, abs(body[name] - exact) / exact)
+    await runner.cleanup()
+    await database.aclose()
+    return {key: statistics.median(values) for key, values in found.items()} | {
+        "error": error, "stated": body["percentile_error"]
+    }  # fmt: skip
+
+
+def main(console: Console) -> None:
+    """Print the table."""
+    table = Table(
+        "database", "executions", "plain aggregate, ms", "metrics, all time, ms", "plain / all time",
+        "metrics, a ragged year, ms", "plain / year", "growth since the first", "percentiles off by at most", "stated",
+    )  # fmt: skip
+    for name, open_database in databases.ALL.items():
+        first: dict[str, Any] | None = None
+        for size in SIZES:
+            with open_database() as url:
+                if url is None:
+                    console.print(f"{name} is not installed")
+                    break
+                figures = asyncio.run(measure(url, size))
+            first = first or figures
+            table.add_row(
+                name, f"{size:,}", f"{figures['plain']:.2f}", f"{figures['all']:.2f}",
+                f"{figures['plain'] / figures['all']:.1f}", f"{figures['year']:.2f}",
+                f"{figures['plain'] / figures['year']:.1f}",
+                f"{figures['all'] / first['all']:.2f}, {figures['year'] / first['year']:.2f}",
+                f"{100 * figures['error']:.2f} %", f"{100 * figures['stated']:.2f} %",
+            )  # fmt: skip
+    console.print(table)

@@ -1,0 +1,60 @@
+"""100 steps through a Tachograph service on SQLite; prints milliseconds as JSON."""
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+ROUNDS, STEPS = int(sys.argv[1]), 100
+
+with socket.create_server(("127.0.0.1", 0)) as found:
+    port = found.getsockname()[1]
+address = f"http://127.0.0.1:{port}"
+directory = tempfile.mkdtemp()
+server = subprocess.Popen(
+    [sys.executable, "-m", "tachograph.exporter", "serve", "--listen", f"127.0.0.1:{port}",
+     "--database", f"sqlite:///{directory}/bench.db"],
+    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+)  # fmt: skip
+
+
+def call(path: str, body: object = None) -> dict:
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(address + path, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as response:
+        return json.loads(response.read())
+
+
+try:
+    for _ in range(300):
+        try:
+            call("/-/ready")
+            break
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.1)
+    chain = [
+        {"name": f"step-{i}", "depends_on_steps": [f"step-{i - 1}"] if i else [], "config": {"handler": "noop"}}
+        for i in range(STEPS)
+    ]
+    call("/api/workflows", {"name": "chain", "steps": chain})
+    steps, queries = [], []
+    for _ in range(ROUNDS + 1):
+        begun = time.perf_counter()
+        execution = call("/api/workflows/chain/execute", {})["execution_id"]
+        # Until it has ended and that is on disk.
+        while call(f"/api/workflows/executions/{execution}/status")["completed_at"] is None:
+            time.sleep(0.002)
+        steps.append((time.perf_counter() - begun) / STEPS * 1e3)
+        for _ in range(5):
+            begun = time.perf_counter()
+            timeline = call(f"/api/workflows/executions/{execution}/timeline")
+            queries.append((time.perf_counter() - begun) * 1e3)
+    assert timeline["completed_step_count"] == STEPS
+    print(json.dumps({"step": steps[1:], "query": queries[5:]}))
+finally:
+    server.terminate()
+    server.wait(20)

@@ -1,0 +1,61 @@
+"""100 activities through Temporal's development server; prints milliseconds as JSON."""
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from temporal_workflow import STEPS, Chain, nothing
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+ROUNDS = int(sys.argv[1])
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return found.getsockname()[1]
+
+
+async def main() -> None:
+    beside = Path(sys.executable).parent / "temporal"
+    binary = str(beside) if beside.exists() else shutil.which("temporal")
+    port = free_port()
+    server = subprocess.Popen(  # noqa: ASYNC220 - before there is anything to wait for
+        [binary, "server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--http-port", str(free_port()),
+         "--ui-port", str(free_port()), "--log-level", "error"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(300):
+            try:
+                client = await Client.connect(f"127.0.0.1:{port}")
+                break
+            except RuntimeError:
+                await asyncio.sleep(0.1)
+        steps, queries = [], []
+        async with Worker(client, task_queue="bench", workflows=[Chain], activities=[nothing]):
+            for number in range(ROUNDS + 1):
+                begun = time.perf_counter()
+                handle = await client.start_workflow(Chain.run, id=f"chain-{number}", task_queue="bench")
+                await handle.result()
+                steps.append((time.perf_counter() - begun) / STEPS * 1e3)
+                for _ in range(5):
+                    begun = time.perf_counter()
+                    history = await handle.fetch_history()
+                    queries.append((time.perf_counter() - begun) * 1e3)
+        done = sum(event.HasField("activity_task_completed_event_attributes") for event in history.events)
+        assert done == STEPS, done
+        print(json.dumps({"step": steps[1:], "query": queries[5:]}))
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+asyncio.run(main())

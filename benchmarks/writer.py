@@ -1,0 +1,150 @@
+"""Executions of ten steps, from events to committed rows and rollups, beside the database's own bulk insert: the same
+rows into the same tables with one INSERT per table and group, and nothing else (no merging, no rollups).
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+
+import databases
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Connection, delete, insert
+
+from tachograph.events import (
+    Event,
+    ExecutionFinished,
+    ExecutionStarted,
+    ExecutionStatus,
+    PathStep,
+    StepFinished,
+    StepReady,
+    StepRef,
+    StepStarted,
+    StepStatus,
+    new_execution_ref,
+    new_span_id,
+    step_id,
+    workflow_id,
+)
+from tachograph.exporter.store.database import Database
+from tachograph.exporter.store.schema import EXECUTION_ROWS, STEP_ROWS, workflow_executions, workflow_step_executions
+from tachograph.exporter.store.writer import Batch, StoreWriter, _executemany
+from tachograph.instrumentation.lane import BATCH
+
+EXECUTIONS = 1_500
+STEPS = 10
+ROUNDS = 5
+
+
+def an_execution() -> list[Event]:
+    """What an executor tells of ten steps in a row."""
+    run = new_execution_ref(workspace="default", workflow="bench", workflow_id=workflow_id("default", "bench"))
+    at = time.time_ns()
+    events: list[Event] = [ExecutionStarted(execution=run, time_ns=at, step_count=STEPS, inputs="{}")]
+    path: list[PathStep] = []
+    before: tuple[str, ...] = ()
+    for i in range(STEPS):
+        step = StepRef(
+            execution=run,
+            step_id=step_id(run.workflow_id, f"step-{i}"),
+            name=f"step-{i}",
+            span_id=new_span_id(),
+            parent_span_id=run.span_id,
+            step_order=i,
+            depends_on=before,
+        )
+        before = (step.step_id,)
+        begun, at = at, at + 1_000_000 + i
+        path.append(PathStep(step.step_id, step.name, at - begun))
+        events += [
+            StepReady(step=step, time_ns=begun),
+            StepStarted(step=step, time_ns=begun),
+            StepFinished(
+                step=step,
+                time_ns=at,
+                status=StepStatus.COMPLETED,
+                attempt=1,
+                started_ns=begun,
+                attempt_started_ns=begun,
+                run_ns=at - begun,
+                output='{"rows":7}',
+            ),
+        ]
+    events.append(
+        ExecutionFinished(
+            execution=run,
+            time_ns=at,
+            status=ExecutionStatus.COMPLETED,
+            started_ns=events[0].time_ns,
+            step_count=STEPS,
+            completed_step_count=STEPS,
+            critical_path=tuple(path),
+        )
+    )
+    return events
+
+
+def recorded(database: Database) -> float:
+    """Executions per second through the writer, in groups as its lane makes them."""
+    writer = StoreWriter(database)
+    events = [event for _ in range(EXECUTIONS) for event in an_execution()]
+    gc.collect()
+    begun = time.perf_counter()
+    for i in range(0, len(events), BATCH):
+        writer.apply(events[i : i + BATCH])
+    return EXECUTIONS / (time.perf_counter() - begun)
+
+
+def inserted(database: Database) -> float:
+    """Executions per second by plain bulk inserts of finished rows, in transactions of as many executions."""
+    per_group = BATCH // (3 * STEPS + 2)
+    batches = []
+    for i in range(0, EXECUTIONS, per_group):
+        count = min(per_group, EXECUTIONS - i)
+        batch = Batch(event for _ in range(count) for event in an_execution())
+        batches.append((list(batch.executions.values()), list(batch.steps.values())))
+    texts = [str(insert(rows.table).compile(dialect=database.dialect)) for rows in (EXECUTION_ROWS, STEP_ROWS)]
+    gc.collect()
+    begun = time.perf_counter()
+    for executions, steps in batches:
+
+        def write(connection: Connection, executions: object = executions, steps: object = steps) -> None:
+            _executemany(connection, texts[0], executions)  # type: ignore[arg-type]
+            _executemany(connection, texts[1], steps)  # type: ignore[arg-type]
+
+        database.run(write)
+    return EXECUTIONS / (time.perf_counter() - begun)
+
+
+def main(console: Console) -> None:
+    """Print the table."""
+    table = Table(
+        "database",
+        "bulk insert, executions/s",
+        "writer, executions/s",
+        "steps/s",
+        "writer / bulk insert (paired median)",
+    )
+    for name, open_database in databases.ALL.items():
+        with open_database() as url:
+            if url is None:
+                console.print(f"{name} is not installed")
+                continue
+            database = Database(url)
+            bulk, ours = [], []
+            for number in range(ROUNDS + 1):
+                for side, measured in ((inserted, bulk), (recorded, ours)):
+                    measured.append(side(database))
+                if number == 0:
+                    bulk.clear()
+                    ours.clear()
+            for emptied in (workflow_step_executions, workflow_executions):
+                database.run(lambda c, t=emptied: c.execute(delete(t)))
+            database.close()
+        ratio = statistics.median(a / b for a, b in zip(ours, bulk, strict=True))
+        rate = statistics.median(ours)
+        table.add_row(name, f"{statistics.median(bulk):,.0f}", f"{rate:,.0f}", f"{rate * STEPS:,.0f}", f"{ratio:.2f}")
+    console.print(table)

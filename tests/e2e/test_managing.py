@@ -1,0 +1,142 @@
+"""Looking after a database from the command line, and serving it beyond loopback."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import trustme
+from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free_port, get
+
+
+def tachograph(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TACHOGRAPH, *words], cwd=directory, env=environment(), capture_output=True, text=True,
+                          check=False, timeout=60)  # fmt: skip
+
+
+def test_workspaces_projects_and_tokens(tmp_path: Path) -> None:
+    assert tachograph(tmp_path, "workspaces", "create", "shipping", "--name", "Shipping").returncode == 0
+    again = tachograph(tmp_path, "workspaces", "create", "shipping")
+    assert (again.returncode, "already" in again.stderr) == (2, True)
+    assert "no slug" in tachograph(tmp_path, "workspaces", "create", "Not A Slug").stderr
+    listed = json.loads(tachograph(tmp_path, "workspaces", "list", "--json").stdout)
+    assert [(one["slug"], one["name"]) for one in listed] == [("shipping", "Shipping")]
+    assert tachograph(tmp_path, "projects", "create", "nightly", "--workspace", "shipping").returncode == 0
+    assert "workspaces create nowhere" in tachograph(tmp_path, "projects", "list", "--workspace", "nowhere").stderr
+    made = tachograph(tmp_path, "tokens", "create", "ci", "--scope", "read", "--scope", "write",
+                      "--workspace", "shipping", "--expires", "90d")  # fmt: skip
+    token = made.stdout.strip()
+    assert token.startswith("tgr_")
+    assert "no scope" in tachograph(tmp_path, "tokens", "create", "x", "--scope", "root").stderr
+    (info,) = json.loads(tachograph(tmp_path, "tokens", "list", "--json").stdout)
+    assert (info["scopes"], info["workspace"], info["state"]) == (["read", "write"], "shipping", "active")
+    assert token not in tachograph(tmp_path, "tokens", "list").stdout
+    assert tachograph(tmp_path, "tokens", "revoke", info["id"]).returncode == 0
+    assert json.loads(tachograph(tmp_path, "tokens", "list", "--json").stdout)[0]["state"] == "revoked"
+    assert tachograph(tmp_path, "tokens", "revoke", "nothing").returncode == 2
+
+
+def test_figures_trends_comparison_rollups_and_archive(tmp_path: Path) -> None:
+    steps = [{"name": "a"}, {"name": "b", "depends_on_steps": ["a"]}]
+    (tmp_path / "w.json").write_text(json.dumps({"name": "w", "steps": steps}))
+    for _ in range(3):
+        assert tachograph(tmp_path, "run", "w.json").returncode == 0
+    shown = tachograph(tmp_path, "metrics", "w", "--from", "1h").stdout
+    assert "3 (3 completed)" in shown
+    assert "p95" in shown
+    assert json.loads(tachograph(tmp_path, "metrics", "w", "--json").stdout)["steps"][0]["count"] == 3
+    assert "3" in tachograph(tmp_path, "trends", "w").stdout
+    assert json.loads(tachograph(tmp_path, "trends", "w", "--bucket", "5m", "--json").stdout)["bucket"] == "5m"
+    assert "none of" in tachograph(tmp_path, "trends", "w", "--bucket", "2h").stderr
+    compared = tachograph(tmp_path, "compare", "last")
+    assert (compared.returncode, "The execution" in compared.stdout or "Nothing" in compared.stdout) == (0, True)
+    assert "there is no execution" in tachograph(tmp_path, "compare", "nothing").stderr
+    assert "every row is as it should be" in tachograph(tmp_path, "rollups", "rebuild", "--check").stdout
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "tachograph.db") as database:
+        database.execute("DELETE FROM workflow_rollups")
+    database.close()
+    assert tachograph(tmp_path, "rollups", "rebuild", "--check").returncode == 1
+    assert "differed" in tachograph(tmp_path, "rollups", "rebuild").stdout
+    assert tachograph(tmp_path, "rollups", "rebuild", "--check").returncode == 0
+    assert "--to DIR" in tachograph(tmp_path, "archive", "--older-than", "1d").stderr
+    moved = tachograph(tmp_path, "archive", "--older-than", "0s", "--to", "kept")
+    # Whole days only, and today is not over.
+    assert "archived 0 execution(s)" in moved.stdout
+
+
+def test_beyond_loopback_with_tls_and_a_token(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "tls.pem"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    port = free_port()
+    command = [*TACHOGRAPH, "serve", "--listen", f"0.0.0.0:{port}", "--tls-cert", "tls.pem"]
+    refused = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert (refused.returncode, "tokens create" in refused.stderr) == (2, True)
+    token = tachograph(tmp_path, "tokens", "create", "me", "--scope", "read").stdout.strip()
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+
+    def ask(path: str, given: str | None) -> int:
+        headers = {"Authorization": f"Bearer {given}"} if given else {}
+        request = urllib.request.Request(f"https://localhost:{port}{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=10) as response:
+                status: int = response.status
+                return status
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+
+    try:
+        eventually(lambda: ask("/-/ready", None) == 200)
+        assert ask("/api/workflows", None) == 401
+        assert ask("/metrics", None) == 401
+        assert ask("/api/workflows", token) == 200
+        assert ask("/metrics", token) == 200
+        # Everybody may read what the API is.
+        assert ask("/docs", None) == 200
+    finally:
+        process.terminate()
+        process.wait(20)
+    wrong = subprocess.run([*command[:-1], "ca.pem"], cwd=tmp_path, env=environment(), capture_output=True, text=True,
+                           check=False)  # fmt: skip
+    assert (wrong.returncode, "for TLS" in wrong.stderr) == (2, True)
+
+
+def test_the_service_archives_by_itself(server: Callable[..., Server], tmp_path: Path) -> None:
+    import random
+    import time
+
+    from tests.store.test_rollups import a_run
+
+    from tachograph.exporter.store.database import Database
+    from tachograph.exporter.store.writer import StoreWriter
+
+    database = Database(f"sqlite:///{tmp_path}/serve.db")
+    rng, now = random.Random(1), time.time()
+    runs = [a_run(rng, now - days * 86_400) for days in (1, 40, 50)]
+    StoreWriter(database).apply([event for run in runs for event in run])
+    database.close()
+    service = server("--archive-after", "30", "--archive-to", str(tmp_path / "kept"))
+    listed = f"{service.address}/api/workflows/executions"
+
+    def archived() -> int:
+        return sum(item["is_archived"] for item in get(listed)[1]["items"])
+
+    eventually(lambda: archived() == 2)
+    assert len(list((tmp_path / "kept").glob("*.parquet"))) == 2
+    old = runs[2][0].execution.execution_id
+    assert service.get(f"/api/workflows/executions/{old}/timeline")["step_count"] == 3
+    assert service.get("/api/workflows/executions/stats")["total_executions"] == 3
+    refused = subprocess.run([*TACHOGRAPH, "serve", "--archive-after", "3"], cwd=tmp_path, env=environment(),
+                             capture_output=True, text=True, check=False)  # fmt: skip
+    assert (refused.returncode, "--archive-to" in refused.stderr) == (2, True)
