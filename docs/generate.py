@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import typer
 from aiohttp import web
 from rich.console import Console
 
 from tachograph.exporter import examples
+from tachograph.exporter.api.errors import CODES
 from tachograph.exporter.api.openapi import EXAMPLES
+from tachograph.exporter.cli import app as cli
 from tachograph.exporter.config import Config
 from tachograph.exporter.service import ROUTES, Service
 from tachograph.exporter.store import queries
@@ -34,7 +37,7 @@ from tachograph.instrumentation.semconv import ATTRIBUTES
 from tachograph.workflow.handlers import registry
 
 HERE = Path(__file__).resolve().parent
-FILES = (HERE / "telemetry.md", HERE / "metrics.md", HERE.parent / "README.md")
+FILES = (HERE / "telemetry.md", HERE / "metrics.md", HERE / "operations.md", HERE.parent / "README.md")
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -64,7 +67,27 @@ def route_table() -> str:
     return "\n".join(rows)
 
 
+def code_table() -> str:
+    """Status, code, meaning."""
+    rows = ["| status | code | |", "|---|---|---|"]
+    rows += [f"| {status} | `{code}` | {about} |" for code, (status, about) in CODES.items()]
+    return "\n".join(rows)
+
+
+def command_table() -> str:
+    """Every command and what it does."""
+    rows = ["| command | |", "|---|---|"]
+    group = typer.main.get_command(cli)
+    for name, command in sorted(getattr(group, "commands", {}).items()):
+        for words, one in [(name, command), *[(f"{name} {n}", c) for n, c in getattr(command, "commands", {}).items()]]:
+            if not getattr(one, "commands", None):
+                rows.append(f"| `tachograph {words}` | {(one.help or '').strip().splitlines()[0]} |")
+    return "\n".join(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "codes": code_table,
+    "commands": command_table,
     "metrics": lambda: metric_table(METRICS),
     "own-metrics": lambda: metric_table(HEALTH_METRICS),
     "attributes": attribute_table,
@@ -107,7 +130,11 @@ async def real_examples() -> dict[str, str]:
                 step["attempts"] = shorten(step["attempts"], 2)
             timeline["step_timeline"] = shorten(timeline["step_timeline"], 2)
             found["example-timeline"] = as_json(timeline)
-            found["example-metrics"] = as_json(await call("GET", "/api/workflows/data_pipeline/metrics"))
+            figures = await call("GET", "/api/workflows/data_pipeline/metrics")
+            figures["by_status"] = {"completed": figures["by_status"]["completed"], "…": "…"}
+            found["example-metrics"] = as_json({**figures, "steps": shorten(figures["steps"], 1)})
+            listed = await call("GET", "/api/workflows/executions?status=failed&limit=1")
+            found["example-list"] = as_json(listed)
             agreed = await call("GET", f"/api/workflows/executions/{retried}/reconcile")
             found["example-reconcile"] = as_json(agreed)
             broken = {"name": "etl", "steps": [{"name": "extract"}, {"name": "load", "depends_on_steps": ["extrct"]}]}

@@ -55,13 +55,21 @@ try:
         run = chain()
         steps.append((time.perf_counter() - begun) / STEPS * 1e3)
         body = json.dumps({"flow_runs": {"id": {"any_": [run]}}, "limit": 200}).encode()
-        for _ in range(5):
+        times: list[float] = []
+        for _ in range(200):
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}/api/task_runs/filter", body, {"Content-Type": "application/json"}
             )
             begun = time.perf_counter()
             rows = json.loads(urllib.request.urlopen(request).read())
-            queries.append((time.perf_counter() - begun) * 1e3)
+            if len(rows) < STEPS:
+                # Its records come a little after the run.
+                time.sleep(0.1)
+                continue
+            times.append((time.perf_counter() - begun) * 1e3)
+            if len(times) == 5:
+                break
+        queries += times
     assert len(rows) == STEPS, len(rows)
     print(json.dumps({"step": steps, "query": queries}))
 finally:

@@ -150,6 +150,7 @@ def half_a_year(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     database.close()
 
 
+KEPT = rollups.Kept()
 MOMENTS = st.one_of(
     st.none(),
     st.integers(START - 5 * DAY, START + 190 * DAY).map(lambda s: s * NS),
@@ -166,7 +167,12 @@ def test_any_range_is_what_its_executions_are(half_a_year: Recorded, low: int | 
     wanted = [end for end in half_a_year.ends if (low is None or end >= low) and (high is None or end < high)]
     found = database.look(lambda c: rollups.read(c, KEY, low, high))
     assert sum(tally.count for tally in found.executions.values()) == len(wanted)
-    cover = rollups.cover(database.look(lambda c: rollups.head_of(c, KEY)), low, high)
+    head = database.look(lambda c: rollups.head_of(c, KEY))
+    assert head is not None
+    cover = rollups.cover(head.start_s, low, high)
+    # What was kept is the same, whether it was read by this or by that range before.
+    again = database.look(lambda c: rollups.read_from(c, KEY, head, low, high, kept=KEPT))
+    assert again.encoded() == found.encoded()
     # Fewer rows than executions: that is what they are for.
     assert len(cover.pieces) <= 9
     if low is None or high is None or high - low > 7200 * NS:

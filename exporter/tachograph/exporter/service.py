@@ -133,6 +133,7 @@ class Service:
         app[RECORDER] = self.recorder
         app[EXECUTOR] = self.executor
         app[WORKSPACES] = {}
+        app[metrics.ANSWERS] = metrics.Answers()
         app[metrics.SCRAPER] = metrics.Scraper(self.registry, self.recorder, self.own)
         app[health.LIFE] = self.life
         for path, page in openapi.PAGES:

@@ -6,12 +6,12 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from tachograph.exporter.api import errors
 from tachograph.exporter.api.request import DATABASE, Query, workspace_of
@@ -37,13 +37,45 @@ async def workflow_metrics(request: web.Request) -> web.Response:
     workspace = await workspace_of(request)
     wanted = request.match_info["workflow_id"]
 
+    answers = request.app[ANSWERS]
+
     def read(connection: Connection) -> bytes:
-        found = read_metrics(connection, workspace.id, wanted, from_ns, to_ns, now)
-        if found is None:
+        workflow = queries.overview(connection, workspace.id, wanted, from_ns or 0)
+        if workflow is None:
             raise errors.workflow_not_found(wanted)
-        return msgspec.json.encode(found)
+        state = (workflow.revision, workflow.open_count, workflow.name)
+        is_whole = from_ns is None and to_ns is None
+        if (
+            is_whole
+            and (known := answers.of_all_time.get((workspace.id, workflow.id))) is not None
+            and known[0] == state
+        ):
+            return known[1]
+        body = msgspec.json.encode(figures_of(connection, workflow, from_ns, to_ns, now, answers.sums))
+        if is_whole:
+            answers.keep(workspace.id, workflow.id, state, body)
+        return body
 
     return web.Response(body=await request.app[DATABASE].read(read), content_type="application/json")
+
+
+class Answers:
+    """What was answered before, as long as it is still true (see `rollups.Head`)."""
+
+    LIMIT: Final = 1_000
+
+    def __init__(self) -> None:
+        self.sums = rollups.Kept()
+        self.of_all_time: dict[tuple[str, str], tuple[object, bytes]] = {}
+
+    def keep(self, workspace: str, workflow: str, state: object, body: bytes) -> None:
+        """Keep a workflow's figures over all time."""
+        if len(self.of_all_time) >= self.LIMIT:
+            self.of_all_time.clear()
+        self.of_all_time[workspace, workflow] = (state, body)
+
+
+ANSWERS: Final = web.AppKey("answers", Answers)
 
 
 def read_metrics(
@@ -51,9 +83,22 @@ def read_metrics(
 ) -> WorkflowMetricsSummary | None:
     """Figures of a workflow (by id or name) over a range (unix nanoseconds, the end exclusive); None: there is none."""
     workflow = queries.overview(connection, workspace, wanted, from_ns or 0)
-    if workflow is None:
-        return None
-    pack = rollups.read_from(connection, (workspace, workflow.id), workflow.head, from_ns, to_ns)
+    return None if workflow is None else figures_of(connection, workflow, from_ns, to_ns, now_ns)
+
+
+def figures_of(
+    connection: Connection,
+    workflow: Row[Any],
+    from_ns: int | None,
+    to_ns: int | None,
+    now_ns: int,
+    kept: rollups.Kept | None = None,
+) -> WorkflowMetricsSummary:
+    """Figures of a workflow known by `queries.overview`."""
+    head = None
+    if workflow.head_s is not None:
+        head = rollups.Head(workflow.head_s, workflow.revision, workflow.closed_revision)
+    pack = rollups.read_from(connection, (workflow.workspace_id, workflow.id), head, from_ns, to_ns, kept=kept)
     still_open = workflow.open_count if to_ns is None or to_ns >= now_ns else 0
     return metrics_summary(workflow.id, workflow.name, pack, still_open)
 

@@ -37,7 +37,6 @@ from tachograph.exporter.store import archive, queries, rollups
 from tachograph.exporter.store.schema import (
     workflow_definitions,
     workflow_executions,
-    workflow_rollups,
     workflow_step_attempts,
     workflow_step_executions,
     workflow_step_reports,
@@ -171,10 +170,7 @@ async def remove(request: web.Request) -> web.Response:
         for table in (workflow_step_reports, workflow_step_attempts, workflow_step_executions):
             connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
         connection.execute(delete(workflow_executions).where(ours))
-        counted = workflow_rollups.c
-        connection.execute(
-            delete(workflow_rollups).where(counted.workspace_id == workspace.id, counted.workflow_id == row.id)
-        )
+        rollups.forget(connection, (workspace.id, row.id))
         archive.forget_workflow(connection, workspace.id, row.id)
         connection.execute(delete(workflow_definitions).where(workflow_definitions.c.id == row.id))
 

@@ -29,9 +29,9 @@ from tachograph.exporter.store import rollups
 from tachograph.exporter.store.schema import (
     archived_executions,
     projects,
+    rollup_heads,
     workflow_definitions,
     workflow_executions,
-    workflow_rollups,
     workflow_step_attempts,
     workflow_step_executions,
     workflow_step_reports,
@@ -364,33 +364,39 @@ def find_definition(connection: Connection, workspace_id: str, wanted: str) -> R
     return found if found is not None else definition(connection, workspace_id, name=wanted)
 
 
-_OVERVIEW: Final = select(
-    workflow_definitions,
-    select(func.max(workflow_rollups.c.start_s))
-    .where(
-        workflow_rollups.c.workspace_id == _definitions.workspace_id,
-        workflow_rollups.c.workflow_id == _definitions.id,
-        workflow_rollups.c.period == "5m",
+_OVERVIEW: Final = (
+    select(
+        workflow_definitions,
+        rollup_heads.c.head_s,
+        rollup_heads.c.revision,
+        rollup_heads.c.closed_revision,
+        select(func.count())
+        .select_from(workflow_executions)
+        .where(
+            _IS_OPEN,
+            _executions.workspace_id.concat("") == _definitions.workspace_id,
+            _executions.workflow_id.concat("") == _definitions.id,
+            _executions.created_ns + 0 >= bindparam("low"),
+        )
+        .scalar_subquery()
+        .label("open_count"),
     )
-    .scalar_subquery()
-    .label("head"),
-    select(func.count())
-    .select_from(workflow_executions)
-    .where(
-        _IS_OPEN,
-        _executions.workspace_id.concat("") == _definitions.workspace_id,
-        _executions.workflow_id.concat("") == _definitions.id,
-        _executions.created_ns + 0 >= bindparam("low"),
+    .select_from(
+        workflow_definitions.outerjoin(
+            rollup_heads,
+            and_(
+                rollup_heads.c.workspace_id == _definitions.workspace_id, rollup_heads.c.workflow_id == _definitions.id
+            ),
+        )
     )
-    .scalar_subquery()
-    .label("open_count"),
-).where(_definitions.workspace_id == bindparam("workspace"))
+    .where(_definitions.workspace_id == bindparam("workspace"))
+)
 _OVERVIEW_BY_ID: Final = _OVERVIEW.where(_definitions.id == bindparam("wanted"))
 _OVERVIEW_BY_NAME: Final = _OVERVIEW.where(_definitions.name == bindparam("wanted"))
 
 
 def overview(connection: Connection, workspace_id: str, wanted: str, from_ns: int = 0) -> Row[Any] | None:
-    """A workflow by id, else by name, with ``head`` (see `rollups`) and ``open_count``, of those since a time."""
+    """A workflow by id, else by name, with its head (see `rollups`) and ``open_count``, since a time."""
     parameters = {"workspace": workspace_id, "wanted": wanted, "low": from_ns}
     found = connection.execute(_OVERVIEW_BY_ID, parameters).first()
     return found if found is not None else connection.execute(_OVERVIEW_BY_NAME, parameters).first()

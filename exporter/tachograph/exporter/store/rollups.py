@@ -18,14 +18,16 @@ Any range of time is then a few rows of each kind, and the executions themselves
 from __future__ import annotations
 
 import calendar
+import functools
+import threading
 import time
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, delete, func, or_, select
+from sqlalchemy import Connection, Table, and_, bindparam, delete, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
@@ -34,6 +36,7 @@ from tachograph.events import NS
 from tachograph.exporter.store.schema import (
     FIRST_TERMINAL_RANK,
     FIRST_TERMINAL_STEP_RANK,
+    rollup_heads,
     store_state,
     workflow_executions,
     workflow_rollups,
@@ -57,6 +60,7 @@ _LOCK: Final = 0x7461_6368
 _executions = workflow_executions.c
 _steps = workflow_step_executions.c
 _rollups = workflow_rollups.c
+_heads = rollup_heads.c
 
 Key = tuple[str, str]
 """(workspace id, workflow id)"""
@@ -263,6 +267,7 @@ def fold(connection: Connection, before: Mapping[str, Ended], ids: Iterable[str]
             book.add(bucket, pack)
         if key in stale:
             book.correct(stale[key])
+        book.close()
 
 
 def _is_part(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> bool:
@@ -286,18 +291,32 @@ _SELECT_RANGE: Final = (
     )
     .order_by(_rollups.start_s)
 )
-_SELECT_HEAD: Final = select(func.max(_rollups.start_s)).where(
+_SELECT_NEWEST: Final = select(func.max(_rollups.start_s)).where(
     _rollups.workspace_id == bindparam("workspace"),
     _rollups.workflow_id == bindparam("workflow"),
     _rollups.period == "5m",
 )
+_SELECT_HEAD: Final = select(_heads.head_s, _heads.revision, _heads.closed_revision).where(
+    _heads.workspace_id == bindparam("workspace"), _heads.workflow_id == bindparam("workflow")
+)
 _END_OF_TIME: Final = 1 << 60
 
 
-def head_of(connection: Connection, key: Key) -> int | None:
-    """The newest five minutes in which something of the workflow ended, or None."""
-    found: int | None = connection.execute(_SELECT_HEAD, {"workspace": key[0], "workflow": key[1]}).scalar()
-    return found
+class Head(NamedTuple):
+    """The newest five minutes (unix seconds) in which something of a workflow ended, and how often its rows changed.
+
+    ``closed``: how often rows other than five-minute ones did.
+    """
+
+    start_s: int
+    revision: int
+    closed: int
+
+
+def head_of(connection: Connection, key: Key) -> Head | None:
+    """A workflow's head, or None when nothing has ended."""
+    found = connection.execute(_SELECT_HEAD, {"workspace": key[0], "workflow": key[1]}).first()
+    return Head(*found) if found is not None else None
 
 
 class Book:
@@ -307,7 +326,16 @@ class Book:
         self._connection = connection
         self._key = {"workspace": key[0], "workflow": key[1]}
         self._ids = {"workspace_id": key[0], "workflow_id": key[1]}
-        self.head = head_of(connection, key)
+        head = head_of(connection, key)
+        self.head = head.start_s if head is not None else None
+        self._revision, self._closed = (head.revision, head.closed) if head is not None else (0, 0)
+
+    def close(self) -> None:
+        """Note where the head is now, and that rows changed."""
+        if self.head is None:
+            return
+        values = {**self._ids, "head_s": self.head, "revision": self._revision + 1, "closed_revision": self._closed}
+        self._connection.execute(_upsert(self._connection.dialect, rollup_heads), values)
 
     def add(self, bucket: int, pack: Pack) -> None:
         """Add what ended in one five minutes."""
@@ -352,9 +380,9 @@ class Book:
                 self._put("5m", bucket, _exactly(self._connection, key, bucket * NS, (bucket + FINE) * NS))
             hours.add(floor(bucket, HOUR))
             days.add(floor(bucket, DAY))
-        if head_of(self._connection, key) != head:
+        if self._connection.execute(_SELECT_NEWEST, self._key).scalar() != head:
             # The newest five minutes turned out to be empty: rows above may stand that should not.
-            rebuild_one(self._connection, key)
+            self.replace(rebuilt(self._connection, key))
             return
         for hour in hours:
             if hour >= floor(head, HOUR):
@@ -395,10 +423,14 @@ class Book:
             self._write(kind, start, pack.encoded())
 
     def _write(self, kind: str, start: int, blobs: tuple[bytes, bytes]) -> None:
+        if kind != "5m":
+            self._closed += 1
         values = {**self._ids, "period": kind, "start_s": start, "executions": blobs[0], "steps": blobs[1]}
-        self._connection.execute(_upsert(self._connection.dialect), values)
+        self._connection.execute(_upsert(self._connection.dialect, workflow_rollups), values)
 
     def _delete(self, kind: str, low: int, high: int) -> None:
+        if kind != "5m":
+            self._closed += 1
         self._connection.execute(
             delete(workflow_rollups).where(
                 _rollups.workspace_id == self._ids["workspace_id"],
@@ -420,22 +452,32 @@ class Book:
             {**self._ids, "period": kind, "start_s": start, "executions": blobs[0], "steps": blobs[1]}
             for (kind, start), blobs in rows.items()
         ]
+        self._closed += 1
+        self.head = max((start for kind, start in rows if kind == "5m"), default=None)
         if values:
-            self._connection.execute(_upsert(self._connection.dialect), values)
+            self._connection.execute(_upsert(self._connection.dialect, workflow_rollups), values)
+        else:
+            forget(self._connection, (self._key["workspace"], self._key["workflow"]))
 
 
-_upserts: dict[str, Any] = {}
+@functools.cache
+def _upsert_for(name: str, table: Table) -> Any:
+    insert = (postgresql if name == "postgresql" else sqlite).insert(table)
+    values = [column.name for column in table.columns if not column.primary_key]
+    return insert.on_conflict_do_update(
+        index_elements=list(table.primary_key), set_={value: insert.excluded[value] for value in values}
+    )
 
 
-def _upsert(dialect: Dialect) -> Any:
-    found = _upserts.get(dialect.name)
-    if found is None:
-        insert = (postgresql if dialect.name == "postgresql" else sqlite).insert(workflow_rollups)
-        found = _upserts[dialect.name] = insert.on_conflict_do_update(
-            index_elements=list(workflow_rollups.primary_key),
-            set_={"executions": insert.excluded.executions, "steps": insert.excluded.steps},
-        )
-    return found
+def _upsert(dialect: Dialect, table: Table) -> Any:
+    return _upsert_for(dialect.name, table)
+
+
+def forget(connection: Connection, key: Key) -> None:
+    """Delete a workflow's rollups."""
+    for table in (workflow_rollups, rollup_heads):
+        own = (table.c.workspace_id == key[0]) & (table.c.workflow_id == key[1])
+        connection.execute(delete(table).where(own))
 
 
 # --- the executions themselves --------------------------------------------------------------------------------------
@@ -561,8 +603,10 @@ def rebuild_one(connection: Connection, key: Key, *, write: bool = True) -> int:
     lock(connection)
     wanted, there = rebuilt(connection, key), stored(connection, key)
     wrong = sum(1 for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
-    if wrong and write:
-        Book(connection, key).replace(wanted)
+    if write and (wrong or (head_of(connection, key) is None) is not (not wanted)):
+        book = Book(connection, key)
+        book.replace(wanted)
+        book.close()
     return wrong
 
 
@@ -675,6 +719,35 @@ def _rows(connection: Connection, key: Key, pieces: Sequence[Piece], *columns: A
     return cast("Sequence[Any]", connection.execute(statement).all())
 
 
+class Kept:
+    """Sums of rollup rows that were read before, for as long as nothing in them has changed.
+
+    A dashboard asks for the same weeks again and again; only the newest hour of them is new each time.
+    """
+
+    LIMIT: Final = 500
+
+    def __init__(self) -> None:
+        self._sums: OrderedDict[tuple[Key, Piece], tuple[int, Pack]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Key, piece: Piece, closed: int) -> Pack | None:
+        """The sum of a piece, if it was kept at this revision. It must not be changed."""
+        with self._lock:
+            found = self._sums.get((key, piece))
+            if found is None or found[0] != closed:
+                return None
+            self._sums.move_to_end((key, piece))
+            return found[1]
+
+    def put(self, key: Key, piece: Piece, closed: int, pack: Pack) -> None:
+        """Keep the sum of a piece."""
+        with self._lock:
+            self._sums[key, piece] = (closed, pack)
+            while len(self._sums) > self.LIMIT:
+                self._sums.popitem(last=False)
+
+
 def read(
     connection: Connection, key: Key, from_ns: int | None = None, to_ns: int | None = None, *, steps: bool = True
 ) -> Pack:
@@ -683,14 +756,35 @@ def read(
 
 
 def read_from(
-    connection: Connection, key: Key, head: int | None, from_ns: int | None, to_ns: int | None, *, steps: bool = True
+    connection: Connection,
+    key: Key,
+    head: Head | None,
+    from_ns: int | None,
+    to_ns: int | None,
+    *,
+    steps: bool = True,
+    kept: Kept | None = None,
 ) -> Pack:
-    """`read`, by who knows the head already."""
-    found = cover(head, from_ns, to_ns)
+    """`read`, by who knows the head already, and may keep sums for the next time."""
+    found = cover(head.start_s if head is not None else None, from_ns, to_ns)
     total = Pack()
-    columns = (_rollups.executions, _rollups.steps) if steps else (_rollups.executions,)
-    for row in _rows(connection, key, found.pieces, *columns):
-        total.add(Pack.decoded(row[0], row[1] if steps else None))
+    missing: list[Piece] = []
+    for piece in found.pieces:
+        known = kept.get(key, piece, head.closed) if kept is not None and head is not None and steps else None
+        if known is not None:
+            total.add(known)
+        else:
+            missing.append(piece)
+    columns = (_rollups.period, _rollups.start_s, _rollups.executions, *((_rollups.steps,) if steps else ()))
+    sums: dict[Piece, Pack] = {piece: Pack() for piece in missing}
+    for kind, start, executions, *rest in _rows(connection, key, missing, *columns):
+        pack = Pack.decoded(executions, rest[0] if rest else None)
+        piece = next(one for one in missing if one.kind == kind and one.low_s <= start < one.high_s)
+        sums[piece].add(pack)
+    for piece, pack in sums.items():
+        total.add(pack)
+        if kept is not None and head is not None and steps and piece.kind != "5m":
+            kept.put(key, piece, head.closed, pack)
     for low, high in found.edges:
         exact = _exactly(connection, key, low, high)
         if exact is not None:
@@ -707,7 +801,9 @@ def series(
     decode: Callable[[bytes, bytes], Pack],
 ) -> dict[int, Pack]:
     """What ended in each ``unit`` (five minutes, an hour, a day) of a range of whole units, by its start."""
-    found = cover(head_of(connection, key), low_s * NS, high_s * NS, coarsest={FINE: "5m", HOUR: "1h", DAY: "1d"}[unit])
+    head = head_of(connection, key)
+    coarsest = {FINE: "5m", HOUR: "1h", DAY: "1d"}[unit]
+    found = cover(head.start_s if head is not None else None, low_s * NS, high_s * NS, coarsest=coarsest)
     buckets: dict[int, Pack] = {}
     for start, executions, steps in _rows(
         connection, key, found.pieces, _rollups.start_s, _rollups.executions, _rollups.steps
@@ -722,11 +818,7 @@ def series(
 
 def totals(connection: Connection, workspace: str) -> dict[str, Pack]:
     """All that ever ended in a workspace, by workflow id; executions only."""
-    heads = connection.execute(
-        select(_rollups.workflow_id, func.max(_rollups.start_s))
-        .where(_rollups.workspace_id == workspace, _rollups.period == "5m")
-        .group_by(_rollups.workflow_id)
-    ).all()
+    heads = connection.execute(select(_heads.workflow_id, _heads.head_s).where(_heads.workspace_id == workspace)).all()
     found: dict[str, Pack] = {}
     wanted = [
         and_(

@@ -221,6 +221,18 @@ workflow_rollups: Final = Table(
     Column("steps", LargeBinary, nullable=False),
 )
 
+# The newest five minutes in which something of a workflow ended, and how often its rollups have changed; of those,
+# how often others than the newest hour's did. Who keeps what it read asks whether it is still so.
+rollup_heads: Final = Table(
+    "rollup_heads",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("workflow_id", String(36), primary_key=True),
+    Column("head_s", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("closed_revision", BigInteger, nullable=False),
+)
+
 # Who may call. Only a digest of the token is kept; ``scopes`` are words with spaces between; without a workspace: all.
 access_tokens: Final = Table(
     "access_tokens",

@@ -34,6 +34,14 @@ def upgrade() -> None:
         Column("steps", LargeBinary, nullable=False),
     )
     op.create_table(
+        "rollup_heads",
+        Column("workspace_id", String(36), primary_key=True),
+        Column("workflow_id", String(36), primary_key=True),
+        Column("head_s", BigInteger, nullable=False),
+        Column("revision", BigInteger, nullable=False),
+        Column("closed_revision", BigInteger, nullable=False),
+    )
+    op.create_table(
         "access_tokens",
         Column("id", String(36), primary_key=True),
         Column("digest", String(64), nullable=False, unique=True),
@@ -142,7 +150,14 @@ def _run_indexes() -> None:
 
 def downgrade() -> None:
     """Back. What was archived stays in its files, and is no longer listed."""
-    for table in ("event_log", "store_state", "archived_executions", "access_tokens", "workflow_rollups"):
+    for table in (
+        "event_log",
+        "store_state",
+        "archived_executions",
+        "access_tokens",
+        "rollup_heads",
+        "workflow_rollups",
+    ):
         op.drop_table(table)
     if op.get_bind().dialect.name == "postgresql":
         for table, key in RUN_TABLES.items():
