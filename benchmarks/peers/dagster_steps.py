@@ -35,10 +35,19 @@ def chain() -> None:
         value = nothing.alias(f"step_{i}")(value)
 
 
-steps, queries = [], []
+@job
+def wide() -> None:
+    for i in range(STEPS):
+        first.alias(f"wide_{i}")()
+
+
+steps, side_by_side, queries = [], [], []
 with DagsterInstance.get() as instance:
     chain.execute_in_process(instance=instance)
     for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        wide.execute_in_process(instance=instance)
+        side_by_side.append((time.perf_counter() - begun) / STEPS * 1e3)
         begun = time.perf_counter()
         run = chain.execute_in_process(instance=instance)
         steps.append((time.perf_counter() - begun) / STEPS * 1e3)
@@ -47,4 +56,4 @@ with DagsterInstance.get() as instance:
             rows = instance.get_run_step_stats(run.run_id)
             queries.append((time.perf_counter() - begun) * 1e3)
     assert len(rows) == STEPS, len(rows)
-print(json.dumps({"step": steps, "query": queries}))
+print(json.dumps({"step": steps, "wide": side_by_side, "query": queries}))

@@ -48,9 +48,19 @@ try:
             value = nothing(value)
         return str(flow_run.id)
 
+    @flow
+    def wide() -> str:
+        for future in [nothing.submit(i) for i in range(STEPS)]:
+            future.result()
+        return str(flow_run.id)
+
     chain()
-    steps, queries = [], []
+    wide()
+    steps, side_by_side, queries = [], [], []
     for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        wide()
+        side_by_side.append((time.perf_counter() - begun) / STEPS * 1e3)
         begun = time.perf_counter()
         run = chain()
         steps.append((time.perf_counter() - begun) / STEPS * 1e3)
@@ -71,7 +81,7 @@ try:
                 break
         queries += times
     assert len(rows) == STEPS, len(rows)
-    print(json.dumps({"step": steps, "query": queries}))
+    print(json.dumps({"step": steps, "wide": side_by_side, "query": queries}))
 finally:
     server.terminate()
     server.wait(20)

@@ -1,5 +1,5 @@
-"""The same 100 steps, one after another and each doing nothing, on Prefect, Dagster, Temporal and Tachograph: what a
-step costs beside its work, and how long the question "when did each step run?" takes.
+"""The same 100 steps, each doing nothing, one after another and all at once, on Prefect, Dagster, Temporal and
+Tachograph: what a step costs beside its work, and how long the question "when did each step run?" takes.
 
     python benchmarks/peers/run.py [--environments DIR] [prefect dagster temporal tachograph]
 
@@ -96,11 +96,11 @@ def main() -> None:
     asked = parser.parse_args()
     names = asked.names or list(PEERS)
     found = {name: measured(name, environment(name, asked.environments)) for name in names}
-    print("| engine | a step costs, ms | timeline of 100 steps, ms | asked by | what it gives in return |")
-    print("|---|---|---|---|---|")
+    print("| engine | a step costs, one after another, ms | all at once, ms | timeline, ms | asked by | in return |")
+    print("|---|---|---|---|---|---|")
     for name in names:
         figures = found[name]
-        cells = [f"{figures['step']:.2f}", f"{figures['query']:.1f}"] if figures is not None else ["–", "–"]
+        cells = [f"{figures[key]:.2f}" for key in ("step", "wide", "query")] if figures is not None else ["–"] * 3
         print(f"| {name.capitalize()} | {' | '.join(cells)} | `{PEERS[name].query}` | {PEERS[name].promises} |")
 
 

@@ -41,20 +41,22 @@ try:
         for i in range(STEPS)
     ]
     call("/api/workflows", {"name": "chain", "steps": chain})
-    steps, queries = [], []
+    call("/api/workflows", {"name": "wide", "steps": [{**step, "depends_on_steps": []} for step in chain]})
+    steps, side_by_side, queries = [], [], []
     for _ in range(ROUNDS + 1):
-        begun = time.perf_counter()
-        execution = call("/api/workflows/chain/execute", {})["execution_id"]
-        # Until it has ended and that is on disk.
-        while call(f"/api/workflows/executions/{execution}/status")["completed_at"] is None:
-            time.sleep(0.002)
-        steps.append((time.perf_counter() - begun) / STEPS * 1e3)
+        for name, times in (("wide", side_by_side), ("chain", steps)):
+            begun = time.perf_counter()
+            execution = call(f"/api/workflows/{name}/execute", {})["execution_id"]
+            # Until it has ended and that is on disk.
+            while call(f"/api/workflows/executions/{execution}/status")["completed_at"] is None:
+                time.sleep(0.002)
+            times.append((time.perf_counter() - begun) / STEPS * 1e3)
         for _ in range(5):
             begun = time.perf_counter()
             timeline = call(f"/api/workflows/executions/{execution}/timeline")
             queries.append((time.perf_counter() - begun) * 1e3)
     assert timeline["completed_step_count"] == STEPS
-    print(json.dumps({"step": steps[1:], "query": queries[5:]}))
+    print(json.dumps({"step": steps[1:], "wide": side_by_side[1:], "query": queries[5:]}))
 finally:
     server.terminate()
     server.wait(20)

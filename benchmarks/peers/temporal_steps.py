@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from temporal_workflow import STEPS, Chain, nothing
+from temporal_workflow import STEPS, Chain, Wide, nothing
 from temporalio.client import Client
 from temporalio.worker import Worker
 
@@ -39,9 +39,12 @@ async def main() -> None:
                 break
             except RuntimeError:
                 await asyncio.sleep(0.1)
-        steps, queries = [], []
-        async with Worker(client, task_queue="bench", workflows=[Chain], activities=[nothing]):
+        steps, side_by_side, queries = [], [], []
+        async with Worker(client, task_queue="bench", workflows=[Chain, Wide], activities=[nothing]):
             for number in range(ROUNDS + 1):
+                begun = time.perf_counter()
+                await client.execute_workflow(Wide.run, id=f"wide-{number}", task_queue="bench")
+                side_by_side.append((time.perf_counter() - begun) / STEPS * 1e3)
                 begun = time.perf_counter()
                 handle = await client.start_workflow(Chain.run, id=f"chain-{number}", task_queue="bench")
                 await handle.result()
@@ -52,7 +55,7 @@ async def main() -> None:
                     queries.append((time.perf_counter() - begun) * 1e3)
         done = sum(event.HasField("activity_task_completed_event_attributes") for event in history.events)
         assert done == STEPS, done
-        print(json.dumps({"step": steps[1:], "query": queries[5:]}))
+        print(json.dumps({"step": steps[1:], "wide": side_by_side[1:], "query": queries[5:]}))
     finally:
         server.terminate()
         server.wait(20)

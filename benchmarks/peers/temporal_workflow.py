@@ -1,5 +1,6 @@
-"""What Temporal's worker loads: a workflow of 100 activities, one after another."""
+"""What Temporal's worker loads: workflows of 100 activities, one after another and all at once."""
 
+import asyncio
 from datetime import timedelta
 
 from temporalio import activity, workflow
@@ -20,3 +21,12 @@ class Chain:
         for _ in range(STEPS):
             value = await workflow.execute_activity(nothing, value, start_to_close_timeout=timedelta(seconds=10))
         return value
+
+
+@workflow.defn
+class Wide:
+    @workflow.run
+    async def run(self) -> int:
+        limit = timedelta(seconds=60)
+        every = [workflow.execute_activity(nothing, i, start_to_close_timeout=limit) for i in range(STEPS)]
+        return len(await asyncio.gather(*every))
