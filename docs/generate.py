@@ -140,7 +140,10 @@ async def real_examples() -> dict[str, str]:
             broken = {"name": "etl", "steps": [{"name": "extract"}, {"name": "load", "depends_on_steps": ["extrct"]}]}
             found["example-problem"] = as_json(await call("POST", "/api/workflows", broken))
             await call("POST", "/api/tokens", {"name": "prometheus", "scopes": ["read"]})
-            found["example-compare"] = as_json(await comparison(call, await run("data_pipeline")))
+            await call("POST", "/api/workflows", NIGHTLY)
+            for _ in range(12):
+                await run("nightly_import", load_seconds=0.03)
+            found["example-compare"] = as_json(await comparison(call, await run("nightly_import", load_seconds=0.3)))
             found["example-trends"] = as_json(await trend(call))
             EXAMPLES.write_text(json.dumps(await answers(call, retried), indent=1, ensure_ascii=False) + "\n")
             owner = (await call("GET", "/api/workflows/basic_sequence"))["workspace_id"]
@@ -152,6 +155,17 @@ async def real_examples() -> dict[str, str]:
         drawn = "\n".join(line.rstrip() for line in console.export_text().splitlines())
         found["timeline-picture"] = f"```text\n{drawn}\n```"
     return found
+
+
+NIGHTLY = {
+    "name": "nightly_import",
+    "variables": [{"name": "load_seconds", "data_type": "float"}],
+    "steps": [
+        {"name": "extract", "config": {"handler": "sleep", "seconds": 0.02}},
+        {"name": "load", "depends_on_steps": ["extract"], "config": {"handler": "sleep", "seconds": "${load_seconds}"}},
+        {"name": "report", "depends_on_steps": ["load"], "config": {"handler": "noop"}},
+    ],
+}
 
 
 async def comparison(call: Any, execution: str) -> Any:

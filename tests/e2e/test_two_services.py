@@ -99,3 +99,26 @@ async def test_who_was_away_too_long_is_told_so(database_url: str, handlers: Han
             await follow(api, [], heard[0].sequence)
         follower.cancel()
         await asyncio.gather(follower, return_exceptions=True)
+
+
+async def test_postgresql_going_away_for_a_moment_loses_nothing(
+    postgres: Callable[..., str], handlers: HandlerRegistry
+) -> None:
+    url = postgres()
+    other = Database(url)
+    others = "datname = current_database() AND pid <> pg_backend_pid()"
+    cut = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
+    async with running(Config(database=url, grace_seconds=0.2), handlers) as api:
+        status, _ = await api.call("POST", "/api/workflows", QUICK)
+        assert status == 201
+        ids = set()
+        for _ in range(4):
+            ids.add(await api.run("quick"))
+            await asyncio.to_thread(other.run, lambda c: c.exec_driver_sql(cut).all())
+            # Whoever asks next is answered, and what runs next is recorded.
+            assert (await api.get("/api/workflows/quick/metrics"))["total_executions"] == len(ids)
+        ids.add(await api.run("quick"))
+        assert {e["execution_id"] for e in (await api.get("/api/workflows/executions"))["items"]} == ids
+        assert not any(lane.dropped for lane in api.service.recorder.lanes.values())
+    assert differing(other) == 0
+    other.close()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.conftest import make_execution, make_step
 
-from tachograph.events import NS
+from tachograph.events import NS, StepMeasured
 from tachograph.instrumentation import METRICS, MetricsListener, Recorder
 from tachograph.instrumentation.health import HEALTH_METRICS, HealthCollector, OwnSeries
 from tachograph.instrumentation.series import SeriesRegistry
@@ -157,3 +158,17 @@ async def test_what_is_lost_is_counted_by_listener_and_reason(recorder: Recorder
     recorder.flush()
     lost = made.get_sample_value("tachograph_events_dropped_total", {"listener": "broken", "reason": "error"})
     assert lost == made.get_sample_value("tachograph_events_total") == 5
+
+
+def test_only_declared_measures_become_series() -> None:
+    registry = CollectorRegistry()
+    listener = MetricsListener(registry, measures=["rows"])
+    run = make_execution("etl")
+    step = make_step(run, "load")
+    for name, value in (("rows", 5.0), ("rows", 5e12), ("rows", -1.0), ("made up", 1.0)):
+        listener(StepMeasured(step=step, time_ns=1, sequence=1, name=name, value=value, unit="row"))
+    text = generate_latest(registry).decode()
+    labels = 'measure="rows",step="load",unit="row",workflow="etl",workspace="default"'
+    assert f"workflow_step_measure_count{{{labels}}} 3.0" in text
+    assert f'workflow_step_measure_bucket{{le="5.0",{labels}}} 2.0' in text
+    assert "made up" not in text

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row
 
 from tachograph.events import ExecutionStatus, StepStatus
 from tachograph.exporter.api import errors
+from tachograph.exporter.api.delivery import is_far
 from tachograph.exporter.api.request import (
     DATABASE,
     EXECUTOR,
@@ -112,7 +113,8 @@ async def _stream(
 ) -> web.StreamResponse:
     """All that match, a JSON line each, read a thousand at a time."""
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
-    response.enable_compression()
+    if is_far(request):
+        response.enable_compression()
     position = after
     first: Sequence[Row[Any]] | None = None
     while True:

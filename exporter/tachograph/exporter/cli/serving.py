@@ -114,6 +114,7 @@ def _print_addresses(address: str, service: Service) -> None:
         ("statistics", "/api/workflows/executions/stats"),
         ("metrics for Prometheus", "/metrics"),
         ("health", "/-/healthy"),
+        ("the API, documented", "/docs"),
     ):
         out.print(f"  {name:<24}{address}{path}", soft_wrap=True)
 
@@ -128,7 +129,8 @@ def demo(
     with told():
         host, port = parse_listen(listen)
         log_to_stderr()
-        service = Service(Config(host=host, port=port, database=database, grace_seconds=3), load_handlers(["examples"]))
+        config = Config(host=host, port=port, database=database, grace_seconds=3, measures=("rows", "database"))
+        service = Service(config, load_handlers(["examples"]))
         workflows = [parse(path.read_bytes()) for path in examples.workflow_files()]
         seed_workflows(service.database, "default", "default", workflows)
         # Collected by the closure so that the task is not lost.
