@@ -147,6 +147,7 @@ def test_what_comes_for_an_archived_execution_is_too_late(database_url: str, tmp
     # These ids were made today, long after the times they tell of; only ids older than the watermark are looked up.
     rollups_before = database.look(lambda c: rollups.stored(c, KEY))
     database.run(lambda c: rollups.set_watermark(c, 1 << 33))
+    # A writer looks at the watermark once a second; this one is new.
     StoreWriter(database).apply([*runs[0], *runs[1]])
     assert sizes(database) == [0, 0, 0, 0]
     assert database.look(lambda c: rollups.stored(c, KEY)) == rollups_before

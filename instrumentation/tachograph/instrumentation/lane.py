@@ -23,7 +23,7 @@ Deliver: TypeAlias = Callable[[Sequence[Event]], None]
 QUEUE_LIMIT: Final = 200_000
 """Events a lane holds before it drops."""
 GATHER_SECONDS: Final = 0.02
-BATCH: Final = 2_000
+BATCH: Final = 5_000
 
 
 class BatchListener(Protocol):

@@ -57,10 +57,13 @@ from tachograph.exporter.store.schema import (
     workspaces,
 )
 from tachograph.instrumentation.lane import Unavailable
+from tachograph.instrumentation.recorder import LEASE_SECONDS
 
 log = logging.getLogger(__name__)
 
 _encode: Final = msgspec.json.Encoder().encode
+_OPEN_SECONDS: Final = LEASE_SECONDS / 3
+_OPEN_LIMIT: Final = 10_000
 _NO_DEPENDENCIES: Final = "[]"
 _NO_ERROR: Final = (None, None, None)
 
@@ -86,6 +89,8 @@ class StoreWriter:
         self._origin = new_id()
         self._is_listened_to = False
         self._look_at = 0.0
+        self._open: dict[str, float] = {}
+        self._watermark, self._watermark_at = 0, 0.0
         self._owns_database = False
         self._known: set[tuple[str, str, str]] = set()
         self._months: set[partitions.Month] = set()
@@ -146,7 +151,7 @@ class StoreWriter:
         months = {month for month in map(partitions.month_of_id, touched) if month is not None} - self._months
         if months:
             partitions.ensure(connection, months)
-        before = rollups.ended(connection, touched) if touched else {}
+        before = self._ended_before(connection, touched, batch.ended)
         for key in batch.workflows.keys() - self._known:
             self._register(connection, batch.workflows[key])
         for (_, statement), rows in zip(self._upserts, (batch.executions, batch.steps, batch.attempts), strict=True):
@@ -160,9 +165,33 @@ class StoreWriter:
         if batch.seen:
             connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
 
+    def _ended_before(self, connection: Connection, touched: set[str], ended: set[str]) -> dict[str, rollups.Ended]:
+        """Those of the executions that have ended already.
+
+        One that was open a moment ago, and of which this writer still hears, is not asked about again: nobody else
+        ends it before it was silent for a whole lease.
+        """
+        now = time.monotonic()
+        known = self._open
+        doubtful = [one for one in touched if one in ended or known.get(one, 0.0) < now]
+        if not doubtful:
+            return {}
+        found = rollups.ended(connection, doubtful)
+        if len(known) > _OPEN_LIMIT:
+            known.clear()
+        for one in doubtful:
+            if one in ended or one in found:
+                known.pop(one, None)
+            else:
+                known[one] = now + _OPEN_SECONDS
+        return found
+
     def _archived(self, connection: Connection, touched: set[str]) -> set[str]:
         """Which of the executions are archived: what comes of them now is too late, and they are counted already."""
-        watermark = rollups.watermark_of(connection)
+        now = time.monotonic()
+        if now >= self._watermark_at:
+            self._watermark, self._watermark_at = rollups.watermark_of(connection), now + event_log.LOOK_SECONDS
+        watermark = self._watermark
         old = [one for one in touched if partitions.seconds_of_id(one) < watermark] if watermark else []
         gone = archive.among(connection, old) if old else set()
         if gone:
