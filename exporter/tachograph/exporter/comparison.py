@@ -29,6 +29,7 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
     mine = {(step.name, step.repetition): step for step in run.steps}
     path = _path(run)
     difference = _difference(_duration(run), _duration(reference))
+    slowdown = _slowdown(difference, _duration(reference))
     steps = []
     for key in [*mine, *[key for key in other if key not in mine]]:
         step, before = mine.get(key), other.get(key)
@@ -49,12 +50,12 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
                 retry_count=max(0, step.attempt - 1) if step is not None else 0,
                 queue_seconds=seconds(step.queue_ns) if step is not None else None,
                 blame=_blame(
-                    (now_ns or 0) - (then_ns or 0) if step is not None and step.step_id in path else 0, difference
+                    (now_ns or 0) - (then_ns or 0) if step is not None and step.step_id in path else 0, slowdown
                 ),
             )
         )
     steps.sort(key=_order)
-    culprit = _culprit(steps, difference, _duration(reference))
+    culprit = _culprit(steps)
     return ExecutionComparison(
         execution=_side(run),
         reference=_side(reference),
@@ -75,6 +76,7 @@ def compare_with_usual(run: StoredRun, usual: Pack, low_ns: int, high_ns: int) -
     median_ns = _ns(histogram.quantile(0.5))
     duration = _duration(run)
     difference = _difference(duration, median_ns)
+    slowdown = _slowdown(difference, median_ns)
     path = _path(run)
     steps = []
     for step in run.steps:
@@ -102,11 +104,11 @@ def compare_with_usual(run: StoredRun, usual: Pack, low_ns: int, high_ns: int) -
                 on_critical_path=step.step_id in path,
                 retry_count=max(0, step.attempt - 1),
                 queue_seconds=seconds(step.queue_ns),
-                blame=_blame((now_ns or 0) - (then_ns or 0) if step.step_id in path else 0, difference),
+                blame=_blame((now_ns or 0) - (then_ns or 0) if step.step_id in path else 0, slowdown),
             )
         )
     steps.sort(key=_order)
-    culprit = _culprit(steps, difference, median_ns)
+    culprit = _culprit(steps)
     rank = histogram.rank(duration / NS) if duration is not None else None
     return ExecutionComparison(
         execution=_side(run),
@@ -170,19 +172,24 @@ def _ratio(now: int | None, then: int | None) -> float | None:
     return None if now is None or not then else now / then
 
 
-def _blame(more_ns: int, difference_ns: int | None) -> float | None:
-    return more_ns / difference_ns if difference_ns is not None and difference_ns > 0 else None
+def _slowdown(difference_ns: int | None, usual_ns: int | None) -> int | None:
+    """By how much a run was slower, if it was by more than noise."""
+    if difference_ns is None or not usual_ns or difference_ns < usual_ns * NOTABLE:
+        return None
+    return difference_ns
+
+
+def _blame(more_ns: int, slowdown_ns: int | None) -> float | None:
+    return more_ns / slowdown_ns if slowdown_ns else None
 
 
 def _order(step: ComparedStep) -> tuple[float, float]:
     return (-(step.blame or 0), -(step.difference_seconds or 0))
 
 
-def _culprit(steps: list[ComparedStep], difference_ns: int | None, usual_ns: int | None) -> ComparedStep | None:
-    if not steps or difference_ns is None or not usual_ns or difference_ns < usual_ns * NOTABLE:
-        return None
-    first = steps[0]
-    return first if first.blame is not None and first.blame >= MOST_BLAME else None
+def _culprit(steps: list[ComparedStep]) -> ComparedStep | None:
+    first = steps[0] if steps else None
+    return first if first is not None and first.blame is not None and first.blame >= MOST_BLAME else None
 
 
 def _failed_step(run: StoredRun) -> str | None:
@@ -223,7 +230,7 @@ def _sentence(
             f"on the critical path: {part} of the slowdown. "
             f"The execution took {human(duration)}, {reference} {human(usual_ns)}{unusual}."
         )
-    elif difference_ns > usual_ns * NOTABLE:
+    elif difference_ns >= usual_ns * NOTABLE:
         parts.append(
             f"The execution took {human(duration)}, {reference} {human(usual_ns)}{unusual}; no single step is to blame."
         )

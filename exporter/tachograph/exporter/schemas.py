@@ -489,7 +489,8 @@ class ComparedStep(msgspec.Struct, kw_only=True):
 
     ``seconds`` is its duration with the time it waited for a slot, ``reference_seconds`` the same on the other side
     (of a baseline: the median duration). ``percentile`` says what part of its usual runs were faster (0 to 100), null
-    without a baseline. ``blame`` is the part of the run's slowdown that it explains.
+    without a baseline. ``blame`` is the part of the run's slowdown that it explains,
+    null when the run was not slower by more than noise.
     """
 
     step_name: str

@@ -219,7 +219,7 @@ def metrics_text(found: WorkflowMetricsSummary) -> Group:
     text.append(f"p99 {_span(found.p99)}")
     if found.cost_usd:
         text.append(f"\n  cost        {found.cost_usd:.4f} USD, {found.tokens_in + found.tokens_out} tokens")
-    table = Table("step", "runs", "success", "p50", "p95", "p99", "wait", "retries", "of the critical path", box=None)
+    table = Table("step", "runs", "success", "p50", "p95", "p99", "wait", "retries", "path", box=None)
     for step in found.steps[:MAX_ROWS]:
         wait = step.wait.dependency + step.wait.queue + step.wait.backoff if step.wait is not None else None
         share = _percent(100 * step.critical_path_share if step.critical_path_share is not None else None)

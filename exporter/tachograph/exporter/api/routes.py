@@ -69,7 +69,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     def description(self) -> str:
         """The rest of the docstring."""
         rest = (self.handler.__doc__ or "").strip().partition("\n")[2]
-        return "\n".join(part.strip() for part in rest.strip().splitlines())
+        return "\n".join(part.strip() for part in rest.strip().splitlines()).replace("``", "`")
 
     @property
     def all_codes(self) -> tuple[str, ...]:
