@@ -27,6 +27,7 @@ from tachograph.exporter.api.errors import CODES
 from tachograph.exporter.api.openapi import EXAMPLES
 from tachograph.exporter.cli import app as cli
 from tachograph.exporter.config import Config
+from tachograph.exporter.ingest.mapping import RULES, Role
 from tachograph.exporter.service import ROUTES, Service
 from tachograph.exporter.store import queries
 from tachograph.exporter.terminal import TimelineView
@@ -85,7 +86,23 @@ def command_table() -> str:
     return "\n".join(rows)
 
 
+def mapping_table() -> str:
+    """Which spans are what."""
+    rows = ["| engine | a span with | is |", "|---|---|---|"]
+    for rule in RULES:
+        signs = [f"`{name}`" for name in rule.has] + [f"`{name}` = `{value}`" for name, value in rule.equals.items()]
+        signs += [f"no `{name}`" for name in rule.lacks]
+        if rule.names:
+            signs.append("a name that begins with " + ", ".join(f"`{name}`" for name in rule.names))
+        what = "part of a step" if rule.role is Role.INSIDE else f"an {rule.role.value}"
+        rows.append(f"| {rule.engine} | {'; '.join(signs)} | {what.replace('an step', 'a step')} |")
+    rows.append("| any other | no parent | an execution |")
+    rows.append("| any other | the execution's span as its parent | a step |")
+    return "\n".join(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "mapping": mapping_table,
     "codes": code_table,
     "commands": command_table,
     "metrics": lambda: metric_table(METRICS),
@@ -183,11 +200,15 @@ async def trend(call: Any) -> Any:
 async def answers(call: Any, execution: str) -> dict[str, Any]:
     """A real answer of every route that can be asked without changing anything, for the OpenAPI document."""
     found = {}
+    trace_id = (await call("GET", f"/api/workflows/executions/{execution}/timeline"))["trace_id"]
     for route in ROUTES:
         if route.method != "GET" or route.answer is None or route.path == "/api/openapi.json":
             continue
         path = route.path.replace("{workflow_id}", "with_retries").replace("{execution_id}", execution)
-        path = path.replace("{workspace}", "default")
+        path = (
+            path.replace("{workspace}", "default").replace("{service}", "tachograph").replace("{tag}", "service.name")
+        )
+        path = path.replace("{trace_id}", trace_id)
         query = {"/api/workflows/executions/compare": f"?execution={execution}"}.get(path, "")
         found[f"{route.method} {route.path}"] = _short(await call("GET", path + query))
     return found

@@ -45,7 +45,7 @@ def test_the_document_is_whole(server: Callable[..., Server]) -> None:
         assert about["summary"], path
         good = about["responses"][min(about["responses"])]
         # Every answer has an example from a real run, and every body one to send.
-        if method == "get" and path not in ("/metrics", "/api/openapi.json"):
+        if method == "get" and path not in ("/metrics", "/api/openapi.json", "/tempo/api/echo"):
             assert good["content"]["application/json"].get("example") is not None, path
         if "requestBody" in about:
             assert about["requestBody"]["content"]["application/json"]["example"], path

@@ -275,6 +275,12 @@ class ChromeTrace(msgspec.Struct, kw_only=True):
     otherData: dict[str, Any]  # noqa: N815
 
 
+class OtlpTraces(msgspec.Struct, kw_only=True):
+    """Spans in OTLP's JSON."""
+
+    resourceSpans: list[Any]  # noqa: N815 - the format's own name
+
+
 class WorkflowExecutionResponse(msgspec.Struct, kw_only=True):
     """An execution in a list."""
 

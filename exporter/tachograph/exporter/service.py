@@ -18,7 +18,19 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
 from tachograph.events import NS
-from tachograph.exporter.api import access, executions, health, metrics, openapi, tenancy, timeline, trends, workflows
+from tachograph.exporter.api import (
+    access,
+    executions,
+    health,
+    metrics,
+    openapi,
+    otlp,
+    tenancy,
+    timeline,
+    traces,
+    trends,
+    workflows,
+)
 from tachograph.exporter.api.delivery import deliver
 from tachograph.exporter.api.errors import problems
 from tachograph.exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER, WORKSPACES
@@ -51,6 +63,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     *workflows.ROUTES,
     *tenancy.ROUTES,
     *health.ROUTES,
+    *otlp.ROUTES,
+    *traces.ROUTES,
     *openapi.ROUTES,
 )
 """Every route, the more special ones first. A trailing slash is accepted too."""
@@ -99,7 +113,8 @@ class Service:
         self.recorder.add("metrics", self.metrics)
         self.own = OwnSeries(self.registry)
         self.feed = Feed(self.database)
-        self.recorder.add("store", StoreWriter(self.database, self.own.wrote, self.feed.committed))
+        self.writer = StoreWriter(self.database, self.own.wrote, self.feed.committed)
+        self.recorder.add("store", self.writer)
         self.recorder.add("events", EventLedger())
         self.registry.register(HealthCollector(self.recorder, self.metrics.series))
         self.registry.register(Others())
@@ -133,6 +148,8 @@ class Service:
         app[RECORDER] = self.recorder
         app[EXECUTOR] = self.executor
         app[WORKSPACES] = {}
+        app[otlp.WRITER] = self.writer
+        app[otlp.UNDER_WAY] = asyncio.Semaphore(otlp.AT_ONCE)
         app[metrics.ANSWERS] = metrics.Answers()
         app[metrics.SCRAPER] = metrics.Scraper(self.registry, self.recorder, self.own)
         app[health.LIFE] = self.life
@@ -158,8 +175,13 @@ class Service:
         """Close executions whose process died; how many there were."""
         lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns()))
         for execution, steps in lost:
-            for event in recovery.lost_events(execution, steps):
-                self.recorder(event)
+            events = list(recovery.lost_events(execution, steps))
+            if execution.process == recovery.INGESTED:
+                # Its spans are others'; ours tell nothing of it.
+                await asyncio.to_thread(self.writer.apply, events)
+            else:
+                for event in events:
+                    self.recorder(event)
             log.warning("execution %s of %s was lost", execution.execution_id, execution.workflow)
         if lost:
             await asyncio.to_thread(self.recorder.lanes["store"].flush, 10.0)

@@ -82,6 +82,10 @@ def project_exists(slug: str) -> Problem:
     return Problem(409, "project_exists", f'this workspace has a project "{slug}" already')
 
 
+def trace_not_found(wanted: str) -> Problem:
+    return Problem(404, "trace_not_found", f'there is no trace "{wanted}" in this workspace')
+
+
 def token_not_found(wanted: str) -> Problem:
     return Problem(404, "token_not_found", f'there is no token "{wanted}"')
 
@@ -203,6 +207,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "project_not_found": (404, "There is no such project in the workspace."),
     "workflow_not_found": (404, "There is no such workflow in the workspace."),
     "execution_not_found": (404, "There is no such execution in the workspace."),
+    "trace_not_found": (404, "There is no such trace in the workspace."),
     "token_not_found": (404, "There is no such token."),
     "no_such_route": (404, "There is nothing at this path."),
     "method_not_allowed": (405, "The path does not take this method; see Allow."),

@@ -38,10 +38,14 @@ _IN_PATH: Final = {
     "execution_id": "An execution, by id.",
     "workspace": "A workspace, by id or slug.",
     "token_id": "A token, by id.",
+    "trace_id": "A trace, by id: up to 32 hex digits.",
+    "service": "A service, by name.",
+    "tag": "A name to search by.",
 }
 _TAGS: Final = {
     "Executions": "What ran, what runs, and why it took so long.",
     "Workflows": "Definitions: register them, change them, run them; and what their executions add up to.",
+    "Traces": "Spans in by OTLP, and out to Jaeger and Tempo viewers.",
     "Access": "Workspaces, projects and tokens.",
     "Service": "For Prometheus, for health checks, and this document.",
 }
@@ -129,6 +133,8 @@ def _operation_id(route: Route) -> str:
 def _tag(route: Route) -> str:
     if route.path.startswith("/api/workflows"):
         return "Executions" if "executions" in route.path else "Workflows"
+    if route.path.startswith(("/v1/", "/jaeger/", "/tempo/")):
+        return "Traces"
     return "Access" if route.path.startswith(("/api/workspaces", "/api/tokens")) else "Service"
 
 

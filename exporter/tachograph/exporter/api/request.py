@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
@@ -31,6 +32,7 @@ EXECUTOR: Final = web.AppKey("executor", Executor)
 
 T = TypeVar("T")
 
+_LOGFMT: Final = re.compile(r'([^\s=]+)=("[^"]*"|\S*)')
 _WORKSPACE_KEYS: Final = ("workspace_id", "workspace_slug", "project_id")
 
 
@@ -219,6 +221,40 @@ class Query:
         """All values of a parameter that may be repeated or comma-separated."""
         self._check(name)
         return frozenset(part.strip() for value in self._values.getall(name, []) for part in value.split(",") if part)
+
+    def microseconds(self, name: str) -> int | None:
+        """Unix microseconds, as nanoseconds."""
+
+        def parse(text: str) -> int:
+            if not text.isascii() or not text.isdigit() or len(text) > 16:
+                raise ValueError(f"{text[:40]!r} is no time in unix microseconds")
+            return int(text) * 1000
+
+        return self._read(name, parse)
+
+    def tags(self, name: str) -> dict[str, str]:
+        """A JSON object of texts."""
+
+        def parse(text: str) -> dict[str, str]:
+            try:
+                return msgspec.json.decode(text, type=dict[str, str])
+            except msgspec.DecodeError as error:
+                raise ValueError(f"no JSON object of texts: {error}") from None
+
+        return self._read(name, parse) or {}
+
+    def logfmt(self, name: str) -> dict[str, str]:
+        """``key=value key="another value"``."""
+
+        def parse(text: str) -> dict[str, str]:
+            found = dict(_LOGFMT.findall(text))
+            return {key: value.strip('"') for key, value in found.items()}
+
+        return self._read(name, parse) or {}
+
+    def parsed(self, name: str, parse: Callable[[str], T]) -> T | None:
+        """Whatever ``parse`` makes of it; what it says in a ValueError is a fault."""
+        return self._read(name, parse)
 
     def cursor(self, name: str, sort: str) -> Position | None:
         """Where the page before ended."""

@@ -14,12 +14,14 @@ from tachograph.exporter.api.executions import find_run, stored_run
 from tachograph.exporter.api.request import DATABASE, RECORDER, Query, json_response, workspace_of
 from tachograph.exporter.api.routes import Parameter, Route
 from tachograph.exporter.chrome import chrome_trace
+from tachograph.exporter.ingest.of_run import spans_of_run
+from tachograph.exporter.ingest.spans import otlp_json
 from tachograph.exporter.reconcile import reconcile
-from tachograph.exporter.schemas import ChromeTrace, Reconciliation, WorkflowExecutionTimeline
+from tachograph.exporter.schemas import ChromeTrace, OtlpTraces, Reconciliation, WorkflowExecutionTimeline
 from tachograph.exporter.timeline import TimelineFilter, build_timeline
 from tachograph.instrumentation.ledger import Ledger
 
-FORMATS = ("json", "chrome")
+FORMATS = ("json", "chrome", "otlp")
 
 
 async def timeline(request: web.Request) -> web.Response:
@@ -39,6 +41,8 @@ async def timeline(request: web.Request) -> web.Response:
     def read(connection: Connection) -> bytes:
         # Read, put together and encoded off the event loop: ten thousand steps take a while.
         run = find_run(connection, workspace.id, execution_id)
+        if form == "otlp":
+            return msgspec.json.encode(otlp_json(spans_of_run(run, workspace.slug)))
         built = build_timeline(run, wanted, now_ns=time.time_ns())
         return msgspec.json.encode(chrome_trace(run, built) if form == "chrome" else built)
 
@@ -76,13 +80,13 @@ ROUTES = (
             Parameter(name="step", kind="texts", about="Only steps of these names or ids."),
             Parameter(
                 name="format",
-                about="`chrome`: Trace Event JSON for Perfetto, speedscope and chrome://tracing.",
+                about="`chrome`: Trace Event JSON for Perfetto, speedscope and chrome://tracing; `otlp`: OTLP JSON.",
                 choices=FORMATS,
                 default="json",
             ),
         ),
         answer=WorkflowExecutionTimeline,
-        other_answers=(ChromeTrace,),
+        other_answers=(ChromeTrace, OtlpTraces),
         codes=("archive_unavailable",),
     ),
     Route(

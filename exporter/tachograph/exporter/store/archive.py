@@ -32,6 +32,7 @@ from tachograph.exporter.store.queries import StoredRun
 from tachograph.exporter.store.schema import (
     FIRST_TERMINAL_RANK,
     archived_executions,
+    spans,
     workflow_executions,
     workflow_step_attempts,
     workflow_step_executions,
@@ -75,6 +76,8 @@ def archive(
 ) -> Moved:
     """Move executions that ended before a moment (its UTC day begins) to ``directory``, or delete them (None).
 
+    Spans that arrived by OTLP go when executions are deleted, and stay when they are moved.
+
     ``told`` hears of each day that is done. Safe to stop at any moment and to run again. Raises `ArchiveError`.
     """
     if directory is not None:
@@ -106,6 +109,8 @@ def archive(
         told(datetime.fromtimestamp(day, UTC).strftime("%Y-%m-%d"), gone)
         if gone < len(ids):
             break  # Something writes to them right now; they stay for the next time.
+    if directory is None:
+        database.run(lambda c: c.execute(delete(spans).where(spans.c.start_ns < cutoff * NS)))
     database.run(_drop_empty)
     return Moved(moved, tuple(files), size, left)
 

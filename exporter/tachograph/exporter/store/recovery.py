@@ -32,6 +32,10 @@ from tachograph.exporter.store.steps import StoredStep, steps_of
 from tachograph.instrumentation.recorder import LEASE_SECONDS
 from tachograph.process import identity, is_alive
 
+INGESTED: Final = "otlp"
+"""What stands for the process of an execution that is put together from spans."""
+INGEST_LEASE_SECONDS: Final = 3600.0
+"""After how long without a new span such an execution counts as lost: a step tells of itself when it has ended."""
 LOST: Final = Failure("Lost", "its process died: no sign of life since")
 
 
@@ -46,7 +50,8 @@ def find_lost(
         if process not in alive:
             alive[process] = is_alive(process)
         state = alive[process]
-        expired = row.last_seen_ns < now_ns - round(lease_seconds * NS)
+        lease = INGEST_LEASE_SECONDS if process == INGESTED else lease_seconds
+        expired = row.last_seen_ns < now_ns - round(lease * NS)
         # Another host, or one that cannot tell: the lease decides.
         if state is False or (state is None and expired):
             found.append((row, steps_of(connection, row.execution_id)))

@@ -247,8 +247,12 @@ def fold(connection: Connection, before: Mapping[str, Ended], ids: Iterable[str]
     added: dict[Key, dict[int, Pack]] = defaultdict(lambda: defaultdict(Pack))
     stale: dict[Key, set[int]] = defaultdict(set)
     count(connection, [one for one in ids if one not in before], lambda key, bucket: added[key][bucket])
-    for execution_id, now in ended(connection, before).items() if before else ():
-        old = before[execution_id]
+    after = ended(connection, before) if before else {}
+    for execution_id, old in before.items():
+        now = after.get(execution_id)
+        if now is None:
+            stale[old.key].add(old.bucket)
+            continue
         if old == now:
             continue
         if old.execution == now.execution and _is_part(old.steps, now.steps) and _is_part(old.reports, now.reports):

@@ -36,7 +36,7 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.events import ExecutionStatus, StepStatus
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The schema's revision; migrations end here."""
 
 metadata: Final = MetaData()
@@ -258,6 +258,32 @@ archived_executions: Final = Table(
     ],
     Column("archive", Text, nullable=False),
     Index("ix_archived_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
+)
+
+# Spans that arrived by OTLP, whole: ``payload`` is the OTLP span, and its resource and scope are kept once for all.
+spans: Final = Table(
+    "spans",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("trace_id", String(32), primary_key=True),
+    Column("span_id", String(16), primary_key=True),
+    Column("parent_span_id", String(16), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("service", String(200), nullable=False),
+    Column("start_ns", BigInteger, nullable=False),
+    Column("end_ns", BigInteger, nullable=False),
+    Column("resource_id", String(32), nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Index("ix_spans_service", "workspace_id", "service", text("start_ns DESC")),
+    Index("ix_spans_start", "start_ns"),
+    sqlite_with_rowid=False,
+)
+
+span_resources: Final = Table(
+    "span_resources",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("payload", LargeBinary, nullable=False),
 )
 
 # Facts about the database itself, by name.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 
 import msgspec
-from sqlalchemy import Connection, bindparam, update
+from sqlalchemy import Connection, bindparam, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -154,14 +154,38 @@ class StoreWriter:
         before = self._ended_before(connection, touched, batch.ended)
         for key in batch.workflows.keys() - self._known:
             self._register(connection, batch.workflows[key])
+        self._put(connection, batch)
+        if before or batch.ended:
+            rollups.fold(connection, before, batch.ended)
+        batch.months = months
+
+    def replace(self, connection: Connection, events: Sequence[Event], remove: Iterable[str] = ()) -> None:
+        """Write these events in place of all that is stored of their executions, and count them anew.
+
+        For executions that are put together from what arrives: the newest reading of it is the whole truth.
+        ``remove``: executions (by id) that are no more.
+        """
+        rollups.lock(connection)
+        batch = Batch(events)
+        ids = sorted({*batch.touched, *remove})
+        gone = self._archived(connection, set(ids))
+        batch.forget(gone)
+        ids = [one for one in ids if one not in gone]
+        partitions.ensure(connection, {month for month in map(partitions.month_of_id, ids) if month is not None})
+        before = rollups.ended(connection, ids)
+        for rows in (workflow_step_reports, ATTEMPT_ROWS.table, STEP_ROWS.table, EXECUTION_ROWS.table):
+            connection.execute(delete(rows).where(rows.c.execution_id.in_(ids)))
+        for key in batch.workflows.keys() - self._known:
+            self._register(connection, batch.workflows[key])
+        self._put(connection, batch)
+        rollups.fold(connection, before, batch.ended)
+
+    def _put(self, connection: Connection, batch: Batch) -> None:
         for (_, statement), rows in zip(self._upserts, (batch.executions, batch.steps, batch.attempts), strict=True):
             if rows:
                 _executemany(connection, statement, list(rows.values()))
         if batch.reports:
             _executemany(connection, self._insert_report, batch.reports)
-        if before or batch.ended:
-            rollups.fold(connection, before, batch.ended)
-        batch.months = months
         if batch.seen:
             connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
 

@@ -1,0 +1,176 @@
+"""Which spans are executions, steps and attempts: one table, first match wins.
+
+Sources of the names: our own (`semconv`); OpenTelemetry's CI/CD conventions
+(https://opentelemetry.io/docs/specs/semconv/cicd/cicd-spans/); Airflow 3 (``dag_run.*``, ``task_run.*``, ``worker.*``
+spans of airflow.models.dagrun and the task SDK); Prefect 3 (prefect.telemetry.run_telemetry); Temporal's Python
+interceptor (temporalio.contrib.opentelemetry); Celery (opentelemetry-instrumentation-celery). For everything else the
+root span of a trace is the execution and its children are the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Final
+
+import msgspec
+
+from tachograph.exporter.ingest.spans import SpanRecord
+from tachograph.instrumentation import semconv
+
+
+class Role(Enum):
+    """What a span is to us."""
+
+    EXECUTION = "execution"
+    STEP = "step"
+    ATTEMPT = "attempt"
+    INSIDE = "inside"
+    """Part of a step: kept, shown in traces, nothing of its own in a timeline."""
+
+
+Read = Callable[[SpanRecord], Any]
+
+
+def attribute(*names: str) -> Read:
+    """The first of these attributes that is there, else None."""
+
+    def read(span: SpanRecord) -> Any:
+        return next((span.attributes[name] for name in names if span.attributes.get(name) is not None), None)
+
+    return read
+
+
+def after_colon(span: SpanRecord) -> str:
+    """``RunActivity:charge`` → ``charge``."""
+    return span.name.partition(":")[2] or span.name
+
+
+def after_slash(span: SpanRecord) -> str:
+    """``run/tasks.add`` → ``tasks.add``."""
+    return span.name.partition("/")[2] or span.name
+
+
+def after_dot(span: SpanRecord) -> str:
+    """``dag_run.etl`` → ``etl``."""
+    return span.name.partition(".")[2] or span.name
+
+
+def own_name(span: SpanRecord) -> str:
+    """The span's name."""
+    return span.name
+
+
+def airflow_task(span: SpanRecord) -> str:
+    """A task instance: the same for all its tries."""
+    return f"{span.attributes.get('airflow.task_id')}[{span.attributes.get('airflow.task_instance.map_index', -1)}]"
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """Spans of one kind.
+
+    A span matches when it has all of ``has`` and none of ``lacks``, the values of ``equals``, and a name that begins
+    with one of ``names`` (when there are any). ``name`` reads the workflow's or step's name, ``run_id`` the execution's
+    id in its engine, ``attempt`` the number of the attempt (from ``first_attempt``), ``state`` a word of ``states``.
+    Steps with the same ``key`` are attempts of one step.
+    """
+
+    engine: str
+    role: Role
+    has: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    equals: Mapping[str, Any] = {}
+    names: tuple[str, ...] = ()
+    name: Read = own_name
+    run_id: Read | None = None
+    workflow_id: Read | None = None
+    version: Read | None = None
+    attempt: Read | None = None
+    first_attempt: int = 1
+    state: Read | None = None
+    states: Mapping[str, str] = {}
+    key: Read | None = None
+
+    def matches(self, span: SpanRecord) -> bool:
+        """Whether the span is of this kind."""
+        known = span.attributes
+        return (
+            all(name in known for name in self.has)
+            and not any(name in known for name in self.lacks)
+            and all(known.get(name) == value for name, value in self.equals.items())
+            and (not self.names or span.name.startswith(self.names))
+        )
+
+    def status(self, span: SpanRecord) -> str:
+        """How the span ended: completed, failed, cancelled, timeout, skipped."""
+        word = self.state(span) if self.state is not None else None
+        found = self.states.get(str(word).lower()) if word is not None else None
+        return found or ("failed" if span.is_error else "completed")
+
+
+_RESULTS: Final = {
+    "success": "completed", "failure": "failed", "error": "failed", "timeout": "timeout", "cancellation": "cancelled",
+    "skip": "skipped", "completed": "completed", "failed": "failed", "cancelled": "cancelled", "lost": "failed",
+    "skipped": "skipped", "upstream_failed": "skipped", "removed": "skipped", "retry": "failed", "revoked": "cancelled",
+    "up_for_retry": "failed",
+}  # fmt: skip
+
+RULES: Final[tuple[Rule, ...]] = (
+    # --- our own
+    Rule(engine="tachograph", role=Role.ATTEMPT, has=(semconv.STEP_NAME, semconv.STEP_ATTEMPT),
+         lacks=(semconv.TASK_NAME,), name=attribute(semconv.STEP_NAME), run_id=attribute(semconv.EXECUTION_ID),
+         attempt=attribute(semconv.STEP_ATTEMPT), state=attribute(semconv.STEP_STATUS), states=_RESULTS),
+    Rule(engine="tachograph", role=Role.STEP, has=(semconv.STEP_NAME,), name=attribute(semconv.STEP_NAME),
+         run_id=attribute(semconv.EXECUTION_ID), attempt=attribute(semconv.STEP_ATTEMPT),
+         state=attribute(semconv.STEP_STATUS), states=_RESULTS),
+    Rule(engine="tachograph", role=Role.EXECUTION, has=(semconv.EXECUTION_ID, semconv.WORKFLOW_NAME),
+         name=attribute(semconv.WORKFLOW_NAME), run_id=attribute(semconv.EXECUTION_ID),
+         workflow_id=attribute(semconv.WORKFLOW_ID), version=attribute(semconv.WORKFLOW_VERSION),
+         state=attribute(semconv.EXECUTION_STATUS), states=_RESULTS),
+    # --- OpenTelemetry CI/CD: GitHub Actions, GitLab, Jenkins, Tekton exporters
+    Rule(engine="cicd", role=Role.STEP, has=("cicd.pipeline.task.name",), name=attribute("cicd.pipeline.task.name"),
+         state=attribute("cicd.pipeline.task.run.result"), states=_RESULTS),
+    Rule(engine="cicd", role=Role.EXECUTION, has=("cicd.pipeline.name",), name=attribute("cicd.pipeline.name"),
+         run_id=attribute("cicd.pipeline.run.id"), state=attribute("cicd.pipeline.result"), states=_RESULTS),
+    # --- Airflow 3: what the scheduler saw is the step, what the worker did is an attempt
+    Rule(engine="airflow", role=Role.ATTEMPT, has=("airflow.task_id",), names=("worker.",),
+         name=attribute("airflow.task_id"), attempt=attribute("airflow.task_instance.try_number")),
+    Rule(engine="airflow", role=Role.STEP, has=("airflow.task_id",), names=("task_run.",),
+         name=attribute("airflow.task_id"), run_id=attribute("airflow.dag_run.run_id"),
+         attempt=attribute("airflow.task_instance.try_number"), state=attribute("airflow.task_instance.state"),
+         states=_RESULTS, key=airflow_task),
+    Rule(engine="airflow", role=Role.EXECUTION, names=("dag_run.",),
+         has=("airflow.dag_run.run_id",), name=attribute("airflow.dag_id", "airflow.dag_run.dag_id"),
+         run_id=attribute("airflow.dag_run.run_id"), state=attribute("airflow.dag_run.state"), states=_RESULTS),
+    # --- Airflow 2.10 and 2.11
+    Rule(engine="airflow", role=Role.EXECUTION, equals={"airflow.category": "DAG runs"},
+         name=attribute("airflow.dag_run.dag_id"), run_id=attribute("airflow.dag_run.run_id"),
+         state=attribute("airflow.dag_run.state"), states=_RESULTS),
+    # --- Prefect 3
+    Rule(engine="prefect", role=Role.STEP, equals={"prefect.run.type": "task"},
+         name=attribute("prefect.task.name", "prefect.run.name")),
+    Rule(engine="prefect", role=Role.EXECUTION, equals={"prefect.run.type": "flow"},
+         name=attribute("prefect.flow.name", "prefect.run.name"), run_id=attribute("prefect.run.id")),
+    # --- Temporal: the activity is the step, each time it runs an attempt
+    Rule(engine="temporal", role=Role.EXECUTION, has=("temporalWorkflowID",), names=("RunWorkflow:",), name=after_colon,
+         run_id=attribute("temporalRunID")),
+    Rule(engine="temporal", role=Role.ATTEMPT, has=("temporalActivityID",), names=("RunActivity:",), name=after_colon),
+    Rule(engine="temporal", role=Role.STEP, names=("StartActivity:",), name=after_colon),
+    Rule(engine="temporal", role=Role.INSIDE,
+         names=("StartWorkflow:", "CompleteWorkflow:", "SignalWorkflow:", "HandleSignal:", "QueryWorkflow:",
+                "HandleQuery:", "StartChildWorkflow:", "ValidateUpdate:", "HandleUpdate:", "StartWorkflowUpdate:")),
+    # --- Celery: tasks started from a span are its steps; one started from nowhere is an execution by itself
+    Rule(engine="celery", role=Role.INSIDE, equals={"celery.action": "apply_async"}),
+    Rule(engine="celery", role=Role.STEP, equals={"celery.action": "run"},
+         name=attribute("celery.task_name"), attempt=attribute("celery.retries"), first_attempt=0,
+         state=attribute("celery.state"), states=_RESULTS,
+         key=attribute("messaging.message.id", "messaging.message_id")),
+)  # fmt: skip
+
+ANY: Final = Rule(engine="any", role=Role.STEP)
+"""What spans of no known kind are, where the shape of the trace says that they are executions or steps."""
+
+
+def rule_for(span: SpanRecord, rules: tuple[Rule, ...] = RULES) -> Rule | None:
+    """The first rule that a span matches."""
+    return next((rule for rule in rules if rule.matches(span)), None)

@@ -1,0 +1,328 @@
+"""OTLP in: by the specification, in any order, twice, in pieces; and what the spans tell becomes executions."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from google.rpc.status_pb2 import Status as RpcStatus
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status, TracesData
+from tests.conftest import Api, serve
+from tests.store.test_rollups import differing
+
+from tachograph.exporter.config import Config
+from tachograph.workflow import HandlerRegistry
+
+S = 1_000_000_000
+T0 = 1_790_000_000 * S
+
+
+@pytest.fixture
+async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
+    async for found in serve(Config(database=any_database_url, grace_seconds=0.1), handlers):
+        yield found
+
+
+def span(
+    name: str,
+    number: int,
+    parent: int = 0,
+    start: float = 0,
+    end: float | None = 1,
+    *,
+    links: Sequence[int] = (),
+    error: str = "",
+    trace: int = 1,
+    of: Mapping[str, str | int] | None = None,
+) -> Span:
+    made = Span(
+        trace_id=trace.to_bytes(16, "big"),
+        span_id=number.to_bytes(8, "big"),
+        parent_span_id=parent.to_bytes(8, "big") if parent else b"",
+        name=name,
+        start_time_unix_nano=T0 + round(start * S),
+        end_time_unix_nano=T0 + round(end * S) if end is not None else 0,
+    )
+    for link in links:
+        made.links.add(trace_id=made.trace_id, span_id=link.to_bytes(8, "big"))
+    for key, value in (of or {}).items():
+        one = made.attributes.add(key=key)
+        if isinstance(value, str):
+            one.value.string_value = value
+        else:
+            one.value.CopyFrom(AnyValue(int_value=value))
+    if error:
+        made.status.code = Status.STATUS_CODE_ERROR
+        event = made.events.add(name="exception", time_unix_nano=made.end_time_unix_nano)
+        for key, text in (("exception.type", "ValueError"), ("exception.message", error)):
+            event.attributes.add(key=key).value.string_value = text
+    return made
+
+
+def export(spans: Sequence[Span], service: str = "etl") -> ExportTraceServiceRequest:
+    request = ExportTraceServiceRequest()
+    group = request.resource_spans.add()
+    group.resource.attributes.add(key="service.name").value.string_value = service
+    scope = group.scope_spans.add()
+    scope.scope.name = "test"
+    scope.spans.extend(spans)
+    return request
+
+
+async def send(api: Api, body: bytes, kind: str = "application/x-protobuf", **headers: str) -> tuple[int, bytes]:
+    async with api.session.post(
+        f"{api.address}/v1/traces", data=body, headers={"Content-Type": kind, **headers}
+    ) as answer:
+        assert answer.content_type == (kind if answer.status != 415 else "application/json")
+        return answer.status, await answer.read()
+
+
+async def sent(api: Api, *spans: Span) -> None:
+    status, body = await send(api, export(spans).SerializeToString())
+    assert (status, ExportTraceServiceResponse.FromString(body).partial_success.rejected_spans) == (200, 0)
+
+
+async def timeline(api: Api, number: int = 0) -> Any:
+    page = await api.get("/api/workflows/executions")
+    return await api.get(f"/api/workflows/executions/{page['items'][number]['execution_id']}/timeline")
+
+
+PLAIN = [
+    span("nightly", 1, 0, 0, 10),
+    span("extract", 2, 1, 0, 4),
+    span("load", 3, 1, 4.5, 10, error="disk full"),
+    span("SELECT", 4, 2, 1, 2),
+]
+
+
+async def test_a_trace_of_any_program_is_an_execution_with_steps(api: Api) -> None:
+    await sent(api, *PLAIN)
+    found = await timeline(api)
+    assert (found["workflow_name"], found["status"], found["total_duration_seconds"]) == ("nightly", "completed", 10)
+    steps = {step["step_name"]: step for step in found["step_timeline"]}
+    assert {name: step["status"] for name, step in steps.items()} == {"extract": "completed", "load": "failed"}
+    assert steps["load"]["depends_on"] == [steps["extract"]["step_id"]]
+    assert (steps["load"]["error_type"], steps["load"]["error_message"]) == ("ValueError", "disk full")
+    assert steps["load"]["wait"] == {"dependency": 4, "queue": 0.5, "backoff": 0}
+    assert [part["step_name"] for part in found["critical_path"]] == ["extract", "load"]
+    metrics = await api.get("/api/workflows/nightly/metrics")
+    assert (metrics["total_executions"], metrics["by_status"]["completed"]["p50"]) == (1, 10)
+    text = await api.get("/metrics")
+    labels = 'status="failed",step="load",workflow="nightly",workspace="default"'
+    assert f"workflow_step_duration_seconds_count{{{labels}}} 1.0" in text
+    assert 'workflow_executions_running{workflow="nightly",workspace="default"} 0.0' in text
+
+
+OWN = "01a20b27-3435-7f34-bb64-1f7dfa48e9a4"
+
+
+def cicd(**said: str) -> dict[str, str]:
+    return {f"cicd.pipeline.{key.replace('_', '.')}": value for key, value in said.items()}
+
+
+def airflow(task: str = "", attempt: int = 0, state: str = "") -> dict[str, str | int]:
+    found: dict[str, str | int] = {"airflow.dag_id": "sales", "airflow.dag_run.run_id": "manual__1"}
+    if task:
+        found |= {"airflow.task_id": task, "airflow.task_instance.map_index": -1}
+        found |= {"airflow.task_instance.try_number": attempt}
+    return found | ({"airflow.task_instance.state": state} if state else {})
+
+
+def prefect(kind: str, **said: str) -> dict[str, str]:
+    return {"prefect.run.type": kind, **{f"prefect.{key.replace('_', '.')}": value for key, value in said.items()}}
+
+
+def celery(action: str, state: str = "", retries: int = 0) -> dict[str, str | int]:
+    found: dict[str, str | int] = {"celery.action": action, "messaging.message.id": "m1"}
+    return found | (
+        {"celery.task_name": "tasks.add", "celery.state": state, "celery.retries": retries} if state else {}
+    )
+
+
+WORKFLOW = {"temporalWorkflowID": "order-1"}
+ENGINES: dict[str, tuple[list[Span], str, dict[str, tuple[str, int]]]] = {
+    "cicd": (
+        [span("BUILD", 1, 0, 0, 9, of=cicd(name="build", run_id="77", result="failure")),
+         span("RUN lint", 2, 1, 0, 2, of=cicd(task_name="lint", task_run_result="success")),
+         span("RUN test", 3, 1, 2, 9, of=cicd(task_name="test", task_run_result="timeout"))],
+        "build failed", {"lint": ("completed", 1), "test": ("timeout", 1)},
+    ),
+    "airflow": (
+        [span("dag_run.sales", 1, 0, 0, 20, of=airflow()),
+         span("task_run.pull", 2, 1, 0, 5, error="gone", of=airflow("pull", 1, "up_for_retry")),
+         span("task_run.pull", 3, 1, 9, 15, of=airflow("pull", 2, "success")),
+         span("worker.pull", 4, 3, 10, 15, of=airflow("pull", 2)),
+         span("task_run.mail", 5, 1, 15, 20, of=airflow("mail", 1, "skipped"))],
+        "sales completed", {"pull": ("completed", 2), "mail": ("skipped", 0)},
+    ),
+    "prefect": (
+        [span("etl", 1, 0, 0, 5, of=prefect("flow", run_name="wise-owl", flow_name="etl", run_id=OWN)),
+         span("pull-1", 2, 1, 0, 2, of=prefect("task", run_name="pull-1", task_name="pull"))],
+        "etl completed", {"pull": ("completed", 1)},
+    ),
+    "temporal": (
+        [span("StartWorkflow:Order", 1, 0, 0, 0.1, of=WORKFLOW),
+         span("RunWorkflow:Order", 2, 1, 0.2, 8, of={**WORKFLOW, "temporalRunID": OWN}),
+         span("StartActivity:charge", 3, 2, 0.3, 6, of=WORKFLOW),
+         span("RunActivity:charge", 4, 3, 0.4, 1, error="declined", of={"temporalActivityID": "1"}),
+         span("RunActivity:charge", 5, 3, 2, 6, of={"temporalActivityID": "1"})],
+        "Order completed", {"charge": ("completed", 2)},
+    ),
+    "celery": (
+        [span("checkout", 1, 0, 0, 5),
+         span("apply_async/tasks.add", 2, 1, 0, 0.1, of=celery("apply_async")),
+         span("run/tasks.add", 3, 2, 1, 2, error="boom", of=celery("run", "RETRY", 0)),
+         span("run/tasks.add", 4, 2, 3, 5, of=celery("run", "SUCCESS", 1))],
+        "checkout completed", {"tasks.add": ("completed", 2)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("how", ["whole", "one by one", "backwards", "twice"])
+async def test_engines_traces_become_timelines_however_they_arrive(api: Api, engine: str, how: str) -> None:
+    spans, said, steps = ENGINES[engine]
+    if how == "whole":
+        await sent(api, *spans)
+    else:
+        for one in reversed(spans) if how == "backwards" else spans:
+            await sent(api, one)
+        if how == "twice":
+            shuffled = list(spans)
+            random.Random(1).shuffle(shuffled)
+            await sent(api, *shuffled)
+    found = await timeline(api)
+    assert f"{found['workflow_name']} {found['status']}" == said
+    told = {step["step_name"]: (step["status"], len(step["attempts"])) for step in found["step_timeline"]}
+    assert told == steps
+    assert (await api.get("/api/workflows/executions"))["total"] == 1
+    assert differing(api.service.database) == 0
+    for step in found["step_timeline"]:
+        if step["started_at"] is not None:
+            assert step["wait_seconds"] + step["run_seconds"] == pytest.approx(
+                step["wait"]["dependency"] + step["wait"]["queue"] + step["duration_seconds"]
+            )
+
+
+async def test_an_execution_whose_root_has_not_come_is_running_and_ends_when_it_comes(api: Api) -> None:
+    await sent(api, *PLAIN[1:])
+    open_one = await timeline(api)
+    assert (open_one["status"], open_one["step_count"]) == ("running", 2)
+    await sent(api, PLAIN[0])
+    done = await timeline(api)
+    assert (done["execution_id"], done["status"]) == (open_one["execution_id"], "completed")
+
+
+async def test_clocks_that_step_back_and_cycles_end_quietly(api: Api) -> None:
+    await sent(api, span("a", 1, 0, 5, 3), span("b", 2, 1, 4, 1), span("c", 3, 4, 0, 1), span("d", 4, 3, 0, 1))
+    found = await timeline(api)
+    assert (found["workflow_name"], found["total_duration_seconds"]) == ("a", 0)
+    assert all((step["duration_seconds"] or 0) >= 0 for step in found["step_timeline"])
+
+
+async def test_by_the_specification(api: Api) -> None:
+    whole = export(PLAIN).SerializeToString()
+    status, body = await send(api, gzip.compress(whole), **{"Content-Encoding": "gzip"})
+    assert status == 200
+    status, body = await send(api, b"{}", "application/json")
+    assert (status, body) == (200, b"{}")
+    ids = {"traceId": "5b8efff798038103d269b633813fc60c", "spanId": "eee19b7ec3c1b174"}
+    one = {**ids, "name": "j", "startTimeUnixNano": str(T0), "endTimeUnixNano": str(T0 + S), "kind": 2, "newField": 1}
+    import msgspec
+
+    document = {"resourceSpans": [{"scopeSpans": [{"spans": [one, {**one, "spanId": "00"}]}]}]}
+    status, body = await send(api, msgspec.json.encode(document), "application/json")
+    partial = msgspec.json.decode(body)["partialSuccess"]
+    assert (status, partial["rejectedSpans"], "no valid span id" in partial["errorMessage"]) == (200, "1", True)
+    status, body = await send(api, b"\xff\xff nonsense")
+    assert (status, "no protobuf" in RpcStatus.FromString(body).message) == (400, True)
+    status, body = await send(api, b"[1, 2", "application/json")
+    assert (status, "not JSON" in msgspec.json.decode(body)["message"]) == (400, True)
+    assert (await send(api, b"x", "text/plain"))[0] == 415
+    # Nothing came of what was refused.
+    assert (await api.get("/api/workflows/executions"))["total"] == 2
+
+
+async def test_trace_viewers_read_what_arrived_and_what_was_recorded_here(api: Api) -> None:
+    await sent(api, *PLAIN)
+    await api.call(
+        "POST", "/api/workflows", {"name": "own", "steps": [{"name": "a"}, {"name": "b", "depends_on_steps": ["a"]}]}
+    )
+    execution = await api.run("own")
+    trace_id = (await api.get(f"/api/workflows/executions/{execution}"))["trace_id"]
+    assert (await api.get("/jaeger/api/services"))["data"] == ["etl", "tachograph"]
+    assert (await api.get("/jaeger/api/services/etl/operations"))["data"] == ["SELECT", "extract", "load", "nightly"]
+    (arrived,) = (await api.get("/jaeger/api/traces?service=etl&limit=5"))["data"]
+    spans = {one["operationName"]: one for one in arrived["spans"]}
+    assert spans["load"]["references"] == [
+        {"refType": "CHILD_OF", "traceID": arrived["traceID"], "spanID": spans["nightly"]["spanID"]}
+    ]
+    assert (spans["load"]["startTime"], spans["load"]["duration"]) == ((T0 + 4_500_000_000) // 1000, 5_500_000)
+    assert {"key": "error", "type": "bool", "value": True} in spans["load"]["tags"]
+    assert arrived["processes"]["p1"]["serviceName"] == "etl"
+    (mine,) = (await api.get(f"/jaeger/api/traces/{trace_id}"))["data"]
+    assert [one["operationName"] for one in mine["spans"]] == ["run own", "a", "b"]
+    links = [reference["refType"] for reference in mine["spans"][2]["references"]]
+    assert links == ["CHILD_OF", "FOLLOWS_FROM"]
+    # Tempo, in JSON and in protobuf: whole spans, as they came.
+    tempo = await api.get(f"/tempo/api/v2/traces/{arrived['traceID']}")
+    (group,) = tempo["trace"]["resourceSpans"]
+    assert {one["name"] for one in group["scopeSpans"][0]["spans"]} == {one.name for one in PLAIN}
+    assert group["scopeSpans"][0]["spans"][0]["traceId"] == arrived["traceID"]
+    headers = {"Accept": "application/protobuf"}
+    async with api.session.get(f"{api.address}/tempo/api/traces/{arrived['traceID']}", headers=headers) as answer:
+        data = TracesData.FromString(await answer.read())
+    assert sorted(data.resource_spans[0].scope_spans[0].spans, key=str) == sorted(PLAIN, key=str)
+    for query, wanted in (
+        ("", ["run own", "nightly"]),
+        ('q={resource.service.name="etl" %26%26 duration>5s}', ["nightly"]),
+        ('q={ name = "load" %26%26 status = error }', ["nightly"]),
+        ("tags=service.name%3Dtachograph", ["run own"]),
+        ("minDuration=1h", []),
+    ):
+        found = await api.get(f"/tempo/api/search?{query}")
+        assert [one["rootTraceName"] for one in found["traces"]] == wanted, query
+    status, body = await api.call("GET", "/tempo/api/search?q={} | rate()")
+    assert (status, "spanset" in body["detail"]) == (422, True)
+    assert (await api.call("GET", f"/jaeger/api/traces/{'9' * 32}"))[1]["code"] == "trace_not_found"
+    otlp = await api.get(f"/api/workflows/executions/{execution}/timeline?format=otlp")
+    assert len(otlp["resourceSpans"][0]["scopeSpans"][0]["spans"]) == 3
+
+
+async def test_our_own_spans_sent_by_otlp_give_the_timeline_they_were_made_from(api: Api) -> None:
+    from tests.api.test_api import RETRY, register
+
+    await register(api, RETRY)
+    execution = await api.run("retry", {"n": 3})
+    path = f"/api/workflows/executions/{execution}/timeline"
+    recorded = await api.get(path)
+    exported = await api.get(f"{path}?format=otlp")
+    await api.call("POST", "/api/workspaces", {"slug": "elsewhere"})
+    status, _ = await api.call("POST", "/v1/traces?workspace_slug=elsewhere", exported)
+    assert status == 200
+    # Its id is taken, by an execution of another workspace that must stay as it is.
+    (listed,) = (await api.get("/api/workflows/executions?workspace_slug=elsewhere"))["items"]
+    assert listed["execution_id"] != execution
+    other = f"/api/workflows/executions/{listed['execution_id']}/timeline?workspace_slug=elsewhere"
+    arrived = await api.get(other)
+    for field in ("workflow_name", "status", "total_duration_seconds", "critical_path_seconds", "step_count"):
+        assert arrived[field] == recorded[field], field
+    told = [
+        [(s["step_name"], s["status"], len(s["attempts"])) for s in t["step_timeline"]] for t in (arrived, recorded)
+    ]
+    assert sorted(told[0]) == sorted(told[1])
+    assert await api.get(path) == recorded
+    # Sent again, to both: nothing changes.
+    await api.call("POST", "/v1/traces?workspace_slug=elsewhere", exported)
+    await api.call("POST", "/v1/traces", exported)
+    assert await api.get(path) == recorded
+    assert (await api.get(other))["step_timeline"] == arrived["step_timeline"]
+    assert differing(api.service.database) == 0
