@@ -326,3 +326,21 @@ async def test_our_own_spans_sent_by_otlp_give_the_timeline_they_were_made_from(
     assert await api.get(path) == recorded
     assert (await api.get(other))["step_timeline"] == arrived["step_timeline"]
     assert differing(api.service.database) == 0
+
+
+async def test_an_execution_of_which_nothing_more_comes_is_lost_until_it_does(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await sent(api, *PLAIN[1:])
+    assert await api.service.sweep() == 0
+    monkeypatch.setattr("tachograph.exporter.store.recovery.INGEST_LEASE_SECONDS", -1.0)
+    assert await api.service.sweep() == 1
+    assert (await timeline(api))["status"] == "lost"
+    assert differing(api.service.database) == 0
+    await sent(api, PLAIN[0])
+    found = await timeline(api)
+    assert (found["status"], found["total_duration_seconds"]) == ("completed", 10)
+    metrics = await api.get("/api/workflows/nightly/metrics")
+    assert (metrics["total_executions"], metrics["by_status"].keys()) == (1, {"completed"})
+    assert (await api.get("/api/workflows/executions/stats"))["by_status"] == {"completed": 1}
+    assert differing(api.service.database) == 0

@@ -106,6 +106,14 @@ class Ended(NamedTuple):
         """The five minutes it ended in."""
         return _bucket(self.execution.finished_ns)
 
+    def add_to(self, pack: Pack) -> None:
+        """Count it."""
+        pack.add_execution(self.execution)
+        for step in self.steps.values():
+            pack.add_step(*step, self.execution.status)
+        for report in self.reports.values():
+            pack.add_report(report)
+
 
 _ENDED_EXECUTIONS: Final = select(
     _executions.execution_id, _executions.workspace_id, _executions.workflow_id, _executions.status,
@@ -264,7 +272,9 @@ def fold(connection: Connection, before: Mapping[str, Ended], ids: Iterable[str]
                 if name not in old.reports:
                     pack.add_report(report)
         else:
-            stale[now.key] |= {old.bucket, now.bucket}
+            stale[old.key].add(old.bucket)
+            if (now.key, now.bucket) != (old.key, old.bucket):
+                now.add_to(added[now.key][now.bucket])
     for key in added.keys() | stale.keys():
         book = Book(connection, key)
         for bucket, pack in sorted(added.get(key, {}).items()):
