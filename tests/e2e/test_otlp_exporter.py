@@ -78,6 +78,28 @@ def test_any_programs_spans_become_a_timeline(server: Callable[..., Server]) -> 
     assert again.get(f"/api/workflows/executions/{execution['execution_id']}/timeline") == timeline
 
 
+def test_opentelemetry_instrument_needs_no_change_to_the_script(server: Callable[..., Server], tmp_path: Path) -> None:
+    service = server()
+    (tmp_path / "script.py").write_text(OURS)
+    command = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable, "script.py"]
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": service.address,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none",
+        "OTEL_SERVICE_NAME": "nightly-job",
+    }
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment(**variables), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    execution = eventually(lambda: only(service))
+    timeline = service.get(f"/api/workflows/executions/{execution['execution_id']}/timeline")
+    assert (timeline["workflow_name"], timeline["completed_step_count"]) == ("nightly", 1)
+    trace = service.get(f"/jaeger/api/traces/{execution['trace_id']}")["data"][0]
+    assert trace["processes"]["p1"]["serviceName"] == "nightly-job"
+
+
 def test_our_own_scripts_need_no_database_of_their_own(server: Callable[..., Server], tmp_path: Path) -> None:
     service = server()
     send(OURS, service)

@@ -279,3 +279,35 @@ assert not {"aiohttp", "sqlalchemy", "alembic"} & set(sys.modules)
 """
     ended = script(tmp_path, source + SHORT)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_the_instrumentor_sets_up_once_and_delivers_when_taken_off(tmp_path: Path, database_url: str) -> None:
+    source = """
+import sqlite3, sys
+from tachograph.instrumentation import get_recorder, workflow
+from tachograph.instrumentation.instrumentor import TachographInstrumentor
+
+one = TachographInstrumentor()
+one.instrument()
+mine = get_recorder()
+one.instrument()
+assert get_recorder() is mine
+
+@workflow
+def nightly(): return 1
+
+nightly()
+one.uninstrument()
+assert get_recorder() is not mine
+with sqlite3.connect(sys.argv[1]) as database:
+    print(database.execute("SELECT workflow, status FROM workflow_executions").fetchall())
+database.close()
+"""
+    (tmp_path / "once.py").write_text(source)
+    path = database_url.removeprefix("sqlite:///")
+    ran = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "once.py", path], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "TACHOGRAPH_DATABASE_URL": database_url}, check=False, timeout=60,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "[('nightly', 'completed')]\n"

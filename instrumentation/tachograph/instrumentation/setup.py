@@ -96,6 +96,21 @@ def configure(
         return recorder
 
 
+def set_up_once(**options: Any) -> Recorder | None:
+    """`configure`, unless the process has a recorder already (then None).
+
+    Telemetry never breaks the workflow: where a timeline is asked for that cannot be had, that is logged and left out.
+    """
+    with _lock:
+        if _recorder is not None:
+            return None
+        try:
+            return configure(**options)
+        except Exception:
+            log.exception("recording without a durable timeline")
+            return configure(**{**options, "database": ""})
+
+
 def adopt(recorder: Recorder, workspace: str = "default") -> None:
     """Make a recorder the process's, so that plain functions in it record where everything else does."""
     global _recorder, _workspace
@@ -118,14 +133,8 @@ def get_recorder() -> Recorder:
     """
     if _recorder is not None:
         return _recorder
-    with _lock:
-        if _recorder is None:
-            try:
-                configure()
-            except Exception:
-                log.exception("recording without a durable timeline")
-                configure(database="")
-        return cast(Recorder, _recorder)
+    set_up_once()
+    return cast(Recorder, _recorder)
 
 
 def default_workspace() -> str:
