@@ -12,6 +12,7 @@ from tests.store.test_rollups import differing
 
 from tachograph.events import ExecutionFinished
 from tachograph.exporter.config import Config
+from tachograph.exporter.store import log as event_log
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.log import Logged
 from tachograph.exporter.store.writer import open_writer
@@ -30,6 +31,10 @@ async def follow(api: Api, into: list[Logged], after: int | None = None) -> None
 
 def ended(found: list[Logged]) -> set[str]:
     return {one.event.execution.execution_id for one in found if isinstance(one.event, ExecutionFinished)}
+
+
+def somebody_listens(api: Api) -> bool:
+    return api.service.database.look(event_log.is_listened_to)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -75,7 +80,7 @@ async def test_a_scripts_events_reach_the_service_on_sqlite(database_url: str, h
     async with running(Config(database=database_url, grace_seconds=0.2), handlers) as api:
         heard: list[Logged] = []
         follower = asyncio.create_task(follow(api, heard))
-        await asyncio.sleep(0.1)
+        await until(lambda: somebody_listens(api))
         script = Recorder()
         script.add("store", open_writer(database_url))
         await Executor(script, handlers=handlers).run(parse(QUICK))
