@@ -182,7 +182,7 @@ def test_any_range_is_what_its_executions_are(half_a_year: Recorded, low: int | 
 @pytest.mark.parametrize("unit", [300, 3600, DAY])
 def test_a_series_adds_up_to_the_whole(half_a_year: Recorded, unit: int) -> None:
     low, high = (START + 178 * DAY, START + 185 * DAY) if unit == 300 else (START, START + 200 * DAY)
-    found = half_a_year.database.look(lambda c: rollups.series(c, KEY, low, high, unit, Pack.decoded))
+    found = half_a_year.database.look(lambda c: rollups.series(c, KEY, low, high, unit))
     counted: dict[int, int] = {}
     for ended_ns in half_a_year.ends:
         end = ended_ns // NS

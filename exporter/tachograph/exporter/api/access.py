@@ -111,10 +111,6 @@ def _valid(now_ns: int) -> Any:
     return _tokens.revoked_ns.is_(None) & (_tokens.expires_ns.is_(None) | (_tokens.expires_ns > now_ns))
 
 
-def _wanted(token: str) -> Any:
-    return select(access_tokens).where(_tokens.digest == digest(token), _valid(time.time_ns()))
-
-
 def find_token(connection: Connection, token: str) -> Caller | None:
     """Who a token makes its bearer, or None when it is worth nothing."""
     row = connection.execute(

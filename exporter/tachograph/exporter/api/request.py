@@ -187,11 +187,6 @@ class Query:
         """A text."""
         return self._read(name, str)
 
-    def flag(self, name: str, default: bool) -> bool:
-        """Yes or no."""
-        word = self.choice(name, ("true", "false"), "true" if default else "false")
-        return word == "true"
-
     def whole(self, name: str, default: int, low: int, high: int) -> int:
         """A whole number."""
 

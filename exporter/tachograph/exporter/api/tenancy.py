@@ -151,9 +151,7 @@ async def create_token(request: web.Request) -> web.Response:
     def save(connection: Connection) -> tuple[Row[Any], str]:
         owner = bound
         if wanted.workspace is not None:
-            found = queries.workspace(connection, slug=wanted.workspace) or queries.workspace(
-                connection, identifier=wanted.workspace
-            )
+            found = queries.find_workspace(connection, wanted.workspace)
             if found is None or (bound is not None and found.id != bound):
                 raise errors.workspace_not_found(wanted.workspace)
             owner = found.id

@@ -248,9 +248,7 @@ async def jaeger_operations(request: web.Request) -> web.Response:
 
 async def jaeger_trace(request: web.Request) -> web.Response:
     """``GET /jaeger/api/traces/{trace_id}``: Jaeger's query API: one trace."""
-    query = Query(request)
-    query.text("prettyPrint")
-    query.done()
+    Query(request).done()
     return json_response(_jaeger_body([_jaeger_trace(await _one(request))]))
 
 
@@ -277,7 +275,6 @@ async def jaeger_search(request: web.Request) -> web.Response:
         max_ns=query.duration("maxDuration"),
         limit=query.whole("limit", 20, 1, MOST),
     )
-    query.text("lookback")
     query.done()
     if wanted.tags.pop("error", None) == "true":
         wanted.is_error = True
@@ -299,10 +296,7 @@ def _wants_protobuf(request: web.Request) -> bool:
 
 async def tempo_trace(request: web.Request) -> web.Response:
     """``GET /tempo/api/traces/{trace_id}``: Tempo's query API: one trace, as OTLP."""
-    query = Query(request)
-    query.text("start")
-    query.text("end")
-    query.done()
+    Query(request).done()
     found = await _one(request)
     if _wants_protobuf(request):
         # Tempo's Trace message and OTLP's TracesData are the same on the wire.
@@ -313,10 +307,7 @@ async def tempo_trace(request: web.Request) -> web.Response:
 
 async def tempo_trace_v2(request: web.Request) -> web.Response:
     """``GET /tempo/api/v2/traces/{trace_id}``: Tempo's query API, version 2: one trace, as OTLP."""
-    query = Query(request)
-    query.text("start")
-    query.text("end")
-    query.done()
+    Query(request).done()
     found = await _one(request)
     if _wants_protobuf(request):
         inner = TracesData(resource_spans=resource_spans(found.spans)).SerializeToString()
@@ -398,7 +389,6 @@ async def tempo_search(request: web.Request) -> web.Response:
     wanted.min_ns = minimum if minimum is not None else wanted.min_ns
     wanted.max_ns = maximum if maximum is not None else wanted.max_ns
     wanted.limit = query.whole("limit", 20, 1, MOST)
-    query.text("spss")
     query.done()
     found = await _read(request, lambda c, workspace, slug: search(c, workspace, slug, wanted))
     traces = [
@@ -429,18 +419,12 @@ async def tempo_tags(request: web.Request) -> web.Response:
 
 async def tempo_tags_v2(request: web.Request) -> web.Response:
     """``GET /tempo/api/v2/search/tags``: Tempo's query API, version 2: names to search by, by scope."""
-    query = Query(request)
-    for name in ("scope", "q", "start", "end", "limit"):
-        query.text(name)
-    query.done()
+    Query(request).done()
     return json_response({"scopes": [{"name": name, "tags": tags} for name, tags in _TAGS.items()]})
 
 
 async def _values(request: web.Request) -> list[str]:
-    query = Query(request)
-    for name in ("q", "start", "end", "limit"):
-        query.text(name)
-    query.done()
+    Query(request).done()
     tag = request.match_info["tag"].removeprefix("resource.").removeprefix("span.").removeprefix(".")
 
     def read(connection: Connection, workspace: str, _slug: str) -> list[str]:

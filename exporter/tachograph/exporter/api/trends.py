@@ -18,7 +18,7 @@ from tachograph.exporter.figures import COMPLETED, all_measures, trend_bucket
 from tachograph.exporter.schemas import ChangePoint, ExecutionComparison, WorkflowTrends
 from tachograph.exporter.store import rollups
 from tachograph.exporter.store.queries import StoredRun
-from tachograph.exporter.store.tally import Pack, StepPack, Tally
+from tachograph.exporter.store.tally import StepPack, Tally
 from tachograph.exporter.times import human, rfc3339
 
 BUCKETS: Final = {"5m": rollups.FINE, "1h": rollups.HOUR, "1d": rollups.DAY}
@@ -36,11 +36,10 @@ async def trends(request: web.Request) -> web.Response:
     query = Query(request)
     bucket = query.choice("bucket", BUCKETS, "1h")
     from_ns, to_ns, step = query.time("from"), query.time("to"), query.text("step")
-    unit = BUCKETS[bucket]
-    high = -(-(to_ns if to_ns is not None else query.now_ns) // (unit * NS)) * unit
-    low = from_ns // (unit * NS) * unit if from_ns is not None else high - USUAL_RANGE[bucket]
-    if (high - low) // unit > MOST_BUCKETS:
-        query.fault("from", f"that is {(high - low) // unit} buckets of {bucket}; at most {MOST_BUCKETS} are answered")
+    low, high = bucket_range(bucket, from_ns, to_ns if to_ns is not None else query.now_ns)
+    count = (high - low) // BUCKETS[bucket]
+    if count > MOST_BUCKETS:
+        query.fault("from", f"that is {count} buckets of {bucket}; at most {MOST_BUCKETS} are answered")
     query.done()
     workspace = await workspace_of(request)
     workflow = await workflow_of(request, workspace)
@@ -51,11 +50,18 @@ async def trends(request: web.Request) -> web.Response:
     return json_response(found)
 
 
+def bucket_range(bucket: str, from_ns: int | None, to_ns: int) -> tuple[int, int]:
+    """A range (unix nanoseconds) widened to whole buckets, in unix seconds; without a start, the usual range."""
+    unit = BUCKETS[bucket]
+    high = -(-to_ns // (unit * NS)) * unit
+    return from_ns // (unit * NS) * unit if from_ns is not None else high - USUAL_RANGE[bucket], high
+
+
 def build_trends(
     connection: Connection, key: rollups.Key, workflow: Row[Any], bucket: str, low_s: int, high_s: int, step: str | None
 ) -> WorkflowTrends:
     """A workflow's trend between two borders of buckets (unix seconds); with ``step``, that step's."""
-    packs = dict(sorted(rollups.series(connection, key, low_s, high_s, BUCKETS[bucket], Pack.decoded).items()))
+    packs = dict(sorted(rollups.series(connection, key, low_s, high_s, BUCKETS[bucket]).items()))
     if step is None:
         buckets = [
             trend_bucket(start, pack.executions, all_measures(pack.steps.values())) for start, pack in packs.items()

@@ -78,7 +78,7 @@ def _checked(slug: str) -> None:
 
 
 def _workspace(connection: Connection, wanted: str) -> Row[Any]:
-    found = queries.workspace(connection, slug=wanted) or queries.workspace(connection, identifier=wanted)
+    found = queries.find_workspace(connection, wanted)
     if found is None:
         fail(f'there is no workspace "{wanted}"; make it with: tachograph workspaces create {wanted}')
     return found

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Connection, Row, insert, update
 
-from tachograph.events import NS, new_id, workspace_id
+from tachograph.events import new_id, workspace_id
 from tachograph.exporter import examples
 from tachograph.exporter.api.errors import Problem
 from tachograph.exporter.api.executions import find_run
 from tachograph.exporter.api.metrics import read_metrics
-from tachograph.exporter.api.trends import BUCKETS, USUAL_RANGE, build_trends, usual_comparison
+from tachograph.exporter.api.trends import BUCKETS, bucket_range, build_trends, usual_comparison
 from tachograph.exporter.api.workflows import definition_values
 from tachograph.exporter.cli.common import (
     DATABASE,
@@ -123,7 +123,7 @@ def seed_workflows(
         now = time.time_ns()
         if workspace == "default":
             add_workspace(connection, workspace, now)
-        found = queries.workspace(connection, slug=workspace) or queries.workspace(connection, identifier=workspace)
+        found = queries.find_workspace(connection, workspace)
         if found is None:
             fail(f'there is no workspace "{workspace}" in {store.name}')
         if project == "default":
@@ -156,6 +156,14 @@ def _seed_one(
     return "changed"
 
 
+def _run(connection: Connection, owner: str, wanted: str) -> queries.StoredRun:
+    """An execution by id, or the newest for ``last``. Raises `Problem`."""
+    if wanted == "last":
+        rows = queries.executions(connection, ExecutionFilter(workspace=owner), 0, 1)
+        wanted = rows[0].execution_id if rows else wanted
+    return find_run(connection, owner, wanted)
+
+
 @app.command()
 def timeline(
     execution: Annotated[str, typer.Argument(help="An execution's id, or 'last'.")],
@@ -168,15 +176,8 @@ def timeline(
         store = open_database(database, must_exist=True)
         owner = workspace_id(workspace)
 
-        def read(connection: Connection) -> queries.StoredRun:
-            wanted = execution
-            if wanted == "last":
-                rows = queries.executions(connection, ExecutionFilter(workspace=owner), 0, 1)
-                wanted = rows[0].execution_id if rows else wanted
-            return find_run(connection, owner, wanted)
-
         try:
-            run = store.look(read)
+            run = store.look(lambda c: _run(c, owner, execution))
         except Problem as problem:
             fail(f'{problem.detail} "{workspace}"' if problem.status == 404 else problem.detail)
         finally:
@@ -249,10 +250,8 @@ def trends(
     """Show how a workflow changes over time, and since when it takes longer."""
     if bucket not in BUCKETS:
         fail(f"{bucket!r} is none of {', '.join(BUCKETS)}")
-    now, unit = time.time_ns(), BUCKETS[bucket]
-    low = _moment(since, now)
-    high_s = -(-now // (unit * NS)) * unit
-    low_s = low // (unit * NS) * unit if low is not None else high_s - USUAL_RANGE[bucket]
+    now = time.time_ns()
+    low_s, high_s = bucket_range(bucket, _moment(since, now), now)
     with told():
         store = open_database(database, must_exist=True)
 
@@ -289,11 +288,7 @@ def compare(
         owner = workspace_id(workspace)
 
         def read(connection: Connection) -> ExecutionComparison:
-            wanted = execution
-            if wanted == "last":
-                rows = queries.executions(connection, ExecutionFilter(workspace=owner), 0, 1)
-                wanted = rows[0].execution_id if rows else wanted
-            run = find_run(connection, owner, wanted)
+            run = _run(connection, owner, execution)
             if other is not None:
                 return compare_runs(run, find_run(connection, owner, other))
             return usual_comparison(connection, owner, run, back_ns)

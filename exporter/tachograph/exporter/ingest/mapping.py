@@ -46,16 +46,6 @@ def after_colon(span: SpanRecord) -> str:
     return span.name.partition(":")[2] or span.name
 
 
-def after_slash(span: SpanRecord) -> str:
-    """``run/tasks.add`` → ``tasks.add``."""
-    return span.name.partition("/")[2] or span.name
-
-
-def after_dot(span: SpanRecord) -> str:
-    """``dag_run.etl`` → ``etl``."""
-    return span.name.partition(".")[2] or span.name
-
-
 def own_name(span: SpanRecord) -> str:
     """The span's name."""
     return span.name

@@ -341,6 +341,11 @@ def workspace(connection: Connection, *, identifier: str | None = None, slug: st
     return connection.execute(select(workspaces).where(wanted)).first()
 
 
+def find_workspace(connection: Connection, wanted: str) -> Row[Any] | None:
+    """A workspace by slug, else by id, or None."""
+    return workspace(connection, slug=wanted) or workspace(connection, identifier=wanted)
+
+
 def project(connection: Connection, workspace_id: str, wanted: str) -> Row[Any] | None:
     """A workspace's project by id or slug, or None."""
     statement = select(projects).where(

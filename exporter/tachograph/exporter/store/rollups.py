@@ -812,7 +812,6 @@ def series(
     low_s: int,
     high_s: int,
     unit: int,
-    decode: Callable[[bytes, bytes], Pack],
 ) -> dict[int, Pack]:
     """What ended in each ``unit`` (five minutes, an hour, a day) of a range of whole units, by its start."""
     head = head_of(connection, key)
@@ -822,7 +821,7 @@ def series(
     for start, executions, steps in _rows(
         connection, key, found.pieces, _rollups.start_s, _rollups.executions, _rollups.steps
     ):
-        pack, bucket = decode(executions, steps), floor(start, unit)
+        pack, bucket = Pack.decoded(executions, steps), floor(start, unit)
         if bucket in buckets:
             buckets[bucket].add(pack)
         else:

@@ -367,12 +367,6 @@ def _tally(known: dict[str, Tally], status: str) -> Tally:
     return found
 
 
-def one_step(steps: bytes, name: str) -> StepPack | None:
-    """One step of a stored pack, without decoding the others."""
-    stored = _decode_lazily(steps).get(name)
-    return _decode_step(stored) if stored is not None else None
-
-
 def combined(tallies: Iterable[Tally]) -> Tally:
     """All of them added up."""
     total = Tally()
