@@ -128,6 +128,19 @@ _STEPS_OF: Final = select(
 ).where(
     _steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True))
 )  # fmt: skip
+_STEPS_IN_ONE: Final = (
+    select(
+        _steps.execution_id,
+        func.json_group_array(
+            func.json_array(
+                _steps.step_id, _steps.name, _steps.status, _steps.started_ns, _steps.finished_ns, _steps.attempt,
+                _steps.dependency_ns, _steps.queue_ns, _steps.backoff_ns, _steps.run_ns,
+            )
+        ),
+    )
+    .where(_steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True)))
+    .group_by(_steps.execution_id)
+)  # fmt: skip
 _REPORTS_OF: Final = select(
     workflow_step_reports.c.execution_id,
     workflow_step_reports.c.step_id,
@@ -152,6 +165,7 @@ _REPORTS_OF: Final = select(
 
 
 _decode_ids: Final = msgspec.json.Decoder(list[str]).decode
+_decode_steps: Final = msgspec.json.Decoder(list[tuple[Any, ...]]).decode
 
 
 class _Found(NamedTuple):
@@ -178,7 +192,12 @@ def _executions_of(connection: Connection, ids: Sequence[str]) -> dict[str, _Fou
 
 def _steps_of(connection: Connection, found: Mapping[str, _Found]) -> Iterator[tuple[Any, ...]]:
     """(execution id, step id, and the fields of a `StepItem`) of each step that ended."""
-    if found:
+    if found and connection.dialect.name == "sqlite":
+        # In one row: the driver gives up the interpreter for every row, and a busy workflow does not give it back soon.
+        for execution_id, steps in connection.execute(_STEPS_IN_ONE, {"ids": list(found)}):
+            for step in _decode_steps(steps):
+                yield (execution_id, *step)
+    elif found:
         result = connection.execute(_STEPS_OF, {"ids": list(found)})
         # The driver's own tuples, one at a time: a run of ten thousand steps must not wake the garbage collector.
         yield from cast(Any, result.cursor)

@@ -6,9 +6,11 @@ table. Rows merge by the rules in `schema`, so a group may be applied again, or 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any, Final, cast
 
 import msgspec
@@ -63,6 +65,8 @@ log = logging.getLogger(__name__)
 
 _encode: Final = msgspec.json.Encoder().encode
 _OPEN_SECONDS: Final = LEASE_SECONDS / 3
+_PARAMETERS: Final = 30_000
+"""Values in one statement at most (SQLite's own limit is 32,766)."""
 _OPEN_LIMIT: Final = 10_000
 _NO_DEPENDENCIES: Final = "[]"
 _NO_ERROR: Final = (None, None, None)
@@ -255,9 +259,30 @@ def _executemany(connection: Connection, statement: str, rows: list[tuple[Any, .
     # Straight to the driver: SQLAlchemy looks at every row once more, which costs half as much as writing it.
     cursor = connection.connection.cursor()
     try:
-        cursor.executemany(statement, rows)
+        if connection.dialect.name != "sqlite":
+            cursor.executemany(statement, rows)
+            return
+        # SQLite's driver gives up the interpreter for every statement, and while the workflow's own thread is busy it
+        # takes milliseconds to get it back: many rows go into one statement.
+        width = len(rows[0])
+        i = 0
+        for size in (_PARAMETERS // width, 32, 1):
+            many = _of_many(statement, width, size)
+            while len(rows) - i >= size:
+                cursor.execute(many, list(chain.from_iterable(rows[i : i + size])))
+                i += size
     finally:
         cursor.close()
+
+
+@functools.cache
+def _of_many(statement: str, width: int, count: int) -> str:
+    """A statement that inserts one row, made to insert many."""
+    row = f"({', '.join('?' * width)})"
+    head, found, tail = statement.partition(row)
+    if not found:
+        raise ValueError(f"no values in: {statement}")
+    return f"{head}{', '.join([row] * count)}{tail}"
 
 
 _SEEN: Final = (
