@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from math import frexp
 from typing import Final, Self
 
 import msgspec
@@ -38,7 +39,7 @@ class TooFineError(ValueError):
 
 def bucket_index(value: float, schema: int) -> int:
     """The bucket of a positive, finite value in a schema."""
-    fraction, exponent = math.frexp(value)
+    fraction, exponent = frexp(value)
     if schema > 0:
         return bisect_left(_BOUNDS[schema], fraction) + ((exponent - 1) << schema)
     if fraction == 0.5:
@@ -131,7 +132,13 @@ class ExponentialHistogram:
         else:
             self.zero_count += 1
             return
-        index = bucket_index(value, self.schema)
+        schema = self.schema
+        if schema > 0:
+            # `bucket_index`, written out: this is where every observation goes.
+            fraction, exponent = frexp(value)
+            index = bisect_left(_BOUNDS[schema], fraction) + ((exponent - 1) << schema)
+        else:
+            index = bucket_index(value, schema)
         known = buckets.get(index)
         if known is not None:
             buckets[index] = known + 1

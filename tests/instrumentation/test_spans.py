@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,18 +26,19 @@ from tachograph.events import (
 )
 from tachograph.instrumentation import Recorder, SpanListener, propagation
 from tachograph.instrumentation import semconv as sc
+from tachograph.instrumentation.setup import configure, is_deferred
 from tachograph.workflow import Backoff, Executor, HandlerRegistry, StepContext, WorkflowBuilder, registry
 
 
 class Traced:
     """A recorder that exports spans into memory."""
 
-    def __init__(self, recorder: Recorder, **options: Any) -> None:
+    def __init__(self, recorder: Recorder, *, deferred: bool = False, **options: Any) -> None:
         self.memory = InMemorySpanExporter()
         self.provider = TracerProvider(**options)
         self.provider.add_span_processor(SimpleSpanProcessor(self.memory))
         self.recorder = recorder
-        self.listener = SpanListener(self.provider)
+        self.listener = SpanListener(self.provider, deferred=deferred)
         recorder.set_spans(self.listener)
 
     def spans(self) -> dict[str, ReadableSpan]:
@@ -276,3 +278,75 @@ async def test_a_processor_that_raises_or_blocks_costs_the_run_nothing(
     assert result.status == "completed"
     recorder.flush(5)
     assert recorder.lanes["spans"].dropped["error"] > 0
+
+
+class Watching(SpanProcessor):
+    """Notes what it is told, when and on which thread; adds to each span as it starts."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, str]] = []
+
+    def on_start(self, span: Any, parent_context: otel_context.Context | None = None) -> None:
+        span.set_attribute("added.at.start", baggage.get_baggage("who", parent_context) or "nobody")
+        self.told.append(("start", span.name, threading.current_thread().name))
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.told.append(("end", span.name, threading.current_thread().name))
+
+
+async def test_deferred_spans_say_the_same_and_keep_processors_off_the_steps_thread(work: HandlerRegistry) -> None:
+    @work.register("touches")
+    def touches(context: StepContext) -> None:
+        span = trace.get_current_span()
+        span.set_attribute("mine", 1)
+        span.add_event("seen")
+        with trace.get_tracer("t", tracer_provider=made.provider).start_as_current_span("inside"):
+            pass
+
+    flow = (
+        WorkflowBuilder("w")
+        .step("a", handler="touches")
+        .step("b", handler="fail", config={"times": 1}, max_retries=1, retry_backoff=Backoff(initial_seconds=0.0), after="a")
+        .step("c", handler="fail", after="b")
+        .step("d", after="c")
+        .build()
+    )
+    told = {}
+    for deferred in (False, True):
+        recorder = Recorder()
+        made = Traced(recorder, deferred=deferred)
+        watching = Watching()
+        made.provider.add_span_processor(watching)
+        token = otel_context.attach(baggage.set_baggage("who", "me"))
+        await Executor(recorder, handlers=work).run(flow)
+        otel_context.detach(token)
+        spans = made.spans()
+        assert [what for what, name, _ in watching.told if name == "a"] == ["start", "end"]
+        told[deferred] = {
+            name: (
+                span.status.status_code,
+                {k: v for k, v in attributes(span).items() if ".id" not in k and "wait" not in k},
+                [event.name for event in span.events],
+                next((n for n, s in spans.items() if span.parent and s.context.span_id == span.parent.span_id), None),
+                sorted(n for n, s in spans.items() if s.context.span_id in {li.context.span_id for li in span.links}),
+            )
+            for name, span in spans.items()
+        }
+        (thread,) = {thread for what, name, thread in watching.told if what == "start" and name == "a"}
+        assert (thread == "tachograph-spans") is deferred
+        recorder.close()
+        made.provider.shutdown()
+    assert told[True] == told[False]
+    assert set(told[True]) == {"run w", "a", "inside", "b", "b attempt 1", "b attempt 2", "c", "d"}
+    assert told[True]["inside"][3] == "a"
+    assert told[True]["a"][1]["mine"] == 1
+    assert told[True]["d"][4] == ["c"]
+
+
+def test_the_environment_asks_for_deferred_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_deferred()
+    monkeypatch.setenv("TACHOGRAPH_DEFERRED_SPANS", "true")
+    recorder = configure(database="", registry=None)
+    assert isinstance(recorder.spans, SpanListener)
+    assert recorder.spans.is_deferred
+    recorder.close()

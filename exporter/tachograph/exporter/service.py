@@ -45,7 +45,7 @@ from tachograph.instrumentation.ledger import EventLedger
 from tachograph.instrumentation.metrics import METRICS, MetricsListener
 from tachograph.instrumentation.recorder import Recorder
 from tachograph.instrumentation.series import SeriesRegistry
-from tachograph.instrumentation.setup import adopt, find_provider, release
+from tachograph.instrumentation.setup import adopt, find_provider, is_deferred, release
 from tachograph.instrumentation.spans import SpanListener, propagation
 from tachograph.workflow.executor import Executor
 from tachograph.workflow.handlers import HandlerRegistry
@@ -102,7 +102,7 @@ class Service:
         self.registry = CollectorRegistry()
         self.recorder = Recorder()
         adopt(self.recorder, config.workspace)
-        spans = SpanListener(find_provider())
+        spans = SpanListener(find_provider(), deferred=is_deferred())
         self.recorder.set_spans(spans)
         self.metrics = MetricsListener(
             self.registry,

@@ -253,7 +253,7 @@ class MetricsListener:
         step = event.step
         ref = step.execution
         series = self._series(ref, step.name)
-        status = event.status.value
+        status = str(event.status)
         duration = event.time_ns - event.started_ns
         observe = series.duration.get(status)
         if observe is None:
@@ -330,9 +330,11 @@ class MetricsListener:
         self._histograms[EXECUTION_DURATION.name].labels(*key, status).observe(event.duration_ns / NS, trace)
         if event.status is ExecutionStatus.COMPLETED:
             self._gauges[LAST_SUCCESS.name].labels(*key).set(event.time_ns / NS)
-        critical = self._counters[CRITICAL_PATH.name]
+        critical: dict[str, int] = {}
         for part in event.critical_path:
-            critical.labels(*key, _label(part.step)).inc(part.duration_ns / NS)
+            critical[part.step] = critical.get(part.step, 0) + part.duration_ns
+        for step, duration_ns in critical.items():
+            self._counters[CRITICAL_PATH.name].labels(*key, _label(step)).inc(duration_ns / NS)
         self.ledger.note(ref.execution_id, "", status, 0, event.duration_ns)
 
 

@@ -5,9 +5,11 @@ before it ends, and one that its process never ended can be closed later under i
 the SDK's own span costs several times as much as all the rest of a recorded step, spans are `LiveSpan`s: they go
 through the provider's own sampler, processors and exporters, which see a `ReadableSpan` like any other.
 
-A span begins at once, in the context of the step's task, and is the current span there; it ends on the recorder's
-lane, so that a span processor that blocks holds up no step. Without a provider to record into, a step still has a
-current span (not recording, with the real ids), so that propagation and log correlation work.
+A span begins at once, in the context of the step's task, and is the current span there; its attributes and links are
+written out when somebody looks, and it ends on the recorder's lane, so that a span processor that blocks holds up no
+step. With *deferred* spans the processors hear of its start there, too, so that nothing of theirs runs in the step's
+way. Without a provider to record into, a step still has a current span (not recording, with the real ids), so that
+propagation and log correlation work.
 """
 
 from __future__ import annotations
@@ -57,6 +59,8 @@ log = logging.getLogger(__name__)
 UNSAMPLED: Final = 10_000
 """How many dropped traces are remembered."""
 
+# Under which a context has its span.
+_SPAN_KEY: Final = next(iter(set_span_in_context(trace.INVALID_SPAN, Context())))
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _UNSET: Final = Status(StatusCode.UNSET)
 
@@ -83,6 +87,14 @@ class LiveSpan(trace.Span, ReadableSpan):
     because locks and bounded containers are made when somebody outside adds to the span, not before.
     """
 
+    # What most spans have until they end.
+    _kind = SpanKind.INTERNAL
+    _events: Any = ()
+    _end_time: int | None = None
+    _status = _UNSET
+    _instrumentation_info = None
+    _is_announced = True
+
     def __init__(
         self,
         name: str,
@@ -99,15 +111,18 @@ class LiveSpan(trace.Span, ReadableSpan):
         self._parent = parent
         self._kind = kind
         self._attributes: Any = attributes
-        self._events: Any = ()
-        self._links = links
+        self._links: Any = links
         self._start_time = start_time
-        self._end_time = None
-        self._status = _UNSET
-        self._resource = target.resource
-        self._instrumentation_info = None
-        self._instrumentation_scope = target.scope
         self._target = target
+
+    @property
+    def resource(self) -> Resource:
+        """See `ReadableSpan`; so for the next one."""
+        return self._target.resource
+
+    @property
+    def instrumentation_scope(self) -> InstrumentationScope:
+        return self._target.scope
 
     def get_span_context(self) -> SpanContext:
         """See `opentelemetry.trace.Span`; so for the methods below."""
@@ -117,15 +132,16 @@ class LiveSpan(trace.Span, ReadableSpan):
         return self._end_time is None
 
     def _bounded(self) -> BoundedAttributes:
-        if not isinstance(self._attributes, BoundedAttributes):
+        found = self._attributes
+        if not isinstance(found, BoundedAttributes):
             limits = self._target.limits
-            self._attributes = BoundedAttributes(
+            found = self._attributes = BoundedAttributes(
                 limits.max_span_attributes,
-                self._attributes,
+                found,
                 immutable=False,
                 max_value_len=limits.max_span_attribute_length,
             )
-        return self._attributes
+        return found
 
     def set_attribute(self, key: str, value: AnyValue) -> None:
         if self._end_time is None:
@@ -155,6 +171,9 @@ class LiveSpan(trace.Span, ReadableSpan):
         if self._end_time is None and self._status.status_code is not StatusCode.OK:
             self._status = status if isinstance(status, Status) else Status(status, description)
 
+    def announce(self) -> None:
+        """Let the processors know that it began, where they were not told at once."""
+
     def record_exception(
         self,
         exception: BaseException,
@@ -176,9 +195,12 @@ class LiveSpan(trace.Span, ReadableSpan):
         """End the span with what is known only now, and hand it to the provider's processors."""
         if self._end_time is not None:
             return
-        self._attributes.update(attributes)
+        if not self._is_announced:
+            self.announce()
+        known = self._attributes
+        known.update(attributes)
         if why is not None:
-            self._attributes[semconv.ERROR_TYPE] = why.type
+            known[semconv.ERROR_TYPE] = why.type
             self._record(why, end_time)
             self._status = Status(StatusCode.ERROR, why.message)
         self.end(end_time)
@@ -189,6 +211,51 @@ class LiveSpan(trace.Span, ReadableSpan):
 
             self._end_time = time.time_ns() if end_time is None else end_time
             self._target.processor.on_end(self)
+
+
+class StepSpan(LiveSpan):
+    """A step's span, told by the step itself: its attributes and links are made when somebody looks, or at its end."""
+
+    _made_attributes: Any = None
+    _made_links: Any = None
+
+    def __init__(
+        self, context: SpanContext, parent: SpanContext, step: StepRef, run: _Run, start_time: int, target: SpanTarget
+    ) -> None:
+        self._name = step.name
+        self._context = context
+        self._parent = parent
+        self._step = step
+        self._run = run
+        self._start_time = start_time
+        self._target = target
+
+    @property
+    def _attributes(self) -> Any:
+        found = self._made_attributes
+        if found is None:
+            found = self._made_attributes = _step_attributes(self._run, self._step)
+        return found
+
+    @_attributes.setter
+    def _attributes(self, attributes: Any) -> None:
+        self._made_attributes = attributes
+
+    @property
+    def _links(self) -> Any:
+        found = self._made_links
+        if found is None:
+            found = self._made_links = _links_of(self._run, self._step.links, self._target.limits.max_links)
+        return found
+
+    @_links.setter
+    def _links(self, links: Any) -> None:
+        self._made_links = links
+
+    def announce(self) -> None:
+        """Let the processors know that it began."""
+        self._is_announced = True
+        self._target.processor.on_start(cast(Any, self), parent_context=self._run.context)
 
 
 class SpanTarget:
@@ -207,7 +274,7 @@ class SpanTarget:
         self.limits = SpanLimits()
         # Known from the sampler's own description: then it need not be asked again for every step.
         description = self.sampler.get_description()
-        self._keeps_children = type(self.sampler) is ParentBased and "localParentSampled:AlwaysOnSampler" in description
+        self.keeps_children = type(self.sampler) is ParentBased and "localParentSampled:AlwaysOnSampler" in description
         self.scope = InstrumentationScope(semconv.SCOPE)
 
     @property
@@ -232,7 +299,7 @@ class SpanTarget:
             return self.tracer.start_span(name, parent, kind, attributes, links, start_time)
         found = trace.get_current_span(parent).get_span_context()
         parent_context = found if found.is_valid else None
-        if self._keeps_children and parent_context and not found.is_remote and found.trace_flags.sampled:
+        if self.keeps_children and parent_context and not found.is_remote and found.trace_flags.sampled:
             context = SpanContext(trace_id, int(span_id, 16), False, _SAMPLED, found.trace_state)
         else:
             result = self.sampler.should_sample(parent, trace_id, name, kind, attributes, links)
@@ -250,17 +317,48 @@ class SpanTarget:
 class _Run:
     """The open spans of one execution."""
 
-    __slots__ = ("attempts", "base", "context", "contexts", "root", "spent", "steps", "trace_id")
+    __slots__ = (
+        "attempts", "base", "context", "contexts", "is_kept", "of_root", "root", "spent", "state", "steps", "trace_id",
+    )  # fmt: skip
 
-    def __init__(self, ref: ExecutionRef, root: trace.Span, context: Context) -> None:
+    def __init__(self, ref: ExecutionRef, root: trace.Span, context: Context, keeps_children: bool) -> None:
         self.trace_id = int(ref.trace_id, 16)
         self.root = root
+        self.of_root = root.get_span_context()
+        self.state = self.of_root.trace_state
+        # Its steps' spans are sampled because it is: nobody needs to be asked.
+        self.is_kept = keeps_children and self.of_root.trace_flags.sampled and not self.of_root.is_remote
         self.context = context
         self.base = _execution_attributes(ref)
         self.steps: dict[str, trace.Span] = {}
         self.attempts: dict[tuple[str, int], trace.Span] = {}
         self.contexts: dict[str, SpanContext] = {}
         self.spent: dict[str, dict[str, Any]] = {}
+
+
+def _step_attributes(run: _Run, step: StepRef) -> dict[str, Any]:
+    name, step_id = step.name, step.step_id
+    return {
+        **run.base,
+        semconv.STEP_NAME: name,
+        semconv.TASK_NAME: name,
+        semconv.STEP_ID: step_id,
+        semconv.STEP_TYPE: step.step_type,
+        semconv.TASK_RUN_ID: f"{step.execution.execution_id}/{step_id}",
+    }
+
+
+def _links_of(run: _Run, span_ids: Sequence[str], limit: int | None) -> Sequence[Link]:
+    if not span_ids:
+        return ()
+    contexts = run.contexts
+    links = []
+    for span_id in span_ids[: limit or 128]:
+        context = contexts.get(span_id)
+        if context is None:
+            context = SpanContext(run.trace_id, int(span_id, 16), False, _SAMPLED)
+        links.append(Link(context))
+    return links
 
 
 def _execution_attributes(ref: ExecutionRef) -> dict[str, Any]:
@@ -280,14 +378,19 @@ class SpanListener:
 
     Args:
         provider: records and exports them; None: steps get a current span with the real ids that goes nowhere.
+        deferred: the provider's processors hear of a step's start when they hear of its end, on the recorder's lane.
+            Ids, times, parents and what a handler adds are the same; what a processor's ``on_start`` adds comes later,
+            and reads the context of the lane where it asks for the current one.
     """
 
     handles: Final = frozenset(
         {StepFinished, StepRetrying, StepSkipped, StepCost, StepMeasured, StepLogged, ExecutionFinished}
     )
 
-    def __init__(self, provider: trace.TracerProvider | None) -> None:
+    def __init__(self, provider: trace.TracerProvider | None, *, deferred: bool = False) -> None:
         self.target = SpanTarget(provider) if provider is not None else None
+        self.is_deferred = deferred
+        self._keeps_children = self.target is not None and self.target.is_native and self.target.keeps_children
         self.ledger = Ledger()
         self._runs: dict[str, _Run] = {}
         # Traces the sampler dropped, the newest of them.
@@ -297,11 +400,11 @@ class SpanListener:
 
     def begin(self, event: ExecutionStarted | StepStarted) -> None:
         """Begin the span and make it the current one in the context this is called in."""
-        if isinstance(event, StepStarted):
+        if type(event) is StepStarted:
             span = self._begin_step(event)
         else:
             span = self._begin_run(event.execution, event.time_ns).root
-        otel_context.attach(set_span_in_context(span))
+        otel_context.attach(Context({**otel_context.get_current(), _SPAN_KEY: span}))
 
     def _begin_run(self, ref: ExecutionRef, time_ns: int) -> _Run:
         parent = _parent_context(ref.trace_id, ref.parent_span_id) if ref.parent_span_id else Context()
@@ -315,7 +418,8 @@ class SpanListener:
             (),
             time_ns,
         )
-        run = self._runs[ref.execution_id] = _Run(ref, root, set_span_in_context(root, parent))
+        run = _Run(ref, root, set_span_in_context(root, parent), self._keeps_children)
+        self._runs[ref.execution_id] = run
         if not root.get_span_context().trace_flags.sampled:
             self._unsampled[ref.trace_id] = None
             if len(self._unsampled) > UNSAMPLED:
@@ -327,27 +431,34 @@ class SpanListener:
         run = self._runs.get(ref.execution_id)
         if run is None:
             context = _parent_context(ref.trace_id, ref.span_id)
-            run = self._runs[ref.execution_id] = _Run(ref, trace.get_current_span(context), context)
+            run = _Run(ref, trace.get_current_span(context), context, self._keeps_children)
+            self._runs[ref.execution_id] = run
         return run
 
     def _begin_step(self, event: StepStarted) -> trace.Span:
         step = event.step
-        run = self._run(step.execution)
+        run = self._runs.get(step.execution.execution_id) or self._run(step.execution)
         span = run.steps.get(step.span_id)
         if span is None:
             span = self._start_step(run, step, event.time_ns)
-        if event.attempt > 1:
+        if event.attempt != 1:
             attempt = self._start_attempt(run, step, span, event.attempt, event.time_ns)
             run.attempts[step.span_id, event.attempt] = attempt
             return attempt
         return span
 
     def _start_step(self, run: _Run, step: StepRef, time_ns: int) -> trace.Span:
-        attributes = run.base.copy()
-        attributes[semconv.STEP_NAME] = attributes[semconv.TASK_NAME] = step.name
-        attributes[semconv.STEP_ID] = step.step_id
-        attributes[semconv.STEP_TYPE] = step.step_type
-        attributes[semconv.TASK_RUN_ID] = f"{step.execution.execution_id}/{step.step_id}"
+        span_id = step.span_id
+        if run.is_kept and step.parent_span_id == step.execution.span_id:
+            context = SpanContext(run.trace_id, int(span_id, 16), False, _SAMPLED, run.state)
+            made = StepSpan(context, run.of_root, step, run, time_ns, self.target)  # type: ignore[arg-type]
+            if self.is_deferred:
+                made._is_announced = False
+            else:
+                made.announce()
+            run.steps[span_id] = made
+            run.contexts[span_id] = context
+            return made
         parent = run.context
         if step.parent_span_id != step.execution.span_id:
             outer = run.steps.get(step.parent_span_id)
@@ -362,25 +473,14 @@ class SpanListener:
             run.trace_id,
             parent,
             SpanKind.INTERNAL,
-            attributes,
-            self._links(run, step.links) if step.links else (),
+            _step_attributes(run, step),
+            _links_of(run, step.links, self.target.limits.max_links if self.target is not None else 0),
             time_ns,
         )
         run.steps[step.span_id] = span
         if self.target is not None:
             run.contexts[step.span_id] = span.get_span_context()
         return span
-
-    def _links(self, run: _Run, span_ids: Sequence[str]) -> list[Link]:
-        limit = self.target.limits.max_links if self.target is not None else 0
-        contexts = run.contexts
-        links = []
-        for span_id in span_ids[: limit or 128]:
-            context = contexts.get(span_id)
-            if context is None:
-                context = SpanContext(run.trace_id, int(span_id, 16), False, _SAMPLED)
-            links.append(Link(context))
-        return links
 
     def _start_attempt(self, run: _Run, step: StepRef, span: trace.Span, attempt: int, time_ns: int) -> trace.Span:
         return self._start(
@@ -440,16 +540,21 @@ class SpanListener:
             run.steps.pop(step.span_id, None)
         status = str(event.status)
         why = event.failure
-        if (
-            attempt := run.attempts.pop((step.span_id, event.attempt), None)
-        ) is not None and not event.between_attempts:
+        attempt = run.attempts.pop((step.span_id, event.attempt), None) if run.attempts else None
+        if attempt is not None and not event.between_attempts:
             _close(attempt, event.time_ns, {semconv.STEP_STATUS: status}, why)
-        attributes: dict[str, Any] = run.spent.pop(step.step_id, {})
-        attributes[semconv.STEP_ATTEMPT] = event.attempt
-        attributes[semconv.STEP_STATUS] = status
-        attributes[semconv.STEP_WAIT] = (event.dependency_ns + event.queue_ns + event.backoff_ns) / NS
-        attributes[semconv.TASK_RESULT] = semconv.STEP_RESULTS[event.status]
-        _close(span, event.time_ns, attributes, why)
+        attributes = {
+            semconv.STEP_ATTEMPT: event.attempt,
+            semconv.STEP_STATUS: status,
+            semconv.STEP_WAIT: (event.dependency_ns + event.queue_ns + event.backoff_ns) / NS,
+            semconv.TASK_RESULT: semconv.STEP_RESULTS[event.status],
+        }
+        if run.spent:
+            attributes.update(run.spent.pop(step.step_id, {}))
+        if type(span) is StepSpan:
+            span.close(event.time_ns, attributes, why)
+        else:
+            _close(span, event.time_ns, attributes, why)
         self._note(step.execution, step.step_id, span, semconv.STEP_STATUS)
 
     def _finish_attempt(self, event: StepRetrying) -> None:
@@ -510,9 +615,9 @@ class SpanListener:
 
     def _note(self, ref: ExecutionRef, step_id: str, span: trace.Span, status: str) -> None:
         """Remember what the span itself says, once it has ended."""
-        if isinstance(span, LiveSpan):
+        if type(span) is StepSpan or type(span) is LiveSpan:
             found = span._attributes
-            duration = (span.end_time or 0) - (span.start_time or 0)
+            duration = (span._end_time or 0) - (span._start_time or 0)
             self.ledger.note(ref.execution_id, step_id, found[status], found.get(semconv.STEP_ATTEMPT, 0), duration)
 
     def is_sampled(self, trace_id: str) -> bool:

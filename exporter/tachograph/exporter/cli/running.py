@@ -52,7 +52,7 @@ from tachograph.exporter.terminal import TimelineView
 from tachograph.exporter.timeline import build_timeline
 from tachograph.exporter.times import human
 from tachograph.instrumentation.recorder import Recorder
-from tachograph.instrumentation.setup import adopt, find_provider
+from tachograph.instrumentation.setup import adopt, find_provider, is_deferred
 from tachograph.instrumentation.spans import SpanListener, caller, propagation
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
@@ -197,7 +197,7 @@ def _run(
 ) -> WorkflowExecutionTimeline:
     logging.basicConfig(level=logging.WARNING)
     recorder = Recorder()
-    recorder.set_spans(SpanListener(find_provider()))
+    recorder.set_spans(SpanListener(find_provider(), deferred=is_deferred()))
     recorder.add("store", StoreWriter(store))
     adopt(recorder, workspace)
     progress = Progress(definition)
