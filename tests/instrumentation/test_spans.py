@@ -306,7 +306,14 @@ async def test_deferred_spans_say_the_same_and_keep_processors_off_the_steps_thr
     flow = (
         WorkflowBuilder("w")
         .step("a", handler="touches")
-        .step("b", handler="fail", config={"times": 1}, max_retries=1, retry_backoff=Backoff(initial_seconds=0.0), after="a")
+        .step(
+            "b",
+            handler="fail",
+            config={"times": 1},
+            max_retries=1,
+            retry_backoff=Backoff(initial_seconds=0.0),
+            after="a",
+        )
         .step("c", handler="fail", after="b")
         .step("d", after="c")
         .build()
