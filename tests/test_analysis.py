@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachograph.analysis import InferredDependencies, critical_path, slack
+from tachograph.analysis import InferredDependencies, critical_path, path_lengths, slack
 
 
 class Step(NamedTuple):
@@ -50,6 +50,17 @@ def test_the_path_leads_through_a_skipped_step_to_what_it_waited_for() -> None:
 def test_a_dependency_that_finished_after_the_start_did_not_hold_the_step_back() -> None:
     steps = [Step("first", 0, 10), Step("late", 0, 90), Step("any", 10, 100, ["first", "late"])]
     assert ids(steps) == ["first", "any"]
+
+
+def test_a_step_that_began_before_all_it_waited_for_had_ended_follows_the_last_of_them() -> None:
+    # Spans of two machines, a clock 3 ahead; a task's span that outlasts the start of its successor.
+    steps = [Step("first", 0, 10), Step("early", 1, 20), Step("next", 18, 50, ["first", "early"])]
+    assert ids(steps) == ["first", "next"]
+    steps = [Step("first", 0, 20), Step("early", 1, 19), Step("next", 18, 50, ["first", "early"])]
+    assert ids(steps) == ["first", "next"]
+    assert path_lengths(critical_path(steps)) == [18, 32]
+    assert slack(steps) == {"first": 0, "early": 1, "next": 0}
+    assert ids([Step("a", 5, 20), Step("b", 5, 30, ["a"])]) == ["b"]
 
 
 def test_in_a_run_that_goes_on_a_running_step_reaches_up_to_now() -> None:

@@ -41,9 +41,11 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
 
     Only steps that started count, and only those not inside another step (their time is the outer step's). With
     ``now_ns``, a step still running counts as reaching up to that moment. A dependency that finished after the step
-    started (a rule such as *one success*) did not hold it back and is not followed; neither are dependencies on
-    steps that never ran, whose own dependencies are looked at instead. Of steps that finished at the same nanosecond
-    the one that started last is taken, then the one with the greater id, so that the order of ``steps`` is no matter.
+    started (a rule such as *one success*) did not hold it back and is not followed, unless that is true of all that
+    had started before it: then clocks differ, or a task's span outlasts the start of its successor, and the last of
+    them is followed. Dependencies on steps that never ran are passed over to what those waited for. Of steps that
+    finished at the same nanosecond the one that started last is taken, then the one with the greater id, so that the
+    order of ``steps`` is no matter.
     """
     timed: dict[str, tuple[int, S]] = {}
     every = {step.step_id: step for step in steps}
@@ -59,17 +61,27 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     while current is not None:
         path.append(current)
         seen.add(current.step_id)
-        limit = current.started_ns
-        best: tuple[int, S] | None = None
-        for found in _dependencies_that_ran(current, timed, every):
-            pair = timed[found]
-            if found in seen or (limit is not None and pair[0] > limit):
-                continue
-            if best is None or _lateness(pair) > _lateness(best):
-                best = pair
-        current = best[1] if best else None
+        limit = current.started_ns or 0
+        before = [timed[found] for found in _dependencies_that_ran(current, timed, every) if found not in seen]
+        held = [pair for pair in before if pair[0] <= limit] or [p for p in before if (p[1].started_ns or 0) < limit]
+        current = max(held, key=_lateness)[1] if held else None
     path.reverse()
     return path
+
+
+def path_lengths(path: Sequence[TimedStep], now_ns: int = 0) -> list[int]:
+    """Nanoseconds of each step of a critical path: until it ended, or until the next one began if that was earlier.
+
+    A step that has not ended lasts until ``now_ns``.
+    """
+    found = []
+    for i, step in enumerate(path):
+        started = step.started_ns or 0
+        end = step.finished_ns if step.finished_ns is not None else now_ns
+        if i + 1 < len(path):
+            end = min(end, path[i + 1].started_ns or end)
+        found.append(max(0, end - started))
+    return found
 
 
 def _lateness(pair: tuple[int, TimedStep]) -> tuple[int, int, str]:
@@ -85,9 +97,9 @@ class NamedStep(TimedStep, Protocol):
 
 def path_of(steps: Sequence[NamedStep]) -> tuple[PathStep, ...]:
     """The critical path of a finished run, as its last event tells it."""
+    path = critical_path(steps)
     return tuple(
-        PathStep(step.step_id, step.name, (step.finished_ns or 0) - (step.started_ns or 0))
-        for step in critical_path(steps)
+        PathStep(step.step_id, step.name, length) for step, length in zip(path, path_lengths(path), strict=True)
     )
 
 
@@ -142,6 +154,9 @@ def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str,
             ended = times[dependency][1]
             if ready < ended <= started:
                 ready = ended
+        if ready < 0:
+            # None had (see `critical_path`): the last of those that had begun held it back.
+            ready = max((times[one][1] for one in waited if times[one][0] < started), default=-1)
         for dependency in waited:
             behind = ready - times[dependency][1]
             if behind >= 0 and result.get(dependency, end) > own + behind:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tachograph.analysis import critical_path
+from tachograph.analysis import critical_path, path_lengths
 from tachograph.exporter.schemas import Difference, Reconciliation
 from tachograph.exporter.store.queries import StoredRun
 from tachograph.instrumentation.ledger import Entry, Ledger
@@ -73,7 +73,7 @@ def _totals(run: StoredRun) -> list[Difference]:
         "failed_step_count": sum(row.status in ("failed", "timeout") for row in run.steps),
         "skipped_step_count": sum(row.status == "skipped" for row in run.steps),
         "work_ns": sum(row.run_ns or 0 for row in run.steps if row.parent_step_id is None),
-        "critical_path_ns": sum((s.finished_ns or 0) - (s.started_ns or 0) for s in critical_path(run.steps)),
+        "critical_path_ns": sum(path_lengths(critical_path(run.steps))),
     }
     # A lost execution has no rows for steps it never came to; steps of forked processes are known by their rows only.
     if execution.status == "lost" or len(run.steps) > execution.step_count:

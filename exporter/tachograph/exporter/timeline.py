@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Row
 
-from tachograph.analysis import critical_path, slack
+from tachograph.analysis import critical_path, path_lengths, slack
 from tachograph.events import NS, StepStatus
 from tachograph.exporter.schemas import (
     Attempt,
@@ -51,6 +51,7 @@ def build_timeline(
     is_open = execution.finished_ns is None
     path = critical_path(steps, now_ns=now_ns if is_open else None)
     on_path = {step.step_id for step in path}
+    lengths = path_lengths(path, now_ns)
     slacks = slack(steps) if not is_open else {}
     attempts: dict[str, list[Row[Any]]] = defaultdict(list)
     for row in run.attempts:
@@ -88,8 +89,8 @@ def build_timeline(
         last_seen_at=rfc3339(execution.last_seen_ns) if is_open or execution.status == "lost" else None,
         trace_id=trace_id,
         span_id=execution.span_id,
-        critical_path=[CriticalStep(s.step_id, s.name, (_length(s, now_ns) or 0) / NS) for s in path],
-        critical_path_seconds=sum(_length(s, now_ns) or 0 for s in path) / NS,
+        critical_path=[CriticalStep(s.step_id, s.name, length / NS) for s, length in zip(path, lengths, strict=True)],
+        critical_path_seconds=sum(lengths) / NS,
         work_seconds=work / NS,
         parallelism=work / elapsed if elapsed else None,
         cost_usd=sum(row.value for row in run.reports if row.kind == "cost"),
