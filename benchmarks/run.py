@@ -1,7 +1,7 @@
 """Side by side in one run: what Tachograph costs beside what one would use otherwise.
 
     python benchmarks/run.py            everything
-    python benchmarks/run.py recorder   one of them: recorder, timeline, exposition, writer, metrics
+    python benchmarks/run.py recorder   one of them: recorder, timeline, exposition, writer, metrics, ingest
 
 Figures are medians of several rounds, the sides taken in turn; on a busy machine look at the ratios.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 
 import exposition
+import ingest
 import metrics
 import recorder
 import timeline
@@ -23,6 +24,7 @@ BENCHMARKS = {
     "exposition": exposition.main,
     "writer": writer.main,
     "metrics": metrics.main,
+    "ingest": ingest.main,
 }
 
 

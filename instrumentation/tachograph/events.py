@@ -11,6 +11,7 @@ choose between two clocks.
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 import uuid
@@ -102,16 +103,19 @@ def new_id(now_ns: int | None = None) -> str:
     return str(uuid.UUID(int=value))
 
 
+@functools.lru_cache(maxsize=1024)
 def workspace_id(slug: str) -> str:
     """The id of the workspace with this slug, the same in every process."""
     return str(uuid.uuid5(_NAMESPACE, slug))
 
 
+@functools.lru_cache(maxsize=4096)
 def workflow_id(workspace: str, name: str) -> str:
     """The id of a workflow that nobody registered: known by its name in its workspace, the same in every process."""
     return str(uuid.uuid5(_NAMESPACE, f"{workspace}/{name}"))
 
 
+@functools.lru_cache(maxsize=16_384)
 def step_id(workflow: str, name: str, index: int = 0) -> str:
     """The id of a step: its workflow's id and its name; ``index`` counts repetitions within one execution."""
     return str(uuid.uuid5(uuid.UUID(workflow), f"{name}#{index}" if index else name))

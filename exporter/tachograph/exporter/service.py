@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
-from tachograph.events import NS
+from tachograph.events import NS, Event
 from tachograph.exporter.api import (
     access,
     executions,
@@ -36,6 +36,8 @@ from tachograph.exporter.api.errors import problems
 from tachograph.exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER, WORKSPACES
 from tachograph.exporter.api.routes import Route
 from tachograph.exporter.config import Config, ConfigError
+from tachograph.exporter.ingest.intake import Intake
+from tachograph.exporter.ingest.span_store import SpanStore, has_due
 from tachograph.exporter.store import archive, partitions, queries, recovery
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.writer import StoreWriter, add_project, add_workspace
@@ -55,6 +57,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 10.0
 KEEP_SECONDS: Final = 3600.0
+LOOK_SECONDS: Final = 0.5
 ROUTES: Final[tuple[Route, ...]] = (
     *trends.ROUTES,
     *executions.ROUTES,
@@ -115,6 +118,8 @@ class Service:
         self.feed = Feed(self.database)
         self.writer = StoreWriter(self.database, self.own.wrote, self.feed.committed)
         self.recorder.add("store", self.writer)
+        self.span_store = SpanStore(self.writer)
+        self.intake = Intake(self.span_store, self._tell)
         self.recorder.add("events", EventLedger())
         self.registry.register(HealthCollector(self.recorder, self.metrics.series))
         self.registry.register(Others())
@@ -124,6 +129,14 @@ class Service:
         self.life = health.Life()
         self._sweeper: asyncio.Task[None] | None = None
         self.database.run(self._prepare)
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        """What arrived goes to the metrics as any event does; it is stored, and its spans were exported elsewhere."""
+        lane = self.recorder.lanes["metrics"]
+        for event in events:
+            lane.put(event)
+        if events:
+            self.feed.committed()
 
     def _prepare(self, connection: Connection) -> None:
         now = time.time_ns()
@@ -148,8 +161,7 @@ class Service:
         app[RECORDER] = self.recorder
         app[EXECUTOR] = self.executor
         app[WORKSPACES] = {}
-        app[otlp.WRITER] = self.writer
-        app[otlp.UNDER_WAY] = asyncio.Semaphore(otlp.AT_ONCE)
+        app[otlp.INTAKE] = self.intake
         app[metrics.ANSWERS] = metrics.Answers()
         app[metrics.SCRAPER] = metrics.Scraper(self.registry, self.recorder, self.own)
         app[health.LIFE] = self.life
@@ -164,11 +176,14 @@ class Service:
     async def _background(self, _app: web.Application) -> AsyncIterator[None]:
         await self.sweep()
         self._sweeper = asyncio.create_task(self._sweep_now_and_then(), name="tachograph sweep")
-        keeper = asyncio.create_task(self._keep_small(), name="tachograph retention")
+        others = [
+            asyncio.create_task(self._keep_small(), name="tachograph retention"),
+            asyncio.create_task(self._look_again(), name="tachograph traces"),
+        ]
         yield
-        self._sweeper.cancel()
-        keeper.cancel()
-        await asyncio.gather(self._sweeper, keeper, return_exceptions=True)
+        for task in (self._sweeper, *others):
+            task.cancel()
+        await asyncio.gather(self._sweeper, *others, return_exceptions=True)
         await self.close()
 
     async def sweep(self) -> int:
@@ -195,6 +210,24 @@ class Service:
             except Exception:
                 log.exception("looking for lost executions failed; trying again later")
 
+    async def _look_again(self) -> None:
+        """Read the executions of long traces, and of those that miss a span, when they are due."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self.look_again()
+            except Exception:
+                log.exception("executions could not be read from traces; trying again later")
+
+    async def look_again(self) -> int:
+        """Read the executions of the traces that are due; how many traces there were."""
+        if not await self.database.read(has_due):
+            return 0
+        found = await self.database.write(self.span_store.claim_due)
+        for due in found:
+            self._tell(await asyncio.to_thread(self.span_store.look_again, due))
+        return len(found)
+
     async def _keep_small(self) -> None:
         """Archive or delete what is old enough, as the configuration says, now and every hour."""
         config = self.config
@@ -219,6 +252,7 @@ class Service:
     async def close(self) -> None:
         """Stop work, deliver what was recorded, close the database."""
         await self.stop_work()
+        await asyncio.to_thread(self.intake.close)
         await self.feed.close()
         release(self.recorder)
         await asyncio.to_thread(self.recorder.close)

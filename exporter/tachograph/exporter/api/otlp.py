@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any, Final
 
 import msgspec
@@ -11,21 +10,15 @@ from aiohttp import web
 from google.protobuf.json_format import MessageToDict
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
 
-from tachograph.events import Event
-from tachograph.exporter.api.request import CONFIG, DATABASE, RECORDER, workspace_of
+from tachograph.exporter.api.request import CONFIG, workspace_of
 from tachograph.exporter.api.routes import INGEST, Route
-from tachograph.exporter.ingest import intake
-from tachograph.exporter.ingest.spans import MOST_SPANS, BadRequest, SpanRecord, parse, records
-from tachograph.exporter.store.writer import StoreWriter
+from tachograph.exporter.ingest.intake import Intake, Unavailable
+from tachograph.exporter.ingest.spans import BadRequest
 
-log = logging.getLogger(__name__)
-
-AT_ONCE: Final = 8
-"""Requests that are worked on at once; further ones are asked to come again."""
-WRITER: Final = web.AppKey("writer", StoreWriter)
-UNDER_WAY: Final = web.AppKey("ingest_under_way", asyncio.Semaphore)
+INTAKE: Final = web.AppKey("intake", Intake)
+_UNPACKED: Final = 8
+"""How many times its size a compressed body is believed to be until it is read."""
 _JSON: Final = "application/json"
 _PROTOBUF: Final = "application/x-protobuf"
 
@@ -39,59 +32,37 @@ async def traces(request: web.Request) -> web.Response:
     kind = request.content_type
     if kind not in (_JSON, _PROTOBUF):
         return _refused(_JSON, 415, 3, f"send {_PROTOBUF} or {_JSON}, not {kind}")
-    slots = request.app[UNDER_WAY]
-    if slots.locked():
-        return _refused(kind, 429, 8, f"{AT_ONCE} requests are being worked on; come again", retry_after=1)
-    async with slots:
-        limit = request.app[CONFIG].max_body_bytes
-        if request.content_length is not None and request.content_length > limit:
-            return _refused(kind, 413, 3, f"the body is larger than {limit} bytes")
+    limit = request.app[CONFIG].max_body_bytes
+    if request.content_length is not None and request.content_length > limit:
+        return _refused(kind, 413, 3, f"the body is larger than {limit} bytes")
+    workspace = await workspace_of(request)
+    intake = request.app[INTAKE]
+    size = limit if request.content_length is None else request.content_length
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        size = min(limit, size * _UNPACKED)
+    if not intake.reserve(size):
+        return _refused(kind, 429, 8, "too many requests wait already; come again", retry_after=1)
+    try:
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return _refused(kind, 413, 3, f"the body is larger than {limit} bytes")
         except (web.HTTPException, ValueError) as error:
             return _refused(kind, 400, 3, f"the body cannot be read: {error}")
-        workspace = await workspace_of(request)
+        waiting = intake.submit(workspace.id, workspace.slug, body, is_json=kind == _JSON)
         try:
-            kept, rejected = await asyncio.to_thread(_read, body, is_json=kind == _JSON)
+            taken = await asyncio.wrap_future(waiting)
         except BadRequest as error:
             return _refused(kind, 400, 3, str(error))
-        if kept:
-            writer = request.app[WRITER]
-            try:
-                new = await request.app[DATABASE].write(
-                    lambda c: intake.take(c, writer, workspace.id, workspace.slug, kept)
-                )
-            except (OperationalError, InterfaceError, OSError) as error:
-                log.warning("spans could not be stored: %s", error)
-                return _refused(kind, 503, 14, "the database cannot take it now", retry_after=5)
-            _tell(request, new)
+        except Unavailable:
+            return _refused(kind, 503, 14, "the database cannot take it now", retry_after=5)
+    finally:
+        intake.release(size)
     answer = ExportTraceServiceResponse()
-    if rejected:
-        answer.partial_success.rejected_spans = len(rejected)
-        answer.partial_success.error_message = "; ".join(rejected[:5])
+    if taken.rejected:
+        answer.partial_success.rejected_spans = taken.rejected
+        answer.partial_success.error_message = taken.why
     return _answer(kind, 200, answer)
-
-
-def _read(body: bytes, *, is_json: bool) -> tuple[list[SpanRecord], list[str]]:
-    kept: list[SpanRecord] = []
-    rejected: list[str] = []
-    for one in records(parse(body, is_json=is_json)):
-        if isinstance(one, str):
-            rejected.append(one)
-        elif len(kept) >= MOST_SPANS:
-            rejected.append(f"a request may carry {MOST_SPANS} spans")
-        else:
-            kept.append(one)
-    return kept, rejected
-
-
-def _tell(request: web.Request, events: list[Event]) -> None:
-    """What is new goes to the metrics as any event does; it is stored, and its spans were exported elsewhere."""
-    lane = request.app[RECORDER].lanes["metrics"]
-    for event in events:
-        lane.put(event)
 
 
 def _refused(kind: str, status: int, code: int, why: str, *, retry_after: int | None = None) -> web.Response:

@@ -20,8 +20,8 @@ from sqlalchemy import Connection, func, select
 from tachograph.exporter.api import errors
 from tachograph.exporter.api.request import DATABASE, Query, json_response, workspace_of
 from tachograph.exporter.api.routes import Parameter, Route
-from tachograph.exporter.ingest import intake
 from tachograph.exporter.ingest.of_run import SERVICE, spans_of_run
+from tachograph.exporter.ingest.span_store import of_trace
 from tachograph.exporter.ingest.spans import SpanRecord, otlp_json, resource_spans, value_of
 from tachograph.exporter.store import queries
 from tachograph.exporter.store.recovery import INGESTED
@@ -56,7 +56,7 @@ class Found(NamedTuple):
 def trace(connection: Connection, workspace_id: str, slug: str, wanted: str) -> Found | None:
     """One trace of a workspace, or None."""
     trace_id = wanted.lower().zfill(32)
-    arrived = intake.of_trace(connection, workspace_id, trace_id)
+    arrived = of_trace(connection, workspace_id, trace_id)
     known = {span.span_id for span in arrived}
     rows = connection.execute(
         select(_executions.execution_id).where(

@@ -1,163 +1,202 @@
-"""What arrives by OTLP goes into the store: spans whole, and what they tell as executions, in one transaction.
+"""The door for OTLP: requests wait in line, are read and stored by one thread, and many go into one transaction.
 
-A request is answered when that is committed, so what was acknowledged is not lost; a request that comes again changes
-nothing. Metrics hear of a step once, when its span first ends.
+One thread, because reading spans and writing rows both hold the interpreter: more of them only stand in each other's
+way. A request is answered when its spans are committed, so what was acknowledged is not lost.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import Any, Final
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, select, true
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from tachograph.events import Event
-from tachograph.exporter.ingest.assemble import Assembled, assemble
-from tachograph.exporter.ingest.spans import SpanRecord, stored_record
-from tachograph.exporter.store import log as event_log
-from tachograph.exporter.store import rollups
-from tachograph.exporter.store.recovery import INGESTED
-from tachograph.exporter.store.schema import span_resources, spans, workflow_executions
-from tachograph.exporter.store.writer import StoreWriter
+from tachograph.exporter.ingest.span_store import MOST_OF_TRACE, SpanStore
+from tachograph.exporter.ingest.spans import MOST_SPANS, BadRequest, SpanRecord, parse, records
 
-_CHUNK: Final = 500
-_spans = spans.c
-_OF_TRACE: Final = (
-    select(_spans.payload, span_resources.c.payload.label("resource"), _spans.resource_id)
-    .join(span_resources, span_resources.c.id == _spans.resource_id)
-    .where(_spans.workspace_id == bindparam("workspace"), _spans.trace_id == bindparam("trace"))
-)
+log = logging.getLogger(__name__)
+
+MOST_BYTES: Final = 64 << 20
+"""Bytes of requests that may wait; further ones are asked to come again."""
+_GROUP_BYTES: Final = 4 << 20
+_GROUP_REQUESTS: Final = 64
 
 
-def take(
-    connection: Connection, writer: StoreWriter, workspace_id: str, workspace: str, arrived: Sequence[SpanRecord]
-) -> list[Event]:
-    """Keep spans and bring the executions of their traces up to date; the events that were not known before."""
-    rollups.lock(connection)
-    fresh = _keep(connection, workspace_id, arrived)
-    if not fresh:
-        return []
-    now = time.time_ns()
-    events: list[Event] = []
-    new: list[Event] = []
-    outdated: set[str] = set()
-    for trace_id in sorted({trace for trace, _ in fresh}):
-        kept = of_trace(connection, workspace_id, trace_id)
-        found = assemble(workspace, kept, now)
-        others = _of_others(connection, workspace_id, [one.execution.execution_id for one in found])
-        if others:
-            found = assemble(workspace, kept, now, avoid=others)
-        ids = [one.execution.execution_id for one in found]
-        theirs = _recorded_here(connection, ids)
-        # What the trace was taken for before, when less of it was known.
-        outdated |= _put_together(connection, workspace_id, trace_id) - set(ids)
-        for one in found:
-            if one.execution.execution_id in theirs:
-                continue  # Who ran it recorded it in this very database, and knows more than its spans.
-            events += one.events
-            new += _new(one, trace_id, fresh)
-    if events or outdated:
-        writer.replace(connection, events, outdated)
-    if event_log.is_listened_to(connection):
-        event_log.append(connection, INGESTED, new)
-    return new
+class Unavailable(Exception):
+    """The database cannot take it now."""
 
 
-def _new(one: Assembled, trace_id: str, fresh: set[tuple[str, str]]) -> list[Event]:
-    """What of an execution nobody was told yet: nothing before its own span has come and says what it is."""
-    if one.root is None:
-        return []
-    everything = (trace_id, one.root.span_id) in fresh
-    told: dict[int, Event] = {}
-    for span_id, events in one.of_span.items():
-        if everything or (trace_id, span_id) in fresh:
-            told |= {id(event): event for event in events}
-    # In the order they are in: the start first, the end last.
-    return [event for event in one.events if id(event) in told]
+class Answer(NamedTuple):
+    """What became of a request: spans that were new, spans that could not be kept, and why the first of those not."""
+
+    stored: int
+    rejected: int
+    why: str
 
 
-def _put_together(connection: Connection, workspace_id: str, trace_id: str) -> set[str]:
-    executions = workflow_executions.c
-    wanted = select(executions.execution_id).where(
-        executions.trace_id == trace_id, executions.workspace_id == workspace_id, executions.process == INGESTED
-    )
-    return set(connection.execute(wanted).scalars())
+class _Waiting(NamedTuple):
+    workspace_id: str
+    workspace: str
+    body: bytes
+    is_json: bool
+    answer: Future[Answer]
 
 
-def _keep(connection: Connection, workspace_id: str, arrived: Sequence[SpanRecord]) -> set[tuple[str, str]]:
-    """Store what is new: spans never seen, and those that have ended since. Their (trace id, span id)."""
-    best: dict[tuple[str, str], SpanRecord] = {}
-    for one in arrived:
-        key = (one.trace_id, one.span_id)
-        if key not in best or one.end_ns > best[key].end_ns:
-            best[key] = one
-    known: dict[tuple[str, str], int] = {}
-    traces = sorted({trace for trace, _ in best})
-    ids = sorted({span for _, span in best})
-    for i in range(0, len(ids), _CHUNK):
-        wanted = select(_spans.trace_id, _spans.span_id, _spans.end_ns).where(
-            _spans.workspace_id == workspace_id,
-            _spans.trace_id.in_(traces) if len(traces) <= _CHUNK else true(),
-            _spans.span_id.in_(ids[i : i + _CHUNK]),
-        )
-        known |= {(row[0], row[1]): row[2] for row in connection.execute(wanted)}
-    changed = {key: one for key, one in best.items() if key not in known or one.end_ns > known[key]}
-    if not changed:
-        return set()
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    resources = {one.resource_id: one.resource for one in changed.values()}
-    connection.execute(
-        insert(span_resources).on_conflict_do_nothing(), [{"id": k, "payload": v} for k, v in resources.items()]
-    )
-    statement: Any = insert(spans)
-    updated = {name: statement.excluded[name] for name in _UPDATED}
-    statement = statement.on_conflict_do_update(index_elements=list(spans.primary_key), set_=updated)
-    connection.execute(
-        statement,
-        [
-            {
-                "workspace_id": workspace_id,
-                "trace_id": one.trace_id,
-                "span_id": one.span_id,
-                "parent_span_id": one.parent_span_id,
-                "name": one.name,
-                "service": one.service,
-                "start_ns": one.start_ns,
-                "end_ns": one.end_ns,
-                "resource_id": one.resource_id,
-                "payload": one.payload,
-            }
-            for one in changed.values()
-        ],
-    )
-    return set(changed)
+class _Read(NamedTuple):
+    request: _Waiting
+    kept: list[SpanRecord]
+    rejected: list[str]
 
 
-_UPDATED: Final = ("parent_span_id", "name", "service", "start_ns", "end_ns", "resource_id", "payload")
+class Intake:
+    """Takes requests in.
+
+    Args:
+        store: where spans go.
+        tell: told of events that nobody was told before, after they are committed, from the intake's thread.
+    """
+
+    def __init__(self, store: SpanStore, tell: Callable[[Sequence[Event]], None]) -> None:
+        self.store = store
+        self._tell = tell
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._thread: threading.Thread | None = None
+        self.stored = 0
+        """Spans stored so far."""
+        self.rejected = 0
+        """Spans that could not be kept."""
+
+    def reserve(self, size: int) -> bool:
+        """Make room for a request of so many bytes, before it is read; False: there is none now."""
+        with self._lock:
+            if self._waiting and self._waiting + size > MOST_BYTES:
+                return False
+            self._waiting += size
+            return True
+
+    def release(self, size: int) -> None:
+        """Give room back."""
+        with self._lock:
+            self._waiting -= size
+
+    def submit(self, workspace_id: str, workspace: str, body: bytes, *, is_json: bool) -> Future[Answer]:
+        """Take a request's body. The future raises `BadRequest` or `Unavailable`."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="tachograph-intake", daemon=True)
+            self._thread.start()
+        answer: Future[Answer] = Future()
+        self._queue.put(_Waiting(workspace_id, workspace, body, is_json, answer))
+        return answer
+
+    def close(self) -> None:
+        """Finish what waits and stop."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        is_open = True
+        while is_open:
+            group: list[_Read] = []
+            size = 0
+            one = self._queue.get()
+            while True:
+                if one is None:
+                    is_open = False
+                    break
+                size += len(one.body)
+                if (read := _read(one)) is not None:
+                    group.append(read)
+                if size >= _GROUP_BYTES or len(group) >= _GROUP_REQUESTS:
+                    break
+                try:
+                    one = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if group:
+                self._store(group)
+
+    def _store(self, group: Sequence[_Read]) -> None:
+        """Commit a group and answer each; where something unforeseen happens, each by itself."""
+        try:
+            answers, events = self.store.writer.database.run(lambda c: self._take(c, group))
+        except Exception as error:
+            if is_unavailable(error):
+                log.warning("spans could not be stored: %s", error)
+                for one in group:
+                    one.request.answer.set_exception(Unavailable(str(error)))
+            elif len(group) > 1:
+                for one in group:
+                    self._store([one])
+            else:
+                group[0].request.answer.set_exception(error)
+            return
+        try:
+            self._tell(events)
+        except Exception:
+            log.exception("what arrived is stored, but could not be told to the metrics")
+        for one, answer in zip(group, answers, strict=True):
+            self.stored += answer.stored
+            self.rejected += answer.rejected
+            one.request.answer.set_result(answer)
+
+    def _take(self, connection: Connection, group: Sequence[_Read]) -> tuple[list[Answer], list[Event]]:
+        workspaces: dict[tuple[str, str], list[_Read]] = {}
+        for one in group:
+            workspaces.setdefault((one.request.workspace_id, one.request.workspace), []).append(one)
+        answers: dict[int, Answer] = {}
+        events: list[Event] = []
+        for (workspace_id, workspace), several in workspaces.items():
+            taken = self.store.take(connection, workspace_id, workspace, [span for one in several for span in one.kept])
+            events += taken.events
+            for i, one in enumerate(several):
+                why = list(one.rejected)
+                if taken.refused:
+                    refused = [span for span in one.kept if (span.trace_id, span.span_id) in taken.refused]
+                    why += [
+                        f"trace {span.trace_id} has {MOST_OF_TRACE} spans, and no room for more" for span in refused
+                    ]
+                # Spans of several requests were stored at once; they are counted with the first.
+                answers[id(one)] = Answer(taken.stored if i == 0 else 0, len(why), "; ".join(dict.fromkeys(why[:5])))
+        return [answers[id(one)] for one in group], events
 
 
-def of_trace(connection: Connection, workspace_id: str, trace_id: str) -> list[SpanRecord]:
-    """All that is kept of a trace, by start."""
-    rows = connection.execute(_OF_TRACE, {"workspace": workspace_id, "trace": trace_id})
-    found = [stored_record(row[0], row[1], row[2]) for row in rows]
-    found.sort(key=lambda span: (span.start_ns, span.span_id))
-    return found
+def _read(request: _Waiting) -> _Read | None:
+    """A request's spans; None: it is answered already."""
+    if not request.answer.set_running_or_notify_cancel():
+        return None
+    kept: list[SpanRecord] = []
+    rejected: list[str] = []
+    try:
+        for one in records(parse(request.body, is_json=request.is_json)):
+            if isinstance(one, str):
+                rejected.append(one)
+            elif len(kept) >= MOST_SPANS:
+                rejected.append(f"a request may carry {MOST_SPANS} spans")
+            else:
+                kept.append(one)
+    except Exception as error:
+        if not isinstance(error, BadRequest):
+            log.exception("a request could not be read")
+        request.answer.set_exception(error)
+        return None
+    if not kept:
+        request.answer.set_result(Answer(0, len(rejected), "; ".join(dict.fromkeys(rejected[:5]))))
+        return None
+    return _Read(request, kept, rejected)
 
 
-def _of_others(connection: Connection, workspace_id: str, ids: Sequence[str]) -> frozenset[str]:
-    """Those of the ids that are executions of other workspaces: nobody writes over what is not theirs."""
-    executions = workflow_executions.c
-    wanted = select(executions.execution_id).where(
-        executions.execution_id.in_(ids), executions.workspace_id != workspace_id
-    )
-    return frozenset(connection.execute(wanted).scalars())
-
-
-def _recorded_here(connection: Connection, ids: Sequence[str]) -> set[str]:
-    executions = workflow_executions.c
-    wanted = select(executions.execution_id).where(
-        executions.execution_id.in_(ids), func.coalesce(executions.process, "") != INGESTED
-    )
-    return set(connection.execute(wanted).scalars())
+def is_unavailable(error: BaseException) -> bool:
+    """Whether it is the database's state, not the spans, that an error comes from."""
+    if isinstance(error, OperationalError | InterfaceError | OSError):
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated

@@ -16,6 +16,7 @@ from tachograph.instrumentation import semconv
 from tachograph.instrumentation.health import version
 
 SERVICE: Final = "tachograph"
+_AROUND: Final = {"service.name": SERVICE}
 
 
 def spans_of_run(run: StoredRun, workspace: str) -> list[SpanRecord]:
@@ -56,7 +57,7 @@ def spans_of_run(run: StoredRun, workspace: str) -> list[SpanRecord]:
         made.append(_step_span(run, step, about, span_ids))
         several = attempts.get(step.step_id, [])
         made += [_attempt_span(run, step, attempt) for attempt in several if len(several) > 1]
-    return [record(span, SERVICE, semconv.SCOPE, "", resource) for span in made]
+    return [record(span, SERVICE, semconv.SCOPE, "", resource, _AROUND) for span in made]
 
 
 def _step_span(run: StoredRun, step: StoredStep, about: dict[str, Any], span_ids: dict[str, str]) -> Span:

@@ -6,6 +6,7 @@ Wire format: https://opentelemetry.io/docs/specs/otlp/ (protobuf, and its JSON m
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -48,11 +49,18 @@ class SpanRecord(msgspec.Struct, gc=False):
     status_message: str
     links: tuple[str, ...]
     exception: tuple[str, str, str] | None = None
+    around: Mapping[str, Any] = {}
+    """Its resource's attributes."""
 
     @property
     def is_error(self) -> bool:
         """Whether it says that it failed."""
         return self.status_code == 2
+
+
+def clean(text: str) -> str:
+    """A text that a database takes: PostgreSQL has no NUL."""
+    return text.replace("\0", "\ufffd") if "\0" in text else text
 
 
 def value_of(value: AnyValue) -> Any:
@@ -107,7 +115,7 @@ def records(request: ExportTraceServiceRequest) -> Iterator[SpanRecord | str]:
     """Each span of a request, or, for one that cannot be kept, why."""
     for resource_spans in request.resource_spans:
         resource = {one.key: value_of(one.value) for one in resource_spans.resource.attributes}
-        service = str(resource.get("service.name", "unknown_service"))[:200]
+        service = _service(resource)
         for scope_spans in resource_spans.scope_spans:
             around = ResourceSpans(resource=resource_spans.resource, schema_url=resource_spans.schema_url)
             inner = around.scope_spans.add(schema_url=scope_spans.schema_url)
@@ -119,7 +127,7 @@ def records(request: ExportTraceServiceRequest) -> Iterator[SpanRecord | str]:
                 if why is not None:
                     yield why
                 else:
-                    yield record(span, service, scope_spans.scope.name, resource_id, encoded)
+                    yield record(span, service, scope_spans.scope.name, resource_id, encoded, resource)
 
 
 def _fault(span: Span) -> str | None:
@@ -134,8 +142,10 @@ def _fault(span: Span) -> str | None:
     return None
 
 
-def record(span: Span, service: str, scope: str, resource_id: str, resource: bytes) -> SpanRecord:
-    """A span as it is kept."""
+def record(
+    span: Span, service: str, scope: str, resource_id: str, resource: bytes, around: Mapping[str, Any]
+) -> SpanRecord:
+    """A span as it is kept. ``around``: its resource's attributes."""
     exception = None
     for event in span.events:
         if event.name == "exception":
@@ -148,7 +158,7 @@ def record(span: Span, service: str, scope: str, resource_id: str, resource: byt
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         parent_span_id=parent if parent.strip("0") else "",
-        name=span.name,
+        name=clean(span.name),
         kind=span.kind,
         start_ns=span.start_time_unix_nano,
         # A clock that was set back: it ended when it began.
@@ -163,16 +173,26 @@ def record(span: Span, service: str, scope: str, resource_id: str, resource: byt
         status_message=span.status.message,
         links=tuple(link.span_id.hex() for link in span.links if link.trace_id == span.trace_id),
         exception=exception,
+        around=around,
     )
 
 
 def stored_record(payload: bytes, resource: bytes, resource_id: str) -> SpanRecord:
     """A kept span, read again."""
-    around = ResourceSpans.FromString(resource)
-    said = {one.key: value_of(one.value) for one in around.resource.attributes}
-    scope = around.scope_spans[0].scope.name if around.scope_spans else ""
-    service = str(said.get("service.name", "unknown_service"))[:200]
-    return record(Span.FromString(payload), service, scope, resource_id, resource)
+    service, scope, around = _read_resource(resource)
+    return record(Span.FromString(payload), service, scope, resource_id, resource, around)
+
+
+@functools.lru_cache(maxsize=256)
+def _read_resource(resource: bytes) -> tuple[str, str, Mapping[str, Any]]:
+    whole = ResourceSpans.FromString(resource)
+    around = {one.key: value_of(one.value) for one in whole.resource.attributes}
+    scope = whole.scope_spans[0].scope.name if whole.scope_spans else ""
+    return _service(around), scope, around
+
+
+def _service(around: Mapping[str, Any]) -> str:
+    return clean(str(around.get("service.name", "unknown_service")))[:200]
 
 
 def resource_spans(found: list[SpanRecord]) -> list[ResourceSpans]:

@@ -32,7 +32,10 @@ from tachograph.exporter.store.queries import StoredRun
 from tachograph.exporter.store.schema import (
     FIRST_TERMINAL_RANK,
     archived_executions,
+    span_operations,
+    span_resources,
     spans,
+    traces,
     workflow_executions,
     workflow_step_attempts,
     workflow_step_executions,
@@ -110,9 +113,47 @@ def archive(
         if gone < len(ids):
             break  # Something writes to them right now; they stay for the next time.
     if directory is None:
-        database.run(lambda c: c.execute(delete(spans).where(spans.c.start_ns < cutoff * NS)))
+        delete_spans(database, cutoff * NS)
     database.run(_drop_empty)
     return Moved(moved, tuple(files), size, left)
+
+
+def delete_spans(database: Database, before_ns: int) -> int:
+    """Delete traces that ended before a moment and of which nothing came since; how many spans.
+
+    Executions that were read from them stay. Safe to stop at any moment.
+    """
+    gone = 0
+    while True:
+        found = database.run(functools.partial(_delete_spans, before_ns=before_ns))
+        if found is None:
+            return gone
+        gone += found
+
+
+def _delete_spans(connection: Connection, before_ns: int) -> int | None:
+    there = traces.c
+    old = connection.execute(
+        select(there.workspace_id, there.trace_id)
+        .where(there.end_ns < before_ns, there.changed_ns < before_ns)
+        .limit(CHUNK)
+    ).all()
+    if not old:
+        operations = span_operations.c
+        connection.execute(delete(span_operations).where(operations.last_ns < before_ns - rollups.HOUR * NS))
+        connection.execute(delete(span_resources).where(span_resources.c.id.not_in(select(spans.c.resource_id))))
+        return None
+    gone = 0
+    ids: dict[str, list[str]] = {}
+    for workspace, trace in old:
+        ids.setdefault(workspace, []).append(trace)
+    for workspace, several in ids.items():
+        for table in (traces, spans):
+            done = connection.execute(
+                delete(table).where(table.c.workspace_id == workspace, table.c.trace_id.in_(several))
+            )
+        gone += done.rowcount
+    return gone
 
 
 def _oldest(connection: Connection, cutoff_s: int) -> int | None:

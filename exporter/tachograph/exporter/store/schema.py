@@ -23,6 +23,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    SmallInteger,
     String,
     Table,
     Text,
@@ -36,7 +37,7 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.events import ExecutionStatus, StepStatus
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """The schema's revision; migrations end here."""
 
 metadata: Final = MetaData()
@@ -274,8 +275,44 @@ spans: Final = Table(
     Column("end_ns", BigInteger, nullable=False),
     Column("resource_id", String(32), nullable=False),
     Column("payload", LargeBinary, nullable=False),
+    # 0: no metrics have heard of it yet; its trace is so long that it is read later.
+    Column("told", SmallInteger, nullable=False, server_default="1"),
     Index("ix_spans_service", "workspace_id", "service", text("start_ns DESC")),
     Index("ix_spans_start", "start_ns"),
+    sqlite_with_rowid=False,
+)
+
+# The traces that spans arrived of, so that lists need not look at spans. ``root_rank`` 1: the root is a span without a
+# parent, 0: it is the first span that is there. ``due_ns``: when to look at its executions (again), if ever.
+traces: Final = Table(
+    "traces",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("trace_id", String(32), primary_key=True),
+    Column("span_count", Integer, nullable=False),
+    Column("changed_ns", BigInteger, nullable=False),
+    Column("start_ns", BigInteger, nullable=False),
+    Column("end_ns", BigInteger, nullable=False),
+    Column("root_rank", SmallInteger, nullable=False),
+    Column("root_start_ns", BigInteger, nullable=False),
+    Column("root_service", String(200), nullable=False),
+    Column("root_name", String(200), nullable=False),
+    Column("due_ns", BigInteger),
+    Index("ix_traces_start", "workspace_id", text("start_ns DESC")),
+    Index("ix_traces_due", "due_ns", sqlite_where=text("due_ns IS NOT NULL"),
+          postgresql_where=text("due_ns IS NOT NULL")),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+
+# What spans there are, for the lists of services and of their operations. ``last_ns`` is kept to the hour.
+span_operations: Final = Table(
+    "span_operations",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("service", String(200), primary_key=True),
+    Column("name", String(200), primary_key=True),
+    Column("kind", SmallInteger, primary_key=True),
+    Column("last_ns", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
 

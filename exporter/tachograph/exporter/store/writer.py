@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain
 from typing import Any, Final, cast
 
@@ -68,6 +68,7 @@ _OPEN_SECONDS: Final = LEASE_SECONDS / 3
 _PARAMETERS: Final = 30_000
 """Values in one statement at most (SQLite's own limit is 32,766)."""
 _OPEN_LIMIT: Final = 10_000
+_CHUNK: Final = 500
 _NO_DEPENDENCIES: Final = "[]"
 _NO_ERROR: Final = (None, None, None)
 
@@ -163,11 +164,13 @@ class StoreWriter:
             rollups.fold(connection, before, batch.ended)
         batch.months = months
 
-    def replace(self, connection: Connection, events: Sequence[Event], remove: Iterable[str] = ()) -> None:
+    def replace(
+        self, connection: Connection, events: Sequence[Event], remove: Iterable[str] = (), *, known: Collection[str]
+    ) -> None:
         """Write these events in place of all that is stored of their executions, and count them anew.
 
         For executions that are put together from what arrives: the newest reading of it is the whole truth.
-        ``remove``: executions (by id) that are no more.
+        ``remove``: executions (by id) that are no more. ``known``: those that are there now.
         """
         rollups.lock(connection)
         batch = Batch(events)
@@ -176,9 +179,11 @@ class StoreWriter:
         batch.forget(gone)
         ids = [one for one in ids if one not in gone]
         partitions.ensure(connection, {month for month in map(partitions.month_of_id, ids) if month is not None})
-        before = rollups.ended(connection, ids)
+        there = [one for one in ids if one in known]
+        before = rollups.ended(connection, there) if there else {}
         for rows in (workflow_step_reports, ATTEMPT_ROWS.table, STEP_ROWS.table, EXECUTION_ROWS.table):
-            connection.execute(delete(rows).where(rows.c.execution_id.in_(ids)))
+            for i in range(0, len(there), _CHUNK):
+                connection.execute(delete(rows).where(rows.c.execution_id.in_(there[i : i + _CHUNK])))
         for key in batch.workflows.keys() - self._known:
             self._register(connection, batch.workflows[key])
         self._put(connection, batch)
@@ -187,9 +192,9 @@ class StoreWriter:
     def _put(self, connection: Connection, batch: Batch) -> None:
         for (_, statement), rows in zip(self._upserts, (batch.executions, batch.steps, batch.attempts), strict=True):
             if rows:
-                _executemany(connection, statement, list(rows.values()))
+                insert_many(connection, statement, list(rows.values()))
         if batch.reports:
-            _executemany(connection, self._insert_report, batch.reports)
+            insert_many(connection, self._insert_report, batch.reports)
         if batch.seen:
             connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
 
@@ -255,7 +260,10 @@ class StoreWriter:
             self.database.close()
 
 
-def _executemany(connection: Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
+def insert_many(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Run an INSERT of one row, in the driver's own SQL, for many rows."""
+    if not rows:
+        return
     # Straight to the driver: SQLAlchemy looks at every row once more, which costs half as much as writing it.
     cursor = connection.connection.cursor()
     try:

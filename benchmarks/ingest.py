@@ -1,0 +1,245 @@
+"""Spans by OTLP/HTTP until they are durable, through the real service: spans a second, beside the database's own bulk
+insert of the same span rows, and beside arize-phoenix taking the same requests.
+
+    python benchmarks/run.py ingest
+
+Traces of ten spans, fifty to a request, from a few clients at once, protobuf. Ours are counted when the request is
+answered, for what is answered is committed, with timelines, rollups and metrics. Phoenix answers before it stores: its
+spans are counted when its database has them all. It is taken along where ``PHOENIX`` names a Python that has
+arize-phoenix, or where the environment for it can be made (see benchmarks/peers/run.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import databases
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import delete, insert
+
+from tachograph.exporter.ingest.spans import SpanRecord, parse, records
+from tachograph.exporter.store.database import Database
+from tachograph.exporter.store.schema import span_resources, spans
+from tachograph.exporter.store.writer import insert_many
+
+SPANS = 10
+TRACES = 50
+REQUESTS = 40
+CLIENTS = 4
+ROUNDS = 5
+
+
+def a_request() -> bytes:
+    """Fifty runs of a pipeline of nine steps."""
+    request = ExportTraceServiceRequest()
+    group = request.resource_spans.add()
+    for key, value in (("service.name", "nightly"), ("host.name", "worker-1"), ("telemetry.sdk.language", "python")):
+        group.resource.attributes.add(key=key).value.string_value = value
+    scope = group.scope_spans.add()
+    scope.scope.name = "bench"
+    now = time.time_ns()
+    for _ in range(TRACES):
+        trace, root = secrets.token_bytes(16), secrets.token_bytes(8)
+        at = now
+        for number in range(SPANS):
+            span = scope.spans.add(trace_id=trace, span_id=secrets.token_bytes(8) if number else root, kind=1)
+            span.name = f"step {number}" if number else "nightly"
+            span.parent_span_id = root if number else b""
+            span.start_time_unix_nano = at
+            at += 1_000_000 if number else 0
+            span.end_time_unix_nano = at if number else at + SPANS * 1_000_000
+            for key, value in (("code.function.name", "run"), ("db.system.name", "postgresql"), ("table", "orders")):
+                span.attributes.add(key=key).value.string_value = value
+            span.attributes.add(key="rows").value.int_value = number
+    return request.SerializeToString()
+
+
+def bulk(database: Database, bodies: list[bytes]) -> float:
+    """Spans per second: the same rows into the same table, one INSERT and one commit for each request."""
+    groups = [[one for one in records(parse(body, is_json=False)) if isinstance(one, SpanRecord)] for body in bodies]
+    statement = str(insert(spans).compile(dialect=database.dialect))
+    begun = time.perf_counter()
+    for group in groups:
+        rows = [
+            (
+                "w",
+                o.trace_id,
+                o.span_id,
+                o.parent_span_id,
+                o.name,
+                o.service,
+                o.start_ns,
+                o.end_ns,
+                o.resource_id,
+                o.payload,
+            )
+            for o in group
+        ]
+        database.run(lambda c, rows=rows: insert_many(c, statement, rows))
+    rate = sum(len(group) for group in groups) / (time.perf_counter() - begun)
+    for table in (spans, span_resources):
+        database.run(lambda c, table=table: c.execute(delete(table)))
+    return rate
+
+
+async def _send(address: str, bodies: list[bytes]) -> None:
+    waiting = list(bodies)
+    async with aiohttp.ClientSession() as session:
+
+        async def client() -> None:
+            while waiting:
+                body = waiting.pop()
+                while True:
+                    kind = {"Content-Type": "application/x-protobuf"}
+                    async with session.post(f"{address}/v1/traces", data=body, headers=kind) as answer:
+                        if answer.status == 200:
+                            break
+                        assert answer.status in (429, 503), (answer.status, await answer.text())
+                    await asyncio.sleep(0.05)
+
+        await asyncio.gather(*[client() for _ in range(CLIENTS)])
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(1200):
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        assert process.poll() is None, "it has stopped"
+        time.sleep(0.1)
+    raise TimeoutError(url)
+
+
+@contextlib.contextmanager
+def tachograph(url: str) -> Iterator[str]:
+    """The service's address."""
+    port = _free_port()
+    command = [sys.executable, "-m", "tachograph.exporter", "serve", "--database", url, "--listen", f"127.0.0.1:{port}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/-/ready", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def ours(address: str, bodies: list[bytes]) -> float:
+    """Spans per second, answered."""
+    begun = time.perf_counter()
+    asyncio.run(_send(address, bodies))
+    return len(bodies) * TRACES * SPANS / (time.perf_counter() - begun)
+
+
+def phoenix_python() -> Path | None:
+    """A Python with arize-phoenix."""
+    if "PHOENIX" in os.environ:
+        return Path(os.environ["PHOENIX"])
+    path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tachograph-peers" / "phoenix"
+    python = path / "bin" / "python"
+    if not (path / "installed").exists():
+        venv.create(path, with_pip=True, clear=True)
+        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "arize-phoenix"]
+        if subprocess.run(command, check=False).returncode != 0:
+            return None
+        (path / "installed").touch()
+    return python
+
+
+@contextlib.contextmanager
+def phoenix(python: Path) -> Iterator[tuple[str, Path]]:
+    """Phoenix's address and its database (SQLite, its default)."""
+    with tempfile.TemporaryDirectory() as directory:
+        port = _free_port()
+        environment = {
+            **os.environ,
+            "PHOENIX_PORT": str(port),
+            "PHOENIX_GRPC_PORT": str(_free_port()),
+            "PHOENIX_WORKING_DIR": directory,
+            "PHOENIX_TELEMETRY_ENABLED": "false",
+        }
+        command = [python.parent / "phoenix", "serve"]
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=directory
+        )
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/healthz", process)
+            yield f"http://127.0.0.1:{port}", Path(directory) / "phoenix.db"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def theirs(address: str, database: Path, bodies: list[bytes]) -> float:
+    """Spans per second, in Phoenix's database."""
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60)) as connection:
+
+        def count() -> int:
+            return int(connection.execute("SELECT count(*) FROM spans").fetchone()[0])
+
+        before = count()
+        begun = time.perf_counter()
+        asyncio.run(_send(address, bodies))
+        wanted = before + len(bodies) * TRACES * SPANS
+        while count() < wanted:
+            time.sleep(0.05)
+            assert time.perf_counter() - begun < 600, "spans went missing"
+        return (wanted - before) / (time.perf_counter() - begun)
+
+
+def main(console: Console) -> None:
+    """Print the table."""
+    rates: dict[str, list[float]] = {}
+    ratios: dict[str, list[float]] = {}
+    peer = phoenix_python()
+    with contextlib.ExitStack() as stack:
+        found = stack.enter_context(phoenix(peer)) if peer is not None else None
+        sides: dict[str, tuple[Database, str]] = {}
+        for name, open_database in databases.ALL.items():
+            url, plain = stack.enter_context(open_database()), stack.enter_context(open_database())
+            if url is not None and plain is not None:
+                sides[name] = (Database(plain), stack.enter_context(tachograph(url)))
+        for number in range(ROUNDS + 1):
+            for name, (plain_database, address) in sides.items():
+                bodies = [a_request() for _ in range(REQUESTS)]
+                inserted, taken = bulk(plain_database, bodies), ours(address, bodies)
+                rates.setdefault(f"{name}, bulk insert", []).append(inserted)
+                rates.setdefault(f"Tachograph on {name}", []).append(taken)
+                ratios.setdefault(f"Tachograph on {name}", []).append(taken / inserted)
+            if found is not None:
+                # Far fewer: it takes its time.
+                rates.setdefault("Phoenix on SQLite", []).append(theirs(*found, [a_request() for _ in range(4)]))
+            if number == 0:
+                rates, ratios = {}, {}
+        for plain_database, _ in sides.values():
+            plain_database.close()
+    table = Table("", "spans/s, durable", "/ bulk insert (paired median)", "/ Phoenix")
+    phoenix_rate = statistics.median(rates["Phoenix on SQLite"]) if "Phoenix on SQLite" in rates else None
+    for name, found_rates in rates.items():
+        rate = statistics.median(found_rates)
+        against = f"{statistics.median(ratios[name]):.2f}" if name in ratios else ""
+        beside = f"{rate / phoenix_rate:.1f}" if phoenix_rate and name in ratios else ""
+        table.add_row(name, f"{rate:,.0f}", against, beside)
+    console.print(table)
