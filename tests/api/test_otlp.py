@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -31,6 +32,16 @@ async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator
         yield found
 
 
+AROUND: dict[bytes, Mapping[str, str | int]] = {}
+"""What spans want on their resource."""
+
+
+def describe(attributes: Any, values: Mapping[str, str | int]) -> None:
+    for key, value in values.items():
+        kind = AnyValue(string_value=value) if isinstance(value, str) else AnyValue(int_value=value)
+        attributes.add(key=key).value.CopyFrom(kind)
+
+
 def span(
     name: str,
     number: int,
@@ -42,6 +53,7 @@ def span(
     error: str = "",
     trace: int = 1,
     of: Mapping[str, str | int] | None = None,
+    around: Mapping[str, str | int] | None = None,
 ) -> Span:
     made = Span(
         trace_id=trace.to_bytes(16, "big"),
@@ -53,12 +65,9 @@ def span(
     )
     for link in links:
         made.links.add(trace_id=made.trace_id, span_id=link.to_bytes(8, "big"))
-    for key, value in (of or {}).items():
-        one = made.attributes.add(key=key)
-        if isinstance(value, str):
-            one.value.string_value = value
-        else:
-            one.value.CopyFrom(AnyValue(int_value=value))
+    describe(made.attributes, of or {})
+    if around:
+        AROUND[made.SerializeToString()] = around
     if error:
         made.status.code = Status.STATUS_CODE_ERROR
         event = made.events.add(name="exception", time_unix_nano=made.end_time_unix_nano)
@@ -69,11 +78,12 @@ def span(
 
 def export(spans: Sequence[Span], service: str = "etl") -> ExportTraceServiceRequest:
     request = ExportTraceServiceRequest()
-    group = request.resource_spans.add()
-    group.resource.attributes.add(key="service.name").value.string_value = service
-    scope = group.scope_spans.add()
-    scope.scope.name = "test"
-    scope.spans.extend(spans)
+    for one in spans:
+        group = request.resource_spans.add()
+        describe(group.resource.attributes, {"service.name": service, **AROUND.get(one.SerializeToString(), {})})
+        scope = group.scope_spans.add()
+        scope.scope.name = "test"
+        scope.spans.append(one)
     return request
 
 
@@ -148,6 +158,7 @@ def celery(action: str, state: str = "", retries: int = 0) -> dict[str, str | in
 
 
 WORKFLOW = {"temporalWorkflowID": "order-1"}
+RUN = {**WORKFLOW, "temporalRunID": OWN}
 ENGINES: dict[str, tuple[list[Span], str, dict[str, tuple[str, int]]]] = {
     "cicd": (
         [span("BUILD", 1, 0, 0, 9, of=cicd(name="build", run_id="77", result="failure")),
@@ -170,11 +181,29 @@ ENGINES: dict[str, tuple[list[Span], str, dict[str, tuple[str, int]]]] = {
     ),
     "temporal": (
         [span("StartWorkflow:Order", 1, 0, 0, 0.1, of=WORKFLOW),
-         span("RunWorkflow:Order", 2, 1, 0.2, 8, of={**WORKFLOW, "temporalRunID": OWN}),
-         span("StartActivity:charge", 3, 2, 0.3, 6, of=WORKFLOW),
-         span("RunActivity:charge", 4, 3, 0.4, 1, error="declined", of={"temporalActivityID": "1"}),
-         span("RunActivity:charge", 5, 3, 2, 6, of={"temporalActivityID": "1"})],
+         span("RunWorkflow:Order", 2, 1, 0.2, 8, of=RUN),
+         span("StartActivity:charge", 3, 2, 0.3, 0.3, of=RUN),
+         span("RunActivity:charge", 4, 3, 0.4, 1, error="declined", of={**RUN, "temporalActivityID": "1"}),
+         span("RunActivity:charge", 5, 3, 2, 6, of={**RUN, "temporalActivityID": "1"})],
         "Order completed", {"charge": ("completed", 2)},
+    ),
+    "temporal in python": (
+        [span("StartWorkflow:Order", 1, 0, 0, 0.1, of=WORKFLOW),
+         span("RunWorkflow:Order", 2, 1, 0.2, 0.2, of=RUN),
+         span("StartActivity:charge", 3, 1, 0.3, 0.3, of=RUN),
+         span("RunActivity:charge", 4, 3, 0.4, 1, error="declined", of={**RUN, "temporalActivityID": "1"}),
+         span("RunActivity:charge", 5, 3, 2, 6, error="declined", of={**RUN, "temporalActivityID": "1"}),
+         span("CompleteWorkflow:Order", 6, 1, 6.1, 6.1, error="Activity task failed", of=RUN)],
+        "Order failed", {"charge": ("failed", 2)},
+    ),
+    "github": (
+        [span("build.yml", 1, 0, 0, 60, around={"cicd.pipeline.name": "build", "cicd.pipeline.run.id": 5,
+                                                "cicd.pipeline.run.status": "failure"}),
+         span("lint", 2, 1, 1, 9, around={"cicd.pipeline.task.run.id": 1, "cicd.pipeline.run.task.status": "success"}),
+         span("test", 3, 1, 9, 60, around={"cicd.pipeline.task.run.id": 2, "cicd.pipeline.run.task.status": "failure"}),
+         span("queue-test", 4, 3, 9, 12, of={"cicd.pipeline.run.queue.duration": 3},
+              around={"cicd.pipeline.task.run.id": 2})],
+        "build failed", {"lint": ("completed", 1), "test": ("failed", 1)},
     ),
     "celery": (
         [span("checkout", 1, 0, 0, 5),
@@ -186,10 +215,30 @@ ENGINES: dict[str, tuple[list[Span], str, dict[str, tuple[str, int]]]] = {
 }  # fmt: skip
 
 
+async def counted(api: Api) -> dict[str, float]:
+    """What Prometheus would see, over all labels."""
+    await asyncio.to_thread(api.service.recorder.flush)
+    found = dict.fromkeys(
+        ("workflow_executions_started_total", "workflow_execution_duration_seconds_count",
+         "workflow_executions_running", "workflow_step_duration_seconds_count", "workflow_step_attempts_total",
+         "workflow_step_retries_total", "workflow_steps_running"), 0.0
+    )  # fmt: skip
+    for line in (await api.get("/metrics")).splitlines():
+        name = line.partition("{")[0]
+        if name in found:
+            found[name] += float(line.rpartition("} ")[2])
+    return found
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("how", ["whole", "one by one", "backwards", "twice"])
-async def test_engines_traces_become_timelines_however_they_arrive(api: Api, engine: str, how: str) -> None:
+async def test_engines_traces_become_timelines_however_they_arrive(
+    api: Api, engine: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tachograph.exporter.ingest.span_store.QUIET_SECONDS", 0.0)
     spans, said, steps = ENGINES[engine]
+    # As processes export them: each when it has ended, what is inside before what is around it.
+    spans = sorted(spans, key=lambda one: (one.end_time_unix_nano, not one.parent_span_id))
     if how == "whole":
         await sent(api, *spans)
     else:
@@ -205,6 +254,19 @@ async def test_engines_traces_become_timelines_however_they_arrive(api: Api, eng
     assert told == steps
     assert (await api.get("/api/workflows/executions"))["total"] == 1
     assert differing(api.service.database) == 0
+    await api.service.look_again()
+    assert await api.service.look_again() == 0
+    attempts = sum(count for _, count in steps.values())
+    ran = sum(count > 0 for _, count in steps.values())
+    assert await counted(api) == {
+        "workflow_executions_started_total": 1,
+        "workflow_execution_duration_seconds_count": 1,
+        "workflow_executions_running": 0,
+        "workflow_step_duration_seconds_count": ran,
+        "workflow_step_attempts_total": attempts,
+        "workflow_step_retries_total": attempts - ran,
+        "workflow_steps_running": 0,
+    }
     for step in found["step_timeline"]:
         if step["started_at"] is not None:
             assert step["wait_seconds"] + step["run_seconds"] == pytest.approx(
@@ -291,7 +353,7 @@ async def test_trace_viewers_read_what_arrived_and_what_was_recorded_here(api: A
         found = await api.get(f"/tempo/api/search?{query}")
         assert [one["rootTraceName"] for one in found["traces"]] == wanted, query
     status, body = await api.call("GET", "/tempo/api/search?q={} | rate()")
-    assert (status, "spanset" in body["detail"]) == (422, True)
+    assert (status, body["code"], "pipelines" in body["detail"]) == (400, "not_supported", True)
     assert (await api.call("GET", f"/jaeger/api/traces/{'9' * 32}"))[1]["code"] == "trace_not_found"
     otlp = await api.get(f"/api/workflows/executions/{execution}/timeline?format=otlp")
     assert len(otlp["resourceSpans"][0]["scopeSpans"][0]["spans"]) == 3

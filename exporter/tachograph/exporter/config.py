@@ -28,7 +28,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ``key``: files for TLS. ``archive_after_days`` and ``archive_directory``: executions that ended so long ago are
     archived there; ``delete_after_days``: or deleted. ``measures``: names of step measures that become metrics.
     ``grace_seconds``: how long running steps may go on when the service is stopped. ``series_limit``: label sets of one
-    metric; ``series_expire_seconds``: drop those that have not changed for so long.
+    metric; ``series_expire_seconds``: drop those that have not changed for so long. ``mapping``: a file of rules that
+    say which spans are executions and steps.
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +52,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     archive_directory: Path | None = None
     delete_after_days: float | None = None
     measures: tuple[str, ...] = ()
+    mapping: Path | None = None
 
     @property
     def needs_token(self) -> bool:

@@ -22,12 +22,13 @@ from tachograph.exporter.api import (
     access,
     executions,
     health,
+    jaeger,
     metrics,
     openapi,
     otlp,
+    tempo,
     tenancy,
     timeline,
-    traces,
     trends,
     workflows,
 )
@@ -37,6 +38,8 @@ from tachograph.exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER
 from tachograph.exporter.api.routes import Route
 from tachograph.exporter.config import Config, ConfigError
 from tachograph.exporter.ingest.intake import Intake
+from tachograph.exporter.ingest.mapping import BUILT_IN
+from tachograph.exporter.ingest.rulefile import read_rules
 from tachograph.exporter.ingest.span_store import SpanStore, has_due
 from tachograph.exporter.store import archive, partitions, queries, recovery
 from tachograph.exporter.store.database import Database
@@ -67,7 +70,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     *tenancy.ROUTES,
     *health.ROUTES,
     *otlp.ROUTES,
-    *traces.ROUTES,
+    *jaeger.ROUTES,
+    *tempo.ROUTES,
     *openapi.ROUTES,
 )
 """Every route, the more special ones first. A trailing slash is accepted too."""
@@ -118,7 +122,8 @@ class Service:
         self.feed = Feed(self.database)
         self.writer = StoreWriter(self.database, self.own.wrote, self.feed.committed)
         self.recorder.add("store", self.writer)
-        self.span_store = SpanStore(self.writer)
+        book = read_rules(config.mapping) if config.mapping is not None else BUILT_IN
+        self.span_store = SpanStore(self.writer, book)
         self.intake = Intake(self.span_store, self._tell)
         self.recorder.add("events", EventLedger())
         self.registry.register(HealthCollector(self.recorder, self.metrics.series))

@@ -177,6 +177,10 @@ def scrape_timeout(seconds: float) -> Problem:
     return Problem(503, "scrape_timeout", f"the scrape could not be rendered within the scraper's {seconds:g} s")
 
 
+def not_supported(why: str) -> Problem:
+    return Problem(400, "not_supported", why)
+
+
 def unauthorized(why: str = "") -> Problem:
     detail = why or "send a token: Authorization: Bearer …"
     return Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
@@ -201,6 +205,7 @@ def _summary(what: str, faults: Sequence[Fault]) -> str:
 CODES: Final[dict[str, tuple[int, str]]] = {
     "bad_request": (400, "The request cannot be read as HTTP says."),
     "invalid_json": (400, "The body is not JSON."),
+    "not_supported": (400, "A viewer asks for what its own server can and this one cannot; says what."),
     "unauthorized": (401, "A token is needed, or the one sent is not valid (any more)."),
     "forbidden": (403, "The token does not allow this."),
     "workspace_not_found": (404, "There is no such workspace, or the token is not for it."),

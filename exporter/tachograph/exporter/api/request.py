@@ -219,11 +219,17 @@ class Query:
 
     def microseconds(self, name: str) -> int | None:
         """Unix microseconds, as nanoseconds."""
+        return self._count(name, "microseconds", 16, 1000)
 
+    def milliseconds(self, name: str) -> int | None:
+        """Unix milliseconds, as nanoseconds."""
+        return self._count(name, "milliseconds", 13, 1_000_000)
+
+    def _count(self, name: str, unit: str, digits: int, factor: int) -> int | None:
         def parse(text: str) -> int:
-            if not text.isascii() or not text.isdigit() or len(text) > 16:
-                raise ValueError(f"{text[:40]!r} is no time in unix microseconds")
-            return int(text) * 1000
+            if not text.isascii() or not text.isdigit() or len(text) > digits:
+                raise ValueError(f"{text[:40]!r} is no time in unix {unit}")
+            return int(text) * factor
 
         return self._read(name, parse)
 

@@ -71,6 +71,9 @@ def serve(
     measure: Annotated[
         list[str] | None, typer.Option(help="Name of a step's measure that becomes a metric. May be repeated.")
     ] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(help="TOML file of rules: which spans of others are executions and steps.")
+    ] = None,
 ) -> None:
     """Serve the API, the metrics and the store. Beyond loopback a token is needed."""
     with told():
@@ -94,6 +97,7 @@ def serve(
             archive_directory=archive_to,
             delete_after_days=delete_after,
             measures=tuple(measure or ()),
+            mapping=mapping,
         )
         log_to_stderr()
         service = Service(config, load_handlers(handlers, allow_handler))

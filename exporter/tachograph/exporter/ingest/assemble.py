@@ -50,19 +50,51 @@ class Assembled(NamedTuple):
     """One execution.
 
     ``root`` is its own span, if it has come. ``is_named``: what it is an execution of is known, not guessed.
-    ``of_span``: the events that one span is told by; those of the execution itself are the first and the last.
+    ``sources``: for each event what it is told by, the same in every reading: a span's id, or a key that several share.
+    ``spans``: those that are of it, its own not among them. ``settles``: a step may have several spans, or outlast the
+    span above it, so that only when nothing more comes it is sure how a step ended.
     """
 
     execution: ExecutionRef
     root: SpanRecord | None
     events: list[Event]
-    of_span: dict[str, list[Event]]
+    sources: list[Any]
     is_named: bool
+    spans: Sequence[SpanRecord]
+    settles: bool
 
     @property
     def is_finished(self) -> bool:
         """Whether it has ended, as far as is known."""
         return type(self.events[-1]) is ExecutionFinished
+
+    def keyed(self) -> Iterator[tuple[EventKey, Event]]:
+        """Its events as a run here would have told them, each with a key by which another reading has it too."""
+        for event, source in zip(self.events, self.sources, strict=True):
+            if isinstance(event, StepRetrying | StepFinished):
+                # Spans tell of an attempt when it has ended.
+                yield (StepStarted, source, event.attempt), start_of(event)
+            yield (type(event), source, getattr(event, "attempt", 0)), event
+
+
+EventKey = tuple[type[Event], Any, int]
+
+
+def start_of(event: StepRetrying | StepFinished) -> StepStarted:
+    """The start of the attempt whose end this is."""
+    is_first = event.attempt == 1
+    if isinstance(event, StepRetrying):
+        started, queue, backoff = event.started_ns, event.queue_ns, event.backoff_ns
+    else:
+        started, queue, backoff = event.attempt_started_ns, event.last_queue_ns, event.last_backoff_ns
+    return StepStarted(
+        step=event.step,
+        time_ns=started,
+        attempt=event.attempt,
+        dependency_ns=event.dependency_ns if is_first else 0,
+        queue_ns=queue,
+        backoff_ns=backoff,
+    )
 
 
 class _Step:
@@ -73,12 +105,13 @@ class _Step:
 
     __slots__ = (
         "after", "attempts", "depends_on", "finished_ns", "is_asked_again", "is_pending", "last", "name", "parent",
-        "parent_step_id", "ready_ns", "ref", "rule", "spans", "started_ns", "step_id",
+        "parent_step_id", "ready_ns", "ref", "rule", "source", "spans", "started_ns", "step_id",
     )  # fmt: skip
 
-    def __init__(self, name: str, rule: Rule, span: SpanRecord, *, is_pending: bool = False) -> None:
+    def __init__(self, name: str, rule: Rule, span: SpanRecord, key: Any = None, *, is_pending: bool = False) -> None:
         self.name = name
         self.rule = rule
+        self.source = span.span_id if key is None else key
         self.spans = [span]
         self.attempts: list[tuple[Rule, SpanRecord]] = []
         self.is_pending = is_pending
@@ -202,18 +235,20 @@ def _heads(
         heads[span_id] = ("" if span is first_root else span_id, span, rule)
         if (run := _run_of(rule, span)) is not None:
             by_run[f"{rule.engine}:{run}"] = span_id
-    is_known = bool(roots) or any(_run_of(rules[span.span_id], span) is not None for span in order)
+    is_known = bool(roots) or any(_belongs(rules[span.span_id], span) for span in order)
     above, top = _Above(trace.found, roots), _tops(trace)
     for span in order:
         if span.span_id in roots:
             continue
         rule = rules[span.span_id]
-        head = above(span.span_id) if roots else None
-        if head is None and rule is not None and (run := _run_of(rule, span)) is not None:
-            # Its execution's own span has not come, but it says which one it is.
+        head: str | None
+        if rule is not None and (run := _run_of(rule, span)) is not None:
+            # It says which execution it is of, be that one's own span above it, elsewhere or still to come.
             head = by_run.get(f"{rule.engine}:{run}") or f"{rule.engine}:{run}"
             heads.setdefault(head, (head, None, rule))
-        elif head is None and not is_known:
+        elif roots and (head := above(span.span_id)) is not None:
+            pass
+        elif not is_known:
             # Spans of no known kind: those without a parent are executions; who lost its parent belongs to the first.
             highest = top(span)
             if highest.parent_span_id:
@@ -222,9 +257,16 @@ def _heads(
             head = highest.span_id if is_root else _UNKNOWN
             key = "" if not is_root or highest is first_root else head
             heads.setdefault(head, (key, highest if is_root else None, rules[highest.span_id] or ANY))
+        else:
+            head = None
         if head is not None and (head != span.span_id or (rule is not None and rule.role is Role.STEP)):
             groups[head].append(span)
     return heads, groups
+
+
+def _belongs(rule: Rule | None, span: SpanRecord) -> bool:
+    """Whether a span is part of an execution that another span is the root of, come or not."""
+    return rule is not None and (rule.role in (Role.INSIDE, Role.END) or _run_of(rule, span) is not None)
 
 
 def _run_of(rule: Rule | None, span: SpanRecord) -> Any:
@@ -279,26 +321,26 @@ def _execution(
     steps = _steps(root, spans, trace)
     begun = root.start_ns if root is not None else min([span.start_ns for span in spans])
     _identify(ref, steps)
-    of_span: dict[str, list[Event]] = defaultdict(list)
-    started = ExecutionStarted(execution=ref, time_ns=begun, step_count=len(steps), process=INGESTED)
-    events: list[Event] = [started]
+    ended = next((span for span in spans if trace.role(span.span_id) is Role.END), None)
+    end, status, blamed = _end(root, rule, steps, (ended, trace.rules[ended.span_id]) if ended else None, is_quiet)
+    events: list[Event] = [ExecutionStarted(execution=ref, time_ns=begun, step_count=len(steps), process=INGESTED)]
+    sources: list[Any] = [ref.execution_id]
     counts: dict[StepStatus, int] = defaultdict(int)
     work = 0
     ends = {step.step_id: step.finished_ns for step in steps}
     for step in steps:
+        if end is None and step.rule.retries and step.finished_ns is not None and _failed(step):
+            # It may be tried again for as long as the execution runs.
+            step.is_asked_again, step.finished_ns, ends[step.step_id] = True, None, None
         for event in _tell(step, ends, begun):
             events.append(event)
-            for span in step.spans:
-                of_span[span.span_id].append(event)
-            for _, span in step.attempts:
-                of_span[span.span_id].append(event)
+            sources.append(step.source)
             if type(event) is StepFinished:
                 counts[event.status] += 1
                 work += event.run_ns if step.parent is None else 0
             elif type(event) is StepSkipped:
                 counts[StepStatus.SKIPPED] += 1
     failed = counts[StepStatus.FAILED] + counts[StepStatus.TIMEOUT]
-    end, status, blamed = _end(root, rule, steps, is_quiet)
     if end is not None and failed and status is ExecutionStatus.COMPLETED and _is_lasting(rule, steps):
         # Nobody above these steps waited for them, so nobody above says that one failed.
         status, blamed = ExecutionStatus.FAILED, next(s for s in steps if _failed(s)).last
@@ -320,7 +362,14 @@ def _execution(
         )
     else:
         events.append(Heartbeat(execution=ref, time_ns=now_ns))
-    return Assembled(ref, root, events, dict(of_span), is_named)
+    sources.append(ref.execution_id)
+    settles = rule.opens or rule.lasting or any(_may_grow(step) for step in steps)
+    return Assembled(ref, root, events, sources, is_named, spans, settles)
+
+
+def _may_grow(step: _Step) -> bool:
+    rule = step.rule
+    return bool(step.attempts) or rule.key is not None or rule.lasting or rule.retries or rule.role is Role.ATTEMPT
 
 
 def _is_lasting(rule: Rule, steps: Sequence[_Step]) -> bool:
@@ -332,9 +381,19 @@ def _failed(step: _Step) -> bool:
 
 
 def _end(
-    root: SpanRecord | None, rule: Rule, steps: Sequence[_Step], is_quiet: bool
+    root: SpanRecord | None,
+    rule: Rule,
+    steps: Sequence[_Step],
+    ended: tuple[SpanRecord, Rule | None] | None,
+    is_quiet: bool,
 ) -> tuple[int | None, ExecutionStatus, SpanRecord | None]:
-    """When an execution ended (None: it has not), how, and the span that says why."""
+    """When an execution ended (None: it has not), how, and the span that says why. ``ended``: the span of role END."""
+    if root is None or (rule.opens and root.end_ns <= root.start_ns):
+        if ended is not None:
+            span, says = ended
+            return span.end_ns or span.start_ns, ExecutionStatus(_outcome(says or rule, span)), span
+        if root is not None:
+            return None, ExecutionStatus.RUNNING, None
     is_lasting = _is_lasting(rule, steps)
     if root is None:
         if not (is_lasting and is_quiet and steps) or any(step.finished_ns is None for step in steps):
@@ -348,8 +407,12 @@ def _end(
         if rule.role in (Role.STEP, Role.QUEUED):
             # It is a step, or asked for one, and that says how it went.
             return end, ExecutionStatus.COMPLETED, None
-    word = rule.status(root)
-    return end, ExecutionStatus(word if word in _OUTCOMES else "completed"), root
+    return end, ExecutionStatus(_outcome(rule, root)), root
+
+
+def _outcome(rule: Rule, span: SpanRecord) -> str:
+    word = rule.status(span)
+    return word if word in _OUTCOMES else "completed"
 
 
 def _version(rule: Rule, root: SpanRecord | None) -> str:
@@ -407,7 +470,7 @@ def _steps(root: SpanRecord | None, spans: list[SpanRecord], trace: _Trace) -> l
             known.spans.append(span)
             by_span[span.span_id] = known
             continue
-        step = by_span[span.span_id] = _Step(_step_name(rule, span), rule, span)
+        step = by_span[span.span_id] = _Step(_step_name(rule, span), rule, span, key)
         if key is not None:
             by_key[rule.engine, key] = step
     above = _Above(found, by_span)
@@ -423,7 +486,7 @@ def _steps(root: SpanRecord | None, spans: list[SpanRecord], trace: _Trace) -> l
         name = _step_name(rule, span)
         known = by_key.get((rule.engine, "attempts of", name))
         if known is None:
-            known = by_key[rule.engine, "attempts of", name] = _Step(name, rule, span)
+            known = by_key[rule.engine, "attempts of", name] = _Step(name, rule, span, name)
         else:
             known.spans.append(span)
         by_span[span.span_id] = known
@@ -470,7 +533,7 @@ def _add_pending(
         key = rule.key(span) if rule.key is not None else None
         known = by_key.get((rule.engine, key)) if key is not None else None
         if known is None:
-            step = by_span[span.span_id] = _Step(_step_name(rule, span), rule, span, is_pending=True)
+            step = by_span[span.span_id] = _Step(_step_name(rule, span), rule, span, key, is_pending=True)
             if key is not None:
                 by_key[rule.engine, key] = step
         else:

@@ -27,6 +27,8 @@ class Role(Enum):
     EXECUTION = "execution"
     STEP = "step"
     ATTEMPT = "attempt"
+    END = "end"
+    """Says only when, and how, an execution ended."""
     QUEUED = "queued"
     """A step was asked for; the span of its run is a child of this one and begins when a worker takes it."""
     INSIDE = "inside"
@@ -64,6 +66,18 @@ def own_name(span: SpanRecord) -> str:
     return span.name
 
 
+def parent(span: SpanRecord) -> str | None:
+    """The span above it."""
+    return span.parent_span_id or None
+
+
+def by_exception(span: SpanRecord) -> str:
+    """How something ended whose span has an exception, but no status, when it failed."""
+    if span.exception is None and not span.is_error:
+        return "success"
+    return "cancellation" if span.exception is not None and "Cancel" in span.exception[0] else "failure"
+
+
 def airflow_task(span: SpanRecord) -> str:
     """A task instance: the same for all its tries."""
     return f"{span.attributes.get('airflow.task_id')}[{span.attributes.get('airflow.task_instance.map_index', -1)}]"
@@ -78,7 +92,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     ``attempt`` the number of the attempt (from ``first_attempt``), ``state`` a word of ``states``, ``why`` what went
     wrong. Steps with the same ``key`` are attempts of one step. ``workflow`` names the workflow where no execution's
     own span does. ``follows``: the step above it is what it waited for, not what it is part of. ``lasting``: an
-    execution with such spans ends with the last of its steps, not with the span above them.
+    execution with such spans ends with the last of its steps, not with the span above them. ``opens``: a span of no
+    length says when an execution began, and one of role END when it ended. ``retries``: a step that failed may be
+    tried again for as long as its execution runs.
     """
 
     engine: str
@@ -102,6 +118,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     key: Read | None = None
     follows: bool = False
     lasting: bool = False
+    opens: bool = False
+    retries: bool = False
 
     def matches(self, span: SpanRecord) -> bool:
         """Whether the span is of this kind."""
@@ -130,7 +148,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         return found or ("failed" if span.is_error else "completed")
 
 
-_RESULTS: Final = {
+RESULTS: Final = {
     "success": "completed", "failure": "failed", "error": "failed", "timeout": "timeout", "cancellation": "cancelled",
     "skip": "skipped", "completed": "completed", "failed": "failed", "cancelled": "cancelled", "lost": "failed",
     "skipped": "skipped", "upstream_failed": "skipped", "removed": "skipped", "retry": "failed", "revoked": "cancelled",
@@ -141,26 +159,26 @@ RULES: Final[tuple[Rule, ...]] = (
     # --- our own
     Rule(engine="tachograph", role=Role.ATTEMPT, has=(semconv.STEP_NAME, semconv.STEP_ATTEMPT),
          lacks=(semconv.TASK_NAME,), name=attribute(semconv.STEP_NAME), run_id=attribute(semconv.EXECUTION_ID),
-         attempt=attribute(semconv.STEP_ATTEMPT), state=attribute(semconv.STEP_STATUS), states=_RESULTS),
+         attempt=attribute(semconv.STEP_ATTEMPT), state=attribute(semconv.STEP_STATUS), states=RESULTS),
     Rule(engine="tachograph", role=Role.STEP, has=(semconv.STEP_NAME,), name=attribute(semconv.STEP_NAME),
          run_id=attribute(semconv.EXECUTION_ID), attempt=attribute(semconv.STEP_ATTEMPT),
-         state=attribute(semconv.STEP_STATUS), states=_RESULTS),
+         state=attribute(semconv.STEP_STATUS), states=RESULTS),
     Rule(engine="tachograph", role=Role.EXECUTION, has=(semconv.EXECUTION_ID, semconv.WORKFLOW_NAME),
          name=attribute(semconv.WORKFLOW_NAME), run_id=attribute(semconv.EXECUTION_ID),
          workflow_id=attribute(semconv.WORKFLOW_ID), version=attribute(semconv.WORKFLOW_VERSION),
-         state=attribute(semconv.EXECUTION_STATUS), states=_RESULTS),
+         state=attribute(semconv.EXECUTION_STATUS), states=RESULTS),
     # --- OpenTelemetry CI/CD: GitHub Actions, GitLab, Jenkins, Tekton exporters
     Rule(engine="cicd", role=Role.STEP, has=("cicd.pipeline.task.name",), name=attribute("cicd.pipeline.task.name"),
          state=attribute("cicd.pipeline.task.run.result", "cicd.pipeline.task.run.status",
-                         "cicd.pipeline.run.task.status"), states=_RESULTS),
+                         "cicd.pipeline.run.task.status"), states=RESULTS),
     Rule(engine="cicd", role=Role.EXECUTION, has=("cicd.pipeline.name",), name=attribute("cicd.pipeline.name"),
-         run_id=attribute("cicd.pipeline.run.id"), state=attribute("cicd.pipeline.result"), states=_RESULTS),
+         run_id=attribute("cicd.pipeline.run.id"), state=attribute("cicd.pipeline.result"), states=RESULTS),
     # --- GitHub Actions by the collector's github receiver, which says what a run and a job are on their resource
     Rule(engine="github", role=Role.INSIDE, has=("cicd.pipeline.run.queue.duration",)),
     Rule(engine="github", role=Role.STEP, resource_has=("cicd.pipeline.task.run.id",),
-         state=of_resource("cicd.pipeline.run.task.status", "cicd.pipeline.task.run.status"), states=_RESULTS),
+         state=of_resource("cicd.pipeline.run.task.status", "cicd.pipeline.task.run.status"), states=RESULTS),
     Rule(engine="github", role=Role.EXECUTION, resource_has=("cicd.pipeline.run.id", "cicd.pipeline.name"),
-         name=of_resource("cicd.pipeline.name"), state=of_resource("cicd.pipeline.run.status"), states=_RESULTS),
+         name=of_resource("cicd.pipeline.name"), state=of_resource("cicd.pipeline.run.status"), states=RESULTS),
     # --- Airflow 3: what the scheduler saw is the step, what the worker did is an attempt
     Rule(engine="airflow", role=Role.ATTEMPT, has=("airflow.task_id",), names=("worker.",),
          name=attribute("airflow.task_id"), attempt=attribute("airflow.task_instance.try_number")),
@@ -168,33 +186,40 @@ RULES: Final[tuple[Rule, ...]] = (
          name=attribute("airflow.task_id"), workflow=attribute("airflow.dag_id"),
          run_id=attribute("airflow.dag_run.run_id"),
          attempt=attribute("airflow.task_instance.try_number"), state=attribute("airflow.task_instance.state"),
-         states=_RESULTS, key=airflow_task),
+         states=RESULTS, key=airflow_task),
     Rule(engine="airflow", role=Role.EXECUTION, names=("dag_run.",),
          has=("airflow.dag_run.run_id",), name=attribute("airflow.dag_id", "airflow.dag_run.dag_id"),
-         run_id=attribute("airflow.dag_run.run_id"), state=attribute("airflow.dag_run.state"), states=_RESULTS),
+         run_id=attribute("airflow.dag_run.run_id"), state=attribute("airflow.dag_run.state"), states=RESULTS),
     # --- Airflow 2.10 and 2.11
     Rule(engine="airflow", role=Role.EXECUTION, equals={"airflow.category": "DAG runs"},
          name=attribute("airflow.dag_run.dag_id"), run_id=attribute("airflow.dag_run.run_id"),
-         state=attribute("airflow.dag_run.state"), states=_RESULTS),
+         state=attribute("airflow.dag_run.state"), states=RESULTS),
     # --- Prefect 3
     Rule(engine="prefect", role=Role.STEP, equals={"prefect.run.type": "task"},
          name=attribute("prefect.task.name", "prefect.run.name")),
     Rule(engine="prefect", role=Role.EXECUTION, equals={"prefect.run.type": "flow"},
          name=attribute("prefect.flow.name", "prefect.run.name"), run_id=attribute("prefect.run.id")),
-    # --- Temporal: the activity is the step, each time it runs an attempt
-    Rule(engine="temporal", role=Role.EXECUTION, has=("temporalWorkflowID",), names=("RunWorkflow:",), name=after_colon,
+    # --- Temporal: the activity is the step, each time it runs an attempt. The interceptor of Python makes only points
+    # inside a workflow, for the workflow may be replayed; those of Go, Java and TypeScript make one span for the run
+    Rule(engine="temporal", role=Role.EXECUTION, has=("temporalWorkflowID",), names=("RunWorkflow:",), opens=True,
+         name=after_colon, run_id=attribute("temporalRunID")),
+    Rule(engine="temporal", role=Role.END, has=("temporalRunID",), names=("CompleteWorkflow:",), name=after_colon,
+         run_id=attribute("temporalRunID"), state=by_exception, states=RESULTS),
+    Rule(engine="temporal", role=Role.STEP, has=("temporalActivityID",), names=("RunActivity:",), name=after_colon,
+         run_id=attribute("temporalRunID"), key=parent, retries=True),
+    Rule(engine="temporal", role=Role.QUEUED, names=("StartActivity:",), has=("temporalRunID",), name=after_colon,
          run_id=attribute("temporalRunID")),
-    Rule(engine="temporal", role=Role.ATTEMPT, has=("temporalActivityID",), names=("RunActivity:",), name=after_colon),
-    Rule(engine="temporal", role=Role.STEP, names=("StartActivity:",), name=after_colon),
     Rule(engine="temporal", role=Role.INSIDE,
-         names=("StartWorkflow:", "CompleteWorkflow:", "SignalWorkflow:", "HandleSignal:", "QueryWorkflow:",
-                "HandleQuery:", "StartChildWorkflow:", "ValidateUpdate:", "HandleUpdate:", "StartWorkflowUpdate:")),
+         has=("temporalWorkflowID",),
+         names=("StartWorkflow:", "SignalWithStartWorkflow:", "StartUpdateWithStartWorkflow:", "SignalWorkflow:",
+                "HandleSignal:", "QueryWorkflow:", "HandleQuery:", "StartChildWorkflow:", "SignalChildWorkflow:",
+                "SignalExternalWorkflow:", "ValidateUpdate:", "HandleUpdate:", "StartWorkflowUpdate:")),
     # --- Celery: who calls a task does not wait for it; where nobody does, the first task names the execution
     Rule(engine="celery", role=Role.QUEUED, equals={"celery.action": "apply_async"}, lasting=True,
          name=attribute("celery.task_name"), key=attribute("messaging.message.id", "messaging.message_id")),
     Rule(engine="celery", role=Role.STEP, equals={"celery.action": "run"}, lasting=True,
          name=attribute("celery.task_name"), attempt=attribute("celery.retries"), first_attempt=0,
-         state=attribute("celery.state"), states=_RESULTS, why=attribute("celery.retry.reason"),
+         state=attribute("celery.state"), states=RESULTS, why=attribute("celery.retry.reason"),
          key=attribute("messaging.message.id", "messaging.message_id")),
     # --- Dagster: steps that say which run they are of; the run has no span. Each attempt has one of its own, below the
     # first step it waited for, with links to the others

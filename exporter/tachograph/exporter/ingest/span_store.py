@@ -1,8 +1,10 @@
 """What arrives by OTLP, stored: spans whole, and what they tell as executions, in one transaction.
 
-Spans that come again change nothing. Metrics hear of a step once, when its span first ends and it is known what it is
-a step of. The executions of a trace are read from its spans each time some arrive; of a long trace later, and of one
-whose own span is missing once more when it has been quiet (`look_again`).
+Spans that come again change nothing. Metrics hear of a step once: when its span has come and it is known what it is a
+step of; of steps that may have further spans (attempts, or work that goes on after the span above it has ended), when
+their execution has ended and nothing came of it for a moment. The executions of a trace are read from its spans each
+time some arrive; of a long trace later, and of one whose own span is missing once more when it has been quiet
+(`look_again`).
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Row, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tachograph.events import NS, Event, ExecutionFinished, ExecutionStarted, ExecutionStatus
-from tachograph.exporter.ingest.assemble import Assembled, assemble
+from tachograph.events import NS, Event, ExecutionFinished, ExecutionStarted, ExecutionStatus, Heartbeat
+from tachograph.exporter.ingest.assemble import EventKey, assemble
 from tachograph.exporter.ingest.mapping import BUILT_IN, Rulebook
 from tachograph.exporter.ingest.spans import SpanRecord, stored_record
 from tachograph.exporter.store import log as event_log
@@ -52,10 +54,14 @@ _NAME: Final = 200
 _spans = spans.c
 _traces = traces.c
 _executions = workflow_executions.c
+# What metrics have heard of a span: nothing, all, or only that the execution it begins has started.
+UNTOLD: Final = 0
+TOLD: Final = 1
+BEGUN: Final = 2
 _SPAN: Final = (_spans.payload, span_resources.c.payload.label("resource"), _spans.resource_id)
 _JOINED: Final = spans.join(span_resources, span_resources.c.id == _spans.resource_id)
 _WHOLE: Final = (
-    select(*_SPAN, _spans.trace_id)
+    select(*_SPAN, _spans.trace_id, _spans.told)
     .select_from(_JOINED)
     .where(
         _spans.workspace_id == bindparam("workspace"), _spans.trace_id.in_(bindparam("traces", expanding=True))
@@ -100,11 +106,22 @@ class Due(NamedTuple):
 
 
 class _Reading(NamedTuple):
-    """A trace's spans, which of them are new to metrics, and whether nothing more is expected."""
+    """A trace's spans, what metrics have heard of them (by span id), and whether nothing more is expected."""
 
     spans: Sequence[SpanRecord]
-    fresh: AbstractSet[str]
+    told: Mapping[str, int] = {}
+    earlier: Sequence[SpanRecord] = ()
+    """Those told, as they were then."""
     is_quiet: bool = False
+
+
+class _Recorded(NamedTuple):
+    """What was made of traces: events nobody was told, when to look again, and traces of which only that was told that
+    the executions which begin with these spans have started."""
+
+    new: list[Event]
+    again: dict[str, int]
+    held: Mapping[str, AbstractSet[str]]
 
 
 class SpanStore:
@@ -142,7 +159,7 @@ class SpanStore:
         now = time.time_ns()
         rows = self._traces(connection, workspace_id, list(best))
         small = [trace for trace, row in rows.items() if row.span_count <= AT_ONCE]
-        kept = self._whole(connection, workspace_id, small)
+        kept, told = self._whole(connection, workspace_id, small)
         fresh: dict[str, list[SpanRecord]] = {}
         refused: set[SpanKey] = set()
         counts: dict[str, int] = {}
@@ -174,15 +191,18 @@ class SpanStore:
                 counts[trace_id] = (row.span_count if row is not None else 0) + count
         if not fresh:
             return Taken([], 0, refused)
-        self._keep(connection, workspace_id, fresh, counts)
         readings = {}
         for trace_id, chosen in fresh.items():
             if counts[trace_id] <= AT_ONCE:
-                whole = {**kept.get(trace_id, {}), **{one.span_id: one for one in chosen}}
-                readings[trace_id] = _Reading(list(whole.values()), {one.span_id for one in chosen})
-        events, again = self._record(connection, workspace_id, workspace, readings, now)
-        self._note(connection, workspace_id, fresh, counts, rows, again, now)
-        return Taken(events, sum(map(len, fresh.values())), refused)
+                before = kept.get(trace_id, {})
+                whole = {**before, **{one.span_id: one for one in chosen}}
+                heard = told.get(trace_id, {})
+                earlier = [span for span in before.values() if heard.get(span.span_id) == TOLD]
+                readings[trace_id] = _Reading(list(whole.values()), heard, earlier)
+        recorded = self._record(connection, workspace_id, workspace, readings, now)
+        self._keep(connection, workspace_id, fresh, counts, recorded.held)
+        self._note(connection, workspace_id, fresh, counts, rows, recorded.again, now)
+        return Taken(recorded.new, sum(map(len, fresh.values())), refused)
 
     def _traces(self, connection: Connection, workspace_id: str, ids: Sequence[str]) -> dict[str, Row[Any]]:
         found: dict[str, Row[Any]] = {}
@@ -191,14 +211,19 @@ class SpanStore:
             found |= {row.trace_id: row for row in connection.execute(_KNOWN, wanted)}
         return found
 
-    def _whole(self, connection: Connection, workspace_id: str, ids: Sequence[str]) -> dict[str, dict[str, SpanRecord]]:
+    def _whole(
+        self, connection: Connection, workspace_id: str, ids: Sequence[str]
+    ) -> tuple[dict[str, dict[str, SpanRecord]], dict[str, dict[str, int]]]:
+        """All spans of these traces, and what metrics have heard of them."""
         found: dict[str, dict[str, SpanRecord]] = {trace: {} for trace in ids}
+        told: dict[str, dict[str, int]] = {trace: {} for trace in ids}
         for i in range(0, len(ids), _CHUNK):
             wanted = {"workspace": workspace_id, "traces": ids[i : i + _CHUNK]}
             for row in connection.execute(_WHOLE, wanted):
                 one = stored_record(row[0], row[1], row[2])
                 found[row[3]][one.span_id] = one
-        return found
+                told[row[3]][one.span_id] = row[4]
+        return found, told
 
     def _keep(
         self,
@@ -206,13 +231,16 @@ class SpanStore:
         workspace_id: str,
         fresh: Mapping[str, Sequence[SpanRecord]],
         counts: Mapping[str, int],
+        held: Mapping[str, AbstractSet[str]],
     ) -> None:
         resources: dict[str, bytes] = {}
         operations: dict[tuple[str, str, str, int], int] = {}
         rows = []
         for trace_id, found in fresh.items():
-            told = 1 if counts[trace_id] <= AT_ONCE else 0
+            otherwise = UNTOLD if counts[trace_id] > AT_ONCE or trace_id in held else TOLD
+            begun = held.get(trace_id, frozenset())
             for one in found:
+                told = BEGUN if one.span_id in begun else otherwise
                 resources[one.resource_id] = one.resource
                 rows.append(
                     (workspace_id, trace_id, one.span_id, one.parent_span_id, one.name, one.service, one.start_ns,
@@ -272,10 +300,10 @@ class SpanStore:
         workspace: str,
         readings: Mapping[str, _Reading],
         now: int,
-    ) -> tuple[list[Event], dict[str, int]]:
-        """Store what traces tell; the events nobody was told, and when to look at some of the traces again."""
+    ) -> _Recorded:
+        """Store what traces tell."""
         if not readings:
-            return [], {}
+            return _Recorded([], {}, {})
         found = {
             trace: assemble(workspace, one.spans, now, self.book, is_quiet=one.is_quiet)
             for trace, one in readings.items()
@@ -286,6 +314,7 @@ class SpanStore:
             for row in rows.values()
             if row.workspace_id != workspace_id or row.trace_id not in readings
         }
+        avoided: dict[str, frozenset[str]] = {}
         for trace, several in found.items():
             others = frozenset(
                 one.execution.execution_id
@@ -295,6 +324,7 @@ class SpanStore:
             )
             if others:
                 # Nobody writes over what is another workspace's, or of another trace.
+                avoided[trace] = others
                 reading = readings[trace]
                 found[trace] = assemble(
                     workspace, reading.spans, now, self.book, avoid=others, is_quiet=reading.is_quiet
@@ -306,16 +336,45 @@ class SpanStore:
         new: list[Event] = []
         again: dict[str, int] = {}
         ids: set[str] = set()
+        held: dict[str, set[str]] = {}
         for trace, several in found.items():
+            reading = readings[trace]
+            told: set[EventKey] = set()
+            if reading.earlier:
+                earlier = assemble(workspace, reading.earlier, now, self.book, avoid=avoided.get(trace, frozenset()))
+                told = {key for one in earlier if one.is_named for key, _ in one.keyed()}
             for one in several:
                 execution_id = one.execution.execution_id
                 if execution_id in recorded or (one.root is None and not one.is_named and trace in hosts):
                     continue
                 ids.add(execution_id)
                 events += one.events
+                is_held = one.is_named and one.settles and not reading.is_quiet
+                first = one.root if one.root is not None else one.spans[0]
+                if BEGUN in reading.told.values() and any(
+                    reading.told.get(span.span_id) == BEGUN for span in (first, *one.spans)
+                ):
+                    told.add((ExecutionStarted, execution_id, 0))
+                if is_held:
+                    held.setdefault(trace, set()).add(first.span_id)
                 known = rows.get(execution_id)
-                new += _new(one, readings[trace].fresh, known.status if known is not None else None)
-                if one.root is None and not one.is_finished and not readings[trace].is_quiet:
+                is_known_ended = (
+                    known is not None
+                    and not one.settles
+                    and ExecutionStatus(known.status).is_terminal
+                    and known.status != ExecutionStatus.LOST
+                )
+                new += [
+                    event
+                    for key, event in (one.keyed() if one.is_named else ())
+                    if key not in told
+                    and key[0] is not Heartbeat
+                    and not (is_held and key[0] is not ExecutionStarted)
+                    and not (is_known_ended and key[0] is ExecutionFinished)
+                ]
+                if is_held and one.is_finished:
+                    again[trace] = now + round(QUIET_SECONDS * NS)
+                elif one.root is None and not one.is_finished and not reading.is_quiet:
                     again[trace] = now + round((ENDED_SECONDS if one.is_named else QUIET_SECONDS) * NS)
         # What these traces were taken for before, when less of them was known.
         ours = {
@@ -327,7 +386,7 @@ class SpanStore:
             self.writer.replace(connection, events, ours - ids, known=ours)
         if new and event_log.is_listened_to(connection):
             event_log.append(connection, INGESTED, new)
-        return new, again
+        return _Recorded(new, again, held)
 
     def claim_due(self, connection: Connection, limit: int = 20) -> list[Due]:
         """Traces that are to be looked at again by now; whoever claims one has `_CLAIM_SECONDS` to do it."""
@@ -365,16 +424,20 @@ class SpanStore:
             if changed is None:
                 return []  # Deleted meanwhile.
             of_trace = (_spans.workspace_id == due.workspace_id) & (_spans.trace_id == due.trace_id)
-            untold = set(connection.execute(select(_spans.span_id).where(of_trace, _spans.told == 0)).scalars())
-            fresh = untold & {one.span_id for one in kept}
-            reading = _Reading(kept, fresh, due.is_quiet and changed == due.changed_ns)
+            heard = {row[0]: row[1] for row in connection.execute(select(_spans.span_id, _spans.told).where(of_trace))}
+            earlier = [one for one in kept if heard.get(one.span_id) == TOLD]
+            reading = _Reading(kept, heard, earlier, due.is_quiet and changed == due.changed_ns)
             now = time.time_ns()
-            events, again = self._record(connection, due.workspace_id, due.workspace, {due.trace_id: reading}, now)
-            if fresh:
-                _tell(connection, of_trace, fresh, everything=fresh == untold)
-            soon = now + round(_LATER_SECONDS * NS) if changed != due.changed_ns else again.get(due.trace_id)
+            done = self._record(connection, due.workspace_id, due.workspace, {due.trace_id: reading}, now)
+            begun = done.held.get(due.trace_id)
+            if begun is None:
+                fresh = {one.span_id for one in kept if heard.get(one.span_id, TOLD) != TOLD}
+                _tell(connection, of_trace, fresh, TOLD)
+            else:
+                _tell(connection, of_trace, begun, BEGUN)
+            soon = now + round(_LATER_SECONDS * NS) if changed != due.changed_ns else done.again.get(due.trace_id)
             connection.execute(update(traces).where(here).values(due_ns=soon))
-            return events
+            return done.new
 
         return database.run(write)
 
@@ -387,34 +450,12 @@ def has_due(connection: Connection) -> bool:
     )
 
 
-def _tell(connection: Connection, of_trace: Any, ids: Collection[str], *, everything: bool) -> None:
-    """Note that metrics have heard of these spans."""
-    untold = update(spans).where(of_trace, _spans.told == 0).values(told=1)
-    if everything:
-        connection.execute(untold)
-        return
+def _tell(connection: Connection, of_trace: Any, ids: Collection[str], told: int) -> None:
+    """Note what metrics have heard of these spans."""
     ordered = sorted(ids)
     for i in range(0, len(ordered), _CHUNK):
-        connection.execute(untold.where(_spans.span_id.in_(ordered[i : i + _CHUNK])))
-
-
-def _new(one: Assembled, fresh: AbstractSet[str], status: str | None) -> list[Event]:
-    """What of an execution nobody was told yet: nothing before it is known what it is an execution of."""
-    if not one.is_named:
-        return []
-    everything = one.root is not None and one.root.span_id in fresh
-    ended_before = status is not None and ExecutionStatus(status).is_terminal and status != ExecutionStatus.LOST
-    told: set[int] = set()
-    for span_id, events in one.of_span.items():
-        if everything or span_id in fresh:
-            told.update(map(id, events))
-    is_end_new = one.is_finished and (everything or not ended_before)
-    # In the order they are in: the start first, the end last.
-    return [
-        event
-        for event in one.events
-        if id(event) in told or (is_end_new and type(event) in (ExecutionStarted, ExecutionFinished))
-    ]
+        wanted = update(spans).where(of_trace, _spans.span_id.in_(ordered[i : i + _CHUNK]))
+        connection.execute(wanted.values(told=told))
 
 
 def _ends(connection: Connection, workspace_id: str, trace_id: str, ids: Sequence[str]) -> dict[str, int]:

@@ -275,7 +275,7 @@ spans: Final = Table(
     Column("end_ns", BigInteger, nullable=False),
     Column("resource_id", String(32), nullable=False),
     Column("payload", LargeBinary, nullable=False),
-    # 0: no metrics have heard of it yet; its trace is so long that it is read later.
+    # What metrics have heard of it: 0 nothing yet, 1 all, 2 only that the execution it begins has started.
     Column("told", SmallInteger, nullable=False, server_default="1"),
     Index("ix_spans_service", "workspace_id", "service", text("start_ns DESC")),
     Index("ix_spans_start", "start_ns"),
