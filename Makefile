@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.exporter  ## Install, register the example workflows, run them, serve everything
 	$(BIN)/tachograph demo $(DEMO_OPTIONS)
 
-test: $(VENV)/.test system-packages  ## Install what the tests need, then format, lint, types and all tests
+test: $(VENV)/.test system-packages node-packages  ## Install what the tests need, then format, lint, types and all tests
 	$(MAKE) check
 
 check: $(VENV)/.test  ## Format, lint, types, tests
@@ -26,12 +26,15 @@ docs: $(VENV)/.test  ## Write the generated parts of the docs again
 peers:  ## The same steps on Prefect, Dagster and Temporal; installs each in an environment of its own
 	$(BIN)/python benchmarks/peers/run.py
 
-# The real Prometheus, promtool and PostgreSQL; as another user they have to be there already.
-.PHONY: system-packages
+# The real Prometheus, promtool, PostgreSQL, Redis and Chromium; as another user they have to be there already.
+.PHONY: system-packages node-packages
 system-packages:
 	@missing=""; \
 	command -v promtool >/dev/null 2>&1 || missing="prometheus"; \
 	command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	command -v redis-server >/dev/null 2>&1 || missing="$$missing redis-server"; \
+	command -v chromium >/dev/null 2>&1 || missing="$$missing chromium fonts-dejavu-core"; \
+	command -v npm >/dev/null 2>&1 || missing="$$missing nodejs npm"; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
@@ -39,6 +42,13 @@ system-packages:
 	    echo "Some tests need more: sudo apt-get install $$missing" >&2; \
 	  fi; \
 	fi
+
+# An exporter of another language, viewers, an accessibility checker: what tests use from npm.
+node-packages: system-packages tests/node/node_modules/.installed
+
+tests/node/node_modules/.installed: tests/node/package.json
+	command -v npm >/dev/null 2>&1 && cd tests/node && npm install --no-package-lock --no-audit --no-fund --loglevel=error
+	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { [ "$$(id -u)" = 0 ] && rm -rf $(VENV) && apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv $(VENV); }

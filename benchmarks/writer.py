@@ -31,7 +31,7 @@ from tachograph.events import (
 )
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.schema import EXECUTION_ROWS, STEP_ROWS, workflow_executions, workflow_step_executions
-from tachograph.exporter.store.writer import Batch, StoreWriter, _executemany
+from tachograph.exporter.store.writer import Batch, StoreWriter, insert_many
 from tachograph.instrumentation.lane import BATCH
 
 EXECUTIONS = 1_500
@@ -112,8 +112,8 @@ def inserted(database: Database) -> float:
     for executions, steps in batches:
 
         def write(connection: Connection, executions: object = executions, steps: object = steps) -> None:
-            _executemany(connection, texts[0], executions)  # type: ignore[arg-type]
-            _executemany(connection, texts[1], steps)  # type: ignore[arg-type]
+            insert_many(connection, texts[0], executions)  # type: ignore[arg-type]
+            insert_many(connection, texts[1], steps)  # type: ignore[arg-type]
 
         database.run(write)
     return EXECUTIONS / (time.perf_counter() - begun)

@@ -38,7 +38,13 @@ from tachograph.instrumentation.semconv import ATTRIBUTES
 from tachograph.workflow.handlers import registry
 
 HERE = Path(__file__).resolve().parent
-FILES = (HERE / "telemetry.md", HERE / "metrics.md", HERE / "operations.md", HERE.parent / "README.md")
+FILES = (
+    HERE / "telemetry.md",
+    HERE / "traces.md",
+    HERE / "metrics.md",
+    HERE / "operations.md",
+    HERE.parent / "README.md",
+)
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -86,16 +92,26 @@ def command_table() -> str:
     return "\n".join(rows)
 
 
+_ROLES = {
+    Role.EXECUTION: "an execution",
+    Role.STEP: "a step",
+    Role.ATTEMPT: "an attempt",
+    Role.QUEUED: "a step that was asked for; the span below it is its run",
+    Role.END: "the end of an execution",
+    Role.INSIDE: "part of a step",
+}
+
+
 def mapping_table() -> str:
     """Which spans are what."""
     rows = ["| engine | a span with | is |", "|---|---|---|"]
     for rule in RULES:
         signs = [f"`{name}`" for name in rule.has] + [f"`{name}` = `{value}`" for name, value in rule.equals.items()]
         signs += [f"no `{name}`" for name in rule.lacks]
+        signs += [f"`{name}` on its resource" for name in rule.resource_has]
         if rule.names:
             signs.append("a name that begins with " + ", ".join(f"`{name}`" for name in rule.names))
-        what = "part of a step" if rule.role is Role.INSIDE else f"an {rule.role.value}"
-        rows.append(f"| {rule.engine} | {'; '.join(signs)} | {what.replace('an step', 'a step')} |")
+        rows.append(f"| {rule.engine} | {'; '.join(signs)} | {_ROLES[rule.role]} |")
     rows.append("| any other | no parent | an execution |")
     rows.append("| any other | the execution's span as its parent | a step |")
     return "\n".join(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -89,7 +90,7 @@ def export(spans: Sequence[Span], service: str = "etl") -> ExportTraceServiceReq
 
 async def send(api: Api, body: bytes, kind: str = "application/x-protobuf", **headers: str) -> tuple[int, bytes]:
     async with api.session.post(
-        f"{api.address}/v1/traces", data=body, headers={"Content-Type": kind, **headers}
+        f"{api.address}/v1/traces", data=io.BytesIO(body), headers={"Content-Type": kind, **headers}
     ) as answer:
         assert answer.content_type == (kind if answer.status != 415 else "application/json")
         return answer.status, await answer.read()

@@ -10,6 +10,7 @@ from typing import Final
 from tachograph.events import NS
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_MOST: Final = 1 << 63
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)?")
 
 
@@ -38,8 +39,8 @@ def parse_time(text: str, now_ns: int) -> int:
     """Unix nanoseconds of an RFC 3339 time, of unix seconds, or of a time ago such as ``7d``. Raises ValueError."""
     if match := _DURATION.fullmatch(text):
         if match[2]:
-            return now_ns - round(float(match[1]) * _UNITS[match[2]] * NS)
-        return round(float(text) * NS)
+            return max(0, now_ns - _nanoseconds(text, match))
+        return _nanoseconds(text, match)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -51,10 +52,17 @@ def parse_time(text: str, now_ns: int) -> int:
     return round(moment.timestamp() * 1_000_000) * 1000
 
 
+def _nanoseconds(text: str, match: re.Match[str]) -> int:
+    found = float(match[1]) * _UNITS[match[2] or "s"] * NS
+    if found >= _MOST:
+        raise ValueError(f"{text[:40]!r} is too long: times end in the year 2262")
+    return round(found)
+
+
 def parse_duration(text: str) -> int:
     """Nanoseconds of a duration: seconds, or a number with a unit (``250ms``, ``90s``, ``1.5h``). Raises ValueError."""
     if match := _DURATION.fullmatch(text):
-        return round(float(match[1]) * _UNITS[match[2] or "s"] * NS)
+        return _nanoseconds(text, match)
     raise ValueError(f"{text!r} is no duration: expected seconds (0.25) or a number with a unit (250ms, 90s, 1.5h)")
 
 

@@ -261,6 +261,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         if error.status == 405:
             detail = f"{request.path} does not take {request.method}"
         return Problem(CODES[code][0], code, detail, headers=headers).response()
+    except web.RequestPayloadError as error:
+        return Problem(400, "bad_request", f"the body cannot be read: {error}").response()
     except (ConnectionResetError, TimeoutError):
         raise
     except (OperationalError, InterfaceError, Unavailable):

@@ -47,8 +47,11 @@ async def traces(request: web.Request) -> web.Response:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return _refused(kind, 413, 3, f"the body is larger than {limit} bytes")
-        except (web.HTTPException, ValueError) as error:
-            return _refused(kind, 400, 3, f"the body cannot be read: {error}")
+        except (web.HTTPException, web.RequestPayloadError, ValueError) as error:
+            answer = _refused(kind, 400, 3, f"the body cannot be read: {error}")
+            # What is left of the body stands where the next request would begin.
+            answer.force_close()
+            return answer
         waiting = intake.submit(workspace.id, workspace.slug, body, is_json=kind == _JSON)
         try:
             taken = await asyncio.wrap_future(waiting)
@@ -58,11 +61,11 @@ async def traces(request: web.Request) -> web.Response:
             return _refused(kind, 503, 14, "the database cannot take it now", retry_after=5)
     finally:
         intake.release(size)
-    answer = ExportTraceServiceResponse()
+    said = ExportTraceServiceResponse()
     if taken.rejected:
-        answer.partial_success.rejected_spans = taken.rejected
-        answer.partial_success.error_message = taken.why
-    return _answer(kind, 200, answer)
+        said.partial_success.rejected_spans = taken.rejected
+        said.partial_success.error_message = taken.why
+    return _answer(kind, 200, said)
 
 
 def _refused(kind: str, status: int, code: int, why: str, *, retry_after: int | None = None) -> web.Response:

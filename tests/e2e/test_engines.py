@@ -1,0 +1,165 @@
+"""Real engines, instrumented with their own public OpenTelemetry packages only, become executions with timelines."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.e2e.conftest import Server, environment, eventually, free_port
+
+ENGINES = Path(__file__).parent / "engines"
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env=environment(**variables), cwd=log.parent, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    """A real Redis; its URL."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server (apt-get install redis-server)")
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    with running(command, tmp_path / "redis.log"):
+        eventually(lambda: listens(port))
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+@pytest.fixture
+def temporal(tmp_path: Path) -> Iterator[str]:
+    """A real Temporal server; its address."""
+    program = Path(sys.executable).with_name("temporal")
+    port = free_port()
+    command = [str(program), "server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--http-port",
+               str(free_port()), "--headless", "--log-level", "error"]  # fmt: skip
+    with running(command, tmp_path / "temporal.log"):
+        eventually(lambda: listens(port))
+        yield f"127.0.0.1:{port}"
+
+
+def ended(service: Server, count: int) -> dict[str, Any]:
+    """Timelines by workflow, once so many executions have ended."""
+
+    def look() -> dict[str, Any] | None:
+        page = service.get("/api/workflows/executions")
+        if page["total"] != count or any(one["status"] in ("running", "pending") for one in page["items"]):
+            return None
+        ids = [one["execution_id"] for one in page["items"]]
+        found = [service.get(f"/api/workflows/executions/{one}/timeline") for one in ids]
+        return {one["workflow_name"]: one for one in found}
+
+    found: dict[str, Any] = eventually(look)
+    return found
+
+
+def steps_of(timeline: Any) -> list[tuple[str, str, int]]:
+    return [(s["step_name"], s["status"], len(s["attempts"])) for s in timeline["step_timeline"]]
+
+
+def path_of(timeline: Any) -> list[str]:
+    return [part["step_name"] for part in timeline["critical_path"]]
+
+
+def test_a_celery_chain_and_chord(server: Callable[..., Server], redis: str, tmp_path: Path) -> None:
+    service = server()
+    variables = {
+        "BROKER": redis,
+        "PYTHONPATH": str(ENGINES),
+        "OTEL_SERVICE_NAME": "shop",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": service.address,
+    }
+    worker = [sys.executable, "-m", "celery", "-A", "celery_shop", "worker", "--concurrency", "2", "--loglevel", "INFO"]
+    with running(worker, tmp_path / "worker.log", **variables):
+        eventually(lambda: " ready." in (tmp_path / "worker.log").read_text())
+        subprocess.run(
+            [sys.executable, ENGINES / "celery_shop.py"], env=environment(**variables), check=True, timeout=60
+        )
+        found = ended(service, 3)
+    chain, chord, broken = found["celery_shop.fetch"], found["report"], found["celery_shop.broken"]
+    assert chain["status"] == "completed"
+    assert steps_of(chain) == [
+        ("celery_shop.fetch", "completed", 1),
+        ("celery_shop.price", "completed", 2),
+        ("celery_shop.store", "completed", 1),
+    ]
+    assert path_of(chain) == ["celery_shop.fetch", "celery_shop.price", "celery_shop.store"]
+    fetch, price, store = chain["step_timeline"]
+    assert (price["depends_on"], store["depends_on"]) == ([fetch["step_id"]], [price["step_id"]])
+    assert "no price yet" in price["attempts"][0]["error_message"]
+    # It was asked to come again after 0.2 s.
+    assert 0.15 < price["wait"]["backoff"] < 5
+    assert [attempt["status"] for attempt in price["attempts"]] == ["failed", "completed"]
+    assert chord["status"] == "completed"
+    assert sorted(steps_of(chord)) == [("celery_shop.fetch", "completed", 1)] * 3 + [
+        ("celery_shop.total", "completed", 1)
+    ]
+    # The body comes after the last of the header, and the execution ends with it, not with the client's span.
+    assert path_of(chord)[-2:] == ["celery_shop.fetch", "celery_shop.total"]
+    assert chord["completed_at"] == chord["step_timeline"][-1]["completed_at"]
+    assert (broken["status"], steps_of(broken)) == ("failed", [("celery_shop.broken", "failed", 1)])
+    assert (broken["step_timeline"][0]["error_type"], broken["error_message"]) == ("RuntimeError", "no item 7")
+    text = eventually(lambda: counted(service, "celery_shop.store"))
+    assert (
+        'workflow_step_retries_total{step="celery_shop.price",workflow="celery_shop.fetch",workspace="default"} 1'
+        in text
+    )
+
+
+def counted(service: Server, step: str) -> str | None:
+    """The metrics, once a step is among them: an engine's steps are counted when nothing more comes of them."""
+    text: str = service.get("/metrics")
+    return text if f'workflow_step_duration_seconds_count{{status="completed",step="{step}"' in text else None
+
+
+def test_a_temporal_workflow_with_a_retrying_activity(
+    server: Callable[..., Server], temporal: str, tmp_path: Path
+) -> None:
+    service = server()
+    variables = {"OTEL_SERVICE_NAME": "orders", "OTEL_EXPORTER_OTLP_ENDPOINT": service.address}
+    with (tmp_path / "orders.log").open("wb") as log:
+        command = [sys.executable, str(ENGINES / "temporal_orders.py"), temporal]
+        subprocess.run(command, env=environment(**variables), check=True, timeout=60, stdout=log, stderr=log)
+    found = ended(service, 2)
+    order, declined = found["Order"], found["Declined"]
+    assert order["status"] == "completed"
+    assert sorted(steps_of(order)) == [
+        ("charge", "completed", 3), ("notify", "completed", 1), ("reserve", "completed", 1), ("ship", "completed", 1),
+    ]  # fmt: skip
+    assert path_of(order) == ["reserve", "charge", "ship"]
+    steps = {step["step_name"]: step for step in order["step_timeline"]}
+    assert [attempt["error_message"] for attempt in steps["charge"]["attempts"]][:2] == ["card declined"] * 2
+    assert steps["charge"]["wait"]["backoff"] > 0.2
+    assert steps["notify"]["depends_on"] == steps["ship"]["depends_on"] == [steps["charge"]["step_id"]]
+    total = order["total_duration_seconds"]
+    assert 0.5 < order["critical_path_seconds"] <= total
+    assert (declined["status"], steps_of(declined)) == ("failed", [("charge", "failed", 1)])
+    assert declined["step_timeline"][0]["error_message"] == "card declined"
+    text = eventually(lambda: counted(service, "ship"))
+    assert 'workflow_step_attempts_total{outcome="failed",step="charge",workflow="Order",workspace="default"} 2' in text
+    assert 'workflow_executions_running{workflow="Order",workspace="default"} 0' in text

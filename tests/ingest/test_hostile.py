@@ -1,0 +1,231 @@
+"""Whatever arrives at the door for spans: a clear answer each, never a 500, and memory within bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from tests.api.test_otlp import PLAIN, T0, export, send, span, timeline
+from tests.conftest import Api, serve
+
+from tachograph.events import NS
+from tachograph.exporter.config import Config
+from tachograph.exporter.ingest import span_store
+from tachograph.exporter.ingest.assemble import assemble
+from tachograph.exporter.ingest.spans import BadRequest, SpanRecord, parse, records
+from tachograph.workflow import HandlerRegistry
+
+WHOLE = export(PLAIN).SerializeToString()
+IDS = {"traceId": "5b8efff798038103d269b633813fc60c", "spanId": "eee19b7ec3c1b174"}
+ONE = {**IDS, "name": "j", "startTimeUnixNano": str(T0), "endTimeUnixNano": str(T0 + NS)}
+
+
+@pytest.fixture
+async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
+    async for found in serve(Config(database=database_url, grace_seconds=0.1, max_body_bytes=30_000_000), handlers):
+        yield found
+
+
+def read(body: bytes, *, is_json: bool = False) -> list[SpanRecord | str]:
+    """What the service makes of a body, up to the events it would store."""
+    found = list(records(parse(body, is_json=is_json)))
+    kept = [one for one in found if isinstance(one, SpanRecord)]
+    traces: dict[str, list[SpanRecord]] = {}
+    for one in kept:
+        traces.setdefault(one.trace_id, []).append(one)
+    for spans in traces.values():
+        for execution in assemble("default", spans, time.time_ns()):
+            assert execution.events
+    return found
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_protobuf_that_was_cut_or_changed_is_read_or_refused(data: st.DataObject) -> None:
+    body = bytearray(WHOLE)
+    for _ in range(data.draw(st.integers(1, 8))):
+        at = data.draw(st.integers(0, len(body) - 1))
+        match data.draw(st.integers(0, 2)):
+            case 0:
+                body[at] = data.draw(st.integers(0, 255))
+            case 1:
+                del body[at : at + data.draw(st.integers(1, 20))]
+            case _:
+                body[at:at] = data.draw(st.binary(max_size=20))
+        if not body:
+            break
+    with contextlib.suppress(BadRequest):
+        read(bytes(body))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["resourceSpans", "scopeSpans", "spans", "resource", "attributes", "key", "value", "traceId",
+                         "spanId", "parentSpanId", "name", "startTimeUnixNano", "endTimeUnixNano", "links", "events",
+                         "status", "code", "kind", "intValue", "stringValue", "arrayValue", "values"]),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(JSON, JSON)
+@example({}, {"startTimeUnixNano": "-1"})
+@example({}, {"attributes": [{"key": "a", "value": {"stringValue": "\ud800"}}]})
+def test_json_of_any_shape_is_read_or_refused(anything: Any, fields: Any) -> None:
+    of_span = {**ONE, **fields} if isinstance(fields, dict) else fields
+    for document in (anything, {"resourceSpans": [{"scopeSpans": [{"spans": [of_span]}]}]}):
+        try:
+            body = msgspec.json.encode(document)
+        except UnicodeEncodeError:
+            body = b'{"resourceSpans": "\\ud800"}'
+        with contextlib.suppress(BadRequest):
+            read(body, is_json=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6), st.integers(-3, 9), st.integers(-3, 9)), max_size=12))
+def test_spans_in_any_relation_are_put_together(shape: list[tuple[int, int, int, int]]) -> None:
+    spans = [span(f"s{i}", i, parent, start, end) for i, parent, start, end in shape]
+    assert all(isinstance(one, SpanRecord) for one in read(export(spans).SerializeToString()))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"traceId": "00"}, "no valid trace id"),
+        ({"traceId": "0" * 32}, "no valid trace id"),
+        ({"spanId": "1" * 20}, "no valid span id"),
+        ({"parentSpanId": "abcd"}, "no valid parent span id"),
+        ({"startTimeUnixNano": "0"}, "no valid start"),
+        ({"endTimeUnixNano": str(2**64 - 1)}, "no valid start or end"),
+    ],
+)
+async def test_a_span_that_cannot_be_kept_is_told_and_the_others_are_kept(
+    api: Api, change: dict[str, str], says: str
+) -> None:
+    document = {"resourceSpans": [{"scopeSpans": [{"spans": [{**ONE, **change}, ONE]}]}]}
+    status, body = await send(api, msgspec.json.encode(document), "application/json")
+    partial = msgspec.json.decode(body)["partialSuccess"]
+    assert (status, partial["rejectedSpans"], says in partial["errorMessage"]) == (200, "1", True)
+    assert (await api.get("/api/workflows/executions"))["total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "headers", "status", "says"),
+    [
+        (b"[" * 5_000_000, "application/json", {}, 400, "not JSON"),
+        (b'{"resourceSpans":' + b'[{"scopeSpans":' * 2000, "application/json", {}, 400, "not JSON"),
+        (b'{"resourceSpans":' + b"[" * 90 + b"]" * 90 + b"}", "application/json", {}, 400, "no JSON Export"),
+        (b'{"resourceSpans": "\xff"}', "application/json", {}, 400, "not JSON"),
+        (b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":5}]}]}]}', "application/json", {}, 400, "not a text"),
+        (
+            gzip.compress(b"\0" * 200_000_000),
+            "application/x-protobuf",
+            {"Content-Encoding": "gzip"},
+            413,
+            "larger than",
+        ),
+        (b"no gzip", "application/x-protobuf", {"Content-Encoding": "gzip"}, 400, "cannot be read"),
+        (b"x", "application/x-protobuf", {"Content-Encoding": "br2"}, 400, ""),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "application/x-protobuf", {}, 400, "no protobuf"),
+        (b"\x00" * 31_000_000, "application/x-protobuf", {}, 413, "larger than"),
+    ],
+    ids=["deep", "deeper", "arrays", "bytes", "number", "gzip bomb", "no gzip", "encoding", "length", "large"],
+)
+async def test_a_body_that_is_no_request_is_refused(
+    api: Api, body: bytes, kind: str, headers: dict[str, str], status: int, says: str
+) -> None:
+    got, answer = await send(api, body, kind, **headers)
+    assert (got, says in answer.decode(errors="replace")) == (status, True), answer[:300]
+    assert (await send(api, WHOLE))[0] == 200
+
+
+async def test_a_trace_of_a_hundred_thousand_spans_is_kept_and_read_later(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(span_store, "_LATER_SECONDS", 0.0)
+    monkeypatch.setattr(span_store, "_PER_SECOND", 10**12)
+    count = 100_000
+    request = ExportTraceServiceRequest()
+    scope = request.resource_spans.add().scope_spans.add()
+    names = [f"part {i % 50}" for i in range(count)]
+    parents = [0, 1] + [random.Random(i).randint(1, max(1, i // 2)) for i in range(2, count)]
+    for number in range(count):
+        made = scope.spans.add(
+            trace_id=b"\x01" * 16, span_id=(number + 1).to_bytes(8, "big"), name=names[number],
+            start_time_unix_nano=T0 + number, end_time_unix_nano=T0 + count + number,
+        )  # fmt: skip
+        if number:
+            made.parent_span_id = parents[number].to_bytes(8, "big")
+    scope.spans[0].name = "deep"
+    status, body = await send(api, gzip.compress(request.SerializeToString(), 1), **{"Content-Encoding": "gzip"})
+    answer = ExportTraceServiceResponse.FromString(body)
+    assert (status, answer.partial_success.rejected_spans) == (200, 0)
+    # Twice: nothing changes. One more: there is room for as many again and not for more.
+    await api.service.look_again()
+    found = await timeline(api)
+    assert (found["workflow_name"], found["status"]) == ("deep", "completed")
+    assert found["step_count"] == sum(parent == 1 for parent in parents)
+    monkeypatch.setattr(span_store, "MOST_OF_TRACE", count)
+    one_more = scope.spans.add(
+        trace_id=b"\x01" * 16, span_id=b"\x09" * 8, name="late", start_time_unix_nano=T0, end_time_unix_nano=T0
+    )
+    del request.resource_spans[:]
+    group = request.resource_spans.add().scope_spans.add()
+    group.spans.append(one_more)
+    status, body = await send(api, request.SerializeToString())
+    partial = ExportTraceServiceResponse.FromString(body).partial_success
+    assert (status, partial.rejected_spans, "no room for more" in partial.error_message) == (200, 1, True)
+
+
+async def test_times_at_the_ends_of_what_can_be_told(api: Api) -> None:
+    far = 9_214_646_400 * NS  # 2262-01-01, a century before 2**63 ns would have ended
+    early = [{**ONE, "startTimeUnixNano": "1", "endTimeUnixNano": str(2**63 - 1)}]
+    late = [{**ONE, "traceId": "a" * 32, "startTimeUnixNano": str(far), "endTimeUnixNano": str(far + NS)}]
+    for spans in (early, late):
+        document = {"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}
+        assert (await send(api, msgspec.json.encode(document), "application/json"))[0] == 200
+    page = await api.get("/api/workflows/executions")
+    assert page["total"] == 2
+    for one in page["items"]:
+        path = f"/api/workflows/executions/{one['execution_id']}/timeline"
+        assert (await api.get(path))["status"] == "completed"
+        await api.get(f"{path}?format=chrome")
+    for query in ("start=1&end=99999999999999999999", "start=0", "end=1e400", "minDuration=99999999999999999999d"):
+        status, _ = await api.call("GET", f"/tempo/api/search?{query}")
+        assert status in (200, 422), query
+    assert (await api.call("GET", f"/jaeger/api/traces?start=0&end={(1 << 53) - 1}&service=x"))[0] == 200
+    for path in ("metrics", "trends"):
+        status, body = await api.call("GET", f"/api/workflows/j/{path}")
+        assert status in (200, 422), body
+
+
+async def test_when_the_line_is_full_further_requests_are_asked_to_come_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = api.service.intake
+    assert intake.reserve(60 << 20)
+    body = b"\0" * (5 << 20)
+    async with api.session.post(
+        f"{api.address}/v1/traces", data=io.BytesIO(body), headers={"Content-Type": "application/x-protobuf"}
+    ) as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+    intake.release(60 << 20)
+    assert (await send(api, WHOLE))[0] == 200
