@@ -90,6 +90,7 @@ def bulk(database: Database, bodies: list[bytes]) -> float:
                 o.end_ns,
                 o.resource_id,
                 o.payload,
+                1,
             )
             for o in group
         ]

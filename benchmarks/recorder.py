@@ -4,6 +4,7 @@ Sides:
 - bare span: an OpenTelemetry SDK span with six attributes, batch processor, an exporter that throws away.
 - naive: what one writes first; span with the step's attributes through the SDK, labelled metrics, one INSERT per step.
 - tachograph: the recorder with all its listeners; time until everything is delivered and committed.
+- spans only, spans and metrics: the same with fewer listeners, until everything is delivered.
 - hot path: the same, only the processor time of the workflow's own thread.
 - deferred: with deferred spans; the processors hear of a step's start off its thread.
 """
@@ -129,15 +130,17 @@ def naive() -> float:
     return took / STEPS * 1e6
 
 
-def recorded(*, deferred: bool) -> tuple[float, float]:
+def recorded(*, deferred: bool = False, metrics: bool = True, store: bool = True) -> tuple[float, float]:
     """Microseconds per step: until all is delivered and committed, and processor time of the workflow's own thread."""
     target = provider()
     recorder = Recorder()
     recorder.set_spans(SpanListener(target, deferred=deferred))
-    recorder.add("metrics", MetricsListener(CollectorRegistry()))
+    if metrics:
+        recorder.add("metrics", MetricsListener(CollectorRegistry()))
     with tempfile.TemporaryDirectory() as directory:
         database = Database(f"sqlite:///{directory}/x.db")
-        recorder.add("store", StoreWriter(database))
+        if store:
+            recorder.add("store", StoreWriter(database))
         execution = new_execution_ref(workspace="default", workflow="w", workflow_id=workflow_id("default", "w"))
         ids = [step_id(execution.workflow_id, f"s{i % NAMES}", i) for i in range(STEPS)]
         clock = AnchoredClock()
@@ -208,13 +211,17 @@ def main(console: Console) -> None:
         "tachograph, hot path": [],
         "tachograph, deferred": [],
         "tachograph, deferred, hot path": [],
+        "tachograph, spans only": [],
+        "tachograph, spans and metrics": [],
     }
     names = list(sides)
     rounds: list[Callable[[], None]] = [
         lambda: sides["bare span"].append(bare()),
         lambda: sides["naive"].append(naive()),
         lambda: [sides[key].append(v) for key, v in zip(names[2:4], recorded(deferred=False), strict=True)] and None,
-        lambda: [sides[key].append(v) for key, v in zip(names[4:], recorded(deferred=True), strict=True)] and None,
+        lambda: [sides[key].append(v) for key, v in zip(names[4:6], recorded(deferred=True), strict=True)] and None,
+        lambda: sides[names[6]].append(recorded(metrics=False, store=False)[0]),
+        lambda: sides[names[7]].append(recorded(store=False)[0]),
     ]
     for number in range(ROUNDS + 1):
         for side in rounds:
