@@ -12,7 +12,6 @@ from tests.store.test_rollups import differing
 
 from tachograph.events import ExecutionFinished
 from tachograph.exporter.config import Config
-from tachograph.exporter.store import log as event_log
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.log import Logged
 from tachograph.exporter.store.writer import open_writer
@@ -31,10 +30,6 @@ async def follow(api: Api, into: list[Logged], after: int | None = None) -> None
 
 def ended(found: list[Logged]) -> set[str]:
     return {one.event.execution.execution_id for one in found if isinstance(one.event, ExecutionFinished)}
-
-
-def somebody_listens(api: Api) -> bool:
-    return api.service.database.look(event_log.is_listened_to)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -79,8 +74,8 @@ async def test_two_services_on_one_postgresql(postgres: Callable[..., str], hand
 async def test_a_scripts_events_reach_the_service_on_sqlite(database_url: str, handlers: HandlerRegistry) -> None:
     async with running(Config(database=database_url, grace_seconds=0.2), handlers) as api:
         heard: list[Logged] = []
-        follower = asyncio.create_task(follow(api, heard))
-        await until(lambda: somebody_listens(api))
+        # From here on every writer knows that somebody listens.
+        follower = asyncio.create_task(follow(api, heard, await api.service.feed.now()))
         script = Recorder()
         script.add("store", open_writer(database_url))
         await Executor(script, handlers=handlers).run(parse(QUICK))
@@ -93,7 +88,8 @@ async def test_a_scripts_events_reach_the_service_on_sqlite(database_url: str, h
 async def test_who_was_away_too_long_is_told_so(database_url: str, handlers: HandlerRegistry, tmp_path: Path) -> None:
     async with running(Config(database=database_url, grace_seconds=0.2), handlers) as api:
         heard: list[Logged] = []
-        follower = asyncio.create_task(follow(api, heard))
+        # From here on every writer knows that somebody listens.
+        follower = asyncio.create_task(follow(api, heard, await api.service.feed.now()))
         await api.call("POST", "/api/workflows", QUICK)
         for _ in range(3):
             await api.run("quick")

@@ -29,7 +29,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     archived there; ``delete_after_days``: or deleted. ``measures``: names of step measures that become metrics.
     ``grace_seconds``: how long running steps may go on when the service is stopped. ``series_limit``: label sets of one
     metric; ``series_expire_seconds``: drop those that have not changed for so long. ``mapping``: a file of rules that
-    say which spans are executions and steps.
+    say which spans are executions and steps. ``max_stream_clients``: who may follow live events at once. ``trace_url``:
+    where the page's links to traces lead, with ``{trace_id}`` in it.
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +54,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     delete_after_days: float | None = None
     measures: tuple[str, ...] = ()
     mapping: Path | None = None
+    max_stream_clients: int = 2000
+    trace_url: str | None = None
 
     @property
     def needs_token(self) -> bool:
@@ -106,6 +109,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("a TLS key needs its certificate: add --tls-cert FILE")
         if (self.archive_after_days is None) != (self.archive_directory is None):
             raise ConfigError("archiving needs both --archive-after DAYS and --archive-to DIR")
+        if self.trace_url is not None and (
+            "{trace_id}" not in self.trace_url or not self.trace_url.startswith(("http://", "https://", "/"))
+        ):
+            raise ConfigError(
+                f"{self.trace_url!r} leads to no trace; expected a URL with {{trace_id}} in it, for instance "
+                "http://localhost:16686/trace/{trace_id}"
+            )
         if self.delete_after_days is not None and self.archive_after_days is not None:
             raise ConfigError("either archive old executions or delete them, not both")
         self.tls()

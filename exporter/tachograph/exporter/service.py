@@ -26,6 +26,7 @@ from tachograph.exporter.api import (
     metrics,
     openapi,
     otlp,
+    stream,
     tempo,
     tenancy,
     timeline,
@@ -45,6 +46,7 @@ from tachograph.exporter.store import archive, partitions, queries, recovery
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.writer import StoreWriter, add_project, add_workspace
 from tachograph.exporter.stream.feed import Feed
+from tachograph.exporter.stream.hub import Hub
 from tachograph.instrumentation.health import HEALTH_METRICS, HealthCollector, OwnSeries
 from tachograph.instrumentation.ledger import EventLedger
 from tachograph.instrumentation.metrics import METRICS, MetricsListener
@@ -72,6 +74,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *otlp.ROUTES,
     *jaeger.ROUTES,
     *tempo.ROUTES,
+    *stream.ROUTES,
     *openapi.ROUTES,
 )
 """Every route, the more special ones first. A trailing slash is accepted too."""
@@ -120,6 +123,7 @@ class Service:
         self.recorder.add("metrics", self.metrics)
         self.own = OwnSeries(self.registry)
         self.feed = Feed(self.database)
+        self.hub = Hub(self.feed, self.database, self.own.told)
         self.writer = StoreWriter(self.database, self.own.wrote, self.feed.committed)
         self.recorder.add("store", self.writer)
         book = read_rules(config.mapping) if config.mapping is not None else BUILT_IN
@@ -170,6 +174,9 @@ class Service:
         app[metrics.ANSWERS] = metrics.Answers()
         app[metrics.SCRAPER] = metrics.Scraper(self.registry, self.recorder, self.own)
         app[health.LIFE] = self.life
+        app[stream.HUB] = self.hub
+        app[stream.OWN] = self.own
+        app.on_shutdown.append(self._let_go)
         for path, page in openapi.PAGES:
             app.router.add_get(path, page)
         for route in ROUTES:
@@ -190,6 +197,10 @@ class Service:
             task.cancel()
         await asyncio.gather(self._sweeper, *others, return_exceptions=True)
         await self.close()
+
+    async def _let_go(self, _app: web.Application) -> None:
+        """Tell who follows that the service stops."""
+        await self.hub.close()
 
     async def sweep(self) -> int:
         """Close executions whose process died; how many there were."""

@@ -5,6 +5,7 @@ Counted by the recorder in plain numbers and read when somebody scrapes, so a re
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Final
@@ -37,9 +38,19 @@ SCRAPE_DURATION: Final = HistogramSpec(
 )
 SCRAPE_SIZE: Final = GaugeSpec("tachograph_scrape_size_bytes", "Size of the last scrape.", ("format",))
 
+STREAM_CLIENTS: Final = GaugeSpec(
+    "tachograph_stream_clients", "Clients that follow live events, by protocol.", ("kind",)
+)
+STREAM_MESSAGES: Final = CounterSpec("tachograph_stream_messages_total", "Messages put to clients that follow.", ())
+STREAM_LOST: Final = CounterSpec(
+    "tachograph_stream_clients_refused_total",
+    "Clients that were let go for being too slow, or not let in since there were enough.",
+    ("reason",),
+)
+
 HEALTH_METRICS: Final[tuple[MetricSpec, ...]] = (
     EVENTS, DELIVERED, DROPPED, QUEUE_LENGTH, STORE_WRITE, SERIES_LIMITED, LABEL_SETS, SCRAPE_DURATION, SCRAPE_SIZE,
-    BUILD_INFO,
+    STREAM_CLIENTS, STREAM_MESSAGES, STREAM_LOST, BUILD_INFO,
 )  # fmt: skip
 """Every metric about Tachograph itself."""
 
@@ -97,7 +108,33 @@ class OwnSeries:
         about = (SCRAPE_DURATION.name, SCRAPE_DURATION.help, SCRAPE_DURATION.labels)
         self._scrape = series.histogram(*about, buckets=_BUCKETS)
         self._size = series.gauge(SCRAPE_SIZE.name, SCRAPE_SIZE.help, SCRAPE_SIZE.labels)
+        self._clients = series.gauge(STREAM_CLIENTS.name, STREAM_CLIENTS.help, STREAM_CLIENTS.labels)
+        self._messages = series.counter(STREAM_MESSAGES.name, STREAM_MESSAGES.help).labels()
+        self._refused = series.counter(STREAM_LOST.name, STREAM_LOST.help, STREAM_LOST.labels)
+        # A series that only appears with the first loss would hide that loss from rate().
+        for kind in ("websocket", "sse"):
+            self._clients.labels(kind).set(0)
+        for reason in ("too_slow", "full"):
+            self._refused.labels(reason)
         registry.register(series)
+
+    @contextlib.contextmanager
+    def stream_client(self, kind: str) -> Iterator[None]:
+        """A client follows for the length of the block."""
+        gauge = self._clients.labels(kind)
+        gauge.inc()
+        try:
+            yield
+        finally:
+            gauge.inc(-1)
+
+    def told(self, messages: int) -> None:
+        """So many messages were put to clients."""
+        self._messages.inc(messages)
+
+    def refused_stream(self, reason: str) -> None:
+        """A client was let go, or not let in."""
+        self._refused.labels(reason).inc()
 
     def wrote(self, seconds: float) -> None:
         """A commit took this long."""

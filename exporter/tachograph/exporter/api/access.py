@@ -6,6 +6,7 @@ choose: there is nothing to try out.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import secrets
@@ -25,6 +26,8 @@ from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.schema import access_tokens, workspaces
 
 TOKEN_PREFIX: Final = "tgr_"  # noqa: S105 - how ours begin, so that scanners for leaked secrets find them
+BEARER: Final = "tachograph.bearer."
+"""Begins the WebSocket subprotocol whose rest is a token in base64url (RFC 4648, 5)."""
 KNOWN_SECONDS: Final = 2.0
 """How long a token that was looked up is taken to be as it was; revoking it here takes effect at once."""
 _KNOWN_LIMIT: Final = 1000
@@ -133,7 +136,7 @@ class Doorkeeper:
 
     async def caller(self, request: web.Request) -> Caller | None:
         """Whose token the request carries, if it carries one. Raises 401 for one that is worth nothing."""
-        header = request.headers.get("Authorization")
+        header = request.headers.get("Authorization") or _offered(request)
         if header is None:
             return None
         scheme, _, given = header.partition(" ")
@@ -154,6 +157,21 @@ class Doorkeeper:
             self._known.clear()
         self._known[key] = (now + KNOWN_SECONDS, found)
         return found
+
+
+def _offered(request: web.Request) -> str | None:
+    """The token that a browser offers as a WebSocket subprotocol, for it cannot send a header."""
+    if request.headers.get("Upgrade", "").lower() != "websocket":
+        return None
+    for offered in request.headers.get("Sec-WebSocket-Protocol", "").split(","):
+        name = offered.strip()
+        if name.startswith(BEARER):
+            text = name.removeprefix(BEARER)
+            try:
+                return "Bearer " + base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+            except ValueError:
+                raise errors.unauthorized(f"the subprotocol {BEARER}… is not a token in base64url") from None
+    return None
 
 
 DOORKEEPER: Final = web.AppKey("doorkeeper", Doorkeeper)

@@ -181,6 +181,15 @@ def not_supported(why: str) -> Problem:
     return Problem(400, "not_supported", why)
 
 
+def upgrade_required() -> Problem:
+    return Problem(426, "upgrade_required", "this is a WebSocket", headers={"Upgrade": "websocket"})
+
+
+def too_many_clients(limit: int) -> Problem:
+    detail = f"{limit} clients follow already; try again later"
+    return Problem(503, "too_many_clients", detail, headers={"Retry-After": "10"})
+
+
 def unauthorized(why: str = "") -> Problem:
     detail = why or "send a token: Authorization: Bearer …"
     return Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
@@ -230,9 +239,11 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "invalid_body": (422, "The body is JSON but does not fit; says where."),
     "invalid_workflow": (422, "The definition has faults; every one is listed."),
     "invalid_inputs": (422, "The input variables do not fit the definition; every fault is listed."),
+    "upgrade_required": (426, "This route speaks WebSocket only."),
     "too_many_executions": (429, "As many executions run and wait as the service allows; see Retry-After."),
     "internal_error": (500, "Something went wrong in the service; its log says what."),
     "store_unavailable": (503, "The database cannot take it now; see Retry-After."),
+    "too_many_clients": (503, "As many clients follow as the service allows; see Retry-After."),
     "shutting_down": (503, "The service is shutting down; see Retry-After."),
     "scrape_timeout": (503, "The scrape could not be rendered within the scraper's time."),
 }

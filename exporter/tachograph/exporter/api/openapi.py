@@ -41,10 +41,12 @@ _IN_PATH: Final = {
     "trace_id": "A trace, by id: up to 32 hex digits.",
     "service": "A service, by name.",
     "tag": "A name to search by.",
+    "step_id": "A step, by id.",
 }
 _TAGS: Final = {
     "Executions": "What ran, what runs, and why it took so long.",
     "Workflows": "Definitions: register them, change them, run them; and what their executions add up to.",
+    "Stream": "Live events, as they are committed.",
     "Traces": "Spans in by OTLP, and out to Jaeger and Tempo viewers.",
     "Access": "Workspaces, projects and tokens.",
     "Service": "For Prometheus, for health checks, and this document.",
@@ -135,6 +137,8 @@ def _tag(route: Route) -> str:
         return "Executions" if "executions" in route.path else "Workflows"
     if route.path.startswith(("/v1/", "/jaeger/", "/tempo/")):
         return "Traces"
+    if route.path.startswith(("/ws/", "/api/stream")):
+        return "Stream"
     return "Access" if route.path.startswith(("/api/workspaces", "/api/tokens")) else "Service"
 
 
@@ -189,12 +193,13 @@ def _responses(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
         success["content"] = {"application/json": content}
     for kind in route.media:
         success.setdefault("content", {})[kind] = {"schema": {"type": "string"}}
-    if route.method == "GET" and route.path != "/metrics":
+    is_document = route.method == "GET" and route.path not in ("/metrics", "/api/stream") and route.status == 200
+    if is_document:
         success["headers"] = {"ETag": {"description": "Send back as If-None-Match.", "schema": {"type": "string"}}}
     responses = {str(route.status): success}
     for status in route.also:
         responses[str(status)] = {**success, "description": HTTPStatus(status).phrase}
-    if route.method == "GET" and route.path != "/metrics":
+    if is_document:
         responses["304"] = {"description": "Not changed since the ETag sent."}
     by_status: dict[int, list[str]] = {}
     for code in route.all_codes:

@@ -200,6 +200,12 @@ class Query:
         value = self._read(name, parse)
         return default if value is None else value
 
+    def number(self, name: str) -> int | None:
+        """A whole number that need not be there, within the bounds that the route declares."""
+        declared = self._declared[name]
+        found = self.whole(name, -1, declared.low or 0, declared.high or 0)
+        return None if found < 0 else found
+
     def page(self) -> tuple[int, int]:
         """``skip`` and ``limit``."""
         return tuple(self.whole(p.name, p.default, p.low or 0, p.high or 0) for p in PAGE)  # type: ignore[return-value]

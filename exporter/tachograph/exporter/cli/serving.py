@@ -74,6 +74,10 @@ def serve(
     mapping: Annotated[
         Path | None, typer.Option(help="TOML file of rules: which spans of others are executions and steps.")
     ] = None,
+    max_stream_clients: Annotated[int, typer.Option(min=1, help="Clients that may follow live events.")] = 2000,
+    trace_url: Annotated[
+        str | None, typer.Option(help="Where the page's links to traces lead: a URL with {trace_id} in it.")
+    ] = None,
 ) -> None:
     """Serve the API, the metrics and the store. Beyond loopback a token is needed."""
     with told():
@@ -98,6 +102,8 @@ def serve(
             delete_after_days=delete_after,
             measures=tuple(measure or ()),
             mapping=mapping,
+            max_stream_clients=max_stream_clients,
+            trace_url=trace_url,
         )
         log_to_stderr()
         service = Service(config, load_handlers(handlers, allow_handler))

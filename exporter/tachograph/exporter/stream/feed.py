@@ -10,24 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from tachograph.events import new_id
 from tachograph.exporter.store import log as event_log
 from tachograph.exporter.store.database import Database
-from tachograph.exporter.store.log import Logged
+from tachograph.exporter.store.log import Logged, Missed
 
 log = logging.getLogger(__name__)
+
+__all__ = ["Feed", "Missed"]
 
 LOOK_SECONDS: Final = 0.25
 """How often the log is looked at when nothing tells that it grew."""
 SAY_SECONDS: Final = 30.0
 """How often this process says that it listens."""
-
-
-class Missed(Exception):
-    """What a follower wants to go on from is no longer kept."""
 
 
 class Feed:
@@ -40,6 +38,7 @@ class Feed:
         self._grown = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._joining = asyncio.Lock()
 
     def committed(self) -> None:
         """This process committed something; callable from any thread."""
@@ -48,20 +47,15 @@ class Feed:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._grown.set)
 
-    async def follow(self, after: int | None = None) -> AsyncIterator[list[Logged]]:
-        """Groups of events behind ``after`` (default: from now on), as they are committed.
+    async def follow(self, after: int | None = None) -> AsyncGenerator[list[Logged], None]:
+        """Groups of events behind ``after`` (default: from now on), as they are committed; the first may be empty.
 
         Raises `Missed` when events behind ``after`` are gone.
         """
         await self._join()
         try:
-            if after is None:
-                at = await self._database.read(event_log.newest)
-            else:
-                at = after
-                oldest = await self._database.read(event_log.oldest)
-                if after + 1 < oldest:
-                    raise Missed(f"events since {after} are no longer kept; the first there is {oldest}")
+            at = await self._database.read(event_log.newest) if after is None else after
+            await self._database.read(lambda c: event_log.check(c, at))
             while True:
                 grown = self._grown
                 found = await self._database.read(lambda c, at=at: event_log.read(c, at))  # type: ignore[misc]
@@ -74,15 +68,24 @@ class Feed:
         finally:
             self._followers -= 1
 
+    async def now(self) -> int:
+        """The sequence number behind which lies what is committed from now on, all of it."""
+        await self._join()
+        self._followers -= 1
+        return await self._database.read(event_log.newest)
+
     async def _join(self) -> None:
         self._followers += 1
         self._loop = asyncio.get_running_loop()
-        await self._database.write(lambda c: event_log.listen(c, self._name))
-        if not self._tasks:
-            self._tasks.append(asyncio.create_task(self._say(), name="tachograph listener"))
-            self._tasks.append(asyncio.create_task(self._wake(), name="tachograph feed"))
-            if not self._database.is_sqlite:
-                self._tasks.append(asyncio.create_task(self._listen(), name="tachograph notify"))
+        async with self._joining:
+            if not await self._database.write(lambda c: event_log.listen(c, self._name)):
+                await asyncio.sleep(1.25 * event_log.LOOK_SECONDS)
+                await self._database.write(lambda c: event_log.settle(c, self._name))
+            if not self._tasks:
+                self._tasks.append(asyncio.create_task(self._say(), name="tachograph listener"))
+                self._tasks.append(asyncio.create_task(self._wake(), name="tachograph feed"))
+                if not self._database.is_sqlite:
+                    self._tasks.append(asyncio.create_task(self._listen(), name="tachograph notify"))
 
     async def _say(self) -> None:
         """Say again and again that somebody listens here, as long as that is so."""
