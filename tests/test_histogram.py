@@ -153,3 +153,13 @@ def test_impossible_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         made.quantile(1.5)
     assert ExponentialHistogram().quantile(0.5) is None
+
+
+@given(st.lists(st.floats(0, 1e9), max_size=200), st.integers(2, 40))
+def test_bars_hold_every_value_once_and_are_few(values: list[float], most: int) -> None:
+    bars = ExponentialHistogram.of(values).bars(most)
+    assert sum(count for _, _, count in bars) == len(values)
+    assert len(bars) <= most + 1
+    assert bars == sorted(bars)
+    for value in values:
+        assert any(low < value <= high or (value <= ZERO_THRESHOLD and high == 0) for low, high, _ in bars)

@@ -281,6 +281,19 @@ class ExponentialHistogram:
             below += self.zero_count / (1 if value > ZERO_THRESHOLD else 2)
         return below / self.count
 
+    def bars(self, most: int) -> list[tuple[float, float, int]]:
+        """(low, high, count) of buckets that hold something, least first; as fine as `most` of them in a row allow."""
+        schema = self.schema
+        while schema > MIN_SCHEMA:
+            indexes = [-(-index >> (self.schema - schema)) for index in self.positive]
+            if not indexes or max(indexes) - min(indexes) < most:
+                break
+            schema -= 1
+        found = [(0.0, 0.0, self.zero_count)] if self.zero_count else []
+        for index, count in sorted(join_buckets(self.positive, self.schema - schema).items()):
+            found.append((upper_bound(index - 1, schema), upper_bound(index, schema), count))
+        return found
+
     def _within(self, value: float) -> float:
         return min(max(value, self.min), self.max)
 

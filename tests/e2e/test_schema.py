@@ -55,7 +55,7 @@ def test_the_page_needs_nothing_but_the_package(server: Callable[..., Server]) -
     import urllib.request
 
     service = server()
-    for path, kind in (("/docs", "text/html"), ("/docs/docs.js", "text/javascript"), ("/docs/docs.css", "text/css")):
+    for path, kind in (("/docs", "text/html"), ("/web/docs.js", "text/javascript"), ("/web/docs.css", "text/css")):
         with urllib.request.urlopen(service.address + path) as response:
             assert response.headers.get_content_type() == kind
             assert "default-src 'none'" in response.headers["Content-Security-Policy"]

@@ -30,6 +30,7 @@ from tachograph.exporter.stream.feed import Feed
 from tachograph.exporter.stream.hub import Closing, Follower, Hub, TooSlow, Wanted
 from tachograph.exporter.stream.messages import EVENT_TYPES, STATE_TYPES, Message, StreamMessage, message_of
 
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tachograph.exporter.store.log.LOOK_SECONDS", 0.05)

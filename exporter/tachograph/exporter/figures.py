@@ -7,6 +7,7 @@ from typing import Any
 
 from tachograph.events import NS, ExecutionStatus
 from tachograph.exporter.schemas import (
+    Bar,
     Figures,
     MeasureFigures,
     StepFigures,
@@ -18,6 +19,7 @@ from tachograph.exporter.store.tally import MEASURE_SEPARATOR, NANO, Measure, Pa
 from tachograph.exporter.times import rfc3339, rfc3339_or_none
 
 COMPLETED = ExecutionStatus.COMPLETED.value
+BARS = 24
 UNSUCCESSFUL = frozenset({"failed", "timeout", "lost"})
 
 
@@ -78,6 +80,7 @@ def metrics_summary(workflow_id: str, name: str, pack: Pack, open_executions: in
         cost_usd=total.cost_nano_usd / NANO,
         tokens_in=total.tokens_in,
         tokens_out=total.tokens_out,
+        distribution=[Bar(*bar) for bar in completed.histogram().bars(BARS)] if completed is not None else [],
         by_status={status: figures(tally) for status, tally in sorted(pack.executions.items())},
         steps=steps,
     )

@@ -348,6 +348,14 @@ class Figures(msgspec.Struct, kw_only=True):
     p99: float | None
 
 
+class Bar(msgspec.Struct):
+    """How many of something took between ``low`` (exclusive) and ``high`` (inclusive) seconds."""
+
+    low: float
+    high: float
+    count: int
+
+
 class MeasureFigures(msgspec.Struct, kw_only=True):
     """What steps reported under one name."""
 
@@ -387,7 +395,9 @@ class WorkflowMetricsSummary(msgspec.Struct, kw_only=True):
 
     ``success_rate`` is a percentage of those that succeeded or failed; cancelled ones count neither way. Durations
     (seconds) are those of executions that ended, null when none did. Percentiles are at most ``percentile_error`` (a
-    part of the value) from the exact ones. ``steps`` comes with the largest share of the critical path first.
+    part of the value) from the exact ones. ``distribution`` counts the completed ones by how long they took, in at most
+    24 buckets that grow by the same factor; those that hold nothing are left out. ``steps`` comes with the largest
+    share of the critical path first.
     """
 
     workflow_id: str
@@ -414,6 +424,7 @@ class WorkflowMetricsSummary(msgspec.Struct, kw_only=True):
     cost_usd: float
     tokens_in: int
     tokens_out: int
+    distribution: list[Bar]
     by_status: dict[str, Figures]
     steps: list[StepFigures]
 

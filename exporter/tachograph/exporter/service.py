@@ -26,6 +26,7 @@ from tachograph.exporter.api import (
     metrics,
     openapi,
     otlp,
+    page,
     stream,
     tempo,
     tenancy,
@@ -75,6 +76,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *jaeger.ROUTES,
     *tempo.ROUTES,
     *stream.ROUTES,
+    *page.ROUTES,
     *openapi.ROUTES,
 )
 """Every route, the more special ones first. A trailing slash is accepted too."""
@@ -162,7 +164,7 @@ class Service:
         app[access.DOORKEEPER] = access.Doorkeeper(self.config, self.database)
         app[access.ROUTE_OF] = {route.handler: route for route in ROUTES} | {
             handler: Route(method="GET", path=path, handler=handler, scope=None, in_workspace=False)
-            for path, handler in openapi.PAGES
+            for path, handler in page.PAGES
         }
         app[openapi.DOCUMENT] = msgspec.json.encode(openapi.document(ROUTES))
         app[CONFIG] = self.config
@@ -177,8 +179,8 @@ class Service:
         app[stream.HUB] = self.hub
         app[stream.OWN] = self.own
         app.on_shutdown.append(self._let_go)
-        for path, page in openapi.PAGES:
-            app.router.add_get(path, page)
+        for path, handler in page.PAGES:
+            app.router.add_get(path, handler)
         for route in ROUTES:
             app.router.add_route(route.method, route.path, route.handler)
             app.router.add_route(route.method, route.path + "/", route.handler)

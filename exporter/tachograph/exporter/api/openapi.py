@@ -20,8 +20,6 @@ from tachograph.instrumentation.health import version
 
 EXAMPLES: Final = Path(__file__).with_name("examples.json")
 """Answers of a real service, by ``GET /path``; made by docs/generate.py."""
-_WEB: Final = Path(__file__).parent.parent / "web"
-_WEB_FILES: Final = {"docs.css": "text/css", "docs.js": "text/javascript"}
 
 _KINDS: Final[dict[str, dict[str, Any]]] = {
     "text": {"type": "string"},
@@ -236,34 +234,9 @@ async def openapi(request: web.Request) -> web.Response:
     return web.Response(body=request.app[DOCUMENT], content_type="application/json")
 
 
-async def docs(_request: web.Request) -> web.Response:
-    """``GET /docs``: the API's documentation, for people."""
-    return web.Response(
-        body=(_WEB / "docs.html").read_bytes(), content_type="text/html", charset="utf-8", headers=_SAFE
-    )
-
-
-async def docs_file(request: web.Request) -> web.Response:
-    """``GET /docs/{file}``: a file that the documentation is made of."""
-    name = request.match_info["file"]
-    if name not in _WEB_FILES:
-        raise web.HTTPNotFound
-    body = (_WEB / name).read_bytes()
-    return web.Response(body=body, content_type=_WEB_FILES[name], charset="utf-8", headers=_SAFE)
-
-
-_SAFE: Final = {
-    # Nothing but the package's own files: no inline script, no other host, no framing.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-}
-
 DOCUMENT: Final = web.AppKey("document", bytes)
 
 ROUTES: Final = (
     Route(method="GET", path="/api/openapi.json", handler=openapi, scope=None, in_workspace=False,
           answer=dict[str, Any]),
 )  # fmt: skip
-PAGES: Final = (("/docs", docs), ("/docs/{file}", docs_file))
-"""Pages for people; open to everybody, since they hold nothing but the package's own text."""

@@ -121,7 +121,7 @@ function show(root) {
 
 document.addEventListener("DOMContentLoaded", async () => {
   try {
-    const answer = await fetch("/api/openapi.json");
+    const answer = await fetch("api/openapi.json");
     show(await answer.json());
   } catch (error) {
     document.getElementById("about").textContent = `The document could not be loaded: ${error}`;

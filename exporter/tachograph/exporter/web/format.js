@@ -1,0 +1,75 @@
+// Times, lengths and statuses for people.
+
+import { h } from "./dom.js";
+
+export const STATUSES = {
+  pending: "·", running: "▶", retrying: "↻", completed: "✔", failed: "✘", timeout: "◷", cancelled: "■", lost: "?",
+  skipped: "–",
+};
+export const EXECUTION_STATUSES = ["pending", "running", "completed", "failed", "timeout", "cancelled", "lost"];
+export const OPEN = new Set(["pending", "running", "retrying"]);
+
+/** Milliseconds since 1970 of an RFC 3339 time, to the microsecond; null for null. */
+export function moment(text) {
+  if (!text) return null;
+  const dot = text.indexOf(".");
+  if (dot < 0) return Date.parse(text);
+  const end = text.indexOf("Z", dot);
+  return Date.parse(`${text.slice(0, dot)}Z`) + Number(`0.${text.slice(dot + 1, end < 0 ? undefined : end)}`) * 1000;
+}
+
+/** A length in seconds: `820 µs`, `12.3 ms`, `4.56 s`, `3 m 20 s`, `2 h 05 m`, `3 d 04 h`. */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
+  if (seconds < 0) return `-${duration(-seconds)}`;
+  if (seconds < 0.001) return `${(seconds * 1e6).toFixed(0)} µs`;
+  if (seconds < 1) return `${precise(seconds * 1000)} ms`;
+  if (seconds < 60) return `${precise(seconds)} s`;
+  const whole = Math.round(seconds);
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 60) return `${minutes} m ${two(whole % 60)} s`;
+  const hours = Math.floor(minutes / 60);
+  if (hours < 24) return `${hours} h ${two(minutes % 60)} m`;
+  return `${Math.floor(hours / 24)} d ${two(hours % 24)} h`;
+}
+
+function precise(value) {
+  return String(Number(value.toPrecision(3)));
+}
+
+function two(number) {
+  return String(number).padStart(2, "0");
+}
+
+/** An id in short: its end, for ids begin with the time and runs of one hour begin alike. */
+export function short(id) {
+  return `…${id.slice(-6)}`;
+}
+
+/** A percentage. */
+export function percent(value, digits = 1) {
+  return value === null || value === undefined ? "–" : `${value.toFixed(value === 100 || value === 0 ? 0 : digits)} %`;
+}
+
+/** US dollars. */
+export function dollars(value) {
+  return value ? `$${value >= 1 ? value.toFixed(2) : Number(value.toPrecision(2))}` : "–";
+}
+
+const DAY = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
+const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
+
+/** A time as an element: local, short; in full with UTC when pointed at. */
+export function time(text) {
+  if (!text) return h("span", {}, "–");
+  const at = new Date(text);
+  const isToday = at.toDateString() === new Date().toDateString();
+  const short = isToday ? CLOCK.format(at) : `${DAY.format(at)}, ${CLOCK.format(at)}`;
+  return h("time", { datetime: text, title: `${FULL.format(at)}\n${text.replace("T", " ").replace("Z", " UTC")}` }, short);
+}
+
+/** A status as an element: mark, word and colour. */
+export function status(word) {
+  return h("span", { class: `status ${word}` }, h("span", { "aria-hidden": "true" }, STATUSES[word] ?? "·"), ` ${word}`);
+}

@@ -1,0 +1,207 @@
+// A run as the page draws it: read from the timeline, kept up to date by events. Times are ms since the run began.
+
+import { OPEN, moment } from "./format.js";
+
+/** Statuses that a step never leaves, except that `lost` yields to what really happened. */
+const FINAL = new Set(["completed", "failed", "skipped", "cancelled", "timeout"]);
+
+export class Run {
+  constructor(timeline) {
+    this.read(timeline);
+  }
+
+  /** Take a timeline as the whole truth. */
+  read(timeline) {
+    this.timeline = timeline;
+    this.id = timeline.execution_id;
+    this.status = timeline.status;
+    this.origin = moment(timeline.started_at) ?? Date.now();
+    this.end = this.since(timeline.completed_at);
+    this.lastSeen = this.since(timeline.last_seen_at);
+    this.steps = timeline.step_timeline.map((entry, index) => this.step(entry, index));
+    this.byId = new Map(this.steps.map((step) => [step.id, step]));
+    this.link();
+  }
+
+  since(text) {
+    const at = moment(text);
+    return at === null ? null : at - this.origin;
+  }
+
+  step(entry, index) {
+    return {
+      id: entry.step_id,
+      name: entry.step_name,
+      index,
+      entry,
+      status: entry.status,
+      start: this.since(entry.started_at),
+      end: this.since(entry.completed_at),
+      attempts: entry.attempts.map((attempt) => ({
+        number: attempt.attempt,
+        status: attempt.status,
+        start: this.since(attempt.started_at),
+        end: this.since(attempt.completed_at),
+        queue: attempt.queue_seconds * 1000,
+        backoff: attempt.backoff_seconds * 1000,
+        error: attempt.error_message,
+      })),
+      dependsOn: entry.depends_on,
+      dependents: [],
+      parent: entry.parent_step_id,
+      isCritical: entry.on_critical_path,
+      depth: 0,
+      // Where its row's line begins: when all it waits for was there.
+      ready: null,
+    };
+  }
+
+  /** Who waits for whom, how deep each step lies, and since when each could have run. */
+  link() {
+    for (const step of this.steps) step.dependents = [];
+    for (const step of this.steps) {
+      for (const id of step.dependsOn) this.byId.get(id)?.dependents.push(step);
+    }
+    const waiting = new Map(this.steps.map((step) => [step, step.dependsOn.filter((id) => this.byId.has(id)).length]));
+    const next = this.steps.filter((step) => waiting.get(step) === 0);
+    for (const step of this.steps) step.depth = 0;
+    for (let i = 0; i < next.length; i += 1) {
+      for (const later of next[i].dependents) {
+        later.depth = Math.max(later.depth, next[i].depth + 1);
+        waiting.set(later, waiting.get(later) - 1);
+        if (waiting.get(later) === 0) next.push(later);
+      }
+    }
+    for (const step of this.steps) {
+      let ready = 0;
+      const parent = this.byId.get(step.parent);
+      if (parent?.start) ready = parent.start;
+      for (const id of step.dependsOn) {
+        const end = this.byId.get(id)?.end;
+        if (end !== null && end !== undefined && (step.start === null || end <= step.start)) ready = Math.max(ready, end);
+      }
+      step.ready = ready;
+    }
+  }
+
+  get isOpen() {
+    return OPEN.has(this.status);
+  }
+
+  /** How long the run took, or has taken by now, in ms. */
+  length(now = Date.now()) {
+    if (this.end !== null) return this.end;
+    if (this.status === "lost") return this.lastSeen ?? this.steps.reduce((most, step) => Math.max(most, step.end ?? 0), 0);
+    return Math.max(0, now - this.origin);
+  }
+
+  /** Until when a step's bar reaches. */
+  reach(step, now) {
+    if (step.end !== null) return step.end;
+    return step.start === null ? null : this.length(now);
+  }
+
+  /** Take in what happened; says whether more than bars changed, so that the timeline is worth reading again. */
+  apply(message) {
+    const { event_type: type, data } = message;
+    if (type.startsWith("workflow_")) {
+      this.status = data.status;
+      if (type === "workflow_started") this.origin = moment(data.started_at) ?? this.origin;
+      if (data.completed_at) this.end = this.since(data.completed_at);
+      return !OPEN.has(data.status);
+    }
+    let step = this.byId.get(message.workflow_step_id);
+    if (!step) {
+      if (!data.step_order && data.step_order !== 0) return false;
+      step = this.discover(message);
+    }
+    switch (type) {
+      case "step_started":
+        this.started(step, data);
+        return false;
+      case "step_retrying":
+        this.retrying(step, data);
+        return false;
+      case "step_completed":
+      case "step_failed":
+      case "step_skipped":
+        this.finished(step, data);
+        return true;
+      default:
+        return type === "step_logged" || type === "step_measured" || type === "step_cost";
+    }
+  }
+
+  /** A step that nobody knew of before it began. */
+  discover({ workflow_step_id: id, data }) {
+    const entry = {
+      step_id: id, step_name: data.step_name, step_type: data.step_type, step_order: data.step_order, status: "pending",
+      started_at: null, completed_at: null, attempts: [], depends_on: data.depends_on ?? [],
+      parent_step_id: data.parent_step_id, on_critical_path: false, measures: [], logs: [], cost: null, wait: null,
+    };
+    const step = this.step(entry, this.steps.length);
+    this.steps.push(step);
+    this.byId.set(id, step);
+    this.link();
+    return step;
+  }
+
+  attempt(step, number) {
+    let found = step.attempts.find((attempt) => attempt.number === number);
+    if (!found) {
+      found = { number, status: "running", start: null, end: null, queue: 0, backoff: 0, error: null };
+      step.attempts.push(found);
+    }
+    return found;
+  }
+
+  started(step, data) {
+    if (FINAL.has(step.status)) return;
+    const attempt = this.attempt(step, data.attempt);
+    attempt.start = this.since(data.started_at);
+    attempt.queue = data.queue_seconds * 1000;
+    attempt.backoff = data.backoff_seconds * 1000;
+    if (attempt.end === null) step.status = "running";
+    step.start ??= attempt.start;
+  }
+
+  retrying(step, data) {
+    const attempt = this.attempt(step, data.attempt);
+    attempt.status = data.attempt_status;
+    attempt.start = this.since(data.attempt_started_at);
+    attempt.end = this.since(data.attempt_completed_at);
+    attempt.error = data.error_message;
+    step.start ??= attempt.start;
+    if (!FINAL.has(step.status) && step.attempts.at(-1) === attempt) step.status = "retrying";
+  }
+
+  finished(step, data) {
+    step.status = data.status;
+    step.end = this.since(data.completed_at);
+    if (data.status === "skipped") return;
+    step.start = this.since(data.started_at);
+    const attempt = this.attempt(step, data.attempt);
+    attempt.status = data.status;
+    attempt.start = this.since(data.attempt_started_at);
+    attempt.end = step.end;
+    attempt.queue = data.queue_seconds * 1000;
+    attempt.backoff = data.backoff_seconds * 1000;
+    attempt.error = data.error_message;
+  }
+}
+
+/** The steps in the order of rows: by when they began, by how deep they lie, or as they were defined. */
+export function arranged(run, { order = "start", text = "", statuses = null } = {}) {
+  const wanted = text.trim().toLowerCase();
+  const found = run.steps.filter((step) =>
+    (!wanted || step.name.toLowerCase().includes(wanted)) && (!statuses?.size || statuses.has(step.status)));
+  const began = (step) => step.start ?? step.end ?? Infinity;
+  const byStart = (a, b) => began(a) - began(b) || a.index - b.index;
+  if (order === "depth") found.sort((a, b) => a.depth - b.depth || byStart(a, b));
+  else if (order === "defined") found.sort((a, b) => a.entry.step_order - b.entry.step_order || a.index - b.index);
+  else if (order === "length") {
+    const length = (step) => (step.start === null ? -1 : (run.reach(step, Date.now()) ?? step.start) - step.start);
+    found.sort((a, b) => length(b) - length(a) || byStart(a, b));
+  } else found.sort(byStart);
+  return found;
+}
