@@ -309,7 +309,7 @@ export class RunView {
   }
 
   describe(step, entry) {
-    const length = step.start === null ? null : ((this.run.reach(step, Date.now()) ?? step.start) - step.start) / 1000;
+    const length = step.start === null ? null : entry.duration_seconds ?? ((this.run.reach(step, Date.now()) ?? step.start) - step.start) / 1000;
     const names = (ids) => ids.map((id) => this.run.byId.get(id)).filter(Boolean);
     const waits = entry.wait ? [["dependencies", entry.wait.dependency], ["a slot", entry.wait.queue], ["backoff", entry.wait.backoff]].filter(([, value]) => value > 0) : [];
     const facts = [

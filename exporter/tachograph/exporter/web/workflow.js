@@ -8,7 +8,7 @@ import { distribution } from "./spread.js";
 import uPlot from "./vendor/uPlot.esm.js";
 
 const RANGES = { "24h": "last day", "7d": "last week", "30d": "last month", "90d": "last quarter", "365d": "last year" };
-const BUCKETS = { "24h": "1h", "7d": "6h", "30d": "1d", "90d": "1d", "365d": "7d" };
+const BUCKETS = { "24h": "1h", "7d": "1h", "30d": "1d", "90d": "1d", "365d": "1d" };
 const RUNS = 20;
 
 export class WorkflowView {
@@ -85,9 +85,9 @@ export class WorkflowView {
 
   /** What a chart shows, for those who cannot see it. */
   asTable(chart) {
-    return h("table", { class: "hidden" }, h("caption", {}, chart.title),
+    return h("div", { class: "hidden" }, h("table", {}, h("caption", {}, chart.title),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "from"), chart.series.map(([name]) => h("th", { scope: "col" }, name)))),
-      h("tbody", {}, this.trends.buckets.map((bucket) => h("tr", {}, h("th", { scope: "row" }, bucket.start), chart.series.map(([, , read]) => h("td", {}, chart.format(read(bucket))))))));
+      h("tbody", {}, this.trends.buckets.map((bucket) => h("tr", {}, h("th", { scope: "row" }, bucket.start), chart.series.map(([, , read]) => h("td", {}, chart.format(read(bucket)))))))));
   }
 
   draw() {

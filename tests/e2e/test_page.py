@@ -1,0 +1,432 @@
+"""The page in a real browser, against the real service."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+from tests.e2e.browser import chromium, errors_of, node_module
+from tests.e2e.conftest import Server, eventually
+
+EVIL = "<img src=x onerror=alert(1)>"
+SLOW = {
+    "name": "slow",
+    "steps": [
+        {"name": f"part {i}", "depends_on_steps": [f"part {i - 1}"] if i else [],
+         "config": {"handler": "sleep", "seconds": 0.6}}
+        for i in range(5)
+    ],
+}  # fmt: skip
+MIXED = {
+    "name": "mixed",
+    "steps": [
+        {"name": "extract", "config": {"handler": "sleep", "seconds": 0.05}},
+        {"name": "flaky", "depends_on_steps": ["extract"], "max_retries": 2, "retry_backoff": {"initial_seconds": 0.05},
+         "config": {"handler": "fail", "times": 1, "message": "not yet"}},
+        {"name": EVIL, "depends_on_steps": ["extract"],
+         "config": {"handler": "fail", "times": 9, "message": "<b>broken</b>"}},
+        {"name": "report", "depends_on_steps": [EVIL]},
+        {"name": "clean up", "depends_on_steps": ["flaky"], "trigger_rule": "all_done"},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+class Seen:
+    """A page, and what went wrong on it."""
+
+    def __init__(self, browser: Browser, service: Server, **options: Any) -> None:
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        self.page = self.context.new_page()
+        self.errors = errors_of(self.page)
+        self.service = service
+        self.hosts: set[str] = set()
+        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+        self.page.on("dialog", lambda dialog: self.errors.append(f"dialog: {dialog.message}"))
+
+    def open(self, address: str) -> Page:
+        self.page.goto(f"{self.service.address}/#{address}")
+        return self.page
+
+    def close(self) -> None:
+        self.context.close()
+        # Nothing failed, and nothing came from anywhere else.
+        assert self.errors == []
+        assert {host for host in self.hosts if host} == {urlsplit(self.service.address).netloc}
+
+
+@pytest.fixture
+def see(browser: Browser) -> Iterator[Callable[..., Seen]]:
+    made: list[Seen] = []
+
+    def make(service: Server, **options: Any) -> Seen:
+        made.append(Seen(browser, service, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def execute(service: Server, definition: Any) -> str:
+    known = {item["name"] for item in service.get("/api/workflows")["items"]}
+    if definition["name"] not in known:
+        service.post("/api/workflows", definition)
+    workflow = next(one for one in service.get("/api/workflows")["items"] if one["name"] == definition["name"])
+    return str(service.post(f"/api/workflows/{workflow['id']}/execute")["execution_id"])
+
+
+def finished(service: Server, execution: str) -> Any:
+    return eventually(
+        lambda: (found := service.get(f"/api/workflows/executions/{execution}/timeline"))["completed_at"] and found
+    )
+
+
+def option(page: Page, name: str) -> Locator:
+    return page.get_by_role("option", name=re.compile(rf"^{re.escape(name)},"))
+
+
+def coloured(page: Page, status: str) -> int:
+    """How many pixels of the bars have the colour of a status."""
+    count: int = page.evaluate(
+        """(status) => {
+        const probe = document.createElement("span");
+        probe.style.color = `var(--${status})`;
+        document.body.append(probe);
+        const [r, g, b] = getComputedStyle(probe).color.match(/\\d+/g).map(Number);
+        probe.remove();
+        const canvas = document.querySelector("canvas.bars");
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        let count = 0;
+        for (let i = 0; i < data.length; i += 4) {
+          if (data[i + 3] > 200 && Math.abs(data[i] - r) + Math.abs(data[i + 1] - g) + Math.abs(data[i + 2] - b) < 12) {
+            count += 1;
+          }
+        }
+        return count;
+      }""",
+        status,
+    )
+    return count
+
+
+def test_a_run_is_watched_from_its_start_to_its_end_without_reloading(
+    server: Callable[..., Server], see: Callable[..., Seen]
+) -> None:
+    service = server()
+    service.post("/api/workflows", SLOW)
+    page = see(service).open("/")
+    expect(page.locator("#connection")).to_have_text("live")
+    expect(page.get_by_text("No runs fit.")).to_be_visible()
+    execution = execute(service, SLOW)
+    row = page.locator(f"tr[data-id='{execution}']")
+    expect(row).to_contain_text("running")
+    row.get_by_role("link").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("slow")
+    expect(option(page, "part 1")).to_have_attribute("aria-label", re.compile("running"))
+    grown = []
+    for i in (1, 2, 3):
+        expect(option(page, f"part {i}")).to_have_attribute("aria-label", re.compile("completed"), timeout=10_000)
+        grown.append(coloured(page, "completed"))
+    # As the run goes on the same steps take less of the width, but more and more of it is done.
+    assert grown[0] > 500
+    expect(page.locator(".state")).to_have_text("✔ completed", timeout=10_000)
+    expect(page.get_by_text("5 of 5 completed")).to_be_visible()
+    expect(option(page, "part 4")).to_have_attribute("aria-label", re.compile("on the critical path"))
+    assert coloured(page, "completed") > grown[0]
+    page.go_back()
+    expect(row).to_contain_text("completed")
+    expect(row).to_contain_text("5/5")
+
+
+def test_a_service_that_is_killed_and_comes_back_is_followed_on(
+    server: Callable[..., Server], see: Callable[..., Seen]
+) -> None:
+    service = server()
+    service.post("/api/workflows", MIXED)
+    seen = see(service)
+    page = seen.open("/")
+    expect(page.locator("#connection")).to_have_text("live")
+    first = execute(service, MIXED)
+    finished(service, first)
+    expect(page.locator(f"tr[data-id='{first}']")).to_contain_text("failed")
+    page.evaluate("window.isTheSame = true")
+    service.stop(9)
+    expect(page.locator("#connection")).to_have_text("reconnecting…")
+    service.start()
+    # Before the page has come back.
+    while_away = [execute(service, MIXED) for _ in range(3)]
+    for execution in while_away:
+        finished(service, execution)
+    expect(page.locator("#connection")).to_have_text("live", timeout=30_000)
+    for execution in while_away:
+        expect(page.locator(f"tr[data-id='{execution}']")).to_have_count(1)
+        expect(page.locator(f"tr[data-id='{execution}']")).to_contain_text("failed")
+    after = execute(service, MIXED)
+    expect(page.locator(f"tr[data-id='{after}']")).to_contain_text("failed", timeout=15_000)
+    expect(page.locator("tbody tr")).to_have_count(5)
+    assert page.evaluate("window.isTheSame")
+    # The browser tells of connections that were refused; that is what this is about.
+    seen.errors[:] = [error for error in seen.errors if "ERR_" not in error and "WebSocket" not in error]
+
+
+def test_what_a_workflow_says_stays_text(server: Callable[..., Server], see: Callable[..., Seen]) -> None:
+    service = server()
+    definition = {**MIXED, "name": EVIL}
+    execution = execute(service, definition)
+    timeline = finished(service, execution)
+    page = see(service).open("/")
+    expect(page.get_by_role("link", name=EVIL)).to_be_visible()
+    page = see(service).open(f"/executions/{execution}")
+    expect(page.get_by_role("heading", level=1)).to_have_text(EVIL)
+    option(page, EVIL).click()
+    panel = page.get_by_role("complementary", name="Step")
+    expect(panel.get_by_role("heading", level=2)).to_have_text(EVIL)
+    expect(panel).to_contain_text("<b>broken</b>")
+    page = see(service).open(f"/workflows/{timeline['workflow_id']}?range=24h&a={execution}")
+    expect(page.get_by_role("heading", level=1)).to_have_text(EVIL)
+    expect(page.locator(".comparison")).to_be_visible()
+    assert page.locator("main img").count() == 0
+
+
+def test_everything_by_keyboard(server: Callable[..., Server], see: Callable[..., Seen]) -> None:
+    service = server()
+    executions = [execute(service, MIXED) for _ in range(2)]
+    for execution in executions:
+        finished(service, execution)
+    page = see(service).open("/")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    press = page.keyboard.press
+    press("/")
+    page.keyboard.type("nothing of that kind")
+    expect(page.get_by_text("No runs fit.")).to_be_visible()
+    assert "q=nothing" in page.url
+    press("Control+a")
+    page.keyboard.type("broken")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    press("Escape")
+    press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    # From the first run to the second, and in.
+    page.locator("tbody a").first.focus()
+    press("ArrowDown")
+    press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("mixed")
+    steps = page.get_by_role("listbox", name="Steps")
+    expect(steps).to_be_visible()
+    steps.focus()
+    press("Home")
+    selected = page.locator("[role=option][aria-selected=true]")
+    expect(selected).to_have_attribute("aria-posinset", "1")
+    expect(steps).to_have_attribute("aria-activedescendant", re.compile("step-0"))
+    press("ArrowDown")
+    expect(selected).to_have_attribute("aria-posinset", "2")
+    press("End")
+    expect(selected).to_have_attribute("aria-posinset", "5")
+    press("f")
+    expect(page.get_by_role("complementary", name="Step")).to_contain_text("<b>broken</b>")
+    press("c")
+    expect(selected).to_have_attribute("aria-label", re.compile("on the critical path"))
+    for key in ("+", "+", "ArrowRight", "ArrowLeft", "-", "0", "Enter"):
+        press(key)
+    press("Escape")
+    expect(page.get_by_role("complementary", name="Step")).to_be_hidden()
+    page.get_by_role("tab", name="Timeline").focus()
+    press("ArrowRight")
+    expect(page.get_by_role("tab", name="Graph")).to_have_attribute("aria-selected", "true")
+    assert "view=graph" in page.url
+    press("ArrowLeft")
+    # The menu, a file.
+    page.locator(".menu summary").focus()
+    press("Enter")
+    press("Tab")
+    with page.expect_download() as download:
+        press("Enter")
+    document = msgspec.json.decode(Path(download.value.path()).read_bytes())
+    assert document["step_timeline"][0]["step_name"] == "extract"
+    press("t")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    press("t")
+    press("g")
+    press("w")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Workflows")
+    page.get_by_role("link", name="mixed").focus()
+    press("Enter")
+    expect(page.get_by_role("heading", level=2, name="Steps")).to_be_visible()
+    for box in page.get_by_role("checkbox").all():
+        box.focus()
+        press("Space")
+    expect(page.locator(".comparison")).to_contain_text("Two runs")
+    expect(page.locator(".sentence")).to_have_text(re.compile("."))
+    head = page.get_by_role("button", name="Median")
+    head.focus()
+    press("Enter")
+    expect(page.locator("th[aria-sort=descending]")).to_have_text("Median")
+    press("g")
+    press("r")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Runs")
+
+
+def test_filters_stand_in_the_address(server: Callable[..., Server], see: Callable[..., Seen]) -> None:
+    service = server()
+    for definition in (MIXED, SLOW):
+        service.post("/api/workflows", definition)
+    finished(service, execute(service, MIXED))
+    finished(service, execute(service, SLOW))
+    seen = see(service)
+    page = seen.open("/")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    page.get_by_text("completed", exact=False).first.click()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    assert "status=completed" in page.url
+    page.get_by_label("At least").fill("1h")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("No runs fit.")).to_be_visible()
+    again = see(service)
+    again.page.goto(page.url)
+    expect(again.page.get_by_text("No runs fit.")).to_be_visible()
+    expect(again.page.locator("#s-completed")).to_be_checked()
+    page.get_by_label("At least").fill("soon")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("no duration")
+    page.get_by_label("At least").fill("")
+    page.keyboard.press("Enter")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.get_by_label("Workflow").select_option("mixed")
+    expect(page.get_by_text("No runs fit.")).to_be_visible()
+    # A bad value was asked for, and said so.
+    seen.errors[:] = [error for error in seen.errors if "422" not in error]
+
+
+def test_pictures_and_traces_can_be_saved(
+    server: Callable[..., Server], see: Callable[..., Seen], tmp_path: Path
+) -> None:
+    service = server()
+    execution = execute(service, MIXED)
+    finished(service, execution)
+    page = see(service).open(f"/executions/{execution}")
+    expect(page.get_by_role("listbox")).to_be_visible()
+    files: dict[str, bytes] = {}
+    for name in ("SVG", "PNG", "Chrome trace", "OTLP"):
+        page.locator(".menu summary").click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name, exact=True).click()
+        files[name] = Path(download.value.path()).read_bytes()
+    svg = ElementTree.fromstring(files["SVG"])
+    texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert any(text == EVIL for text in texts)
+    assert any("attempts" in (text or "") for text in texts)
+    assert len(list(svg.iter("{http://www.w3.org/2000/svg}rect"))) > 5
+    assert files["PNG"].startswith(b"\x89PNG")
+    assert len(files["PNG"]) > 5_000
+    assert msgspec.json.decode(files["Chrome trace"])["traceEvents"]
+    assert msgspec.json.decode(files["OTLP"])["resourceSpans"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(server: Callable[..., Server], see: Callable[..., Seen], scheme: str) -> None:
+    axe = (node_module("axe-core") / "axe.min.js").read_text()
+    service = server()
+    execution = execute(service, MIXED)
+    timeline = finished(service, execution)
+    flaky = next(step for step in timeline["step_timeline"] if step["step_name"] == "flaky")
+    seen = see(service, color_scheme=scheme)
+    for address, wait in (
+        ("/", "tbody tr"),
+        (f"/executions/{execution}?selected={flaky['step_id']}", ".attempts"),
+        (f"/executions/{execution}?view=graph", "canvas.graph"),
+        ("/workflows", "tbody tr"),
+        (f"/workflows/{timeline['workflow_id']}?range=24h&a={execution}", ".comparison table"),
+    ):
+        page = seen.open(address)
+        page.locator(wait).first.wait_for()
+        # Into the page by the debugger: its own policy lets no script in.
+        page.evaluate(axe + "; undefined")
+        found = page.evaluate("axe.run().then((found) => found.violations)")
+        serious = [
+            f"{one['id']}: {one['help']}: {[node['html'] for node in one['nodes']][:3]}"
+            for one in found
+            if one["impact"] in ("serious", "critical")
+        ]
+        assert serious == [], address
+
+
+@pytest.mark.parametrize(("width", "height"), [(360, 740), (3840, 2160)])
+def test_it_fits_any_screen_and_nothing_jumps(
+    server: Callable[..., Server], see: Callable[..., Seen], width: int, height: int
+) -> None:
+    service = server()
+    executions = [execute(service, MIXED) for _ in range(3)]
+    timeline, *_ = [finished(service, one) for one in executions]
+    seen = see(service, viewport={"width": width, "height": height})
+    shifts = """new Promise((resolve) => {
+      let sum = 0;
+      new PerformanceObserver((list) => {
+        for (const entry of list.getEntries()) if (!entry.hadRecentInput) sum += entry.value;
+      }).observe({ type: "layout-shift", buffered: true });
+      setTimeout(() => resolve(sum), 800);
+    })"""
+    for address in ("/", f"/executions/{executions[0]}", f"/workflows/{timeline['workflow_id']}", "/workflows"):
+        page = seen.open(address)
+        page.locator("h1").first.wait_for()
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), address
+        if address == "/":
+            assert page.evaluate(shifts) < 0.1, address
+
+
+def test_where_a_token_is_needed_the_page_asks_for_it(
+    server: Callable[..., Server], see: Callable[..., Seen], tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("a-token-of-this-test")
+    service = server("--token-file", str(tmp_path / "token"), "--trace-url", "http://127.0.0.1:1/trace/{trace_id}")
+    seen = see(service)
+    page = seen.open("/")
+    dialog = page.get_by_role("dialog", name="Token")
+    dialog.get_by_label("Token").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(dialog).to_contain_text("not valid")
+    dialog.get_by_label("Token").fill("a-token-of-this-test")
+    page.keyboard.press("Enter")
+    expect(page.locator("#connection")).to_have_text("live")
+    expect(page.get_by_text("No runs fit.")).to_be_visible()
+    assert "a-token-of-this-test" not in page.url
+    assert "a-token-of-this-test" not in service.log.read_text()
+    seen.errors[:] = [error for error in seen.errors if "401" not in error]
+
+
+def test_a_thousand_steps_are_read_by_the_row(server: Callable[..., Server], see: Callable[..., Seen]) -> None:
+    service = server()
+    names = [f"step {i:04}" for i in range(1000)]
+    steps = [{"name": name, "depends_on_steps": [names[(i - 1) // 4]] if i else []} for i, name in enumerate(names)]
+    execution = execute(service, {"name": "wide", "steps": steps})
+    finished(service, execution)
+    page = see(service).open(f"/executions/{execution}?order=defined")
+    expect(option(page, "step 0000")).to_be_visible()
+    # Only what can be seen is there.
+    assert page.get_by_role("option").count() < 80
+    page.get_by_role("listbox").focus()
+    page.keyboard.press("End")
+    expect(option(page, "step 0999")).to_be_in_viewport()
+    expect(option(page, "step 0999")).to_have_attribute("aria-setsize", "1000")
+    page.get_by_label("Only steps whose name contains").fill("99")
+    expect(option(page, "step 0099")).to_have_attribute("aria-setsize", "19")
+    begun = time.monotonic()
+    page.get_by_role("tab", name="Graph").click()
+    expect(page.locator("canvas.graph")).to_be_visible()
+    assert time.monotonic() - begun < 30
