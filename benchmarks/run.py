@@ -1,7 +1,7 @@
 """Side by side in one run: what Tachograph costs beside what one would use otherwise.
 
     python benchmarks/run.py            everything
-    python benchmarks/run.py recorder   one of them: recorder, timeline, exposition, writer, metrics, ingest
+    python benchmarks/run.py recorder   one of them (see BENCHMARKS)
 
 Figures are medians of several rounds, the sides taken in turn; on a busy machine look at the ratios.
 """
@@ -13,7 +13,9 @@ import sys
 import exposition
 import ingest
 import metrics
+import page
 import recorder
+import stream
 import timeline
 import writer
 from rich.console import Console
@@ -25,6 +27,8 @@ BENCHMARKS = {
     "writer": writer.main,
     "metrics": metrics.main,
     "ingest": ingest.main,
+    "page": page.main,
+    "stream": stream.main,
 }
 
 

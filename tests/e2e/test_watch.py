@@ -1,0 +1,129 @@
+"""``tachograph watch`` against a real service."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free_port
+
+SLOW = {
+    "name": "slow",
+    "steps": [
+        {"name": "first", "config": {"handler": "sleep", "seconds": 1}},
+        {"name": "second", "depends_on_steps": ["first"], "config": {"handler": "sleep", "seconds": 1}},
+    ],
+}
+BAD = {"name": "bad", "steps": [{"name": "only", "config": {"handler": "fail", "message": "no\x1b[2Jway"}}]}
+
+
+def watch(service: Server, *words: str, **variables: str) -> list[str]:
+    return [*TACHOGRAPH, "watch", *words, "--url", service.address]
+
+
+@contextmanager
+def watching(service: Server, file: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    with file.open("wb") as output:
+        process = subprocess.Popen(watch(service, *words), stdout=output, stderr=output, env=environment())
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def test_all_that_happens_a_line_each(server: Callable[..., Server], tmp_path: Path) -> None:
+    service = server()
+    for definition in (SLOW, BAD):
+        service.post("/api/workflows", definition)
+    told, documents = tmp_path / "told", tmp_path / "documents"
+    with watching(service, told) as process, watching(service, documents, "bad", "--json"):
+        eventually(lambda: b'"connected"' in documents.read_bytes())
+        eventually(lambda: 'kind="websocket"} 2' in service.get("/metrics"))
+        service.post("/api/workflows/bad/execute")
+        eventually(lambda: "bad failed after" in told.read_text())
+        # The service goes and comes back.
+        service.stop(9)
+        eventually(lambda: process.poll() is None)
+        service.start()
+        service.post("/api/workflows/bad/execute")
+        service.post("/api/workflows/slow/execute")
+        eventually(lambda: "slow completed after" in told.read_text())
+        eventually(lambda: documents.read_text().count('"workflow_failed"') == 2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    text = told.read_text()
+    assert text.count("bad started") == text.count("bad failed after") == 2
+    assert "only failed after" in text
+    # What a step says does not reach the terminal as a command.
+    assert "\x1b" not in text
+    messages = [json.loads(line) for line in documents.read_text().splitlines()]
+    assert {message["data"]["workflow_name"] for message in messages if message["workflow_id"]} == {"bad"}
+
+
+@pytest.mark.parametrize(("definition", "code", "says"), [(SLOW, 0, "✔ slow completed"), (BAD, 1, "✘ bad failed")])
+def test_one_execution_until_it_ends(
+    server: Callable[..., Server], definition: dict[str, object], code: int, says: str
+) -> None:
+    service = server()
+    service.post("/api/workflows", definition)
+    execution = service.post(f"/api/workflows/{definition['name']}/execute")["execution_id"]
+    # On a terminal of its own, as a person sees it.
+    outer, inner = pty.openpty()
+    command = watch(service, execution)
+    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment(TERM="xterm"))
+    os.close(inner)
+    with os.fdopen(outer, "rb") as terminal:
+        text = _all(terminal)
+    assert process.wait(20) == code
+    assert says in text
+    assert "█" in text or "▏" in text
+    if code == 0:
+        # It was drawn while it went on, too.
+        assert "▶ slow running" in text
+
+
+def _all(terminal: IO[bytes]) -> str:
+    found = bytearray()
+    while True:
+        try:
+            part = terminal.read1(65_536)  # type: ignore[attr-defined]
+        except OSError:
+            break
+        if not part:
+            break
+        found += part
+    return found.decode(errors="replace")
+
+
+def test_what_cannot_be_watched_is_said(server: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-of-this-test")
+    service = server("--token-file", str(tmp_path / "token"))
+    token = {"TACHOGRAPH_TOKEN": "a-token-of-this-test"}
+    for words, variables, says in (
+        (["nothing"], {}, "a token is needed"),
+        (["nothing"], token, "there is no such workflow"),
+        (["--workspace", "none"], token, "there is no such workflow or execution"),
+    ):
+        ran = subprocess.run(
+            watch(service, *words),
+            env=environment(**variables),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (ran.returncode, says in ran.stderr) == (2, True), ran.stderr
+    unknown = "01a20fe6-7932-72e3-b686-ac14d2e75b4a"
+    command = [*TACHOGRAPH, "watch", unknown, "--url", f"http://127.0.0.1:{free_port()}"]
+    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, "does not answer" in ran.stderr) == (2, True), ran.stderr
