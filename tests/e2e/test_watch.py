@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -85,6 +86,9 @@ def test_one_execution_until_it_ends(
     with os.fdopen(outer, "rb") as terminal:
         text = _all(terminal)
     assert process.wait(20) == code
+    # Nor does it when a timeline is drawn.
+    assert "\x1b[2J" not in text
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert says in text
     assert "█" in text or "▏" in text
     if code == 0:

@@ -48,6 +48,11 @@ MARKS: Final = {
 MAX_ROWS: Final = 60
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Without what would move a terminal's cursor or change its state."""
+    return "".join(c if c.isprintable() or c in keep else "�" for c in text)
+
+
 class TimelineView:
     """Renders a timeline as wide as the console; very long ones show the critical path, failures and slowest steps."""
 
@@ -87,7 +92,7 @@ class TimelineView:
 def _headline(timeline: WorkflowExecutionTimeline, total: float) -> Text:
     colour = COLOURS.get(timeline.status, "white")
     text = Text()
-    text.append(f"{MARKS.get(timeline.status, ' ')} {timeline.workflow_name} ", style=f"bold {colour}")
+    text.append(f"{MARKS.get(timeline.status, ' ')} {printable(timeline.workflow_name)} ", style=f"bold {colour}")
     text.append(f"{timeline.status} ", style=colour)
     text.append(f"in {human(round(total * NS))}" if timeline.completed_at else f"for {human(round(total * NS))}")
     text.append(f"   {timeline.execution_id}", style="bright_black")
@@ -105,7 +110,7 @@ def _row(step: WorkflowStepTimelineEntry, names: int, width: int, origin: float,
     colour = COLOURS.get(step.status, "white")
     yield Segment("◆ " if step.on_critical_path else "  ", Style.parse("bold yellow"))
     indent = "  " if step.parent_step_id else ""
-    name = "".join(c if c.isprintable() else "�" for c in indent + step.step_name)
+    name = printable(indent + step.step_name)
     if cell_len(name) >= names:
         name = set_cell_size(name, names - 2) + "…"
     yield Segment(set_cell_size(name, names), Style.parse("dim" if step.status == "skipped" else "none"))
@@ -182,10 +187,10 @@ def _footer(timeline: WorkflowExecutionTimeline) -> Iterator[Text]:
         shown = [step.step_name for step in timeline.critical_path]
         if len(shown) > 8:
             shown = [*shown[:4], "…", *shown[-3:]]
-        path.append(": " + " → ".join("".join(c if c.isprintable() else "�" for c in name) for name in shown))
+        path.append(": " + " → ".join(map(printable, shown)))
         yield path
     if timeline.error_message:
-        yield Text(f"  {timeline.error_type}: {timeline.error_message}", style="red")
+        yield Text(f"  {timeline.error_type}: {printable(timeline.error_message, keep=chr(10))}", style="red")
     yield Text(f"  trace {timeline.trace_id}", style="bright_black")
 
 
@@ -204,7 +209,7 @@ def _percent(value: float | None) -> str:
 def metrics_text(found: WorkflowMetricsSummary) -> Group:
     """A workflow's figures for people."""
     text = Text()
-    text.append(f"{found.workflow_name}", style="bold")
+    text.append(printable(found.workflow_name), style="bold")
     text.append(f"   {found.workflow_id}\n", style="bright_black")
     counts = ", ".join(f"{figures.count} {status}" for status, figures in sorted(found.by_status.items()))
     if found.open_executions:
@@ -224,7 +229,7 @@ def metrics_text(found: WorkflowMetricsSummary) -> Group:
         wait = step.wait.dependency + step.wait.queue + step.wait.backoff if step.wait is not None else None
         share = _percent(100 * step.critical_path_share if step.critical_path_share is not None else None)
         table.add_row(
-            Text(step.step_name), str(step.count), _percent(step.success_rate), _span(step.p50), _span(step.p95),
+            Text(printable(step.step_name)), str(step.count), _percent(step.success_rate), _span(step.p50), _span(step.p95),
             _span(step.p99), _span(wait), str(step.retry_count), share,
         )  # fmt: skip
     return Group(text, *([table] if found.steps else []))
@@ -232,7 +237,7 @@ def metrics_text(found: WorkflowMetricsSummary) -> Group:
 
 def trends_table(found: WorkflowTrends) -> Table:
     """A workflow's trend for people."""
-    title = found.workflow_name + (f" · {found.step_name}" if found.step_name is not None else "")
+    title = printable(found.workflow_name + (f" · {found.step_name}" if found.step_name is not None else ""))
     table = Table(
         "from", "executions", "success", "p50", "p95", "p99", "cost", box=None, title=Text(title), title_justify="left"
     )
@@ -250,7 +255,7 @@ def comparison_table(found: ExecutionComparison) -> Table:
     table = Table("step", "took", "before", "times", "unusual", "blame", box=None)
     for step in found.steps[:MAX_ROWS]:
         table.add_row(
-            Text(("● " if step.on_critical_path else "  ") + step.step_name),
+            Text(("● " if step.on_critical_path else "  ") + printable(step.step_name)),
             _span(step.seconds),
             _span(step.reference_seconds),
             f"{step.ratio:.3g}" if step.ratio is not None else "–",

@@ -24,7 +24,7 @@ from tachograph.exporter.config import DEFAULT_LISTEN, TOKEN_VARIABLE
 from tachograph.exporter.schemas import WorkflowExecutionTimeline
 from tachograph.exporter.stream.client import Refused, follow
 from tachograph.exporter.stream.messages import StreamMessage
-from tachograph.exporter.terminal import COLOURS, MARKS, TimelineView
+from tachograph.exporter.terminal import COLOURS, MARKS, TimelineView, printable
 from tachograph.exporter.times import human
 
 _ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -163,11 +163,11 @@ class Watcher:
                 steps.pop(data["step_name"], None)
         line = Text(f"{message.timestamp[11:19]}  ", style="bright_black")
         line.append(f"{MARKS.get(status, '·')} ", style=COLOURS.get(status, "white"))
-        name = _plain(data["workflow_name"])
+        name = printable(data["workflow_name"])
         line.append(f"{name:<24} " if self.execution is None else "", style="bold")
-        line.append(_plain(message.message))
+        line.append(printable(message.message))
         if error := data.get("error_message"):
-            line.append(f": {_plain(str(error))[:200]}", style="red")
+            line.append(f": {printable(str(error))[:200]}", style="red")
         self.lines.append(line)
         if not out.is_terminal:
             print(line.plain, flush=True)
@@ -180,7 +180,9 @@ class Watcher:
             table = Table("running", "for", "steps", box=None)
             for one in list(self.running.values())[-15:]:
                 took = human(round((time.time() - one["begun"]) * NS))
-                table.add_row(Text(_plain(one["name"]), style="cyan"), took, Text(_plain(", ".join(one["steps"]))[:80]))
+                table.add_row(
+                    Text(printable(one["name"]), style="cyan"), took, Text(printable(", ".join(one["steps"]))[:80])
+                )
             parts.append(table if self.running else Text("nothing runs now", style="bright_black"))
         parts += [Text(""), *self.lines]
         if self.connection:
@@ -194,8 +196,3 @@ def _timeline(body: bytes) -> WorkflowExecutionTimeline:
     for one in (document, *document["step_timeline"]):
         one.update(dict.fromkeys(one.keys() & {"input_summary", "output_summary"}))
     return msgspec.convert(document, WorkflowExecutionTimeline)
-
-
-def _plain(text: str) -> str:
-    """Without what would move a terminal's cursor."""
-    return "".join(c if c.isprintable() else "�" for c in text)
