@@ -45,7 +45,6 @@ class Client:
         self.path = path
         self.is_stalled = is_stalled
         self.late: list[float] = []
-        self.bytes = 0
 
     async def run(self, port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
@@ -61,24 +60,27 @@ class Client:
         if self.is_stalled:
             # It never reads again.
             await asyncio.sleep(3600)
-        while True:
-            head = await reader.readexactly(2)
-            length = head[1]
-            if length == 126:
-                length = int.from_bytes(await reader.readexactly(2), "big")
-            elif length == 127:
-                length = int.from_bytes(await reader.readexactly(8), "big")
-            body = await reader.readexactly(length)
+        waiting = b""
+        while part := await reader.read(1 << 16):
             now = time.time()
-            self.bytes += length
-            kind, payload = head[0] & 0x0F, body
-            if kind == 9:
-                writer.write(b"\x8a\x80\0\0\0\0")
-            if kind != 1 or b'"workflow_execution_id":null' in payload[:400]:
-                continue
-            at = payload.index(b'"timestamp":"') + 13
-            text = payload[at : payload.index(b'"', at)].decode()
-            self.late.append(now - moment(text))
+            waiting += part
+            at = 0
+            while len(waiting) - at >= 2:
+                length, head = waiting[at + 1], 2
+                if length == 126:
+                    length, head = int.from_bytes(waiting[at + 2 : at + 4], "big"), 4
+                elif length == 127:
+                    length, head = int.from_bytes(waiting[at + 2 : at + 10], "big"), 10
+                if len(waiting) < at + head + length:
+                    break
+                kind, payload = waiting[at] & 0x0F, waiting[at + head : at + head + length]
+                at += head + length
+                if kind == 9:
+                    writer.write(b"\x8a\x80\0\0\0\0")
+                elif kind == 1 and b'"workflow_execution_id":null' not in payload[:400]:
+                    begun = payload.index(b'"timestamp":"') + 13
+                    self.late.append(now - moment(payload[begun : payload.index(b'"', begun)].decode()))
+            waiting = waiting[at:]
 
 
 def moment(text: str) -> float:

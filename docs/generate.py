@@ -218,7 +218,7 @@ async def answers(call: Any, execution: str) -> dict[str, Any]:
     found = {}
     trace_id = (await call("GET", f"/api/workflows/executions/{execution}/timeline"))["trace_id"]
     for route in ROUTES:
-        if route.method != "GET" or route.answer is None or route.path == "/api/openapi.json":
+        if route.method != "GET" or route.answer is None or route.path in ("/api/openapi.json", "/api/stream"):
             continue
         path = route.path.replace("{workflow_id}", "with_retries").replace("{execution_id}", execution)
         path = (

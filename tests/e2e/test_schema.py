@@ -24,13 +24,15 @@ def test_schemathesis_finds_nothing(server: Callable[..., Server], tmp_path: Pat
         eventually(lambda e=execution: service.get(f"/api/workflows/executions/{e}/status")["completed_at"])  # type: ignore[misc]
     told = subprocess.run(
         [str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.address}/api/openapi.json",
+         "--exclude-path", "/api/stream",
          "--checks", CHECKS, "--max-examples", "15", "--phases", "examples,coverage,fuzzing", "--no-color"],
         cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert told.returncode == 0, told.stdout[-4000:]
     tested = re.search(r"Tested: (\d+)", told.stdout)
     assert tested is not None
-    assert int(tested[1]) >= len(ROUTES) - 1, told.stdout[-4000:]
+    # Live events never end; they have tests of their own.
+    assert int(tested[1]) >= len(ROUTES) - 2, told.stdout[-4000:]
     # And it is still there.
     assert service.get("/-/ready")["status"] == "ready"
 
@@ -45,7 +47,11 @@ def test_the_document_is_whole(server: Callable[..., Server]) -> None:
         assert about["summary"], path
         good = about["responses"][min(about["responses"])]
         # Every answer has an example from a real run, and every body one to send.
-        if method == "get" and path not in ("/metrics", "/api/openapi.json", "/tempo/api/echo"):
+        if (
+            method == "get"
+            and path not in ("/metrics", "/api/openapi.json", "/tempo/api/echo", "/api/stream")
+            and "200" in about["responses"]
+        ):
             assert good["content"]["application/json"].get("example") is not None, path
         if "requestBody" in about:
             assert about["requestBody"]["content"]["application/json"]["example"], path

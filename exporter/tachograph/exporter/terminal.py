@@ -229,8 +229,8 @@ def metrics_text(found: WorkflowMetricsSummary) -> Group:
         wait = step.wait.dependency + step.wait.queue + step.wait.backoff if step.wait is not None else None
         share = _percent(100 * step.critical_path_share if step.critical_path_share is not None else None)
         table.add_row(
-            Text(printable(step.step_name)), str(step.count), _percent(step.success_rate), _span(step.p50), _span(step.p95),
-            _span(step.p99), _span(wait), str(step.retry_count), share,
+            Text(printable(step.step_name)), str(step.count), _percent(step.success_rate), _span(step.p50),
+            _span(step.p95), _span(step.p99), _span(wait), str(step.retry_count), share,
         )  # fmt: skip
     return Group(text, *([table] if found.steps else []))
 

@@ -194,7 +194,7 @@ def _responses(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
     is_document = route.method == "GET" and route.path not in ("/metrics", "/api/stream") and route.status == 200
     if is_document:
         success["headers"] = {"ETag": {"description": "Send back as If-None-Match.", "schema": {"type": "string"}}}
-    responses = {str(route.status): success}
+    responses = {str(route.status): success} if route.status < 400 else {}
     for status in route.also:
         responses[str(status)] = {**success, "description": HTTPStatus(status).phrase}
     if is_document:

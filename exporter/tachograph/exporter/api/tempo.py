@@ -281,8 +281,8 @@ ROUTES: Sequence[Route] = (
           query=_VALUES),
     Route(method="GET", path="/tempo/api/v2/search/tag/{tag}/values", handler=tempo_values_v2, answer=_ANY,
           codes=_NONE, query=_VALUES),
-    Route(method="GET", path="/tempo/api/metrics/query", handler=tempo_metrics, in_workspace=False, codes=_NONE,
-          answer=_ANY),
+    Route(method="GET", path="/tempo/api/metrics/query", handler=tempo_metrics, in_workspace=False, status=400,
+          codes=_NONE),
     Route(method="GET", path="/tempo/api/metrics/query_range", handler=tempo_metrics_range, in_workspace=False,
-          codes=_NONE, answer=_ANY),
+          status=400, codes=_NONE),
 )  # fmt: skip

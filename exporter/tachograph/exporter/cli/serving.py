@@ -120,6 +120,7 @@ def _serve(service: Service, on_ready: Any) -> None:
 def _print_addresses(address: str, service: Service) -> None:
     out.print(f"[bold]Tachograph[/] serves [bold]{address}[/] from {service.database.name}", soft_wrap=True)
     for name, path in (
+        ("the page", "/"),
         ("workflows", "/api/workflows"),
         ("statistics", "/api/workflows/executions/stats"),
         ("metrics for Prometheus", "/metrics"),
@@ -181,7 +182,7 @@ async def _demonstrate(service: Service, address: str, interval: float) -> None:
     out.print()
     _print_addresses(address, service)
     for name, execution in shown.items():
-        out.print(f"  {name:<24}{address}/api/workflows/executions/{execution}/timeline", soft_wrap=True)
+        out.print(f"  {name:<24}{address}/#/executions/{execution}", soft_wrap=True)
     out.print(f"\nDraw one here:  tachograph timeline last --database {service.config.database}", soft_wrap=True)
     out.print("Stop with Ctrl-C." + (f" Meanwhile a workflow runs every {interval:g} s." if interval else ""))
     names: itertools.cycle[tuple[str, dict[str, Any]]] = itertools.cycle(RUNS)

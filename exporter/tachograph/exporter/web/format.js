@@ -48,7 +48,9 @@ export function short(id) {
 
 /** A percentage. */
 export function percent(value, digits = 1) {
-  return value === null || value === undefined ? "–" : `${value.toFixed(value === 100 || value === 0 ? 0 : digits)} %`;
+  if (value === null || value === undefined) return "–";
+  const text = value.toFixed(value === 100 || value === 0 ? 0 : digits);
+  return `${Number(text) === 0 ? text.replace("-", "") : text} %`;
 }
 
 /** US dollars. */

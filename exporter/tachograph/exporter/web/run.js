@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { h, replace, say, debounce } from "./dom.js";
-import { dollars, duration, moment, percent, status, STATUSES, time } from "./format.js";
+import { dollars, duration, moment, percent, short, status, STATUSES, time } from "./format.js";
 import { picture } from "./gantt.js";
 import { Graph } from "./graph.js";
 import { Run } from "./model.js";
@@ -126,7 +126,7 @@ export class RunView {
     this.toolbar = h("div", { class: "toolbar" }, h("div", { role: "tablist", "aria-label": "Drawing", class: "tabs" }, this.tabs), order, text, only, zooms, this.saving());
     this.box = h("div", { class: "drawing", role: "tabpanel", id: "drawing", "aria-labelledby": "tab-timeline" }, this.timeline.element);
     replace(this.element,
-      h("header", { class: "runhead" }, h("div", { class: "title" }, this.heading, this.state), this.figures, this.trouble),
+      h("header", { class: "runhead" }, h("div", { class: "title" }, this.heading, this.state), this.figures, this.trouble, this.given(timeline)),
       this.toolbar,
       h("div", { class: "split" }, this.box, this.panel));
     this.timeline.options.order = this.parameters.get("order") ?? "start";
@@ -137,6 +137,14 @@ export class RunView {
     this.show(this.parameters.get("view") === "graph" ? "graph" : "timeline");
     const wanted = this.run.byId.get(this.parameters.get("selected")) ?? (this.run.isOpen ? null : this.run.steps.find((step) => step.status === "failed"));
     if (wanted) this.timeline.select(wanted);
+  }
+
+  /** What the run was given. */
+  given({ input_summary: inputs }) {
+    if (!inputs || !Object.keys(inputs).length) return null;
+    const text = Object.entries(inputs).map(([name, value]) => `${name} = ${JSON.stringify(value)}`).join(", ");
+    if (text.length < 120) return h("p", { class: "given" }, h("span", { class: "quiet" }, "Inputs "), h("code", {}, text));
+    return h("details", { class: "given" }, h("summary", {}, "Inputs"), h("pre", { tabindex: 0 }, JSON.stringify(inputs, null, 2)));
   }
 
   get drawing() {
@@ -255,6 +263,7 @@ export class RunView {
       ["Parallelism", run.isOpen || timeline.parallelism === null ? "–" : timeline.parallelism.toFixed(2)],
       ["Critical path", run.isOpen ? "–" : `${duration(timeline.critical_path_seconds)} (${percent(share, 0)})`],
       timeline.cost_usd ? ["Cost", dollars(timeline.cost_usd)] : null,
+      ["Run", this.copied(this.id)],
       ["Trace", this.trace()],
     ].filter(Boolean);
     // Only what changed is touched: nothing jumps under the pointer or is read out again.
@@ -274,12 +283,26 @@ export class RunView {
     if (!this.links.isConnected) this.element.querySelector(".title")?.append(this.links);
   }
 
+  /** An id in short, with a button that copies the whole. */
+  copied(id) {
+    const button = h("button", {
+      type: "button", class: "copy", title: `Copy ${id}`, "aria-label": "Copy the run's id",
+      on: { click: async () => {
+        await navigator.clipboard?.writeText(id);
+        say(button, "copied");
+        this.app.announce("The run's id is copied.");
+        setTimeout(() => say(button, "copy"), 1500);
+      } },
+    }, "copy");
+    return h("span", {}, h("code", { title: id }, short(id)), " ", button);
+  }
+
   trace() {
     const id = this.run.timeline.trace_id;
     const url = this.app.about.trace_url;
-    const short = `${id.slice(0, 8)}…`;
-    if (!url) return h("code", { title: id }, short);
-    return h("a", { href: url.replaceAll("{trace_id}", id), target: "_blank", rel: "noopener noreferrer", title: id }, short);
+    const text = `${id.slice(0, 8)}…`;
+    if (!url) return h("code", { title: id }, text);
+    return h("a", { href: url.replaceAll("{trace_id}", id), target: "_blank", rel: "noopener noreferrer", title: id }, text);
   }
 
   chosen(step) {

@@ -119,11 +119,25 @@ export class RunsView {
       for (const item of page.items) this.items.set(item.execution_id, item);
       this.trouble.hidden = true;
       this.render();
+      this.progress(page.items.filter((item) => OPEN.has(item.status)));
     } catch (problem) {
       if (problem.name === "AbortError") return;
       this.trouble.hidden = false;
       say(this.trouble, problem.message);
     }
+  }
+
+  /** How far those are that go on: lists count steps when a run has ended. */
+  async progress(items) {
+    await Promise.all(items.slice(0, PAGE).map(async (item) => {
+      try {
+        const state = await get(`api/workflows/executions/${item.execution_id}/status`);
+        for (const name of ["step_count", "completed_step_count", "failed_step_count", "skipped_step_count"]) item[name] = Math.max(item[name], state[name]);
+      } catch {
+        // It is counted from now on.
+      }
+    }));
+    if (items.length) this.render();
   }
 
   /** What happened, into the rows that are there; new runs come on top where they fit. */

@@ -8,6 +8,9 @@ import { CanvasPainter, palette } from "./painter.js";
 
 const AXIS = 24;
 const SPARE = 6;
+const CLOCK = new Intl.DateTimeFormat(undefined, {
+  hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3, hour12: false,
+});
 
 export class Timeline {
   /** `onSelect(step | null)` when another step is chosen. */
@@ -43,6 +46,8 @@ export class Timeline {
       this.scroll, this.empty);
     this.scroll.addEventListener("scroll", () => this.draw(), { passive: true });
     this.canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
+    this.canvas.addEventListener("pointermove", (event) => this.point(event.offsetX));
+    this.canvas.addEventListener("pointerleave", () => this.point(null));
     this.canvas.addEventListener("dblclick", () => this.selected && this.show(this.selected));
     drag(this.canvas, (dx, dy, start) => {
       if (start) this.dragged = { ...this.view, top: this.scroll.scrollTop };
@@ -106,6 +111,12 @@ export class Timeline {
 
   whole() {
     this.look(0, this.total);
+  }
+
+  /** Where the pointer is, told as the time of day and since the start. */
+  point(at) {
+    this.pointer = at;
+    this.draw();
   }
 
   /** Bring a step before the eyes, with some time around it. */
@@ -175,6 +186,15 @@ export class Timeline {
     head.begin(this.wide, AXIS);
     this.head.style.width = `${this.wide}px`;
     axis(head, this.colours, { x, from, to, left: 0, width: this.wide, height: AXIS, top: AXIS - 5, labels: AXIS / 2 - 1 });
+    if (this.pointer !== null && this.pointer !== undefined) {
+      const at = from + (this.pointer / this.wide) * (to - from);
+      painter.line(this.pointer, 0, this.pointer, this.tall, this.colours.quiet, { dash: [1, 3] });
+      const text = `${duration(at / 1000)} · ${CLOCK.format(new Date(this.run.origin + at))}`;
+      const width = head.measure(text, { size: 11 }) + 8;
+      const left = Math.min(Math.max(0, this.pointer - width / 2), this.wide - width);
+      head.rect(left, 0, width, AXIS, this.colours.raised);
+      head.text(left + 4, AXIS / 2 - 1, text, this.colours.text, { size: 11 });
+    }
     this.paintMap(now);
     this.name(first, last);
     this.drawn += 1;
