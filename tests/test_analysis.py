@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tachograph.analysis import InferredDependencies, critical_path, path_lengths, slack
@@ -95,6 +95,7 @@ def runs(draw: st.DrawFn) -> list[Step]:
     return steps
 
 
+@example([Step("a", 0, 0), Step("b", 0, 0, ["a"]), Step("c", 0, 0, ["b", "a"]), Step("d", 0, 1, ["c"])])
 @given(runs())
 def test_the_path_is_a_chain_of_dependencies_that_ends_last_and_has_no_slack(steps: list[Step]) -> None:
     path = critical_path(steps)

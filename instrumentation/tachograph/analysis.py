@@ -12,7 +12,8 @@ all running time added up; *parallelism* is work per elapsed second.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Protocol, TypeVar
 
 from tachograph.events import PathStep
@@ -141,13 +142,13 @@ def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str,
         return {}
     end = end_ns if end_ns is not None else max(finished for _, finished in times.values())
     result: dict[str, int] = {}
-    # Who waited for a step can only have started after it ended, so later starts come first.
-    for step_id in sorted(times, key=times.__getitem__, reverse=True):
+    waited_for = {step_id: _dependencies_that_ran(every[step_id], times, every) for step_id in times}
+    for step_id in _later_first(times, waited_for):
         started, finished = times[step_id]
         own = result.get(step_id)
         if own is None:
             own = result[step_id] = max(0, end - finished)
-        waited = _dependencies_that_ran(every[step_id], times, every)
+        waited = waited_for[step_id]
         # It was ready when the last of those that held it back had ended.
         ready = -1
         for dependency in waited:
@@ -162,6 +163,35 @@ def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str,
             if behind >= 0 and result.get(dependency, end) > own + behind:
                 result[dependency] = own + behind
     return result
+
+
+def _later_first(times: Mapping[str, tuple[int, int]], waited_for: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Steps in such an order that who waited for one comes before it.
+
+    Who waited for a step can only have started after it ended, so later starts come first. Only steps of no length that
+    ran at the same nanosecond have to be looked at more closely.
+    """
+    ordered = sorted(times, key=times.__getitem__, reverse=True)
+    for (started, finished), several in groupby(ordered, key=times.__getitem__):
+        group = list(several)
+        if len(group) == 1 or started != finished:
+            yield from group
+            continue
+        waiting = dict.fromkeys(group, 0)
+        for step_id in group:
+            for dependency in waited_for[step_id]:
+                if dependency in waiting:
+                    waiting[dependency] += 1
+        ready = [step_id for step_id in group if not waiting[step_id]]
+        for step_id in ready:
+            for dependency in waited_for[step_id]:
+                if dependency in waiting:
+                    waiting[dependency] -= 1
+                    if not waiting[dependency]:
+                        ready.append(dependency)
+        # Those that wait for each other in a circle come in any order.
+        yield from ready
+        yield from waiting.keys() - set(ready)
 
 
 class InferredDependencies:

@@ -192,8 +192,8 @@ def test_the_demo_runs_everything_and_prints_the_addresses(tmp_path: Path) -> No
         stats = get(f"http://127.0.0.1:{port}/api/workflows/executions/stats")[1]
         assert stats["total_executions"] == 12
         assert stats["by_status"] == {"completed": 11, "failed": 1}
-        address = next(word for word in text.split() if word.endswith("/timeline"))
-        assert get(address)[1]["step_timeline"]
+        address = next(word for word in text.split() if "/#/executions/" in word)
+        assert get(address.replace("/#/", "/api/workflows/") + "/timeline")[1]["step_timeline"]
         metrics = get(f"http://127.0.0.1:{port}/metrics")[1]
         assert "workflow_step_retries_total" in metrics
         assert 'reason="condition"' in metrics

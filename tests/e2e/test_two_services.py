@@ -42,13 +42,12 @@ async def test_two_services_on_one_postgresql(postgres: Callable[..., str], hand
     config = Config(database=postgres(), grace_seconds=0.2)
     async with running(config, handlers) as one, running(config, handlers) as other:
         heard: dict[str, list[Logged]] = {"one": [], "other": []}
+        at = await one.service.feed.now()
         followers = [
-            asyncio.create_task(follow(one, heard["one"])), asyncio.create_task(follow(other, heard["other"]))
+            asyncio.create_task(follow(one, heard["one"], at)), asyncio.create_task(follow(other, heard["other"], at))
         ]  # fmt: skip
         status, _ = await one.call("POST", "/api/workflows", QUICK)
         assert status == 201
-        # A writer that did not know that somebody listens looks once a second.
-        await asyncio.sleep(1.2)
         await asyncio.gather(*[api.run("quick") for api in (one, other) * 20])
         seen = [await api.get("/api/workflows/quick/executions?limit=100") for api in (one, other)]
         ids = [{item["execution_id"] for item in page["items"]} for page in seen]
