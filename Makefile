@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench peers docs pictures vendor clean
+.PHONY: demo test check bench peers docs dashboards pictures vendor clean
 
 demo: $(VENV)/.exporter  ## Install, register the example workflows, run them, serve everything
 	$(BIN)/tachograph demo $(DEMO_OPTIONS)
@@ -22,6 +22,9 @@ bench: $(VENV)/.exporter  ## Measure, side by side with what one would use other
 
 docs: $(VENV)/.test  ## Write the generated parts of the docs again
 	$(BIN)/python docs/generate.py
+
+dashboards: $(VENV)/.test  ## Write dashboards and rules again, from their code and thresholds
+	$(BIN)/python dashboards/generate.py
 
 pictures: $(VENV)/.test system-packages  ## Make the pictures in the docs again, from real runs
 	$(BIN)/python docs/pictures.py

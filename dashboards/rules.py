@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from dashboards.queries import BAD, JUDGED, counted, increase, quantile, selector
+from tachograph.exporter.boards import RUNBOOKS
 from tachograph.instrumentation.health import DROPPED, EVENTS, QUEUE_LENGTH, SERIES_LIMITED
 from tachograph.instrumentation.metrics import (
     EXECUTION_DURATION,
@@ -37,8 +38,6 @@ STEP_P95: Final = "workflow_step:duration_seconds:p95_1h"
 QUEUE_MEAN: Final = "workflow:step_queue_wait_seconds:mean_15m"
 COST_HOUR: Final = "workflow:step_cost_usd:increase_1h"
 _OF: Final = "workspace, workflow"
-RUNBOOKS: Final = "https://github.com/tachograph/tachograph/blob/main/docs/runbooks"
-"""Where the runbooks are; `tachograph dashboards export --runbooks` writes another address."""
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,8 +163,8 @@ def _burning(matcher: str, expected: Expected) -> list[dict[str, Any]]:
             "2m",
             "critical",
             f"{_WHO} fails far more often than it may",
-            f"Executions fail {{{{ $value | humanize }}}} times as often as the target of {target} allows; at this rate "
-            "the budget of 30 days is gone within days.",
+            f"Executions fail {{{{ $value | humanize }}}} times as often as the target of {target} allows; at this "
+            "rate the budget of 30 days is gone within days.",
         ),
         _alert(
             "WorkflowErrorBudgetBurnSlow",
