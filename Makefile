@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench peers docs dashboards pictures vendor clean
+.PHONY: demo test check bench peers docs dashboards preview pictures vendor clean
 
 demo: $(VENV)/.exporter  ## Install, register the example workflows, run them, serve everything
 	$(BIN)/tachograph demo $(DEMO_OPTIONS)
@@ -26,6 +26,9 @@ docs: $(VENV)/.test  ## Write the generated parts of the docs again
 dashboards: $(VENV)/.test  ## Write dashboards and rules again, from their code and thresholds
 	$(BIN)/python dashboards/generate.py
 
+preview: $(VENV)/.test system-packages  ## Draw the dashboards with the data of a real Prometheus, for the eye
+	$(BIN)/python dashboards/preview.py
+
 pictures: $(VENV)/.test system-packages  ## Make the pictures in the docs again, from real runs
 	$(BIN)/python docs/pictures.py
 
@@ -35,12 +38,13 @@ vendor:  ## Bring the page's libraries from npm again, at the versions in their 
 peers:  ## The same steps on Prefect, Dagster and Temporal; installs each in an environment of its own
 	$(BIN)/python benchmarks/peers/run.py
 
-# The real Prometheus, promtool, PostgreSQL, Redis and Chromium; as another user they have to be there already.
+# The real Prometheus, promtool, Alertmanager, PostgreSQL, Redis and Chromium; as another user they have to be there already.
 .PHONY: system-packages node-packages
 system-packages:
 	@missing=""; \
 	command -v promtool >/dev/null 2>&1 || missing="prometheus"; \
 	command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	command -v prometheus-alertmanager >/dev/null 2>&1 || missing="$$missing prometheus-alertmanager"; \
 	command -v redis-server >/dev/null 2>&1 || missing="$$missing redis-server"; \
 	command -v chromium >/dev/null 2>&1 || missing="$$missing chromium fonts-dejavu-core"; \
 	command -v npm >/dev/null 2>&1 || missing="$$missing nodejs npm"; \

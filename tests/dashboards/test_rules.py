@@ -11,8 +11,9 @@ import msgspec
 import pytest
 import yaml
 from dashboards.rules import alerts, read_thresholds, recording_rules
-from tachograph.exporter.boards import RUNBOOKS
 from tests.conftest import ROOT
+
+from tachograph.exporter.boards import RUNBOOKS
 
 RULES = [ROOT / "dashboards" / "prometheus" / name for name in ("recording.rules.yml", "alerts.rules.yml")]
 WHO = 'workspace="team", workflow="nightly"'

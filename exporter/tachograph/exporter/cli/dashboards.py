@@ -1,4 +1,4 @@
-"""``tachograph dashboards``: files for Grafana, Prometheus and Alertmanager out of the package, or straight into Grafana."""
+"""``tachograph dashboards``: files for Grafana, Prometheus and Alertmanager, or straight into a Grafana."""
 
 from __future__ import annotations
 

@@ -1,0 +1,361 @@
+"""Dashboards, rules and alerts with the real Prometheus and the real Alertmanager."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+import pytest
+import yaml
+from dashboards.rules import alerts, read_thresholds, recording_rules
+from tests.conftest import ROOT
+from tests.dashboards.test_boards import VARIABLES, documents, queries
+from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free_port, get
+
+LONG = {"name": "long", "steps": [{"name": "wait", "config": {"handler": "sleep", "seconds": 300}}]}
+LOAD_SECONDS = 40
+FEATURES = "--enable-feature=native-histograms,exemplar-storage"
+
+
+def quick_rules(directory: Path, *, at_once: bool = False) -> Path:
+    """The rules as they are, evaluated every two seconds; ``at_once``: alerts do not wait before they fire."""
+    thresholds = read_thresholds()
+    groups = [*recording_rules(thresholds), *alerts(thresholds)]
+    for group in groups:
+        group["interval"] = "2s"
+        for rule in group["rules"]:
+            if at_once and "for" in rule:
+                rule["for"] = "0s"
+    file = directory / "quick.rules.yml"
+    file.write_text(yaml.safe_dump({"groups": groups}))
+    return file
+
+
+def load(service: Server, seconds: float) -> None:
+    """All example workflows, again and again: some retry, some skip, some fail, some cost."""
+    for document in service.get("/api/workflows/templates")["items"]:
+        service.post("/api/workflows", document)
+    service.post("/api/workflows", LONG)
+    service.post("/api/workflows/long/execute")
+    until = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < until:
+        for name, inputs in (
+            ("basic_sequence", {}),
+            ("parallel_processing", {}),
+            ("conditional_workflow", {"mode": "fast"}),
+            ("with_retries", {}),
+            ("agent_chain", {}),
+            ("data_pipeline", {"minimum_rows": 1_000_000} if number % 3 == 0 else {}),
+        ):
+            service.post(f"/api/workflows/{name}/execute", {"input_variables": inputs})
+        number += 1
+        time.sleep(0.7)
+
+
+def answered(address: str, expression: str) -> bool:
+    """Whether a query over the last minute has a value that is a number."""
+    now = time.time()
+    query = urlencode({"query": expression, "start": now - 45, "end": now, "step": 5})
+    status, body = get(f"{address}/api/v1/query_range?{query}")
+    assert status == 200, (expression, body)
+    for series in body["data"]["result"]:
+        if series.get("histograms") or any(
+            value not in ("NaN", "+Inf", "-Inf") for _, value in series.get("values", [])
+        ):
+            return True
+    return False
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", ["native", "classic"])
+def test_every_query_of_every_panel_and_every_rule_has_data(
+    server: Callable[..., Server], prometheus: Callable[..., str], tmp_path: Path, how: str
+) -> None:
+    service = server("--measure", "rows", "--measure", "database")
+    rules = quick_rules(tmp_path)
+    address = prometheus(
+        f"global:\n  scrape_interval: 1s\n  evaluation_interval: 2s\nrule_files: [{rules}]\nscrape_configs:\n"
+        f"  - job_name: tachograph\n    static_configs: [{{targets: ['127.0.0.1:{service.port}']}}]\n",
+        *([FEATURES] if how == "native" else []),
+    )
+    # Somebody follows live events.
+    follower = subprocess.Popen(
+        [*TACHOGRAPH, "watch", "--url", service.address], stdout=subprocess.DEVNULL, env=environment()
+    )
+    try:
+        load(service, LOAD_SECONDS)
+        filled = {**VARIABLES, "$__rate_interval": "8s", "$__interval": "8s", "$__range": "40s"}
+        wanted = []
+        for name, panel, expression in queries():
+            for variable, value in filled.items():
+                expression = expression.replace(variable, value)
+            wanted.append((name, panel, expression))
+        rules_of = [rule for group in recording_rules(read_thresholds()) for rule in group["rules"]]
+        wanted += [("rules", rule["record"], rule["record"]) for rule in rules_of]
+        empty = [
+            f"{name}: {panel}: {expression}" for name, panel, expression in wanted if not answered(address, expression)
+        ]
+        assert empty == []
+        for document in documents().values():
+            for variable in document["templating"]["list"]:
+                if variable["type"] != "query":
+                    continue
+                asked = variable["query"]["query"].removeprefix("label_values(").removesuffix(")")
+                metric, _, label = asked.rpartition(", ")
+                for name, value in filled.items():
+                    metric = metric.replace(name, value)
+                status, body = get(f"{address}/api/v1/label/{label}/values?{urlencode({'match[]': metric})}")
+                assert (status, bool(body["data"])) == (200, True), variable["name"]
+        status, body = get(f"{address}/api/v1/rules")
+        unhealthy = [
+            rule["name"] for group in body["data"]["groups"] for rule in group["rules"] if rule["health"] != "ok"
+        ]
+        assert (status, unhealthy) == (200, [])
+        if how == "native":
+            query = urlencode(
+                {"query": "workflow_step_duration_seconds", "start": time.time() - 60, "end": time.time()}
+            )
+            status, body = get(f"{address}/api/v1/query_exemplars?{query}")
+            assert any("trace_id" in one["labels"] for found in body["data"] for one in found["exemplars"])
+    finally:
+        follower.kill()
+        follower.wait()
+
+
+@pytest.mark.timeout(120)
+def test_a_run_that_loses_events_shows_it(server: Callable[..., Server], prometheus: Callable[..., str]) -> None:
+    """The panels that are empty in health, and the alert beside them, in a run that is not healthy."""
+    service = server("--series-limit", "5")
+    address = prometheus(
+        "global:\n  scrape_interval: 1s\nscrape_configs:\n  - job_name: tachograph\n"
+        f"    static_configs: [{{targets: ['127.0.0.1:{service.port}']}}]\n"
+    )
+    # A client that is one too many, and more label sets than are allowed.
+    load(service, 8)
+    for expression in (
+        'sum(increase(tachograph_series_limited_total{instance=~".*"}[20s])) > 0',
+        "sum(workflow_execution_duration_seconds_count) > 0",
+    ):
+        eventually(lambda expression=expression: answered(address, expression), 40)  # type: ignore[misc]
+
+
+# --- alerts --------------------------------------------------------------------------------------------------------
+
+MINUTE = 60
+HOUR = 3600
+DAY = 24 * HOUR
+WHO = 'workspace="team",workflow="nightly"'
+
+
+def history(now: int) -> str:
+    """OpenMetrics of a week in which everything goes wrong at its end; a sample a minute, or five."""
+    lines: list[str] = []
+
+    def add(name: str, labels: str, since: int, until: int, every: int, value: Callable[[int], float]) -> None:
+        lines.extend(f"{name}{{{labels}}} {value(at):g} {at}" for at in range(now - since, now - until + 1, every))
+
+    def since_start(span: int, each: float) -> Callable[[int], float]:
+        return lambda at: max(0.0, (at - (now - span)) / MINUTE * each)
+
+    duration = "workflow_execution_duration_seconds"
+    for le, each in (("10", 1.0), ("60", 1.0), ("+Inf", 1.0)):
+        add(
+            f"{duration}_bucket",
+            f'{WHO},status="completed",le="{le}"',
+            2 * DAY,
+            0,
+            5 * MINUTE,
+            since_start(2 * DAY, each),
+        )
+    for status, each in (("completed", 4.0), ("failed", 1.0)):
+        add(f"{duration}_count", f'{WHO},status="{status}"', 7 * HOUR, 0, MINUTE, since_start(7 * HOUR, each))
+    add("workflow_execution_last_success_timestamp_seconds", WHO, 600, 0, MINUTE, lambda _: now - 40 * HOUR)
+    add("workflow_execution_oldest_running_start_timestamp_seconds", WHO, 600, 0, MINUTE, lambda _: now - HOUR)
+    step = f'{WHO},step="load"'
+    for le, each in (("10", 0.0), ("60", 1.0), ("+Inf", 1.0)):
+        add("workflow_step_duration_seconds_bucket", f'{step},status="completed",le="{le}"', 2 * HOUR, 0, MINUTE,
+            since_start(2 * HOUR, each))  # fmt: skip
+    add("workflow_step:duration_seconds:p95_1h", step, 7 * DAY + HOUR, 7 * DAY - HOUR, MINUTE, lambda _: 2.0)
+    add("workflow_step_retries_total", step, HOUR, 0, MINUTE, since_start(HOUR, 4.0))
+    for outcome, each in (("completed", 1.0), ("failed", 4.0)):
+        add("workflow_step_attempts_total", f'{step},outcome="{outcome}"', HOUR, 0, MINUTE, since_start(HOUR, each))
+    queue = f'{step},reason="queue"'
+    add("workflow_step_wait_seconds_sum", queue, HOUR, 0, MINUTE, since_start(HOUR, 60.0))
+    add("workflow_step_wait_seconds_count", queue, HOUR, 0, MINUTE, since_start(HOUR, 2.0))
+    add("workflow:step_queue_wait_seconds:mean_15m", WHO, DAY, 10 * MINUTE, MINUTE, lambda _: 1.0)
+    add("workflow_step_cost_usd_total", f'{step},model="m"', HOUR, 0, MINUTE, since_start(HOUR, 1.0))
+    add("workflow:step_cost_usd:increase_1h", WHO, 6 * DAY, 10 * MINUTE, 5 * MINUTE, lambda _: 2.0)
+    itself = 'job="tachograph",instance="b:9923"'
+    add("tachograph_events_dropped_total", f'{itself},listener="store",reason="queue_full"', 600, 0, 30,
+        lambda at: 0 if at < now - 120 else 50)  # fmt: skip
+    add("tachograph_queue_length", f'{itself},listener="store"', 600, 0, 30, lambda _: 90_000)
+    add("tachograph_series_limited_total", f'{itself},metric="workflow_step_attempts_total"', 600, 0, 30,
+        lambda at: 0 if at < now - 120 else 7)  # fmt: skip
+    return "\n".join([*lines, "# EOF\n"])
+
+
+@pytest.fixture
+def alertmanager(tmp_path: Path) -> Iterator[str]:
+    """A real Alertmanager with the shipped routing; its address."""
+    program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
+    if program is None:
+        pytest.skip("needs Alertmanager (apt-get install prometheus-alertmanager)")
+    port = free_port()
+    command = [program, f"--config.file={ROOT / 'dashboards/provisioning/alertmanager/alertmanager.yml'}",
+               f"--web.listen-address=127.0.0.1:{port}", f"--storage.path={tmp_path / 'alertmanager'}",
+               "--cluster.listen-address="]  # fmt: skip
+    with (tmp_path / "alertmanager.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        eventually(lambda: get(f"http://127.0.0.1:{port}/-/ready")[0] == 200)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_every_alert_reaches_the_alertmanager(
+    prometheus: Callable[..., str], alertmanager: str, tmp_path: Path
+) -> None:
+    rules = quick_rules(tmp_path, at_once=True)
+    (tmp_path / "history").write_text(history(int(time.time())))
+    made = subprocess.run(
+        ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(tmp_path / "history"), str(tmp_path / "tsdb")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    prometheus(
+        f"global:\n  scrape_interval: 1s\n  evaluation_interval: 2s\nrule_files: [{rules}]\n"
+        f"alerting:\n  alertmanagers: [{{static_configs: [{{targets: ['{alertmanager.removeprefix('http://')}']}}]}}]\n"
+        # Nobody answers there.
+        f"scrape_configs:\n  - job_name: tachograph\n    static_configs: [{{targets: ['127.0.0.1:{free_port()}']}}]\n",
+        # What fired before it knew where the Alertmanager is is said again soon.
+        "--rules.alert.resend-delay=2s",
+    )
+    wanted = {rule["alert"] for group in alerts(read_thresholds()) for rule in group["rules"]}
+
+    def fired() -> dict[str, Any]:
+        status, found = get(f"{alertmanager}/api/v2/alerts")
+        assert status == 200
+        return {one["labels"]["alertname"]: one for one in found}
+
+    until = time.monotonic() + 60
+    while (missing := wanted - fired().keys()) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert missing == set(), sorted(fired())
+    found = fired()
+    burning = found["WorkflowErrorBudgetBurnFast"]
+    assert burning["annotations"]["summary"] == "nightly (team) fails far more often than it may"
+    assert burning["receivers"] == [{"name": "pages"}]
+    # What burns fast need not be told that it burns slowly.
+    assert found["WorkflowErrorBudgetBurnSlow"]["status"]["inhibitedBy"]
+    assert found["WorkflowRetryStorm"]["receivers"] == [{"name": "tickets"}]
+
+
+# --- export and push ------------------------------------------------------------------------------------------------
+
+
+def tachograph(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TACHOGRAPH, *words], capture_output=True, text=True, env=environment(**variables), timeout=60, check=False
+    )
+
+
+def test_what_is_exported_is_taken_by_the_real_programs(tmp_path: Path) -> None:
+    ran = tachograph("dashboards", "export", str(tmp_path / "m"), "--runbooks", "https://wiki.example/runbooks/")
+    assert ran.returncode == 0, ran.stderr
+    root = tmp_path / "m"
+    assert len(list((root / "grafana").glob("*.json"))) == 5
+    text = (root / "prometheus" / "alerts.rules.yml").read_text()
+    assert "https://wiki.example/runbooks/TachographDown.md" in text
+    # As the compose file mounts them.
+    shutil.copytree(root / "prometheus", root / "provisioning" / "prometheus" / "rules")
+    configuration = root / "provisioning" / "prometheus" / "prometheus.yml"
+    (tmp_path / "token").write_text("x")
+    configuration.write_text(
+        configuration.read_text().replace("/run/secrets/tachograph_token", str(tmp_path / "token"))
+    )
+    checked = subprocess.run(
+        ["promtool", "check", "config", str(configuration)], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    compose = yaml.safe_load((root / "provisioning" / "compose.yml").read_text())
+    assert compose["services"].keys() == {"tachograph", "prometheus", "alertmanager", "grafana"}
+    for service in compose["services"].values():
+        for mount in service.get("volumes", []):
+            source = mount.partition(":")[0]
+            if source.startswith("."):
+                assert (root / "provisioning" / source).exists(), mount
+    sources = yaml.safe_load((root / "provisioning" / "grafana" / "datasources.yml").read_text())["datasources"]
+    assert {source["type"] for source in sources} == {"prometheus", "tempo", "jaeger"}
+
+
+class FakeGrafana(http.server.BaseHTTPRequestHandler):
+    """Answers as Grafana's HTTP API does (https://grafana.com/docs/grafana/latest/developers/http_api/)."""
+
+    seen: list[tuple[str, Any]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status, answer = 200, {}
+        if self.headers["Authorization"] != "Bearer right":
+            status, answer = 401, {"message": "Invalid API key"}
+        elif self.path == "/api/folders":
+            status = 409 if any(path == self.path for path, _ in self.seen) else 200
+        else:
+            answer = {"url": f"/d/{body['dashboard']['uid']}/x", "status": "success"}
+        if status == 200:
+            self.seen.append((self.path, body))
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_push_puts_them_into_grafana_and_again() -> None:
+    FakeGrafana.seen = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeGrafana) as grafana:
+        threading.Thread(target=grafana.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{grafana.server_address[1]}"
+        for _ in range(2):
+            ran = tachograph("dashboards", "push", "--url", url, GRAFANA_TOKEN="right")
+            assert ran.returncode == 0, ran.stderr
+            assert f"{url}/d/tachograph-overview/x" in ran.stdout
+        boards = [body for path, body in FakeGrafana.seen if path == "/api/dashboards/db"]
+        assert len(boards) == 10
+        assert all(body["overwrite"] and body["dashboard"]["id"] is None for body in boards)
+        refused = tachograph("dashboards", "push", "--url", url, GRAFANA_TOKEN="wrong")
+        assert (refused.returncode, "the token is not valid" in refused.stderr) == (2, True)
+        grafana.shutdown()
+    assert "asks for a token" in tachograph("dashboards", "push", "--url", url).stderr
+    assert "does not answer" in tachograph("dashboards", "push", "--url", url, GRAFANA_TOKEN="right").stderr
+
+
+def test_viewers_of_the_provisioned_sources_are_answered(server: Callable[..., Server]) -> None:
+    """What Grafana asks of a Tempo and of a Jaeger data source when it is saved and tested."""
+    service = server()
+
+    async def ask() -> list[int]:
+        async with aiohttp.ClientSession(service.address) as session:
+            found = []
+            for path in ("/tempo/api/echo", "/tempo/api/status/buildinfo", "/jaeger/api/services"):
+                async with session.get(path) as answer:
+                    found.append(answer.status)
+            return found
+
+    assert asyncio.run(ask()) == [200, 200, 200]
