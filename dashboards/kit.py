@@ -89,6 +89,7 @@ def lines(
     bars: bool = False,
     steps: Sequence[tuple[float | None, str]] = NEUTRAL,
     link: tuple[str, str] | None = None,
+    low: float | None = 0,
     high: float | None = None,
 ) -> Any:
     """Lines (or bars) over time with a table of values below."""
@@ -105,12 +106,13 @@ def lines(
         .unit(unit)
         .legend(legend)
         .tooltip(tooltip.sort(common_models.SortOrder.DESCENDING))
-        .min(0)
         .line_width(1)
         .fill_opacity(60 if stacked else 8)
         .show_points(common_models.VisibilityMode.NEVER)
         .thresholds(_steps(*steps))
     )
+    if low is not None:
+        panel = panel.min(low)
     if high is not None:
         panel = panel.max(high)
     if bars:
