@@ -135,13 +135,15 @@ def prometheus(tmp_path: Path) -> Iterator[Callable[..., str]]:
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(configuration: str, *options: str) -> str:
-        file = tmp_path / "prometheus.yml"
+        # The first has what was put into tsdb beforehand, if anything was.
+        number = str(len(processes) or "")
+        file = tmp_path / f"prometheus{number}.yml"
         file.write_text(configuration)
         subprocess.run(["promtool", "check", "config", str(file)], check=True, capture_output=True)
         port = free_port()
-        command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={tmp_path}/tsdb",
+        command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={tmp_path}/tsdb{number}",
                    f"--web.listen-address=127.0.0.1:{port}", *options]  # fmt: skip
-        with (tmp_path / "prometheus.log").open("wb") as log:
+        with (tmp_path / f"prometheus{number}.log").open("wb") as log:
             processes.append(subprocess.Popen(command, stdout=log, stderr=log))
         address = f"http://127.0.0.1:{port}"
         eventually(lambda: get(f"{address}/-/ready")[0] == 200)
