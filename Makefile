@@ -60,8 +60,9 @@ system-packages:
 node-packages: system-packages tests/node/node_modules/.installed
 
 tests/node/node_modules/.installed: tests/node/package.json
-	command -v npm >/dev/null 2>&1 && cd tests/node && npm install --no-package-lock --no-audit --no-fund --loglevel=error
-	touch $@
+	@if command -v npm >/dev/null 2>&1; then \
+	  cd tests/node && npm install --no-package-lock --no-audit --no-fund --loglevel=error && touch ../../$@; \
+	fi
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { [ "$$(id -u)" = 0 ] && rm -rf $(VENV) && apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv $(VENV); }

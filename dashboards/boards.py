@@ -56,6 +56,7 @@ from tachograph.instrumentation.metrics import (
     STEP_WAIT,
     STEPS_RUNNING,
     STEPS_SKIPPED,
+    HistogramSpec,
 )
 
 WORKSPACE: Final = kit.variable(
@@ -91,6 +92,13 @@ def _failures() -> Any:
     failed = counted(EXECUTION_DURATION, selector(OURS.strip("{}"), BAD), RATE, "workflow")
     found = dashboard.AnnotationQuery().name("Failures").datasource(kit.SOURCE).enable(True).icon_color("red")
     return found.expr(f"{failed} > 0")
+
+
+def _percentiles(spec: HistogramSpec, where: str) -> list[kit.Query]:
+    return [
+        (quantile(q, spec, where), name)
+        for q, name in ((0.5, "median"), (0.95, "95th percentile"), (0.99, "99th percentile"))
+    ]
 
 
 def overview() -> dashboard.Dashboard:
@@ -198,10 +206,7 @@ def overview() -> dashboard.Dashboard:
             kit.lines(
                 "Run time",
                 "Median, 95th and 99th percentile of all executions that ended. Dots are traces.",
-                [
-                    (quantile(q, EXECUTION_DURATION, OURS), name)
-                    for q, name in ((0.5, "median"), (0.95, "95th percentile"), (0.99, "99th percentile"))
-                ],
+                _percentiles(EXECUTION_DURATION, OURS),
                 "s",
                 exemplars=True,
             ),
@@ -524,10 +529,7 @@ def step() -> dashboard.Dashboard:
             kit.lines(
                 "Duration",
                 "Median, 95th and 99th percentile. Dots are traces.",
-                [
-                    (quantile(q, STEP_DURATION, STEP), name)
-                    for q, name in ((0.5, "median"), (0.95, "95th percentile"), (0.99, "99th percentile"))
-                ],
+                _percentiles(STEP_DURATION, STEP),
                 "s",
                 exemplars=True,
             ),

@@ -15,6 +15,8 @@ from tests.conftest import ROOT
 
 from tachograph.exporter.boards import RUNBOOKS
 
+pytestmark = pytest.mark.e2e
+
 RULES = [ROOT / "dashboards" / "prometheus" / name for name in ("recording.rules.yml", "alerts.rules.yml")]
 WHO = 'workspace="team", workflow="nightly"'
 LABELS = {"workspace": "team", "workflow": "nightly"}
