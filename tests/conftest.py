@@ -31,6 +31,13 @@ from tachograph.workflow import HandlerRegistry, registry
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # They start the service, and talk to it over a socket.
+        if {"api", "guarded"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.e2e)
+
+
 class Api:
     """A running service and a client that speaks JSON with it."""
 
