@@ -291,6 +291,8 @@ class Hub:
             if not self._count and time.monotonic() - self._alone_since > LINGER_SECONDS:
                 reader, _ = self._tasks
                 self._tasks = []
+                # Who comes next begins at what is then now.
+                self._position = -1
                 reader.cancel()
                 return
 
