@@ -180,7 +180,7 @@ def history(now: int) -> str:
     lines: list[str] = []
 
     def add(name: str, labels: str, since: int, until: int, every: int, value: Callable[[int], float]) -> None:
-        lines.extend(f"{name}{{{labels}}} {value(at):g} {at}" for at in range(now - since, now - until + 1, every))
+        lines.extend(f"{name}{{{labels}}} {value(at)!r} {at}" for at in range(now - since, now - until + 1, every))
 
     def since_start(span: int, each: float) -> Callable[[int], float]:
         return lambda at: max(0.0, (at - (now - span)) / MINUTE * each)
