@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import json
 import shutil
+import sqlite3
 import subprocess
 import threading
 import time
@@ -19,7 +21,7 @@ import pytest
 import yaml
 from dashboards.rules import alerts, read_thresholds, recording_rules
 from tests.conftest import ROOT
-from tests.dashboards.test_boards import VARIABLES, documents, queries
+from tests.dashboards.test_boards import VARIABLES, documents, panels, queries
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free_port, get
 
 LONG = {"name": "long", "steps": [{"name": "wait", "config": {"handler": "sleep", "seconds": 300}}]}
@@ -165,6 +167,31 @@ def test_a_run_that_goes_over_its_limits_shows_it(
         "sum(workflow_execution_duration_seconds_count) > 0",
     ):
         eventually(lambda expression=expression: answered(address, expression), 40)  # type: ignore[misc]
+
+
+@pytest.mark.timeout(120)
+def test_events_that_are_lost_are_seen(
+    server: Callable[..., Server], prometheus: Callable[..., str], tmp_path: Path
+) -> None:
+    """A database that takes no steps any more: what is lost is counted, shown and told."""
+    service = server()
+    rules = quick_rules(tmp_path, at_once=True)
+    address = prometheus(
+        f"global:\n  scrape_interval: 1s\nrule_files: [{rules}]\nscrape_configs:\n  - job_name: tachograph\n"
+        f"    static_configs: [{{targets: ['127.0.0.1:{service.port}']}}]\n"
+    )
+    service.post("/api/workflows", {"name": "quick", "steps": [{"name": "a"}]})
+    eventually(lambda: answered(address, "sum(tachograph_events_total)"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "serve.db", timeout=30)) as database:
+        database.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON workflow_step_executions BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        )
+        database.commit()
+    service.post("/api/workflows/quick/execute")
+    panel = next(one["targets"][0]["expr"] for one in panels(documents()["itself"]) if one["title"] == "Events lost")
+    asked = panel.replace("$__range", "30s").replace("$instance", ".*")
+    eventually(lambda: answered(address, f"{asked} > 0"), 40)
+    eventually(lambda: answered(address, 'ALERTS{alertname="TachographEventsLost", alertstate="firing"}'), 20)
 
 
 # --- alerts --------------------------------------------------------------------------------------------------------

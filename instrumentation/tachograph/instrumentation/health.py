@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tachograph.instrumentation.lane import REASONS
 from tachograph.instrumentation.metrics import CounterSpec, GaugeSpec, HistogramSpec, MetricSpec
 from tachograph.instrumentation.recorder import Recorder
 from tachograph.instrumentation.series import SeriesRegistry
@@ -81,7 +82,7 @@ class HealthCollector(Collector):
         waiting = GaugeMetricFamily(QUEUE_LENGTH.name, QUEUE_LENGTH.help, labels=QUEUE_LENGTH.labels)
         for name, lane in recorder.lanes.items():
             # A series that only appears with the first loss would hide that loss from rate().
-            for reason in sorted({"queue_full", *lane.dropped}):
+            for reason in sorted({*REASONS, *lane.dropped}):
                 dropped.add_metric((name, reason), lane.dropped[reason])
             waiting.add_metric((name,), len(lane))
             delivered.add_metric((name,), lane.delivered)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 Deliver: TypeAlias = Callable[[Sequence[Event]], None]
 
+REASONS: Final = ("closed", "error", "queue_full", "shutdown_timeout", "unavailable")
+"""Why events are dropped: the lane was closed, the listener raised, its queue was full, or it did not come to them."""
 QUEUE_LIMIT: Final = 200_000
 """Events a lane holds before it drops."""
 GATHER_SECONDS: Final = 0.02
