@@ -37,7 +37,12 @@ _LOOK_SECONDS: Final = 0.05
 
 
 async def _wanted(
-    request: web.Request, query: Query, *, workflow: str | None = None, execution: str | None = None
+    request: web.Request,
+    query: Query,
+    *,
+    workflow: str | None = None,
+    execution: str | None = None,
+    step: str | None = None,
 ) -> tuple[Wanted, int | None]:
     """What the client wants to hear of, and after which number."""
     workspace = await workspace_of(request)
@@ -61,7 +66,8 @@ async def _wanted(
         if row is None:
             raise errors.workflow_not_found(named)
         workflow = row.id
-    return Wanted(workspace_id=workspace.id, workflow_id=workflow, execution_id=execution, types=types), after
+    wanted = Wanted(workspace_id=workspace.id, workflow_id=workflow, execution_id=execution, step_id=step, types=types)
+    return wanted, after
 
 
 def _check_room(request: web.Request) -> None:
@@ -157,12 +163,10 @@ async def _open(
     request: web.Request, *, workflow: str | None = None, execution: str | None = None, step: str | None = None
 ) -> web.StreamResponse:
     query = Query(request)
-    wanted, after = await _wanted(request, query, workflow=workflow, execution=execution)
+    wanted, after = await _wanted(request, query, workflow=workflow, execution=execution, step=step)
     if request.headers.get("Upgrade", "").lower() != "websocket":
         raise errors.upgrade_required()
     _check_origin(request)
-    if step is not None:
-        wanted = Wanted(workspace_id=wanted.workspace_id, step_id=step, types=wanted.types)
     return await _websocket(request, wanted, after)
 
 
@@ -173,9 +177,7 @@ async def sse_stream(request: web.Request) -> web.StreamResponse:
     """
     query = Query(request)
     workflow, execution, step = query.text("workflow_id"), query.text("execution_id"), query.text("step_id")
-    wanted, after = await _wanted(request, query, workflow=workflow, execution=execution)
-    if step is not None:
-        wanted = Wanted(workspace_id=wanted.workspace_id, step_id=step, types=wanted.types)
+    wanted, after = await _wanted(request, query, workflow=workflow, execution=execution, step=step)
     _check_room(request)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
     response = web.StreamResponse(headers=headers)

@@ -184,6 +184,12 @@ async def tempo_tags_v2(request: web.Request) -> web.Response:
 _SCOPES: Final = ("none", "resource", "span", "intrinsic")
 
 
+def _without_range(query: Query) -> None:
+    """Of these all values are answered, whatever the query and the time."""
+    query.text("q"), query.time("start"), query.time("end")
+    query.done()
+
+
 async def _values(request: web.Request) -> dict[str, Any]:
     """Values of the attribute or intrinsic in the path, by their text."""
     query = Query(request)
@@ -194,18 +200,15 @@ async def _values(request: web.Request) -> dict[str, Any]:
         scope, name = "", tag
     found: dict[str, Any]
     if tag in ("status", "span:status", "kind", "span:kind"):
-        query.text("q"), query.time("start"), query.time("end")
-        query.done()
+        _without_range(query)
         words = ("error", "ok", "unset") if tag.endswith("status") else tuple(filter(None, traces.KINDS.values()))
         return dict.fromkeys(words)
     if tag in ("name", "span:name", "rootName", "trace:rootName"):
-        query.text("q"), query.time("start"), query.time("end")
-        query.done()
+        _without_range(query)
         rows = await read(request, lambda c, workspace, _: traces.operations(c, workspace))
         return {name: name for name, _ in rows}
     if name == "service.name" or tag in ("rootServiceName", "trace:rootService"):
-        query.text("q"), query.time("start"), query.time("end")
-        query.done()
+        _without_range(query)
         return {name: name for name in await read(request, lambda c, workspace, _: traces.services(c, workspace))}
     every = await _attributes(request, query)
     found = {}

@@ -339,6 +339,7 @@ class SpanStore:
         held: dict[str, set[str]] = {}
         for trace, several in found.items():
             reading = readings[trace]
+            begun = {span_id for span_id, heard in reading.told.items() if heard == BEGUN}
             told: set[EventKey] = set()
             if reading.earlier:
                 earlier = assemble(workspace, reading.earlier, now, self.book, avoid=avoided.get(trace, frozenset()))
@@ -351,9 +352,7 @@ class SpanStore:
                 events += one.events
                 is_held = one.is_named and one.settles and not reading.is_quiet
                 first = one.root if one.root is not None else one.spans[0]
-                if BEGUN in reading.told.values() and any(
-                    reading.told.get(span.span_id) == BEGUN for span in (first, *one.spans)
-                ):
+                if begun and any(span.span_id in begun for span in (first, *one.spans)):
                     told.add((ExecutionStarted, execution_id, 0))
                 if is_held:
                     held.setdefault(trace, set()).add(first.span_id)

@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from tachograph.events import workspace_id
 from tachograph.exporter.store import log as event_log
 from tachograph.exporter.store.database import Database
 from tachograph.exporter.store.log import Logged, Missed
@@ -260,25 +261,20 @@ class Hub:
             event = logged.event
             execution = event.execution
             step = getattr(event, "step", None)
-            message: Message | None = None
-            for index, key in (
-                (self._of_workspace, None),
-                (self._followers, execution.workflow_id),
-                (self._followers, execution.execution_id),
-                (self._followers, step.step_id if step is not None else None),
-            ):
-                if key is None and index is self._followers:
-                    continue
-                if not index:
-                    continue
-                if message is None:
-                    message = _message(logged)
-                    if message is None:
-                        break
-                for follower in index.get(key if key is not None else message.workspace_id, ()):
-                    if logged.sequence > follower.after and follower.wanted.fits(message):
-                        follower.offer(message)
-                        put += 1
+            concerned = [
+                *self._of_workspace.get(workspace_id(execution.workspace), ()),
+                *self._followers.get(execution.workflow_id, ()),
+                *self._followers.get(execution.execution_id, ()),
+                *(self._followers.get(step.step_id, ()) if step is not None else ()),
+            ]
+            # Nobody pays for what nobody follows.
+            message = _message(logged) if concerned else None
+            if message is None:
+                continue
+            for follower in concerned:
+                if logged.sequence > follower.after and follower.wanted.fits(message):
+                    follower.offer(message)
+                    put += 1
         if group:
             self._position = group[-1].sequence
         if put and self._dispatched is not None:
