@@ -21,19 +21,19 @@ bench: $(VENV)/.exporter  ## Measure, side by side with what one would use other
 	$(BIN)/python benchmarks/run.py
 
 docs: $(VENV)/.test  ## Write the generated parts of the docs again
-	$(BIN)/python docs/generate.py
+	$(BIN)/python tools/docs.py
 
 dashboards: $(VENV)/.test  ## Write dashboards and rules again, from their code and thresholds
 	$(BIN)/python dashboards/generate.py
 
 preview: $(VENV)/.test system-packages  ## Draw the dashboards with the data of a real Prometheus, for the eye
-	$(BIN)/python dashboards/preview.py
+	$(BIN)/python tools/preview.py
 
 pictures: $(VENV)/.test system-packages  ## Make the pictures in the docs again, from real runs
-	$(BIN)/python docs/pictures.py
+	$(BIN)/python tools/pictures.py
 
 vendor:  ## Bring the page's libraries from npm again, at the versions in their manifest
-	$(PYTHON) exporter/vendor.py --fetch
+	$(PYTHON) tools/vendor.py --fetch
 
 peers:  ## The same steps on Prefect, Dagster and Temporal; installs each in an environment of its own
 	$(BIN)/python benchmarks/peers/run.py

@@ -24,9 +24,10 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from rich.console import Console
 from rich.table import Table
 
-from tachograph.instrumentation.exposition import Format, render
-from tachograph.instrumentation.metrics import BUCKETS
-from tachograph.instrumentation.series import SeriesRegistry
+from tachograph.metrics.exposition import render
+from tachograph.metrics.negotiation import Format
+from tachograph.metrics.series_registry import SeriesRegistry
+from tachograph.metrics.specs import BUCKETS
 
 SIZES = (1_000, 10_000, 108_000)
 PER_LABEL_SET = len(BUCKETS) + 3

@@ -35,10 +35,10 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import delete, insert
 
-from tachograph.exporter.ingest.spans import SpanRecord, parse, records
-from tachograph.exporter.store.database import Database
-from tachograph.exporter.store.schema import span_resources, spans
-from tachograph.exporter.store.writer import insert_many
+from tachograph_exporter.ingest.spans import SpanRecord, parse, records
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.schema import span_resources, spans
 
 SPANS = 10
 TRACES = 50
@@ -137,7 +137,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 def tachograph(url: str) -> Iterator[str]:
     """The service's address."""
     port = _free_port()
-    command = [sys.executable, "-m", "tachograph.exporter", "serve", "--database", url, "--listen", f"127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "tachograph_exporter", "serve", "--database", url, "--listen", f"127.0.0.1:{port}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(f"http://127.0.0.1:{port}/-/ready", process)

@@ -22,19 +22,17 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection, insert, text
 
-from tachograph.events import NS, ExecutionStatus, StepStatus, step_id, workflow_id, workspace_id
-from tachograph.exporter.config import Config
-from tachograph.exporter.service import Service
-from tachograph.exporter.store import partitions, rollups
-from tachograph.exporter.store.database import Database
-from tachograph.exporter.store.schema import (
-    execution_rank,
-    step_rank,
-    workflow_definitions,
-    workflow_executions,
-    workflow_step_executions,
-)
-from tachograph.exporter.store.writer import add_project, add_workspace
+from tachograph.clock import NS
+from tachograph.events import ExecutionStatus, StepStatus
+from tachograph.identity import step_id, workflow_id, workspace_id
+from tachograph_exporter.config import Config
+from tachograph_exporter.service import Service
+from tachograph_exporter.store import partitions
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.merging import execution_rank, step_rank
+from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
+from tachograph_exporter.store.schema import workflow_definitions, workflow_executions, workflow_step_executions
+from tachograph_exporter.store.workspaces import add_project, add_workspace
 
 SIZES = [int(size) for size in os.environ.get("SIZES", "1000,100000,1000000").split(",")]
 STEPS = ("extract", "transform", "load")
@@ -119,7 +117,7 @@ def fill(database: Database, count: int, now_s: int) -> list[float]:
             steps.clear()
     if rows:
         database.run(write)
-    database.run(lambda c: rollups.rebuild_one(c, (WORKSPACE, WORKFLOW)))
+    database.run(lambda c: rollup_rebuild.rebuild_one(c, (WORKSPACE, WORKFLOW)))
     database.run(lambda c: c.exec_driver_sql("ANALYZE"))
     return durations
 

@@ -26,25 +26,21 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from rich.console import Console
 from rich.table import Table
 
+from tachograph import MetricsListener, Recorder, SpanListener
+from tachograph.clock import AnchoredClock
 from tachograph.events import (
-    AnchoredClock,
     ExecutionFinished,
     ExecutionStarted,
     ExecutionStatus,
     PathStep,
     StepFinished,
     StepReady,
-    StepRef,
     StepStarted,
     StepStatus,
-    new_execution_ref,
-    new_span_id,
-    step_id,
-    workflow_id,
 )
-from tachograph.exporter.store.database import Database
-from tachograph.exporter.store.writer import StoreWriter
-from tachograph.instrumentation import MetricsListener, Recorder, SpanListener
+from tachograph.identity import StepRef, new_execution_ref, new_span_id, step_id, workflow_id
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.writer import StoreWriter
 
 STEPS = 5_000
 ROUNDS = 9
@@ -195,7 +191,7 @@ def recorded(*, deferred: bool = False, metrics: bool = True, store: bool = True
             raise RuntimeError("not everything was delivered")
         took = time.perf_counter() - begun
         recorder.close()
-        if any(lane.dropped for lane in recorder.lanes.values()):
+        if any(queue.dropped for queue in recorder.queues.values()):
             raise RuntimeError("events were dropped")
         database.close()
     target.shutdown()

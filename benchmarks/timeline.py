@@ -18,23 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection, select
 
-from tachograph.events import (
-    Event,
-    ExecutionFinished,
-    ExecutionStarted,
-    ExecutionStatus,
-    StepFinished,
-    StepRef,
-    StepStatus,
-    new_execution_ref,
-    new_span_id,
-    step_id,
-    workflow_id,
-)
-from tachograph.exporter.config import Config
-from tachograph.exporter.service import Service
-from tachograph.exporter.store.schema import workflow_executions, workflow_step_executions
-from tachograph.exporter.store.writer import StoreWriter
+from tachograph.events import Event, ExecutionFinished, ExecutionStarted, ExecutionStatus, StepFinished, StepStatus
+from tachograph.identity import StepRef, new_execution_ref, new_span_id, step_id, workflow_id
+from tachograph_exporter.config import Config
+from tachograph_exporter.service import Service
+from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
+from tachograph_exporter.store.writer import StoreWriter
 
 SIZES = (100, 1_000, 10_000)
 ROUNDS = {100: 60, 1_000: 30, 10_000: 12}

@@ -21,18 +21,16 @@ from tachograph.events import (
     PathStep,
     StepFinished,
     StepReady,
-    StepRef,
     StepStarted,
     StepStatus,
-    new_execution_ref,
-    new_span_id,
-    step_id,
-    workflow_id,
 )
-from tachograph.exporter.store.database import Database
-from tachograph.exporter.store.schema import EXECUTION_ROWS, STEP_ROWS, workflow_executions, workflow_step_executions
-from tachograph.exporter.store.writer import Batch, StoreWriter, insert_many
-from tachograph.instrumentation.lane import BATCH
+from tachograph.identity import StepRef, new_execution_ref, new_span_id, step_id, workflow_id
+from tachograph.recording.listener_queue import BATCH
+from tachograph_exporter.store.batch import Batch
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS, workflow_executions, workflow_step_executions
+from tachograph_exporter.store.writer import StoreWriter
 
 EXECUTIONS = 1_500
 STEPS = 10

@@ -14,10 +14,11 @@ sys.path.insert(0, str(HERE.parent))
 import yaml  # noqa: E402
 from grafana_foundation_sdk.cog.encoder import JSONEncoder  # noqa: E402
 
+from dashboards.alerts import FILES  # noqa: E402
 from dashboards.boards import built  # noqa: E402
-from dashboards.rules import FILES, Thresholds, read_thresholds  # noqa: E402
+from dashboards.thresholds import Thresholds, read_thresholds  # noqa: E402
 
-_NOTE = "# Made by `make dashboards` from dashboards/rules.py and dashboards/thresholds.toml.\n"
+_NOTE = "# Made by `make dashboards` from dashboards/*.py and dashboards/thresholds.toml.\n"
 
 
 def board_json(board: Any) -> str:

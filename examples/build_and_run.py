@@ -4,8 +4,8 @@ import asyncio
 import zlib
 from typing import Any
 
+from tachograph import Recorder
 from tachograph.events import Event, StepFinished
-from tachograph.instrumentation import Recorder
 from tachograph.workflow import Executor, StepContext, WorkflowBuilder, handler
 
 

@@ -37,7 +37,7 @@ def show(address: str) -> None:
 
 def own_service() -> None:
     """Start a service on a free port, use it, stop it."""
-    command = [sys.executable, "-m", "tachograph.exporter", "serve", "--listen", "127.0.0.1:0", "--handlers",
+    command = [sys.executable, "-m", "tachograph_exporter", "serve", "--listen", "127.0.0.1:0", "--handlers",
                "examples", "--database", "sqlite:///json_api.db"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None

@@ -6,7 +6,7 @@ Look at the last run afterwards:  tachograph timeline last --database sqlite:///
 import asyncio
 from importlib import metadata
 
-from tachograph.instrumentation import configure, get_recorder, measure, step, workflow
+from tachograph import configure, get_recorder, measure, step, workflow
 from tachograph.workflow import Backoff
 
 configure(database="sqlite:///plain_python.db")

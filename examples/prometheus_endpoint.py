@@ -4,7 +4,7 @@ import urllib.request
 
 from prometheus_client import start_http_server
 
-from tachograph.instrumentation import get_recorder, step, workflow
+from tachograph import get_recorder, step, workflow
 
 
 @step

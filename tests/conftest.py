@@ -20,13 +20,14 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 
-from tachograph.events import Event, ExecutionRef, StepRef, new_execution_ref, new_span_id, step_id, workflow_id
-from tachograph.exporter import examples
-from tachograph.exporter.config import Config
-from tachograph.exporter.service import Service
-from tachograph.exporter.store.database import Database
-from tachograph.instrumentation.recorder import Recorder
+from tachograph.events import Event
+from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_span_id, step_id, workflow_id
+from tachograph.recording.recorder import Recorder
 from tachograph.workflow import HandlerRegistry, registry
+from tachograph_exporter import bundled_workflows
+from tachograph_exporter.config import Config
+from tachograph_exporter.service import Service
+from tachograph_exporter.store.database import Database
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -149,7 +150,7 @@ def database_url(tmp_path: Path, empty_database: Path) -> str:
 
 @pytest.fixture
 def handlers() -> HandlerRegistry:
-    examples.load_handlers()
+    bundled_workflows.load_handlers()
     return registry.copy()
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tachograph.exporter.service import ROUTES
+from tachograph_exporter.service import ROUTES
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_generated_tables_are_up_to_date() -> None:
-    checked = subprocess.run([sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True,
+    checked = subprocess.run([sys.executable, str(ROOT / "tools" / "docs.py"), "--check"], capture_output=True,
                              text=True, check=False)  # fmt: skip
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -41,6 +41,6 @@ def test_the_readmes_five_lines_run(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-W", "error", "nightly.py"], cwd=tmp_path, capture_output=True, text=True,
                          check=False)  # fmt: skip
     assert (ran.returncode, ran.stderr) == (0, "")
-    command = [sys.executable, "-m", "tachograph.exporter", "timeline", "last", "--database", "sqlite:///runs.db"]
+    command = [sys.executable, "-m", "tachograph_exporter", "timeline", "last", "--database", "sqlite:///runs.db"]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "nightly completed" in shown.stdout

@@ -8,19 +8,9 @@ import uuid
 import msgspec
 import pytest
 
-from tachograph.events import (
-    AnchoredClock,
-    ExecutionStatus,
-    StepFinished,
-    StepStatus,
-    new_id,
-    new_span_id,
-    new_trace_id,
-    step_id,
-    traceparent,
-    workflow_id,
-    workspace_id,
-)
+from tachograph.clock import AnchoredClock
+from tachograph.events import ExecutionStatus, StepFinished, StepStatus
+from tachograph.identity import new_id, new_span_id, new_trace_id, step_id, traceparent, workflow_id, workspace_id
 from tests.conftest import make_execution, make_step
 
 

@@ -12,15 +12,16 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from tachograph.events import NS, Event, StepFinished, StepRetrying, StepSkipped
-from tachograph.exporter import examples, service
-from tachograph.exporter.config import Config
-from tachograph.instrumentation import semconv as sc
+from tachograph.clock import NS
+from tachograph.events import Event, StepFinished, StepRetrying, StepSkipped
+from tachograph.spans import semconv as sc
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter import bundled_workflows, service
+from tachograph_exporter.config import Config
 from tests.conftest import Api, serve
 
 CASES: list[tuple[str, dict[str, Any]]] = [
-    *((path.stem, {}) for path in examples.workflow_files()),
+    *((path.stem, {}) for path in bundled_workflows.workflow_files()),
     ("conditional_workflow", {"mode": "thorough"}),
     ("conditional_workflow", {"mode": "none of them"}),
     ("data_pipeline", {"minimum_rows": 10**9}),
@@ -52,7 +53,7 @@ async def check(api: Api, name: str, inputs: dict[str, Any], memory: InMemorySpa
     events: list[Event] = []
     recorder = api.service.recorder
     recorder.add("test", events.append)
-    document = (examples.workflow_directory() / f"{name}.json").read_bytes()
+    document = (bundled_workflows.workflow_directory() / f"{name}.json").read_bytes()
     status, _ = await api.call(
         "POST", "/api/workflows", None, data=document, headers={"Content-Type": "application/json"}
     )
@@ -118,7 +119,9 @@ async def check(api: Api, name: str, inputs: dict[str, Any], memory: InMemorySpa
 
 
 def test_the_cases_are_all_examples() -> None:
-    assert {name for name, _ in CASES} == {path.stem for path in Path(examples.workflow_directory()).glob("*.json")}
+    assert {name for name, _ in CASES} == {
+        path.stem for path in Path(bundled_workflows.workflow_directory()).glob("*.json")
+    }
 
 
 async def test_reconcile_says_where_views_differ(api: Api) -> None:
@@ -126,7 +129,7 @@ async def test_reconcile_says_where_views_differ(api: Api) -> None:
     execution = await api.run("w")
     from sqlalchemy import update
 
-    from tachograph.exporter.store.schema import workflow_step_executions as steps
+    from tachograph_exporter.store.schema import workflow_step_executions as steps
 
     await api.service.database.write(
         lambda c: c.execute(

@@ -16,7 +16,7 @@ with socket.create_server(("127.0.0.1", 0)) as found:
 address = f"http://127.0.0.1:{port}"
 directory = tempfile.mkdtemp()
 server = subprocess.Popen(
-    [sys.executable, "-m", "tachograph.exporter", "serve", "--listen", f"127.0.0.1:{port}",
+    [sys.executable, "-m", "tachograph_exporter", "serve", "--listen", f"127.0.0.1:{port}",
      "--database", f"sqlite:///{directory}/bench.db"],
     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
 )  # fmt: skip

@@ -11,19 +11,12 @@ choose between two clocks.
 
 from __future__ import annotations
 
-import functools
-import random
-import time
-import uuid
 from enum import StrEnum
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
-NS: Final = 1_000_000_000
-"""Nanoseconds in a second."""
-
-_NAMESPACE: Final = uuid.UUID("6f1d4f0e-2c59-5c0e-9f0a-7a63686f6772")
+from tachograph.identity import ExecutionRef, StepRef
 
 
 class ExecutionStatus(StrEnum):
@@ -82,135 +75,6 @@ class SkipReason(StrEnum):
     EXECUTION_LOST = "execution_lost"
 
 
-# --- identity -------------------------------------------------------------------------------------------------------
-
-
-def new_trace_id() -> str:
-    """A random W3C trace id: 32 lower-case hex digits, never all zero."""
-    return f"{random.getrandbits(128) or 1:032x}"
-
-
-def new_span_id() -> str:
-    """A random W3C span id: 16 lower-case hex digits, never all zero."""
-    return f"{random.getrandbits(64) or 1:016x}"
-
-
-def new_id(now_ns: int | None = None) -> str:
-    """A time-ordered unique id: UUID version 7, RFC 9562 section 5.7 (48 bits of unix milliseconds, then random)."""
-    millis = (time.time_ns() if now_ns is None else now_ns) // 1_000_000
-    value = (millis & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | random.getrandbits(12) << 64
-    value |= 0b10 << 62 | random.getrandbits(62)
-    return str(uuid.UUID(int=value))
-
-
-@functools.lru_cache(maxsize=1024)
-def workspace_id(slug: str) -> str:
-    """The id of the workspace with this slug, the same in every process."""
-    return str(uuid.uuid5(_NAMESPACE, slug))
-
-
-@functools.lru_cache(maxsize=4096)
-def workflow_id(workspace: str, name: str) -> str:
-    """The id of a workflow that nobody registered: known by its name in its workspace, the same in every process."""
-    return str(uuid.uuid5(_NAMESPACE, f"{workspace}/{name}"))
-
-
-@functools.lru_cache(maxsize=16_384)
-def step_id(workflow: str, name: str, index: int = 0) -> str:
-    """The id of a step: its workflow's id and its name; ``index`` counts repetitions within one execution."""
-    return str(uuid.uuid5(uuid.UUID(workflow), f"{name}#{index}" if index else name))
-
-
-class ExecutionRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Which execution an event is about; made once per run and shared by all its events.
-
-    ``trace_id`` (32 hex digits) and ``span_id`` (16, the root span) are fixed here, before anything runs, so that a
-    running execution can be looked up in a trace viewer and a crashed one closed under its real parent.
-    """
-
-    workspace: str
-    workflow: str
-    workflow_id: str
-    execution_id: str
-    trace_id: str
-    span_id: str
-    parent_span_id: str | None = None
-    version: str = "1"
-    project: str = "default"
-
-
-class StepRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Which step of which execution an event is about.
-
-    ``parent_span_id`` is the span the step's span hangs under: the execution's root, or the enclosing step's for a
-    step inside a step (then ``parent_step_id`` names it). ``depends_on`` are step ids, ``links`` the span ids of those
-    steps, in the same order. ``index`` counts repetitions of the same step within one execution.
-    """
-
-    execution: ExecutionRef
-    step_id: str
-    name: str
-    span_id: str
-    parent_span_id: str
-    step_type: str = "task"
-    step_order: int = 0
-    index: int = 0
-    depends_on: tuple[str, ...] = ()
-    links: tuple[str, ...] = ()
-    parent_step_id: str | None = None
-
-
-def new_execution_ref(
-    *,
-    workspace: str,
-    workflow: str,
-    workflow_id: str,
-    execution_id: str | None = None,
-    parent: tuple[str, str] | None = None,
-    version: str = "1",
-    project: str = "default",
-) -> ExecutionRef:
-    """An execution about to be; ``parent`` is the caller's (trace id, span id), whose trace the run then continues."""
-    return ExecutionRef(
-        workspace=workspace,
-        workflow=workflow,
-        workflow_id=workflow_id,
-        execution_id=execution_id or new_id(),
-        trace_id=parent[0] if parent else new_trace_id(),
-        span_id=new_span_id(),
-        parent_span_id=parent[1] if parent else None,
-        version=version,
-        project=project,
-    )
-
-
-# --- clocks ---------------------------------------------------------------------------------------------------------
-
-
-class Clock(Protocol):
-    """Anything that tells unix nanoseconds."""
-
-    def __call__(self) -> int: ...
-
-
-class AnchoredClock:
-    """Unix nanoseconds that never step back: the wall clock read once, the monotonic clock added from then on.
-
-    One clock serves one execution, so its times are consistent even when the machine's clock is set meanwhile.
-    """
-
-    __slots__ = ("_offset",)
-
-    def __init__(self) -> None:
-        self._offset = time.time_ns() - time.perf_counter_ns()
-
-    def __call__(self) -> int:
-        return self._offset + time.perf_counter_ns()
-
-
-# --- events ---------------------------------------------------------------------------------------------------------
-
-
 class Failure(msgspec.Struct, frozen=True, gc=False):
     """What went wrong: the exception's qualified type, its message and its stack (bounded, secrets masked)."""
 
@@ -251,7 +115,7 @@ class ExecutionFinished(_ExecutionEvent, frozen=True, kw_only=True, gc=False, ta
     """An execution reached a terminal status at ``time_ns``.
 
     ``work_ns`` is the running time of all attempts of all steps added up; ``critical_path`` is what
-    `tachograph.analysis.critical_path` said of the steps.
+    `tachograph.critical_path.critical_path` said of the steps.
     """
 
     status: ExecutionStatus
@@ -389,8 +253,3 @@ class Listener(Protocol):
     """Turns one event into its own world, and nothing else. Called in order for each execution."""
 
     def __call__(self, event: Event, /) -> None: ...
-
-
-def traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> str:
-    """The W3C Trace Context header value, version 00 (https://www.w3.org/TR/trace-context/#traceparent-header)."""
-    return f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}"

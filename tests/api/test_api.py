@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY, Counter
 from tests.conftest import Api, serve
 
-import tachograph.instrumentation as plain
-from tachograph.exporter import schemas
-from tachograph.exporter.api import metrics
-from tachograph.exporter.config import Config, ConfigError, parse_listen
-from tachograph.exporter.service import ROUTES
-from tachograph.instrumentation.exposition import render_gzip
+import tachograph as plain
+from tachograph.metrics.exposition import render_gzip
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api import scrape as scrape_module
+from tachograph_exporter.config import Config, ConfigError, parse_listen
+from tachograph_exporter.service import ROUTES
 
 SLOW = {
     "name": "slow",
@@ -143,12 +142,12 @@ async def test_a_running_execution_has_a_timeline_with_open_steps_and_can_be_can
 async def test_a_timeline_says_all_there_is_to_say(api: Api) -> None:
     execution = await api.run(await register(api, RETRY))
     timeline = await api.get(f"/api/workflows/executions/{execution}/timeline")
-    fields = set(schemas.WorkflowExecutionTimeline.__struct_fields__)
+    fields = set(timeline.WorkflowExecutionTimeline.__struct_fields__)
     assert set(timeline) == fields
     counts = [timeline[f"{kind}step_count"] for kind in ("", "completed_", "failed_", "skipped_")]
     assert counts == [4, 2, 1, 1]
     steps = {step["step_name"]: step for step in timeline["step_timeline"]}
-    assert all(set(step) == set(schemas.WorkflowStepTimelineEntry.__struct_fields__) for step in steps.values())
+    assert all(set(step) == set(timeline.WorkflowStepTimelineEntry.__struct_fields__) for step in steps.values())
     flaky = steps["flaky"]
     assert (flaky["retry_count"], flaky["status"]) == (1, "completed")
     first, second = flaky["attempts"]
@@ -364,7 +363,7 @@ async def test_unicode_names_stay_what_they_are(api: Api) -> None:
 
 
 async def test_a_workspaces_rows_are_nobody_elses(api: Api) -> None:
-    from tachograph.exporter.store.writer import add_project, add_workspace
+    from tachograph_exporter.store.workspaces import add_project, add_workspace
 
     other = await api.service.database.write(lambda c: add_workspace(c, "other", 1))
     await api.service.database.write(lambda c: add_project(c, "other", "default", 1))
@@ -493,7 +492,7 @@ async def test_a_scrape_that_takes_longer_than_the_scraper_waits_is_given_up(
         time.sleep(0.5)
         return b""
 
-    monkeypatch.setattr(metrics, "render_gzip", slow)
+    monkeypatch.setattr(scrape_module, "render_gzip", slow)
     status, body = await api.call("GET", "/metrics", headers={"X-Prometheus-Scrape-Timeout-Seconds": "0.1"})
     assert (status, body["code"]) == (503, "scrape_timeout")
 
@@ -506,7 +505,7 @@ async def test_scrapes_at_the_same_time_share_one_rendering(api: Api, monkeypatc
         time.sleep(0.2)
         return render_gzip(*args, **options)
 
-    monkeypatch.setattr(metrics, "render_gzip", slow)
+    monkeypatch.setattr(scrape_module, "render_gzip", slow)
     bodies = await asyncio.gather(*(api.get("/metrics") for _ in range(8)))
     assert len(calls) == 1
     assert len(set(bodies)) == 1

@@ -20,8 +20,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status, TracesData
 from tests.conftest import Api, serve
 from tests.store.test_rollups import differing
 
-from tachograph.exporter.config import Config
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.config import Config
 
 S = 1_000_000_000
 T0 = 1_790_000_000 * S
@@ -236,7 +236,7 @@ async def counted(api: Api) -> dict[str, float]:
 async def test_engines_traces_become_timelines_however_they_arrive(
     api: Api, engine: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tachograph.exporter.ingest.span_store.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("tachograph_exporter.ingest.span_store.QUIET_SECONDS", 0.0)
     spans, said, steps = ENGINES[engine]
     # As processes export them: each when it has ended, what is inside before what is around it.
     spans = sorted(spans, key=lambda one: (one.end_time_unix_nano, not one.parent_span_id))
@@ -257,7 +257,10 @@ async def test_engines_traces_become_timelines_however_they_arrive(
     assert differing(api.service.database) == 0
     # The service's own look or this one, whichever comes first; the end is told last.
     async with asyncio.timeout(20):
-        while await api.service.look_again() or not (await counted(api))["workflow_execution_duration_seconds_count"]:  # noqa: ASYNC110
+        is_counted = False
+        while not is_counted:
+            due = await api.service.reassemble_due_traces()
+            is_counted = not due and bool((await counted(api))["workflow_execution_duration_seconds_count"])
             await asyncio.sleep(0.05)
     attempts = sum(count for _, count in steps.values())
     ran = sum(count > 0 for _, count in steps.values())
@@ -398,7 +401,7 @@ async def test_an_execution_of_which_nothing_more_comes_is_lost_until_it_does(
 ) -> None:
     await sent(api, *PLAIN[1:])
     assert await api.service.sweep() == 0
-    monkeypatch.setattr("tachograph.exporter.store.recovery.INGEST_LEASE_SECONDS", -1.0)
+    monkeypatch.setattr("tachograph_exporter.store.recovery.INGEST_LEASE_SECONDS", -1.0)
     assert await api.service.sweep() == 1
     assert (await timeline(api))["status"] == "lost"
     assert differing(api.service.database) == 0

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from tests.conftest import Api, running, serve
 
-from tachograph.exporter.config import Config
-from tachograph.exporter.stream import hub as hubs
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.config import Config
+from tachograph_exporter.stream import hub as hubs
 
 PAIR = {
     "name": "pair",
@@ -29,7 +29,7 @@ TOKEN = "a-token-of-this-test"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tachograph.exporter.store.log.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("tachograph_exporter.store.event_log.LOOK_SECONDS", 0.05)
 
 
 @pytest.fixture

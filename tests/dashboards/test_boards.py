@@ -11,14 +11,15 @@ from typing import Any
 
 import promql_parser
 import pytest
+from dashboards.alerts import FILES
 from dashboards.boards import BOARDS
 from dashboards.generate import board_json
-from dashboards.rules import FILES, read_thresholds
+from dashboards.thresholds import read_thresholds
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from tests.conftest import ROOT
 
-from tachograph.instrumentation.health import HEALTH_METRICS
-from tachograph.instrumentation.metrics import METRICS, HistogramSpec
+from tachograph.metrics.self_metrics import SELF_METRICS
+from tachograph.metrics.specs import METRICS, HistogramSpec
 
 UNUSED: dict[str, str] = {}
 """Metrics that no panel and no alert uses, each with the reason."""
@@ -110,7 +111,7 @@ def test_the_rules_of_the_public_linter_hold(name: str) -> None:
     assert variables["datasource"]["type"] == "datasource"
     assert variables["datasource"]["query"] == "prometheus"
     for one in ("workspace", "workflow"):
-        if name != "itself":
+        if name != "self_monitoring":
             assert (variables[one]["multi"], variables[one]["includeAll"]) == (True, True)
     for panel in panels(document):
         where = f"{name}: {panel['title']}"
@@ -142,7 +143,7 @@ def test_every_query_is_promql_about_our_own(name: str, panel: str, expression: 
     for one in found:
         labels = {matcher.name for matcher in one.matchers.matchers}
         # Our equivalent of job and instance.
-        if name == "itself":
+        if name == "self_monitoring":
             assert "instance" in labels, (panel, one.name)
         else:
             assert {"workspace", "workflow"} <= labels, (panel, one.name)
@@ -151,7 +152,7 @@ def test_every_query_is_promql_about_our_own(name: str, panel: str, expression: 
 def known_names() -> dict[str, str]:
     """Every name under which a metric of the code can be asked for, with the metric's own."""
     found = {}
-    for spec in (*METRICS, *HEALTH_METRICS):
+    for spec in (*METRICS, *SELF_METRICS):
         found[spec.name] = spec.name
         if isinstance(spec, HistogramSpec):
             found |= {f"{spec.name}_{part}": spec.name for part in ("bucket", "count", "sum")}
@@ -165,14 +166,14 @@ def test_every_metric_is_used_and_every_one_that_is_used_exists() -> None:
     used = {one.name for expression in expressions for one in selectors(promql_parser.parse(expression))}
     known = known_names()
     assert used - known.keys() - recorded - OTHERS == set()
-    unused = {spec.name for spec in (*METRICS, *HEALTH_METRICS)} - {known[name] for name in used if name in known}
+    unused = {spec.name for spec in (*METRICS, *SELF_METRICS)} - {known[name] for name in used if name in known}
     assert unused == UNUSED.keys()
     # And what is recorded is read by somebody.
     assert recorded <= used
 
 
 def test_variables_ask_for_labels_that_exist() -> None:
-    labels = {spec.name: spec.labels for spec in (*METRICS, *HEALTH_METRICS)}
+    labels = {spec.name: spec.labels for spec in (*METRICS, *SELF_METRICS)}
     count = 0
     for document in documents().values():
         for variable in document["templating"]["list"]:

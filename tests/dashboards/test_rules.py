@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 import yaml
-from dashboards.rules import alerts, read_thresholds, recording_rules
+from dashboards.alerts import alerts
+from dashboards.recording_rules import recording_rules
+from dashboards.thresholds import read_thresholds
 from tests.conftest import ROOT
 
-from tachograph.exporter.boards import RUNBOOKS
+from tachograph_exporter.dashboard_files import RUNBOOKS
 
 pytestmark = pytest.mark.e2e
 

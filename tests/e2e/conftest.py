@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-TACHOGRAPH = [sys.executable, "-m", "tachograph.exporter"]
+TACHOGRAPH = [sys.executable, "-m", "tachograph_exporter"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

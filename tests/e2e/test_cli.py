@@ -15,9 +15,9 @@ import pytest
 from tests.conftest import ROOT
 from tests.e2e.conftest import TACHOGRAPH, environment, eventually, free_port, get
 
-from tachograph.exporter import examples
+from tachograph_exporter import bundled_workflows
 
-FLOWS = examples.workflow_directory()
+FLOWS = bundled_workflows.workflow_directory()
 
 
 def tachograph(directory: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:

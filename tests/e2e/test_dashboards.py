@@ -19,7 +19,9 @@ from urllib.parse import urlencode
 import aiohttp
 import pytest
 import yaml
-from dashboards.rules import alerts, read_thresholds, recording_rules
+from dashboards.alerts import alerts
+from dashboards.recording_rules import recording_rules
+from dashboards.thresholds import read_thresholds
 from tests.conftest import ROOT
 from tests.dashboards.test_boards import VARIABLES, documents, panels, queries
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free_port, get
@@ -188,7 +190,9 @@ def test_events_that_are_lost_are_seen(
         )
         database.commit()
     service.post("/api/workflows/quick/execute")
-    panel = next(one["targets"][0]["expr"] for one in panels(documents()["itself"]) if one["title"] == "Events lost")
+    panel = next(
+        one["targets"][0]["expr"] for one in panels(documents()["self_monitoring"]) if one["title"] == "Events lost"
+    )
     asked = panel.replace("$__range", "30s").replace("$instance", ".*")
     eventually(lambda: answered(address, f"{asked} > 0"), 40)
     eventually(lambda: answered(address, 'ALERTS{alertname="TachographEventsLost", alertstate="firing"}'), 20)

@@ -15,15 +15,15 @@ from tests.conftest import ROOT
 from tests.e2e.conftest import environment
 from tests.store.test_rollups import KEY, differing
 
-from tachograph.exporter.store import rollups
-from tachograph.exporter.store.database import Database
-from tachograph.exporter.store.schema import workflow_executions, workflow_step_executions
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.rollups import read
+from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
 
 LOAD = """
 import random, sys, time
 from tests.store.test_rollups import a_run
-from tachograph.exporter.store.writer import open_writer
-from tachograph.instrumentation.recorder import Recorder
+from tachograph_exporter.store.writer import open_writer
+from tachograph.recording.recorder import Recorder
 
 recorder = Recorder()
 recorder.add("store", open_writer(sys.argv[1]))
@@ -65,7 +65,7 @@ def test_killed_ten_times_nothing_acknowledged_is_missing_and_nothing_counts_twi
     assert len(acknowledged) > 100
     assert acknowledged <= stored
     ended = select(func.count()).where(workflow_executions.c.finished_ns.is_not(None))
-    pack = database.look(lambda c: rollups.read(c, KEY))
+    pack = database.look(lambda c: read.read(c, KEY))
     assert sum(tally.count for tally in pack.executions.values()) == database.look(lambda c: c.execute(ended).scalar())
     steps = select(func.count()).where(workflow_step_executions.c.execution_id.in_(select(
         workflow_executions.c.execution_id).where(workflow_executions.c.finished_ns.is_not(None))))  # fmt: skip
@@ -80,14 +80,14 @@ def test_a_service_killed_while_it_archives_goes_on_where_it_was(
 ) -> None:
     from tests.store.test_rollups import a_run
 
-    from tachograph.exporter.store.writer import StoreWriter
+    from tachograph_exporter.store.writer import StoreWriter
 
     database = Database(database_url)
     rng = random.Random(1)
     now = time.time()
     runs = [a_run(rng, now - (10 + rng.random() * 5) * 86_400) for _ in range(3000)]
     StoreWriter(database).apply([event for run in runs for event in run])
-    command = [sys.executable, "-m", "tachograph.exporter", "archive", "--older-than", "5d", "--to",
+    command = [sys.executable, "-m", "tachograph_exporter", "archive", "--older-than", "5d", "--to",
                str(tmp_path / "kept"), "--database", database_url]  # fmt: skip
     for delay in (0.9, 1.2, 1.5):
         process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)

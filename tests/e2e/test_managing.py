@@ -118,8 +118,8 @@ def test_the_service_archives_by_itself(server: Callable[..., Server], tmp_path:
 
     from tests.store.test_rollups import a_run
 
-    from tachograph.exporter.store.database import Database
-    from tachograph.exporter.store.writer import StoreWriter
+    from tachograph_exporter.store.database import Database
+    from tachograph_exporter.store.writer import StoreWriter
 
     database = Database(f"sqlite:///{tmp_path}/serve.db")
     rng, now = random.Random(1), time.time()

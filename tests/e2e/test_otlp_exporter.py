@@ -33,7 +33,7 @@ provider.shutdown()
 """
 
 OURS = """
-from tachograph.instrumentation import step, workflow
+from tachograph import step, workflow
 
 @step
 def fetch():

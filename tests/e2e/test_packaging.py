@@ -27,10 +27,10 @@ def test_the_wheel_holds_one_namespace_with_examples_and_migrations(wheel: Path)
     assert "tachograph/__init__.py" not in names
     for wanted in (
         "tachograph/events.py",
-        "tachograph/exporter/examples/workflows/data_pipeline.json",
-        "tachograph/exporter/examples/handlers.py",
-        "tachograph/exporter/store/migrations/versions/0001_run_tables.py",
-        "tachograph/exporter/store/migrations/script.py.mako",
+        "tachograph_exporter/examples/workflows/data_pipeline.json",
+        "tachograph_exporter/examples/handlers.py",
+        "tachograph_exporter/store/migrations/versions/0001_run_tables.py",
+        "tachograph_exporter/store/migrations/script.py.mako",
     ):
         assert wanted in names
 
@@ -49,7 +49,7 @@ def test_a_bare_installation_records_and_says_what_the_command_needs(wheel: Path
         )
 
     source = (
-        "import tachograph.instrumentation as t\n"
+        "import tachograph as t\n"
         "with t.workflow('w'), t.step('s'): pass\n"
         "t.get_recorder().flush()\n"
         "from prometheus_client import REGISTRY\n"
@@ -63,7 +63,5 @@ def test_a_bare_installation_records_and_says_what_the_command_needs(wheel: Path
     told = run(str(venv / "bin" / "tachograph"), "--version")
     assert told.returncode == 3
     assert "pip install 'tachograph[exporter]'" in told.stderr
-    asked = run(
-        str(python), "-c", "from tachograph.instrumentation import configure; configure(database='sqlite:///x.db')"
-    )
+    asked = run(str(python), "-c", "from tachograph import configure; configure(database='sqlite:///x.db')")
     assert "pip install 'tachograph[exporter]'" in asked.stderr

@@ -19,9 +19,9 @@ from tests.conftest import ROOT
 from tests.e2e.conftest import Server, eventually, get
 
 from tachograph.histogram import ExponentialHistogram
-from tachograph.instrumentation.exposition import render
-from tachograph.instrumentation.metrics import BUCKETS
-from tachograph.instrumentation.series import SeriesRegistry
+from tachograph.metrics.exposition import render
+from tachograph.metrics.series_registry import SeriesRegistry
+from tachograph.metrics.specs import BUCKETS
 
 
 def configuration(port: int) -> str:

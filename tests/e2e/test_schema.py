@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.e2e.conftest import Server, environment, eventually
 
-from tachograph.exporter.service import ROUTES
+from tachograph_exporter.service import ROUTES
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 

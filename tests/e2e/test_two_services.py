@@ -11,14 +11,14 @@ from tests.conftest import Api, running
 from tests.store.test_rollups import differing
 
 from tachograph.events import ExecutionFinished
-from tachograph.exporter.config import Config
-from tachograph.exporter.store.database import Database
-from tachograph.exporter.store.log import Logged
-from tachograph.exporter.store.writer import open_writer
-from tachograph.exporter.stream.feed import Missed
-from tachograph.instrumentation.recorder import Recorder
+from tachograph.recording.recorder import Recorder
 from tachograph.workflow import Executor, HandlerRegistry
 from tachograph.workflow.document import parse
+from tachograph_exporter.config import Config
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.event_log import Logged
+from tachograph_exporter.store.writer import open_writer
+from tachograph_exporter.stream.feed import Missed
 
 QUICK = {"name": "quick", "steps": [{"name": "a"}, {"name": "b", "depends_on_steps": ["a"]}]}
 
@@ -119,6 +119,6 @@ async def test_postgresql_going_away_for_a_moment_loses_nothing(
             assert (await api.get("/api/workflows/quick/metrics"))["total_executions"] == len(ids)
         ids.add(await api.run("quick"))
         assert {e["execution_id"] for e in (await api.get("/api/workflows/executions"))["items"]} == ids
-        assert not any(lane.dropped for lane in api.service.recorder.lanes.values())
+        assert not any(queue.dropped for queue in api.service.recorder.queues.values())
     assert differing(other) == 0
     other.close()

@@ -22,12 +22,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from tests.api.test_otlp import PLAIN, T0, export, send, span, timeline
 from tests.conftest import Api, serve
 
-from tachograph.events import NS
-from tachograph.exporter.config import Config
-from tachograph.exporter.ingest import span_store
-from tachograph.exporter.ingest.assemble import assemble
-from tachograph.exporter.ingest.spans import BadRequest, SpanRecord, parse, records
+from tachograph.clock import NS
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.config import Config
+from tachograph_exporter.ingest import span_store
+from tachograph_exporter.ingest.assembly.executions import assemble
+from tachograph_exporter.ingest.spans import BadRequest, SpanRecord, parse, records
 
 WHOLE = export(PLAIN).SerializeToString()
 IDS = {"traceId": "5b8efff798038103d269b633813fc60c", "spanId": "eee19b7ec3c1b174"}
@@ -181,7 +181,7 @@ async def test_a_trace_of_a_hundred_thousand_spans_is_kept_and_read_later(
     assert (status, answer.partial_success.rejected_spans) == (200, 0)
     # It is read by the service's own look, or by this one, whichever comes first.
     async with asyncio.timeout(60):
-        while await api.service.look_again() or not (await api.get("/api/workflows/executions"))["total"]:  # noqa: ASYNC110
+        while await api.service.reassemble_due_traces() or not (await api.get("/api/workflows/executions"))["total"]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     found = await timeline(api)
     assert (found["workflow_name"], found["status"]) == ("deep", "completed")
@@ -223,12 +223,12 @@ async def test_times_at_the_ends_of_what_can_be_told(api: Api) -> None:
 async def test_when_the_line_is_full_further_requests_are_asked_to_come_again(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intake = api.service.intake
-    assert intake.reserve(60 << 20)
+    receiver = api.service.receiver
+    assert receiver.reserve(60 << 20)
     body = b"\0" * (5 << 20)
     async with api.session.post(
         f"{api.address}/v1/traces", data=io.BytesIO(body), headers={"Content-Type": "application/x-protobuf"}
     ) as answer:
         assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
-    intake.release(60 << 20)
+    receiver.release(60 << 20)
     assert (await send(api, WHOLE))[0] == 200

@@ -12,14 +12,17 @@ from sqlalchemy import select
 from tests.conftest import running
 from tests.store.test_rollups import DAY, KEY, START, a_run, applied, differing
 
-from tachograph.events import NS, Event, ExecutionFinished
-from tachograph.exporter.config import Config
-from tachograph.exporter.store import archive, partitions, rollups
-from tachograph.exporter.store.archive import ArchiveError
-from tachograph.exporter.store.database import Database
-from tachograph.exporter.store.schema import metadata
-from tachograph.exporter.store.writer import StoreWriter
+from tachograph.clock import NS
+from tachograph.errors import ArchiveError
+from tachograph.events import Event, ExecutionFinished
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.config import Config
+from tachograph_exporter.store import archive, partitions, state
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.rollups import read
+from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
+from tachograph_exporter.store.schema import metadata
+from tachograph_exporter.store.writer import StoreWriter
 
 RUN_TABLES = ("workflow_executions", "workflow_step_executions", "workflow_step_attempts", "workflow_step_reports")
 
@@ -115,7 +118,7 @@ def test_stopped_anywhere_it_loses_nothing_and_can_be_run_again(
         assert found is not None
         assert sorted(step.name for step in found.steps) == ["a", "b", "c"]
     assert differing(database) == 0
-    assert sum(t.count for t in database.look(lambda c: rollups.read(c, KEY)).executions.values()) == 40
+    assert sum(t.count for t in database.look(lambda c: read.read(c, KEY)).executions.values()) == 40
     database.close()
 
 
@@ -145,21 +148,21 @@ def test_what_comes_for_an_archived_execution_is_too_late(database_url: str, tmp
     database, runs = filled(database_url)
     archive.archive(database, (START + 9 * DAY) * NS, tmp_path)
     # These ids were made today, long after the times they tell of; only ids older than the watermark are looked up.
-    rollups_before = database.look(lambda c: rollups.stored(c, KEY))
-    database.run(lambda c: rollups.set_watermark(c, 1 << 33))
+    rollups_before = database.look(lambda c: rollup_rebuild.stored(c, KEY))
+    database.run(lambda c: state.set_watermark(c, 1 << 33))
     # A writer looks at the watermark once a second; this one is new.
     StoreWriter(database).apply([*runs[0], *runs[1]])
     assert sizes(database) == [0, 0, 0, 0]
-    assert database.look(lambda c: rollups.stored(c, KEY)) == rollups_before
+    assert database.look(lambda c: rollup_rebuild.stored(c, KEY)) == rollups_before
     database.close()
 
 
 def test_deleting_keeps_the_figures(database_url: str) -> None:
     database, runs = filled(database_url)
-    before = database.look(lambda c: rollups.stored(c, KEY))
+    before = database.look(lambda c: rollup_rebuild.stored(c, KEY))
     moved = archive.archive(database, (START + 5 * DAY) * NS, None)
     assert 0 < moved.executions < 40
-    assert database.look(lambda c: rollups.stored(c, KEY)) == before
+    assert database.look(lambda c: rollup_rebuild.stored(c, KEY)) == before
     assert differing(database) == 0
     # Later executions are counted as ever.
     rng = random.Random(9)

@@ -10,19 +10,13 @@ import sys
 from tests.conftest import make_execution, make_step
 
 from tachograph import process
-from tachograph.events import (
-    NS,
-    ExecutionFinished,
-    ExecutionStarted,
-    ExecutionStatus,
-    StepFinished,
-    StepReady,
-    StepStarted,
-)
-from tachograph.exporter.store import queries, recovery
-from tachograph.exporter.store.database import Database
-from tachograph.exporter.store.steps import steps_of
-from tachograph.exporter.store.writer import StoreWriter
+from tachograph.clock import NS
+from tachograph.events import ExecutionFinished, ExecutionStarted, ExecutionStatus, StepFinished, StepReady, StepStarted
+from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.store import recovery
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.steps import steps_of
+from tachograph_exporter.store.writer import StoreWriter
 
 
 def dead_identity() -> str:
@@ -92,9 +86,9 @@ def test_a_run_declared_lost_too_early_takes_its_real_outcome(database_url: str)
     writer.apply([lost])
     writer.apply([real])
     writer.apply([lost])
-    from tachograph.events import workspace_id
+    from tachograph.identity import workspace_id
 
-    row = database.look(lambda c: queries.execution(c, workspace_id("default"), run.execution_id))
+    row = database.look(lambda c: execution_rows.execution(c, workspace_id("default"), run.execution_id))
     assert row is not None
     assert (row.status, row.finished_ns) == ("completed", 90)
     database.close()

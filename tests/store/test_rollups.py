@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conftest import make_execution, make_step
 
+from tachograph.clock import NS
 from tachograph.events import (
-    NS,
     Event,
     ExecutionFinished,
     ExecutionStarted,
@@ -26,14 +26,15 @@ from tachograph.events import (
     StepSkipped,
     StepStarted,
     StepStatus,
-    workflow_id,
-    workspace_id,
 )
-from tachograph.exporter.store import rollups
-from tachograph.exporter.store.database import Database
-from tachograph.exporter.store.tally import ExactSum, Measure, Pack, Tally
-from tachograph.exporter.store.writer import StoreWriter
 from tachograph.histogram import ExponentialHistogram
+from tachograph.identity import workflow_id, workspace_id
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.exact_sum import ExactSum
+from tachograph_exporter.store.rollups import cover, read, rows
+from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
+from tachograph_exporter.store.totals import Measure, Totals, WorkflowTotals
+from tachograph_exporter.store.writer import StoreWriter
 
 KEY = (workspace_id("default"), workflow_id("default", "etl"))
 START = 1_790_812_800  # 2026-10-01T00:00:00Z
@@ -68,8 +69,8 @@ def a_run(rng: random.Random, ended_s: float, status: ExecutionStatus = Executio
 def differing(database: Database) -> int:
     """How many rows a rebuild would change."""
     return sum(
-        database.look(lambda c, k=key: rollups.rebuild_one(c, k, write=False))  # type: ignore[misc]
-        for key in database.look(rollups.workflows_with_executions)
+        database.look(lambda c, k=key: rollup_rebuild.rebuild_one(c, k, write=False))  # type: ignore[misc]
+        for key in database.look(rollup_rebuild.workflows_with_executions)
     )
 
 
@@ -107,7 +108,7 @@ def test_any_order_repetition_and_grouping_makes_the_rows_a_rebuild_makes(
     database = Database(f"sqlite:///{path}")
     applied(database, events, data.draw(st.lists(st.integers(1, 40), max_size=6)))
     assert differing(database) == 0
-    whole = database.look(lambda c: rollups.read(c, KEY))
+    whole = database.look(lambda c: read.read(c, KEY))
     assert sum(tally.count for tally in whole.executions.values()) == 12
     database.close()
 
@@ -120,11 +121,11 @@ def test_on_both_databases_rebuilding_finds_nothing_to_change(any_database_url: 
     applied(database, [event for run in runs for event in run if run not in late], [100, 7, 90])
     applied(database, [event for run in late for event in run], [3])
     assert differing(database) == 0
-    before = database.look(lambda c: rollups.stored(c, KEY))
+    before = database.look(lambda c: rollup_rebuild.stored(c, KEY))
     assert {kind for kind, _ in before} == {"5m", "1h", "1d", "1mo", "all"}
     database.run(lambda c: c.exec_driver_sql("DELETE FROM workflow_rollups WHERE period = '1d'"))
-    assert database.run(lambda c: rollups.rebuild_one(c, KEY)) > 10
-    assert database.look(lambda c: rollups.stored(c, KEY)) == before
+    assert database.run(lambda c: rollup_rebuild.rebuild_one(c, KEY)) > 10
+    assert database.look(lambda c: rollup_rebuild.stored(c, KEY)) == before
     database.close()
 
 
@@ -150,7 +151,7 @@ def half_a_year(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     database.close()
 
 
-KEPT = rollups.Kept()
+KEPT = read.SumCache()
 MOMENTS = st.one_of(
     st.none(),
     st.integers(START - 5 * DAY, START + 190 * DAY).map(lambda s: s * NS),
@@ -165,24 +166,24 @@ MOMENTS = st.one_of(
 def test_any_range_is_what_its_executions_are(half_a_year: Recorded, low: int | None, high: int | None) -> None:
     database = half_a_year.database
     wanted = [end for end in half_a_year.ends if (low is None or end >= low) and (high is None or end < high)]
-    found = database.look(lambda c: rollups.read(c, KEY, low, high))
+    found = database.look(lambda c: read.read(c, KEY, low, high))
     assert sum(tally.count for tally in found.executions.values()) == len(wanted)
-    head = database.look(lambda c: rollups.head_of(c, KEY))
+    head = database.look(lambda c: rows.head_of(c, KEY))
     assert head is not None
-    cover = rollups.cover(head.start_s, low, high)
+    parts = cover.cover(head.start_s, low, high)
     # What was kept is the same, whether it was read by this or by that range before.
-    again = database.look(lambda c: rollups.read_from(c, KEY, head, low, high, kept=KEPT))
+    again = database.look(lambda c: read.read_from(c, KEY, head, low, high, kept=KEPT))
     assert again.encoded() == found.encoded()
     # Fewer rows than executions: that is what they are for.
-    assert len(cover.pieces) <= 9
+    assert len(parts.pieces) <= 9
     if low is None or high is None or high - low > 7200 * NS:
-        assert all(b - a <= 3600 * NS for a, b in cover.edges)
+        assert all(b - a <= 3600 * NS for a, b in parts.edges)
 
 
 @pytest.mark.parametrize("unit", [300, 3600, DAY])
 def test_a_series_adds_up_to_the_whole(half_a_year: Recorded, unit: int) -> None:
     low, high = (START + 178 * DAY, START + 185 * DAY) if unit == 300 else (START, START + 200 * DAY)
-    found = half_a_year.database.look(lambda c: rollups.series(c, KEY, low, high, unit))
+    found = half_a_year.database.look(lambda c: read.series(c, KEY, low, high, unit))
     counted: dict[int, int] = {}
     for ended_ns in half_a_year.ends:
         end = ended_ns // NS
@@ -192,7 +193,7 @@ def test_a_series_adds_up_to_the_whole(half_a_year: Recorded, unit: int) -> None
 
 
 def test_percentiles_of_a_range_are_within_the_stated_error(half_a_year: Recorded) -> None:
-    tally = half_a_year.database.look(lambda c: rollups.read(c, KEY)).executions["completed"]
+    tally = half_a_year.database.look(lambda c: read.read(c, KEY)).executions["completed"]
     durations = sorted(half_a_year.durations)
     histogram = tally.histogram()
     for q in (0.01, 0.5, 0.9, 0.95, 0.99):
@@ -204,7 +205,7 @@ def test_figures_of_a_run(tmp_path: Path, database_url: str) -> None:
     database = Database(database_url)
     run = a_run(random.Random(1), START + 10)
     StoreWriter(database).apply(run)
-    found = database.look(lambda c: rollups.read(c, KEY))
+    found = database.look(lambda c: read.read(c, KEY))
     begun, first_end = run[0].time_ns, run[4].time_ns
     a, b = found.steps["a"].by_status["completed"], found.steps["b"].by_status["completed"]
     assert (a.critical_ns, b.critical_ns) == (first_end - begun, run[-1].time_ns - first_end)
@@ -235,15 +236,15 @@ def test_a_measures_sum_is_exact_in_any_order(values: list[float], rng: random.R
 
 @given(st.lists(st.integers(0, 10**16), max_size=400), st.integers(1, 7))
 def test_tallies_add_up_like_their_histograms(durations: list[int], parts: int) -> None:
-    whole, sum_of_parts = Tally(), Tally()
+    whole, sum_of_parts = Totals(), Totals()
     for duration in durations:
         whole.observe(duration, 5)
     for part in range(parts):
-        tally = Tally()
+        tally = Totals()
         for duration in durations[part::parts]:
             tally.observe(duration, 5)
         sum_of_parts.add(tally)
-    assert Pack({"x": whole}).encoded() == Pack({"x": sum_of_parts}).encoded()
+    assert WorkflowTotals({"x": whole}).encoded() == WorkflowTotals({"x": sum_of_parts}).encoded()
     assert whole.histogram() == ExponentialHistogram.of(duration / NS for duration in durations)
 
 
@@ -256,6 +257,6 @@ def test_late_steps_are_counted_once(database_url: str) -> None:
     writer.apply(run[1:5])
     writer.apply(run)
     assert differing(database) == 0
-    found = database.look(lambda c: rollups.read(c, KEY))
+    found = database.look(lambda c: read.read(c, KEY))
     assert [found.steps[name].by_status["completed"].count for name in "ab"] == [1, 1]
     database.close()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, inspect, select, text
 from tests.conftest import make_execution, make_step
 
+from tachograph.errors import BadDatabaseURL, CannotOpen, NewerSchema, StoreUnavailable
 from tachograph.events import (
     Event,
     ExecutionFinished,
@@ -35,14 +36,14 @@ from tachograph.events import (
     StepStarted,
     StepStatus,
 )
-from tachograph.exporter.store import queries
-from tachograph.exporter.store.database import Database, prepare
-from tachograph.exporter.store.errors import BadDatabaseURL, CannotOpen, NewerSchema
-from tachograph.exporter.store.migrations import downgrade, upgrade
-from tachograph.exporter.store.schema import HEAD, execution_rank, metadata, step_rank, workflow_rollups
-from tachograph.exporter.store.steps import STEPS
-from tachograph.exporter.store.writer import Batch, StoreWriter
-from tachograph.instrumentation.lane import Unavailable
+from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.store.batch import Batch
+from tachograph_exporter.store.database import Database, prepare
+from tachograph_exporter.store.merging import execution_rank, step_rank
+from tachograph_exporter.store.migrations import downgrade, upgrade
+from tachograph_exporter.store.schema import HEAD, metadata, workflow_rollups
+from tachograph_exporter.store.steps import STEPS
+from tachograph_exporter.store.writer import StoreWriter
 
 TABLES = ("workflow_executions", "workflow_step_executions", "workflow_step_attempts", "workflow_step_reports")
 
@@ -150,7 +151,7 @@ def test_a_terminal_state_is_never_moved_back_and_lost_yields_to_the_truth() -> 
 
 
 def test_a_locked_database_delays_events_and_loses_none(tmp_path: Path) -> None:
-    from tachograph.exporter.store import database as module
+    from tachograph_exporter.store import database as module
 
     url = f"sqlite:///{tmp_path}/x.db"
     database = Database(url)
@@ -160,7 +161,7 @@ def test_a_locked_database_delays_events_and_loses_none(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BUSY_SECONDS", 0.05)
         quick = Database(url)
-        with pytest.raises(Unavailable):
+        with pytest.raises(StoreUnavailable):
             StoreWriter(quick).apply(RUN)
         quick.close()
     timer = threading.Timer(0.2, other.execute, ["ROLLBACK"])
@@ -192,7 +193,7 @@ def test_a_full_disk_is_told_as_unavailable_and_what_was_committed_stays(tmp_pat
                      attempt_started_ns=1, output='"' + "x" * 4000 + '"')
         for i in range(200)
     ]  # fmt: skip
-    with pytest.raises(Unavailable, match="full"):
+    with pytest.raises(StoreUnavailable, match="full"):
         writer.apply(big)
     assert len(rows(database)["workflow_step_executions"]) == 3
     database.close()
@@ -286,7 +287,7 @@ def test_two_processes_may_make_the_same_database_at_once(tmp_path: Path) -> Non
 def test_a_timeline_reads_ranges_of_indexes_only(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/x.db")
     plans: list[str] = []
-    statements = [queries._ONE_EXECUTION, STEPS, queries._ATTEMPTS, queries._REPORTS]
+    statements = [execution_rows._ONE_EXECUTION, STEPS, execution_rows._ATTEMPTS, execution_rows._REPORTS]
     for statement in statements:
         text = str(statement.compile(dialect=database.dialect))
         parameters = tuple("x" for _ in range(text.count("?")))

@@ -21,19 +21,19 @@ from tachograph.events import (
     StepSkipped,
     StepStarted,
     StepStatus,
-    workspace_id,
 )
-from tachograph.exporter.store.database import Database
-from tachograph.exporter.store.writer import StoreWriter
-from tachograph.exporter.stream import hub as hubs
-from tachograph.exporter.stream.feed import Feed
-from tachograph.exporter.stream.hub import Closing, Follower, Hub, TooSlow, Wanted
-from tachograph.exporter.stream.messages import EVENT_TYPES, STATE_TYPES, Message, StreamMessage, message_of
+from tachograph.identity import workspace_id
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.writer import StoreWriter
+from tachograph_exporter.stream import hub as hubs
+from tachograph_exporter.stream.feed import Feed
+from tachograph_exporter.stream.hub import Closing, Follower, Hub, TooSlow, Wanted
+from tachograph_exporter.stream.messages import EVENT_TYPES, STATE_TYPES, Message, StreamMessage, message_of
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tachograph.exporter.store.log.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("tachograph_exporter.store.event_log.LOOK_SECONDS", 0.05)
 
 
 ALL = Wanted(workspace_id=workspace_id("default"))
@@ -125,7 +125,7 @@ async def test_who_falls_behind_gets_the_newest_states_in_order() -> None:
 
 async def test_who_falls_behind_for_good_is_let_go() -> None:
     follower = Follower(ALL, 0)
-    for number in range(hubs.MOST_WAITING + hubs.COALESCE):
+    for number in range(hubs.MAX_WAITING + hubs.COALESCE):
         follower.offer(state(number, f"s{number}"))
     with pytest.raises(TooSlow):
         await follower.take()

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tachograph.workflow import ConditionError
-from tachograph.workflow.conditions import Condition, resolve
+from tachograph.workflow.conditions import Condition
+from tachograph.workflow.references import resolve
 
 SCOPE: dict[str, Any] = {
     "mode": "fast",

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachograph.exporter import examples
 from tachograph.workflow import HandlerRegistry, InvalidWorkflow, WorkflowBuilder, parse, to_document, validate_document
+from tachograph_exporter import bundled_workflows
 
 
 def faults(document: Any, handlers: HandlerRegistry | None = None) -> dict[tuple[str, str], str]:
@@ -153,7 +153,7 @@ def test_messages_name_the_thing_and_the_way_out(handlers: HandlerRegistry) -> N
 
 
 def test_a_definition_read_and_written_is_the_same(handlers: HandlerRegistry) -> None:
-    for path in examples.workflow_files():
+    for path in bundled_workflows.workflow_files():
         workflow = parse(path.read_bytes())
         assert parse(to_document(workflow)) == workflow
 
@@ -185,7 +185,7 @@ def test_documents_of_older_systems_run_unchanged_with_a_warning(handlers: Handl
 
 def test_the_examples_are_valid_and_have_the_steps_they_promise(handlers: HandlerRegistry) -> None:
     counts = {}
-    for path in examples.workflow_files():
+    for path in bundled_workflows.workflow_files():
         workflow, report = validate_document(path.read_bytes(), handlers)
         assert workflow is not None, report.errors
         assert not report.warnings

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tachograph.events import NS, Event, ExecutionFinished, StepFinished
+from tachograph.clock import NS
+from tachograph.events import Event, ExecutionFinished, StepFinished
 from tachograph.workflow import Executor, InvalidWorkflow, validate
 from tachograph.workflow.wfformat import from_wfformat
 

@@ -1,11 +1,6 @@
 """Define workflows and run them. Knows nothing of telemetry: it only calls its listener."""
 
-from tachograph.workflow import builtin as _builtin
-from tachograph.workflow.context import StepContext
-from tachograph.workflow.definition import Backoff, DataType, Step, StepType, TriggerRule, Variable, Workflow
-from tachograph.workflow.definition import WorkflowBuilder as WorkflowBuilder
-from tachograph.workflow.document import parse, to_document
-from tachograph.workflow.errors import (
+from tachograph.errors import (
     ConditionError,
     DoNotRetry,
     ExecutorClosed,
@@ -15,6 +10,11 @@ from tachograph.workflow.errors import (
     StepFailed,
     WorkflowError,
 )
+from tachograph.workflow import builtin as _builtin
+from tachograph.workflow.builder import WorkflowBuilder as WorkflowBuilder
+from tachograph.workflow.context import StepContext
+from tachograph.workflow.definition import Backoff, DataType, Step, StepType, TriggerRule, Variable, Workflow
+from tachograph.workflow.document import parse, to_document
 from tachograph.workflow.executor import Executor
 from tachograph.workflow.handlers import Handler, HandlerRegistry, handler, registry
 from tachograph.workflow.run import ExecutionResult

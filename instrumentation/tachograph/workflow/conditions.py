@@ -16,12 +16,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-from tachograph.workflow.errors import ConditionError
+from tachograph.errors import ConditionError
+from tachograph.workflow.references import REFERENCE, lookup
 
 MAX_LENGTH: Final = 4096
 """Characters in a condition; a longer one is a fault."""
-
-_REFERENCE: Final = re.compile(r"\$\{\s*([^{}]*?)\s*\}")
 _PATH: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[\d+\]|\[\"[^\"\]]*\"\])*")
 # A step's name, or a quoted text, inside which nothing is one.
 _STEP_OR_TEXT: Final = re.compile(
@@ -46,18 +45,18 @@ class Condition:
         self.source = source
         if len(source) > MAX_LENGTH:
             raise ConditionError(f"condition of {len(source)} characters is longer than {MAX_LENGTH}")
-        for match in _REFERENCE.finditer(source):
+        for match in REFERENCE.finditer(source):
             if not _PATH.fullmatch(match[1]):
                 raise ConditionError(f'"{match[0]}" is not a reference: expected ${{name}} or ${{steps.NAME.output}}')
         text = source.strip()
         self._negated = False
         self._path: str | None = None
         bare = text.removeprefix("!").strip() if text.startswith("!") else text
-        if whole := _REFERENCE.fullmatch(bare):
+        if whole := REFERENCE.fullmatch(bare):
             self._negated, self._path = text.startswith("!"), whole[1]
             text = whole[1]
         else:
-            text = _REFERENCE.sub(lambda match: match[1], text)
+            text = REFERENCE.sub(lambda match: match[1], text)
         try:
             self._program = _compile(text)
         except (ValueError, RuntimeError, TypeError, RecursionError) as error:
@@ -102,51 +101,3 @@ def _compile(text: str) -> Any:
 def compile_condition(source: str) -> Condition:
     """The compiled condition, from a cache."""
     return Condition(source)
-
-
-def lookup(path: str, scope: Mapping[str, Any]) -> Any:
-    """The value at ``a.b["c"][0]`` in ``scope``. Raises `KeyError` when nothing is there."""
-    value: Any = scope
-    for key, quoted, index in re.findall(r"([A-Za-z_]\w*)|\[\"([^\"]*)\"\]|\[(\d+)\]", path):
-        if isinstance(value, Mapping):
-            value = value[key or quoted or index]
-        elif index and isinstance(value, list | tuple) and int(index) < len(value):
-            value = value[int(index)]
-        else:
-            raise KeyError(path)
-    return value
-
-
-def resolve(config: Any, scope: Mapping[str, Any]) -> Any:
-    """``config`` with every ``${path}`` in its strings replaced from ``scope``.
-
-    A string that is one reference and nothing else takes the value itself, whatever its type; inside a longer string
-    the value is written as text. Raises `ConditionError` naming a reference that leads nowhere.
-    """
-    if isinstance(config, str):
-        if "${" not in config:
-            return config
-        if whole := _REFERENCE.fullmatch(config):
-            return _found(whole[1], scope)
-        return _REFERENCE.sub(lambda match: str(_found(match[1], scope)), config)
-    if isinstance(config, Mapping):
-        return {key: resolve(value, scope) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [resolve(value, scope) for value in config]
-    return config
-
-
-def has_reference(config: Any) -> bool:
-    """Whether any string in ``config`` holds a ``${path}``."""
-    if isinstance(config, str):
-        return "${" in config
-    if isinstance(config, Mapping):
-        return any(map(has_reference, config.values()))
-    return isinstance(config, list | tuple) and any(map(has_reference, config))
-
-
-def _found(path: str, scope: Mapping[str, Any]) -> Any:
-    try:
-        return lookup(path, scope)
-    except KeyError:
-        raise ConditionError(f'"${{{path}}}" leads nowhere: no such variable or step output') from None

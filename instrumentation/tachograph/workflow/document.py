@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import msgspec
 
+from tachograph.errors import Fault, InvalidWorkflow
 from tachograph.workflow.definition import Backoff, DataType, Step, StepType, TriggerRule, Variable, Workflow
-from tachograph.workflow.errors import Fault, InvalidWorkflow, did_you_mean
+from tachograph.workflow.hints import did_you_mean
 
 MAX_STEPS: Final = 100_000
 MAX_NAME: Final = 200

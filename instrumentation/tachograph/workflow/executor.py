@@ -14,20 +14,13 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from tachograph.events import (
-    AnchoredClock,
-    Clock,
-    Event,
-    ExecutionQueued,
-    ExecutionRef,
-    ExecutionStatus,
-    Listener,
-    new_execution_ref,
-)
-from tachograph.events import workflow_id as make_workflow_id
+from tachograph.clock import AnchoredClock, Clock
+from tachograph.errors import ExecutorClosed, InvalidWorkflow
+from tachograph.events import Event, ExecutionQueued, ExecutionStatus, Listener
+from tachograph.identity import ExecutionRef, new_execution_ref
+from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.process import identity
 from tachograph.workflow.definition import Workflow
-from tachograph.workflow.errors import ExecutorClosed, InvalidWorkflow
 from tachograph.workflow.handlers import HandlerRegistry, registry
 from tachograph.workflow.inputs import bind
 from tachograph.workflow.run import ExecutionResult, Host, Run

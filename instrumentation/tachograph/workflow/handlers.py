@@ -14,8 +14,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
-from tachograph.workflow.conditions import has_reference
 from tachograph.workflow.context import StepContext
+from tachograph.workflow.references import has_reference
 
 HandlerFunction: TypeAlias = Callable[[StepContext], Any] | Callable[[StepContext], Awaitable[Any]]
 """Takes the step's context; what it returns (JSON-like) is the step's output. Plain functions run in a thread."""

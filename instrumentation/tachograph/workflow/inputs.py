@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from tachograph.errors import Fault, InvalidInputs
 from tachograph.workflow.definition import DataType, Variable, Workflow
-from tachograph.workflow.errors import Fault, InvalidInputs, did_you_mean
+from tachograph.workflow.hints import did_you_mean
 
 
 def fits(value: Any, kind: DataType) -> bool:

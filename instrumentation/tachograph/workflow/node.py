@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from tachograph.events import Failure, StepRef, StepStatus
-from tachograph.workflow.context import Reporter, StepContext
+from tachograph.events import Failure, StepStatus
+from tachograph.identity import StepRef
+from tachograph.workflow.context import StepContext
 from tachograph.workflow.definition import Step
 from tachograph.workflow.handlers import Handler
+from tachograph.workflow.reporter import Reporter
 from tachograph.workflow.triggers import Outcome, Upstream
 
 OUTCOMES: Final[Mapping[StepStatus, Outcome]] = {

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
-from tachograph.analysis import path_of
+from tachograph.clock import Clock
+from tachograph.critical_path import path_of
+from tachograph.errors import ConditionError, DoNotRetry
 from tachograph.events import (
-    Clock,
     ExecutionFinished,
-    ExecutionRef,
     ExecutionStarted,
     ExecutionStatus,
     Failure,
@@ -22,25 +22,26 @@ from tachograph.events import (
     SkipReason,
     StepFinished,
     StepReady,
-    StepRef,
     StepRetrying,
     StepSkipped,
     StepStarted,
     StepStatus,
-    new_span_id,
 )
-from tachograph.events import step_id as make_step_id
+from tachograph.identity import ExecutionRef, StepRef, new_span_id
+from tachograph.identity import step_id as make_step_id
 from tachograph.process import identity
 from tachograph.summary import failure as describe
 from tachograph.summary import summarise
-from tachograph.workflow.conditions import compile_condition, has_reference, resolve
-from tachograph.workflow.context import Reporter, StepContext, Tally, current_reporter
+from tachograph.workflow.conditions import compile_condition
+from tachograph.workflow.context import StepContext
 from tachograph.workflow.definition import Backoff, Workflow
-from tachograph.workflow.errors import ConditionError, DoNotRetry
 from tachograph.workflow.graph import Graph
 from tachograph.workflow.handlers import HandlerRegistry
 from tachograph.workflow.node import OUTCOMES, Node, Outputs, Settled
+from tachograph.workflow.references import has_reference, resolve
+from tachograph.workflow.reporter import Reporter, current_reporter
 from tachograph.workflow.runner import Runner
+from tachograph.workflow.step_counts import StepCounts
 from tachograph.workflow.triggers import Decision, Outcome, Upstream, decide
 
 
@@ -90,7 +91,7 @@ class Run:
         self._graph = Graph(workflow.steps)
         self._nodes = self._build()
         self._unsettled = len(self._nodes)
-        self.tally = Tally()
+        self.counts = StepCounts()
         self.settled = Settled(self._nodes, self._graph.positions)
         self.outputs = Outputs(self._nodes, self._graph.positions)
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -205,11 +206,11 @@ class Run:
                 time_ns=finished_ns,
                 status=status,
                 started_ns=self._started_ns,
-                step_count=self.tally.steps,
-                completed_step_count=self.tally.completed,
-                failed_step_count=self.tally.failed,
-                skipped_step_count=self.tally.skipped,
-                work_ns=self.tally.work_ns,
+                step_count=self.counts.steps,
+                completed_step_count=self.counts.completed,
+                failed_step_count=self.counts.failed,
+                skipped_step_count=self.counts.skipped,
+                work_ns=self.counts.work_ns,
                 critical_path=path_of(self._nodes),
                 failure=cause,
                 inputs=self.inputs_summary,
@@ -287,7 +288,7 @@ class Run:
         node.decided = True
         node.status = StepStatus.SKIPPED
         self.emit(StepSkipped(step=node.ref, time_ns=self.clock(), reason=reason))
-        self.tally.add(StepStatus.SKIPPED)
+        self.counts.add(StepStatus.SKIPPED)
         self._settled.append((node, Outcome.FAILED if reason is SkipReason.UPSTREAM_FAILED else Outcome.SKIPPED))
 
     def _fail_before_start(self, node: Node, error: ConditionError) -> None:
@@ -358,7 +359,7 @@ class Run:
             node.started_ns = started
         reporter = node.reporter
         if reporter is None:
-            reporter = node.reporter = Reporter(node.ref, self.emit, self.clock, self.tally)
+            reporter = node.reporter = Reporter(node.ref, self.emit, self.clock, self.counts)
         reporter.attempt = node.attempt
         reporter.started_ns = started
         current_reporter.set(reporter)
@@ -499,7 +500,7 @@ class Run:
             )
         )
         node.context = None
-        self.tally.add(status, node.run_ns)
+        self.counts.add(status, node.run_ns)
         self._settled.append((node, OUTCOMES[status]))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tachograph.workflow.context import StepContext
 from tachograph.workflow.handlers import Handler
-from tachograph.workflow.threads import DaemonThreads
+from tachograph.workflow.worker_threads import DaemonThreads
 
 
 class Runner(Protocol):

@@ -7,12 +7,13 @@ from typing import Any
 
 import msgspec
 
+from tachograph.errors import ConditionError, Fault
 from tachograph.workflow.conditions import compile_condition
 from tachograph.workflow.definition import Step, StepType, TriggerRule, Workflow
 from tachograph.workflow.document import read
-from tachograph.workflow.errors import ConditionError, Fault, did_you_mean
 from tachograph.workflow.graph import Graph
 from tachograph.workflow.handlers import HandlerRegistry
+from tachograph.workflow.hints import did_you_mean
 from tachograph.workflow.inputs import fits
 
 

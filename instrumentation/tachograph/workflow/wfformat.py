@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from tachograph.errors import Fault, InvalidWorkflow
 from tachograph.workflow.definition import Step, Workflow
-from tachograph.workflow.errors import Fault, InvalidWorkflow, did_you_mean
+from tachograph.workflow.hints import did_you_mean
 
 
 class _SpecificationTask(msgspec.Struct):

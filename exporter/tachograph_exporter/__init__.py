@@ -1,0 +1,21 @@
+"""The service: store, HTTP API, command line. Needs the ``exporter`` extra."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """The ``tachograph`` command."""
+    try:
+        from tachograph_exporter.cli import app
+    except ImportError as error:
+        if (error.name or "").startswith("tachograph"):
+            raise
+        print(
+            f"tachograph: the command needs the service's libraries ({error.name} is missing): "
+            "pip install 'tachograph[exporter]'",
+            file=sys.stderr,
+        )
+        sys.exit(3)
+    app()

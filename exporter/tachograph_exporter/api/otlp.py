@@ -1,0 +1,101 @@
+"""OTLP/HTTP in: spans of any engine (https://opentelemetry.io/docs/specs/otlp/#otlphttp)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+from google.protobuf.json_format import MessageToDict
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from tachograph.errors import StoreUnavailable
+from tachograph_exporter.api.request import CONFIG, workspace_of
+from tachograph_exporter.api.routes import Route
+from tachograph_exporter.ingest.receiver import Receiver
+from tachograph_exporter.ingest.spans import BadRequest
+from tachograph_exporter.store.tokens import INGEST
+
+RECEIVER: Final = web.AppKey("intake", Receiver)
+_UNPACKED: Final = 8
+"""How many times its size a compressed body is believed to be until it is read."""
+_JSON: Final = "application/json"
+_PROTOBUF: Final = "application/x-protobuf"
+
+
+async def traces(request: web.Request) -> web.Response:
+    """``POST /v1/traces``: take spans; 200 once they are committed.
+
+    Protobuf or JSON, as OTLP/HTTP says, gzip too. What cannot be kept is told as a partial success. Executions, steps
+    and attempts are read from the spans; the mapping is in the documentation.
+    """
+    kind = request.content_type
+    if kind not in (_JSON, _PROTOBUF):
+        return _refused(_JSON, 415, 3, f"send {_PROTOBUF} or {_JSON}, not {kind}")
+    limit = request.app[CONFIG].max_body_bytes
+    if request.content_length is not None and request.content_length > limit:
+        return _refused(kind, 413, 3, f"the body is larger than {limit} bytes")
+    workspace = await workspace_of(request)
+    receiver = request.app[RECEIVER]
+    size = limit if request.content_length is None else request.content_length
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        size = min(limit, size * _UNPACKED)
+    if not receiver.reserve(size):
+        return _refused(kind, 429, 8, "too many requests wait already; come again", retry_after=1)
+    try:
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            return _refused(kind, 413, 3, f"the body is larger than {limit} bytes")
+        except (web.HTTPException, web.RequestPayloadError, ValueError) as error:
+            answer = _refused(kind, 400, 3, f"the body cannot be read: {error}")
+            # What is left of the body stands where the next request would begin.
+            answer.force_close()
+            return answer
+        waiting = receiver.submit(workspace.id, workspace.slug, body, is_json=kind == _JSON)
+        try:
+            taken = await asyncio.wrap_future(waiting)
+        except BadRequest as error:
+            return _refused(kind, 400, 3, str(error))
+        except StoreUnavailable:
+            return _refused(kind, 503, 14, "the database cannot take it now", retry_after=5)
+    finally:
+        receiver.release(size)
+    said = ExportTraceServiceResponse()
+    if taken.rejected:
+        said.partial_success.rejected_spans = taken.rejected
+        said.partial_success.error_message = taken.why
+    return _answer(kind, 200, said)
+
+
+def _refused(kind: str, status: int, code: int, why: str, *, retry_after: int | None = None) -> web.Response:
+    """A ``google.rpc.Status``, as OTLP/HTTP wants failures told; ``code`` is gRPC's."""
+    headers = {"Retry-After": str(retry_after)} if retry_after is not None else {}
+    return _answer(kind, status, Status(code=code, message=why), headers)
+
+
+def _answer(kind: str, status: int, message: Any, headers: dict[str, str] | None = None) -> web.Response:
+    body = msgspec.json.encode(MessageToDict(message)) if kind == _JSON else message.SerializeToString()
+    return web.Response(body=body, status=status, content_type=kind, headers=headers)
+
+
+class ExportRequest(msgspec.Struct):
+    """An OTLP ``ExportTraceServiceRequest`` in JSON."""
+
+    resourceSpans: list[dict[str, Any]] = []  # noqa: N815 - OTLP's own name
+
+
+class ExportResponse(msgspec.Struct):
+    """An OTLP ``ExportTraceServiceResponse`` in JSON; for failures a ``google.rpc.Status``."""
+
+    partialSuccess: dict[str, Any] = {}  # noqa: N815
+    code: int | None = None
+    message: str | None = None
+
+
+ROUTES = (
+    Route(method="POST", path="/v1/traces", handler=traces, scope=INGEST, body=ExportRequest, answer=ExportResponse,
+          also=(400, 413, 415, 429, 503), media=(_PROTOBUF,), body_example={"resourceSpans": []}),
+)  # fmt: skip

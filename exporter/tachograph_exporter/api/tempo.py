@@ -1,0 +1,292 @@
+"""Tempo's query API, as far as Grafana's Tempo data source needs it.
+
+Shapes: https://grafana.com/docs/tempo/latest/api_docs/. What is not there (metrics from traces, streaming) is answered
+400.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from aiohttp import web
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from tachograph.version import version
+from tachograph_exporter.api import problems
+from tachograph_exporter.api.jaeger import one_trace, read
+from tachograph_exporter.api.query import Query
+from tachograph_exporter.api.request import json_response
+from tachograph_exporter.api.routes import Parameter, Route
+from tachograph_exporter.ingest.spans import SpanRecord, otlp_json, resource_spans
+from tachograph_exporter.traces import search, traceql
+from tachograph_exporter.traces.search import Found, Search, as_text
+
+SPEAKS: Final = "2.6.0"
+"""The version of Tempo whose API this is; Grafana asks, to know what it may use."""
+_PROTOBUF: Final = "application/protobuf"
+
+
+async def tempo_echo(_request: web.Request) -> web.Response:
+    """``GET /tempo/api/echo``: Tempo's query API: whether it is there."""
+    return web.Response(text="echo")
+
+
+async def tempo_build(_request: web.Request) -> web.Response:
+    """``GET /tempo/api/status/buildinfo``: Tempo's query API: the version of Tempo whose API this is."""
+    return json_response({"version": SPEAKS, "revision": f"tachograph {version()}", "branch": "", "buildDate": ""})
+
+
+def _wants_protobuf(request: web.Request) -> bool:
+    return _PROTOBUF in request.headers.get("Accept", "")
+
+
+async def tempo_trace(request: web.Request) -> web.Response:
+    """``GET /tempo/api/traces/{trace_id}``: Tempo's query API: one trace, as OTLP."""
+    Query(request).done()
+    found = await one_trace(request)
+    if _wants_protobuf(request):
+        # Tempo's Trace message and OTLP's TracesData are the same on the wire.
+        body = TracesData(resource_spans=resource_spans(found.spans)).SerializeToString()
+        return web.Response(body=body, content_type=_PROTOBUF)
+    return json_response(otlp_json(found.spans, key="batches"))
+
+
+async def tempo_trace_v2(request: web.Request) -> web.Response:
+    """``GET /tempo/api/v2/traces/{trace_id}``: Tempo's query API, version 2: one trace, as OTLP."""
+    Query(request).done()
+    found = await one_trace(request)
+    if _wants_protobuf(request):
+        inner = TracesData(resource_spans=resource_spans(found.spans)).SerializeToString()
+        # TraceByIDResponse: field 1 is the trace.
+        return web.Response(body=b"\x0a" + _varint(len(inner)) + inner, content_type=_PROTOBUF)
+    return json_response({"trace": otlp_json(found.spans)})
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
+
+
+def _any_value(value: Any) -> dict[str, Any]:
+    """An attribute's value as OTLP's JSON has it."""
+    if isinstance(value, bool):
+        return {"boolValue": value}
+    if isinstance(value, int):
+        return {"intValue": str(value)}
+    if isinstance(value, float):
+        return {"doubleValue": value}
+    return {"stringValue": as_text(value)}
+
+
+def _parse(query: Query) -> traceql.TraceQuery:
+    text = query.text("q")
+    if text is None:
+        return traceql.everything()
+    try:
+        return traceql.parse(text)
+    except traceql.TraceQLError as error:
+        raise problems.not_supported(f"TraceQL: {error}") from None
+
+
+async def tempo_search(request: web.Request) -> web.Response:
+    """``GET /tempo/api/search``: Tempo's query API: traces by a TraceQL query (`q`) or by `tags`.
+
+    TraceQL: spansets of comparisons (`=` `!=` `>` `>=` `<` `<=` `=~` `!~`) of attributes and intrinsics, joined by `&&`
+    and `||`: `{ resource.service.name = "x" && span.key > 5 && (status = error || duration > 5s) }`. The newest traces
+    come first; `metrics.inspectedTraces` says how many were looked into.
+    """
+    query = Query(request)
+    tags = query.logfmt("tags")
+    wanted = Search(
+        query=_parse(query),
+        service=tags.pop("service.name", None),
+        name=tags.pop("name", None),
+        tags=tags,
+        start_ns=query.time("start"),
+        end_ns=query.time("end"),
+        min_ns=query.duration("minDuration"),
+        max_ns=query.duration("maxDuration"),
+        limit=query.whole("limit", 20, 1, search.MOST),
+    )
+    shown = query.whole("spss", 3, 0, 1000)
+    query.done()
+    found = await read(request, lambda c, workspace, slug: search.search(c, workspace, slug, wanted))
+    return json_response(
+        {
+            "traces": [_summary(one, shown) for one in found.traces],
+            "metrics": {"inspectedTraces": found.looked_at, "totalBlocks": 1, "completedJobs": 1, "totalJobs": 1},
+        }
+    )
+
+
+def _summary(found: Found, shown: int) -> dict[str, Any]:
+    root = found.root
+    spans = {"spans": [_span(span) for span in found.matched[: shown or None]], "matched": len(found.matched)}
+    return {
+        "traceID": found.trace_id,
+        "rootServiceName": root.service,
+        "rootTraceName": root.name,
+        "startTimeUnixNano": str(found.start_ns),
+        "durationMs": found.duration_ns // 1_000_000,
+        "spanSet": spans,
+        "spanSets": [spans],
+    }
+
+
+def _span(span: SpanRecord) -> dict[str, Any]:
+    return {
+        "spanID": span.span_id,
+        "name": span.name,
+        "startTimeUnixNano": str(span.start_ns),
+        "durationNanos": str(max(0, span.end_ns - span.start_ns)),
+        "attributes": [{"key": "service.name", "value": _any_value(span.service)}],
+    }
+
+
+async def _attributes(request: web.Request, query: Query) -> dict[str, dict[str, dict[str, Any]]]:
+    wanted = Search(query=_parse(query), start_ns=query.time("start"), end_ns=query.time("end"))
+    query.done()
+    found: dict[str, dict[str, dict[str, Any]]] = await read(
+        request, lambda c, workspace, slug: search.attributes(c, workspace, slug, wanted)
+    )
+    return found
+
+
+async def tempo_tags(request: web.Request) -> web.Response:
+    """``GET /tempo/api/search/tags``: Tempo's query API: names of attributes, of the newest traces."""
+    query = Query(request)
+    scope = query.choice("scope", _SCOPES, "none")
+    query.whole("limit", 0, 0, 1 << 31)
+    found = await _attributes(request, query)
+    names = {name for of, known in found.items() if scope in ("none", of) for name in known}
+    return json_response(
+        {"tagNames": sorted(names | ({"name", "status"} if scope in ("none", "intrinsic") else set()))}
+    )
+
+
+async def tempo_tags_v2(request: web.Request) -> web.Response:
+    """``GET /tempo/api/v2/search/tags``: Tempo's query API, version 2: names of attributes, by scope."""
+    query = Query(request)
+    scope = query.choice("scope", _SCOPES, "none")
+    query.whole("limit", 0, 0, 1 << 31)
+    found: Mapping[str, Sequence[str]] = {
+        **{of: sorted(known) for of, known in (await _attributes(request, query)).items()},
+        "intrinsic": sorted(traceql.INTRINSICS),
+    }
+    scopes = [{"name": of, "tags": tags} for of, tags in found.items() if scope in ("none", of)]
+    return json_response({"scopes": scopes})
+
+
+_SCOPES: Final = ("none", "resource", "span", "intrinsic")
+
+
+def _without_range(query: Query) -> None:
+    """Of these all values are answered, whatever the query and the time."""
+    query.text("q"), query.time("start"), query.time("end")
+    query.done()
+
+
+async def _values(request: web.Request) -> dict[str, Any]:
+    """Values of the attribute or intrinsic in the path, by their text."""
+    query = Query(request)
+    query.whole("limit", 0, 0, 1 << 31)
+    tag = request.match_info["tag"]
+    scope, _, name = tag.partition(".")
+    if scope not in ("span", "resource", ""):
+        scope, name = "", tag
+    found: dict[str, Any]
+    if tag in ("status", "span:status", "kind", "span:kind"):
+        _without_range(query)
+        words = ("error", "ok", "unset") if tag.endswith("status") else tuple(filter(None, search.KINDS.values()))
+        return dict.fromkeys(words)
+    if tag in ("name", "span:name", "rootName", "trace:rootName"):
+        _without_range(query)
+        rows = await read(request, lambda c, workspace, _: search.operations(c, workspace))
+        return {name: name for name, _ in rows}
+    if name == "service.name" or tag in ("rootServiceName", "trace:rootService"):
+        _without_range(query)
+        return {name: name for name in await read(request, lambda c, workspace, _: search.services(c, workspace))}
+    every = await _attributes(request, query)
+    found = {}
+    for of, known in every.items():
+        if scope in ("", of):
+            found |= known.get(name, {})
+    return found
+
+
+async def tempo_values(request: web.Request) -> web.Response:
+    """``GET /tempo/api/search/tag/{tag}/values``: Tempo's query API: values of an attribute."""
+    return json_response({"tagValues": sorted(await _values(request))})
+
+
+async def tempo_values_v2(request: web.Request) -> web.Response:
+    """``GET /tempo/api/v2/search/tag/{tag}/values``: Tempo's query API, version 2: values of an attribute."""
+    found = await _values(request)
+    values = [{"type": _type(value), "value": text} for text, value in sorted(found.items())]
+    return json_response({"tagValues": values})
+
+
+def _type(value: Any) -> str:
+    if value is None:
+        return "keyword"
+    for kind, name in ((bool, "bool"), (int, "int"), (float, "float")):
+        if isinstance(value, kind):
+            return name
+    return "string"
+
+
+async def tempo_metrics(_request: web.Request) -> web.Response:
+    """``GET /tempo/api/metrics/query``: Tempo's TraceQL metrics: not supported, answered 400."""
+    raise problems.not_supported("metrics from traces are not made here: the histograms of /metrics are")
+
+
+async def tempo_metrics_range(request: web.Request) -> web.Response:
+    """``GET /tempo/api/metrics/query_range``: Tempo's TraceQL metrics: not supported, answered 400."""
+    return await tempo_metrics(request)
+
+
+_ANY = dict[str, Any]
+_MISSING: Final = ("trace_not_found",)
+_RANGE: Final = (
+    Parameter(name="start", kind="time", about="Only traces that began since."),
+    Parameter(name="end", kind="time", about="Only traces that began until."),
+)
+_Q: Final = Parameter(name="q", about="A TraceQL query.", example='{ resource.service.name = "etl" && duration > 5s }')
+_NAMES: Final = (
+    _Q, *_RANGE, Parameter(name="scope", about="Only names of this scope.", choices=_SCOPES, default="none"),
+    Parameter(name="limit", kind="integer", about="Not used; there are never many.", low=0, high=1 << 31),
+)  # fmt: skip
+_VALUES: Final = (_Q, *_RANGE, _NAMES[-1])
+_NONE: Final = ("not_supported",)
+
+ROUTES: Sequence[Route] = (
+    Route(method="GET", path="/tempo/api/echo", handler=tempo_echo, in_workspace=False, media=("text/plain",)),
+    Route(method="GET", path="/tempo/api/status/buildinfo", handler=tempo_build, in_workspace=False, answer=_ANY),
+    Route(method="GET", path="/tempo/api/traces/{trace_id}", handler=tempo_trace, answer=_ANY, codes=_MISSING,
+          query=_RANGE, media=(_PROTOBUF,)),
+    Route(method="GET", path="/tempo/api/v2/traces/{trace_id}", handler=tempo_trace_v2, answer=_ANY, codes=_MISSING,
+          query=_RANGE, media=(_PROTOBUF,)),
+    Route(method="GET", path="/tempo/api/search", handler=tempo_search, answer=_ANY, codes=_NONE, query=(
+        _Q, Parameter(name="tags", about="logfmt: `service.name=etl key=value`."), *_RANGE,
+        Parameter(name="minDuration", kind="duration", about="Only traces at least so long."),
+        Parameter(name="maxDuration", kind="duration", about="Only traces at most so long."),
+        Parameter(name="limit", kind="integer", about="How many at most.", default=20, low=1, high=search.MOST),
+        Parameter(name="spss", kind="integer", about="How many matching spans of each are shown; 0: all.", default=3,
+                  low=0, high=1000))),
+    Route(method="GET", path="/tempo/api/search/tags", handler=tempo_tags, answer=_ANY, codes=_NONE, query=_NAMES),
+    Route(method="GET", path="/tempo/api/v2/search/tags", handler=tempo_tags_v2, answer=_ANY, codes=_NONE,
+          query=_NAMES),
+    Route(method="GET", path="/tempo/api/search/tag/{tag}/values", handler=tempo_values, answer=_ANY, codes=_NONE,
+          query=_VALUES),
+    Route(method="GET", path="/tempo/api/v2/search/tag/{tag}/values", handler=tempo_values_v2, answer=_ANY,
+          codes=_NONE, query=_VALUES),
+    Route(method="GET", path="/tempo/api/metrics/query", handler=tempo_metrics, in_workspace=False, status=400,
+          codes=_NONE),
+    Route(method="GET", path="/tempo/api/metrics/query_range", handler=tempo_metrics_range, in_workspace=False,
+          status=400, codes=_NONE),
+)  # fmt: skip

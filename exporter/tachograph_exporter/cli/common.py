@@ -1,0 +1,150 @@
+"""What all commands share: the application, common options, how errors are told."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from tachograph.errors import Fault, InvalidInputs, InvalidWorkflow, SetupError, StoreError, WorkflowError
+from tachograph.recording.setup import DATABASE_VARIABLE, WORKSPACE_VARIABLE
+from tachograph.version import version
+from tachograph.workflow import builtin as _builtin
+from tachograph.workflow.definition import Workflow
+from tachograph.workflow.handlers import HandlerRegistry, registry
+from tachograph.workflow.validation import validate_document
+from tachograph_exporter import bundled_workflows
+from tachograph_exporter.config import DEFAULT_DATABASE, ConfigError
+from tachograph_exporter.store.database import Database
+
+del _builtin
+
+BAD_USE: Final = 2
+"""Exit code for what was asked wrongly or cannot be done; 1 is for a workflow that failed."""
+
+out: Final = Console(highlight=False)
+err: Final = Console(stderr=True, highlight=False)
+
+app: Final = typer.Typer(
+    name="tachograph",
+    help="The flight recorder for workflows.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DatabaseOption = Annotated[
+    str,
+    typer.Option("--database", envvar=DATABASE_VARIABLE, help="Where runs are kept: sqlite:///FILE or postgresql://…"),
+]
+WorkspaceOption = Annotated[str, typer.Option("--workspace", envvar=WORKSPACE_VARIABLE, help="Workspace, by slug.")]
+HandlersOption = Annotated[
+    list[str] | None,
+    typer.Option("--handlers", help="Step handlers to load: a module, a .py file, or 'examples'. May be repeated."),
+]
+AllowOption = Annotated[
+    list[str] | None, typer.Option("--allow-handler", help="Switch on a handler that is off by default (shell).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+DATABASE: Final = DEFAULT_DATABASE
+
+
+def fail(message: str, code: int = BAD_USE) -> NoReturn:
+    """Say what is wrong and leave."""
+    err.print(f"[bold red]tachograph:[/] {_plain(message)}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _plain(message: str) -> str:
+    return message.replace("[", r"\[")
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Errors that name their own way out are told in a line or a list, not as a stack."""
+    try:
+        yield
+    except (InvalidWorkflow, InvalidInputs) as error:
+        print_faults(error.faults, "error")
+        fail(str(error).partition(":")[0])
+    except (StoreError, SetupError, ConfigError, WorkflowError) as error:
+        fail(str(error))
+
+
+def print_faults(faults: tuple[Fault, ...] | list[Fault], kind: str) -> None:
+    """Faults, a line each."""
+    colour = "red" if kind == "error" else "yellow"
+    for fault in faults:
+        err.print(f"  [{colour}]{kind}[/] {_plain(fault.message)}", soft_wrap=True)
+        err.print(f"        [bright_black]at {_plain(fault.at or 'the top')}, code {fault.code}[/]", soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output, indented."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def open_database(url: str, *, must_exist: bool = False) -> Database:
+    """The database. With ``must_exist``, a SQLite file that is not there is an error instead of a new file."""
+    name = url.removeprefix("sqlite:///")
+    if must_exist and name != url and not Path(name).exists():
+        fail(f"there is no database {name}; name one with --database or {DATABASE_VARIABLE}")
+    return Database(url)
+
+
+def load_handlers(wanted: list[str] | None, allow: list[str] | None = None) -> HandlerRegistry:
+    """The registry with the handlers asked for; the examples' are always there for the example workflows."""
+    registry.load_entry_points()
+    for name in wanted or []:
+        try:
+            bundled_workflows.load(name)
+        except Exception as error:
+            fail(f"cannot load handlers from {name}: {error}")
+    return registry.copy(allow or [])
+
+
+def read_workflow(path: Path, handlers: HandlerRegistry) -> Workflow:
+    """The valid definition in a file; its faults are printed otherwise. Warnings are printed too."""
+    try:
+        document = path.read_bytes()
+    except OSError as error:
+        fail(f"cannot read {path}: {error.strerror}")
+    workflow, report = validate_document(document, handlers)
+    print_faults(report.warnings, "warning")
+    if workflow is None:
+        print_faults(report.errors, "error")
+        count = len(report.errors)
+        fail(f"{path} has {count} fault{'s' if count != 1 else ''}")
+    return workflow
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Log lines for people on standard error."""
+    handler = RichHandler(console=err, show_path=False, log_time_format="%H:%M:%S")
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"tachograph {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """The flight recorder for workflows: every run as spans, histograms, a timeline and a live stream."""

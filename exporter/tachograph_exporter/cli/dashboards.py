@@ -1,0 +1,83 @@
+"""``tachograph dashboards``: files for Grafana, Prometheus and Alertmanager, or straight into a Grafana."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import aiohttp
+import typer
+
+from tachograph_exporter import dashboard_files
+from tachograph_exporter.cli.common import app, fail, out
+
+TOKEN: Final = "GRAFANA_TOKEN"  # noqa: S105 - its name
+_FOLDER: Final = "tachograph"
+
+group = typer.Typer(help="Dashboards, rules and provisioning for Grafana, Prometheus and Alertmanager.",
+                    no_args_is_help=True)  # fmt: skip
+app.add_typer(group, name="dashboards")
+
+
+@group.command("export")
+def export(
+    directory: Annotated[Path, typer.Argument(help="Where to; made if it is not there.")],
+    runbooks: Annotated[str | None, typer.Option(help="Where alerts lead to: the address of your runbooks.")] = None,
+) -> None:
+    """Write dashboards, rules, and provisioning files with a compose file."""
+    try:
+        written = dashboard_files.export(directory, runbooks)
+    except OSError as error:
+        fail(f"cannot write to {directory}: {error.strerror or error}")
+    for path in written:
+        out.print(str(path), soft_wrap=True)
+
+
+@group.command("push")
+def push(
+    url: Annotated[str, typer.Option(help="Grafana, for instance http://localhost:3000.")],
+    token_file: Annotated[
+        Path | None, typer.Option(help=f"File with a token of a Grafana service account (or set {TOKEN}).")
+    ] = None,
+    folder: Annotated[str, typer.Option(help="Folder in Grafana.")] = "Tachograph",
+) -> None:
+    """Put the dashboards into a Grafana by its HTTP API; those that are there are replaced."""
+    token = os.environ.get(TOKEN)
+    if token_file is not None:
+        try:
+            token = token_file.read_text().strip()
+        except OSError as error:
+            fail(f"cannot read the token from {token_file}: {error.strerror or error}")
+    if not token:
+        fail(f"Grafana asks for a token: --token-file FILE, or set {TOKEN}")
+    try:
+        asyncio.run(_push(url.rstrip("/"), token, folder))
+    except aiohttp.InvalidURL:
+        fail(f"{url!r} is no address; expected http://HOST:PORT")
+    except (aiohttp.ClientConnectionError, TimeoutError) as error:
+        fail(f"{url} does not answer: {error}")
+
+
+async def _push(url: str, token: str, folder: str) -> None:
+    headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(30)) as session:
+        # 409 and 412: it is there already.
+        await _post(session, f"{url}/api/folders", {"uid": _FOLDER, "title": folder}, known=(409, 412))
+        for board in dashboard_files.dashboards():
+            body = {"dashboard": {**board, "id": None}, "folderUid": _FOLDER, "overwrite": True}
+            answer = await _post(session, f"{url}/api/dashboards/db", body)
+            out.print(f"{board['title']:<24}{url}{answer.get('url', '')}", soft_wrap=True)
+
+
+async def _post(session: aiohttp.ClientSession, url: str, body: Any, known: tuple[int, ...] = ()) -> dict[str, Any]:
+    async with session.post(url, json=body) as answer:
+        if answer.status in known:
+            return {}
+        if answer.status >= 300:
+            text = (await answer.text())[:300]
+            why = {401: "the token is not valid", 403: "the token may not do this"}.get(answer.status, text)
+            fail(f"{url} answered {answer.status}: {why}")
+        found: dict[str, Any] = await answer.json()
+        return found

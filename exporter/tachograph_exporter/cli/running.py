@@ -1,0 +1,243 @@
+"""``tachograph run`` and ``replay``: run a workflow here, show it live, draw its timeline."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.text import Text
+
+from tachograph.errors import InvalidWorkflow
+from tachograph.events import Event, ExecutionStatus, StepFinished, StepRetrying, StepSkipped, StepStarted
+from tachograph.identity import new_execution_ref, workspace_id
+from tachograph.identity import workflow_id as make_workflow_id
+from tachograph.recording.provider import find_provider
+from tachograph.recording.recorder import Recorder
+from tachograph.recording.setup import adopt, is_deferred
+from tachograph.spans.listener import SpanListener
+from tachograph.spans.propagation import caller, propagation
+from tachograph.workflow.definition import Workflow
+from tachograph.workflow.document import parse
+from tachograph.workflow.executor import DEFAULT_CONCURRENCY, Executor
+from tachograph.workflow.handlers import HandlerRegistry
+from tachograph.workflow.inputs import from_text
+from tachograph.workflow.wfformat import from_wfformat
+from tachograph_exporter import bundled_workflows
+from tachograph_exporter.cli.common import (
+    DATABASE,
+    AllowOption,
+    DatabaseOption,
+    HandlersOption,
+    JsonOption,
+    WorkspaceOption,
+    app,
+    err,
+    fail,
+    load_handlers,
+    open_database,
+    out,
+    print_json,
+    read_workflow,
+    told,
+)
+from tachograph_exporter.cli.terminal import TimelineView
+from tachograph_exporter.store import definitions as definition_rows
+from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.writer import StoreWriter
+from tachograph_exporter.times import human
+from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
+from tachograph_exporter.views.timeline import build_timeline
+
+
+class Progress:
+    """A line that says how far the run is; a listener."""
+
+    def __init__(self, workflow: Workflow) -> None:
+        self.name = workflow.name
+        self.total = len(workflow.steps)
+        self.done = 0
+        self.failed = 0
+        self.retries = 0
+        self.running: dict[str, float] = {}
+        self.started = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Count one event."""
+        if isinstance(event, StepStarted):
+            self.running[event.step.name] = time.monotonic()
+        elif isinstance(event, StepFinished | StepSkipped):
+            self.running.pop(event.step.name, None)
+            self.done += event.step.parent_step_id is None
+            self.failed += isinstance(event, StepFinished) and event.failure is not None
+        elif isinstance(event, StepRetrying):
+            self.running.pop(event.step.name, None)
+            self.retries += 1
+
+    def __rich__(self) -> Text:
+        now = time.monotonic()
+        text = Text(f"▶ {self.name} ", style="bold cyan")
+        text.append(f"{self.done}/{self.total} steps, {human(round((now - self.started) * 1e9))}", style="none")
+        if self.failed:
+            text.append(f", {self.failed} failed", style="red")
+        if self.retries:
+            text.append(f", {self.retries} retries", style="yellow")
+        for name, since in list(self.running.items())[:5]:
+            text.append(f"\n    {name} {human(round((now - since) * 1e9))}", style="cyan")
+        if len(self.running) > 5:
+            text.append(f"\n    … and {len(self.running) - 5} more running", style="cyan")
+        return text
+
+
+@app.command()
+def run(
+    workflow: Annotated[
+        str, typer.Argument(metavar="FILE|NAME", help="A definition's file, or a registered workflow.")
+    ],
+    given: Annotated[
+        list[str] | None, typer.Option("--input", "-i", metavar="KEY=VALUE", help="An input variable. May be repeated.")
+    ] = None,
+    database: DatabaseOption = DATABASE,
+    workspace: WorkspaceOption = "default",
+    handlers: HandlersOption = None,
+    allow_handler: AllowOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a workflow here and now, show it live, and draw its timeline. Exit code 0 when it completed, else 1."""
+    with told():
+        store = open_database(database)
+        wanted = Path(workflow)
+        if wanted.suffix == ".json" and _is_example(wanted):
+            handlers = [*(handlers or []), "examples"]
+        known = load_handlers(handlers, allow_handler)
+        if wanted.suffix == ".json" or wanted.is_file():
+            definition, identifier = read_workflow(wanted, known), None
+        else:
+            definition, identifier, known = _registered(store, workspace, workflow, known)
+        inputs = from_text(definition, _pairs(given or []))
+        timeline = _run(definition, inputs, store, workspace, known, identifier, DEFAULT_CONCURRENCY, quiet=as_json)
+    _finish(timeline, as_json)
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A real run in WfFormat 1.5.")],
+    speed: Annotated[float, typer.Option(help="How many times faster than recorded.")] = 1.0,
+    database: DatabaseOption = DATABASE,
+    workspace: WorkspaceOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recorded workflow again: same tasks, dependencies and run times, divided by SPEED."""
+    if speed <= 0:
+        fail(f"--speed must be more than 0, not {speed:g}")
+    with told():
+        try:
+            document = file.read_bytes()
+        except OSError as error:
+            fail(f"cannot read {file}: {error.strerror}")
+        definition = from_wfformat(document, speed=speed)
+        store = open_database(database)
+        timeline = _run(definition, {}, store, workspace, load_handlers(None), None, None, quiet=as_json)
+    _finish(timeline, as_json)
+
+
+def _is_example(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return path.resolve().parent == bundled_workflows.workflow_directory().resolve()
+    return False
+
+
+def _pairs(given: list[str]) -> Mapping[str, str]:
+    pairs = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            fail(f"--input {item!r} is not KEY=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def _registered(
+    store: Database, workspace: str, name: str, known: HandlerRegistry
+) -> tuple[Workflow, str, HandlerRegistry]:
+    identifier = workspace_id(workspace)
+    row = store.look(lambda c: definition_rows.find_definition(c, identifier, name))
+    if row is None or row.document is None:
+        fail(f'no workflow "{name}" is registered in workspace "{workspace}", and there is no such file')
+    definition = parse(row.document)
+    if any(known.find(step.handler) is None for step in definition.steps):
+        # The examples are registered by name; whoever runs them by name means their handlers too.
+        known = load_handlers(["examples"], sorted(known.allowed))
+    return definition, str(row.id), known
+
+
+def _run(
+    definition: Workflow,
+    inputs: Mapping[str, Any],
+    store: Database,
+    workspace: str,
+    handlers: HandlerRegistry,
+    identifier: str | None,
+    concurrency: int | None,
+    *,
+    quiet: bool,
+) -> WorkflowExecutionTimeline:
+    logging.basicConfig(level=logging.WARNING)
+    recorder = Recorder()
+    recorder.set_spans(SpanListener(find_provider(), deferred=is_deferred()))
+    recorder.add("store", StoreWriter(store))
+    adopt(recorder, workspace)
+    progress = Progress(definition)
+    recorder.add("progress", progress)
+    execution = new_execution_ref(
+        workspace=workspace,
+        workflow=definition.name,
+        workflow_id=identifier or make_workflow_id(workspace, definition.name),
+        parent=caller(),
+        version=definition.version,
+    )
+
+    async def go() -> None:
+        executor = Executor(recorder, handlers=handlers, max_concurrency=concurrency, carrier=propagation)
+
+        def stop() -> None:
+            if not executor.cancel(execution.execution_id, "interrupted"):
+                raise KeyboardInterrupt
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(NotImplementedError):
+                asyncio.get_running_loop().add_signal_handler(number, stop)
+        await executor.run(definition, inputs, execution=execution)
+
+    try:
+        if quiet or not err.is_terminal:
+            asyncio.run(go())
+        else:
+            with Live(progress, console=err, refresh_per_second=10, transient=True):
+                asyncio.run(go())
+    except InvalidWorkflow:
+        recorder.close()
+        raise
+    recorder.close()
+    found = store.look(lambda c: execution_rows.run(c, workspace_id(workspace), execution.execution_id))
+    if found is None:
+        fail("the run is over, but the database could not take its record; the log above says why")
+    timeline = build_timeline(found, now_ns=time.time_ns())
+    store.close()
+    return timeline
+
+
+def _finish(timeline: WorkflowExecutionTimeline, as_json: bool) -> None:
+    if as_json:
+        print_json(timeline)
+    else:
+        out.print(TimelineView(timeline))
+    raise typer.Exit(0 if timeline.status == ExecutionStatus.COMPLETED else 1)

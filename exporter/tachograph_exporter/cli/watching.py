@@ -1,0 +1,199 @@
+"""``tachograph watch``: what happens, as it happens, in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections import deque
+from contextlib import aclosing, suppress
+from typing import Annotated, Any, Final
+
+import aiohttp
+import msgspec
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tachograph.clock import NS
+from tachograph.events import ExecutionStatus
+from tachograph_exporter.cli.common import JsonOption, app, fail, out
+from tachograph_exporter.cli.terminal import COLOURS, MARKS, TimelineView, printable
+from tachograph_exporter.config import DEFAULT_LISTEN, TOKEN_VARIABLE
+from tachograph_exporter.stream.client import Refused, follow
+from tachograph_exporter.stream.messages import StreamMessage
+from tachograph_exporter.times import human
+from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
+
+_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_LINES: Final = 12
+_READ_SECONDS: Final = 0.25
+
+
+@app.command()
+def watch(
+    what: Annotated[
+        str | None, typer.Argument(help="A workflow (name or id) or an execution (id). Default: all.")
+    ] = None,
+    url: Annotated[str, typer.Option(envvar="TACHOGRAPH_URL", help="The service.")] = f"http://{DEFAULT_LISTEN}",
+    workspace: Annotated[str | None, typer.Option(help="Workspace, by slug. Default: the service's own.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a service live: all runs, those of a workflow, or one execution until it ends.
+
+    On a terminal it draws; into a pipe it writes a line for each event. Of an execution the exit code is its outcome. A
+    token is read from TACHOGRAPH_TOKEN.
+    """
+    watcher = Watcher(url.rstrip("/"), workspace, what, as_json=as_json)
+    try:
+        asyncio.run(watcher.run())
+    except Refused as error:
+        fail(str(error))
+    except aiohttp.InvalidURL:
+        fail(f"{url!r} is no address; expected http://HOST:PORT")
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    raise typer.Exit(0 if watcher.status in (None, ExecutionStatus.COMPLETED) else 1)
+
+
+class Watcher:
+    """What is known of what is followed, and how it looks."""
+
+    def __init__(self, url: str, workspace: str | None, what: str | None, *, as_json: bool) -> None:
+        self.url = url
+        self.what = what
+        self.as_json = as_json
+        self.parameters = {"workspace_slug": workspace} if workspace is not None else {}
+        self.status: str | None = None
+        self.connection = ""
+        self.execution: str | None = None
+        self.timeline: WorkflowExecutionTimeline | None = None
+        self.running: dict[str, dict[str, Any]] = {}
+        self.lines: deque[Text] = deque(maxlen=_LINES)
+
+    async def run(self) -> None:
+        """Follow until the execution ends, or for ever."""
+        token = os.environ.get(TOKEN_VARIABLE)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        async with aiohttp.ClientSession(headers=headers) as session:
+            path = await self._path(session)
+            if self.as_json or not out.is_terminal:
+                await self._follow(session, path)
+                if self.timeline is not None and not self.as_json:
+                    out.print(TimelineView(self.timeline))
+                return
+            with Live(self, console=out, refresh_per_second=8, transient=self.execution is not None):
+                await self._follow(session, path)
+            if self.timeline is not None:
+                out.print(TimelineView(self.timeline))
+
+    async def _path(self, session: aiohttp.ClientSession) -> str:
+        if self.what is None:
+            return "/ws/workflows/stream"
+        if _ID.fullmatch(self.what) and await self._read(session, self.what):
+            self.execution = self.what
+            return f"/ws/workflows/executions/{self.what}"
+        return f"/ws/workflows/{self.what}"
+
+    async def _follow(self, session: aiohttp.ClientSession, path: str) -> None:
+        address = "ws" + self.url.removeprefix("http") + path
+        parameters = {**self.parameters, "types": "all"}
+        reading: asyncio.Task[None] | None = None
+        async with aclosing(follow(session, address, parameters)) as messages:  # type: ignore[type-var]
+            async for message in messages:
+                self._take(message)
+                if self.execution is None:
+                    continue
+                if message.event_type in ("connected", "reload") or message.event_type.startswith("workflow_"):
+                    await self._read(session, self.execution)
+                elif reading is None or reading.done():
+                    reading = asyncio.create_task(self._read_soon(session, self.execution))
+                if self.timeline is not None and self.timeline.completed_at is not None:
+                    self.status = self.timeline.status
+                    break
+        if reading is not None:
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reading
+
+    async def _read_soon(self, session: aiohttp.ClientSession, execution: str) -> None:
+        await asyncio.sleep(_READ_SECONDS)
+        await self._read(session, execution)
+
+    async def _read(self, session: aiohttp.ClientSession, execution: str) -> bool:
+        """Read the execution's timeline; False: there is none."""
+        path = f"{self.url}/api/workflows/executions/{execution}/timeline"
+        try:
+            async with session.get(path, params=self.parameters) as answer:
+                if answer.status == 401:
+                    raise Refused(f"{self.url}: a token is needed: set {TOKEN_VARIABLE}")
+                if answer.status != 200:
+                    return False
+                self.timeline = _timeline(await answer.read())
+                return True
+        except (aiohttp.ClientConnectionError, TimeoutError):
+            if self.timeline is None:
+                raise Refused(f"{self.url} does not answer; is `tachograph serve` running there?") from None
+            return True
+
+    def _take(self, message: StreamMessage) -> None:
+        kind = message.event_type
+        if self.as_json:
+            if kind != "waiting":
+                print(msgspec.json.encode(message).decode(), flush=True)
+            return
+        if kind in ("connected", "waiting", "reload", "heartbeat", "coalesced"):
+            self.connection = "" if kind in ("connected", "heartbeat") else message.message
+            return
+        identifier = message.workflow_execution_id or ""
+        data = message.data
+        status = str(data.get("status", ""))
+        if kind.startswith("workflow_"):
+            if status in ("running", "pending"):
+                self.running[identifier] = {"name": data["workflow_name"], "begun": time.time(), "steps": {}}
+            else:
+                self.running.pop(identifier, None)
+        elif identifier in self.running and "step_order" in data:
+            steps = self.running[identifier]["steps"]
+            if status in ("running", "retrying"):
+                steps[data["step_name"]] = status
+            else:
+                steps.pop(data["step_name"], None)
+        line = Text(f"{message.timestamp[11:19]}  ", style="bright_black")
+        line.append(f"{MARKS.get(status, '·')} ", style=COLOURS.get(status, "white"))
+        name = printable(data["workflow_name"])
+        line.append(f"{name:<24} " if self.execution is None else "", style="bold")
+        line.append(printable(message.message))
+        if error := data.get("error_message"):
+            line.append(f": {printable(str(error))[:200]}", style="red")
+        self.lines.append(line)
+        if not out.is_terminal:
+            print(line.plain, flush=True)
+
+    def __rich__(self) -> RenderableType:
+        parts: list[RenderableType] = []
+        if self.timeline is not None:
+            parts.append(TimelineView(self.timeline))
+        else:
+            table = Table("running", "for", "steps", box=None)
+            for one in list(self.running.values())[-15:]:
+                took = human(round((time.time() - one["begun"]) * NS))
+                table.add_row(
+                    Text(printable(one["name"]), style="cyan"), took, Text(printable(", ".join(one["steps"]))[:80])
+                )
+            parts.append(table if self.running else Text("nothing runs now", style="bright_black"))
+        parts += [Text(""), *self.lines]
+        if self.connection:
+            parts.append(Text(self.connection, style="yellow"))
+        return Group(*parts)
+
+
+def _timeline(body: bytes) -> WorkflowExecutionTimeline:
+    document = msgspec.json.decode(body)
+    # They can be anything, and are not drawn.
+    for one in (document, *document["step_timeline"]):
+        one.update(dict.fromkeys(one.keys() & {"input_summary", "output_summary"}))
+    return msgspec.convert(document, WorkflowExecutionTimeline)

@@ -1,0 +1,161 @@
+"""How the service is set up: from the command line and the environment, checked in one place."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tachograph.errors import TachographError
+
+DEFAULT_LISTEN: Final = "127.0.0.1:9923"
+DEFAULT_DATABASE: Final = "sqlite:///tachograph.db"
+TOKEN_VARIABLE: Final = "TACHOGRAPH_TOKEN"  # noqa: S105 - its name
+MIN_TOKEN: Final = 16
+
+
+class ConfigError(TachographError):
+    """The service cannot be set up as asked; says what to change."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The service's settings.
+
+    ``token``: allows everything to whoever sends it (``Authorization: Bearer …``). Beyond loopback a token is asked
+    for, this one or one made by ``tachograph tokens create``; ``is_token_required`` asks for one on loopback too
+    (behind a proxy), ``is_insecure`` never does. ``open_metrics``: ``/metrics`` needs no token. ``certificate`` and
+    ``key``: files for TLS. ``archive_after_days`` and ``archive_directory``: executions that ended so long ago are
+    archived there; ``delete_after_days``: or deleted. ``measures``: names of step measures that become metrics.
+    ``grace_seconds``: how long running steps may go on when the service is stopped. ``series_limit``: label sets of one
+    metric; ``series_expire_seconds``: drop those that have not changed for so long. ``mapping``: a file of rules that
+    say which spans are executions and steps. ``max_stream_clients``: who may follow live events at once. ``trace_url``:
+    where the page's links to traces lead, with ``{trace_id}`` in it.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 9923
+    database: str = DEFAULT_DATABASE
+    token: str | None = None
+    grace_seconds: float = 10.0
+    max_body_bytes: int = 10_000_000
+    max_executions: int = 100
+    max_queued_executions: int = 10_000
+    workspace: str = "default"
+    series_limit: int = 10_000
+    series_expire_seconds: float | None = None
+    is_token_required: bool = False
+    is_insecure: bool = False
+    open_metrics: bool = False
+    certificate: Path | None = None
+    key: Path | None = None
+    archive_after_days: float | None = None
+    archive_directory: Path | None = None
+    delete_after_days: float | None = None
+    measures: tuple[str, ...] = ()
+    mapping: Path | None = None
+    max_stream_clients: int = 2000
+    trace_url: str | None = None
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether callers must send a token."""
+        return not self.is_insecure and (self.is_token_required or self.token is not None or not self.is_loopback)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return is_loopback(self.host)
+
+    @property
+    def address(self) -> str:
+        """The service's own URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def scheme(self) -> str:
+        """http or https."""
+        return "https" if self.certificate is not None else "http"
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS context of the certificate and key files, if there are any. Raises `ConfigError`."""
+        if self.certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"cannot use {self.certificate} and {self.key or 'its key'} for TLS: {error}") from None
+        return context
+
+    def check(self, *, has_tokens: bool = False) -> None:
+        """Raises `ConfigError` where the settings would be unsafe or cannot work.
+
+        ``has_tokens``: the database has some.
+        """
+        if self.token is not None and len(self.token) < MIN_TOKEN:
+            raise ConfigError(f"the token has {len(self.token)} characters; use at least {MIN_TOKEN}")
+        if self.token is None and not has_tokens:
+            if self.is_token_required:
+                raise ConfigError(f"a token is asked for, but there is none: {_HOW_TO_TOKEN}")
+            if not self.is_loopback and not self.is_insecure:
+                raise ConfigError(
+                    f"listening on {self.host} lets others in, so a token is needed: {_HOW_TO_TOKEN}, listen on "
+                    "127.0.0.1, or say --insecure if something else keeps others out"
+                )
+        if self.key is not None and self.certificate is None:
+            raise ConfigError("a TLS key needs its certificate: add --tls-cert FILE")
+        if (self.archive_after_days is None) != (self.archive_directory is None):
+            raise ConfigError("archiving needs both --archive-after DAYS and --archive-to DIR")
+        if self.trace_url is not None and (
+            "{trace_id}" not in self.trace_url or not self.trace_url.startswith(("http://", "https://", "/"))
+        ):
+            raise ConfigError(
+                f"{self.trace_url!r} leads to no trace; expected a URL with {{trace_id}} in it, for instance "
+                "http://localhost:16686/trace/{trace_id}"
+            )
+        if self.delete_after_days is not None and self.archive_after_days is not None:
+            raise ConfigError("either archive old executions or delete them, not both")
+        self.tls()
+
+
+_HOW_TO_TOKEN: Final = (
+    f"make one with `tachograph tokens create`, or set {TOKEN_VARIABLE} (for instance to the output of "
+    "`openssl rand -hex 24`)"
+)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reachable from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """(host, port) of ``127.0.0.1:9923``, ``[::1]:9923``, ``:9923`` (all addresses) or ``9923`` (loopback)."""
+    host, colon, port_text = text.rpartition(":")
+    if not colon:
+        host = "127.0.0.1"
+    try:
+        port = int(port_text)
+    except ValueError:
+        port = -1
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"{text!r} is no address to listen on; expected HOST:PORT, for instance {DEFAULT_LISTEN}")
+    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", port  # noqa: S104 - refused without a token
+
+
+def read_token(path: Path) -> str:
+    """The token in a file. Raises `ConfigError`."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the token from {path}: {error}") from None

@@ -1,0 +1,273 @@
+"""A group of events, folded to the rows they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, cast
+
+import msgspec
+
+from tachograph.events import (
+    Event,
+    ExecutionFinished,
+    ExecutionQueued,
+    ExecutionStarted,
+    ExecutionStatus,
+    Failure,
+    Heartbeat,
+    StepCost,
+    StepFinished,
+    StepLogged,
+    StepMeasured,
+    StepReady,
+    StepReport,
+    StepRetrying,
+    StepSkipped,
+    StepStarted,
+    StepStatus,
+)
+from tachograph.identity import ExecutionRef, StepRef, workspace_id
+from tachograph_exporter.store import event_log as event_log
+from tachograph_exporter.store import partitions
+from tachograph_exporter.store.merging import Rows, execution_rank, step_rank
+from tachograph_exporter.store.schema import (
+    EXECUTION_ROWS,
+    STEP_ROWS,
+)
+
+_encode: Final = msgspec.json.Encoder().encode
+_NO_DEPENDENCIES: Final = "[]"
+_NO_ERROR: Final = (None, None, None)
+
+
+class Batch:
+    """A group of events, folded to the rows they make. Rows are tuples in column order (see `schema`)."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.workflows: dict[tuple[str, str, str], ExecutionRef] = {}
+        self.executions: dict[Any, tuple[Any, ...]] = {}
+        self.steps: dict[Any, tuple[Any, ...]] = {}
+        self.attempts: dict[Any, tuple[Any, ...]] = {}
+        self.reports: list[tuple[Any, ...]] = []
+        self.seen: dict[str, int] = {}
+        self.ended: set[str] = set()
+        self.months: set[partitions.Month] = set()
+        events = list(events)
+        # A step that ended at its first attempt says again all that its earlier events said.
+        ended = {event.step.span_id for event in events if type(event) is StepFinished and event.attempt == 1}
+        for event in events:
+            kind = type(event)
+            if (kind is StepStarted or kind is StepReady) and event.step.span_id in ended:  # type: ignore[union-attr]
+                continue
+            self.add(event)
+
+    @property
+    def touched(self) -> set[str]:
+        """Ids of the executions something is written of."""
+        return {*self.executions, *[key[0] for key in self.steps], *[row[0] for row in self.reports]}
+
+    def forget(self, ids: set[str]) -> None:
+        """Leave everything about these executions out."""
+        for rows in (self.executions, self.steps, self.attempts):
+            for key in [key for key, row in rows.items() if row[0] in ids]:
+                del rows[key]
+        self.reports = [row for row in self.reports if row[0] not in ids]
+        self.ended -= ids
+
+    def add(self, event: Event) -> None:
+        """Fold one event in."""
+        _FOLD[type(event)](self, event)
+
+    def _execution(self, ref: ExecutionRef, row: tuple[Any, ...]) -> None:
+        self.workflows.setdefault((ref.workspace, ref.project, ref.workflow_id), ref)
+        _put(self.executions, EXECUTION_ROWS, ref.execution_id, row)
+
+    def queued(self, event: ExecutionQueued) -> None:
+        at = event.time_ns
+        row = _execution_row(
+            event.execution, at, ExecutionStatus.PENDING, queued=at, process=event.process, inputs=event.inputs
+        )
+        self._execution(event.execution, row)
+
+    def started(self, event: ExecutionStarted) -> None:
+        at = event.time_ns
+        row = _execution_row(
+            event.execution, at, ExecutionStatus.RUNNING,
+            started=at, process=event.process, inputs=event.inputs, counts=(event.step_count, 0, 0, 0),
+        )  # fmt: skip
+        self._execution(event.execution, row)
+
+    def finished(self, event: ExecutionFinished) -> None:
+        self.ended.add(event.execution.execution_id)
+        row = _execution_row(
+            event.execution, event.started_ns, event.status,
+            started=event.started_ns, finished=event.time_ns, inputs=event.inputs, failure=event.failure,
+            counts=(event.step_count, event.completed_step_count, event.failed_step_count, event.skipped_step_count),
+            work=event.work_ns, critical=sum(part.duration_ns for part in event.critical_path),
+            path=_encode([part.step_id for part in event.critical_path]).decode(),
+        )  # fmt: skip
+        self._execution(event.execution, row)
+
+    def heartbeat(self, event: Heartbeat) -> None:
+        key = event.execution.execution_id
+        self.seen[key] = max(event.time_ns, self.seen.get(key, 0))
+
+    def _step(self, row: tuple[Any, ...]) -> None:
+        _put(self.steps, STEP_ROWS, (row[0], row[1]), row)
+
+    def step_ready(self, event: StepReady) -> None:
+        self._step(_step_row(event.step, StepStatus.PENDING, 0, ready=event.time_ns))
+
+    def step_started(self, event: StepStarted) -> None:
+        first = event.attempt == 1
+        self._step(
+            _step_row(
+                event.step, StepStatus.RUNNING, event.attempt,
+                ready=event.time_ns - event.queue_ns if first else None,
+                started=event.time_ns if first else None, attempt_started=event.time_ns,
+                waits=(event.dependency_ns if first else None, event.queue_ns, event.backoff_ns),
+                inputs=event.inputs,
+            )
+        )  # fmt: skip
+
+    def step_retrying(self, event: StepRetrying) -> None:
+        first = event.attempt == 1
+        self._step(
+            _step_row(
+                event.step, StepStatus.RETRYING, event.attempt,
+                started=event.started_ns if first else None, attempt_started=event.started_ns,
+                waits=(event.dependency_ns if first else None, event.queue_ns, event.backoff_ns),
+                failure=event.failure,
+            )
+        )  # fmt: skip
+        self._attempt(
+            event.step, event.attempt, event.status, event.started_ns, event.time_ns,
+            event.queue_ns, event.backoff_ns, event.failure,
+        )  # fmt: skip
+
+    def step_finished(self, event: StepFinished) -> None:
+        # Written out: this is the row that every step comes to.
+        step, status, failure = event.step, event.status, event.failure
+        execution_id, step_id, attempt = step.execution.execution_id, step.step_id, event.attempt
+        row = (
+            execution_id, step_id, step.name, step.step_type, step.step_order, step.index, step.parent_step_id,
+            step.span_id, step.parent_span_id,
+            _encode(step.depends_on).decode() if step.depends_on else _NO_DEPENDENCIES,
+            step_rank(status, attempt), status._value_, attempt,
+            event.started_ns - event.queue_ns if attempt == 1 else None,
+            event.started_ns, event.attempt_started_ns, event.time_ns,
+            event.dependency_ns, event.queue_ns, event.backoff_ns, event.run_ns,
+            *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
+            None, event.inputs, event.output,
+        )  # fmt: skip
+        key = (execution_id, step_id)
+        known = self.steps.get(key)
+        self.steps[key] = row if known is None else STEP_ROWS.merge(known, row)
+        if attempt > 1 and not event.between_attempts:
+            self._attempt(
+                step, attempt, status, event.attempt_started_ns, event.time_ns,
+                event.last_queue_ns, event.last_backoff_ns, failure,
+            )  # fmt: skip
+
+    def step_skipped(self, event: StepSkipped) -> None:
+        row = _step_row(event.step, StepStatus.SKIPPED, 0, finished=event.time_ns, skip_reason=event.reason._value_)
+        self._step(row)
+
+    def _attempt(
+        self, step: StepRef, attempt: int, status: StepStatus, started: int, finished: int, queue: int, backoff: int,
+        why: Failure | None,
+    ) -> None:  # fmt: skip
+        row = (
+            step.execution.execution_id, step.step_id, attempt, status._value_, started, finished, queue, backoff,
+            why.type if why else None, why.message if why else None,
+        )  # fmt: skip
+        self.attempts.setdefault(row[:3], row)
+
+    def report(self, event: StepReport) -> None:
+        step = event.step
+        head = (step.execution.execution_id, step.step_id, event.sequence, event.attempt)
+        if isinstance(event, StepMeasured):
+            self.reports.append((*head, "measure", event.time_ns, event.name, event.unit, event.value, 0, 0))
+        elif isinstance(event, StepCost):
+            tokens = (event.tokens_in, event.tokens_out)
+            self.reports.append((*head, "cost", event.time_ns, event.model, "USD", event.usd, *tokens))
+        else:
+            self.reports.append((*head, "log", event.time_ns, event.message, event.level, 0.0, 0, 0))
+
+
+_FOLD: Final = cast(
+    "dict[type[Event], Callable[[Batch, Any], None]]",
+    {
+        ExecutionQueued: Batch.queued,
+        ExecutionStarted: Batch.started,
+        ExecutionFinished: Batch.finished,
+        Heartbeat: Batch.heartbeat,
+        StepReady: Batch.step_ready,
+        StepStarted: Batch.step_started,
+        StepRetrying: Batch.step_retrying,
+        StepFinished: Batch.step_finished,
+        StepSkipped: Batch.step_skipped,
+        StepMeasured: Batch.report,
+        StepCost: Batch.report,
+        StepLogged: Batch.report,
+    },
+)
+
+
+def _put(rows: dict[Any, tuple[Any, ...]], kind: Rows, key: Any, row: tuple[Any, ...]) -> None:
+    old = rows.get(key)
+    rows[key] = row if old is None else kind.merge(old, row)
+
+
+def _execution_row(
+    ref: ExecutionRef,
+    created: int,
+    status: ExecutionStatus,
+    *,
+    queued: int | None = None,
+    started: int | None = None,
+    finished: int | None = None,
+    process: str | None = None,
+    counts: tuple[int, int, int, int] = (0, 0, 0, 0),
+    work: int | None = None,
+    critical: int | None = None,
+    failure: Failure | None = None,
+    inputs: str | None = None,
+    path: str | None = None,
+) -> tuple[Any, ...]:
+    return (
+        ref.execution_id, workspace_id(ref.workspace), ref.project, ref.workflow_id, ref.workflow, ref.version,
+        ref.trace_id, ref.span_id, ref.parent_span_id, created, execution_rank(status), status._value_,
+        queued, started, finished, finished or created, process or None, *counts, work, critical,
+        failure.type[:300] if failure else None,
+        failure.message if failure else None,
+        failure.stack if failure else None,
+        inputs, path,
+    )  # fmt: skip
+
+
+def _step_row(
+    step: StepRef,
+    status: StepStatus,
+    attempt: int,
+    *,
+    ready: int | None = None,
+    started: int | None = None,
+    attempt_started: int | None = None,
+    finished: int | None = None,
+    waits: tuple[int | None, int | None, int | None] = (None, None, None),
+    failure: Failure | None = None,
+    skip_reason: str | None = None,
+    inputs: str | None = None,
+) -> tuple[Any, ...]:
+    """The row of a step that has not ended by its own work: no run time, no output (see `Batch.step_finished`)."""
+    error: tuple[str | None, str | None, str | None] = _NO_ERROR
+    if failure is not None:
+        error = (failure.type[:300], failure.message, failure.stack)
+    depends_on = _encode(step.depends_on).decode() if step.depends_on else _NO_DEPENDENCIES
+    return (
+        step.execution.execution_id, step.step_id, step.name, step.step_type, step.step_order, step.index,
+        step.parent_step_id, step.span_id, step.parent_span_id, depends_on, step_rank(status, attempt),
+        status._value_, attempt, ready, started, attempt_started, finished, *waits, None, *error,
+        skip_reason, inputs, None,
+    )  # fmt: skip

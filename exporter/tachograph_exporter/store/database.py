@@ -1,0 +1,275 @@
+"""One database, SQLite or PostgreSQL: connections, transactions, and the way from the event loop to them and back.
+
+What is done on a connection is written once, as plain functions of a SQLAlchemy `Connection`. `Database.read` and
+`Database.write` call them from the event loop: for SQLite in a few threads (its driver is synchronous anyway, and a
+thread hop per query costs less than one per row), for PostgreSQL on asyncpg.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sqlalchemy import Connection, create_engine, delete, event, inspect, select
+from sqlalchemy.engine import URL, Dialect, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, NoSuchModuleError
+from sqlalchemy.pool import QueuePool
+
+from tachograph.errors import BadDatabaseURL, CannotOpen, NewerSchema
+from tachograph_exporter.store.schema import HEAD
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+T = TypeVar("T")
+
+READERS: Final = 4
+BUSY_SECONDS: Final = 10.0
+
+_EXAMPLES: Final = "sqlite:///tachograph.db or postgresql://user@host/name"
+
+
+class Database:
+    """A database at ``url``; made if it is a SQLite file that does not exist. Raises `StoreError` with the way out."""
+
+    def __init__(self, url: str) -> None:
+        self.url = _parse(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._threads: ThreadPoolExecutor | None = None
+        self._async: AsyncEngine | None = None
+        self._side: _SideLoop | None = None
+        self.engine: Engine | None = None
+        if self.is_sqlite:
+            self.engine = _sqlite_engine(self.url)
+        else:
+            self._side = _SideLoop(self.url)
+        with self._opening():
+            if not self.look(is_current):
+                self.run(prepare)
+
+    @property
+    def dialect(self) -> Dialect:
+        """The SQL dialect."""
+        return self.engine.dialect if self.engine is not None else self._need_side().dialect
+
+    @property
+    def name(self) -> str:
+        """The URL without its password, for people."""
+        return self.url.render_as_string(hide_password=True)
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """``work`` in a transaction that may write, from a thread that may block."""
+        if self.engine is not None:
+            with self.engine.connect().execution_options(tachograph_write=True) as connection, connection.begin():
+                return work(connection)
+        return self._need_side().run(work)
+
+    def look(self, work: Callable[[Connection], T]) -> T:
+        """``work`` in a transaction that only reads, from a thread that may block."""
+        if self.engine is not None:
+            with self.engine.connect() as connection:
+                return work(connection)
+        return self._need_side().run(work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """``work`` in a transaction that only reads, from the event loop."""
+        if self.engine is not None:
+            return await self._in_thread(self.look, work)
+        try:
+            return await self._read(work)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        # A pooled connection had died; the pool is new now, and reading twice does no harm.
+        return await self._read(work)
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        # Every statement sees what was committed when it began, as it would in a transaction, without its round trips.
+        async with self._asyncpg().connect() as connection:
+            reading = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            return await reading.run_sync(work)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """``work`` in a transaction that may write, from the event loop."""
+        if self.engine is not None:
+            return await self._in_thread(self.run, work)
+        async with self._asyncpg().begin() as connection:
+            return await connection.run_sync(work)
+
+    async def _in_thread(self, how: Callable[[Callable[[Connection], T]], T], work: Callable[[Connection], T]) -> T:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="tachograph-db")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, how, work)
+
+    def _asyncpg(self) -> AsyncEngine:
+        if self._async is None:
+            self._async = _async_engine(self.url)
+        return self._async
+
+    def _need_side(self) -> _SideLoop:
+        assert self._side is not None  # noqa: S101
+        return self._side
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections without closing them; new ones are made when needed."""
+        self._threads = None
+        self._async = None
+        if self.engine is not None:
+            self.engine.dispose(close=False)
+        else:
+            self._side = _SideLoop(self.url)
+
+    def close(self) -> None:
+        """Close all connections."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=True)
+            self._threads = None
+        if self.engine is not None:
+            self.engine.dispose()
+        if self._side is not None:
+            self._side.close()
+
+    async def aclose(self) -> None:
+        """Close all connections, those of the event loop included."""
+        if self._async is not None:
+            await self._async.dispose()
+            self._async = None
+        await asyncio.to_thread(self.close)
+
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[None]:
+        try:
+            yield
+        except (DatabaseError, OSError) as error:
+            cause = getattr(error, "orig", None) or error
+            self.close()
+            raise CannotOpen(f"cannot open {self.name}: {cause}") from None
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise BadDatabaseURL(f"not a database URL; expected {_EXAMPLES}") from None
+    if backend in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+asyncpg")
+    if backend != "sqlite":
+        raise BadDatabaseURL(f'no support for "{backend}"; expected {_EXAMPLES}')
+    if not parsed.database or parsed.database == ":memory:":
+        raise BadDatabaseURL(
+            f"a SQLite database needs a file, since several connections share it; expected {_EXAMPLES}"
+        )
+    parent = Path(parsed.database).resolve().parent
+    if not parent.is_dir():
+        raise CannotOpen(f"cannot open {parsed.database}: there is no directory {parent}")
+    return parsed.set(drivername="sqlite")
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    engine = create_engine(
+        url,
+        poolclass=QueuePool,
+        pool_size=READERS + 1,
+        max_overflow=4,
+        connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
+    )
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        # SQLAlchemy says BEGIN (below), not the driver.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        # With WAL, NORMAL loses nothing when the process dies; only a power cut may undo the last commits, whole.
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA wal_autocheckpoint=4000")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA cache_size=-16000")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        # A writer takes its place at once; upgrading from a read could fail half-way.
+        write = connection.get_execution_options().get("tachograph_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _async_engine(url: URL) -> AsyncEngine:
+    try:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        return create_async_engine(url)
+    except ImportError as error:
+        raise BadDatabaseURL(
+            f"PostgreSQL needs more ({error.name or error}): pip install 'tachograph[postgres]'"
+        ) from None
+
+
+class _SideLoop:
+    """An event loop in a thread of its own, for asyncpg calls from threads that have none."""
+
+    def __init__(self, url: URL) -> None:
+        self._engine = _async_engine(url)
+        self.dialect: Dialect = self._engine.dialect
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tachograph-asyncpg", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        async def inside() -> T:
+            async with self._engine.begin() as connection:
+                return await connection.run_sync(work)
+
+        try:
+            return asyncio.run_coroutine_threadsafe(inside(), self._loop).result()
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        # A pooled connection had died. What was done on it may be committed; all work here may be done twice.
+        return asyncio.run_coroutine_threadsafe(inside(), self._loop).result()
+
+    def close(self) -> None:
+        if not self._loop.is_closed() and self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._engine.dispose(), self._loop).result(5)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5)
+            self._loop.close()
+
+
+def is_current(connection: Connection) -> bool:
+    """Whether the schema is at this version's revision. Raises `NewerSchema` when it is beyond."""
+    found = None
+    if inspect(connection).has_table("alembic_version"):
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if found is not None and found > HEAD:
+        raise NewerSchema(f"the database has schema {found}, this Tachograph knows up to {HEAD}: upgrade Tachograph")
+    return bool(found == HEAD)
+
+
+def prepare(connection: Connection) -> None:
+    """Bring the schema to this version's revision, unless somebody else just did."""
+    if is_current(connection):
+        return
+    from tachograph_exporter.store.migrations import upgrade
+
+    upgrade(connection)
+    refresh(connection)
+
+
+def refresh(connection: Connection) -> None:
+    """Make what migrations leave to be made from the rows: the rollups, where they are missing."""
+    from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
+    from tachograph_exporter.store.schema import store_state
+
+    is_stale = (store_state.c.name == "rollups") & (store_state.c.value == "stale")
+    if connection.execute(select(store_state.c.name).where(is_stale)).first() is not None:
+        rollup_rebuild.rebuild_all(connection)
+        connection.execute(delete(store_state).where(is_stale))

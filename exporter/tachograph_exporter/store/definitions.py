@@ -1,0 +1,104 @@
+"""Workflow definitions: their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import (
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    func,
+    select,
+)
+
+from tachograph.workflow.definition import Workflow
+from tachograph.workflow.document import to_document
+from tachograph_exporter.store.executions import IS_OPEN
+from tachograph_exporter.store.schema import (
+    rollup_heads,
+    workflow_definitions,
+    workflow_executions,
+)
+
+_executions = workflow_executions.c
+_definitions = workflow_definitions.c
+
+
+def definition(
+    connection: Connection, workspace_id: str, *, identifier: str | None = None, name: str | None = None
+) -> Row[Any] | None:
+    """A workflow of a workspace by id or by name, or None."""
+    wanted = _definitions.id == identifier if identifier is not None else _definitions.name == name
+    statement = select(workflow_definitions).where(and_(_definitions.workspace_id == workspace_id, wanted))
+    return connection.execute(statement).first()
+
+
+def find_definition(connection: Connection, workspace_id: str, wanted: str) -> Row[Any] | None:
+    """A workflow of a workspace by id, else by name, or None."""
+    found = definition(connection, workspace_id, identifier=wanted)
+    return found if found is not None else definition(connection, workspace_id, name=wanted)
+
+
+_OVERVIEW: Final = (
+    select(
+        workflow_definitions,
+        rollup_heads.c.head_s,
+        rollup_heads.c.revision,
+        rollup_heads.c.closed_revision,
+        select(func.count())
+        .select_from(workflow_executions)
+        .where(
+            IS_OPEN,
+            _executions.workspace_id.concat("") == _definitions.workspace_id,
+            _executions.workflow_id.concat("") == _definitions.id,
+            _executions.created_ns + 0 >= bindparam("low"),
+        )
+        .scalar_subquery()
+        .label("open_count"),
+    )
+    .select_from(
+        workflow_definitions.outerjoin(
+            rollup_heads,
+            and_(
+                rollup_heads.c.workspace_id == _definitions.workspace_id, rollup_heads.c.workflow_id == _definitions.id
+            ),
+        )
+    )
+    .where(_definitions.workspace_id == bindparam("workspace"))
+)
+_OVERVIEW_BY_ID: Final = _OVERVIEW.where(_definitions.id == bindparam("wanted"))
+_OVERVIEW_BY_NAME: Final = _OVERVIEW.where(_definitions.name == bindparam("wanted"))
+
+
+def overview(connection: Connection, workspace_id: str, wanted: str, from_ns: int = 0) -> Row[Any] | None:
+    """A workflow by id, else by name, with its head (see `rollups`) and ``open_count``, since a time."""
+    parameters = {"workspace": workspace_id, "wanted": wanted, "low": from_ns}
+    found = connection.execute(_OVERVIEW_BY_ID, parameters).first()
+    return found if found is not None else connection.execute(_OVERVIEW_BY_NAME, parameters).first()
+
+
+def definitions(
+    connection: Connection, workspace_id: str, project: str | None, skip: int, limit: int
+) -> tuple[Sequence[Row[Any]], int]:
+    """A page of a workspace's workflows by name, and how many there are in all."""
+    wanted = [_definitions.workspace_id == workspace_id]
+    if project is not None:
+        wanted.append(_definitions.project == project)
+    total = connection.execute(select(func.count()).select_from(workflow_definitions).where(*wanted)).scalar_one()
+    page = select(workflow_definitions).where(*wanted).order_by(_definitions.name).offset(skip).limit(limit)
+    return connection.execute(page).all(), total
+
+
+def definition_values(workflow: Workflow, now_ns: int) -> dict[str, Any]:
+    """The columns of a definition's row that its document determines."""
+    return {
+        "name": workflow.name,
+        "description": workflow.description,
+        "version": workflow.version,
+        "document": msgspec.json.encode(to_document(workflow)).decode(),
+        "updated_ns": now_ns,
+    }

@@ -1,0 +1,333 @@
+"""The tables, on SQLite and PostgreSQL alike. Times and durations are nanoseconds, times since the unix epoch.
+
+How two versions of a row become one is part of the schema: every column of the three run tables says by its `Merge`
+what happens when the same row arrives again, earlier, later or twice. That makes applying events idempotent and
+independent of their order, in the database (`upsert`) and in memory (`merge`) alike.
+
+``workflow_step_attempts`` has rows only for steps with more than one attempt; the row of a step that never retried
+says it all. Definitions are kept as the document they are; steps and variables are read from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+from tachograph_exporter.store.merging import Merge, Rows
+
+HEAD: Final = "0004"
+"""The schema's revision; migrations end here."""
+
+metadata: Final = MetaData()
+
+
+def _column(name: str, kind: Any, merge: Merge = Merge.KEEP, *args: Any, **options: Any) -> Column[Any]:
+    return Column(name, kind, *args, info={"merge": merge}, **options)
+
+
+workspaces: Final = Table(
+    "workspaces",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("slug", String(200), nullable=False, unique=True),
+    Column("name", String(200), nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+)
+
+projects: Final = Table(
+    "projects",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("workspace_id", String(36), ForeignKey("workspaces.id"), nullable=False),
+    Column("slug", String(200), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    UniqueConstraint("workspace_id", "slug"),
+)
+
+workflow_definitions: Final = Table(
+    "workflow_definitions",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("workspace_id", String(36), ForeignKey("workspaces.id"), nullable=False),
+    Column("project", String(200), nullable=False, server_default="default"),
+    Column("name", String(200), nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("version", String(200), nullable=False, server_default="1"),
+    # The definition as JSON; null for a workflow that only runs recorded elsewhere are known of.
+    Column("document", Text),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("updated_ns", BigInteger, nullable=False),
+    UniqueConstraint("workspace_id", "name"),
+)
+
+workflow_executions: Final = Table(
+    "workflow_executions",
+    metadata,
+    _column("execution_id", String(36), primary_key=True),
+    _column("workspace_id", String(36), nullable=False),
+    _column("project", String(200), nullable=False),
+    _column("workflow_id", String(36), nullable=False),
+    _column("workflow", String(200), nullable=False),
+    _column("version", String(200), nullable=False),
+    _column("trace_id", String(32), nullable=False),
+    _column("span_id", String(16), nullable=False),
+    _column("parent_span_id", String(16)),
+    _column("created_ns", BigInteger, Merge.LOWEST, nullable=False),
+    _column("rank", Integer, Merge.HIGHEST, nullable=False),
+    _column("status", String(16), Merge.NEWEST, nullable=False),
+    _column("queued_ns", BigInteger, Merge.FIRST),
+    _column("started_ns", BigInteger, Merge.FIRST),
+    _column("finished_ns", BigInteger, Merge.NEWEST),
+    _column("last_seen_ns", BigInteger, Merge.HIGHEST, nullable=False),
+    _column("process", String(300), Merge.FIRST),
+    _column("step_count", Integer, Merge.NEWEST, nullable=False),
+    _column("completed_step_count", Integer, Merge.NEWEST, nullable=False),
+    _column("failed_step_count", Integer, Merge.NEWEST, nullable=False),
+    _column("skipped_step_count", Integer, Merge.NEWEST, nullable=False),
+    _column("work_ns", BigInteger, Merge.NEWEST),
+    _column("critical_path_ns", BigInteger, Merge.NEWEST),
+    _column("error_type", String(300), Merge.NEWEST),
+    _column("error_message", Text, Merge.NEWEST),
+    _column("error_stack", Text, Merge.NEWEST),
+    _column("inputs", Text, Merge.FIRST),
+    # Ids of the steps on the critical path, in order, as JSON; what the execution's last event said.
+    _column("critical_path", Text, Merge.NEWEST),
+    Index("ix_executions_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
+    Index("ix_executions_workspace", "workspace_id", text("created_ns DESC")),
+    Index("ix_executions_finished", "workspace_id", "workflow_id", "finished_ns"),
+    Index("ix_executions_trace", "trace_id"),
+    Index(
+        "ix_executions_open",
+        "last_seen_ns",
+        sqlite_where=text("status IN ('pending', 'running')"),
+        postgresql_where=text("status IN ('pending', 'running')"),
+    ),
+)
+
+# Clustered by execution: a timeline is one range of the table.
+workflow_step_executions: Final = Table(
+    "workflow_step_executions",
+    metadata,
+    _column("execution_id", String(36), primary_key=True),
+    _column("step_id", String(36), primary_key=True),
+    _column("name", String(200), nullable=False),
+    _column("step_type", String(16), nullable=False),
+    _column("step_order", Integer, nullable=False),
+    _column("repetition", Integer, nullable=False),
+    _column("parent_step_id", String(36)),
+    _column("span_id", String(16), nullable=False),
+    _column("parent_span_id", String(16), nullable=False),
+    _column("depends_on", Text, nullable=False),
+    _column("rank", BigInteger, Merge.HIGHEST, nullable=False),
+    _column("status", String(16), Merge.NEWEST, nullable=False),
+    _column("attempt", Integer, Merge.NEWEST, nullable=False),
+    _column("ready_ns", BigInteger, Merge.FIRST),
+    _column("started_ns", BigInteger, Merge.FIRST),
+    _column("attempt_started_ns", BigInteger, Merge.NEWEST),
+    _column("finished_ns", BigInteger, Merge.NEWEST),
+    _column("dependency_ns", BigInteger, Merge.FIRST),
+    # Totals over all attempts once the step has ended; until then those of the attempt that runs.
+    _column("queue_ns", BigInteger, Merge.NEWEST),
+    _column("backoff_ns", BigInteger, Merge.NEWEST),
+    _column("run_ns", BigInteger, Merge.NEWEST),
+    _column("error_type", String(300), Merge.NEWEST),
+    _column("error_message", Text, Merge.NEWEST),
+    _column("error_stack", Text, Merge.NEWEST),
+    _column("skip_reason", String(32), Merge.NEWEST),
+    _column("inputs", Text, Merge.FIRST),
+    _column("output", Text, Merge.NEWEST),
+    sqlite_with_rowid=False,
+)
+
+workflow_step_attempts: Final = Table(
+    "workflow_step_attempts",
+    metadata,
+    _column("execution_id", String(36), primary_key=True),
+    _column("step_id", String(36), primary_key=True),
+    _column("attempt", Integer, primary_key=True),
+    _column("status", String(16), nullable=False),
+    _column("started_ns", BigInteger, nullable=False),
+    _column("finished_ns", BigInteger, nullable=False),
+    _column("queue_ns", BigInteger, nullable=False),
+    _column("backoff_ns", BigInteger, nullable=False),
+    _column("error_type", String(300)),
+    _column("error_message", Text),
+    sqlite_with_rowid=False,
+)
+
+workflow_step_reports: Final = Table(
+    "workflow_step_reports",
+    metadata,
+    Column("execution_id", String(36), primary_key=True),
+    Column("step_id", String(36), primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("time_ns", BigInteger, nullable=False),
+    # A measure's name and unit, a log line's level and message, the model that cost money.
+    Column("name", Text, nullable=False),
+    Column("unit", String(50), nullable=False),
+    Column("value", Double, nullable=False),
+    Column("tokens_in", BigInteger, nullable=False),
+    Column("tokens_out", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# What executions add up to; see `rollups`. ``period`` is 5m, 1h, 1d, 1mo or all, ``start_s`` unix seconds, and the
+# figures are packed (see `tally`), so that a workflow of ten thousand steps costs one row, not ten thousand.
+workflow_rollups: Final = Table(
+    "workflow_rollups",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("workflow_id", String(36), primary_key=True),
+    Column("period", String(4), primary_key=True),
+    Column("start_s", BigInteger, primary_key=True),
+    Column("executions", LargeBinary, nullable=False),
+    Column("steps", LargeBinary, nullable=False),
+)
+
+# The newest five minutes in which something of a workflow ended, and how often its rollups have changed; of those,
+# how often others than the newest hour's did. Who keeps what it read asks whether it is still so.
+rollup_heads: Final = Table(
+    "rollup_heads",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("workflow_id", String(36), primary_key=True),
+    Column("head_s", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("closed_revision", BigInteger, nullable=False),
+)
+
+# Who may call. Only a digest of the token is kept; ``scopes`` are words with spaces between; without a workspace: all.
+access_tokens: Final = Table(
+    "access_tokens",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("name", String(200), nullable=False),
+    Column("scopes", String(200), nullable=False),
+    Column("workspace_id", String(36), ForeignKey("workspaces.id")),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger),
+    Column("revoked_ns", BigInteger),
+)
+
+# Where executions went that are no longer in the tables: a row as a list shows it, and the file with everything else.
+archived_executions: Final = Table(
+    "archived_executions",
+    metadata,
+    *[
+        Column(column.name, column.type, primary_key=column.primary_key, nullable=column.nullable)
+        for column in workflow_executions.columns
+        if column.name not in ("error_stack", "rank", "process", "critical_path")
+    ],
+    Column("archive", Text, nullable=False),
+    Index("ix_archived_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
+)
+
+# Spans that arrived by OTLP, whole: ``payload`` is the OTLP span, and its resource and scope are kept once for all.
+spans: Final = Table(
+    "spans",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("trace_id", String(32), primary_key=True),
+    Column("span_id", String(16), primary_key=True),
+    Column("parent_span_id", String(16), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("service", String(200), nullable=False),
+    Column("start_ns", BigInteger, nullable=False),
+    Column("end_ns", BigInteger, nullable=False),
+    Column("resource_id", String(32), nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    # What metrics have heard of it: 0 nothing yet, 1 all, 2 only that the execution it begins has started.
+    Column("told", SmallInteger, nullable=False, server_default="1"),
+    Index("ix_spans_service", "workspace_id", "service", text("start_ns DESC")),
+    Index("ix_spans_start", "start_ns"),
+    sqlite_with_rowid=False,
+)
+
+# The traces that spans arrived of, so that lists need not look at spans. ``root_rank`` 1: the root is a span without a
+# parent, 0: it is the first span that is there. ``due_ns``: when to look at its executions (again), if ever.
+traces: Final = Table(
+    "traces",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("trace_id", String(32), primary_key=True),
+    Column("span_count", Integer, nullable=False),
+    Column("changed_ns", BigInteger, nullable=False),
+    Column("start_ns", BigInteger, nullable=False),
+    Column("end_ns", BigInteger, nullable=False),
+    Column("root_rank", SmallInteger, nullable=False),
+    Column("root_start_ns", BigInteger, nullable=False),
+    Column("root_service", String(200), nullable=False),
+    Column("root_name", String(200), nullable=False),
+    Column("due_ns", BigInteger),
+    Index("ix_traces_start", "workspace_id", text("start_ns DESC")),
+    Index("ix_traces_due", "due_ns", sqlite_where=text("due_ns IS NOT NULL"),
+          postgresql_where=text("due_ns IS NOT NULL")),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+
+# What spans there are, for the lists of services and of their operations. ``last_ns`` is kept to the hour.
+span_operations: Final = Table(
+    "span_operations",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("service", String(200), primary_key=True),
+    Column("name", String(200), primary_key=True),
+    Column("kind", SmallInteger, primary_key=True),
+    Column("last_ns", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+span_resources: Final = Table(
+    "span_resources",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("payload", LargeBinary, nullable=False),
+)
+
+# Facts about the database itself, by name.
+store_state: Final = Table(
+    "store_state",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("updated_ns", BigInteger, nullable=False),
+)
+
+# What was recorded lately, for streams: one row for every commit, in order, so that whoever was away can go on where it
+# was. ``events`` is msgpack; ``origin`` says which recorder committed it.
+event_log: Final = Table(
+    "event_log",
+    metadata,
+    # SQLite numbers rows by itself only in a column of this very type.
+    Column("sequence", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    Column("origin", String(36), nullable=False),
+    Column("time_ns", BigInteger, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("events", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+
+EXECUTION_ROWS: Final = Rows(workflow_executions)
+STEP_ROWS: Final = Rows(workflow_step_executions)
+ATTEMPT_ROWS: Final = Rows(workflow_step_attempts)

@@ -1,0 +1,280 @@
+"""What followers of the stream are told: one message for each event, written out once for all of them.
+
+A message is a JSON object with ``event_type timestamp workspace_id workflow_id workflow_execution_id workflow_step_id
+data message sequence``. ``sequence`` grows; whoever was away says the last one it had and goes on from there. Inputs
+and outputs are not in messages: the timeline has them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from tachograph.clock import NS
+from tachograph.events import (
+    Event,
+    ExecutionFinished,
+    ExecutionQueued,
+    ExecutionStarted,
+    ExecutionStatus,
+    Failure,
+    StepCost,
+    StepFinished,
+    StepLogged,
+    StepMeasured,
+    StepRetrying,
+    StepSkipped,
+    StepStarted,
+    StepStatus,
+)
+from tachograph.identity import StepRef, workspace_id
+from tachograph_exporter.times import human, rfc3339
+
+STATE_TYPES: Final = (
+    "workflow_started", "workflow_completed", "workflow_failed", "workflow_cancelled",
+    "step_started", "step_completed", "step_failed", "step_skipped", "step_retrying",
+)  # fmt: skip
+"""What a follower is told unless it asks otherwise: how executions and steps go."""
+MORE_TYPES: Final = ("workflow_queued", "step_measured", "step_cost", "step_logged")
+"""What it is told besides when it asks for it."""
+EVENT_TYPES: Final = STATE_TYPES + MORE_TYPES
+CONTROL_TYPES: Final = ("connected", "heartbeat", "coalesced", "reload")
+"""About the stream itself."""
+
+
+class StreamMessage(msgspec.Struct, kw_only=True):
+    """One message. Ids that do not apply are null; ``data`` depends on ``event_type``."""
+
+    event_type: str
+    timestamp: str
+    workspace_id: str | None = None
+    workflow_id: str | None = None
+    workflow_execution_id: str | None = None
+    workflow_step_id: str | None = None
+    data: dict[str, Any] = {}
+    message: str = ""
+    sequence: int = 0
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Message:
+    """A message as it goes to followers, and what it is about. Its wire forms are made once, when first wanted."""
+
+    __slots__ = (
+        "_frame", "_sse", "body", "event_type", "execution_id", "sequence", "step_id", "workflow_id", "workspace_id",
+    )  # fmt: skip
+
+    def __init__(self, said: StreamMessage) -> None:
+        self.event_type = said.event_type
+        self.sequence = said.sequence
+        self.workspace_id = said.workspace_id or ""
+        self.workflow_id = said.workflow_id or ""
+        self.execution_id = said.workflow_execution_id or ""
+        self.step_id = said.workflow_step_id or ""
+        self.body = _encode(said)
+        self._frame: bytes | None = None
+        self._sse: bytes | None = None
+
+    @property
+    def frame(self) -> bytes:
+        """A WebSocket text frame of the server's: not masked, not compressed (RFC 6455, 5.2)."""
+        if self._frame is None:
+            size = len(self.body)
+            if size < 126:
+                head = bytes((0x81, size))
+            elif size < 1 << 16:
+                head = b"\x81\x7e" + size.to_bytes(2, "big")
+            else:
+                head = b"\x81\x7f" + size.to_bytes(8, "big")
+            self._frame = head + self.body
+        return self._frame
+
+    @property
+    def sse(self) -> bytes:
+        """A server-sent event (WHATWG HTML, 9.2). A heartbeat has no id of its own, but moves the last one on."""
+        if self._sse is None:
+            self._sse = b"id: %d\nevent: %s\ndata: %s\n\n" % (self.sequence, self.event_type.encode(), self.body)
+        return self._sse
+
+
+def control(event_type: str, time_ns: int, sequence: int, text: str = "", **data: Any) -> Message:
+    """A message about the stream itself."""
+    said = StreamMessage(event_type=event_type, timestamp=rfc3339(time_ns), sequence=sequence, message=text, data=data)
+    return Message(said)
+
+
+def message_of(event: Event, sequence: int) -> Message | None:
+    """The message that tells of an event; None: nobody is told of such."""
+    tell = _TELL.get(type(event))
+    if tell is None:
+        return None
+    execution = event.execution
+    event_type, text, data = tell(event)
+    step = getattr(event, "step", None)
+    said = StreamMessage(
+        event_type=event_type,
+        timestamp=rfc3339(event.time_ns),
+        workspace_id=workspace_id(execution.workspace),
+        workflow_id=execution.workflow_id,
+        workflow_execution_id=execution.execution_id,
+        workflow_step_id=step.step_id if step is not None else None,
+        data={"workflow_name": execution.workflow, **data},
+        message=text,
+        sequence=sequence,
+    )
+    return Message(said)
+
+
+_Told = tuple[str, str, dict[str, Any]]
+
+
+def _queued(event: ExecutionQueued) -> _Told:
+    execution = event.execution
+    data = {"status": ExecutionStatus.PENDING, "workflow_version": execution.version, "trace_id": execution.trace_id,
+            "project_id": execution.project, "created_at": rfc3339(event.time_ns)}  # fmt: skip
+    return "workflow_queued", f"{execution.workflow} waits to start", data
+
+
+def _started(event: ExecutionStarted) -> _Told:
+    execution = event.execution
+    data = {"status": ExecutionStatus.RUNNING, "workflow_version": execution.version, "trace_id": execution.trace_id,
+            "project_id": execution.project, "started_at": rfc3339(event.time_ns),
+            "step_count": event.step_count}  # fmt: skip
+    return "workflow_started", f"{execution.workflow} started", data
+
+
+_EXECUTION_TYPES: Final = {
+    ExecutionStatus.COMPLETED: "workflow_completed",
+    ExecutionStatus.CANCELLED: "workflow_cancelled",
+}
+
+
+def _finished(event: ExecutionFinished) -> _Told:
+    execution = event.execution
+    data = {
+        "status": event.status,
+        "workflow_version": execution.version,
+        "trace_id": execution.trace_id,
+        "project_id": execution.project,
+        "started_at": rfc3339(event.started_ns),
+        "completed_at": rfc3339(event.time_ns),
+        "duration_seconds": event.duration_ns / NS,
+        "step_count": event.step_count,
+        "completed_step_count": event.completed_step_count,
+        "failed_step_count": event.failed_step_count,
+        "skipped_step_count": event.skipped_step_count,
+        "critical_path_seconds": sum(part.duration_ns for part in event.critical_path) / NS,
+        "work_seconds": event.work_ns / NS,
+        **_failure(event.failure),
+    }
+    text = f"{execution.workflow} {event.status} after {human(event.duration_ns)}"
+    return _EXECUTION_TYPES.get(event.status, "workflow_failed"), text, data
+
+
+def _failure(failure: Failure | None) -> dict[str, Any]:
+    if failure is None:
+        return {"error_type": None, "error_message": None}
+    return {"error_type": failure.type, "error_message": failure.message}
+
+
+def _about(step: StepRef) -> dict[str, Any]:
+    return {
+        "step_name": step.name,
+        "step_type": step.step_type,
+        "step_order": step.step_order,
+        "depends_on": step.depends_on,
+        "parent_step_id": step.parent_step_id,
+        "span_id": step.span_id,
+    }
+
+
+def _step_started(event: StepStarted) -> _Told:
+    data = {
+        **_about(event.step),
+        "status": StepStatus.RUNNING,
+        "attempt": event.attempt,
+        "started_at": rfc3339(event.time_ns),
+        "dependency_seconds": event.dependency_ns / NS,
+        "queue_seconds": event.queue_ns / NS,
+        "backoff_seconds": event.backoff_ns / NS,
+    }
+    again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
+    return "step_started", f"{event.step.name} started{again}", data
+
+
+def _step_retrying(event: StepRetrying) -> _Told:
+    data = {
+        **_about(event.step),
+        "status": StepStatus.RETRYING,
+        "attempt": event.attempt,
+        "attempt_status": event.status,
+        "attempt_started_at": rfc3339(event.started_ns),
+        "attempt_completed_at": rfc3339(event.time_ns),
+        "queue_seconds": event.queue_ns / NS,
+        "backoff_seconds": event.backoff_ns / NS,
+        "delay_seconds": event.delay_ns / NS,
+        **_failure(event.failure),
+    }
+    text = f"{event.step.name} {event.status} and is tried again in {human(event.delay_ns)}"
+    return "step_retrying", text, data
+
+
+def _step_finished(event: StepFinished) -> _Told:
+    is_completed = event.status is StepStatus.COMPLETED
+    data = {
+        **_about(event.step),
+        "status": event.status,
+        "attempt": event.attempt,
+        "started_at": rfc3339(event.started_ns),
+        "completed_at": rfc3339(event.time_ns),
+        "attempt_started_at": rfc3339(event.attempt_started_ns),
+        "duration_seconds": event.duration_ns / NS,
+        "run_seconds": event.run_ns / NS,
+        "wait": {
+            "dependency": event.dependency_ns / NS, "queue": event.queue_ns / NS, "backoff": event.backoff_ns / NS,
+        },
+        "queue_seconds": event.last_queue_ns / NS,
+        "backoff_seconds": event.last_backoff_ns / NS,
+        **_failure(event.failure),
+    }  # fmt: skip
+    text = f"{event.step.name} {event.status} after {human(event.duration_ns)}"
+    return "step_completed" if is_completed else "step_failed", text, data
+
+
+def _step_skipped(event: StepSkipped) -> _Told:
+    data = {**_about(event.step), "status": StepStatus.SKIPPED, "skip_reason": event.reason,
+            "completed_at": rfc3339(event.time_ns)}  # fmt: skip
+    return "step_skipped", f"{event.step.name} was skipped: {str(event.reason).replace('_', ' ')}", data
+
+
+def _step_measured(event: StepMeasured) -> _Told:
+    data = {"step_name": event.step.name, "name": event.name, "value": event.value, "unit": event.unit}
+    return "step_measured", f"{event.step.name}: {event.name} {event.value:g} {event.unit}".rstrip(), data
+
+
+def _step_cost(event: StepCost) -> _Told:
+    data = {"step_name": event.step.name, "usd": event.usd, "tokens_in": event.tokens_in,
+            "tokens_out": event.tokens_out, "model": event.model}  # fmt: skip
+    return "step_cost", f"{event.step.name} spent ${event.usd:.4g}", data
+
+
+def _step_logged(event: StepLogged) -> _Told:
+    data = {"step_name": event.step.name, "level": event.level, "message": event.message}
+    return "step_logged", f"{event.step.name}: {event.message}", data
+
+
+_TELL: Final[dict[type[Event], Any]] = {
+    ExecutionQueued: _queued,
+    ExecutionStarted: _started,
+    ExecutionFinished: _finished,
+    StepStarted: _step_started,
+    StepRetrying: _step_retrying,
+    StepFinished: _step_finished,
+    StepSkipped: _step_skipped,
+    StepMeasured: _step_measured,
+    StepCost: _step_cost,
+    StepLogged: _step_logged,
+}

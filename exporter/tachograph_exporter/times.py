@@ -1,0 +1,87 @@
+"""Times at the edge: unix nanoseconds inside, RFC 3339 UTC and seconds outside."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Final
+
+from tachograph.clock import NS
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_MOST: Final = 1 << 63
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)?")
+
+
+@lru_cache(maxsize=65_536)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def rfc3339(time_ns: int) -> str:
+    """``2026-01-31T23:59:59.123456Z``."""
+    seconds, rest = divmod(time_ns, NS)
+    return f"{_second(seconds)}.{rest // 1000:06d}Z"
+
+
+def rfc3339_or_none(time_ns: int | None) -> str | None:
+    """`rfc3339`, or None for None."""
+    return None if time_ns is None else rfc3339(time_ns)
+
+
+def seconds(duration_ns: int | None) -> float | None:
+    """Seconds, exact to the nanosecond as far as a float can be; None for None."""
+    return None if duration_ns is None else duration_ns / NS
+
+
+def parse_time(text: str, now_ns: int) -> int:
+    """Unix nanoseconds of an RFC 3339 time, of unix seconds, or of a time ago such as ``7d``. Raises ValueError."""
+    if match := _DURATION.fullmatch(text):
+        if match[2]:
+            return max(0, now_ns - _nanoseconds(text, match))
+        return _nanoseconds(text, match)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no time: expected RFC 3339 (2026-01-31T12:00:00Z), unix seconds, or a time ago (90m, 24h, 7d)"
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1_000_000) * 1000
+
+
+def _nanoseconds(text: str, match: re.Match[str]) -> int:
+    found = float(match[1]) * _UNITS[match[2] or "s"] * NS
+    if found >= _MOST:
+        raise ValueError(f"{text[:40]!r} is too long: times end in the year 2262")
+    return round(found)
+
+
+def parse_duration(text: str) -> int:
+    """Nanoseconds of a duration: seconds, or a number with a unit (``250ms``, ``90s``, ``1.5h``). Raises ValueError."""
+    if match := _DURATION.fullmatch(text):
+        return _nanoseconds(text, match)
+    raise ValueError(f"{text!r} is no duration: expected seconds (0.25) or a number with a unit (250ms, 90s, 1.5h)")
+
+
+def human(duration_ns: int | None) -> str:
+    """A duration for people: ``820 µs``, ``12.3 ms``, ``4.56 s``, ``3 m 20 s``, ``2 h 05 m``, ``3 d 04 h``."""
+    if duration_ns is None:
+        return "–"
+    value = duration_ns / NS
+    if value < 0.001:
+        return f"{value * 1e6:.0f} µs"
+    if value < 1:
+        return f"{value * 1e3:.3g} ms"
+    if value < 60:
+        return f"{value:.3g} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02d} m"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02d} h"

@@ -1,0 +1,68 @@
+"""A timeline as Trace Event Format JSON, which Perfetto, speedscope and chrome://tracing open.
+
+Format: "Trace Event Format" (complete events ``X``, metadata ``M``, instant events ``i``); times are microseconds.
+Each row of the drawing is a thread: steps that overlap in time are put on different ones.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
+
+
+def chrome_trace(run: StoredRun, timeline: WorkflowExecutionTimeline) -> dict[str, Any]:
+    """The trace of the steps the timeline lists; a step still running reaches to the last moment known."""
+    chosen = {entry.step_id: entry for entry in timeline.step_timeline}
+    start = run.execution.started_ns or run.execution.created_ns
+    end = run.execution.finished_ns or run.execution.last_seen_ns
+    steps = sorted(
+        (step for step in run.steps if step.step_id in chosen and step.started_ns is not None),
+        key=lambda step: (step.started_ns or 0, -(step.finished_ns or end)),
+    )
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "pid": 1, "tid": 0, "name": "process_name", "args": {"name": timeline.workflow_name}},
+        {"ph": "M", "pid": 1, "tid": 0, "name": "thread_name", "args": {"name": "run"}},
+        _complete(0, f"run {timeline.workflow_name}", start, start, max(end, start), {"status": timeline.status}),
+    ]
+    free: list[tuple[int, int]] = []
+    rows = 0
+    for step in steps:
+        begun = step.started_ns or start
+        until = max(begun, step.finished_ns if step.finished_ns is not None else end)
+        if free and free[0][0] <= begun:
+            _, row = heapq.heappop(free)
+        else:
+            rows += 1
+            row = rows
+            name = {"name": f"steps {row}"}
+            events.append({"ph": "M", "pid": 1, "tid": row, "name": "thread_name", "args": name})
+        heapq.heappush(free, (until, row))
+        entry = chosen[step.step_id]
+        details = {
+            "status": entry.status,
+            "attempts": step.attempt,
+            "wait_seconds": entry.wait_seconds,
+            "on_critical_path": entry.on_critical_path,
+            "span_id": entry.span_id,
+        }
+        if entry.error_message is not None:
+            details["error"] = entry.error_message
+        events.append(_complete(row, entry.step_name, start, begun, until, details))
+    other = {"trace_id": timeline.trace_id, "execution_id": timeline.execution_id}
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
+
+
+def _complete(row: int, name: str, origin: int, begun: int, until: int, details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "ph": "X",
+        "pid": 1,
+        "tid": row,
+        "name": name,
+        "cat": details["status"],
+        "ts": (begun - origin) / 1000,
+        "dur": (until - begun) / 1000,
+        "args": details,
+    }

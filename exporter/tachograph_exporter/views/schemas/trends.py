@@ -1,0 +1,56 @@
+"""A workflow over time, as the API answers it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tachograph_exporter.views.schemas.metrics import MeasureFigures
+
+
+class TrendBucket(msgspec.Struct, kw_only=True):
+    """What ended in one stretch of time. For a step, its runs instead of executions."""
+
+    start: str
+    total_executions: int
+    successful_executions: int
+    failed_executions: int
+    success_rate: float | None
+    average_duration_seconds: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    retry_count: int
+    average_wait_seconds: float | None
+    cost_usd: float
+    tokens_in: int
+    tokens_out: int
+    measures: list[MeasureFigures]
+
+
+class ChangePoint(msgspec.Struct, kw_only=True):
+    """Since when something takes longer, or shorter: ``step_name`` null is the execution as a whole.
+
+    ``ratio`` is the median after over the median before; ``until`` is the next change, null when it still holds.
+    """
+
+    step_name: str | None
+    since: str
+    until: str | None
+    direction: str
+    before_seconds: float
+    after_seconds: float
+    ratio: float
+    sentence: str
+
+
+class WorkflowTrends(msgspec.Struct, kw_only=True):
+    """A workflow (or one of its steps) over time. Buckets in which nothing ended are left out."""
+
+    workflow_id: str
+    workflow_name: str
+    step_name: str | None
+    bucket: str
+    start: str
+    end: str
+    buckets: list[TrendBucket]
+    change_points: list[ChangePoint]

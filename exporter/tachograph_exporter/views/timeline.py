@@ -1,0 +1,270 @@
+"""A run's timeline from its rows: one pure function, whatever shows it (API, terminal, page)."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Row
+
+from tachograph.clock import NS
+from tachograph.critical_path import critical_path, path_lengths, slack
+from tachograph.events import StepStatus
+from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.steps import StoredStep
+from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
+from tachograph_exporter.views.schemas.timeline import (
+    Attempt,
+    Cost,
+    CriticalStep,
+    LogLine,
+    Measure,
+    Wait,
+    WorkflowExecutionTimeline,
+    WorkflowStepTimelineEntry,
+)
+
+_OPEN = frozenset({"pending", "running", "retrying"})
+
+
+class TimelineFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which steps to list: by status, by duration (ns; a step that never started has none), by name or step id."""
+
+    status: frozenset[StepStatus] = frozenset()
+    min_duration_ns: int | None = None
+    max_duration_ns: int | None = None
+    step: frozenset[str] = frozenset()
+
+
+_EVERYTHING = TimelineFilter()
+
+
+def build_timeline(
+    run: StoredRun,
+    wanted: TimelineFilter = _EVERYTHING,
+    *,
+    now_ns: int,
+) -> WorkflowExecutionTimeline:
+    """The timeline of a run as it stands at ``now_ns`` (which only matters while it runs). Costs O(steps)."""
+    execution, steps = run.execution, run.steps
+    is_open = execution.finished_ns is None
+    path = critical_path(steps, now_ns=now_ns if is_open else None)
+    on_path = {step.step_id for step in path}
+    lengths = path_lengths(path, now_ns)
+    slacks = slack(steps) if not is_open else {}
+    attempts: dict[str, list[Row[Any]]] = defaultdict(list)
+    for row in run.attempts:
+        attempts[row.step_id].append(row)
+    reports: dict[str, list[Row[Any]]] = defaultdict(list)
+    for row in run.reports:
+        reports[row.step_id].append(row)
+    counts = Counter(step.status for step in steps)
+    work = sum(
+        _run_ns(step, attempts.get(step.step_id, ()), now_ns) or 0 for step in steps if step.parent_step_id is None
+    )
+    started, finished = execution.started_ns, execution.finished_ns
+    elapsed = (finished if finished is not None else now_ns) - started if started is not None else None
+    chosen = [step for step in steps if _is_wanted(step, wanted)]
+    trace_id = execution.trace_id
+    return WorkflowExecutionTimeline(
+        execution_id=execution.execution_id,
+        workflow_id=execution.workflow_id,
+        workflow_name=execution.workflow,
+        workflow_version=execution.version,
+        status=execution.status,
+        started_at=rfc3339_or_none(started),
+        completed_at=rfc3339_or_none(finished),
+        total_duration_seconds=seconds(finished - started) if finished is not None and started is not None else None,
+        elapsed_seconds=seconds(elapsed) if is_open else None,
+        step_count=max(len(steps), execution.step_count),
+        completed_step_count=counts["completed"],
+        failed_step_count=counts["failed"] + counts["timeout"],
+        skipped_step_count=counts["skipped"],
+        running_step_count=counts["running"] + counts["retrying"],
+        error_type=execution.error_type,
+        error_message=execution.error_message,
+        input_summary=_raw(execution.inputs),
+        queued_seconds=_difference(started, execution.queued_ns),
+        last_seen_at=rfc3339(execution.last_seen_ns) if is_open or execution.status == "lost" else None,
+        trace_id=trace_id,
+        span_id=execution.span_id,
+        critical_path=[CriticalStep(s.step_id, s.name, length / NS) for s, length in zip(path, lengths, strict=True)],
+        critical_path_seconds=sum(lengths) / NS,
+        work_seconds=work / NS,
+        parallelism=work / elapsed if elapsed else None,
+        cost_usd=sum(row.value for row in run.reports if row.kind == "cost"),
+        step_timeline=[
+            _entry(
+                step,
+                attempts.get(step.step_id, ()),
+                reports.get(step.step_id, ()),
+                step.step_id in on_path,
+                slacks.get(step.step_id),
+                trace_id,
+                now_ns,
+            )
+            for step in chosen
+        ],
+    )
+
+
+def _entry(
+    step: StoredStep,
+    attempts: Sequence[Row[Any]],
+    reports: Sequence[Row[Any]],
+    is_critical: bool,
+    slack_ns: int | None,
+    trace_id: str,
+    now_ns: int,
+) -> WorkflowStepTimelineEntry:
+    started, finished = step.started_ns, step.finished_ns
+    started_at = rfc3339(started) if started is not None else None
+    completed_at = rfc3339(finished) if finished is not None else None
+    run_ns = _run_ns(step, attempts, now_ns)
+    wait = wait_seconds = None
+    if started is not None:
+        dependency, queue, backoff = step.dependency_ns or 0, step.queue_ns or 0, step.backoff_ns or 0
+        if attempts and step.status in _OPEN:
+            # The row says only what the current attempt waited.
+            queue += sum(a.queue_ns for a in attempts if a.attempt != step.attempt)
+            backoff += sum(a.backoff_ns for a in attempts if a.attempt != step.attempt)
+        wait = Wait(dependency / NS, queue / NS, backoff / NS)
+        wait_seconds = (dependency + queue + backoff) / NS
+    duration = (finished - started) / NS if started is not None and finished is not None else None
+    if not attempts and started is not None and step.attempt == 1:
+        # A step that never retried: its only attempt stands in its own row.
+        every: tuple[Attempt, ...] = (
+            Attempt(
+                attempt=1,
+                status=step.status,
+                started_at=started_at or "",
+                completed_at=completed_at,
+                duration_seconds=duration,
+                queue_seconds=(step.queue_ns or 0) / NS,
+                backoff_seconds=0.0,
+                error_type=step.error_type,
+                error_message=step.error_message,
+            ),
+        )
+    else:
+        every = _attempts(step, attempts)
+    return WorkflowStepTimelineEntry(
+        step_id=step.step_id,
+        step_name=step.name,
+        step_type=step.step_type,
+        step_order=step.step_order,
+        status=step.status,
+        started_at=started_at,
+        completed_at=completed_at,
+        duration_seconds=duration,
+        elapsed_seconds=(now_ns - started) / NS if started is not None and finished is None else None,
+        run_seconds=run_ns / NS if run_ns is not None else None,
+        retry_count=max(0, step.attempt - 1),
+        error_type=step.error_type,
+        error_message=step.error_message,
+        error_stack=step.error_stack,
+        skip_reason=step.skip_reason,
+        input_summary=_raw(step.inputs),
+        output_summary=_raw(step.output),
+        wait_seconds=wait_seconds,
+        wait=wait,
+        depends_on=step.depends_on,
+        parent_step_id=step.parent_step_id,
+        attempts=every,
+        on_critical_path=is_critical,
+        slack_seconds=slack_ns / NS if slack_ns is not None else None,
+        trace_id=trace_id,
+        span_id=step.span_id,
+        measures=tuple([Measure(r.name, r.value, r.unit, rfc3339(r.time_ns)) for r in reports if r.kind == "measure"]),
+        cost=_cost([r for r in reports if r.kind == "cost"]),
+        logs=tuple([LogLine(r.unit, r.name, rfc3339(r.time_ns)) for r in reports if r.kind == "log"]),
+    )
+
+
+def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ...]:
+    """The attempts that have rows, and the one that runs now (or ran when its process died), which has none."""
+    found = [
+        Attempt(
+            attempt=a.attempt,
+            status=a.status,
+            started_at=rfc3339(a.started_ns),
+            completed_at=rfc3339(a.finished_ns),
+            duration_seconds=(a.finished_ns - a.started_ns) / NS,
+            queue_seconds=a.queue_ns / NS,
+            backoff_seconds=a.backoff_ns / NS,
+            error_type=a.error_type,
+            error_message=a.error_message,
+        )
+        for a in stored
+    ]
+    begun, ended = step.attempt_started_ns, step.finished_ns
+    if begun is not None and all(a.attempt != step.attempt for a in stored):
+        found.append(
+            Attempt(
+                attempt=step.attempt,
+                status=step.status,
+                started_at=rfc3339(begun),
+                completed_at=rfc3339(ended) if ended is not None else None,
+                duration_seconds=(ended - begun) / NS if ended is not None else None,
+                queue_seconds=(step.queue_ns or 0) / NS,
+                backoff_seconds=(step.backoff_ns or 0) / NS,
+                error_type=step.error_type,
+                error_message=step.error_message,
+            )
+        )
+    return tuple(found)
+
+
+def _run_ns(step: StoredStep, attempts: Iterable[Row[Any]], now_ns: int) -> int | None:
+    if step.started_ns is None:
+        return None
+    if step.run_ns is not None and step.status not in _OPEN:
+        return step.run_ns
+    total = 0
+    for attempt in attempts:
+        total += attempt.finished_ns - attempt.started_ns
+    if step.status == "running" and step.attempt_started_ns is not None:
+        total += max(0, now_ns - step.attempt_started_ns)
+    return total
+
+
+def _length(step: StoredStep, now_ns: int) -> int | None:
+    if step.started_ns is None:
+        return None
+    return max(0, (step.finished_ns if step.finished_ns is not None else now_ns) - step.started_ns)
+
+
+def _is_wanted(step: StoredStep, wanted: TimelineFilter) -> bool:
+    if wanted.status and step.status not in wanted.status:
+        return False
+    if wanted.step and step.name not in wanted.step and step.step_id not in wanted.step:
+        return False
+    if wanted.min_duration_ns is None and wanted.max_duration_ns is None:
+        return True
+    if step.started_ns is None:
+        return False
+    duration = (step.finished_ns or step.started_ns) - step.started_ns
+    return (wanted.min_duration_ns is None or duration >= wanted.min_duration_ns) and (
+        wanted.max_duration_ns is None or duration <= wanted.max_duration_ns
+    )
+
+
+def _cost(rows: Sequence[Row[Any]]) -> Cost | None:
+    if not rows:
+        return None
+    return Cost(
+        usd=sum(row.value for row in rows),
+        tokens_in=sum(row.tokens_in for row in rows),
+        tokens_out=sum(row.tokens_out for row in rows),
+        models=sorted({row.name for row in rows if row.name}),
+    )
+
+
+def _raw(text: str | None) -> msgspec.Raw | None:
+    return None if text is None else msgspec.Raw(text.encode())
+
+
+def _difference(later: int | None, earlier: int | None) -> float | None:
+    return None if later is None or earlier is None else (later - earlier) / NS

@@ -1,0 +1,107 @@
+"""Families of series with a common limit, as one prometheus_client collector."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from tachograph.metrics.families import CounterFamily, Family, GaugeFamily, HistogramFamily
+from tachograph.metrics.limits import FAMILY_LIMIT, TOTAL_LIMIT, SeriesLimits
+
+
+class FamilyMetric(Metric):
+    """A family as prometheus_client sees it; its samples are made when somebody asks for them."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.name = family.family_name
+        self.documentation = family.help
+        self.unit = ""
+        self.type = family.kind
+        self._samples: list[Sample] | None = None
+
+    @property
+    def samples(self) -> list[Sample]:  # type: ignore[override]
+        """See `prometheus_client.metrics_core.Metric`."""
+        if self._samples is None:
+            self._samples = list(self.family.samples())
+        return self._samples
+
+
+class SeriesRegistry(Collector):
+    """Families, and the limits they share. A prometheus_client collector.
+
+    Args:
+        family_limit: label sets of one metric.
+        total_limit: label sets of all metrics together.
+        expire_seconds: drop label sets that have not changed for this long (None: never).
+    """
+
+    def __init__(
+        self,
+        *,
+        family_limit: int = FAMILY_LIMIT,
+        total_limit: int = TOTAL_LIMIT,
+        expire_seconds: float | None = None,
+    ) -> None:
+        self.limits = SeriesLimits(family_limit, total_limit)
+        self.expire_seconds = expire_seconds
+        self.generation = 0
+        """Grows when label sets expire, unknown to who keeps them: who does looks them up again."""
+        self._families: list[Family] = []
+
+    @property
+    def families(self) -> list[Family]:
+        """All families, in the order they were made."""
+        return list(self._families)
+
+    @property
+    def label_sets(self) -> int:
+        """How many label sets there are."""
+        return self.limits.label_sets
+
+    def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> CounterFamily:  # noqa: A002
+        """A new counter."""
+        return self._new(CounterFamily(self.limits, name, help, labels))
+
+    def gauge(self, name: str, help: str, labels: Sequence[str] = ()) -> GaugeFamily:  # noqa: A002
+        """A new gauge."""
+        return self._new(GaugeFamily(self.limits, name, help, labels))
+
+    def histogram(
+        self,
+        name: str,
+        help: str,  # noqa: A002
+        labels: Sequence[str] = (),
+        *,
+        buckets: Sequence[float],
+    ) -> HistogramFamily:
+        """A new histogram."""
+        return self._new(HistogramFamily(self.limits, name, help, labels, buckets=buckets))
+
+    def _new(self, family: F) -> F:
+        if any(known.name == family.name for known in self._families):
+            raise ValueError(f"there is a metric {family.name} already")
+        self._families.append(family)
+        return family
+
+    def collect(self) -> Iterator[Metric]:
+        """See `prometheus_client.registry.Collector`."""
+        if self.expire_seconds is not None:
+            now = time.time()
+            if sum([family.expire(now, self.expire_seconds) for family in self._families]):
+                self.generation += 1
+        for family in self._families:
+            yield FamilyMetric(family)
+
+    def describe(self) -> Iterator[Metric]:
+        """See `prometheus_client.registry.Collector`."""
+        return self.collect()
+
+
+F = TypeVar("F", bound=Family)

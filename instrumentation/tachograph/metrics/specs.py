@@ -1,0 +1,106 @@
+"""Every metric about workflows: name, meaning, labels, buckets."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+BUCKETS: Final = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30,
+    60, 120, 300, 600, 1800, 3600, 7200, 14_400, 28_800, 57_600, 86_400,
+)  # fmt: skip
+"""Classic buckets in seconds, 5 ms to 24 h: workflows take from milliseconds to days, not only what requests take."""
+
+
+MEASURE_BUCKETS: Final = tuple(step * 10.0**power for power in range(-3, 10) for step in (1, 2.5, 5))
+"""Classic buckets for values of any kind, from a thousandth to billions; native buckets are finer."""
+
+
+class MetricSpec(msgspec.Struct, frozen=True):
+    """A metric's name, meaning, labels and (by its class) kind."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """histogram, counter or gauge."""
+        return type(self).__name__.removesuffix("Spec").lower()
+
+
+class HistogramSpec(MetricSpec, frozen=True):
+    """A histogram, of seconds where its name says so."""
+
+
+class CounterSpec(MetricSpec, frozen=True):
+    """A counter; its name ends in ``_total``."""
+
+
+class GaugeSpec(MetricSpec, frozen=True):
+    """A gauge."""
+
+
+_WORKFLOW: Final = ("workspace", "workflow")
+_STEP: Final = ("workspace", "workflow", "step")
+
+EXECUTION_DURATION: Final = HistogramSpec(
+    "workflow_execution_duration_seconds",
+    "Time from the start of an execution to its end.",
+    (*_WORKFLOW, "status"),
+)
+STEP_DURATION: Final = HistogramSpec(
+    "workflow_step_duration_seconds",
+    "Time from the start of a step's first attempt to the end of its last, backoff between attempts included.",
+    (*_STEP, "status"),
+)
+STEP_WAIT: Final = HistogramSpec(
+    "workflow_step_wait_seconds",
+    "Time before an attempt of a step: for its dependencies, in the queue for a slot, or for backoff to pass.",
+    (*_STEP, "reason"),
+)
+STEP_ATTEMPTS: Final = CounterSpec(
+    "workflow_step_attempts_total", "Attempts of a step that ended, by how they ended.", (*_STEP, "outcome")
+)
+STEP_RETRIES: Final = CounterSpec(
+    "workflow_step_retries_total", "Attempts of a step that failed and were followed by another.", _STEP
+)
+STEPS_SKIPPED: Final = CounterSpec(
+    "workflow_steps_skipped_total", "Steps that never started, by reason.", (*_STEP, "reason")
+)
+EXECUTIONS_STARTED: Final = CounterSpec("workflow_executions_started_total", "Executions that started.", _WORKFLOW)
+EXECUTIONS_RUNNING: Final = GaugeSpec("workflow_executions_running", "Executions running now.", _WORKFLOW)
+STEPS_RUNNING: Final = GaugeSpec("workflow_steps_running", "Attempts of steps running now.", _WORKFLOW)
+CRITICAL_PATH: Final = CounterSpec(
+    "workflow_step_critical_path_seconds_total",
+    "Time a step spent on the critical path of its executions: what to speed up first.",
+    _STEP,
+)
+LAST_SUCCESS: Final = GaugeSpec(
+    "workflow_execution_last_success_timestamp_seconds", "When an execution last completed, in unix seconds.", _WORKFLOW
+)
+OLDEST_RUNNING: Final = GaugeSpec(
+    "workflow_execution_oldest_running_start_timestamp_seconds",
+    "When the oldest execution still running started, in unix seconds; no series while none runs.",
+    _WORKFLOW,
+)
+STEP_COST: Final = CounterSpec(
+    "workflow_step_cost_usd_total", "US dollars that steps reported as spent.", (*_STEP, "model")
+)
+STEP_TOKENS: Final = CounterSpec(
+    "workflow_step_tokens_total", "Tokens that steps reported, by type (input, output).", (*_STEP, "model", "type")
+)
+
+STEP_MEASURE: Final = HistogramSpec(
+    "workflow_step_measure",
+    "Values that steps reported under a declared name, in the unit they said.",
+    (*_STEP, "measure", "unit"),
+)
+
+METRICS: Final[tuple[MetricSpec, ...]] = (
+    EXECUTION_DURATION, STEP_DURATION, STEP_WAIT, STEP_ATTEMPTS, STEP_RETRIES, STEPS_SKIPPED, EXECUTIONS_STARTED,
+    EXECUTIONS_RUNNING, STEPS_RUNNING, CRITICAL_PATH, LAST_SUCCESS, OLDEST_RUNNING, STEP_COST, STEP_TOKENS,
+    STEP_MEASURE,
+)  # fmt: skip
+"""Every metric about workflows."""

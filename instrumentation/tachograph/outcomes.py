@@ -1,0 +1,66 @@
+"""What a listener made of recent executions, kept so that the views of one run can be compared."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final, NamedTuple
+
+from tachograph.events import Event, ExecutionFinished, StepFinished, StepSkipped
+
+EXECUTIONS: Final = 512
+ENTRIES: Final = 200_000
+
+
+class Entry(NamedTuple):
+    """One step as a view saw it. ``attempts`` is 0 for a skipped step. The execution itself is the entry ``""``."""
+
+    status: str
+    attempts: int
+    duration_ns: int
+
+
+class Outcomes:
+    """Entries by execution and step id, for the last executions only (at most `ENTRIES` in all)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Plain tuples: making an `Entry` for every step costs more than all the rest here.
+        self._runs: dict[str, dict[str, tuple[str, int, int]]] = {}
+        self._count = 0
+
+    def note(self, execution_id: str, step_id: str, status: str, attempts: int, duration_ns: int) -> None:
+        """Remember how a step (or, with an empty step id, the execution) ended."""
+        run = self._runs.get(execution_id)
+        if run is None:
+            run = self._begin(execution_id)
+        run[step_id] = (status, attempts, duration_ns)
+        self._count += 1
+
+    def _begin(self, execution_id: str) -> dict[str, tuple[str, int, int]]:
+        with self._lock:
+            while self._runs and (len(self._runs) >= EXECUTIONS or self._count > ENTRIES):
+                oldest = next(iter(self._runs))
+                self._count -= len(self._runs.pop(oldest))
+            return self._runs.setdefault(execution_id, {})
+
+    def execution(self, execution_id: str) -> dict[str, Entry] | None:
+        """The entries of one execution by step id, or None when it is not (or no longer) known here."""
+        run = self._runs.get(execution_id)
+        return {step_id: Entry(*entry) for step_id, entry in run.items()} if run is not None else None
+
+
+class EventOutcomes:
+    """A listener that notes what the events themselves say."""
+
+    def __init__(self) -> None:
+        self.outcomes = Outcomes()
+
+    def __call__(self, event: Event) -> None:
+        """Note how a step or an execution ended."""
+        if isinstance(event, StepFinished):
+            key = (event.execution.execution_id, event.step.step_id)
+            self.outcomes.note(*key, event.status, event.attempt, event.duration_ns)
+        elif isinstance(event, StepSkipped):
+            self.outcomes.note(event.execution.execution_id, event.step.step_id, "skipped", 0, 0)
+        elif isinstance(event, ExecutionFinished):
+            self.outcomes.note(event.execution.execution_id, "", event.status, 0, event.duration_ns)

@@ -1,0 +1,47 @@
+"""The handlers ``noop``, ``sleep`` and ``fail``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import msgspec
+
+from tachograph.errors import StepFailed
+from tachograph.workflow.context import StepContext
+from tachograph.workflow.handlers import registry
+
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+@registry.register("noop")
+async def noop(_context: StepContext) -> None:
+    """Do nothing, at once."""
+
+
+class SleepConfig(msgspec.Struct):
+    """``seconds``: how long."""
+
+    seconds: Seconds
+
+
+@registry.register("sleep", config=SleepConfig)
+async def sleep(context: StepContext) -> None:
+    """Wait ``config.seconds``."""
+    await asyncio.sleep(context.parse_config(SleepConfig).seconds)
+
+
+class FailConfig(msgspec.Struct):
+    """``times``: fail that many first attempts, then succeed; without it every attempt fails."""
+
+    message: str = "this step fails on purpose"
+    times: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+@registry.register("fail", config=FailConfig)
+async def fail(context: StepContext) -> dict[str, int]:
+    """Fail with ``config.message``, always or the first ``config.times`` attempts."""
+    config = context.parse_config(FailConfig)
+    if config.times is None or context.attempt <= config.times:
+        raise StepFailed(config.message)
+    return {"failed_attempts": config.times}

@@ -1,0 +1,111 @@
+"""The recorder: fan-out, heartbeats, subscriptions."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.conftest import make_execution
+
+from tachograph import Recorder
+from tachograph.events import Event, ExecutionFinished, ExecutionQueued, ExecutionStarted, ExecutionStatus, Heartbeat
+from tachograph.workflow import Executor, WorkflowBuilder
+
+FLOW = WorkflowBuilder("w").step("a").step("b", after="a").build()
+
+
+async def test_a_stalled_listener_delays_neither_the_run_nor_the_other_listeners(
+    recorder: Recorder, events: list[Event]
+) -> None:
+    release = threading.Event()
+    recorder.add("stalled", lambda event: release.wait(20) and None)  # type: ignore[arg-type]
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    result = await Executor(recorder).run(FLOW)
+    assert loop.time() - begun < 5
+    assert result.status == "completed"
+    recorder.queues["test"].flush(5)
+    assert len(events) == 8
+    release.set()
+
+
+async def test_open_executions_send_heartbeats_from_the_moment_they_are_queued(
+    wait_until: Callable[[Callable[[], bool]], None],
+) -> None:
+    recorder = Recorder(heartbeat_seconds=0.02)
+    seen: list[Event] = []
+    recorder.add("test", seen.append)
+    waiting, running = make_execution(), make_execution()
+    recorder(ExecutionQueued(execution=waiting, time_ns=1))
+    recorder(ExecutionStarted(execution=running, time_ns=1))
+
+    def beats() -> set[str]:
+        return {event.execution.execution_id for event in seen if isinstance(event, Heartbeat)}
+
+    wait_until(lambda: beats() == {waiting.execution_id, running.execution_id})
+    assert recorder.open_executions == 2
+    recorder(
+        ExecutionFinished(execution=running, time_ns=2, status=ExecutionStatus.COMPLETED, started_ns=1, step_count=0)
+    )
+    assert recorder.open_executions == 1
+    recorder.close()
+
+
+async def test_a_subscription_gives_live_events_in_order_until_it_is_closed(recorder: Recorder) -> None:
+    subscription = recorder.subscribe()
+    seen: list[Event] = []
+
+    async def read() -> None:
+        async for event in subscription:
+            seen.append(event)  # noqa: PERF401 - as they come
+
+    reader = asyncio.create_task(read())
+    await Executor(recorder).run(FLOW)
+    subscription.close()
+    await asyncio.wait_for(reader, 5)
+    assert len(seen) == 8
+    assert isinstance(seen[-1], ExecutionFinished)
+    assert subscription.missed == 0
+    await Executor(recorder).run(FLOW)
+    assert len(seen) == 8
+
+
+async def test_a_slow_reader_misses_the_oldest_events_and_is_told_how_many(recorder: Recorder) -> None:
+    subscription = recorder.subscribe(limit=3)
+    await Executor(recorder).run(FLOW)
+    left = subscription.drain()
+    assert len(left) == 3
+    assert isinstance(left[-1], ExecutionFinished)
+    assert subscription.missed == 5
+
+
+def test_a_forgotten_subscription_is_dropped(recorder: Recorder) -> None:
+    subscription: Any = recorder.subscribe()
+    assert len(recorder._subscriptions) == 1
+    del subscription
+    assert len(recorder._subscriptions) == 0
+
+
+def test_a_listener_gets_only_the_kinds_it_handles_and_can_be_taken_off(recorder: Recorder) -> None:
+    class Picky:
+        handles = frozenset({Heartbeat})
+
+        def __init__(self) -> None:
+            self.seen: list[Event] = []
+
+        def __call__(self, event: Event) -> None:
+            self.seen.append(event)
+
+    picky = Picky()
+    recorder.add("picky", picky)
+    with pytest.raises(ValueError, match="picky"):
+        recorder.add("picky", picky)
+    execution = make_execution()
+    recorder(ExecutionQueued(execution=execution, time_ns=1))
+    recorder(Heartbeat(execution=execution, time_ns=2))
+    recorder.remove("picky")
+    recorder(Heartbeat(execution=execution, time_ns=3))
+    assert [event.time_ns for event in picky.seen] == [2]

@@ -1,0 +1,106 @@
+"""The house: imports point down, in no circle; each check walks the source, imports inside functions included."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+SOURCES: Final = {"tachograph": ROOT / "instrumentation", "tachograph_exporter": ROOT / "exporter"}
+
+FLOORS: Final[Mapping[str, int]] = {
+    # The library, from the ground: values; what runs workflows; what listens; what records; the public face.
+    "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
+    "tachograph.histogram": 0, "tachograph.process": 0,
+    "tachograph.events": 1,
+    "tachograph.critical_path": 2, "tachograph.inferred_dependencies": 2, "tachograph.redaction": 2,
+    "tachograph.summary": 3, "tachograph.outcomes": 3,
+    "tachograph.workflow": 4,
+    "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6,
+    "tachograph": 7,
+    # The service: settings; rows; what arrives; what users read; streams and searches; the edges; the service itself.
+    "tachograph_exporter.config": 10, "tachograph_exporter.times": 10, "tachograph_exporter.bundled_workflows": 10,
+    "tachograph_exporter.dashboard_files": 10,
+    "tachograph_exporter.store": 11,
+    "tachograph_exporter.ingest": 12,
+    "tachograph_exporter.views": 13, "tachograph_exporter.stream": 13,
+    "tachograph_exporter.traces": 14,
+    "tachograph_exporter.api": 15,
+    "tachograph_exporter.service": 16,
+    "tachograph_exporter.cli": 17,
+    "tachograph_exporter": 18, "tachograph_exporter.__main__": 19,
+}  # fmt: skip
+"""How high each room stands. Rooms of one floor may not import each other, but for those named in `BESIDE`."""
+
+BESIDE: Final = {
+    ("tachograph.metrics", "tachograph.recording"),  # self-monitoring reads the recorder's queues
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package, source in SOURCES.items():
+        for path in sorted((source / package).rglob("*.py")):
+            parts = path.relative_to(source).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports() -> dict[str, set[str]]:
+    """Which module of ours imports which, at its top or inside a function."""
+    known = dict(modules())
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        found = graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                found |= {full if full in known else node.module for full in names} & known.keys()
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names} & known.keys()
+        found.discard(name)
+    return graph
+
+
+def room(module: str) -> str:
+    while module not in FLOORS:
+        module = module.rpartition(".")[0]
+    return module
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = imports()
+    state: dict[str, int] = {}
+    path: list[str] = []
+
+    def visit(module: str) -> None:
+        if state.get(module) == 1:
+            raise AssertionError(" → ".join([*path[path.index(module) :], module]))
+        if state.get(module) == 2:
+            return
+        state[module] = 1
+        path.append(module)
+        for other in sorted(graph[module]):
+            visit(other)
+        path.pop()
+        state[module] = 2
+
+    for module in sorted(graph):
+        visit(module)
+
+
+def test_imports_point_down() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in imports().items()
+        for other in others
+        if room(module) != room(other)
+        and FLOORS[room(other)] >= FLOORS[room(module)]
+        and (room(module), room(other)) not in BESIDE
+    ]
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_every_room_stands_on_a_floor() -> None:
+    tops = {".".join(name.split(".")[:2]) for name, _ in modules()}
+    assert tops <= FLOORS.keys(), f"give these a floor: {', '.join(sorted(tops - FLOORS.keys()))}"

@@ -1,0 +1,103 @@
+"""Nothing secret leaves, nothing grows without bound, nothing is too strange to be summarised."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tachograph.redaction import MASK, is_secret_key, mask_text
+from tachograph.summary import LIMIT, failure, summarise
+
+
+@pytest.mark.parametrize(
+    "key", ["password", "db_password", "dbPassword", "api-key", "apiKey", "AUTHORIZATION", "access_token", "x.secret"]
+)
+def test_values_under_secret_keys_are_masked_at_any_depth(key: str) -> None:
+    assert is_secret_key(key)
+    assert summarise({"outer": [{key: "hunter2"}]}) == json.dumps({"outer": [{key: MASK}]}, separators=(",", ":"))
+
+
+@pytest.mark.parametrize("key", ["tokens_in", "max_tokens", "author", "passenger", "tokenizer_size", "keyboard"])
+def test_words_that_only_look_alike_are_not(key: str) -> None:
+    assert not is_secret_key(key)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot reach postgres://app:hunter2@db/prod",
+        "login failed: password=hunter2",
+        'login failed: {"api_key": "hunter2"}',
+        "Authorization: Bearer hunter2hunter2",
+        "sent with bearer hunter2hunter2.x",
+        "token: hunter2",
+    ],
+)
+def test_credentials_inside_texts_are_masked(text: str) -> None:
+    assert "hunter2" not in mask_text(text)
+    assert MASK in mask_text(text)
+
+
+def test_ordinary_texts_are_left_alone() -> None:
+    for text in ("see https://example.org/a:b@c", "the author: Ann", "42 tokens used", "naïve ☃"):
+        assert mask_text(text) == text
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 10**6, list(range(10**5)), {str(i): "y" * 100 for i in range(1000)}, ['"\\' * 400] * 50, "\ud800"]
+)
+def test_a_summary_is_bounded_and_stays_json(value: Any) -> None:
+    text = summarise(value)
+    assert text is not None
+    assert len(text) <= LIMIT
+    json.loads(text)
+
+
+def test_strange_values_are_named() -> None:
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    for value in (Unprintable(), cycle, b"bytes", {1: 2}, {("a",): 1}, math.nan, math.inf, 10**400, {1, 2}, object):
+        json.loads(summarise(value) or "null")
+    assert summarise(None) is None
+    assert summarise({}) is None
+    assert summarise(False) == "false"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
+def test_any_value_is_summarised_to_json(value: Any) -> None:
+    text = summarise(value)
+    if text is not None:
+        assert len(text) <= LIMIT
+        json.loads(text)
+        text.encode()
+
+
+def test_an_exception_becomes_type_message_and_stack_without_its_secrets() -> None:
+    try:
+        raise ValueError("bad token=hunter2")
+    except ValueError as error:
+        why = failure(error)
+    assert why.type == "ValueError"
+    assert why.message == f"bad token={MASK}"
+    assert why.stack is not None
+    assert "test_summary.py" in why.stack
+    assert "token=hunter2" not in why.stack.replace('"bad token=hunter2"', "")
+
+
+def test_a_failure_that_cannot_be_printed_is_still_a_failure() -> None:
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    assert failure(Broken()).message
