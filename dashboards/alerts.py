@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from dashboards.promql import increase, selector
 from dashboards.recording_rules import (
+    BURN,
+    BY_WORKFLOW,
     COST_HOUR,
     ERROR_RATIO,
     JUDGED_COUNT,
@@ -28,13 +30,6 @@ from tachograph.metrics.specs import (
     STEP_RETRIES,
 )
 from tachograph_exporter.dashboard_files import RUNBOOKS
-
-BURN: Final = "workflow:execution_errors:burn_rate"
-BY_WORKFLOW: Final = "workspace, workflow"
-
-
-def escaped(name: str) -> str:
-    return "".join("\\\\" + c if c in r".*+?()[]{}|^$\\" else c for c in name)
 
 
 def _alert(name: str, expr: str, wait: str, severity: str, summary: str, description: str) -> dict[str, Any]:
@@ -55,7 +50,7 @@ def alerts(thresholds: Thresholds) -> list[dict[str, Any]]:
             found += make(matcher, expected)
     return [
         {"name": "tachograph-workflows", "interval": "30s", "rules": found},
-        {"name": "tachograph-self-monitoring", "interval": "30s", "rules": _itself()},
+        {"name": "tachograph-self-monitoring", "interval": "30s", "rules": _self_monitoring()},
     ]
 
 
@@ -190,7 +185,7 @@ def _costly(matcher: str, expected: Expected) -> list[dict[str, Any]]:
     ]
 
 
-def _itself() -> list[dict[str, Any]]:
+def _self_monitoring() -> list[dict[str, Any]]:
     where = "{{ $labels.instance }}"
     return [
         _alert(

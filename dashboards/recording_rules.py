@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from dashboards.alerts import BURN, BY_WORKFLOW
 from dashboards.promql import BAD, JUDGED, counted, increase, quantile, selector
 from dashboards.thresholds import Thresholds
 from tachograph.metrics.specs import (
@@ -14,7 +13,9 @@ from tachograph.metrics.specs import (
     STEP_WAIT,
 )
 
+BY_WORKFLOW: Final = "workspace, workflow"
 WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d", "30d")
+BURN: Final = "workflow:execution_errors:burn_rate"
 ERROR_RATIO: Final = "workflow:execution_errors:ratio"
 BUDGET: Final = "workflow:execution_error_budget:left_ratio"
 JUDGED_COUNT: Final = "workflow:executions_judged:increase"

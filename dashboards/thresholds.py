@@ -9,9 +9,11 @@ from typing import Final
 
 import msgspec
 
-from dashboards.alerts import escaped
-
 HERE: Final = Path(__file__).parent
+
+
+def _escaped(name: str) -> str:
+    return "".join("\\\\" + c if c in r".*+?()[]{}|^$\\" else c for c in name)
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,7 +42,7 @@ class Thresholds(msgspec.Struct, frozen=True):
     def each(self) -> Iterator[tuple[str, Expected]]:
         """A matcher on the label ``workflow`` for each set of expectations; together they match every workflow once."""
         if self.workflows:
-            yield f'workflow!~"{"|".join(map(escaped, sorted(self.workflows)))}"', self.default
+            yield f'workflow!~"{"|".join(map(_escaped, sorted(self.workflows)))}"', self.default
             for name, expected in sorted(self.workflows.items()):
                 yield f'workflow="{name}"', expected
         else:

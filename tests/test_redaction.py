@@ -91,7 +91,7 @@ def test_an_exception_becomes_type_message_and_stack_without_its_secrets() -> No
     assert why.type == "ValueError"
     assert why.message == f"bad token={MASK}"
     assert why.stack is not None
-    assert "test_summary.py" in why.stack
+    assert "test_redaction.py" in why.stack
     assert "token=hunter2" not in why.stack.replace('"bad token=hunter2"', "")
 
 

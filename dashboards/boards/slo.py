@@ -5,13 +5,12 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard
 
 from dashboards import panels
-from dashboards.alerts import BURN
 from dashboards.boards.common import WORKFLOW, WORKSPACE
 from dashboards.panels import OURS
 from dashboards.promql import (
     selector,
 )
-from dashboards.recording_rules import BUDGET, ERROR_RATIO, WINDOWS
+from dashboards.recording_rules import BUDGET, BURN, ERROR_RATIO, WINDOWS
 
 
 def slo() -> dashboard.Dashboard:

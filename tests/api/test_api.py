@@ -21,6 +21,7 @@ from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.api import scrape as scrape_module
 from tachograph_exporter.config import Config, ConfigError, parse_listen
 from tachograph_exporter.service import ROUTES
+from tachograph_exporter.views.schemas import timeline as schemas
 
 SLOW = {
     "name": "slow",
@@ -142,12 +143,12 @@ async def test_a_running_execution_has_a_timeline_with_open_steps_and_can_be_can
 async def test_a_timeline_says_all_there_is_to_say(api: Api) -> None:
     execution = await api.run(await register(api, RETRY))
     timeline = await api.get(f"/api/workflows/executions/{execution}/timeline")
-    fields = set(timeline.WorkflowExecutionTimeline.__struct_fields__)
+    fields = set(schemas.WorkflowExecutionTimeline.__struct_fields__)
     assert set(timeline) == fields
     counts = [timeline[f"{kind}step_count"] for kind in ("", "completed_", "failed_", "skipped_")]
     assert counts == [4, 2, 1, 1]
     steps = {step["step_name"]: step for step in timeline["step_timeline"]}
-    assert all(set(step) == set(timeline.WorkflowStepTimelineEntry.__struct_fields__) for step in steps.values())
+    assert all(set(step) == set(schemas.WorkflowStepTimelineEntry.__struct_fields__) for step in steps.values())
     flaky = steps["flaky"]
     assert (flaky["retry_count"], flaky["status"]) == (1, "completed")
     first, second = flaky["attempts"]

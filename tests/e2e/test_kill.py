@@ -33,7 +33,7 @@ while True:
     for run in runs:
         for event in run:
             recorder(event)
-    assert recorder.lanes["store"].flush(30)
+    assert recorder.queues["store"].flush(30)
     # Committed: from here on it must not be lost.
     print(*[run[0].execution.execution_id for run in runs], flush=True)
 """

@@ -21,11 +21,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_the_wheel_holds_one_namespace_with_examples_and_migrations(wheel: Path) -> None:
+def test_the_wheel_holds_two_packages_with_examples_and_migrations(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"tachograph", wheel.name.rpartition("-py3")[0] + ".dist-info"}
-    assert "tachograph/__init__.py" not in names
+    information = wheel.name.rpartition("-py3")[0] + ".dist-info"
+    assert {name.split("/")[0] for name in names} == {"tachograph", "tachograph_exporter", information}
     for wanted in (
+        "tachograph/__init__.py",
+        "tachograph/py.typed",
         "tachograph/events.py",
         "tachograph_exporter/examples/workflows/data_pipeline.json",
         "tachograph_exporter/examples/handlers.py",

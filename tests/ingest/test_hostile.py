@@ -186,7 +186,7 @@ async def test_a_trace_of_a_hundred_thousand_spans_is_kept_and_read_later(
     found = await timeline(api)
     assert (found["workflow_name"], found["status"]) == ("deep", "completed")
     assert found["step_count"] == sum(parent == 1 for parent in parents)
-    monkeypatch.setattr(span_store, "MOST_OF_TRACE", count)
+    monkeypatch.setattr(span_store, "MAX_OF_TRACE", count)
     one_more = scope.spans.add(
         trace_id=b"\x01" * 16, span_id=b"\x09" * 8, name="late", start_time_unix_nano=T0, end_time_unix_nano=T0
     )

@@ -63,7 +63,7 @@ async def compare_views(request: web.Request) -> web.Response:
     outcomes_by_listener = {
         name: outcomes
         for name, queue in queues.items()
-        if isinstance(outcomes := getattr(queue.listener, "ledger", None), Outcomes)
+        if isinstance(outcomes := getattr(queue.listener, "outcomes", None), Outcomes)
     }
     return json_response(reconcile(run, outcomes_by_listener))
 
