@@ -1,8 +1,8 @@
-"""Write the generated parts of the docs again: ``make docs``.
+"""Rewrite the generated parts of the docs: ``make docs``.
 
-Tables come from the code, examples from a real run on this machine. A generated part stands between
-``<!-- generated: NAME -->`` and ``<!-- end -->``; what is outside is left alone. With ``--check``, only says whether
-the tables are up to date (examples differ from run to run).
+Tables and the Python API come from the code, examples from real runs on this machine. A generated part stands between
+``<!-- generated: NAME -->`` and ``<!-- end -->``; everything outside is left alone. ``--check`` reports the pages whose
+tables are out of date and writes nothing; it skips the examples, which differ from run to run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 import typer
 from aiohttp import web
+from python_api import python_api
 from rich.console import Console
 
 from tachograph.metrics.self_metrics import SELF_METRICS
@@ -39,18 +40,10 @@ from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.views.timeline import build_timeline
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (
-    ROOT / "docs" / "telemetry.md",
-    ROOT / "docs" / "traces.md",
-    ROOT / "docs" / "metrics.md",
-    ROOT / "docs" / "operations.md",
-    ROOT / "README.md",
-)
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def metric_table(specs: tuple[MetricSpec, ...]) -> str:
-    """Name, kind, labels, meaning."""
     rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
     for spec in specs:
         labels = " ".join(f"`{label}`" for label in spec.labels) or "–"
@@ -59,37 +52,53 @@ def metric_table(specs: tuple[MetricSpec, ...]) -> str:
 
 
 def attribute_table() -> str:
-    """Name, which spans, meaning."""
     rows = ["| attribute | on | meaning |", "|---|---|---|"]
-    rows += [f"| `{name}` | {about.on} | {about.meaning} |" for name, about in ATTRIBUTES.items()]
+    rows += [f"| `{name}` | {attribute.on} | {attribute.meaning} |" for name, attribute in ATTRIBUTES.items()]
     return "\n".join(rows)
 
 
 def route_table() -> str:
-    """Method, path, what it does."""
     rows = ["| method | path | |", "|---|---|---|"]
-    for method, path, handler in ((route.method, route.path, route.handler) for route in ROUTES):
-        text = " ".join((handler.__doc__ or "").split())
-        about = text.partition("``: ")[2].replace("``", "`")
-        rows.append(f"| {method} | `{path}` | {about} |")
+    for route in ROUTES:
+        text = " ".join((route.handler.__doc__ or "").split())
+        summary = text.partition("``: ")[2].replace("``", "`")
+        rows.append(f"| {route.method} | `{route.path}` | {summary} |")
     return "\n".join(rows)
 
 
 def code_table() -> str:
-    """Status, code, meaning."""
     rows = ["| status | code | |", "|---|---|---|"]
-    rows += [f"| {status} | `{code}` | {about} |" for code, (status, about) in CODES.items()]
+    rows += [f"| {status} | `{code}` | {meaning} |" for code, (status, meaning) in CODES.items()]
     return "\n".join(rows)
 
 
-def command_table() -> str:
-    """Every command and what it does."""
-    rows = ["| command | |", "|---|---|"]
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command by its words, subcommands flattened."""
     group = typer.main.get_command(cli)
     for name, command in sorted(getattr(group, "commands", {}).items()):
-        for words, one in [(name, command), *[(f"{name} {n}", c) for n, c in getattr(command, "commands", {}).items()]]:
-            if not getattr(one, "commands", None):
-                rows.append(f"| `tachograph {words}` | {(one.help or '').strip().splitlines()[0]} |")
+        subcommands = getattr(command, "commands", None)
+        if subcommands:
+            yield from ((f"{name} {sub_name}", subcommand) for sub_name, subcommand in subcommands.items())
+        else:
+            yield name, command
+
+
+def command_table() -> str:
+    rows = ["| command | |", "|---|---|"]
+    rows += [f"| `tachograph {words}` | {(cmd.help or '').strip().splitlines()[0]} |" for words, cmd in commands()]
+    return "\n".join(rows)
+
+
+def serve_option_table() -> str:
+    """Options of ``tachograph serve``, with their defaults."""
+    rows = ["| option | default | |", "|---|---|---|"]
+    for option in dict(commands())["serve"].params:
+        if option.name == "help":
+            continue
+        default = option.default() if callable(option.default) else option.default
+        text = "–" if default is None or default == [] or default is False else f"`{default}`"
+        names = " ".join(f"`{name}`" for name in option.opts)
+        rows.append(f"| {names} | {text} | {option.help or ''} |")
     return "\n".join(rows)
 
 
@@ -97,22 +106,24 @@ _ROLES = {
     Role.EXECUTION: "an execution",
     Role.STEP: "a step",
     Role.ATTEMPT: "an attempt",
-    Role.QUEUED: "a step that was asked for; the span below it is its run",
+    Role.QUEUED: "a queued step; the span below it is its run",
     Role.END: "the end of an execution",
     Role.INSIDE: "part of a step",
 }
 
 
 def mapping_table() -> str:
-    """Which spans are what."""
-    rows = ["| engine | a span with | is |", "|---|---|---|"]
+    """Which spans become executions, steps and attempts."""
+    rows = ["| engine | a span with | becomes |", "|---|---|---|"]
     for rule in RULES:
-        signs = [f"`{name}`" for name in rule.has] + [f"`{name}` = `{value}`" for name, value in rule.equals.items()]
-        signs += [f"no `{name}`" for name in rule.lacks]
-        signs += [f"`{name}` on its resource" for name in rule.resource_has]
+        conditions = [f"`{name}`" for name in rule.has] + [
+            f"`{name}` = `{value}`" for name, value in rule.equals.items()
+        ]
+        conditions += [f"no `{name}`" for name in rule.lacks]
+        conditions += [f"`{name}` on its resource" for name in rule.resource_has]
         if rule.names:
-            signs.append("a name that begins with " + ", ".join(f"`{name}`" for name in rule.names))
-        rows.append(f"| {rule.engine} | {'; '.join(signs)} | {_ROLES[rule.role]} |")
+            conditions.append("a name that starts with " + ", ".join(f"`{name}`" for name in rule.names))
+        rows.append(f"| {rule.engine} | {'; '.join(conditions)} | {_ROLES[rule.role]} |")
     rows.append("| any other | no parent | an execution |")
     rows.append("| any other | the execution's span as its parent | a step |")
     return "\n".join(rows)
@@ -122,6 +133,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mapping": mapping_table,
     "codes": code_table,
     "commands": command_table,
+    "serve-options": serve_option_table,
+    "python-api": python_api,
     "metrics": lambda: metric_table(METRICS),
     "own-metrics": lambda: metric_table(SELF_METRICS),
     "attributes": attribute_table,
@@ -130,9 +143,9 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 async def real_examples() -> dict[str, str]:
-    """Answers of a real service about real runs, and the timeline as the terminal draws it."""
+    """Responses of a real service about real runs, and the timeline as the terminal draws it."""
     bundled_workflows.load_handlers()
-    found: dict[str, str] = {}
+    parts: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as directory:
         service = Service(Config(database=f"sqlite:///{directory}/x.db"), registry)
         runner = web.AppRunner(service.application(), access_log=None)
@@ -155,7 +168,7 @@ async def real_examples() -> dict[str, str]:
             for item in (await call("GET", "/api/workflows/templates"))["items"]:
                 await call("POST", "/api/workflows", item)
             submitted = await call("POST", "/api/workflows/basic_sequence/execute", {"input_variables": {}})
-            found["example-submitted"] = as_json(submitted)
+            parts["example-submitted"] = as_json(submitted)
             retried = await run("with_retries")
             await run("data_pipeline")
             await run("data_pipeline", minimum_rows=1_000_000)
@@ -163,32 +176,32 @@ async def real_examples() -> dict[str, str]:
             for step in timeline["step_timeline"]:
                 step["attempts"] = shorten(step["attempts"], 2)
             timeline["step_timeline"] = shorten(timeline["step_timeline"], 2)
-            found["example-timeline"] = as_json(timeline)
-            figures = await call("GET", "/api/workflows/data_pipeline/metrics")
-            figures["by_status"] = {"completed": figures["by_status"]["completed"], "…": "…"}
-            found["example-metrics"] = as_json({**figures, "steps": shorten(figures["steps"], 1)})
-            listed = await call("GET", "/api/workflows/executions?status=failed&limit=1")
-            found["example-list"] = as_json(listed)
-            agreed = await call("GET", f"/api/workflows/executions/{retried}/reconcile")
-            found["example-reconcile"] = as_json(agreed)
-            broken = {"name": "etl", "steps": [{"name": "extract"}, {"name": "load", "depends_on_steps": ["extrct"]}]}
-            found["example-problem"] = as_json(await call("POST", "/api/workflows", broken))
+            parts["example-timeline"] = as_json(timeline)
+            metrics = await call("GET", "/api/workflows/data_pipeline/metrics")
+            metrics["by_status"] = {"completed": metrics["by_status"]["completed"], "…": "…"}
+            parts["example-metrics"] = as_json({**metrics, "steps": shorten(metrics["steps"], 1)})
+            executions = await call("GET", "/api/workflows/executions?status=failed&limit=1")
+            parts["example-list"] = as_json(executions)
+            reconciliation = await call("GET", f"/api/workflows/executions/{retried}/reconcile")
+            parts["example-reconcile"] = as_json(reconciliation)
+            invalid = {"name": "etl", "steps": [{"name": "extract"}, {"name": "load", "depends_on_steps": ["extrct"]}]}
+            parts["example-problem"] = as_json(await call("POST", "/api/workflows", invalid))
             await call("POST", "/api/tokens", {"name": "prometheus", "scopes": ["read"]})
             await call("POST", "/api/workflows", NIGHTLY)
             for _ in range(12):
                 await run("nightly_import", load_seconds=0.03)
-            found["example-compare"] = as_json(await comparison(call, await run("nightly_import", load_seconds=0.3)))
-            found["example-trends"] = as_json(await trend(call))
-            EXAMPLES.write_text(json.dumps(await answers(call, retried), indent=1, ensure_ascii=False) + "\n")
-            owner = (await call("GET", "/api/workflows/basic_sequence"))["workspace_id"]
-            stored = await service.database.read(lambda c: execution_rows.run(c, owner, retried))
+            parts["example-compare"] = as_json(await comparison(call, await run("nightly_import", load_seconds=0.3)))
+            parts["example-trends"] = as_json(await trend(call))
+            EXAMPLES.write_text(json.dumps(await responses(call, retried), indent=1, ensure_ascii=False) + "\n")
+            workspace_id = (await call("GET", "/api/workflows/basic_sequence"))["workspace_id"]
+            stored = await service.database.read(lambda c: execution_rows.run(c, workspace_id, retried))
         await runner.cleanup()
     if stored is not None:
         console = Console(width=100, file=StringIO(), record=True)
         console.print(TimelineView(build_timeline(stored, now_ns=0)))
-        drawn = "\n".join(line.rstrip() for line in console.export_text().splitlines())
-        found["timeline-picture"] = f"```text\n{drawn}\n```"
-    return found
+        picture = "\n".join(line.rstrip() for line in console.export_text().splitlines())
+        parts["timeline-picture"] = f"```text\n{picture}\n```"
+    return parts
 
 
 NIGHTLY = {
@@ -203,20 +216,20 @@ NIGHTLY = {
 
 
 async def comparison(call: Any, execution: str) -> Any:
-    """A run against its usual, with the first two steps."""
-    found = await call("GET", f"/api/workflows/executions/compare?execution={execution}&baseline=7d")
-    return {**found, "steps": shorten(found["steps"], 2)}
+    """A run against its baseline, cut to the first two steps."""
+    answer = await call("GET", f"/api/workflows/executions/compare?execution={execution}&baseline=7d")
+    return {**answer, "steps": shorten(answer["steps"], 2)}
 
 
 async def trend(call: Any) -> Any:
-    """A trend of an hour."""
-    found = await call("GET", "/api/workflows/with_retries/trends?bucket=1h&from=1h")
-    return {**found, "buckets": shorten(found["buckets"], 1)}
+    """One bucket of a trend."""
+    answer = await call("GET", "/api/workflows/with_retries/trends?bucket=1h&from=1h")
+    return {**answer, "buckets": shorten(answer["buckets"], 1)}
 
 
-async def answers(call: Any, execution: str) -> dict[str, Any]:
-    """A real answer of every route that can be asked without changing anything, for the OpenAPI document."""
-    found = {}
+async def responses(call: Any, execution: str) -> dict[str, Any]:
+    """A real response of every JSON route that changes nothing, for the OpenAPI document."""
+    examples = {}
     trace_id = (await call("GET", f"/api/workflows/executions/{execution}/timeline"))["trace_id"]
     for route in ROUTES:
         if route.method != "GET" or route.answer is None or route.path in ("/api/openapi.json", "/api/stream"):
@@ -227,12 +240,12 @@ async def answers(call: Any, execution: str) -> dict[str, Any]:
         )
         path = path.replace("{trace_id}", trace_id)
         query = {"/api/workflows/executions/compare": f"?execution={execution}"}.get(path, "")
-        found[f"{route.method} {route.path}"] = _short(await call("GET", path + query))
-    return found
+        examples[f"{route.method} {route.path}"] = _short(await call("GET", path + query))
+    return examples
 
 
 def _short(value: Any) -> Any:
-    """Lists of objects cut to their first item, so that an example shows the shape and not the size."""
+    """Cut lists of objects to their first item: an example shows the shape, not the size."""
     if isinstance(value, list):
         return [_short(item) for item in (value[:1] if value and isinstance(value[0], dict) else value)]
     if isinstance(value, dict):
@@ -241,18 +254,18 @@ def _short(value: Any) -> Any:
 
 
 def shorten(items: list[Any], keep: int) -> list[Any]:
-    """The first of them and a word on the rest."""
+    """The first ``keep`` items, and how many were cut."""
     return items if len(items) <= keep else [*items[:keep], f"… {len(items) - keep} more"]
 
 
 def as_json(value: Any) -> str:
-    """A JSON code block, short lists on one line."""
+    """A JSON code block."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return f"```json\n{text}\n```"
 
 
 def rewrite(text: str, parts: dict[str, str]) -> str:
-    """The text with its generated parts replaced."""
+    """Replace the generated parts of a page."""
 
     def replace(match: re.Match[str]) -> str:
         name = match[2]
@@ -262,18 +275,18 @@ def rewrite(text: str, parts: dict[str, str]) -> str:
 
 
 def main(check: bool) -> int:
-    """Rewrite, or check; the exit code."""
-    parts = {name: make() for name, make in TABLES.items()}
+    """Rewrite or check every page; returns the exit code."""
+    parts = {name: build() for name, build in TABLES.items()}
     if not check:
         parts.update(asyncio.run(real_examples()))
     stale = 0
-    for file in FILES:
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         old = file.read_text()
         new = rewrite(old, parts)
         if new != old:
             stale += 1
             if check:
-                print(f"{file.name} is out of date: run `make docs`")
+                print(f"{file.relative_to(ROOT)} is out of date: run `make docs`")
             else:
                 file.write_text(new)
     return stale if check else 0
