@@ -12,6 +12,7 @@ import pytest
 
 import tachograph
 from tachograph_exporter.service import ROUTES
+from tachograph_exporter.store.schema import metadata
 from tests.conftest import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -54,11 +55,16 @@ def test_routes_named_in_the_docs_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", MAPS, ids=page_id)
 def test_paths_named_in_the_maps_exist(page: Path) -> None:
-    text = page.read_text()
+    text = re.sub(r"\]\([^)]*\)", "]", page.read_text())
     paths = re.findall(r"(?<![\w/.:])((?:[\w.-]+/)+(?:[\w-]+\.\w+)?|[\w-]+\.(?:py|js|toml|md))(?![\w/])", text)
     assert len(paths) > 30
     missing = [path for path in paths if not any((ROOT / source / path).exists() for source in SOURCES)]
     assert not missing
+
+
+def test_every_table_is_described() -> None:
+    text = (ROOT / "docs" / "database.md").read_text()
+    assert not [name for name in metadata.tables if f"`{name}`" not in text]
 
 
 def test_the_index_lists_every_page() -> None:
