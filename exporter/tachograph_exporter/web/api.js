@@ -56,7 +56,10 @@ export async function get(path, values = {}, { signal } = {}) {
 export function protocols() {
   if (!session.token) return ["tachograph"];
   const bytes = new TextEncoder().encode(session.token);
-  const text = btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  const text = btoa(String.fromCharCode(...bytes))
+    .replaceAll("+", "-")
+    .replaceAll("/", "_")
+    .replaceAll("=", "");
   return ["tachograph", `tachograph.bearer.${text}`];
 }
 
@@ -65,11 +68,15 @@ let asking = null;
 function askForToken() {
   asking ??= new Promise((resolve) => {
     const input = h("input", { type: "password", id: "token", autocomplete: "current-password", required: true });
-    const form = h("form", { method: "dialog" },
+    const form = h(
+      "form",
+      { method: "dialog" },
       h("h2", {}, "A token is needed"),
       h("p", {}, session.token ? "The one given is not valid." : "This service asks everybody for a token."),
-      h("label", { for: "token" }, "Token"), input,
-      h("p", {}, h("button", { type: "submit", class: "primary" }, "Go on")));
+      h("label", { for: "token" }, "Token"),
+      input,
+      h("p", {}, h("button", { type: "submit", class: "primary" }, "Go on")),
+    );
     const dialog = h("dialog", { "aria-label": "Token" }, form);
     form.addEventListener("submit", () => {
       session.token = input.value.trim();

@@ -9,8 +9,18 @@ import { WorkflowsView, WorkflowView } from "./workflow.js";
 const THEME = "tachograph.theme";
 const WORKSPACE = "tachograph.workspace";
 const KEYS = [
-  ["/", "search"], ["?", "this help"], ["g r", "runs"], ["g w", "workflows"], ["↑ ↓", "row by row"], ["Enter", "open; in a timeline, zoom to the step"],
-  ["← →", "earlier, later (timeline)"], ["+ − 0", "zoom in, out, whole"], ["c  C", "next, previous step on the critical path"], ["f", "next failed step"], ["Esc", "close what is open"], ["t", "dark or light"],
+  ["/", "search"],
+  ["?", "this help"],
+  ["g r", "runs"],
+  ["g w", "workflows"],
+  ["↑ ↓", "row by row"],
+  ["Enter", "open; in a timeline, zoom to the step"],
+  ["← →", "earlier, later (timeline)"],
+  ["+ − 0", "zoom in, out, whole"],
+  ["c  C", "next, previous step on the critical path"],
+  ["f", "next failed step"],
+  ["Esc", "close what is open"],
+  ["t", "dark or light"],
 ];
 
 const main = document.getElementById("main");
@@ -30,7 +40,12 @@ const app = {
     if (link.dataset.state === state) return;
     link.dataset.state = state;
     say(link, state === "live" ? "live" : state === "waiting" ? "reconnecting…" : "");
-    link.title = state === "live" ? "Events arrive as they happen" : state === "waiting" ? "The service does not answer; trying again" : "";
+    link.title =
+      state === "live"
+        ? "Events arrive as they happen"
+        : state === "waiting"
+          ? "The service does not answer; trying again"
+          : "";
   },
 
   failed(problem) {
@@ -85,9 +100,15 @@ async function route() {
     await view.open();
   } catch (problem) {
     if (app.view !== view) return;
-    replace(view.element, h("h1", { tabindex: -1 }, problem.status === 404 ? "Not here" : "It did not work"), h("p", { class: "trouble", role: "alert" }, problem.message), h("p", {}, h("a", { href: "#/" }, "All runs")));
+    replace(
+      view.element,
+      h("h1", { tabindex: -1 }, problem.status === 404 ? "Not here" : "It did not work"),
+      h("p", { class: "trouble", role: "alert" }, problem.message),
+      h("p", {}, h("a", { href: "#/" }, "All runs")),
+    );
   }
-  if (app.view === view && document.activeElement === document.body) view.element.querySelector("h1")?.focus({ preventScroll: true });
+  if (app.view === view && document.activeElement === document.body)
+    view.element.querySelector("h1")?.focus({ preventScroll: true });
 }
 
 // --- keys
@@ -105,8 +126,15 @@ document.addEventListener("keydown", (event) => {
   const sequence = before + event.key;
   before = event.key === "g" ? "g" : "";
   const keys = {
-    "/": () => app.view?.search(), "?": help, t: turnTheme, gr: () => app.go("#/"), gw: () => app.go("#/workflows"),
-    ArrowDown: () => target === document.body || target.matches?.("h1") ? app.view?.first?.() ?? document.getElementById("steps")?.focus() : null,
+    "/": () => app.view?.search(),
+    "?": help,
+    t: turnTheme,
+    gr: () => app.go("#/"),
+    gw: () => app.go("#/workflows"),
+    ArrowDown: () =>
+      target === document.body || target.matches?.("h1")
+        ? (app.view?.first?.() ?? document.getElementById("steps")?.focus())
+        : null,
   };
   const work = keys[sequence] ?? keys[event.key];
   if (!work) return;
@@ -115,10 +143,24 @@ document.addEventListener("keydown", (event) => {
 });
 
 function help() {
-  const dialog = h("dialog", { class: "help", "aria-label": "Keys" },
+  const dialog = h(
+    "dialog",
+    { class: "help", "aria-label": "Keys" },
     h("h2", {}, "Keys"),
-    h("dl", { class: "pairs" }, KEYS.map(([keys, what]) => [h("dt", {}, keys.split(" ").map((key) => (key ? [h("kbd", {}, key), " "] : null))), h("dd", {}, what)])),
-    h("form", { method: "dialog" }, h("button", { class: "primary" }, "Close")));
+    h(
+      "dl",
+      { class: "pairs" },
+      KEYS.map(([keys, what]) => [
+        h(
+          "dt",
+          {},
+          keys.split(" ").map((key) => (key ? [h("kbd", {}, key), " "] : null)),
+        ),
+        h("dd", {}, what),
+      ]),
+    ),
+    h("form", { method: "dialog" }, h("button", { class: "primary" }, "Close")),
+  );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();
@@ -164,17 +206,24 @@ async function workspaces() {
   }
   if (items.length < 2) return;
   const here = session.workspace || app.about.workspace;
-  const choice = h("select", {
-    id: "workspace", on: {
-      change: () => {
-        session.workspace = choice.value;
-        sessionStorage.setItem(WORKSPACE, choice.value);
-        if (location.hash === "#/" || location.hash === "") route();
-        else app.go("#/");
+  const choice = h(
+    "select",
+    {
+      id: "workspace",
+      on: {
+        change: () => {
+          session.workspace = choice.value;
+          sessionStorage.setItem(WORKSPACE, choice.value);
+          if (location.hash === "#/" || location.hash === "") route();
+          else app.go("#/");
+        },
       },
     },
-  }, items.map((one) => h("option", { value: one.slug, selected: one.slug === here }, one.slug)));
-  document.getElementById("workspaces").append(h("label", { class: "choice", for: "workspace" }, h("span", { class: "quiet" }, "Workspace"), choice));
+    items.map((one) => h("option", { value: one.slug, selected: one.slug === here }, one.slug)),
+  );
+  document
+    .getElementById("workspaces")
+    .append(h("label", { class: "choice", for: "workspace" }, h("span", { class: "quiet" }, "Workspace"), choice));
 }
 
 start();

@@ -32,7 +32,8 @@ function typeOf(schema, root) {
   if (schema.anyOf) return schema.anyOf.map((one) => typeOf(one, root)).join(" | ");
   if (schema.enum) return schema.enum.map((one) => JSON.stringify(one)).join(" | ");
   if (schema.type === "array") return `${typeOf(schema.items, root)}[]`;
-  if (schema.type === "object" && schema.additionalProperties) return `{…: ${typeOf(schema.additionalProperties, root)}}`;
+  if (schema.type === "object" && schema.additionalProperties)
+    return `{…: ${typeOf(schema.additionalProperties, root)}}`;
   return schema.type ?? "any";
 }
 
@@ -54,7 +55,12 @@ function fields(schema, root, seen = new Set()) {
   const properties = Object.entries(type.properties ?? {});
   const block = [make("h3", {}, name)];
   if (type.description) block.push(prose(type.description.replaceAll("``", "`")));
-  block.push(table(["field", "type"], properties.map(([key, value]) => [make("code", {}, key), make("code", {}, typeOf(value, root))])));
+  block.push(
+    table(
+      ["field", "type"],
+      properties.map(([key, value]) => [make("code", {}, key), make("code", {}, typeOf(value, root))]),
+    ),
+  );
   for (const [, value] of properties) block.push(...fields(value, root, seen));
   return block;
 }
@@ -64,10 +70,13 @@ function json(value) {
 }
 
 function operation(root, path, method, about) {
-  const summary = make("summary", {},
+  const summary = make(
+    "summary",
+    {},
     make("span", { class: `method ${method}` }, method.toUpperCase()),
     make("code", { class: "path" }, path),
-    make("span", { class: "quiet" }, about.summary));
+    make("span", { class: "quiet" }, about.summary),
+  );
   const inside = make("div");
   const details = make("details", { id: about.operationId }, summary, inside);
   details.dataset.text = JSON.stringify([path, method, about]).toLowerCase();
@@ -77,11 +86,27 @@ function operation(root, path, method, about) {
     if (about.description) inside.append(prose(about.description));
     inside.append(make("p", { class: "quiet" }, about["x-scope"] ? `Scope: ${about["x-scope"]}` : "Open to everybody"));
     if (about.parameters.length) {
-      inside.append(make("h3", {}, "Parameters"), table(["name", "in", "type", ""], about.parameters.map((one) => [
-        make("code", {}, one.name), one.in, make("code", {}, typeOf(one.schema, root)),
-        prose([one.description, one.schema.description, one.schema.default !== undefined ? `Default: \`${one.schema.default}\`.` : ""]
-          .filter(Boolean).join(" "), "span"),
-      ])));
+      inside.append(
+        make("h3", {}, "Parameters"),
+        table(
+          ["name", "in", "type", ""],
+          about.parameters.map((one) => [
+            make("code", {}, one.name),
+            one.in,
+            make("code", {}, typeOf(one.schema, root)),
+            prose(
+              [
+                one.description,
+                one.schema.description,
+                one.schema.default !== undefined ? `Default: \`${one.schema.default}\`.` : "",
+              ]
+                .filter(Boolean)
+                .join(" "),
+              "span",
+            ),
+          ]),
+        ),
+      );
     }
     const body = about.requestBody?.content["application/json"];
     if (body) {
@@ -98,8 +123,13 @@ function operation(root, path, method, about) {
       if (others.length) inside.append(make("p", { class: "quiet" }, `Also as ${others.join(", ")}`));
     }
     const failures = Object.entries(about.responses).filter(([status]) => status >= "300");
-    inside.append(make("h3", {}, "Other answers"),
-      table(["status", "what it means"], failures.map(([status, answer]) => [status, prose(answer.description, "span")])));
+    inside.append(
+      make("h3", {}, "Other answers"),
+      table(
+        ["status", "what it means"],
+        failures.map(([status, answer]) => [status, prose(answer.description, "span")]),
+      ),
+    );
   });
   return details;
 }
@@ -133,6 +163,9 @@ document.addEventListener("DOMContentLoaded", async () => {
     for (const one of document.querySelectorAll("section")) one.hidden = !one.querySelector("details:not([hidden])");
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "/" && document.activeElement !== find) { event.preventDefault(); find.focus(); }
+    if (event.key === "/" && document.activeElement !== find) {
+      event.preventDefault();
+      find.focus();
+    }
   });
 });

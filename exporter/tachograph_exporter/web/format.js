@@ -3,7 +3,14 @@
 import { h } from "./dom.js";
 
 export const STATUSES = {
-  pending: "·", running: "▶", retrying: "↻", completed: "✔", failed: "✘", timeout: "◷", cancelled: "■", lost: "?",
+  pending: "·",
+  running: "▶",
+  retrying: "↻",
+  completed: "✔",
+  failed: "✘",
+  timeout: "◷",
+  cancelled: "■",
+  lost: "?",
   skipped: "–",
 };
 export const EXECUTION_STATUSES = ["pending", "running", "completed", "failed", "timeout", "cancelled", "lost"];
@@ -67,11 +74,20 @@ export function time(text) {
   if (!text) return h("span", {}, "–");
   const at = new Date(text);
   const isToday = at.toDateString() === new Date().toDateString();
-  const short = isToday ? CLOCK.format(at) : `${DAY.format(at)}, ${CLOCK.format(at)}`;
-  return h("time", { datetime: text, title: `${FULL.format(at)}\n${text.replace("T", " ").replace("Z", " UTC")}` }, short);
+  const label = isToday ? CLOCK.format(at) : `${DAY.format(at)}, ${CLOCK.format(at)}`;
+  return h(
+    "time",
+    { datetime: text, title: `${FULL.format(at)}\n${text.replace("T", " ").replace("Z", " UTC")}` },
+    label,
+  );
 }
 
 /** A status as an element: mark, word and colour. */
 export function status(word) {
-  return h("span", { class: `status ${word}` }, h("span", { "aria-hidden": "true" }, STATUSES[word] ?? "·"), ` ${word}`);
+  return h(
+    "span",
+    { class: `status ${word}` },
+    h("span", { "aria-hidden": "true" }, STATUSES[word] ?? "·"),
+    ` ${word}`,
+  );
 }

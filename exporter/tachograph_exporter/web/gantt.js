@@ -12,10 +12,15 @@ export function ticks(from, to, wanted) {
   const span = to - from;
   if (!(span > 0)) return [];
   const rough = span / Math.max(1, wanted);
-  const ladder = rough < 1000
-    ? [1, 2, 5].map((one) => one * 10 ** Math.floor(Math.log10(rough))).concat(10 ** (Math.floor(Math.log10(rough)) + 1))
-    : [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800, 2592000]
-      .map((one) => one * 1000);
+  const ladder =
+    rough < 1000
+      ? [1, 2, 5]
+          .map((one) => one * 10 ** Math.floor(Math.log10(rough)))
+          .concat(10 ** (Math.floor(Math.log10(rough)) + 1))
+      : [
+          1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800,
+          2592000,
+        ].map((one) => one * 1000);
   const step = ladder.find((one) => one >= rough) ?? ladder.at(-1);
   const found = [];
   for (let at = Math.ceil(from / step) * step; at <= to; at += step) found.push(Math.round(at * 1e6) / 1e6);
@@ -28,7 +33,8 @@ export function axis(painter, colours, { x, from, to, left, width, height, top, 
     const place = x(at);
     if (place < left || place > left + width) continue;
     painter.line(place, top, place, height, colours.line);
-    if (labels !== undefined) painter.text(place + 3, labels, at === 0 ? "0" : duration(at / 1000), colours.quiet, { size: 11 });
+    if (labels !== undefined)
+      painter.text(place + 3, labels, at === 0 ? "0" : duration(at / 1000), colours.quiet, { size: 11 });
   }
 }
 
@@ -52,13 +58,27 @@ export function row(painter, colours, run, step, { x, y, now, left, right, isSel
   const first = step.attempts[0]?.start ?? step.start;
   const queued = first - (step.attempts[0]?.queue ?? 0);
   painter.line(x(step.ready), middle, x(queued), middle, colours.line, { dash: [2, 3] });
-  const attempts = step.attempts.length ? step.attempts : [{ start: step.start, end: step.end, status: step.status, queue: 0, backoff: 0 }];
+  const attempts = step.attempts.length
+    ? step.attempts
+    : [{ start: step.start, end: step.end, status: step.status, queue: 0, backoff: 0 }];
   for (const attempt of attempts) {
     if (attempt.start === null) continue;
     const begun = x(attempt.start);
     const pause = attempt.start - attempt.queue - attempt.backoff;
-    if (attempt.backoff > 0) painter.line(x(pause), middle, x(attempt.start - attempt.queue), middle, colours.retrying, { thick: 2, dash: [2, 4] });
-    if (attempt.queue > 0) painter.rect(x(attempt.start - attempt.queue), middle - 2, Math.max(0.5, begun - x(attempt.start - attempt.queue)), 4, colours.wait, { alpha: 0.7 });
+    if (attempt.backoff > 0)
+      painter.line(x(pause), middle, x(attempt.start - attempt.queue), middle, colours.retrying, {
+        thick: 2,
+        dash: [2, 4],
+      });
+    if (attempt.queue > 0)
+      painter.rect(
+        x(attempt.start - attempt.queue),
+        middle - 2,
+        Math.max(0.5, begun - x(attempt.start - attempt.queue)),
+        4,
+        colours.wait,
+        { alpha: 0.7 },
+      );
     const end = attempt.end ?? run.reach(step, now) ?? attempt.start;
     const width = Math.max(2, x(end) - begun);
     if (begun > right || begun + width < left) continue;
@@ -66,23 +86,35 @@ export function row(painter, colours, run, step, { x, y, now, left, right, isSel
     const own = hasFailed ? colours[attempt.status] : colour;
     const from = Math.max(begun, left - 4);
     const to = Math.min(begun + width, right + 4);
-    painter.rect(from, top, to - from, BAR, own, { alpha: hasFailed && attempt !== attempts.at(-1) ? 0.55 : 0.9, radius: 2 });
+    painter.rect(from, top, to - from, BAR, own, {
+      alpha: hasFailed && attempt !== attempts.at(-1) ? 0.55 : 0.9,
+      radius: 2,
+    });
     if (step.status === "lost" && attempt === attempts.at(-1)) hatch(painter, colours, from, top, to - from);
     if (hasFailed && attempt !== attempts.at(-1)) cross(painter, colours, begun + width, middle);
     if (attempt.end === null && run.isOpen) painter.rect(to - 2, top - 2, 2, BAR + 4, colours.text, { alpha: 0.8 });
   }
   const end = x(run.reach(step, now) ?? step.start);
-  if (step.isCritical) painter.rect(Math.max(left, x(first)), top + BAR, Math.max(2, Math.min(right, end) - Math.max(left, x(first))), 3, colours.critical);
+  if (step.isCritical)
+    painter.rect(
+      Math.max(left, x(first)),
+      top + BAR,
+      Math.max(2, Math.min(right, end) - Math.max(left, x(first))),
+      3,
+      colours.critical,
+    );
   const length = duration(((run.reach(step, now) ?? step.start) - step.start) / 1000);
   const label = step.attempts.length > 1 ? `${length} · ${step.attempts.length} attempts` : length;
   const width = painter.measure(label, { size: 11 });
   if (end + 6 + width < right) painter.text(Math.max(end, left) + 6, middle, label, colours.quiet, { size: 11 });
-  else if (x(first) - 6 - width > left) painter.text(Math.min(x(first), right) - 6, middle, label, colours.quiet, { size: 11, align: "right" });
+  else if (x(first) - 6 - width > left)
+    painter.text(Math.min(x(first), right) - 6, middle, label, colours.quiet, { size: 11, align: "right" });
 }
 
 function hatch(painter, colours, x, y, width) {
   const end = Math.min(width, 4000);
-  for (let at = 0; at < end; at += 6) painter.line(x + at, y + BAR, x + Math.min(end, at + 6), y, colours.paper, { thick: 1.5 });
+  for (let at = 0; at < end; at += 6)
+    painter.line(x + at, y + BAR, x + Math.min(end, at + 6), y, colours.paper, { thick: 1.5 });
 }
 
 function cross(painter, colours, x, y) {
@@ -98,7 +130,10 @@ export function dependencies(painter, colours, run, step, { x, place, now }) {
     const x1 = x(run.reach(from, now) ?? from.end ?? 0);
     const x2 = x(to.start ?? to.end ?? run.length(now));
     const bend = Math.max(18, Math.abs(x2 - x1) / 3);
-    painter.curve([x1, y1 + ROW / 2, x1 + bend, y1 + ROW / 2, x2 - bend, y2 + ROW / 2, x2, y2 + ROW / 2], colour, { thick: 1.5, alpha: 0.9 });
+    painter.curve([x1, y1 + ROW / 2, x1 + bend, y1 + ROW / 2, x2 - bend, y2 + ROW / 2, x2, y2 + ROW / 2], colour, {
+      thick: 1.5,
+      alpha: 0.9,
+    });
     painter.polygon([x2, y2 + ROW / 2, x2 - 6, y2 + ROW / 2 - 4, x2 - 6, y2 + ROW / 2 + 4], colour);
   };
   for (const id of step.dependsOn) {
@@ -133,7 +168,8 @@ export function minimap(painter, colours, run, { width, height, view, now }) {
     // Columns that are alike are one rectangle: no seams, and fewer strokes.
     if (i === columns || running[i]) {
       const tall = (count / most) * room;
-      if (count && i > begun) painter.rect(begun * each, room - tall + 2, (i - begun) * each, tall, colours.running, { alpha: 0.55 });
+      if (count && i > begun)
+        painter.rect(begun * each, room - tall + 2, (i - begun) * each, tall, colours.running, { alpha: 0.55 });
       count += running[i];
       begun = i;
     }
@@ -142,7 +178,8 @@ export function minimap(painter, colours, run, { width, height, view, now }) {
       marked = i;
     }
   }
-  for (let i = 0; i < columns; i += 1) if (bad[i]) painter.rect(i * each, 0, Math.max(2, each), height - 6, colours.failed);
+  for (let i = 0; i < columns; i += 1)
+    if (bad[i]) painter.rect(i * each, 0, Math.max(2, each), height - 6, colours.failed);
   const [x1, x2] = [(view.from / total) * width, (view.to / total) * width];
   painter.rect(0, 0, Math.max(0, x1), height, colours.paper, { alpha: 0.65 });
   painter.rect(x2, 0, Math.max(0, width - x2), height, colours.paper, { alpha: 0.65 });
@@ -159,11 +196,25 @@ export function picture(painter, colours, run, steps, { width, now, title }) {
   const total = Math.max(1, run.length(now));
   const right = width - 12;
   const x = (at) => names + (at / total) * (right - names - 90);
-  axis(painter, colours, { x, from: 0, to: total, left: names, width: right - names, height: height - 8, top: 58, labels: 48 });
+  axis(painter, colours, {
+    x,
+    from: 0,
+    to: total,
+    left: names,
+    width: right - names,
+    height: height - 8,
+    top: 58,
+    labels: 48,
+  });
   steps.forEach((step, index) => {
     const y = 64 + index * ROW;
     const mark = step.isCritical ? "◆ " : "";
-    painter.text(12, y + ROW / 2, fit(painter, mark + step.name, names - 24), step.isCritical ? colours.critical : colours.text);
+    painter.text(
+      12,
+      y + ROW / 2,
+      fit(painter, mark + step.name, names - 24),
+      step.isCritical ? colours.critical : colours.text,
+    );
     row(painter, colours, run, step, { x, y, now, left: names, right, isSelected: false });
   });
   return { width, height };

@@ -78,7 +78,8 @@ export class Run {
       if (parent?.start) ready = parent.start;
       for (const id of step.dependsOn) {
         const end = this.byId.get(id)?.end;
-        if (end !== null && end !== undefined && (step.start === null || end <= step.start)) ready = Math.max(ready, end);
+        if (end !== null && end !== undefined && (step.start === null || end <= step.start))
+          ready = Math.max(ready, end);
       }
       step.ready = ready;
     }
@@ -91,7 +92,8 @@ export class Run {
   /** How long the run took, or has taken by now, in ms. */
   length(now = Date.now()) {
     if (this.end !== null) return this.end;
-    if (this.status === "lost") return this.lastSeen ?? this.steps.reduce((most, step) => Math.max(most, step.end ?? 0), 0);
+    if (this.status === "lost")
+      return this.lastSeen ?? this.steps.reduce((most, step) => Math.max(most, step.end ?? 0), 0);
     return Math.max(0, now - this.origin);
   }
 
@@ -135,9 +137,21 @@ export class Run {
   /** A step that nobody knew of before it began. */
   discover({ workflow_step_id: id, data }) {
     const entry = {
-      step_id: id, step_name: data.step_name, step_type: data.step_type, step_order: data.step_order, status: "pending",
-      started_at: null, completed_at: null, attempts: [], depends_on: data.depends_on ?? [],
-      parent_step_id: data.parent_step_id, on_critical_path: false, measures: [], logs: [], cost: null, wait: null,
+      step_id: id,
+      step_name: data.step_name,
+      step_type: data.step_type,
+      step_order: data.step_order,
+      status: "pending",
+      started_at: null,
+      completed_at: null,
+      attempts: [],
+      depends_on: data.depends_on ?? [],
+      parent_step_id: data.parent_step_id,
+      on_critical_path: false,
+      measures: [],
+      logs: [],
+      cost: null,
+      wait: null,
     };
     const step = this.step(entry, this.steps.length);
     this.steps.push(step);
@@ -193,8 +207,9 @@ export class Run {
 /** The steps in the order of rows: by when they began, by how deep they lie, or as they were defined. */
 export function arranged(run, { order = "start", text = "", statuses = null } = {}) {
   const wanted = text.trim().toLowerCase();
-  const found = run.steps.filter((step) =>
-    (!wanted || step.name.toLowerCase().includes(wanted)) && (!statuses?.size || statuses.has(step.status)));
+  const found = run.steps.filter(
+    (step) => (!wanted || step.name.toLowerCase().includes(wanted)) && (!statuses?.size || statuses.has(step.status)),
+  );
   const began = (step) => step.start ?? step.end ?? Infinity;
   const byStart = (a, b) => began(a) - began(b) || a.index - b.index;
   if (order === "depth") found.sort((a, b) => a.depth - b.depth || byStart(a, b));

@@ -4,7 +4,15 @@ import { s } from "./dom.js";
 
 export const FONT = '12px system-ui, "DejaVu Sans", sans-serif';
 const STATUS_COLOURS = [
-  "completed", "failed", "running", "retrying", "skipped", "cancelled", "timeout", "lost", "pending",
+  "completed",
+  "failed",
+  "running",
+  "retrying",
+  "skipped",
+  "cancelled",
+  "timeout",
+  "lost",
+  "pending",
 ];
 const NAMES = [...STATUS_COLOURS, "text", "quiet", "line", "paper", "raised", "critical", "wait", "accent"];
 
@@ -128,7 +136,10 @@ export class SvgPainter {
 
   begin(width, height) {
     this.root = s("svg", {
-      xmlns: "http://www.w3.org/2000/svg", width, height, viewBox: `0 0 ${width} ${height}`,
+      xmlns: "http://www.w3.org/2000/svg",
+      width,
+      height,
+      viewBox: `0 0 ${width} ${height}`,
       "font-family": 'system-ui, "DejaVu Sans", sans-serif',
     });
     this.at = this.root;
@@ -139,9 +150,17 @@ export class SvgPainter {
   }
 
   rect(x, y, width, height, colour, { alpha = 1, radius = 0 } = {}) {
-    this.add(s("rect", {
-      x, y, width, height, fill: colour, "fill-opacity": alpha === 1 ? null : alpha, rx: radius || null,
-    }));
+    this.add(
+      s("rect", {
+        x,
+        y,
+        width,
+        height,
+        fill: colour,
+        "fill-opacity": alpha === 1 ? null : alpha,
+        rx: radius || null,
+      }),
+    );
   }
 
   frame(x, y, width, height, colour, thick = 1) {
@@ -164,10 +183,21 @@ export class SvgPainter {
 
   text(x, y, text, colour, { align = "left", bold = false, size = 12 } = {}) {
     const anchor = { left: "start", right: "end", center: "middle" }[align];
-    this.add(s("text", {
-      x, y, fill: colour, "text-anchor": anchor, "font-size": size, "font-weight": bold ? 600 : null,
-      "dominant-baseline": "central",
-    }, text));
+    this.add(
+      s(
+        "text",
+        {
+          x,
+          y,
+          fill: colour,
+          "text-anchor": anchor,
+          "font-size": size,
+          "font-weight": bold ? 600 : null,
+          "dominant-baseline": "central",
+        },
+        text,
+      ),
+    );
   }
 
   measure(text, options) {

@@ -31,7 +31,16 @@ export class RunsView {
     this.build();
     await this.read();
     this.stream = new Stream("ws/workflows/stream", {
-      types: ["workflow_queued", "workflow_started", "workflow_completed", "workflow_failed", "workflow_cancelled", "step_completed", "step_failed", "step_skipped"].join(","),
+      types: [
+        "workflow_queued",
+        "workflow_started",
+        "workflow_completed",
+        "workflow_failed",
+        "workflow_cancelled",
+        "step_completed",
+        "step_failed",
+        "step_skipped",
+      ].join(","),
       onReload: () => this.read(),
       onState: (state) => this.app.connection(state),
       onMessages: (messages) => this.take(messages),
@@ -64,51 +73,131 @@ export class RunsView {
 
   build() {
     const { filter } = this;
-    const known = filter.workflow && !this.workflows.some((one) => one.id === filter.workflow || one.name === filter.workflow)
-      ? [h("option", { value: filter.workflow, selected: true }, filter.workflow)] : [];
-    const workflow = h("select", { id: "workflow", on: { change: () => this.set({ workflow: workflow.value }) } },
-      h("option", { value: "" }, "all workflows"), known,
-      this.workflows.map((one) => h("option", { value: one.id, selected: one.id === filter.workflow || one.name === filter.workflow }, one.name)));
-    const range = h("select", { id: "range", on: { change: () => this.set({ from: range.value, to: "" }) } },
-      Object.entries({ ...RANGES, ...(filter.from in RANGES ? {} : { [filter.from]: `since ${filter.from}` }) }).map(([value, text]) => h("option", { value, selected: value === filter.from }, text)));
+    const known =
+      filter.workflow && !this.workflows.some((one) => one.id === filter.workflow || one.name === filter.workflow)
+        ? [h("option", { value: filter.workflow, selected: true }, filter.workflow)]
+        : [];
+    const workflow = h(
+      "select",
+      { id: "workflow", on: { change: () => this.set({ workflow: workflow.value }) } },
+      h("option", { value: "" }, "all workflows"),
+      known,
+      this.workflows.map((one) =>
+        h("option", { value: one.id, selected: one.id === filter.workflow || one.name === filter.workflow }, one.name),
+      ),
+    );
+    const range = h(
+      "select",
+      { id: "range", on: { change: () => this.set({ from: range.value, to: "" }) } },
+      Object.entries({ ...RANGES, ...(filter.from in RANGES ? {} : { [filter.from]: `since ${filter.from}` }) }).map(
+        ([value, text]) => h("option", { value, selected: value === filter.from }, text),
+      ),
+    );
     const length = h("input", {
-      id: "length", type: "text", inputmode: "text", placeholder: "e.g. 30s", size: 7, value: filter.min_duration,
+      id: "length",
+      type: "text",
+      inputmode: "text",
+      placeholder: "e.g. 30s",
+      size: 7,
+      value: filter.min_duration,
       on: { change: () => this.set({ min_duration: length.value.trim() }) },
     });
     const text = h("input", {
-      id: "text", type: "search", placeholder: "error contains…", value: filter.text,
+      id: "text",
+      type: "search",
+      placeholder: "error contains…",
+      value: filter.text,
       on: { input: debounce(() => this.set({ q: text.value.trim() }), 300) },
     });
     this.search_ = text;
-    const chips = h("fieldset", { class: "chips" }, h("legend", {}, "Status"), EXECUTION_STATUSES.map((word) => {
-      const box = h("input", {
-        type: "checkbox", id: `s-${word}`, value: word, checked: filter.status.includes(word),
-        on: { change: () => this.set({ status: [...chips.querySelectorAll("input:checked")].map((one) => one.value).join(",") }) },
-      });
-      return h("label", { class: `chip ${word}`, for: `s-${word}` }, box, h("span", { "aria-hidden": "true" }, STATUSES[word]), ` ${word}`);
-    }));
-    const sort = h("select", { id: "sort", on: { change: () => this.set({ sort: sort.value === "-created" ? "" : sort.value }) } },
-      Object.entries({ "-created": "newest", "-duration": "longest", duration: "shortest" }).map(([value, name]) => h("option", { value, selected: value === filter.sort }, name)));
-    const field = (name, label, element) => h("label", { class: "choice", for: name }, h("span", { class: "quiet" }, label), element);
+    const chips = h(
+      "fieldset",
+      { class: "chips" },
+      h("legend", {}, "Status"),
+      EXECUTION_STATUSES.map((word) => {
+        const box = h("input", {
+          type: "checkbox",
+          id: `s-${word}`,
+          value: word,
+          checked: filter.status.includes(word),
+          on: {
+            change: () =>
+              this.set({ status: [...chips.querySelectorAll("input:checked")].map((one) => one.value).join(",") }),
+          },
+        });
+        return h(
+          "label",
+          { class: `chip ${word}`, for: `s-${word}` },
+          box,
+          h("span", { "aria-hidden": "true" }, STATUSES[word]),
+          ` ${word}`,
+        );
+      }),
+    );
+    const sort = h(
+      "select",
+      { id: "sort", on: { change: () => this.set({ sort: sort.value === "-created" ? "" : sort.value }) } },
+      Object.entries({ "-created": "newest", "-duration": "longest", duration: "shortest" }).map(([value, name]) =>
+        h("option", { value, selected: value === filter.sort }, name),
+      ),
+    );
+    const field = (name, label, element) =>
+      h("label", { class: "choice", for: name }, h("span", { class: "quiet" }, label), element);
     this.summary = h("p", { class: "quiet", "aria-live": "polite" }, " ");
     this.trouble = h("p", { class: "trouble", role: "alert", hidden: true });
     this.rows = h("tbody", {});
     this.more = h("button", { type: "button", hidden: true, on: { click: () => this.read(true) } }, "More");
-    const table = h("table", { class: "list", on: { keydown: (event) => this.key(event) } },
+    const table = h(
+      "table",
+      { class: "list", on: { keydown: (event) => this.key(event) } },
       h("caption", { class: "hidden" }, "Runs, with the newest first unless sorted otherwise"),
-      h("thead", {}, h("tr", {}, ["Status", "Workflow", "Started", "Duration", "Usual", "Steps", "Run"].map((name) => h("th", { scope: "col" }, name)))),
-      this.rows);
-    replace(this.element,
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          ["Status", "Workflow", "Started", "Duration", "Usual", "Steps", "Run"].map((name) =>
+            h("th", { scope: "col" }, name),
+          ),
+        ),
+      ),
+      this.rows,
+    );
+    replace(
+      this.element,
       h("div", { class: "title" }, h("h1", { tabindex: -1 }, "Runs"), this.summary),
-      h("form", { class: "filters", role: "search", "aria-label": "Runs", on: { submit: (event) => event.preventDefault() } },
-        chips, field("workflow", "Workflow", workflow), field("range", "Time", range), field("length", "At least", length), field("text", "Error", text), field("sort", "Order", sort)),
-      this.trouble, table, this.more);
+      h(
+        "form",
+        { class: "filters", role: "search", "aria-label": "Runs", on: { submit: (event) => event.preventDefault() } },
+        chips,
+        field("workflow", "Workflow", workflow),
+        field("range", "Time", range),
+        field("length", "At least", length),
+        field("text", "Error", text),
+        field("sort", "Order", sort),
+      ),
+      this.trouble,
+      table,
+      this.more,
+    );
   }
 
   async read(more = false) {
     const { filter } = this;
-    const path = filter.workflow ? `api/workflows/${encodeURIComponent(filter.workflow)}/executions` : "api/workflows/executions";
-    const asked = { status: filter.status.join(","), from: filter.from, to: filter.to, min_duration: filter.min_duration, error: filter.text, sort: filter.sort, limit: PAGE, after: more ? this.next : null };
+    const path = filter.workflow
+      ? `api/workflows/${encodeURIComponent(filter.workflow)}/executions`
+      : "api/workflows/executions";
+    const asked = {
+      status: filter.status.join(","),
+      from: filter.from,
+      to: filter.to,
+      min_duration: filter.min_duration,
+      error: filter.text,
+      sort: filter.sort,
+      limit: PAGE,
+      after: more ? this.next : null,
+    };
     this.reading?.abort();
     this.reading = new AbortController();
     try {
@@ -129,14 +218,17 @@ export class RunsView {
 
   /** How far those are that go on: lists count steps when a run has ended. */
   async progress(items) {
-    await Promise.all(items.slice(0, PAGE).map(async (item) => {
-      try {
-        const state = await get(`api/workflows/executions/${item.execution_id}/status`);
-        for (const name of ["step_count", "completed_step_count", "failed_step_count", "skipped_step_count"]) item[name] = Math.max(item[name], state[name]);
-      } catch {
-        // It is counted from now on.
-      }
-    }));
+    await Promise.all(
+      items.slice(0, PAGE).map(async (item) => {
+        try {
+          const state = await get(`api/workflows/executions/${item.execution_id}/status`);
+          for (const name of ["step_count", "completed_step_count", "failed_step_count", "skipped_step_count"])
+            item[name] = Math.max(item[name], state[name]);
+        } catch {
+          // It is counted from now on.
+        }
+      }),
+    );
     if (items.length) this.render();
   }
 
@@ -159,18 +251,34 @@ export class RunsView {
       }
       if (type === "workflow_failed") this.app.announce(message.message);
       if (!item) {
-        if (!isPlain) { isStale = true; continue; }
-        if (filter.workflow && filter.workflow !== message.workflow_id && filter.workflow !== data.workflow_name) continue;
+        if (!isPlain) {
+          isStale = true;
+          continue;
+        }
+        if (filter.workflow && filter.workflow !== message.workflow_id && filter.workflow !== data.workflow_name)
+          continue;
         item = {
-          execution_id: id, workflow_id: message.workflow_id, workflow_name: data.workflow_name, status: data.status,
-          created_at: data.started_at ?? data.created_at ?? message.timestamp, started_at: null, completed_at: null,
-          duration_seconds: null, step_count: 0, completed_step_count: 0, failed_step_count: 0, skipped_step_count: 0,
+          execution_id: id,
+          workflow_id: message.workflow_id,
+          workflow_name: data.workflow_name,
+          status: data.status,
+          created_at: data.started_at ?? data.created_at ?? message.timestamp,
+          started_at: null,
+          completed_at: null,
+          duration_seconds: null,
+          step_count: 0,
+          completed_step_count: 0,
+          failed_step_count: 0,
+          skipped_step_count: 0,
           error_message: null,
         };
         isNew = true;
         this.count += 1;
       }
-      Object.assign(item, Object.fromEntries(Object.entries(data).filter(([name, value]) => name in item && value !== undefined)));
+      Object.assign(
+        item,
+        Object.fromEntries(Object.entries(data).filter(([name, value]) => name in item && value !== undefined)),
+      );
       if (filter.status.length && !filter.status.includes(item.status)) {
         if (this.items.delete(id)) this.count -= 1;
         continue;
@@ -179,7 +287,9 @@ export class RunsView {
       if (!OPEN.has(item.status)) this.usual.delete(item.workflow_id);
     }
     if (isNew) {
-      const sorted = [...this.items.values()].sort((a, b) => moment(b.created_at) - moment(a.created_at)).slice(0, MOST_ROWS);
+      const sorted = [...this.items.values()]
+        .sort((a, b) => moment(b.created_at) - moment(a.created_at))
+        .slice(0, MOST_ROWS);
       this.items = new Map(sorted.map((item) => [item.execution_id, item]));
     }
     if (isStale) this.readSoon();
@@ -192,7 +302,10 @@ export class RunsView {
     say(this.summary, `${this.count} ${this.count === 1 ? "run" : "runs"}${running ? `, ${running} going on` : ""}`);
     const known = new Map([...this.rows.children].filter((row) => row.dataset.id).map((row) => [row.dataset.id, row]));
     const rows = found.map((item) => this.row(item, known.get(item.execution_id)));
-    if (!rows.length) rows.push(h("tr", { class: "none" }, h("td", { colspan: 7 }, "No runs fit. Run a workflow, or take a filter away.")));
+    if (!rows.length)
+      rows.push(
+        h("tr", { class: "none" }, h("td", { colspan: 7 }, "No runs fit. Run a workflow, or take a filter away.")),
+      );
     // Only what moved is moved: focus and what is selected stay.
     rows.forEach((row, index) => {
       if (this.rows.children[index] !== row) this.rows.insertBefore(row, this.rows.children[index] ?? null);
@@ -212,15 +325,37 @@ export class RunsView {
     const hadFocus = row.contains(document.activeElement);
     row.dataset.key = key;
     row.className = item.status;
-    replace(row,
+    replace(
+      row,
       h("td", {}, status(item.status)),
-      h("th", { scope: "row" }, h("a", { href: `#/executions/${item.execution_id}`, title: item.error_message ?? item.workflow_name }, item.workflow_name),
-        item.error_message ? h("span", { class: "why" }, item.error_message) : null),
+      h(
+        "th",
+        { scope: "row" },
+        h(
+          "a",
+          { href: `#/executions/${item.execution_id}`, title: item.error_message ?? item.workflow_name },
+          item.workflow_name,
+        ),
+        item.error_message ? h("span", { class: "why" }, item.error_message) : null,
+      ),
       h("td", { data: { label: "Started" } }, time(item.started_at ?? item.created_at)),
-      h("td", { class: "number", data: { label: "Duration", live: OPEN.has(item.status) ? "1" : "" } }, duration(seconds)),
-      h("td", {}, usual?.metrics ? distribution(usual.metrics, seconds, OPEN.has(item.status)) : h("span", { class: "spread" })),
-      h("td", { class: "number", data: { label: "Steps" } }, item.step_count ? `${done}/${item.step_count}` : String(done || "–")),
-      h("td", {}, h("code", { title: item.execution_id }, short(item.execution_id))));
+      h(
+        "td",
+        { class: "number", data: { label: "Duration", live: OPEN.has(item.status) ? "1" : "" } },
+        duration(seconds),
+      ),
+      h(
+        "td",
+        {},
+        usual?.metrics ? distribution(usual.metrics, seconds, OPEN.has(item.status)) : h("span", { class: "spread" }),
+      ),
+      h(
+        "td",
+        { class: "number", data: { label: "Steps" } },
+        item.step_count ? `${done}/${item.step_count}` : String(done || "–"),
+      ),
+      h("td", {}, h("code", { title: item.execution_id }, short(item.execution_id))),
+    );
     if (hadFocus) row.querySelector("a").focus({ preventScroll: true });
     return row;
   }

@@ -19,11 +19,35 @@ export function distribution(metrics, seconds, isOpen) {
   const said = `usually ${duration(p50)}, ${duration(p95)} at the 95th percentile`;
   // Of few runs nobody can say what is unusual.
   const isSlow = p95 !== null && seconds > p95 && bars.reduce((sum, bar) => sum + bar.count, 0) >= ENOUGH;
-  return s("svg", { class: "spread", width: WIDTH, height: HEIGHT, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${duration(seconds)}${isOpen ? " so far" : ""}; ${said}` },
+  return s(
+    "svg",
+    {
+      class: "spread",
+      width: WIDTH,
+      height: HEIGHT,
+      viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+      role: "img",
+      "aria-label": `${duration(seconds)}${isOpen ? " so far" : ""}; ${said}`,
+    },
     s("title", {}, said),
     bars.map((bar) => {
       const tall = Math.max(1.5, (bar.count / most) * (HEIGHT - 4));
-      return s("rect", { class: "bar", x: x(bar.low), y: HEIGHT - tall, width: Math.max(2.5, x(bar.high) - x(bar.low) - 0.5), height: tall });
+      return s("rect", {
+        class: "bar",
+        x: x(bar.low),
+        y: HEIGHT - tall,
+        width: Math.max(2.5, x(bar.high) - x(bar.low) - 0.5),
+        height: tall,
+      });
     }),
-    seconds > 0 ? s("rect", { class: isSlow ? "here slow" : "here", x: Math.min(WIDTH - 2, Math.max(0, x(seconds) - 1)), y: 0, width: 2, height: HEIGHT }) : null);
+    seconds > 0
+      ? s("rect", {
+          class: isSlow ? "here slow" : "here",
+          x: Math.min(WIDTH - 2, Math.max(0, x(seconds) - 1)),
+          y: 0,
+          width: 2,
+          height: HEIGHT,
+        })
+      : null,
+  );
 }

@@ -9,7 +9,11 @@ import { CanvasPainter, palette } from "./painter.js";
 const AXIS = 24;
 const SPARE = 6;
 const CLOCK = new Intl.DateTimeFormat(undefined, {
-  hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3, hour12: false,
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+  fractionalSecondDigits: 3,
+  hour12: false,
 });
 
 export class Timeline {
@@ -34,27 +38,39 @@ export class Timeline {
     this.canvas = h("canvas", { class: "bars", "aria-hidden": "true" });
     this.head = h("canvas", { class: "axis", "aria-hidden": "true" });
     this.list = h("div", {
-      class: "names", role: "listbox", tabindex: 0, "aria-label": "Steps", id: "steps",
+      class: "names",
+      role: "listbox",
+      tabindex: 0,
+      "aria-label": "Steps",
+      id: "steps",
       on: { keydown: (event) => this.key(event), click: (event) => this.click(event) },
     });
     this.body = h("div", { class: "body" }, this.list, this.canvas);
     this.scroll = h("div", { class: "rows" }, this.body);
     this.empty = h("p", { class: "empty", hidden: true }, "No step fits the filter.");
-    this.element = h("div", { class: "timeline" },
+    this.element = h(
+      "div",
+      { class: "timeline" },
       h("div", { class: "maprow" }, h("span", { class: "corner" }), this.map),
       h("div", { class: "axisrow" }, h("span", { class: "corner quiet" }, "step"), this.head),
-      this.scroll, this.empty);
+      this.scroll,
+      this.empty,
+    );
     this.scroll.addEventListener("scroll", () => this.draw(), { passive: true });
     this.canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     this.canvas.addEventListener("pointermove", (event) => this.point(event.offsetX));
     this.canvas.addEventListener("pointerleave", () => this.point(null));
     this.canvas.addEventListener("dblclick", () => this.selected && this.show(this.selected));
-    drag(this.canvas, (dx, dy, start) => {
-      if (start) this.dragged = { ...this.view, top: this.scroll.scrollTop };
-      const each = (this.dragged.to - this.dragged.from) / this.wide;
-      this.look(this.dragged.from - dx * each, this.dragged.to - dx * each);
-      this.scroll.scrollTop = this.dragged.top - dy;
-    }, (event) => this.pick(event));
+    drag(
+      this.canvas,
+      (dx, dy, start) => {
+        if (start) this.dragged = { ...this.view, top: this.scroll.scrollTop };
+        const each = (this.dragged.to - this.dragged.from) / this.wide;
+        this.look(this.dragged.from - dx * each, this.dragged.to - dx * each);
+        this.scroll.scrollTop = this.dragged.top - dy;
+      },
+      (event) => this.pick(event),
+    );
     drag(this.map, (_dx, _dy, _start, event) => {
       const box = this.map.getBoundingClientRect();
       const at = ((event.clientX - box.left) / box.width) * this.total;
@@ -72,10 +88,13 @@ export class Timeline {
     const before = this.selected?.id;
     this.rows = arranged(this.run, this.options);
     this.place = new Map(this.rows.map((step, index) => [step, index]));
-    this.selected = before ? this.run.byId.get(before) ?? null : null;
+    this.selected = before ? (this.run.byId.get(before) ?? null) : null;
     this.empty.hidden = this.rows.length > 0 || this.run.steps.length === 0;
     this.body.style.height = `${this.rows.length * ROW}px`;
-    this.scroll.style.setProperty("--rows", String(Math.max(this.run.timeline.step_count, this.run.steps.length) * ROW + 2));
+    this.scroll.style.setProperty(
+      "--rows",
+      String(Math.max(this.run.timeline.step_count, this.run.steps.length) * ROW + 2),
+    );
     this.pool = null;
     this.resize();
   }
@@ -89,10 +108,13 @@ export class Timeline {
   arrangeSoon() {
     if (this.arranging) return;
     // Thousands of events a second must not sort thousands of rows as often.
-    this.arranging = setTimeout(() => {
-      this.arranging = 0;
-      this.arrange();
-    }, this.run.steps.length > 500 ? 500 : 60);
+    this.arranging = setTimeout(
+      () => {
+        this.arranging = 0;
+        this.arrange();
+      },
+      this.run.steps.length > 500 ? 500 : 60,
+    );
   }
 
   /** Look at a stretch of time; no further in than a microsecond, no further out than the whole. */
@@ -172,7 +194,12 @@ export class Timeline {
     axis(painter, this.colours, { x, from, to, left: 0, width: this.wide, height: this.tall, top: 0 });
     for (let i = first; i < last; i += 1) {
       row(painter, this.colours, this.run, this.rows[i], {
-        x, y: i * ROW - top, now, left: 0, right: this.wide, isSelected: this.rows[i] === this.selected,
+        x,
+        y: i * ROW - top,
+        now,
+        left: 0,
+        right: this.wide,
+        isSelected: this.rows[i] === this.selected,
       });
     }
     if (this.selected) {
@@ -185,7 +212,16 @@ export class Timeline {
     const head = (this.headPainter ??= new CanvasPainter(this.head));
     head.begin(this.wide, AXIS);
     this.head.style.width = `${this.wide}px`;
-    axis(head, this.colours, { x, from, to, left: 0, width: this.wide, height: AXIS, top: AXIS - 5, labels: AXIS / 2 - 1 });
+    axis(head, this.colours, {
+      x,
+      from,
+      to,
+      left: 0,
+      width: this.wide,
+      height: AXIS,
+      top: AXIS - 5,
+      labels: AXIS / 2 - 1,
+    });
     if (this.pointer !== null && this.pointer !== undefined) {
       const at = from + (this.pointer / this.wide) * (to - from);
       painter.line(this.pointer, 0, this.pointer, this.tall, this.colours.quiet, { dash: [1, 3] });
@@ -228,7 +264,10 @@ export class Timeline {
         const element = h("div", { role: "option", class: "step" }, mark, text);
         return { element, text, mark, step: null, shown: "" };
       });
-      replace(this.list, this.pool.map((one) => one.element));
+      replace(
+        this.list,
+        this.pool.map((one) => one.element),
+      );
     }
     for (let i = 0; i < count; i += 1) {
       const step = this.rows[from + i];
@@ -293,19 +332,29 @@ export class Timeline {
 
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const at = this.selected ? this.place.get(this.selected) ?? -1 : -1;
+    const at = this.selected ? (this.place.get(this.selected) ?? -1) : -1;
     const page = Math.max(1, Math.floor(this.tall / ROW) - 1);
     const span = this.view.to - this.view.from;
-    const go = (index) => this.rows.length && this.select(this.rows[Math.min(this.rows.length - 1, Math.max(0, index))]);
+    const go = (index) =>
+      this.rows.length && this.select(this.rows[Math.min(this.rows.length - 1, Math.max(0, index))]);
     const moves = {
-      ArrowDown: () => go(at + 1), ArrowUp: () => go(at < 0 ? 0 : at - 1),
-      PageDown: () => go(at + page), PageUp: () => go(at - page),
-      Home: () => go(0), End: () => go(this.rows.length - 1),
+      ArrowDown: () => go(at + 1),
+      ArrowUp: () => go(at < 0 ? 0 : at - 1),
+      PageDown: () => go(at + page),
+      PageUp: () => go(at - page),
+      Home: () => go(0),
+      End: () => go(this.rows.length - 1),
       ArrowLeft: () => this.look(this.view.from - span / 8, this.view.to - span / 8),
       ArrowRight: () => this.look(this.view.from + span / 8, this.view.to + span / 8),
-      "+": () => this.zoom(0.7), "=": () => this.zoom(0.7), "-": () => this.zoom(1 / 0.7), 0: () => this.whole(),
-      Enter: () => this.selected && this.show(this.selected), Escape: () => this.select(null),
-      c: () => this.critical(at), C: () => this.critical(at, -1), f: () => this.failed(at),
+      "+": () => this.zoom(0.7),
+      "=": () => this.zoom(0.7),
+      "-": () => this.zoom(1 / 0.7),
+      0: () => this.whole(),
+      Enter: () => this.selected && this.show(this.selected),
+      Escape: () => this.select(null),
+      c: () => this.critical(at),
+      C: () => this.critical(at, -1),
+      f: () => this.failed(at),
     };
     const move = moves[event.key];
     if (!move) return;
