@@ -1,15 +1,25 @@
-// The list of runs, live: what runs now, what failed, how long each took against its usual.
+// The list of runs, live, with filters and each run's duration against the usual ones.
 
-import { get } from "./api.js";
-import { debounce, h, replace, say } from "./dom.js";
-import { duration, EXECUTION_STATUSES, moment, OPEN, short, status, STATUSES, time } from "./format.js";
-import { distribution } from "./spread.js";
-import { Stream } from "./stream.js";
+import { get } from "../api.js";
+import { debounce } from "../debounce.js";
+import { h, replace, setText } from "../dom.js";
+import { distribution } from "../drawing/distribution.js";
+import {
+  duration,
+  EXECUTION_STATUSES,
+  OPEN_STATUSES,
+  parseTime,
+  shortId,
+  status,
+  STATUS_SYMBOLS,
+  time,
+} from "../format.js";
+import { EventStream } from "../stream.js";
 
-const PAGE = 50;
-const MOST_ROWS = 500;
+const PAGE_SIZE = 50;
+const MAX_ROWS = 500;
 const RANGES = { "": "any time", "1h": "last hour", "24h": "last day", "7d": "last week", "30d": "last month" };
-const FRESH_MS = 60_000;
+const METRICS_MAX_AGE_MS = 60_000;
 
 export class RunsView {
   constructor(app, parameters) {
@@ -30,7 +40,7 @@ export class RunsView {
     this.workflows = items;
     this.build();
     await this.read();
-    this.stream = new Stream("ws/workflows/stream", {
+    this.stream = new EventStream("ws/workflows/stream", {
       types: [
         "workflow_queued",
         "workflow_started",
@@ -42,28 +52,28 @@ export class RunsView {
         "step_skipped",
       ].join(","),
       onReload: () => this.read(),
-      onState: (state) => this.app.connection(state),
-      onMessages: (messages) => this.take(messages),
+      onState: (state) => this.app.setConnection(state),
+      onMessages: (messages) => this.apply(messages),
     });
     this.clock = setInterval(() => this.tick(), 1000);
   }
 
   get filter() {
-    const chosen = this.parameters;
+    const { parameters } = this;
     return {
-      workflow: chosen.get("workflow") ?? "",
-      status: (chosen.get("status") ?? "").split(",").filter(Boolean),
-      from: chosen.get("from") ?? "",
-      to: chosen.get("to") ?? "",
-      min_duration: chosen.get("min_duration") ?? "",
-      text: chosen.get("q") ?? "",
-      sort: chosen.get("sort") ?? "-created",
+      workflow: parameters.get("workflow") ?? "",
+      status: (parameters.get("status") ?? "").split(",").filter(Boolean),
+      from: parameters.get("from") ?? "",
+      to: parameters.get("to") ?? "",
+      min_duration: parameters.get("min_duration") ?? "",
+      text: parameters.get("q") ?? "",
+      sort: parameters.get("sort") ?? "-created",
     };
   }
 
-  /** Change a filter: it stands in the address, so that it can be shared and gone back from. */
-  set(values) {
-    this.app.keep(values);
+  /** Change the filter. It is kept in the address, so that it can be shared. */
+  setFilter(values) {
+    this.app.setParameters(values);
     for (const [name, value] of Object.entries(values)) {
       if (value) this.parameters.set(name, value);
       else this.parameters.delete(name);
@@ -73,22 +83,21 @@ export class RunsView {
 
   build() {
     const { filter } = this;
-    const known =
-      filter.workflow && !this.workflows.some((one) => one.id === filter.workflow || one.name === filter.workflow)
+    const isChosen = ({ id, name }) => id === filter.workflow || name === filter.workflow;
+    const unlisted =
+      filter.workflow && !this.workflows.some(isChosen)
         ? [h("option", { value: filter.workflow, selected: true }, filter.workflow)]
         : [];
     const workflow = h(
       "select",
-      { id: "workflow", on: { change: () => this.set({ workflow: workflow.value }) } },
+      { id: "workflow", on: { change: () => this.setFilter({ workflow: workflow.value }) } },
       h("option", { value: "" }, "all workflows"),
-      known,
-      this.workflows.map((one) =>
-        h("option", { value: one.id, selected: one.id === filter.workflow || one.name === filter.workflow }, one.name),
-      ),
+      unlisted,
+      this.workflows.map((item) => h("option", { value: item.id, selected: isChosen(item) }, item.name)),
     );
     const range = h(
       "select",
-      { id: "range", on: { change: () => this.set({ from: range.value, to: "" }) } },
+      { id: "range", on: { change: () => this.setFilter({ from: range.value, to: "" }) } },
       Object.entries({ ...RANGES, ...(filter.from in RANGES ? {} : { [filter.from]: `since ${filter.from}` }) }).map(
         ([value, text]) => h("option", { value, selected: value === filter.from }, text),
       ),
@@ -100,16 +109,16 @@ export class RunsView {
       placeholder: "e.g. 30s",
       size: 7,
       value: filter.min_duration,
-      on: { change: () => this.set({ min_duration: length.value.trim() }) },
+      on: { change: () => this.setFilter({ min_duration: length.value.trim() }) },
     });
     const text = h("input", {
       id: "text",
       type: "search",
       placeholder: "error contains…",
       value: filter.text,
-      on: { input: debounce(() => this.set({ q: text.value.trim() }), 300) },
+      on: { input: debounce(() => this.setFilter({ q: text.value.trim() }), 300) },
     });
-    this.search_ = text;
+    this.searchField = text;
     const chips = h(
       "fieldset",
       { class: "chips" },
@@ -122,21 +131,23 @@ export class RunsView {
           checked: filter.status.includes(word),
           on: {
             change: () =>
-              this.set({ status: [...chips.querySelectorAll("input:checked")].map((one) => one.value).join(",") }),
+              this.setFilter({
+                status: [...chips.querySelectorAll("input:checked")].map((checked) => checked.value).join(","),
+              }),
           },
         });
         return h(
           "label",
           { class: `chip ${word}`, for: `s-${word}` },
           box,
-          h("span", { "aria-hidden": "true" }, STATUSES[word]),
+          h("span", { "aria-hidden": "true" }, STATUS_SYMBOLS[word]),
           ` ${word}`,
         );
       }),
     );
     const sort = h(
       "select",
-      { id: "sort", on: { change: () => this.set({ sort: sort.value === "-created" ? "" : sort.value }) } },
+      { id: "sort", on: { change: () => this.setFilter({ sort: sort.value === "-created" ? "" : sort.value }) } },
       Object.entries({ "-created": "newest", "-duration": "longest", duration: "shortest" }).map(([value, name]) =>
         h("option", { value, selected: value === filter.sort }, name),
       ),
@@ -144,13 +155,13 @@ export class RunsView {
     const field = (name, label, element) =>
       h("label", { class: "choice", for: name }, h("span", { class: "quiet" }, label), element);
     this.summary = h("p", { class: "quiet", "aria-live": "polite" }, " ");
-    this.trouble = h("p", { class: "trouble", role: "alert", hidden: true });
+    this.error = h("p", { class: "error-text", role: "alert", hidden: true });
     this.rows = h("tbody", {});
-    this.more = h("button", { type: "button", hidden: true, on: { click: () => this.read(true) } }, "More");
+    this.more = h("button", { type: "button", hidden: true, on: { click: () => this.read(true) } }, "Load more");
     const table = h(
       "table",
       { class: "list", on: { keydown: (event) => this.key(event) } },
-      h("caption", { class: "hidden" }, "Runs, with the newest first unless sorted otherwise"),
+      h("caption", { class: "hidden" }, "Runs, newest first unless sorted otherwise"),
       h(
         "thead",
         {},
@@ -177,7 +188,7 @@ export class RunsView {
         field("text", "Error", text),
         field("sort", "Order", sort),
       ),
-      this.trouble,
+      this.error,
       table,
       this.more,
     );
@@ -188,54 +199,54 @@ export class RunsView {
     const path = filter.workflow
       ? `api/workflows/${encodeURIComponent(filter.workflow)}/executions`
       : "api/workflows/executions";
-    const asked = {
+    const query = {
       status: filter.status.join(","),
       from: filter.from,
       to: filter.to,
       min_duration: filter.min_duration,
       error: filter.text,
       sort: filter.sort,
-      limit: PAGE,
+      limit: PAGE_SIZE,
       after: more ? this.next : null,
     };
     this.reading?.abort();
     this.reading = new AbortController();
     try {
-      const page = await get(path, asked, this.reading);
+      const page = await get(path, query, this.reading);
       this.count = page.total;
       this.next = page.next;
       if (!more) this.items.clear();
       for (const item of page.items) this.items.set(item.execution_id, item);
-      this.trouble.hidden = true;
+      this.error.hidden = true;
       this.render();
-      this.progress(page.items.filter((item) => OPEN.has(item.status)));
+      this.readProgress(page.items.filter((item) => OPEN_STATUSES.has(item.status)));
     } catch (problem) {
       if (problem.name === "AbortError") return;
-      this.trouble.hidden = false;
-      say(this.trouble, problem.message);
+      this.error.hidden = false;
+      setText(this.error, problem.message);
     }
   }
 
-  /** How far those are that go on: lists count steps when a run has ended. */
-  async progress(items) {
+  /** Read the step counts of open runs; the list only counts the steps of ended ones. */
+  async readProgress(items) {
     await Promise.all(
-      items.slice(0, PAGE).map(async (item) => {
+      items.slice(0, PAGE_SIZE).map(async (item) => {
         try {
           const state = await get(`api/workflows/executions/${item.execution_id}/status`);
           for (const name of ["step_count", "completed_step_count", "failed_step_count", "skipped_step_count"])
             item[name] = Math.max(item[name], state[name]);
         } catch {
-          // It is counted from now on.
+          // Counted from now on, by events.
         }
       }),
     );
     if (items.length) this.render();
   }
 
-  /** What happened, into the rows that are there; new runs come on top where they fit. */
-  take(messages) {
+  /** Update rows with events. A new run is added on top if it passes the filter. */
+  apply(messages) {
     const { filter } = this;
-    const isPlain = !filter.text && !filter.min_duration && filter.sort === "-created" && !filter.to;
+    const canAddRuns = !filter.text && !filter.min_duration && filter.sort === "-created" && !filter.to;
     let isStale = false;
     let isNew = false;
     for (const message of messages) {
@@ -243,7 +254,7 @@ export class RunsView {
       const id = message.workflow_execution_id;
       let item = this.items.get(id);
       if (type.startsWith("step_")) {
-        if (!item || !OPEN.has(item.status)) continue;
+        if (!item || !OPEN_STATUSES.has(item.status)) continue;
         if (type === "step_completed") item.completed_step_count += 1;
         else if (type === "step_failed") item.failed_step_count += 1;
         else item.skipped_step_count += 1;
@@ -251,7 +262,7 @@ export class RunsView {
       }
       if (type === "workflow_failed") this.app.announce(message.message);
       if (!item) {
-        if (!isPlain) {
+        if (!canAddRuns) {
           isStale = true;
           continue;
         }
@@ -284,12 +295,12 @@ export class RunsView {
         continue;
       }
       this.items.set(id, item);
-      if (!OPEN.has(item.status)) this.usual.delete(item.workflow_id);
+      if (!OPEN_STATUSES.has(item.status)) this.usual.delete(item.workflow_id);
     }
     if (isNew) {
       const sorted = [...this.items.values()]
-        .sort((a, b) => moment(b.created_at) - moment(a.created_at))
-        .slice(0, MOST_ROWS);
+        .sort((a, b) => parseTime(b.created_at) - parseTime(a.created_at))
+        .slice(0, MAX_ROWS);
       this.items = new Map(sorted.map((item) => [item.execution_id, item]));
     }
     if (isStale) this.readSoon();
@@ -297,31 +308,33 @@ export class RunsView {
   }
 
   render() {
-    const found = [...this.items.values()];
-    const running = found.filter((item) => OPEN.has(item.status)).length;
-    say(this.summary, `${this.count} ${this.count === 1 ? "run" : "runs"}${running ? `, ${running} going on` : ""}`);
-    const known = new Map([...this.rows.children].filter((row) => row.dataset.id).map((row) => [row.dataset.id, row]));
-    const rows = found.map((item) => this.row(item, known.get(item.execution_id)));
+    const items = [...this.items.values()];
+    const running = items.filter((item) => OPEN_STATUSES.has(item.status)).length;
+    setText(this.summary, `${this.count} ${this.count === 1 ? "run" : "runs"}${running ? `, ${running} running` : ""}`);
+    const rowsById = new Map(
+      [...this.rows.children].filter((row) => row.dataset.id).map((row) => [row.dataset.id, row]),
+    );
+    const rows = items.map((item) => this.row(item, rowsById.get(item.execution_id)));
     if (!rows.length)
       rows.push(
-        h("tr", { class: "none" }, h("td", { colspan: 7 }, "No runs fit. Run a workflow, or take a filter away.")),
+        h("tr", { class: "none" }, h("td", { colspan: 7 }, "No runs match. Run a workflow, or clear a filter.")),
       );
-    // Only what moved is moved: focus and what is selected stay.
+    // Only rows whose position changed are moved, so that focus and selection stay.
     rows.forEach((row, index) => {
       if (this.rows.children[index] !== row) this.rows.insertBefore(row, this.rows.children[index] ?? null);
     });
     while (this.rows.children.length > rows.length) this.rows.lastChild.remove();
     this.more.hidden = !this.next;
-    for (const id of new Set(found.map((item) => item.workflow_id))) this.learn(id);
+    for (const id of new Set(items.map((item) => item.workflow_id))) this.readMetrics(id);
   }
 
-  row(item, known) {
+  row(item, existing) {
     const usual = this.usual.get(item.workflow_id);
     const key = `${item.status} ${item.started_at} ${item.duration_seconds} ${item.completed_step_count} ${item.failed_step_count} ${item.skipped_step_count} ${item.step_count} ${usual?.at ?? 0}`;
-    if (known?.dataset.key === key) return known;
+    if (existing?.dataset.key === key) return existing;
     const seconds = this.seconds(item);
     const done = item.completed_step_count + item.failed_step_count + item.skipped_step_count;
-    const row = known ?? h("tr", { data: { id: item.execution_id } });
+    const row = existing ?? h("tr", { data: { id: item.execution_id } });
     const hadFocus = row.contains(document.activeElement);
     row.dataset.key = key;
     row.className = item.status;
@@ -341,50 +354,51 @@ export class RunsView {
       h("td", { data: { label: "Started" } }, time(item.started_at ?? item.created_at)),
       h(
         "td",
-        { class: "number", data: { label: "Duration", live: OPEN.has(item.status) ? "1" : "" } },
+        { class: "number", data: { label: "Duration", live: OPEN_STATUSES.has(item.status) ? "1" : "" } },
         duration(seconds),
       ),
       h(
         "td",
         {},
-        usual?.metrics ? distribution(usual.metrics, seconds, OPEN.has(item.status)) : h("span", { class: "spread" }),
+        usual?.metrics
+          ? distribution(usual.metrics, seconds, OPEN_STATUSES.has(item.status))
+          : h("span", { class: "distribution" }),
       ),
       h(
         "td",
         { class: "number", data: { label: "Steps" } },
         item.step_count ? `${done}/${item.step_count}` : String(done || "–"),
       ),
-      h("td", {}, h("code", { title: item.execution_id }, short(item.execution_id))),
+      h("td", {}, h("code", { title: item.execution_id }, shortId(item.execution_id))),
     );
     if (hadFocus) row.querySelector("a").focus({ preventScroll: true });
     return row;
   }
 
   seconds(item) {
-    if (!OPEN.has(item.status)) return item.duration_seconds;
-    const begun = moment(item.started_at ?? item.created_at);
-    return begun === null ? null : Math.max(0, (Date.now() - begun) / 1000);
+    if (!OPEN_STATUSES.has(item.status)) return item.duration_seconds;
+    const start = parseTime(item.started_at ?? item.created_at);
+    return start === null ? null : Math.max(0, (Date.now() - start) / 1000);
   }
 
   tick() {
     for (const row of this.rows.children) {
       const cell = row.querySelector("[data-live='1']");
       const item = cell && this.items.get(row.dataset.id);
-      if (item) say(cell, duration(this.seconds(item)));
+      if (item) setText(cell, duration(this.seconds(item)));
     }
   }
 
-  /** What is usual for a workflow: asked once, and again when one of its runs has ended, a minute later at the soonest. */
-  async learn(id) {
-    const known = this.usual.get(id);
-    if (known || this.pending.has(id)) return;
+  /** Read a workflow's usual durations: once, and again after one of its runs has ended, at most once a minute. */
+  async readMetrics(id) {
+    if (this.usual.has(id) || this.pending.has(id)) return;
     this.pending.add(id);
     try {
       this.usual.set(id, { at: Date.now(), metrics: await get(`api/workflows/${id}/metrics`, { from: "30d" }) });
       requestAnimationFrame(() => this.render());
-      setTimeout(() => this.pending.delete(id), FRESH_MS);
+      setTimeout(() => this.pending.delete(id), METRICS_MAX_AGE_MS);
     } catch {
-      // Without it the column stays empty.
+      // The column stays empty.
     }
   }
 
@@ -400,7 +414,7 @@ export class RunsView {
   }
 
   search() {
-    this.search_?.focus();
+    this.searchField?.focus();
     return true;
   }
 

@@ -1,40 +1,47 @@
-// The dependency graph as a drawing: layers from left to right, lines that cross as little as a few sweeps can do.
+// The dependency graph of a run: layers from left to right, ordered to reduce crossing lines.
 
-import { h } from "./dom.js";
-import { duration, STATUSES } from "./format.js";
-import { CanvasPainter, fit, palette } from "./painter.js";
-import { drag } from "./timeline.js";
+import { h } from "../dom.js";
+import { duration, STATUS_SYMBOLS } from "../format.js";
+import { CanvasPainter } from "./canvas_painter.js";
+import { drag } from "./drag.js";
+import { fitText } from "./fit_text.js";
+import { palette } from "./palette.js";
 
-const WIDE = 170;
-const TALL = 38;
+const NODE_WIDTH = 170;
+const NODE_HEIGHT = 38;
 const GAP_X = 60;
 const GAP_Y = 14;
 
-/** Where each step stands. Layers by depth; within one, by the middle of what it hangs on, swept forth and back. */
+/** The position of each step: layers by depth, ordered within a layer by the barycentre of their neighbours in four sweeps. */
 export function layout(run) {
   const layers = [];
   for (const step of run.steps) (layers[step.depth] ??= []).push(step);
   const at = new Map();
-  const settle = (layer) => layer.forEach((step, index) => at.set(step, index - layer.length / 2));
-  layers.forEach(settle);
-  const middle = (step, others) =>
-    others.length ? others.reduce((sum, one) => sum + at.get(one), 0) / others.length : at.get(step);
-  const above = (step) => step.dependsOn.map((id) => run.byId.get(id)).filter(Boolean);
+  const setOrder = (layer) => layer.forEach((step, index) => at.set(step, index - layer.length / 2));
+  layers.forEach(setOrder);
+  const barycentre = (step, others) =>
+    others.length ? others.reduce((sum, other) => sum + at.get(other), 0) / others.length : at.get(step);
+  const dependenciesOf = (step) => step.dependsOn.map((id) => run.byId.get(id)).filter(Boolean);
   for (let sweep = 0; sweep < 4; sweep += 1) {
-    const forth = sweep % 2 === 0;
-    for (const layer of forth ? layers : [...layers].reverse()) {
-      const wish = new Map(layer.map((step) => [step, middle(step, forth ? above(step) : step.dependents)]));
-      layer.sort((a, b) => wish.get(a) - wish.get(b) || a.index - b.index);
-      settle(layer);
+    const isForward = sweep % 2 === 0;
+    for (const layer of isForward ? layers : [...layers].reverse()) {
+      const target = new Map(
+        layer.map((step) => [step, barycentre(step, isForward ? dependenciesOf(step) : step.dependents)]),
+      );
+      layer.sort((a, b) => target.get(a) - target.get(b) || a.index - b.index);
+      setOrder(layer);
     }
   }
-  const places = new Map();
+  const positions = new Map();
   layers.forEach((layer, depth) =>
     layer.forEach((step, index) => {
-      places.set(step, { x: depth * (WIDE + GAP_X), y: (index - (layer.length - 1) / 2) * (TALL + GAP_Y) });
+      positions.set(step, {
+        x: depth * (NODE_WIDTH + GAP_X),
+        y: (index - (layer.length - 1) / 2) * (NODE_HEIGHT + GAP_Y),
+      });
     }),
   );
-  return places;
+  return positions;
 }
 
 export class Graph {
@@ -73,18 +80,18 @@ export class Graph {
           (event.offsetX - this.camera.x) / this.camera.scale,
           (event.offsetY - this.camera.y) / this.camera.scale,
         ];
-        for (const [step, at] of this.places) {
-          if (x >= at.x && x <= at.x + WIDE && y >= at.y && y <= at.y + TALL) return this.onSelect(step);
+        for (const [step, at] of this.positions) {
+          if (x >= at.x && x <= at.x + NODE_WIDTH && y >= at.y && y <= at.y + NODE_HEIGHT) return this.onSelect(step);
         }
         return undefined;
       },
     );
-    this.sizes = new ResizeObserver(() => this.resize());
-    this.sizes.observe(this.element);
+    this.resizeObserver = new ResizeObserver(() => this.resize());
+    this.resizeObserver.observe(this.element);
   }
 
   arrange() {
-    this.places = layout(this.run);
+    this.positions = layout(this.run);
     this.count = this.run.steps.length;
     this.camera = null;
   }
@@ -96,30 +103,30 @@ export class Graph {
 
   resize() {
     const box = this.element.getBoundingClientRect();
-    this.wide = Math.max(50, box.width);
-    this.tall = Math.max(50, box.height);
-    if (!this.camera) this.whole();
+    this.width = Math.max(50, box.width);
+    this.height = Math.max(50, box.height);
+    if (!this.camera) this.showAll();
     this.draw();
   }
 
-  whole() {
-    let [left, top, right, bottom] = [0, 0, WIDE, TALL];
-    for (const { x, y } of this.places.values()) {
+  showAll() {
+    let [left, top, right, bottom] = [0, 0, NODE_WIDTH, NODE_HEIGHT];
+    for (const { x, y } of this.positions.values()) {
       left = Math.min(left, x);
       top = Math.min(top, y);
-      right = Math.max(right, x + WIDE);
-      bottom = Math.max(bottom, y + TALL);
+      right = Math.max(right, x + NODE_WIDTH);
+      bottom = Math.max(bottom, y + NODE_HEIGHT);
     }
-    const scale = Math.min(1, (this.wide - 40) / (right - left), (this.tall - 40) / (bottom - top));
+    const scale = Math.min(1, (this.width - 40) / (right - left), (this.height - 40) / (bottom - top));
     this.camera = {
       scale,
-      x: (this.wide - (left + right) * scale) / 2,
-      y: (this.tall - (top + bottom) * scale) / 2,
+      x: (this.width - (left + right) * scale) / 2,
+      y: (this.height - (top + bottom) * scale) / 2,
     };
     this.draw();
   }
 
-  zoom(factor, x = this.wide / 2, y = this.tall / 2) {
+  zoom(factor, x = this.width / 2, y = this.height / 2) {
     const scale = Math.min(3, Math.max(0.005, this.camera.scale * factor));
     const by = scale / this.camera.scale;
     this.camera = { scale, x: x - (x - this.camera.x) * by, y: y - (y - this.camera.y) * by };
@@ -131,7 +138,7 @@ export class Graph {
       "+": () => this.zoom(1.3),
       "=": () => this.zoom(1.3),
       "-": () => this.zoom(1 / 1.3),
-      0: () => this.whole(),
+      0: () => this.showAll(),
       ArrowLeft: () => (this.camera.x += 60),
       ArrowRight: () => (this.camera.x -= 60),
       ArrowUp: () => (this.camera.y += 60),
@@ -150,27 +157,33 @@ export class Graph {
   }
 
   draw() {
-    if (this.asked || !this.wide) return;
-    this.asked = requestAnimationFrame(() => {
-      this.asked = 0;
+    if (this.frameRequest || !this.width) return;
+    this.frameRequest = requestAnimationFrame(() => {
+      this.frameRequest = 0;
       const painter = (this.painter ??= new CanvasPainter(this.canvas));
-      painter.begin(this.wide, this.tall);
-      this.canvas.style.width = `${this.wide}px`;
-      this.canvas.style.height = `${this.tall}px`;
-      this.paint(painter, this.camera, this.wide, this.tall);
+      painter.begin(this.width, this.height);
+      this.canvas.style.width = `${this.width}px`;
+      this.canvas.style.height = `${this.height}px`;
+      this.paint(painter, this.camera, this.width, this.height);
     });
   }
 
-  paint(painter, { x: dx, y: dy, scale }, wide, tall) {
+  paint(painter, { x: dx, y: dy, scale }, width, height) {
     const { colours } = this;
     const screen = (at) => ({ x: at.x * scale + dx, y: at.y * scale + dy });
-    const [w, t] = [WIDE * scale, TALL * scale];
-    for (const [step, at] of this.places) {
+    const [w, t] = [NODE_WIDTH * scale, NODE_HEIGHT * scale];
+    for (const [step, at] of this.positions) {
       const to = screen(at);
       for (const id of step.dependsOn) {
         const other = this.run.byId.get(id);
-        const from = other && screen(this.places.get(other));
-        if (!from || to.x < 0 || from.x + w > wide + 2000 || (from.y < 0 && to.y < 0) || (from.y > tall && to.y > tall))
+        const from = other && screen(this.positions.get(other));
+        if (
+          !from ||
+          to.x < 0 ||
+          from.x + w > width + 2000 ||
+          (from.y < 0 && to.y < 0) ||
+          (from.y > height && to.y > height)
+        )
           continue;
         const isCritical = other.isCritical && step.isCritical;
         const isNear = step === this.selected || other === this.selected;
@@ -191,9 +204,9 @@ export class Graph {
         );
       }
     }
-    for (const [step, at] of this.places) {
+    for (const [step, at] of this.positions) {
       const { x, y } = screen(at);
-      if (x + w < 0 || y + t < 0 || x > wide || y > tall) continue;
+      if (x + w < 0 || y + t < 0 || x > width || y > height) continue;
       painter.rect(x, y, w, t, colours.raised, { radius: 5 * scale });
       painter.rect(x, y, Math.max(2, 5 * scale), t, colours[step.status] ?? colours.pending);
       painter.frame(
@@ -208,18 +221,18 @@ export class Graph {
       const length =
         step.start === null
           ? step.status
-          : duration(((this.run.reach(step, Date.now()) ?? step.start) - step.start) / 1000);
+          : duration(((this.run.barEnd(step, Date.now()) ?? step.start) - step.start) / 1000);
       painter.text(
         x + 12 * scale,
         y + 13 * scale,
-        fit(painter, step.name, w - 20 * scale, { size: 12 * scale, bold: true }),
+        fitText(painter, step.name, w - 20 * scale, { size: 12 * scale, bold: true }),
         colours.text,
         { size: 12 * scale, bold: true },
       );
       painter.text(
         x + 12 * scale,
         y + 28 * scale,
-        fit(painter, `${STATUSES[step.status] ?? ""} ${length}`, w - 20 * scale, { size: 11 * scale }),
+        fitText(painter, `${STATUS_SYMBOLS[step.status] ?? ""} ${length}`, w - 20 * scale, { size: 11 * scale }),
         colours.quiet,
         { size: 11 * scale },
       );
@@ -232,7 +245,7 @@ export class Graph {
   }
 
   close() {
-    this.sizes.disconnect();
-    cancelAnimationFrame(this.asked);
+    this.resizeObserver.disconnect();
+    cancelAnimationFrame(this.frameRequest);
   }
 }

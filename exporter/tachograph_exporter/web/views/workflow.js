@@ -1,11 +1,11 @@
-// A workflow over time: how often it ran, how it went, how long it took, which step to look at; two of its runs compared.
+// One workflow: its metrics, trends, steps and last runs, and a comparison of two runs.
 
-import { get } from "./api.js";
-import { h, replace } from "./dom.js";
-import { dollars, duration, moment, percent, short, status, time } from "./format.js";
-import { palette } from "./painter.js";
-import { distribution } from "./spread.js";
-import uPlot from "./vendor/uPlot.esm.js";
+import { get } from "../api.js";
+import { h, replace } from "../dom.js";
+import { distribution } from "../drawing/distribution.js";
+import { palette } from "../drawing/palette.js";
+import { dollars, duration, parseTime, percent, shortId, status, time } from "../format.js";
+import uPlot from "../vendor/uPlot.esm.js";
 
 const RANGES = {
   "24h": "last day",
@@ -15,7 +15,8 @@ const RANGES = {
   "365d": "last year",
 };
 const BUCKETS = { "24h": "1h", "7d": "1h", "30d": "1d", "90d": "1d", "365d": "1d" };
-const RUNS = 20;
+const LAST_RUNS = 20;
+const CHART_HEIGHT = 190;
 
 export class WorkflowView {
   constructor(app, id, parameters) {
@@ -27,10 +28,10 @@ export class WorkflowView {
       "section",
       { class: "workflow" },
       h("h1", { tabindex: -1 }, "Workflow"),
-      h("p", { class: "quiet" }, "Reading…"),
+      h("p", { class: "quiet" }, "Loading…"),
     );
     this.charts = [];
-    this.picked = new Set([parameters.get("a"), parameters.get("b")].filter(Boolean));
+    this.selectedRuns = new Set([parameters.get("a"), parameters.get("b")].filter(Boolean));
   }
 
   get range() {
@@ -43,7 +44,7 @@ export class WorkflowView {
     const [metrics, trends, runs] = await Promise.all([
       get(`${this.path}/metrics`, { from: range }),
       get(`${this.path}/trends`, { from: range, bucket: BUCKETS[range] }),
-      get(`${this.path}/executions`, { limit: RUNS }),
+      get(`${this.path}/executions`, { limit: LAST_RUNS }),
     ]);
     Object.assign(this, { metrics, trends, runs: runs.items });
     this.build();
@@ -57,7 +58,7 @@ export class WorkflowView {
       "select",
       {
         id: "range",
-        on: { change: () => this.app.go(`#/workflows/${encodeURIComponent(this.id)}?range=${range.value}`) },
+        on: { change: () => this.app.navigate(`#/workflows/${encodeURIComponent(this.id)}?range=${range.value}`) },
       },
       Object.entries(RANGES).map(([value, text]) => h("option", { value, selected: value === this.range }, text)),
     );
@@ -87,7 +88,7 @@ export class WorkflowView {
         h(
           "nav",
           { class: "links", "aria-label": "This workflow" },
-          h("a", { href: `#/?workflow=${encodeURIComponent(metrics.workflow_id)}` }, "Its runs"),
+          h("a", { href: `#/?workflow=${encodeURIComponent(metrics.workflow_id)}` }, "Runs"),
         ),
       ),
       h(
@@ -107,7 +108,11 @@ export class WorkflowView {
       h("h2", {}, "Steps"),
       this.steps(),
       h("h2", {}, "Last runs"),
-      h("p", { class: "quiet" }, "Pick two to compare them; pick one to compare it with what is usual."),
+      h(
+        "p",
+        { class: "quiet" },
+        "Select one run to compare it with the usual ones, or two to compare them with each other.",
+      ),
       this.lastRuns(),
     );
     this.draw();
@@ -115,10 +120,10 @@ export class WorkflowView {
 
   chartBoxes() {
     const { buckets } = this.trends;
-    if (!buckets.length) return [h("p", { class: "empty" }, "Nothing ended in this time.")];
+    if (!buckets.length) return [h("p", { class: "empty" }, "No runs ended in this period.")];
     const seconds = (value) => duration(value);
-    const whole = (value) => (Number.isInteger(value) ? String(value) : "");
-    this.wanted = [
+    const integer = (value) => (Number.isInteger(value) ? String(value) : "");
+    this.chartSpecs = [
       {
         title: "Duration",
         format: seconds,
@@ -130,7 +135,7 @@ export class WorkflowView {
       },
       {
         title: "Runs",
-        format: whole,
+        format: integer,
         bars: true,
         series: [
           ["all", "running", (b) => b.total_executions],
@@ -146,19 +151,19 @@ export class WorkflowView {
       },
     ];
     if (buckets.some((bucket) => bucket.cost_usd))
-      this.wanted.push({
+      this.chartSpecs.push({
         title: "Cost",
         format: dollars,
         low: 0,
         series: [["US dollars", "critical", (b) => b.cost_usd]],
       });
-    return this.wanted.map((chart) => {
+    return this.chartSpecs.map((chart) => {
       chart.box = h("div", { class: "plot" });
       return h("figure", { class: "chart" }, h("figcaption", {}, chart.title), chart.box, this.asTable(chart));
     });
   }
 
-  /** What a chart shows, for those who cannot see it. */
+  /** A chart's data as a table for screen readers. */
   asTable(chart) {
     return h(
       "div",
@@ -198,8 +203,8 @@ export class WorkflowView {
     this.charts = [];
     const colours = palette();
     const { buckets } = this.trends;
-    const at = buckets.map((bucket) => moment(bucket.start) / 1000);
-    for (const { box, format, series, bars, low, high } of this.wanted ?? []) {
+    const at = buckets.map((bucket) => parseTime(bucket.start) / 1000);
+    for (const { box, format, series, bars, low, high } of this.chartSpecs ?? []) {
       const axis = {
         stroke: colours.quiet,
         grid: { stroke: colours.line, width: 1 },
@@ -208,11 +213,11 @@ export class WorkflowView {
       };
       const options = {
         width: Math.max(200, box.clientWidth),
-        height: 190,
+        height: CHART_HEIGHT,
         legend: { live: true },
         cursor: { points: { size: 6 } },
         scales: {
-          x: { time: true, range: [moment(this.trends.start) / 1000, moment(this.trends.end) / 1000] },
+          x: { time: true, range: [parseTime(this.trends.start) / 1000, parseTime(this.trends.end) / 1000] },
           y: { range: (_, from, to) => [low ?? 0, high ?? (to > 0 ? to * 1.1 : 1)] },
         },
         axes: [axis, { ...axis, size: 64, values: (_, values) => values.map(format) }],
@@ -231,25 +236,25 @@ export class WorkflowView {
       };
       this.charts.push(new uPlot(options, [at, ...series.map(([, , read]) => buckets.map(read))], box));
     }
-    this.sizes ??= new ResizeObserver(() => {
+    this.resizeObserver ??= new ResizeObserver(() => {
       this.charts.forEach((chart, index) =>
-        chart.setSize({ width: Math.max(200, this.wanted[index].box.clientWidth), height: 190 }),
+        chart.setSize({ width: Math.max(200, this.chartSpecs[index].box.clientWidth), height: CHART_HEIGHT }),
       );
     });
-    for (const { box } of this.wanted ?? []) this.sizes.observe(box);
+    for (const { box } of this.chartSpecs ?? []) this.resizeObserver.observe(box);
   }
 
   steps() {
     const columns = [
-      ["Step", (one) => one.step_name],
-      ["Runs", (one) => one.count],
-      ["Success", (one) => one.success_rate ?? 101],
-      ["Median", (one) => one.p50 ?? 0],
-      ["p95", (one) => one.p95 ?? 0],
-      ["Waited", (one) => waited(one)],
-      ["Retries", (one) => one.retry_count],
-      ["Critical path", (one) => one.critical_path_share ?? 0],
-      ["Cost", (one) => one.cost_usd],
+      ["Step", (step) => step.step_name],
+      ["Runs", (step) => step.count],
+      ["Success", (step) => step.success_rate ?? 101],
+      ["Median", (step) => step.p50 ?? 0],
+      ["p95", (step) => step.p95 ?? 0],
+      ["Wait", (step) => totalWait(step)],
+      ["Retries", (step) => step.retry_count],
+      ["Critical path", (step) => step.critical_path_share ?? 0],
+      ["Cost", (step) => step.cost_usd],
     ];
     let by = 7;
     let sign = -1;
@@ -261,28 +266,28 @@ export class WorkflowView {
       );
       replace(
         body,
-        sorted.slice(0, 200).map((one) =>
+        sorted.slice(0, 200).map((step) =>
           h(
             "tr",
             {},
-            h("th", { scope: "row" }, one.step_name),
-            h("td", { class: "number" }, String(one.count)),
-            h("td", { class: "number" }, percent(one.success_rate)),
-            h("td", { class: "number" }, duration(one.p50)),
-            h("td", { class: "number" }, duration(one.p95)),
-            h("td", { class: "number" }, duration(waited(one))),
-            h("td", { class: "number" }, String(one.retry_count)),
+            h("th", { scope: "row" }, step.step_name),
+            h("td", { class: "number" }, String(step.count)),
+            h("td", { class: "number" }, percent(step.success_rate)),
+            h("td", { class: "number" }, duration(step.p50)),
+            h("td", { class: "number" }, duration(step.p95)),
+            h("td", { class: "number" }, duration(totalWait(step))),
+            h("td", { class: "number" }, String(step.retry_count)),
             h(
               "td",
               { class: "number share" },
               h("span", {
                 class: "meter",
                 "aria-hidden": "true",
-                style: { "--part": String(one.critical_path_share ?? 0) },
+                style: { "--part": String(step.critical_path_share ?? 0) },
               }),
-              percent(100 * (one.critical_path_share ?? 0), 0),
+              percent(100 * (step.critical_path_share ?? 0), 0),
             ),
-            h("td", { class: "number" }, dollars(one.cost_usd)),
+            h("td", { class: "number" }, dollars(step.cost_usd)),
           ),
         ),
       );
@@ -350,13 +355,17 @@ export class WorkflowView {
                 h("input", {
                   type: "checkbox",
                   value: run.execution_id,
-                  "aria-label": `compare run ${short(run.execution_id)}`,
-                  checked: this.picked.has(run.execution_id),
-                  on: { change: (event) => this.pick(run.execution_id, event.target) },
+                  "aria-label": `compare run ${shortId(run.execution_id)}`,
+                  checked: this.selectedRuns.has(run.execution_id),
+                  on: { change: (event) => this.toggleRun(run.execution_id, event.target) },
                 }),
               ),
               h("td", {}, status(run.status)),
-              h("th", { scope: "row" }, h("a", { href: `#/executions/${run.execution_id}` }, short(run.execution_id))),
+              h(
+                "th",
+                { scope: "row" },
+                h("a", { href: `#/executions/${run.execution_id}` }, shortId(run.execution_id)),
+              ),
               h("td", {}, time(run.started_at ?? run.created_at)),
               h("td", { class: "number" }, duration(run.duration_seconds)),
               h(
@@ -371,45 +380,45 @@ export class WorkflowView {
     );
   }
 
-  pick(id, box) {
+  toggleRun(id, box) {
     if (box.checked) {
-      // The one picked first makes room for a third.
-      if (this.picked.size === 2) {
-        const [first] = this.picked;
-        this.picked.delete(first);
-        const other = this.element.querySelector(`input[value="${CSS.escape(first)}"]`);
-        if (other) other.checked = false;
+      // A third selection replaces the first.
+      if (this.selectedRuns.size === 2) {
+        const [first] = this.selectedRuns;
+        this.selectedRuns.delete(first);
+        const firstBox = this.element.querySelector(`input[value="${CSS.escape(first)}"]`);
+        if (firstBox) firstBox.checked = false;
       }
-      this.picked.add(id);
-    } else this.picked.delete(id);
-    const [a, b] = this.picked;
-    this.app.keep({ a: a ?? null, b: b ?? null });
+      this.selectedRuns.add(id);
+    } else this.selectedRuns.delete(id);
+    const [a, b] = this.selectedRuns;
+    this.app.setParameters({ a: a ?? null, b: b ?? null });
     this.compare();
   }
 
   async compare() {
-    const [a, b] = this.picked;
+    const [a, b] = this.selectedRuns;
     this.comparison.hidden = !a;
     if (!a) return;
     try {
-      // The later one is looked at, against the earlier.
-      const [reference, looked] = b ? [a, b].sort() : [null, a];
-      const found = await get(
+      // The later run against the earlier step; ids sort by time.
+      const [reference, execution] = b ? [a, b].sort() : [null, a];
+      const comparison = await get(
         "api/workflows/executions/compare",
-        b ? { a: reference, b: looked } : { execution: looked },
+        b ? { a: reference, b: execution } : { execution },
       );
       replace(
         this.comparison,
-        h("h2", {}, b ? "Two runs" : "Against what is usual"),
-        h("p", { class: "sentence" }, found.sentence),
+        h("h2", {}, b ? "Two runs compared" : "Compared with usual runs"),
+        h("p", { class: "sentence" }, comparison.sentence),
         h(
           "p",
           { class: "quiet" },
-          h("a", { href: `#/executions/${looked}` }, short(looked)),
+          h("a", { href: `#/executions/${execution}` }, shortId(execution)),
           b
-            ? [" against ", h("a", { href: `#/executions/${reference}` }, short(reference))]
-            : found.baseline
-              ? ` against ${found.baseline.execution_count} completed runs`
+            ? [" against ", h("a", { href: `#/executions/${reference}` }, shortId(reference))]
+            : comparison.baseline
+              ? ` against ${comparison.baseline.execution_count} completed runs`
               : null,
         ),
         h(
@@ -424,7 +433,7 @@ export class WorkflowView {
               h(
                 "tr",
                 {},
-                ["Step", "Took", "Before", "Difference", "Times", "Blame"].map((name, index) =>
+                ["Step", "Duration", "Reference", "Difference", "Ratio", "Blame"].map((name, index) =>
                   h("th", { scope: "col", class: index ? "number" : null }, name),
                 ),
               ),
@@ -432,12 +441,12 @@ export class WorkflowView {
             h(
               "tbody",
               {},
-              found.steps
+              comparison.steps
                 .slice(0, 30)
                 .map((step) =>
                   h(
                     "tr",
-                    { class: step.step_name === found.culprit ? "culprit" : "" },
+                    { class: step.step_name === comparison.culprit ? "culprit" : "" },
                     h(
                       "th",
                       { scope: "row" },
@@ -462,7 +471,7 @@ export class WorkflowView {
         ),
       );
     } catch (problem) {
-      replace(this.comparison, h("p", { class: "trouble" }, problem.message));
+      replace(this.comparison, h("p", { class: "error-text" }, problem.message));
     }
   }
 
@@ -475,76 +484,11 @@ export class WorkflowView {
   }
 
   close() {
-    this.sizes?.disconnect();
+    this.resizeObserver?.disconnect();
     for (const chart of this.charts) chart.destroy();
   }
 }
 
-function waited(step) {
+function totalWait(step) {
   return step.wait ? step.wait.dependency + step.wait.queue + step.wait.backoff : 0;
-}
-
-/** All workflows with what they did. */
-export class WorkflowsView {
-  constructor(app) {
-    this.app = app;
-    this.element = h("section", {}, h("h1", { tabindex: -1 }, "Workflows"), h("p", { class: "quiet" }, "Reading…"));
-  }
-
-  async open() {
-    document.title = "Workflows · Tachograph";
-    const found = await get("api/workflows/executions/stats");
-    const rows = [...found.workflows].sort((a, b) => (b.last_ended_at ?? "").localeCompare(a.last_ended_at ?? ""));
-    replace(
-      this.element,
-      h(
-        "div",
-        { class: "title" },
-        h("h1", { tabindex: -1 }, "Workflows"),
-        h("p", { class: "quiet" }, `${rows.length} with runs; ${found.running_executions} runs go on`),
-      ),
-      h(
-        "div",
-        { class: "scroll", tabindex: 0, role: "region", "aria-label": "Workflows" },
-        h(
-          "table",
-          { class: "figures" },
-          h(
-            "thead",
-            {},
-            h(
-              "tr",
-              {},
-              ["Workflow", "Runs", "Going on", "Success", "Last ended"].map((name, index) =>
-                h("th", { scope: "col", class: index && index < 4 ? "number" : null }, name),
-              ),
-            ),
-          ),
-          h(
-            "tbody",
-            {},
-            rows.map((one) =>
-              h(
-                "tr",
-                {},
-                h("th", { scope: "row" }, h("a", { href: `#/workflows/${one.workflow_id}` }, one.workflow_name)),
-                h("td", { class: "number" }, String(one.total_executions)),
-                h("td", { class: "number" }, String(one.running_executions)),
-                h("td", { class: "number" }, percent(one.success_rate)),
-                h("td", {}, time(one.last_ended_at)),
-              ),
-            ),
-          ),
-        ),
-      ),
-    );
-  }
-
-  search() {
-    return false;
-  }
-
-  recolour() {}
-
-  close() {}
 }
