@@ -2,7 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Create an element. Properties are attributes, or `on` (listeners by event), `data` (dataset), `style` (CSS properties). */
+/** Create an element. Properties: attributes, `on` (listeners by event), `data` (dataset), `style` (CSS properties). */
 export function h(tag, properties, ...children) {
   return fill(document.createElement(tag), properties, children);
 }

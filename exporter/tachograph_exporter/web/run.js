@@ -103,7 +103,7 @@ export class Run {
     return step.start === null ? null : this.length(now);
   }
 
-  /** Apply an event. Returns whether it changed more than the message tells, so that the timeline must be read again. */
+  /** Apply an event. Returns whether it changed more than the message tells, so that a new timeline is needed. */
   apply(message) {
     const { event_type: type, data } = message;
     if (type.startsWith("workflow_")) {

@@ -12,7 +12,7 @@ const NODE_HEIGHT = 38;
 const GAP_X = 60;
 const GAP_Y = 14;
 
-/** The position of each step: layers by depth, ordered within a layer by the barycentre of their neighbours in four sweeps. */
+/** The position of each step: layers by depth, each ordered by the barycentre of its neighbours. */
 export function layout(run) {
   const layers = [];
   for (const step of run.steps) (layers[step.depth] ??= []).push(step);

@@ -1,6 +1,6 @@
 // The overview above a timeline.
 
-/** Draw an overview of the run: steps running over time, failures, the critical path, and the visible range (`view`). */
+/** Draw an overview of the run: running steps over time, failures, the critical path, the visible range (`view`). */
 export function drawMinimap(painter, colours, run, { width, height, view, now }) {
   const total = Math.max(1, run.length(now));
   const columns = Math.max(1, Math.floor(width / 2));

@@ -127,8 +127,8 @@ export class Timeline {
   showRange(from, to) {
     const total = this.total;
     const span = Math.min(total, Math.max(0.001, to - from));
-    const begun = Math.min(Math.max(0, from), total - span);
-    this.view = { from: begun, to: begun + span, isWhole: span >= total * 0.9999 };
+    const start = Math.min(Math.max(0, from), total - span);
+    this.view = { from: start, to: start + span, isWhole: span >= total * 0.9999 };
     this.draw();
   }
 

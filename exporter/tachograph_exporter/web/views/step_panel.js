@@ -4,7 +4,7 @@ import { button } from "../controls.js";
 import { h } from "../dom.js";
 import { dollars, duration, parseTime, status, time } from "../format.js";
 
-/** The contents of the panel for a step. `select(step | null)` selects another; `trace` is a link to the run's trace. */
+/** The contents of the panel for a step. `select(step | null)` selects another; `trace` links to the trace. */
 export function stepDetails(run, step, { select, trace }) {
   const { entry } = step;
   const length =

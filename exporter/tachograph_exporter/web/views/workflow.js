@@ -401,7 +401,7 @@ export class WorkflowView {
     this.comparison.hidden = !a;
     if (!a) return;
     try {
-      // The later run against the earlier step; ids sort by time.
+      // The later run against the earlier one; ids sort by time.
       const [reference, execution] = b ? [a, b].sort() : [null, a];
       const comparison = await get(
         "api/workflows/executions/compare",
