@@ -77,3 +77,18 @@ $(VENV)/.test: $(BIN)/python pyproject.toml
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist
+
+# The page's scripts, styles and documents. `check` includes them only where the npm packages are installed (make node-packages).
+.PHONY: check-js format-js
+WEB := exporter/tachograph_exporter/web
+PRETTIER := tests/node/node_modules/.bin/prettier --config tools/prettier.json
+ESLINT := tests/node/node_modules/.bin/eslint --config tools/eslint.config.mjs
+
+check: $(if $(wildcard tests/node/node_modules/.bin/prettier),check-js)
+
+check-js:  ## Format and lint of the page
+	$(PRETTIER) --check $(WEB) tools/eslint.config.mjs '!$(WEB)/vendor'
+	$(ESLINT) $(WEB)
+
+format-js:  ## Format the page
+	$(PRETTIER) --write $(WEB) tools/eslint.config.mjs '!$(WEB)/vendor'

@@ -1,4 +1,4 @@
-"""The service: store, HTTP API, command line. Needs the ``exporter`` extra."""
+"""The Tachograph service: store, HTTP API, web page and command line. Needs the ``exporter`` extra."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import sys
 
 
 def main() -> None:
-    """The ``tachograph`` command."""
+    """Run the ``tachograph`` command."""
     try:
         from tachograph_exporter.cli import app
     except ImportError as error:
         if (error.name or "").startswith("tachograph"):
             raise
         print(
-            f"tachograph: the command needs the service's libraries ({error.name} is missing): "
+            f"tachograph: the command needs the service's dependencies ({error.name} is missing): "
             "pip install 'tachograph[exporter]'",
             file=sys.stderr,
         )

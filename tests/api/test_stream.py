@@ -34,11 +34,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
-    async for found in serve(Config(database=database_url, grace_seconds=0.2), handlers):
-        status, _ = await found.call("POST", "/api/workflows", PAIR)
+    async for api in serve(Config(database=database_url, grace_seconds=0.2), handlers):
+        status, _ = await api.call("POST", "/api/workflows", PAIR)
         assert status == 201
-        await found.call("POST", "/api/workflows", {"name": "other", "steps": [{"name": "x"}]})
-        yield found
+        await api.call("POST", "/api/workflows", {"name": "other", "steps": [{"name": "x"}]})
+        yield api
 
 
 class Socket:
@@ -52,41 +52,41 @@ class Socket:
             return msgspec.json.decode(await self.socket.receive_str())
 
     async def until(self, event_type: str) -> list[Any]:
-        found: list[Any] = []
-        while not found or found[-1]["event_type"] != event_type:
-            found.append(await self.next())
-        return found
+        messages: list[Any] = []
+        while not messages or messages[-1]["event_type"] != event_type:
+            messages.append(await self.next())
+        return messages
 
 
 async def connect(api: Api, path: str, **options: Any) -> Socket:
-    made = Socket(await api.session.ws_connect(api.address + path, **options))
-    assert (await made.next())["event_type"] == "connected"
-    return made
+    socket = Socket(await api.session.ws_connect(api.address + path, **options))
+    assert (await socket.next())["event_type"] == "connected"
+    return socket
 
 
 async def test_the_whole_stream_of_a_run(api: Api) -> None:
     socket = await connect(api, "/ws/workflows/stream")
     execution = await api.run("pair")
-    found = await socket.until("workflow_completed")
-    assert [(one["event_type"], one["data"].get("step_name")) for one in found] == [
+    messages = await socket.until("workflow_completed")
+    assert [(message["event_type"], message["data"].get("step_name")) for message in messages] == [
         ("workflow_started", None), ("step_started", "a"), ("step_completed", "a"), ("step_started", "b"),
         ("step_retrying", "b"), ("step_started", "b"), ("step_completed", "b"), ("workflow_completed", None),
     ]  # fmt: skip
-    assert {one["workflow_execution_id"] for one in found} == {execution}
-    assert found[4]["data"]["error_message"] == "not yet"
-    assert found[-1]["data"]["step_count"] == 2
+    assert {message["workflow_execution_id"] for message in messages} == {execution}
+    assert messages[4]["data"]["error_message"] == "not yet"
+    assert messages[-1]["data"]["step_count"] == 2
     timeline = await api.get(f"/api/workflows/executions/{execution}/timeline")
-    told = {one["workflow_step_id"]: one["data"] for one in found if one["event_type"] == "step_completed"}
+    data = {m["workflow_step_id"]: m["data"] for m in messages if m["event_type"] == "step_completed"}
     for step in timeline["step_timeline"]:
         for field in ("started_at", "completed_at", "duration_seconds", "run_seconds", "wait"):
-            assert told[step["step_id"]][field] == step[field]
-    # Go on behind the third, as if the connection had been cut there.
-    back = await connect(api, f"/ws/workflows/stream?after={found[2]['sequence']}")
-    assert await back.until("workflow_completed") == found[3:]
+            assert data[step["step_id"]][field] == step[field]
+    # Resume after the third, as if the connection had dropped there.
+    resumed = await connect(api, f"/ws/workflows/stream?after={messages[2]['sequence']}")
+    assert await resumed.until("workflow_completed") == messages[3:]
 
 
 @pytest.mark.parametrize("path", ["/ws/workflows/pair", "/ws/workflows/{id}", "/ws/workflows/steps/{step}"])
-async def test_followers_of_one_thing_hear_of_that(api: Api, path: str) -> None:
+async def test_a_stream_of_one_workflow_or_step_has_only_its_events(api: Api, path: str) -> None:
     await api.run("pair")
     execution = (await api.get("/api/workflows/executions"))["items"][0]
     timeline = await api.get(f"/api/workflows/executions/{execution['execution_id']}/timeline")
@@ -98,32 +98,32 @@ async def test_followers_of_one_thing_hear_of_that(api: Api, path: str) -> None:
     assert [(await socket.next())["data"]["step_name"] for _ in names] == names
 
 
-async def test_the_same_by_server_sent_events(api: Api) -> None:
+async def test_server_sent_events_carry_the_same_messages(api: Api) -> None:
     async with api.session.get(f"{api.address}/api/stream?types=workflow_completed&workflow_id=pair") as stream:
         assert (stream.status, stream.content_type) == (200, "text/event-stream")
         first = await read_event(stream)
         assert first["event"] == "connected"
         for name in ("other", "pair", "pair"):
             await api.run(name)
-        found = [await read_event(stream) for _ in range(2)]
-    assert [one["event"] for one in found] == ["workflow_completed"] * 2
-    assert [msgspec.json.decode(one["data"])["sequence"] for one in found] == [int(one["id"]) for one in found]
-    headers = {"Last-Event-ID": found[0]["id"]}
+        events = [await read_event(stream) for _ in range(2)]
+    assert [event["event"] for event in events] == ["workflow_completed"] * 2
+    assert [msgspec.json.decode(event["data"])["sequence"] for event in events] == [int(e["id"]) for e in events]
+    headers = {"Last-Event-ID": events[0]["id"]}
     async with api.session.get(f"{api.address}/api/stream?types=workflow_completed", headers=headers) as stream:
         await read_event(stream)
-        assert await read_event(stream) == found[1]
+        assert await read_event(stream) == events[1]
 
 
 async def read_event(stream: aiohttp.ClientResponse) -> dict[str, str]:
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     async with asyncio.timeout(15):
         while line := (await stream.content.readline()).decode().rstrip("\n"):
             name, _, value = line.partition(": ")
-            found[name] = value
-    return found
+            fields[name] = value
+    return fields
 
 
-async def test_other_workspaces_hear_nothing(api: Api) -> None:
+async def test_a_stream_has_no_events_of_other_workspaces(api: Api) -> None:
     await api.call("POST", "/api/workspaces", {"slug": "elsewhere"})
     theirs = await connect(api, "/ws/workflows/stream?workspace_slug=elsewhere")
     ours = await connect(api, "/ws/workflows/stream")
@@ -145,19 +145,21 @@ async def test_other_workspaces_hear_nothing(api: Api) -> None:
         ("/api/stream?execution_id=nothing", 404, "execution_not_found"),
     ],
 )
-async def test_what_cannot_be_followed_is_told_before(api: Api, path: str, status: int, code: str) -> None:
+async def test_an_invalid_subscription_is_refused_before_the_stream_starts(
+    api: Api, path: str, status: int, code: str
+) -> None:
     got, body = await api.call("GET", path)
     assert (got, body["code"]) == (status, code)
 
 
-async def test_a_page_of_another_site_may_not_listen(api: Api) -> None:
+async def test_a_page_of_another_site_is_refused(api: Api) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await connect(api, "/ws/workflows/stream", headers={"Origin": "https://elsewhere.example"})
     assert refused.value.status == 403
     await connect(api, "/ws/workflows/stream", headers={"Origin": api.address})
 
 
-async def test_a_client_that_talks_is_let_go(api: Api) -> None:
+async def test_a_client_that_sends_too_much_is_disconnected(api: Api) -> None:
     socket = await connect(api, "/ws/workflows/stream")
     await socket.socket.send_bytes(b"x")
     assert (await socket.socket.receive()).type is aiohttp.WSMsgType.CLOSE
@@ -168,7 +170,9 @@ async def test_a_client_that_talks_is_let_go(api: Api) -> None:
     assert socket.socket.close_code == 1009
 
 
-async def test_tokens_by_header_and_as_a_browser_has_to(database_url: str, handlers: HandlerRegistry) -> None:
+async def test_tokens_by_header_and_by_subprotocol_as_browsers_send_them(
+    database_url: str, handlers: HandlerRegistry
+) -> None:
     config = Config(database=database_url, grace_seconds=0.2, token=TOKEN, max_stream_clients=2)
     offered = "tachograph.bearer." + base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")
     async with running(config, handlers) as api:
@@ -178,7 +182,7 @@ async def test_tokens_by_header_and_as_a_browser_has_to(database_url: str, handl
             assert refused.value.status == 401
         by_header = await connect(api, "/ws/workflows/stream", headers={"Authorization": f"Bearer {TOKEN}"})
         by_protocol = await connect(api, "/ws/workflows/stream", protocols=("tachograph", offered))
-        # What the server chose, and says again to everybody between, is not the token.
+        # The server echoes the chosen subprotocol to every proxy on the way; it is not the token.
         assert by_protocol.socket.protocol == "tachograph"
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await connect(api, "/ws/workflows/stream", protocols=("tachograph", offered))
@@ -189,19 +193,21 @@ async def test_tokens_by_header_and_as_a_browser_has_to(database_url: str, handl
         await by_header.socket.close()
 
 
-async def test_heartbeats_carry_the_place_to_go_on_from(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_heartbeats_carry_the_sequence_number_to_resume_from(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hubs, "HEARTBEAT_SECONDS", 0.3)
     socket = await connect(api, "/ws/workflows/other")
     await api.run("pair")
-    beats = [await socket.next() for _ in range(4)]
-    assert {one["event_type"] for one in beats} == {"heartbeat"}
-    assert beats[-1]["sequence"] > 0
-    back = await connect(api, f"/ws/workflows/stream?after={beats[-1]['sequence']}")
+    heartbeats = [await socket.next() for _ in range(4)]
+    assert {message["event_type"] for message in heartbeats} == {"heartbeat"}
+    assert heartbeats[-1]["sequence"] > 0
+    resumed = await connect(api, f"/ws/workflows/stream?after={heartbeats[-1]['sequence']}")
     await api.run("other")
-    assert (await back.until("workflow_completed"))[0]["event_type"] == "workflow_started"
+    assert (await resumed.until("workflow_completed"))[0]["event_type"] == "workflow_started"
 
 
-async def test_a_service_that_stops_says_so(database_url: str, handlers: HandlerRegistry) -> None:
+async def test_a_stopping_service_closes_the_stream_with_going_away(
+    database_url: str, handlers: HandlerRegistry
+) -> None:
     async with aiohttp.ClientSession() as session:
         async with running(Config(database=database_url, grace_seconds=0.2), handlers) as api:
             socket = await session.ws_connect(api.address + "/ws/workflows/stream")

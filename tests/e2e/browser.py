@@ -13,14 +13,14 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 NODE_MODULES = Path(__file__).parent.parent / "node" / "node_modules"
-# Nothing of the browser's own is to be sent anywhere.
+# The browser sends nothing anywhere on its own.
 QUIET = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The browser; skips where there is none."""
+    """The browser; skips the test if Chromium is missing."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("needs Chromium (apt-get install chromium)")
@@ -34,16 +34,16 @@ def chromium() -> Iterator[Browser]:
 
 
 def node_module(name: str) -> Path:
-    """A package from npm; skips where it is not installed."""
-    found = NODE_MODULES / name
-    if not found.exists():
+    """The directory of an npm package; skips the test if it is not installed."""
+    directory = NODE_MODULES / name
+    if not directory.exists():
         pytest.skip(f"needs {name} (npm install in tests/node)")
-    return found
+    return directory
 
 
 def errors_of(page: Any) -> list[str]:
-    """What goes wrong on a page from now on: exceptions, errors on the console, requests to other places."""
-    found: list[str] = []
-    page.on("pageerror", lambda error: found.append(f"exception: {error}"))
-    page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
-    return found
+    """A list that collects a page's exceptions and console errors from now on."""
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(f"exception: {error}"))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    return errors

@@ -1,4 +1,4 @@
-"""The command, as a person would use it."""
+"""The ``tachograph`` command, run as a user would."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tachograph(directory: Path, *words: str, **variables: str) -> subprocess.Com
     )  # fmt: skip
 
 
-def test_run_draws_the_timeline_and_tells_the_outcome_by_its_exit_code(tmp_path: Path) -> None:
+def test_run_draws_the_timeline_and_exits_with_the_outcome(tmp_path: Path) -> None:
     good = tachograph(tmp_path, "run", str(FLOWS / "with_retries.json"))
     assert good.returncode == 0, good.stderr
     assert "✔ with_retries completed" in good.stdout
@@ -38,12 +38,12 @@ def test_run_draws_the_timeline_and_tells_the_outcome_by_its_exit_code(tmp_path:
     assert bad.returncode == 1
     assert "upstream failed" in bad.stdout
     assert "fewer than minimum_rows" in bad.stdout
-    # Both are on record, in the directory's own database.
+    # Both are recorded in the working directory's database.
     last = tachograph(tmp_path, "timeline", "last")
     assert last.returncode == 0
     assert "data_pipeline failed" in last.stdout
-    figures = tachograph(tmp_path, "metrics", "data_pipeline")
-    assert "1 failed" in figures.stdout
+    metrics = tachograph(tmp_path, "metrics", "data_pipeline")
+    assert "1 failed" in metrics.stdout
 
 
 def test_run_by_name_with_inputs_as_json(tmp_path: Path) -> None:
@@ -56,15 +56,15 @@ def test_run_by_name_with_inputs_as_json(tmp_path: Path) -> None:
                         "aggregate": "completed"}  # fmt: skip
     shown = tachograph(tmp_path, "timeline", timeline["execution_id"], "--json")
     assert json.loads(shown.stdout)["step_timeline"] == timeline["step_timeline"]
-    figures = json.loads(tachograph(tmp_path, "metrics", "conditional_workflow", "--json").stdout)
-    assert (figures["total_executions"], figures["success_rate"]) == (1, 100.0)
+    metrics = json.loads(tachograph(tmp_path, "metrics", "conditional_workflow", "--json").stdout)
+    assert (metrics["total_executions"], metrics["success_rate"]) == (1, 100.0)
 
 
-def test_seed_registers_once_and_says_what_it_did(tmp_path: Path) -> None:
+def test_seed_registers_once_and_reports_outcomes(tmp_path: Path) -> None:
     first = tachograph(tmp_path, "seed", "--workspace-id", "default", "--project-id", "default")
     assert first.stdout.count("created") == 6
     assert tachograph(tmp_path, "seed").stdout.count("unchanged") == 6
-    assert tachograph(tmp_path, "seed", "--skip-existing").stdout.count("skipped, it is there") == 6
+    assert tachograph(tmp_path, "seed", "--skip-existing").stdout.count("skipped, already registered") == 6
     changed = json.loads((FLOWS / "basic_sequence.json").read_text())
     changed["version"] = "2.0"
     (tmp_path / "flows").mkdir()
@@ -93,7 +93,7 @@ def test_validate_names_every_fault(tmp_path: Path) -> None:
     assert {fault["code"] for fault in report["errors"]} == {"cycle", "unknown_handler"}
 
 
-BAD_USE: list[tuple[list[str], str]] = [
+WRONG_USAGE: list[tuple[list[str], str]] = [
     (["run", "nope.json"], "cannot read nope.json"),
     (["run", "nope"], 'no workflow "nope" is registered'),
     (["run", str(FLOWS / "basic_sequence.json"), "-i", "x"], "not KEY=VALUE"),
@@ -103,17 +103,19 @@ BAD_USE: list[tuple[list[str], str]] = [
     (["run", str(FLOWS / "basic_sequence.json"), "--handlers", "no_such_module"], "cannot load handlers"),
     (["replay", str(FLOWS / "basic_sequence.json")], "WfFormat"),
     (["replay", "x.json", "--speed", "0"], "more than 0"),
-    (["timeline", "last"], "no database"),
+    (["timeline", "last"], "no database at"),
     (["serve", "--listen", "here"], "no address to listen on"),
 ]
 
 
-@pytest.mark.parametrize(("words", "says"), BAD_USE, ids=[" ".join(w)[-40:] for w, _ in BAD_USE])
-def test_wrong_use_is_told_in_a_line_with_the_way_out(tmp_path: Path, words: list[str], says: str) -> None:
-    told = tachograph(tmp_path, *words)
-    assert told.returncode == 2
-    assert says in told.stderr
-    assert "Traceback" not in told.stderr
+@pytest.mark.parametrize(("words", "message"), WRONG_USAGE, ids=[" ".join(w)[-40:] for w, _ in WRONG_USAGE])
+def test_wrong_usage_is_reported_in_one_line_without_a_traceback(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    result = tachograph(tmp_path, *words)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_replay_runs_a_recorded_workflow_again(tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_replay_runs_a_recorded_workflow_again(tmp_path: Path) -> None:
     ran = tachograph(tmp_path, "replay", "run.json", "--speed", "100", "--json")
     assert ran.returncode == 0, ran.stderr
     timeline = json.loads(ran.stdout)
-    # Three tasks of 0.2 s in a row; how much longer a busy machine takes is its own affair.
+    # Three tasks of 0.2 s in sequence; a busy machine may take longer, so there is no upper limit.
     assert [step["step_name"] for step in timeline["critical_path"]][::2] == ["a", "d"]
     assert timeline["critical_path_seconds"] > 0.59
     assert timeline["work_seconds"] > timeline["critical_path_seconds"] * 1.1
@@ -155,7 +157,7 @@ def test_run_shows_live_progress_on_a_terminal(tmp_path: Path) -> None:
     process = subprocess.Popen([*TACHOGRAPH, "run", "s.json"], cwd=tmp_path, stdout=child, stderr=child,
                                env=environment(TERM="xterm"))  # fmt: skip
     os.close(child)
-    seen = b""
+    output = b""
     while True:
         try:
             chunk = os.read(parent, 65_536)
@@ -163,10 +165,10 @@ def test_run_shows_live_progress_on_a_terminal(tmp_path: Path) -> None:
             break
         if not chunk:
             break
-        seen += chunk
+        output += chunk
     os.close(parent)
     assert process.wait(20) == 0
-    text = seen.decode("utf-8", "replace")
+    text = output.decode("utf-8", "replace")
     assert "0/1 steps" in text
     assert "waiting" in text
     assert "slow" in text.rpartition("completed")[0]

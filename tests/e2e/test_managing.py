@@ -1,4 +1,4 @@
-"""Looking after a database from the command line, and serving it beyond loopback."""
+"""Administration of a database from the command line, and serving beyond loopback."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def test_workspaces_projects_and_tokens(tmp_path: Path) -> None:
     assert tachograph(tmp_path, "workspaces", "create", "shipping", "--name", "Shipping").returncode == 0
     again = tachograph(tmp_path, "workspaces", "create", "shipping")
     assert (again.returncode, "already" in again.stderr) == (2, True)
-    assert "no slug" in tachograph(tmp_path, "workspaces", "create", "Not A Slug").stderr
+    assert "not a valid slug" in tachograph(tmp_path, "workspaces", "create", "Not A Slug").stderr
     listed = json.loads(tachograph(tmp_path, "workspaces", "list", "--json").stdout)
-    assert [(one["slug"], one["name"]) for one in listed] == [("shipping", "Shipping")]
+    assert [(workspace["slug"], workspace["name"]) for workspace in listed] == [("shipping", "Shipping")]
     assert tachograph(tmp_path, "projects", "create", "nightly", "--workspace", "shipping").returncode == 0
     assert "workspaces create nowhere" in tachograph(tmp_path, "projects", "list", "--workspace", "nowhere").stderr
-    made = tachograph(tmp_path, "tokens", "create", "ci", "--scope", "read", "--scope", "write",
+    created = tachograph(tmp_path, "tokens", "create", "ci", "--scope", "read", "--scope", "write",
                       "--workspace", "shipping", "--expires", "90d")  # fmt: skip
-    token = made.stdout.strip()
+    token = created.stdout.strip()
     assert token.startswith("tgr_")
-    assert "no scope" in tachograph(tmp_path, "tokens", "create", "x", "--scope", "root").stderr
+    assert "--scope 'root' is not valid" in tachograph(tmp_path, "tokens", "create", "x", "--scope", "root").stderr
     (info,) = json.loads(tachograph(tmp_path, "tokens", "list", "--json").stdout)
     assert (info["scopes"], info["workspace"], info["state"]) == (["read", "write"], "shipping", "active")
     assert token not in tachograph(tmp_path, "tokens", "list").stdout
@@ -41,7 +41,7 @@ def test_workspaces_projects_and_tokens(tmp_path: Path) -> None:
     assert tachograph(tmp_path, "tokens", "revoke", "nothing").returncode == 2
 
 
-def test_figures_trends_comparison_rollups_and_archive(tmp_path: Path) -> None:
+def test_metrics_trends_comparison_rollups_and_archive(tmp_path: Path) -> None:
     steps = [{"name": "a"}, {"name": "b", "depends_on_steps": ["a"]}]
     (tmp_path / "w.json").write_text(json.dumps({"name": "w", "steps": steps}))
     for _ in range(3):
@@ -52,11 +52,11 @@ def test_figures_trends_comparison_rollups_and_archive(tmp_path: Path) -> None:
     assert json.loads(tachograph(tmp_path, "metrics", "w", "--json").stdout)["steps"][0]["count"] == 3
     assert "3" in tachograph(tmp_path, "trends", "w").stdout
     assert json.loads(tachograph(tmp_path, "trends", "w", "--bucket", "5m", "--json").stdout)["bucket"] == "5m"
-    assert "none of" in tachograph(tmp_path, "trends", "w", "--bucket", "2h").stderr
+    assert "expected one of" in tachograph(tmp_path, "trends", "w", "--bucket", "2h").stderr
     compared = tachograph(tmp_path, "compare", "last")
     assert (compared.returncode, "The execution" in compared.stdout or "Nothing" in compared.stdout) == (0, True)
     assert "there is no execution" in tachograph(tmp_path, "compare", "nothing").stderr
-    assert "every row is as it should be" in tachograph(tmp_path, "rollups", "rebuild", "--check").stdout
+    assert "all rows are correct" in tachograph(tmp_path, "rollups", "rebuild", "--check").stdout
     import sqlite3
 
     with sqlite3.connect(tmp_path / "tachograph.db") as database:
@@ -67,7 +67,7 @@ def test_figures_trends_comparison_rollups_and_archive(tmp_path: Path) -> None:
     assert tachograph(tmp_path, "rollups", "rebuild", "--check").returncode == 0
     assert "--to DIR" in tachograph(tmp_path, "archive", "--older-than", "1d").stderr
     moved = tachograph(tmp_path, "archive", "--older-than", "0s", "--to", "kept")
-    # Whole days only, and today is not over.
+    # Only whole days are archived, and today is not over.
     assert "archived 0 execution(s)" in moved.stdout
 
 
@@ -85,8 +85,8 @@ def test_beyond_loopback_with_tls_and_a_token(tmp_path: Path) -> None:
                                stderr=subprocess.DEVNULL)  # fmt: skip
     context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
 
-    def ask(path: str, given: str | None) -> int:
-        headers = {"Authorization": f"Bearer {given}"} if given else {}
+    def status_of(path: str, bearer: str | None) -> int:
+        headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
         request = urllib.request.Request(f"https://localhost:{port}{path}", headers=headers)
         try:
             with urllib.request.urlopen(request, context=context, timeout=10) as response:
@@ -97,13 +97,13 @@ def test_beyond_loopback_with_tls_and_a_token(tmp_path: Path) -> None:
             return error.code
 
     try:
-        eventually(lambda: ask("/-/ready", None) == 200)
-        assert ask("/api/workflows", None) == 401
-        assert ask("/metrics", None) == 401
-        assert ask("/api/workflows", token) == 200
-        assert ask("/metrics", token) == 200
-        # Everybody may read what the API is.
-        assert ask("/docs", None) == 200
+        eventually(lambda: status_of("/-/ready", None) == 200)
+        assert status_of("/api/workflows", None) == 401
+        assert status_of("/metrics", None) == 401
+        assert status_of("/api/workflows", token) == 200
+        assert status_of("/metrics", token) == 200
+        # The API's documentation is public.
+        assert status_of("/docs", None) == 200
     finally:
         process.terminate()
         process.wait(20)
@@ -112,7 +112,7 @@ def test_beyond_loopback_with_tls_and_a_token(tmp_path: Path) -> None:
     assert (wrong.returncode, "for TLS" in wrong.stderr) == (2, True)
 
 
-def test_the_service_archives_by_itself(server: Callable[..., Server], tmp_path: Path) -> None:
+def test_the_service_archives_on_its_own(server: Callable[..., Server], tmp_path: Path) -> None:
     import random
     import time
 

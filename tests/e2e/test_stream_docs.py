@@ -1,4 +1,4 @@
-"""The examples of docs/streams.md, as they stand there, against a real service."""
+"""The examples of docs/streams.md, run verbatim against a real service."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ QUICK = {"name": "quick", "steps": [{"name": "a"}]}
 
 def example(language: str, contains: str) -> str:
     text = (ROOT / "docs" / "streams.md").read_text()
-    found: list[str] = [code for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if contains in code]
-    assert len(found) == 1, (language, contains)
-    return found[0]
+    blocks: list[str] = [code for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if contains in code]
+    assert len(blocks) == 1, (language, contains)
+    return blocks[0]
 
 
 @pytest.mark.parametrize("how", ["python", "node", "curl"])
-def test_an_example_tells_what_happens(server: Callable[..., Server], tmp_path: Path, how: str) -> None:
+def test_an_example_prints_events(server: Callable[..., Server], tmp_path: Path, how: str) -> None:
     program = {"python": sys.executable, "node": "node", "curl": "curl"}[how]
     if shutil.which(program) is None:
         pytest.skip(f"needs {how}")
@@ -38,22 +38,22 @@ def test_an_example_tells_what_happens(server: Callable[..., Server], tmp_path: 
     }[how]().replace("http://127.0.0.1:9923", service.address)
     file = tmp_path / {"python": "follow.py", "node": "follow.mjs", "curl": "follow.sh"}[how]
     file.write_text(code)
-    told = tmp_path / "told"
+    printed = tmp_path / "printed"
     command = ["sh", str(file)] if how == "curl" else [program, str(file)]
-    with told.open("wb") as output:
+    with printed.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment(), start_new_session=True
         )
     try:
-        eventually(lambda: "connected" in told.read_text())
+        eventually(lambda: "connected" in printed.read_text())
         service.post("/api/workflows/quick/execute")
-        eventually(lambda: re.search(r"workflow_completed.*quick completed after", told.read_text(), re.DOTALL))
+        eventually(lambda: re.search(r"workflow_completed.*quick completed after", printed.read_text(), re.DOTALL))
         if how == "python":
-            # It comes back by itself.
+            # It reconnects by itself.
             service.stop(9)
             service.start()
             service.post("/api/workflows/quick/execute")
-            eventually(lambda: told.read_text().count("workflow_completed") == 2)
+            eventually(lambda: printed.read_text().count("workflow_completed") == 2)
     finally:
         subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
         process.wait()
@@ -63,17 +63,17 @@ def test_the_example_for_a_page(server: Callable[..., Server]) -> None:
     service = server()
     service.post("/api/workflows", QUICK)
     code = example("javascript", "new WebSocket").replace("127.0.0.1:9923", service.address.removeprefix("http://"))
-    said: list[str] = []
+    console: list[str] = []
     with chromium() as browser:
         page = browser.new_page()
-        page.on("console", lambda message: said.append(message.text))
+        page.on("console", lambda message: console.append(message.text))
         page.goto(f"{service.address}/docs")
         page.evaluate(code)
-        while not any("connected" in line for line in said):
+        while not any("connected" in line for line in console):
             page.wait_for_timeout(50)
         service.post("/api/workflows/quick/execute")
         for _ in range(200):
-            if any("workflow_completed quick completed" in line for line in said):
+            if any("workflow_completed quick completed" in line for line in console):
                 break
             page.wait_for_timeout(50)
-    assert any("workflow_completed quick completed" in line for line in said), said
+    assert any("workflow_completed quick completed" in line for line in console), console

@@ -42,81 +42,81 @@ def watching(service: Server, file: Path, *words: str) -> Iterator[subprocess.Po
         process.wait()
 
 
-def test_all_that_happens_a_line_each(server: Callable[..., Server], tmp_path: Path) -> None:
+def test_watching_everything_prints_a_line_per_event(server: Callable[..., Server], tmp_path: Path) -> None:
     service = server()
     for definition in (SLOW, BAD):
         service.post("/api/workflows", definition)
-    told, documents = tmp_path / "told", tmp_path / "documents"
-    with watching(service, told) as process, watching(service, documents, "bad", "--json"):
+    lines, documents = tmp_path / "lines", tmp_path / "documents"
+    with watching(service, lines) as process, watching(service, documents, "bad", "--json"):
         eventually(lambda: b'"connected"' in documents.read_bytes())
         eventually(lambda: 'kind="websocket"} 2' in service.get("/metrics"))
         service.post("/api/workflows/bad/execute")
-        eventually(lambda: "bad failed after" in told.read_text())
-        # The service goes and comes back.
+        eventually(lambda: "bad failed after" in lines.read_text())
+        # Killed and restarted, while `watch` keeps running.
         service.stop(9)
         eventually(lambda: process.poll() is None)
         service.start()
         service.post("/api/workflows/bad/execute")
         service.post("/api/workflows/slow/execute")
-        eventually(lambda: "slow completed after" in told.read_text())
+        eventually(lambda: "slow completed after" in lines.read_text())
         eventually(lambda: documents.read_text().count('"workflow_failed"') == 2)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
-    text = told.read_text()
+    text = lines.read_text()
     assert text.count("bad started") == text.count("bad failed after") == 2
     assert "only failed after" in text
-    # What a step says does not reach the terminal as a command.
+    # Control characters in a step's message do not reach the terminal.
     assert "\x1b" not in text
     messages = [json.loads(line) for line in documents.read_text().splitlines()]
     assert {message["data"]["workflow_name"] for message in messages if message["workflow_id"]} == {"bad"}
 
 
-@pytest.mark.parametrize(("definition", "code", "says"), [(SLOW, 0, "✔ slow completed"), (BAD, 1, "✘ bad failed")])
-def test_one_execution_until_it_ends(
-    server: Callable[..., Server], definition: dict[str, object], code: int, says: str
+@pytest.mark.parametrize(("definition", "code", "headline"), [(SLOW, 0, "✔ slow completed"), (BAD, 1, "✘ bad failed")])
+def test_watching_one_execution_ends_with_it(
+    server: Callable[..., Server], definition: dict[str, object], code: int, headline: str
 ) -> None:
     service = server()
     service.post("/api/workflows", definition)
     execution = service.post(f"/api/workflows/{definition['name']}/execute")["execution_id"]
-    # On a terminal of its own, as a person sees it.
+    # On a pseudo-terminal, as a user sees it.
     outer, inner = pty.openpty()
     command = watch(service, execution)
     process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment(TERM="xterm"))
     os.close(inner)
     with os.fdopen(outer, "rb") as terminal:
-        text = _all(terminal)
+        text = _read_all(terminal)
     assert process.wait(20) == code
-    # Nor does it when a timeline is drawn.
+    # Nor do they when a timeline is drawn.
     assert "\x1b[2J" not in text
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    assert says in text
+    assert headline in text
     assert "█" in text or "▏" in text
     if code == 0:
-        # It was drawn while it went on, too.
+        # It was drawn while it ran, too.
         assert "▶ slow running" in text
 
 
-def _all(terminal: IO[bytes]) -> str:
-    found = bytearray()
+def _read_all(terminal: IO[bytes]) -> str:
+    output = bytearray()
     while True:
         try:
-            part = terminal.read1(65_536)  # type: ignore[attr-defined]
+            chunk = terminal.read1(65_536)  # type: ignore[attr-defined]
         except OSError:
             break
-        if not part:
+        if not chunk:
             break
-        found += part
-    return found.decode(errors="replace")
+        output += chunk
+    return output.decode(errors="replace")
 
 
-def test_what_cannot_be_watched_is_said(server: Callable[..., Server], tmp_path: Path) -> None:
+def test_what_cannot_be_watched_is_reported(server: Callable[..., Server], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("a-token-of-this-test")
     service = server("--token-file", str(tmp_path / "token"))
     token = {"TACHOGRAPH_TOKEN": "a-token-of-this-test"}
-    for words, variables, says in (
-        (["nothing"], {}, "a token is needed"),
-        (["nothing"], token, "there is no such workflow"),
-        (["--workspace", "none"], token, "there is no such workflow or execution"),
+    for words, variables, message in (
+        (["nothing"], {}, "a token is required"),
+        (["nothing"], token, "no such workflow"),
+        (["--workspace", "none"], token, "no such workflow or execution"),
     ):
         ran = subprocess.run(
             watch(service, *words),
@@ -126,7 +126,7 @@ def test_what_cannot_be_watched_is_said(server: Callable[..., Server], tmp_path:
             timeout=60,
             check=False,
         )
-        assert (ran.returncode, says in ran.stderr) == (2, True), ran.stderr
+        assert (ran.returncode, message in ran.stderr) == (2, True), ran.stderr
     unknown = "01a20fe6-7932-72e3-b686-ac14d2e75b4a"
     command = [*TACHOGRAPH, "watch", unknown, "--url", f"http://127.0.0.1:{free_port()}"]
     ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""What all commands share: the application, common options, how errors are told."""
+"""What all commands share: the application, common options, error output."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tachograph_exporter.store.database import Database
 
 del _builtin
 
-BAD_USE: Final = 2
-"""Exit code for what was asked wrongly or cannot be done; 1 is for a workflow that failed."""
+EXIT_USAGE: Final = 2
+"""Exit code for wrong usage and for what cannot be done; 1 means that a workflow failed."""
 
 out: Final = Console(highlight=False)
 err: Final = Console(stderr=True, highlight=False)
@@ -44,34 +44,35 @@ app: Final = typer.Typer(
 
 DatabaseOption = Annotated[
     str,
-    typer.Option("--database", envvar=DATABASE_VARIABLE, help="Where runs are kept: sqlite:///FILE or postgresql://…"),
+    typer.Option("--database", envvar=DATABASE_VARIABLE, help="Database URL: sqlite:///FILE or postgresql://…"),
 ]
-WorkspaceOption = Annotated[str, typer.Option("--workspace", envvar=WORKSPACE_VARIABLE, help="Workspace, by slug.")]
+WorkspaceOption = Annotated[str, typer.Option("--workspace", envvar=WORKSPACE_VARIABLE, help="Workspace slug.")]
 HandlersOption = Annotated[
     list[str] | None,
-    typer.Option("--handlers", help="Step handlers to load: a module, a .py file, or 'examples'. May be repeated."),
+    typer.Option("--handlers", help="Load step handlers from a module, a .py file, or 'examples'. Repeatable."),
 ]
 AllowOption = Annotated[
-    list[str] | None, typer.Option("--allow-handler", help="Switch on a handler that is off by default (shell).")
+    list[str] | None,
+    typer.Option("--allow-handler", help="Enable a handler that is off by default (shell). Repeatable."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DATABASE: Final = DEFAULT_DATABASE
 
 
-def fail(message: str, code: int = BAD_USE) -> NoReturn:
-    """Say what is wrong and leave."""
-    err.print(f"[bold red]tachograph:[/] {_plain(message)}", soft_wrap=True)
+def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
+    """Print an error and exit."""
+    err.print(f"[bold red]tachograph:[/] {_escape(message)}", soft_wrap=True)
     raise typer.Exit(code)
 
 
-def _plain(message: str) -> str:
+def _escape(message: str) -> str:
     return message.replace("[", r"\[")
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Errors that name their own way out are told in a line or a list, not as a stack."""
+def report_errors() -> Iterator[None]:
+    """Print errors that explain themselves as one line or a list, without a traceback, and exit."""
     try:
         yield
     except (InvalidWorkflow, InvalidInputs) as error:
@@ -82,30 +83,30 @@ def told() -> Iterator[None]:
 
 
 def print_faults(faults: tuple[Fault, ...] | list[Fault], kind: str) -> None:
-    """Faults, a line each."""
+    """Print each fault with its place and code on standard error."""
     colour = "red" if kind == "error" else "yellow"
     for fault in faults:
-        err.print(f"  [{colour}]{kind}[/] {_plain(fault.message)}", soft_wrap=True)
-        err.print(f"        [bright_black]at {_plain(fault.at or 'the top')}, code {fault.code}[/]", soft_wrap=True)
+        err.print(f"  [{colour}]{kind}[/] {_escape(fault.message)}", soft_wrap=True)
+        err.print(f"        [bright_black]at {_escape(fault.at or 'top level')}, code {fault.code}[/]", soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """JSON on standard output, indented."""
+    """Print indented JSON on standard output."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
 def open_database(url: str, *, must_exist: bool = False) -> Database:
-    """The database. With ``must_exist``, a SQLite file that is not there is an error instead of a new file."""
+    """Open the database. With ``must_exist``, a missing SQLite file is an error rather than created."""
     name = url.removeprefix("sqlite:///")
     if must_exist and name != url and not Path(name).exists():
-        fail(f"there is no database {name}; name one with --database or {DATABASE_VARIABLE}")
+        fail(f"no database at {name}; set one with --database or {DATABASE_VARIABLE}")
     return Database(url)
 
 
-def load_handlers(wanted: list[str] | None, allow: list[str] | None = None) -> HandlerRegistry:
-    """The registry with the handlers asked for; the examples' are always there for the example workflows."""
+def load_handlers(sources: list[str] | None, allow: list[str] | None = None) -> HandlerRegistry:
+    """Load handlers from entry points and ``sources`` (modules, files, ``examples``), and enable those in ``allow``."""
     registry.load_entry_points()
-    for name in wanted or []:
+    for name in sources or []:
         try:
             bundled_workflows.load(name)
         except Exception as error:
@@ -114,7 +115,7 @@ def load_handlers(wanted: list[str] | None, allow: list[str] | None = None) -> H
 
 
 def read_workflow(path: Path, handlers: HandlerRegistry) -> Workflow:
-    """The valid definition in a file; its faults are printed otherwise. Warnings are printed too."""
+    """Read and validate a definition. Prints its warnings; prints its errors and exits if it is invalid."""
     try:
         document = path.read_bytes()
     except OSError as error:
@@ -124,19 +125,19 @@ def read_workflow(path: Path, handlers: HandlerRegistry) -> Workflow:
     if workflow is None:
         print_faults(report.errors, "error")
         count = len(report.errors)
-        fail(f"{path} has {count} fault{'s' if count != 1 else ''}")
+        fail(f"{path} has {count} error{'s' if count != 1 else ''}")
     return workflow
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Log lines for people on standard error."""
+    """Log to standard error, formatted for people."""
     handler = RichHandler(console=err, show_path=False, log_time_format="%H:%M:%S")
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_requested: bool) -> None:
+    if is_requested:
         out.print(f"tachograph {version()}")
         raise typer.Exit
 
@@ -144,7 +145,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def main(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """The flight recorder for workflows: every run as spans, histograms, a timeline and a live stream."""

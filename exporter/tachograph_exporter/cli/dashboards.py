@@ -1,4 +1,4 @@
-"""``tachograph dashboards``: files for Grafana, Prometheus and Alertmanager, or straight into a Grafana."""
+"""``tachograph dashboards``: write files for Grafana, Prometheus and Alertmanager, or push them to a Grafana."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from tachograph_exporter import dashboard_files
 from tachograph_exporter.cli.common import app, fail, out
 
-TOKEN: Final = "GRAFANA_TOKEN"  # noqa: S105 - its name
+TOKEN: Final = "GRAFANA_TOKEN"  # noqa: S105 - the name of a variable
 _FOLDER: Final = "tachograph"
 
 group = typer.Typer(help="Dashboards, rules and provisioning for Grafana, Prometheus and Alertmanager.",
@@ -23,10 +23,10 @@ app.add_typer(group, name="dashboards")
 
 @group.command("export")
 def export(
-    directory: Annotated[Path, typer.Argument(help="Where to; made if it is not there.")],
-    runbooks: Annotated[str | None, typer.Option(help="Where alerts lead to: the address of your runbooks.")] = None,
+    directory: Annotated[Path, typer.Argument(help="Output directory; created if it does not exist.")],
+    runbooks: Annotated[str | None, typer.Option(help="Base URL of your runbooks, for the links in alerts.")] = None,
 ) -> None:
-    """Write dashboards, rules, and provisioning files with a compose file."""
+    """Write dashboards, rules, provisioning files and a compose file."""
     try:
         written = dashboard_files.export(directory, runbooks)
     except OSError as error:
@@ -37,13 +37,13 @@ def export(
 
 @group.command("push")
 def push(
-    url: Annotated[str, typer.Option(help="Grafana, for instance http://localhost:3000.")],
+    url: Annotated[str, typer.Option(help="Grafana URL, such as http://localhost:3000.")],
     token_file: Annotated[
-        Path | None, typer.Option(help=f"File with a token of a Grafana service account (or set {TOKEN}).")
+        Path | None, typer.Option(help=f"File with the token of a Grafana service account (or set {TOKEN}).")
     ] = None,
-    folder: Annotated[str, typer.Option(help="Folder in Grafana.")] = "Tachograph",
+    folder: Annotated[str, typer.Option(help="Grafana folder.")] = "Tachograph",
 ) -> None:
-    """Put the dashboards into a Grafana by its HTTP API; those that are there are replaced."""
+    """Create or replace the dashboards in a Grafana, over its HTTP API."""
     token = os.environ.get(TOKEN)
     if token_file is not None:
         try:
@@ -51,11 +51,11 @@ def push(
         except OSError as error:
             fail(f"cannot read the token from {token_file}: {error.strerror or error}")
     if not token:
-        fail(f"Grafana asks for a token: --token-file FILE, or set {TOKEN}")
+        fail(f"Grafana needs a token: use --token-file FILE or set {TOKEN}")
     try:
         asyncio.run(_push(url.rstrip("/"), token, folder))
     except aiohttp.InvalidURL:
-        fail(f"{url!r} is no address; expected http://HOST:PORT")
+        fail(f"{url!r} is not a valid URL; expected http://HOST:PORT")
     except (aiohttp.ClientConnectionError, TimeoutError) as error:
         fail(f"{url} does not answer: {error}")
 
@@ -63,21 +63,21 @@ def push(
 async def _push(url: str, token: str, folder: str) -> None:
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
     async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(30)) as session:
-        # 409 and 412: it is there already.
-        await _post(session, f"{url}/api/folders", {"uid": _FOLDER, "title": folder}, known=(409, 412))
+        # 409 and 412: the folder exists already.
+        await _post(session, f"{url}/api/folders", {"uid": _FOLDER, "title": folder}, accepted=(409, 412))
         for board in dashboard_files.dashboards():
             body = {"dashboard": {**board, "id": None}, "folderUid": _FOLDER, "overwrite": True}
             answer = await _post(session, f"{url}/api/dashboards/db", body)
             out.print(f"{board['title']:<24}{url}{answer.get('url', '')}", soft_wrap=True)
 
 
-async def _post(session: aiohttp.ClientSession, url: str, body: Any, known: tuple[int, ...] = ()) -> dict[str, Any]:
+async def _post(session: aiohttp.ClientSession, url: str, body: Any, accepted: tuple[int, ...] = ()) -> dict[str, Any]:
     async with session.post(url, json=body) as answer:
-        if answer.status in known:
+        if answer.status in accepted:
             return {}
         if answer.status >= 300:
             text = (await answer.text())[:300]
-            why = {401: "the token is not valid", 403: "the token may not do this"}.get(answer.status, text)
-            fail(f"{url} answered {answer.status}: {why}")
-        found: dict[str, Any] = await answer.json()
-        return found
+            reason = {401: "the token is not valid", 403: "the token does not allow this"}.get(answer.status, text)
+            fail(f"{url} answered {answer.status}: {reason}")
+        document: dict[str, Any] = await answer.json()
+        return document

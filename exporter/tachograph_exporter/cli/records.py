@@ -1,4 +1,4 @@
-"""``tachograph validate``, ``seed``, ``timeline`` and ``metrics``: definitions in, records out."""
+"""``tachograph validate``, ``seed``, ``timeline``, ``metrics``, ``trends`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tachograph_exporter.cli.common import (
     out,
     print_faults,
     print_json,
-    told,
+    report_errors,
 )
 from tachograph_exporter.cli.terminal import TimelineView, comparison_table, metrics_text, trends_table
 from tachograph_exporter.store import definitions as definition_rows
@@ -54,12 +54,12 @@ from tachograph_exporter.views.trends import BUCKETS, bucket_range, build_trends
 
 @app.command()
 def validate(
-    file: Annotated[Path, typer.Argument(help="A workflow definition.")],
+    file: Annotated[Path, typer.Argument(help="Workflow definition (JSON).")],
     handlers: HandlersOption = None,
     allow_handler: AllowOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a definition: every fault at once, each with its place. Exit code 0 when it is valid, else 1."""
+    """Validate a workflow definition and list every fault with its place. Exit code: 0 if valid, else 1."""
     try:
         document = file.read_bytes()
     except OSError as error:
@@ -73,34 +73,35 @@ def validate(
         if workflow is not None:
             out.print(f'[green]✔[/] {file}: workflow "{workflow.name}", {len(workflow.steps)} steps')
         else:
-            out.print(f"[red]✘[/] {file}: {len(report.errors)} fault{'s' if len(report.errors) != 1 else ''}")
+            out.print(f"[red]✘[/] {file}: {len(report.errors)} error{'s' if len(report.errors) != 1 else ''}")
     raise typer.Exit(0 if report.is_valid else 1)
 
 
 @app.command()
 def seed(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Where the definitions are (default: the examples).")
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Directory of definitions (*.json). Default: the bundled examples."),
     ] = None,
     database: DatabaseOption = DATABASE,
-    workspace: Annotated[str, typer.Option("--workspace-id", help="Workspace, by id or slug.")] = "default",
-    project: Annotated[str, typer.Option("--project-id", help="Project of the workspace, by id or slug.")] = "default",
-    skip_existing: Annotated[bool, typer.Option(help="Leave workflows that are there already as they are.")] = False,
+    workspace: Annotated[str, typer.Option("--workspace-id", help="Workspace id or slug.")] = "default",
+    project: Annotated[str, typer.Option("--project-id", help="Project id or slug.")] = "default",
+    skip_existing: Annotated[bool, typer.Option(help="Do not update workflows that are already registered.")] = False,
     handlers: HandlersOption = None,
 ) -> None:
-    """Register the workflow definitions of a directory; those there already are changed (or skipped)."""
-    with told():
-        known = load_handlers(["examples", *(handlers or [])])
+    """Register the workflow definitions in a directory, updating those that are already registered."""
+    with report_errors():
+        registry = load_handlers(["examples", *(handlers or [])])
         paths = sorted((directory or bundled_workflows.workflow_directory()).glob("*.json"))
         if not paths:
-            fail(f"there is no definition (*.json) in {directory}")
+            fail(f"no definitions (*.json) in {directory}")
         valid: list[tuple[Path, Workflow]] = []
-        broken = 0
+        invalid_count = 0
         for path in paths:
-            workflow, report = validate_document(path.read_bytes(), known)
+            workflow, report = validate_document(path.read_bytes(), registry)
             if workflow is None:
-                broken += 1
-                out.print(f"[red]✘[/] {path.name}: {len(report.errors)} fault(s)")
+                invalid_count += 1
+                out.print(f"[red]✘[/] {path.name}: {len(report.errors)} error(s)")
                 print_faults(report.errors, "error")
             else:
                 valid.append((path, workflow))
@@ -109,35 +110,38 @@ def seed(
         for (path, workflow), outcome in zip(valid, outcomes, strict=True):
             out.print(f"[green]✔[/] {path.name}: {workflow.name}, {len(workflow.steps)} steps, {outcome}")
         store.close()
-    raise typer.Exit(1 if broken else 0)
+    raise typer.Exit(1 if invalid_count else 0)
 
 
 def seed_workflows(
     store: Database, workspace: str, project: str, workflows: list[Workflow], *, skip_existing: bool = False
 ) -> list[str]:
-    """Register definitions in one transaction; what became of each: created, changed, unchanged or skipped.
+    """Register definitions in one transaction. Returns an outcome for each: created, changed, unchanged or skipped.
 
-    The workspace and project are found by id or slug. Those called ``default`` are made when not there.
+    The workspace and the project are looked up by id or slug; those called ``default`` are created if missing.
     """
 
     def work(connection: Connection) -> list[str]:
         now = time.time_ns()
         if workspace == "default":
             add_workspace(connection, workspace, now)
-        found = workspace_rows.find_workspace(connection, workspace)
-        if found is None:
-            fail(f'there is no workspace "{workspace}" in {store.name}')
+        workspace_row = workspace_rows.find_workspace(connection, workspace)
+        if workspace_row is None:
+            fail(f'no workspace "{workspace}" in {store.name}')
         if project == "default":
-            add_project(connection, found.slug, project, now)
-        owner = workspace_rows.project(connection, found.id, project)
-        if owner is None:
-            fail(f'there is no project "{project}" in workspace "{found.slug}"')
-        return [_seed_one(connection, found, owner.slug, workflow, now, skip_existing) for workflow in workflows]
+            add_project(connection, workspace_row.slug, project, now)
+        project_row = workspace_rows.project(connection, workspace_row.id, project)
+        if project_row is None:
+            fail(f'no project "{project}" in workspace "{workspace_row.slug}"')
+        return [
+            _register(connection, workspace_row, project_row.slug, workflow, now, skip_existing)
+            for workflow in workflows
+        ]
 
     return store.run(work)
 
 
-def _seed_one(
+def _register(
     connection: Connection, workspace: Row[Any], project: str, workflow: Workflow, now: int, skip_existing: bool
 ) -> str:
     values = definition_values(workflow, now)
@@ -150,30 +154,30 @@ def _seed_one(
         )
         return "created"
     if row.document is not None and skip_existing:
-        return "skipped, it is there"
+        return "skipped, already registered"
     if row.document == values["document"]:
         return "unchanged"
     connection.execute(update(workflow_definitions).where(workflow_definitions.c.id == row.id).values(values))
     return "changed"
 
 
-def _run(connection: Connection, owner: str, wanted: str) -> execution_rows.StoredRun:
-    """An execution by id, or the newest for ``last``. Raises `Problem`."""
-    if wanted == "last":
+def _run(connection: Connection, owner: str, execution: str) -> execution_rows.StoredRun:
+    """An execution by id, or the newest one for ``last``. Raises `Problem`."""
+    if execution == "last":
         rows = execution_list.executions(connection, ExecutionFilter(workspace=owner), 0, 1)
-        wanted = rows[0].execution_id if rows else wanted
-    return find_run(connection, owner, wanted)
+        execution = rows[0].execution_id if rows else execution
+    return find_run(connection, owner, execution)
 
 
 @app.command()
 def timeline(
-    execution: Annotated[str, typer.Argument(help="An execution's id, or 'last'.")],
+    execution: Annotated[str, typer.Argument(help="Execution id, or 'last'.")],
     database: DatabaseOption = DATABASE,
     workspace: WorkspaceOption = "default",
     as_json: JsonOption = False,
 ) -> None:
-    """Draw a recorded run's timeline."""
-    with told():
+    """Draw the timeline of a recorded execution."""
+    with report_errors():
         store = open_database(database, must_exist=True)
         owner = workspace_id(workspace)
 
@@ -183,29 +187,32 @@ def timeline(
             fail(f'{problem.detail} "{workspace}"' if problem.status == 404 else problem.detail)
         finally:
             store.close()
-    built = build_timeline(run, now_ns=time.time_ns())
+    document = build_timeline(run, now_ns=time.time_ns())
     if as_json:
-        print_json(built)
+        print_json(document)
     else:
-        out.print(TimelineView(built))
+        out.print(TimelineView(document))
 
 
-SinceOption = Annotated[str | None, typer.Option("--from", help="Only what ended since: a time, or ago (24h, 7d).")]
-UntilOption = Annotated[str | None, typer.Option("--to", help="Only what ended before.")]
-WorkflowArgument = Annotated[str, typer.Argument(help="A workflow, by name or id.")]
+SinceOption = Annotated[
+    str | None,
+    typer.Option("--from", help="Only executions that ended at or after this time, or this long ago (24h, 7d)."),
+]
+UntilOption = Annotated[str | None, typer.Option("--to", help="Only executions that ended before this time.")]
+WorkflowArgument = Annotated[str, typer.Argument(help="Workflow name or id.")]
 
 
-def _moment(text: str | None, now_ns: int) -> int | None:
+def _time_ns(text: str | None, now_ns: int) -> int | None:
     try:
         return parse_time(text, now_ns) if text is not None else None
     except ValueError as error:
         fail(str(error))
 
 
-def _workflow(connection: Connection, workspace: str, wanted: str) -> Row[Any]:
-    row = definition_rows.find_definition(connection, workspace_id(workspace), wanted)
+def _workflow(connection: Connection, workspace: str, workflow: str) -> Row[Any]:
+    row = definition_rows.find_definition(connection, workspace_id(workspace), workflow)
     if row is None:
-        fail(f'there is no workflow "{wanted}" in workspace "{workspace}"')
+        fail(f'no workflow "{workflow}" in workspace "{workspace}"')
     return row
 
 
@@ -218,17 +225,17 @@ def metrics(
     until: UntilOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a workflow's figures: executions, success rate, percentiles, and its steps."""
+    """Show a workflow's metrics: executions, success rate, duration percentiles, and its steps."""
     now = time.time_ns()
-    low, high = _moment(since, now), _moment(until, now)
-    with told():
+    low, high = _time_ns(since, now), _time_ns(until, now)
+    with report_errors():
         store = open_database(database, must_exist=True)
 
         def read(connection: Connection) -> WorkflowMetricsSummary:
-            found = read_metrics(connection, workspace_id(workspace), workflow, low, high, now)
-            if found is None:
-                fail(f'there is no workflow "{workflow}" in workspace "{workspace}"')
-            return found
+            summary = read_metrics(connection, workspace_id(workspace), workflow, low, high, now)
+            if summary is None:
+                fail(f'no workflow "{workflow}" in workspace "{workspace}"')
+            return summary
 
         summary = store.look(read)
         store.close()
@@ -243,48 +250,50 @@ def trends(
     workflow: WorkflowArgument,
     database: DatabaseOption = DATABASE,
     workspace: WorkspaceOption = "default",
-    bucket: Annotated[str, typer.Option(help="5m, 1h or 1d.")] = "1h",
+    bucket: Annotated[str, typer.Option(help="Bucket width: 5m, 1h or 1d.")] = "1h",
     since: SinceOption = None,
-    step: Annotated[str | None, typer.Option(help="This step instead of the executions.")] = None,
+    step: Annotated[str | None, typer.Option(help="Show the trends of this step instead of the executions.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how a workflow changes over time, and since when it takes longer."""
+    """Show how a workflow's durations and success rate change over time, and since when it is slower."""
     if bucket not in BUCKETS:
-        fail(f"{bucket!r} is none of {', '.join(BUCKETS)}")
+        fail(f"--bucket {bucket!r} is not valid; expected one of {', '.join(BUCKETS)}")
     now = time.time_ns()
-    low_s, high_s = bucket_range(bucket, _moment(since, now), now)
-    with told():
+    low_s, high_s = bucket_range(bucket, _time_ns(since, now), now)
+    with report_errors():
         store = open_database(database, must_exist=True)
 
         def read(connection: Connection) -> WorkflowTrends:
             row = _workflow(connection, workspace, workflow)
             return build_trends(connection, (row.workspace_id, row.id), row, bucket, low_s, high_s, step)
 
-        found = store.look(read)
+        document = store.look(read)
         store.close()
     if as_json:
-        print_json(found)
+        print_json(document)
     else:
-        out.print(trends_table(found))
-        for change in found.change_points:
+        out.print(trends_table(document))
+        for change in document.change_points:
             out.print(f"[{'red' if change.direction == 'slower' else 'green'}]●[/] {change.sentence}", soft_wrap=True)
 
 
 @app.command()
 def compare(
-    execution: Annotated[str, typer.Argument(help="The execution to look at, by id, or 'last'.")],
-    other: Annotated[str | None, typer.Argument(help="Another one to compare it with; else with its usual.")] = None,
+    execution: Annotated[str, typer.Argument(help="Execution id to explain, or 'last'.")],
+    other: Annotated[
+        str | None, typer.Argument(help="Execution id to compare it with. Default: the workflow's recent executions.")
+    ] = None,
     database: DatabaseOption = DATABASE,
     workspace: WorkspaceOption = "default",
-    baseline: Annotated[str, typer.Option(help="How far back its usual goes.")] = "7d",
+    baseline: Annotated[str, typer.Option(help="How far back the recent executions go.")] = "7d",
     as_json: JsonOption = False,
 ) -> None:
-    """Which step made a run slow? Compare it with another one, or with what is usual."""
+    """Find the step that made an execution slow, compared with another one or with recent ones."""
     try:
         back_ns = parse_duration(baseline)
     except ValueError as error:
         fail(str(error))
-    with told():
+    with report_errors():
         store = open_database(database, must_exist=True)
         owner = workspace_id(workspace)
 
@@ -295,13 +304,13 @@ def compare(
             return usual_comparison(connection, owner, run, back_ns)
 
         try:
-            found = store.look(read)
+            comparison = store.look(read)
         except Problem as problem:
             fail(problem.detail)
         finally:
             store.close()
     if as_json:
-        print_json(found)
+        print_json(comparison)
     else:
-        out.print(comparison_table(found))
-        out.print(found.sentence, soft_wrap=True)
+        out.print(comparison_table(comparison))
+        out.print(comparison.sentence, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``tachograph run`` and ``replay``: run a workflow here, show it live, draw its timeline."""
+"""``tachograph run`` and ``tachograph replay``: run a workflow in this process and draw its timeline."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from tachograph_exporter.cli.common import (
     out,
     print_json,
     read_workflow,
-    told,
+    report_errors,
 )
 from tachograph_exporter.cli.terminal import TimelineView
 from tachograph_exporter.store import definitions as definition_rows
@@ -59,7 +59,7 @@ from tachograph_exporter.views.timeline import build_timeline
 
 
 class Progress:
-    """A line that says how far the run is; a listener."""
+    """A listener that counts steps, shown as a line of progress."""
 
     def __init__(self, workflow: Workflow) -> None:
         self.name = workflow.name
@@ -100,10 +100,10 @@ class Progress:
 @app.command()
 def run(
     workflow: Annotated[
-        str, typer.Argument(metavar="FILE|NAME", help="A definition's file, or a registered workflow.")
+        str, typer.Argument(metavar="FILE|NAME", help="Definition file, or name of a registered workflow.")
     ],
     given: Annotated[
-        list[str] | None, typer.Option("--input", "-i", metavar="KEY=VALUE", help="An input variable. May be repeated.")
+        list[str] | None, typer.Option("--input", "-i", metavar="KEY=VALUE", help="Input variable. Repeatable.")
     ] = None,
     database: DatabaseOption = DATABASE,
     workspace: WorkspaceOption = "default",
@@ -111,34 +111,34 @@ def run(
     allow_handler: AllowOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a workflow here and now, show it live, and draw its timeline. Exit code 0 when it completed, else 1."""
-    with told():
+    """Run a workflow in this process and draw its timeline. Exit code: 0 if it completed, else 1."""
+    with report_errors():
         store = open_database(database)
-        wanted = Path(workflow)
-        if wanted.suffix == ".json" and _is_example(wanted):
+        path = Path(workflow)
+        if path.suffix == ".json" and _is_example(path):
             handlers = [*(handlers or []), "examples"]
-        known = load_handlers(handlers, allow_handler)
-        if wanted.suffix == ".json" or wanted.is_file():
-            definition, identifier = read_workflow(wanted, known), None
+        registry = load_handlers(handlers, allow_handler)
+        if path.suffix == ".json" or path.is_file():
+            definition, identifier = read_workflow(path, registry), None
         else:
-            definition, identifier, known = _registered(store, workspace, workflow, known)
+            definition, identifier, registry = _registered(store, workspace, workflow, registry)
         inputs = from_text(definition, _pairs(given or []))
-        timeline = _run(definition, inputs, store, workspace, known, identifier, DEFAULT_CONCURRENCY, quiet=as_json)
+        timeline = _run(definition, inputs, store, workspace, registry, identifier, DEFAULT_CONCURRENCY, quiet=as_json)
     _finish(timeline, as_json)
 
 
 @app.command()
 def replay(
-    file: Annotated[Path, typer.Argument(help="A real run in WfFormat 1.5.")],
-    speed: Annotated[float, typer.Option(help="How many times faster than recorded.")] = 1.0,
+    file: Annotated[Path, typer.Argument(help="Recorded execution in WfFormat 1.5.")],
+    speed: Annotated[float, typer.Option(help="Divide run times by this factor.")] = 1.0,
     database: DatabaseOption = DATABASE,
     workspace: WorkspaceOption = "default",
     as_json: JsonOption = False,
 ) -> None:
-    """Run a recorded workflow again: same tasks, dependencies and run times, divided by SPEED."""
+    """Replay a recorded execution: same tasks and dependencies, run times divided by --speed."""
     if speed <= 0:
         fail(f"--speed must be more than 0, not {speed:g}")
-    with told():
+    with report_errors():
         try:
             document = file.read_bytes()
         except OSError as error:
@@ -166,17 +166,17 @@ def _pairs(given: list[str]) -> Mapping[str, str]:
 
 
 def _registered(
-    store: Database, workspace: str, name: str, known: HandlerRegistry
+    store: Database, workspace: str, name: str, registry: HandlerRegistry
 ) -> tuple[Workflow, str, HandlerRegistry]:
     identifier = workspace_id(workspace)
     row = store.look(lambda c: definition_rows.find_definition(c, identifier, name))
     if row is None or row.document is None:
-        fail(f'no workflow "{name}" is registered in workspace "{workspace}", and there is no such file')
+        fail(f'no workflow "{name}" is registered in workspace "{workspace}", and no such file exists')
     definition = parse(row.document)
-    if any(known.find(step.handler) is None for step in definition.steps):
-        # The examples are registered by name; whoever runs them by name means their handlers too.
-        known = load_handlers(["examples"], sorted(known.allowed))
-    return definition, str(row.id), known
+    if any(registry.find(step.handler) is None for step in definition.steps):
+        # A registered example needs the examples' handlers.
+        registry = load_handlers(["examples"], sorted(registry.allowed))
+    return definition, str(row.id), registry
 
 
 def _run(
@@ -227,10 +227,10 @@ def _run(
         recorder.close()
         raise
     recorder.close()
-    found = store.look(lambda c: execution_rows.run(c, workspace_id(workspace), execution.execution_id))
-    if found is None:
-        fail("the run is over, but the database could not take its record; the log above says why")
-    timeline = build_timeline(found, now_ns=time.time_ns())
+    stored = store.look(lambda c: execution_rows.run(c, workspace_id(workspace), execution.execution_id))
+    if stored is None:
+        fail("the execution ended, but it could not be written to the database; see the log above")
+    timeline = build_timeline(stored, now_ns=time.time_ns())
     store.close()
     return timeline
 

@@ -1,4 +1,4 @@
-"""``tachograph serve`` and ``demo``."""
+"""``tachograph serve`` and ``tachograph demo``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tachograph_exporter.cli.common import (
     load_handlers,
     log_to_stderr,
     out,
-    told,
+    report_errors,
 )
 from tachograph_exporter.cli.records import seed_workflows
 from tachograph_exporter.config import DEFAULT_LISTEN, TOKEN_VARIABLE, Config, parse_listen, read_token
@@ -34,7 +34,7 @@ from tachograph_exporter.service import Service
 from tachograph_exporter.service import serve as serve_until_stopped
 from tachograph_exporter.store import definitions as definition_rows
 
-ListenOption = Annotated[str, typer.Option(help="HOST:PORT to listen on.")]
+ListenOption = Annotated[str, typer.Option(help="Address to listen on, HOST:PORT.")]
 
 
 @app.command()
@@ -43,44 +43,50 @@ def serve(
     database: DatabaseOption = DATABASE,
     handlers: HandlersOption = None,
     allow_handler: AllowOption = None,
-    grace: Annotated[float, typer.Option(help="Seconds that running steps may go on when stopped.")] = 10.0,
-    max_executions: Annotated[int, typer.Option(min=1, help="Executions that run at once; others wait.")] = 100,
-    series_limit: Annotated[int, typer.Option(min=1, help="Label sets of one metric; others share one.")] = 10_000,
+    grace: Annotated[float, typer.Option(help="Seconds that running steps get to finish on shutdown.")] = 10.0,
+    max_executions: Annotated[
+        int, typer.Option(min=1, help="Executions that run at the same time; others wait.")
+    ] = 100,
+    series_limit: Annotated[
+        int, typer.Option(min=1, help="Series per metric; further label sets share one series.")
+    ] = 10_000,
     series_expire: Annotated[
-        float | None, typer.Option(min=1, help="Drop label sets that have not changed for this many seconds.")
+        float | None, typer.Option(min=1, help="Drop series that have not changed for this many seconds.")
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help=f"File with a token that allows everything (or set {TOKEN_VARIABLE}).")
+        Path | None, typer.Option(help=f"File with a token that has every scope (or set {TOKEN_VARIABLE}).")
     ] = None,
     require_token: Annotated[
-        bool, typer.Option("--require-token", help="Ask for a token on loopback too (behind a proxy).")
+        bool, typer.Option("--require-token", help="Require a token on loopback too (behind a proxy).")
     ] = False,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Ask nobody for a token, wherever they come from.")
+        bool, typer.Option("--insecure", help="Never require a token, not even beyond loopback.")
     ] = False,
-    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no token.")] = False,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM): serve HTTPS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM), if not in the same file.")] = None,
+    open_metrics: Annotated[bool, typer.Option("--open-metrics", help="Serve /metrics without a token.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM); enables HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key (PEM), if not in the certificate's file.")] = None,
     archive_after: Annotated[
-        float | None, typer.Option(min=0.01, help="Archive executions that ended so many days ago.")
+        float | None, typer.Option(min=0.01, help="Archive executions this many days after they ended.")
     ] = None,
     archive_to: Annotated[Path | None, typer.Option(help="Directory for archived executions.")] = None,
     delete_after: Annotated[
-        float | None, typer.Option(min=0.01, help="Delete executions that ended so many days ago.")
+        float | None, typer.Option(min=0.01, help="Delete executions this many days after they ended.")
     ] = None,
     measure: Annotated[
-        list[str] | None, typer.Option(help="Name of a step's measure that becomes a metric. May be repeated.")
+        list[str] | None, typer.Option(help="Step measure to export as a metric, by name. Repeatable.")
     ] = None,
     mapping: Annotated[
-        Path | None, typer.Option(help="TOML file of rules: which spans of others are executions and steps.")
+        Path | None, typer.Option(help="TOML file of rules that map received spans to executions and steps.")
     ] = None,
-    max_stream_clients: Annotated[int, typer.Option(min=1, help="Clients that may follow live events.")] = 2000,
+    max_stream_clients: Annotated[
+        int, typer.Option(min=1, help="Clients that may follow live events at the same time.")
+    ] = 2000,
     trace_url: Annotated[
-        str | None, typer.Option(help="Where the page's links to traces lead: a URL with {trace_id} in it.")
+        str | None, typer.Option(help="URL of your trace viewer for links on the page, with {trace_id} in it.")
     ] = None,
 ) -> None:
-    """Serve the API, the metrics and the store. Beyond loopback a token is needed."""
-    with told():
+    """Serve the API, the metrics and the page. Beyond loopback a token is required."""
+    with report_errors():
         host, port = parse_listen(listen)
         token = read_token(token_file) if token_file is not None else os.environ.get(TOKEN_VARIABLE) or None
         config = Config(
@@ -120,12 +126,12 @@ def _serve(service: Service, on_ready: Any) -> None:
 def _print_addresses(address: str, service: Service) -> None:
     out.print(f"[bold]Tachograph[/] serves [bold]{address}[/] from {service.database.name}", soft_wrap=True)
     for name, path in (
-        ("the page", "/"),
+        ("web page", "/"),
         ("workflows", "/api/workflows"),
         ("statistics", "/api/workflows/executions/stats"),
-        ("metrics for Prometheus", "/metrics"),
+        ("Prometheus metrics", "/metrics"),
         ("health", "/-/healthy"),
-        ("the API, documented", "/docs"),
+        ("API documentation", "/docs"),
     ):
         out.print(f"  {name:<24}{address}{path}", soft_wrap=True)
 
@@ -134,17 +140,17 @@ def _print_addresses(address: str, service: Service) -> None:
 def demo(
     listen: ListenOption = DEFAULT_LISTEN,
     database: DatabaseOption = "sqlite:///tachograph-demo.db",
-    interval: Annotated[float, typer.Option(min=0, help="Seconds between further runs; 0: none.")] = 10.0,
+    interval: Annotated[float, typer.Option(min=0, help="Seconds between further executions; 0 for none.")] = 10.0,
 ) -> None:
     """Register the example workflows, run them several times, and serve everything."""
-    with told():
+    with report_errors():
         host, port = parse_listen(listen)
         log_to_stderr()
         config = Config(host=host, port=port, database=database, grace_seconds=3, measures=("rows", "database"))
         service = Service(config, load_handlers(["examples"]))
         workflows = [parse(path.read_bytes()) for path in bundled_workflows.workflow_files()]
         seed_workflows(service.database, "default", "default", workflows)
-        # Collected by the closure so that the task is not lost.
+        # Keeps a reference, so that the task is not garbage-collected.
         tasks: list[asyncio.Task[None]] = []
 
         def ready(address: str) -> None:
@@ -167,40 +173,42 @@ RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("parallel_processing", {}),
     ("with_retries", {}),
 )
-"""What the demo runs: some with retries, one that fails, branches that are skipped."""
+"""The demo's executions: some retry, one fails, some skip branches."""
 
 
 async def _demonstrate(service: Service, address: str, interval: float) -> None:
-    shown: dict[str, str] = {}
+    executions: dict[str, str] = {}
     for name, inputs in RUNS:
-        execution, status = await _run_one(service, name, inputs)
+        execution, status = await _run(service, name, inputs)
         colour = "green" if status == "completed" else "red"
         label = f"{name} {' '.join(f'{k}={v}' for k, v in inputs.items())}".strip()
         out.print(f"  [{colour}]{status:<10}[/] {label}", soft_wrap=True)
-        shown[name if status == "completed" else f"{name} (failed)"] = execution
+        executions[name if status == "completed" else f"{name} (failed)"] = execution
     await asyncio.to_thread(service.recorder.flush)
     out.print()
     _print_addresses(address, service)
-    for name, execution in shown.items():
+    for name, execution in executions.items():
         out.print(f"  {name:<24}{address}/#/executions/{execution}", soft_wrap=True)
-    out.print(f"\nDraw one here:  tachograph timeline last --database {service.config.database}", soft_wrap=True)
-    out.print("Stop with Ctrl-C." + (f" Meanwhile a workflow runs every {interval:g} s." if interval else ""))
-    names: itertools.cycle[tuple[str, dict[str, Any]]] = itertools.cycle(RUNS)
+    out.print(
+        f"\nDraw one in the terminal:  tachograph timeline last --database {service.config.database}", soft_wrap=True
+    )
+    out.print("Stop with Ctrl-C." + (f" Until then, a workflow runs about every {interval:g} s." if interval else ""))
+    further_runs: itertools.cycle[tuple[str, dict[str, Any]]] = itertools.cycle(RUNS)
     while interval and not service.life.is_stopping:
         await asyncio.sleep(interval * random.uniform(0.5, 1.5))  # noqa: S311
-        name, inputs = next(names)
+        name, inputs = next(further_runs)
         with suppress(Exception):
-            await _run_one(service, name, inputs)
+            await _run(service, name, inputs)
 
 
 _definitions: dict[str, tuple[str, Workflow]] = {}
 
 
-async def _run_one(service: Service, name: str, inputs: dict[str, Any]) -> tuple[str, str]:
+async def _run(service: Service, name: str, inputs: dict[str, Any]) -> tuple[str, str]:
     if name not in _definitions:
         owner = workspace_id("default")
         row = await service.database.read(lambda c: definition_rows.definition(c, owner, name=name))
-        assert row is not None  # noqa: S101 - seeded above
+        assert row is not None  # noqa: S101 - `demo` has registered it
         _definitions[name] = (row.id, parse(row.document))
     identifier, workflow = _definitions[name]
     execution = new_execution_ref(workspace="default", workflow=name, workflow_id=identifier, version=workflow.version)

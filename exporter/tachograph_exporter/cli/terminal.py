@@ -1,4 +1,4 @@
-"""A timeline drawn in the terminal: bars in time, waits, retries, skipped steps, the critical path."""
+"""Timelines, metrics, trends and comparisons, rendered for the terminal."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ MAX_ROWS: Final = 60
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Without what would move a terminal's cursor or change its state."""
+    """Replace characters that could move the terminal's cursor or change its state; ``keep`` exempts some."""
     return "".join(c if c.isprintable() or c in keep else "�" for c in text)
 
 
 class TimelineView:
-    """Renders a timeline as wide as the console; very long ones show the critical path, failures and slowest steps."""
+    """A timeline as wide as the console. A long one shows the critical path, failures and the slowest steps."""
 
     def __init__(self, timeline: WorkflowExecutionTimeline) -> None:
         self.timeline = timeline
@@ -60,8 +60,8 @@ class TimelineView:
         timeline = self.timeline
         total = timeline.total_duration_seconds or timeline.elapsed_seconds or 0.0
         yield _headline(timeline, total)
-        steps = self._chosen()
-        origin = _moment(timeline.started_at) if timeline.started_at else 0.0
+        steps = self._visible_steps()
+        origin = _timestamp(timeline.started_at) if timeline.started_at else 0.0
         names = min(max((cell_len(step.step_name) for step in steps), default=4) + 2, max(14, options.max_width // 3))
         width = max(10, options.max_width - names - 26)
         yield Text(_axis(names, width, total), style="bright_black")
@@ -69,10 +69,12 @@ class TimelineView:
             yield from _row(step, names, width, origin, total)
         left_out = len(timeline.step_timeline) - len(steps)
         if left_out:
-            yield Text(f"  … and {left_out} more steps, none of them slower, failed or critical", style="bright_black")
+            yield Text(
+                f"  … and {left_out} more steps, all faster, none failed or on the critical path", style="bright_black"
+            )
         yield from _footer(timeline)
 
-    def _chosen(self) -> Sequence[WorkflowStepTimelineEntry]:
+    def _visible_steps(self) -> Sequence[WorkflowStepTimelineEntry]:
         steps = self.timeline.step_timeline
         if len(steps) <= MAX_ROWS:
             return steps
@@ -124,19 +126,19 @@ def _row(step: WorkflowStepTimelineEntry, names: int, width: int, origin: float,
 
 
 def _bar(step: WorkflowStepTimelineEntry, width: int, origin: float, total: float, colour: str) -> Iterator[Segment]:
-    """Work as blocks in the status's colour, failed attempts in red, waiting for a slot or backoff as dots."""
+    """Work as blocks in the status's colour, failed attempts in red, queueing and backoff as dots."""
     cells = [(" ", "none")] * width
 
     def column(seconds: float) -> int:
         return min(width - 1, max(0, int(seconds / total * width))) if total > 0 else 0
 
     for attempt in step.attempts:
-        begin = _moment(attempt.started_at) - origin
+        begin = _timestamp(attempt.started_at) - origin
         waited = attempt.queue_seconds + attempt.backoff_seconds
         for i in range(column(begin - waited), column(begin)):
             cells[i] = ("·", "bright_black")
     for attempt in step.attempts:
-        begin = _moment(attempt.started_at) - origin
+        begin = _timestamp(attempt.started_at) - origin
         length = attempt.duration_seconds if attempt.duration_seconds is not None else total - begin
         failed = attempt.status in ("failed", "timeout")
         style = "red" if failed else colour
@@ -178,24 +180,24 @@ def _footer(timeline: WorkflowExecutionTimeline) -> Iterator[Text]:
         line.append(f" · ${timeline.cost_usd:.4g}")
     yield line
     if timeline.critical_path:
-        share = timeline.critical_path_seconds
+        seconds = timeline.critical_path_seconds
         path = Text("  ◆ critical path ", style="yellow")
-        path.append(human(round(share * NS)), style="bold yellow")
-        shown = [step.step_name for step in timeline.critical_path]
-        if len(shown) > 8:
-            shown = [*shown[:4], "…", *shown[-3:]]
-        path.append(": " + " → ".join(map(printable, shown)))
+        path.append(human(round(seconds * NS)), style="bold yellow")
+        names = [step.step_name for step in timeline.critical_path]
+        if len(names) > 8:
+            names = [*names[:4], "…", *names[-3:]]
+        path.append(": " + " → ".join(map(printable, names)))
         yield path
     if timeline.error_message:
         yield Text(f"  {timeline.error_type}: {printable(timeline.error_message, keep=chr(10))}", style="red")
     yield Text(f"  trace {timeline.trace_id}", style="bright_black")
 
 
-def _moment(text: str) -> float:
+def _timestamp(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def _span(value: float | None) -> str:
+def _duration(value: float | None) -> str:
     return human(round(value * NS)) if value is not None else "–"
 
 
@@ -203,61 +205,63 @@ def _percent(value: float | None) -> str:
     return f"{value:.1f} %" if value is not None else "–"
 
 
-def metrics_text(found: WorkflowMetricsSummary) -> Group:
-    """A workflow's figures for people."""
+def metrics_text(summary: WorkflowMetricsSummary) -> Group:
+    """A workflow's metrics and a table of its steps."""
     text = Text()
-    text.append(printable(found.workflow_name), style="bold")
-    text.append(f"   {found.workflow_id}\n", style="bright_black")
-    counts = ", ".join(f"{figures.count} {status}" for status, figures in sorted(found.by_status.items()))
-    if found.open_executions:
-        counts += f"{', ' if counts else ''}{found.open_executions} open"
-    text.append(f"  executions  {found.total_executions} ({counts or 'none yet'})\n")
-    text.append(f"  success     {_percent(found.success_rate)}\n")
+    text.append(printable(summary.workflow_name), style="bold")
+    text.append(f"   {summary.workflow_id}\n", style="bright_black")
+    counts = ", ".join(f"{figures.count} {status}" for status, figures in sorted(summary.by_status.items()))
+    if summary.open_executions:
+        counts += f"{', ' if counts else ''}{summary.open_executions} open"
+    text.append(f"  executions  {summary.total_executions} ({counts or 'none yet'})\n")
+    text.append(f"  success     {_percent(summary.success_rate)}\n")
     text.append(
-        f"  duration    {_span(found.average_duration_seconds)} on average, "
-        f"{_span(found.min_duration_seconds)} to {_span(found.max_duration_seconds)}\n"
+        f"  duration    {_duration(summary.average_duration_seconds)} on average, "
+        f"{_duration(summary.min_duration_seconds)} to {_duration(summary.max_duration_seconds)}\n"
     )
-    text.append(f"  percentiles p50 {_span(found.p50)}, p90 {_span(found.p90)}, p95 {_span(found.p95)}, ")
-    text.append(f"p99 {_span(found.p99)}")
-    if found.cost_usd:
-        text.append(f"\n  cost        {found.cost_usd:.4f} USD, {found.tokens_in + found.tokens_out} tokens")
+    text.append(
+        f"  percentiles p50 {_duration(summary.p50)}, p90 {_duration(summary.p90)}, p95 {_duration(summary.p95)}, "
+    )
+    text.append(f"p99 {_duration(summary.p99)}")
+    if summary.cost_usd:
+        text.append(f"\n  cost        {summary.cost_usd:.4f} USD, {summary.tokens_in + summary.tokens_out} tokens")
     table = Table("step", "runs", "success", "p50", "p95", "p99", "wait", "retries", "path", box=None)
-    for step in found.steps[:MAX_ROWS]:
+    for step in summary.steps[:MAX_ROWS]:
         wait = step.wait.dependency + step.wait.queue + step.wait.backoff if step.wait is not None else None
         share = _percent(100 * step.critical_path_share if step.critical_path_share is not None else None)
         table.add_row(
-            Text(printable(step.step_name)), str(step.count), _percent(step.success_rate), _span(step.p50),
-            _span(step.p95), _span(step.p99), _span(wait), str(step.retry_count), share,
+            Text(printable(step.step_name)), str(step.count), _percent(step.success_rate), _duration(step.p50),
+            _duration(step.p95), _duration(step.p99), _duration(wait), str(step.retry_count), share,
         )  # fmt: skip
-    return Group(text, *([table] if found.steps else []))
+    return Group(text, *([table] if summary.steps else []))
 
 
-def trends_table(found: WorkflowTrends) -> Table:
-    """A workflow's trend for people."""
-    title = printable(found.workflow_name + (f" · {found.step_name}" if found.step_name is not None else ""))
+def trends_table(trends: WorkflowTrends) -> Table:
+    """A workflow's trends, a row per bucket."""
+    title = printable(trends.workflow_name + (f" · {trends.step_name}" if trends.step_name is not None else ""))
     table = Table(
         "from", "executions", "success", "p50", "p95", "p99", "cost", box=None, title=Text(title), title_justify="left"
     )
-    for bucket in found.buckets[-MAX_ROWS:]:
+    for bucket in trends.buckets[-MAX_ROWS:]:
         table.add_row(
             bucket.start[:16].replace("T", " "), str(bucket.total_executions), _percent(bucket.success_rate),
-            _span(bucket.p50), _span(bucket.p95), _span(bucket.p99),
+            _duration(bucket.p50), _duration(bucket.p95), _duration(bucket.p99),
             f"{bucket.cost_usd:.4f}" if bucket.cost_usd else "",
         )  # fmt: skip
     return table
 
 
-def comparison_table(found: ExecutionComparison) -> Table:
-    """A comparison for people: the steps to blame first."""
-    table = Table("step", "took", "before", "times", "unusual", "blame", box=None)
-    for step in found.steps[:MAX_ROWS]:
+def comparison_table(comparison: ExecutionComparison) -> Table:
+    """A comparison, a row per step, the likeliest culprits first."""
+    table = Table("step", "duration", "reference", "ratio", "percentile", "blame", box=None)
+    for step in comparison.steps[:MAX_ROWS]:
         table.add_row(
             Text(("● " if step.on_critical_path else "  ") + printable(step.step_name)),
-            _span(step.seconds),
-            _span(step.reference_seconds),
+            _duration(step.seconds),
+            _duration(step.reference_seconds),
             f"{step.ratio:.3g}" if step.ratio is not None else "–",
             f"p{step.percentile:.3g}" if step.percentile is not None else "",
             _percent(100 * step.blame) if step.blame else "",
-            style="bold red" if step.step_name == found.culprit else "",
+            style="bold red" if step.step_name == comparison.culprit else "",
         )
     return table

@@ -1,4 +1,4 @@
-"""``tachograph watch``: what happens, as it happens, in the terminal."""
+"""``tachograph watch``: live events in the terminal."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from tachograph_exporter.times import human
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 
 _ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_LINES: Final = 12
-_READ_SECONDS: Final = 0.25
+_MAX_LINES: Final = 12
+_REFRESH_SECONDS: Final = 0.25
 
 
 @app.command()
 def watch(
     what: Annotated[
-        str | None, typer.Argument(help="A workflow (name or id) or an execution (id). Default: all.")
+        str | None, typer.Argument(help="Workflow (name or id) or execution (id). Default: everything.")
     ] = None,
-    url: Annotated[str, typer.Option(envvar="TACHOGRAPH_URL", help="The service.")] = f"http://{DEFAULT_LISTEN}",
-    workspace: Annotated[str | None, typer.Option(help="Workspace, by slug. Default: the service's own.")] = None,
+    url: Annotated[str, typer.Option(envvar="TACHOGRAPH_URL", help="URL of the service.")] = f"http://{DEFAULT_LISTEN}",
+    workspace: Annotated[str | None, typer.Option(help="Workspace slug. Default: the service's own.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow a service live: all runs, those of a workflow, or one execution until it ends.
+    """Follow a service live: all executions, those of a workflow, or one execution until it ends.
 
-    On a terminal it draws; into a pipe it writes a line for each event. Of an execution the exit code is its outcome. A
-    token is read from TACHOGRAPH_TOKEN.
+    Draws on a terminal; prints one line per event to a pipe. For one execution, the exit code is 0 if it completed,
+    else 1. The token is read from TACHOGRAPH_TOKEN.
     """
     watcher = Watcher(url.rstrip("/"), workspace, what, as_json=as_json)
     try:
@@ -53,14 +53,14 @@ def watch(
     except Refused as error:
         fail(str(error))
     except aiohttp.InvalidURL:
-        fail(f"{url!r} is no address; expected http://HOST:PORT")
+        fail(f"{url!r} is not a valid URL; expected http://HOST:PORT")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     raise typer.Exit(0 if watcher.status in (None, ExecutionStatus.COMPLETED) else 1)
 
 
 class Watcher:
-    """What is known of what is followed, and how it looks."""
+    """The state of what is followed, updated by messages, and its display."""
 
     def __init__(self, url: str, workspace: str | None, what: str | None, *, as_json: bool) -> None:
         self.url = url
@@ -72,10 +72,10 @@ class Watcher:
         self.execution: str | None = None
         self.timeline: WorkflowExecutionTimeline | None = None
         self.running: dict[str, dict[str, Any]] = {}
-        self.lines: deque[Text] = deque(maxlen=_LINES)
+        self.lines: deque[Text] = deque(maxlen=_MAX_LINES)
 
     async def run(self) -> None:
-        """Follow until the execution ends, or for ever."""
+        """Follow until the execution ends, or forever."""
         token = os.environ.get(TOKEN_VARIABLE)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with aiohttp.ClientSession(headers=headers) as session:
@@ -104,7 +104,7 @@ class Watcher:
         reading: asyncio.Task[None] | None = None
         async with aclosing(follow(session, address, parameters)) as messages:  # type: ignore[type-var]
             async for message in messages:
-                self._take(message)
+                self._apply(message)
                 if self.execution is None:
                     continue
                 if message.event_type in ("connected", "reload") or message.event_type.startswith("workflow_"):
@@ -120,26 +120,26 @@ class Watcher:
                 await reading
 
     async def _read_soon(self, session: aiohttp.ClientSession, execution: str) -> None:
-        await asyncio.sleep(_READ_SECONDS)
+        await asyncio.sleep(_REFRESH_SECONDS)
         await self._read(session, execution)
 
     async def _read(self, session: aiohttp.ClientSession, execution: str) -> bool:
-        """Read the execution's timeline; False: there is none."""
+        """Read the execution's timeline. Returns False if there is no such execution."""
         path = f"{self.url}/api/workflows/executions/{execution}/timeline"
         try:
             async with session.get(path, params=self.parameters) as answer:
                 if answer.status == 401:
-                    raise Refused(f"{self.url}: a token is needed: set {TOKEN_VARIABLE}")
+                    raise Refused(f"{self.url}: a token is required: set {TOKEN_VARIABLE}")
                 if answer.status != 200:
                     return False
                 self.timeline = _timeline(await answer.read())
                 return True
         except (aiohttp.ClientConnectionError, TimeoutError):
             if self.timeline is None:
-                raise Refused(f"{self.url} does not answer; is `tachograph serve` running there?") from None
+                raise Refused(f"{self.url} does not answer; is `tachograph serve` running?") from None
             return True
 
-    def _take(self, message: StreamMessage) -> None:
+    def _apply(self, message: StreamMessage) -> None:
         kind = message.event_type
         if self.as_json:
             if kind != "waiting":
@@ -153,7 +153,7 @@ class Watcher:
         status = str(data.get("status", ""))
         if kind.startswith("workflow_"):
             if status in ("running", "pending"):
-                self.running[identifier] = {"name": data["workflow_name"], "begun": time.time(), "steps": {}}
+                self.running[identifier] = {"name": data["workflow_name"], "seen_at": time.time(), "steps": {}}
             else:
                 self.running.pop(identifier, None)
         elif identifier in self.running and "step_order" in data:
@@ -179,12 +179,12 @@ class Watcher:
             parts.append(TimelineView(self.timeline))
         else:
             table = Table("running", "for", "steps", box=None)
-            for one in list(self.running.values())[-15:]:
-                took = human(round((time.time() - one["begun"]) * NS))
+            for run in list(self.running.values())[-15:]:
+                elapsed = human(round((time.time() - run["seen_at"]) * NS))
                 table.add_row(
-                    Text(printable(one["name"]), style="cyan"), took, Text(printable(", ".join(one["steps"]))[:80])
+                    Text(printable(run["name"]), style="cyan"), elapsed, Text(printable(", ".join(run["steps"]))[:80])
                 )
-            parts.append(table if self.running else Text("nothing runs now", style="bright_black"))
+            parts.append(table if self.running else Text("nothing is running", style="bright_black"))
         parts += [Text(""), *self.lines]
         if self.connection:
             parts.append(Text(self.connection, style="yellow"))
@@ -193,7 +193,7 @@ class Watcher:
 
 def _timeline(body: bytes) -> WorkflowExecutionTimeline:
     document = msgspec.json.decode(body)
-    # They can be anything, and are not drawn.
-    for one in (document, *document["step_timeline"]):
-        one.update(dict.fromkeys(one.keys() & {"input_summary", "output_summary"}))
+    # Inputs and outputs may hold anything and are not drawn.
+    for entry in (document, *document["step_timeline"]):
+        entry.update(dict.fromkeys(entry.keys() & {"input_summary", "output_summary"}))
     return msgspec.convert(document, WorkflowExecutionTimeline)

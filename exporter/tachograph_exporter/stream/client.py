@@ -1,37 +1,37 @@
-"""Follows a service's stream from another process: comes back by itself, and goes on where it was."""
+"""A client of a service's stream that reconnects by itself and resumes where it left off."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 import msgspec
 
 from tachograph_exporter.stream.messages import StreamMessage
 
-FIRST_WAIT: Final = 0.5
-LONGEST_WAIT: Final = 10.0
+MIN_WAIT_SECONDS: Final = 0.5
+MAX_WAIT_SECONDS: Final = 10.0
 SILENCE_SECONDS: Final = 40.0
-"""So long without even a heartbeat: the connection is gone."""
+"""Without even a heartbeat for this long, the connection is considered dead."""
 _decode: Final = msgspec.json.Decoder(StreamMessage).decode
 
 
 class Refused(Exception):
-    """The service does not let this be followed; says why."""
+    """The service refuses this subscription; the message says why."""
 
 
 async def follow(
     session: aiohttp.ClientSession, url: str, parameters: Mapping[str, str], *, after: int | None = None
 ) -> AsyncIterator[StreamMessage]:
-    """Messages of a stream (a ``ws://`` URL), for ever.
+    """Yield the messages of a stream (a ``ws://`` URL), forever.
 
-    Among them ``connected`` (each time it is), ``reload`` (what came before is to be read anew) and ``waiting``, made
-    here, while the service does not answer. Raises `Refused` for what will not get better by trying again.
+    They include ``connected`` (after every connect), ``reload`` (events were missed: read the current state again) and
+    ``waiting``, which this client adds while the service does not answer. Raises `Refused` when retrying cannot help.
     """
-    wait = FIRST_WAIT
+    wait = MIN_WAIT_SECONDS
     while True:
         query = {**parameters, **({"after": str(after)} if after is not None else {})}
         try:
@@ -40,7 +40,7 @@ async def follow(
                     text = await asyncio.wait_for(socket.receive_str(), SILENCE_SECONDS)
                     message = _decode(text)
                     if message.event_type == "connected":
-                        wait = FIRST_WAIT
+                        wait = MIN_WAIT_SECONDS
                         after = max(after or 0, message.sequence)
                     elif message.event_type == "reload":
                         after = message.sequence
@@ -49,20 +49,20 @@ async def follow(
                     yield message
         except aiohttp.WSServerHandshakeError as error:
             if error.status < 500:
-                raise Refused(_why(error.status, url)) from None
+                raise Refused(_reason(error.status, url)) from None
         except (aiohttp.ClientError, OSError, TimeoutError, TypeError, aiohttp.WSMessageTypeError):
-            # A close arrives as a message of another type.
+            # A close frame is a message of another type, so `receive_str` raises TypeError.
             pass
-        yield StreamMessage(event_type="waiting", timestamp="", message="the service does not answer; trying again")
-        # Not all at once, when it comes back and many wait for it.
+        yield StreamMessage(event_type="waiting", timestamp="", message="the service does not answer; reconnecting")
+        # Jitter, so that clients do not all reconnect at once when the service comes back.
         await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311
-        wait = min(LONGEST_WAIT, wait * 1.7)
+        wait = min(MAX_WAIT_SECONDS, wait * 1.7)
 
 
-def _why(status: int, url: str) -> str:
-    known: dict[int, Any] = {
-        401: "a token is needed: set TACHOGRAPH_TOKEN",
-        403: "the token does not allow it",
-        404: "there is no such workflow or execution, or nothing of Tachograph's at this address",
+def _reason(status: int, url: str) -> str:
+    reasons = {
+        401: "a token is required: set TACHOGRAPH_TOKEN",
+        403: "the token does not allow this",
+        404: "no such workflow or execution, or no Tachograph service at this address",
     }
-    return f"{url}: {known.get(status, f'answered {status}')}"
+    return f"{url}: {reasons.get(status, f'answered {status}')}"

@@ -1,8 +1,8 @@
-"""The feed: events of all processes on the database, live and in order, for whoever follows in this one.
+"""The feed: the committed events of every process that uses the database, live and in order.
 
-It reads the event log and nothing else, so two services on one database tell the same events with the same sequence
-numbers, and a follower can go on where it was, here or there. New rows are told by this process's own writer, by
-PostgreSQL's LISTEN and NOTIFY, and, where neither can tell (another process on SQLite), found by looking now and then.
+It reads only the event log, so two services on one database deliver the same events with the same sequence numbers, and
+a follower can resume at either. New rows are signalled by this process's own writer and by PostgreSQL's LISTEN and
+NOTIFY. Rows of another process on SQLite are found by polling.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from tachograph.identity import new_id
-from tachograph_exporter.store import event_log as event_log
+from tachograph_exporter.store import event_log
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.event_log import Logged, Missed
 
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Feed", "Missed"]
 
-LOOK_SECONDS: Final = 0.25
-"""How often the log is looked at when nothing tells that it grew."""
-SAY_SECONDS: Final = 30.0
-"""How often this process says that it listens."""
+POLL_SECONDS: Final = 0.25
+"""How often the log is polled when nothing signals new rows."""
+ANNOUNCE_SECONDS: Final = 30.0
+"""How often this process records in the database that it has followers."""
 
 
 class Feed:
@@ -35,41 +35,42 @@ class Feed:
         self._database = database
         self._name = new_id()
         self._followers = 0
-        self._grown = asyncio.Event()
+        self._log_grew = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._joining = asyncio.Lock()
+        self._join_lock = asyncio.Lock()
 
     def committed(self) -> None:
-        """This process committed something; callable from any thread."""
+        """Wake the followers: this process committed events. Thread-safe."""
         loop = self._loop
         if loop is not None:
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._grown.set)
+                loop.call_soon_threadsafe(self._log_grew.set)
 
     async def follow(self, after: int | None = None) -> AsyncGenerator[list[Logged], None]:
-        """Groups of events behind ``after`` (default: from now on), as they are committed; the first may be empty.
+        """Yield groups of events after sequence number ``after`` (default: the current one), as they are committed.
 
-        Raises `Missed` when events behind ``after`` are gone.
+        Raises `Missed` when events after ``after`` are no longer in the log.
         """
         await self._join()
         try:
-            at = await self._database.read(event_log.newest) if after is None else after
-            await self._database.read(lambda c: event_log.check(c, at))
+            position = await self._database.read(event_log.newest) if after is None else after
+            await self._database.read(lambda c: event_log.check(c, position))
             while True:
-                grown = self._grown
-                found = await self._database.read(lambda c, at=at: event_log.read(c, at))  # type: ignore[misc]
-                if found:
-                    at = found[-1].sequence
-                    yield found
+                # Taken before reading, so that rows committed during the read are noticed.
+                grew = self._log_grew
+                events = await self._database.read(lambda c, at=position: event_log.read(c, at))  # type: ignore[misc]
+                if events:
+                    position = events[-1].sequence
+                    yield events
                     continue
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(grown.wait(), LOOK_SECONDS)
+                    await asyncio.wait_for(grew.wait(), POLL_SECONDS)
         finally:
             self._followers -= 1
 
     async def now(self) -> int:
-        """The sequence number behind which lies what is committed from now on, all of it."""
+        """The current sequence number: every event committed from now on has a higher one."""
         await self._join()
         self._followers -= 1
         return await self._database.read(event_log.newest)
@@ -77,37 +78,37 @@ class Feed:
     async def _join(self) -> None:
         self._followers += 1
         self._loop = asyncio.get_running_loop()
-        async with self._joining:
+        async with self._join_lock:
             if not await self._database.write(lambda c: event_log.listen(c, self._name)):
                 await asyncio.sleep(1.25 * event_log.LOOK_SECONDS)
                 await self._database.write(lambda c: event_log.settle(c, self._name))
             if not self._tasks:
-                self._tasks.append(asyncio.create_task(self._say(), name="tachograph listener"))
-                self._tasks.append(asyncio.create_task(self._wake(), name="tachograph feed"))
+                self._tasks.append(asyncio.create_task(self._announce(), name="tachograph feed announce"))
+                self._tasks.append(asyncio.create_task(self._wake(), name="tachograph feed wake"))
                 if not self._database.is_sqlite:
-                    self._tasks.append(asyncio.create_task(self._listen(), name="tachograph notify"))
+                    self._tasks.append(asyncio.create_task(self._listen(), name="tachograph feed notify"))
 
-    async def _say(self) -> None:
-        """Say again and again that somebody listens here, as long as that is so."""
+    async def _announce(self) -> None:
+        """Renew the record that this process has followers, for as long as it has any."""
         while True:
-            await asyncio.sleep(SAY_SECONDS)
+            await asyncio.sleep(ANNOUNCE_SECONDS)
             if self._followers:
                 try:
                     await self._database.write(lambda c: event_log.listen(c, self._name))
                     await self._database.write(event_log.prune)
                 except Exception:
-                    log.exception("the event log could not be kept; trying again")
+                    log.exception("cannot maintain the event log; retrying")
 
     async def _wake(self) -> None:
-        """Wake all followers whenever the log grew."""
+        """Wake all followers whenever the log has grown."""
         while True:
-            await self._grown.wait()
-            # Whoever waited on the old one is awake; who comes now waits for the next.
-            self._grown = asyncio.Event()
+            await self._log_grew.wait()
+            # The old event has woken its waiters; from here on they wait for the next one.
+            self._log_grew = asyncio.Event()
             await asyncio.sleep(0.005)
 
     async def _listen(self) -> None:
-        """Be told by PostgreSQL."""
+        """Wake the followers on PostgreSQL's NOTIFY."""
         import asyncpg
 
         while True:
@@ -115,11 +116,11 @@ class Feed:
             try:
                 url = self._database.url.set(drivername="postgresql")
                 connection = await asyncpg.connect(url.render_as_string(hide_password=False))
-                await connection.add_listener(event_log.CHANNEL, lambda *_: self._grown.set())
-                while not connection.is_closed():  # noqa: ASYNC110 - asyncpg has no event for it
+                await connection.add_listener(event_log.CHANNEL, lambda *_: self._log_grew.set())
+                while not connection.is_closed():  # noqa: ASYNC110 - asyncpg has no event for a closed connection
                     await asyncio.sleep(1)
             except (OSError, asyncpg.PostgresError):
-                log.warning("PostgreSQL does not tell of new events; looking every %g s meanwhile", LOOK_SECONDS)
+                log.warning("no notifications from PostgreSQL; polling every %g s until it is back", POLL_SECONDS)
             finally:
                 if connection is not None and not connection.is_closed():
                     with contextlib.suppress(Exception):
@@ -127,7 +128,7 @@ class Feed:
             await asyncio.sleep(2)
 
     async def close(self) -> None:
-        """Stop following."""
+        """Stop the background tasks."""
         self._loop = None
         for task in self._tasks:
             task.cancel()

@@ -1,8 +1,8 @@
-"""Who follows the stream in this process, and what each of them is still to be told.
+"""The hub: the followers of the stream in this process, and each one's queue of messages.
 
-The hub reads the `Feed` once, makes each message once, and puts it to those who want it. A follower that does not keep
-up is coalesced: of each step and execution it gets the newest state and not what came before; if even that is too much,
-or nothing leaves for `STALL_SECONDS`, it is let go. Nobody waits for anybody.
+The hub reads the `Feed` once, builds each message once, and queues it for the followers whose filter matches. A slow
+follower is coalesced: it gets only the newest state of each step and execution. If even those are too many, or it reads
+nothing for `STALL_SECONDS`, it is disconnected. No follower waits for another.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from typing import Final
 import msgspec
 
 from tachograph.identity import workspace_id
-from tachograph_exporter.store import event_log as event_log
+from tachograph_exporter.store import event_log
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.event_log import Logged, Missed
 from tachograph_exporter.stream.feed import Feed
-from tachograph_exporter.stream.messages import MORE_TYPES, STATE_TYPES, Message, control, message_of
+from tachograph_exporter.stream.messages import DETAIL_TYPES, STATE_TYPES, Message, build_message, control_message
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 15.0
 STALL_SECONDS: Final = 20.0
-"""How long a follower may take nothing before it is let go."""
-COALESCE: Final = 256
-"""Messages that may wait for a follower before it is coalesced."""
-MAX_WAITING: Final = 4096
-"""Steps and executions whose newest state may wait for a follower before it is let go."""
+"""How long a follower may read nothing before it is disconnected."""
+MAX_QUEUED: Final = 256
+"""Messages queued for a follower before it is coalesced."""
+MAX_COALESCED: Final = 4096
+"""Newest states queued for a coalesced follower before it is disconnected."""
 LINGER_SECONDS: Final = 600.0
-"""How long the hub goes on reading when nobody follows any more: whoever comes back misses nothing."""
-_TOGETHER_SECONDS: Final = 0.015
-_REPORTS: Final = frozenset(MORE_TYPES) - {"workflow_queued"}
+"""How long the hub keeps reading after the last follower has left, so that one that reconnects misses nothing."""
+_BATCH_SECONDS: Final = 0.015
+_DROPPABLE: Final = frozenset(DETAIL_TYPES) - {"workflow_queued"}
+"""Types that say nothing about state; a coalesced follower does not get them."""
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What a follower wants to hear of: one workspace, and there of one workflow, execution or step, or of all."""
+class StreamFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """What a follower subscribes to: one workspace, optionally narrowed to a workflow, an execution, a step."""
 
     workspace_id: str
     workflow_id: str | None = None
@@ -48,8 +49,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     step_id: str | None = None
     types: frozenset[str] = frozenset(STATE_TYPES)
 
-    def fits(self, message: Message) -> bool:
-        """Whether it wants to hear of this."""
+    def matches(self, message: Message) -> bool:
+        """Whether the message passes the filter."""
         return (
             message.event_type in self.types
             and message.workspace_id == self.workspace_id
@@ -60,184 +61,184 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TooSlow(Exception):
-    """A follower that cannot keep up, and is let go."""
+    """The follower does not keep up and is disconnected."""
 
 
 class Closing(Exception):
-    """The service stops."""
+    """The service is stopping."""
 
 
 class Follower:
-    """What waits for one follower."""
+    """The queue of one follower."""
 
-    __slots__ = ("_newest", "_pending", "_wake", "after", "coalesced", "failure", "wanted")
+    __slots__ = ("_newest", "_pending", "_wake", "after", "coalesced", "failure", "filter")
 
-    def __init__(self, wanted: Wanted, after: int) -> None:
-        self.wanted = wanted
+    def __init__(self, stream_filter: StreamFilter, after: int) -> None:
+        self.filter = stream_filter
         self.after = after
         self.coalesced = 0
         self.failure: Exception | None = None
         self._pending: list[Message] = []
-        # By (execution, step), once it has fallen behind.
+        # By (execution, step); None while the follower keeps up.
         self._newest: dict[tuple[str, str], Message] | None = None
         self._wake = asyncio.Event()
 
     def offer(self, message: Message) -> None:
-        """Put a message to it."""
+        """Queue a message."""
         newest = self._newest
         if newest is None:
             self._pending.append(message)
-            if len(self._pending) > COALESCE:
+            if len(self._pending) > MAX_QUEUED:
                 waiting, self._pending, self._newest = self._pending, [], {}
-                for one in waiting:
-                    self._coalesce(self._newest, one)
+                for queued in waiting:
+                    self._coalesce(self._newest, queued)
         else:
             self._coalesce(newest, message)
-            if len(newest) > MAX_WAITING:
-                self.fail(TooSlow(f"the newest states of {MAX_WAITING} steps wait to be read"))
+            if len(newest) > MAX_COALESCED:
+                self.fail(TooSlow(f"more than {MAX_COALESCED} newest states are queued"))
         self._wake.set()
 
     def _coalesce(self, newest: dict[tuple[str, str], Message], message: Message) -> None:
-        if message.event_type in _REPORTS:
+        if message.event_type in _DROPPABLE:
             self.coalesced += 1
             return
         key = (message.execution_id, message.step_id)
-        # Behind the others, for messages go out in the order of their numbers.
+        # Removed first, so that it is last: messages go out in the order of their sequence numbers.
         self.coalesced += newest.pop(key, None) is not None
         newest[key] = message
 
-    def fail(self, why: Exception) -> None:
-        """End it: `take` raises this."""
-        self.failure = self.failure or why
+    def fail(self, error: Exception) -> None:
+        """Disconnect the follower: `take` raises ``error``."""
+        self.failure = self.failure or error
         self._wake.set()
 
     async def take(self) -> list[Message]:
-        """What waits, once something does."""
+        """Wait for messages and return them all, in order."""
         while True:
             if self.failure is not None:
                 raise self.failure
             if self._newest is not None:
-                found = list(self._newest.values())
+                messages = list(self._newest.values())
                 self._newest = None
-                note = f"{self.coalesced} messages were left out; these are the newest states"
-                told = control("coalesced", time.time_ns(), self.after, note, left_out=self.coalesced)
+                text = f"{self.coalesced} messages were left out; these are the newest states"
+                notice = control_message("coalesced", time.time_ns(), self.after, text, left_out=self.coalesced)
                 self.coalesced = 0
-                return [told, *found]
+                return [notice, *messages]
             if self._pending:
-                found, self._pending = self._pending, []
-                return found
+                messages, self._pending = self._pending, []
+                return messages
             self._wake.clear()
             await self._wake.wait()
 
 
 class Hub:
-    """Puts what is committed to followers.
+    """Delivers committed events to followers.
 
     Args:
-        feed: where events come from.
-        database: where those that a follower missed are read.
-        dispatched: told how many messages were put to followers.
+        feed: the source of events.
+        database: where the events that a resuming follower missed are read.
+        dispatched: called with the number of messages queued for followers.
     """
 
     def __init__(self, feed: Feed, database: Database, dispatched: Callable[[int], None] | None = None) -> None:
         self._feed = feed
         self._database = database
         self._dispatched = dispatched
-        self._followers: dict[str, set[Follower]] = defaultdict(set)
-        self._of_workspace: dict[str, set[Follower]] = defaultdict(set)
+        # Followers of one workflow, execution or step by its id; all others by their workspace's.
+        self._by_id: dict[str, set[Follower]] = defaultdict(set)
+        self._by_workspace: dict[str, set[Follower]] = defaultdict(set)
         self._count = 0
         self._position = -1
         self._ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._alone_since = time.monotonic()
+        self._idle_since = time.monotonic()
         self.is_closed = False
 
     @property
-    def followers(self) -> int:
-        """How many follow."""
+    def follower_count(self) -> int:
+        """The number of connected followers."""
         return self._count
 
-    @property
-    def position(self) -> int:
-        """The sequence number of the last event that followers were told."""
-        return self._position
+    async def follow(
+        self, stream_filter: StreamFilter, after: int | None = None
+    ) -> AsyncGenerator[list[Message], None]:
+        """Yield messages in groups; the first group starts with ``connected``.
 
-    async def follow(self, wanted: Wanted, after: int | None = None) -> AsyncGenerator[list[Message], None]:
-        """Messages in groups, the first group beginning with ``connected``.
-
-        ``after``: go on behind this sequence number; where that is no longer possible, the first message is ``reload``
-        and what follows is from now on. Raises `TooSlow` or `Closing` when it ends.
+        With ``after`` it resumes after that sequence number. If that is no longer possible, it sends ``reload`` and
+        continues from the current position. Ends by raising `TooSlow` or `Closing`.
         """
         if self.is_closed:
             raise Closing
         self._count += 1
         follower: Follower | None = None
         try:
-            await self._running()
-            connected = control(
+            await self._ensure_running()
+            connected = control_message(
                 "connected", time.time_ns(), self._position if after is None else after,
                 heartbeat_seconds=HEARTBEAT_SECONDS, window_seconds=event_log.KEEP_SECONDS,
             )  # fmt: skip
             if after is None:
-                follower = self._join(wanted, self._position)
+                follower = self._join(stream_filter, self._position)
                 yield [connected]
             else:
                 yield [connected]
-                at = after
+                position = after
                 try:
                     await self._database.read(lambda c: event_log.check(c, after))
-                    while at < self._position:
-                        logged = await self._database.read(lambda c, at=at: event_log.read(c, at))  # type: ignore[misc]
+                    while position < self._position:
+                        logged = await self._database.read(lambda c, at=position: event_log.read(c, at))  # type: ignore[misc]
                         if not logged:
                             break
-                        at = logged[-1].sequence
-                        if found := [one for one in map(_message, logged) if one is not None and wanted.fits(one)]:
-                            yield found
-                    at = max(at, self._position)
-                except Missed as why:
-                    at = self._position
-                    yield [control("reload", time.time_ns(), at, f"{why}: read the state anew")]
-                follower = self._join(wanted, at)
+                        position = logged[-1].sequence
+                        messages = [m for m in map(_message, logged) if m is not None and stream_filter.matches(m)]
+                        if messages:
+                            yield messages
+                    position = max(position, self._position)
+                except Missed as error:
+                    position = self._position
+                    yield [control_message("reload", time.time_ns(), position, _reload_text(error))]
+                follower = self._join(stream_filter, position)
             while True:
                 yield await follower.take()
         finally:
             self._count -= 1
             if follower is not None:
                 self._leave(follower)
-            self._alone_since = time.monotonic()
+            self._idle_since = time.monotonic()
 
-    def _join(self, wanted: Wanted, after: int) -> Follower:
-        follower = Follower(wanted, after)
-        self._index(wanted).add(follower)
+    def _join(self, stream_filter: StreamFilter, after: int) -> Follower:
+        follower = Follower(stream_filter, after)
+        self._peers(stream_filter).add(follower)
         return follower
 
-    def _index(self, wanted: Wanted) -> set[Follower]:
-        key = wanted.step_id or wanted.execution_id or wanted.workflow_id
-        return self._followers[key] if key is not None else self._of_workspace[wanted.workspace_id]
+    def _peers(self, stream_filter: StreamFilter) -> set[Follower]:
+        key = stream_filter.step_id or stream_filter.execution_id or stream_filter.workflow_id
+        return self._by_id[key] if key is not None else self._by_workspace[stream_filter.workspace_id]
 
     def _leave(self, follower: Follower) -> None:
-        wanted = follower.wanted
-        found = self._index(wanted)
-        found.discard(follower)
-        if not found:
-            self._followers.pop(wanted.step_id or wanted.execution_id or wanted.workflow_id or "", None)
+        stream_filter = follower.filter
+        peers = self._peers(stream_filter)
+        peers.discard(follower)
+        if not peers:
+            key = stream_filter.step_id or stream_filter.execution_id or stream_filter.workflow_id
+            self._by_id.pop(key or "", None)
 
     def _all(self) -> list[Follower]:
-        return [one for index in (self._followers, self._of_workspace) for some in index.values() for one in some]
+        return [f for index in (self._by_id, self._by_workspace) for followers in index.values() for f in followers]
 
-    async def _running(self) -> None:
+    async def _ensure_running(self) -> None:
         if not self._tasks:
             self._ready.clear()
             self._tasks = [
                 asyncio.create_task(self._read(), name="tachograph stream"),
-                asyncio.create_task(self._beat(), name="tachograph stream heartbeat"),
+                asyncio.create_task(self._send_heartbeats(), name="tachograph stream heartbeat"),
             ]
         await self._ready.wait()
         if self.is_closed:
             raise Closing
 
     async def _read(self) -> None:
-        """Read the feed for as long as somebody follows, and a while longer."""
+        """Read the feed while there are followers, and for `LINGER_SECONDS` after the last one has left."""
         while True:
             try:
                 if self._position < 0:
@@ -246,59 +247,59 @@ class Hub:
                 async with contextlib.aclosing(self._feed.follow(self._position)) as groups:
                     async for group in groups:
                         self._dispatch(group)
-                        # Many events in one write to each follower cost little more than one.
-                        await asyncio.sleep(_TOGETHER_SECONDS)
-            except Missed as why:
+                        # Batched: writing many events to a follower costs little more than writing one.
+                        await asyncio.sleep(_BATCH_SECONDS)
+            except Missed as error:
                 self._position = await self._feed.now()
-                self._tell_all("reload", f"{why}: read the state anew")
+                self._broadcast("reload", _reload_text(error))
             except Exception:
-                log.exception("the stream could not be read; trying again")
+                log.exception("cannot read the event feed; retrying")
                 await asyncio.sleep(1)
 
     def _dispatch(self, group: Sequence[Logged]) -> None:
-        put = 0
+        queued = 0
         for logged in group:
             event = logged.event
             execution = event.execution
             step = getattr(event, "step", None)
-            concerned = [
-                *self._of_workspace.get(workspace_id(execution.workspace), ()),
-                *self._followers.get(execution.workflow_id, ()),
-                *self._followers.get(execution.execution_id, ()),
-                *(self._followers.get(step.step_id, ()) if step is not None else ()),
+            candidates = [
+                *self._by_workspace.get(workspace_id(execution.workspace), ()),
+                *self._by_id.get(execution.workflow_id, ()),
+                *self._by_id.get(execution.execution_id, ()),
+                *(self._by_id.get(step.step_id, ()) if step is not None else ()),
             ]
-            # Nobody pays for what nobody follows.
-            message = _message(logged) if concerned else None
+            # Messages are built only while someone is subscribed.
+            message = _message(logged) if candidates else None
             if message is None:
                 continue
-            for follower in concerned:
-                if logged.sequence > follower.after and follower.wanted.fits(message):
+            for follower in candidates:
+                if logged.sequence > follower.after and follower.filter.matches(message):
                     follower.offer(message)
-                    put += 1
+                    queued += 1
         if group:
             self._position = group[-1].sequence
-        if put and self._dispatched is not None:
-            self._dispatched(put)
+        if queued and self._dispatched is not None:
+            self._dispatched(queued)
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS)
-            self._tell_all("heartbeat")
-            if not self._count and time.monotonic() - self._alone_since > LINGER_SECONDS:
+            self._broadcast("heartbeat")
+            if not self._count and time.monotonic() - self._idle_since > LINGER_SECONDS:
                 reader, _ = self._tasks
                 self._tasks = []
-                # Who comes next begins at what is then now.
+                # The next follower starts at the current position.
                 self._position = -1
                 reader.cancel()
                 return
 
-    def _tell_all(self, event_type: str, text: str = "") -> None:
-        told = control(event_type, time.time_ns(), self._position, text)
+    def _broadcast(self, event_type: str, text: str = "") -> None:
+        message = control_message(event_type, time.time_ns(), self._position, text)
         for follower in self._all():
-            follower.offer(told)
+            follower.offer(message)
 
     async def close(self) -> None:
-        """Let everybody go."""
+        """Disconnect all followers and stop reading."""
         self.is_closed = True
         self._ready.set()
         for follower in self._all():
@@ -310,4 +311,8 @@ class Hub:
 
 
 def _message(logged: Logged) -> Message | None:
-    return message_of(logged.event, logged.sequence)
+    return build_message(logged.event, logged.sequence)
+
+
+def _reload_text(error: Missed) -> str:
+    return f"{error}: read the current state again"

@@ -1,8 +1,8 @@
-"""What followers of the stream are told: one message for each event, written out once for all of them.
+"""The stream's messages: one for each event, encoded once for all followers.
 
 A message is a JSON object with ``event_type timestamp workspace_id workflow_id workflow_execution_id workflow_step_id
-data message sequence``. ``sequence`` grows; whoever was away says the last one it had and goes on from there. Inputs
-and outputs are not in messages: the timeline has them.
+data message sequence``. ``sequence`` increases; a client that was away resumes after the last one it received. Messages
+carry no inputs and outputs: the timeline has them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ STATE_TYPES: Final = (
     "workflow_started", "workflow_completed", "workflow_failed", "workflow_cancelled",
     "step_started", "step_completed", "step_failed", "step_skipped", "step_retrying",
 )  # fmt: skip
-"""What a follower is told unless it asks otherwise: how executions and steps go."""
-MORE_TYPES: Final = ("workflow_queued", "step_measured", "step_cost", "step_logged")
-"""What it is told besides when it asks for it."""
-EVENT_TYPES: Final = STATE_TYPES + MORE_TYPES
+"""Status changes of executions and steps: what a follower receives by default."""
+DETAIL_TYPES: Final = ("workflow_queued", "step_measured", "step_cost", "step_logged")
+"""What a follower receives only when it asks for it."""
+EVENT_TYPES: Final = STATE_TYPES + DETAIL_TYPES
 CONTROL_TYPES: Final = ("connected", "heartbeat", "coalesced", "reload")
-"""About the stream itself."""
+"""Messages about the stream itself; sent whatever types a follower asks for."""
 
 
 class StreamMessage(msgspec.Struct, kw_only=True):
@@ -61,26 +61,26 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Message:
-    """A message as it goes to followers, and what it is about. Its wire forms are made once, when first wanted."""
+    """An encoded message and the ids it is filtered by. Its frames are built once, when first needed."""
 
     __slots__ = (
         "_frame", "_sse", "body", "event_type", "execution_id", "sequence", "step_id", "workflow_id", "workspace_id",
     )  # fmt: skip
 
-    def __init__(self, said: StreamMessage) -> None:
-        self.event_type = said.event_type
-        self.sequence = said.sequence
-        self.workspace_id = said.workspace_id or ""
-        self.workflow_id = said.workflow_id or ""
-        self.execution_id = said.workflow_execution_id or ""
-        self.step_id = said.workflow_step_id or ""
-        self.body = _encode(said)
+    def __init__(self, message: StreamMessage) -> None:
+        self.event_type = message.event_type
+        self.sequence = message.sequence
+        self.workspace_id = message.workspace_id or ""
+        self.workflow_id = message.workflow_id or ""
+        self.execution_id = message.workflow_execution_id or ""
+        self.step_id = message.workflow_step_id or ""
+        self.body = _encode(message)
         self._frame: bytes | None = None
         self._sse: bytes | None = None
 
     @property
     def frame(self) -> bytes:
-        """A WebSocket text frame of the server's: not masked, not compressed (RFC 6455, 5.2)."""
+        """A WebSocket text frame from a server: unmasked, uncompressed (RFC 6455, section 5.2)."""
         if self._frame is None:
             size = len(self.body)
             if size < 126:
@@ -94,27 +94,28 @@ class Message:
 
     @property
     def sse(self) -> bytes:
-        """A server-sent event (WHATWG HTML, 9.2). A heartbeat has no id of its own, but moves the last one on."""
+        """A server-sent event (WHATWG HTML, section 9.2). A heartbeat, too, updates the client's last event id."""
         if self._sse is None:
             self._sse = b"id: %d\nevent: %s\ndata: %s\n\n" % (self.sequence, self.event_type.encode(), self.body)
         return self._sse
 
 
-def control(event_type: str, time_ns: int, sequence: int, text: str = "", **data: Any) -> Message:
+def control_message(event_type: str, time_ns: int, sequence: int, text: str = "", **data: Any) -> Message:
     """A message about the stream itself."""
-    said = StreamMessage(event_type=event_type, timestamp=rfc3339(time_ns), sequence=sequence, message=text, data=data)
-    return Message(said)
+    return Message(
+        StreamMessage(event_type=event_type, timestamp=rfc3339(time_ns), sequence=sequence, message=text, data=data)
+    )
 
 
-def message_of(event: Event, sequence: int) -> Message | None:
-    """The message that tells of an event; None: nobody is told of such."""
-    tell = _TELL.get(type(event))
-    if tell is None:
+def build_message(event: Event, sequence: int) -> Message | None:
+    """The message for an event, or None for an event that is not streamed."""
+    describe = _DESCRIBERS.get(type(event))
+    if describe is None:
         return None
     execution = event.execution
-    event_type, text, data = tell(event)
+    event_type, text, data = describe(event)
     step = getattr(event, "step", None)
-    said = StreamMessage(
+    message = StreamMessage(
         event_type=event_type,
         timestamp=rfc3339(event.time_ns),
         workspace_id=workspace_id(execution.workspace),
@@ -125,20 +126,21 @@ def message_of(event: Event, sequence: int) -> Message | None:
         message=text,
         sequence=sequence,
     )
-    return Message(said)
+    return Message(message)
 
 
-_Told = tuple[str, str, dict[str, Any]]
+_Description = tuple[str, str, dict[str, Any]]
+"""A message's ``event_type``, ``message`` and ``data``."""
 
 
-def _queued(event: ExecutionQueued) -> _Told:
+def _queued(event: ExecutionQueued) -> _Description:
     execution = event.execution
     data = {"status": ExecutionStatus.PENDING, "workflow_version": execution.version, "trace_id": execution.trace_id,
             "project_id": execution.project, "created_at": rfc3339(event.time_ns)}  # fmt: skip
-    return "workflow_queued", f"{execution.workflow} waits to start", data
+    return "workflow_queued", f"{execution.workflow} is waiting to start", data
 
 
-def _started(event: ExecutionStarted) -> _Told:
+def _started(event: ExecutionStarted) -> _Description:
     execution = event.execution
     data = {"status": ExecutionStatus.RUNNING, "workflow_version": execution.version, "trace_id": execution.trace_id,
             "project_id": execution.project, "started_at": rfc3339(event.time_ns),
@@ -152,7 +154,7 @@ _EXECUTION_TYPES: Final = {
 }
 
 
-def _finished(event: ExecutionFinished) -> _Told:
+def _finished(event: ExecutionFinished) -> _Description:
     execution = event.execution
     data = {
         "status": event.status,
@@ -168,19 +170,19 @@ def _finished(event: ExecutionFinished) -> _Told:
         "skipped_step_count": event.skipped_step_count,
         "critical_path_seconds": sum(part.duration_ns for part in event.critical_path) / NS,
         "work_seconds": event.work_ns / NS,
-        **_failure(event.failure),
+        **_error_data(event.failure),
     }
     text = f"{execution.workflow} {event.status} after {human(event.duration_ns)}"
     return _EXECUTION_TYPES.get(event.status, "workflow_failed"), text, data
 
 
-def _failure(failure: Failure | None) -> dict[str, Any]:
+def _error_data(failure: Failure | None) -> dict[str, Any]:
     if failure is None:
         return {"error_type": None, "error_message": None}
     return {"error_type": failure.type, "error_message": failure.message}
 
 
-def _about(step: StepRef) -> dict[str, Any]:
+def _step_data(step: StepRef) -> dict[str, Any]:
     return {
         "step_name": step.name,
         "step_type": step.step_type,
@@ -191,9 +193,9 @@ def _about(step: StepRef) -> dict[str, Any]:
     }
 
 
-def _step_started(event: StepStarted) -> _Told:
+def _step_started(event: StepStarted) -> _Description:
     data = {
-        **_about(event.step),
+        **_step_data(event.step),
         "status": StepStatus.RUNNING,
         "attempt": event.attempt,
         "started_at": rfc3339(event.time_ns),
@@ -201,13 +203,13 @@ def _step_started(event: StepStarted) -> _Told:
         "queue_seconds": event.queue_ns / NS,
         "backoff_seconds": event.backoff_ns / NS,
     }
-    again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
-    return "step_started", f"{event.step.name} started{again}", data
+    attempt = f" (attempt {event.attempt})" if event.attempt > 1 else ""
+    return "step_started", f"{event.step.name} started{attempt}", data
 
 
-def _step_retrying(event: StepRetrying) -> _Told:
+def _step_retrying(event: StepRetrying) -> _Description:
     data = {
-        **_about(event.step),
+        **_step_data(event.step),
         "status": StepStatus.RETRYING,
         "attempt": event.attempt,
         "attempt_status": event.status,
@@ -216,16 +218,16 @@ def _step_retrying(event: StepRetrying) -> _Told:
         "queue_seconds": event.queue_ns / NS,
         "backoff_seconds": event.backoff_ns / NS,
         "delay_seconds": event.delay_ns / NS,
-        **_failure(event.failure),
+        **_error_data(event.failure),
     }
-    text = f"{event.step.name} {event.status} and is tried again in {human(event.delay_ns)}"
+    text = f"{event.step.name} {event.status} and will be retried in {human(event.delay_ns)}"
     return "step_retrying", text, data
 
 
-def _step_finished(event: StepFinished) -> _Told:
+def _step_finished(event: StepFinished) -> _Description:
     is_completed = event.status is StepStatus.COMPLETED
     data = {
-        **_about(event.step),
+        **_step_data(event.step),
         "status": event.status,
         "attempt": event.attempt,
         "started_at": rfc3339(event.started_ns),
@@ -238,35 +240,35 @@ def _step_finished(event: StepFinished) -> _Told:
         },
         "queue_seconds": event.last_queue_ns / NS,
         "backoff_seconds": event.last_backoff_ns / NS,
-        **_failure(event.failure),
+        **_error_data(event.failure),
     }  # fmt: skip
     text = f"{event.step.name} {event.status} after {human(event.duration_ns)}"
     return "step_completed" if is_completed else "step_failed", text, data
 
 
-def _step_skipped(event: StepSkipped) -> _Told:
-    data = {**_about(event.step), "status": StepStatus.SKIPPED, "skip_reason": event.reason,
+def _step_skipped(event: StepSkipped) -> _Description:
+    data = {**_step_data(event.step), "status": StepStatus.SKIPPED, "skip_reason": event.reason,
             "completed_at": rfc3339(event.time_ns)}  # fmt: skip
     return "step_skipped", f"{event.step.name} was skipped: {str(event.reason).replace('_', ' ')}", data
 
 
-def _step_measured(event: StepMeasured) -> _Told:
+def _step_measured(event: StepMeasured) -> _Description:
     data = {"step_name": event.step.name, "name": event.name, "value": event.value, "unit": event.unit}
     return "step_measured", f"{event.step.name}: {event.name} {event.value:g} {event.unit}".rstrip(), data
 
 
-def _step_cost(event: StepCost) -> _Told:
+def _step_cost(event: StepCost) -> _Description:
     data = {"step_name": event.step.name, "usd": event.usd, "tokens_in": event.tokens_in,
             "tokens_out": event.tokens_out, "model": event.model}  # fmt: skip
     return "step_cost", f"{event.step.name} spent ${event.usd:.4g}", data
 
 
-def _step_logged(event: StepLogged) -> _Told:
+def _step_logged(event: StepLogged) -> _Description:
     data = {"step_name": event.step.name, "level": event.level, "message": event.message}
     return "step_logged", f"{event.step.name}: {event.message}", data
 
 
-_TELL: Final[dict[type[Event], Any]] = {
+_DESCRIBERS: Final[dict[type[Event], Any]] = {
     ExecutionQueued: _queued,
     ExecutionStarted: _started,
     ExecutionFinished: _finished,

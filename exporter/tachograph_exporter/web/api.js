@@ -1,10 +1,10 @@
-// The service's JSON API. A token, where one is asked for, stays in this tab.
+// The service's JSON API. The token, if one is required, is kept for this tab only.
 
 import { h } from "./dom.js";
 
-const TOKEN = "tachograph.token";
+const TOKEN_KEY = "tachograph.token";
 
-/** What the service answered instead: a problem (RFC 9457). */
+/** An error response: problem details (RFC 9457). */
 export class Problem extends Error {
   constructor(status, detail, code) {
     super(detail);
@@ -13,50 +13,53 @@ export class Problem extends Error {
   }
 }
 
-/** Query parameters as text; empty ones are left out, lists are repeated. */
-export function queryOf(values) {
+/** Encode query parameters. Empty values are left out, lists become repeated parameters. */
+function encodeQuery(values) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(values)) {
-    for (const one of Array.isArray(value) ? value : [value]) {
-      if (one !== null && one !== undefined && one !== "") query.append(name, one);
+    for (const item of Array.isArray(value) ? value : [value]) {
+      if (item !== null && item !== undefined && item !== "") query.append(name, item);
     }
   }
   return query.toString();
 }
 
 export const session = {
-  /** The workspace's slug; empty: the service's own. */
+  /** The workspace's slug; empty for the service's own. */
   workspace: "",
-  token: sessionStorage.getItem(TOKEN) ?? "",
+  token: sessionStorage.getItem(TOKEN_KEY) ?? "",
 };
 
-/** The address of something of the service, wherever it is mounted, in the chosen workspace. */
+/** The URL of a path in the chosen workspace, below wherever the service is mounted. */
 export function address(path, values = {}) {
-  const query = queryOf(session.workspace ? { workspace_slug: session.workspace, ...values } : values);
+  const query = encodeQuery(session.workspace ? { workspace_slug: session.workspace, ...values } : values);
   return new URL(query ? `${path}?${query}` : path, document.baseURI);
 }
 
-/** The decoded answer. Raises `Problem`; asks for a token where one is needed. */
+/** Fetch and decode a response. Throws `Problem`; asks the user for a token when one is required. */
 export async function get(path, values = {}, { signal } = {}) {
   for (;;) {
     const headers = session.token ? { Authorization: `Bearer ${session.token}` } : {};
-    const answer = await fetch(address(path, values), { headers, signal });
-    if (answer.status === 401) {
+    const response = await fetch(address(path, values), { headers, signal });
+    if (response.status === 401) {
       await askForToken();
       continue;
     }
-    const isJson = answer.headers.get("Content-Type")?.includes("json");
-    const body = isJson ? await answer.json() : await answer.text();
-    if (!answer.ok) throw new Problem(answer.status, body.detail ?? answer.statusText, body.code ?? "");
+    const isJson = response.headers.get("Content-Type")?.includes("json");
+    const body = isJson ? await response.json() : await response.text();
+    if (!response.ok) throw new Problem(response.status, body.detail ?? response.statusText, body.code ?? "");
     return body;
   }
 }
 
-/** The subprotocols of a WebSocket: ours and, for a browser can send no header, the token. */
+/** The subprotocols for a WebSocket: ours and, since browsers cannot set its headers, the token. */
 export function protocols() {
   if (!session.token) return ["tachograph"];
   const bytes = new TextEncoder().encode(session.token);
-  const text = btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  const text = btoa(String.fromCharCode(...bytes))
+    .replaceAll("+", "-")
+    .replaceAll("/", "_")
+    .replaceAll("=", "");
   return ["tachograph", `tachograph.bearer.${text}`];
 }
 
@@ -65,15 +68,19 @@ let asking = null;
 function askForToken() {
   asking ??= new Promise((resolve) => {
     const input = h("input", { type: "password", id: "token", autocomplete: "current-password", required: true });
-    const form = h("form", { method: "dialog" },
-      h("h2", {}, "A token is needed"),
-      h("p", {}, session.token ? "The one given is not valid." : "This service asks everybody for a token."),
-      h("label", { for: "token" }, "Token"), input,
-      h("p", {}, h("button", { type: "submit", class: "primary" }, "Go on")));
+    const form = h(
+      "form",
+      { method: "dialog" },
+      h("h2", {}, "Token required"),
+      h("p", {}, session.token ? "The token is not valid." : "This service requires a token."),
+      h("label", { for: "token" }, "Token"),
+      input,
+      h("p", {}, h("button", { type: "submit", class: "primary" }, "Continue")),
+    );
     const dialog = h("dialog", { "aria-label": "Token" }, form);
     form.addEventListener("submit", () => {
       session.token = input.value.trim();
-      sessionStorage.setItem(TOKEN, session.token);
+      sessionStorage.setItem(TOKEN_KEY, session.token);
       dialog.remove();
       asking = null;
       resolve();

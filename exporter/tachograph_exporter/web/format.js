@@ -1,16 +1,23 @@
-// Times, lengths and statuses for people.
+// Times, durations, statuses and amounts as users read them.
 
 import { h } from "./dom.js";
 
-export const STATUSES = {
-  pending: "·", running: "▶", retrying: "↻", completed: "✔", failed: "✘", timeout: "◷", cancelled: "■", lost: "?",
+export const STATUS_SYMBOLS = {
+  pending: "·",
+  running: "▶",
+  retrying: "↻",
+  completed: "✔",
+  failed: "✘",
+  timeout: "◷",
+  cancelled: "■",
+  lost: "?",
   skipped: "–",
 };
 export const EXECUTION_STATUSES = ["pending", "running", "completed", "failed", "timeout", "cancelled", "lost"];
-export const OPEN = new Set(["pending", "running", "retrying"]);
+export const OPEN_STATUSES = new Set(["pending", "running", "retrying"]);
 
-/** Milliseconds since 1970 of an RFC 3339 time, to the microsecond; null for null. */
-export function moment(text) {
+/** Unix milliseconds of an RFC 3339 time, to the microsecond; null for null. */
+export function parseTime(text) {
   if (!text) return null;
   const dot = text.indexOf(".");
   if (dot < 0) return Date.parse(text);
@@ -18,31 +25,31 @@ export function moment(text) {
   return Date.parse(`${text.slice(0, dot)}Z`) + Number(`0.${text.slice(dot + 1, end < 0 ? undefined : end)}`) * 1000;
 }
 
-/** A length in seconds: `820 µs`, `12.3 ms`, `4.56 s`, `3 m 20 s`, `2 h 05 m`, `3 d 04 h`. */
+/** A duration, given in seconds: `820 µs`, `12.3 ms`, `4.56 s`, `3 m 20 s`, `2 h 05 m`, `3 d 04 h`. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
   if (seconds < 0) return `-${duration(-seconds)}`;
   if (seconds < 0.001) return `${(seconds * 1e6).toFixed(0)} µs`;
-  if (seconds < 1) return `${precise(seconds * 1000)} ms`;
-  if (seconds < 60) return `${precise(seconds)} s`;
+  if (seconds < 1) return `${significant(seconds * 1000)} ms`;
+  if (seconds < 60) return `${significant(seconds)} s`;
   const whole = Math.round(seconds);
   const minutes = Math.floor(whole / 60);
-  if (minutes < 60) return `${minutes} m ${two(whole % 60)} s`;
+  if (minutes < 60) return `${minutes} m ${padded(whole % 60)} s`;
   const hours = Math.floor(minutes / 60);
-  if (hours < 24) return `${hours} h ${two(minutes % 60)} m`;
-  return `${Math.floor(hours / 24)} d ${two(hours % 24)} h`;
+  if (hours < 24) return `${hours} h ${padded(minutes % 60)} m`;
+  return `${Math.floor(hours / 24)} d ${padded(hours % 24)} h`;
 }
 
-function precise(value) {
+function significant(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-function two(number) {
+function padded(number) {
   return String(number).padStart(2, "0");
 }
 
-/** An id in short: its end, for ids begin with the time and runs of one hour begin alike. */
-export function short(id) {
+/** An id shortened to its end; ids start with a timestamp, so those of runs close in time start alike. */
+export function shortId(id) {
   return `…${id.slice(-6)}`;
 }
 
@@ -62,16 +69,25 @@ const DAY = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" 
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
 
-/** A time as an element: local, short; in full with UTC when pointed at. */
+/** A time element: local and short, with the full local and UTC times as a tooltip. */
 export function time(text) {
   if (!text) return h("span", {}, "–");
   const at = new Date(text);
   const isToday = at.toDateString() === new Date().toDateString();
-  const short = isToday ? CLOCK.format(at) : `${DAY.format(at)}, ${CLOCK.format(at)}`;
-  return h("time", { datetime: text, title: `${FULL.format(at)}\n${text.replace("T", " ").replace("Z", " UTC")}` }, short);
+  const label = isToday ? CLOCK.format(at) : `${DAY.format(at)}, ${CLOCK.format(at)}`;
+  return h(
+    "time",
+    { datetime: text, title: `${FULL.format(at)}\n${text.replace("T", " ").replace("Z", " UTC")}` },
+    label,
+  );
 }
 
-/** A status as an element: mark, word and colour. */
+/** A status element: symbol, word and colour. */
 export function status(word) {
-  return h("span", { class: `status ${word}` }, h("span", { "aria-hidden": "true" }, STATUSES[word] ?? "·"), ` ${word}`);
+  return h(
+    "span",
+    { class: `status ${word}` },
+    h("span", { "aria-hidden": "true" }, STATUS_SYMBOLS[word] ?? "·"),
+    ` ${word}`,
+  );
 }

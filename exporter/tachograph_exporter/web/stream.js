@@ -1,31 +1,31 @@
-// Live events. Comes back by itself and goes on where it was; where that is not possible, says that state must be read anew.
+// Live events over a WebSocket that reconnects by itself and resumes where it left off.
 
 import { address, protocols } from "./api.js";
 
-const FIRST_WAIT = 500;
-const LONGEST_WAIT = 10_000;
-/** So long without even a heartbeat (they come every 15 s): the connection is gone, whatever the browser thinks. */
-const SILENCE = 40_000;
+const MIN_WAIT_MS = 500;
+const MAX_WAIT_MS = 10_000;
+/** Without even a heartbeat (sent every 15 s) for this long, the connection is dead, whatever the browser says. */
+const SILENCE_MS = 40_000;
 
 /** Follows events.
  *
- *  `onState("live" | "waiting")`: whether events come. `onReload()`: read the state anew; called when it first connects,
- *  too. `onMessages(list)`: what happened, at most once a frame.
+ *  `onState("live" | "waiting")` tells whether it is connected. `onReload()` asks to read the current state: on the
+ *  first connect, and when events were missed. `onMessages(list)` delivers events, at most once a frame.
  */
-export class Stream {
+export class EventStream {
   constructor(path, { types = "", onMessages, onReload, onState }) {
     this.path = path;
     this.types = types;
     this.after = null;
     this.on = { messages: onMessages, reload: onReload, state: onState };
-    this.waiting = [];
-    this.wait = FIRST_WAIT;
+    this.queue = [];
+    this.wait = MIN_WAIT_MS;
     this.isClosed = false;
     this.flush = this.flush.bind(this);
-    this.heard = performance.now();
-    this.watch = setInterval(() => {
-      if (performance.now() - this.heard > SILENCE) this.socket?.close();
-    }, SILENCE / 4);
+    this.receivedAt = performance.now();
+    this.watchdog = setInterval(() => {
+      if (performance.now() - this.receivedAt > SILENCE_MS) this.socket?.close();
+    }, SILENCE_MS / 4);
     this.connect();
   }
 
@@ -37,23 +37,23 @@ export class Stream {
     this.socket = socket;
     socket.addEventListener("message", (event) => this.receive(JSON.parse(event.data)));
     socket.addEventListener("close", () => {
-      if (this.socket === socket) this.again();
+      if (this.socket === socket) this.reconnect();
     });
   }
 
-  again() {
+  reconnect() {
     if (this.isClosed) return;
     this.on.state?.("waiting");
-    // Not all at once, when a service comes back and many pages wait for it.
+    // Jitter, so that pages do not all reconnect at once when the service comes back.
     const wait = this.wait * (0.5 + Math.random());
     this.timer = setTimeout(() => this.connect(), wait);
-    this.wait = Math.min(LONGEST_WAIT, this.wait * 1.7);
+    this.wait = Math.min(MAX_WAIT_MS, this.wait * 1.7);
   }
 
   receive(message) {
-    this.heard = performance.now();
+    this.receivedAt = performance.now();
     if (message.event_type === "connected") {
-      this.wait = FIRST_WAIT;
+      this.wait = MIN_WAIT_MS;
       this.on.state?.("live");
       if (this.after === null) this.on.reload?.();
       this.after = Math.max(this.after ?? 0, message.sequence);
@@ -66,24 +66,24 @@ export class Stream {
     }
     if (message.sequence > this.after) this.after = message.sequence;
     if (message.event_type === "heartbeat" || message.event_type === "coalesced") return;
-    this.waiting.push(message);
-    if (this.waiting.length === 1) {
-      // A page nobody looks at gets no frames.
+    this.queue.push(message);
+    if (this.queue.length === 1) {
+      // A hidden page gets no animation frames.
       if (document.hidden) setTimeout(this.flush, 250);
       else requestAnimationFrame(this.flush);
     }
   }
 
   flush() {
-    const found = this.waiting;
-    this.waiting = [];
-    if (!this.isClosed && found.length) this.on.messages(found);
+    const messages = this.queue;
+    this.queue = [];
+    if (!this.isClosed && messages.length) this.on.messages(messages);
   }
 
   close() {
     this.isClosed = true;
     clearTimeout(this.timer);
-    clearInterval(this.watch);
+    clearInterval(this.watchdog);
     this.socket?.close();
   }
 }

@@ -1,0 +1,74 @@
+// Keyboard shortcuts that work on every view, and the dialog that lists all shortcuts.
+
+import { h } from "./dom.js";
+
+const SHORTCUTS = [
+  ["/", "search"],
+  ["?", "show this help"],
+  ["g r", "go to runs"],
+  ["g w", "go to workflows"],
+  ["↑ ↓", "previous, next row"],
+  ["Enter", "open; in a timeline, zoom to the step"],
+  ["← →", "earlier, later (timeline)"],
+  ["+ − 0", "zoom in, zoom out, fit"],
+  ["c  C", "next, previous step on the critical path"],
+  ["f", "next failed step"],
+  ["Esc", "close"],
+  ["t", "switch between dark and light"],
+];
+
+/** Listen for shortcuts. `navigate(address)` opens a view, `currentView()` returns the one shown. */
+export function listenForShortcuts({ navigate, currentView, toggleTheme }) {
+  let previous = "";
+  document.addEventListener("keydown", (event) => {
+    const { target } = event;
+    const isTyping = target.matches?.("input:not([type=checkbox]), select, textarea");
+    if (event.key === "Escape" && isTyping) {
+      target.blur();
+      return;
+    }
+    if (isTyping || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+    const sequence = previous + event.key;
+    previous = event.key === "g" ? "g" : "";
+    const actions = {
+      "/": () => currentView()?.search(),
+      "?": showHelp,
+      t: toggleTheme,
+      gr: () => navigate("#/"),
+      gw: () => navigate("#/workflows"),
+      ArrowDown: () =>
+        target === document.body || target.matches?.("h1")
+          ? (currentView()?.first?.() ?? document.getElementById("steps")?.focus())
+          : null,
+    };
+    const action = actions[sequence] ?? actions[event.key];
+    if (!action) return;
+    if (event.key !== "ArrowDown") event.preventDefault();
+    action();
+  });
+}
+
+/** Show the list of shortcuts. */
+export function showHelp() {
+  const dialog = h(
+    "dialog",
+    { class: "help", "aria-label": "Keyboard shortcuts" },
+    h("h2", {}, "Keyboard shortcuts"),
+    h(
+      "dl",
+      { class: "pairs" },
+      SHORTCUTS.map(([keys, meaning]) => [
+        h(
+          "dt",
+          {},
+          keys.split(" ").map((key) => (key ? [h("kbd", {}, key), " "] : null)),
+        ),
+        h("dd", {}, meaning),
+      ]),
+    ),
+    h("form", { method: "dialog" }, h("button", { class: "primary" }, "Close")),
+  );
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+}

@@ -1,0 +1,88 @@
+// Files of a run that users can save: its timeline in several formats, and pictures of it.
+
+import { get } from "../api.js";
+import { h } from "../dom.js";
+import { CanvasPainter } from "../drawing/canvas_painter.js";
+import { palette } from "../drawing/palette.js";
+import { drawPicture } from "../drawing/picture.js";
+import { SvgPainter } from "../drawing/svg_painter.js";
+import { duration } from "../format.js";
+
+const MAX_PICTURE_ROWS = 2_000;
+const PICTURE_WIDTH = 1600;
+
+/** A menu that saves a run. `path` is the run's in the API; `rows()` are the steps to draw, in order. */
+export function downloadMenu(run, path, { rows, announce }) {
+  const items = {
+    JSON: () => saveDocument(run, path, "json", {}),
+    "Chrome trace": () => saveDocument(run, path, "trace.json", { format: "chrome" }),
+    OTLP: () => saveDocument(run, path, "otlp.json", { format: "otlp" }),
+    SVG: () => saveSvg(run, rows(), announce),
+    PNG: () => savePng(run, rows(), announce),
+  };
+  const button = ([name, save]) =>
+    h(
+      "button",
+      {
+        type: "button",
+        on: {
+          click: () => {
+            menu.open = false;
+            save();
+          },
+        },
+      },
+      name,
+    );
+  const menu = h(
+    "details",
+    { class: "menu" },
+    h("summary", {}, "Save"),
+    h("div", { class: "items" }, Object.entries(items).map(button)),
+  );
+  menu.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      menu.open = false;
+      menu.querySelector("summary").focus();
+    }
+  });
+  return menu;
+}
+
+async function saveDocument(run, path, extension, query) {
+  const body = await get(`${path}/timeline`, query);
+  saveFile(run, extension, new Blob([JSON.stringify(body)], { type: "application/json" }));
+}
+
+function saveFile(run, extension, blob) {
+  const link = h("a", {
+    href: URL.createObjectURL(blob),
+    download: `${run.timeline.workflow_name.replace(/[^\w.-]+/g, "_")}-${run.id.slice(0, 8)}.${extension}`,
+  });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+function draw(painter, run, steps, announce) {
+  if (steps.length > MAX_PICTURE_ROWS) {
+    announce(`The picture shows the first ${MAX_PICTURE_ROWS} of ${steps.length} rows.`);
+  }
+  const { timeline } = run;
+  const title = `${timeline.workflow_name} ${run.status} · ${duration(run.length() / 1000)} · ${timeline.started_at ?? ""} · ${run.id}`;
+  const options = { width: PICTURE_WIDTH, now: Date.now(), title };
+  drawPicture(painter, palette(), run, steps.slice(0, MAX_PICTURE_ROWS), options);
+}
+
+function saveSvg(run, steps, announce) {
+  const painter = new SvgPainter();
+  draw(painter, run, steps, announce);
+  saveFile(run, "svg", new Blob([String(painter)], { type: "image/svg+xml" }));
+}
+
+function savePng(run, steps, announce) {
+  const canvas = document.createElement("canvas");
+  draw(new CanvasPainter(canvas), run, steps, announce);
+  canvas.toBlob((blob) => blob && saveFile(run, "png", blob), "image/png");
+}

@@ -1,0 +1,393 @@
+// One run: its figures, timeline and graph, and the selected step; live while it is open.
+
+import { get } from "../api.js";
+import { button, labelledSelect } from "../controls.js";
+import { debounce } from "../debounce.js";
+import { h, replace, setText } from "../dom.js";
+import { distribution } from "../drawing/distribution.js";
+import { Graph } from "../drawing/graph.js";
+import { Timeline } from "../drawing/timeline.js";
+import { dollars, duration, percent, shortId, status, STATUS_SYMBOLS, time } from "../format.js";
+import { Run } from "../run.js";
+import { EventStream } from "../stream.js";
+import { downloadMenu } from "./downloads.js";
+import { stepDetails } from "./step_panel.js";
+
+export class RunView {
+  constructor(app, id, parameters) {
+    this.app = app;
+    this.id = id;
+    this.path = `api/workflows/executions/${encodeURIComponent(id)}`;
+    this.parameters = parameters;
+    this.element = h(
+      "section",
+      { class: "run" },
+      h("h1", { tabindex: -1 }, "Run"),
+      h("p", { class: "quiet" }, "Loading…"),
+    );
+    this.readSoon = debounce(() => this.read(), 400);
+  }
+
+  async open() {
+    const timeline = await get(`${this.path}/timeline`);
+    this.run = new Run(timeline);
+    this.build();
+    this.follow();
+    this.readMetrics();
+  }
+
+  /** Receive the run's events. */
+  follow() {
+    this.stream = new EventStream(`ws/workflows/executions/${encodeURIComponent(this.id)}`, {
+      types: "all",
+      onReload: () => this.run.isOpen && this.read(),
+      onState: (state) => this.app.setConnection(state),
+      onMessages: (messages) => this.apply(messages),
+    });
+    // Bars and durations of an open run grow without events.
+    this.clock = setInterval(() => {
+      if (!this.run.isOpen) return;
+      this.updateFacts();
+      this.timeline.draw();
+    }, 250);
+  }
+
+  apply(messages) {
+    let mustRead = false;
+    let isSelectedChanged = false;
+    const count = this.run.steps.length;
+    for (const message of messages) {
+      const changed = this.run.apply(message);
+      mustRead ||= changed && message.event_type.startsWith("workflow_");
+      isSelectedChanged ||= changed && message.workflow_step_id === this.timeline.selected?.id;
+      if (message.event_type === "step_failed" || (changed && message.event_type.startsWith("workflow_"))) {
+        this.app.announce(message.message);
+      }
+    }
+    this.timeline.changed({ isOrdered: count !== this.run.steps.length });
+    this.graph?.changed();
+    this.updateFacts();
+    if (isSelectedChanged) this.updatePanel();
+    if (mustRead) this.readSoon();
+  }
+
+  /** Read the timeline again, for what cannot be derived from single events (the critical path, slack). */
+  async read() {
+    try {
+      this.run.read(await get(`${this.path}/timeline`));
+    } catch (problem) {
+      this.app.showError(problem);
+      return;
+    }
+    this.timeline.arrange();
+    this.graph?.arrange();
+    this.graph?.resize();
+    if (!this.run.isOpen) this.timeline.showAll();
+    this.updateFacts();
+    this.updatePanel();
+  }
+
+  async readMetrics() {
+    try {
+      this.metrics = await get(`api/workflows/${this.run.timeline.workflow_id}/metrics`, { from: "30d" });
+      this.updateFacts();
+    } catch {
+      // The run is shown without the usual durations.
+    }
+  }
+
+  build() {
+    const { timeline } = this.run;
+    document.title = `${timeline.workflow_name} · Tachograph`;
+    this.heading = h("h1", { tabindex: -1 }, timeline.workflow_name);
+    this.state = h("span", { class: "state" });
+    this.factList = h("dl", { class: "facts" });
+    this.error = h("p", { class: "error-text", hidden: true });
+    this.timeline = new Timeline(this.run, { onSelect: (step) => this.onStepSelected(step) });
+    this.panel = h("aside", { class: "panel", "aria-label": "Step", hidden: true });
+    const order = labelledSelect(
+      "Rows by",
+      { start: "start", depth: "depth", defined: "definition", length: "length" },
+      this.parameters.get("order") ?? "start",
+      (value) => {
+        this.timeline.options.order = value;
+        this.timeline.arrange();
+        this.app.setParameters({ order: value === "start" ? null : value });
+      },
+    );
+    const text = h("input", {
+      type: "search",
+      id: "find-step",
+      placeholder: "step name",
+      "aria-label": "Filter steps by name",
+      value: this.parameters.get("step") ?? "",
+      on: {
+        input: debounce(() => {
+          this.timeline.options.text = text.value;
+          this.timeline.arrange();
+          this.app.setParameters({ step: text.value });
+        }, 150),
+      },
+    });
+    const only = labelledSelect(
+      "Only",
+      { "": "all", ...Object.fromEntries(Object.keys(STATUS_SYMBOLS).map((word) => [word, word])) },
+      this.parameters.get("status") ?? "",
+      (value) => {
+        this.timeline.options.statuses = new Set(value ? [value] : []);
+        this.timeline.arrange();
+        this.app.setParameters({ status: value });
+      },
+    );
+    this.tabs = ["timeline", "graph"].map((name) =>
+      h(
+        "button",
+        {
+          type: "button",
+          role: "tab",
+          id: `tab-${name}`,
+          "aria-controls": "drawing",
+          on: { click: () => this.showDrawing(name), keydown: (event) => this.switchTab(event) },
+        },
+        name === "timeline" ? "Timeline" : "Graph",
+      ),
+    );
+    const zooms = h(
+      "span",
+      { class: "group" },
+      button("−", "Zoom out", () => this.drawing.zoom(this.isGraph ? 1 / 1.3 : 1 / 0.7)),
+      button("+", "Zoom in", () => this.drawing.zoom(this.isGraph ? 1.3 : 0.7)),
+      button("Fit", "Fit the whole run", () => this.drawing.showAll()),
+    );
+    this.toolbar = h(
+      "div",
+      { class: "toolbar" },
+      h("div", { role: "tablist", "aria-label": "Drawing", class: "tabs" }, this.tabs),
+      order,
+      text,
+      only,
+      zooms,
+      downloadMenu(this.run, this.path, {
+        rows: () => this.timeline.rows,
+        announce: (message) => this.app.announce(message),
+      }),
+    );
+    this.box = h(
+      "div",
+      { class: "drawing", role: "tabpanel", id: "drawing", "aria-labelledby": "tab-timeline" },
+      this.timeline.element,
+    );
+    replace(
+      this.element,
+      h(
+        "header",
+        { class: "runhead" },
+        h("div", { class: "title" }, this.heading, this.state),
+        this.factList,
+        this.error,
+        this.inputs(timeline),
+      ),
+      this.toolbar,
+      h("div", { class: "split" }, this.box, this.panel),
+    );
+    this.timeline.options.order = this.parameters.get("order") ?? "start";
+    this.timeline.options.text = text.value;
+    if (this.parameters.get("status")) this.timeline.options.statuses.add(this.parameters.get("status"));
+    this.timeline.arrange();
+    this.updateFacts();
+    this.showDrawing(this.parameters.get("view") === "graph" ? "graph" : "timeline");
+    const selected =
+      this.run.byId.get(this.parameters.get("selected")) ??
+      (this.run.isOpen ? null : this.run.steps.find((step) => step.status === "failed"));
+    if (selected) this.timeline.select(selected);
+  }
+
+  /** The run's inputs; folded if they are long. */
+  inputs({ input_summary: inputs }) {
+    if (!inputs || !Object.keys(inputs).length) return null;
+    const text = Object.entries(inputs)
+      .map(([name, value]) => `${name} = ${JSON.stringify(value)}`)
+      .join(", ");
+    if (text.length < 120)
+      return h("p", { class: "inputs" }, h("span", { class: "quiet" }, "Inputs "), h("code", {}, text));
+    return h(
+      "details",
+      { class: "inputs" },
+      h("summary", {}, "Inputs"),
+      h("pre", { tabindex: 0 }, JSON.stringify(inputs, null, 2)),
+    );
+  }
+
+  get drawing() {
+    return this.isGraph ? this.graph : this.timeline;
+  }
+
+  showDrawing(name) {
+    this.isGraph = name === "graph";
+    if (this.isGraph) this.graph ??= new Graph(this.run, { onSelect: (step) => this.timeline.select(step) });
+    replace(this.box, this.isGraph ? this.graph.element : this.timeline.element);
+    this.box.setAttribute("aria-labelledby", `tab-${name}`);
+    for (const tab of this.tabs) {
+      const isOn = tab.id === `tab-${name}`;
+      tab.setAttribute("aria-selected", String(isOn));
+      tab.tabIndex = isOn ? 0 : -1;
+    }
+    this.graph?.select(this.timeline.selected);
+    this.drawing.resize();
+    this.app.setParameters({ view: this.isGraph ? "graph" : null });
+  }
+
+  switchTab(event) {
+    if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+    event.preventDefault();
+    this.showDrawing(this.isGraph ? "timeline" : "graph");
+    this.tabs[this.isGraph ? 1 : 0].focus();
+  }
+
+  /** Update the figures above the drawing. */
+  updateFacts() {
+    const { run, metrics } = this;
+    const { timeline } = run;
+    if (this.state.dataset.status !== run.status) {
+      this.state.dataset.status = run.status;
+      replace(this.state, status(run.status));
+    }
+    const length = run.length() / 1000;
+    const counts = { completed: 0, failed: 0, skipped: 0, running: 0 };
+    let retries = 0;
+    for (const step of run.steps) {
+      const word =
+        step.status === "timeout" || step.status === "lost"
+          ? "failed"
+          : step.status === "retrying"
+            ? "running"
+            : step.status;
+      if (word in counts) counts[word] += 1;
+      retries += Math.max(0, step.attempts.length - 1);
+    }
+    const total = Math.max(timeline.step_count, run.steps.length);
+    const steps = [`${counts.completed} of ${total} completed`];
+    for (const word of ["running", "failed", "skipped"]) if (counts[word]) steps.push(`${counts[word]} ${word}`);
+    if (retries) steps.push(`${retries} retries`);
+    const share = !run.isOpen && length ? (100 * timeline.critical_path_seconds) / length : null;
+    const facts = [
+      ["Duration", duration(length), metrics?.distribution.length ? distribution(metrics, length, run.isOpen) : null],
+      ["Started", time(timeline.started_at)],
+      ["Steps", steps.join(", ")],
+      ["Success", total ? percent((100 * counts.completed) / Math.max(1, total - counts.skipped), 0) : "–"],
+      ["Parallelism", run.isOpen || timeline.parallelism === null ? "–" : timeline.parallelism.toFixed(2)],
+      ["Critical path", run.isOpen ? "–" : `${duration(timeline.critical_path_seconds)} (${percent(share, 0)})`],
+      timeline.cost_usd ? ["Cost", dollars(timeline.cost_usd)] : null,
+      ["Run", this.copyableId(this.id)],
+      ["Trace", this.traceLink()],
+    ].filter(Boolean);
+    // Only changed figures are replaced, so that nothing jumps under the pointer or is announced again.
+    facts.forEach(([name, value, more], index) => {
+      let row = this.factList.children[index];
+      const key = typeof value === "string" ? value : value.textContent;
+      if (row?.dataset.key === `${name} ${key} ${Boolean(more)}`) return;
+      row = h("div", { data: { key: `${name} ${key} ${Boolean(more)}` } }, h("dt", {}, name), h("dd", {}, value, more));
+      if (this.factList.children[index]) this.factList.children[index].replaceWith(row);
+      else this.factList.append(row);
+    });
+    while (this.factList.children.length > facts.length) this.factList.lastChild.remove();
+    this.error.hidden = !timeline.error_message;
+    setText(this.error, timeline.error_message ? `${timeline.error_type}: ${timeline.error_message}` : "");
+    const links = [
+      ["All runs", `#/?workflow=${timeline.workflow_id}`],
+      ["Workflow", `#/workflows/${timeline.workflow_id}`],
+      ["Compare", `#/workflows/${timeline.workflow_id}?a=${this.id}`],
+    ];
+    this.links ??= h(
+      "nav",
+      { class: "links", "aria-label": "This run" },
+      links.map(([text, href]) => h("a", { href }, text)),
+    );
+    if (!this.links.isConnected) this.element.querySelector(".title")?.append(this.links);
+  }
+
+  /** A shortened id with a button that copies all of it. */
+  copyableId(id) {
+    const copyButton = h(
+      "button",
+      {
+        type: "button",
+        class: "copy",
+        title: `Copy ${id}`,
+        "aria-label": "Copy the run id",
+        on: {
+          click: async () => {
+            await navigator.clipboard?.writeText(id);
+            setText(copyButton, "copied");
+            this.app.announce("Run id copied.");
+            setTimeout(() => setText(copyButton, "copy"), 1500);
+          },
+        },
+      },
+      "copy",
+    );
+    return h("span", {}, h("code", { title: id }, shortId(id)), " ", copyButton);
+  }
+
+  traceLink() {
+    const id = this.run.timeline.trace_id;
+    const url = this.app.about.trace_url;
+    const text = `${id.slice(0, 8)}…`;
+    if (!url) return h("code", { title: id }, text);
+    return h(
+      "a",
+      { href: url.replaceAll("{trace_id}", id), target: "_blank", rel: "noopener noreferrer", title: id },
+      text,
+    );
+  }
+
+  onStepSelected(step) {
+    this.graph?.select(step);
+    this.app.setParameters({ selected: step?.id ?? null });
+    this.updatePanel();
+  }
+
+  /** Show the details of the selected step. */
+  async updatePanel() {
+    const step = this.timeline.selected;
+    this.panel.hidden = !step;
+    if (!step) return;
+    this.showStep(step);
+    if (step.entry.status === step.status) return;
+    // The step changed after the timeline was read.
+    try {
+      const timeline = await get(`${this.path}/timeline`, { step: step.name });
+      const entry = timeline.step_timeline.find((candidate) => candidate.step_id === step.id);
+      if (entry && this.timeline.selected === step) {
+        step.entry = entry;
+        this.showStep(step);
+      }
+    } catch (problem) {
+      this.app.showError(problem);
+    }
+  }
+
+  showStep(step) {
+    const select = (other) => this.timeline.select(other);
+    replace(this.panel, stepDetails(this.run, step, { select, trace: this.traceLink() }));
+  }
+
+  search() {
+    const field = this.element.querySelector("#find-step");
+    field?.focus();
+    return Boolean(field);
+  }
+
+  recolour() {
+    this.timeline?.recolour();
+    this.graph?.recolour();
+  }
+
+  close() {
+    this.stream?.close();
+    clearInterval(this.clock);
+    this.readSoon.cancel();
+    this.timeline?.close();
+    this.graph?.close();
+  }
+}

@@ -1,0 +1,136 @@
+// The details of the selected step.
+
+import { button } from "../controls.js";
+import { h } from "../dom.js";
+import { dollars, duration, parseTime, status, time } from "../format.js";
+
+/** The contents of the panel for a step. `select(step | null)` selects another; `trace` links to the trace. */
+export function stepDetails(run, step, { select, trace }) {
+  const { entry } = step;
+  const length =
+    step.start === null
+      ? null
+      : (entry.duration_seconds ?? ((run.barEnd(step, Date.now()) ?? step.start) - step.start) / 1000);
+  const stepsById = (ids) => ids.map((id) => run.byId.get(id)).filter(Boolean);
+  const waits = entry.wait
+    ? [
+        ["dependencies", entry.wait.dependency],
+        ["a free slot", entry.wait.queue],
+        ["backoff", entry.wait.backoff],
+      ].filter(([, value]) => value > 0)
+    : [];
+  const facts = [
+    ["Status", status(step.status)],
+    entry.skip_reason ? ["Reason", entry.skip_reason.replaceAll("_", " ")] : null,
+    ["Started", time(entry.started_at)],
+    ["Finished", time(entry.completed_at)],
+    ["Duration", duration(length)],
+    entry.run_seconds !== undefined && entry.run_seconds !== null ? ["Running", duration(entry.run_seconds)] : null,
+    waits.length ? ["Waited for", waits.map(([name, value]) => `${name} ${duration(value)}`).join(", ")] : null,
+    ["Slack", step.isCritical ? "none: it is on the critical path" : duration(entry.slack_seconds)],
+    entry.cost
+      ? [
+          "Cost",
+          `${dollars(entry.cost.usd)}, ${entry.cost.tokens_in} tokens in, ${entry.cost.tokens_out} out${entry.cost.models.length ? ` (${entry.cost.models.join(", ")})` : ""}`,
+        ]
+      : null,
+    ["Type", entry.step_type],
+  ].filter(Boolean);
+  const stepLink = (other) =>
+    h("button", { type: "button", class: "link", on: { click: () => select(other) } }, other.name);
+  const stepList = (title, steps) =>
+    steps.length
+      ? [
+          h("h3", {}, title),
+          h(
+            "ul",
+            { class: "plain" },
+            steps.slice(0, 50).map((other) => h("li", {}, stepLink(other))),
+            steps.length > 50 ? h("li", { class: "quiet" }, `and ${steps.length - 50} more`) : null,
+          ),
+        ]
+      : [];
+  return [
+    h(
+      "div",
+      { class: "panelhead" },
+      h("h2", {}, step.name),
+      button("×", "Close (Escape)", () => select(null)),
+    ),
+    h(
+      "dl",
+      { class: "pairs" },
+      facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+    ),
+    entry.error_message
+      ? [
+          h("h3", {}, "Error"),
+          h("p", { class: "error-text" }, `${entry.error_type}: ${entry.error_message}`),
+          entry.error_stack
+            ? h("details", {}, h("summary", {}, "Stack"), h("pre", { tabindex: 0 }, entry.error_stack))
+            : null,
+        ]
+      : null,
+    step.attempts.length > 1 ? attempts(step) : null,
+    stepList("Depends on", stepsById(step.dependsOn)),
+    stepList("Dependents", step.dependents),
+    json("Inputs", entry.input_summary),
+    json("Outputs", entry.output_summary),
+    entry.measures?.length
+      ? [
+          h("h3", {}, "Measures"),
+          h(
+            "dl",
+            { class: "pairs" },
+            entry.measures.map(({ name, value, unit }) => [h("dt", {}, name), h("dd", {}, `${value} ${unit}`)]),
+          ),
+        ]
+      : null,
+    entry.logs?.length
+      ? [
+          h("h3", {}, "Log"),
+          h(
+            "ol",
+            { class: "log" },
+            entry.logs.map((line) =>
+              h(
+                "li",
+                { class: line.level },
+                h("span", { class: "quiet" }, duration((parseTime(line.at) - run.origin) / 1000)),
+                ` ${line.level} `,
+                line.message,
+              ),
+            ),
+          ),
+        ]
+      : null,
+    h("p", { class: "quiet" }, "Span ", h("code", {}, entry.span_id ?? ""), " of trace ", trace),
+  ];
+}
+
+function attempts(step) {
+  return [
+    h("h3", {}, "Attempts"),
+    h(
+      "ol",
+      { class: "attempts" },
+      step.attempts.map((attempt) =>
+        h(
+          "li",
+          {},
+          status(attempt.status),
+          ` ${duration(attempt.end === null || attempt.start === null ? null : (attempt.end - attempt.start) / 1000)}`,
+          attempt.backoff
+            ? h("span", { class: "quiet" }, ` after ${duration(attempt.backoff / 1000)} of backoff`)
+            : null,
+          attempt.error ? h("div", { class: "error-text" }, attempt.error) : null,
+        ),
+      ),
+    ),
+  ];
+}
+
+function json(title, value) {
+  if (value === null || value === undefined) return null;
+  return [h("h3", {}, title), h("pre", { tabindex: 0 }, JSON.stringify(value, null, 2))];
+}

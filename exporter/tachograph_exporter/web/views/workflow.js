@@ -1,0 +1,494 @@
+// One workflow: its metrics, trends, steps and last runs, and a comparison of two runs.
+
+import { get } from "../api.js";
+import { h, replace } from "../dom.js";
+import { distribution } from "../drawing/distribution.js";
+import { palette } from "../drawing/palette.js";
+import { dollars, duration, parseTime, percent, shortId, status, time } from "../format.js";
+import uPlot from "../vendor/uPlot.esm.js";
+
+const RANGES = {
+  "24h": "last day",
+  "7d": "last week",
+  "30d": "last month",
+  "90d": "last quarter",
+  "365d": "last year",
+};
+const BUCKETS = { "24h": "1h", "7d": "1h", "30d": "1d", "90d": "1d", "365d": "1d" };
+const LAST_RUNS = 20;
+const CHART_HEIGHT = 190;
+
+export class WorkflowView {
+  constructor(app, id, parameters) {
+    this.app = app;
+    this.id = id;
+    this.parameters = parameters;
+    this.path = `api/workflows/${encodeURIComponent(id)}`;
+    this.element = h(
+      "section",
+      { class: "workflow" },
+      h("h1", { tabindex: -1 }, "Workflow"),
+      h("p", { class: "quiet" }, "Loading…"),
+    );
+    this.charts = [];
+    this.selectedRuns = new Set([parameters.get("a"), parameters.get("b")].filter(Boolean));
+  }
+
+  get range() {
+    const range = this.parameters.get("range") ?? "7d";
+    return range in RANGES ? range : "7d";
+  }
+
+  async open() {
+    const { range } = this;
+    const [metrics, trends, runs] = await Promise.all([
+      get(`${this.path}/metrics`, { from: range }),
+      get(`${this.path}/trends`, { from: range, bucket: BUCKETS[range] }),
+      get(`${this.path}/executions`, { limit: LAST_RUNS }),
+    ]);
+    Object.assign(this, { metrics, trends, runs: runs.items });
+    this.build();
+    await this.compare();
+  }
+
+  build() {
+    const { metrics, trends } = this;
+    document.title = `${metrics.workflow_name} · Tachograph`;
+    const range = h(
+      "select",
+      {
+        id: "range",
+        on: { change: () => this.app.navigate(`#/workflows/${encodeURIComponent(this.id)}?range=${range.value}`) },
+      },
+      Object.entries(RANGES).map(([value, text]) => h("option", { value, selected: value === this.range }, text)),
+    );
+    const facts = [
+      ["Runs", String(metrics.total_executions)],
+      ["Success", percent(metrics.success_rate)],
+      ["Median", duration(metrics.p50)],
+      ["95th percentile", duration(metrics.p95)],
+      ["99th percentile", duration(metrics.p99)],
+      ["Retries", String(metrics.retry_count)],
+      metrics.cost_usd ? ["Cost", dollars(metrics.cost_usd)] : null,
+      ["Last success", time(metrics.last_completed_at)],
+    ].filter(Boolean);
+    this.comparison = h("section", {
+      class: "comparison",
+      hidden: true,
+      "aria-live": "polite",
+      "aria-label": "Comparison",
+    });
+    replace(
+      this.element,
+      h(
+        "div",
+        { class: "title" },
+        h("h1", { tabindex: -1 }, metrics.workflow_name),
+        h("label", { class: "choice", for: "range" }, h("span", { class: "quiet" }, "Time"), range),
+        h(
+          "nav",
+          { class: "links", "aria-label": "This workflow" },
+          h("a", { href: `#/?workflow=${encodeURIComponent(metrics.workflow_id)}` }, "Runs"),
+        ),
+      ),
+      h(
+        "dl",
+        { class: "facts" },
+        facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+      ),
+      trends.change_points.length
+        ? h(
+            "ul",
+            { class: "changes" },
+            trends.change_points.map((point) => h("li", { class: point.direction }, point.sentence)),
+          )
+        : null,
+      this.comparison,
+      h("div", { class: "charts" }, this.chartBoxes()),
+      h("h2", {}, "Steps"),
+      this.steps(),
+      h("h2", {}, "Last runs"),
+      h(
+        "p",
+        { class: "quiet" },
+        "Select one run to compare it with the usual ones, or two to compare them with each other.",
+      ),
+      this.lastRuns(),
+    );
+    this.draw();
+  }
+
+  chartBoxes() {
+    const { buckets } = this.trends;
+    if (!buckets.length) return [h("p", { class: "empty" }, "No runs ended in this period.")];
+    const seconds = (value) => duration(value);
+    const integer = (value) => (Number.isInteger(value) ? String(value) : "");
+    this.chartSpecs = [
+      {
+        title: "Duration",
+        format: seconds,
+        series: [
+          ["median", "completed", (b) => b.p50],
+          ["95th percentile", "retrying", (b) => b.p95],
+          ["99th percentile", "failed", (b) => b.p99],
+        ],
+      },
+      {
+        title: "Runs",
+        format: integer,
+        bars: true,
+        series: [
+          ["all", "running", (b) => b.total_executions],
+          ["failed", "failed", (b) => b.failed_executions],
+        ],
+      },
+      {
+        title: "Success",
+        format: (value) => percent(value, 0),
+        low: 0,
+        high: 100,
+        series: [["success rate", "completed", (b) => b.success_rate]],
+      },
+    ];
+    if (buckets.some((bucket) => bucket.cost_usd))
+      this.chartSpecs.push({
+        title: "Cost",
+        format: dollars,
+        low: 0,
+        series: [["US dollars", "critical", (b) => b.cost_usd]],
+      });
+    return this.chartSpecs.map((chart) => {
+      chart.box = h("div", { class: "plot" });
+      return h("figure", { class: "chart" }, h("figcaption", {}, chart.title), chart.box, this.asTable(chart));
+    });
+  }
+
+  /** A chart's data as a table for screen readers. */
+  asTable(chart) {
+    return h(
+      "div",
+      { class: "hidden" },
+      h(
+        "table",
+        {},
+        h("caption", {}, chart.title),
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            h("th", { scope: "col" }, "from"),
+            chart.series.map(([name]) => h("th", { scope: "col" }, name)),
+          ),
+        ),
+        h(
+          "tbody",
+          {},
+          this.trends.buckets.map((bucket) =>
+            h(
+              "tr",
+              {},
+              h("th", { scope: "row" }, bucket.start),
+              chart.series.map(([, , read]) => h("td", {}, chart.format(read(bucket)))),
+            ),
+          ),
+        ),
+      ),
+    );
+  }
+
+  draw() {
+    for (const chart of this.charts) chart.destroy();
+    this.charts = [];
+    const colours = palette();
+    const { buckets } = this.trends;
+    const at = buckets.map((bucket) => parseTime(bucket.start) / 1000);
+    for (const { box, format, series, bars, low, high } of this.chartSpecs ?? []) {
+      const axis = {
+        stroke: colours.quiet,
+        grid: { stroke: colours.line, width: 1 },
+        ticks: { stroke: colours.line, width: 1 },
+        font: "11px system-ui",
+      };
+      const options = {
+        width: Math.max(200, box.clientWidth),
+        height: CHART_HEIGHT,
+        legend: { live: true },
+        cursor: { points: { size: 6 } },
+        scales: {
+          x: { time: true, range: [parseTime(this.trends.start) / 1000, parseTime(this.trends.end) / 1000] },
+          y: { range: (_, from, to) => [low ?? 0, high ?? (to > 0 ? to * 1.1 : 1)] },
+        },
+        axes: [axis, { ...axis, size: 64, values: (_, values) => values.map(format) }],
+        series: [
+          {},
+          ...series.map(([label, colour]) => ({
+            label,
+            stroke: colours[colour],
+            width: 2,
+            value: (_, value) => (value === null ? "–" : format(value)),
+            ...(bars
+              ? { fill: colours[colour], paths: uPlot.paths.bars({ size: [0.7, 40] }) }
+              : { points: { show: buckets.length < 40, size: 5 } }),
+          })),
+        ],
+      };
+      this.charts.push(new uPlot(options, [at, ...series.map(([, , read]) => buckets.map(read))], box));
+    }
+    this.resizeObserver ??= new ResizeObserver(() => {
+      this.charts.forEach((chart, index) =>
+        chart.setSize({ width: Math.max(200, this.chartSpecs[index].box.clientWidth), height: CHART_HEIGHT }),
+      );
+    });
+    for (const { box } of this.chartSpecs ?? []) this.resizeObserver.observe(box);
+  }
+
+  steps() {
+    const columns = [
+      ["Step", (step) => step.step_name],
+      ["Runs", (step) => step.count],
+      ["Success", (step) => step.success_rate ?? 101],
+      ["Median", (step) => step.p50 ?? 0],
+      ["p95", (step) => step.p95 ?? 0],
+      ["Wait", (step) => totalWait(step)],
+      ["Retries", (step) => step.retry_count],
+      ["Critical path", (step) => step.critical_path_share ?? 0],
+      ["Cost", (step) => step.cost_usd],
+    ];
+    let by = 7;
+    let sign = -1;
+    const body = h("tbody", {});
+    const fill = () => {
+      const read = columns[by][1];
+      const sorted = [...this.metrics.steps].sort(
+        (a, b) => sign * (typeof read(a) === "string" ? read(a).localeCompare(read(b)) : read(a) - read(b)),
+      );
+      replace(
+        body,
+        sorted.slice(0, 200).map((step) =>
+          h(
+            "tr",
+            {},
+            h("th", { scope: "row" }, step.step_name),
+            h("td", { class: "number" }, String(step.count)),
+            h("td", { class: "number" }, percent(step.success_rate)),
+            h("td", { class: "number" }, duration(step.p50)),
+            h("td", { class: "number" }, duration(step.p95)),
+            h("td", { class: "number" }, duration(totalWait(step))),
+            h("td", { class: "number" }, String(step.retry_count)),
+            h(
+              "td",
+              { class: "number share" },
+              h("span", {
+                class: "meter",
+                "aria-hidden": "true",
+                style: { "--part": String(step.critical_path_share ?? 0) },
+              }),
+              percent(100 * (step.critical_path_share ?? 0), 0),
+            ),
+            h("td", { class: "number" }, dollars(step.cost_usd)),
+          ),
+        ),
+      );
+      heads.forEach((head, index) =>
+        head.setAttribute("aria-sort", index === by ? (sign < 0 ? "descending" : "ascending") : "none"),
+      );
+    };
+    const heads = columns.map(([name], index) =>
+      h(
+        "th",
+        { scope: "col", class: index ? "number" : null },
+        h(
+          "button",
+          {
+            type: "button",
+            class: "sort",
+            on: {
+              click: () => {
+                sign = by === index ? -sign : index === 0 ? 1 : -1;
+                by = index;
+                fill();
+              },
+            },
+          },
+          name,
+        ),
+      ),
+    );
+    fill();
+    return h(
+      "div",
+      { class: "scroll", tabindex: 0, role: "region", "aria-label": "Steps" },
+      h("table", { class: "figures" }, h("thead", {}, h("tr", {}, heads)), body),
+    );
+  }
+
+  lastRuns() {
+    return h(
+      "div",
+      { class: "scroll", tabindex: 0, role: "region", "aria-label": "Last runs" },
+      h(
+        "table",
+        { class: "figures" },
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            ["Compare", "Status", "Run", "Started", "Duration", "Usual"].map((name) =>
+              h("th", { scope: "col", class: name === "Duration" ? "number" : null }, name),
+            ),
+          ),
+        ),
+        h(
+          "tbody",
+          {},
+          this.runs.map((run) =>
+            h(
+              "tr",
+              {},
+              h(
+                "td",
+                {},
+                h("input", {
+                  type: "checkbox",
+                  value: run.execution_id,
+                  "aria-label": `compare run ${shortId(run.execution_id)}`,
+                  checked: this.selectedRuns.has(run.execution_id),
+                  on: { change: (event) => this.toggleRun(run.execution_id, event.target) },
+                }),
+              ),
+              h("td", {}, status(run.status)),
+              h(
+                "th",
+                { scope: "row" },
+                h("a", { href: `#/executions/${run.execution_id}` }, shortId(run.execution_id)),
+              ),
+              h("td", {}, time(run.started_at ?? run.created_at)),
+              h("td", { class: "number" }, duration(run.duration_seconds)),
+              h(
+                "td",
+                {},
+                this.metrics.distribution.length ? distribution(this.metrics, run.duration_seconds ?? 0, false) : null,
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
+  }
+
+  toggleRun(id, box) {
+    if (box.checked) {
+      // A third selection replaces the first.
+      if (this.selectedRuns.size === 2) {
+        const [first] = this.selectedRuns;
+        this.selectedRuns.delete(first);
+        const firstBox = this.element.querySelector(`input[value="${CSS.escape(first)}"]`);
+        if (firstBox) firstBox.checked = false;
+      }
+      this.selectedRuns.add(id);
+    } else this.selectedRuns.delete(id);
+    const [a, b] = this.selectedRuns;
+    this.app.setParameters({ a: a ?? null, b: b ?? null });
+    this.compare();
+  }
+
+  async compare() {
+    const [a, b] = this.selectedRuns;
+    this.comparison.hidden = !a;
+    if (!a) return;
+    try {
+      // The later run against the earlier one; ids sort by time.
+      const [reference, execution] = b ? [a, b].sort() : [null, a];
+      const comparison = await get(
+        "api/workflows/executions/compare",
+        b ? { a: reference, b: execution } : { execution },
+      );
+      replace(
+        this.comparison,
+        h("h2", {}, b ? "Two runs compared" : "Compared with usual runs"),
+        h("p", { class: "sentence" }, comparison.sentence),
+        h(
+          "p",
+          { class: "quiet" },
+          h("a", { href: `#/executions/${execution}` }, shortId(execution)),
+          b
+            ? [" against ", h("a", { href: `#/executions/${reference}` }, shortId(reference))]
+            : comparison.baseline
+              ? ` against ${comparison.baseline.execution_count} completed runs`
+              : null,
+        ),
+        h(
+          "div",
+          { class: "scroll", tabindex: 0, role: "region", "aria-label": "Compared steps" },
+          h(
+            "table",
+            { class: "figures" },
+            h(
+              "thead",
+              {},
+              h(
+                "tr",
+                {},
+                ["Step", "Duration", "Reference", "Difference", "Ratio", "Blame"].map((name, index) =>
+                  h("th", { scope: "col", class: index ? "number" : null }, name),
+                ),
+              ),
+            ),
+            h(
+              "tbody",
+              {},
+              comparison.steps
+                .slice(0, 30)
+                .map((step) =>
+                  h(
+                    "tr",
+                    { class: step.step_name === comparison.culprit ? "culprit" : "" },
+                    h(
+                      "th",
+                      { scope: "row" },
+                      step.on_critical_path
+                        ? h("span", { class: "critical", title: "on the critical path" }, "◆ ")
+                        : null,
+                      step.step_name,
+                    ),
+                    h("td", { class: "number" }, duration(step.seconds)),
+                    h("td", { class: "number" }, duration(step.reference_seconds)),
+                    h(
+                      "td",
+                      { class: "number" },
+                      step.difference_seconds === null ? "–" : duration(step.difference_seconds),
+                    ),
+                    h("td", { class: "number" }, step.ratio === null ? "–" : `${Number(step.ratio.toPrecision(3))}×`),
+                    h("td", { class: "number" }, step.blame ? percent(100 * step.blame, 0) : ""),
+                  ),
+                ),
+            ),
+          ),
+        ),
+      );
+    } catch (problem) {
+      replace(this.comparison, h("p", { class: "error-text" }, problem.message));
+    }
+  }
+
+  search() {
+    return false;
+  }
+
+  recolour() {
+    this.draw();
+  }
+
+  close() {
+    this.resizeObserver?.disconnect();
+    for (const chart of this.charts) chart.destroy();
+  }
+}
+
+function totalWait(step) {
+  return step.wait ? step.wait.dependency + step.wait.queue + step.wait.backoff : 0;
+}
