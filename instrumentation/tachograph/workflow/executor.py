@@ -23,7 +23,8 @@ from tachograph.process import identity
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.handlers import HandlerRegistry, registry
 from tachograph.workflow.inputs import bind
-from tachograph.workflow.run import ExecutionResult, Host, Run
+from tachograph.workflow.result import ExecutionResult
+from tachograph.workflow.run import Host, Run
 from tachograph.workflow.runner import LocalRunner, Runner
 from tachograph.workflow.validation import validate
 
