@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from opentelemetry import context as otel_context
 from opentelemetry.propagate import extract
@@ -72,7 +72,7 @@ class _OpenExecution:
         self.counts = StepCounts()
         self.spans: dict[str, str] = {}
         self.order = InferredDependencies()
-        self.repetitions: Counter[str] = Counter()
+        self.repetitions: defaultdict[str, int] = defaultdict(int)
         self.finished: list[_FinishedStep] = []
         self.started_ns = clock()
         recorder(ExecutionStarted(execution=ref, time_ns=self.started_ns, inputs=inputs, process=identity()))
@@ -220,13 +220,14 @@ class StepScope(_Scope):
             self._emit, clock, counts = outer.emit, outer.clock, outer.counts
             origin_ns = outer.attempts.attempt_started_ns
         else:
-            opened = cast(_OpenExecution, run)
-            self._emit, clock, counts, origin_ns = opened.recorder, opened.clock, opened.counts, opened.started_ns
+            assert run is not None  # noqa: S101 - opened above
+            self._emit, clock, counts = run.recorder, run.clock, run.counts
+            origin_ns = run.started_ns
         now = clock()
-        self._attempts = StepAttempts(self._ref(outer, run, now), origin_ns)
-        self._reporter = Reporter(self._attempts, self._emit, clock, counts)
+        attempts = self._attempts = StepAttempts(self._ref(outer, run, now), origin_ns)
+        self._reporter = Reporter(attempts, self._emit, clock, counts)
         self._tokens = (span_token, current_reporter.set(self._reporter))
-        self._emit(self._attempts.started(now, self._summary))
+        self._emit(attempts.started(now, self._summary))
 
     def _ref(self, outer: Reporter | None, run: _OpenExecution | None, now: int) -> StepRef:
         if outer is not None:
@@ -247,28 +248,28 @@ class StepScope(_Scope):
                 index=index,
                 parent_step_id=outer.step.step_id,
             )
-        opened = cast(_OpenExecution, run)
+        assert run is not None  # noqa: S101 - a step is inside a step or an execution
         # A forked child counts repetitions on its own, from the counts it inherited.
         process = os.getpid()
-        name = self.name if process == opened.process else f"{self.name}@{process}"
-        with opened.counts.lock:
-            index = opened.repetitions[self.name]
-            opened.repetitions[self.name] += 1
-            step_id = make_step_id(opened.ref.workflow_id, name, index)
-            span_id = opened.spans[step_id] = new_span_id()
-            step_order = len(opened.spans)
-            depends_on = opened.order.started(step_id, now)
+        name = self.name if process == run.process else f"{self.name}@{process}"
+        with run.counts.lock:
+            index = run.repetitions[self.name]
+            run.repetitions[self.name] += 1
+            step_id = make_step_id(run.ref.workflow_id, name, index)
+            span_id = run.spans[step_id] = new_span_id()
+            step_order = len(run.spans)
+            depends_on = run.order.started(step_id, now)
         return StepRef(
-            execution=opened.ref,
+            execution=run.ref,
             step_id=step_id,
             name=self.name,
             span_id=span_id,
-            parent_span_id=opened.ref.span_id,
+            parent_span_id=run.ref.span_id,
             step_type=self._step_type,
             step_order=step_order,
             index=index,
             depends_on=depends_on,
-            links=tuple(opened.spans[dependency] for dependency in depends_on),
+            links=tuple(run.spans[dependency] for dependency in depends_on),
         )
 
     def retrying(self, error: BaseException, delay_seconds: float) -> None:

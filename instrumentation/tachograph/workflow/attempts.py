@@ -13,10 +13,10 @@ from typing import Final
 from tachograph.events import Failure, StepFinished, StepReady, StepRetrying, StepStarted, StepStatus
 from tachograph.identity import StepRef
 
-_DEPENDENCY: Final = 0
-_QUEUE: Final = 1
-_BACKOFF: Final = 2
-_RUN: Final = 3
+_WAITING: Final = 0
+_QUEUED: Final = 1
+_RUNNING: Final = 2
+_BACKING_OFF: Final = 3
 
 
 class StepAttempts:
@@ -28,23 +28,21 @@ class StepAttempts:
         attempt: number of the latest attempt, counted from 1; 0 before the first.
         started_ns: start of the first attempt, None before it.
         attempt_started_ns: start of the latest attempt.
+        run_ns: running time of all attempts that have ended.
     """
 
     __slots__ = (
-        "_activity", "_backoff_before", "_inputs", "_last_backoff_ns", "_last_queue_ns", "_queue_before", "_since_ns",
-        "_totals", "attempt", "attempt_started_ns", "started_ns", "step",
+        "_activity", "_backoff_ns", "_dependency_ns", "_inputs", "_last_backoff_ns", "_last_queue_ns",
+        "_next_backoff_ns", "_queue_ns", "_since_ns", "attempt", "attempt_started_ns", "run_ns", "started_ns", "step",
     )  # fmt: skip
 
     def __init__(self, step: StepRef, origin_ns: int) -> None:
         self.step = step
         self.attempt = 0
         self.started_ns: int | None = None
-        self.attempt_started_ns = 0
-        self._activity = _DEPENDENCY
+        self._activity = _WAITING
         self._since_ns = origin_ns
-        self._totals = [0, 0, 0, 0]
-        self._queue_before = self._backoff_before = self._last_queue_ns = self._last_backoff_ns = 0
-        self._inputs: str | None = None
+        self.run_ns = self._dependency_ns = self._queue_ns = self._backoff_ns = self._next_backoff_ns = 0
 
     @classmethod
     def resumed(
@@ -70,67 +68,72 @@ class StepAttempts:
         attempts.attempt = attempt
         attempts.started_ns = started_ns
         attempts.attempt_started_ns = attempt_started_ns
-        attempts._activity = _RUN if is_running else _BACKOFF
-        attempts._totals = [dependency_ns, queue_ns, backoff_ns, 0]
-        attempts._queue_before = attempts._last_queue_ns = queue_ns
-        attempts._backoff_before = attempts._last_backoff_ns = backoff_ns
+        attempts._activity = _RUNNING if is_running else _BACKING_OFF
+        attempts._dependency_ns = dependency_ns
+        attempts._queue_ns = attempts._last_queue_ns = queue_ns
+        attempts._backoff_ns = attempts._last_backoff_ns = backoff_ns
         attempts._inputs = inputs
         return attempts
 
-    @property
-    def run_ns(self) -> int:
-        """Running time of all attempts that have ended."""
-        return self._totals[_RUN]
-
-    def _book(self, now_ns: int, activity: int) -> None:
+    def _elapsed(self, now_ns: int) -> int:
         elapsed = now_ns - self._since_ns
-        if elapsed > 0:
-            self._totals[self._activity] += elapsed
-        self._activity = activity
         self._since_ns = now_ns
+        return max(0, elapsed)
 
     def ready(self, now_ns: int) -> StepReady:
         """The dependencies are met; from now on the step waits for a slot."""
-        self._book(now_ns, _QUEUE)
+        self._dependency_ns = self._elapsed(now_ns)
+        self._activity = _QUEUED
         return StepReady(step=self.step, time_ns=now_ns)
 
     def backed_off(self, now_ns: int) -> None:
         """The backoff has passed; from now on the step waits for a slot."""
-        self._book(now_ns, _QUEUE)
+        self._next_backoff_ns = elapsed = self._elapsed(now_ns)
+        self._backoff_ns += elapsed
+        self._activity = _QUEUED
 
     def started(self, now_ns: int, inputs: str | None = None, *, attempt: int | None = None) -> StepStarted:
         """An attempt starts: the next one, or the one with the number ``attempt``.
 
-        Without a moment of readiness before it, all the time since the origin was spent on dependencies, and all the
-        time since the previous attempt on backing off.
+        Without `ready` or `backed_off` before it, all the time since the origin was spent on dependencies, and all
+        the time since the previous attempt on backing off.
         """
-        if self._activity == _RUN:
-            # The end of the previous attempt is unknown, so nothing proves that it ran for any time.
-            self._activity = _BACKOFF
-        self._book(now_ns, _RUN)
-        dependency, queue, backoff, _ = self._totals
-        self._last_queue_ns = queue - self._queue_before
-        self._last_backoff_ns = backoff - self._backoff_before
-        self._queue_before = queue
-        self._backoff_before = backoff
-        self.attempt = self.attempt + 1 if attempt is None else attempt
-        self.attempt_started_ns = now_ns
+        activity, elapsed = self._activity, now_ns - self._since_ns
+        if elapsed < 0:
+            elapsed = 0
+        queue_ns, backoff_ns = 0, self._next_backoff_ns
+        if activity == _QUEUED:
+            queue_ns = elapsed
+            self._queue_ns += elapsed
+        elif activity == _WAITING:
+            self._dependency_ns = elapsed
+        else:
+            # Backing off; or the end of the previous attempt is unknown, and nothing proves that it ran for any time.
+            backoff_ns = elapsed
+            self._backoff_ns += elapsed
+        self._activity = _RUNNING
+        self._since_ns = self.attempt_started_ns = now_ns
+        self._last_queue_ns = queue_ns
+        self._last_backoff_ns = backoff_ns
+        self._next_backoff_ns = 0
+        self.attempt = attempt = self.attempt + 1 if attempt is None else attempt
         if self.started_ns is None:
             self.started_ns = now_ns
         self._inputs = inputs
         return StepStarted(
             step=self.step,
             time_ns=now_ns,
-            attempt=self.attempt,
-            dependency_ns=dependency if self.attempt == 1 else 0,
-            queue_ns=self._last_queue_ns,
-            backoff_ns=self._last_backoff_ns,
+            attempt=attempt,
+            dependency_ns=self._dependency_ns if attempt == 1 else 0,
+            queue_ns=queue_ns,
+            backoff_ns=backoff_ns,
             inputs=inputs,
         )
 
     def retrying(self, now_ns: int, status: StepStatus, delay_ns: int, failure: Failure) -> StepRetrying:
-        """The running attempt ended with ``status``; another one is due after ``delay_ns``."""
-        self._book(now_ns, _BACKOFF)
+        """The running attempt ends with ``status``; another one is due after ``delay_ns``."""
+        self.run_ns += self._elapsed(now_ns)
+        self._activity = _BACKING_OFF
         return StepRetrying(
             step=self.step,
             time_ns=now_ns,
@@ -139,7 +142,7 @@ class StepAttempts:
             started_ns=self.attempt_started_ns,
             delay_ns=delay_ns,
             failure=failure,
-            dependency_ns=self._totals[_DEPENDENCY] if self.attempt == 1 else 0,
+            dependency_ns=self._dependency_ns if self.attempt == 1 else 0,
             queue_ns=self._last_queue_ns,
             backoff_ns=self._last_backoff_ns,
         )
@@ -159,13 +162,20 @@ class StepAttempts:
         tell both). Such attempts may overlap or outlast the step, so the running time is limited to the step's
         duration, and the rest of the duration is backoff.
         """
-        is_between = self._activity != _RUN
-        self._book(now_ns if attempt_ended_ns is None else attempt_ended_ns, _BACKOFF)
-        totals = self._totals
-        started_ns = now_ns if self.started_ns is None else self.started_ns
+        activity = self._activity
+        started_ns = self.started_ns
+        assert started_ns is not None  # noqa: S101 - a step that never started is skipped
         if attempt_ended_ns is not None:
-            duration, run = now_ns - started_ns, totals[_RUN]
-            totals[_RUN], totals[_BACKOFF] = min(run, duration), max(0, duration - run)
+            duration_ns = now_ns - started_ns
+            run_ns = self.run_ns + self._elapsed(attempt_ended_ns)
+            self.run_ns = min(run_ns, duration_ns)
+            self._backoff_ns = max(0, duration_ns - run_ns)
+        elif activity == _RUNNING:
+            self.run_ns += self._elapsed(now_ns)
+        elif activity == _QUEUED:
+            self._queue_ns += self._elapsed(now_ns)
+        else:
+            self._backoff_ns += self._elapsed(now_ns)
         return StepFinished(
             step=self.step,
             time_ns=now_ns,
@@ -173,13 +183,13 @@ class StepAttempts:
             attempt=self.attempt,
             started_ns=started_ns,
             attempt_started_ns=self.attempt_started_ns,
-            dependency_ns=totals[_DEPENDENCY],
-            queue_ns=totals[_QUEUE],
-            backoff_ns=totals[_BACKOFF],
-            run_ns=totals[_RUN],
+            dependency_ns=self._dependency_ns,
+            queue_ns=self._queue_ns,
+            backoff_ns=self._backoff_ns,
+            run_ns=self.run_ns,
             last_queue_ns=self._last_queue_ns,
             last_backoff_ns=self._last_backoff_ns,
-            between_attempts=is_between,
+            between_attempts=activity != _RUNNING,
             failure=failure,
             inputs=self._inputs,
             output=output,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import defaultdict
 from contextvars import ContextVar
 from typing import Final
 
@@ -31,7 +31,7 @@ class Reporter:
         self.attempts = attempts
         self.step = attempts.step
         self.counts = counts
-        self.repetitions: Counter[str] = Counter()
+        self.repetitions: defaultdict[str, int] = defaultdict(int)
         self.emit = emit
         self.clock = clock
         self._sequence = itertools.count(1)
