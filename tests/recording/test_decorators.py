@@ -20,7 +20,7 @@ from tachograph.workflow import Backoff, DoNotRetry, Executor, StepContext, Work
 
 
 class Recorded:
-    """What the process's recorder was told."""
+    """The events that the process's recorder received."""
 
     def __init__(self, recorder: tachograph.Recorder) -> None:
         self.recorder = recorder
@@ -41,9 +41,9 @@ class Recorded:
 
     @property
     def end(self) -> ExecutionFinished:
-        (found,) = self.of(ExecutionFinished)
-        assert isinstance(found, ExecutionFinished)
-        return found
+        (finished,) = self.of(ExecutionFinished)
+        assert isinstance(finished, ExecutionFinished)
+        return finished
 
 
 @pytest.fixture

@@ -177,16 +177,16 @@ class ExecutionScope(_Scope):
         self._tokens = (span_token, _current.set(self._open), current_reporter.set(None))
 
     def _exit(self, error: BaseException | None) -> None:
-        opened = self._open
-        if opened is None:
+        execution = self._open
+        if execution is None:
             return
         span_token, token, reporter_token = self._tokens
         try:
             if error is None:
-                opened.finish(ExecutionStatus.COMPLETED, None)
+                execution.finish(ExecutionStatus.COMPLETED, None)
             else:
                 status = ExecutionStatus.CANCELLED if _is_cancellation(error) else ExecutionStatus.FAILED
-                opened.finish(status, describe(error))
+                execution.finish(status, describe(error))
         finally:
             _reset(current_reporter, reporter_token)
             _reset(_current, token)

@@ -1,4 +1,4 @@
-"""Define workflows and run them. Knows nothing of telemetry: it only calls its listener."""
+"""Define workflows and run them. Knows nothing of telemetry: the executor only calls its listener."""
 
 from tachograph.errors import (
     ConditionError,

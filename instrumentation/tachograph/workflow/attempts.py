@@ -3,7 +3,8 @@
 From its origin (the start of the execution, or of the step around it) to its end a step is always doing one of four
 things: waiting for dependencies, queueing for a slot, running, or backing off before the next attempt. Every moment
 books the time since the previous one to what the step was doing, so the four totals add up to the time from the
-origin to the end. Used by the executor, by decorated code, for lost executions and for ingested spans.
+origin to the end. The executor, decorated code,
+lost executions and ingested spans all use it.
 """
 
 from __future__ import annotations
