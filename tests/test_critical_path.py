@@ -1,4 +1,4 @@
-"""Critical path, slack, inferred dependencies: on made-up runs, whole and broken ones."""
+"""Critical path, slack and inferred dependencies, on complete and on broken runs."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_the_path_is_a_chain_of_dependencies_that_ends_last_and_has_no_slack(ste
     for earlier, later in pairwise(path):
         assert earlier.step_id in later.depends_on
         assert earlier.finished_ns == max(s.finished_ns or 0 for s in steps if s.step_id in later.depends_on)
-    found = slack(steps)
-    assert all(found[step.step_id] == 0 for step in path)
+    slacks = slack(steps)
+    assert all(slacks[step.step_id] == 0 for step in path)
 
 
 @given(runs())

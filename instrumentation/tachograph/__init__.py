@@ -42,7 +42,7 @@ from tachograph.workflow.context import StepContext
 from tachograph.workflow.definition import Backoff, Step, Variable, Workflow
 from tachograph.workflow.executor import Executor
 from tachograph.workflow.handlers import HandlerRegistry, handler
-from tachograph.workflow.run import ExecutionResult
+from tachograph.workflow.result import ExecutionResult
 from tachograph.workflow.validation import validate_document
 
 del _executor_rooms

@@ -1,13 +1,12 @@
-"""Pure functions on timed steps: critical path, slack, work against elapsed time.
+"""Critical path and slack of timed steps, as pure functions.
 
-They work on steps from any source (a live run, stored rows, foreign spans) and on runs that broke or still go on:
-a step that has not started or not ended simply has no such time.
+They take steps from any source (a live run, stored rows, foreign spans), of runs that are complete, broken or still
+running: a step that has not started or ended lacks that time.
 
 Definitions. The *critical path* is found by walking back from the step that finished last, each time to the
 dependency that finished last: delaying any step on it would have delayed the end of the run. A step's *slack* is how
-much later it could have finished without moving the end of the run, everything else staying as it was: the smallest,
-over the steps that waited for it, of their own slack plus the time they went on waiting for something else. *Work* is
-all running time added up; *parallelism* is work per elapsed second.
+much later it could have finished without moving the end of the run, all else unchanged: the minimum, over the steps
+that waited for it, of their slack plus the time they went on waiting for something else.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tachograph.events import PathStep
 
 
 class TimedStep(Protocol):
-    """What the analysis needs to know of a step. Times are unix nanoseconds."""
+    """What critical path and slack are computed from. Times are unix nanoseconds."""
 
     @property
     def step_id(self) -> str: ...
@@ -40,16 +39,17 @@ S = TypeVar("S", bound=TimedStep)
 def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     """Steps whose delay would have delayed the end of the run, first to last.
 
-    Only steps that started count, and only those not inside another step (their time is the outer step's). With
-    ``now_ns``, a step still running counts as reaching up to that moment. A dependency that finished after the step
-    started (a rule such as *one success*) did not hold it back and is not followed, unless that is true of all that
-    had started before it: then clocks differ, or a task's span outlasts the start of its successor, and the last of
-    them is followed. Dependencies on steps that never ran are passed over to what those waited for. Of steps that
-    finished at the same nanosecond the one that started last is taken, then the one with the greater id, so that the
-    order of ``steps`` is no matter.
+    Only steps that started count. Steps inside another step do not: their time belongs to the outer step. With
+    ``now_ns``, a running step counts as lasting until then.
+
+    A dependency that finished after the step started (a rule such as *one success*) did not hold it back and is not
+    followed. If that is true of all dependencies that started before the step, clocks differ, or a task's span
+    outlasts the start of its successor: then the last of them is followed. A dependency that never ran is replaced by
+    its own dependencies. Ties are broken by the later start, then by the greater id, so the order of ``steps`` does
+    not matter.
     """
     timed: dict[str, tuple[int, S]] = {}
-    every = {step.step_id: step for step in steps}
+    steps_by_id = {step.step_id: step for step in steps}
     for step in steps:
         end = step.finished_ns if step.finished_ns is not None else now_ns
         if step.started_ns is not None and end is not None and step.parent_step_id is None:
@@ -63,26 +63,27 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
         path.append(current)
         seen.add(current.step_id)
         limit = current.started_ns or 0
-        before = [timed[found] for found in _dependencies_that_ran(current, timed, every) if found not in seen]
-        held = [pair for pair in before if pair[0] <= limit] or [p for p in before if (p[1].started_ns or 0) < limit]
+        ran = _dependencies_that_ran(current, timed, steps_by_id)
+        earlier = [timed[step_id] for step_id in ran if step_id not in seen]
+        held = [pair for pair in earlier if pair[0] <= limit] or [p for p in earlier if (p[1].started_ns or 0) < limit]
         current = max(held, key=_lateness)[1] if held else None
     path.reverse()
     return path
 
 
 def path_lengths(path: Sequence[TimedStep], now_ns: int = 0) -> list[int]:
-    """Nanoseconds of each step of a critical path: until it ended, or until the next one began if that was earlier.
+    """Nanoseconds that each step contributes to a critical path: until it ended or the next one started, if earlier.
 
     A step that has not ended lasts until ``now_ns``.
     """
-    found = []
+    lengths = []
     for i, step in enumerate(path):
         started = step.started_ns or 0
         end = step.finished_ns if step.finished_ns is not None else now_ns
         if i + 1 < len(path):
             end = min(end, path[i + 1].started_ns or end)
-        found.append(max(0, end - started))
-    return found
+        lengths.append(max(0, end - started))
+    return lengths
 
 
 def _lateness(pair: tuple[int, TimedStep]) -> tuple[int, int, str]:
@@ -97,31 +98,31 @@ class NamedStep(TimedStep, Protocol):
 
 
 def path_of(steps: Sequence[NamedStep]) -> tuple[PathStep, ...]:
-    """The critical path of a finished run, as its last event tells it."""
+    """The critical path of a finished run, as in `ExecutionFinished`."""
     path = critical_path(steps)
     return tuple(
         PathStep(step.step_id, step.name, length) for step, length in zip(path, path_lengths(path), strict=True)
     )
 
 
-def _dependencies_that_ran(step: TimedStep, ran: Container[str], every: Mapping[str, TimedStep]) -> Sequence[str]:
-    """The steps a step really waited for: where a dependency never ran (skipped), whatever that one waited for."""
+def _dependencies_that_ran(step: TimedStep, ran: Container[str], steps_by_id: Mapping[str, TimedStep]) -> Sequence[str]:
+    """What a step really waited for: a dependency that never ran (skipped) is replaced by its own dependencies."""
     depends_on = step.depends_on
-    for found in depends_on:
-        if found not in ran:
+    for step_id in depends_on:
+        if step_id not in ran:
             break
     else:
         return depends_on
     waited: list[str] = []
     stack, seen = list(reversed(depends_on)), set[str]()
     while stack:
-        found = stack.pop()
-        if found in seen:
+        step_id = stack.pop()
+        if step_id in seen:
             continue
-        seen.add(found)
-        if found in ran:
-            waited.append(found)
-        elif (skipped := every.get(found)) is not None:
+        seen.add(step_id)
+        if step_id in ran:
+            waited.append(step_id)
+        elif (skipped := steps_by_id.get(step_id)) is not None:
             stack.extend(reversed(skipped.depends_on))
     return waited
 
@@ -129,10 +130,10 @@ def _dependencies_that_ran(step: TimedStep, ran: Container[str], every: Mapping[
 def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str, int]:
     """Nanoseconds each finished step could have ended later without moving the end of the run, by step id.
 
-    ``end_ns`` is the end of the run (default: the last step's). Steps that never ran or still run have no entry.
+    ``end_ns`` is the end of the run (default: the last step's). Steps without a start or an end have no entry.
     Costs O(steps + dependencies).
     """
-    every = {step.step_id: step for step in steps}
+    steps_by_id = {step.step_id: step for step in steps}
     times = {
         step.step_id: (step.started_ns, step.finished_ns)
         for step in steps
@@ -141,39 +142,39 @@ def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str,
     if not times:
         return {}
     end = end_ns if end_ns is not None else max(finished for _, finished in times.values())
-    result: dict[str, int] = {}
-    waited_for = {step_id: _dependencies_that_ran(every[step_id], times, every) for step_id in times}
+    slacks: dict[str, int] = {}
+    waited_for = {step_id: _dependencies_that_ran(steps_by_id[step_id], times, steps_by_id) for step_id in times}
     for step_id in _later_first(times, waited_for):
         started, finished = times[step_id]
-        own = result.get(step_id)
-        if own is None:
-            own = result[step_id] = max(0, end - finished)
+        step_slack = slacks.get(step_id)
+        if step_slack is None:
+            step_slack = slacks[step_id] = max(0, end - finished)
         waited = waited_for[step_id]
-        # It was ready when the last of those that held it back had ended.
+        # The step was ready when the last dependency that held it back had ended.
         ready = -1
         for dependency in waited:
             ended = times[dependency][1]
             if ready < ended <= started:
                 ready = ended
         if ready < 0:
-            # None had (see `critical_path`): the last of those that had begun held it back.
-            ready = max((times[one][1] for one in waited if times[one][0] < started), default=-1)
+            # None had ended (see `critical_path`): the last of those that had started held it back.
+            ready = max((times[other][1] for other in waited if times[other][0] < started), default=-1)
         for dependency in waited:
             behind = ready - times[dependency][1]
-            if behind >= 0 and result.get(dependency, end) > own + behind:
-                result[dependency] = own + behind
-    return result
+            if behind >= 0 and slacks.get(dependency, end) > step_slack + behind:
+                slacks[dependency] = step_slack + behind
+    return slacks
 
 
 def _later_first(times: Mapping[str, tuple[int, int]], waited_for: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Steps in such an order that who waited for one comes before it.
+    """Steps in an order in which each comes after those that waited for it.
 
-    Who waited for a step can only have started after it ended, so later starts come first. Only steps of no length that
-    ran at the same nanosecond have to be looked at more closely.
+    A step that waited for another one started after that one ended, so later starts come first. Only steps of zero
+    length at the same nanosecond need a closer look.
     """
     ordered = sorted(times, key=times.__getitem__, reverse=True)
-    for (started, finished), several in groupby(ordered, key=times.__getitem__):
-        group = list(several)
+    for (started, finished), simultaneous in groupby(ordered, key=times.__getitem__):
+        group = list(simultaneous)
         if len(group) == 1 or started != finished:
             yield from group
             continue
@@ -189,6 +190,6 @@ def _later_first(times: Mapping[str, tuple[int, int]], waited_for: Mapping[str, 
                     waiting[dependency] -= 1
                     if not waiting[dependency]:
                         ready.append(dependency)
-        # Those that wait for each other in a circle come in any order.
+        # Steps on a cycle come in any order.
         yield from ready
         yield from waiting.keys() - set(ready)

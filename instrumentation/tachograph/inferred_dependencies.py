@@ -1,14 +1,14 @@
-"""Which step waited for which, inferred from when they ran."""
+"""Dependencies between steps, inferred from when they ran."""
 
 from __future__ import annotations
 
 
 class InferredDependencies:
-    """Dependencies of steps that declare none, from the order they ran in.
+    """Dependencies of steps that declare none, from the order in which they ran.
 
-    A step depends on those earlier ones that had finished when it started, except where another finished step lies
-    between the two (the transitive reduction of the interval order). For plain calls one after another that is a
-    chain; for calls side by side it is a fork and a join. Feed it starts and ends in the order they happen.
+    A step depends on the steps that had finished when it started, except where another finished step lies between the
+    two (the transitive reduction of the interval order). Sequential calls become a chain, concurrent calls a fork and
+    a join. Report starts and ends in the order they happen.
     """
 
     __slots__ = ("_finished", "_latest_start", "_starts")
@@ -19,12 +19,12 @@ class InferredDependencies:
         self._latest_start = -1
 
     def started(self, step: str, time_ns: int) -> tuple[str, ...]:
-        """What the step that starts now depends on, as step ids."""
+        """Record a start. Returns the ids of the steps that the step depends on."""
         self._starts[step] = time_ns
-        return tuple(found for _, found in self._finished)
+        return tuple(finished for _, finished in self._finished)
 
     def finished(self, step: str, time_ns: int) -> None:
-        """Note that a step ended; earlier ones that it had waited for are no longer anyone's direct dependency."""
+        """Record an end. Steps that it waited for are no longer direct dependencies of later steps."""
         start = self._starts.pop(step, time_ns)
         if start > self._latest_start:
             self._latest_start = start

@@ -20,7 +20,7 @@ from tachograph.workflow import Backoff, DoNotRetry, Executor, StepContext, Work
 
 
 class Recorded:
-    """What the process's recorder was told."""
+    """The events that the process's recorder received."""
 
     def __init__(self, recorder: tachograph.Recorder) -> None:
         self.recorder = recorder
@@ -41,9 +41,9 @@ class Recorded:
 
     @property
     def end(self) -> ExecutionFinished:
-        (found,) = self.of(ExecutionFinished)
-        assert isinstance(found, ExecutionFinished)
-        return found
+        (finished,) = self.of(ExecutionFinished)
+        assert isinstance(finished, ExecutionFinished)
+        return finished
 
 
 @pytest.fixture
@@ -174,6 +174,25 @@ async def test_async_retries(recorded: Recorded) -> None:
 
     assert await flaky() == 7
     assert recorded.of(StepFinished)[0].attempt == 2
+
+
+async def test_a_step_cancelled_while_it_backs_off_ends_between_attempts(recorded: Recorded) -> None:
+    @tachograph.step(max_retries=1, backoff=Backoff(initial_seconds=30, jitter=0))
+    async def flaky() -> None:
+        raise OSError("not yet")
+
+    task = asyncio.create_task(flaky())
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (end,) = recorded.of(StepFinished)
+    (failed,) = recorded.of(StepRetrying)
+    assert end.status == "cancelled"
+    assert end.between_attempts
+    assert end.run_ns == failed.time_ns - failed.started_ns
+    whole = end.time_ns - recorded.of(ExecutionStarted)[0].time_ns
+    assert end.dependency_ns + end.queue_ns + end.backoff_ns + end.run_ns == whole
 
 
 def test_blocks_report_and_nest(recorded: Recorded) -> None:

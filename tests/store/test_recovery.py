@@ -1,4 +1,4 @@
-"""What a dead process left open is closed as lost."""
+"""Executions that a dead process left open end as lost."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_lost_runs_are_found_by_their_process_or_their_lease_and_closed_where_th
                 StepStarted(step=a, time_ns=seen * NS + 5, dependency_ns=5),
             ]
         )
-    found = database.look(lambda c: recovery.find_lost(c, now, lease_seconds=30))
-    assert {row.workflow for row, _ in found} == {"dead", "expired"}
-    for row, steps in found:
+    lost_runs = database.look(lambda c: recovery.find_lost(c, now, lease_seconds=30))
+    assert {row.workflow for row, _ in lost_runs} == {"dead", "expired"}
+    for row, steps in lost_runs:
         events = list(recovery.lost_events(row, steps))
         writer.apply(events)
         end = events[-1]

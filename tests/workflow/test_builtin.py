@@ -14,7 +14,7 @@ from tachograph.events import Event
 from tachograph.workflow import Backoff, ExecutionResult, Executor, HandlerRegistry, WorkflowBuilder, registry
 
 
-async def one(config: dict[str, Any], *, allow: bool = False, **fields: Any) -> ExecutionResult:
+async def run_step(config: dict[str, Any], *, allow: bool = False, **fields: Any) -> ExecutionResult:
     events: list[Event] = []
     handlers = registry.copy(["shell"] if allow else [])
     flow = WorkflowBuilder("w").step("a", handler=config.pop("handler"), config=config, **fields)
@@ -55,7 +55,7 @@ async def server() -> Any:
 
 async def test_http_sends_json_and_the_trace_context_and_reads_json(server: Any) -> None:
     address, seen = server
-    result = await one({"handler": "http", "url": f"{address}/echo", "method": "post", "json": {"x": 1}})
+    result = await run_step({"handler": "http", "url": f"{address}/echo", "method": "post", "json": {"x": 1}})
     assert result.outputs["a"] == {"status": 200, "body": {"ok": True}}
     assert seen[0]["method"] == "POST"
     assert seen[0]["body"] == '{"x":1}'
@@ -65,9 +65,9 @@ async def test_http_sends_json_and_the_trace_context_and_reads_json(server: Any)
 async def test_http_retries_what_may_help_and_nothing_else(server: Any) -> None:
     address, seen = server
     quick = Backoff(initial_seconds=0.001)
-    good = await one({"handler": "http", "url": f"{address}/flaky"}, max_retries=3, retry_backoff=quick)
+    good = await run_step({"handler": "http", "url": f"{address}/flaky"}, max_retries=3, retry_backoff=quick)
     assert good.outputs["a"]["body"] == "done"
-    bad = await one({"handler": "http", "url": f"{address}/missing"}, max_retries=3, retry_backoff=quick)
+    bad = await run_step({"handler": "http", "url": f"{address}/missing"}, max_retries=3, retry_backoff=quick)
     assert len(seen) == 1
     assert bad.failure is not None
     assert "answered 404" in bad.failure.message
@@ -75,28 +75,28 @@ async def test_http_retries_what_may_help_and_nothing_else(server: Any) -> None:
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "/relative"])
 async def test_http_speaks_no_other_scheme(url: str, server: Any) -> None:
-    result = await one({"handler": "http", "url": url})
+    result = await run_step({"handler": "http", "url": url})
     assert result.failure is not None
     assert "http and https only" in result.failure.message
-    away = await one({"handler": "http", "url": f"{server[0]}/away"})
+    away = await run_step({"handler": "http", "url": f"{server[0]}/away"})
     assert away.failure is not None
 
 
 async def test_http_says_when_nobody_answers() -> None:
-    result = await one({"handler": "http", "url": "http://127.0.0.1:9/x", "timeout_seconds": 2})
+    result = await run_step({"handler": "http", "url": "http://127.0.0.1:9/x", "timeout_seconds": 2})
     assert result.failure is not None
     assert "refused" in result.failure.message
 
 
 async def test_shell_runs_with_the_trace_context_in_its_environment() -> None:
-    result = await one({"handler": "shell", "command": "echo $TRACEPARENT $X", "env": {"X": "y"}}, allow=True)
+    result = await run_step({"handler": "shell", "command": "echo $TRACEPARENT $X", "env": {"X": "y"}}, allow=True)
     assert result.outputs["a"]["stdout"] == "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 y\n"
-    exact = await one({"handler": "shell", "command": ["printf", "%s", "a b;c"]}, allow=True)
+    exact = await run_step({"handler": "shell", "command": ["printf", "%s", "a b;c"]}, allow=True)
     assert exact.outputs["a"]["stdout"] == "a b;c"
 
 
 async def test_shell_fails_with_the_exit_code_and_the_last_line() -> None:
-    result = await one({"handler": "shell", "command": "echo one >&2; echo two >&2; exit 3"}, allow=True)
+    result = await run_step({"handler": "shell", "command": "echo one >&2; echo two >&2; exit 3"}, allow=True)
     assert result.failure is not None
     assert result.failure.message == 'step "a": command ended with exit code 3: two'
 
@@ -104,7 +104,7 @@ async def test_shell_fails_with_the_exit_code_and_the_last_line() -> None:
 async def test_a_shell_that_times_out_is_killed_with_all_it_started(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     command = f"(sleep 0.5; touch {mark}) & sleep 30"
-    result = await one({"handler": "shell", "command": command}, allow=True, timeout_seconds=0.1)
+    result = await run_step({"handler": "shell", "command": command}, allow=True, timeout_seconds=0.1)
     assert str(result.steps["a"]) == "timeout"
     await asyncio.sleep(0.8)
     assert not mark.exists()

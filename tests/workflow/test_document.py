@@ -141,8 +141,8 @@ def test_every_fault_is_named_at_once(document: Any, expected: set[tuple[str, st
 
 
 def test_messages_name_the_thing_and_the_way_out(handlers: HandlerRegistry) -> None:
-    found = faults({"name": "w", "steps": [step("extract"), step("load", "extrct")]})
-    message = found["unknown_dependency", "steps[1].depends_on_steps[0]"]
+    messages = faults({"name": "w", "steps": [step("extract"), step("load", "extrct")]})
+    message = messages["unknown_dependency", "steps[1].depends_on_steps[0]"]
     assert message == (
         'step "load" depends on "extrct", which is not a step of this workflow (did you mean "extract"?)'
     )
@@ -216,6 +216,6 @@ def test_ten_thousand_steps_are_judged_in_time_linear_in_their_number(tmp_path: 
     steps.append(step("join", *[f"s{i}" for i in range(10_000)]))
     workflow, _ = validate_document({"name": "big", "steps": steps})
     assert workflow is not None
-    # A quadratic algorithm would not come back within the test's time limit here.
+    # A quadratic algorithm would exceed the test's time limit here.
     steps[0]["depends_on_steps"] = ["s9999"]
     assert validate_document({"name": "big", "steps": steps})[0] is None

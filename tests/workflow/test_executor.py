@@ -109,10 +109,10 @@ def check_invariants(result: ExecutionResult, events: Sequence[Event]) -> None:
 
 async def test_steps_run_in_the_order_of_their_dependencies(work: HandlerRegistry) -> None:
     flow = WorkflowBuilder("w").step("c", after=["a", "b"]).step("b", after="a").step("a")
-    found = await run(flow, work)
-    assert [e.step.name for e in found.of(StepStarted)] == ["a", "b", "c"]
-    assert found.status == "completed"
-    assert [part.step for part in found.of(ExecutionFinished)[0].critical_path] == ["a", "b", "c"]
+    outcome = await run(flow, work)
+    assert [e.step.name for e in outcome.of(StepStarted)] == ["a", "b", "c"]
+    assert outcome.status == "completed"
+    assert [part.step for part in outcome.of(ExecutionFinished)[0].critical_path] == ["a", "b", "c"]
 
 
 async def test_a_step_starts_when_its_own_dependencies_allow_not_when_a_level_is_done(work: HandlerRegistry) -> None:
@@ -152,10 +152,10 @@ async def test_outputs_reach_later_steps_and_conditions(work: HandlerRegistry) -
         .step("double", after="count", handler="double", when="steps.count.output.rows > 2")
         .step("never", after="count", when="steps.count.output.rows > 3")
     )  # fmt: skip
-    found = await run(flow, work)
-    assert found.result.outputs["double"] == 6
-    assert found.skipped == {"never": "condition"}
-    assert found.status == "completed"
+    outcome = await run(flow, work)
+    assert outcome.result.outputs["double"] == 6
+    assert outcome.skipped == {"never": "condition"}
+    assert outcome.status == "completed"
 
 
 async def test_branches_join_as_in_airflow(work: HandlerRegistry) -> None:
@@ -165,10 +165,10 @@ async def test_branches_join_as_in_airflow(work: HandlerRegistry) -> None:
         .step("join", after=["x", "y"], trigger_rule="none_failed_min_one_success")
         .step("strict", after=["x", "y"]).step("beyond", after="strict")
     )  # fmt: skip
-    found = await run(flow, work)
-    assert found.skipped == {"y": "condition", "strict": "upstream_skipped", "beyond": "upstream_skipped"}
-    assert found.steps["join"] == "completed"
-    assert found.status == "completed"
+    outcome = await run(flow, work)
+    assert outcome.skipped == {"y": "condition", "strict": "upstream_skipped", "beyond": "upstream_skipped"}
+    assert outcome.steps["join"] == "completed"
+    assert outcome.status == "completed"
 
 
 async def test_a_failed_step_fails_the_run_but_not_what_does_not_depend_on_it(work: HandlerRegistry) -> None:
@@ -176,25 +176,25 @@ async def test_a_failed_step_fails_the_run_but_not_what_does_not_depend_on_it(wo
         WorkflowBuilder("w").step("bad", handler="fail", config={"message": "no luck"}).step("after", after="bad")
         .step("beside").step("cleanup", after="after", trigger_rule="all_done")
     )  # fmt: skip
-    found = await run(flow, work)
-    assert found.status == "failed"
-    assert found.steps == {"bad": "failed", "after": "skipped", "beside": "completed", "cleanup": "completed"}
-    assert found.result.failure is not None
-    assert found.result.failure.message == 'step "bad": no luck'
-    assert found.result.failure.type.endswith("StepFailed")
+    outcome = await run(flow, work)
+    assert outcome.status == "failed"
+    assert outcome.steps == {"bad": "failed", "after": "skipped", "beside": "completed", "cleanup": "completed"}
+    assert outcome.result.failure is not None
+    assert outcome.result.failure.message == 'step "bad": no luck'
+    assert outcome.result.failure.type.endswith("StepFailed")
 
 
 async def test_retries_wait_with_backoff_and_are_told_apart(work: HandlerRegistry) -> None:
     backoff = Backoff(initial_seconds=0.02, factor=2, jitter=0)
     flow = WorkflowBuilder("w").step("flaky", handler="fail", config={"times": 2}, max_retries=3, retry_backoff=backoff)
-    found = await run(flow, work)
-    first, second = found.of(StepRetrying)
+    outcome = await run(flow, work)
+    first, second = outcome.of(StepRetrying)
     assert [first.delay_ns, second.delay_ns] == [20_000_000, 40_000_000]
-    (end,) = found.of(StepFinished)
+    (end,) = outcome.of(StepFinished)
     assert (end.status, end.attempt) == ("completed", 3)
     assert end.backoff_ns >= 60_000_000
-    assert [e.attempt for e in found.of(StepStarted)] == [1, 2, 3]
-    assert sum(e.backoff_ns for e in found.of(StepStarted)) == end.backoff_ns
+    assert [e.attempt for e in outcome.of(StepStarted)] == [1, 2, 3]
+    assert sum(e.backoff_ns for e in outcome.of(StepStarted)) == end.backoff_ns
 
 
 async def test_the_workflows_retries_are_the_steps_default_and_some_failures_are_final(work: HandlerRegistry) -> None:
@@ -206,8 +206,8 @@ async def test_the_workflows_retries_are_the_steps_default_and_some_failures_are
         WorkflowBuilder("w", max_retries=2).step("a", handler="fail", retry_backoff=NO_WAIT)
         .step("b", handler="fail", max_retries=0).step("c", handler="final")
     )  # fmt: skip
-    found = await run(flow, work)
-    assert {e.step.name: e.attempt for e in found.of(StepFinished)} == {"a": 3, "b": 1, "c": 1}
+    outcome = await run(flow, work)
+    assert {e.step.name: e.attempt for e in outcome.of(StepFinished)} == {"a": 3, "b": 1, "c": 1}
 
 
 def test_jitter_stays_within_its_part_of_the_interval() -> None:
@@ -229,19 +229,19 @@ async def test_a_fallback_stands_in_and_those_after_it_do_not_notice(work: Handl
         .step("after", after="main", handler="sleep", config={"seconds": "${steps.main.output}"}, timeout_seconds=0.01)
         .step("fine", handler="two", fallback_step="unused").step("unused")
     )  # fmt: skip
-    found = await run(flow, work)
-    assert found.steps["main"] == "failed"
-    assert found.steps["spare"] == "completed"
-    assert found.steps["after"] == "timeout"
-    assert found.skipped == {"unused": "fallback_not_needed"}
+    outcome = await run(flow, work)
+    assert outcome.steps["main"] == "failed"
+    assert outcome.steps["spare"] == "completed"
+    assert outcome.steps["after"] == "timeout"
+    assert outcome.skipped == {"unused": "fallback_not_needed"}
 
 
 async def test_a_run_rescued_by_a_fallback_completes_and_one_whose_fallback_fails_does_not(
     work: HandlerRegistry,
 ) -> None:
     def flow(spare: str) -> WorkflowBuilder:
-        made = WorkflowBuilder("w").step("main", handler="fail", fallback_step="spare").step("spare", handler=spare)
-        return made.step("after", after="main")
+        builder = WorkflowBuilder("w").step("main", handler="fail", fallback_step="spare").step("spare", handler=spare)
+        return builder.step("after", after="main")
 
     assert (await run(flow("noop"), work)).status == "completed"
     failed = await run(flow("fail"), work)
@@ -271,12 +271,12 @@ async def test_a_timeout_stops_async_work_and_is_honest_about_threads(work: Hand
         WorkflowBuilder("w").step("thread", handler="polite", timeout_seconds=0.05)
         .step("task", handler="waits", timeout_seconds=0.05)
     )  # fmt: skip
-    found = await run(flow, work)
-    assert found.steps == {"thread": "timeout", "task": "timeout"}
+    outcome = await run(flow, work)
+    assert outcome.steps == {"thread": "timeout", "task": "timeout"}
     assert cancelled == [True]
     assert stopped.wait(5)
-    assert "cannot be stopped" in found.of(StepLogged, "thread")[0].message
-    assert not found.of(StepLogged, "task")
+    assert "cannot be stopped" in outcome.of(StepLogged, "thread")[0].message
+    assert not outcome.of(StepLogged, "task")
 
 
 async def test_the_runs_own_timeout_cancels_what_runs_and_skips_the_rest(work: HandlerRegistry) -> None:
@@ -285,11 +285,11 @@ async def test_the_runs_own_timeout_cancels_what_runs_and_skips_the_rest(work: H
         .step("retry", handler="fail", max_retries=5, retry_backoff=Backoff(initial_seconds=30, jitter=0))
         .step("never", after="long")
     )  # fmt: skip
-    found = await run(flow, work)
-    assert found.status == "timeout"
-    assert found.steps == {"long": "cancelled", "retry": "cancelled", "never": "skipped"}
-    assert found.skipped == {"never": "execution_timeout"}
-    assert found.of(StepFinished, "retry")[0].between_attempts
+    outcome = await run(flow, work)
+    assert outcome.status == "timeout"
+    assert outcome.steps == {"long": "cancelled", "retry": "cancelled", "never": "skipped"}
+    assert outcome.skipped == {"never": "execution_timeout"}
+    assert outcome.of(StepFinished, "retry")[0].between_attempts
 
 
 async def test_a_cancelled_caller_cancels_the_run_and_it_is_recorded(work: HandlerRegistry) -> None:
@@ -315,31 +315,31 @@ async def test_a_handler_that_swallows_its_cancellation_is_not_lost(work: Handle
             await asyncio.sleep(0.01)
         return 5
 
-    found = await run(WorkflowBuilder("w", timeout_seconds=0.05).step("a", handler="stubborn"), work)
-    assert found.status == "timeout"
-    assert found.steps == {"a": "completed"}
+    outcome = await run(WorkflowBuilder("w", timeout_seconds=0.05).step("a", handler="stubborn"), work)
+    assert outcome.status == "timeout"
+    assert outcome.steps == {"a": "completed"}
 
 
 async def test_no_more_steps_run_at_once_than_allowed(work: HandlerRegistry) -> None:
-    now = most = 0
+    running = max_running = 0
 
     @work.register("count")
     async def count(context: StepContext) -> None:
-        nonlocal now, most
-        now += 1
-        most = max(most, now)
+        nonlocal running, max_running
+        running += 1
+        max_running = max(max_running, running)
         await asyncio.sleep(0.002)
-        now -= 1
+        running -= 1
 
     flow = WorkflowBuilder("w", config={"max_concurrency": 3})
     for i in range(20):
         flow.step(f"s{i}", handler="count")
-    found = await run(flow, work)
-    assert most == 3
-    assert any(e.queue_ns > 1_000_000 for e in found.of(StepFinished))
-    most = 0
+    outcome = await run(flow, work)
+    assert max_running == 3
+    assert any(e.queue_ns > 1_000_000 for e in outcome.of(StepFinished))
+    max_running = 0
     await run(WorkflowBuilder("w").step("a", handler="count").step("b", handler="count"), work, max_concurrency=1)
-    assert most == 1
+    assert max_running == 1
 
 
 async def test_backing_off_gives_its_slot_to_others(work: HandlerRegistry) -> None:
@@ -348,8 +348,8 @@ async def test_backing_off_gives_its_slot_to_others(work: HandlerRegistry) -> No
         WorkflowBuilder("w", config={"max_concurrency": 1})
         .step("flaky", handler="fail", config={"times": 1}, max_retries=1, retry_backoff=slow).step("other")
     )  # fmt: skip
-    found = await run(flow, work)
-    assert found.of(StepFinished, "other")[0].time_ns < found.of(StepFinished, "flaky")[0].attempt_started_ns
+    outcome = await run(flow, work)
+    assert outcome.of(StepFinished, "other")[0].time_ns < outcome.of(StepFinished, "flaky")[0].attempt_started_ns
 
 
 async def test_inputs_are_checked_before_anything_is_recorded(work: HandlerRegistry) -> None:
@@ -431,16 +431,16 @@ async def test_ten_thousand_steps_in_one_run(work: HandlerRegistry, shape: str) 
         return ()
 
     steps = tuple(Step(name=f"s{i}", depends_on_steps=before(i)) for i in range(count))
-    found = await run(Workflow(name="big", steps=steps), work, max_concurrency=None)
-    assert found.status == "completed"
-    assert len(found.of(StepReady)) == count
+    outcome = await run(Workflow(name="big", steps=steps), work, max_concurrency=None)
+    assert outcome.status == "completed"
+    assert len(outcome.of(StepReady)) == count
 
 
 async def test_a_chain_of_ten_thousand_skipped_steps_does_not_overflow(work: HandlerRegistry) -> None:
     steps = [Step(name="s0", config={"handler": "fail"})]
     steps += [Step(name=f"s{i}", depends_on_steps=(f"s{i - 1}",)) for i in range(1, 10_000)]
-    found = await run(Workflow(name="big", steps=tuple(steps)), work)
-    assert Counter(found.steps.values()) == {"skipped": 9_999, "failed": 1}
+    outcome = await run(Workflow(name="big", steps=tuple(steps)), work)
+    assert Counter(outcome.steps.values()) == {"skipped": 9_999, "failed": 1}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -472,8 +472,8 @@ async def test_any_workflow_ends_with_every_step_settled(data: st.DataObject, wo
             )
         )
     flow = Workflow(name="random", steps=tuple(steps))
-    found = await run(flow, work, max_concurrency=data.draw(st.sampled_from([None, 1, 2])))
-    assert set(found.steps.values()) <= {"completed", "failed", "skipped"}
-    assert found.status == ("failed" if "failed" in found.steps.values() else "completed")
-    assert all(isinstance(SkipReason(reason), SkipReason) for reason in found.skipped.values())
-    assert all(StepStatus(status).is_terminal for status in found.steps.values())
+    outcome = await run(flow, work, max_concurrency=data.draw(st.sampled_from([None, 1, 2])))
+    assert set(outcome.steps.values()) <= {"completed", "failed", "skipped"}
+    assert outcome.status == ("failed" if "failed" in outcome.steps.values() else "completed")
+    assert all(isinstance(SkipReason(reason), SkipReason) for reason in outcome.skipped.values())
+    assert all(StepStatus(status).is_terminal for status in outcome.steps.values())

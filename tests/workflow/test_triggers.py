@@ -1,4 +1,4 @@
-"""Trigger rules, against what Airflow's documentation says of them."""
+"""Trigger rules behave as Airflow documents them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a dead process left open is closed as ``lost``, at the time it was last seen.
+"""Close what a dead process left open: its executions and steps end as ``lost``, when the process was last seen.
 
 An execution is lost when its process is known to be gone (same host and boot, no such process), or when no heartbeat
-came within the lease. The closing events carry the ids stored when things started, so spans end under their real
-parent, and they go through the recorder like any other.
+came within the lease. The closing events carry the stored ids, so spans end under their real parent, and they go
+through the recorder like any other event.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, StepRef
 from tachograph.process import identity, is_alive
 from tachograph.recording.recorder import LEASE_SECONDS
+from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.steps import StoredStep, steps_of
 
 INGESTED: Final = "otlp"
-"""What stands for the process of an execution that is put together from spans."""
+"""The process of an execution that is assembled from spans."""
 INGEST_LEASE_SECONDS: Final = 3600.0
-"""After how long without a new span such an execution counts as lost: a step tells of itself when it has ended."""
+"""How long such an execution may go without a new span before it is lost. Long, as spans arrive when steps end."""
 LOST: Final = Failure("Lost", "its process died: no sign of life since")
 
 
@@ -42,7 +43,7 @@ def find_lost(
     connection: Connection, now_ns: int, *, lease_seconds: float = LEASE_SECONDS
 ) -> list[tuple[Row[Any], list[StoredStep]]]:
     """Open executions whose process is gone, with their steps."""
-    found = []
+    lost = []
     alive: dict[str, bool | None] = {identity(): True}
     for row in execution_rows.open_executions(connection):
         process = row.process or ""
@@ -51,10 +52,10 @@ def find_lost(
         state = alive[process]
         lease = INGEST_LEASE_SECONDS if process == INGESTED else lease_seconds
         expired = row.last_seen_ns < now_ns - round(lease * NS)
-        # Another host, or one that cannot tell: the lease decides.
+        # On another host, or where the process cannot be checked, the lease decides.
         if state is False or (state is None and expired):
-            found.append((row, steps_of(connection, row.execution_id)))
-    return found
+            lost.append((row, steps_of(connection, row.execution_id)))
+    return lost
 
 
 def lost_events(execution: Row[Any], steps: Sequence[StoredStep]) -> Iterator[Event]:
@@ -70,43 +71,45 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep]) -> Iterator[Ev
         version=execution.version,
         project=execution.project,
     )
-    seen = max(
+    seen_ns = max(
         [execution.last_seen_ns, *(t for s in steps for t in (s.attempt_started_ns, s.finished_ns, s.ready_ns) if t)]
     )
     spans = {step.step_id: step.span_id for step in steps}
     counts = dict.fromkeys(StepStatus, 0)
     timed: list[StoredStep] = []
-    work = 0
+    work_ns = 0
     for step in steps:
         status = StepStatus(step.status)
-        finished = step.finished_ns
+        finished_ns = step.finished_ns
         if not status.is_terminal:
-            event = _lost_step(ref, step, spans, seen)
+            event = _lost_step(ref, step, spans, seen_ns)
             yield event
             status = StepStatus.SKIPPED if isinstance(event, StepSkipped) else StepStatus.LOST
-            finished = seen
-            work += event.run_ns if isinstance(event, StepFinished) else 0
+            finished_ns = seen_ns
+            work_ns += event.run_ns if isinstance(event, StepFinished) else 0
         elif step.parent_step_id is None:
-            work += step.run_ns or 0
+            work_ns += step.run_ns or 0
         counts[status] += 1
-        timed.append(msgspec.structs.replace(step, finished_ns=finished))
+        timed.append(msgspec.structs.replace(step, finished_ns=finished_ns))
     yield ExecutionFinished(
         execution=ref,
-        time_ns=seen,
+        time_ns=seen_ns,
         status=ExecutionStatus.LOST,
         started_ns=execution.started_ns or execution.created_ns,
         step_count=max(len(steps), execution.step_count),
         completed_step_count=counts[StepStatus.COMPLETED],
         failed_step_count=counts[StepStatus.FAILED] + counts[StepStatus.TIMEOUT],
         skipped_step_count=counts[StepStatus.SKIPPED],
-        work_ns=work,
+        work_ns=work_ns,
         critical_path=path_of(timed),
         failure=LOST,
         inputs=execution.inputs,
     )
 
 
-def _lost_step(ref: ExecutionRef, row: StoredStep, spans: Mapping[str, str], seen: int) -> StepFinished | StepSkipped:
+def _lost_step(
+    ref: ExecutionRef, row: StoredStep, spans: Mapping[str, str], seen_ns: int
+) -> StepFinished | StepSkipped:
     depends_on = tuple(row.depends_on)
     step = StepRef(
         execution=ref,
@@ -122,23 +125,18 @@ def _lost_step(ref: ExecutionRef, row: StoredStep, spans: Mapping[str, str], see
         parent_step_id=row.parent_step_id,
     )
     if row.attempt_started_ns is None:
-        return StepSkipped(step=step, time_ns=seen, reason=SkipReason.EXECUTION_LOST)
-    started = row.started_ns or row.attempt_started_ns
-    is_between = row.status == StepStatus.RETRYING
-    return StepFinished(
-        step=step,
-        time_ns=seen,
-        status=StepStatus.LOST,
+        return StepSkipped(step=step, time_ns=seen_ns, reason=SkipReason.EXECUTION_LOST)
+    is_running = row.status != StepStatus.RETRYING
+    attempts = StepAttempts.resumed(
+        step,
         attempt=row.attempt,
-        started_ns=started,
+        started_ns=row.started_ns or row.attempt_started_ns,
         attempt_started_ns=row.attempt_started_ns,
+        since_ns=row.attempt_started_ns if is_running else seen_ns,
+        is_running=is_running,
         dependency_ns=row.dependency_ns or 0,
         queue_ns=row.queue_ns or 0,
         backoff_ns=row.backoff_ns or 0,
-        run_ns=0 if is_between else seen - row.attempt_started_ns,
-        last_queue_ns=row.queue_ns or 0,
-        last_backoff_ns=row.backoff_ns or 0,
-        between_attempts=is_between,
-        failure=LOST,
         inputs=row.inputs,
     )
+    return attempts.finished(seen_ns, StepStatus.LOST, LOST)

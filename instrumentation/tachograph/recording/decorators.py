@@ -1,8 +1,8 @@
-"""Plain Python, no engine: `workflow` and `step` around ordinary functions or blocks.
+"""Record plain Python: `workflow` and `step` around functions or blocks, without an engine.
 
-They give the same events, spans, metrics and timeline as the executor does. Both work as decorators (with or without
-arguments; sync and async functions) and as ``with`` and ``async with`` blocks, nested and in threads.
-A step outside any workflow is recorded as an execution of its own. What the code returns or raises is never changed.
+They produce the same events, spans, metrics and timeline as the executor. Both work as decorators (with or without
+arguments; on sync and async functions) and as ``with`` and ``async with`` blocks, nested and in threads. A step outside
+any workflow is recorded as an execution of its own. What the code returns or raises never changes.
 
 Dependencies between steps are inferred from the order they ran in; see `tachograph.inferred_dependencies`.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -40,7 +41,7 @@ def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 
 
 class WorkflowRecorder(ExecutionScope):
-    """What `workflow` returns: a block, and a decorator for functions."""
+    """What `workflow` returns: a context manager, and a decorator for functions."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class WorkflowRecorder(ExecutionScope):
 
 
 class StepRecorder(StepScope):
-    """What `step` returns: a block, and a decorator for functions."""
+    """What `step` returns: a context manager, and a decorator for functions."""
 
     def __init__(
         self,
@@ -96,42 +97,42 @@ class StepRecorder(StepScope):
         def delay(attempt: int, error: Exception) -> float | None:
             if attempt > self._max_retries or isinstance(error, DoNotRetry):
                 return None
-            import random
-
             return self._backoff.delay_seconds(attempt, random.random())  # noqa: S311
 
-        return _wrap(function, scope, delay if self._max_retries else None, keep=self._capture)
+        return _wrap(function, scope, delay if self._max_retries else None, capture_result=self._capture)
 
 
 def _wrap(
     function: Callable[P, R],
-    make: Callable[[tuple[Any, ...], dict[str, Any]], ExecutionScope | StepScope],
+    build_scope: Callable[[tuple[Any, ...], dict[str, Any]], ExecutionScope | StepScope],
     delay: Callable[[int, Exception], float | None] | None = None,
     *,
-    keep: bool = True,
+    capture_result: bool = True,
 ) -> Callable[P, R]:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{function.__qualname__} is a generator; record what iterates over it, or use a with block")
+        raise TypeError(
+            f"{function.__qualname__} is a generator; decorate the function that iterates over it, or use a with block"
+        )
 
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def run_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-            with make(args, kwargs) as scope:
+            with build_scope(args, kwargs) as scope:
                 attempt = 1
                 while True:
                     try:
                         result = await function(*args, **kwargs)
                         break
                     except Exception as error:
-                        wait = delay(attempt, error) if delay is not None else None
-                        if wait is None or not isinstance(scope, StepScope):
+                        wait_seconds = delay(attempt, error) if delay is not None else None
+                        if wait_seconds is None or not isinstance(scope, StepScope):
                             raise
-                        scope.retrying(error, wait)
-                    await asyncio.sleep(wait)
+                        scope.retrying(error, wait_seconds)
+                    await asyncio.sleep(wait_seconds)
                     attempt += 1
                     scope.try_again()
-                if keep:
+                if capture_result:
                     scope.result = result
                 return result
 
@@ -139,21 +140,21 @@ def _wrap(
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with make(args, kwargs) as scope:
+        with build_scope(args, kwargs) as scope:
             attempt = 1
             while True:
                 try:
                     result = function(*args, **kwargs)
                     break
                 except Exception as error:
-                    wait = delay(attempt, error) if delay is not None else None
-                    if wait is None or not isinstance(scope, StepScope):
+                    wait_seconds = delay(attempt, error) if delay is not None else None
+                    if wait_seconds is None or not isinstance(scope, StepScope):
                         raise
-                    scope.retrying(error, wait)
-                time.sleep(wait)
+                    scope.retrying(error, wait_seconds)
+                time.sleep(wait_seconds)
                 attempt += 1
                 scope.try_again()
-            if keep:
+            if capture_result:
                 scope.result = result
             return result
 
@@ -183,9 +184,9 @@ def workflow(name: Any = None, **options: Any) -> Any:
 
     Args:
         name: the workflow's name (default: the function's).
-        workspace: slug of the workspace it belongs to (default: the process's; see `configure`).
-        version: version of the definition.
-        inputs: recorded with the execution, summarised and masked (a decorated function's arguments by default).
+        workspace: slug of its workspace (default: the process's; see `configure`).
+        version: version of the workflow.
+        inputs: recorded with the execution, summarised and masked (default: a decorated function's arguments).
         capture: False keeps a decorated function's arguments out of the record.
     """
     return WorkflowRecorder()(name) if callable(name) else WorkflowRecorder(name, **options)
@@ -204,7 +205,7 @@ def step(
     capture: bool = True,
 ) -> StepRecorder: ...
 def step(name: Any = None, **options: Any) -> Any:
-    """Record a function or a block as a step of the workflow around it.
+    """Record a function or a block as a step of the enclosing workflow.
 
     >>> @step
     ... def load(path): ...
@@ -216,32 +217,32 @@ def step(name: Any = None, **options: Any) -> Any:
     Args:
         name: the step's name (default: the function's).
         step_type: task, condition, parallel, sequential or agent.
-        max_retries: how often a decorated function is called again after it raised (blocks cannot be repeated).
+        max_retries: how often a decorated function is retried after it raised (a block cannot be retried).
         backoff: how long to wait between attempts.
-        inputs: recorded with the step, summarised and masked (a decorated function's arguments by default).
+        inputs: recorded with the step, summarised and masked (default: a decorated function's arguments).
         capture: False keeps a decorated function's arguments and result out of the record.
     """
     return StepRecorder()(name) if callable(name) else StepRecorder(name, **options)
 
 
 def measure(name: str, value: float, unit: str = "") -> None:
-    """Report a value from inside a step, wherever the code is called from; outside any step it does nothing."""
+    """Report a custom value of the current step. Outside any step it does nothing."""
     if (reporter := current_reporter.get()) is not None:
         reporter.measure(name, value, unit)
 
 
 def cost(usd: float = 0.0, tokens_in: int = 0, tokens_out: int = 0, model: str = "") -> None:
-    """Report money (US dollars) and tokens spent, from inside a step; outside any step it does nothing."""
+    """Report money (US dollars) and tokens that the current step spent. Outside any step it does nothing."""
     if (reporter := current_reporter.get()) is not None:
         reporter.cost(usd, tokens_in, tokens_out, model)
 
 
 def log(message: str, level: str = "info") -> None:
-    """Keep a line beside the current step's times; outside any step it does nothing."""
+    """Record a log line of the current step (level debug, info, warning or error). Outside any step it does nothing."""
     if (reporter := current_reporter.get()) is not None:
         reporter.log(message, level)
 
 
 def current_execution() -> ExecutionRef | None:
-    """The execution that the calling code belongs to, or None outside any."""
+    """The execution that the calling code runs in, or None."""
     return scopes.current_execution()

@@ -1,7 +1,6 @@
-"""An execution or a step of ordinary Python code, from where it is entered to where it is left.
+"""Executions and steps of plain Python code, as context managers. `decorators` wraps functions in them.
 
-`functions` wraps these around functions; they are blocks by themselves. Whatever goes wrong in the recording is logged
-and costs the code nothing.
+An error in the recording itself is logged and never reaches the recorded code.
 """
 
 from __future__ import annotations
@@ -9,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from opentelemetry import context as otel_context
 from opentelemetry.propagate import extract
 from opentelemetry.trace import get_current_span
 
-from tachograph.clock import AnchoredClock, Clock
+from tachograph.clock import NS, AnchoredClock, Clock
 from tachograph.critical_path import path_of
 from tachograph.events import (
     ExecutionFinished,
@@ -27,9 +26,6 @@ from tachograph.events import (
     ExecutionStatus,
     Failure,
     Listener,
-    StepFinished,
-    StepRetrying,
-    StepStarted,
     StepStatus,
 )
 from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_span_id
@@ -43,28 +39,29 @@ from tachograph.recording.thread_context import hand_over
 from tachograph.spans.propagation import caller
 from tachograph.summary import failure as describe
 from tachograph.summary import summarise
+from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.reporter import Reporter, current_reporter
 from tachograph.workflow.step_counts import StepCounts
 
 log = logging.getLogger(__name__)
 
 
-class _Timed:
-    """A finished step, as the analysis wants it."""
+class _FinishedStep:
+    """What the critical path reads of a finished step."""
 
     __slots__ = ("depends_on", "finished_ns", "name", "parent_step_id", "started_ns", "step_id")
 
-    def __init__(self, ref: StepRef, started_ns: int, finished_ns: int) -> None:
+    def __init__(self, ref: StepRef, started_ns: int | None, finished_ns: int) -> None:
         self.step_id = ref.step_id
         self.name = ref.name
         self.depends_on = ref.depends_on
         self.parent_step_id = ref.parent_step_id
-        self.started_ns: int | None = started_ns
+        self.started_ns = started_ns
         self.finished_ns: int | None = finished_ns
 
 
 class _OpenExecution:
-    """A workflow's run while it is open in this process."""
+    """An execution that is open in this process."""
 
     def __init__(self, ref: ExecutionRef, recorder: Recorder, clock: Clock, inputs: str | None) -> None:
         self.ref = ref
@@ -75,12 +72,12 @@ class _OpenExecution:
         self.counts = StepCounts()
         self.spans: dict[str, str] = {}
         self.order = InferredDependencies()
-        self.repetitions: Counter[str] = Counter()
-        self.finished: list[_Timed] = []
+        self.repetitions: defaultdict[str, int] = defaultdict(int)
+        self.finished: list[_FinishedStep] = []
         self.started_ns = clock()
         recorder(ExecutionStarted(execution=ref, time_ns=self.started_ns, inputs=inputs, process=identity()))
 
-    def finish(self, status: ExecutionStatus, why: Failure | None) -> None:
+    def finish(self, status: ExecutionStatus, failure: Failure | None) -> None:
         counts = self.counts
         self.recorder(
             ExecutionFinished(
@@ -94,7 +91,7 @@ class _OpenExecution:
                 skipped_step_count=counts.skipped,
                 work_ns=counts.work_ns,
                 critical_path=path_of(self.finished),
-                failure=why,
+                failure=failure,
                 inputs=self.inputs,
             )
         )
@@ -108,18 +105,18 @@ def _is_open() -> bool:
 
 
 def current_execution() -> ExecutionRef | None:
-    """The execution that the calling code belongs to, or None outside any."""
+    """The execution that the calling code runs in, or None."""
     if (reporter := current_reporter.get()) is not None:
         return reporter.step.execution
     return run.ref if (run := _current.get()) is not None else None
 
 
-def _cancelled(error: BaseException) -> bool:
+def _is_cancellation(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError | KeyboardInterrupt | GeneratorExit)
 
 
 class _Scope:
-    """Enters and leaves; whatever goes wrong in the recording itself is logged and costs the code nothing."""
+    """A context manager, sync and async, whose own errors are logged and never raised."""
 
     def __enter__(self) -> Self:
         try:
@@ -152,7 +149,7 @@ class _Scope:
 
 
 class ExecutionScope(_Scope):
-    """One execution of a workflow, as a block. ``execution`` is its identity while it is open."""
+    """One execution of a workflow, as a block. ``execution`` identifies it once the block is entered."""
 
     def __init__(self, name: str, *, workspace: str | None, version: str, inputs: Mapping[str, Any] | None) -> None:
         self.name = name
@@ -180,16 +177,16 @@ class ExecutionScope(_Scope):
         self._tokens = (span_token, _current.set(self._open), current_reporter.set(None))
 
     def _exit(self, error: BaseException | None) -> None:
-        opened = self._open
-        if opened is None:
+        execution = self._open
+        if execution is None:
             return
         span_token, token, reporter_token = self._tokens
         try:
             if error is None:
-                opened.finish(ExecutionStatus.COMPLETED, None)
+                execution.finish(ExecutionStatus.COMPLETED, None)
             else:
-                status = ExecutionStatus.CANCELLED if _cancelled(error) else ExecutionStatus.FAILED
-                opened.finish(status, describe(error))
+                status = ExecutionStatus.CANCELLED if _is_cancellation(error) else ExecutionStatus.FAILED
+                execution.finish(status, describe(error))
         finally:
             _reset(current_reporter, reporter_token)
             _reset(_current, token)
@@ -204,37 +201,37 @@ class StepScope(_Scope):
         self.result: Any = None
         self._step_type = step_type
         self._inputs = inputs
-        self._own: ExecutionScope | None = None
+        self._execution_scope: ExecutionScope | None = None
         self._reporter: Reporter | None = None
         self._tokens: tuple[Token[Any], ...] = ()
-        self._attempt = 0
-        self._run_ns = 0
-        self._backoff_ns = 0
-        self._attempt_ended_ns = 0
 
     def _enter(self) -> None:
         outer = current_reporter.get()
         if outer is None and _current.get() is None:
-            self._own = ExecutionScope(self.name, workspace=None, version="1", inputs=self._inputs)
-            self._own.__enter__()
+            self._execution_scope = ExecutionScope(self.name, workspace=None, version="1", inputs=self._inputs)
+            self._execution_scope.__enter__()
         run = _current.get()
         span_token = otel_context.attach(otel_context.get_current())
         self._summary = summarise(self._inputs)
         self._run = run
-        # A step inside another goes where that one goes, whoever runs it.
-        self._emit: Listener = outer.emit if outer is not None else cast(_OpenExecution, run).recorder
-        clock = outer.clock if outer is not None else cast(_OpenExecution, run).clock
-        now = self._started_ns = clock()
-        ref = self._ref(outer, run, now)
-        counts = outer.counts if outer is not None else cast(_OpenExecution, run).counts
-        self._since_ns = outer.started_ns if outer is not None else cast(_OpenExecution, run).started_ns
-        self._reporter = Reporter(ref, self._emit, clock, counts)
+        self._emit: Listener
+        if outer is not None:
+            # A step inside another one is recorded where the outer one is, whoever runs that.
+            self._emit, clock, counts = outer.emit, outer.clock, outer.counts
+            origin_ns = outer.attempts.attempt_started_ns
+        else:
+            assert run is not None  # noqa: S101 - opened above
+            self._emit, clock, counts = run.recorder, run.clock, run.counts
+            origin_ns = run.started_ns
+        now = clock()
+        attempts = self._attempts = StepAttempts(self._ref(outer, run, now), origin_ns)
+        self._reporter = Reporter(attempts, self._emit, clock, counts)
         self._tokens = (span_token, current_reporter.set(self._reporter))
-        self._begin_attempt(now)
+        self._emit(attempts.started(now, self._summary))
 
     def _ref(self, outer: Reporter | None, run: _OpenExecution | None, now: int) -> StepRef:
         if outer is not None:
-            # Inside another step, of the executor or of ours: told apart by the steps it lies in.
+            # Inside another step (the executor's or one of ours): the path of outer steps makes the id unique.
             execution = outer.step.execution
             path = f"{outer.step.step_id}/{self.name}"
             with outer.counts.lock:
@@ -251,127 +248,79 @@ class StepScope(_Scope):
                 index=index,
                 parent_step_id=outer.step.step_id,
             )
-        opened = cast(_OpenExecution, run)
-        # Forked children count on their own, each from where it left its parent.
+        assert run is not None  # noqa: S101 - a step is inside a step or an execution
+        # A forked child counts repetitions on its own, from the counts it inherited.
         process = os.getpid()
-        name = self.name if process == opened.process else f"{self.name}@{process}"
-        with opened.counts.lock:
-            index = opened.repetitions[self.name]
-            opened.repetitions[self.name] += 1
-            step_id = make_step_id(opened.ref.workflow_id, name, index)
-            span_id = opened.spans[step_id] = new_span_id()
-            step_order = len(opened.spans)
-            depends_on = opened.order.started(step_id, now)
+        name = self.name if process == run.process else f"{self.name}@{process}"
+        with run.counts.lock:
+            index = run.repetitions[self.name]
+            run.repetitions[self.name] += 1
+            step_id = make_step_id(run.ref.workflow_id, name, index)
+            span_id = run.spans[step_id] = new_span_id()
+            step_order = len(run.spans)
+            depends_on = run.order.started(step_id, now)
         return StepRef(
-            execution=opened.ref,
+            execution=run.ref,
             step_id=step_id,
             name=self.name,
             span_id=span_id,
-            parent_span_id=opened.ref.span_id,
+            parent_span_id=run.ref.span_id,
             step_type=self._step_type,
             step_order=step_order,
             index=index,
             depends_on=depends_on,
-            links=tuple(opened.spans[found] for found in depends_on),
-        )
-
-    def _begin_attempt(self, now: int) -> None:
-        reporter = cast(Reporter, self._reporter)
-        self._attempt += 1
-        self._attempt_started_ns = reporter.started_ns = now
-        reporter.attempt = self._attempt
-        self._last_backoff_ns = now - self._attempt_ended_ns if self._attempt > 1 else 0
-        self._backoff_ns += self._last_backoff_ns
-        self._emit(
-            StepStarted(
-                step=reporter.step,
-                time_ns=now,
-                attempt=self._attempt,
-                dependency_ns=now - self._since_ns if self._attempt == 1 else 0,
-                backoff_ns=self._last_backoff_ns,
-                inputs=self._summary,
-            )
+            links=tuple(run.spans[dependency] for dependency in depends_on),
         )
 
     def retrying(self, error: BaseException, delay_seconds: float) -> None:
-        """Record that the attempt failed and another follows after a delay."""
-        reporter = self._reporter
-        if reporter is None:
-            return
-        now = self._attempt_ended_ns = reporter.clock()
-        self._run_ns += now - self._attempt_started_ns
-        self._emit(
-            StepRetrying(
-                step=reporter.step,
-                time_ns=now,
-                attempt=self._attempt,
-                status=StepStatus.FAILED,
-                started_ns=self._attempt_started_ns,
-                delay_ns=round(delay_seconds * 1e9),
-                failure=describe(error),
-                dependency_ns=self._started_ns - self._since_ns if self._attempt == 1 else 0,
-                backoff_ns=self._last_backoff_ns,
-            )
-        )
+        """Record that the attempt failed and that another one follows after a delay."""
+        if self._reporter is not None:
+            now, delay_ns = self._reporter.clock(), round(delay_seconds * NS)
+            self._emit(self._attempts.retrying(now, StepStatus.FAILED, delay_ns, describe(error)))
 
     def try_again(self) -> None:
-        """Record that the next attempt begins."""
+        """Record that the next attempt starts."""
         if self._reporter is not None:
-            self._begin_attempt(self._reporter.clock())
+            self._emit(self._attempts.started(self._reporter.clock(), self._summary))
 
     def _exit(self, error: BaseException | None) -> None:
         reporter = self._reporter
         if reporter is None:
             return
         now = reporter.clock()
-        status, why = StepStatus.COMPLETED, None
+        status, failure, output = StepStatus.COMPLETED, None, None
         if error is not None:
-            status = StepStatus.CANCELLED if _cancelled(error) else StepStatus.FAILED
-            why = describe(error)
-        self._run_ns += now - self._attempt_started_ns
-        ref = reporter.step
+            status = StepStatus.CANCELLED if _is_cancellation(error) else StepStatus.FAILED
+            failure = describe(error)
+        attempts, ref = self._attempts, reporter.step
         try:
-            self._emit(
-                StepFinished(
-                    step=ref,
-                    time_ns=now,
-                    status=status,
-                    attempt=self._attempt,
-                    started_ns=self._started_ns,
-                    attempt_started_ns=self._attempt_started_ns,
-                    dependency_ns=self._started_ns - self._since_ns,
-                    backoff_ns=self._backoff_ns,
-                    run_ns=self._run_ns,
-                    last_backoff_ns=self._last_backoff_ns,
-                    failure=why,
-                    inputs=self._summary,
-                    output=summarise(self.result) if error is None else None,
-                )
-            )
+            if error is None:
+                output = summarise(self.result)
+            self._emit(attempts.finished(now, status, failure, output))
             is_inner = ref.parent_step_id is not None
-            reporter.counts.add(status, 0 if is_inner else self._run_ns)
+            reporter.counts.add(status, 0 if is_inner else attempts.run_ns)
             if self._run is not None and not is_inner:
                 with reporter.counts.lock:
                     self._run.order.finished(ref.step_id, now)
-                self._run.finished.append(_Timed(ref, self._started_ns, now))
+                self._run.finished.append(_FinishedStep(ref, attempts.started_ns, now))
         finally:
             _reset(current_reporter, self._tokens[1])
             otel_context.detach(self._tokens[0])
-            if self._own is not None:
-                self._own.__exit__(type(error) if error else None, error, None)
+            if self._execution_scope is not None:
+                self._execution_scope.__exit__(type(error) if error else None, error, None)
 
     def measure(self, name: str, value: float, unit: str = "") -> None:
-        """Report a value of the step's own, for instance ``measure("rows", 1200, "row")``."""
+        """Report a custom value, for instance ``measure("rows", 1200, "row")``."""
         if self._reporter is not None:
             self._reporter.measure(name, value, unit)
 
     def cost(self, usd: float = 0.0, tokens_in: int = 0, tokens_out: int = 0, model: str = "") -> None:
-        """Report money (US dollars) and tokens spent since the last such report."""
+        """Report money (US dollars) and tokens spent since the previous report."""
         if self._reporter is not None:
             self._reporter.cost(usd, tokens_in, tokens_out, model)
 
     def log(self, message: str, level: str = "info") -> None:
-        """Keep a line (debug, info, warning, error) beside the step's times."""
+        """Record a log line of the step (level debug, info, warning or error)."""
         if self._reporter is not None:
             self._reporter.log(message, level)
 
@@ -380,12 +329,12 @@ def _reset(variable: ContextVar[Any], token: Token[Any]) -> None:
     try:
         variable.reset(token)
     except ValueError:
-        # Left in another context than it was entered in (a generator finished elsewhere): nothing to restore there.
+        # Exited in another context than it was entered in (a generator closed elsewhere): nothing to restore.
         variable.set(None)
 
 
 def _context_of_caller() -> otel_context.Context:
-    """The current context; where it has no span, the one a parent process passed on as ``TRACEPARENT``."""
+    """The current context or, if it has no span, the one a parent process passed on in ``TRACEPARENT``."""
     current = otel_context.get_current()
     if get_current_span().get_span_context().is_valid or "TRACEPARENT" not in os.environ:
         return current

@@ -1,4 +1,4 @@
-"""Define workflows and run them. Knows nothing of telemetry: it only calls its listener."""
+"""Define workflows and run them. Knows nothing of telemetry: the executor only calls its listener."""
 
 from tachograph.errors import (
     ConditionError,
@@ -17,7 +17,7 @@ from tachograph.workflow.definition import Backoff, DataType, Step, StepType, Tr
 from tachograph.workflow.document import parse, to_document
 from tachograph.workflow.executor import Executor
 from tachograph.workflow.handlers import Handler, HandlerRegistry, handler, registry
-from tachograph.workflow.run import ExecutionResult
+from tachograph.workflow.result import ExecutionResult
 from tachograph.workflow.runner import LocalRunner, Runner
 from tachograph.workflow.validation import Report, validate, validate_document
 

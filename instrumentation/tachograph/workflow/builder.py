@@ -1,11 +1,13 @@
-"""Definitions built in Python."""
+"""Building definitions in Python."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tachograph.errors import InvalidWorkflow
 from tachograph.workflow.definition import DEFAULT_HANDLER, DataType, Step, StepType, TriggerRule, Variable, Workflow
+from tachograph.workflow.validation import validate
 
 
 class WorkflowBuilder:
@@ -24,7 +26,7 @@ class WorkflowBuilder:
         self._variables: list[Variable] = []
 
     def variable(self, name: str, data_type: str = "string", **fields: Any) -> WorkflowBuilder:
-        """Add an input; ``fields`` are those of `Variable`."""
+        """Add an input variable; ``fields`` are those of `Variable`."""
         self._variables.append(Variable(name=name, data_type=DataType(data_type), **fields))
         return self
 
@@ -38,7 +40,7 @@ class WorkflowBuilder:
         when: str | None = None,
         **fields: Any,
     ) -> WorkflowBuilder:
-        """Add a step: ``after`` are the steps it depends on, ``when`` its condition, ``fields`` those of `Step`."""
+        """Add a step that depends on ``after`` and runs if ``when`` holds; ``fields`` are those of `Step`."""
         for key, kind in (("trigger_rule", TriggerRule), ("step_type", StepType)):
             if key in fields:
                 fields[key] = kind(fields[key])
@@ -55,10 +57,7 @@ class WorkflowBuilder:
         return self
 
     def build(self) -> Workflow:
-        """The definition so far. Raises `InvalidWorkflow` naming every fault of its graph and conditions."""
-        from tachograph.errors import InvalidWorkflow
-        from tachograph.workflow.validation import validate
-
+        """The definition. Raises `InvalidWorkflow` naming every fault of its graph and conditions."""
         workflow = Workflow(name=self._name, variables=tuple(self._variables), steps=tuple(self._steps), **self._fields)
         if faults := validate(workflow).errors:
             raise InvalidWorkflow(faults, name=self._name)

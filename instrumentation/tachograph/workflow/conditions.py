@@ -1,12 +1,12 @@
-"""Conditions and references: CEL, and the ``${name}`` form of older documents.
+"""Conditions: CEL expressions, and the ``${name}`` form of older documents.
 
 A condition is an expression of the Common Expression Language (https://cel.dev) over
 
 - the workflow's variables by name, and all of them as ``inputs``;
 - ``steps``: for every settled step before this one ``steps.NAME.status`` and ``steps.NAME.output``.
 
-``${path}`` anywhere in it stands for that path; a condition that is nothing but ``${path}`` asks whether the value is
-*truthy* (not false, zero, empty, null or missing), and ``!${path}`` the opposite. Python's ``eval`` is never used.
+``${path}`` inside an expression stands for the path. A condition that is a single ``${path}`` holds if the value is
+*truthy* (not false, zero, empty, null or missing); ``!${path}`` is the opposite. Python's ``eval`` is never used.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from tachograph.errors import ConditionError
 from tachograph.workflow.references import REFERENCE, lookup
 
 MAX_LENGTH: Final = 4096
-"""Characters in a condition; a longer one is a fault."""
+"""Characters in a condition; a longer condition is a fault."""
 _PATH: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[\d+\]|\[\"[^\"\]]*\"\])*")
-# A step's name, or a quoted text, inside which nothing is one.
+# A reference to a step; or a quoted text, which is skipped because nothing inside it is a reference.
 _STEP_OR_TEXT: Final = re.compile(
     r"""(?P<step>\bsteps(?:\.(?P<word>[A-Za-z_]\w*)|\[\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)')\s*\]))"""
     r"""|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
@@ -31,15 +31,15 @@ _BOUND: Final = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z
 
 
 class Condition:
-    """A condition, compiled once. Raises `ConditionError` when it cannot be."""
+    """A compiled condition. Raises `ConditionError` when it does not compile."""
 
     __slots__ = ("_negated", "_path", "_program", "source", "steps", "variables")
 
     source: str
     variables: frozenset[str]
-    """Top-level names it reads (``inputs`` and ``steps`` included)."""
+    """The top-level names that it reads, ``inputs`` and ``steps`` included."""
     steps: frozenset[str]
-    """Steps whose outcome it reads."""
+    """The steps whose outcome it reads."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -62,7 +62,7 @@ class Condition:
         except (ValueError, RuntimeError, TypeError, RecursionError) as error:
             reason = str(error).splitlines()[0].partition("ERROR: ")[2] or str(error).splitlines()[0]
             raise ConditionError(f'condition "{source[:200]}" does not parse: {reason}') from None
-        # The names that CEL's macros bind are listed too, but they are not the workflow's.
+        # CEL also lists the names that its macros bind; those are not the workflow's.
         self.variables = frozenset(self._program.variables()) - set(_BOUND.findall(text))
         self.steps = frozenset(
             match["word"] or match["double"] or match["single"]
@@ -71,7 +71,7 @@ class Condition:
         )
 
     def __call__(self, scope: Mapping[str, Any]) -> bool:
-        """Whether it holds in ``scope`` (see the module's docstring). Raises `ConditionError` if it has no answer."""
+        """Whether it holds in ``scope`` (see the module's docstring). Raises `ConditionError` if evaluation fails."""
         if self._path is not None:
             try:
                 value = lookup(self._path, scope)
@@ -81,7 +81,7 @@ class Condition:
         try:
             result = self._program.execute(dict(scope))
         except Exception as error:
-            raise ConditionError(f'condition "{self.source}" has no answer: {error}') from error
+            raise ConditionError(f'condition "{self.source}" cannot be evaluated: {error}') from error
         if not isinstance(result, bool):
             raise ConditionError(
                 f'condition "{self.source}" is {type(result).__name__} {result!r:.80}, not true or false; '
@@ -91,7 +91,7 @@ class Condition:
 
 
 def _compile(text: str) -> Any:
-    # Imported by who has conditions: it costs a short script more than all the rest.
+    # Imported on first use: it takes longer to import than the rest of the package.
     import cel
 
     return cel.compile(text)
@@ -99,5 +99,5 @@ def _compile(text: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def compile_condition(source: str) -> Condition:
-    """The compiled condition, from a cache."""
+    """A cached `Condition`."""
     return Condition(source)

@@ -1,4 +1,4 @@
-"""What a step's handler sees of the run around it, and how it reports while it runs."""
+"""What a step's handler sees of its execution, and how it reports while it runs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ C = TypeVar("C", bound=msgspec.Struct)
 
 
 class StepContext:
-    """What a handler is given. Read it, report through it; nothing in it can be changed.
+    """A handler's argument: inputs to read, and methods to report with.
 
     Attributes:
         inputs: the workflow's variables.
-        outputs: outputs of the steps before this one, by step name.
-        config: the step's config, references replaced.
-        attempt: counted from 1.
+        outputs: outputs of completed steps, by step name.
+        config: the step's config with references resolved.
+        attempt: number of the attempt, counted from 1.
         step: identity of the step (ids, names).
     """
 
@@ -54,7 +54,7 @@ class StepContext:
 
     @property
     def is_stopping(self) -> bool:
-        """True once the step was cancelled or timed out: a function that runs in a thread should return soon."""
+        """True once the step was cancelled or timed out. A function that runs in a thread should then return soon."""
         return self._stop is not None and self._stop.is_set()
 
     def stop(self) -> None:
@@ -64,7 +64,7 @@ class StepContext:
         self._stop.set()
 
     def propagation(self) -> Mapping[str, str]:
-        """Headers (``traceparent``, ``tracestate``, ``baggage``) that carry the step's span to whoever it calls."""
+        """Headers (``traceparent``, ``tracestate``, ``baggage``) that propagate the step's span to what it calls."""
         return self._carrier()
 
     def parse_config(self, kind: type[C]) -> C:
@@ -72,13 +72,13 @@ class StepContext:
         return msgspec.convert({k: v for k, v in self.config.items() if k != "handler"}, kind, strict=False)
 
     def measure(self, name: str, value: float, unit: str = "") -> None:
-        """Report a value of the step's own, for instance ``measure("rows", 1200, "row")``."""
+        """Report a custom value, for instance ``measure("rows", 1200, "row")``."""
         self._reporter.measure(name, value, unit)
 
     def cost(self, usd: float = 0.0, tokens_in: int = 0, tokens_out: int = 0, model: str = "") -> None:
-        """Report money (US dollars) and tokens spent since the last such report."""
+        """Report money (US dollars) and tokens spent since the previous report."""
         self._reporter.cost(usd, tokens_in, tokens_out, model)
 
     def log(self, message: str, level: str = "info") -> None:
-        """Keep a line (debug, info, warning, error) beside the step's times."""
+        """Record a log line of the step (level debug, info, warning or error)."""
         self._reporter.log(message, level)

@@ -1,7 +1,7 @@
-"""What a workflow is, as values, and a builder for those who write it in Python.
+"""Workflow definitions, as values.
 
-A definition says nothing about how it runs. `tachograph.workflow.document` reads it from JSON,
-`tachograph.workflow.validation` judges it, `tachograph.workflow.executor` runs it.
+`tachograph.workflow.document` reads a definition from JSON, `tachograph.workflow.builder` builds one in Python,
+`tachograph.workflow.validation` checks it and `tachograph.workflow.executor` runs it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 
 class StepType(StrEnum):
-    """What a step is for. It describes; what a step *does* is said by its handler, for all types alike."""
+    """What a step is for. Descriptive only: what a step *does* is up to its handler, whatever its type."""
 
     TASK = "task"
     CONDITION = "condition"
@@ -24,7 +24,7 @@ class StepType(StrEnum):
 
 
 class TriggerRule(StrEnum):
-    """Which outcomes of the steps before it let a step run; the names and meanings are Airflow's."""
+    """Which outcomes of the steps before it let a step run. Names and meanings are Airflow's."""
 
     ALL_SUCCESS = "all_success"
     ALL_DONE = "all_done"
@@ -46,8 +46,8 @@ class DataType(StrEnum):
 class Backoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long to wait before attempt n+1: ``initial_seconds * factor**(n-1)``, at most ``max_seconds``.
 
-    With ``jitter`` j the wait is drawn evenly from the last j of that interval (1: "full jitter", 0: none), so that
-    steps that failed together do not come back together.
+    ``jitter`` j shortens each wait by a random share of up to j (1: "full jitter", 0: none), so that steps that failed
+    together do not retry together.
     """
 
     initial_seconds: float = 0.5
@@ -56,7 +56,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     jitter: float = 0.5
 
     def delay_seconds(self, attempt: int, random01: float) -> float:
-        """Seconds between the end of ``attempt`` (counted from 1) and the next; ``random01`` in [0, 1)."""
+        """Seconds between the end of ``attempt`` (counted from 1) and the start of the next; ``random01`` in [0, 1)."""
         try:
             full = min(self.max_seconds, self.initial_seconds * self.factor ** (attempt - 1))
         except OverflowError:
@@ -65,7 +65,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Variable(msgspec.Struct, frozen=True, kw_only=True):
-    """An input of a workflow."""
+    """An input variable of a workflow."""
 
     name: str
     data_type: DataType = DataType.STRING
@@ -93,7 +93,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def handler(self) -> str:
-        """The registered name of the work it does; ``noop`` when its config names none."""
+        """Name of its registered handler (``config.handler``); ``noop`` by default."""
         return str(self.config.get("handler", DEFAULT_HANDLER))
 
 
@@ -115,6 +115,6 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def max_concurrency(self) -> int | None:
-        """How many steps of one execution may run at once (``config.max_concurrency``); None: as many as are ready."""
+        """How many steps of one execution may run at once (``config.max_concurrency``). None: not limited here."""
         value = self.config.get("max_concurrency")
         return int(value) if value is not None else None

@@ -1,8 +1,8 @@
-"""Reading a definition from JSON: every fault of its shape at once, each with a code and a place.
+"""Reads a definition from JSON and reports every fault of its shape at once, each with a code and a place.
 
-The tables below are the format. Documents written for the system that Tachograph's API is compatible with are read
-too: the keys that only that system uses (`project_id`, `agent_definition_id`, …) are known, kept under ``metadata``
-where they say something, and its data type names are understood.
+The tables at the end are the format. Documents written for the system that Tachograph's API is compatible with are
+accepted, too: keys that only that system uses (`project_id`, `agent_definition_id`, …) are ignored, ``meta_data`` is
+read as ``metadata``, and its names of data types are understood.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _DATA_TYPES: Final[Mapping[str, DataType]] = {
 def parse(document: bytes | str | Mapping[str, Any]) -> Workflow:
     """The definition in ``document`` (JSON, or what JSON decodes to).
 
-    Raises `InvalidWorkflow` naming every fault of its shape. Whether the graph, the conditions and the handlers make
-    sense is `tachograph.workflow.validation`'s question.
+    Raises `InvalidWorkflow` naming every fault of its shape. `tachograph.workflow.validation` checks the graph, the
+    conditions and the handlers.
     """
     workflow, faults = read(document)
     if faults or workflow is None:
@@ -50,7 +50,7 @@ def parse(document: bytes | str | Mapping[str, Any]) -> Workflow:
 
 
 def read(document: bytes | str | Mapping[str, Any]) -> tuple[Workflow | None, list[Fault]]:
-    """The definition as far as it can be read, and every fault of its shape. Never raises for a bad document."""
+    """The definition as far as it is readable, and every fault of its shape. Never raises for a bad document."""
     if isinstance(document, bytes | str):
         try:
             document = msgspec.json.decode(document)
@@ -67,13 +67,13 @@ def read(document: bytes | str | Mapping[str, Any]) -> tuple[Workflow | None, li
 
 
 def to_document(workflow: Workflow) -> dict[str, Any]:
-    """The definition as JSON-ready values that `parse` reads back to an equal one."""
-    built: dict[str, Any] = msgspec.to_builtins(workflow)
-    return built
+    """The definition as JSON-ready values; `parse` reads them back as an equal definition."""
+    document: dict[str, Any] = msgspec.to_builtins(workflow)
+    return document
 
 
 class _Reader:
-    """Walks a document along the tables, collecting faults instead of stopping at the first."""
+    """Reads a document by the tables below and collects faults instead of stopping at the first."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
@@ -90,8 +90,8 @@ class _Reader:
             place = f"{at}.{key}" if at else str(key)
             field = table.get(key)
             if field is None:
-                known = [name for name in table if not name.endswith("_id") and name != "meta_data"]
-                self.fault("unknown_key", place, f'unknown key "{key}"{did_you_mean(str(key), known)}')
+                names = [name for name in table if not name.endswith("_id") and name != "meta_data"]
+                self.fault("unknown_key", place, f'unknown key "{key}"{did_you_mean(str(key), names)}')
             elif item is None and not field.nullable:
                 if not field.optional:
                     self.fault("wrong_type", place, "must not be null")
@@ -104,10 +104,10 @@ class _Reader:
             self.fault("wrong_type", at, f"expected a list, not {_type(value)}")
             return ()
         if len(value) > limit:
-            self.fault("too_many", at, f"{len(value)} entries are more than {limit}")
+            self.fault("too_many", at, f"{len(value)} entries exceed the limit of {limit}")
             return ()
-        found = (read(self, item, f"{at}[{i}]") for i, item in enumerate(value))
-        return tuple(item for item in found if item is not _BAD)
+        items = (read(self, item, f"{at}[{i}]") for i, item in enumerate(value))
+        return tuple(item for item in items if item is not _BAD)
 
 
 _BAD: Final[Any] = object()
@@ -134,11 +134,11 @@ def _text(limit: int, *, empty: bool = True) -> Callable[[_Reader, Any, str], An
         elif not empty and not value.strip():
             reader.fault("empty", at, "must not be empty")
         elif len(value) > limit:
-            reader.fault("too_long", at, f"{len(value)} characters are more than {limit}")
+            reader.fault("too_long", at, f"{len(value)} characters exceed the limit of {limit}")
         elif not value.isprintable() and not empty:
-            reader.fault("unprintable", at, "must not hold control characters")
+            reader.fault("unprintable", at, "must not contain control characters")
         elif _has_lone_surrogate(value):
-            reader.fault("bad_unicode", at, "holds a lone surrogate, which UTF-8 cannot carry")
+            reader.fault("bad_unicode", at, "contains a lone surrogate, which UTF-8 cannot encode")
         else:
             return value
         return _BAD
@@ -195,14 +195,14 @@ def _anything(_reader: _Reader, value: Any, _at: str) -> Any:
 
 
 def _choice(kind: type[StrEnum], what: str) -> Callable[[_Reader, Any, str], Any]:
-    known = {str(member.value): member for member in kind}
+    members = {str(member.value): member for member in kind}
 
     def read(reader: _Reader, value: Any, at: str) -> Any:
-        if isinstance(value, str) and value.lower() in known:
-            return known[value.lower()]
+        if isinstance(value, str) and value.lower() in members:
+            return members[value.lower()]
         shown = f'"{value}"' if isinstance(value, str) else _type(value)
-        hint = did_you_mean(str(value), known)
-        reader.fault("unknown_value", at, f"{shown} is no {what}{hint}; it is one of {', '.join(known)}")
+        hint = did_you_mean(str(value), members)
+        reader.fault("unknown_value", at, f"{shown} is not a {what}{hint}; use one of {', '.join(members)}")
         return _BAD
 
     return read
@@ -260,7 +260,7 @@ def _step(reader: _Reader, value: Any, at: str) -> Any:
     if "name" not in fields:
         if isinstance(value, Mapping) and "name" not in value:
             reader.fault("missing_field", f"{at}.name", "a step needs a name")
-        # It keeps its position, so that later places count right.
+        # Keep its position, so that the places of later steps stay right.
         fields["name"] = f"\0{at}"
     return Step(**fields)
 

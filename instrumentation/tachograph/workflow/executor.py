@@ -1,9 +1,9 @@
-"""The executor: runs a definition in one process, on asyncio, and tells its listener what happens.
+"""The executor: runs definitions in one process, on asyncio, and sends events to its listener.
 
-Small and honest: a step starts as soon as its own dependencies allow and a slot is free (no level barriers), costs
-O(its dependencies) to schedule, and every moment it reports comes from one clock per execution. It knows nothing of
-telemetry. The listener is called in the task of the step an event is about, before its handler runs, so context
-variables that the listener sets are what the handler sees.
+A step starts as soon as its own dependencies allow and a slot is free; there are no level barriers. Scheduling a step
+costs O(its dependencies). All times of an execution come from one clock. The executor knows nothing of telemetry. It
+calls the listener in the step's task before the handler runs, so the handler sees context variables that the listener
+sets.
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ from tachograph.process import identity
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.handlers import HandlerRegistry, registry
 from tachograph.workflow.inputs import bind
-from tachograph.workflow.run import ExecutionResult, Host, Run
+from tachograph.workflow.result import ExecutionResult
+from tachograph.workflow.run import Host, Run
 from tachograph.workflow.runner import LocalRunner, Runner
 from tachograph.workflow.validation import validate
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CONCURRENCY: Final = 100
-"""Steps of one execution that run at once when neither the definition nor the executor says otherwise."""
+"""Steps of one execution that run at once, unless the definition or the executor sets another limit."""
 
 
 class Executor:
     """Runs workflows.
 
     Args:
-        listener: told of every event, in order for each execution. It must not block; what it raises is logged once
+        listener: receives every event, in order for each execution. It must not block; what it raises is logged once
             and otherwise ignored.
-        handlers: the work that documents may name (default: the process's registry).
+        handlers: the handlers that definitions may name (default: the process's registry).
         runner: does the work of an attempt (default: in this process).
-        max_concurrency: steps of one execution that run at once, when its definition does not say; None: no limit.
-        max_executions: executions that run at once; submitted ones beyond it wait as ``pending``. None: no limit.
-        carrier: headers that carry the current span to others; handlers get them from their context.
-        clock: makes the clock of an execution. random01: draws the jitter.
+        max_concurrency: steps of one execution that run at once, unless its definition sets a limit. None: no limit.
+        max_executions: executions that run at once; further submitted ones wait as ``pending``. None: no limit.
+        carrier: returns the headers that propagate the current span; handlers get them from their context.
+        clock: creates the clock of an execution.
+        random01: draws the jitter of a backoff, in [0, 1).
     """
 
     def __init__(
@@ -70,19 +72,19 @@ class Executor:
         self._warned = False
 
     def emit(self, event: Event) -> None:
-        """Tell the listener; whatever it raises costs the run nothing."""
+        """Call the listener. What it raises is logged and does not affect the run."""
         try:
             self._listener(event)
         except Exception:
             if not self._warned:
                 self._warned = True
                 log.exception(
-                    "the executor's listener raised on %s; further errors are not logged", type(event).__name__
+                    "the executor's listener failed on %s; its further errors are not logged", type(event).__name__
                 )
 
     @property
     def open_executions(self) -> int:
-        """How many executions are running or wait to."""
+        """How many executions are running or waiting to run."""
         return len(self._runs)
 
     async def run(
@@ -93,10 +95,10 @@ class Executor:
         workspace: str = "default",
         execution: ExecutionRef | None = None,
     ) -> ExecutionResult:
-        """Run to the end. Never raises for a failing step: the result says so.
+        """Run to the end. A failing step does not raise; the result says so.
 
-        Raises `InvalidWorkflow` or `InvalidInputs` (every fault named) before anything is recorded, and
-        `ExecutorClosed`. When the caller is cancelled, the execution is cancelled and recorded as such first.
+        Raises `InvalidWorkflow` or `InvalidInputs` (naming every fault) or `ExecutorClosed` before anything is
+        recorded. When the caller is cancelled, the execution is first cancelled and recorded as such.
         """
         run = self._open(workflow, inputs, workspace, execution)
         task = self._start(run, queued=False)
@@ -115,7 +117,7 @@ class Executor:
         workspace: str = "default",
         execution: ExecutionRef | None = None,
     ) -> tuple[ExecutionRef, asyncio.Task[ExecutionResult]]:
-        """Accept an execution and return at once; it starts when there is room. Raises as `run` does."""
+        """Accept an execution and return at once; it starts when a slot is free. Raises what `run` raises."""
         run = self._open(workflow, inputs, workspace, execution)
         self.emit(
             ExecutionQueued(execution=run.ref, time_ns=run.clock(), inputs=run.inputs_summary, process=identity())
@@ -123,7 +125,7 @@ class Executor:
         return run.ref, self._start(run, queued=True)
 
     def cancel(self, execution_id: str, reason: str = "cancelled on request") -> bool:
-        """Cancel a running or waiting execution. False when it is not (or no longer) this executor's."""
+        """Cancel a running or waiting execution. False if this executor has no such execution (any more)."""
         run = self._runs.get(execution_id)
         if run is None:
             return False
@@ -131,9 +133,9 @@ class Executor:
         return True
 
     async def drain(self, grace_seconds: float) -> None:
-        """Take no more work, let running steps finish within the grace period, cancel what is left after it.
+        """Accept no more executions, let running steps finish within the grace period, then cancel the rest.
 
-        No new step starts meanwhile, so an execution ends when its running steps have.
+        No new step starts meanwhile: an execution ends when its running steps have ended.
         """
         self._closed = True
         for run in list(self._runs.values()):
@@ -175,13 +177,13 @@ class Executor:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
                 waiting.cancel()
-                return await run.execute()  # Cancelled before there was room: ends at once.
+                return await run.execute()  # Cancelled before a slot was free: ends at once.
             try:
                 return await run.execute()
             finally:
                 self._slots.release()
 
-        # A task of its own: what the listener sets in the context stays inside it.
+        # In a task of its own, so that context variables set by the listener stay inside.
         task = asyncio.get_running_loop().create_task(execute(), name=f"tachograph {run.workflow.name}")
         self._tasks[execution_id] = task
 

@@ -1,7 +1,7 @@
-"""The dependency resolver: who waits for whom, and in which order all could run.
+"""The dependency graph of a workflow's steps: order, cycles, ancestors.
 
-A fallback step waits for the step it stands in for, and whoever waits for that step also waits for its fallback,
-because only then is its outcome known.
+A fallback step waits for the step it stands in for. Steps that wait for that step also wait for its fallback, because
+its outcome is known only then.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tachograph.workflow.definition import Step
 class Graph:
     """Dependencies of a workflow's steps, by their positions. Building it costs O(steps + dependencies).
 
-    ``upstream[i]`` are the positions step i waits for (as declared, without repetition; a fallback's primary first),
-    ``downstream`` the reverse. Unknown names are left out: validation reports them.
+    ``upstream[i]`` are the positions of the steps that step i waits for (as declared, without repetition; a fallback's
+    primary first), ``downstream`` is the reverse. Unknown names are left out: validation reports them.
     """
 
     __slots__ = ("downstream", "fallback_of", "names", "positions", "upstream")
@@ -30,18 +30,18 @@ class Graph:
                 self.fallback_of.setdefault(target, i)
         self.upstream: list[list[int]] = []
         for i, step in enumerate(steps):
-            wanted = [self.positions[name] for name in dict.fromkeys(step.depends_on_steps) if name in self.positions]
-            if (primary := self.fallback_of.get(i)) is not None and primary not in wanted:
-                wanted.insert(0, primary)
-            self.upstream.append(wanted)
+            upstream = [self.positions[name] for name in dict.fromkeys(step.depends_on_steps) if name in self.positions]
+            if (primary := self.fallback_of.get(i)) is not None and primary not in upstream:
+                upstream.insert(0, primary)
+            self.upstream.append(upstream)
         self.downstream: list[list[int]] = [[] for _ in steps]
-        for i, wanted in enumerate(self.upstream):
-            for j in wanted:
+        for i, upstream in enumerate(self.upstream):
+            for j in upstream:
                 self.downstream[j].append(i)
 
     def order(self) -> list[int]:
-        """Positions such that each comes after all it waits for; shorter than the steps if there is a cycle."""
-        waiting = [len(wanted) for wanted in self._edges_up()]
+        """Positions in topological order; steps on or behind a cycle are left out."""
+        waiting = [len(upstream) for upstream in self._edges_up()]
         ready = deque(i for i, count in enumerate(waiting) if count == 0)
         result: list[int] = []
         down = self._edges_down()
@@ -55,47 +55,47 @@ class Graph:
         return result
 
     def cycle(self) -> list[str] | None:
-        """The names along one cycle, first name repeated at the end, or None. Reads as "a waits for b waits for …"."""
-        inside = set(range(len(self.names))) - set(self.order())
-        if not inside:
+        """The names along one cycle ("a waits for b waits for …"), the first one repeated at the end, or None."""
+        unordered = set(range(len(self.names))) - set(self.order())
+        if not unordered:
             return None
         up = self._edges_up()
-        # Every step that could not be ordered waits for another such step: walk until one comes again.
-        path, seen = [min(inside)], {min(inside): 0}
+        # Every unordered step waits for another one: walk until a step comes up again.
+        path, seen = [min(unordered)], {min(unordered): 0}
         while True:
-            step = next(j for j in up[path[-1]] if j in inside)
+            step = next(j for j in up[path[-1]] if j in unordered)
             if step in seen:
                 return [self.names[i] for i in [*path[seen[step] :], step]]
             seen[step] = len(path)
             path.append(step)
 
     def ancestors(self, position: int) -> set[int]:
-        """Positions of all steps that have an outcome before this one can start."""
+        """Positions of all steps that have settled before this one can start."""
         up = self._edges_up()
-        found: set[int] = set()
+        ancestors: set[int] = set()
         stack = list(up[position])
         while stack:
             i = stack.pop()
-            if i not in found:
-                found.add(i)
+            if i not in ancestors:
+                ancestors.add(i)
                 stack.extend(up[i])
-        return found
+        return ancestors
 
     def _edges_up(self) -> list[list[int]]:
         if not self.fallback_of:
             return self.upstream
         stand_in = {primary: fallback for fallback, primary in self.fallback_of.items()}
         return [
-            list(wanted)
-            + [stand_in[j] for j in wanted if j in stand_in and stand_in[j] not in wanted and stand_in[j] != i]
-            for i, wanted in enumerate(self.upstream)
+            list(upstream)
+            + [stand_in[j] for j in upstream if j in stand_in and stand_in[j] not in upstream and stand_in[j] != i]
+            for i, upstream in enumerate(self.upstream)
         ]
 
     def _edges_down(self) -> list[list[int]]:
         if not self.fallback_of:
             return self.downstream
         down: list[list[int]] = [[] for _ in self.names]
-        for i, wanted in enumerate(self._edges_up()):
-            for j in wanted:
+        for i, upstream in enumerate(self._edges_up()):
+            for j in upstream:
                 down[j].append(i)
         return down

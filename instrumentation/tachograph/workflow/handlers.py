@@ -1,8 +1,8 @@
-"""The registry of step handlers: the only work a document can ask for.
+"""The registry of step handlers: the only code that a document can run.
 
 A document names a handler; it can never name code to import. Handlers come from the ``@handler`` decorator, from the
-entry point group ``tachograph.handlers`` (each entry a function or a module that registers its own), and from
-`tachograph.workflow.builtin`.
+entry point group ``tachograph.handlers`` (each entry is a handler function, or a module that registers handlers), and
+from `tachograph.workflow.builtin`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tachograph.workflow.context import StepContext
 from tachograph.workflow.references import has_reference
 
 HandlerFunction: TypeAlias = Callable[[StepContext], Any] | Callable[[StepContext], Awaitable[Any]]
-"""Takes the step's context; what it returns (JSON-like) is the step's output. Plain functions run in a thread."""
+"""Takes the step's context and returns the step's output (JSON-like). Sync functions run in a thread."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,43 +26,43 @@ ENTRY_POINTS: Final = "tachograph.handlers"
 
 
 class Handler(msgspec.Struct, frozen=True):
-    """A registered handler. ``config_type`` describes the keys its step's config may hold beside ``handler``."""
+    """A registered handler. ``config_type`` describes the config keys it takes beside ``handler``."""
 
     name: str
     function: Callable[..., Any]
     is_async: bool
     config_type: type[msgspec.Struct] | None = None
     is_dangerous: bool = False
-    """Off unless allowed by name when the process starts."""
+    """Disabled unless allowed by name when the process starts."""
 
     @property
     def how_to_allow(self) -> str:
-        """What the operator writes to switch a dangerous handler on."""
+        """The command-line option that allows a dangerous handler."""
         return f"--allow-handler {self.name}"
 
     def config_faults(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """What is wrong with a step's config: (place below config, message). References are judged when they run."""
+        """Faults of a step's config as (place below config, message). References are only checked at run time."""
         if self.config_type is None:
             return
-        known = {field.encode_name: field for field in msgspec.structs.fields(self.config_type)}
+        fields = {field.encode_name: field for field in msgspec.structs.fields(self.config_type)}
         for key, value in config.items():
             if key == "handler":
                 continue
-            if key not in known:
-                yield f".{key}", f'handler "{self.name}" knows no "{key}"; it knows {", ".join(known) or "nothing"}'
+            if key not in fields:
+                yield f".{key}", f'handler "{self.name}" takes no "{key}"; it takes {", ".join(fields) or "nothing"}'
             elif not has_reference(value):
                 try:
-                    msgspec.convert(value, known[key].type)
+                    msgspec.convert(value, fields[key].type)
                 except msgspec.ValidationError as error:
                     message = str(error)
                     yield f".{key}", message[:1].lower() + message[1:]
-        for key, field in known.items():
+        for key, field in fields.items():
             if field.required and key not in config:
                 yield f".{key}", f'handler "{self.name}" needs "{key}"'
 
 
 class HandlerRegistry:
-    """Handlers by name, and which of the dangerous ones are allowed."""
+    """Handlers by name, and the names of the dangerous handlers that are allowed."""
 
     def __init__(self, allow: Iterable[str] = ()) -> None:
         self._handlers: dict[str, Handler] = {}
@@ -71,7 +71,7 @@ class HandlerRegistry:
     def register(
         self, name: str, *, config: type[msgspec.Struct] | None = None, dangerous: bool = False
     ) -> Callable[[F], F]:
-        """Decorator: make a function the handler called ``name``, replacing any other of that name."""
+        """Decorator: register a function as the handler ``name``, replacing any other handler of that name."""
 
         def add(function: F) -> F:
             is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
@@ -81,7 +81,7 @@ class HandlerRegistry:
         return add
 
     def find(self, name: str) -> Handler | None:
-        """The handler of that name, or None."""
+        """The handler with this name, or None."""
         return self._handlers.get(name)
 
     def is_allowed(self, handler: Handler) -> bool:
@@ -93,25 +93,25 @@ class HandlerRegistry:
         return sorted(self._handlers)
 
     def load_entry_points(self) -> None:
-        """Register what installed distributions offer under ``tachograph.handlers``."""
+        """Register the handlers of the entry point group ``tachograph.handlers``; they never replace a handler."""
         for entry in metadata.entry_points(group=ENTRY_POINTS):
-            found = entry.load()
-            if callable(found) and entry.name not in self._handlers:
-                self.register(entry.name)(found)
+            loaded = entry.load()
+            if callable(loaded) and entry.name not in self._handlers:
+                self.register(entry.name)(loaded)
 
     def copy(self, allow: Iterable[str] = ()) -> HandlerRegistry:
-        """A registry of its own with the same handlers and ``allow`` added to what is allowed."""
+        """A separate registry with the same handlers; ``allow`` is added to the allowed names."""
         other = HandlerRegistry({*self.allowed, *allow})
         other._handlers = dict(self._handlers)
         return other
 
 
 registry: Final = HandlerRegistry()
-"""The process's own registry, which ``@handler`` fills."""
+"""The process's default registry; ``@handler`` adds to it."""
 
 
 def handler(name: str, *, config: type[msgspec.Struct] | None = None, dangerous: bool = False) -> Callable[[F], F]:
-    """Decorator: register a function, sync or async, as the step handler called ``name``.
+    """Decorator: register a function, sync or async, as the step handler ``name``.
 
     >>> @handler("greet")
     ... def greet(context):

@@ -1,4 +1,4 @@
-"""The variables given at the start of an execution: checked against the definition, defaults filled in."""
+"""Input variables at the start of an execution: checked against the definition, defaults filled in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tachograph.workflow.hints import did_you_mean
 
 
 def fits(value: Any, kind: DataType) -> bool:
-    """Whether a JSON value is of this data type; an int is a float, nothing but a boolean is a bool."""
+    """Whether a JSON value has this data type. An int is also a float; only a boolean is a bool."""
     if kind is DataType.JSON:
         return True
     if isinstance(value, bool):
@@ -28,20 +28,22 @@ def fits(value: Any, kind: DataType) -> bool:
     return False
 
 
-def bind(workflow: Workflow, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every variable's value. Raises `InvalidInputs` naming all that is missing, unknown or of the wrong type."""
+def bind(workflow: Workflow, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Every variable's value. Raises `InvalidInputs` naming every missing, unknown or wrongly typed variable."""
     faults: list[Fault] = []
-    known = {variable.name: variable for variable in workflow.variables}
-    for name in given:
-        if name not in known:
-            hint = did_you_mean(name, known)
+    variables = {variable.name: variable for variable in workflow.variables}
+    for name in inputs:
+        if name not in variables:
+            hint = did_you_mean(name, variables)
             faults.append(
-                Fault("unknown_variable", f"input_variables.{name}", f'"{name}" is no variable of this workflow{hint}')
+                Fault(
+                    "unknown_variable", f"input_variables.{name}", f'"{name}" is not a variable of this workflow{hint}'
+                )
             )
     values: dict[str, Any] = {}
     for variable in workflow.variables:
         at = f"input_variables.{variable.name}"
-        value = given.get(variable.name)
+        value = inputs.get(variable.name)
         if value is None:
             if variable.is_required and variable.default_value is None:
                 faults.append(Fault("missing_variable", at, f'variable "{variable.name}" is required'))
@@ -57,12 +59,12 @@ def bind(workflow: Workflow, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_text(workflow: Workflow, pairs: Mapping[str, str]) -> dict[str, Any]:
-    """Values written as text (``k=v`` on a command line) read as their variable's type; unknown ones stay text.
+    """Values given as text (``k=v`` on a command line), converted to their variable's type.
 
-    What does not read as its type stays text too, for `bind` to name it together with everything else.
+    What cannot be converted stays text, so that `bind` can report it together with all other faults.
     """
-    known = {variable.name: variable for variable in workflow.variables}
-    return {name: _read(known.get(name), text) for name, text in pairs.items()}
+    variables = {variable.name: variable for variable in workflow.variables}
+    return {name: _read(variables.get(name), text) for name, text in pairs.items()}
 
 
 def _read(variable: Variable | None, text: str) -> Any:

@@ -12,7 +12,7 @@ REFERENCE: Final = re.compile(r"\$\{\s*([^{}]*?)\s*\}")
 
 
 def lookup(path: str, scope: Mapping[str, Any]) -> Any:
-    """The value at ``a.b["c"][0]`` in ``scope``. Raises `KeyError` when nothing is there."""
+    """The value at a path such as ``a.b["c"][0]`` in ``scope``. Raises `KeyError` if there is no such value."""
     value: Any = scope
     for key, quoted, index in re.findall(r"([A-Za-z_]\w*)|\[\"([^\"]*)\"\]|\[(\d+)\]", path):
         if isinstance(value, Mapping):
@@ -25,17 +25,17 @@ def lookup(path: str, scope: Mapping[str, Any]) -> Any:
 
 
 def resolve(config: Any, scope: Mapping[str, Any]) -> Any:
-    """``config`` with every ``${path}`` in its strings replaced from ``scope``.
+    """``config`` with every ``${path}`` in its strings replaced by its value in ``scope``.
 
-    A string that is one reference and nothing else takes the value itself, whatever its type; inside a longer string
-    the value is written as text. Raises `ConditionError` naming a reference that leads nowhere.
+    A string that is a single reference becomes the value itself, of whatever type. Inside a longer string the value is
+    inserted as text. Raises `ConditionError` naming a reference without a value.
     """
     if isinstance(config, str):
         if "${" not in config:
             return config
         if whole := REFERENCE.fullmatch(config):
-            return _found(whole[1], scope)
-        return REFERENCE.sub(lambda match: str(_found(match[1], scope)), config)
+            return _value(whole[1], scope)
+        return REFERENCE.sub(lambda match: str(_value(match[1], scope)), config)
     if isinstance(config, Mapping):
         return {key: resolve(value, scope) for key, value in config.items()}
     if isinstance(config, list | tuple):
@@ -44,7 +44,7 @@ def resolve(config: Any, scope: Mapping[str, Any]) -> Any:
 
 
 def has_reference(config: Any) -> bool:
-    """Whether any string in ``config`` holds a ``${path}``."""
+    """Whether any string in ``config`` contains a ``${path}``."""
     if isinstance(config, str):
         return "${" in config
     if isinstance(config, Mapping):
@@ -52,8 +52,8 @@ def has_reference(config: Any) -> bool:
     return isinstance(config, list | tuple) and any(map(has_reference, config))
 
 
-def _found(path: str, scope: Mapping[str, Any]) -> Any:
+def _value(path: str, scope: Mapping[str, Any]) -> Any:
     try:
         return lookup(path, scope)
     except KeyError:
-        raise ConditionError(f'"${{{path}}}" leads nowhere: no such variable or step output') from None
+        raise ConditionError(f'"${{{path}}}" has no value: no such variable or step output') from None

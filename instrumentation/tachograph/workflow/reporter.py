@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import defaultdict
 from contextvars import ContextVar
 from typing import Final
 
 from tachograph.clock import Clock
 from tachograph.events import Listener, StepCost, StepLogged, StepMeasured
-from tachograph.identity import StepRef
 from tachograph.redaction import mask_text
+from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.step_counts import StepCounts
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_REPORTS: Final = 10_000
-"""Reports one step can make; later ones are left out, and the last one kept says so."""
+"""Reports per step. Later ones are dropped, and a warning among the kept ones says so."""
 
 
 class Reporter:
-    """A step's own reports (values, cost, log lines) as events. Safe to use from any thread.
+    """Turns a step's reports (values, cost, log lines) into events. Safe to use from any thread.
 
-    It is also how a step inside a step finds the one around it (``current_reporter``), its clock and its tally.
+    A step inside a step finds the outer one, its clock and its counts here (see ``current_reporter``).
     """
 
-    __slots__ = ("_sequence", "attempt", "clock", "counts", "emit", "repetitions", "started_ns", "step")
+    __slots__ = ("_sequence", "attempts", "clock", "counts", "emit", "repetitions", "step")
 
-    def __init__(self, step: StepRef, emit: Listener, clock: Clock, counts: StepCounts) -> None:
-        self.step = step
-        self.attempt = 1
-        self.started_ns = 0
+    def __init__(self, attempts: StepAttempts, emit: Listener, clock: Clock, counts: StepCounts) -> None:
+        self.attempts = attempts
+        self.step = attempts.step
         self.counts = counts
-        self.repetitions: Counter[str] = Counter()
+        self.repetitions: defaultdict[str, int] = defaultdict(int)
         self.emit = emit
         self.clock = clock
         self._sequence = itertools.count(1)
@@ -47,15 +46,15 @@ class Reporter:
                     step=self.step,
                     time_ns=self.clock(),
                     sequence=number,
-                    attempt=self.attempt,
+                    attempt=self.attempts.attempt,
                     level="warning",
-                    message=f"more than {MAX_REPORTS} reports in one step; the rest is left out",
+                    message=f"more than {MAX_REPORTS} reports in one step; the rest are dropped",
                 )
             )
         return None
 
     def measure(self, name: str, value: float, unit: str = "") -> None:
-        """Report a value of the step's own, for instance ``measure("rows", 1200, "row")``."""
+        """Report a custom value, for instance ``measure("rows", 1200, "row")``."""
         if not name:
             raise ValueError("measure() needs a name")
         if not math.isfinite(value):
@@ -66,7 +65,7 @@ class Reporter:
                     step=self.step,
                     time_ns=self.clock(),
                     sequence=sequence,
-                    attempt=self.attempt,
+                    attempt=self.attempts.attempt,
                     name=name[:200],
                     value=float(value),
                     unit=unit[:50],
@@ -74,16 +73,16 @@ class Reporter:
             )
 
     def cost(self, usd: float = 0.0, tokens_in: int = 0, tokens_out: int = 0, model: str = "") -> None:
-        """Report money (US dollars) and tokens spent since the last such report; never negative."""
+        """Report money (US dollars) and tokens spent since the previous report; never negative."""
         if not math.isfinite(usd) or usd < 0 or tokens_in < 0 or tokens_out < 0:
-            raise ValueError("cost() takes what was spent: finite numbers, zero or more")
+            raise ValueError("cost() takes finite numbers, zero or more")
         if (sequence := self._next()) is not None:
             self.emit(
                 StepCost(
                     step=self.step,
                     time_ns=self.clock(),
                     sequence=sequence,
-                    attempt=self.attempt,
+                    attempt=self.attempts.attempt,
                     usd=float(usd),
                     tokens_in=int(tokens_in),
                     tokens_out=int(tokens_out),
@@ -92,16 +91,16 @@ class Reporter:
             )
 
     def log(self, message: str, level: str = "info") -> None:
-        """Keep a line beside the step's times: level debug, info, warning or error; secrets in it are masked."""
+        """Record a log line of the step (level debug, info, warning or error); secrets in it are masked."""
         if level not in LEVELS:
-            raise ValueError(f"log level {level!r} is none of {', '.join(LEVELS)}")
+            raise ValueError(f"log level {level!r} is not one of {', '.join(LEVELS)}")
         if (sequence := self._next()) is not None:
             self.emit(
                 StepLogged(
                     step=self.step,
                     time_ns=self.clock(),
                     sequence=sequence,
-                    attempt=self.attempt,
+                    attempt=self.attempts.attempt,
                     message=mask_text(str(message)),
                     level=level,
                 )
@@ -109,4 +108,4 @@ class Reporter:
 
 
 current_reporter: ContextVar[Reporter | None] = ContextVar("tachograph_reporter", default=None)
-"""The reporter of the step that runs here, if any."""
+"""The reporter of the step that runs in the current context, or None."""

@@ -1,4 +1,4 @@
-"""One execution, from its start to its end: what runs when, and what is told about it."""
+"""One execution, from its start to its end: decides what runs when, and emits the events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tachograph.clock import Clock
+from tachograph.clock import NS, Clock
 from tachograph.critical_path import path_of
 from tachograph.errors import ConditionError, DoNotRetry
 from tachograph.events import (
@@ -20,11 +20,7 @@ from tachograph.events import (
     Failure,
     Listener,
     SkipReason,
-    StepFinished,
-    StepReady,
-    StepRetrying,
     StepSkipped,
-    StepStarted,
     StepStatus,
 )
 from tachograph.identity import ExecutionRef, StepRef, new_span_id
@@ -32,21 +28,24 @@ from tachograph.identity import step_id as make_step_id
 from tachograph.process import identity
 from tachograph.summary import failure as describe
 from tachograph.summary import summarise
+from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.conditions import compile_condition
 from tachograph.workflow.context import StepContext
 from tachograph.workflow.definition import Backoff, Workflow
 from tachograph.workflow.graph import Graph
 from tachograph.workflow.handlers import HandlerRegistry
-from tachograph.workflow.node import OUTCOMES, Node, Outputs, Settled
+from tachograph.workflow.node import OUTCOMES, Node
 from tachograph.workflow.references import has_reference, resolve
 from tachograph.workflow.reporter import Reporter, current_reporter
+from tachograph.workflow.result import ExecutionResult
 from tachograph.workflow.runner import Runner
+from tachograph.workflow.settled import Outputs, SettledSteps
 from tachograph.workflow.step_counts import StepCounts
 from tachograph.workflow.triggers import Decision, Outcome, Upstream, decide
 
 
 class Host(msgspec.Struct, frozen=True):
-    """What a run needs of whoever runs it."""
+    """What the executor provides to each of its runs."""
 
     emit: Listener
     handlers: HandlerRegistry
@@ -54,18 +53,6 @@ class Host(msgspec.Struct, frozen=True):
     max_concurrency: int | None
     carrier: Callable[[], Mapping[str, str]]
     random01: Callable[[], float]
-
-
-class ExecutionResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How an execution ended: ``steps`` are statuses, ``outputs`` what completed steps returned, by step name."""
-
-    execution: ExecutionRef
-    status: ExecutionStatus
-    started_ns: int
-    finished_ns: int
-    steps: Mapping[str, StepStatus]
-    outputs: Mapping[str, Any]
-    failure: Failure | None = None
 
 
 class Run:
@@ -81,18 +68,18 @@ class Run:
         self.emit = host.emit
         self.aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._abort: tuple[ExecutionStatus, str] | None = None
-        self._held: str | None = None
+        self._hold_reason: str | None = None
         self._limit = workflow.max_concurrency or host.max_concurrency
         self._running = 0
         self._ready: deque[Node] = deque()
         self._settled: deque[tuple[Node, Outcome]] = deque()
-        self._settling = False
+        self._is_settling = False
         self._started_ns = 0
         self._graph = Graph(workflow.steps)
         self._nodes = self._build()
         self._unsettled = len(self._nodes)
         self.counts = StepCounts()
-        self.settled = Settled(self._nodes, self._graph.positions)
+        self.settled = SettledSteps(self._nodes, self._graph.positions)
         self.outputs = Outputs(self._nodes, self._graph.positions)
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -104,7 +91,7 @@ class Run:
         for i, step in enumerate(steps):
             upstream = graph.upstream[i]
             handler = self._host.handlers.find(step.handler)
-            assert handler is not None  # noqa: S101 - validation saw to it
+            assert handler is not None  # noqa: S101 - validated before
             step_ref = StepRef(
                 execution=ref,
                 step_id=ids[i],
@@ -116,14 +103,12 @@ class Run:
                 depends_on=tuple(ids[j] for j in upstream),
                 links=tuple(spans[j] for j in upstream),
             )
-            # A fallback's primary is no dependency in the trigger rule's sense: it runs *because* that one failed.
+            # The trigger rule does not count a fallback's primary: the fallback runs *because* the primary failed.
             nodes.append(Node(i, step, step_ref, handler, Upstream(len(upstream) - (i in graph.fallback_of))))
         for fallback, primary in graph.fallback_of.items():
             nodes[primary].fallback = nodes[fallback]
             nodes[fallback].is_fallback_of = nodes[primary]
         return nodes
-
-    # --- the run ----------------------------------------------------------------------------------------------------
 
     async def execute(self) -> ExecutionResult:
         self._started_ns = self.clock()
@@ -138,7 +123,7 @@ class Run:
         )
         loop = asyncio.get_running_loop()
         self._loop = loop
-        # Steps start from the run's own context, not from that of the step that happened to free the slot.
+        # Steps start from the run's context, not from the context of the step that freed the slot.
         self._base = copy_context()
         timer = None
         if self.workflow.timeout_seconds is not None:
@@ -159,14 +144,14 @@ class Run:
         return self._finish()
 
     def hold(self, reason: str) -> None:
-        """Start no further step; the execution ends as cancelled when those that run have ended."""
-        if self._held is None and self._abort is None:
-            self._held = reason
+        """Start no more steps. The execution ends as cancelled once its running steps have ended."""
+        if self._hold_reason is None and self._abort is None:
+            self._hold_reason = reason
             if self._running == 0:
                 self.abort(ExecutionStatus.CANCELLED, reason)
 
     def abort(self, status: ExecutionStatus, reason: str) -> None:
-        """Stop what runs, skip what has not started, and end with ``status``."""
+        """Cancel running steps, skip those that have not started, and end with ``status``."""
         if self._abort is not None or self._done.done():
             return
         self._abort = (status, reason)
@@ -178,19 +163,16 @@ class Run:
     def _stop_all(self) -> None:
         assert self._abort is not None  # noqa: S101
         status, reason = self._abort
-        why = SkipReason.EXECUTION_TIMEOUT if status is ExecutionStatus.TIMEOUT else SkipReason.EXECUTION_CANCELLED
+        is_timeout = status is ExecutionStatus.TIMEOUT
+        skip_reason = SkipReason.EXECUTION_TIMEOUT if is_timeout else SkipReason.EXECUTION_CANCELLED
         self._ready.clear()
         for node in self._nodes:
             if node.status is StepStatus.PENDING:
-                self._skip(node, why)
+                self._skip(node, skip_reason)
             elif node.status is StepStatus.RETRYING:
-                now = self.clock()
-                if node.retry is not None:
-                    node.retry.cancel()
-                    node.backoff_ns += now - node.ready_ns
-                else:
-                    node.queue_ns += now - node.ready_ns
-                self._end(node, now, StepStatus.CANCELLED, Failure("Cancelled", reason), between_attempts=True)
+                if node.retry_timer is not None:
+                    node.retry_timer.cancel()
+                self._end(node, self.clock(), StepStatus.CANCELLED, Failure("Cancelled", reason))
             elif node.status is StepStatus.RUNNING and node.task is not None:
                 if node.context is not None:
                     node.context.stop()
@@ -199,7 +181,7 @@ class Run:
 
     def _finish(self) -> ExecutionResult:
         finished_ns = self.clock()
-        status, cause = self._outcome()
+        status, failure = self._outcome()
         self.emit(
             ExecutionFinished(
                 execution=self.ref,
@@ -212,7 +194,7 @@ class Run:
                 skipped_step_count=self.counts.skipped,
                 work_ns=self.counts.work_ns,
                 critical_path=path_of(self._nodes),
-                failure=cause,
+                failure=failure,
                 inputs=self.inputs_summary,
             )
         )
@@ -223,7 +205,7 @@ class Run:
             finished_ns=finished_ns,
             steps={node.step.name: node.status for node in self._nodes},
             outputs={n.step.name: n.output for n in self._nodes if n.status is StepStatus.COMPLETED},
-            failure=cause,
+            failure=failure,
         )
 
     def _outcome(self) -> tuple[ExecutionStatus, Failure | None]:
@@ -232,26 +214,25 @@ class Run:
             return status, Failure(status.value.capitalize(), reason)
         first: Node | None = None
         for node in self._nodes:
-            failed = node.failed
-            rescued = node.fallback is not None and node.fallback.status is StepStatus.COMPLETED
-            if failed and not rescued and (first is None or (node.finished_ns or 0) < (first.finished_ns or 0)):
+            is_rescued = node.fallback is not None and node.fallback.status is StepStatus.COMPLETED
+            if not node.has_failed or is_rescued:
+                continue
+            if first is None or (node.finished_ns or 0) < (first.finished_ns or 0):
                 first = node
         if first is None:
             return ExecutionStatus.COMPLETED, None
-        why = first.failure or Failure("Unknown", first.status)
-        return ExecutionStatus.FAILED, Failure(why.type, f'step "{first.step.name}": {why.message}')
-
-    # --- scheduling -------------------------------------------------------------------------------------------------
+        failure = first.failure or Failure("Unknown", first.status)
+        return ExecutionStatus.FAILED, Failure(failure.type, f'step "{first.step.name}": {failure.message}')
 
     def _consider(self, node: Node) -> None:
-        """Decide whether the step runs, waits or is skipped, now that something before it has settled."""
-        if node.decided or self._abort is not None:
+        """Decide whether the step runs, waits or is skipped. Called whenever a step before it settles."""
+        if node.is_decided or self._abort is not None:
             return
         primary = node.is_fallback_of
         if primary is not None:
             if not primary.status.is_terminal:
                 return
-            if not primary.failed:
+            if not primary.has_failed:
                 self._skip(node, SkipReason.FALLBACK_NOT_NEEDED)
                 return
         decision = decide(node.step.trigger_rule, node.upstream)
@@ -269,15 +250,14 @@ class Run:
             if not holds:
                 self._skip(node, SkipReason.CONDITION)
                 return
-        node.decided = True
-        node.ready_ns = self.clock()
-        node.dependency_ns = node.ready_ns - self._started_ns
-        self.emit(StepReady(step=node.ref, time_ns=node.ready_ns))
+        node.is_decided = True
+        attempts = node.attempts = StepAttempts(node.ref, self._started_ns)
+        self.emit(attempts.ready(self.clock()))
         self._ready.append(node)
 
     def _holds(self, source: str) -> bool:
         condition = compile_condition(source)
-        # CEL copies what it is given, so it is given the steps it reads and no others.
+        # CEL copies its input, so it gets only the steps that the condition reads.
         steps = {name: self.settled[name] for name in condition.steps if name in self.settled}
         return condition(self._scope(steps))
 
@@ -285,43 +265,42 @@ class Run:
         return {**self.inputs, "inputs": self.inputs, "steps": steps}
 
     def _skip(self, node: Node, reason: SkipReason) -> None:
-        node.decided = True
+        node.is_decided = True
         node.status = StepStatus.SKIPPED
         self.emit(StepSkipped(step=node.ref, time_ns=self.clock(), reason=reason))
         self.counts.add(StepStatus.SKIPPED)
         self._settled.append((node, Outcome.FAILED if reason is SkipReason.UPSTREAM_FAILED else Outcome.SKIPPED))
 
     def _fail_before_start(self, node: Node, error: ConditionError) -> None:
-        # The attempt is real though nothing ran: a failed step always has a start, an end and an error.
-        node.decided = True
-        node.attempt = 1
-        now = node.ready_ns = node.started_ns = node.attempt_started_ns = self.clock()
-        node.dependency_ns = now - self._started_ns
+        # The attempt is recorded though nothing ran: a failed step always has a start, an end and an error.
+        node.is_decided = True
+        attempts = node.attempts = StepAttempts(node.ref, self._started_ns)
+        now = self.clock()
         node.status = StepStatus.RUNNING
-        self.emit(StepStarted(step=node.ref, time_ns=now, dependency_ns=node.dependency_ns))
+        self.emit(attempts.started(now))
         self._end(node, now, StepStatus.FAILED, describe(error, stack=False))
 
     def _advance(self) -> None:
-        """Carry every settled outcome to the steps after it, then start what is ready. Never recurses."""
-        if self._settling:
+        """Pass every settled outcome on to the steps after it, then start what is ready. Never recurses."""
+        if self._is_settling:
             return
-        self._settling = True
+        self._is_settling = True
         try:
             while self._settled:
                 node, outcome = self._settled.popleft()
                 self._unsettled -= 1
                 if node.fallback is not None:
                     self._consider(node.fallback)
-                # Those after a failed step that has a fallback learn its outcome together with the fallback's.
-                if node.fallback is None or not node.failed:
+                # Steps after a failed step with a fallback get its outcome together with the fallback's.
+                if node.fallback is None or not node.has_failed:
                     self._pass_on(node, outcome)
-                if (primary := node.is_fallback_of) is not None and primary.failed:
+                if (primary := node.is_fallback_of) is not None and primary.has_failed:
                     self._pass_on(primary, Outcome.SUCCESS if outcome is Outcome.SUCCESS else Outcome.FAILED)
         finally:
-            self._settling = False
+            self._is_settling = False
         self._pump()
-        if self._held is not None and self._running == 0 and self._unsettled and self._abort is None:
-            self.abort(ExecutionStatus.CANCELLED, self._held)
+        if self._hold_reason is not None and self._running == 0 and self._unsettled and self._abort is None:
+            self.abort(ExecutionStatus.CANCELLED, self._hold_reason)
         elif self._unsettled == 0 and not self._done.done():
             self._done.set_result(None)
 
@@ -333,15 +312,13 @@ class Run:
                 self._consider(after)
 
     def _pump(self) -> None:
-        if self._held is not None:
+        if self._hold_reason is not None:
             return
         while self._ready and (self._limit is None or self._running < self._limit):
             node = self._ready.popleft()
             self._running += 1
-            # Its status changes in its task; until then a cancelled run skips it.
+            # The task changes the status when it starts; until then an abort still skips the step.
             node.task = self._loop.create_task(self._attempt(node), context=self._base.copy())
-
-    # --- one attempt ------------------------------------------------------------------------------------------------
 
     async def _attempt(self, node: Node) -> None:
         if self._abort is not None:
@@ -349,43 +326,28 @@ class Run:
             self._running -= 1
             self._advance()
             return
-        node.attempt += 1
+        attempts = node.attempts
+        assert attempts is not None  # noqa: S101 - set when the step became ready
+        started_ns = self.clock()
         node.status = StepStatus.RUNNING
-        started = node.attempt_started_ns = self.clock()
-        node.attempt_queue_ns = started - node.ready_ns
-        node.attempt_backoff_ns, node.pending_backoff_ns = node.pending_backoff_ns, 0
-        node.queue_ns += node.attempt_queue_ns
-        if node.started_ns is None:
-            node.started_ns = started
         reporter = node.reporter
         if reporter is None:
-            reporter = node.reporter = Reporter(node.ref, self.emit, self.clock, self.counts)
-        reporter.attempt = node.attempt
-        reporter.started_ns = started
+            reporter = node.reporter = Reporter(attempts, self.emit, self.clock, self.counts)
         current_reporter.set(reporter)
-        problem: BaseException | None = None
+        error: BaseException | None = None
         status = StepStatus.COMPLETED
         config: Mapping[str, Any] = node.step.config
+        inputs: str | None = None
         try:
             config = resolve(config, self._scope(self.settled)) if has_reference(config) else config
-            node.inputs = summarise({k: v for k, v in config.items() if k != "handler"})
-        except ConditionError as error:
-            problem, status = DoNotRetry(str(error)), StepStatus.FAILED
-        self.emit(
-            StepStarted(
-                step=node.ref,
-                time_ns=started,
-                attempt=node.attempt,
-                dependency_ns=node.dependency_ns if node.attempt == 1 else 0,
-                queue_ns=node.attempt_queue_ns,
-                backoff_ns=node.attempt_backoff_ns,
-                inputs=node.inputs,
-            )
-        )
-        if problem is None:
+            inputs = summarise({k: v for k, v in config.items() if k != "handler"})
+        except ConditionError as unresolved:
+            error, status = DoNotRetry(str(unresolved)), StepStatus.FAILED
+        self.emit(attempts.started(started_ns, inputs))
+        if error is None:
             context = node.context = StepContext(
                 node.ref,
-                attempt=node.attempt,
+                attempt=attempts.attempt,
                 inputs=self.inputs,
                 outputs=self.outputs,
                 config=config,
@@ -398,109 +360,73 @@ class Run:
                 else:
                     async with asyncio.timeout(node.step.timeout_seconds) as limit:
                         node.output = await self._host.runner.run(node.handler, context)
-            except asyncio.CancelledError as error:
-                problem = error
+            except asyncio.CancelledError as cancelled:
+                error = cancelled
                 status = StepStatus.CANCELLED if self.aborted.done() else StepStatus.FAILED
-            except TimeoutError as error:
-                problem, status = error, StepStatus.FAILED
+            except TimeoutError as expired:
+                error, status = expired, StepStatus.FAILED
                 if node.step.timeout_seconds is not None and limit.expired():
-                    problem = TimeoutError(f"took longer than {node.step.timeout_seconds:g} s")
+                    error = TimeoutError(f"took longer than {node.step.timeout_seconds:g} s")
                     status = StepStatus.TIMEOUT
-            except (Exception, SystemExit) as error:
-                problem, status = error, StepStatus.FAILED
-        self._after_attempt(node, status, problem)
+            except (Exception, SystemExit) as raised:
+                error, status = raised, StepStatus.FAILED
+        self._after_attempt(node, attempts, status, error)
 
-    def _after_attempt(self, node: Node, status: StepStatus, problem: BaseException | None) -> None:
+    def _after_attempt(
+        self, node: Node, attempts: StepAttempts, status: StepStatus, error: BaseException | None
+    ) -> None:
         now = self.clock()
-        if problem is not None and status in (StepStatus.TIMEOUT, StepStatus.CANCELLED) and node.context is not None:
+        if error is not None and status in (StepStatus.TIMEOUT, StepStatus.CANCELLED) and node.context is not None:
             node.context.stop()
             if not node.handler.is_async and node.reporter is not None:
                 node.reporter.log(
-                    "the handler runs in a thread, which cannot be stopped from outside; it may still be at work",
+                    "the handler runs in a thread, which cannot be stopped from outside; it may still be running",
                     "warning",
                 )
-        why: Failure | None = None
+        failure: Failure | None = None
         if status is StepStatus.CANCELLED:
-            why = Failure("Cancelled", self._abort[1] if self._abort else "cancelled")
-        elif problem is not None:
-            why = describe(problem, stack=status is not StepStatus.TIMEOUT)
+            failure = Failure("Cancelled", self._abort[1] if self._abort else "cancelled")
+        elif error is not None:
+            failure = describe(error, stack=status is not StepStatus.TIMEOUT)
         self._running -= 1
         retries = node.step.max_retries if node.step.max_retries is not None else self.workflow.max_retries
-        may_retry = status in (StepStatus.FAILED, StepStatus.TIMEOUT) and not isinstance(problem, DoNotRetry)
-        if may_retry and why is not None and node.attempt <= retries and self._abort is None and self._held is None:
-            self._retry(node, now, status, why)
+        is_stopping = self._abort is not None or self._hold_reason is not None
+        may_retry = status in (StepStatus.FAILED, StepStatus.TIMEOUT) and not isinstance(error, DoNotRetry)
+        if may_retry and failure is not None and attempts.attempt <= retries and not is_stopping:
+            self._retry(node, attempts, now, status, failure)
         else:
-            self._end(node, now, status, why)
+            self._end(node, now, status, failure)
         self._advance()
 
-    def _retry(self, node: Node, now: int, status: StepStatus, why: Failure) -> None:
+    def _retry(self, node: Node, attempts: StepAttempts, now: int, status: StepStatus, failure: Failure) -> None:
         backoff = node.step.retry_backoff or _DEFAULT_BACKOFF
-        delay = backoff.delay_seconds(node.attempt, self._host.random01())
-        node.run_ns += now - node.attempt_started_ns
+        delay = backoff.delay_seconds(attempts.attempt, self._host.random01())
         node.status = StepStatus.RETRYING
-        node.ready_ns = now
-        self.emit(
-            StepRetrying(
-                step=node.ref,
-                time_ns=now,
-                attempt=node.attempt,
-                status=status,
-                started_ns=node.attempt_started_ns,
-                delay_ns=round(delay * 1e9),
-                failure=why,
-                dependency_ns=node.dependency_ns if node.attempt == 1 else 0,
-                queue_ns=node.attempt_queue_ns,
-                backoff_ns=node.attempt_backoff_ns,
-            )
-        )
-        node.retry = self._loop.call_later(delay, self._retry_is_due, node)
+        self.emit(attempts.retrying(now, status, round(delay * NS), failure))
+        node.retry_timer = self._loop.call_later(delay, self._retry_is_due, node, attempts)
 
-    def _retry_is_due(self, node: Node) -> None:
+    def _retry_is_due(self, node: Node, attempts: StepAttempts) -> None:
         if self._abort is not None:
             return
-        now = self.clock()
-        node.retry = None
-        node.pending_backoff_ns = now - node.ready_ns
-        node.backoff_ns += node.pending_backoff_ns
-        node.ready_ns = now
+        node.retry_timer = None
+        attempts.backed_off(self.clock())
         self._ready.append(node)
         self._advance()
 
-    def _end(
-        self, node: Node, now: int, status: StepStatus, why: Failure | None, *, between_attempts: bool = False
-    ) -> None:
-        if not between_attempts:
-            node.run_ns += now - node.attempt_started_ns
+    def _end(self, node: Node, now: int, status: StepStatus, failure: Failure | None) -> None:
+        attempts = node.attempts
+        assert attempts is not None  # noqa: S101 - only a step that started can end
         node.status = status
         node.finished_ns = now
-        node.failure = why
+        node.failure = failure
         output = None
         if status is StepStatus.COMPLETED:
             output = summarise(node.output)
         else:
             node.output = None
-        self.emit(
-            StepFinished(
-                step=node.ref,
-                time_ns=now,
-                status=status,
-                attempt=node.attempt,
-                started_ns=node.started_ns if node.started_ns is not None else now,
-                attempt_started_ns=node.attempt_started_ns,
-                dependency_ns=node.dependency_ns,
-                queue_ns=node.queue_ns,
-                backoff_ns=node.backoff_ns,
-                run_ns=node.run_ns,
-                last_queue_ns=node.attempt_queue_ns,
-                last_backoff_ns=node.attempt_backoff_ns,
-                between_attempts=between_attempts,
-                failure=why,
-                inputs=node.inputs,
-                output=output,
-            )
-        )
+        self.emit(attempts.finished(now, status, failure, output))
         node.context = None
-        self.counts.add(status, node.run_ns)
+        self.counts.add(status, attempts.run_ns)
         self._settled.append((node, OUTCOMES[status]))
 
 

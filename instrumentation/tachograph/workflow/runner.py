@@ -1,7 +1,7 @@
-"""Where a step's work is done: a seam one method wide.
+"""Runners do the work of steps.
 
-The executor decides *when* a step runs; a runner does it. `LocalRunner` does it in this process. Runs that outgrow one
-machine belong to an existing distributed engine, reached by another runner, not to a home-made one.
+The executor decides *when* a step runs, a runner *where*. `LocalRunner` runs it in this process. For runs that outgrow
+one machine, write a runner that hands the work to an existing distributed engine.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ class Runner(Protocol):
     """Does the work of one attempt."""
 
     async def run(self, handler: Handler, context: StepContext) -> Any:
-        """The step's output. Raises what the work raises; being cancelled must stop the work if it can be stopped."""
+        """The step's output. Raises what the work raises. Cancellation must stop the work if it can be stopped."""
         ...
 
 
 class LocalRunner:
-    """Async handlers on the event loop, plain ones in daemon threads."""
+    """Runs async handlers on the event loop and sync ones in daemon threads."""
 
     def __init__(self) -> None:
         self._threads = DaemonThreads()
 
     async def run(self, handler: Handler, context: StepContext) -> Any:
-        """See `Runner.run`. A plain function cannot be stopped from outside; `StepContext.is_stopping` asks it to."""
+        """See `Runner.run`. A sync handler cannot be stopped; it should check `StepContext.is_stopping`."""
         if handler.is_async:
             return await handler.function(context)
         return await self._threads.run(lambda: handler.function(context))

@@ -1,4 +1,4 @@
-"""How the steps of one execution ended, added up."""
+"""Counts of the steps of one execution by how they ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tachograph.events import StepStatus
 
 
 class StepCounts:
-    """How the steps of one execution ended, added up. Safe to use from any thread."""
+    """Counts of ended steps, and their running time. Safe to use from any thread."""
 
     __slots__ = ("completed", "failed", "lock", "skipped", "steps", "work_ns")
 
@@ -17,7 +17,7 @@ class StepCounts:
         self.steps = self.completed = self.failed = self.skipped = self.work_ns = 0
 
     def add(self, status: StepStatus, work_ns: int = 0) -> None:
-        """Count a step that ended; ``work_ns`` only where no step around it counts the same time."""
+        """Count an ended step. ``work_ns`` is zero for a step inside a step, whose time the outer one counts."""
         with self.lock:
             self.steps += 1
             self.completed += status is StepStatus.COMPLETED

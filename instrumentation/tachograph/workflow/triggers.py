@@ -1,8 +1,8 @@
 """Trigger rules: may a step run, given the outcomes of the steps before it?
 
-The names and meanings are those of Airflow, where a step that never ran because a step before it failed
-(``upstream_failed``) counts as failed, and one that a branch passed over as skipped. The decision is made when all
-steps before it are settled, so that it does not depend on timing; only ``one_success`` runs at the first success.
+Names and meanings are Airflow's: a step that never ran because a step before it failed (``upstream_failed``) counts as
+failed, a step on a branch that was not taken as skipped. The decision waits until all steps before the step have
+settled, so it does not depend on timing. Only ``one_success`` runs at the first success.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tachograph.workflow.definition import TriggerRule
 
 
 class Outcome(Enum):
-    """How a step settled, as seen by the steps after it."""
+    """How a step settled, as the steps after it see it."""
 
     SUCCESS = auto()
     FAILED = auto()
@@ -22,14 +22,14 @@ class Outcome(Enum):
 
 
 class Decision(Enum):
-    """What to do with a step now."""
+    """What to do with a step that is not skipped."""
 
     WAIT = auto()
     RUN = auto()
 
 
 class Upstream:
-    """Counts of settled outcomes before one step."""
+    """Outcomes of the steps before one step, counted."""
 
     __slots__ = ("failed", "skipped", "success", "total")
 
@@ -40,7 +40,7 @@ class Upstream:
         self.skipped = skipped
 
     def settle(self, outcome: Outcome) -> None:
-        """Count one more outcome."""
+        """Count an outcome."""
         if outcome is Outcome.SUCCESS:
             self.success += 1
         elif outcome is Outcome.FAILED:
@@ -55,7 +55,7 @@ class Upstream:
 
 
 def decide(rule: TriggerRule, upstream: Upstream) -> Decision | SkipReason:
-    """Run, wait, or skip and why."""
+    """Run the step, wait, or skip it for a reason."""
     if rule is TriggerRule.ONE_SUCCESS and upstream.success:
         return Decision.RUN
     if not upstream.is_settled:

@@ -1,4 +1,4 @@
-"""Judging a definition: every fault at once, each with a code, the place and the way out; warnings beside them."""
+"""Validates a definition: reports every fault and warning at once, each with a code, the place and the way out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tachograph.workflow.inputs import fits
 
 
 class Report(msgspec.Struct):
-    """What validation found. A definition with warnings runs; one with errors does not."""
+    """The result of validation. A definition with warnings runs; one with errors does not."""
 
     errors: list[Fault]
     warnings: list[Fault]
@@ -32,7 +32,7 @@ class Report(msgspec.Struct):
 def validate_document(
     document: bytes | str | Mapping[str, Any], handlers: HandlerRegistry | None = None
 ) -> tuple[Workflow | None, Report]:
-    """Read and judge a document. The workflow is None when there are errors."""
+    """Read and validate a document. The workflow is None if there are errors."""
     workflow, faults = read(document)
     report = validate(workflow, handlers) if workflow is not None else Report([], [])
     report.errors[:0] = faults
@@ -40,7 +40,7 @@ def validate_document(
 
 
 def validate(workflow: Workflow, handlers: HandlerRegistry | None = None) -> Report:
-    """Judge a definition's variables, graph, conditions, trigger rules and (given a registry) handlers."""
+    """Validate a definition's variables, graph, conditions, trigger rules and (given a registry) handlers."""
     report = Report([], [])
     _variables(workflow, report)
     if not workflow.steps:
@@ -69,13 +69,17 @@ def _variables(workflow: Workflow, report: Report) -> None:
             )
         seen.setdefault(variable.name, i)
         if variable.default_value is not None and not fits(variable.default_value, variable.data_type):
-            found = f"{type(variable.default_value).__name__} {variable.default_value!r:.60}"
+            actual = f"{type(variable.default_value).__name__} {variable.default_value!r:.60}"
             report.errors.append(
-                Fault("wrong_type", f"{at}.default_value", f"expected {variable.data_type}, not {found}")
+                Fault("wrong_type", f"{at}.default_value", f"expected {variable.data_type}, not {actual}")
             )
         if variable.name in ("inputs", "steps"):
             report.errors.append(
-                Fault("reserved_name", f"{at}.name", f'"{variable.name}" is what conditions call all of them')
+                Fault(
+                    "reserved_name",
+                    f"{at}.name",
+                    f'"{variable.name}" is reserved: conditions use it for all {variable.name}',
+                )
             )
 
 
@@ -92,16 +96,16 @@ def _names(workflow: Workflow, report: Report) -> None:
 def _dependencies(workflow: Workflow, graph: Graph, report: Report) -> None:
     stands_in: dict[str, str] = {}
     for i, step in enumerate(workflow.steps):
-        named: set[str] = set()
+        seen: set[str] = set()
         for j, name in enumerate(step.depends_on_steps):
             at = f"steps[{i}].depends_on_steps[{j}]"
             if name not in graph.positions:
                 hint = did_you_mean(name, graph.positions)
                 message = f'step "{step.name}" depends on "{name}", which is not a step of this workflow{hint}'
                 report.errors.append(Fault("unknown_dependency", at, message))
-            elif name in named:
-                report.warnings.append(Fault("repeated_dependency", at, f'"{name}" is named twice; once is enough'))
-            named.add(name)
+            elif name in seen:
+                report.warnings.append(Fault("repeated_dependency", at, f'"{name}" is listed twice; once is enough'))
+            seen.add(name)
         if step.fallback_step is not None:
             _fallback(i, step, graph, stands_in, report)
         rule = step.trigger_rule
@@ -137,7 +141,7 @@ def _conditions(workflow: Workflow, graph: Graph, report: Report) -> None:
             report.errors.append(Fault("bad_condition", at, str(error)))
             continue
         for name in sorted(condition.variables - variables - {"inputs", "steps"}):
-            message = f'the condition reads "{name}", which is no variable{did_you_mean(name, variables)}'
+            message = f'the condition reads "{name}", which is not a variable{did_you_mean(name, variables)}'
             if name in graph.positions:
                 message += f'; the outcome of step "{name}" is steps.{name}.output'
             report.errors.append(Fault("unknown_variable", at, message))
@@ -150,7 +154,7 @@ def _conditions(workflow: Workflow, graph: Graph, report: Report) -> None:
                 message = f'the condition reads step "{name}", which is not a step of this workflow{hint}'
             else:
                 message = (
-                    f'the condition reads step "{name}", which has no outcome yet when "{step.name}" is due; '
+                    f'the condition reads step "{name}", which may not have settled when "{step.name}" is due; '
                     "add it to depends_on_steps"
                 )
             report.errors.append(Fault("unreachable_condition", at, message))
@@ -164,14 +168,16 @@ def _handlers(workflow: Workflow, handlers: HandlerRegistry, report: Report) -> 
                 message = f'step "{step.name}" names no handler and will do nothing (noop)'
                 report.warnings.append(Fault("no_handler", at, message))
             continue
-        found = handlers.find(step.handler)
-        if found is None:
+        handler = handlers.find(step.handler)
+        if handler is None:
             hint = did_you_mean(step.handler, handlers.names())
-            message = f'step "{step.name}" wants handler "{step.handler}", which is not registered{hint}'
+            message = f'step "{step.name}" uses handler "{step.handler}", which is not registered{hint}'
             report.errors.append(Fault("unknown_handler", at, message))
-        elif not handlers.is_allowed(found):
-            message = f'handler "{step.handler}" is off; whoever starts the process can allow it ({found.how_to_allow})'
+        elif not handlers.is_allowed(handler):
+            message = (
+                f'handler "{step.handler}" is disabled; allow it when starting the process ({handler.how_to_allow})'
+            )
             report.errors.append(Fault("handler_not_allowed", at, message))
         else:
-            for key, message in found.config_faults(step.config):
+            for key, message in handler.config_faults(step.config):
                 report.errors.append(Fault("bad_config", f"steps[{i}].config{key}", message))

@@ -1,7 +1,7 @@
-"""Real workflow runs as definitions: WfFormat 1.5 (https://github.com/wfcommons/WfFormat).
+"""Recorded workflow runs as definitions: reads WfFormat 1.5 (https://github.com/wfcommons/WfFormat).
 
-``workflow.specification.tasks`` says what depends on what (``parents``), ``workflow.execution.tasks`` how long each
-task really took (``runtimeInSeconds``). Every task becomes a step that sleeps that long, divided by a speed.
+``workflow.specification.tasks`` holds the dependencies (``parents``), ``workflow.execution.tasks`` the time each task
+took (``runtimeInSeconds``). Every task becomes a step that sleeps for that time, divided by the speed.
 """
 
 from __future__ import annotations
@@ -55,41 +55,43 @@ def is_wfformat(document: Mapping[str, Any]) -> bool:
 def from_wfformat(document: bytes, *, speed: float = 1.0) -> Workflow:
     """The run as a definition whose steps take the recorded time divided by ``speed``.
 
-    Raises `InvalidWorkflow` when the document is no WfFormat 1.5, or names tasks that are not there.
+    Raises `InvalidWorkflow` if the document is not WfFormat 1.5 or names unknown tasks.
     """
     try:
-        found = msgspec.json.decode(document, type=_Document)
+        recording = msgspec.json.decode(document, type=_Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"not a WfFormat 1.5 document: {error}"
         raise InvalidWorkflow([Fault("not_wfformat", "", message)]) from None
-    if found.schema_version != "1.5":
-        message = f"this is WfFormat {found.schema_version}; version 1.5 is read"
+    if recording.schema_version != "1.5":
+        message = f"this is WfFormat {recording.schema_version}; only version 1.5 is supported"
         raise InvalidWorkflow([Fault("wrong_version", "schemaVersion", message)])
-    tasks = found.workflow.specification.tasks
-    known = {task.id for task in tasks}
+    tasks = recording.workflow.specification.tasks
+    task_ids = {task.id for task in tasks}
     faults = []
     for i, task in enumerate(tasks):
         for j, parent in enumerate(task.parents):
-            if parent not in known:
+            if parent not in task_ids:
                 at = f"workflow.specification.tasks[{i}].parents[{j}]"
-                message = f'task "{task.id}" names parent "{parent}", which is no task{did_you_mean(parent, known)}'
+                message = (
+                    f'task "{task.id}" names parent "{parent}", which is not a task{did_you_mean(parent, task_ids)}'
+                )
                 faults.append(Fault("unknown_dependency", at, message))
     if faults:
-        raise InvalidWorkflow(faults, name=found.name)
-    took = {task.id: max(0.0, task.runtime) for task in found.workflow.execution.tasks}
+        raise InvalidWorkflow(faults, name=recording.name)
+    runtimes = {task.id: max(0.0, task.runtime) for task in recording.workflow.execution.tasks}
     steps = tuple(
         Step(
             name=task.id,
             step_order=i + 1,
             depends_on_steps=tuple(dict.fromkeys(task.parents)),
-            config={"handler": "sleep", "seconds": took.get(task.id, 0.0) / speed},
-            metadata={"task": task.name, "runtime_seconds": took.get(task.id, 0.0)},
+            config={"handler": "sleep", "seconds": runtimes.get(task.id, 0.0) / speed},
+            metadata={"task": task.name, "runtime_seconds": runtimes.get(task.id, 0.0)},
         )
         for i, task in enumerate(tasks)
     )
     return Workflow(
-        name=found.name.removesuffix(".json")[:200] or "replay",
-        description=found.description,
+        name=recording.name.removesuffix(".json")[:200] or "replay",
+        description=recording.description,
         metadata={"source": "WfFormat 1.5", "speed": speed},
         steps=steps,
     )

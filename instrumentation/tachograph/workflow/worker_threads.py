@@ -1,7 +1,7 @@
-"""Plain functions off the event loop, in daemon threads.
+"""Runs sync functions off the event loop, in daemon threads.
 
-Unlike `concurrent.futures`, a function that cannot be stopped (its step timed out) keeps neither a pool's place nor
-the interpreter's exit. Idle threads are used again; how many run at once is the executor's limit, not this room's.
+Unlike in `concurrent.futures`, a function that cannot be stopped (its step timed out) occupies no slot of a pool and
+does not delay the interpreter's exit. Idle threads are reused. The executor limits how many run at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Job:
     def _deliver(self, result: Any, error: BaseException | None) -> None:
         def settle() -> None:
             if self.future.done():
-                return  # Nobody waits any more: timed out or cancelled.
+                return  # The caller timed out or was cancelled.
             if isinstance(error, StopIteration):
                 self.future.set_exception(RuntimeError("the handler raised StopIteration"))
             elif error is not None:
@@ -49,11 +49,11 @@ class _Job:
         try:
             self.loop.call_soon_threadsafe(settle)
         except RuntimeError:
-            return  # The loop is closed: the process is on its way out.
+            return  # The loop is closed: the process is exiting.
 
 
 class DaemonThreads:
-    """Runs functions in daemon threads that are reused while they are idle."""
+    """Runs functions in daemon threads; idle threads are reused."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
@@ -61,9 +61,9 @@ class DaemonThreads:
         self._idle = 0
 
     async def run(self, call: Callable[[], T]) -> T:
-        """What ``call`` returns or raises, called in a thread within a copy of the current context.
+        """Call the function in a thread, in a copy of the current context; return or raise what it does.
 
-        When the caller is cancelled the function goes on, and its result is thrown away.
+        When the caller is cancelled, the function runs on and its result is discarded.
         """
         job = _Job(call, asyncio.get_running_loop())
         with self._lock:
@@ -82,7 +82,7 @@ class DaemonThreads:
                 job = self._jobs.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
                 with self._lock:
-                    # A job may have been put for this thread between the two.
+                    # A job for this thread may have arrived since the timeout.
                     if self._idle == 0:
                         continue
                     self._idle -= 1

@@ -22,7 +22,8 @@ from tachograph.events import (
     StepStatus,
 )
 from tachograph.identity import ExecutionRef, workflow_id
-from tachograph_exporter.ingest.assembly.events import OUTCOMES, failure_of, start_of, step_events
+from tachograph.workflow.attempts import start_of
+from tachograph_exporter.ingest.assembly.events import OUTCOMES, failure_of, step_events
 from tachograph_exporter.ingest.assembly.steps import (
     NAME_LIMIT,
     AssembledStep,

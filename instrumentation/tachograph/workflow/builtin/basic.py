@@ -16,23 +16,23 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 @registry.register("noop")
 async def noop(_context: StepContext) -> None:
-    """Do nothing, at once."""
+    """Do nothing."""
 
 
 class SleepConfig(msgspec.Struct):
-    """``seconds``: how long."""
+    """``seconds``: how long to sleep."""
 
     seconds: Seconds
 
 
 @registry.register("sleep", config=SleepConfig)
 async def sleep(context: StepContext) -> None:
-    """Wait ``config.seconds``."""
+    """Sleep for ``config.seconds``."""
     await asyncio.sleep(context.parse_config(SleepConfig).seconds)
 
 
 class FailConfig(msgspec.Struct):
-    """``times``: fail that many first attempts, then succeed; without it every attempt fails."""
+    """``times``: how many attempts fail before one succeeds. By default every attempt fails."""
 
     message: str = "this step fails on purpose"
     times: Annotated[int, msgspec.Meta(ge=0)] | None = None
@@ -40,7 +40,7 @@ class FailConfig(msgspec.Struct):
 
 @registry.register("fail", config=FailConfig)
 async def fail(context: StepContext) -> dict[str, int]:
-    """Fail with ``config.message``, always or the first ``config.times`` attempts."""
+    """Fail with ``config.message``: always, or in the first ``config.times`` attempts."""
     config = context.parse_config(FailConfig)
     if config.times is None or context.attempt <= config.times:
         raise StepFailed(config.message)

@@ -1,4 +1,4 @@
-"""The handler ``http``: one HTTP request."""
+"""The handler ``http``: sends one HTTP request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BODY_LIMIT: Final = 1_000_000
 
 
 class HttpConfig(msgspec.Struct):
-    """``json`` is sent as the body when given; ``timeout_seconds`` bounds the whole call."""
+    """``json`` is sent as the body if set; ``timeout_seconds`` limits each network operation."""
 
     url: str
     method: str = "GET"
@@ -28,7 +28,7 @@ class HttpConfig(msgspec.Struct):
     timeout_seconds: Seconds = 30.0
 
 
-class _NoOtherSchemes(urllib.request.HTTPRedirectHandler):
+class _HttpRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         try:
             _check_scheme(newurl)
@@ -40,15 +40,15 @@ class _NoOtherSchemes(urllib.request.HTTPRedirectHandler):
 
 def _check_scheme(url: str) -> None:
     if urlsplit(url).scheme not in ("http", "https"):
-        raise DoNotRetry(f"the http handler speaks http and https only, not {urlsplit(url).scheme or 'nothing'!r}")
+        raise DoNotRetry(f"the http handler supports http and https only, not {urlsplit(url).scheme or 'nothing'!r}")
 
 
 @registry.register("http", config=HttpConfig)
 def http(context: StepContext) -> dict[str, Any]:
-    """Call ``config.url``; the output is ``{"status", "body"}``, JSON decoded.
+    """Request ``config.url``; the output is ``{"status", "body"}``, with a JSON body decoded.
 
-    The step's trace context goes along (``traceparent``). An answer of 400 to 499 fails at once (no retry) except
-    408, 425 and 429; other errors may be retried.
+    The request carries the step's trace context (``traceparent``). A response status of 400 to 499 fails without a
+    retry, except 408, 425 and 429; other errors may be retried.
     """
     config = context.parse_config(HttpConfig)
     _check_scheme(config.url)
@@ -58,7 +58,7 @@ def http(context: StepContext) -> dict[str, Any]:
         data = msgspec.json.encode(config.json)
         headers.setdefault("Content-Type", "application/json")
     request = urllib.request.Request(config.url, data=data, headers=headers, method=config.method.upper())  # noqa: S310
-    opener = urllib.request.build_opener(_NoOtherSchemes)
+    opener = urllib.request.build_opener(_HttpRedirects)
     try:
         with opener.open(request, timeout=config.timeout_seconds) as response:
             body = response.read(_BODY_LIMIT + 1)

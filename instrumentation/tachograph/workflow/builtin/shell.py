@@ -1,4 +1,4 @@
-"""The handler ``shell``: one command; off unless allowed at start."""
+"""The handler ``shell``: runs one command. Disabled unless allowed when the process starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OUTPUT_LIMIT: Final = 64_000
 
 
 class ShellConfig(msgspec.Struct):
-    """``command``: a line for ``/bin/sh``, or a list that is run as it is."""
+    """``command``: a command line for ``/bin/sh``, or a list of arguments that is run without a shell."""
 
     command: str | list[str]
     env: dict[str, str] = {}
@@ -28,10 +28,10 @@ class ShellConfig(msgspec.Struct):
 
 @registry.register("shell", config=ShellConfig, dangerous=True)
 async def shell(context: StepContext) -> dict[str, Any]:
-    """Run ``config.command``; the output is ``{"exit_code", "stdout", "stderr"}``, the texts cut to their end.
+    """Run ``config.command``; the output is ``{"exit_code", "stdout", "stderr"}``. Of long texts the end is kept.
 
-    The step's trace context goes along as ``TRACEPARENT``. A non-zero exit code fails the step. When the step is
-    cancelled or times out, the command and all it started are killed.
+    The command gets the step's trace context as ``TRACEPARENT``. A non-zero exit code fails the step. When the step is
+    cancelled or times out, the command and all processes it started are killed.
     """
     config = context.parse_config(ShellConfig)
     if not config.command:

@@ -1,0 +1,213 @@
+"""The attempts of one step: moments go in, events with their waits come out.
+
+From its origin (the start of the execution, or of the step around it) to its end a step is always doing one of four
+things: waiting for dependencies, queueing for a slot, running, or backing off before the next attempt. Every moment
+books the time since the previous one to what the step was doing, so the four totals add up to the time from the
+origin to the end. The executor, decorated code,
+lost executions and ingested spans all use it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tachograph.events import Failure, StepFinished, StepReady, StepRetrying, StepStarted, StepStatus
+from tachograph.identity import StepRef
+
+_WAITING: Final = 0
+_QUEUED: Final = 1
+_RUNNING: Final = 2
+_BACKING_OFF: Final = 3
+
+
+class StepAttempts:
+    """Accounts for the attempts of one step. All moments are unix nanoseconds.
+
+    A moment before the previous one (clocks of several machines) counts as no time.
+
+    Attributes:
+        attempt: number of the latest attempt, counted from 1; 0 before the first.
+        started_ns: start of the first attempt, None before it.
+        attempt_started_ns: start of the latest attempt.
+        run_ns: running time of all attempts that have ended.
+    """
+
+    __slots__ = (
+        "_activity", "_backoff_ns", "_dependency_ns", "_inputs", "_last_backoff_ns", "_last_queue_ns",
+        "_next_backoff_ns", "_queue_ns", "_since_ns", "attempt", "attempt_started_ns", "run_ns", "started_ns", "step",
+    )  # fmt: skip
+
+    def __init__(self, step: StepRef, origin_ns: int) -> None:
+        self.step = step
+        self.attempt = 0
+        self.started_ns: int | None = None
+        self._activity = _WAITING
+        self._since_ns = origin_ns
+        self.run_ns = self._dependency_ns = self._queue_ns = self._backoff_ns = self._next_backoff_ns = 0
+
+    @classmethod
+    def resumed(
+        cls,
+        step: StepRef,
+        *,
+        attempt: int,
+        started_ns: int,
+        attempt_started_ns: int,
+        since_ns: int,
+        is_running: bool,
+        dependency_ns: int = 0,
+        queue_ns: int = 0,
+        backoff_ns: int = 0,
+        inputs: str | None = None,
+    ) -> StepAttempts:
+        """The attempts of a step as they were stored: running, or between two attempts.
+
+        ``since_ns`` is the moment up to which time is already booked. ``queue_ns`` and ``backoff_ns`` are the latest
+        attempt's own and stand for the totals, too.
+        """
+        attempts = cls(step, since_ns)
+        attempts.attempt = attempt
+        attempts.started_ns = started_ns
+        attempts.attempt_started_ns = attempt_started_ns
+        attempts._activity = _RUNNING if is_running else _BACKING_OFF
+        attempts._dependency_ns = dependency_ns
+        attempts._queue_ns = attempts._last_queue_ns = queue_ns
+        attempts._backoff_ns = attempts._last_backoff_ns = backoff_ns
+        attempts._inputs = inputs
+        return attempts
+
+    def _elapsed(self, now_ns: int) -> int:
+        elapsed = now_ns - self._since_ns
+        self._since_ns = now_ns
+        return max(0, elapsed)
+
+    def ready(self, now_ns: int) -> StepReady:
+        """The dependencies are met; from now on the step waits for a slot."""
+        self._dependency_ns = self._elapsed(now_ns)
+        self._activity = _QUEUED
+        return StepReady(step=self.step, time_ns=now_ns)
+
+    def backed_off(self, now_ns: int) -> None:
+        """The backoff has passed; from now on the step waits for a slot."""
+        self._next_backoff_ns = elapsed = self._elapsed(now_ns)
+        self._backoff_ns += elapsed
+        self._activity = _QUEUED
+
+    def started(self, now_ns: int, inputs: str | None = None, *, attempt: int | None = None) -> StepStarted:
+        """An attempt starts: the next one, or the one with the number ``attempt``.
+
+        Without `ready` or `backed_off` before it, all the time since the origin was spent on dependencies, and all
+        the time since the previous attempt on backing off.
+        """
+        activity, elapsed = self._activity, now_ns - self._since_ns
+        if elapsed < 0:
+            elapsed = 0
+        queue_ns, backoff_ns = 0, self._next_backoff_ns
+        if activity == _QUEUED:
+            queue_ns = elapsed
+            self._queue_ns += elapsed
+        elif activity == _WAITING:
+            self._dependency_ns = elapsed
+        else:
+            # Backing off; or the end of the previous attempt is unknown, and nothing proves that it ran for any time.
+            backoff_ns = elapsed
+            self._backoff_ns += elapsed
+        self._activity = _RUNNING
+        self._since_ns = self.attempt_started_ns = now_ns
+        self._last_queue_ns = queue_ns
+        self._last_backoff_ns = backoff_ns
+        self._next_backoff_ns = 0
+        self.attempt = attempt = self.attempt + 1 if attempt is None else attempt
+        if self.started_ns is None:
+            self.started_ns = now_ns
+        self._inputs = inputs
+        return StepStarted(
+            step=self.step,
+            time_ns=now_ns,
+            attempt=attempt,
+            dependency_ns=self._dependency_ns if attempt == 1 else 0,
+            queue_ns=queue_ns,
+            backoff_ns=backoff_ns,
+            inputs=inputs,
+        )
+
+    def retrying(self, now_ns: int, status: StepStatus, delay_ns: int, failure: Failure) -> StepRetrying:
+        """The running attempt ends with ``status``; another one is due after ``delay_ns``."""
+        self.run_ns += self._elapsed(now_ns)
+        self._activity = _BACKING_OFF
+        return StepRetrying(
+            step=self.step,
+            time_ns=now_ns,
+            attempt=self.attempt,
+            status=status,
+            started_ns=self.attempt_started_ns,
+            delay_ns=delay_ns,
+            failure=failure,
+            dependency_ns=self._dependency_ns if self.attempt == 1 else 0,
+            queue_ns=self._last_queue_ns,
+            backoff_ns=self._last_backoff_ns,
+        )
+
+    def finished(
+        self,
+        now_ns: int,
+        status: StepStatus,
+        failure: Failure | None = None,
+        output: str | None = None,
+        *,
+        attempt_ended_ns: int | None = None,
+    ) -> StepFinished:
+        """The step ends: with its running attempt, or stopped between two attempts.
+
+        ``attempt_ended_ns`` is given where the end of the last attempt is known apart from the end of the step (spans
+        tell both). Such attempts may overlap or outlast the step, so the running time is limited to the step's
+        duration, and the rest of the duration is backoff.
+        """
+        activity = self._activity
+        started_ns = self.started_ns
+        assert started_ns is not None  # noqa: S101 - a step that never started is skipped
+        if attempt_ended_ns is not None:
+            duration_ns = now_ns - started_ns
+            run_ns = self.run_ns + self._elapsed(attempt_ended_ns)
+            self.run_ns = min(run_ns, duration_ns)
+            self._backoff_ns = max(0, duration_ns - run_ns)
+        elif activity == _RUNNING:
+            self.run_ns += self._elapsed(now_ns)
+        elif activity == _QUEUED:
+            self._queue_ns += self._elapsed(now_ns)
+        else:
+            self._backoff_ns += self._elapsed(now_ns)
+        return StepFinished(
+            step=self.step,
+            time_ns=now_ns,
+            status=status,
+            attempt=self.attempt,
+            started_ns=started_ns,
+            attempt_started_ns=self.attempt_started_ns,
+            dependency_ns=self._dependency_ns,
+            queue_ns=self._queue_ns,
+            backoff_ns=self._backoff_ns,
+            run_ns=self.run_ns,
+            last_queue_ns=self._last_queue_ns,
+            last_backoff_ns=self._last_backoff_ns,
+            between_attempts=activity != _RUNNING,
+            failure=failure,
+            inputs=self._inputs,
+            output=output,
+        )
+
+
+def start_of(event: StepRetrying | StepFinished) -> StepStarted:
+    """The start of the attempt that ``event`` ends."""
+    if isinstance(event, StepRetrying):
+        started_ns, queue_ns, backoff_ns = event.started_ns, event.queue_ns, event.backoff_ns
+    else:
+        started_ns, queue_ns, backoff_ns = event.attempt_started_ns, event.last_queue_ns, event.last_backoff_ns
+    return StepStarted(
+        step=event.step,
+        time_ns=started_ns,
+        attempt=event.attempt,
+        dependency_ns=event.dependency_ns if event.attempt == 1 else 0,
+        queue_ns=queue_ns,
+        backoff_ns=backoff_ns,
+    )
