@@ -1,7 +1,7 @@
 """The event vocabulary: what can happen to an execution and its steps, as immutable values.
 
-Every view of a run (spans, metrics, rows, stream) is derived from these events alone. Applying an event twice, or out of
-order, gives the same final state, so a *finished* event repeats the times, waits and attempt of its *started* event.
+Every view of a run (spans, metrics, rows, stream) is derived from these events alone. Applying an event twice, or out
+of order, gives the same final state, so a *finished* event repeats the times, waits and attempt of its *started* event.
 
 ``time_ns`` and other ``*_ns`` fields that name a moment are unix nanoseconds from one `AnchoredClock` per execution.
 Durations are nanoseconds and equal the difference of their two moments, so every view computes the same value.

@@ -12,7 +12,7 @@ MAX_ENTRIES: Final = 200_000
 
 
 class Entry(NamedTuple):
-    """One step as a listener saw it; ``attempts`` is 0 for a skipped step. The execution's own entry has the id ``""``."""
+    """A step as a listener saw it; ``attempts`` is 0 for a skipped one. The execution's own entry has the id ``""``."""
 
     status: str
     attempts: int

@@ -236,7 +236,7 @@ async def counted(api: Api) -> dict[str, float]:
 async def test_engines_traces_become_timelines_however_they_arrive(
     api: Api, engine: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tachograph_exporter.ingest.span_store.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("tachograph_exporter.ingest.trace_executions.QUIET_SECONDS", 0.0)
     spans, said, steps = ENGINES[engine]
     # As processes export them: each when it has ended, what is inside before what is around it.
     spans = sorted(spans, key=lambda one: (one.end_time_unix_nano, not one.parent_span_id))

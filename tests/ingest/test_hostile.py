@@ -25,7 +25,7 @@ from tests.conftest import Api, serve
 from tachograph.clock import NS
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
-from tachograph_exporter.ingest import span_store
+from tachograph_exporter.ingest import span_rows, span_store
 from tachograph_exporter.ingest.assembly.executions import assemble
 from tachograph_exporter.ingest.spans import BadRequest, SpanRecord, parse, records
 
@@ -161,8 +161,8 @@ async def test_a_body_that_is_no_request_is_refused(
 async def test_a_trace_of_a_hundred_thousand_spans_is_kept_and_read_later(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(span_store, "_LATER_SECONDS", 0.0)
-    monkeypatch.setattr(span_store, "_PER_SECOND", 10**12)
+    monkeypatch.setattr(span_rows, "LATER_SECONDS", 0.0)
+    monkeypatch.setattr(span_rows, "SPANS_PER_SECOND", 10**12)
     count = 100_000
     request = ExportTraceServiceRequest()
     scope = request.resource_spans.add().scope_spans.add()
@@ -186,7 +186,7 @@ async def test_a_trace_of_a_hundred_thousand_spans_is_kept_and_read_later(
     found = await timeline(api)
     assert (found["workflow_name"], found["status"]) == ("deep", "completed")
     assert found["step_count"] == sum(parent == 1 for parent in parents)
-    monkeypatch.setattr(span_store, "MAX_OF_TRACE", count)
+    monkeypatch.setattr(span_store, "MAX_TRACE_SPANS", count)
     one_more = scope.spans.add(
         trace_id=b"\x01" * 16, span_id=b"\x09" * 8, name="late", start_time_unix_nano=T0, end_time_unix_nano=T0
     )

@@ -1,4 +1,4 @@
-"""Events as Prometheus metrics; and Tachograph's own."""
+"""Events as Prometheus metrics, and Tachograph's self-monitoring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.conftest import make_execution, make_step
 
 from tachograph import METRICS, MetricsListener, Recorder
 from tachograph.clock import NS
-from tachograph.events import StepMeasured
+from tachograph.events import StepFinished, StepMeasured, StepStarted, StepStatus
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.workflow import Backoff, Executor, HandlerRegistry, StepContext, WorkflowBuilder, registry
@@ -110,6 +110,18 @@ async def test_running_steps_are_counted_on_while_other_executions_end(
     await task
     recorder.flush()
     assert value(prometheus, "workflow_steps_running") == 0
+
+
+def test_a_lost_step_leaves_the_gauge_once_and_only_where_its_start_was_counted() -> None:
+    registry = CollectorRegistry()
+    listener = MetricsListener(registry)
+    seen, unseen = (make_step(make_execution("w"), name) for name in ("seen", "unseen"))
+    listener(StepStarted(step=seen, time_ns=1))
+    assert value(registry, "workflow_steps_running") == 1
+    for step in (seen, unseen):
+        for status in (StepStatus.LOST, StepStatus.COMPLETED):
+            listener(StepFinished(step=step, time_ns=3, status=status, attempt=1, started_ns=1, attempt_started_ns=1))
+            assert value(registry, "workflow_steps_running") == 0
 
 
 async def test_every_metric_named_in_the_code_is_exposed_with_its_labels_and_no_other(

@@ -57,7 +57,9 @@ class SpanSink(Protocol):
 
 
 # What to do before, the queues to put into, and what to do after.
-_Route: TypeAlias = tuple[Callable[[Any], None] | None, tuple[Callable[[Event], None], ...], Callable[[Any], None] | None]
+_Route: TypeAlias = tuple[
+    Callable[[Any], None] | None, tuple[Callable[[Event], None], ...], Callable[[Any], None] | None
+]
 
 
 class Recorder:

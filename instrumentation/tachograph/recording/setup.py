@@ -174,7 +174,7 @@ def default_workspace() -> str:
 
 
 def open_store(url: str) -> BatchListener:
-    """Open the durable store at a database URL. It is found by entry point, so this package never imports the service."""
+    """Open the durable store at a database URL, found by entry point so that this package never imports the service."""
     for entry in metadata.entry_points(group=_STORE_ENTRY_POINTS):
         try:
             opener = entry.load()
