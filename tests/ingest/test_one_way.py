@@ -89,10 +89,10 @@ async def test_a_lost_ingested_execution_leaves_the_gauges_at_once_and_ends_as_l
 async def test_ingested_and_lost_events_are_counted_and_delivered_to_each_listener(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = api.service.recorder.subscribe()
+    subscription = api.service.recorder.subscribe()
     delivered = "tachograph_events_delivered_total"
     await sent(api, *PLAIN)
-    events = heard.drain()
+    events = subscription.drain()
     assert {event.execution.origin for event in events} == {Origin.INGESTED}
     kinds = (ExecutionStarted, StepStarted, StepFinished, ExecutionFinished)
     assert [sum(type(event) is kind for event in events) for kind in kinds] == [1, 2, 2, 1]
@@ -105,7 +105,7 @@ async def test_ingested_and_lost_events_are_counted_and_delivered_to_each_listen
     before = await metric(api, "tachograph_events_total")
     assert before == 7
     await lose(api, monkeypatch)
-    (*_, end) = heard.drain()
+    (*_, end) = subscription.drain()
     assert (type(end), end.execution.origin) == (ExecutionFinished, Origin.INGESTED)
     assert await metric(api, "tachograph_events_total") == 8
     for listener in ("metrics", "store", "events"):
@@ -126,17 +126,17 @@ async def counters(api: Api) -> dict[Any, float]:
 
 @pytest.mark.parametrize("spans", [PLAIN, OPEN], ids=["ended", "running"])
 async def test_a_retried_request_changes_no_counter(api: Api, spans: list[Span]) -> None:
-    heard = api.service.recorder.subscribe()
+    subscription = api.service.recorder.subscribe()
     await sent(api, *spans)
     before = await counters(api)
-    assert heard.drain()
+    assert subscription.drain()
     await sent(api, *spans)
     assert await counters(api) == before
-    assert heard.drain() == []
+    assert subscription.drain() == []
 
 
 async def test_the_stream_and_subscribers_hear_ingested_events_once(api: Api) -> None:
-    heard = api.service.recorder.subscribe()
+    subscription = api.service.recorder.subscribe()
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{api.address}/ws/workflows/stream") as socket:
         first = msgspec.json.decode(await socket.receive_str(timeout=15))
         assert first["event_type"] == "connected"
@@ -152,14 +152,14 @@ async def test_the_stream_and_subscribers_hear_ingested_events_once(api: Api) ->
         "workflow_completed", "workflow_completed", "workflow_started", "workflow_started",
     ]  # fmt: skip
     assert len({message["sequence"] for message in messages}) == len(messages)
-    events: list[Event] = heard.drain()
+    events: list[Event] = subscription.drain()
     assert len(events) == len(messages)
 
 
 async def test_exported_spans_hold_no_ingested_execution(api: Api, exported: InMemorySpanExporter) -> None:
     await sent(api, *PLAIN)
-    await sent(api, *[span(one.name, i + 20, 20 if i else 0, i, i + 1, trace=2) for i, one in enumerate(PLAIN)])
+    await sent(api, *[span(plain.name, i + 20, 20 if i else 0, i, i + 1, trace=2) for i, plain in enumerate(PLAIN)])
     await api.call("POST", "/api/workflows", {"name": "own", "steps": [{"name": "a"}]})
     await api.run("own")
     await asyncio.to_thread(api.service.recorder.flush)
-    assert {found.name for found in exported.get_finished_spans()} == {"run own", "a"}
+    assert {span.name for span in exported.get_finished_spans()} == {"run own", "a"}

@@ -51,10 +51,10 @@ def test_a_stalled_listener_blocks_nobody_and_what_does_not_fit_is_counted() -> 
     collector = Collector()
     collector.refuse = lambda events: _wait(release)
     queue = ListenerQueue("test", collector, queue_limit=100)
-    begun = time.monotonic()
+    started = time.monotonic()
     for number in range(1000):
         queue.put(heartbeat(number))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - started < 5
     assert not queue.flush(0.05)
     release.set()
     assert queue.flush(10)

@@ -35,9 +35,9 @@ async def test_a_stalled_listener_delays_neither_the_run_nor_the_other_listeners
     release = threading.Event()
     recorder.add("stalled", lambda event: release.wait(20) and None)  # type: ignore[arg-type]
     loop = asyncio.get_running_loop()
-    begun = loop.time()
+    started = loop.time()
     result = await Executor(recorder).run(FLOW)
-    assert loop.time() - begun < 5
+    assert loop.time() - started < 5
     assert result.status == "completed"
     recorder.queues["test"].flush(5)
     assert len(events) == 8
