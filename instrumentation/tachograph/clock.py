@@ -1,4 +1,4 @@
-"""Times: unix nanoseconds, from a clock that never steps back during an execution."""
+"""Unix nanoseconds from a clock that never steps back during an execution."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ NS: Final = 1_000_000_000
 
 
 class Clock(Protocol):
-    """Anything that tells unix nanoseconds."""
+    """Returns the current time in unix nanoseconds."""
 
     def __call__(self) -> int: ...
 
 
 class AnchoredClock:
-    """Unix nanoseconds that never step back: the wall clock read once, the monotonic clock added from then on.
+    """Unix nanoseconds that never step back: the wall clock at creation plus monotonic time since.
 
-    One clock serves one execution, so its times are consistent even when the machine's clock is set meanwhile.
+    Each execution has its own, so its times stay consistent when the machine's clock is adjusted meanwhile.
     """
 
     __slots__ = ("_offset",)

@@ -1,12 +1,10 @@
-"""The vocabulary: what can happen to an execution and its steps, as immutable values.
+"""The event vocabulary: what can happen to an execution and its steps, as immutable values.
 
-Every view of a run (spans, metrics, rows, stream) is made from these events and from nothing else. Applying an event
-twice, or a later one first, must lead to the same final state, so a *finished* event repeats what the *started* one
-said (times, waits, attempt).
+Every view of a run (spans, metrics, rows, stream) is derived from these events alone. Applying an event twice, or out
+of order, gives the same final state, so a *finished* event repeats the times, waits and attempt of its *started* event.
 
-Times are unix nanoseconds (``time_ns`` and every ``*_ns`` that names a moment) taken from one `AnchoredClock` per
-execution; durations are nanoseconds too and equal the difference of the moments they lie between, so no view has to
-choose between two clocks.
+``time_ns`` and other ``*_ns`` fields that name a moment are unix nanoseconds from one `AnchoredClock` per execution.
+Durations are nanoseconds and equal the difference of their two moments, so every view computes the same value.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from tachograph.identity import ExecutionRef, StepRef
 
 
 class ExecutionStatus(StrEnum):
-    """Where an execution stands. ``lost``: its process died, no heartbeat came within the lease."""
+    """An execution's status. ``lost``: its process died or sent no heartbeat within the lease."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -32,12 +30,12 @@ class ExecutionStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing more can happen to the execution (``lost`` yields only to a real outcome)."""
+        """Whether the execution has ended. ``lost`` may still be replaced by a real outcome."""
         return self not in _OPEN_EXECUTION
 
 
 class StepStatus(StrEnum):
-    """Where a step stands. ``retrying``: an attempt failed and another one is due."""
+    """A step's status. ``retrying``: an attempt failed and another is due."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -51,32 +49,37 @@ class StepStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing more can happen to the step (``lost`` yields only to a real outcome)."""
+        """Whether the step has ended. ``lost`` may still be replaced by a real outcome."""
         return self not in _OPEN_STEP
 
 
 _OPEN_EXECUTION: Final = frozenset({ExecutionStatus.PENDING, ExecutionStatus.RUNNING})
 _OPEN_STEP: Final = frozenset({StepStatus.PENDING, StepStatus.RUNNING, StepStatus.RETRYING})
 
+FAILED: Final[frozenset[str]] = frozenset({"failed", "timeout"})
+"""Statuses of steps and attempts that count as failed, for instance in ``failed_step_count``."""
+UNSUCCESSFUL: Final[frozenset[str]] = FAILED | {"lost"}
+"""Statuses that count against a success rate. ``cancelled`` is neither a success nor a failure."""
+
 
 class SkipReason(StrEnum):
-    """Why a step never started."""
+    """Why a step did not start."""
 
     CONDITION = "condition"
     """Its condition was false."""
     UPSTREAM_SKIPPED = "upstream_skipped"
-    """Its trigger rule could not be met because steps before it were skipped."""
+    """Its trigger rule cannot be met because upstream steps were skipped."""
     UPSTREAM_FAILED = "upstream_failed"
-    """Its trigger rule could not be met because steps before it failed."""
+    """Its trigger rule cannot be met because upstream steps failed."""
     FALLBACK_NOT_NEEDED = "fallback_not_needed"
-    """It stands in for a step that did not fail."""
+    """It is the fallback of a step that did not fail."""
     EXECUTION_CANCELLED = "execution_cancelled"
     EXECUTION_TIMEOUT = "execution_timeout"
     EXECUTION_LOST = "execution_lost"
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):
-    """What went wrong: the exception's qualified type, its message and its stack (bounded, secrets masked)."""
+    """An exception's qualified type, message and stack, bounded and with secrets masked."""
 
     type: str
     message: str
@@ -84,7 +87,7 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
 
 
 class PathStep(msgspec.Struct, frozen=True, gc=False):
-    """One step on an execution's critical path and the nanoseconds it contributes."""
+    """A step on an execution's critical path and the nanoseconds it contributes."""
 
     step_id: str
     step: str
@@ -97,14 +100,14 @@ class _ExecutionEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="even
 
 
 class ExecutionQueued(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="execution_queued"):
-    """An execution was accepted and waits to start. ``inputs`` is a summary (JSON text)."""
+    """An execution was accepted and waits to start. ``inputs`` is a summary, as JSON text."""
 
     inputs: str | None = None
     process: str = ""
 
 
 class ExecutionStarted(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="execution_started"):
-    """An execution began; ``process`` owns it and must send heartbeats until it finishes."""
+    """An execution started. ``process`` owns it and sends heartbeats until it finishes."""
 
     step_count: int = 0
     inputs: str | None = None
@@ -114,8 +117,8 @@ class ExecutionStarted(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag
 class ExecutionFinished(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="execution_finished"):
     """An execution reached a terminal status at ``time_ns``.
 
-    ``work_ns`` is the running time of all attempts of all steps added up; ``critical_path`` is what
-    `tachograph.critical_path.critical_path` said of the steps.
+    ``work_ns`` is the total running time of all attempts of all steps; ``critical_path`` is computed by
+    `tachograph.critical_path.critical_path`.
     """
 
     status: ExecutionStatus
@@ -131,7 +134,7 @@ class ExecutionFinished(_ExecutionEvent, frozen=True, kw_only=True, gc=False, ta
 
     @property
     def duration_ns(self) -> int:
-        """From the start of the execution to its end."""
+        """Time from start to end."""
         return self.time_ns - self.started_ns
 
 
@@ -145,16 +148,16 @@ class _StepEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", g
 
     @property
     def execution(self) -> ExecutionRef:
-        """The execution the step belongs to."""
+        """The execution that the step belongs to."""
         return self.step.execution
 
 
 class StepReady(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_ready"):
-    """All that a step waited for is there; from now on it waits for a slot only."""
+    """A step's dependencies are met; from now on it waits only for a slot."""
 
 
 class StepStarted(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_started"):
-    """An attempt began. The waits before *this* attempt: for dependencies, for the backoff to pass, for a slot."""
+    """An attempt started. The waits are those before *this* attempt: for dependencies, for a slot, for the backoff."""
 
     attempt: int = 1
     dependency_ns: int = 0
@@ -164,7 +167,7 @@ class StepStarted(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_sta
 
 
 class StepRetrying(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_retrying"):
-    """An attempt ended at ``time_ns`` with ``status`` (failed or timeout); another is due after ``delay_ns``."""
+    """An attempt ended at ``time_ns`` with ``status`` (failed or timeout); the next is due after ``delay_ns``."""
 
     attempt: int
     status: StepStatus
@@ -181,9 +184,9 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
 
     ``started_ns`` is the start of the *first* attempt, ``attempt_started_ns`` that of the last. ``dependency_ns``,
     ``queue_ns``, ``backoff_ns`` and ``run_ns`` are totals over all attempts and add up to the time from the start of
-    the execution (or, for a step inside a step, of the step around it) to ``time_ns``. ``last_queue_ns`` and
-    ``last_backoff_ns`` are the last attempt's own. ``between_attempts``: it was stopped while it waited to try again,
-    so its last attempt has already been told by a `StepRetrying`.
+    the execution (for a nested step: of the enclosing step) to ``time_ns``. ``last_queue_ns`` and ``last_backoff_ns``
+    belong to the last attempt alone. ``between_attempts``: the step was stopped while it waited for a retry, so a
+    `StepRetrying` already reported its last attempt.
     """
 
     status: StepStatus
@@ -203,24 +206,24 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
 
     @property
     def duration_ns(self) -> int:
-        """From the start of the first attempt to the end of the last, the backoff between them included."""
+        """Time from the start of the first attempt to the end of the last, backoff included."""
         return self.time_ns - self.started_ns
 
 
 class StepSkipped(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_skipped"):
-    """A step will never start."""
+    """A step will not start."""
 
     reason: SkipReason
 
 
 class _Report(_StepEvent, frozen=True, kw_only=True, gc=False):
-    # Unique within the step: a report delivered twice is one report.
+    # Unique within the step, so that a report delivered twice counts once.
     sequence: int
     attempt: int = 1
 
 
 class StepMeasured(_Report, frozen=True, kw_only=True, gc=False, tag="step_measured"):
-    """A step reported a value of its own."""
+    """A step reported a custom value."""
 
     name: str
     value: float
@@ -228,7 +231,7 @@ class StepMeasured(_Report, frozen=True, kw_only=True, gc=False, tag="step_measu
 
 
 class StepCost(_Report, frozen=True, kw_only=True, gc=False, tag="step_cost"):
-    """A step reported money (US dollars) and tokens spent, since its last such report."""
+    """A step reported US dollars and tokens spent since its previous report."""
 
     usd: float = 0.0
     tokens_in: int = 0
@@ -237,7 +240,7 @@ class StepCost(_Report, frozen=True, kw_only=True, gc=False, tag="step_cost"):
 
 
 class StepLogged(_Report, frozen=True, kw_only=True, gc=False, tag="step_logged"):
-    """A step said something worth keeping beside its times."""
+    """A step logged a message."""
 
     message: str
     level: str = "info"
@@ -250,6 +253,6 @@ Event: TypeAlias = ExecutionEvent | StepEvent
 
 
 class Listener(Protocol):
-    """Turns one event into its own world, and nothing else. Called in order for each execution."""
+    """Receives one event at a time, in order for each execution."""
 
     def __call__(self, event: Event, /) -> None: ...

@@ -1,4 +1,4 @@
-"""Who an event is about: ids, references to executions and steps, and the W3C trace context."""
+"""Ids, references to executions and steps, and the W3C trace context."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import functools
 import random
 import time
 import uuid
+from enum import StrEnum
 from typing import Final
 
 import msgspec
 
 _NAMESPACE: Final = uuid.UUID("6f1d4f0e-2c59-5c0e-9f0a-7a63686f6772")
+
+
+class Origin(StrEnum):
+    """Who recorded an execution. A listener may decline events by it; see `Recorder.add`."""
+
+    RECORDED = "recorded"
+    """This library did, as the execution ran: an executor, decorators or scopes."""
+    REPORTED = "reported"
+    """An engine's hooks reported it."""
+    INGESTED = "ingested"
+    """It was assembled from spans that another tracer exported."""
 
 
 def new_trace_id() -> str:
@@ -39,21 +51,22 @@ def workspace_id(slug: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def workflow_id(workspace: str, name: str) -> str:
-    """The id of a workflow that nobody registered: known by its name in its workspace, the same in every process."""
+    """The id of an unregistered workflow, derived from its workspace and name; the same in every process."""
     return str(uuid.uuid5(_NAMESPACE, f"{workspace}/{name}"))
 
 
 @functools.lru_cache(maxsize=16_384)
 def step_id(workflow: str, name: str, index: int = 0) -> str:
-    """The id of a step: its workflow's id and its name; ``index`` counts repetitions within one execution."""
+    """The id of a step, derived from its workflow's id and its name; ``index`` counts repetitions in one execution."""
     return str(uuid.uuid5(uuid.UUID(workflow), f"{name}#{index}" if index else name))
 
 
 class ExecutionRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Which execution an event is about; made once per run and shared by all its events.
+    """Which execution an event is about; created once per run and shared by all its events.
 
     ``trace_id`` (32 hex digits) and ``span_id`` (16, the root span) are fixed here, before anything runs, so that a
     running execution can be looked up in a trace viewer and a crashed one closed under its real parent.
+    Encoded references without ``origin`` were recorded here.
     """
 
     workspace: str
@@ -65,13 +78,14 @@ class ExecutionRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     parent_span_id: str | None = None
     version: str = "1"
     project: str = "default"
+    origin: Origin = Origin.RECORDED
 
 
 class StepRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Which step of which execution an event is about.
 
-    ``parent_span_id`` is the span the step's span hangs under: the execution's root, or the enclosing step's for a
-    step inside a step (then ``parent_step_id`` names it). ``depends_on`` are step ids, ``links`` the span ids of those
+    ``parent_span_id`` is the parent of the step's span: the execution's root, or for a nested step the span of the
+    enclosing step, which ``parent_step_id`` names. ``depends_on`` are step ids, ``links`` the span ids of those
     steps, in the same order. ``index`` counts repetitions of the same step within one execution.
     """
 
@@ -97,8 +111,9 @@ def new_execution_ref(
     parent: tuple[str, str] | None = None,
     version: str = "1",
     project: str = "default",
+    origin: Origin = Origin.RECORDED,
 ) -> ExecutionRef:
-    """An execution about to be; ``parent`` is the caller's (trace id, span id), whose trace the run then continues."""
+    """A reference to a new execution; it continues the trace of ``parent``, the caller's (trace id, span id)."""
     return ExecutionRef(
         workspace=workspace,
         workflow=workflow,
@@ -109,6 +124,7 @@ def new_execution_ref(
         parent_span_id=parent[1] if parent else None,
         version=version,
         project=project,
+        origin=origin,
     )
 
 

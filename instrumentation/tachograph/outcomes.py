@@ -1,4 +1,4 @@
-"""What a listener made of recent executions, kept so that the views of one run can be compared."""
+"""How recent executions ended according to one listener, kept so that the views of a run can be compared."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Final, NamedTuple
 
 from tachograph.events import Event, ExecutionFinished, StepFinished, StepSkipped
 
-EXECUTIONS: Final = 512
-ENTRIES: Final = 200_000
+MAX_EXECUTIONS: Final = 512
+MAX_ENTRIES: Final = 200_000
 
 
 class Entry(NamedTuple):
-    """One step as a view saw it. ``attempts`` is 0 for a skipped step. The execution itself is the entry ``""``."""
+    """A step as a listener saw it; ``attempts`` is 0 for a skipped one. The execution's own entry has the id ``""``."""
 
     status: str
     attempts: int
@@ -20,16 +20,16 @@ class Entry(NamedTuple):
 
 
 class Outcomes:
-    """Entries by execution and step id, for the last executions only (at most `ENTRIES` in all)."""
+    """Entries by execution and step id, for the newest `MAX_EXECUTIONS` executions and at most `MAX_ENTRIES` in all."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Plain tuples: making an `Entry` for every step costs more than all the rest here.
+        # Plain tuples: creating an `Entry` for every step would cost more than everything else here.
         self._runs: dict[str, dict[str, tuple[str, int, int]]] = {}
         self._count = 0
 
     def note(self, execution_id: str, step_id: str, status: str, attempts: int, duration_ns: int) -> None:
-        """Remember how a step (or, with an empty step id, the execution) ended."""
+        """Keep how a step ended, or with an empty step id how the execution did."""
         run = self._runs.get(execution_id)
         if run is None:
             run = self._begin(execution_id)
@@ -38,25 +38,25 @@ class Outcomes:
 
     def _begin(self, execution_id: str) -> dict[str, tuple[str, int, int]]:
         with self._lock:
-            while self._runs and (len(self._runs) >= EXECUTIONS or self._count > ENTRIES):
+            while self._runs and (len(self._runs) >= MAX_EXECUTIONS or self._count > MAX_ENTRIES):
                 oldest = next(iter(self._runs))
                 self._count -= len(self._runs.pop(oldest))
             return self._runs.setdefault(execution_id, {})
 
     def execution(self, execution_id: str) -> dict[str, Entry] | None:
-        """The entries of one execution by step id, or None when it is not (or no longer) known here."""
+        """The entries of one execution by step id; None when it is unknown or no longer kept."""
         run = self._runs.get(execution_id)
         return {step_id: Entry(*entry) for step_id, entry in run.items()} if run is not None else None
 
 
 class EventOutcomes:
-    """A listener that notes what the events themselves say."""
+    """A listener that keeps what the events themselves say."""
 
     def __init__(self) -> None:
         self.outcomes = Outcomes()
 
     def __call__(self, event: Event) -> None:
-        """Note how a step or an execution ended."""
+        """Keep how a step or an execution ended."""
         if isinstance(event, StepFinished):
             key = (event.execution.execution_id, event.step.step_id)
             self.outcomes.note(*key, event.status, event.attempt, event.duration_ns)

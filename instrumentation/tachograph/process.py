@@ -1,7 +1,7 @@
-"""Who owns a running execution, and whether that process still lives.
+"""The identity of the process that owns a running execution, and whether it is still alive.
 
-An identity is ``host/boot/pid/start``: the boot id and the process's start time keep a reused pid from passing as the
-old process. Only the same host and boot can be judged; anything else must wait for its lease to run out.
+An identity is ``host/boot/pid/start``. The boot id and the start time tell a reused pid from the old process. Liveness
+is only known on the same host and boot; elsewhere an execution is lost when its lease expires.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _boot() -> str:
 
 
 def _start_ticks(pid: int) -> str | None:
-    """When the process started, in clock ticks since boot (field 22 of /proc/PID/stat, proc(5)); None: not known."""
+    """When the process started, in clock ticks since boot: field 22 of /proc/PID/stat, see proc(5). None: unknown."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -34,17 +34,17 @@ _identities: dict[int, str] = {}
 
 
 def identity() -> str:
-    """This process's identity; a forked child has its own."""
+    """This process's identity. A forked child gets its own."""
     pid = os.getpid()
-    if (known := _identities.get(pid)) is None:
-        known = f"{socket.gethostname()}/{_boot()}/{pid}/{_start_ticks(pid) or '-'}"
+    if (name := _identities.get(pid)) is None:
+        name = f"{socket.gethostname()}/{_boot()}/{pid}/{_start_ticks(pid) or '-'}"
         _identities.clear()
-        _identities[pid] = known
-    return known
+        _identities[pid] = name
+    return name
 
 
 def is_alive(owner: str) -> bool | None:
-    """Whether the process with this identity lives; None when this machine cannot tell."""
+    """Whether the process with this identity is alive; None when this machine cannot tell."""
     try:
         host, boot, pid_text, start = owner.rsplit("/", 3)
         pid = int(pid_text)

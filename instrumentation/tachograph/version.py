@@ -1,4 +1,4 @@
-"""The installed version."""
+"""The version of the installed distribution."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def version() -> str:
-    """The installed version."""
+    """The installed version, or ``unknown`` when the distribution's metadata is missing."""
     try:
         return metadata.version("tachograph")
     except metadata.PackageNotFoundError:

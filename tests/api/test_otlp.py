@@ -1,4 +1,4 @@
-"""OTLP in: by the specification, in any order, twice, in pieces; and what the spans tell becomes executions."""
+"""OTLP ingest: by the specification, in any order, twice, in pieces; and spans become executions."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ T0 = 1_790_000_000 * S
 
 @pytest.fixture
 async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
-    async for found in serve(Config(database=any_database_url, grace_seconds=0.1), handlers):
-        yield found
+    async for api in serve(Config(database=any_database_url, grace_seconds=0.1), handlers):
+        yield api
 
 
-AROUND: dict[bytes, Mapping[str, str | int]] = {}
-"""What spans want on their resource."""
+RESOURCES: dict[bytes, Mapping[str, str | int]] = {}
+"""Attributes of spans' resources, by encoded span."""
 
 
 def describe(attributes: Any, values: Mapping[str, str | int]) -> None:
@@ -56,7 +56,7 @@ def span(
     of: Mapping[str, str | int] | None = None,
     around: Mapping[str, str | int] | None = None,
 ) -> Span:
-    made = Span(
+    span = Span(
         trace_id=trace.to_bytes(16, "big"),
         span_id=number.to_bytes(8, "big"),
         parent_span_id=parent.to_bytes(8, "big") if parent else b"",
@@ -65,26 +65,26 @@ def span(
         end_time_unix_nano=T0 + round(end * S) if end is not None else 0,
     )
     for link in links:
-        made.links.add(trace_id=made.trace_id, span_id=link.to_bytes(8, "big"))
-    describe(made.attributes, of or {})
+        span.links.add(trace_id=span.trace_id, span_id=link.to_bytes(8, "big"))
+    describe(span.attributes, of or {})
     if around:
-        AROUND[made.SerializeToString()] = around
+        RESOURCES[span.SerializeToString()] = around
     if error:
-        made.status.code = Status.STATUS_CODE_ERROR
-        event = made.events.add(name="exception", time_unix_nano=made.end_time_unix_nano)
+        span.status.code = Status.STATUS_CODE_ERROR
+        event = span.events.add(name="exception", time_unix_nano=span.end_time_unix_nano)
         for key, text in (("exception.type", "ValueError"), ("exception.message", error)):
             event.attributes.add(key=key).value.string_value = text
-    return made
+    return span
 
 
 def export(spans: Sequence[Span], service: str = "etl") -> ExportTraceServiceRequest:
     request = ExportTraceServiceRequest()
-    for one in spans:
+    for span in spans:
         group = request.resource_spans.add()
-        describe(group.resource.attributes, {"service.name": service, **AROUND.get(one.SerializeToString(), {})})
+        describe(group.resource.attributes, {"service.name": service, **RESOURCES.get(span.SerializeToString(), {})})
         scope = group.scope_spans.add()
         scope.scope.name = "test"
-        scope.spans.append(one)
+        scope.spans.append(span)
     return request
 
 
@@ -116,14 +116,15 @@ PLAIN = [
 
 async def test_a_trace_of_any_program_is_an_execution_with_steps(api: Api) -> None:
     await sent(api, *PLAIN)
-    found = await timeline(api)
-    assert (found["workflow_name"], found["status"], found["total_duration_seconds"]) == ("nightly", "completed", 10)
-    steps = {step["step_name"]: step for step in found["step_timeline"]}
+    nightly = await timeline(api)
+    assert (nightly["workflow_name"], nightly["status"]) == ("nightly", "completed")
+    assert nightly["total_duration_seconds"] == 10
+    steps = {step["step_name"]: step for step in nightly["step_timeline"]}
     assert {name: step["status"] for name, step in steps.items()} == {"extract": "completed", "load": "failed"}
     assert steps["load"]["depends_on"] == [steps["extract"]["step_id"]]
     assert (steps["load"]["error_type"], steps["load"]["error_message"]) == ("ValueError", "disk full")
     assert steps["load"]["wait"] == {"dependency": 4, "queue": 0.5, "backoff": 0}
-    assert [part["step_name"] for part in found["critical_path"]] == ["extract", "load"]
+    assert [part["step_name"] for part in nightly["critical_path"]] == ["extract", "load"]
     metrics = await api.get("/api/workflows/nightly/metrics")
     assert (metrics["total_executions"], metrics["by_status"]["completed"]["p50"]) == (1, 10)
     text = await api.get("/metrics")
@@ -140,11 +141,11 @@ def cicd(**said: str) -> dict[str, str]:
 
 
 def airflow(task: str = "", attempt: int = 0, state: str = "") -> dict[str, str | int]:
-    found: dict[str, str | int] = {"airflow.dag_id": "sales", "airflow.dag_run.run_id": "manual__1"}
+    attributes: dict[str, str | int] = {"airflow.dag_id": "sales", "airflow.dag_run.run_id": "manual__1"}
     if task:
-        found |= {"airflow.task_id": task, "airflow.task_instance.map_index": -1}
-        found |= {"airflow.task_instance.try_number": attempt}
-    return found | ({"airflow.task_instance.state": state} if state else {})
+        attributes |= {"airflow.task_id": task, "airflow.task_instance.map_index": -1}
+        attributes |= {"airflow.task_instance.try_number": attempt}
+    return attributes | ({"airflow.task_instance.state": state} if state else {})
 
 
 def prefect(kind: str, **said: str) -> dict[str, str]:
@@ -152,8 +153,8 @@ def prefect(kind: str, **said: str) -> dict[str, str]:
 
 
 def celery(action: str, state: str = "", retries: int = 0) -> dict[str, str | int]:
-    found: dict[str, str | int] = {"celery.action": action, "messaging.message.id": "m1"}
-    return found | (
+    attributes: dict[str, str | int] = {"celery.action": action, "messaging.message.id": "m1"}
+    return attributes | (
         {"celery.task_name": "tasks.add", "celery.state": state, "celery.retries": retries} if state else {}
     )
 
@@ -217,18 +218,18 @@ ENGINES: dict[str, tuple[list[Span], str, dict[str, tuple[str, int]]]] = {
 
 
 async def counted(api: Api) -> dict[str, float]:
-    """What Prometheus would see, over all labels."""
+    """What Prometheus would see, added up over all labels."""
     await asyncio.to_thread(api.service.recorder.flush)
-    found = dict.fromkeys(
+    sums = dict.fromkeys(
         ("workflow_executions_started_total", "workflow_execution_duration_seconds_count",
          "workflow_executions_running", "workflow_step_duration_seconds_count", "workflow_step_attempts_total",
          "workflow_step_retries_total", "workflow_steps_running"), 0.0
     )  # fmt: skip
     for line in (await api.get("/metrics")).splitlines():
         name = line.partition("{")[0]
-        if name in found:
-            found[name] += float(line.rpartition("} ")[2])
-    return found
+        if name in sums:
+            sums[name] += float(line.rpartition("} ")[2])
+    return sums
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -236,26 +237,26 @@ async def counted(api: Api) -> dict[str, float]:
 async def test_engines_traces_become_timelines_however_they_arrive(
     api: Api, engine: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tachograph_exporter.ingest.span_store.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("tachograph_exporter.ingest.trace_executions.QUIET_SECONDS", 0.0)
     spans, said, steps = ENGINES[engine]
-    # As processes export them: each when it has ended, what is inside before what is around it.
-    spans = sorted(spans, key=lambda one: (one.end_time_unix_nano, not one.parent_span_id))
+    # In the order processes export them: each span when it has ended, children before their parents.
+    spans = sorted(spans, key=lambda span: (span.end_time_unix_nano, not span.parent_span_id))
     if how == "whole":
         await sent(api, *spans)
     else:
-        for one in reversed(spans) if how == "backwards" else spans:
-            await sent(api, one)
+        for span in reversed(spans) if how == "backwards" else spans:
+            await sent(api, span)
         if how == "twice":
             shuffled = list(spans)
             random.Random(1).shuffle(shuffled)
             await sent(api, *shuffled)
-    found = await timeline(api)
-    assert f"{found['workflow_name']} {found['status']}" == said
-    told = {step["step_name"]: (step["status"], len(step["attempts"])) for step in found["step_timeline"]}
-    assert told == steps
+    execution = await timeline(api)
+    assert f"{execution['workflow_name']} {execution['status']}" == said
+    entries = {step["step_name"]: (step["status"], len(step["attempts"])) for step in execution["step_timeline"]}
+    assert entries == steps
     assert (await api.get("/api/workflows/executions"))["total"] == 1
     assert differing(api.service.database) == 0
-    # The service's own look or this one, whichever comes first; the end is told last.
+    # The service's own task reassembles the trace, or this call, whichever comes first; the end is announced last.
     async with asyncio.timeout(20):
         is_counted = False
         while not is_counted:
@@ -273,27 +274,27 @@ async def test_engines_traces_become_timelines_however_they_arrive(
         "workflow_step_retries_total": attempts - ran,
         "workflow_steps_running": 0,
     }
-    for step in found["step_timeline"]:
+    for step in execution["step_timeline"]:
         if step["started_at"] is not None:
             assert step["wait_seconds"] + step["run_seconds"] == pytest.approx(
                 step["wait"]["dependency"] + step["wait"]["queue"] + step["duration_seconds"]
             )
 
 
-async def test_an_execution_whose_root_has_not_come_is_running_and_ends_when_it_comes(api: Api) -> None:
+async def test_an_execution_is_running_until_its_root_arrives(api: Api) -> None:
     await sent(api, *PLAIN[1:])
-    open_one = await timeline(api)
-    assert (open_one["status"], open_one["step_count"]) == ("running", 2)
+    running = await timeline(api)
+    assert (running["status"], running["step_count"]) == ("running", 2)
     await sent(api, PLAIN[0])
     done = await timeline(api)
-    assert (done["execution_id"], done["status"]) == (open_one["execution_id"], "completed")
+    assert (done["execution_id"], done["status"]) == (running["execution_id"], "completed")
 
 
-async def test_clocks_that_step_back_and_cycles_end_quietly(api: Api) -> None:
+async def test_clocks_that_step_back_and_cycles_do_no_harm(api: Api) -> None:
     await sent(api, span("a", 1, 0, 5, 3), span("b", 2, 1, 4, 1), span("c", 3, 4, 0, 1), span("d", 4, 3, 0, 1))
-    found = await timeline(api)
-    assert (found["workflow_name"], found["total_duration_seconds"]) == ("a", 0)
-    assert all((step["duration_seconds"] or 0) >= 0 for step in found["step_timeline"])
+    execution = await timeline(api)
+    assert (execution["workflow_name"], execution["total_duration_seconds"]) == ("a", 0)
+    assert all((step["duration_seconds"] or 0) >= 0 for step in execution["step_timeline"])
 
 
 async def test_by_the_specification(api: Api) -> None:
@@ -303,10 +304,17 @@ async def test_by_the_specification(api: Api) -> None:
     status, body = await send(api, b"{}", "application/json")
     assert (status, body) == (200, b"{}")
     ids = {"traceId": "5b8efff798038103d269b633813fc60c", "spanId": "eee19b7ec3c1b174"}
-    one = {**ids, "name": "j", "startTimeUnixNano": str(T0), "endTimeUnixNano": str(T0 + S), "kind": 2, "newField": 1}
+    fields = {
+        **ids,
+        "name": "j",
+        "startTimeUnixNano": str(T0),
+        "endTimeUnixNano": str(T0 + S),
+        "kind": 2,
+        "newField": 1,
+    }
     import msgspec
 
-    document = {"resourceSpans": [{"scopeSpans": [{"spans": [one, {**one, "spanId": "00"}]}]}]}
+    document = {"resourceSpans": [{"scopeSpans": [{"spans": [fields, {**fields, "spanId": "00"}]}]}]}
     status, body = await send(api, msgspec.json.encode(document), "application/json")
     partial = msgspec.json.decode(body)["partialSuccess"]
     assert (status, partial["rejectedSpans"], "no valid span id" in partial["errorMessage"]) == (200, "1", True)
@@ -315,11 +323,11 @@ async def test_by_the_specification(api: Api) -> None:
     status, body = await send(api, b"[1, 2", "application/json")
     assert (status, "not JSON" in msgspec.json.decode(body)["message"]) == (400, True)
     assert (await send(api, b"x", "text/plain"))[0] == 415
-    # Nothing came of what was refused.
+    # A refused request stores nothing.
     assert (await api.get("/api/workflows/executions"))["total"] == 2
 
 
-async def test_trace_viewers_read_what_arrived_and_what_was_recorded_here(api: Api) -> None:
+async def test_trace_viewers_read_ingested_and_recorded_executions(api: Api) -> None:
     await sent(api, *PLAIN)
     await api.call(
         "POST", "/api/workflows", {"name": "own", "steps": [{"name": "a"}, {"name": "b", "depends_on_steps": ["a"]}]}
@@ -329,35 +337,35 @@ async def test_trace_viewers_read_what_arrived_and_what_was_recorded_here(api: A
     assert (await api.get("/jaeger/api/services"))["data"] == ["etl", "tachograph"]
     assert (await api.get("/jaeger/api/services/etl/operations"))["data"] == ["SELECT", "extract", "load", "nightly"]
     (arrived,) = (await api.get("/jaeger/api/traces?service=etl&limit=5"))["data"]
-    spans = {one["operationName"]: one for one in arrived["spans"]}
+    spans = {span["operationName"]: span for span in arrived["spans"]}
     assert spans["load"]["references"] == [
         {"refType": "CHILD_OF", "traceID": arrived["traceID"], "spanID": spans["nightly"]["spanID"]}
     ]
     assert (spans["load"]["startTime"], spans["load"]["duration"]) == ((T0 + 4_500_000_000) // 1000, 5_500_000)
     assert {"key": "error", "type": "bool", "value": True} in spans["load"]["tags"]
     assert arrived["processes"]["p1"]["serviceName"] == "etl"
-    (mine,) = (await api.get(f"/jaeger/api/traces/{trace_id}"))["data"]
-    assert [one["operationName"] for one in mine["spans"]] == ["run own", "a", "b"]
-    links = [reference["refType"] for reference in mine["spans"][2]["references"]]
+    (recorded,) = (await api.get(f"/jaeger/api/traces/{trace_id}"))["data"]
+    assert [span["operationName"] for span in recorded["spans"]] == ["run own", "a", "b"]
+    links = [reference["refType"] for reference in recorded["spans"][2]["references"]]
     assert links == ["CHILD_OF", "FOLLOWS_FROM"]
-    # Tempo, in JSON and in protobuf: whole spans, as they came.
+    # Tempo, in JSON and in protobuf: whole spans, as they were sent.
     tempo = await api.get(f"/tempo/api/v2/traces/{arrived['traceID']}")
     (group,) = tempo["trace"]["resourceSpans"]
-    assert {one["name"] for one in group["scopeSpans"][0]["spans"]} == {one.name for one in PLAIN}
+    assert {span["name"] for span in group["scopeSpans"][0]["spans"]} == {span.name for span in PLAIN}
     assert group["scopeSpans"][0]["spans"][0]["traceId"] == arrived["traceID"]
     headers = {"Accept": "application/protobuf"}
     async with api.session.get(f"{api.address}/tempo/api/traces/{arrived['traceID']}", headers=headers) as answer:
         data = TracesData.FromString(await answer.read())
     assert sorted(data.resource_spans[0].scope_spans[0].spans, key=str) == sorted(PLAIN, key=str)
-    for query, wanted in (
+    for query, names in (
         ("", ["run own", "nightly"]),
         ('q={resource.service.name="etl" %26%26 duration>5s}', ["nightly"]),
         ('q={ name = "load" %26%26 status = error }', ["nightly"]),
         ("tags=service.name%3Dtachograph", ["run own"]),
         ("minDuration=1h", []),
     ):
-        found = await api.get(f"/tempo/api/search?{query}")
-        assert [one["rootTraceName"] for one in found["traces"]] == wanted, query
+        answer = await api.get(f"/tempo/api/search?{query}")
+        assert [trace["rootTraceName"] for trace in answer["traces"]] == names, query
     status, body = await api.call("GET", "/tempo/api/search?q={} | rate()")
     assert (status, body["code"], "pipelines" in body["detail"]) == (400, "not_supported", True)
     assert (await api.call("GET", f"/jaeger/api/traces/{'9' * 32}"))[1]["code"] == "trace_not_found"
@@ -376,19 +384,19 @@ async def test_our_own_spans_sent_by_otlp_give_the_timeline_they_were_made_from(
     await api.call("POST", "/api/workspaces", {"slug": "elsewhere"})
     status, _ = await api.call("POST", "/v1/traces?workspace_slug=elsewhere", exported)
     assert status == 200
-    # Its id is taken, by an execution of another workspace that must stay as it is.
+    # Its id belongs to an execution of another workspace, which must not change.
     (listed,) = (await api.get("/api/workflows/executions?workspace_slug=elsewhere"))["items"]
     assert listed["execution_id"] != execution
     other = f"/api/workflows/executions/{listed['execution_id']}/timeline?workspace_slug=elsewhere"
     arrived = await api.get(other)
     for field in ("workflow_name", "status", "total_duration_seconds", "critical_path_seconds", "step_count"):
         assert arrived[field] == recorded[field], field
-    told = [
+    steps = [
         [(s["step_name"], s["status"], len(s["attempts"])) for s in t["step_timeline"]] for t in (arrived, recorded)
     ]
-    assert sorted(told[0]) == sorted(told[1])
+    assert sorted(steps[0]) == sorted(steps[1])
     assert await api.get(path) == recorded
-    # Sent again, to both: nothing changes.
+    # Sending it again, to both workspaces, changes nothing.
     await api.call("POST", "/v1/traces?workspace_slug=elsewhere", exported)
     await api.call("POST", "/v1/traces", exported)
     assert await api.get(path) == recorded
@@ -396,7 +404,7 @@ async def test_our_own_spans_sent_by_otlp_give_the_timeline_they_were_made_from(
     assert differing(api.service.database) == 0
 
 
-async def test_an_execution_of_which_nothing_more_comes_is_lost_until_it_does(
+async def test_an_execution_without_new_spans_is_lost_until_some_arrive(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await sent(api, *PLAIN[1:])
@@ -406,8 +414,8 @@ async def test_an_execution_of_which_nothing_more_comes_is_lost_until_it_does(
     assert (await timeline(api))["status"] == "lost"
     assert differing(api.service.database) == 0
     await sent(api, PLAIN[0])
-    found = await timeline(api)
-    assert (found["status"], found["total_duration_seconds"]) == ("completed", 10)
+    completed = await timeline(api)
+    assert (completed["status"], completed["total_duration_seconds"]) == ("completed", 10)
     metrics = await api.get("/api/workflows/nightly/metrics")
     assert (metrics["total_executions"], metrics["by_status"].keys()) == (1, {"completed"})
     assert (await api.get("/api/workflows/executions/stats"))["by_status"] == {"completed": 1}

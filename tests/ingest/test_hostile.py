@@ -1,4 +1,4 @@
-"""Whatever arrives at the door for spans: a clear answer each, never a 500, and memory within bounds."""
+"""Hostile OTLP requests: each gets a clear answer, never a 500, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import Api, serve
 from tachograph.clock import NS
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
-from tachograph_exporter.ingest import span_store
+from tachograph_exporter.ingest import span_rows, span_store
 from tachograph_exporter.ingest.assembly.executions import assemble
 from tachograph_exporter.ingest.spans import BadRequest, SpanRecord, parse, records
 
@@ -36,26 +36,26 @@ ONE = {**IDS, "name": "j", "startTimeUnixNano": str(T0), "endTimeUnixNano": str(
 
 @pytest.fixture
 async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
-    async for found in serve(Config(database=database_url, grace_seconds=0.1, max_body_bytes=30_000_000), handlers):
-        yield found
+    async for api in serve(Config(database=database_url, grace_seconds=0.1, max_body_bytes=30_000_000), handlers):
+        yield api
 
 
 def read(body: bytes, *, is_json: bool = False) -> list[SpanRecord | str]:
-    """What the service makes of a body, up to the events it would store."""
-    found = list(records(parse(body, is_json=is_json)))
-    kept = [one for one in found if isinstance(one, SpanRecord)]
+    """Read a body as the service does, up to the events it would store."""
+    read_records = list(records(parse(body, is_json=is_json)))
     traces: dict[str, list[SpanRecord]] = {}
-    for one in kept:
-        traces.setdefault(one.trace_id, []).append(one)
+    for record in read_records:
+        if isinstance(record, SpanRecord):
+            traces.setdefault(record.trace_id, []).append(record)
     for spans in traces.values():
         for execution in assemble("default", spans, time.time_ns()):
             assert execution.events
-    return found
+    return read_records
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_protobuf_that_was_cut_or_changed_is_read_or_refused(data: st.DataObject) -> None:
+def test_truncated_or_altered_protobuf_is_read_or_refused(data: st.DataObject) -> None:
     body = bytearray(WHOLE)
     for _ in range(data.draw(st.integers(1, 8))):
         at = data.draw(st.integers(0, len(body) - 1))
@@ -102,9 +102,9 @@ def test_json_of_any_shape_is_read_or_refused(anything: Any, fields: Any) -> Non
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6), st.integers(-3, 9), st.integers(-3, 9)), max_size=12))
-def test_spans_in_any_relation_are_put_together(shape: list[tuple[int, int, int, int]]) -> None:
+def test_spans_in_any_relation_are_assembled(shape: list[tuple[int, int, int, int]]) -> None:
     spans = [span(f"s{i}", i, parent, start, end) for i, parent, start, end in shape]
-    assert all(isinstance(one, SpanRecord) for one in read(export(spans).SerializeToString()))
+    assert all(isinstance(record, SpanRecord) for record in read(export(spans).SerializeToString()))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_spans_in_any_relation_are_put_together(shape: list[tuple[int, int, int,
         ({"endTimeUnixNano": str(2**64 - 1)}, "no valid start or end"),
     ],
 )
-async def test_a_span_that_cannot_be_kept_is_told_and_the_others_are_kept(
+async def test_an_invalid_span_is_rejected_with_a_reason_and_the_others_are_kept(
     api: Api, change: dict[str, str], says: str
 ) -> None:
     document = {"resourceSpans": [{"scopeSpans": [{"spans": [{**ONE, **change}, ONE]}]}]}
@@ -150,7 +150,7 @@ async def test_a_span_that_cannot_be_kept_is_told_and_the_others_are_kept(
     ],
     ids=["deep", "deeper", "arrays", "bytes", "number", "gzip bomb", "no gzip", "encoding", "length", "large"],
 )
-async def test_a_body_that_is_no_request_is_refused(
+async def test_a_body_that_is_not_a_request_is_refused(
     api: Api, body: bytes, kind: str, headers: dict[str, str], status: int, says: str
 ) -> None:
     got, answer = await send(api, body, kind, **headers)
@@ -158,47 +158,47 @@ async def test_a_body_that_is_no_request_is_refused(
     assert (await send(api, WHOLE))[0] == 200
 
 
-async def test_a_trace_of_a_hundred_thousand_spans_is_kept_and_read_later(
+async def test_a_trace_of_a_hundred_thousand_spans_is_kept_and_assembled_later(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(span_store, "_LATER_SECONDS", 0.0)
-    monkeypatch.setattr(span_store, "_PER_SECOND", 10**12)
+    monkeypatch.setattr(span_rows, "LATER_SECONDS", 0.0)
+    monkeypatch.setattr(span_rows, "SPANS_PER_SECOND", 10**12)
     count = 100_000
     request = ExportTraceServiceRequest()
     scope = request.resource_spans.add().scope_spans.add()
     names = [f"part {i % 50}" for i in range(count)]
     parents = [0, 1] + [random.Random(i).randint(1, max(1, i // 2)) for i in range(2, count)]
     for number in range(count):
-        made = scope.spans.add(
+        part = scope.spans.add(
             trace_id=b"\x01" * 16, span_id=(number + 1).to_bytes(8, "big"), name=names[number],
             start_time_unix_nano=T0 + number, end_time_unix_nano=T0 + count + number,
         )  # fmt: skip
         if number:
-            made.parent_span_id = parents[number].to_bytes(8, "big")
+            part.parent_span_id = parents[number].to_bytes(8, "big")
     scope.spans[0].name = "deep"
     status, body = await send(api, gzip.compress(request.SerializeToString(), 1), **{"Content-Encoding": "gzip"})
     answer = ExportTraceServiceResponse.FromString(body)
     assert (status, answer.partial_success.rejected_spans) == (200, 0)
-    # It is read by the service's own look, or by this one, whichever comes first.
+    # The service's own task reassembles it, or this call, whichever comes first.
     async with asyncio.timeout(60):
         while await api.service.reassemble_due_traces() or not (await api.get("/api/workflows/executions"))["total"]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-    found = await timeline(api)
-    assert (found["workflow_name"], found["status"]) == ("deep", "completed")
-    assert found["step_count"] == sum(parent == 1 for parent in parents)
-    monkeypatch.setattr(span_store, "MAX_OF_TRACE", count)
-    one_more = scope.spans.add(
+    deep = await timeline(api)
+    assert (deep["workflow_name"], deep["status"]) == ("deep", "completed")
+    assert deep["step_count"] == sum(parent == 1 for parent in parents)
+    monkeypatch.setattr(span_store, "MAX_TRACE_SPANS", count)
+    extra = scope.spans.add(
         trace_id=b"\x01" * 16, span_id=b"\x09" * 8, name="late", start_time_unix_nano=T0, end_time_unix_nano=T0
     )
     del request.resource_spans[:]
     group = request.resource_spans.add().scope_spans.add()
-    group.spans.append(one_more)
+    group.spans.append(extra)
     status, body = await send(api, request.SerializeToString())
     partial = ExportTraceServiceResponse.FromString(body).partial_success
     assert (status, partial.rejected_spans, "no room for more" in partial.error_message) == (200, 1, True)
 
 
-async def test_times_at_the_ends_of_what_can_be_told(api: Api) -> None:
+async def test_times_at_the_limits_of_their_range(api: Api) -> None:
     far = 9_214_646_400 * NS  # 2262-01-01, a century before 2**63 ns would have ended
     early = [{**ONE, "startTimeUnixNano": "1", "endTimeUnixNano": str(2**63 - 1)}]
     late = [{**ONE, "traceId": "a" * 32, "startTimeUnixNano": str(far), "endTimeUnixNano": str(far + NS)}]
@@ -207,8 +207,8 @@ async def test_times_at_the_ends_of_what_can_be_told(api: Api) -> None:
         assert (await send(api, msgspec.json.encode(document), "application/json"))[0] == 200
     page = await api.get("/api/workflows/executions")
     assert page["total"] == 2
-    for one in page["items"]:
-        path = f"/api/workflows/executions/{one['execution_id']}/timeline"
+    for item in page["items"]:
+        path = f"/api/workflows/executions/{item['execution_id']}/timeline"
         assert (await api.get(path))["status"] == "completed"
         await api.get(f"{path}?format=chrome")
     for query in ("start=1&end=99999999999999999999", "start=0", "end=1e400", "minDuration=99999999999999999999d"):
@@ -220,7 +220,7 @@ async def test_times_at_the_ends_of_what_can_be_told(api: Api) -> None:
         assert status in (200, 422), body
 
 
-async def test_when_the_line_is_full_further_requests_are_asked_to_come_again(
+async def test_when_too_many_bytes_wait_further_requests_are_asked_to_retry(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receiver = api.service.receiver

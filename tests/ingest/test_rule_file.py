@@ -1,4 +1,4 @@
-"""Rules of one's own: read from a file, before the built-in ones, every fault told with its place."""
+"""User-defined rules: read from a file, before the built-in ones; every fault names its place."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_a_rule_reads_what_it_says_and_comes_first(tmp_path: Path) -> None:
     (tmp_path / "map.toml").write_text(ACME)
     book = read_rules(tmp_path / "map.toml")
     assert book.rules[1:] == RULES
-    known = span("1", "s", 1, {"acme.kind": "task", "acme.task": "pull", "acme.result": "won", "acme.try": 2})
-    rule = book.find(known)
+    task = span("1", "s", 1, {"acme.kind": "task", "acme.task": "pull", "acme.result": "won", "acme.try": 2})
+    rule = book.find(task)
     assert rule is not None
     assert rule.workflow is not None
     assert rule.attempt is not None
-    assert (rule.role, rule.name(known), rule.status(known)) == (Role.STEP, "pull", "completed")
-    assert (rule.workflow(known), rule.attempt(known)) == ("eu", 2)
+    assert (rule.role, rule.name(task), rule.status(task)) == (Role.STEP, "pull", "completed")
+    assert (rule.workflow(task), rule.attempt(task)) == ("eu", 2)
     assert rule.status(span("1", "s", 1, {"acme.kind": "task", "acme.result": "ODD"})) == "failed"
     assert rule.name(span("1", "s", 1, {"acme.kind": "task"})) == "s"
     assert book.find(span("1", "s", 1, {"acme.kind": "flow"})) is None
@@ -47,12 +47,12 @@ def test_a_rule_reads_what_it_says_and_comes_first(tmp_path: Path) -> None:
         ("rule = 1", r"Expected `array`.*\$\.rule"),
         ("[[rule]]\nengine = 'a'\nrole = 'stage'\nhas = ['x']", r"Invalid enum value 'stage'.*rule\[0\]\.role"),
         ("[[rule]]\nengine = 'a'\nrole = 'step'\nhass = ['x']", "unknown field `hass`"),
-        ("[[rule]]\nengine = 'a'\nrole = 'step'", r"rule\[0\] would take every span"),
+        ("[[rule]]\nengine = 'a'\nrole = 'step'", r"rule\[0\] would match every span"),
         ("[[rule]]\nengine = 'a'\nrole = 'step'\nhas = ['x']\nstates = {a = 'fine'}", "Invalid enum value 'fine'"),
         ("[[rule", "is not TOML"),
     ],
 )
-def test_a_file_that_does_not_fit_says_where(tmp_path: Path, text: str, says: str) -> None:
+def test_an_invalid_file_is_refused_with_the_place(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "map.toml").write_text(text)
     with pytest.raises(ConfigError, match=says):
         read_rules(tmp_path / "map.toml")

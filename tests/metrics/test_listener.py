@@ -1,4 +1,4 @@
-"""Events as Prometheus metrics; and Tachograph's own."""
+"""Events as Prometheus metrics, and Tachograph's self-monitoring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.conftest import make_execution, make_step
 
 from tachograph import METRICS, MetricsListener, Recorder
 from tachograph.clock import NS
-from tachograph.events import StepMeasured
+from tachograph.events import StepFinished, StepMeasured, StepStarted, StepStatus
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.workflow import Backoff, Executor, HandlerRegistry, StepContext, WorkflowBuilder, registry
@@ -17,9 +17,9 @@ from tachograph.workflow import Backoff, Executor, HandlerRegistry, StepContext,
 
 @pytest.fixture
 def prometheus(recorder: Recorder) -> CollectorRegistry:
-    made = CollectorRegistry()
-    recorder.add("metrics", MetricsListener(made))
-    return made
+    registry = CollectorRegistry()
+    recorder.add("metrics", MetricsListener(registry))
+    return registry
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
@@ -112,6 +112,18 @@ async def test_running_steps_are_counted_on_while_other_executions_end(
     assert value(prometheus, "workflow_steps_running") == 0
 
 
+def test_a_lost_step_leaves_the_gauge_once_and_only_where_its_start_was_counted() -> None:
+    registry = CollectorRegistry()
+    listener = MetricsListener(registry)
+    seen, unseen = (make_step(make_execution("w"), name) for name in ("seen", "unseen"))
+    listener(StepStarted(step=seen, time_ns=1))
+    assert value(registry, "workflow_steps_running") == 1
+    for step in (seen, unseen):
+        for status in (StepStatus.LOST, StepStatus.COMPLETED):
+            listener(StepFinished(step=step, time_ns=3, status=status, attempt=1, started_ns=1, attempt_started_ns=1))
+            assert value(registry, "workflow_steps_running") == 0
+
+
 async def test_every_metric_named_in_the_code_is_exposed_with_its_labels_and_no_other(
     recorder: Recorder, prometheus: CollectorRegistry
 ) -> None:
@@ -120,16 +132,16 @@ async def test_every_metric_named_in_the_code_is_exposed_with_its_labels_and_no_
     listener = recorder.queues["metrics"].listener
     assert isinstance(listener, MetricsListener)
     prometheus.register(SelfMetricsCollector(recorder, listener.series))
-    own = SelfMetrics(prometheus)
-    own.wrote(0.01)
-    own.scraped("text", 0.01, 100)
+    self_metrics = SelfMetrics(prometheus)
+    self_metrics.wrote(0.01)
+    self_metrics.scraped("text", 0.01, 100)
     await Executor(recorder).run(WorkflowBuilder("w").step("a").build())
     recorder.flush()
     families = {family.name: family for family in text_string_to_metric_families(generate_latest(prometheus).decode())}
-    known = {spec.name.removesuffix("_total"): spec for spec in (*METRICS, *SELF_METRICS)}
-    # What prometheus_client adds of its own accord.
-    assert {name for name in families if not name.endswith("_created")} == set(known)
-    for name, spec in known.items():
+    specs = {spec.name.removesuffix("_total"): spec for spec in (*METRICS, *SELF_METRICS)}
+    # prometheus_client adds these itself.
+    assert {name for name in families if not name.endswith("_created")} == set(specs)
+    for name, spec in specs.items():
         assert families[name].type == spec.kind
         for sample in families[name].samples:
             assert set(sample.labels) - {"le"} == set(spec.labels)
@@ -148,8 +160,8 @@ def test_buckets_cover_milliseconds_to_a_day_and_can_be_chosen() -> None:
 
 
 async def test_what_is_lost_is_counted_by_listener_and_reason(recorder: Recorder) -> None:
-    made = CollectorRegistry()
-    made.register(SelfMetricsCollector(recorder, SeriesRegistry()))
+    registry = CollectorRegistry()
+    registry.register(SelfMetricsCollector(recorder, SeriesRegistry()))
 
     def broken(event: object) -> None:
         raise RuntimeError("no")
@@ -157,8 +169,8 @@ async def test_what_is_lost_is_counted_by_listener_and_reason(recorder: Recorder
     recorder.add("broken", broken)
     await Executor(recorder).run(WorkflowBuilder("w").step("a").build())
     recorder.flush()
-    lost = made.get_sample_value("tachograph_events_dropped_total", {"listener": "broken", "reason": "error"})
-    assert lost == made.get_sample_value("tachograph_events_total") == 5
+    lost = registry.get_sample_value("tachograph_events_dropped_total", {"listener": "broken", "reason": "error"})
+    assert lost == registry.get_sample_value("tachograph_events_total") == 5
 
 
 def test_only_declared_measures_become_series() -> None:

@@ -1,6 +1,6 @@
-"""Forked, short-lived and cut-off processes lose nothing; a dead or hanging collector delays nothing.
+"""Forked and short-lived processes lose nothing; a dead or hanging collector delays nothing.
 
-Each test is a real process, recording into a real database or a real OTLP receiver.
+Each test runs a real process that records to a real database or a real OTLP receiver.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Receiver:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    receiver = Receiver()
+    yield receiver
+    receiver.server.shutdown()
+    receiver.server.server_close()
 
 
 @pytest.fixture
@@ -102,14 +102,14 @@ def stored(url: str) -> Stored:
     database = Database(url)
 
     def read(connection: Connection) -> Stored:
-        found: Stored = []
+        executions: Stored = []
         for row in connection.execute(select(workflow_executions)):
             steps = connection.execute(
                 select(workflow_step_executions.c.name, workflow_step_executions.c.status)
                 .where(workflow_step_executions.c.execution_id == row.execution_id)
             )  # fmt: skip
-            found.append((f"{row.workflow} {row.status}", sorted((s.name, s.status) for s in steps)))
-        return sorted(found)
+            executions.append((f"{row.workflow} {row.status}", sorted((s.name, s.status) for s in steps)))
+        return sorted(executions)
 
     try:
         return database.look(read)
@@ -121,11 +121,11 @@ SHORT = """
 from tachograph import step, workflow
 
 @step
-def one(): pass
+def load(): pass
 
 @workflow
 def short():
-    one()
+    load()
 
 short()
 """
@@ -134,8 +134,8 @@ short()
 def test_a_script_that_ends_at_once_loses_nothing(tmp_path: Path, database_url: str, receiver: Receiver) -> None:
     ended = script(tmp_path, SHORT, otlp=receiver.address, database=database_url)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert stored(database_url) == [("short completed", [("one", "completed")])]
-    assert sorted(receiver.names) == ["one", "run short"]
+    assert stored(database_url) == [("short completed", [("load", "completed")])]
+    assert sorted(receiver.names) == ["load", "run short"]
 
 
 def test_a_script_that_ends_with_an_exception_or_exit_loses_nothing(
@@ -143,7 +143,7 @@ def test_a_script_that_ends_with_an_exception_or_exit_loses_nothing(
 ) -> None:
     ended = script(tmp_path, SHORT + "\nimport sys; sys.exit(3)", otlp=receiver.address, database=database_url)
     assert ended.returncode == 3
-    assert sorted(receiver.names) == ["one", "run short"]
+    assert sorted(receiver.names) == ["load", "run short"]
     assert len(stored(database_url)) == 1
 
 
@@ -231,19 +231,19 @@ import time
 from tachograph import step, workflow
 
 @step
-def one(): pass
+def load(): pass
 
-begun = time.perf_counter()
+started = time.perf_counter()
 with workflow("many"):
     for _ in range(2000):
-        one()
-print(time.perf_counter() - begun)
+        load()
+print(time.perf_counter() - started)
 """
     address = black_hole if collector == "black hole" else "http://127.0.0.1:9"
     fast = script(tmp_path, source, database=database_url)
-    begun = time.monotonic()
+    started = time.monotonic()
     slow = script(tmp_path, source, otlp=address, database=database_url)
-    took = time.monotonic() - begun
+    took = time.monotonic() - started
     assert slow.returncode == 0, slow.stderr
     # The SDK's own time-out for one export is 10 s: steps that waited for one would take at least that.
     assert float(slow.stdout) < float(fast.stdout) + 5
@@ -281,24 +281,24 @@ assert not {"aiohttp", "sqlalchemy", "alembic"} & set(sys.modules)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_the_instrumentor_sets_up_once_and_delivers_when_taken_off(tmp_path: Path, database_url: str) -> None:
+def test_the_instrumentor_sets_up_once_and_delivers_when_it_is_uninstalled(tmp_path: Path, database_url: str) -> None:
     source = """
 import sqlite3, sys
 from tachograph import get_recorder, workflow
 from tachograph.recording.instrumentor import TachographInstrumentor
 
-one = TachographInstrumentor()
-one.instrument()
-mine = get_recorder()
-one.instrument()
-assert get_recorder() is mine
+instrumentor = TachographInstrumentor()
+instrumentor.instrument()
+first = get_recorder()
+instrumentor.instrument()
+assert get_recorder() is first
 
 @workflow
 def nightly(): return 1
 
 nightly()
-one.uninstrument()
-assert get_recorder() is not mine
+instrumentor.uninstrument()
+assert get_recorder() is not first
 with sqlite3.connect(sys.argv[1]) as database:
     print(database.execute("SELECT workflow, status FROM workflow_executions").fetchall())
 database.close()

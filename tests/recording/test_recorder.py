@@ -1,4 +1,4 @@
-"""The recorder: fan-out, heartbeats, subscriptions."""
+"""The recorder: fan-out, origins, heartbeats, subscriptions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
-from tests.conftest import make_execution
+from tests.conftest import make_execution, make_step
 
 from tachograph import Recorder
-from tachograph.events import Event, ExecutionFinished, ExecutionQueued, ExecutionStarted, ExecutionStatus, Heartbeat
+from tachograph.events import (
+    Event,
+    ExecutionFinished,
+    ExecutionQueued,
+    ExecutionStarted,
+    ExecutionStatus,
+    Heartbeat,
+    StepFinished,
+    StepStarted,
+    StepStatus,
+)
+from tachograph.identity import ExecutionRef, Origin
 from tachograph.workflow import Executor, WorkflowBuilder
 
 FLOW = WorkflowBuilder("w").step("a").step("b", after="a").build()
@@ -23,9 +35,9 @@ async def test_a_stalled_listener_delays_neither_the_run_nor_the_other_listeners
     release = threading.Event()
     recorder.add("stalled", lambda event: release.wait(20) and None)  # type: ignore[arg-type]
     loop = asyncio.get_running_loop()
-    begun = loop.time()
+    started = loop.time()
     result = await Executor(recorder).run(FLOW)
-    assert loop.time() - begun < 5
+    assert loop.time() - started < 5
     assert result.status == "completed"
     recorder.queues["test"].flush(5)
     assert len(events) == 8
@@ -73,7 +85,7 @@ async def test_a_subscription_gives_live_events_in_order_until_it_is_closed(reco
     assert len(seen) == 8
 
 
-async def test_a_slow_reader_misses_the_oldest_events_and_is_told_how_many(recorder: Recorder) -> None:
+async def test_a_slow_reader_misses_the_oldest_events_and_knows_how_many(recorder: Recorder) -> None:
     subscription = recorder.subscribe(limit=3)
     await Executor(recorder).run(FLOW)
     left = subscription.drain()
@@ -109,3 +121,87 @@ def test_a_listener_gets_only_the_kinds_it_handles_and_can_be_taken_off(recorder
     recorder.remove("picky")
     recorder(Heartbeat(execution=execution, time_ns=3))
     assert [event.time_ns for event in picky.seen] == [2]
+
+
+class Collected(list[Event]):
+    """A listener that declines executions by origin."""
+
+    origins = frozenset({Origin.RECORDED, Origin.REPORTED})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[Event] = []
+
+    def begin(self, event: ExecutionStarted | StepStarted) -> None:
+        self.begun.append(event)
+
+    def __call__(self, event: Event) -> None:
+        self.append(event)
+
+    def flush(self, timeout_seconds: float) -> bool:
+        return True
+
+
+def a_run(execution: ExecutionRef) -> list[Event]:
+    step = make_step(execution, "a")
+    return [
+        ExecutionStarted(execution=execution, time_ns=1),
+        StepStarted(step=step, time_ns=2),
+        StepFinished(
+            step=step, time_ns=3, status=StepStatus.COMPLETED, attempt=1, started_ns=2, attempt_started_ns=2
+        ),
+        ExecutionFinished(
+            execution=execution, time_ns=4, status=ExecutionStatus.COMPLETED, started_ns=1, step_count=1
+        ),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("origin", Origin)
+@pytest.mark.parametrize("is_published", [False, True])
+def test_a_listener_may_decline_executions_by_origin(
+    recorder: Recorder, events: list[Event], origin: Origin, is_published: bool
+) -> None:
+    spans = Collected()
+    recorder.set_spans(spans)
+    run = a_run(make_execution(origin=origin))
+    if is_published:
+        recorder.publish(run)
+    else:
+        for event in run:
+            recorder(event)
+    recorder.flush()
+    assert events == run
+    is_declined = origin is Origin.INGESTED
+    assert spans == ([] if is_declined else run)
+    assert spans.begun == ([] if is_declined else run[:2])
+    assert recorder.queues["spans"].delivered == len(spans)
+    assert recorder.events == 4
+
+
+def test_an_ingested_execution_gets_no_heartbeats(recorder: Recorder) -> None:
+    recorder(ExecutionQueued(execution=make_execution(origin=Origin.INGESTED), time_ns=1))
+    recorder(ExecutionStarted(execution=make_execution(origin=Origin.INGESTED), time_ns=1))
+    assert recorder.open_executions == 0
+
+
+def test_published_events_count_as_delivered_where_they_are_already(recorder: Recorder, events: list[Event]) -> None:
+    stored = Collected()
+    recorder.add("store", stored)
+    subscription = recorder.subscribe()
+    run = a_run(make_execution())
+    recorder.publish(run, delivered_to=["store", "no such listener"])
+    recorder.flush()
+    assert (events, subscription.drain(), stored) == (run, run, [])
+    assert (recorder.events, recorder.queues["store"].delivered, recorder.queues["test"].delivered) == (4, 4, 4)
+    recorder(run[0])
+    assert recorder.flush()
+    assert stored == run[:1]
+    assert recorder.queues["store"].delivered == 5
+
+
+def test_events_logged_before_origins_existed_were_recorded_here() -> None:
+    event = Heartbeat(execution=make_execution(origin=Origin.INGESTED), time_ns=1)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=Event) == event
+    document = msgspec.to_builtins(event)
+    assert document["execution"].pop("origin") == "ingested"
+    assert msgspec.convert(document, Event).execution.origin is Origin.RECORDED

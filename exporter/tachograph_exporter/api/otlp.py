@@ -1,4 +1,4 @@
-"""OTLP/HTTP in: spans of any engine (https://opentelemetry.io/docs/specs/otlp/#otlphttp)."""
+"""OTLP/HTTP ingest (https://opentelemetry.io/docs/specs/otlp/#otlphttp)."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.spans import BadRequest
 from tachograph_exporter.store.tokens import INGEST
 
-RECEIVER: Final = web.AppKey("intake", Receiver)
-_UNPACKED: Final = 8
-"""How many times its size a compressed body is believed to be until it is read."""
+RECEIVER: Final = web.AppKey("receiver", Receiver)
+_INFLATION: Final = 8
+"""The assumed ratio of a compressed body's size to its decompressed size, until it is read."""
 _JSON: Final = "application/json"
 _PROTOBUF: Final = "application/x-protobuf"
 
 
 async def traces(request: web.Request) -> web.Response:
-    """``POST /v1/traces``: take spans; 200 once they are committed.
+    """``POST /v1/traces``: ingest spans; 200 once they are committed.
 
-    Protobuf or JSON, as OTLP/HTTP says, gzip too. What cannot be kept is told as a partial success. Executions, steps
-    and attempts are read from the spans; the mapping is in the documentation.
+    Protobuf or JSON as in OTLP/HTTP, optionally compressed with gzip. Spans that are rejected are reported as a partial
+    success. Executions, steps and attempts are assembled from the spans; the documentation has the mapping.
     """
     kind = request.content_type
     if kind not in (_JSON, _PROTOBUF):
@@ -41,9 +41,9 @@ async def traces(request: web.Request) -> web.Response:
     receiver = request.app[RECEIVER]
     size = limit if request.content_length is None else request.content_length
     if request.headers.get("Content-Encoding", "identity") != "identity":
-        size = min(limit, size * _UNPACKED)
+        size = min(limit, size * _INFLATION)
     if not receiver.reserve(size):
-        return _refused(kind, 429, 8, "too many requests wait already; come again", retry_after=1)
+        return _refused(kind, 429, 8, "too many requests are waiting; retry later", retry_after=1)
     try:
         try:
             body = await request.read()
@@ -51,27 +51,27 @@ async def traces(request: web.Request) -> web.Response:
             return _refused(kind, 413, 3, f"the body is larger than {limit} bytes")
         except (web.HTTPException, web.RequestPayloadError, ValueError) as error:
             answer = _refused(kind, 400, 3, f"the body cannot be read: {error}")
-            # What is left of the body stands where the next request would begin.
+            # The rest of the body would be read as the next request.
             answer.force_close()
             return answer
-        waiting = receiver.submit(workspace.id, workspace.slug, body, is_json=kind == _JSON)
+        pending = receiver.submit(workspace.id, workspace.slug, body, is_json=kind == _JSON)
         try:
-            taken = await asyncio.wrap_future(waiting)
+            result = await asyncio.wrap_future(pending)
         except BadRequest as error:
             return _refused(kind, 400, 3, str(error))
         except StoreUnavailable:
-            return _refused(kind, 503, 14, "the database cannot take it now", retry_after=5)
+            return _refused(kind, 503, 14, "the database is unavailable; retry later", retry_after=5)
     finally:
         receiver.release(size)
-    said = ExportTraceServiceResponse()
-    if taken.rejected:
-        said.partial_success.rejected_spans = taken.rejected
-        said.partial_success.error_message = taken.why
-    return _answer(kind, 200, said)
+    response = ExportTraceServiceResponse()
+    if result.rejected:
+        response.partial_success.rejected_spans = result.rejected
+        response.partial_success.error_message = result.why
+    return _answer(kind, 200, response)
 
 
 def _refused(kind: str, status: int, code: int, why: str, *, retry_after: int | None = None) -> web.Response:
-    """A ``google.rpc.Status``, as OTLP/HTTP wants failures told; ``code`` is gRPC's."""
+    """A failure as OTLP/HTTP defines it: a ``google.rpc.Status`` with a gRPC status code."""
     headers = {"Retry-After": str(retry_after)} if retry_after is not None else {}
     return _answer(kind, status, Status(code=code, message=why), headers)
 

@@ -19,33 +19,33 @@ from tachograph_exporter.api import problems
 
 
 class Scraper:
-    """Renders scrapes off the event loop; scrapes that come while one is rendered share it."""
+    """Renders scrapes off the event loop; equal scrapes that arrive meanwhile share the result."""
 
-    def __init__(self, registry: CollectorRegistry, recorder: Recorder, own: SelfMetrics) -> None:
+    def __init__(self, registry: CollectorRegistry, recorder: Recorder, self_metrics: SelfMetrics) -> None:
         self._registry = registry
         self._recorder = recorder
-        self._own = own
-        self._under_way: dict[tuple[Format, bool, frozenset[str]], asyncio.Future[bytes]] = {}
+        self._self_metrics = self_metrics
+        self._pending: dict[tuple[Format, bool, frozenset[str]], asyncio.Future[bytes]] = {}
 
-    async def scrape(self, form: Format, *, packed: bool, names: frozenset[str]) -> bytes:
-        """The answer to a scrape; ``packed``: compressed with gzip."""
-        key = (form, packed, names)
-        under_way = self._under_way.get(key)
-        if under_way is None:
+    async def scrape(self, form: Format, *, is_gzip: bool, names: frozenset[str]) -> bytes:
+        """The body of a scrape, optionally compressed with gzip. No ``names``: all metrics."""
+        key = (form, is_gzip, names)
+        pending = self._pending.get(key)
+        if pending is None:
             loop = asyncio.get_running_loop()
-            under_way = loop.run_in_executor(None, self._render, form, packed, tuple(names))
-            self._under_way[key] = under_way
-            under_way.add_done_callback(lambda _: self._under_way.pop(key, None))
-        # One scraper that goes away must not take the answer from the others.
-        return await asyncio.shield(under_way)
+            pending = loop.run_in_executor(None, self._render, form, is_gzip, tuple(names))
+            self._pending[key] = pending
+            pending.add_done_callback(lambda _: self._pending.pop(key, None))
+        # A scraper that disconnects must not cancel the others.
+        return await asyncio.shield(pending)
 
-    def _render(self, form: Format, packed: bool, names: Sequence[str]) -> bytes:
-        # What ended before the scrape belongs to it.
+    def _render(self, form: Format, is_gzip: bool, names: Sequence[str]) -> bytes:
+        # Events recorded before the scrape belong to it.
         self._recorder.queues["metrics"].flush(0.5)
-        begun = time.perf_counter()
-        how = render_gzip if packed else render
-        body = how(self._registry, form, names=names, wait=lambda: time.sleep(0))
-        self._own.scraped(form.name.lower(), time.perf_counter() - begun, len(body))
+        started = time.perf_counter()
+        renderer = render_gzip if is_gzip else render
+        body = renderer(self._registry, form, names=names, wait=lambda: time.sleep(0))
+        self._self_metrics.scraped(form.name.lower(), time.perf_counter() - started, len(body))
         return body
 
 
@@ -53,21 +53,21 @@ SCRAPER: Final = web.AppKey("scraper", Scraper)
 
 
 async def exposition(request: web.Request) -> web.Response:
-    """``GET /metrics``: for Prometheus; protobuf, OpenMetrics or text, as Accept asks; ``name[]`` filters."""
+    """``GET /metrics``: for Prometheus, in protobuf, OpenMetrics or text by Accept; ``name[]`` selects metrics."""
     form = choose(request.headers.get("Accept", ""))
-    packed = "gzip" in request.headers.get("Accept-Encoding", "")
+    is_gzip = "gzip" in request.headers.get("Accept-Encoding", "")
     names = frozenset(request.query.getall("name[]", []))
     try:
-        patience = float(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds", "nan"))
+        timeout = float(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds", "nan"))
     except ValueError:
-        patience = math.nan
+        timeout = math.nan
     try:
-        # An answer that comes after the scraper has gone is work for nothing.
-        async with asyncio.timeout(patience if 0 < patience < 3600 else None):
-            body = await request.app[SCRAPER].scrape(form, packed=packed, names=names)
+        # The scraper discards an answer after its timeout.
+        async with asyncio.timeout(timeout if 0 < timeout < 3600 else None):
+            body = await request.app[SCRAPER].scrape(form, is_gzip=is_gzip, names=names)
     except TimeoutError:
-        raise problems.scrape_timeout(patience) from None
+        raise problems.scrape_timeout(timeout) from None
     headers = {"Content-Type": form.value, "Vary": "Accept, Accept-Encoding"}
-    if packed:
+    if is_gzip:
         headers["Content-Encoding"] = "gzip"
     return web.Response(body=body, headers=headers)

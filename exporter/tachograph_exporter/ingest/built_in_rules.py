@@ -1,4 +1,4 @@
-"""What the spans of known engines mean: one table, first match wins."""
+"""The rules for spans of known engines; the first match wins."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def after_colon(span: SpanRecord) -> str:
 
 
 def parent(span: SpanRecord) -> str | None:
-    """The span above it."""
+    """The id of the parent span."""
     return span.parent_span_id or None
 
 
 def by_exception(span: SpanRecord) -> str:
-    """How something ended whose span has an exception, but no status, when it failed."""
+    """The outcome of a span that has an exception, but no error status, when it failed."""
     if span.exception is None and not span.is_error:
         return "success"
     return "cancellation" if span.exception is not None and "Cancel" in span.exception[0] else "failure"
 
 
 def airflow_task(span: SpanRecord) -> str:
-    """A task instance: the same for all its tries."""
+    """The key of a task instance, the same for all its tries."""
     return f"{span.attributes.get('airflow.task_id')}[{span.attributes.get('airflow.task_instance.map_index', -1)}]"
 
 
@@ -76,7 +76,8 @@ RULES: Final[tuple[Rule, ...]] = (
          name=attribute("prefect.task.name", "prefect.run.name")),
     Rule(engine="prefect", role=Role.EXECUTION, equals={"prefect.run.type": "flow"},
          name=attribute("prefect.flow.name", "prefect.run.name"), run_id=attribute("prefect.run.id")),
-    # inside a workflow, for the workflow may be replayed; those of Go, Java and TypeScript make one span for the run
+    # The Python SDK exports zero-length spans inside a workflow, because the workflow may be replayed. The SDKs of Go,
+    # Java and TypeScript export one span for the run.
     Rule(engine="temporal", role=Role.EXECUTION, has=("temporalWorkflowID",), names=("RunWorkflow:",), opens=True,
          name=after_colon, run_id=attribute("temporalRunID")),
     Rule(engine="temporal", role=Role.END, has=("temporalRunID",), names=("CompleteWorkflow:",), name=after_colon,
@@ -96,7 +97,7 @@ RULES: Final[tuple[Rule, ...]] = (
          name=attribute("celery.task_name"), attempt=attribute("celery.retries"), first_attempt=0,
          state=attribute("celery.state"), states=RESULTS, why=attribute("celery.retry.reason"),
          key=attribute("messaging.message.id", "messaging.message_id")),
-    # first step it waited for, with links to the others
+    # A step's parent is the first step that it waited for, with links to the others.
     Rule(engine="dagster", role=Role.STEP, has=("dagster.run_id", "dagster.step_key"), lasting=True, follows=True,
          name=attribute("dagster.step_key"), workflow=attribute("dagster.job_name"), run_id=attribute("dagster.run_id"),
          attempt=attribute("dagster.retry_number"), first_attempt=0, key=attribute("dagster.step_key")),
@@ -105,4 +106,4 @@ RULES: Final[tuple[Rule, ...]] = (
 
 BUILT_IN: Final = Rulebook(RULES)
 ANY: Final = Rule(engine="any", role=Role.STEP)
-"""What spans of no known kind are, where the shape of the trace says that they are executions or steps."""
+"""Stands in for a rule when only the shape of the trace says that a span is an execution or a step."""

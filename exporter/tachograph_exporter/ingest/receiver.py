@@ -1,7 +1,7 @@
-"""The door for OTLP: requests wait in line, are read and stored by one thread, and many go into one transaction.
+"""The receiver of OTLP requests: they wait in a queue, and one thread reads and stores them, many in a transaction.
 
-One thread, because reading spans and writing rows both hold the interpreter: more of them only stand in each other's
-way. A request is answered when its spans are committed, so what was acknowledged is not lost.
+One thread, because reading spans and writing rows both hold the interpreter lock: more threads would only contend for
+it. A request is answered once its spans are committed, so nothing acknowledged is lost.
 """
 
 from __future__ import annotations
@@ -9,35 +9,35 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
-from tachograph_exporter.ingest.span_store import MAX_OF_TRACE, SpanStore
+from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore
 from tachograph_exporter.ingest.spans import MAX_SPANS, BadRequest, SpanRecord, parse, records
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES: Final = 64 << 20
-"""Bytes of requests that may wait; further ones are asked to come again."""
-_GROUP_BYTES: Final = 4 << 20
-_GROUP_REQUESTS: Final = 64
+"""Bytes of requests that may wait; further requests are asked to retry."""
+_BATCH_BYTES: Final = 4 << 20
+_BATCH_REQUESTS: Final = 64
+_MAX_REASONS: Final = 5
 
 
 class Answer(NamedTuple):
-    """What became of a request: spans that were new, spans that could not be kept, and why the first of those not."""
+    """What became of a request: the numbers of new and of rejected spans, and why some were rejected."""
 
     stored: int
     rejected: int
     why: str
 
 
-class _Waiting(NamedTuple):
+class _Request(NamedTuple):
     workspace_id: str
     workspace: str
     body: bytes
@@ -45,34 +45,28 @@ class _Waiting(NamedTuple):
     answer: Future[Answer]
 
 
-class _Read(NamedTuple):
-    request: _Waiting
-    kept: list[SpanRecord]
-    rejected: list[str]
+class _ReadRequest(NamedTuple):
+    request: _Request
+    spans: list[SpanRecord]
+    rejections: list[str]
 
 
 class Receiver:
-    """Takes requests in.
+    """Takes requests and stores their spans in ``store``."""
 
-    Args:
-        store: where spans go.
-        tell: told of events that nobody was told before, after they are committed, from the intake's thread.
-    """
-
-    def __init__(self, store: SpanStore, tell: Callable[[Sequence[Event]], None]) -> None:
+    def __init__(self, store: SpanStore) -> None:
         self.store = store
-        self._tell = tell
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = 0
         self._thread: threading.Thread | None = None
         self.stored = 0
         """Spans stored so far."""
         self.rejected = 0
-        """Spans that could not be kept."""
+        """Spans rejected so far."""
 
     def reserve(self, size: int) -> bool:
-        """Make room for a request of so many bytes, before it is read; False: there is none now."""
+        """Reserve room for a request of ``size`` bytes before it is read; False when there is not enough."""
         with self._lock:
             if self._waiting and self._waiting + size > MAX_BYTES:
                 return False
@@ -80,21 +74,21 @@ class Receiver:
             return True
 
     def release(self, size: int) -> None:
-        """Give room back."""
+        """Release reserved room."""
         with self._lock:
             self._waiting -= size
 
     def submit(self, workspace_id: str, workspace: str, body: bytes, *, is_json: bool) -> Future[Answer]:
-        """Take a request's body. The future raises `BadRequest` or `StoreUnavailable`."""
+        """Queue a request's body. The future raises `BadRequest` or `StoreUnavailable`."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="tachograph-intake", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="tachograph-receiver", daemon=True)
             self._thread.start()
         answer: Future[Answer] = Future()
-        self._queue.put(_Waiting(workspace_id, workspace, body, is_json, answer))
+        self._queue.put(_Request(workspace_id, workspace, body, is_json, answer))
         return answer
 
     def close(self) -> None:
-        """Finish what waits and stop."""
+        """Store what waits, then stop."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
@@ -103,95 +97,91 @@ class Receiver:
     def _work(self) -> None:
         is_open = True
         while is_open:
-            group: list[_Read] = []
+            batch: list[_ReadRequest] = []
             size = 0
-            one = self._queue.get()
+            request = self._queue.get()
             while True:
-                if one is None:
+                if request is None:
                     is_open = False
                     break
-                size += len(one.body)
-                if (read := _read(one)) is not None:
-                    group.append(read)
-                if size >= _GROUP_BYTES or len(group) >= _GROUP_REQUESTS:
+                size += len(request.body)
+                if (read := _read(request)) is not None:
+                    batch.append(read)
+                if size >= _BATCH_BYTES or len(batch) >= _BATCH_REQUESTS:
                     break
                 try:
-                    one = self._queue.get_nowait()
+                    request = self._queue.get_nowait()
                 except queue.Empty:
                     break
-            if group:
-                self._store(group)
+            if batch:
+                self._store(batch)
 
-    def _store(self, group: Sequence[_Read]) -> None:
-        """Commit a group and answer each; where something unforeseen happens, each by itself."""
+    def _store(self, batch: Sequence[_ReadRequest]) -> None:
+        """Commit a batch and answer its requests; after an unexpected error, each request by itself."""
         try:
-            answers, events = self.store.writer.database.run(lambda c: self._take(c, group))
+            answers = self.store.commit(lambda connection: self._take(connection, batch))
+        except StoreUnavailable as error:
+            log.warning("spans could not be stored: %s", error)
+            for read in batch:
+                read.request.answer.set_exception(StoreUnavailable(str(error)))
         except Exception as error:
-            if is_unavailable(error):
-                log.warning("spans could not be stored: %s", error)
-                for one in group:
-                    one.request.answer.set_exception(StoreUnavailable(str(error)))
-            elif len(group) > 1:
-                for one in group:
-                    self._store([one])
+            if len(batch) > 1:
+                for read in batch:
+                    self._store([read])
             else:
-                group[0].request.answer.set_exception(error)
-            return
-        try:
-            self._tell(events)
-        except Exception:
-            log.exception("what arrived is stored, but could not be told to the metrics")
-        for one, answer in zip(group, answers, strict=True):
-            self.stored += answer.stored
-            self.rejected += answer.rejected
-            one.request.answer.set_result(answer)
+                batch[0].request.answer.set_exception(error)
+        else:
+            for read, answer in zip(batch, answers, strict=True):
+                self.stored += answer.stored
+                self.rejected += answer.rejected
+                read.request.answer.set_result(answer)
 
-    def _take(self, connection: Connection, group: Sequence[_Read]) -> tuple[list[Answer], list[Event]]:
-        workspaces: dict[tuple[str, str], list[_Read]] = {}
-        for one in group:
-            workspaces.setdefault((one.request.workspace_id, one.request.workspace), []).append(one)
+    def _take(self, connection: Connection, batch: Sequence[_ReadRequest]) -> tuple[list[Answer], list[Event]]:
+        by_workspace: dict[tuple[str, str], list[_ReadRequest]] = {}
+        for read in batch:
+            by_workspace.setdefault((read.request.workspace_id, read.request.workspace), []).append(read)
         answers: dict[int, Answer] = {}
         events: list[Event] = []
-        for (workspace_id, workspace), several in workspaces.items():
-            taken = self.store.take(connection, workspace_id, workspace, [span for one in several for span in one.kept])
+        for (workspace_id, workspace), reads in by_workspace.items():
+            spans = [span for read in reads for span in read.spans]
+            taken = self.store.take(connection, workspace_id, workspace, spans)
             events += taken.events
-            for i, one in enumerate(several):
-                why = list(one.rejected)
+            for i, read in enumerate(reads):
+                rejections = list(read.rejections)
                 if taken.refused:
-                    refused = [span for span in one.kept if (span.trace_id, span.span_id) in taken.refused]
-                    why += [f"trace {span.trace_id} has {MAX_OF_TRACE} spans, and no room for more" for span in refused]
-                # Spans of several requests were stored at once; they are counted with the first.
-                answers[id(one)] = Answer(taken.stored if i == 0 else 0, len(why), "; ".join(dict.fromkeys(why[:5])))
-        return [answers[id(one)] for one in group], events
+                    refused = [span for span in read.spans if (span.trace_id, span.span_id) in taken.refused]
+                    rejections += [
+                        f"trace {span.trace_id} has {MAX_TRACE_SPANS} spans, and no room for more" for span in refused
+                    ]
+                # The spans of these requests were stored together; the first one counts them.
+                answers[id(read)] = _answer(taken.stored if i == 0 else 0, rejections)
+        return [answers[id(read)] for read in batch], events
 
 
-def _read(request: _Waiting) -> _Read | None:
-    """A request's spans; None: it is answered already."""
+def _answer(stored: int, rejections: Sequence[str]) -> Answer:
+    return Answer(stored, len(rejections), "; ".join(dict.fromkeys(rejections[:_MAX_REASONS])))
+
+
+def _read(request: _Request) -> _ReadRequest | None:
+    """A request's spans; None when it has already been answered."""
     if not request.answer.set_running_or_notify_cancel():
         return None
-    kept: list[SpanRecord] = []
-    rejected: list[str] = []
+    spans: list[SpanRecord] = []
+    rejections: list[str] = []
     try:
-        for one in records(parse(request.body, is_json=request.is_json)):
-            if isinstance(one, str):
-                rejected.append(one)
-            elif len(kept) >= MAX_SPANS:
-                rejected.append(f"a request may carry {MAX_SPANS} spans")
+        for span in records(parse(request.body, is_json=request.is_json)):
+            if isinstance(span, str):
+                rejections.append(span)
+            elif len(spans) >= MAX_SPANS:
+                rejections.append(f"a request may carry at most {MAX_SPANS} spans")
             else:
-                kept.append(one)
+                spans.append(span)
     except Exception as error:
         if not isinstance(error, BadRequest):
             log.exception("a request could not be read")
         request.answer.set_exception(error)
         return None
-    if not kept:
-        request.answer.set_result(Answer(0, len(rejected), "; ".join(dict.fromkeys(rejected[:5]))))
+    if not spans:
+        request.answer.set_result(_answer(0, rejections))
         return None
-    return _Read(request, kept, rejected)
-
-
-def is_unavailable(error: BaseException) -> bool:
-    """Whether it is the database's state, not the spans, that an error comes from."""
-    if isinstance(error, OperationalError | InterfaceError | OSError):
-        return True
-    return isinstance(error, DBAPIError) and error.connection_invalidated
+    return _ReadRequest(request, spans, rejections)

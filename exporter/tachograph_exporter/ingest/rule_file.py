@@ -1,7 +1,7 @@
-"""Rules of one's own for `mapping`: a TOML file that ``tachograph serve --mapping`` reads; they come before the others.
+"""User-defined rules: the TOML file of ``tachograph serve --mapping``. They come before the built-in rules.
 
-A value is read from an attribute of the span by its name, from ``resource.NAME``, or from ``span:name``. Several are
-tried in turn::
+A value is read from a span attribute (``NAME`` or ``span.NAME``), a resource attribute (``resource.NAME``) or the
+span's name (``span:name``). The first of a list that has a value is used::
 
     [[rule]]
     engine = "acme"
@@ -31,7 +31,7 @@ _Outcome = Literal["completed", "failed", "cancelled", "timeout", "skipped"]
 
 
 class _Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A rule as it is written. The fields are `Rule`'s."""
+    """A rule in the file, with the fields of `Rule`."""
 
     engine: str
     role: Role
@@ -62,66 +62,66 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     rule: list[_Rule]
 
 
-_READ: Final = ("workflow", "run_id", "workflow_id", "version", "attempt", "state", "why", "key")
+_READERS: Final = ("workflow", "run_id", "workflow_id", "version", "attempt", "state", "why", "key")
 
 
 def read_rules(path: Path) -> Rulebook:
-    """The rules in a file, and behind them the built-in ones. Raises `ConfigError`, which says where."""
+    """The rules in a file, followed by the built-in ones. Raises `ConfigError`, which names the place of the fault."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read the mapping {path}: {error.strerror or error}") from None
     try:
-        found = msgspec.toml.decode(content, type=_File)
+        file = msgspec.toml.decode(content, type=_File)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"the mapping {path} does not fit: {error}") from None
+        raise ConfigError(f"the mapping {path} is not valid: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the mapping {path} is not TOML: {error}") from None
-    for number, one in enumerate(found.rule):
-        if not (one.has or one.equals or one.resource_has or one.names or one.scopes):
+    for number, rule in enumerate(file.rule):
+        if not (rule.has or rule.equals or rule.resource_has or rule.names or rule.scopes):
             raise ConfigError(
-                f"the mapping {path}: rule[{number}] would take every span; say which with has, equals, resource_has, "
+                f"the mapping {path}: rule[{number}] would match every span; narrow it with has, equals, resource_has, "
                 "names or scopes"
             )
-    return Rulebook([*map(_rule, found.rule), *RULES])
+    return Rulebook([*map(_rule, file.rule), *RULES])
 
 
-def _rule(one: _Rule) -> Rule:
+def _rule(rule: _Rule) -> Rule:
     return Rule(
-        engine=one.engine,
-        role=one.role,
-        has=tuple(one.has),
-        lacks=tuple(one.lacks),
-        equals=one.equals,
-        resource_has=tuple(one.resource_has),
-        names=tuple(one.names),
-        scopes=tuple(one.scopes),
-        name=_reading(one.name) or own_name,
-        first_attempt=one.first_attempt,
-        states={**RESULTS, **{word.lower(): status for word, status in one.states.items()}},
-        follows=one.follows,
-        lasting=one.lasting,
-        opens=one.opens,
-        retries=one.retries,
-        **{field: _reading(getattr(one, field)) for field in _READ},
+        engine=rule.engine,
+        role=rule.role,
+        has=tuple(rule.has),
+        lacks=tuple(rule.lacks),
+        equals=rule.equals,
+        resource_has=tuple(rule.resource_has),
+        names=tuple(rule.names),
+        scopes=tuple(rule.scopes),
+        name=_reader(rule.name) or own_name,
+        first_attempt=rule.first_attempt,
+        states={**RESULTS, **{word.lower(): status for word, status in rule.states.items()}},
+        follows=rule.follows,
+        lasting=rule.lasting,
+        opens=rule.opens,
+        retries=rule.retries,
+        **{field: _reader(getattr(rule, field)) for field in _READERS},
     )
 
 
-def _reading(names: _Names) -> Read | None:
-    wanted = [names] if isinstance(names, str) else names
-    if not wanted:
+def _reader(names: _Names) -> Read | None:
+    sources = [names] if isinstance(names, str) else names
+    if not sources:
         return None
 
     def read(span: SpanRecord) -> Any:
-        for name in wanted:
+        for name in sources:
             if name == "span:name":
                 return span.name
             if name.startswith("resource."):
-                found = span.around.get(name.removeprefix("resource."))
+                value = span.around.get(name.removeprefix("resource."))
             else:
-                found = span.attributes.get(name.removeprefix("span."), span.attributes.get(name))
-            if found is not None:
-                return found
+                value = span.attributes.get(name.removeprefix("span."), span.attributes.get(name))
+            if value is not None:
+                return value
         return None
 
     return read

@@ -1,12 +1,11 @@
-"""Which spans are executions, steps and attempts: one table, first match wins.
+"""Rules that say which spans are executions, steps and attempts; the first match wins.
 
-Sources of the names: our own (`semconv`); OpenTelemetry's CI/CD conventions
+Sources of the attribute names: our own (`semconv`); OpenTelemetry's CI/CD conventions
 (https://opentelemetry.io/docs/specs/semconv/cicd/cicd-spans/); Airflow 3 (``dag_run.*``, ``task_run.*``, ``worker.*``
 spans of airflow.models.dagrun and the task SDK); Prefect 3 (prefect.telemetry.run_telemetry); Temporal's Python
 interceptor (temporalio.contrib.opentelemetry); Celery (opentelemetry-instrumentation-celery); Dagster (dagster-otel's
 resource, opentelemetry-instrumentation-dagster); GitHub Actions (the collector's githubreceiver, which describes a run
-and a job on their resource). For everything else the root span of a trace is the execution and its children are the
-steps.
+and a job on their resource). In any other trace, the root span is the execution and its children are the steps.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from tachograph_exporter.ingest.spans import SpanRecord
 
 
 class Role(Enum):
-    """What a span is to us."""
+    """What a span stands for."""
 
     EXECUTION = "execution"
     STEP = "step"
     ATTEMPT = "attempt"
     END = "end"
-    """Says only when, and how, an execution ended."""
+    """It only says when and how an execution ended."""
     QUEUED = "queued"
-    """A step was asked for; the span of its run is a child of this one and begins when a worker takes it."""
+    """A step was requested; the span of its run is a child of this span and starts when a worker takes it."""
     INSIDE = "inside"
-    """Part of a step: kept, shown in traces, nothing of its own in a timeline."""
+    """Part of a step: stored and shown in traces, but not in timelines."""
 
 
 Read = Callable[[SpanRecord], Any]
 
 
 def attribute(*names: str) -> Read:
-    """The first of these attributes that is there, else None."""
+    """Reads the first of these attributes that the span has, else None."""
 
     def read(span: SpanRecord) -> Any:
         return next((span.attributes[name] for name in names if span.attributes.get(name) is not None), None)
@@ -47,7 +46,7 @@ def attribute(*names: str) -> Read:
 
 
 def of_resource(*names: str) -> Read:
-    """The first of these attributes that the span's resource has, else None."""
+    """Reads the first of these attributes that the span's resource has, else None."""
 
     def read(span: SpanRecord) -> Any:
         return next((span.around[name] for name in names if span.around.get(name) is not None), None)
@@ -61,17 +60,20 @@ def own_name(span: SpanRecord) -> str:
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """Spans of one kind.
+    """Which spans it matches, and how to read them.
 
-    A span matches when it has all of ``has`` and none of ``lacks``, the values of ``equals``, a resource that has all
-    of ``resource_has``, and a name and an instrumentation scope that begin with one of ``names`` and one of ``scopes``
-    (when there are any). ``name`` reads the workflow's or step's name, ``run_id`` the execution's id in its engine,
-    ``attempt`` the number of the attempt (from ``first_attempt``), ``state`` a word of ``states``, ``why`` what went
-    wrong. Steps with the same ``key`` are attempts of one step. ``workflow`` names the workflow where no execution's
-    own span does. ``follows``: the step above it is what it waited for, not what it is part of. ``lasting``: an
-    execution with such spans ends with the last of its steps, not with the span above them. ``opens``: a span of no
-    length says when an execution began, and one of role END when it ended. ``retries``: a step that failed may be
-    tried again for as long as its execution runs.
+    A span matches when it has all attributes of ``has``, none of ``lacks`` and the values of ``equals``, its resource
+    has all of ``resource_has``, and its name and instrumentation scope start with one of ``names`` and ``scopes``, if
+    those are given.
+
+    ``name`` reads the name of the workflow or step, ``run_id`` the engine's id of the execution, ``attempt`` the number
+    of the attempt (the engine counts from ``first_attempt``), ``state`` a key of ``states``, ``why`` the reason of a
+    failure. Steps with the same ``key`` are attempts of the same step. ``workflow`` names the workflow when the
+    execution has no span of its own.
+
+    ``follows``: the step above a span is a dependency, not an enclosing step. ``lasting``: an execution with such spans
+    ends with its last step, not with the span above them. ``opens``: a zero-length span marks the start of an
+    execution, and one of role END its end. ``retries``: a failed step may be retried for as long as its execution runs.
     """
 
     engine: str
@@ -99,38 +101,38 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     retries: bool = False
 
     def matches(self, span: SpanRecord) -> bool:
-        """Whether the span is of this kind."""
-        # Loops, for this is asked of every span by every rule: `all` and `any` cost four times as much.
-        known, around = span.attributes, span.around
+        """Whether the span matches."""
+        # Loops, because every rule checks every span: `all` and `any` cost four times as much.
+        attributes, resource = span.attributes, span.around
         if self.names and not span.name.startswith(self.names):
             return False
         for name in self.has:
-            if name not in known:
+            if name not in attributes:
                 return False
         for name, value in self.equals.items():
-            if known.get(name) != value:
+            if attributes.get(name) != value:
                 return False
         for name in self.resource_has:
-            if name not in around:
+            if name not in resource:
                 return False
         for name in self.lacks:
-            if name in known:
+            if name in attributes:
                 return False
         return not self.scopes or span.scope.startswith(self.scopes)
 
     def status(self, span: SpanRecord) -> str:
         """How the span ended: completed, failed, cancelled, timeout, skipped."""
         word = self.state(span) if self.state is not None else None
-        found = self.states.get(str(word).lower()) if word is not None else None
-        return found or ("failed" if span.is_error else "completed")
+        status = self.states.get(str(word).lower()) if word is not None else None
+        return status or ("failed" if span.is_error else "completed")
 
 
 class Rulebook:
-    """Rules in order; the first that a span matches says what it is."""
+    """Rules in order of precedence."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = tuple(rules)
-        # Most spans are of no kind that is known; that is found out without trying every rule.
+        # Most spans match no rule; these sets show that without trying every rule.
         self._attributes = frozenset(name for rule in rules for name in (*rule.has, *rule.equals))
         self._resource = frozenset(name for rule in rules for name in rule.resource_has)
         self._names = tuple(
@@ -138,7 +140,7 @@ class Rulebook:
         )
 
     def find(self, span: SpanRecord) -> Rule | None:
-        """The first rule that a span matches."""
+        """The first rule that matches a span, if any."""
         if (
             self._attributes.isdisjoint(span.attributes)
             and self._resource.isdisjoint(span.around)

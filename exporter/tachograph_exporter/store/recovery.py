@@ -25,7 +25,7 @@ from tachograph.events import (
     StepSkipped,
     StepStatus,
 )
-from tachograph.identity import ExecutionRef, StepRef
+from tachograph.identity import ExecutionRef, Origin, StepRef
 from tachograph.process import identity, is_alive
 from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.workflow.attempts import StepAttempts
@@ -70,6 +70,7 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep]) -> Iterator[Ev
         parent_span_id=execution.parent_span_id,
         version=execution.version,
         project=execution.project,
+        origin=Origin.INGESTED if execution.process == INGESTED else Origin.RECORDED,
     )
     seen_ns = max(
         [execution.last_seen_ns, *(t for s in steps for t in (s.attempt_started_ns, s.finished_ns, s.ready_ns) if t)]

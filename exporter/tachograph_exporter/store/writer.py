@@ -1,7 +1,7 @@
-"""The one writer: applies events to the run tables, a group at a time, one transaction a group.
+"""The only writer of the run tables: applies events in batches, one transaction a batch.
 
-A group is first folded in memory (a short step's start and end become one row), then written with one statement per
-table. Rows merge by the rules in `schema`, so a group may be applied again, or after a later one.
+A batch is folded in memory first (a short step's start and end become one row), then written with one statement per
+table. Rows merge by the rules in `schema`, so a batch may be applied again, or after a later one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection, bindparam, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -17,9 +17,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from tachograph.errors import StoreUnavailable
-from tachograph.events import (
-    Event,
-)
+from tachograph.events import Event
 from tachograph.identity import ExecutionRef, new_id, workspace_id
 from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph_exporter.store import archive, locking, partitions, state
@@ -39,8 +37,10 @@ from tachograph_exporter.store.schema import (
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 _OPEN_SECONDS: Final = LEASE_SECONDS / 3
-_OPEN_LIMIT: Final = 10_000
+_MAX_OPEN: Final = 10_000
 _CHUNK: Final = 500
 
 
@@ -48,9 +48,9 @@ class StoreWriter:
     """A `BatchListener` that makes events durable. When `apply` returns, its events are committed.
 
     Args:
-        database: where to.
-        observe: told how many seconds each commit took.
-        committed: told after each commit.
+        database: where the tables are.
+        observe: called with the seconds that writing a batch took.
+        committed: called after each commit.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class StoreWriter:
         self.database = database
         self._observe = observe
         self._committed = committed
-        self._origin = new_id()
-        self._is_listened_to = False
-        self._look_at = 0.0
+        self._id = new_id()
+        self._is_followed = False
+        self._check_followers_at = 0.0
         self._open: dict[str, float] = {}
         self._watermark, self._watermark_at = 0, 0.0
         self._owns_database = False
-        self._known: set[tuple[str, str, str]] = set()
+        self._registered: set[tuple[str, str, str]] = set()
         self._months: set[partitions.Month] = set()
         self._prepare(database.dialect)
 
@@ -80,19 +80,27 @@ class StoreWriter:
         self._insert = insert
 
     def apply(self, events: Sequence[Event]) -> None:
-        """Commit a group of events. Raises `StoreUnavailable` when the database cannot take it now."""
+        """Commit a batch of events. Raises `StoreUnavailable` when the database is unavailable."""
         started = time.perf_counter()
         batch = Batch(events)
 
         def work(connection: Connection) -> None:
             self.write(connection, batch)
-            if started >= self._look_at:
-                self._is_listened_to = event_log.is_listened_to(connection)
-            if self._is_listened_to:
-                event_log.append(connection, self._origin, events)
+            self.append_log(connection, events)
 
+        self.commit(work)
+        self._registered.update(batch.workflows)
+        self._months |= batch.months
+        if self._observe is not None:
+            self._observe(time.perf_counter() - started)
+
+    def commit(self, work: Callable[[Connection], _T]) -> _T:
+        """Run ``work`` in a transaction, commit it and return its result.
+
+        Raises `StoreUnavailable` when the database is unavailable; any other exception comes from the work itself.
+        """
         try:
-            self.database.run(work)
+            result = self.database.run(work)
         except (OperationalError, InterfaceError) as error:
             raise StoreUnavailable(str(error.orig)) from error
         except self._driver.OperationalError as error:
@@ -103,20 +111,23 @@ class StoreWriter:
             raise
         except OSError as error:
             raise StoreUnavailable(str(error)) from error
-        self._known.update(batch.workflows)
-        self._months |= batch.months
-        now = time.perf_counter()
-        if started >= self._look_at:
-            self._look_at = now + event_log.LOOK_SECONDS
-        if self._observe is not None:
-            self._observe(now - started)
         if self._committed is not None:
             self._committed()
+        return result
+
+    def append_log(self, connection: Connection, events: Sequence[Event]) -> None:
+        """Append events to the event log, if anyone follows it, in the transaction that stores them."""
+        now = time.perf_counter()
+        if now >= self._check_followers_at:
+            self._is_followed = event_log.is_listened_to(connection)
+            self._check_followers_at = now + event_log.LOOK_SECONDS
+        if self._is_followed:
+            event_log.append(connection, self._id, events)
 
     def write(self, connection: Connection, batch: Batch) -> None:
-        """Write a folded group on an open connection, without committing it.
+        """Write a folded batch on an open connection, without committing it.
 
-        Executions that end in it, or that had ended before and still change, are counted in the rollups.
+        Executions that end in it, or that had ended before and change again, are counted in the rollups.
         """
         locking.lock(connection)
         touched = batch.touched
@@ -128,7 +139,7 @@ class StoreWriter:
         if months:
             partitions.ensure(connection, months)
         before = self._ended_before(connection, touched, batch.ended)
-        for key in batch.workflows.keys() - self._known:
+        for key in batch.workflows.keys() - self._registered:
             self._register(connection, batch.workflows[key])
         self._put(connection, batch)
         if before or batch.ended:
@@ -138,24 +149,24 @@ class StoreWriter:
     def replace(
         self, connection: Connection, events: Sequence[Event], remove: Iterable[str] = (), *, known: Collection[str]
     ) -> None:
-        """Write these events in place of all that is stored of their executions, and count them anew.
+        """Replace everything stored of these events' executions, and count the executions again.
 
-        For executions that are put together from what arrives: the newest reading of it is the whole truth.
-        ``remove``: executions (by id) that are no more. ``known``: those that are there now.
+        For executions assembled from spans: the newest assembly is the whole truth. ``remove``: ids of executions that
+        no longer exist. ``known``: ids of those that are stored now.
         """
         locking.lock(connection)
         batch = Batch(events)
         ids = sorted({*batch.touched, *remove})
         gone = self._archived(connection, set(ids))
         batch.forget(gone)
-        ids = [one for one in ids if one not in gone]
+        ids = [execution_id for execution_id in ids if execution_id not in gone]
         partitions.ensure(connection, {month for month in map(partitions.month_of_id, ids) if month is not None})
-        there = [one for one in ids if one in known]
-        before = counting.ended(connection, there) if there else {}
+        stored = [execution_id for execution_id in ids if execution_id in known]
+        before = counting.ended(connection, stored) if stored else {}
         for rows in (workflow_step_reports, ATTEMPT_ROWS.table, STEP_ROWS.table, EXECUTION_ROWS.table):
-            for i in range(0, len(there), _CHUNK):
-                connection.execute(delete(rows).where(rows.c.execution_id.in_(there[i : i + _CHUNK])))
-        for key in batch.workflows.keys() - self._known:
+            for i in range(0, len(stored), _CHUNK):
+                connection.execute(delete(rows).where(rows.c.execution_id.in_(stored[i : i + _CHUNK])))
+        for key in batch.workflows.keys() - self._registered:
             self._register(connection, batch.workflows[key])
         self._put(connection, batch)
         folding.fold(connection, before, batch.ended)
@@ -170,40 +181,40 @@ class StoreWriter:
             connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
 
     def _ended_before(self, connection: Connection, touched: set[str], ended: set[str]) -> dict[str, counting.Ended]:
-        """Those of the executions that have ended already.
+        """Which of the executions had ended before this batch.
 
-        One that was open a moment ago, and of which this writer still hears, is not asked about again: nobody else
-        ends it before it was silent for a whole lease.
+        An execution that was open a moment ago is not looked up again: while this writer receives its events, nobody
+        else ends it before a whole lease has passed.
         """
         now = time.monotonic()
-        known = self._open
-        doubtful = [one for one in touched if one in ended or known.get(one, 0.0) < now]
-        if not doubtful:
+        open_until = self._open
+        unsure = [key for key in touched if key in ended or open_until.get(key, 0.0) < now]
+        if not unsure:
             return {}
-        found = counting.ended(connection, doubtful)
-        if len(known) > _OPEN_LIMIT:
-            known.clear()
-        for one in doubtful:
-            if one in ended or one in found:
-                known.pop(one, None)
+        ended_before = counting.ended(connection, unsure)
+        if len(open_until) > _MAX_OPEN:
+            open_until.clear()
+        for key in unsure:
+            if key in ended or key in ended_before:
+                open_until.pop(key, None)
             else:
-                known[one] = now + _OPEN_SECONDS
-        return found
+                open_until[key] = now + _OPEN_SECONDS
+        return ended_before
 
     def _archived(self, connection: Connection, touched: set[str]) -> set[str]:
-        """Which of the executions are archived: what comes of them now is too late, and they are counted already."""
+        """Which of the executions are archived: they are already counted, so late events are left out."""
         now = time.monotonic()
         if now >= self._watermark_at:
             self._watermark, self._watermark_at = state.watermark_of(connection), now + event_log.LOOK_SECONDS
         watermark = self._watermark
-        old = [one for one in touched if partitions.seconds_of_id(one) < watermark] if watermark else []
+        old = [key for key in touched if partitions.seconds_of_id(key) < watermark] if watermark else []
         gone = archive.among(connection, old) if old else set()
         if gone:
-            log.warning("%d execution(s) are archived; what was recorded of them since is left out", len(gone))
+            log.warning("%d execution(s) are archived; their late events are left out", len(gone))
         return gone
 
     def _register(self, connection: Connection, ref: ExecutionRef) -> None:
-        """Make sure that the workspace, project and workflow an execution belongs to have rows."""
+        """Ensure that the execution's workspace, project and workflow have rows."""
         now = time.time_ns()
         add_workspace(connection, ref.workspace, now)
         add_project(connection, ref.workspace, ref.project, now)
@@ -222,11 +233,11 @@ class StoreWriter:
         )
 
     def after_fork(self) -> None:
-        """In a forked child: leave the parent's connections alone."""
+        """In a forked child, leave the parent's connections alone."""
         self.database.after_fork()
 
     def close(self) -> None:
-        """Close the database, if it was opened for this writer."""
+        """Close the database if it was opened for this writer."""
         if self._owns_database:
             self.database.close()
 
@@ -241,7 +252,7 @@ _SEEN: Final = (
 
 
 def open_writer(url: str) -> StoreWriter:
-    """A writer on the database at ``url``; how a process that only records gets its store."""
+    """A writer with its own database at ``url``, for a process that only records."""
     writer = StoreWriter(Database(url))
     writer._owns_database = True
     return writer

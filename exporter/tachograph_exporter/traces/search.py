@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Connection, func, select
 
 from tachograph.spans import semconv
-from tachograph_exporter.ingest.span_store import of_trace
+from tachograph_exporter.ingest.span_rows import of_trace
 from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import executions as execution_rows

@@ -1,7 +1,4 @@
-"""Events as Prometheus metrics. The specifications below are the one place where a metric is named.
-
-The exposition, the reference table in the docs and the dashboards all read them. No label ever holds an id.
-"""
+"""Events as Prometheus metrics; `tachograph.metrics.specs` defines them."""
 
 from __future__ import annotations
 
@@ -22,7 +19,6 @@ from tachograph.events import (
     StepRetrying,
     StepSkipped,
     StepStarted,
-    StepStatus,
 )
 from tachograph.identity import ExecutionRef
 from tachograph.metrics.children import Trace
@@ -52,11 +48,11 @@ from tachograph.metrics.specs import (
 )
 from tachograph.outcomes import Outcomes
 
-_LABEL_LIMIT: Final = 200
+_MAX_LABEL: Final = 200
 
 
 class _StepSeries:
-    """The series of one step, looked up once: a hot event then costs attribute accesses, not label look-ups."""
+    """The series of one step, looked up once, so that an event costs attribute accesses instead of label look-ups."""
 
     __slots__ = ("attempts", "backoff", "dependency", "duration", "queue", "retries", "running")
 
@@ -76,11 +72,11 @@ class MetricsListener:
 
     Args:
         registry: a prometheus_client registry; the metrics are registered in it.
-        buckets: upper bounds of the classic buckets in seconds.
-        series: whose limits to keep (default: a `SeriesRegistry` with the default limits).
-        is_sampled: tells whether spans of a trace are exported; only then an observation carries an exemplar.
-        measures: names that steps may report to `workflow_step_measure`; others stay in the store, since a name that a
-            step makes up would make a series.
+        buckets: upper bounds of the classic buckets, in seconds.
+        series: holds the series and limits their number (default: a `SeriesRegistry` with the default limits).
+        is_sampled: whether spans of the trace with this id are exported; only then an observation has an exemplar.
+        measures: names of step measures counted in ``workflow_step_measure``. Others are only stored, because every
+            name that a step invents would create series.
     """
 
     def __init__(
@@ -102,17 +98,18 @@ class MetricsListener:
         self._counters: dict[str, CounterFamily] = {}
         self._gauges: dict[str, GaugeFamily] = {}
         for spec in METRICS:
-            about = (spec.name, spec.help, spec.labels)
+            description = (spec.name, spec.help, spec.labels)
             if isinstance(spec, HistogramSpec):
                 bounds = MEASURE_BUCKETS if spec is STEP_MEASURE else buckets
-                self._histograms[spec.name] = self.series.histogram(*about, buckets=bounds)
+                self._histograms[spec.name] = self.series.histogram(*description, buckets=bounds)
             elif isinstance(spec, CounterSpec):
-                self._counters[spec.name] = self.series.counter(*about)
+                self._counters[spec.name] = self.series.counter(*description)
             else:
-                self._gauges[spec.name] = self.series.gauge(*about)
+                self._gauges[spec.name] = self.series.gauge(*description)
         registry.register(self.series)
         self._steps: dict[tuple[str, str, str], _StepSeries] = {}
-        self._running_steps: dict[tuple[str, str], list[int]] = {}
+        # Steps with a running attempt, by workflow: (execution id, step span id).
+        self._running_steps: dict[tuple[str, str], set[tuple[str, str]]] = {}
         # Start times of running executions, oldest first, by workflow.
         self._running: dict[tuple[str, str], dict[str, float]] = {}
         self._handlers: Mapping[type, Callable[[Any], None]] = {
@@ -134,24 +131,24 @@ class MetricsListener:
             handle(event)
 
     def close(self) -> None:
-        """Take the metrics out of the registry."""
+        """Unregister the metrics."""
         self.registry.unregister(self.series)
 
     def restore_last_success(self, workspace: str, workflow: str, time_ns: int) -> None:
-        """Set when a workflow last completed, as known from before this process started."""
+        """Set when a workflow last completed before this process started."""
         self._gauges[LAST_SUCCESS.name].labels(_label(workspace), _label(workflow)).set(time_ns / NS)
 
-    def _steps_running(self, workspace: str, workflow: str) -> list[int]:
-        """The count behind a workflow's gauge: a plain number, since only this listener's lane changes it."""
+    def _steps_running(self, workspace: str, workflow: str) -> set[tuple[str, str]]:
+        """The running steps behind a workflow's gauge. Without a lock: only this listener's queue changes them."""
         key = (workspace, workflow)
-        count = self._running_steps.setdefault(key, [0])
-        self._gauges[STEPS_RUNNING.name].labels(*key).source = lambda: count[0]
-        return count
+        running = self._running_steps.setdefault(key, set())
+        self._gauges[STEPS_RUNNING.name].labels(*key).source = lambda: len(running)
+        return running
 
     def _series(self, ref: ExecutionRef, step: str) -> _StepSeries:
         key = (ref.workspace, ref.workflow, step)
         if self._generation != self.series.generation:
-            # Label sets were dropped for being old: those kept here may be among them.
+            # Old label sets were dropped; those cached here may be among them.
             self._generation = self.series.generation
             self._steps.clear()
         series = self._steps.get(key)
@@ -161,14 +158,15 @@ class MetricsListener:
         return series
 
     def _step_started(self, event: StepStarted) -> None:
-        series = self._series(event.step.execution, event.step.name)
-        series.running[0] += 1
+        step = event.step
+        series = self._series(step.execution, step.name)
+        series.running.add((step.execution.execution_id, step.span_id))
         if event.attempt == 1:
             series.dependency(event.dependency_ns / NS)
         elif event.backoff_ns:
             if series.backoff is None:
-                ref = event.step.execution
-                key = (_label(ref.workspace), _label(ref.workflow), _label(event.step.name))
+                ref = step.execution
+                key = (_label(ref.workspace), _label(ref.workflow), _label(step.name))
                 series.backoff = self._histograms[STEP_WAIT.name].labels(*key, "backoff").observe
             series.backoff(event.backoff_ns / NS)
         series.queue(event.queue_ns / NS)
@@ -183,13 +181,12 @@ class MetricsListener:
         if observe is None:
             key = (_label(ref.workspace), _label(ref.workflow), _label(step.name), status)
             observe = series.duration[status] = self._histograms[STEP_DURATION.name].labels(*key).observe
-        # The exemplar leads from the bucket to the trace.
+        # An exemplar: it leads from the bucket to the trace.
         trace = (ref.trace_id, step.span_id, event.time_ns) if self._is_sampled(ref.trace_id) else None
         observe(duration / NS, trace)
         if not event.between_attempts:
-            # The start of a lost step was seen by a process that is no more, and so was its gauge.
-            if event.status is not StepStatus.LOST:
-                series.running[0] -= 1
+            # The start of a lost step may have been counted here, or only in a process that has died.
+            series.running.discard((ref.execution_id, step.span_id))
             self._attempt(series, ref, step.name, status)
         self.outcomes.note(ref.execution_id, step.step_id, status, event.attempt, duration)
 
@@ -201,10 +198,11 @@ class MetricsListener:
         count()
 
     def _step_retrying(self, event: StepRetrying) -> None:
-        series = self._series(event.step.execution, event.step.name)
-        series.running[0] -= 1
+        step = event.step
+        series = self._series(step.execution, step.name)
+        series.running.discard((step.execution.execution_id, step.span_id))
         series.retries()
-        self._attempt(series, event.step.execution, event.step.name, event.status.value)
+        self._attempt(series, step.execution, step.name, event.status.value)
 
     def _step_skipped(self, event: StepSkipped) -> None:
         ref = event.step.execution
@@ -263,4 +261,4 @@ class MetricsListener:
 
 
 def _label(value: str) -> str:
-    return value if len(value) <= _LABEL_LIMIT else value[: _LABEL_LIMIT - 1] + "…"
+    return value if len(value) <= _MAX_LABEL else value[: _MAX_LABEL - 1] + "…"

@@ -1,8 +1,8 @@
-"""A lane: one listener's own bounded queue and thread, so that a slow listener holds up nobody but itself.
+"""A listener's bounded queue and thread, so that a slow listener delays only itself.
 
-Putting an event costs one append. The thread wakes at the first event, waits a moment for more (so that a store
-commits groups, and a busy run does not pay for a thread switch per event), and delivers what has come. What does not
-fit, or what the listener refuses, is dropped and counted by reason; nothing ever blocks the producer.
+Putting an event costs one append. The thread wakes at the first event, waits a moment for more (so that a store commits
+batches and a busy run does not pay for a thread switch per event), and delivers the batch. Events that do not fit, or
+that the listener refuses, are dropped and counted by reason. The producer is never blocked.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ log = logging.getLogger(__name__)
 Deliver: TypeAlias = Callable[[Sequence[Event]], None]
 
 REASONS: Final = ("closed", "error", "queue_full", "shutdown_timeout", "unavailable")
-"""Why events are dropped: the lane was closed, the listener raised, its queue was full, or it did not come to them."""
+"""Why events are dropped: the queue was closed or full; the listener raised, was too slow at shutdown, or unavailable."""
 QUEUE_LIMIT: Final = 200_000
-"""Events a lane holds before it drops."""
+"""Events a queue holds before it drops new ones."""
 GATHER_SECONDS: Final = 0.02
+"""How long the thread waits for more events after the first."""
 BATCH: Final = 5_000
 
 
 class BatchListener(Protocol):
-    """A listener that takes events in groups, for instance to commit them together.
+    """A listener that takes events in batches, for instance to commit them together.
 
-    It raises `StoreUnavailable` while its destination is unavailable (a locked database, a full disk): the group is
-    kept and offered again. Anything else it raises means that the group is bad; it is then offered event by event, so
-    that one bad event costs no other.
+    It raises `StoreUnavailable` while its destination is unavailable (a locked database, a full disk): the batch is
+    kept and offered again. Any other exception means that the batch is bad; its events are then offered singly, so that
+    a bad event costs no other.
     """
 
     def apply(self, events: Sequence[Event], /) -> None: ...
 
 
 class ListenerQueue:
-    """Carries events to one listener in order, in a thread of its own. Safe to use from any thread."""
+    """Delivers events to a listener, in order and in a thread of its own. Safe from any thread."""
 
     def __init__(
         self,
@@ -53,14 +54,14 @@ class ListenerQueue:
     ) -> None:
         self.name = name
         self.dropped: Counter[str] = Counter()
-        self._deliver: Deliver = getattr(listener, "apply", None) or self._one_by_one(listener)  # type: ignore[arg-type]
+        self._deliver: Deliver = getattr(listener, "apply", None) or self._singly(listener)  # type: ignore[arg-type]
         self.listener = listener
         self.queue_limit = queue_limit
         self._gather = gather_seconds
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew with an empty queue and no thread: for a forked child, whose parent keeps what was queued."""
+        """Start over with an empty queue and no thread: for a forked child, whose parent keeps what was queued."""
         self._queue: deque[Event] = deque()
         self._lock = threading.Lock()
         self._delivering = threading.Lock()
@@ -71,6 +72,7 @@ class ListenerQueue:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._delivered = 0
+        self._acknowledged = 0
         self._in_hand = 0
         self._paused = False
         self._warned_at = 0.0
@@ -80,15 +82,20 @@ class ListenerQueue:
 
     @property
     def delivered(self) -> int:
-        """Events the listener has taken (or that were dropped after being queued)."""
-        return self._delivered
+        """Events that the listener received, by this queue or by another way, or that were dropped once queued."""
+        return self._delivered + self._acknowledged
+
+    def acknowledge(self, count: int) -> None:
+        """Count events as delivered that the listener received by another way."""
+        with self._lock:
+            self._acknowledged += count
 
     def before_fork(self, timeout_seconds: float) -> None:
-        """Wait until the listener is between two groups, so that a child inherits none of its locks taken."""
+        """Wait until the listener is between two batches, so that a child does not inherit a lock that is held."""
         self._paused = self._delivering.acquire(timeout=timeout_seconds)
 
     def after_fork_in_parent(self) -> None:
-        """Go on."""
+        """Resume delivery."""
         if self._paused:
             self._delivering.release()
 
@@ -106,20 +113,20 @@ class ListenerQueue:
             self._start()
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Count events that this listener will never see, and say so in the log now and then."""
+        """Count events that this listener will never receive; logged at most every 10 seconds."""
         self.dropped[reason] += count
         now = time.monotonic()
         if now - self._warned_at > 10:
             self._warned_at = now
             total = sum(self.dropped.values())
-            log.warning("%s: dropped %d event(s), reason %s; %d in all", self.name, count, reason, total)
+            log.warning("%s: dropped %d event(s), reason %s; %d in total", self.name, count, reason, total)
 
     def flush(self, timeout_seconds: float) -> bool:
-        """Wait until everything queued so far has been delivered. False when that took longer than allowed."""
+        """Wait until everything queued so far has been delivered; False on timeout."""
         with self._lock:
             goal = self._delivered + len(self._queue) + self._in_hand
         if threading.current_thread() is self._thread:
-            return False  # Waiting for itself would never end.
+            return False  # It would wait for itself forever.
         deadline = time.monotonic() + timeout_seconds
         with self._settled:
             while self._delivered < goal:
@@ -132,7 +139,7 @@ class ListenerQueue:
         return True
 
     def close(self, timeout_seconds: float) -> None:
-        """Deliver what is queued, take no more, and count what could not be delivered in time."""
+        """Deliver what is queued, accept no more, and count what could not be delivered in time."""
         if self._thread is not None and not self.flush(timeout_seconds):
             left = len(self._queue)
             self._queue.clear()
@@ -141,8 +148,6 @@ class ListenerQueue:
         self._closed = True
         self._wake.set()
         self._hurry.set()
-
-    # --- the thread -------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         with self._lock:
@@ -156,7 +161,7 @@ class ListenerQueue:
             if not queue:
                 wake.clear()
                 self._asleep = True
-                # An event may have come between the two; its producer may have seen a lane still awake.
+                # An event may have been put in between, by a producer that still saw the thread awake.
                 if not queue and not self._closed:
                     wake.wait()
                 self._asleep = False
@@ -189,19 +194,19 @@ class ListenerQueue:
                 now = time.monotonic()
                 if now - self._warned_at > 10:
                     self._warned_at = now
-                    log.warning("%s: not available, %d event(s) wait: %s", self.name, len(batch), error)
+                    log.warning("%s: unavailable, %d event(s) are waiting: %s", self.name, len(batch), error)
                 time.sleep(delay)
                 delay = min(delay * 2, 2.0)
             except Exception:
                 if len(batch) == 1:
-                    log.exception("%s: refused %s", self.name, type(batch[0]).__name__)
+                    log.exception("%s: rejected %s", self.name, type(batch[0]).__name__)
                     self.drop("error")
                     return
                 for event in batch:
                     self._offer([event])
                 return
 
-    def _one_by_one(self, listener: Listener) -> Deliver:
+    def _singly(self, listener: Listener) -> Deliver:
         def deliver(batch: Sequence[Event]) -> None:
             for event in batch:
                 try:

@@ -1,4 +1,4 @@
-"""The tracer provider: the one the user set, or one made from the standard ``OTEL_*`` variables."""
+"""The tracer provider: the one the user set, or one built from the standard ``OTEL_*`` variables."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from tachograph.errors import SetupError
 
 EXIT_SECONDS: Final = 2.0
-"""How long the end of the process waits for spans to be exported."""
+"""How long the process waits at exit for spans to be exported."""
 
 _SPAN_QUEUE: Final = 65_536
 _EXPORTER_ENTRY_POINTS: Final = "opentelemetry_traces_exporter"
 
 
 def find_provider() -> trace.TracerProvider | None:
-    """The tracer provider the user set, else one from the environment (which is then set), else None."""
+    """The provider the user set, else one built from the environment and set as the global one, else None."""
     current = trace.get_tracer_provider()
     if not isinstance(current, trace.ProxyTracerProvider):
         return None if isinstance(current, trace.NoOpTracerProvider) else current
@@ -34,11 +34,12 @@ def find_provider() -> trace.TracerProvider | None:
 
 
 def provider_from_environment() -> TracerProvider | None:
-    """An SDK provider that exports as the standard variables say, or None when they name no destination.
+    """An SDK provider that exports as the standard variables say; None when they name no destination.
 
-    ``OTEL_TRACES_EXPORTER`` (``otlp``, ``console``, ``none``, or any installed exporter's name), or an OTLP endpoint
-    (``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``) turns exporting on; the rest (resource,
-    sampler, limits, headers, batching) is read by the SDK. ``OTEL_SDK_DISABLED=true`` turns it off.
+    Export is on when ``OTEL_TRACES_EXPORTER`` names an exporter (``otlp``, ``console``, or another installed one;
+    ``none`` turns it off) or an OTLP endpoint is set (``OTEL_EXPORTER_OTLP_ENDPOINT``,
+    ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``). The SDK reads the rest: resource, sampler, limits, headers, batching.
+    ``OTEL_SDK_DISABLED=true`` turns everything off. Raises `SetupError` for an exporter that is not installed.
     """
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
@@ -54,10 +55,10 @@ def provider_from_environment() -> TracerProvider | None:
         attributes = {}
     provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     for exporter in exporters:
-        # A run of ten thousand short steps must fit in the queue while one batch is on its way.
+        # Ten thousand short steps must fit in the queue while a batch is being exported.
         sizes: dict[str, Any] = {} if "OTEL_BSP_MAX_QUEUE_SIZE" in os.environ else {"max_queue_size": _SPAN_QUEUE}
         provider.add_span_processor(BatchSpanProcessor(exporter, **sizes))
-    # Bounded: a collector that never answers must not keep the process from ending.
+    # Bounded, because a collector that never answers must not keep the process from exiting.
     atexit.register(_shut_down, provider)
     return provider
 
@@ -69,8 +70,8 @@ def _exporter(name: str) -> SpanExporter:
     for entry in metadata.entry_points(group=_EXPORTER_ENTRY_POINTS, name=name):
         exporter: SpanExporter = entry.load()()
         return exporter
-    known = sorted({entry.name for entry in metadata.entry_points(group=_EXPORTER_ENTRY_POINTS)})
-    raise SetupError(f"no installed span exporter is called {name!r}; there are: {', '.join(known)}")
+    names = sorted({entry.name for entry in metadata.entry_points(group=_EXPORTER_ENTRY_POINTS)})
+    raise SetupError(f"no span exporter named {name!r} is installed; installed: {', '.join(names)}")
 
 
 def _shut_down(provider: TracerProvider) -> None:

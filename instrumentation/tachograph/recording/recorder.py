@@ -1,12 +1,11 @@
-"""The recorder: the one way through. Every event goes in here and fans out to spans, metrics, store and stream.
+"""The recorder: every event goes through it and fans out to spans, metrics, store, stream and subscribers.
 
-Rules that protect the workflow: recording never raises and never blocks. Only the span listener is called at once,
-because the handler must see its span as the current one; everything else hangs on a lane with a queue and a thread of
-its own. What a listener loses is counted per listener and reason.
+Recording never raises and never blocks. Only the span listener's `begin` runs in the caller's thread, because a handler
+must see its span as the current one; each listener has its own queue and thread. Events that a listener loses are
+counted per listener and reason.
 
-Fork: a child starts with empty lanes (the parent keeps and delivers what it had queued). Because children of
-`os.fork` and `multiprocessing` may leave without exit handlers, a child flushes whenever the outermost thing it
-recorded has ended.
+Fork: a child starts with empty queues; the parent keeps and delivers what it had queued. Children of `os.fork` and
+`multiprocessing` may exit without exit handlers, so a child flushes whenever its outermost step or execution has ended.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Final, Protocol, TypeAlias
 
 from tachograph.events import (
     Event,
@@ -30,29 +29,37 @@ from tachograph.events import (
     StepFinished,
     StepStarted,
 )
-from tachograph.identity import ExecutionRef
+from tachograph.identity import ExecutionRef, Origin
 from tachograph.recording.listener_queue import BatchListener, ListenerQueue
 from tachograph.recording.subscription import SUBSCRIPTION_LIMIT, Subscription
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 2.0
-"""How often the owner of a running execution says that it lives."""
+"""How often the owner of a running execution sends a heartbeat."""
 LEASE_SECONDS: Final = 30.0
-"""After how long without a heartbeat an execution counts as lost (when nothing better is known of its process)."""
+"""How long after its last heartbeat an execution counts as lost, unless its process is known to be alive or dead."""
 FLUSH_SECONDS: Final = 5.0
 FORK_FLUSH_SECONDS: Final = 2.0
 FLUSH_AGAIN_SECONDS: Final = 60.0
 FORK_SECONDS: Final = 1.0
-"""How long a fork waits at most for a listener to come between two groups of events."""
+"""How long a fork waits at most for a listener to finish its batch."""
+
+_EXECUTION_EVENTS: Final = frozenset({ExecutionQueued, ExecutionStarted, ExecutionFinished, Heartbeat})
 
 
 class SpanSink(Protocol):
-    """What the recorder asks of the span listener: `begin` at once, the rest off the hot path."""
+    """A span listener: `begin` is called at once, the rest from its queue."""
 
     def begin(self, event: ExecutionStarted | StepStarted, /) -> None: ...
     def __call__(self, event: Event, /) -> None: ...
     def flush(self, timeout_seconds: float, /) -> bool: ...
+
+
+# What to do before, the queues to put into, and what to do after.
+_Route: TypeAlias = tuple[
+    Callable[[Any], None] | None, tuple[Callable[[Event], None], ...], Callable[[Any], None] | None
+]
 
 
 class Recorder:
@@ -62,63 +69,65 @@ class Recorder:
         self.queues: dict[str, ListenerQueue] = {}
         self.events = 0
         self.span_errors = 0
-        self._routes: dict[type[Event], tuple[Callable[[Event], None], ...]] = {}
         self._spans: SpanSink | None = None
         self._heartbeat_seconds = heartbeat_seconds
-        # By id, so that asking whether there are any costs nothing. Those nobody holds any more go by themselves.
+        # Weak and by id: checking for subscriptions costs nothing, and an abandoned one disappears.
         self._subscriptions: dict[int, weakref.ref[Subscription]] = {}
-        self._begin_fresh()
         self._is_fork = False
         self._closed = False
+        self._reset()
         recorders.add(self)
 
-    def _begin_fresh(self) -> None:
+    def _reset(self) -> None:
         self._open: dict[str, ExecutionRef] = {}
         self._depth = 0
         self._flush_again = 0.0
         self._lock = threading.Lock()
         self._heart: threading.Thread | None = None
         self._stop_heart = threading.Event()
+        self._clear_routes()
 
     def add(self, name: str, listener: Listener | BatchListener, *, queue_limit: int | None = None) -> ListenerQueue:
-        """Hang a listener on a lane of its own. A `BatchListener` gets events in groups.
+        """Add a listener with a queue of its own. A `BatchListener` receives events in batches.
 
-        A listener with an attribute ``handles`` (a set of event types) gets no others.
+        A listener may decline events by two optional attributes: ``handles``, the set of event types it takes, and
+        ``origins``, the set of origins whose executions it takes. Without them it receives everything.
         """
         if name in self.queues:
-            raise ValueError(f"a listener called {name!r} is there already")
+            raise ValueError(f"a listener named {name!r} already exists")
         queue = ListenerQueue(name, listener, **({"queue_limit": queue_limit} if queue_limit else {}))
         self.queues = {**self.queues, name: queue}
-        self._routes = {}
+        self._clear_routes()
         return queue
 
     def remove(self, name: str, timeout_seconds: float = FLUSH_SECONDS) -> None:
-        """Take a listener off, after it has got what was queued for it."""
+        """Remove a listener once it has received what is queued for it."""
         queue = self.queues.get(name)
         if queue is not None:
             self.queues = {key: value for key, value in self.queues.items() if key != name}
-            self._routes = {}
+            self._clear_routes()
             queue.close(timeout_seconds)
 
     def set_spans(self, spans: SpanSink) -> None:
-        """Set the span listener: begins spans at once, ends them on its lane."""
+        """Set the span listener: it begins spans at once and ends them from its queue."""
         self._spans = spans
         self.add("spans", spans)
 
     @property
     def spans(self) -> SpanSink | None:
-        """The span listener, if there is one."""
+        """The span listener, if one is set."""
         return self._spans
 
     def subscribe(self, limit: int = SUBSCRIPTION_LIMIT) -> Subscription:
-        """Live events from now on, for streams; see `Subscription`."""
+        """Subscribe to live events from now on; see `Subscription`."""
         subscription = Subscription(limit, self._forget)
-        key, known = id(subscription), self._subscriptions
-        known[key] = weakref.ref(subscription, lambda _: known.pop(key, None))
+        key, subscriptions = id(subscription), self._subscriptions
+        subscriptions[key] = weakref.ref(subscription, lambda _: subscriptions.pop(key, None))
         return subscription
 
     def _subscribers(self) -> list[Subscription]:
-        return [found for reference in list(self._subscriptions.values()) if (found := reference()) is not None]
+        references = list(self._subscriptions.values())
+        return [subscription for reference in references if (subscription := reference()) is not None]
 
     def _forget(self, subscription: Subscription) -> None:
         self._subscriptions.pop(id(subscription), None)
@@ -127,28 +136,63 @@ class Recorder:
         """Record one event."""
         self.events += 1
         kind = type(event)
-        if kind is StepStarted or kind is ExecutionStarted:
-            self._begin(event)  # type: ignore[arg-type]
-        elif kind is ExecutionQueued:
-            # Who waits to start must be known to live, too.
-            self._watch(event.execution)
-        for put in self._routes.get(kind) or self._route(kind):
+        # Not `event.execution`: on a step's event that is a property, and costs a call.
+        origin = (event if kind in _EXECUTION_EVENTS else event.step).execution.origin  # type: ignore[union-attr]
+        before, puts, after = self._routes[origin].get(kind) or self._route(kind, origin)
+        if before is not None:
+            before(event)
+        for put in puts:
             put(event)
         if self._subscriptions:
             for subscription in self._subscribers():
                 subscription._put(event)
-        if kind is StepFinished or kind is ExecutionFinished:
-            self._finished(event)
+        if after is not None:
+            after(event)
 
-    def _route(self, kind: type[Event]) -> tuple[Callable[[Event], None], ...]:
-        """Where events of a kind go: to every listener that does not say that it has no use for them."""
-        puts = tuple(
-            queue.put
-            for queue in self.queues.values()
-            if (wanted := getattr(queue.listener, "handles", None)) is None or kind in wanted
-        )
-        self._routes[kind] = puts
-        return puts
+    def publish(self, events: Sequence[Event], *, delivered_to: Collection[str] = ()) -> None:
+        """Fan out events that the listeners named in ``delivered_to`` already have.
+
+        Those count the events as delivered and do not receive them again. For events that were committed to the store
+        together with what they were derived from.
+        """
+        for name in delivered_to:
+            if (queue := self.queues.get(name)) is not None:
+                queue.acknowledge(len(events))
+        skipped = {self.queues[name].put for name in delivered_to if name in self.queues}
+        for event in events:
+            self.events += 1
+            origin = event.execution.origin
+            before, puts, after = self._routes[origin].get(type(event)) or self._route(type(event), origin)
+            if before is not None:
+                before(event)
+            for put in puts:
+                if put not in skipped:
+                    put(event)
+            for subscription in self._subscribers() if self._subscriptions else ():
+                subscription._put(event)
+            if after is not None:
+                after(event)
+
+    def _clear_routes(self) -> None:
+        self._routes: dict[Origin, dict[type[Event], _Route]] = {origin: {} for origin in Origin}
+
+    def _route(self, kind: type[Event], origin: Origin) -> _Route:
+        """Where events of a type and origin go: to every listener that does not decline them."""
+        routes = self._routes  # Before the queues are read: what `add` clears must not come back.
+        puts = tuple(queue.put for queue in self.queues.values() if _takes(queue.listener, kind, origin))
+        before: Callable[[Any], None] | None = None
+        after: Callable[[Any], None] | None = None
+        # Nobody waits for the spans or heartbeats of an execution that was assembled from spans.
+        if origin is not Origin.INGESTED:
+            if kind is ExecutionStarted or (kind is StepStarted and (self._spans is not None or self._is_fork)):
+                before = self._begin
+            elif kind is ExecutionQueued:
+                # Its process must send heartbeats while it waits to start, too.
+                before = self._watch
+            elif kind is ExecutionFinished or (kind is StepFinished and self._is_fork):
+                after = self._finish
+        route = routes[origin][kind] = (before, puts, after)
+        return route
 
     def _begin(self, event: ExecutionStarted | StepStarted) -> None:
         if self._spans is not None:
@@ -156,49 +200,49 @@ class Recorder:
                 self._spans.begin(event)
             except Exception:
                 if not self.span_errors:
-                    log.exception("the span listener raised; further errors are counted only")
+                    log.exception("the span listener raised; further errors are only counted")
                 self.span_errors += 1
                 if (queue := self.queues.get("spans")) is not None:
                     queue.drop("error")
         if self._is_fork:
             self._depth += 1
         if type(event) is ExecutionStarted:
-            self._watch(event.execution)
+            self._watch(event)
 
-    def _watch(self, execution: ExecutionRef) -> None:
-        self._open[execution.execution_id] = execution
+    def _watch(self, event: ExecutionQueued | ExecutionStarted) -> None:
+        self._open[event.execution.execution_id] = event.execution
         if self._heart is None:
             self._start_heart()
 
-    def _finished(self, event: Event) -> None:
+    def _finish(self, event: ExecutionFinished | StepFinished) -> None:
         if type(event) is ExecutionFinished:
             self._open.pop(event.execution.execution_id, None)
         if self._is_fork:
             self._depth -= 1
             if self._depth <= 0:
                 self._depth = 0
-                # Where that takes too long (a collector that hangs), it is not tried again for a while.
+                # When flushing times out (a collector that hangs), do not try again for a while.
                 now = time.monotonic()
                 if now >= self._flush_again and not self.flush(FORK_FLUSH_SECONDS):
                     self._flush_again = time.monotonic() + FLUSH_AGAIN_SECONDS
 
     @property
     def open_executions(self) -> int:
-        """Executions that were queued or started here and have not ended."""
+        """Number of executions that were queued or started here and have not ended."""
         return len(self._open)
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> bool:
-        """Wait until every listener has got what was recorded so far and spans are exported; False if not in time."""
+        """Wait until every listener has received what was recorded so far and spans are exported; False on timeout."""
         deadline = time.monotonic() + timeout_seconds
-        done = True
+        is_flushed = True
         for queue in list(self.queues.values()):
-            done &= queue.flush(max(0.0, deadline - time.monotonic()))
+            is_flushed &= queue.flush(max(0.0, deadline - time.monotonic()))
         if self._spans is not None:
-            done &= self._spans.flush(max(0.0, deadline - time.monotonic()))
-        return done
+            is_flushed &= self._spans.flush(max(0.0, deadline - time.monotonic()))
+        return is_flushed
 
     def close(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
-        """Flush and stop. What cannot be delivered in time is counted as dropped. May be called again."""
+        """Flush and stop. What cannot be delivered in time is counted as dropped. Calling it again does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -236,13 +280,18 @@ class Recorder:
             queue.after_fork_in_parent()
 
     def _after_fork(self) -> None:
-        self._begin_fresh()
         self._is_fork = True
+        self._reset()
         for queue in self.queues.values():
             if (reset := getattr(queue.listener, "after_fork", None)) is not None:
                 reset()
             queue.reset()
         self._subscriptions = {}
+
+
+def _takes(listener: Listener | BatchListener, kind: type[Event], origin: Origin) -> bool:
+    kinds, origins = getattr(listener, "handles", None), getattr(listener, "origins", None)
+    return (kinds is None or kind in kinds) and (origins is None or origin in origins)
 
 
 recorders: Final[weakref.WeakSet[Recorder]] = weakref.WeakSet()

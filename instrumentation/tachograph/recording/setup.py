@@ -1,8 +1,9 @@
-"""The process's recorder: configured once, from arguments or from the environment, when the first thing is recorded.
+"""The process's recorder: set up once, from arguments or the environment, at the latest when something is recorded.
 
-Environment: the standard ``OTEL_*`` variables say where spans go (see `provider_from_environment`),
-``TACHOGRAPH_DATABASE_URL`` where the durable timeline is kept, ``TACHOGRAPH_WORKSPACE`` which workspace runs belong to,
-``TACHOGRAPH_DEFERRED_SPANS=true`` that span processors are called off the steps' own thread.
+Environment: the standard ``OTEL_*`` variables configure span export (see `provider_from_environment`),
+``TACHOGRAPH_DATABASE_URL`` the durable timeline, ``TACHOGRAPH_WORKSPACE`` the workspace that runs belong to,
+``TACHOGRAPH_MEASURES`` the step measures that become metrics. ``TACHOGRAPH_DEFERRED_SPANS=true`` calls span processors
+off the steps' threads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from tachograph.errors import SetupError
 from tachograph.metrics.listener import MetricsListener
+from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.recording.listener_queue import BatchListener
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import Recorder, close_all
@@ -51,46 +53,75 @@ def configure(
     """Set up the process's recorder, closing an earlier one. All arguments are optional.
 
     Args:
-        database: a URL such as ``sqlite:///runs.db`` (default: ``TACHOGRAPH_DATABASE_URL``; without one no timeline is
-            kept; an empty one turns it off). Needs the ``exporter`` extra.
+        database: URL of the durable timeline's database, such as ``sqlite:///runs.db`` (default:
+            ``TACHOGRAPH_DATABASE_URL``). Without one, or with an empty one, no timeline is kept. Needs the ``exporter``
+            extra.
         workspace: slug of the workspace that runs belong to (default: ``TACHOGRAPH_WORKSPACE``, else ``default``).
-        provider: records spans (default: the one set in OpenTelemetry, else one made from ``OTEL_*`` if those name a
+        provider: records spans (default: OpenTelemetry's global one, else one built from ``OTEL_*`` if those name a
             destination, else none).
         registry: the prometheus_client registry for metrics; None: no metrics.
         spans: False leaves OpenTelemetry alone.
-        measures: names of step measures that become metrics (default: ``TACHOGRAPH_MEASURES``, with commas between).
-        deferred_spans: span processors hear of a step's start when it has ended, off the step's own thread; see
+        measures: names of step measures that become metrics (default: ``TACHOGRAPH_MEASURES``, comma-separated).
+        deferred_spans: call span processors for a step's start only once it has ended, off the step's thread; see
             `SpanListener` (default: whether ``TACHOGRAPH_DEFERRED_SPANS`` is ``true``).
 
-    Raises `SetupError` when something asked for cannot be had.
+    Raises `SetupError` when a requested part is not available.
     """
     global _recorder, _workspace
     with _lock:
         if _recorder is not None:
             _recorder.close()
             _recorder = None
-        recorder = Recorder()
-        if deferred_spans is None:
-            deferred_spans = is_deferred()
-        sink = SpanListener(provider or find_provider(), deferred=deferred_spans) if spans else None
-        if sink is not None:
-            recorder.set_spans(sink)
-        if registry is not None:
-            names = os.environ.get(MEASURES_VARIABLE, "").split(",") if measures is None else measures
-            listener = MetricsListener(
-                registry,
-                is_sampled=sink.is_sampled if sink else lambda _: False,
-                measures=[name.strip() for name in names if name.strip()],
-            )
-            recorder.add("metrics", listener)
-        if url := os.environ.get(DATABASE_VARIABLE) if database is None else database:
-            recorder.add("store", open_store(url))
-        # Handlers run last in, first out: ours must come before that of whatever provider there is by now.
+        url = os.environ.get(DATABASE_VARIABLE) if database is None else database
+        names = os.environ.get(MEASURES_VARIABLE, "").split(",") if measures is None else measures
+        recorder = build_recorder(
+            provider=(provider or find_provider()) if spans else None,
+            spans=spans,
+            deferred_spans=deferred_spans,
+            registry=registry,
+            measures=[name.strip() for name in names if name.strip()],
+            store=open_store(url) if url else None,
+        )
+        # Exit handlers run last in, first out: the recorder must close before the provider does.
         atexit.unregister(close_all)
         atexit.register(close_all)
         _workspace = workspace or os.environ.get(WORKSPACE_VARIABLE) or "default"
         _recorder = recorder
         return recorder
+
+
+def build_recorder(
+    *,
+    provider: trace.TracerProvider | None = None,
+    spans: bool = True,
+    deferred_spans: bool | None = None,
+    registry: CollectorRegistry | None = None,
+    series: SeriesRegistry | None = None,
+    measures: Iterable[str] = (),
+    store: BatchListener | None = None,
+) -> Recorder:
+    """Assemble a recorder from its listeners: ``spans``, ``metrics`` and ``store``.
+
+    Args:
+        provider: records spans; None: steps get span ids and a current span, but nothing is exported.
+        spans: False: no span listener.
+        deferred_spans: see `configure`.
+        registry: where metrics are registered; None: no metrics.
+        series: the limits on metrics' series (default: the default limits).
+        measures: names of step measures that become metrics.
+        store: the durable store; None: no timeline.
+    """
+    recorder = Recorder()
+    sink = None
+    if spans:
+        sink = SpanListener(provider, deferred=is_deferred() if deferred_spans is None else deferred_spans)
+        recorder.set_spans(sink)
+    if registry is not None:
+        is_sampled = sink.is_sampled if sink is not None else lambda _: False
+        recorder.add("metrics", MetricsListener(registry, series=series, is_sampled=is_sampled, measures=measures))
+    if store is not None:
+        recorder.add("store", store)
+    return recorder
 
 
 def is_deferred() -> bool:
@@ -99,9 +130,9 @@ def is_deferred() -> bool:
 
 
 def set_up_once(**options: Any) -> Recorder | None:
-    """`configure`, unless the process has a recorder already (then None).
+    """`configure`, unless the process already has a recorder (then None).
 
-    Telemetry never breaks the workflow: where a timeline is asked for that cannot be had, that is logged and left out.
+    Telemetry never breaks the workflow: when the database is not available, that is logged and no timeline is kept.
     """
     with _lock:
         if _recorder is not None:
@@ -114,14 +145,14 @@ def set_up_once(**options: Any) -> Recorder | None:
 
 
 def adopt(recorder: Recorder, workspace: str = "default") -> None:
-    """Make a recorder the process's, so that plain functions in it record where everything else does."""
+    """Make this the process's recorder, so that plain functions record to it too."""
     global _recorder, _workspace
     with _lock:
         _recorder, _workspace = recorder, workspace
 
 
 def release(recorder: Recorder) -> None:
-    """Take an adopted recorder back, before it is closed; the next thing recorded sets up another."""
+    """Undo `adopt` before the recorder is closed; the next thing recorded sets up a new recorder."""
     global _recorder
     with _lock:
         if _recorder is recorder:
@@ -129,10 +160,7 @@ def release(recorder: Recorder) -> None:
 
 
 def get_recorder() -> Recorder:
-    """The process's recorder; set up from the environment when nobody has done so.
-
-    Telemetry never breaks the workflow: where the environment asks for what cannot be had, that is logged and left out.
-    """
+    """The process's recorder, set up from the environment if `configure` was not called; see `set_up_once`."""
     if _recorder is not None:
         return _recorder
     set_up_once()
@@ -140,13 +168,13 @@ def get_recorder() -> Recorder:
 
 
 def default_workspace() -> str:
-    """Slug of the workspace that runs belong to unless they say otherwise."""
+    """Slug of the workspace that runs belong to by default."""
     get_recorder()
     return _workspace
 
 
 def open_store(url: str) -> BatchListener:
-    """The durable store at a database URL, found by entry point (so that nothing here imports the service)."""
+    """Open the durable store at a database URL, found by entry point so that this package never imports the service."""
     for entry in metadata.entry_points(group=_STORE_ENTRY_POINTS):
         try:
             opener = entry.load()

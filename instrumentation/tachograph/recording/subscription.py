@@ -1,4 +1,4 @@
-"""Live events for one reader inside the process."""
+"""Live events for a reader inside the process."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from tachograph.events import (
-    Event,
-)
+from tachograph.events import Event
 
 SUBSCRIPTION_LIMIT: Final = 10_000
 
 
 class Subscription:
-    """Live events, in order, for one reader: bounded, and never in the way of the run.
+    """Live events, in order, for one reader; bounded, and it never delays the run.
 
-    Read it with `async for` in the event loop it was made in, or with `drain` from anywhere. When the reader is too
-    slow the oldest events go first; `missed` counts them.
+    Read it with `async for` in the event loop it was created in, or with `drain` from anywhere. When the reader is too
+    slow, the oldest events are discarded; `missed` counts them.
     """
 
     def __init__(self, limit: int, on_close: Callable[[Subscription], None]) -> None:
@@ -49,14 +47,14 @@ class Subscription:
                 self._loop = None  # The reader's loop is gone.
 
     def drain(self) -> list[Event]:
-        """All events that wait to be read."""
+        """Return all events that wait to be read."""
         events: list[Event] = []
         while self._events:
             events.append(self._events.popleft())
         return events
 
     def close(self) -> None:
-        """End the subscription; a reader gets what is left and then stops."""
+        """End the subscription; a reader receives what is left and then stops."""
         self._closed = True
         self._on_close(self)
         self._notify()

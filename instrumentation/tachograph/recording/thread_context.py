@@ -1,9 +1,9 @@
-"""Steps in threads: a thread or pool task started inside a workflow belongs to it.
+"""Context in threads: a thread or pool task started inside a workflow belongs to it.
 
-New threads do not inherit context variables (before Python 3.14, where they may), so a step in a pool would not know
-its workflow or its parent span. Once a workflow has been opened here, `threading.Thread` and
-`concurrent.futures.ThreadPoolExecutor` hand over a copy of the context of whoever starts the work, but only while a
-workflow is open there; anything else is left exactly as it was.
+New threads do not inherit context variables (from Python 3.14 on they may), so a step in a pool would not know its
+workflow or its parent span. Once a workflow was opened in this process, `threading.Thread` and
+`concurrent.futures.ThreadPoolExecutor` pass a copy of the starter's context on, but only while a workflow is open in
+that context. Other threads behave as before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _installed = False
 
 
 def hand_over(is_open: Callable[[], bool]) -> None:
-    """Install it, once. ``is_open`` tells whether a workflow is open in the current context."""
+    """Patch both classes, once. ``is_open`` returns whether a workflow is open in the current context."""
     global _installed
     with _lock:
         if _installed:

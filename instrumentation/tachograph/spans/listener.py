@@ -40,7 +40,7 @@ from tachograph.events import (
     StepStarted,
     StepStatus,
 )
-from tachograph.identity import ExecutionRef, StepRef, new_span_id
+from tachograph.identity import ExecutionRef, Origin, StepRef, new_span_id
 from tachograph.outcomes import Outcomes
 from tachograph.spans import semconv
 from tachograph.spans.attributes import execution_attributes, step_attributes
@@ -70,6 +70,8 @@ class SpanListener:
     handles: Final = frozenset(
         {StepFinished, StepRetrying, StepSkipped, StepCost, StepMeasured, StepLogged, ExecutionFinished}
     )
+
+    origins: Final = frozenset({Origin.RECORDED, Origin.REPORTED})
 
     def __init__(self, provider: trace.TracerProvider | None, *, deferred: bool = False) -> None:
         self.target = SpanTarget(provider) if provider is not None else None

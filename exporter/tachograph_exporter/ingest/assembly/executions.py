@@ -21,7 +21,7 @@ from tachograph.events import (
     StepStarted,
     StepStatus,
 )
-from tachograph.identity import ExecutionRef, workflow_id
+from tachograph.identity import ExecutionRef, Origin, workflow_id
 from tachograph.workflow.attempts import start_of
 from tachograph_exporter.ingest.assembly.events import OUTCOMES, failure_of, step_events
 from tachograph_exporter.ingest.assembly.steps import (
@@ -123,6 +123,7 @@ def _execution(
         span_id=root.span_id if root is not None else (spans[0].parent_span_id or spans[0].span_id),
         parent_span_id=(root.parent_span_id or None) if root is not None else None,
         version=_version(rule, root),
+        origin=Origin.INGESTED,
     )
     steps = steps_of(root, spans, trace)
     begun = root.start_ns if root is not None else min([span.start_ns for span in spans])

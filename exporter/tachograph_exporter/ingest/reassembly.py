@@ -1,0 +1,89 @@
+"""Traces that are due to be assembled again: long ones, and those that were missing a span."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, select, update
+
+from tachograph.clock import NS
+from tachograph.events import Event
+from tachograph_exporter.ingest import span_rows, trace_executions
+from tachograph_exporter.ingest.announcements import Announced, mark_reassembled
+from tachograph_exporter.ingest.span_store import SpanStore
+from tachograph_exporter.ingest.trace_executions import Reading
+from tachograph_exporter.store import locking
+from tachograph_exporter.store.schema import traces, workspaces
+
+_CLAIM_SECONDS: Final = 120.0
+
+_traces = traces.c
+
+
+class DueTrace(NamedTuple):
+    """A trace to assemble again. ``is_quiet``: no more spans are expected if none has arrived by then."""
+
+    workspace_id: str
+    workspace: str
+    trace_id: str
+    changed_ns: int
+    is_quiet: bool
+
+
+def has_due(connection: Connection) -> bool:
+    """Whether any trace is due."""
+    query = select(_traces.trace_id).where(_traces.due_ns <= time.time_ns()).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def claim_due(connection: Connection, limit: int = 20) -> list[DueTrace]:
+    """Claim traces that are due; a claim holds for `_CLAIM_SECONDS`, then the trace is due again."""
+    now = time.time_ns()
+    query = (
+        select(_traces.workspace_id, workspaces.c.slug, _traces.trace_id, _traces.changed_ns, _traces.span_count)
+        .join(workspaces, workspaces.c.id == _traces.workspace_id)
+        .where(_traces.due_ns <= now)
+        .order_by(_traces.due_ns)
+        .limit(limit)
+    )
+    claimed = []
+    for workspace_id, slug, trace_id, changed, count in connection.execute(query).all():
+        connection.execute(
+            update(traces)
+            .where(_traces.workspace_id == workspace_id, _traces.trace_id == trace_id)
+            .values(due_ns=now + round(_CLAIM_SECONDS * NS))
+        )
+        # A long trace is assembled while it still grows.
+        is_quiet = now - changed >= trace_executions.QUIET_SECONDS * NS or count <= span_rows.MAX_AT_ONCE
+        claimed.append(DueTrace(workspace_id, slug, trace_id, changed, is_quiet))
+    return claimed
+
+
+def reassemble(store: SpanStore, due: DueTrace) -> None:
+    """Assemble a trace's executions again and publish what is new. Blocks; reads its spans before the transaction."""
+    kept = store.database.look(lambda c: span_rows.of_trace(c, due.workspace_id, due.trace_id, is_slim=True))
+    if not kept:
+        return
+
+    def work(connection: Connection) -> tuple[None, Sequence[Event]]:
+        locking.lock(connection)
+        is_trace = (_traces.workspace_id == due.workspace_id) & (_traces.trace_id == due.trace_id)
+        changed = connection.execute(select(_traces.changed_ns).where(is_trace)).scalar()
+        if changed is None:
+            return None, []  # Deleted in the meantime.
+        announced = span_rows.announced_of(connection, due.workspace_id, due.trace_id)
+        earlier = [span for span in kept if announced.get(span.span_id) is Announced.EVERYTHING]
+        reading = Reading(kept, announced, earlier, due.is_quiet and changed == due.changed_ns)
+        now = time.time_ns()
+        result = store.executions.update(connection, due.workspace_id, due.workspace, {due.trace_id: reading}, now)
+        states = {span.span_id: announced.get(span.span_id, Announced.EVERYTHING) for span in kept}
+        withheld = result.withheld.get(due.trace_id)
+        mark_reassembled(connection, due.workspace_id, due.trace_id, states, withheld)
+        soon = now + round(span_rows.LATER_SECONDS * NS)
+        due_ns = soon if changed != due.changed_ns else result.due.get(due.trace_id)
+        connection.execute(update(traces).where(is_trace).values(due_ns=due_ns))
+        return None, result.new
+
+    store.commit(work)

@@ -1,0 +1,189 @@
+"""The rows of spans, and of their resources, operations and traces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Dialect
+
+from tachograph.clock import NS
+from tachograph_exporter.ingest.announcements import Announced
+from tachograph_exporter.ingest.spans import SpanRecord, stored_record
+from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.schema import span_operations, span_resources, spans, traces
+
+MAX_AT_ONCE: Final = 2_000
+"""A trace with at most this many spans is assembled whenever a span arrives, a longer one later."""
+LATER_SECONDS: Final = 1.0
+"""How long a longer trace waits at least."""
+SPANS_PER_SECOND: Final = 10_000
+"""A longer trace waits another second for every so many spans, so that assembling it repeatedly stays cheap."""
+_CHUNK: Final = 500
+_OPERATION_NS: Final = 3600 * NS
+_MAX_OPERATIONS: Final = 20_000
+_MAX_NAME: Final = 200
+
+_spans = spans.c
+_traces = traces.c
+_WHOLE: Final = (
+    select(_spans.payload, span_resources.c.payload.label("resource"), _spans.resource_id, _spans.trace_id, _spans.told)
+    .select_from(spans.join(span_resources, span_resources.c.id == _spans.resource_id))
+    .where(_spans.workspace_id == bindparam("workspace"), _spans.trace_id.in_(bindparam("traces", expanding=True)))
+)
+_ENDS: Final = select(_spans.span_id, _spans.end_ns).where(
+    _spans.workspace_id == bindparam("workspace"),
+    _spans.trace_id == bindparam("trace"),
+    _spans.span_id.in_(bindparam("ids", expanding=True)),
+)
+_ANNOUNCED: Final = select(_spans.span_id, _spans.told).where(
+    _spans.workspace_id == bindparam("workspace"), _spans.trace_id == bindparam("trace")
+)
+_TRACES: Final = select(traces).where(
+    _traces.workspace_id == bindparam("workspace"), _traces.trace_id.in_(bindparam("traces", expanding=True))
+)
+
+
+class SpanRows:
+    """Writes spans and the rows that list them."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+
+        def upsert(table: Any, *columns: str) -> str:
+            statement = insert(table)
+            changes = {name: statement.excluded[name] for name in columns}
+            keys = list(table.primary_key)
+            return str(statement.on_conflict_do_update(index_elements=keys, set_=changes).compile(dialect=dialect))
+
+        columns = ("parent_span_id", "name", "service", "start_ns", "end_ns", "resource_id", "payload", "told")
+        self._put_span = upsert(spans, *columns)
+        self._put_trace = upsert(traces, *[c.name for c in traces.columns if not c.primary_key])
+        self._put_operation = upsert(span_operations, "last_ns")
+        self._put_resource = str(insert(span_resources).on_conflict_do_nothing().compile(dialect=dialect))
+        # Operations written lately, with the time of the newest span, so that few spans write one.
+        self._operations: dict[tuple[str, str, str, int], int] = {}
+
+    def put(
+        self,
+        connection: Connection,
+        workspace_id: str,
+        fresh: Mapping[str, Sequence[SpanRecord]],
+        counts: Mapping[str, int],
+        withheld: Mapping[str, AbstractSet[str]],
+    ) -> None:
+        """Write spans (by trace id) with their resources and operations.
+
+        ``counts``: spans in all, by trace id. ``withheld``: see `Update`.
+        """
+        resources: dict[str, bytes] = {}
+        operations: dict[tuple[str, str, str, int], int] = {}
+        rows = []
+        for trace_id, trace_spans in fresh.items():
+            is_announced = counts[trace_id] <= MAX_AT_ONCE and trace_id not in withheld
+            others = Announced.EVERYTHING if is_announced else Announced.NOTHING
+            starts = withheld.get(trace_id, frozenset())
+            for span in trace_spans:
+                told = (Announced.START if span.span_id in starts else others).value
+                resources[span.resource_id] = span.resource
+                rows.append(
+                    (workspace_id, trace_id, span.span_id, span.parent_span_id, span.name, span.service, span.start_ns,
+                     span.end_ns, span.resource_id, span.payload, told)
+                )  # fmt: skip
+                operation = (workspace_id, span.service, span.name[:_MAX_NAME], span.kind)
+                if span.start_ns - self._operations.get(operation, 0) >= _OPERATION_NS:
+                    operations[operation] = max(operations.get(operation, 0), span.start_ns)
+        insert_many(connection, self._put_resource, list(resources.items()))
+        insert_many(connection, self._put_span, rows)
+        if operations:
+            insert_many(connection, self._put_operation, [(*key, last) for key, last in operations.items()])
+            if len(self._operations) > _MAX_OPERATIONS:
+                self._operations.clear()
+            self._operations |= operations
+
+    def put_traces(
+        self,
+        connection: Connection,
+        workspace_id: str,
+        fresh: Mapping[str, Sequence[SpanRecord]],
+        counts: Mapping[str, int],
+        rows: Mapping[str, Row[Any]],
+        due: Mapping[str, int],
+        now: int,
+    ) -> None:
+        """Write the traces of these spans. ``rows``: as they are stored; ``due``: when to assemble a trace again."""
+        changed = []
+        for trace_id, trace_spans in fresh.items():
+            row = rows.get(trace_id)
+            start = min([span.start_ns for span in trace_spans])
+            end = max([span.end_ns or span.start_ns for span in trace_spans])
+            root = min(trace_spans, key=lambda span: (span.parent_span_id != "", span.start_ns, span.span_id))
+            rank, root_start = int(not root.parent_span_id), root.start_ns
+            service, name = root.service, root.name[:_MAX_NAME]
+            due_ns = due.get(trace_id)
+            if row is not None:
+                start, end = min(start, row.start_ns), max(end, row.end_ns)
+                if (-row.root_rank, row.root_start_ns) <= (-rank, root_start):
+                    rank, root_start = row.root_rank, row.root_start_ns
+                    service, name = row.root_service, row.root_name
+            if counts[trace_id] > MAX_AT_ONCE:
+                later = now + round((LATER_SECONDS + counts[trace_id] / SPANS_PER_SECOND) * NS)
+                due_ns = row.due_ns if row is not None and row.due_ns is not None else later
+            changed.append(
+                (workspace_id, trace_id, counts[trace_id], now, start, end, rank, root_start, service, name, due_ns)
+            )
+        insert_many(connection, self._put_trace, changed)
+
+
+def trace_rows(connection: Connection, workspace_id: str, trace_ids: Sequence[str]) -> dict[str, Row[Any]]:
+    """The stored ones of these traces, by id."""
+    rows: dict[str, Row[Any]] = {}
+    for i in range(0, len(trace_ids), _CHUNK):
+        parameters = {"workspace": workspace_id, "traces": trace_ids[i : i + _CHUNK]}
+        rows |= {row.trace_id: row for row in connection.execute(_TRACES, parameters)}
+    return rows
+
+
+def stored_spans(
+    connection: Connection, workspace_id: str, trace_ids: Sequence[str]
+) -> tuple[dict[str, dict[str, SpanRecord]], dict[str, dict[str, Announced]]]:
+    """All spans of these traces and what was announced of them, both by trace id and span id."""
+    records: dict[str, dict[str, SpanRecord]] = {trace_id: {} for trace_id in trace_ids}
+    announced: dict[str, dict[str, Announced]] = {trace_id: {} for trace_id in trace_ids}
+    for i in range(0, len(trace_ids), _CHUNK):
+        parameters = {"workspace": workspace_id, "traces": trace_ids[i : i + _CHUNK]}
+        for row in connection.execute(_WHOLE, parameters):
+            span = stored_record(row[0], row[1], row[2])
+            records[row[3]][span.span_id] = span
+            announced[row[3]][span.span_id] = Announced(row[4])
+    return records, announced
+
+
+def announced_of(connection: Connection, workspace_id: str, trace_id: str) -> dict[str, Announced]:
+    """What was announced of a trace's spans, by span id."""
+    rows = connection.execute(_ANNOUNCED, {"workspace": workspace_id, "trace": trace_id})
+    return {row[0]: Announced(row[1]) for row in rows}
+
+
+def ends_of(connection: Connection, workspace_id: str, trace_id: str, span_ids: Sequence[str]) -> dict[str, int]:
+    """The stored ends of these spans, by span id."""
+    ends: dict[str, int] = {}
+    for i in range(0, len(span_ids), _CHUNK):
+        parameters = {"workspace": workspace_id, "trace": trace_id, "ids": span_ids[i : i + _CHUNK]}
+        ends |= {row[0]: row[1] for row in connection.execute(_ENDS, parameters)}
+    return ends
+
+
+def of_trace(connection: Connection, workspace_id: str, trace_id: str, *, is_slim: bool = False) -> list[SpanRecord]:
+    """All spans of a trace, by start. ``is_slim``: without their encoded payloads, for reading only."""
+    records = []
+    for row in connection.execute(_WHOLE, {"workspace": workspace_id, "traces": [trace_id]}):
+        span = stored_record(row[0], row[1], row[2])
+        if is_slim:
+            span.payload = span.resource = b""
+        records.append(span)
+    records.sort(key=lambda span: (span.start_ns, span.span_id))
+    return records

@@ -1,0 +1,172 @@
+"""The stored executions of traces, kept up to date with the spans that have arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Row, bindparam, select
+
+from tachograph.clock import NS
+from tachograph.events import Event, ExecutionStatus
+from tachograph_exporter.ingest.announcements import Announced, keys_of, start_key, unannounced
+from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey, assemble
+from tachograph_exporter.ingest.rules import Rulebook
+from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.store.recovery import INGESTED
+from tachograph_exporter.store.schema import workflow_executions
+from tachograph_exporter.store.writer import StoreWriter
+
+QUIET_SECONDS: Final = 10.0
+"""How long after its last span a trace counts as quiet: if its root is missing, it is then assembled again."""
+ENDED_SECONDS: Final = 300.0
+"""How long after its last span an execution has ended whose engine exports no span for it: with its last step."""
+_CHUNK: Final = 500
+
+_executions = workflow_executions.c
+_COLUMNS: Final = [_executions[name] for name in ("execution_id", "workspace_id", "trace_id", "process", "status")]
+_OF_TRACES: Final = select(*_COLUMNS).where(_executions.trace_id.in_(bindparam("traces", expanding=True)))
+_OF_IDS: Final = select(*_COLUMNS).where(_executions.execution_id.in_(bindparam("ids", expanding=True)))
+
+
+class Reading(NamedTuple):
+    """What is known of a trace.
+
+    ``announced``: what listeners have received of its spans, by span id; ``earlier``: the spans that they have received
+    everything of, as they were then. ``is_quiet``: no more spans are expected.
+    """
+
+    spans: Sequence[SpanRecord]
+    announced: Mapping[str, Announced] = {}
+    earlier: Sequence[SpanRecord] = ()
+    is_quiet: bool = False
+
+
+class Update(NamedTuple):
+    """The result of bringing traces' executions up to date.
+
+    ``new``: events that listeners have not received. ``due``: when to assemble a trace again, by trace id.
+    ``withheld``: by trace id, the spans that begin executions of which only the start is announced.
+    """
+
+    new: list[Event]
+    due: Mapping[str, int]
+    withheld: Mapping[str, AbstractSet[str]]
+
+
+class TraceExecutions:
+    """Assembles executions from spans and stores them with ``writer``; ``book`` says what a span is."""
+
+    def __init__(self, writer: StoreWriter, book: Rulebook) -> None:
+        self._writer = writer
+        self._book = book
+
+    def update(
+        self, connection: Connection, workspace_id: str, workspace: str, readings: Mapping[str, Reading], now: int
+    ) -> Update:
+        """Replace the stored executions of these traces, and log the events that are new."""
+        if not readings:
+            return Update([], {}, {})
+        assembled = {
+            trace_id: assemble(workspace, reading.spans, now, self._book, is_quiet=reading.is_quiet)
+            for trace_id, reading in readings.items()
+        }
+        ids = [execution.execution.execution_id for executions in assembled.values() for execution in executions]
+        rows = _stored_executions(connection, readings, ids)
+        avoided = self._avoid_taken_ids(workspace_id, workspace, readings, now, assembled, rows)
+        # Whoever ran an execution recorded it in this very database, and knows more than its spans say.
+        recorded = {row.execution_id for row in rows.values() if row.process != INGESTED}
+        recorded_traces = {row.trace_id for row in rows.values() if row.execution_id in recorded}
+        events: list[Event] = []
+        new: list[Event] = []
+        due: dict[str, int] = {}
+        ids_now: set[str] = set()
+        withheld: dict[str, set[str]] = {}
+        for trace_id, executions in assembled.items():
+            reading = readings[trace_id]
+            starts = {span_id for span_id, state in reading.announced.items() if state is Announced.START}
+            announced: set[EventKey] = set()
+            if reading.earlier:
+                avoid = avoided.get(trace_id, frozenset())
+                announced = keys_of(assemble(workspace, reading.earlier, now, self._book, avoid=avoid))
+            for execution in executions:
+                execution_id = execution.execution.execution_id
+                is_stray = execution.root is None and not execution.is_named and trace_id in recorded_traces
+                if execution_id in recorded or is_stray:
+                    continue
+                ids_now.add(execution_id)
+                events += execution.events
+                is_withheld = execution.is_named and execution.settles and not reading.is_quiet
+                first = execution.root if execution.root is not None else execution.spans[0]
+                if starts and any(span.span_id in starts for span in (first, *execution.spans)):
+                    announced.add(start_key(execution_id))
+                if is_withheld:
+                    withheld.setdefault(trace_id, set()).add(first.span_id)
+                has_ended = not execution.settles and _has_ended(rows.get(execution_id))
+                new += unannounced(execution, announced, is_withheld=is_withheld, has_ended=has_ended)
+                if is_withheld and execution.is_finished:
+                    due[trace_id] = now + round(QUIET_SECONDS * NS)
+                elif execution.root is None and not execution.is_finished and not reading.is_quiet:
+                    due[trace_id] = now + round((ENDED_SECONDS if execution.is_named else QUIET_SECONDS) * NS)
+        ours = {
+            row.execution_id
+            for row in rows.values()
+            if row.workspace_id == workspace_id and row.trace_id in readings and row.process == INGESTED
+        }
+        # Executions that the traces seemed to be when fewer of their spans had arrived.
+        outdated = ours - ids_now
+        if events or outdated:
+            self._writer.replace(connection, events, outdated, known=ours)
+        if new:
+            self._writer.append_log(connection, new)
+        return Update(new, due, withheld)
+
+    def _avoid_taken_ids(
+        self,
+        workspace_id: str,
+        workspace: str,
+        readings: Mapping[str, Reading],
+        now: int,
+        assembled: dict[str, list[AssembledExecution]],
+        rows: Mapping[str, Row[Any]],
+    ) -> dict[str, frozenset[str]]:
+        """Assemble traces again whose executions have ids of another workspace or trace; those ids, by trace id."""
+        taken = {
+            row.execution_id
+            for row in rows.values()
+            if row.workspace_id != workspace_id or row.trace_id not in readings
+        }
+        avoided: dict[str, frozenset[str]] = {}
+        for trace_id, executions in assembled.items():
+            ids = frozenset(
+                execution_id
+                for execution_id in (execution.execution.execution_id for execution in executions)
+                if execution_id in taken or ((row := rows.get(execution_id)) is not None and row.trace_id != trace_id)
+            )
+            if ids:
+                avoided[trace_id] = ids
+                reading = readings[trace_id]
+                assembled[trace_id] = assemble(
+                    workspace, reading.spans, now, self._book, avoid=ids, is_quiet=reading.is_quiet
+                )
+        return avoided
+
+
+def _has_ended(row: Row[Any] | None) -> bool:
+    return row is not None and ExecutionStatus(row.status).is_terminal and row.status != ExecutionStatus.LOST
+
+
+def _stored_executions(connection: Connection, trace_ids: Iterable[str], ids: Sequence[str]) -> dict[str, Row[Any]]:
+    """The stored executions of these traces, and those with these ids."""
+    rows: dict[str, Row[Any]] = {}
+    trace_list = list(trace_ids)
+    for i in range(0, len(trace_list), _CHUNK):
+        batch = connection.execute(_OF_TRACES, {"traces": trace_list[i : i + _CHUNK]})
+        rows |= {row.execution_id: row for row in batch}
+    # Ids of UUID version 5 are derived from the trace; others come from an engine and may be any execution's.
+    given = [execution_id for execution_id in ids if execution_id not in rows and execution_id[14] != "5"]
+    for i in range(0, len(given), _CHUNK):
+        batch = connection.execute(_OF_IDS, {"ids": given[i : i + _CHUNK]})
+        rows |= {row.execution_id: row for row in batch}
+    return rows
