@@ -12,9 +12,13 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    insert,
     select,
+    update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
+from tachograph.identity import ExecutionRef, new_id, workspace_id
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import to_document
 from tachograph_exporter.store.executions import IS_OPEN
@@ -23,6 +27,7 @@ from tachograph_exporter.store.schema import (
     workflow_definitions,
     workflow_executions,
 )
+from tachograph_exporter.store.workspaces import add_project, add_workspace
 
 _executions = workflow_executions.c
 _definitions = workflow_definitions.c
@@ -102,3 +107,45 @@ def definition_values(workflow: Workflow, now_ns: int) -> dict[str, Any]:
         "document": msgspec.json.encode(to_document(workflow)).decode(),
         "updated_ns": now_ns,
     }
+
+
+def register(
+    connection: Connection, workspace_id: str, project: str, workflow: Workflow, now_ns: int
+) -> Row[Any] | None:
+    """Store a new definition. Returns its row, or None if the workspace has a definition of this name.
+
+    A workflow known only from recorded runs keeps its id and gets this definition.
+    """
+    values = {"workspace_id": workspace_id, "project": project, **definition_values(workflow, now_ns)}
+    row = definition(connection, workspace_id, name=workflow.name)
+    if row is None:
+        statement = insert(workflow_definitions).values(id=new_id(now_ns), created_ns=now_ns, **values)
+        connection.execute(statement)
+    elif row.document is None:
+        connection.execute(update(workflow_definitions).where(_definitions.id == row.id).values(values))
+    else:
+        return None
+    return definition(connection, workspace_id, name=workflow.name)
+
+
+def change(connection: Connection, definition_id: str, workflow: Workflow, now_ns: int) -> None:
+    """Replace a stored definition; its id, project and creation time stay."""
+    values = definition_values(workflow, now_ns)
+    connection.execute(update(workflow_definitions).where(_definitions.id == definition_id).values(values))
+
+
+def register_recorded(connection: Connection, ref: ExecutionRef, now_ns: int) -> None:
+    """Ensure that the workspace, project and workflow of a recorded execution have rows."""
+    add_workspace(connection, ref.workspace, now_ns)
+    add_project(connection, ref.workspace, ref.project, now_ns)
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(workflow_definitions).values(
+        id=ref.workflow_id,
+        workspace_id=workspace_id(ref.workspace),
+        project=ref.project,
+        name=ref.workflow,
+        version=ref.version,
+        created_ns=now_ns,
+        updated_ns=now_ns,
+    )
+    connection.execute(statement.on_conflict_do_nothing())
