@@ -177,19 +177,29 @@ class ExponentialHistogram:
 
     def merge(self, other: ExponentialHistogram) -> None:
         """Add another histogram's values to this one. Costs O(buckets), whatever number of values they hold."""
-        self.max_buckets = min(self.max_buckets, other.max_buckets)
+        if other.max_buckets < self.max_buckets:
+            self.max_buckets = other.max_buckets
         if other.schema < self.schema:
             self._coarsen(other.schema)
         by = other.schema - self.schema
         for mine, theirs in ((self.positive, other.positive), (self.negative, other.negative)):
-            for index, count in (join_buckets(theirs, by) if by else theirs).items():
-                mine[index] = mine.get(index, 0) + count
+            if by:
+                theirs = join_buckets(theirs, by)
+            if mine:
+                get = mine.get
+                for index, count in theirs.items():
+                    mine[index] = get(index, 0) + count
+            else:
+                mine.update(theirs)
         self.zero_count += other.zero_count
         self.count += other.count
         self.sum += other.sum
-        self.min = min(self.min, other.min)
-        self.max = max(self.max, other.max)
-        self._fit()
+        if other.min < self.min:
+            self.min = other.min
+        if other.max > self.max:
+            self.max = other.max
+        if len(self.positive) + len(self.negative) > self.max_buckets:
+            self._fit()
 
     def __add__(self, other: ExponentialHistogram) -> Self:
         made = self.copy()

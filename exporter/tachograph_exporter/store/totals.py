@@ -10,77 +10,64 @@ status, and what its steps measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from tachograph.clock import NS
-from tachograph.histogram import MAX_BUCKETS, MAX_SCHEMA, MIN_SCHEMA, ExponentialHistogram, bucket_index, join_buckets
+from tachograph.histogram import ExponentialHistogram
 from tachograph_exporter.store.exact_sum import ExactSum
 
 NANO: Final = 1_000_000_000
 
 
-class Totals(msgspec.Struct, array_like=True, gc=False):
-    """Figures over executions, or over one step's runs. Durations and times are nanoseconds.
+class Totals:
+    """Totals over executions, or over one step's runs. Times and durations are nanoseconds.
 
     ``last_ns`` is when the newest of them ended. ``run_ns`` is time spent working, the three before it time spent
-    waiting, ``critical_ns`` time on the critical path. ``buckets`` (by index, see `tachograph.histogram`) and
-    ``zero_count`` are the histogram of durations in seconds.
+    waiting, ``critical_ns`` time on the critical path. ``durations`` is the histogram of durations, in seconds.
     """
 
-    count: int = 0
-    sum_ns: int = 0
-    min_ns: int = 0
-    max_ns: int = 0
-    last_ns: int = 0
-    retries: int = 0
-    dependency_ns: int = 0
-    queue_ns: int = 0
-    backoff_ns: int = 0
-    run_ns: int = 0
-    critical_ns: int = 0
-    cost_nano_usd: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    schema: int = MAX_SCHEMA
-    zero_count: int = 0
-    buckets: dict[int, int] = {}
+    __slots__ = (
+        "backoff_ns", "cost_nano_usd", "critical_ns", "dependency_ns", "durations", "last_ns", "max_ns", "min_ns",
+        "queue_ns", "retries", "run_ns", "sum_ns", "tokens_in", "tokens_out",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        # Sum and extremes are integers beside the histogram's floats: stored rows must not depend on rounding.
+        self.sum_ns = self.min_ns = self.max_ns = self.last_ns = self.retries = 0
+        self.dependency_ns = self.queue_ns = self.backoff_ns = self.run_ns = self.critical_ns = 0
+        self.cost_nano_usd = self.tokens_in = self.tokens_out = 0
+        self.durations = ExponentialHistogram()
+
+    @property
+    def count(self) -> int:
+        """Number of executions, or of the step's runs."""
+        return self.durations.count
 
     def observe(self, duration_ns: int, ended_ns: int) -> None:
-        """Count one that took so long and ended then. A negative duration (a clock set back) counts as zero."""
-        if duration_ns < self.min_ns or not self.count:
+        """Count one, by its duration and end. A negative duration (a clock set back) counts as zero."""
+        durations = self.durations
+        if duration_ns < self.min_ns or not durations.count:
             self.min_ns = duration_ns = max(duration_ns, 0)
         if duration_ns > self.max_ns:
             self.max_ns = duration_ns
         if ended_ns > self.last_ns:
             self.last_ns = ended_ns
-        self.count += 1
-        if duration_ns <= 0:
-            self.zero_count += 1
-            return
         self.sum_ns += duration_ns
-        index = bucket_index(duration_ns / NS, self.schema)
-        known = self.buckets.get(index)
-        if known is not None:
-            self.buckets[index] = known + 1
-        else:
-            self.buckets[index] = 1
-            self._fit()
-
-    def _fit(self) -> None:
-        while len(self.buckets) > MAX_BUCKETS and self.schema > MIN_SCHEMA:
-            self.buckets = join_buckets(self.buckets, 1)
-            self.schema -= 1
+        durations.observe(duration_ns / NS)
 
     def add(self, other: Totals) -> None:
-        """Add another tally's figures to this one's."""
-        if other.count:
-            self.min_ns = min(self.min_ns, other.min_ns) if self.count else other.min_ns
-            self.max_ns = max(self.max_ns, other.max_ns)
-            self.last_ns = max(self.last_ns, other.last_ns)
-        self.count += other.count
+        """Add other totals to these."""
+        if other.durations.count:
+            if other.min_ns < self.min_ns or not self.durations.count:
+                self.min_ns = other.min_ns
+            if other.max_ns > self.max_ns:
+                self.max_ns = other.max_ns
+            if other.last_ns > self.last_ns:
+                self.last_ns = other.last_ns
+            self.durations.merge(other.durations)
         self.sum_ns += other.sum_ns
         self.retries += other.retries
         self.dependency_ns += other.dependency_ns
@@ -91,29 +78,36 @@ class Totals(msgspec.Struct, array_like=True, gc=False):
         self.cost_nano_usd += other.cost_nano_usd
         self.tokens_in += other.tokens_in
         self.tokens_out += other.tokens_out
-        self.zero_count += other.zero_count
-        theirs: Mapping[int, int] = other.buckets
-        if theirs:
-            if other.schema < self.schema:
-                self.buckets = join_buckets(self.buckets, self.schema - other.schema)
-                self.schema = other.schema
-            elif other.schema > self.schema:
-                theirs = join_buckets(theirs, other.schema - self.schema)
-            mine = self.buckets
-            get = mine.get
-            for index, count in theirs.items():
-                mine[index] = get(index, 0) + count
-            if len(mine) > MAX_BUCKETS:
-                self._fit()
 
     def histogram(self) -> ExponentialHistogram:
-        """The durations' histogram, in seconds."""
-        made = ExponentialHistogram(schema=self.schema)
-        made.count, made.sum, made.zero_count = self.count, self.sum_ns / NS, self.zero_count
-        made.positive = self.buckets
-        if self.count:
-            made.min, made.max = self.min_ns / NS, self.max_ns / NS
-        return made
+        """The histogram of durations, in seconds."""
+        return self.durations
+
+    def to_row(self) -> tuple[Any, ...]:
+        """The stored form. Buckets are sorted, so that equal totals are equal bytes."""
+        durations = self.durations
+        return (
+            durations.count, self.sum_ns, self.min_ns, self.max_ns, self.last_ns, self.retries,
+            self.dependency_ns, self.queue_ns, self.backoff_ns, self.run_ns, self.critical_ns,
+            self.cost_nano_usd, self.tokens_in, self.tokens_out,
+            durations.schema, durations.zero_count, dict(sorted(durations.positive.items())),
+        )  # fmt: skip
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Totals:
+        """The totals that `to_row` gave."""
+        totals, durations = cls.__new__(cls), ExponentialHistogram()
+        (
+            count, sum_ns, min_ns, max_ns, totals.last_ns, totals.retries,
+            totals.dependency_ns, totals.queue_ns, totals.backoff_ns, totals.run_ns, totals.critical_ns,
+            totals.cost_nano_usd, totals.tokens_in, totals.tokens_out,
+            durations.schema, durations.zero_count, durations.positive,
+        ) = row  # fmt: skip
+        if count:
+            durations.count, durations.sum = count, sum_ns / NS
+            durations.min, durations.max = min_ns / NS, max_ns / NS
+        totals.sum_ns, totals.min_ns, totals.max_ns, totals.durations = sum_ns, min_ns, max_ns, durations
+        return totals
 
 
 class Measure(msgspec.Struct, array_like=True, gc=False):
@@ -162,11 +156,16 @@ class StepTotals(msgspec.Struct, array_like=True, gc=False):
 
 MEASURE_SEPARATOR: Final = "\x1f"
 
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode_executions: Final = msgspec.msgpack.Decoder(dict[str, Totals]).decode
-_decode_steps: Final = msgspec.msgpack.Decoder(dict[str, StepTotals]).decode
+
+def _from_row(_kind: type, row: Any) -> Totals:
+    return Totals.from_row(row)
+
+
+_encode: Final = msgspec.msgpack.Encoder(enc_hook=Totals.to_row).encode
+_decode_executions: Final = msgspec.msgpack.Decoder(dict[str, Totals], dec_hook=_from_row).decode
+_decode_steps: Final = msgspec.msgpack.Decoder(dict[str, StepTotals], dec_hook=_from_row).decode
 _decode_lazily: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
-_decode_step: Final = msgspec.msgpack.Decoder(StepTotals).decode
+_decode_step: Final = msgspec.msgpack.Decoder(StepTotals, dec_hook=_from_row).decode
 
 
 class ExecutionItem(NamedTuple):
@@ -303,15 +302,11 @@ class WorkflowTotals:
         return _canonical(known), _encode(dict(sorted(raw.items())))
 
 
-def _canonical(tallies: dict[str, Totals]) -> bytes:
-    for totals in tallies.values():
-        totals.buckets = dict(sorted(totals.buckets.items()))
-    return _encode(dict(sorted(tallies.items())))
+def _canonical(by_status: dict[str, Totals]) -> bytes:
+    return _encode(dict(sorted(by_status.items())))
 
 
 def _step(step: StepTotals) -> bytes:
-    for totals in step.by_status.values():
-        totals.buckets = dict(sorted(totals.buckets.items()))
     return _encode(StepTotals(dict(sorted(step.by_status.items())), dict(sorted(step.measures.items()))))
 
 
