@@ -31,7 +31,7 @@ from tachograph.histogram import ExponentialHistogram
 from tachograph.identity import workflow_id, workspace_id
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.exact_sum import ExactSum
-from tachograph_exporter.store.rollups import cover, read, rows
+from tachograph_exporter.store.rollups import ranges, read, rows
 from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
 from tachograph_exporter.store.totals import Measure, Totals, WorkflowTotals
 from tachograph_exporter.store.writer import StoreWriter
@@ -170,12 +170,12 @@ def test_any_range_is_what_its_executions_are(half_a_year: Recorded, low: int | 
     assert sum(tally.count for tally in found.executions.values()) == len(wanted)
     head = database.look(lambda c: rows.head_of(c, KEY))
     assert head is not None
-    parts = cover.cover(head.start_s, low, high)
+    parts = ranges.split_range(head.start_s, low, high)
     # What was kept is the same, whether it was read by this or by that range before.
     again = database.look(lambda c: read.read_from(c, KEY, head, low, high, kept=KEPT))
-    assert again.encoded() == found.encoded()
+    assert again.encode() == found.encode()
     # Fewer rows than executions: that is what they are for.
-    assert len(parts.pieces) <= 9
+    assert len(parts.row_ranges) <= 9
     if low is None or high is None or high - low > 7200 * NS:
         assert all(b - a <= 3600 * NS for a, b in parts.edges)
 
@@ -244,7 +244,7 @@ def test_tallies_add_up_like_their_histograms(durations: list[int], parts: int) 
         for duration in durations[part::parts]:
             tally.observe(duration, 5)
         sum_of_parts.add(tally)
-    assert WorkflowTotals({"x": whole}).encoded() == WorkflowTotals({"x": sum_of_parts}).encoded()
+    assert WorkflowTotals({"x": whole}).encode() == WorkflowTotals({"x": sum_of_parts}).encode()
     assert whole.histogram() == ExponentialHistogram.of(duration / NS for duration in durations)
 
 
