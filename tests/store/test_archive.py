@@ -17,7 +17,7 @@ from tachograph.errors import ArchiveError
 from tachograph.events import Event, ExecutionFinished
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
-from tachograph_exporter.store import archive, partitions, state
+from tachograph_exporter.store import archive, archiving, partitions, state
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.rollups import read
 from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
@@ -57,7 +57,7 @@ async def test_archived_executions_stay_listed_and_readable(
         ]
         before = [await api.get(path) for path in paths]
         days = {run[-1].time_ns // NS // DAY for run in old}
-        moved = archive.archive(database, (START + 5 * DAY) * NS + 99, tmp_path / "kept")
+        moved = archiving.archive(database, (START + 5 * DAY) * NS + 99, tmp_path / "kept")
         assert (moved.executions, moved.left, len(moved.files)) == (len(old), 0, len(days))
         assert sizes(database)[0] == len(runs) - len(old)
         after = [await api.get(path) for path in paths]
@@ -89,17 +89,17 @@ def test_stopped_anywhere_it_loses_nothing_and_can_be_run_again(
     def killed(*_: Any, **__: Any) -> Any:
         raise Killed
 
-    monkeypatch.setattr(archive, "CHUNK", 3)
+    monkeypatch.setattr(archiving, "CHUNK", 3)
     with monkeypatch.context() as stopped:
         if at == "writing":
             stopped.setattr("os.fsync", killed)
         elif at == "renaming":
             stopped.setattr(Path, "replace", killed)
         elif at == "moving":
-            stopped.setattr(archive, "delete", killed)
+            stopped.setattr(archiving, "delete", killed)
         else:
             calls = []
-            real = archive._move
+            real = archiving._move
 
             def move(*a: Any, **k: Any) -> int:
                 calls.append(1)
@@ -107,10 +107,10 @@ def test_stopped_anywhere_it_loses_nothing_and_can_be_run_again(
                     raise Killed
                 return real(*a, **k)
 
-            stopped.setattr(archive, "_move", move)
+            stopped.setattr(archiving, "_move", move)
         with pytest.raises(Killed):
-            archive.archive(database, (START + 9 * DAY) * NS, tmp_path / "kept")
-    moved = archive.archive(database, (START + 9 * DAY) * NS, tmp_path / "kept")
+            archiving.archive(database, (START + 9 * DAY) * NS, tmp_path / "kept")
+    moved = archiving.archive(database, (START + 9 * DAY) * NS, tmp_path / "kept")
     assert sizes(database)[0] == 0
     assert moved.executions == (37 if at == "between" else 40)
     for run in runs:
@@ -124,7 +124,7 @@ def test_stopped_anywhere_it_loses_nothing_and_can_be_run_again(
 
 def test_what_changes_meanwhile_stays(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database, runs = filled(database_url)
-    real = archive._write
+    real = archiving._write
 
     def write(store: Database, ids: Any, path: Path) -> int:
         size = real(store, ids, path)
@@ -132,11 +132,11 @@ def test_what_changes_meanwhile_stays(database_url: str, tmp_path: Path, monkeyp
         store.run(lambda c: c.exec_driver_sql(late))
         return size
 
-    monkeypatch.setattr(archive, "_write", write)
-    moved = archive.archive(database, (START + DAY) * NS, tmp_path)
+    monkeypatch.setattr(archiving, "_write", write)
+    moved = archiving.archive(database, (START + DAY) * NS, tmp_path)
     assert moved.left == 1
     monkeypatch.undo()
-    archive.archive(database, (START + DAY) * NS, tmp_path)
+    archiving.archive(database, (START + DAY) * NS, tmp_path)
     first = min((r for r in runs if r[-1].time_ns < (START + DAY) * NS), key=lambda r: r[0].execution.execution_id)
     kept = database.look(lambda c: archive.run(c, KEY[0], first[0].execution.execution_id))
     assert kept is not None
@@ -146,7 +146,7 @@ def test_what_changes_meanwhile_stays(database_url: str, tmp_path: Path, monkeyp
 
 def test_what_comes_for_an_archived_execution_is_too_late(database_url: str, tmp_path: Path) -> None:
     database, runs = filled(database_url)
-    archive.archive(database, (START + 9 * DAY) * NS, tmp_path)
+    archiving.archive(database, (START + 9 * DAY) * NS, tmp_path)
     # These ids were made today, long after the times they tell of; only ids older than the watermark are looked up.
     rollups_before = database.look(lambda c: rollup_rebuild.stored(c, KEY))
     database.run(lambda c: state.set_watermark(c, 1 << 33))
@@ -160,7 +160,7 @@ def test_what_comes_for_an_archived_execution_is_too_late(database_url: str, tmp
 def test_deleting_keeps_the_figures(database_url: str) -> None:
     database, runs = filled(database_url)
     before = database.look(lambda c: rollup_rebuild.stored(c, KEY))
-    moved = archive.archive(database, (START + 5 * DAY) * NS, None)
+    moved = archiving.archive(database, (START + 5 * DAY) * NS, None)
     assert 0 < moved.executions < 40
     assert database.look(lambda c: rollup_rebuild.stored(c, KEY)) == before
     assert differing(database) == 0
@@ -195,7 +195,7 @@ def test_months_with_nothing_left_are_dropped_tables_on_postgresql(postgres: Any
     assert (2026, 10) in database.look(partitions.months)
     counted = "SELECT count(*) FROM workflow_step_executions_y2026m10"
     assert database.look(lambda c: c.exec_driver_sql(counted).scalar()) == 3
-    archive.archive(database, (START + 2 * DAY) * NS, tmp_path)
+    archiving.archive(database, (START + 2 * DAY) * NS, tmp_path)
     assert (2026, 10) not in database.look(partitions.months)
     assert database.look(lambda c: archive.run(c, KEY[0], old)) is not None
     # What comes late makes its month again.
@@ -208,6 +208,6 @@ def test_a_place_that_cannot_be_written_is_named(database_url: str, tmp_path: Pa
     database, _ = filled(database_url)
     (tmp_path / "file").write_text("")
     with pytest.raises(ArchiveError, match="cannot write"):
-        archive.archive(database, (START + 9 * DAY) * NS, tmp_path / "file")
+        archiving.archive(database, (START + 9 * DAY) * NS, tmp_path / "file")
     assert sizes(database)[0] == 40
     database.close()
