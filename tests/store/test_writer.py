@@ -287,7 +287,7 @@ def test_two_processes_may_make_the_same_database_at_once(tmp_path: Path) -> Non
 def test_a_timeline_reads_ranges_of_indexes_only(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/x.db")
     plans: list[str] = []
-    statements = [execution_rows._ONE_EXECUTION, STEPS, execution_rows._ATTEMPTS, execution_rows._REPORTS]
+    statements = [execution_rows._EXECUTION_BY_ID, STEPS, execution_rows._ATTEMPTS, execution_rows._REPORTS]
     for statement in statements:
         text = str(statement.compile(dialect=database.dialect))
         parameters = tuple("x" for _ in range(text.count("?")))
