@@ -56,7 +56,7 @@ def step_rank(status: StepStatus, attempt: int) -> int:
 
 
 class Rows:
-    """One run table as its writer sees it: rows are tuples in column order."""
+    """The rows of a run table, as tuples in column order, merged by the `Merge` of each column."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
