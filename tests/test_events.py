@@ -17,7 +17,7 @@ from tests.conftest import make_execution, make_step
 def test_ids_are_ordered_by_time_and_valid() -> None:
     ids = [new_id(now * 1_000_000) for now in range(1_000, 1_050)]
     assert ids == sorted(ids)
-    assert {uuid.UUID(found).version for found in ids} == {7}
+    assert {uuid.UUID(execution_id).version for execution_id in ids} == {7}
     assert uuid.UUID(ids[0]).variant == uuid.RFC_4122
     assert uuid.UUID(ids[0]).int >> 80 == 1_000
 
@@ -30,14 +30,14 @@ def test_trace_and_span_ids_are_hex_of_the_right_length() -> None:
 
 
 def test_names_have_the_same_id_in_every_process_and_different_names_different_ones() -> None:
-    # Written down: a change would orphan every row recorded before it.
+    # A literal, as a change would orphan every row recorded before it.
     assert workspace_id("default") == "484220a0-14b2-5a10-89f6-40d6142b9adb"
-    found = {workflow_id("a", "w"), workflow_id("b", "w"), workflow_id("a", "v")}
-    assert len(found) == 3
-    assert len({step_id(next(iter(found)), "s", n) for n in range(3)}) == 3
+    ids = {workflow_id("a", "w"), workflow_id("b", "w"), workflow_id("a", "v")}
+    assert len(ids) == 3
+    assert len({step_id(next(iter(ids)), "s", n) for n in range(3)}) == 3
 
 
-def test_a_clock_goes_on_evenly_when_the_machines_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_runs_evenly_when_the_system_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = AnchoredClock()
     before = clock()
     assert abs(before - time.time_ns()) < 1_000_000_000
@@ -45,7 +45,7 @@ def test_a_clock_goes_on_evenly_when_the_machines_clock_is_set_back(monkeypatch:
     assert 0 <= clock() - before < 10_000_000_000
 
 
-def test_terminal_means_that_nothing_more_can_happen() -> None:
+def test_terminal_statuses_are_final() -> None:
     assert {s for s in StepStatus if not s.is_terminal} == {"pending", "running", "retrying"}
     assert {s for s in ExecutionStatus if not s.is_terminal} == {"pending", "running"}
 

@@ -1,4 +1,4 @@
-"""The one histogram: an algebra, and a stated error."""
+"""The exponential histogram: an algebra, with a stated error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tachograph.histogram import (
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64).filter(lambda v: abs(v) < 1e300)
 durations = st.floats(min_value=0, max_value=1e7)
-many = st.lists(finite, max_size=60)
+value_lists = st.lists(finite, max_size=60)
 schemas = st.integers(MIN_SCHEMA, MAX_SCHEMA)
 
 
@@ -55,7 +55,7 @@ def test_bounds_are_those_of_the_specification() -> None:
     assert upper_bound(-1, -2) == 1 / 16
 
 
-@given(many, many, many, st.integers(2, 40))
+@given(value_lists, value_lists, value_lists, st.integers(2, 40))
 def test_merging_is_associative_and_commutative(a: list[float], b: list[float], c: list[float], most: int) -> None:
     x, y, z = (ExponentialHistogram.of(values, max_buckets=most) for values in (a, b, c))
     assert (x + y) + z == x + (y + z)
@@ -64,19 +64,19 @@ def test_merging_is_associative_and_commutative(a: list[float], b: list[float], 
     assert math.isclose(((x + y) + z).sum, (x + (y + z)).sum, rel_tol=1e-9, abs_tol=1e-3) or abs(x.sum) > 1e290
 
 
-@given(many, many, schemas)
+@given(value_lists, value_lists, schemas)
 def test_downscaling_commutes_with_merging(a: list[float], b: list[float], schema: int) -> None:
     x, y = ExponentialHistogram.of(a), ExponentialHistogram.of(b)
-    wanted = min(schema, (x + y).schema)
-    assert (x + y).downscaled(wanted) == x.downscaled(wanted) + y.downscaled(wanted)
+    target = min(schema, (x + y).schema)
+    assert (x + y).downscaled(target) == x.downscaled(target) + y.downscaled(target)
 
 
-@given(many, st.integers(2, 40))
+@given(value_lists, st.integers(2, 40))
 def test_buckets_stay_within_their_number_and_hold_every_value(values: list[float], most: int) -> None:
-    made = ExponentialHistogram.of(values, max_buckets=most)
-    held = sum(made.positive.values()) + sum(made.negative.values()) + made.zero_count
-    assert held == made.count == len(values)
-    assert len(made.positive) + len(made.negative) <= most or made.schema == MIN_SCHEMA
+    histogram = ExponentialHistogram.of(values, max_buckets=most)
+    held = sum(histogram.positive.values()) + sum(histogram.negative.values()) + histogram.zero_count
+    assert held == histogram.count == len(values)
+    assert len(histogram.positive) + len(histogram.negative) <= most or histogram.schema == MIN_SCHEMA
 
 
 SHAPES = {
@@ -88,7 +88,7 @@ SHAPES = {
     "uniform": [random.Random(4).random() for _ in range(3000)],
     "two modes": [0.001] * 500 + [3600.0] * 500,
     "signed": [random.Random(5).gauss(0, 10) for _ in range(3000)],
-    "one": [42.0],
+    "single": [42.0],
 }
 
 
@@ -96,41 +96,41 @@ SHAPES = {
 @pytest.mark.parametrize("q", [0.0, 0.01, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0])
 def test_quantiles_keep_the_stated_error(shape: str, q: float) -> None:
     values = sorted(SHAPES[shape])
-    made = ExponentialHistogram.of(values)
+    histogram = ExponentialHistogram.of(values)
     exact = values[max(0, math.ceil(q * len(values)) - 1)]
-    found = made.quantile(q)
-    assert found is not None
-    allowed = abs(exact) * made.relative_error * (1 + 1e-9) + ZERO_THRESHOLD
-    assert abs(found - exact) <= allowed
+    quantile = histogram.quantile(q)
+    assert quantile is not None
+    allowed = abs(exact) * histogram.relative_error * (1 + 1e-9) + ZERO_THRESHOLD
+    assert abs(quantile - exact) <= allowed
 
 
 @settings(max_examples=200)
 @given(st.lists(durations, min_size=1, max_size=200), st.floats(0, 1))
 def test_quantiles_of_durations_keep_the_stated_error(values: list[float], q: float) -> None:
-    made = ExponentialHistogram.of(values)
+    histogram = ExponentialHistogram.of(values)
     exact = sorted(values)[max(0, math.ceil(q * len(values)) - 1)]
-    found = made.quantile(q)
-    assert found is not None
-    assert abs(found - exact) <= exact * made.relative_error * (1 + 1e-9) + ZERO_THRESHOLD
+    quantile = histogram.quantile(q)
+    assert quantile is not None
+    assert abs(quantile - exact) <= exact * histogram.relative_error * (1 + 1e-9) + ZERO_THRESHOLD
 
 
-@given(many, st.integers(2, 40))
-def test_stored_and_read_back_it_is_the_same(values: list[float], most: int) -> None:
-    made = ExponentialHistogram.of(values, max_buckets=most)
-    again = ExponentialHistogram.from_bytes(made.to_bytes())
-    assert again == made
-    assert (again.sum, again.max_buckets) == (made.sum, made.max_buckets)
+@given(value_lists, st.integers(2, 40))
+def test_a_stored_histogram_reads_back_equal(values: list[float], most: int) -> None:
+    histogram = ExponentialHistogram.of(values, max_buckets=most)
+    again = ExponentialHistogram.from_bytes(histogram.to_bytes())
+    assert again == histogram
+    assert (again.sum, again.max_buckets) == (histogram.sum, histogram.max_buckets)
 
 
-def test_it_is_stored_compactly() -> None:
+def test_the_stored_form_is_compact() -> None:
     assert len(ExponentialHistogram.of(SHAPES["skewed"]).to_bytes()) < 450
     for bad in (b"", b"\xc1", b"\x91\x02", ExponentialHistogram().to_bytes()[:-1]):
         with pytest.raises(ValueError):
             ExponentialHistogram.from_bytes(bad)
 
 
-@given(many, many)
-def test_what_came_between_two_states_is_their_difference(before: list[float], between: list[float]) -> None:
+@given(value_lists, value_lists)
+def test_the_difference_of_two_states_is_what_was_observed_between(before: list[float], between: list[float]) -> None:
     earlier = ExponentialHistogram.of(before)
     later = earlier + ExponentialHistogram.of(between)
     later.subtract(earlier)
@@ -141,17 +141,17 @@ def test_what_came_between_two_states_is_their_difference(before: list[float], b
 
 
 def test_impossible_requests_are_refused() -> None:
-    made = ExponentialHistogram.of([1, 2, 3])
+    histogram = ExponentialHistogram.of([1, 2, 3])
     for bad in (math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match="finite"):
-            made.observe(bad)
-    assert made.count == 3
+            histogram.observe(bad)
+    assert histogram.count == 3
     with pytest.raises(TooFineError):
-        made.downscaled(0).downscaled(1)
+        histogram.downscaled(0).downscaled(1)
     with pytest.raises(ValueError, match="earlier"):
-        made.subtract(ExponentialHistogram.of([50]))
+        histogram.subtract(ExponentialHistogram.of([50]))
     with pytest.raises(ValueError, match="between 0 and 1"):
-        made.quantile(1.5)
+        histogram.quantile(1.5)
     assert ExponentialHistogram().quantile(0.5) is None
 
 

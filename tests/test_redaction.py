@@ -1,4 +1,4 @@
-"""Nothing secret leaves, nothing grows without bound, nothing is too strange to be summarised."""
+"""Summaries hold no secrets, are bounded, and exist for any value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_values_under_secret_keys_are_masked_at_any_depth(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["tokens_in", "max_tokens", "author", "passenger", "tokenizer_size", "keyboard"])
-def test_words_that_only_look_alike_are_not(key: str) -> None:
+def test_similar_words_are_not_secret_keys(key: str) -> None:
     assert not is_secret_key(key)
 
 
@@ -38,12 +38,12 @@ def test_words_that_only_look_alike_are_not(key: str) -> None:
         "token: hunter2",
     ],
 )
-def test_credentials_inside_texts_are_masked(text: str) -> None:
+def test_credentials_in_text_are_masked(text: str) -> None:
     assert "hunter2" not in mask_text(text)
     assert MASK in mask_text(text)
 
 
-def test_ordinary_texts_are_left_alone() -> None:
+def test_ordinary_text_is_unchanged() -> None:
     for text in ("see https://example.org/a:b@c", "the author: Ann", "42 tokens used", "naïve ☃"):
         assert mask_text(text) == text
 
@@ -87,12 +87,12 @@ def test_an_exception_becomes_type_message_and_stack_without_its_secrets() -> No
     try:
         raise ValueError("bad token=hunter2")
     except ValueError as error:
-        why = failure(error)
-    assert why.type == "ValueError"
-    assert why.message == f"bad token={MASK}"
-    assert why.stack is not None
-    assert "test_redaction.py" in why.stack
-    assert "token=hunter2" not in why.stack.replace('"bad token=hunter2"', "")
+        described = failure(error)
+    assert described.type == "ValueError"
+    assert described.message == f"bad token={MASK}"
+    assert described.stack is not None
+    assert "test_redaction.py" in described.stack
+    assert "token=hunter2" not in described.stack.replace('"bad token=hunter2"', "")
 
 
 def test_a_failure_that_cannot_be_printed_is_still_a_failure() -> None:

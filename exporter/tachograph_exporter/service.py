@@ -57,7 +57,7 @@ from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.span_store import SpanStore
-from tachograph_exporter.store import archive, partitions, recovery
+from tachograph_exporter.store import archiving, partitions, recovery
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
@@ -248,7 +248,7 @@ class Service:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 if days is not None:
                     before = time.time_ns() - round(days * 86_400 * NS)
-                    moved = await asyncio.to_thread(archive.archive, self.database, before, config.archive_directory)
+                    moved = await asyncio.to_thread(archiving.archive, self.database, before, config.archive_directory)
                     if moved.executions:
                         log.info("archived or deleted %d old execution(s)", moved.executions)
             except Exception:

@@ -1,19 +1,19 @@
-"""Every error a user of the library can meet, in one tree.
+"""Every error that Tachograph raises to its users, in one tree.
 
 TachographError
 ├── WorkflowError
-│   ├── InvalidWorkflow      a definition with faults: all of them, each with a code and a place
-│   ├── InvalidInputs        the variables given at the start do not fit the definition
+│   ├── InvalidWorkflow      a definition has faults; lists all of them, each with a code and a place
+│   ├── InvalidInputs        the inputs do not match the definition's variables
 │   ├── ConditionError       a condition could not be evaluated
-│   ├── StepFailed           the built-in ``fail`` handler, or a handler that reports its own failure
-│   │   └── DoNotRetry       ... and another attempt cannot help
-│   └── ExecutorClosed       the executor takes no more work
-├── SetupError               the recorder cannot be set up as asked
-├── StoreUnavailable         a listener's destination is unavailable for now; its events are kept and offered again
+│   ├── StepFailed           raised by a handler: its step failed
+│   │   └── DoNotRetry       raised by a handler: its step failed, and another attempt would fail too
+│   └── ExecutorClosed       the executor is shutting down
+├── SetupError               the recorder cannot be set up as configured
+├── StoreUnavailable         a listener's destination is unavailable; its events are kept and retried
 └── StoreError               (the service) the database cannot be used
-    ├── BadDatabaseURL       the URL names no database Tachograph can use
+    ├── BadDatabaseURL       not the URL of a supported database
     ├── CannotOpen           the database cannot be opened (no such directory, no permission, not a database)
-    ├── NewerSchema          the database was made by a newer Tachograph
+    ├── NewerSchema          a newer Tachograph has migrated the database
     └── ArchiveError         an archived execution cannot be read, or pyarrow is not installed
 """
 
@@ -25,11 +25,11 @@ import msgspec
 
 
 class TachographError(Exception):
-    """Base of all errors of Tachograph; the message names the thing, the place and the way out."""
+    """Base of all errors of Tachograph. The message names the thing, the place and the way out."""
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One thing wrong with a document: a stable ``code``, the place (``steps[3].name``) and the way out."""
+    """A fault of a document: a stable ``code``, the place (``steps[3].name``), and a message with the way out."""
 
     code: str
     at: str
@@ -43,7 +43,7 @@ class WorkflowError(TachographError):
     """Base of the errors of defining and running workflows."""
 
 
-class _Faulty(WorkflowError):
+class _HasFaults(WorkflowError):
     _what = "document"
 
     def __init__(self, faults: Sequence[Fault], *, name: str = "") -> None:
@@ -56,14 +56,14 @@ class _Faulty(WorkflowError):
         )
 
 
-class InvalidWorkflow(_Faulty):
-    """A definition with faults; ``faults`` holds every one of them."""
+class InvalidWorkflow(_HasFaults):
+    """A definition has faults; ``faults`` holds all of them."""
 
     _what = "workflow"
 
 
-class InvalidInputs(_Faulty):
-    """The variables given at the start do not fit the definition; ``faults`` holds every misfit."""
+class InvalidInputs(_HasFaults):
+    """The inputs do not match the definition's variables; ``faults`` holds all mismatches."""
 
     _what = "inputs of workflow"
 
@@ -73,31 +73,31 @@ class ConditionError(WorkflowError):
 
 
 class StepFailed(WorkflowError):
-    """Raised by a handler to report that its step failed."""
+    """Raised by a handler to fail its step."""
 
 
 class DoNotRetry(StepFailed):
-    """Raised by a handler when another attempt cannot help: the step fails at once."""
+    """Raised by a handler to fail its step at once: another attempt would fail too."""
 
 
 class ExecutorClosed(WorkflowError):
-    """The executor is shutting down and takes no more work."""
+    """The executor is shutting down and accepts no more work."""
 
 
 class SetupError(TachographError):
-    """The recorder cannot be set up as asked; the message says what is missing and how to get it."""
+    """The recorder cannot be set up as configured; the message says what is missing and how to get it."""
 
 
 class StoreUnavailable(TachographError):
-    """Raised by a listener whose destination is unavailable for now: the same events are offered again later."""
+    """Raised by a listener whose destination is unavailable; it receives the same events again later."""
 
 
 class StoreError(TachographError):
-    """Base of the store's errors; the message says what to do."""
+    """Base of the store's errors."""
 
 
 class BadDatabaseURL(StoreError):
-    """The URL names no database Tachograph can use."""
+    """Not the URL of a supported database."""
 
 
 class CannotOpen(StoreError):
@@ -105,7 +105,7 @@ class CannotOpen(StoreError):
 
 
 class NewerSchema(StoreError):
-    """The database was made by a newer Tachograph."""
+    """A newer Tachograph has migrated the database."""
 
 
 class ArchiveError(StoreError):

@@ -1,12 +1,12 @@
-"""The one histogram: exponential buckets whose width is a constant factor, so that any value keeps its precision.
+"""Exponential histograms: bucket widths grow by a constant factor, so every value keeps its relative precision.
 
-The arithmetic is that of Prometheus' native histograms (and of OpenTelemetry's exponential ones): in schema s, bucket i
-holds the values in ``(2**(2**-s * (i - 1)), 2**(2**-s * i)]``, negative values likewise by their absolute value, and a
-zero bucket holds everything at most `ZERO_THRESHOLD` from zero. Schemas go from 8 (a bucket is 0.27 % wide) to -4 (a
-factor of 65,536). When there are more than ``max_buckets``, neighbours are joined (schema - 1) until there are not.
+The bucket arithmetic of Prometheus' native histograms (and of OpenTelemetry's exponential histograms). In schema s,
+bucket i holds the values in ``(2**(2**-s * (i - 1)), 2**(2**-s * i)]``, negative values likewise by absolute value, and
+a zero bucket holds values within `ZERO_THRESHOLD` of zero. Schemas range from 8 (a bucket is 0.27 % wide) to -4 (a
+factor of 65,536). Beyond ``max_buckets`` buckets, neighbours are joined (schema - 1) until few enough are left.
 
-The schema a histogram ends with depends only on the values in it, not on the order they came or were merged in: it is
-the finest in which they fit. So merging is associative and commutative, and downscaling commutes with it.
+The final schema depends only on the values, not on the order of observing or merging: it is the finest in which they
+fit. So merging is associative and commutative, and downscaling commutes with it.
 
 Wire and bucket definitions: https://prometheus.io/docs/specs/native_histograms/
 """
@@ -25,20 +25,20 @@ MAX_SCHEMA: Final = 8
 MIN_SCHEMA: Final = -4
 MAX_BUCKETS: Final = 160
 ZERO_THRESHOLD: Final = 2.0**-128
-"""Values this close to zero are counted as zero; Prometheus' default."""
+"""Values this close to zero are counted as zero. Prometheus' default."""
 
-# Upper bounds of the buckets between 0.5 and 1, by schema: where a value's fraction (frexp) falls.
+# Upper bounds of the buckets between 0.5 and 1, by schema; a value's fraction (`frexp`) is looked up here.
 _BOUNDS: Final = {
     schema: tuple(0.5 * 2.0 ** (i / (1 << schema)) for i in range(1 << schema)) for schema in range(1, MAX_SCHEMA + 1)
 }
 
 
 class TooFineError(ValueError):
-    """A histogram cannot be made finer than it is."""
+    """A finer schema was requested than the histogram has."""
 
 
 def bucket_index(value: float, schema: int) -> int:
-    """The bucket of a positive, finite value in a schema."""
+    """The index of the bucket that holds a positive, finite value."""
     fraction, exponent = frexp(value)
     if schema > 0:
         return bisect_left(_BOUNDS[schema], fraction) + ((exponent - 1) << schema)
@@ -48,7 +48,7 @@ def bucket_index(value: float, schema: int) -> int:
 
 
 def upper_bound(index: int, schema: int) -> float:
-    """The largest value of a bucket; ``inf`` beyond the largest float."""
+    """The inclusive upper bound of a bucket; ``inf`` beyond the largest float."""
     if schema > 0:
         exponent, rest = divmod(index, 1 << schema)
         try:
@@ -62,7 +62,7 @@ def upper_bound(index: int, schema: int) -> float:
 
 
 def join_buckets(buckets: Mapping[int, int], by: int) -> dict[int, int]:
-    """Buckets of a schema coarser by ``by``: 2**by neighbours become one."""
+    """The buckets in a schema coarser by ``by``: 2**by neighbours become one."""
     if not by:
         return dict(buckets)
     joined: dict[int, int] = {}
@@ -73,9 +73,9 @@ def join_buckets(buckets: Mapping[int, int], by: int) -> dict[int, int]:
 
 
 class ExponentialHistogram:
-    """Counts of values by exponential bucket, with their number, sum, least and greatest.
+    """Counts of values by exponential bucket, with their count, sum, minimum and maximum.
 
-    Not safe for concurrent writers by itself; who shares one locks it.
+    Not thread-safe: callers that share a histogram must lock it.
     """
 
     __slots__ = ("count", "max", "max_buckets", "min", "negative", "positive", "schema", "sum", "zero_count")
@@ -97,25 +97,25 @@ class ExponentialHistogram:
 
     @classmethod
     def of(cls, values: Iterable[float], *, max_buckets: int = MAX_BUCKETS) -> Self:
-        """A histogram of these values."""
-        made = cls(max_buckets=max_buckets)
+        """A histogram of ``values``."""
+        histogram = cls(max_buckets=max_buckets)
         for value in values:
-            made.observe(value)
-        return made
+            histogram.observe(value)
+        return histogram
 
     @property
     def base(self) -> float:
-        """The factor between a bucket's bounds."""
+        """The ratio of a bucket's bounds."""
         return float(2.0 ** (2.0**-self.schema))
 
     @property
     def relative_error(self) -> float:
-        """How far a quantile can be from the exact one, as a part of it: ``(base - 1) / (base + 1)``."""
+        """The largest relative error of a quantile: ``(base - 1) / (base + 1)``."""
         return (self.base - 1) / (self.base + 1)
 
     def observe(self, value: float) -> None:
-        """Count one value. Raises `ValueError` for one that is not finite."""
-        # x - x is 0 for every finite number, and not a number otherwise.
+        """Count a value. Raises `ValueError` if it is not finite."""
+        # x - x is 0 if x is finite, else NaN.
         if value - value != 0:
             raise ValueError(f"cannot observe {value}: not a finite number")
         self.count += 1
@@ -134,14 +134,14 @@ class ExponentialHistogram:
             return
         schema = self.schema
         if schema > 0:
-            # `bucket_index`, written out: this is where every observation goes.
+            # `bucket_index` inlined: this is the hot path.
             fraction, exponent = frexp(value)
             index = bisect_left(_BOUNDS[schema], fraction) + ((exponent - 1) << schema)
         else:
             index = bucket_index(value, schema)
-        known = buckets.get(index)
-        if known is not None:
-            buckets[index] = known + 1
+        count = buckets.get(index)
+        if count is not None:
+            buckets[index] = count + 1
             return
         buckets[index] = 1
         if len(self.positive) + len(self.negative) > self.max_buckets:
@@ -158,61 +158,71 @@ class ExponentialHistogram:
         self.schema = schema
 
     def downscaled(self, schema: int) -> Self:
-        """A copy in a coarser schema (or the same). Raises `TooFineError` for a finer one."""
+        """A copy in a coarser schema, or the same. Raises `TooFineError` for a finer one."""
         if schema > self.schema:
-            raise TooFineError(f"schema {schema} is finer than {self.schema}, which is all that is known")
+            raise TooFineError(f"schema {schema} is finer than {self.schema}, the finest that this histogram has")
         if schema < MIN_SCHEMA:
             raise ValueError(f"schema {schema} is less than {MIN_SCHEMA}")
-        made = self.copy()
-        made._coarsen(schema)
-        return made
+        copy = self.copy()
+        copy._coarsen(schema)
+        return copy
 
     def copy(self) -> Self:
         """An independent copy."""
-        made = type(self)(schema=self.schema, max_buckets=self.max_buckets)
-        made.count, made.sum, made.min, made.max = self.count, self.sum, self.min, self.max
-        made.zero_count = self.zero_count
-        made.positive, made.negative = dict(self.positive), dict(self.negative)
-        return made
+        copy = type(self)(schema=self.schema, max_buckets=self.max_buckets)
+        copy.count, copy.sum, copy.min, copy.max = self.count, self.sum, self.min, self.max
+        copy.zero_count = self.zero_count
+        copy.positive, copy.negative = dict(self.positive), dict(self.negative)
+        return copy
 
     def merge(self, other: ExponentialHistogram) -> None:
-        """Add another histogram's values to this one. Costs O(buckets), whatever number of values they hold."""
-        self.max_buckets = min(self.max_buckets, other.max_buckets)
+        """Add another histogram's values. Costs O(buckets), however many values they hold."""
+        if other.max_buckets < self.max_buckets:
+            self.max_buckets = other.max_buckets
         if other.schema < self.schema:
             self._coarsen(other.schema)
         by = other.schema - self.schema
         for mine, theirs in ((self.positive, other.positive), (self.negative, other.negative)):
-            for index, count in (join_buckets(theirs, by) if by else theirs).items():
-                mine[index] = mine.get(index, 0) + count
+            if by:
+                theirs = join_buckets(theirs, by)
+            if mine:
+                get = mine.get
+                for index, count in theirs.items():
+                    mine[index] = get(index, 0) + count
+            else:
+                mine.update(theirs)
         self.zero_count += other.zero_count
         self.count += other.count
         self.sum += other.sum
-        self.min = min(self.min, other.min)
-        self.max = max(self.max, other.max)
-        self._fit()
+        if other.min < self.min:
+            self.min = other.min
+        if other.max > self.max:
+            self.max = other.max
+        if len(self.positive) + len(self.negative) > self.max_buckets:
+            self._fit()
 
     def __add__(self, other: ExponentialHistogram) -> Self:
-        made = self.copy()
-        made.merge(other)
-        return made
+        total = self.copy()
+        total.merge(other)
+        return total
 
     def subtract(self, earlier: ExponentialHistogram) -> None:
-        """Take away the values of an earlier state of this histogram, for what came between.
+        """Remove the values of an earlier state of this histogram, leaving those observed since.
 
-        ``min`` and ``max`` stay those of the whole, since nothing better is known. Raises `ValueError` when ``earlier``
-        is not an earlier state (it has values this one has not).
+        ``min`` and ``max`` keep their values, since those of the rest are unknown. Raises `ValueError` if ``earlier``
+        is not an earlier state: it holds values that this one does not.
         """
         schema = min(self.schema, earlier.schema)
         mine, theirs = self.downscaled(schema), earlier.downscaled(schema)
-        for ours, taken in ((mine.positive, theirs.positive), (mine.negative, theirs.negative)):
-            for index, count in taken.items():
-                left = ours.get(index, 0) - count
-                if left < 0:
-                    raise ValueError(f"bucket {index} would hold {left} values: not an earlier state of this histogram")
-                if left:
-                    ours[index] = left
+        for buckets, subtracted in ((mine.positive, theirs.positive), (mine.negative, theirs.negative)):
+            for index, count in subtracted.items():
+                rest = buckets.get(index, 0) - count
+                if rest < 0:
+                    raise ValueError(f"bucket {index} would hold {rest} values: not an earlier state of this histogram")
+                if rest:
+                    buckets[index] = rest
                 else:
-                    ours.pop(index, None)
+                    buckets.pop(index, None)
         if theirs.zero_count > mine.zero_count or theirs.count > mine.count:
             raise ValueError("not an earlier state of this histogram")
         self.schema, self.positive, self.negative = schema, mine.positive, mine.negative
@@ -221,7 +231,7 @@ class ExponentialHistogram:
         self.sum -= earlier.sum
 
     def __eq__(self, other: object) -> bool:
-        """Whether both hold the same counts in the same schema (sums are floats, and depend on the order of adding)."""
+        """Whether both hold the same counts in the same schema. Sums are not compared: they depend on the order."""
         if not isinstance(other, ExponentialHistogram):
             return NotImplemented
         return (
@@ -234,10 +244,10 @@ class ExponentialHistogram:
     __hash__ = None  # type: ignore[assignment]
 
     def quantile(self, q: float) -> float | None:
-        """The value that a part ``q`` of all values do not exceed (nearest rank), or None when there are no values.
+        """The q-quantile (nearest rank), or None without values. Raises `ValueError` unless ``q`` is in [0, 1].
 
-        At most `relative_error` from the exact one (values in the zero bucket: `ZERO_THRESHOLD`). Inside a bucket the
-        answer is the value whose relative distance to both bounds is the same: ``2 * low * high / (low + high)``.
+        Within `relative_error` of the exact quantile, or `ZERO_THRESHOLD` in the zero bucket. The result is the value
+        of a bucket that is equally far from both bounds, relatively: ``2 * low * high / (low + high)``.
         """
         if not 0 <= q <= 1:
             raise ValueError(f"a quantile is between 0 and 1, not {q}")
@@ -248,20 +258,20 @@ class ExponentialHistogram:
         for index in sorted(self.negative, reverse=True):
             seen += self.negative[index]
             if seen >= rank:
-                return self._within(-_middle(index, self.schema))
+                return self._clamped(-_middle(index, self.schema))
         seen += self.zero_count
         if seen >= rank:
-            return self._within(0.0)
+            return self._clamped(0.0)
         for index in sorted(self.positive):
             seen += self.positive[index]
             if seen >= rank:
-                return self._within(_middle(index, self.schema))
+                return self._clamped(_middle(index, self.schema))
         return self.max
 
     def rank(self, value: float) -> float | None:
-        """The part of all values that are at most ``value``, between 0 and 1; None when there are no values.
+        """The fraction of values that are at most ``value``, from 0 to 1; None without values.
 
-        Values in the same bucket as ``value`` are taken to lie evenly about it: half of them count.
+        Half of the values in the same bucket as ``value`` count as being below it.
         """
         if not self.count:
             return None
@@ -271,34 +281,40 @@ class ExponentialHistogram:
             return 0.0
         below = 0.0
         for buckets, sign in ((self.positive, 1), (self.negative, -1)):
-            own = bucket_index(abs(value), self.schema) if value * sign > ZERO_THRESHOLD else None
+            its_bucket = bucket_index(abs(value), self.schema) if value * sign > ZERO_THRESHOLD else None
             for index, count in buckets.items():
-                if index == own:
+                if index == its_bucket:
                     below += count / 2
-                elif (value * sign > 0 and own is not None and (index < own) == (sign > 0)) or (sign < 0 <= value):
+                elif (value * sign > 0 and its_bucket is not None and (index < its_bucket) == (sign > 0)) or (
+                    sign < 0 <= value
+                ):
                     below += count
         if value >= -ZERO_THRESHOLD:
             below += self.zero_count / (1 if value > ZERO_THRESHOLD else 2)
         return below / self.count
 
     def bars(self, most: int) -> list[tuple[float, float, int]]:
-        """(low, high, count) of buckets that hold something, least first; as fine as `most` of them in a row allow."""
+        """(low, high, count) of the filled buckets, ascending.
+
+        In the finest schema in which they span at most ``most`` buckets. The zero bucket comes first, as (0, 0, count);
+        negative values are left out.
+        """
         schema = self.schema
         while schema > MIN_SCHEMA:
             indexes = [-(-index >> (self.schema - schema)) for index in self.positive]
             if not indexes or max(indexes) - min(indexes) < most:
                 break
             schema -= 1
-        found = [(0.0, 0.0, self.zero_count)] if self.zero_count else []
+        bars = [(0.0, 0.0, self.zero_count)] if self.zero_count else []
         for index, count in sorted(join_buckets(self.positive, self.schema - schema).items()):
-            found.append((upper_bound(index - 1, schema), upper_bound(index, schema), count))
-        return found
+            bars.append((upper_bound(index - 1, schema), upper_bound(index, schema), count))
+        return bars
 
-    def _within(self, value: float) -> float:
+    def _clamped(self, value: float) -> float:
         return min(max(value, self.min), self.max)
 
     def to_bytes(self) -> bytes:
-        """A compact form for storage: msgpack, bucket indexes as differences."""
+        """A compact form for storage: msgpack, with bucket indexes as differences."""
         return msgspec.msgpack.encode(
             (
                 1,
@@ -316,35 +332,37 @@ class ExponentialHistogram:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """What `to_bytes` made. Raises `ValueError` for anything else."""
+        """The histogram that `to_bytes` encoded. Raises `ValueError` for anything else."""
         try:
-            version, schema, most, count, total, least, greatest, zero, positive, negative = msgspec.msgpack.decode(
+            fields = msgspec.msgpack.decode(
                 data, type=tuple[int, int, int, int, float, float, float, int, list[int], list[int]]
             )
+            version, schema, max_buckets, count, total, minimum, maximum, zero_count, positive, negative = fields
             if version != 1:
                 raise ValueError(f"a histogram of version {version} cannot be read; this is version 1")
-            made = cls(schema=schema, max_buckets=most)
+            histogram = cls(schema=schema, max_buckets=max_buckets)
         except msgspec.DecodeError as error:
             raise ValueError(f"not a stored histogram: {error}") from None
-        made.count, made.sum, made.min, made.max, made.zero_count = count, total, least, greatest, zero
-        made.positive, made.negative = _from_differences(positive), _from_differences(negative)
-        return made
+        histogram.count, histogram.sum, histogram.min, histogram.max = count, total, minimum, maximum
+        histogram.zero_count = zero_count
+        histogram.positive, histogram.negative = _from_differences(positive), _from_differences(negative)
+        return histogram
 
 
 def _middle(index: int, schema: int) -> float:
     low, high = upper_bound(index - 1, schema), upper_bound(index, schema)
     if high == math.inf:
         return low
-    # 2 * low * high / (low + high), without leaving the range of floats.
+    # 2 * low * high / (low + high), without overflow.
     return 2 * (low / (low + high)) * high if low + high else high
 
 
 def _differences(buckets: Mapping[int, int]) -> list[int]:
     flat: list[int] = []
-    before = 0
+    previous = 0
     for index in sorted(buckets):
-        flat += (index - before, buckets[index])
-        before = index
+        flat += (index - previous, buckets[index])
+        previous = index
     return flat
 
 

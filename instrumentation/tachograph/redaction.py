@@ -1,4 +1,4 @@
-"""Secrets are masked before anything becomes an event."""
+"""Masking secrets: no credential may become part of an event."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 MASK: Final = "[masked]"
 TEXT_LIMIT: Final = 4096
-"""Characters of an error message or a log line."""
+"""Most characters of an error message or a log message."""
 
 _SENSITIVE: Final = (
     r"pass(?:word|wd|phrase)?|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|authorization|auth"
@@ -26,16 +26,16 @@ _MAY_HOLD: Final = re.compile(rf"://|bearer|basic|{_SENSITIVE}", re.IGNORECASE)
 
 
 def is_secret_key(key: str) -> bool:
-    """Whether values under this key are masked: ``api_key``, ``dbPassword``, … but not counts such as ``tokens_in``."""
+    """Whether values under this key are masked: ``api_key``, ``dbPassword``, … but not counts like ``tokens_in``."""
     if _TOKEN_COUNT.search(key):
         return False
     return _SECRET_KEY.search(_CAMEL.sub("_", key)) is not None
 
 
 def mask_text(text: str, limit: int = TEXT_LIMIT) -> str:
-    """``text`` without credentials, at most ``limit`` characters, valid UTF-8."""
+    """``text`` with credentials masked, at most ``limit`` characters, encodable as UTF-8, without NUL."""
     if len(text) > limit:
-        # Cut after masking, so that half a secret is never left; but do not search megabytes.
+        # The final cut comes after masking, so that no half of a secret is left; this one bounds the search.
         text = text[: limit * 2]
     if _MAY_HOLD.search(text):
         text = _IN_TEXT.sub(_masked, text)

@@ -1,7 +1,7 @@
-"""Nothing secret leaves: what steps take and give is summarised, bounded and masked before it becomes an event.
+"""Summaries of inputs, outputs and errors: bounded and masked before they become part of an event.
 
-A summary is JSON text of at most `LIMIT` characters. Values under keys that look like secrets are masked, and so are
-credentials inside texts (URLs with a password, bearer tokens, ``password=…``).
+A summary is JSON of at most `LIMIT` characters. Values under keys that look like secrets are masked, and so are
+credentials inside text: passwords in URLs, bearer tokens, ``password=…``.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from tachograph.events import Failure
 from tachograph.redaction import MASK, is_secret_key, mask_text
 
 LIMIT: Final = 4096
-"""Characters of a summary of inputs or outputs."""
+"""Most characters of a summary of inputs or outputs."""
 STACK_LIMIT: Final = 16_384
 
-_ITEMS: Final = 50
-_DEPTH: Final = 6
-_STRING: Final = 512
+_MAX_ITEMS: Final = 50
+_MAX_DEPTH: Final = 6
+_MAX_STRING: Final = 512
 
 
 def summarise(value: Any, limit: int = LIMIT) -> str | None:
-    """JSON text of ``value``: masked, cut in depth, breadth and length; None for None (and for an empty mapping)."""
+    """``value`` as JSON: masked, and limited in depth, breadth and length. None for None and for an empty mapping."""
     if value is None or (isinstance(value, Mapping) and not value):
         return None
     budget = [limit]
-    text = msgspec.json.encode(_reduce(value, _DEPTH, budget)).decode()
+    text = msgspec.json.encode(_reduce(value, _MAX_DEPTH, budget)).decode()
     if len(text) > limit:
-        # Many escapes or keys: keep it valid JSON by giving the beginning as a string.
+        # Escapes or keys made it too long. A string of its beginning is still valid JSON.
         text = msgspec.json.encode(text[: limit // 2] + "…").decode()
     return text
 
@@ -41,14 +41,14 @@ def _reduce(value: Any, depth: int, budget: list[int]) -> Any:
         budget[0] -= 4
         return value
     if isinstance(value, str):
-        short = mask_text(str(value), min(_STRING, max(16, budget[0])))
+        short = mask_text(str(value), min(_MAX_STRING, max(16, budget[0])))
         budget[0] -= len(short) + 2
         return short
     if isinstance(value, int | float):
         budget[0] -= 8
         if isinstance(value, float) and value - value != 0:
             return str(value)
-        return value if not isinstance(value, int) or -(2**63) <= value < 2**64 else str(value)[:_STRING]
+        return value if not isinstance(value, int) or -(2**63) <= value < 2**64 else str(value)[:_MAX_STRING]
     if isinstance(value, bytes | bytearray | memoryview):
         return f"<{len(value)} bytes>"
     if isinstance(value, Mapping):
@@ -58,7 +58,7 @@ def _reduce(value: Any, depth: int, budget: list[int]) -> Any:
             return f"<{len(value)} items>"
         items: list[Any] = []
         for item in value:
-            if len(items) >= _ITEMS or budget[0] <= 0:
+            if len(items) >= _MAX_ITEMS or budget[0] <= 0:
                 items.append(f"… {len(value) - len(items)} more")
                 break
             items.append(_reduce(item, depth - 1, budget))
@@ -77,7 +77,7 @@ def _reduce_mapping(value: Mapping[Any, Any], depth: int, budget: list[int]) -> 
         return f"<{len(value)} keys>"
     result: dict[str, Any] = {}
     for key, item in value.items():
-        if len(result) >= _ITEMS or budget[0] <= 0:
+        if len(result) >= _MAX_ITEMS or budget[0] <= 0:
             result["…"] = f"{len(value) - len(result)} more"
             break
         name = mask_text(str(key), 100)
@@ -87,7 +87,7 @@ def _reduce_mapping(value: Mapping[Any, Any], depth: int, budget: list[int]) -> 
 
 
 def failure(error: BaseException, *, stack: bool = True) -> Failure:
-    """What went wrong, as a value: qualified type, message and stack, masked and bounded."""
+    """The error as a value: qualified type, message and stack, masked and bounded."""
     kind = type(error)
     name = (
         kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"

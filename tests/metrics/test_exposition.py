@@ -1,4 +1,4 @@
-"""Text equal to prometheus_client's byte for byte, protobuf that says the same, consistent under writers, bounded."""
+"""Text equals prometheus_client's byte for byte, protobuf agrees, scrapes are consistent, label sets are bounded."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ amounts = st.floats(0, 1e9)
 
 @st.composite
 def ours(draw: st.DrawFn) -> CollectorRegistry:
-    """A registry with families of ours, used a little."""
+    """A registry of our families with some values."""
     registry = CollectorRegistry()
     series = SeriesRegistry()
     registry.register(series)
@@ -76,7 +76,7 @@ def ours(draw: st.DrawFn) -> CollectorRegistry:
 
 @given(ours())
 def test_our_families_are_written_as_prometheus_client_writes_them(registry: CollectorRegistry) -> None:
-    for _ in range(2):  # The second time from what was kept.
+    for _ in range(2):  # The second time from the cache.
         assert render(registry, Format.TEXT) == generate_latest(registry)
         assert render(registry, Format.OPENMETRICS) == generate_openmetrics(registry)
 
@@ -93,34 +93,34 @@ class Fixed(Collector):
 
 @st.composite
 def theirs(draw: st.DrawFn) -> list[Metric]:
-    """Metrics of every kind prometheus_client knows, with hostile names and values."""
-    found: list[Metric] = []
+    """Metrics of every prometheus_client type, with hostile names and values."""
+    metrics: list[Metric] = []
     labels = draw(st.lists(names, unique=True, max_size=2))
     label_values = draw(st.lists(st.lists(texts, min_size=len(labels), max_size=len(labels)), max_size=2))
     metric_name = draw(names | st.sampled_from(["näme", "dotted.name", "with space"]))
-    about = draw(texts)
-    stamp = draw(st.none() | st.floats(0, 2e9))
+    help_text = draw(texts)
+    timestamp = draw(st.none() | st.floats(0, 2e9))
     for kind in (CounterMetricFamily, GaugeMetricFamily, UntypedMetricFamily):
-        family: Any = kind(f"{metric_name}_{kind.__name__[0].lower()}", about, labels=labels)
+        family: Any = kind(f"{metric_name}_{kind.__name__[0].lower()}", help_text, labels=labels)
         for some in label_values:
-            family.add_metric(some, draw(values), timestamp=stamp)
-        found.append(family)
-    counter = CounterMetricFamily("born", about, labels=labels)
+            family.add_metric(some, draw(values), timestamp=timestamp)
+        metrics.append(family)
+    counter = CounterMetricFamily("born", help_text, labels=labels)
     for some in label_values:
         counter.add_metric(some, draw(values), created=draw(amounts))
-    found.append(counter)
-    summary = SummaryMetricFamily("summary", about, labels=labels)
-    histogram: Any = HistogramMetricFamily("histogram", about, labels=labels)
-    gauge_histogram: Any = GaugeHistogramMetricFamily("gauge_histogram", about, labels=labels)
+    metrics.append(counter)
+    summary = SummaryMetricFamily("summary", help_text, labels=labels)
+    histogram: Any = HistogramMetricFamily("histogram", help_text, labels=labels)
+    gauge_histogram: Any = GaugeHistogramMetricFamily("gauge_histogram", help_text, labels=labels)
     for some in label_values:
         summary.add_metric(some, 3, draw(amounts))
         histogram.add_metric(some, [("1.0", 2), ("+Inf", 3)], draw(amounts))
         gauge_histogram.add_metric(some, [("1.0", 2), ("+Inf", 3)], draw(amounts))
-    return [*found, summary, histogram, gauge_histogram]
+    return [*metrics, summary, histogram, gauge_histogram]
 
 
 @given(theirs())
-def test_anybodys_metrics_are_written_as_prometheus_client_writes_them(metrics: list[Metric]) -> None:
+def test_other_metrics_are_written_as_prometheus_client_writes_them(metrics: list[Metric]) -> None:
     collector = Fixed(metrics)
     assert render(collector, Format.TEXT) == generate_latest(collector)
     assert render(collector, Format.OPENMETRICS) == generate_openmetrics(collector)
@@ -146,7 +146,7 @@ def test_a_registry_of_prometheus_clients_own_metrics() -> None:
     assert histogram["buckets"][-1] == (1, float("inf"))
 
 
-# --- protobuf: a decoder by the field numbers of metrics.proto ------------------------------------------------------
+# The functions below decode protobuf by the field numbers of metrics.proto.
 
 
 def fields(data: bytes) -> Iterator[tuple[int, Any]]:
@@ -185,19 +185,19 @@ def signed(value: int) -> int:
 
 
 def varints(data: bytes) -> list[int]:
-    found, value, shift = [], 0, 0
+    numbers, value, shift = [], 0, 0
     for byte in data:
         value |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
-            found.append(signed(value))
+            numbers.append(signed(value))
             value = shift = 0
-    return found
+    return numbers
 
 
 def decode(data: bytes) -> list[dict[str, Any]]:
     """The families in a delimited stream."""
-    found = []
+    families = []
     at = 0
     while at < len(data):
         length = shift = 0
@@ -208,52 +208,52 @@ def decode(data: bytes) -> list[dict[str, Any]]:
             shift += 7
             if byte < 0x80:
                 break
-        found.append(family(data[at : at + length]))
+        families.append(family(data[at : at + length]))
         at += length
     assert at == len(data)
-    return found
+    return families
 
 
 def family(data: bytes) -> dict[str, Any]:
-    made: dict[str, Any] = {"metrics": []}
+    decoded: dict[str, Any] = {"metrics": []}
     for number, value in fields(data):
         if number in (1, 2):
-            made["name" if number == 1 else "help"] = value.decode()
+            decoded["name" if number == 1 else "help"] = value.decode()
         elif number == 3:
-            made["type"] = value
+            decoded["type"] = value
         else:
             assert number == 4
-            made["metrics"].append(metric(value))
-    return made
+            decoded["metrics"].append(metric(value))
+    return decoded
 
 
 def metric(data: bytes) -> dict[str, Any]:
-    made: dict[str, Any] = {"labels": {}}
+    decoded: dict[str, Any] = {"labels": {}}
     for number, value in fields(data):
         if number == 1:
             pair = dict(fields(value))
-            made["labels"][pair[1].decode()] = pair[2].decode()
+            decoded["labels"][pair[1].decode()] = pair[2].decode()
         elif number in (2, 3, 5):
-            made["value"] = dict(fields(value))[1]
+            decoded["value"] = dict(fields(value))[1]
         elif number == 7:
-            made["histogram"] = histogram(value)
-    return made
+            decoded["histogram"] = histogram(value)
+    return decoded
 
 
 def histogram(data: bytes) -> dict[str, Any]:
-    made: dict[str, Any] = {"buckets": [], "exemplars": [], "positive": {}, "negative": {}}
+    decoded: dict[str, Any] = {"buckets": [], "exemplars": [], "positive": {}, "negative": {}}
     spans: dict[str, list[tuple[int, int]]] = {"positive": [], "negative": []}
     for number, value in fields(data):
         if number in (1, 2, 6, 7):
-            made[{1: "count", 2: "sum", 6: "zero_threshold", 7: "zero_count"}[number]] = value
+            decoded[{1: "count", 2: "sum", 6: "zero_threshold", 7: "zero_count"}[number]] = value
         elif number == 3:
             bucket = dict(fields(value))
-            made["buckets"].append((bucket[1], bucket[2]))
+            decoded["buckets"].append((bucket[1], bucket[2]))
             if 3 in bucket:
                 exemplar = dict(fields(bucket[3]))
-                made["exemplars"].append(exemplar[2])
+                decoded["exemplars"].append(exemplar[2])
         elif number == 5:
-            made["schema"] = signed(value)
+            decoded["schema"] = signed(value)
         elif number in (9, 12):
             span = dict(fields(value))
             spans["positive" if number == 12 else "negative"].append((signed(span[1]), span[2]))
@@ -264,9 +264,9 @@ def histogram(data: bytes) -> dict[str, Any]:
                 index += gap
                 for _ in range(length):
                     count += next(counts)
-                    made[side][index] = count
+                    decoded[side][index] = count
                     index += 1
-    return made
+    return decoded
 
 
 @settings(max_examples=150)
@@ -276,10 +276,10 @@ def test_native_buckets_survive_the_wire(observed: list[float]) -> None:
     child = registry.histogram("h_seconds", "help", ["a"], buckets=(0.5, 1.0)).labels('x"\n☃')
     for value in observed:
         child.observe(value, Exemplar({"trace_id": "t"}, value, 12.5))
-    (found,) = decode(render(registry, Format.PROTOBUF))
-    (one,) = found["metrics"]
-    assert one["labels"] == {"a": 'x"\n☃'}
-    seen = one["histogram"]
+    (decoded,) = decode(render(registry, Format.PROTOBUF))
+    (child,) = decoded["metrics"]
+    assert child["labels"] == {"a": 'x"\n☃'}
+    seen = child["histogram"]
     exact = ExponentialHistogram.of(observed)
     assert (seen["schema"], seen["zero_count"], seen["positive"]) == (exact.schema, exact.zero_count, exact.positive)
     assert (seen["count"], seen["sum"]) == (len(observed), pytest.approx(sum(observed)))
@@ -326,13 +326,13 @@ def test_a_scrape_can_be_narrowed_to_names_and_compressed() -> None:
     registry.gauge("b", "b").labels().set(1)
     registry.histogram("c_seconds", "c", buckets=(1.0,)).labels().observe(1)
 
-    def found(*wanted: str) -> set[str]:
-        text = render(registry, names=wanted).decode()
+    def rendered(*selected: str) -> set[str]:
+        text = render(registry, names=selected).decode()
         return {family.name for family in text_string_to_metric_families(text) if not family.name.endswith("_created")}
 
-    assert found("a_total") == {"a"}
-    assert found("c_seconds_bucket", "b") == {"b", "c_seconds"}
-    assert found("nothing") == set()
+    assert rendered("a_total") == {"a"}
+    assert rendered("c_seconds_bucket", "b") == {"b", "c_seconds"}
+    assert rendered("nothing") == set()
     assert gzip.decompress(render_gzip(registry, Format.TEXT)) == render(registry)
 
 
@@ -353,10 +353,10 @@ def test_a_scrape_under_writers_sees_whole_histograms() -> None:
     try:
         for form in (Format.TEXT, Format.OPENMETRICS, Format.PROTOBUF) * 15:
             if form is Format.PROTOBUF:
-                for found in decode(render(registry, form))[0]["metrics"]:
-                    one = found["histogram"]
-                    assert one["count"] == one["buckets"][-1][0] == sum(one["positive"].values())
-                    assert one["sum"] == one["count"] * 1.5
+                for decoded in decode(render(registry, form))[0]["metrics"]:
+                    seen = decoded["histogram"]
+                    assert seen["count"] == seen["buckets"][-1][0] == sum(seen["positive"].values())
+                    assert seen["sum"] == seen["count"] * 1.5
                 continue
             samples: dict[tuple[str, str], dict[str, float]] = {}
             for line in render(registry, form).decode().splitlines():
@@ -413,10 +413,10 @@ def test_label_sets_that_have_not_changed_for_long_are_dropped() -> None:
     assert registry.generation == 1
     family.remove("kept")
     assert registry.label_sets == 0
-    assert registry.generation == 1  # Who removes a label set knows of it.
+    assert registry.generation == 1  # Only expiry counts: the caller of `remove` knows.
 
 
-def test_the_shared_series_takes_no_place_and_gives_none_back() -> None:
+def test_the_other_series_does_not_count_against_the_limit() -> None:
     registry = SeriesRegistry(family_limit=1)
     family = registry.counter("a_total", "a", ["x"])
     family.labels("first")
@@ -426,7 +426,7 @@ def test_the_shared_series_takes_no_place_and_gives_none_back() -> None:
     assert registry.label_sets == 1
 
 
-def test_wrong_use_is_refused() -> None:
+def test_misuse_is_refused() -> None:
     registry = SeriesRegistry()
     counter = registry.counter("a_total", "a", ["x"])
     with pytest.raises(ValueError, match="only grows"):

@@ -1,4 +1,4 @@
-"""The archive: nothing is lost wherever it stops, and what is archived is listed and read as before."""
+"""Archiving loses nothing wherever it stops; archived executions are listed and read as before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tachograph.errors import ArchiveError
 from tachograph.events import Event, ExecutionFinished
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
-from tachograph_exporter.store import archive, partitions, state
+from tachograph_exporter.store import archive, archiving, partitions, state
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.rollups import read
 from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
@@ -57,7 +57,7 @@ async def test_archived_executions_stay_listed_and_readable(
         ]
         before = [await api.get(path) for path in paths]
         days = {run[-1].time_ns // NS // DAY for run in old}
-        moved = archive.archive(database, (START + 5 * DAY) * NS + 99, tmp_path / "kept")
+        moved = archiving.archive(database, (START + 5 * DAY) * NS + 99, tmp_path / "archive")
         assert (moved.executions, moved.left, len(moved.files)) == (len(old), 0, len(days))
         assert sizes(database)[0] == len(runs) - len(old)
         after = [await api.get(path) for path in paths]
@@ -68,7 +68,7 @@ async def test_archived_executions_stay_listed_and_readable(
             for item in page["items"]:
                 item.pop("is_archived")
         assert after == before
-        # Its file away: said, not hidden.
+        # With the file gone, the API says so.
         for file in moved.files:
             file.rename(file.with_suffix(".away"))
         status, body = await api.call("GET", f"/api/workflows/executions/{some}/timeline")
@@ -89,17 +89,17 @@ def test_stopped_anywhere_it_loses_nothing_and_can_be_run_again(
     def killed(*_: Any, **__: Any) -> Any:
         raise Killed
 
-    monkeypatch.setattr(archive, "CHUNK", 3)
+    monkeypatch.setattr(archiving, "CHUNK", 3)
     with monkeypatch.context() as stopped:
         if at == "writing":
             stopped.setattr("os.fsync", killed)
         elif at == "renaming":
             stopped.setattr(Path, "replace", killed)
         elif at == "moving":
-            stopped.setattr(archive, "delete", killed)
+            stopped.setattr(archiving, "delete", killed)
         else:
             calls = []
-            real = archive._move
+            real = archiving._move
 
             def move(*a: Any, **k: Any) -> int:
                 calls.append(1)
@@ -107,24 +107,26 @@ def test_stopped_anywhere_it_loses_nothing_and_can_be_run_again(
                     raise Killed
                 return real(*a, **k)
 
-            stopped.setattr(archive, "_move", move)
+            stopped.setattr(archiving, "_move", move)
         with pytest.raises(Killed):
-            archive.archive(database, (START + 9 * DAY) * NS, tmp_path / "kept")
-    moved = archive.archive(database, (START + 9 * DAY) * NS, tmp_path / "kept")
+            archiving.archive(database, (START + 9 * DAY) * NS, tmp_path / "archive")
+    moved = archiving.archive(database, (START + 9 * DAY) * NS, tmp_path / "archive")
     assert sizes(database)[0] == 0
     assert moved.executions == (37 if at == "between" else 40)
     for run in runs:
-        found = database.look(lambda c, r=run: archive.run(c, KEY[0], r[0].execution.execution_id))  # type: ignore[misc]
-        assert found is not None
-        assert sorted(step.name for step in found.steps) == ["a", "b", "c"]
+        archived_run = database.look(lambda c, r=run: archive.run(c, KEY[0], r[0].execution.execution_id))  # type: ignore[misc]
+        assert archived_run is not None
+        assert sorted(step.name for step in archived_run.steps) == ["a", "b", "c"]
     assert differing(database) == 0
     assert sum(t.count for t in database.look(lambda c: read.read(c, KEY)).executions.values()) == 40
     database.close()
 
 
-def test_what_changes_meanwhile_stays(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executions_that_change_meanwhile_stay(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     database, runs = filled(database_url)
-    real = archive._write
+    real = archiving._write
 
     def write(store: Database, ids: Any, path: Path) -> int:
         size = real(store, ids, path)
@@ -132,25 +134,25 @@ def test_what_changes_meanwhile_stays(database_url: str, tmp_path: Path, monkeyp
         store.run(lambda c: c.exec_driver_sql(late))
         return size
 
-    monkeypatch.setattr(archive, "_write", write)
-    moved = archive.archive(database, (START + DAY) * NS, tmp_path)
+    monkeypatch.setattr(archiving, "_write", write)
+    moved = archiving.archive(database, (START + DAY) * NS, tmp_path)
     assert moved.left == 1
     monkeypatch.undo()
-    archive.archive(database, (START + DAY) * NS, tmp_path)
+    archiving.archive(database, (START + DAY) * NS, tmp_path)
     first = min((r for r in runs if r[-1].time_ns < (START + DAY) * NS), key=lambda r: r[0].execution.execution_id)
-    kept = database.look(lambda c: archive.run(c, KEY[0], first[0].execution.execution_id))
-    assert kept is not None
-    assert kept.execution.error_message == "late"
+    archived_run = database.look(lambda c: archive.run(c, KEY[0], first[0].execution.execution_id))
+    assert archived_run is not None
+    assert archived_run.execution.error_message == "late"
     database.close()
 
 
-def test_what_comes_for_an_archived_execution_is_too_late(database_url: str, tmp_path: Path) -> None:
+def test_events_of_an_archived_execution_are_dropped(database_url: str, tmp_path: Path) -> None:
     database, runs = filled(database_url)
-    archive.archive(database, (START + 9 * DAY) * NS, tmp_path)
-    # These ids were made today, long after the times they tell of; only ids older than the watermark are looked up.
+    archiving.archive(database, (START + 9 * DAY) * NS, tmp_path)
+    # These ids were made today, long after the times of their events; only ids older than the watermark are looked up.
     rollups_before = database.look(lambda c: rollup_rebuild.stored(c, KEY))
     database.run(lambda c: state.set_watermark(c, 1 << 33))
-    # A writer looks at the watermark once a second; this one is new.
+    # A writer reads the watermark once a second, so take a new writer.
     StoreWriter(database).apply([*runs[0], *runs[1]])
     assert sizes(database) == [0, 0, 0, 0]
     assert database.look(lambda c: rollup_rebuild.stored(c, KEY)) == rollups_before
@@ -160,11 +162,11 @@ def test_what_comes_for_an_archived_execution_is_too_late(database_url: str, tmp
 def test_deleting_keeps_the_figures(database_url: str) -> None:
     database, runs = filled(database_url)
     before = database.look(lambda c: rollup_rebuild.stored(c, KEY))
-    moved = archive.archive(database, (START + 5 * DAY) * NS, None)
+    moved = archiving.archive(database, (START + 5 * DAY) * NS, None)
     assert 0 < moved.executions < 40
     assert database.look(lambda c: rollup_rebuild.stored(c, KEY)) == before
     assert differing(database) == 0
-    # Later executions are counted as ever.
+    # Later executions are counted as before.
     rng = random.Random(9)
     StoreWriter(database).apply(a_run(rng, START + 40 * DAY))
     StoreWriter(database).apply(a_run(rng, START + 8 * DAY))
@@ -175,11 +177,11 @@ def test_deleting_keeps_the_figures(database_url: str) -> None:
 
 
 @pytest.mark.e2e
-def test_months_with_nothing_left_are_dropped_tables_on_postgresql(postgres: Any, tmp_path: Path) -> None:
+def test_empty_months_are_dropped_tables_on_postgresql(postgres: Any, tmp_path: Path) -> None:
     database = Database(postgres())
     rng = random.Random(1)
     run = a_run(rng, START + 10)
-    # An id as it would have been made then.
+    # An id as it would have been made at that time.
     then = f"{START * 1000:012x}"
     old = json.loads(json.dumps(f"{then[:8]}-{then[8:]}-7000-8000-{rng.getrandbits(48):012x}"))
     import msgspec
@@ -195,19 +197,19 @@ def test_months_with_nothing_left_are_dropped_tables_on_postgresql(postgres: Any
     assert (2026, 10) in database.look(partitions.months)
     counted = "SELECT count(*) FROM workflow_step_executions_y2026m10"
     assert database.look(lambda c: c.exec_driver_sql(counted).scalar()) == 3
-    archive.archive(database, (START + 2 * DAY) * NS, tmp_path)
+    archiving.archive(database, (START + 2 * DAY) * NS, tmp_path)
     assert (2026, 10) not in database.look(partitions.months)
     assert database.look(lambda c: archive.run(c, KEY[0], old)) is not None
-    # What comes late makes its month again.
+    # A late execution creates its month's partitions again.
     StoreWriter(database).apply(a_run(rng, START + 11))
     assert differing(database) == 0
     database.close()
 
 
-def test_a_place_that_cannot_be_written_is_named(database_url: str, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_named(database_url: str, tmp_path: Path) -> None:
     database, _ = filled(database_url)
     (tmp_path / "file").write_text("")
     with pytest.raises(ArchiveError, match="cannot write"):
-        archive.archive(database, (START + 9 * DAY) * NS, tmp_path / "file")
+        archiving.archive(database, (START + 9 * DAY) * NS, tmp_path / "file")
     assert sizes(database)[0] == 40
     database.close()

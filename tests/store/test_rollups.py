@@ -1,4 +1,4 @@
-"""Rollups say what the executions say: whatever came late, twice or in another order, for any range of time."""
+"""Rollups equal their executions, for any range of time and any order, repetition or lateness of events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tachograph.histogram import ExponentialHistogram
 from tachograph.identity import workflow_id, workspace_id
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.exact_sum import ExactSum
-from tachograph_exporter.store.rollups import cover, read, rows
+from tachograph_exporter.store.rollups import ranges, read, rows
 from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
 from tachograph_exporter.store.totals import Measure, Totals, WorkflowTotals
 from tachograph_exporter.store.writer import StoreWriter
@@ -45,22 +45,23 @@ def a_run(rng: random.Random, ended_s: float, status: ExecutionStatus = Executio
     """An execution of two steps and a skipped one that ended at a time, with costs and measures."""
     end = round(ended_s * NS)
     first, second = (round(rng.lognormvariate(0, 2) * NS) for _ in range(2))
-    begun = end - first - second
+    started = end - first - second
     run = make_execution("etl")
     a, c = make_step(run, "a"), make_step(run, "c")
     b = make_step(run, "b", depends_on=(a.step_id,))
     good = status is ExecutionStatus.COMPLETED
     return [
-        ExecutionStarted(execution=run, time_ns=begun, step_count=3),
-        StepStarted(step=a, time_ns=begun),
-        StepCost(step=a, time_ns=begun, sequence=1, usd=rng.random(), tokens_in=rng.randrange(9), model="m"),
-        StepMeasured(step=a, time_ns=begun, sequence=2, name="rows", value=rng.random() * 10 ** rng.randrange(9)),
-        StepFinished(step=a, time_ns=begun + first, status=StepStatus.COMPLETED, attempt=rng.choice([1, 1, 3]),
-                     started_ns=begun, attempt_started_ns=begun, run_ns=first, backoff_ns=rng.randrange(9)),
+        ExecutionStarted(execution=run, time_ns=started, step_count=3),
+        StepStarted(step=a, time_ns=started),
+        StepCost(step=a, time_ns=started, sequence=1, usd=rng.random(), tokens_in=rng.randrange(9), model="m"),
+        StepMeasured(step=a, time_ns=started, sequence=2, name="rows", value=rng.random() * 10 ** rng.randrange(9)),
+        StepFinished(step=a, time_ns=started + first, status=StepStatus.COMPLETED, attempt=rng.choice([1, 1, 3]),
+                     started_ns=started, attempt_started_ns=started, run_ns=first, backoff_ns=rng.randrange(9)),
         StepFinished(step=b, time_ns=end, status=StepStatus.COMPLETED if good else StepStatus.FAILED, attempt=1,
-                     started_ns=begun + first, attempt_started_ns=begun + first, run_ns=second, dependency_ns=first),
+                     started_ns=started + first, attempt_started_ns=started + first, run_ns=second,
+                     dependency_ns=first),
         StepSkipped(step=c, time_ns=end, reason=SkipReason.CONDITION),
-        ExecutionFinished(execution=run, time_ns=end, status=status, started_ns=begun, step_count=3,
+        ExecutionFinished(execution=run, time_ns=end, status=status, started_ns=started, step_count=3,
                           completed_step_count=2, skipped_step_count=1, work_ns=first + second,
                           critical_path=(PathStep(a.step_id, "a", first), PathStep(b.step_id, "b", second))),
     ]  # fmt: skip
@@ -109,7 +110,7 @@ def test_any_order_repetition_and_grouping_makes_the_rows_a_rebuild_makes(
     applied(database, events, data.draw(st.lists(st.integers(1, 40), max_size=6)))
     assert differing(database) == 0
     whole = database.look(lambda c: read.read(c, KEY))
-    assert sum(tally.count for tally in whole.executions.values()) == 12
+    assert sum(by_status.count for by_status in whole.executions.values()) == 12
     database.close()
 
 
@@ -130,7 +131,7 @@ def test_on_both_databases_rebuilding_finds_nothing_to_change(any_database_url: 
 
 
 class Recorded:
-    """A database and what is in it; said shortly when a test fails."""
+    """A database and its executions; a short repr when a test fails."""
 
     def __init__(self, database: Database, runs: list[list[Event]]) -> None:
         self.database = database
@@ -151,7 +152,7 @@ def half_a_year(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     database.close()
 
 
-KEPT = read.SumCache()
+CACHE = read.SumCache()
 MOMENTS = st.one_of(
     st.none(),
     st.integers(START - 5 * DAY, START + 190 * DAY).map(lambda s: s * NS),
@@ -165,17 +166,17 @@ MOMENTS = st.one_of(
 @given(low=MOMENTS, high=MOMENTS)
 def test_any_range_is_what_its_executions_are(half_a_year: Recorded, low: int | None, high: int | None) -> None:
     database = half_a_year.database
-    wanted = [end for end in half_a_year.ends if (low is None or end >= low) and (high is None or end < high)]
-    found = database.look(lambda c: read.read(c, KEY, low, high))
-    assert sum(tally.count for tally in found.executions.values()) == len(wanted)
+    ends = [end for end in half_a_year.ends if (low is None or end >= low) and (high is None or end < high)]
+    totals = database.look(lambda c: read.read(c, KEY, low, high))
+    assert sum(by_status.count for by_status in totals.executions.values()) == len(ends)
     head = database.look(lambda c: rows.head_of(c, KEY))
     assert head is not None
-    parts = cover.cover(head.start_s, low, high)
-    # What was kept is the same, whether it was read by this or by that range before.
-    again = database.look(lambda c: read.read_from(c, KEY, head, low, high, kept=KEPT))
-    assert again.encoded() == found.encoded()
-    # Fewer rows than executions: that is what they are for.
-    assert len(parts.pieces) <= 9
+    parts = ranges.split_range(head.start_s, low, high)
+    # Cached sums are equal, whichever range cached them.
+    again = database.look(lambda c: read.read_from(c, KEY, head, low, high, kept=CACHE))
+    assert again.encode() == totals.encode()
+    # Few rows, however many executions.
+    assert len(parts.row_ranges) <= 9
     if low is None or high is None or high - low > 7200 * NS:
         assert all(b - a <= 3600 * NS for a, b in parts.edges)
 
@@ -183,68 +184,68 @@ def test_any_range_is_what_its_executions_are(half_a_year: Recorded, low: int | 
 @pytest.mark.parametrize("unit", [300, 3600, DAY])
 def test_a_series_adds_up_to_the_whole(half_a_year: Recorded, unit: int) -> None:
     low, high = (START + 178 * DAY, START + 185 * DAY) if unit == 300 else (START, START + 200 * DAY)
-    found = half_a_year.database.look(lambda c: read.series(c, KEY, low, high, unit))
+    totals = half_a_year.database.look(lambda c: read.series(c, KEY, low, high, unit))
     counted: dict[int, int] = {}
     for ended_ns in half_a_year.ends:
         end = ended_ns // NS
         if low <= end < high:
             counted[end - end % unit] = counted.get(end - end % unit, 0) + 1
-    assert {start: pack.executions["completed"].count for start, pack in found.items()} == counted
+    assert {start: bucket_totals.executions["completed"].count for start, bucket_totals in totals.items()} == counted
 
 
 def test_percentiles_of_a_range_are_within_the_stated_error(half_a_year: Recorded) -> None:
-    tally = half_a_year.database.look(lambda c: read.read(c, KEY)).executions["completed"]
+    part = half_a_year.database.look(lambda c: read.read(c, KEY)).executions["completed"]
     durations = sorted(half_a_year.durations)
-    histogram = tally.histogram()
+    histogram = part.histogram()
     for q in (0.01, 0.5, 0.9, 0.95, 0.99):
         exact = durations[max(1, -(-int(q * 1000) * len(durations) // 1000)) - 1]
         assert histogram.quantile(q) == pytest.approx(exact, rel=histogram.relative_error * 1.001)
 
 
-def test_figures_of_a_run(tmp_path: Path, database_url: str) -> None:
+def test_totals_of_a_run(tmp_path: Path, database_url: str) -> None:
     database = Database(database_url)
     run = a_run(random.Random(1), START + 10)
     StoreWriter(database).apply(run)
-    found = database.look(lambda c: read.read(c, KEY))
-    begun, first_end = run[0].time_ns, run[4].time_ns
-    a, b = found.steps["a"].by_status["completed"], found.steps["b"].by_status["completed"]
-    assert (a.critical_ns, b.critical_ns) == (first_end - begun, run[-1].time_ns - first_end)
-    assert (b.dependency_ns, b.run_ns) == (first_end - begun, run[-1].time_ns - first_end)
-    assert found.steps["c"].by_status["skipped"].count == 1
-    assert found.executions["completed"].cost_nano_usd == a.cost_nano_usd > 0
-    (measure,) = found.steps["a"].measures.values()
+    totals = database.look(lambda c: read.read(c, KEY))
+    started, first_end = run[0].time_ns, run[4].time_ns
+    a, b = totals.steps["a"].by_status["completed"], totals.steps["b"].by_status["completed"]
+    assert (a.critical_ns, b.critical_ns) == (first_end - started, run[-1].time_ns - first_end)
+    assert (b.dependency_ns, b.run_ns) == (first_end - started, run[-1].time_ns - first_end)
+    assert totals.steps["c"].by_status["skipped"].count == 1
+    assert totals.executions["completed"].cost_nano_usd == a.cost_nano_usd > 0
+    (measure,) = totals.steps["a"].measures.values()
     assert (measure.count, measure.min, measure.max) == (1, measure.sum, measure.sum)
     database.close()
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, width=64), max_size=30), st.randoms())
 def test_a_measures_sum_is_exact_in_any_order(values: list[float], rng: random.Random) -> None:
-    one, other = Measure(), Measure()
+    first, second = Measure(), Measure()
     for value in values:
-        one.observe(value)
+        first.observe(value)
     shuffled = list(values)
     rng.shuffle(shuffled)
     for value in shuffled:
-        other.observe(value)
-    assert one == other
+        second.observe(value)
+    assert first == second
     if values and max(map(abs, values)) < 1e300:
         import math
 
-        assert one.sum == math.fsum(values)
+        assert first.sum == math.fsum(values)
     assert all(ExactSum.of(value).value == value for value in values)
 
 
 @given(st.lists(st.integers(0, 10**16), max_size=400), st.integers(1, 7))
-def test_tallies_add_up_like_their_histograms(durations: list[int], parts: int) -> None:
+def test_totals_add_up_like_their_histograms(durations: list[int], parts: int) -> None:
     whole, sum_of_parts = Totals(), Totals()
     for duration in durations:
         whole.observe(duration, 5)
-    for part in range(parts):
-        tally = Totals()
-        for duration in durations[part::parts]:
-            tally.observe(duration, 5)
-        sum_of_parts.add(tally)
-    assert WorkflowTotals({"x": whole}).encoded() == WorkflowTotals({"x": sum_of_parts}).encoded()
+    for offset in range(parts):
+        part = Totals()
+        for duration in durations[offset::parts]:
+            part.observe(duration, 5)
+        sum_of_parts.add(part)
+    assert WorkflowTotals({"x": whole}).encode() == WorkflowTotals({"x": sum_of_parts}).encode()
     assert whole.histogram() == ExponentialHistogram.of(duration / NS for duration in durations)
 
 
@@ -257,6 +258,6 @@ def test_late_steps_are_counted_once(database_url: str) -> None:
     writer.apply(run[1:5])
     writer.apply(run)
     assert differing(database) == 0
-    found = database.look(lambda c: read.read(c, KEY))
-    assert [found.steps[name].by_status["completed"].count for name in "ab"] == [1, 1]
+    totals = database.look(lambda c: read.read(c, KEY))
+    assert [totals.steps[name].by_status["completed"].count for name in "ab"] == [1, 1]
     database.close()

@@ -1,4 +1,4 @@
-"""Events become rows: in any order, any number of times, in any grouping, the same rows."""
+"""Events give the same rows in any order, grouping and number of repetitions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TABLES = ("workflow_executions", "workflow_step_executions", "workflow_step_atte
 
 
 def a_run() -> list[Event]:
-    """A run with everything in it: queueing, a retry, a skip, reports, a failure."""
+    """A run with queueing, a retry, a skip, reports and a failure."""
     run = make_execution("w")
     a, b, c = make_step(run, "a"), make_step(run, "b"), make_step(run, "c")
     boom = Failure("ValueError", "boom", "stack")
@@ -93,9 +93,9 @@ def rows(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[Any, ...]]]:
     database = Database(f"sqlite:///{tmp_path_factory.mktemp('db')}/x.db")
     StoreWriter(database).apply(RUN)
-    found = rows(database)
+    rows_by_table = rows(database)
     database.close()
-    return found
+    return rows_by_table
 
 
 def test_a_run_in_order_makes_these_rows(expected: dict[str, list[tuple[Any, ...]]]) -> None:
@@ -173,7 +173,7 @@ def test_a_locked_database_delays_events_and_loses_none(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_full_disk_is_told_as_unavailable_and_what_was_committed_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_as_unavailable_and_committed_rows_stay(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/x.db")
     writer = StoreWriter(database)
     writer.apply(RUN)
@@ -233,7 +233,7 @@ def test_migrations_lead_to_the_schema_in_the_code_and_back_with_data_in_place(a
     is_sqlite = database.is_sqlite
     assert database.look(lambda c: MigrationContext.configure(c).get_current_revision()) == HEAD
     differences = database.look(lambda c: compare_metadata(MigrationContext.configure(c), metadata))
-    # Descending columns of an index cannot be told, and partitions are no tables of ours.
+    # Alembic cannot compare descending index columns, and partitions are not in the metadata.
     indexes = ("ix_executions", "ix_archived", "ix_spans", "ix_traces_start")
     ours = [d for d in differences if not any(name in str(d) for name in indexes)]
     assert [d for d in ours if d[0] != "remove_table" and "workflow_" not in str(d)] == []
@@ -245,7 +245,7 @@ def test_migrations_lead_to_the_schema_in_the_code_and_back_with_data_in_place(a
     assert not database.look(lambda c: inspect(c).has_table("workflow_rollups"))
     database.run(prepare)
     after = rows(database)
-    # The path was not told in that version; everything else is as it was.
+    # That version did not store the critical path; everything else is unchanged.
     assert [row[:-1] for row in after.pop("workflow_executions")] == [r[:-1] for r in before.pop("workflow_executions")]
     assert after == before
     assert database.look(stored_rollups) == counted
@@ -267,16 +267,16 @@ def stored_rollups(connection: Connection) -> list[tuple[Any, ...]]:
     return sorted(tuple(row) for row in connection.execute(select(workflow_rollups)))
 
 
-def test_two_processes_may_make_the_same_database_at_once(tmp_path: Path) -> None:
+def test_two_processes_may_create_the_same_database_at_once(tmp_path: Path) -> None:
     errors: list[BaseException] = []
 
-    def make() -> None:
+    def create() -> None:
         try:
             Database(f"sqlite:///{tmp_path}/x.db").close()
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=make) for _ in range(6)]
+    threads = [threading.Thread(target=create) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -287,7 +287,7 @@ def test_two_processes_may_make_the_same_database_at_once(tmp_path: Path) -> Non
 def test_a_timeline_reads_ranges_of_indexes_only(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/x.db")
     plans: list[str] = []
-    statements = [execution_rows._ONE_EXECUTION, STEPS, execution_rows._ATTEMPTS, execution_rows._REPORTS]
+    statements = [execution_rows._EXECUTION_BY_ID, STEPS, execution_rows._ATTEMPTS, execution_rows._REPORTS]
     for statement in statements:
         text = str(statement.compile(dialect=database.dialect))
         parameters = tuple("x" for _ in range(text.count("?")))

@@ -11,11 +11,11 @@ import msgspec
 from aiohttp import web
 from opentelemetry import context as otel_context
 from opentelemetry.propagate import extract
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, select
 from sqlalchemy.exc import IntegrityError
 
 from tachograph.errors import ExecutorClosed, Fault, InvalidInputs, InvalidWorkflow
-from tachograph.identity import new_execution_ref, new_id, step_id
+from tachograph.identity import new_execution_ref, step_id
 from tachograph.spans.propagation import caller
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
@@ -40,7 +40,6 @@ from tachograph_exporter.api.routes import PAGE, Route
 from tachograph_exporter.store import archive, locking
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import workspaces as workspace_rows
-from tachograph_exporter.store.definitions import definition_values
 from tachograph_exporter.store.rollups import rows
 from tachograph_exporter.store.schema import (
     workflow_definitions,
@@ -78,33 +77,17 @@ async def create(request: web.Request) -> web.Response:
     if workflow is None:
         raise problems.invalid_workflow(report.errors)
     now = time.time_ns()
-    values = {
-        "id": new_id(now),
-        "workspace_id": workspace.id,
-        "project": project,
-        "created_ns": now,
-        **definition_values(workflow, now),
-    }
 
-    def save(connection: Connection) -> Row[Any] | None:
-        found = definition_rows.definition(connection, workspace.id, name=workflow.name)
-        if found is not None and found.document is None:
-            # Known from recorded runs only: from now on it has a definition.
-            changes = {k: v for k, v in values.items() if k not in ("id", "created_ns")}
-            connection.execute(
-                update(workflow_definitions).where(workflow_definitions.c.id == found.id).values(changes)
-            )
-        elif found is not None:
+    def save(connection: Connection) -> Row[Any]:
+        row = definition_rows.register(connection, workspace.id, project, workflow, now)
+        if row is None:
             raise problems.workflow_exists(workflow.name)
-        else:
-            connection.execute(insert(workflow_definitions).values(values))
-        return definition_rows.definition(connection, workspace.id, name=workflow.name)
+        return row
 
     try:
         row = await request.app[DATABASE].write(save)
     except IntegrityError:
         raise problems.workflow_exists(workflow.name) from None
-    assert row is not None  # noqa: S101 - just written
     location = {"Location": f"/api/workflows/{row.id}"}
     return json_response(_detail(row, report), 201, location)
 
@@ -135,13 +118,13 @@ async def change(request: web.Request) -> web.Response:
     workflow, report = validate_document(document, request.app[EXECUTOR].handlers)
     if workflow is None:
         raise problems.invalid_workflow(report.errors)
-    values = definition_values(workflow, time.time_ns())
+    now = time.time_ns()
 
     def save(connection: Connection) -> Row[Any] | None:
         other = definition_rows.definition(connection, workspace.id, name=workflow.name)
         if other is not None and other.id != row.id:
             raise problems.workflow_exists(workflow.name)
-        connection.execute(update(workflow_definitions).where(workflow_definitions.c.id == row.id).values(values))
+        definition_rows.change(connection, row.id, workflow, now)
         return definition_rows.definition(connection, workspace.id, identifier=row.id)
 
     saved = await request.app[DATABASE].write(save)

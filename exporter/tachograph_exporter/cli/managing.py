@@ -25,7 +25,7 @@ from tachograph_exporter.cli.common import (
     print_json,
     report_errors,
 )
-from tachograph_exporter.store import archive as archives
+from tachograph_exporter.store import archiving
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store import workspaces as workspace_rows
 from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
@@ -235,8 +235,11 @@ def archive(
     with report_errors():
         store = open_database(database, must_exist=True)
         try:
-            moved = archives.archive(
-                store, time.time_ns() - age_ns, to, told=lambda day, count: out.print(f"  {day}  {count} execution(s)")
+            moved = archiving.archive(
+                store,
+                time.time_ns() - age_ns,
+                to,
+                on_day=lambda day, count: out.print(f"  {day}  {count} execution(s)"),
             )
         except ArchiveError as error:
             fail(str(error))

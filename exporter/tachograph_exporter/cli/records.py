@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from sqlalchemy import Connection, Row, insert, update
+from sqlalchemy import Connection, Row
 
-from tachograph.identity import new_id, workspace_id
+from tachograph.identity import workspace_id
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.validation import validate_document
 from tachograph_exporter import bundled_workflows
@@ -39,7 +39,6 @@ from tachograph_exporter.store import workspaces as workspace_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.definitions import definition_values
 from tachograph_exporter.store.execution_list import ExecutionFilter
-from tachograph_exporter.store.schema import workflow_definitions
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.times import parse_duration, parse_time
 from tachograph_exporter.views.comparison import compare_runs, usual_comparison
@@ -144,20 +143,15 @@ def seed_workflows(
 def _register(
     connection: Connection, workspace: Row[Any], project: str, workflow: Workflow, now: int, skip_existing: bool
 ) -> str:
-    values = definition_values(workflow, now)
     row = definition_rows.definition(connection, workspace.id, name=workflow.name)
     if row is None:
-        connection.execute(
-            insert(workflow_definitions).values(
-                id=new_id(now), workspace_id=workspace.id, project=project, created_ns=now, **values
-            )
-        )
+        definition_rows.register(connection, workspace.id, project, workflow, now)
         return "created"
     if row.document is not None and skip_existing:
         return "skipped, already registered"
-    if row.document == values["document"]:
+    if row.document == definition_values(workflow, now)["document"]:
         return "unchanged"
-    connection.execute(update(workflow_definitions).where(workflow_definitions.c.id == row.id).values(values))
+    definition_rows.change(connection, row.id, workflow, now)
     return "changed"
 
 

@@ -1,4 +1,4 @@
-"""A group of events, folded to the rows they make."""
+"""A group of events, folded into the rows to write."""
 
 from __future__ import annotations
 
@@ -27,13 +27,9 @@ from tachograph.events import (
     StepStatus,
 )
 from tachograph.identity import ExecutionRef, StepRef, workspace_id
-from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store import partitions
 from tachograph_exporter.store.merging import Rows, execution_rank, step_rank
-from tachograph_exporter.store.schema import (
-    EXECUTION_ROWS,
-    STEP_ROWS,
-)
+from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
 
 _encode: Final = msgspec.json.Encoder().encode
 _NO_DEPENDENCIES: Final = "[]"
@@ -41,7 +37,7 @@ _NO_ERROR: Final = (None, None, None)
 
 
 class Batch:
-    """A group of events, folded to the rows they make. Rows are tuples in column order (see `schema`)."""
+    """A group of events, folded into rows. Rows are tuples in column order (see `schema`)."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.workflows: dict[tuple[str, str, str], ExecutionRef] = {}
@@ -53,21 +49,21 @@ class Batch:
         self.ended: set[str] = set()
         self.months: set[partitions.Month] = set()
         events = list(events)
-        # A step that ended at its first attempt says again all that its earlier events said.
-        ended = {event.step.span_id for event in events if type(event) is StepFinished and event.attempt == 1}
+        # The end of a step that never retried repeats everything its earlier events said.
+        ended_first = {event.step.span_id for event in events if type(event) is StepFinished and event.attempt == 1}
         for event in events:
             kind = type(event)
-            if (kind is StepStarted or kind is StepReady) and event.step.span_id in ended:  # type: ignore[union-attr]
+            if (kind is StepStarted or kind is StepReady) and event.step.span_id in ended_first:  # type: ignore[union-attr]
                 continue
             self.add(event)
 
     @property
     def touched(self) -> set[str]:
-        """Ids of the executions something is written of."""
+        """Ids of the executions that have rows here."""
         return {*self.executions, *[key[0] for key in self.steps], *[row[0] for row in self.reports]}
 
     def forget(self, ids: set[str]) -> None:
-        """Leave everything about these executions out."""
+        """Remove all rows of these executions."""
         for rows in (self.executions, self.steps, self.attempts):
             for key in [key for key, row in rows.items() if row[0] in ids]:
                 del rows[key]
@@ -146,7 +142,7 @@ class Batch:
         )  # fmt: skip
 
     def step_finished(self, event: StepFinished) -> None:
-        # Written out: this is the row that every step comes to.
+        # Not `_step_row`: every step ends here, so this is the hot path.
         step, status, failure = event.step, event.status, event.failure
         execution_id, step_id, attempt = step.execution.execution_id, step.step_id, event.attempt
         row = (
@@ -161,8 +157,8 @@ class Batch:
             None, event.inputs, event.output,
         )  # fmt: skip
         key = (execution_id, step_id)
-        known = self.steps.get(key)
-        self.steps[key] = row if known is None else STEP_ROWS.merge(known, row)
+        old = self.steps.get(key)
+        self.steps[key] = row if old is None else STEP_ROWS.merge(old, row)
         if attempt > 1 and not event.between_attempts:
             self._attempt(
                 step, attempt, status, event.attempt_started_ns, event.time_ns,
@@ -175,11 +171,11 @@ class Batch:
 
     def _attempt(
         self, step: StepRef, attempt: int, status: StepStatus, started: int, finished: int, queue: int, backoff: int,
-        why: Failure | None,
+        failure: Failure | None,
     ) -> None:  # fmt: skip
         row = (
             step.execution.execution_id, step.step_id, attempt, status._value_, started, finished, queue, backoff,
-            why.type if why else None, why.message if why else None,
+            failure.type if failure else None, failure.message if failure else None,
         )  # fmt: skip
         self.attempts.setdefault(row[:3], row)
 
@@ -260,7 +256,7 @@ def _step_row(
     skip_reason: str | None = None,
     inputs: str | None = None,
 ) -> tuple[Any, ...]:
-    """The row of a step that has not ended by its own work: no run time, no output (see `Batch.step_finished`)."""
+    """The row of a step that has not finished: no run time and no output (see `Batch.step_finished`)."""
     error: tuple[str | None, str | None, str | None] = _NO_ERROR
     if failure is not None:
         error = (failure.type[:300], failure.message, failure.stack)

@@ -1,8 +1,8 @@
-"""One database, SQLite or PostgreSQL: connections, transactions, and the way from the event loop to them and back.
+"""A database, SQLite or PostgreSQL: connections, transactions, and access from the event loop.
 
-What is done on a connection is written once, as plain functions of a SQLAlchemy `Connection`. `Database.read` and
-`Database.write` call them from the event loop: for SQLite in a few threads (its driver is synchronous anyway, and a
-thread hop per query costs less than one per row), for PostgreSQL on asyncpg.
+Queries are plain functions of a SQLAlchemy `Connection`. From the event loop, `Database.read` and `Database.write` call
+them in a few threads for SQLite (its driver is synchronous, and one thread hop per query is cheaper than one per row)
+and on asyncpg for PostgreSQL. From a thread, `Database.look` and `Database.run` do the same.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _EXAMPLES: Final = "sqlite:///tachograph.db or postgresql://user@host/name"
 
 
 class Database:
-    """A database at ``url``; made if it is a SQLite file that does not exist. Raises `StoreError` with the way out."""
+    """The database at ``url``; a SQLite file is created if it does not exist. Raises `StoreError`."""
 
     def __init__(self, url: str) -> None:
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._threads: ThreadPoolExecutor | None = None
         self._async: AsyncEngine | None = None
-        self._side: _SideLoop | None = None
+        self._side_loop: _SideLoop | None = None
         self.engine: Engine | None = None
         if self.is_sqlite:
             self.engine = _sqlite_engine(self.url)
         else:
-            self._side = _SideLoop(self.url)
+            self._side_loop = _SideLoop(self.url)
         with self._opening():
             if not self.look(is_current):
                 self.run(prepare)
@@ -55,29 +55,29 @@ class Database:
     @property
     def dialect(self) -> Dialect:
         """The SQL dialect."""
-        return self.engine.dialect if self.engine is not None else self._need_side().dialect
+        return self.engine.dialect if self.engine is not None else self._require_side_loop().dialect
 
     @property
     def name(self) -> str:
-        """The URL without its password, for people."""
+        """The URL without its password, for display."""
         return self.url.render_as_string(hide_password=True)
 
     def run(self, work: Callable[[Connection], T]) -> T:
-        """``work`` in a transaction that may write, from a thread that may block."""
+        """Call ``work`` in a transaction that may write; blocks the calling thread."""
         if self.engine is not None:
             with self.engine.connect().execution_options(tachograph_write=True) as connection, connection.begin():
                 return work(connection)
-        return self._need_side().run(work)
+        return self._require_side_loop().run(work)
 
     def look(self, work: Callable[[Connection], T]) -> T:
-        """``work`` in a transaction that only reads, from a thread that may block."""
+        """Call ``work`` in a transaction that only reads; blocks the calling thread."""
         if self.engine is not None:
             with self.engine.connect() as connection:
                 return work(connection)
-        return self._need_side().run(work)
+        return self._require_side_loop().run(work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """``work`` in a transaction that only reads, from the event loop."""
+        """Call ``work`` in a transaction that only reads, from the event loop."""
         if self.engine is not None:
             return await self._in_thread(self.look, work)
         try:
@@ -85,44 +85,44 @@ class Database:
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-        # A pooled connection had died; the pool is new now, and reading twice does no harm.
+        # A pooled connection was dead. The pool has been replaced, and reading twice is harmless.
         return await self._read(work)
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
-        # Every statement sees what was committed when it began, as it would in a transaction, without its round trips.
+        # At READ COMMITTED a transaction would show each statement the same data; autocommit saves its round trips.
         async with self._asyncpg().connect() as connection:
-            reading = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            return await reading.run_sync(work)
+            autocommitting = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            return await autocommitting.run_sync(work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """``work`` in a transaction that may write, from the event loop."""
+        """Call ``work`` in a transaction that may write, from the event loop."""
         if self.engine is not None:
             return await self._in_thread(self.run, work)
         async with self._asyncpg().begin() as connection:
             return await connection.run_sync(work)
 
-    async def _in_thread(self, how: Callable[[Callable[[Connection], T]], T], work: Callable[[Connection], T]) -> T:
+    async def _in_thread(self, call: Callable[[Callable[[Connection], T]], T], work: Callable[[Connection], T]) -> T:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="tachograph-db")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, how, work)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, work)
 
     def _asyncpg(self) -> AsyncEngine:
         if self._async is None:
             self._async = _async_engine(self.url)
         return self._async
 
-    def _need_side(self) -> _SideLoop:
-        assert self._side is not None  # noqa: S101
-        return self._side
+    def _require_side_loop(self) -> _SideLoop:
+        assert self._side_loop is not None  # noqa: S101
+        return self._side_loop
 
     def after_fork(self) -> None:
-        """Forget the parent's connections without closing them; new ones are made when needed."""
+        """In a forked child: drop the parent's connections without closing them. New ones are opened on demand."""
         self._threads = None
         self._async = None
         if self.engine is not None:
             self.engine.dispose(close=False)
         else:
-            self._side = _SideLoop(self.url)
+            self._side_loop = _SideLoop(self.url)
 
     def close(self) -> None:
         """Close all connections."""
@@ -131,11 +131,11 @@ class Database:
             self._threads = None
         if self.engine is not None:
             self.engine.dispose()
-        if self._side is not None:
-            self._side.close()
+        if self._side_loop is not None:
+            self._side_loop.close()
 
     async def aclose(self) -> None:
-        """Close all connections, those of the event loop included."""
+        """Close all connections, including those of the event loop."""
         if self._async is not None:
             await self._async.dispose()
             self._async = None
@@ -182,11 +182,11 @@ def _sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
-        # SQLAlchemy says BEGIN (below), not the driver.
+        # `on_begin` below sends BEGIN, not the driver.
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
-        # With WAL, NORMAL loses nothing when the process dies; only a power cut may undo the last commits, whole.
+        # With WAL, NORMAL loses nothing when the process dies. Only a power cut may lose the last commits, each whole.
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA wal_autocheckpoint=4000")
         cursor.execute("PRAGMA foreign_keys=ON")
@@ -195,7 +195,7 @@ def _sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
-        # A writer takes its place at once; upgrading from a read could fail half-way.
+        # A writer takes the write lock at once: upgrading a read transaction could fail half-way.
         write = connection.get_execution_options().get("tachograph_write")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
@@ -209,12 +209,12 @@ def _async_engine(url: URL) -> AsyncEngine:
         return create_async_engine(url)
     except ImportError as error:
         raise BadDatabaseURL(
-            f"PostgreSQL needs more ({error.name or error}): pip install 'tachograph[postgres]'"
+            f"PostgreSQL needs a driver ({error.name or error}): pip install 'tachograph[postgres]'"
         ) from None
 
 
 class _SideLoop:
-    """An event loop in a thread of its own, for asyncpg calls from threads that have none."""
+    """An event loop in its own thread, for asyncpg calls from threads without one."""
 
     def __init__(self, url: URL) -> None:
         self._engine = _async_engine(url)
@@ -224,17 +224,17 @@ class _SideLoop:
         self._thread.start()
 
     def run(self, work: Callable[[Connection], T]) -> T:
-        async def inside() -> T:
+        async def transaction() -> T:
             async with self._engine.begin() as connection:
                 return await connection.run_sync(work)
 
         try:
-            return asyncio.run_coroutine_threadsafe(inside(), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(transaction(), self._loop).result()
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-        # A pooled connection had died. What was done on it may be committed; all work here may be done twice.
-        return asyncio.run_coroutine_threadsafe(inside(), self._loop).result()
+        # A pooled connection was dead. Its work may have been committed, but all work here may be repeated.
+        return asyncio.run_coroutine_threadsafe(transaction(), self._loop).result()
 
     def close(self) -> None:
         if not self._loop.is_closed() and self._loop.is_running():
@@ -245,17 +245,17 @@ class _SideLoop:
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether the schema is at this version's revision. Raises `NewerSchema` when it is beyond."""
-    found = None
+    """Whether the schema is at this version's revision. Raises `NewerSchema` if it is beyond."""
+    revision = None
     if inspect(connection).has_table("alembic_version"):
-        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-    if found is not None and found > HEAD:
-        raise NewerSchema(f"the database has schema {found}, this Tachograph knows up to {HEAD}: upgrade Tachograph")
-    return bool(found == HEAD)
+        revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if revision is not None and revision > HEAD:
+        raise NewerSchema(f"the database has schema {revision}, this Tachograph knows up to {HEAD}: upgrade Tachograph")
+    return bool(revision == HEAD)
 
 
 def prepare(connection: Connection) -> None:
-    """Bring the schema to this version's revision, unless somebody else just did."""
+    """Migrate the schema to this version's revision, unless another process just did."""
     if is_current(connection):
         return
     from tachograph_exporter.store.migrations import upgrade
@@ -265,7 +265,7 @@ def prepare(connection: Connection) -> None:
 
 
 def refresh(connection: Connection) -> None:
-    """Make what migrations leave to be made from the rows: the rollups, where they are missing."""
+    """Rebuild what a migration marked as stale: the rollups."""
     from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
     from tachograph_exporter.store.schema import store_state
 

@@ -1,4 +1,4 @@
-"""Workflow definitions: their rows."""
+"""Rows of workflow definitions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    insert,
     select,
+    update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
+from tachograph.identity import ExecutionRef, new_id, workspace_id
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import to_document
 from tachograph_exporter.store.executions import IS_OPEN
@@ -23,6 +27,7 @@ from tachograph_exporter.store.schema import (
     workflow_definitions,
     workflow_executions,
 )
+from tachograph_exporter.store.workspaces import add_project, add_workspace
 
 _executions = workflow_executions.c
 _definitions = workflow_definitions.c
@@ -32,15 +37,15 @@ def definition(
     connection: Connection, workspace_id: str, *, identifier: str | None = None, name: str | None = None
 ) -> Row[Any] | None:
     """A workflow of a workspace by id or by name, or None."""
-    wanted = _definitions.id == identifier if identifier is not None else _definitions.name == name
-    statement = select(workflow_definitions).where(and_(_definitions.workspace_id == workspace_id, wanted))
+    matches = _definitions.id == identifier if identifier is not None else _definitions.name == name
+    statement = select(workflow_definitions).where(_definitions.workspace_id == workspace_id, matches)
     return connection.execute(statement).first()
 
 
-def find_definition(connection: Connection, workspace_id: str, wanted: str) -> Row[Any] | None:
+def find_definition(connection: Connection, workspace_id: str, id_or_name: str) -> Row[Any] | None:
     """A workflow of a workspace by id, else by name, or None."""
-    found = definition(connection, workspace_id, identifier=wanted)
-    return found if found is not None else definition(connection, workspace_id, name=wanted)
+    row = definition(connection, workspace_id, identifier=id_or_name)
+    return row if row is not None else definition(connection, workspace_id, name=id_or_name)
 
 
 _OVERVIEW: Final = (
@@ -70,26 +75,29 @@ _OVERVIEW: Final = (
     )
     .where(_definitions.workspace_id == bindparam("workspace"))
 )
-_OVERVIEW_BY_ID: Final = _OVERVIEW.where(_definitions.id == bindparam("wanted"))
-_OVERVIEW_BY_NAME: Final = _OVERVIEW.where(_definitions.name == bindparam("wanted"))
+_OVERVIEW_BY_ID: Final = _OVERVIEW.where(_definitions.id == bindparam("id_or_name"))
+_OVERVIEW_BY_NAME: Final = _OVERVIEW.where(_definitions.name == bindparam("id_or_name"))
 
 
-def overview(connection: Connection, workspace_id: str, wanted: str, from_ns: int = 0) -> Row[Any] | None:
-    """A workflow by id, else by name, with its head (see `rollups`) and ``open_count``, since a time."""
-    parameters = {"workspace": workspace_id, "wanted": wanted, "low": from_ns}
-    found = connection.execute(_OVERVIEW_BY_ID, parameters).first()
-    return found if found is not None else connection.execute(_OVERVIEW_BY_NAME, parameters).first()
+def overview(connection: Connection, workspace_id: str, id_or_name: str, from_ns: int = 0) -> Row[Any] | None:
+    """A workflow by id, else by name, or None: its definition, rollup head, and ``open_count``.
+
+    ``open_count`` is the number of open executions created since ``from_ns``.
+    """
+    parameters = {"workspace": workspace_id, "id_or_name": id_or_name, "low": from_ns}
+    row = connection.execute(_OVERVIEW_BY_ID, parameters).first()
+    return row if row is not None else connection.execute(_OVERVIEW_BY_NAME, parameters).first()
 
 
 def definitions(
     connection: Connection, workspace_id: str, project: str | None, skip: int, limit: int
 ) -> tuple[Sequence[Row[Any]], int]:
-    """A page of a workspace's workflows by name, and how many there are in all."""
-    wanted = [_definitions.workspace_id == workspace_id]
+    """(a page of a workspace's workflows by name, the number of all of them)."""
+    conditions = [_definitions.workspace_id == workspace_id]
     if project is not None:
-        wanted.append(_definitions.project == project)
-    total = connection.execute(select(func.count()).select_from(workflow_definitions).where(*wanted)).scalar_one()
-    page = select(workflow_definitions).where(*wanted).order_by(_definitions.name).offset(skip).limit(limit)
+        conditions.append(_definitions.project == project)
+    total = connection.execute(select(func.count()).select_from(workflow_definitions).where(*conditions)).scalar_one()
+    page = select(workflow_definitions).where(*conditions).order_by(_definitions.name).offset(skip).limit(limit)
     return connection.execute(page).all(), total
 
 
@@ -102,3 +110,45 @@ def definition_values(workflow: Workflow, now_ns: int) -> dict[str, Any]:
         "document": msgspec.json.encode(to_document(workflow)).decode(),
         "updated_ns": now_ns,
     }
+
+
+def register(
+    connection: Connection, workspace_id: str, project: str, workflow: Workflow, now_ns: int
+) -> Row[Any] | None:
+    """Store a new definition. Returns its row, or None if the workspace has a definition of this name.
+
+    A workflow known only from recorded runs keeps its id and gets this definition.
+    """
+    values = {"workspace_id": workspace_id, "project": project, **definition_values(workflow, now_ns)}
+    row = definition(connection, workspace_id, name=workflow.name)
+    if row is None:
+        statement = insert(workflow_definitions).values(id=new_id(now_ns), created_ns=now_ns, **values)
+        connection.execute(statement)
+    elif row.document is None:
+        connection.execute(update(workflow_definitions).where(_definitions.id == row.id).values(values))
+    else:
+        return None
+    return definition(connection, workspace_id, name=workflow.name)
+
+
+def change(connection: Connection, definition_id: str, workflow: Workflow, now_ns: int) -> None:
+    """Replace a stored definition; its id, project and creation time stay."""
+    values = definition_values(workflow, now_ns)
+    connection.execute(update(workflow_definitions).where(_definitions.id == definition_id).values(values))
+
+
+def register_recorded(connection: Connection, ref: ExecutionRef, now_ns: int) -> None:
+    """Ensure that the workspace, project and workflow of a recorded execution have rows."""
+    add_workspace(connection, ref.workspace, now_ns)
+    add_project(connection, ref.workspace, ref.project, now_ns)
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(workflow_definitions).values(
+        id=ref.workflow_id,
+        workspace_id=workspace_id(ref.workspace),
+        project=ref.project,
+        name=ref.workflow,
+        version=ref.version,
+        created_ns=now_ns,
+        updated_ns=now_ns,
+    )
+    connection.execute(statement.on_conflict_do_nothing())

@@ -1,12 +1,12 @@
-"""The event log: what was committed lately, in order, so that every process on a database can follow the others.
+"""The event log: committed events in order, so that every process on a database can follow the others.
 
-One row for every group of events. An event's sequence number is its row's, times 65,536, plus its place in the row: it
-grows with the order of commits, survives restarts, and tells where to go on. Rows are kept for `KEEP_SECONDS`.
+A row holds one group of events. An event's sequence number is its row's number times 65,536 plus its index in the row:
+it grows in commit order, survives restarts, and marks where a follower resumes. Rows are kept for `KEEP_SECONDS`.
 
-A log costs as much as the rows it tells of, so it is only written while somebody listens: whoever follows it says so in
-``store_state`` under a name of its own, again and again; writers look at most once in `LOOK_SECONDS`. What was
-committed before all of them had looked may be missing, so a row of its own then marks a gap: nobody goes on from before
-it.
+Logging costs as much as writing the rows themselves, so it happens only while someone listens. A listener registers in
+``store_state`` under its own name and renews that again and again; writers check for listeners at most once in
+`LOOK_SECONDS`. Events committed before every writer has checked may be missing, so a gap row then marks the place:
+nobody can resume from before it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tachograph_exporter.store.schema import event_log, store_state
 
 KEEP_SECONDS: Final = 900.0
 LISTENER_SECONDS: Final = 120.0
-"""How long somebody who said to be listening is believed to be; long enough for a restart."""
+"""How long a registration lasts without renewal; long enough for a restart."""
 LOOK_SECONDS: Final = 1.0
 CHANNEL: Final = "tachograph_events"
-"""What PostgreSQL tells listeners of new rows under."""
+"""The channel of PostgreSQL's notifications of new rows."""
 _LISTENER: Final = "listener:"
 _SETTLED: Final = "settled"
 _GAP: Final = "gap"
@@ -40,19 +40,19 @@ _decode: Final = msgspec.msgpack.Decoder(list[Event]).decode
 
 
 class Logged(NamedTuple):
-    """An event with its place in the log."""
+    """An event and its sequence number."""
 
     sequence: int
     event: Event
 
 
 def append(connection: Connection, origin: str, events: Sequence[Event]) -> None:
-    """Log a group of events in the transaction that commits them; what only the store needs is left out."""
-    told = [event for event in events if type(event) is not Heartbeat and type(event) is not StepReady]
-    if not told:
+    """Log a group of events in the transaction that commits them, without those that only the store needs."""
+    logged = [event for event in events if type(event) is not Heartbeat and type(event) is not StepReady]
+    if not logged:
         return
-    for i in range(0, len(told), _PER_ROW):
-        part = told[i : i + _PER_ROW]
+    for i in range(0, len(logged), _PER_ROW):
+        part = logged[i : i + _PER_ROW]
         connection.execute(
             insert(event_log),
             {"origin": origin, "time_ns": time.time_ns(), "count": len(part), "events": _encode(part)},
@@ -70,27 +70,27 @@ _AFTER: Final = (
 
 
 class Missed(Exception):
-    """What a follower wants to go on from is no longer kept, or was not logged."""
+    """Events after a follower's position are no longer kept, or were never logged."""
 
 
 def read(connection: Connection, after: int, rows: int = 50) -> list[Logged]:
-    """Events behind a sequence number, from at most so many rows; an empty list: there are none yet.
+    """Events after a sequence number, from at most ``rows`` rows; empty if there are none yet.
 
-    Raises `Missed` where there is a gap.
+    Raises `Missed` at a gap.
     """
     first, index = divmod(after, _PER_ROW)
-    found: list[Logged] = []
+    events: list[Logged] = []
     for row in connection.execute(_AFTER, {"row": first, "limit": rows + 1}):
         if row[2] == _GAP and row[0] > first:
             raise Missed(f"events since {after} were not all kept")
         for i, event in enumerate(_decode(row[1])):
             if row[0] > first or i > index:
-                found.append(Logged(row[0] * _PER_ROW + i, event))
-    return found
+                events.append(Logged(row[0] * _PER_ROW + i, event))
+    return events
 
 
 def check(connection: Connection, after: int) -> None:
-    """Raises `Missed` when somebody who was at this sequence number cannot go on from there."""
+    """Raises `Missed` if a follower cannot resume after this sequence number."""
     oldest, last = connection.execute(select(func.min(_log.sequence), func.max(_log.sequence))).one()
     if oldest is not None and after + 1 < oldest * _PER_ROW:
         raise Missed(f"events since {after} are no longer kept")
@@ -99,28 +99,28 @@ def check(connection: Connection, after: int) -> None:
 
 
 def newest(connection: Connection) -> int:
-    """The sequence number behind which lies what is committed from now on."""
+    """The current position: events committed from now on have higher sequence numbers."""
     row = connection.execute(select(func.max(_log.sequence))).scalar()
     return (row + 1) * _PER_ROW - 1 if row is not None else 0
 
 
 def prune(connection: Connection) -> None:
-    """Let go of what is older than `KEEP_SECONDS`, except the newest row: sequence numbers go on from there."""
+    """Delete rows older than `KEEP_SECONDS`, except the newest: sequence numbers continue from it."""
     before = time.time_ns() - round(KEEP_SECONDS * NS)
     last = select(func.max(_log.sequence)).scalar_subquery()
     connection.execute(delete(event_log).where(_log.time_ns < before, _log.sequence < last))
 
 
 def listen(connection: Connection, name: str) -> bool:
-    """Say that somebody follows the log. False: nobody did lately, so it has a gap; see `settle`."""
-    is_whole = _said(connection, _SETTLED)
-    state.set_state(connection, _LISTENER + name, _SETTLED if is_whole else "")
-    return is_whole
+    """Register or renew a listener. Returns False if the log has a gap, as nobody listened before; see `settle`."""
+    is_complete = _has_listener(connection, _SETTLED)
+    state.set_state(connection, _LISTENER + name, _SETTLED if is_complete else "")
+    return is_complete
 
 
 def settle(connection: Connection, name: str) -> None:
-    """Mark the gap, `LOOK_SECONDS` after somebody first said to listen: from here on all writers know."""
-    if not _said(connection, _SETTLED):
+    """Mark the gap, `LOOK_SECONDS` after the first listener registered: from here on every writer logs."""
+    if not _has_listener(connection, _SETTLED):
         connection.execute(
             insert(event_log), {"origin": _GAP, "time_ns": time.time_ns(), "count": 0, "events": _encode([])}
         )
@@ -128,13 +128,13 @@ def settle(connection: Connection, name: str) -> None:
 
 
 def is_listened_to(connection: Connection) -> bool:
-    """Whether somebody said lately to be following."""
-    return _said(connection)
+    """Whether anyone listens."""
+    return _has_listener(connection)
 
 
-def _said(connection: Connection, value: str | None = None) -> bool:
+def _has_listener(connection: Connection, value: str | None = None) -> bool:
     since = time.time_ns() - round(LISTENER_SECONDS * NS)
-    wanted = store_state.c.name.startswith(_LISTENER) & (store_state.c.updated_ns > since)
+    matches = store_state.c.name.startswith(_LISTENER) & (store_state.c.updated_ns > since)
     if value is not None:
-        wanted &= store_state.c.value == value
-    return connection.execute(select(store_state.c.name).where(wanted).limit(1)).first() is not None
+        matches &= store_state.c.value == value
+    return connection.execute(select(store_state.c.name).where(matches).limit(1)).first() is not None

@@ -1,42 +1,32 @@
-"""Reading the store: plain functions of a connection, each a statement or two on an index."""
+"""Reading executions: each function is a statement or two on an index."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, cast
 
-from sqlalchemy import (
-    Connection,
-    Row,
-    bindparam,
-    func,
-    select,
-    text,
-)
+from sqlalchemy import Connection, Row, bindparam, func, select, text
 
 from tachograph_exporter.store.rollups import read
 from tachograph_exporter.store.schema import (
     workflow_definitions,
     workflow_executions,
     workflow_step_attempts,
-    workflow_step_executions,
     workflow_step_reports,
     workspaces,
 )
 from tachograph_exporter.store.steps import StoredStep, steps_of
 
 _definitions = workflow_definitions.c
-
 _executions = workflow_executions.c
-_steps = workflow_step_executions.c
 
 EXECUTION_COLUMNS: Final = [
     column for column in workflow_executions.columns if column.name not in ("rank", "workspace_id", "critical_path")
 ]
 
 
-# Built once: making a statement costs as much as reading a hundred rows.
-_ONE_EXECUTION: Final = select(*EXECUTION_COLUMNS).where(
+# Statements are built once: building one costs as much as reading a hundred rows.
+_EXECUTION_BY_ID: Final = select(*EXECUTION_COLUMNS).where(
     _executions.execution_id == bindparam("id"), _executions.workspace_id == bindparam("workspace")
 )
 _ATTEMPTS: Final = (
@@ -61,18 +51,18 @@ class StoredRun(NamedTuple):
 
 
 def execution(connection: Connection, workspace: str, execution_id: str) -> Row[Any] | None:
-    """The row of one execution of a workspace (by its id), or None."""
-    return connection.execute(_ONE_EXECUTION, {"id": execution_id, "workspace": workspace}).first()
+    """The row of an execution of a workspace (an id), or None."""
+    return connection.execute(_EXECUTION_BY_ID, {"id": execution_id, "workspace": workspace}).first()
 
 
 def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun | None:
-    """One execution with its steps, attempts and reports, or None: four ranges of four indexes."""
-    found = execution(connection, workspace, execution_id)
-    if found is None:
+    """An execution with its steps, attempts and reports, or None."""
+    row = execution(connection, workspace, execution_id)
+    if row is None:
         return None
     key = {"id": execution_id}
     return StoredRun(
-        found,
+        row,
         steps_of(connection, execution_id),
         connection.execute(_ATTEMPTS, key).all(),
         connection.execute(_REPORTS, key).all(),
@@ -82,7 +72,7 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
 def open_counts(
     connection: Connection, workspace: str, workflow_id: str | None = None, from_ns: int | None = None
 ) -> dict[str, int]:
-    """How many executions of a workflow are pending and running, by status."""
+    """The number of open executions of a workspace or one of its workflows, by status."""
     statement = (
         select(_executions.status, func.count())
         .where(IS_OPEN, _executions.workspace_id.concat("") == workspace)
@@ -111,13 +101,13 @@ def open_by_workflow(connection: Connection, workspace: str) -> list[tuple[str, 
     return [tuple(row) for row in connection.execute(statement)]
 
 
-# As text, so that the planner sees the condition of the partial index; and the rest as expressions that no other index
-# has, for the few open executions are all in that one.
+# As text, so that the planner recognises the condition of the partial index, which holds the few open executions. The
+# other conditions are expressions that match no index, so that the planner chooses none of the larger ones.
 IS_OPEN: Final = text("workflow_executions.status IN ('pending', 'running')")
 
 
 def open_executions(connection: Connection) -> Sequence[Row[Any]]:
-    """Executions not ended, of all workspaces, with their workspace's slug."""
+    """Executions that have not ended, of all workspaces, with their workspace's slug."""
     statement = (
         select(*EXECUTION_COLUMNS, workspaces.c.slug.label("workspace"))
         .join(workspaces, workspaces.c.id == _executions.workspace_id)
@@ -131,14 +121,15 @@ def last_successes(connection: Connection) -> list[tuple[str, str, int]]:
     names = select(_definitions.workspace_id, _definitions.id, _definitions.name, workspaces.c.slug).join(
         workspaces, workspaces.c.id == _definitions.workspace_id
     )
-    by_workspace: dict[str, list[Any]] = {}
-    for found_row in connection.execute(names):
-        by_workspace.setdefault(found_row.workspace_id, []).append(found_row)
-    found = []
-    for workspace_id, rows in by_workspace.items():
-        packs = read.totals(connection, workspace_id)
-        for row in rows:
-            totals = packs[row.id].executions.get("completed") if row.id in packs else None
-            if totals is not None and totals.count:
-                found.append((row.slug, row.name, totals.last_ns))
-    return found
+    definitions_by_workspace: dict[str, list[Any]] = {}
+    for row in connection.execute(names):
+        definitions_by_workspace.setdefault(row.workspace_id, []).append(row)
+    successes = []
+    for workspace_id, definitions in definitions_by_workspace.items():
+        totals_by_workflow = read.totals(connection, workspace_id)
+        for definition in definitions:
+            totals = totals_by_workflow.get(definition.id)
+            completed = totals.executions.get("completed") if totals is not None else None
+            if completed is not None and completed.count:
+                successes.append((definition.slug, definition.name, completed.last_ns))
+    return successes

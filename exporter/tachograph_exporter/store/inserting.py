@@ -1,4 +1,4 @@
-"""Many rows in few statements, in the driver's own SQL."""
+"""Inserting many rows with few statements, directly through the driver."""
 
 from __future__ import annotations
 
@@ -9,40 +9,38 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from tachograph_exporter.store import event_log as event_log
-
-_PARAMETERS: Final = 30_000
-"""Values in one statement at most (SQLite's own limit is 32,766)."""
+_MAX_PARAMETERS: Final = 30_000
+"""Most values in one statement (SQLite's own limit is 32,766)."""
 
 
 def insert_many(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Run an INSERT of one row, in the driver's own SQL, for many rows."""
+    """Run a single-row INSERT, written in the driver's own SQL, for many rows."""
     if not rows:
         return
-    # Straight to the driver: SQLAlchemy looks at every row once more, which costs half as much as writing it.
+    # Straight to the driver: SQLAlchemy inspects every row again, which costs half as much as writing it.
     cursor = connection.connection.cursor()
     try:
         if connection.dialect.name != "sqlite":
             cursor.executemany(statement, rows)
             return
-        # SQLite's driver gives up the interpreter for every statement, and while the workflow's own thread is busy it
-        # takes milliseconds to get it back: many rows go into one statement.
+        # SQLite's driver releases the GIL for every statement, and getting it back takes milliseconds while the
+        # workflow's own thread is busy. So many rows go into one statement.
         width = len(rows[0])
         i = 0
-        for size in (_PARAMETERS // width, 32, 1):
-            many = _of_many(statement, width, size)
+        for size in (_MAX_PARAMETERS // width, 32, 1):
+            multi_row = _multi_row(statement, width, size)
             while len(rows) - i >= size:
-                cursor.execute(many, list(chain.from_iterable(rows[i : i + size])))
+                cursor.execute(multi_row, list(chain.from_iterable(rows[i : i + size])))
                 i += size
     finally:
         cursor.close()
 
 
 @functools.cache
-def _of_many(statement: str, width: int, count: int) -> str:
-    """A statement that inserts one row, made to insert many."""
+def _multi_row(statement: str, width: int, count: int) -> str:
+    """A single-row INSERT as one that inserts ``count`` rows."""
     row = f"({', '.join('?' * width)})"
-    head, found, tail = statement.partition(row)
-    if not found:
-        raise ValueError(f"no values in: {statement}")
+    head, values, tail = statement.partition(row)
+    if not values:
+        raise ValueError(f"no row of {width} parameters in: {statement}")
     return f"{head}{', '.join([row] * count)}{tail}"

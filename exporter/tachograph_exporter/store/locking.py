@@ -1,4 +1,4 @@
-"""One writer at a time, across processes."""
+"""The lock that lets one process write at a time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _LOCK: Final = 0x7461_6368
 
 
 def lock(connection: Connection) -> None:
-    """One writer at a time, across processes; until the transaction ends. SQLite has its own such lock."""
+    """Take the writers' lock until the transaction ends. SQLite needs none: it has one of its own."""
     if connection.dialect.name == "postgresql":
-        # Tables that grow fast are estimated by what they were; what a writer looks up it finds by their keys.
+        # The planner underestimates fast-growing tables and would scan them; a writer always looks rows up by key.
         no_scan = "set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true)"
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK}), {no_scan}")

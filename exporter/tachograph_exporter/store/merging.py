@@ -1,4 +1,4 @@
-"""How two versions of a row become one, in the database and in memory alike."""
+"""Merging two versions of a row, in the database and in memory alike."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Any, Final
 
-from sqlalchemy import (
-    Table,
-    case,
-    func,
-)
+from sqlalchemy import Table, case, func
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
@@ -18,12 +14,12 @@ from tachograph.events import ExecutionStatus, StepStatus
 
 
 class Merge(Enum):
-    """What becomes of a column when a row arrives that is there already."""
+    """How a column of an existing row merges with a new version of the row."""
 
     KEEP = auto()
     """Part of the key, or the same in every version."""
     FIRST = auto()
-    """Whatever was known first; a later version fills in what was not known."""
+    """The first value that is not null."""
     NEWEST = auto()
     """The value of the version with the higher rank (see `execution_rank` and `step_rank`)."""
     LOWEST = auto()
@@ -36,7 +32,7 @@ _LOST_STEP: Final = 1 << 40
 _ENDED_STEP: Final = 1 << 41
 FIRST_TERMINAL_RANK: Final = 10
 FIRST_TERMINAL_STEP_RANK: Final = _LOST_STEP
-"""A row with at least this rank has ended."""
+"""Rows of this rank and above have ended."""
 _TERMINAL_STEP_RANKS: Final = {
     status: _LOST_STEP if status is StepStatus.LOST else _ENDED_STEP + order
     for status, order in _STEP_ORDER.items()
@@ -45,7 +41,7 @@ _TERMINAL_STEP_RANKS: Final = {
 
 
 def execution_rank(status: ExecutionStatus) -> int:
-    """Higher is newer: pending, running, lost, then the outcomes. A real outcome replaces ``lost``, nothing else."""
+    """Higher is newer: pending, running, lost, then the outcomes. Only an outcome replaces ``lost``."""
     if status is ExecutionStatus.LOST:
         return FIRST_TERMINAL_RANK
     return (20 if status.is_terminal else 0) + _EXECUTION_ORDER[status]
@@ -60,7 +56,7 @@ def step_rank(status: StepStatus, attempt: int) -> int:
 
 
 class Rows:
-    """One run table as its writer sees it: rows are tuples in column order."""
+    """The rows of a run table, as tuples in column order, merged by the `Merge` of each column."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -70,12 +66,12 @@ class Rows:
         self._rank = self.columns.index("rank") if "rank" in self.columns else None
 
     def merge(self, old: Sequence[Any], new: Sequence[Any]) -> tuple[Any, ...]:
-        """What `upsert` makes of ``new`` where ``old`` is, as a value."""
-        newer = self._rank is not None and new[self._rank] > old[self._rank]
-        return tuple(_merge(rule, a, b, newer) for rule, a, b in zip(self._rules, old, new, strict=True))
+        """The row that `upsert` leaves when ``new`` meets ``old``."""
+        is_newer = self._rank is not None and new[self._rank] > old[self._rank]
+        return tuple(_merge(rule, a, b, is_newer) for rule, a, b in zip(self._rules, old, new, strict=True))
 
     def upsert(self, dialect: Dialect) -> str:
-        """SQL text that inserts a row or merges it with the one that is there, for the driver's ``executemany``."""
+        """SQL that inserts a row or merges it into the existing row; for the driver's ``executemany``."""
         insert = (postgresql if dialect.name == "postgresql" else sqlite).insert(self.table)
         new, old = insert.excluded, self.table.c
         sets: dict[str, Any] = {}
@@ -85,8 +81,8 @@ class Rows:
             elif rule is Merge.NEWEST:
                 sets[name] = case((new.rank > old.rank, new[name]), else_=old[name])
             elif rule is not Merge.KEEP:
-                wanted = new[name] < old[name] if rule is Merge.LOWEST else new[name] > old[name]
-                sets[name] = case((wanted, new[name]), else_=old[name])
+                replaces = new[name] < old[name] if rule is Merge.LOWEST else new[name] > old[name]
+                sets[name] = case((replaces, new[name]), else_=old[name])
         keys = list(self.table.primary_key)
         statement = (
             insert.on_conflict_do_update(index_elements=keys, set_=sets) if sets else insert.on_conflict_do_nothing()
@@ -94,11 +90,11 @@ class Rows:
         return str(statement.compile(dialect=dialect))
 
 
-def _merge(rule: Merge, old: Any, new: Any, newer: bool) -> Any:
+def _merge(rule: Merge, old: Any, new: Any, is_newer: bool) -> Any:
     if rule is Merge.FIRST:
         return new if old is None else old
     if rule is Merge.NEWEST:
-        return new if newer else old
+        return new if is_newer else old
     if rule is Merge.LOWEST:
         return min(old, new)
     if rule is Merge.HIGHEST:

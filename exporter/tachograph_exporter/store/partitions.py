@@ -1,9 +1,8 @@
-"""On PostgreSQL the run tables are partitioned by month, so that letting go of old executions is dropping a table.
+"""Monthly partitions of the run tables on PostgreSQL: deleting old executions is dropping a table.
 
-The key is the execution's id itself: ours are UUIDs of version 7 (RFC 9562), whose first 48 bits are unix milliseconds,
-so ids in order are executions in order of time, and an execution's steps, attempts and reports are in partitions of
-the same month. Ids of another kind go to the default partition (or, by chance, to a month's; so a partition is dropped
-only after looking what is in it).
+Tables are partitioned by execution id. Ids are UUIDs of version 7 (RFC 9562), whose first 48 bits are unix
+milliseconds: ids sort by time, and an execution's steps, attempts and reports are in the partitions of the same month.
+Other ids go to the default partition, or by chance to a month's, so a partition is dropped only if it is empty.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Month = tuple[int, int]
 
 
 def month_of_id(execution_id: str) -> Month | None:
-    """The month an execution id tells, or None when it tells none."""
+    """The month in which an execution id was made, or None if it is not a UUID of version 7."""
     if len(execution_id) != 36 or execution_id[14] != "7":
         return None
     try:
@@ -36,12 +35,12 @@ def month_of_id(execution_id: str) -> Month | None:
     except ValueError:
         return None
     moment = datetime.fromtimestamp(millis / 1000, UTC)
-    # Before this no such id was made; far ahead lies only a clock that is wrong.
+    # Outside these years it is not one of ours, or a clock was wrong.
     return (moment.year, moment.month) if 2000 <= moment.year <= 2200 else None
 
 
 def seconds_of_id(execution_id: str) -> int:
-    """When an execution's id was made, in unix seconds; 0 when it does not tell."""
+    """When an execution id was made, in unix seconds; 0 if it is not a UUID of version 7."""
     if month_of_id(execution_id) is None:
         return 0
     return int(execution_id[:8] + execution_id[9:13], 16) // 1000
@@ -58,17 +57,17 @@ def _after(month: Month) -> Month:
 
 
 def name_of(table: str, month: Month) -> str:
-    """What the partition of a month is called."""
+    """The name of a month's partition."""
     return f"{table}_y{month[0]}m{month[1]:02d}"
 
 
 def ensure(connection: Connection, months: Iterable[Month]) -> None:
-    """Make the partitions of these months where they are not there yet. Does nothing on SQLite."""
+    """Create the partitions of these months where they are missing. Does nothing on SQLite."""
     if connection.dialect.name != "postgresql":
         return
     for month in sorted(set(months)):
-        found = connection.exec_driver_sql(f"SELECT to_regclass('{name_of(PARTITIONED[-1], month)}')").scalar()
-        if found is not None:
+        existing = connection.exec_driver_sql(f"SELECT to_regclass('{name_of(PARTITIONED[-1], month)}')").scalar()
+        if existing is not None:
             continue
         low, high = _bound(month), _bound(_after(month))
         try:
@@ -79,12 +78,12 @@ def ensure(connection: Connection, months: Iterable[Month]) -> None:
                         f"FOR VALUES FROM ('{low}') TO ('{high}')"
                     )
         except DBAPIError:
-            # The default partition has rows of that month; there they stay, found like any other.
+            # The default partition has rows of that month. They stay there, and queries find them.
             continue
 
 
 def ensure_coming(connection: Connection) -> None:
-    """Make this month's and the next month's partitions."""
+    """Create the partitions of this month and the next."""
     now = datetime.fromtimestamp(time.time(), UTC)
     ensure(connection, [(now.year, now.month), _after((now.year, now.month))])
 
@@ -97,11 +96,11 @@ def months(connection: Connection) -> Sequence[Month]:
         "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
         "WHERE i.inhparent = 'workflow_executions'::regclass ORDER BY 1"
     ).scalars()
-    found = [name.removeprefix(f"{PARTITIONED[0]}_y").split("m") for name in names if "_y" in name]
-    return [(int(year), int(month)) for year, month in found]
+    parts = [name.removeprefix(f"{PARTITIONED[0]}_y").split("m") for name in names if "_y" in name]
+    return [(int(year), int(month)) for year, month in parts]
 
 
 def drop(connection: Connection, month: Month) -> None:
-    """Drop a month's partitions, with all that is in them."""
+    """Drop a month's partitions and their rows."""
     for table in PARTITIONED:
         connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name_of(table, month)}")

@@ -1,11 +1,11 @@
 """The tables, on SQLite and PostgreSQL alike. Times and durations are nanoseconds, times since the unix epoch.
 
-How two versions of a row become one is part of the schema: every column of the three run tables says by its `Merge`
-what happens when the same row arrives again, earlier, later or twice. That makes applying events idempotent and
-independent of their order, in the database (`upsert`) and in memory (`merge`) alike.
+Merging is part of the schema: the `Merge` of each column of the run tables says what happens when another version of
+the same row arrives. That makes applying events idempotent and independent of their order, in the database
+(`Rows.upsert`) and in memory (`Rows.merge`) alike.
 
-``workflow_step_attempts`` has rows only for steps with more than one attempt; the row of a step that never retried
-says it all. Definitions are kept as the document they are; steps and variables are read from it.
+``workflow_step_attempts`` has rows only for steps with more than one attempt. A definition is stored as its document;
+steps and variables are read from it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sqlalchemy import (
 from tachograph_exporter.store.merging import Merge, Rows
 
 HEAD: Final = "0004"
-"""The schema's revision; migrations end here."""
+"""The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
 
@@ -70,7 +70,7 @@ workflow_definitions: Final = Table(
     Column("name", String(200), nullable=False),
     Column("description", Text, nullable=False, server_default=""),
     Column("version", String(200), nullable=False, server_default="1"),
-    # The definition as JSON; null for a workflow that only runs recorded elsewhere are known of.
+    # The definition as JSON; null for a workflow known only from recorded runs.
     Column("document", Text),
     Column("created_ns", BigInteger, nullable=False),
     Column("updated_ns", BigInteger, nullable=False),
@@ -107,7 +107,7 @@ workflow_executions: Final = Table(
     _column("error_message", Text, Merge.NEWEST),
     _column("error_stack", Text, Merge.NEWEST),
     _column("inputs", Text, Merge.FIRST),
-    # Ids of the steps on the critical path, in order, as JSON; what the execution's last event said.
+    # Ids of the steps on the critical path, in order, as JSON.
     _column("critical_path", Text, Merge.NEWEST),
     Index("ix_executions_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
     Index("ix_executions_workspace", "workspace_id", text("created_ns DESC")),
@@ -143,7 +143,7 @@ workflow_step_executions: Final = Table(
     _column("attempt_started_ns", BigInteger, Merge.NEWEST),
     _column("finished_ns", BigInteger, Merge.NEWEST),
     _column("dependency_ns", BigInteger, Merge.FIRST),
-    # Totals over all attempts once the step has ended; until then those of the attempt that runs.
+    # Totals over all attempts once the step has ended; until then, of the running attempt.
     _column("queue_ns", BigInteger, Merge.NEWEST),
     _column("backoff_ns", BigInteger, Merge.NEWEST),
     _column("run_ns", BigInteger, Merge.NEWEST),
@@ -181,7 +181,7 @@ workflow_step_reports: Final = Table(
     Column("attempt", Integer, nullable=False),
     Column("kind", String(16), nullable=False),
     Column("time_ns", BigInteger, nullable=False),
-    # A measure's name and unit, a log line's level and message, the model that cost money.
+    # ``name`` and ``unit`` hold a measure's name and unit, a log's message and level, or a cost's model and currency.
     Column("name", Text, nullable=False),
     Column("unit", String(50), nullable=False),
     Column("value", Double, nullable=False),
@@ -190,8 +190,8 @@ workflow_step_reports: Final = Table(
     sqlite_with_rowid=False,
 )
 
-# What executions add up to; see `rollups`. ``period`` is 5m, 1h, 1d, 1mo or all, ``start_s`` unix seconds, and the
-# figures are packed (see `tally`), so that a workflow of ten thousand steps costs one row, not ten thousand.
+# Totals of executions, see `rollups`. ``period`` is 5m, 1h, 1d, 1mo or all, ``start_s`` is unix seconds. The totals are
+# encoded (see `WorkflowTotals.encode`), so that a workflow of ten thousand steps costs one row, not ten thousand.
 workflow_rollups: Final = Table(
     "workflow_rollups",
     metadata,
@@ -203,8 +203,8 @@ workflow_rollups: Final = Table(
     Column("steps", LargeBinary, nullable=False),
 )
 
-# The newest five minutes in which something of a workflow ended, and how often its rollups have changed; of those,
-# how often others than the newest hour's did. Who keeps what it read asks whether it is still so.
+# The newest five minutes in which an execution of a workflow ended. ``revision`` grows when any of its rollup rows
+# changes, ``closed_revision`` when a row other than a five-minute one does: caches compare them.
 rollup_heads: Final = Table(
     "rollup_heads",
     metadata,
@@ -215,7 +215,7 @@ rollup_heads: Final = Table(
     Column("closed_revision", BigInteger, nullable=False),
 )
 
-# Who may call. Only a digest of the token is kept; ``scopes`` are words with spaces between; without a workspace: all.
+# ``scopes`` is separated by spaces. A token without a workspace is valid for all.
 access_tokens: Final = Table(
     "access_tokens",
     metadata,
@@ -229,7 +229,7 @@ access_tokens: Final = Table(
     Column("revoked_ns", BigInteger),
 )
 
-# Where executions went that are no longer in the tables: a row as a list shows it, and the file with everything else.
+# The archive's index: the columns that lists show, and the file that holds everything else.
 archived_executions: Final = Table(
     "archived_executions",
     metadata,
@@ -242,7 +242,7 @@ archived_executions: Final = Table(
     Index("ix_archived_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
 )
 
-# Spans that arrived by OTLP, whole: ``payload`` is the OTLP span, and its resource and scope are kept once for all.
+# Spans that arrived by OTLP. ``payload`` is the OTLP span; resource and scope are stored once, in ``span_resources``.
 spans: Final = Table(
     "spans",
     metadata,
@@ -256,15 +256,15 @@ spans: Final = Table(
     Column("end_ns", BigInteger, nullable=False),
     Column("resource_id", String(32), nullable=False),
     Column("payload", LargeBinary, nullable=False),
-    # What metrics have heard of it: 0 nothing yet, 1 all, 2 only that the execution it begins has started.
+    # What has been reported of it to listeners: 0 nothing, 1 everything, 2 only that its execution started.
     Column("told", SmallInteger, nullable=False, server_default="1"),
     Index("ix_spans_service", "workspace_id", "service", text("start_ns DESC")),
     Index("ix_spans_start", "start_ns"),
     sqlite_with_rowid=False,
 )
 
-# The traces that spans arrived of, so that lists need not look at spans. ``root_rank`` 1: the root is a span without a
-# parent, 0: it is the first span that is there. ``due_ns``: when to look at its executions (again), if ever.
+# One row per trace of ``spans``, so that lists need not read spans. ``root_rank`` is 1 if the root is a span without a
+# parent, 0 if it is the earliest span. ``due_ns``: when to assemble its executions (again), if ever.
 traces: Final = Table(
     "traces",
     metadata,
@@ -285,7 +285,7 @@ traces: Final = Table(
     sqlite_with_rowid=False,
 )  # fmt: skip
 
-# What spans there are, for the lists of services and of their operations. ``last_ns`` is kept to the hour.
+# Services and their operations, for viewers' lists. ``last_ns`` is precise to the hour.
 span_operations: Final = Table(
     "span_operations",
     metadata,
@@ -313,12 +313,12 @@ store_state: Final = Table(
     Column("updated_ns", BigInteger, nullable=False),
 )
 
-# What was recorded lately, for streams: one row for every commit, in order, so that whoever was away can go on where it
-# was. ``events`` is msgpack; ``origin`` says which recorder committed it.
+# Recently committed events, in order, so that streams can resume (see `store.event_log`). ``events`` is msgpack;
+# ``origin`` identifies the writer that committed them.
 event_log: Final = Table(
     "event_log",
     metadata,
-    # SQLite numbers rows by itself only in a column of this very type.
+    # SQLite autoincrements only INTEGER columns.
     Column("sequence", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
     Column("origin", String(36), nullable=False),
     Column("time_ns", BigInteger, nullable=False),

@@ -1,4 +1,4 @@
-"""Values that the store keeps under a name."""
+"""Facts about the database itself: named values in ``store_state``."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ from typing import Final
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tachograph_exporter.store.schema import (
-    store_state,
-)
+from tachograph_exporter.store.schema import store_state
 
 WATERMARK: Final = "archived_before_s"
-"""Name in ``store_state``: what ended before this (unix seconds, a whole day) may be gone from the tables."""
+"""Name of the watermark: executions that ended before it (unix seconds, a whole day) may be gone from the tables."""
 
 
 def watermark_of(connection: Connection) -> int:
-    """Before when (unix seconds) executions may be gone from the tables; 0: never."""
-    found = connection.execute(select(store_state.c.value).where(store_state.c.name == WATERMARK)).scalar()
-    return int(found) if found is not None else 0
+    """The watermark in unix seconds; 0 if nothing was ever archived."""
+    value = connection.execute(select(store_state.c.value).where(store_state.c.name == WATERMARK)).scalar()
+    return int(value) if value is not None else 0
 
 
 def set_watermark(connection: Connection, moment_s: int) -> None:
-    """Note that executions that ended before a moment (a whole day) may be gone."""
+    """Raise the watermark to a moment; it never falls."""
     set_state(connection, WATERMARK, str(max(moment_s, watermark_of(connection))))
 
 
 def set_state(connection: Connection, name: str, value: str) -> None:
-    """Keep a value under a name."""
+    """Store a value under a name, replacing the previous one."""
     insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(store_state)
     values = {"name": name, "value": value, "updated_ns": time.time_ns()}
-    changed = {key: insert.excluded[key] for key in ("value", "updated_ns")}
-    connection.execute(insert.values(values).on_conflict_do_update(index_elements=["name"], set_=changed))
+    updates = {key: insert.excluded[key] for key in ("value", "updated_ns")}
+    connection.execute(insert.values(values).on_conflict_do_update(index_elements=["name"], set_=updates))

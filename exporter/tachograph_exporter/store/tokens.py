@@ -1,6 +1,6 @@
-"""Access tokens: their rows. Only a SHA-256 digest of a token is stored.
+"""Rows of access tokens. Only a SHA-256 digest of a token is stored.
 
-That is enough because tokens are 256 random bits, not words that people choose: there is nothing to try out.
+A plain digest is enough: tokens are 256 random bits, not passwords that people choose, so they cannot be guessed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from sqlalchemy import Connection, Row, insert, select, update
 from tachograph.identity import new_id
 from tachograph_exporter.store.schema import access_tokens, workspaces
 
-TOKEN_PREFIX: Final = "tgr_"  # noqa: S105 - how ours begin, so that scanners for leaked secrets find them
+TOKEN_PREFIX: Final = "tgr_"  # noqa: S105 - a prefix by which scanners for leaked secrets recognise ours
 
 _tokens = access_tokens.c
 
 
 def digest(token: str) -> str:
-    """What is stored of a token."""
+    """The digest of a token, as stored."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -63,23 +63,24 @@ def tokens(connection: Connection, workspace_id: str | None = None) -> list[Row[
 
 
 def revoke_token(connection: Connection, identifier: str, workspace_id: str | None = None) -> bool:
-    """Make a token worthless from now on; False when there is none with that id (in the workspace, if one is given)."""
-    wanted = _tokens.id == identifier
+    """Revoke a token. Returns False if no token (of the workspace, if given) has this id."""
+    matches = _tokens.id == identifier
     if workspace_id is not None:
-        wanted &= _tokens.workspace_id == workspace_id
-    found = connection.execute(select(_tokens.id).where(wanted)).first()
-    if found is not None:
-        still = wanted & _tokens.revoked_ns.is_(None)
-        connection.execute(update(access_tokens).where(still).values(revoked_ns=time.time_ns()))
-    return found is not None
+        matches &= _tokens.workspace_id == workspace_id
+    exists = connection.execute(select(_tokens.id).where(matches)).first() is not None
+    if exists:
+        is_valid = matches & _tokens.revoked_ns.is_(None)
+        connection.execute(update(access_tokens).where(is_valid).values(revoked_ns=time.time_ns()))
+    return exists
 
 
 def any_token(connection: Connection) -> bool:
-    """Whether there is a token that is valid now."""
+    """Whether any token is valid now."""
     return connection.execute(select(_tokens.id).where(is_valid_at(time.time_ns())).limit(1)).first() is not None
 
 
 def is_valid_at(now_ns: int) -> Any:
+    """The SQL condition that a token is neither revoked nor expired."""
     return _tokens.revoked_ns.is_(None) & (_tokens.expires_ns.is_(None) | (_tokens.expires_ns > now_ns))
 
 
@@ -88,4 +89,4 @@ WRITE: Final = "write"
 INGEST: Final = "ingest"
 ADMIN: Final = "admin"
 SCOPES: Final = (READ, WRITE, INGEST, ADMIN)
-"""What a token can be allowed: to look, to change and run, to send telemetry, and (with all of these) to manage."""
+"""What a token may allow: reading, changing and running, sending telemetry; ``admin`` allows all and managing."""

@@ -1,26 +1,18 @@
-"""Workspaces and projects: their rows."""
+"""Rows of workspaces and projects."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Row,
-    select,
-)
+from sqlalchemy import Connection, Row, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tachograph.identity import workspace_id
-from tachograph_exporter.store import event_log as event_log
-from tachograph_exporter.store.schema import (
-    projects,
-    workspaces,
-)
+from tachograph_exporter.store.schema import projects, workspaces
 
 
 def add_workspace(connection: Connection, slug: str, now_ns: int, name: str | None = None) -> str:
-    """Make the workspace's row if it is not there; its id."""
+    """Ensure that a workspace has a row. Returns its id."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     identifier = workspace_id(slug)
     values = {"id": identifier, "slug": slug, "name": name or slug, "created_ns": now_ns}
@@ -29,7 +21,7 @@ def add_workspace(connection: Connection, slug: str, now_ns: int, name: str | No
 
 
 def add_project(connection: Connection, workspace: str, slug: str, now_ns: int, name: str | None = None) -> None:
-    """Make the project's row if it is not there."""
+    """Ensure that a project has a row. ``workspace`` is a slug."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     values = {
         "id": workspace_id(f"{workspace}/{slug}"),
@@ -43,18 +35,18 @@ def add_project(connection: Connection, workspace: str, slug: str, now_ns: int, 
 
 def workspace(connection: Connection, *, identifier: str | None = None, slug: str | None = None) -> Row[Any] | None:
     """A workspace by id or by slug, or None."""
-    wanted = workspaces.c.id == identifier if identifier is not None else workspaces.c.slug == slug
-    return connection.execute(select(workspaces).where(wanted)).first()
+    matches = workspaces.c.id == identifier if identifier is not None else workspaces.c.slug == slug
+    return connection.execute(select(workspaces).where(matches)).first()
 
 
-def find_workspace(connection: Connection, wanted: str) -> Row[Any] | None:
+def find_workspace(connection: Connection, slug_or_id: str) -> Row[Any] | None:
     """A workspace by slug, else by id, or None."""
-    return workspace(connection, slug=wanted) or workspace(connection, identifier=wanted)
+    return workspace(connection, slug=slug_or_id) or workspace(connection, identifier=slug_or_id)
 
 
-def project(connection: Connection, workspace_id: str, wanted: str) -> Row[Any] | None:
-    """A workspace's project by id or slug, or None."""
+def project(connection: Connection, workspace_id: str, slug_or_id: str) -> Row[Any] | None:
+    """A workspace's project by slug or id, or None."""
     statement = select(projects).where(
-        projects.c.workspace_id == workspace_id, (projects.c.id == wanted) | (projects.c.slug == wanted)
+        projects.c.workspace_id == workspace_id, (projects.c.id == slug_or_id) | (projects.c.slug == slug_or_id)
     )
     return connection.execute(statement).first()

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
-from tachograph.identity import ExecutionRef, new_id, workspace_id
+from tachograph.identity import new_id
 from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph_exporter.store import archive, locking, partitions, state
 from tachograph_exporter.store import event_log as event_log
@@ -30,11 +30,9 @@ from tachograph_exporter.store.schema import (
     ATTEMPT_ROWS,
     EXECUTION_ROWS,
     STEP_ROWS,
-    workflow_definitions,
     workflow_executions,
     workflow_step_reports,
 )
-from tachograph_exporter.store.workspaces import add_project, add_workspace
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +75,6 @@ class StoreWriter:
         self._upserts = [(rows, rows.upsert(dialect)) for rows in (EXECUTION_ROWS, STEP_ROWS, ATTEMPT_ROWS)]
         insert = (postgresql if dialect.name == "postgresql" else sqlite).insert
         self._insert_report = str(insert(workflow_step_reports).on_conflict_do_nothing().compile(dialect=dialect))
-        self._insert = insert
 
     def apply(self, events: Sequence[Event]) -> None:
         """Commit a batch of events. Raises `StoreUnavailable` when the database is unavailable."""
@@ -140,7 +137,7 @@ class StoreWriter:
             partitions.ensure(connection, months)
         before = self._ended_before(connection, touched, batch.ended)
         for key in batch.workflows.keys() - self._registered:
-            self._register(connection, batch.workflows[key])
+            definitions.register_recorded(connection, batch.workflows[key], time.time_ns())
         self._put(connection, batch)
         if before or batch.ended:
             folding.fold(connection, before, batch.ended)
@@ -167,7 +164,7 @@ class StoreWriter:
             for i in range(0, len(stored), _CHUNK):
                 connection.execute(delete(rows).where(rows.c.execution_id.in_(stored[i : i + _CHUNK])))
         for key in batch.workflows.keys() - self._registered:
-            self._register(connection, batch.workflows[key])
+            definitions.register_recorded(connection, batch.workflows[key], time.time_ns())
         self._put(connection, batch)
         folding.fold(connection, before, batch.ended)
 
@@ -212,25 +209,6 @@ class StoreWriter:
         if gone:
             log.warning("%d execution(s) are archived; their late events are left out", len(gone))
         return gone
-
-    def _register(self, connection: Connection, ref: ExecutionRef) -> None:
-        """Ensure that the execution's workspace, project and workflow have rows."""
-        now = time.time_ns()
-        add_workspace(connection, ref.workspace, now)
-        add_project(connection, ref.workspace, ref.project, now)
-        connection.execute(
-            self._insert(workflow_definitions)
-            .values(
-                id=ref.workflow_id,
-                workspace_id=workspace_id(ref.workspace),
-                project=ref.project,
-                name=ref.workflow,
-                version=ref.version,
-                created_ns=now,
-                updated_ns=now,
-            )
-            .on_conflict_do_nothing()
-        )
 
     def after_fork(self) -> None:
         """In a forked child, leave the parent's connections alone."""

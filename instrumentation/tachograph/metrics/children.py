@@ -1,4 +1,4 @@
-"""One series: the value (or histogram) of one label set."""
+"""Children of metric families: the value or histogram of one label set."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from prometheus_client.samples import Exemplar
 from tachograph.histogram import ExponentialHistogram
 
 Trace: TypeAlias = tuple[str, str, int]
-"""Where a value came from: trace id, span id, unix ns. Becomes an exemplar when it is read."""
+"""(trace id, span id, unix ns) of an observation. Becomes an `Exemplar` only when it is read."""
 
 
 class Child:
-    """One label set. ``is_changed``: written to since it was last rendered; ``is_counted``: it takes a place in all."""
+    """One label set.
+
+    ``is_changed``: written since it was last rendered. ``is_counted``: it counts against the limit on label sets.
+    """
 
     __slots__ = (
         "changed_at", "created", "is_changed", "is_counted", "labels", "lock", "openmetrics", "text", "wire",
@@ -38,7 +41,7 @@ class Child:
 
 
 class CounterChild(Child):
-    """A number that grows."""
+    """A value that only grows."""
 
     __slots__ = ("value",)
 
@@ -47,16 +50,16 @@ class CounterChild(Child):
         self.value = 0.0
 
     def inc(self, amount: float = 1.0) -> None:
-        """Add an amount, zero or more."""
+        """Add to the value. Raises `ValueError` for a negative amount."""
         if amount < 0:
-            raise ValueError("a counter only grows")
+            raise ValueError(f"cannot add {amount}: a counter only grows")
         with self.lock:
             self.value += amount
             self.is_changed = True
 
 
 class GaugeChild(Child):
-    """A number that goes up and down; or whatever ``source`` says when somebody looks."""
+    """A value that goes up and down, or the result of ``source`` at each scrape."""
 
     __slots__ = ("source", "value")
 
@@ -66,20 +69,20 @@ class GaugeChild(Child):
         self.source: Callable[[], float] | None = None
 
     def set(self, value: float) -> None:
-        """Set it."""
+        """Set the value."""
         with self.lock:
             self.value = value
             self.is_changed = True
 
     def inc(self, amount: float = 1.0) -> None:
-        """Add to it."""
+        """Add to the value."""
         with self.lock:
             self.value += amount
             self.is_changed = True
 
 
 class HistogramChild(Child):
-    """Classic and native buckets of one label set, and an exemplar for each classic one."""
+    """Classic and native buckets of one label set, with an exemplar per classic bucket."""
 
     __slots__ = ("bounds", "counts", "exemplars", "native", "templates", "total")
 
@@ -93,7 +96,7 @@ class HistogramChild(Child):
         self.templates: tuple[str, str] | None = None
 
     def observe(self, value: float, exemplar: Exemplar | Trace | None = None) -> None:
-        """Count a value; ``exemplar``: what it came from. Raises `ValueError` for one that is not finite."""
+        """Count a value, optionally with its exemplar. Raises `ValueError` if it is not finite."""
         with self.lock:
             self.native.observe(value)
             index = bisect_left(self.bounds, value)
@@ -107,10 +110,10 @@ class HistogramChild(Child):
 
     def exemplar(self, index: int) -> Exemplar | None:
         """The newest exemplar of a classic bucket."""
-        found = self.exemplars[index] if self.exemplars is not None else None
-        if found is None:
+        entry = self.exemplars[index] if self.exemplars is not None else None
+        if entry is None:
             return None
-        value, exemplar = found
+        value, exemplar = entry
         if isinstance(exemplar, Exemplar):
             return exemplar
         trace_id, span_id, time_ns = exemplar

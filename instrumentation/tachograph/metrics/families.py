@@ -1,12 +1,12 @@
-"""Metric families made to be written often and rendered fast: counters, gauges, and histograms with both faces.
+"""Metric families that are cheap to write and fast to render: counters, gauges and histograms.
 
-A histogram keeps classic buckets, native (exponential) buckets and the newest exemplar of every classic bucket. Each
-label set keeps its rendered text; writing to it only marks it as changed, so a scrape renders what has changed since
-the last one and copies the rest. Threads may write while a scrape reads: a label set is read under its own lock, so its
-count, sum and buckets belong together.
+A histogram keeps classic buckets, native (exponential) buckets and the newest exemplar of each classic bucket. Every
+label set caches its rendered text and a write only marks it as changed, so a scrape renders what has changed since the
+last one and copies the rest. Threads may write during a scrape: a label set is read under its own lock, so its count,
+sum and buckets are consistent.
 
-`SeriesRegistry` is a prometheus_client collector. Registered there, its families come out of prometheus_client's own
-exposition like any other; `tachograph.metrics.exposition` recognises them and takes the fast way.
+The families of a `SeriesRegistry` come out of prometheus_client's own exposition like any others;
+`tachograph.metrics.exposition` recognises them and renders them faster.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from tachograph.metrics.limits import SeriesLimits
 from tachograph.metrics.text import count_text, escape, exemplar_text, number
 
 VALUE_LIMIT: Final = 200
-"""Characters of a label value."""
+"""Most characters of a label value."""
 OTHER: Final = "other"
 
 
 class Family(ABC):
-    """A metric: its name, meaning, label names and label sets.
+    """A metric: its name, help, label names and label sets.
 
     Args:
-        limits: shared with the other families of its registry.
-        name: as scraped, with unit; a counter's ends in ``_total``.
+        limits: shared by the families of a registry.
+        name: with its unit; a counter's ends in ``_total``.
     """
 
     kind = ""
@@ -45,31 +45,30 @@ class Family(ABC):
         self.label_names = tuple(labels)
         self.limited = 0
         self.version = 0
-        """Grows whenever a label set comes or goes."""
+        """Grows whenever a label set is added or removed."""
         self.created_text: tuple[int, bytes] | None = None
         self._lock = threading.Lock()
         self._children: dict[tuple[str, ...], Child] = {}
         if not labels:
-            self._labelled()
+            self._child()
 
     @property
     def family_name(self) -> str:
-        """The name of the family: without ``_total``."""
+        """The name without ``_total``."""
         return self.name.removesuffix("_total") if self.kind == "counter" else self.name
 
     def __len__(self) -> int:
         return len(self._children)
 
     def children(self) -> list[Child]:
-        """All label sets, in the order they came."""
+        """All label sets, oldest first."""
         with self._lock:
             return list(self._children.values())
 
     @abstractmethod
-    def _make(self, labels: tuple[str, ...]) -> Child:
-        """A new label set."""
+    def _new_child(self, labels: tuple[str, ...]) -> Child: ...
 
-    def _labelled(self, *values: str) -> Child:
+    def _child(self, *values: str) -> Child:
         child = self._children.get(values)
         return child if child is not None else self._add(values)
 
@@ -91,35 +90,35 @@ class Family(ABC):
                 if child is not None:
                     return child
             self.version += 1
-            child = self._children[short] = self._make(short)
+            child = self._children[short] = self._new_child(short)
             child.is_counted = has_room
             return child
 
     def remove(self, *values: str) -> None:
-        """Drop a label set; nothing happens when it is not there."""
+        """Remove a label set, if it exists."""
         with self._lock:
             child = self._children.pop(values, None)
             self.version += 1
         if child is not None and child.is_counted:
-            self.limits.give_back()
+            self.limits.release()
 
     def expire(self, now: float, seconds: float) -> int:
-        """Drop label sets that have not changed for this long; how many.
+        """Remove label sets that have not changed for this long. Returns their number.
 
-        What changed since the last scrape counts as changed now, so this is called before one is rendered.
+        A change since the last scrape counts as a change now, so call this right before rendering.
         """
-        dropped = 0
+        removed = 0
         for child in self.children():
             if child.is_changed:
                 child.changed_at = now
             elif now - child.changed_at > seconds and self.label_names:
                 self.remove(*child.labels)
-                dropped += 1
-        return dropped
+                removed += 1
+        return removed
 
-    def prefix(self, child: Child, suffix: str = "", **more: str) -> str:
-        """``name{labels}`` of a sample, labels sorted by name."""
-        pairs = [*zip(self.label_names, child.labels, strict=True), *more.items()]
+    def prefix(self, child: Child, suffix: str = "", **extra: str) -> str:
+        """``name{labels}`` of a sample, with labels sorted by name."""
+        pairs = [*zip(self.label_names, child.labels, strict=True), *extra.items()]
         if not pairs:
             return self.family_name + suffix
         inside = ",".join([f'{name}="{escape(value)}"' for name, value in sorted(pairs)])
@@ -135,23 +134,23 @@ class Family(ABC):
 
     @abstractmethod
     def samples(self) -> Iterator[Sample]:
-        """The samples as prometheus_client would make them."""
+        """The samples, as prometheus_client represents them."""
 
-    def _labels(self, child: Child, **more: str) -> dict[str, str]:
-        return {**dict(zip(self.label_names, child.labels, strict=True)), **more}
+    def _labels(self, child: Child, **extra: str) -> dict[str, str]:
+        return {**dict(zip(self.label_names, child.labels, strict=True)), **extra}
 
 
 class CounterFamily(Family):
-    """A counter."""
+    """A counter metric."""
 
     kind = "counter"
 
-    def _make(self, labels: tuple[str, ...]) -> CounterChild:
+    def _new_child(self, labels: tuple[str, ...]) -> CounterChild:
         return CounterChild(labels)
 
     def labels(self, *values: str) -> CounterChild:
-        """The label set with these values, made if it is new."""
-        child = self._labelled(*values)
+        """The child of these label values, created on first use."""
+        child = self._child(*values)
         assert isinstance(child, CounterChild)  # noqa: S101
         return child
 
@@ -171,24 +170,24 @@ class CounterFamily(Family):
 
 
 class GaugeFamily(Family):
-    """A gauge."""
+    """A gauge metric."""
 
     kind = "gauge"
 
-    def _make(self, labels: tuple[str, ...]) -> GaugeChild:
+    def _new_child(self, labels: tuple[str, ...]) -> GaugeChild:
         return GaugeChild(labels)
 
     def labels(self, *values: str) -> GaugeChild:
-        """The label set with these values, made if it is new."""
-        child = self._labelled(*values)
+        """The child of these label values, created on first use."""
+        child = self._child(*values)
         assert isinstance(child, GaugeChild)  # noqa: S101
         return child
 
     def value_of(self, child: Child) -> float:
-        """What it says now."""
+        """The current value of a child."""
         assert isinstance(child, GaugeChild)  # noqa: S101
         if child.source is not None:
-            child.is_changed = True  # Asked again every time.
+            child.is_changed = True  # Its source is called at every scrape.
             return float(child.source())
         return child.value
 
@@ -204,7 +203,7 @@ class GaugeFamily(Family):
 
 
 class HistogramFamily(Family):
-    """A histogram; ``buckets`` are the upper bounds of the classic ones (``+Inf`` is added)."""
+    """A histogram metric. ``buckets`` are the classic upper bounds, ascending, without ``+Inf``."""
 
     kind = "histogram"
 
@@ -223,12 +222,12 @@ class HistogramFamily(Family):
         self.bound_texts = [*map(number, self.bounds), "+Inf"]
         super().__init__(limits, name, help, labels)
 
-    def _make(self, labels: tuple[str, ...]) -> HistogramChild:
+    def _new_child(self, labels: tuple[str, ...]) -> HistogramChild:
         return HistogramChild(labels, self.bounds)
 
     def labels(self, *values: str) -> HistogramChild:
-        """The label set with these values, made if it is new."""
-        child = self._labelled(*values)
+        """The child of these label values, created on first use."""
+        child = self._child(*values)
         assert isinstance(child, HistogramChild)  # noqa: S101
         return child
 

@@ -6,13 +6,13 @@ import threading
 from typing import Final
 
 FAMILY_LIMIT: Final = 10_000
-"""Label sets of one metric."""
+"""Most label sets of one metric."""
 TOTAL_LIMIT: Final = 100_000
-"""Label sets of all metrics together."""
+"""Most label sets of all metrics together."""
 
 
 class SeriesLimits:
-    """How many label sets there may be, and how many there are. Safe from any thread."""
+    """Counts label sets against the limits. Thread-safe."""
 
     def __init__(self, family_limit: int = FAMILY_LIMIT, total_limit: int = TOTAL_LIMIT) -> None:
         self.family_limit = family_limit
@@ -22,18 +22,18 @@ class SeriesLimits:
 
     @property
     def label_sets(self) -> int:
-        """How many label sets there are."""
+        """The current number of label sets."""
         return self._label_sets
 
     def take(self) -> bool:
-        """Count one more label set; False when there is no room for it."""
+        """Count a new label set. Returns False if the total limit is reached."""
         with self._lock:
             if self._label_sets >= self.total_limit:
                 return False
             self._label_sets += 1
             return True
 
-    def give_back(self) -> None:
-        """Count one label set less."""
+    def release(self) -> None:
+        """Stop counting a removed label set."""
         with self._lock:
             self._label_sets -= 1

@@ -1,7 +1,7 @@
 """Metric families as delimited ``io.prometheus.client.MetricFamily`` messages, with native histograms and exemplars.
 
-Each message stands behind its length as a varint. Written by hand: a dozen fields of a frozen format, a thousand times
-a scrape. Wire format: https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto
+Each message is prefixed by its length as a varint. Encoded by hand for speed: a scrape has thousands of messages, and
+the format is frozen. Wire format: https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tachograph.histogram import ZERO_THRESHOLD, ExponentialHistogram
 from tachograph.metrics.children import Child, CounterChild, HistogramChild
 from tachograph.metrics.families import Family, GaugeFamily, HistogramFamily
 
-PIECE: Final = 256
-"""Label sets that are rendered in one go before others get a turn."""
+CHUNK: Final = 256
+"""Label sets that are rendered between two calls of ``wait``."""
 
 _COUNTER, _GAUGE, _SUMMARY, _UNTYPED, _HISTOGRAM = 0, 1, 2, 3, 4
 _DOUBLE: Final = struct.Struct("<d").pack
@@ -50,7 +50,7 @@ def _double(tag: int, value: float) -> bytes:
     return _varint(tag << 3 | 1) + _DOUBLE(value)
 
 
-def _whole(tag: int, value: int) -> bytes:
+def _uint(tag: int, value: int) -> bytes:
     return _varint(tag << 3) + _varint(value)
 
 
@@ -60,20 +60,20 @@ def _label_pairs(pairs: Iterable[tuple[str, str]]) -> bytes:
 
 def _timestamp(seconds: float) -> bytes:
     whole = int(seconds)
-    return _whole(1, whole) + _whole(2, int((seconds - whole) * 1e9))
+    return _uint(1, whole) + _uint(2, int((seconds - whole) * 1e9))
 
 
 def _exemplar(exemplar: Exemplar) -> bytes:
-    stamp = _field(3, _timestamp(float(exemplar.timestamp))) if exemplar.timestamp is not None else b""
-    return _label_pairs(exemplar.labels.items()) + _double(2, exemplar.value) + stamp
+    timestamp = _field(3, _timestamp(float(exemplar.timestamp))) if exemplar.timestamp is not None else b""
+    return _label_pairs(exemplar.labels.items()) + _double(2, exemplar.value) + timestamp
 
 
-def _header(name: str, about: str, kind: int) -> bytes:
-    return _field(1, name.encode()) + _field(2, about.encode()) + _whole(3, kind)
+def _header(name: str, help_text: str, kind: int) -> bytes:
+    return _field(1, name.encode()) + _field(2, help_text.encode()) + _uint(3, kind)
 
 
 def family_message(family: Family) -> Iterator[bytes]:
-    """One message for the whole family, as the format wants it."""
+    """A family as chunks of one message."""
     kinds = {"counter": _COUNTER, "gauge": _GAUGE, "histogram": _HISTOGRAM}
     parts = [_header(family.name, family.help, kinds[family.kind])]
     bounds: Sequence[bytes] = ()
@@ -90,8 +90,8 @@ def family_message(family: Family) -> Iterator[bytes]:
         parts.append(wire)
     if len(parts) > 1:
         yield _varint(sum(map(len, parts)))
-        for begin in range(0, len(parts), PIECE):
-            yield b"".join(parts[begin : begin + PIECE])
+        for begin in range(0, len(parts), CHUNK):
+            yield b"".join(parts[begin : begin + CHUNK])
 
 
 def _child_wire(family: Family, child: Child, bounds: Sequence[bytes]) -> bytes:
@@ -105,20 +105,20 @@ def _child_wire(family: Family, child: Child, bounds: Sequence[bytes]) -> bytes:
     elif isinstance(family, GaugeFamily):
         body = _field(2, _double(1, family.value_of(child)))
     else:
-        raise TypeError(f"no wire form for a {type(child).__name__}")
+        raise TypeError(f"no protobuf encoding of a {type(child).__name__}")
     return _field(4, labels + body)
 
 
 def _histogram(child: HistogramChild, bounds: Sequence[bytes]) -> bytes:
-    parts = [_whole(1, child.native.count), _double(2, child.total)]
+    parts = [_uint(1, child.native.count), _double(2, child.total)]
     if child.exemplars is None:
         for count, bound in zip(accumulate(child.counts), bounds, strict=True):
-            # Field 3, a Bucket: its count and its bound (nine bytes).
+            # Field 3 is a Bucket: its count and its bound (nine bytes).
             inside = b"\x08" + _varint(count) + bound
             parts.append(b"\x1a" + bytes((len(inside),)) + inside)
     else:
         for i, (count, bound) in enumerate(zip(accumulate(child.counts), bounds, strict=True)):
-            bucket, exemplar = _whole(1, count) + bound, child.exemplar(i)
+            bucket, exemplar = _uint(1, count) + bound, child.exemplar(i)
             parts.append(_field(3, bucket if exemplar is None else bucket + _field(3, _exemplar(exemplar))))
     parts.append(_native(child.native))
     parts.append(_field(15, _timestamp(child.created)))
@@ -127,58 +127,58 @@ def _histogram(child: HistogramChild, bounds: Sequence[bytes]) -> bytes:
 
 def _native(histogram: ExponentialHistogram) -> bytes:
     parts = [
-        _whole(5, _zigzag(histogram.schema)),
+        _uint(5, _zigzag(histogram.schema)),
         _double(6, ZERO_THRESHOLD),
-        _whole(7, histogram.zero_count),
+        _uint(7, histogram.zero_count),
         _spans(histogram.negative, 9, 10),
     ]
     if histogram.positive:
         parts.append(_spans(histogram.positive, 12, 13))
     elif not histogram.negative:
-        # An empty span says that there are native buckets, only none is filled yet.
-        parts.append(_field(12, _whole(1, 0) + _whole(2, 0)))
+        # An empty span marks a native histogram without observations.
+        parts.append(_field(12, _uint(1, 0) + _uint(2, 0)))
     return b"".join(parts)
 
 
 def _spans(buckets: dict[int, int], span_field: int, delta_field: int) -> bytes:
-    """Runs of filled buckets as (gap to the last run, length), and counts as differences."""
+    """Runs of filled buckets as (gap to the previous run, length), and counts as differences."""
     if not buckets:
         return b""
     spans: list[tuple[int, int]] = []
     deltas: list[bytes] = []
-    before, count_before, begun, length = None, 0, 0, 0
+    previous, previous_count, start, length = None, 0, 0, 0
     end = 0
     for index in sorted(buckets):
-        if before is None or index != before + 1:
-            if before is not None:
-                spans.append((begun - end, length))
-                end = begun + length
-            begun, length = index, 0
+        if previous is None or index != previous + 1:
+            if previous is not None:
+                spans.append((start - end, length))
+                end = start + length
+            start, length = index, 0
         length += 1
-        deltas.append(_varint(_zigzag(buckets[index] - count_before)))
-        before, count_before = index, buckets[index]
-    spans.append((begun - end, length))
-    encoded = b"".join([_field(span_field, _whole(1, _zigzag(gap)) + _whole(2, run)) for gap, run in spans])
+        deltas.append(_varint(_zigzag(buckets[index] - previous_count)))
+        previous, previous_count = index, buckets[index]
+    spans.append((start - end, length))
+    encoded = b"".join([_field(span_field, _uint(1, _zigzag(gap)) + _uint(2, run)) for gap, run in spans])
     return encoded + _field(delta_field, b"".join(deltas))
 
 
 def metric_message(metric: Metric) -> bytes:
-    """Anybody's metric; what the format has no kind for becomes gauges, as in text."""
+    """Any prometheus_client metric as a message. Types that the format lacks become gauges, as in text."""
     kind, name = metric.type, metric.name
     if kind == "histogram":
-        body = _protobuf_buckets(metric)
+        body = _histograms(metric)
         header = _header(name, metric.documentation, _HISTOGRAM)
     elif kind == "summary":
-        body = _protobuf_summaries(metric)
+        body = _summaries(metric)
         header = _header(name, metric.documentation, _SUMMARY)
     elif kind == "gaugehistogram":
-        return _protobuf_loose(metric)
+        return _untyped(metric)
     else:
         suffix = {"counter": "_total", "info": "_info"}.get(kind, "")
         code, field = {"counter": (_COUNTER, 3), "unknown": (_UNTYPED, 5)}.get(kind, (_GAUGE, 2))
         body = b"".join(
             [
-                _field(4, _label_pairs(s.labels.items()) + _field(field, _double(1, float(s.value))) + _stamp(s))
+                _field(4, _label_pairs(s.labels.items()) + _field(field, _double(1, float(s.value))) + _timestamp_ms(s))
                 for s in metric.samples
                 if s.name == name + suffix
             ]
@@ -191,8 +191,8 @@ def _message(header: bytes, body: bytes) -> bytes:
     return _varint(len(header) + len(body)) + header + body if body else b""
 
 
-def _stamp(sample: Sample) -> bytes:
-    return b"" if sample.timestamp is None else _whole(6, int(float(sample.timestamp) * 1000) & 0xFFFFFFFFFFFFFFFF)
+def _timestamp_ms(sample: Sample) -> bytes:
+    return b"" if sample.timestamp is None else _uint(6, int(float(sample.timestamp) * 1000) & 0xFFFFFFFFFFFFFFFF)
 
 
 def _grouped(metric: Metric, drop: str) -> dict[tuple[tuple[str, str], ...], list[Sample]]:
@@ -203,25 +203,25 @@ def _grouped(metric: Metric, drop: str) -> dict[tuple[tuple[str, str], ...], lis
     return groups
 
 
-def _protobuf_buckets(metric: Metric) -> bytes:
+def _histograms(metric: Metric) -> bytes:
     out: list[bytes] = []
     for labels, samples in _grouped(metric, "le").items():
-        found = {s.name.removeprefix(metric.name): s.value for s in samples if "le" not in s.labels}
-        parts = [_whole(1, int(found.get("_count", 0))), _double(2, float(found.get("_sum", 0.0)))]
+        totals = {s.name.removeprefix(metric.name): s.value for s in samples if "le" not in s.labels}
+        parts = [_uint(1, int(totals.get("_count", 0))), _double(2, float(totals.get("_sum", 0.0)))]
         for sample in samples:
             if "le" in sample.labels:
-                bucket = _whole(1, int(sample.value)) + _double(2, float(sample.labels["le"]))
+                bucket = _uint(1, int(sample.value)) + _double(2, float(sample.labels["le"]))
                 exemplar = _field(3, _exemplar(sample.exemplar)) if sample.exemplar else b""
                 parts.append(_field(3, bucket + exemplar))
         out.append(_field(4, _label_pairs(labels) + _field(7, b"".join(parts))))
     return b"".join(out)
 
 
-def _protobuf_summaries(metric: Metric) -> bytes:
+def _summaries(metric: Metric) -> bytes:
     out: list[bytes] = []
     for labels, samples in _grouped(metric, "quantile").items():
-        found = {s.name.removeprefix(metric.name): s.value for s in samples if "quantile" not in s.labels}
-        parts = [_whole(1, int(found.get("_count", 0))), _double(2, float(found.get("_sum", 0.0)))]
+        totals = {s.name.removeprefix(metric.name): s.value for s in samples if "quantile" not in s.labels}
+        parts = [_uint(1, int(totals.get("_count", 0))), _double(2, float(totals.get("_sum", 0.0)))]
         parts += [
             _field(3, _double(1, float(sample.labels["quantile"])) + _double(2, float(sample.value)))
             for sample in samples
@@ -231,7 +231,7 @@ def _protobuf_summaries(metric: Metric) -> bytes:
     return b"".join(out)
 
 
-def _protobuf_loose(metric: Metric) -> bytes:
+def _untyped(metric: Metric) -> bytes:
     by_name: dict[str, list[Any]] = {}
     for sample in metric.samples:
         by_name.setdefault(sample.name, []).append(sample)
@@ -240,9 +240,9 @@ def _protobuf_loose(metric: Metric) -> bytes:
             _message(
                 _header(name, metric.documentation, _UNTYPED),
                 b"".join(
-                    [_field(4, _label_pairs(s.labels.items()) + _field(5, _double(1, float(s.value)))) for s in found]
+                    [_field(4, _label_pairs(s.labels.items()) + _field(5, _double(1, float(s.value)))) for s in samples]
                 ),
             )
-            for name, found in by_name.items()
+            for name, samples in by_name.items()
         ]
     )

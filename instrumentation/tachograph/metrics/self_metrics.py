@@ -1,6 +1,6 @@
-"""Tachograph's own health as metrics: what it recorded, what it lost, how far behind it is.
+"""Metrics about Tachograph itself: what it recorded, what it dropped, and how far behind it is.
 
-Counted by the recorder in plain numbers and read when somebody scrapes, so a recorded event pays nothing for it.
+The recorder counts in plain integers that a scrape reads, so recording an event costs nothing extra.
 """
 
 from __future__ import annotations
@@ -20,32 +20,30 @@ from tachograph.recording.recorder import Recorder
 from tachograph.version import version
 
 EVENTS: Final = CounterSpec("tachograph_events_total", "Events recorded.", ())
-DELIVERED: Final = CounterSpec("tachograph_events_delivered_total", "Events a listener has taken.", ("listener",))
+DELIVERED: Final = CounterSpec("tachograph_events_delivered_total", "Events delivered to a listener.", ("listener",))
 DROPPED: Final = CounterSpec(
-    "tachograph_events_dropped_total", "Events a listener never got, by reason.", ("listener", "reason")
+    "tachograph_events_dropped_total", "Events that a listener did not receive, by reason.", ("listener", "reason")
 )
-QUEUE_LENGTH: Final = GaugeSpec("tachograph_queue_length", "Events that wait for a listener.", ("listener",))
-BUILD_INFO: Final = GaugeSpec("tachograph_build_info", "Always 1; the version that runs.", ("version",))
-STORE_WRITE: Final = HistogramSpec("tachograph_store_write_seconds", "Time a commit of events to the store took.", ())
+QUEUE_LENGTH: Final = GaugeSpec("tachograph_queue_length", "Events waiting for a listener.", ("listener",))
+BUILD_INFO: Final = GaugeSpec("tachograph_build_info", "Always 1; the running version is a label.", ("version",))
+STORE_WRITE: Final = HistogramSpec("tachograph_store_write_seconds", "Duration of a commit of events to the store.", ())
 
 SERIES_LIMITED: Final = CounterSpec(
     "tachograph_series_limited_total",
-    "Look-ups of label sets beyond the limit, which were counted as `other` instead.",
+    "Look-ups of label sets beyond the limit, counted as `other` instead.",
     ("metric",),
 )
 LABEL_SETS: Final = GaugeSpec("tachograph_label_sets", "Label sets of all metrics about workflows.", ())
-SCRAPE_DURATION: Final = HistogramSpec(
-    "tachograph_scrape_duration_seconds", "Time a scrape took to render.", ("format",)
-)
+SCRAPE_DURATION: Final = HistogramSpec("tachograph_scrape_duration_seconds", "Time to render a scrape.", ("format",))
 SCRAPE_SIZE: Final = GaugeSpec("tachograph_scrape_size_bytes", "Size of the last scrape.", ("format",))
 
 STREAM_CLIENTS: Final = GaugeSpec(
-    "tachograph_stream_clients", "Clients that follow live events, by protocol.", ("kind",)
+    "tachograph_stream_clients", "Clients connected to the event stream, by protocol.", ("kind",)
 )
-STREAM_MESSAGES: Final = CounterSpec("tachograph_stream_messages_total", "Messages put to clients that follow.", ())
+STREAM_MESSAGES: Final = CounterSpec("tachograph_stream_messages_total", "Messages sent to stream clients.", ())
 STREAM_LOST: Final = CounterSpec(
     "tachograph_stream_clients_refused_total",
-    "Clients that were let go for being too slow, or not let in since there were enough.",
+    "Stream clients disconnected for being too slow, or refused at the limit, by reason.",
     ("reason",),
 )
 
@@ -59,21 +57,21 @@ _BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 
 
 class SelfMetricsCollector(Collector):
-    """A prometheus_client collector over a recorder."""
+    """A prometheus_client collector of a recorder's counts."""
 
     def __init__(self, recorder: Recorder, series: SeriesRegistry) -> None:
         self._recorder = recorder
         self._series = series
 
     def collect(self) -> Iterator[Metric]:
-        """See `prometheus_client.registry.Collector`."""
+        """The recorder's metrics."""
         recorder = self._recorder
         yield CounterMetricFamily(EVENTS.name, EVENTS.help, value=recorder.events)
         dropped = CounterMetricFamily(DROPPED.name, DROPPED.help, labels=DROPPED.labels)
         delivered = CounterMetricFamily(DELIVERED.name, DELIVERED.help, labels=DELIVERED.labels)
         waiting = GaugeMetricFamily(QUEUE_LENGTH.name, QUEUE_LENGTH.help, labels=QUEUE_LENGTH.labels)
         for name, queue in recorder.queues.items():
-            # A series that only appears with the first loss would hide that loss from rate().
+            # Every reason is a series from the start: rate() does not see the first increase of a new one.
             for reason in sorted({*REASONS, *queue.dropped}):
                 dropped.add_metric((name, reason), queue.dropped[reason])
             waiting.add_metric((name,), len(queue))
@@ -93,18 +91,19 @@ class SelfMetricsCollector(Collector):
 
 
 class SelfMetrics:
-    """The metrics of the service's own work: commits to the store and scrapes; registered in ``registry``."""
+    """The service's metrics about its commits, scrapes and streams, registered in ``registry``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         series = SeriesRegistry()
         self._write = series.histogram(STORE_WRITE.name, STORE_WRITE.help, buckets=_BUCKETS).labels()
-        about = (SCRAPE_DURATION.name, SCRAPE_DURATION.help, SCRAPE_DURATION.labels)
-        self._scrape = series.histogram(*about, buckets=_BUCKETS)
+        self._scrape = series.histogram(
+            SCRAPE_DURATION.name, SCRAPE_DURATION.help, SCRAPE_DURATION.labels, buckets=_BUCKETS
+        )
         self._size = series.gauge(SCRAPE_SIZE.name, SCRAPE_SIZE.help, SCRAPE_SIZE.labels)
         self._clients = series.gauge(STREAM_CLIENTS.name, STREAM_CLIENTS.help, STREAM_CLIENTS.labels)
         self._messages = series.counter(STREAM_MESSAGES.name, STREAM_MESSAGES.help).labels()
         self._refused = series.counter(STREAM_LOST.name, STREAM_LOST.help, STREAM_LOST.labels)
-        # A series that only appears with the first loss would hide that loss from rate().
+        # Every series exists from the start: rate() does not see the first increase of a new one.
         for kind in ("websocket", "sse"):
             self._clients.labels(kind).set(0)
         for reason in ("too_slow", "full"):
@@ -113,7 +112,7 @@ class SelfMetrics:
 
     @contextlib.contextmanager
     def stream_client(self, kind: str) -> Iterator[None]:
-        """A client follows for the length of the block."""
+        """Count a connected stream client for the length of the block."""
         gauge = self._clients.labels(kind)
         gauge.inc()
         try:
@@ -122,18 +121,18 @@ class SelfMetrics:
             gauge.inc(-1)
 
     def told(self, messages: int) -> None:
-        """So many messages were put to clients."""
+        """Count messages sent to stream clients."""
         self._messages.inc(messages)
 
     def refused_stream(self, reason: str) -> None:
-        """A client was let go, or not let in."""
+        """Count a stream client that was disconnected or refused."""
         self._refused.labels(reason).inc()
 
     def wrote(self, seconds: float) -> None:
-        """A commit took this long."""
+        """Record the duration of a commit."""
         self._write.observe(seconds)
 
     def scraped(self, form: str, seconds: float, size_bytes: int) -> None:
-        """A scrape was rendered."""
+        """Record the duration and size of a scrape."""
         self._scrape.labels(form).observe(seconds)
         self._size.labels(form).set(size_bytes)

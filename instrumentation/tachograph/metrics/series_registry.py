@@ -1,4 +1,4 @@
-"""Families of series with a common limit, as one prometheus_client collector."""
+"""Metric families that share limits, as one prometheus_client collector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tachograph.metrics.limits import FAMILY_LIMIT, TOTAL_LIMIT, SeriesLimits
 
 
 class FamilyMetric(Metric):
-    """A family as prometheus_client sees it; its samples are made when somebody asks for them."""
+    """A family as a prometheus_client metric; its samples are built on demand."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -27,19 +27,19 @@ class FamilyMetric(Metric):
 
     @property
     def samples(self) -> list[Sample]:  # type: ignore[override]
-        """See `prometheus_client.metrics_core.Metric`."""
+        """The family's samples."""
         if self._samples is None:
             self._samples = list(self.family.samples())
         return self._samples
 
 
 class SeriesRegistry(Collector):
-    """Families, and the limits they share. A prometheus_client collector.
+    """Metric families and the limits they share. A prometheus_client collector.
 
     Args:
-        family_limit: label sets of one metric.
-        total_limit: label sets of all metrics together.
-        expire_seconds: drop label sets that have not changed for this long (None: never).
+        family_limit: most label sets of one metric.
+        total_limit: most label sets of all metrics together.
+        expire_seconds: remove label sets that have not changed for this long (None: never).
     """
 
     def __init__(
@@ -52,26 +52,26 @@ class SeriesRegistry(Collector):
         self.limits = SeriesLimits(family_limit, total_limit)
         self.expire_seconds = expire_seconds
         self.generation = 0
-        """Grows when label sets expire, unknown to who keeps them: who does looks them up again."""
+        """Grows when label sets expire. Callers that cache children then look them up again."""
         self._families: list[Family] = []
 
     @property
     def families(self) -> list[Family]:
-        """All families, in the order they were made."""
+        """All families, oldest first."""
         return list(self._families)
 
     @property
     def label_sets(self) -> int:
-        """How many label sets there are."""
+        """The current number of label sets."""
         return self.limits.label_sets
 
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> CounterFamily:  # noqa: A002
         """A new counter."""
-        return self._new(CounterFamily(self.limits, name, help, labels))
+        return self._register(CounterFamily(self.limits, name, help, labels))
 
     def gauge(self, name: str, help: str, labels: Sequence[str] = ()) -> GaugeFamily:  # noqa: A002
         """A new gauge."""
-        return self._new(GaugeFamily(self.limits, name, help, labels))
+        return self._register(GaugeFamily(self.limits, name, help, labels))
 
     def histogram(
         self,
@@ -82,16 +82,16 @@ class SeriesRegistry(Collector):
         buckets: Sequence[float],
     ) -> HistogramFamily:
         """A new histogram."""
-        return self._new(HistogramFamily(self.limits, name, help, labels, buckets=buckets))
+        return self._register(HistogramFamily(self.limits, name, help, labels, buckets=buckets))
 
-    def _new(self, family: F) -> F:
-        if any(known.name == family.name for known in self._families):
-            raise ValueError(f"there is a metric {family.name} already")
+    def _register(self, family: F) -> F:
+        if any(other.name == family.name for other in self._families):
+            raise ValueError(f"metric {family.name} already exists")
         self._families.append(family)
         return family
 
     def collect(self) -> Iterator[Metric]:
-        """See `prometheus_client.registry.Collector`."""
+        """The families as metrics, after removing expired label sets."""
         if self.expire_seconds is not None:
             now = time.time()
             if sum([family.expire(now, self.expire_seconds) for family in self._families]):
@@ -100,7 +100,7 @@ class SeriesRegistry(Collector):
             yield FamilyMetric(family)
 
     def describe(self) -> Iterator[Metric]:
-        """See `prometheus_client.registry.Collector`."""
+        """The same; prometheus_client asks for it at registration."""
         return self.collect()
 
 

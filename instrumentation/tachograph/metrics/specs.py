@@ -1,4 +1,4 @@
-"""Every metric about workflows: name, meaning, labels, buckets."""
+"""Every metric about workflows: name, help, labels and buckets."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ BUCKETS: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30,
     60, 120, 300, 600, 1800, 3600, 7200, 14_400, 28_800, 57_600, 86_400,
 )  # fmt: skip
-"""Classic buckets in seconds, 5 ms to 24 h: workflows take from milliseconds to days, not only what requests take."""
-
+"""Classic buckets in seconds, 5 ms to 24 h: workflows take milliseconds to days, unlike requests."""
 
 MEASURE_BUCKETS: Final = tuple(step * 10.0**power for power in range(-3, 10) for step in (1, 2.5, 5))
-"""Classic buckets for values of any kind, from a thousandth to billions; native buckets are finer."""
+"""Classic buckets for measures of any unit, from a thousandth to billions; native buckets are finer."""
 
 
 class MetricSpec(msgspec.Struct, frozen=True):
-    """A metric's name, meaning, labels and (by its class) kind."""
+    """A metric's name, help, labels and (by its class) kind."""
 
     name: str
     help: str
@@ -31,7 +30,7 @@ class MetricSpec(msgspec.Struct, frozen=True):
 
 
 class HistogramSpec(MetricSpec, frozen=True):
-    """A histogram, of seconds where its name says so."""
+    """A histogram."""
 
 
 class CounterSpec(MetricSpec, frozen=True):
@@ -57,11 +56,11 @@ STEP_DURATION: Final = HistogramSpec(
 )
 STEP_WAIT: Final = HistogramSpec(
     "workflow_step_wait_seconds",
-    "Time before an attempt of a step: for its dependencies, in the queue for a slot, or for backoff to pass.",
+    "Time an attempt of a step waited: for its dependencies, in the queue for a slot, or for the backoff.",
     (*_STEP, "reason"),
 )
 STEP_ATTEMPTS: Final = CounterSpec(
-    "workflow_step_attempts_total", "Attempts of a step that ended, by how they ended.", (*_STEP, "outcome")
+    "workflow_step_attempts_total", "Attempts of a step that ended, by outcome.", (*_STEP, "outcome")
 )
 STEP_RETRIES: Final = CounterSpec(
     "workflow_step_retries_total", "Attempts of a step that failed and were followed by another.", _STEP
@@ -94,7 +93,7 @@ STEP_TOKENS: Final = CounterSpec(
 
 STEP_MEASURE: Final = HistogramSpec(
     "workflow_step_measure",
-    "Values that steps reported under a declared name, in the unit they said.",
+    "Values that steps reported under a declared name, in their unit.",
     (*_STEP, "measure", "unit"),
 )
 

@@ -1,4 +1,4 @@
-"""Schema migrations, run by Alembic on a connection that is already open (and holds the write lock)."""
+"""Schema migrations, run by Alembic on an open connection that holds the write lock."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
 
 
 def downgrade(connection: Connection, revision: str) -> None:
-    """Migrate back to ``revision`` (``base``: to nothing)."""
+    """Migrate back to ``revision``; ``base`` is the empty database."""
     command.downgrade(_config(connection), revision)

@@ -1,8 +1,8 @@
-"""Executions that ended, as what is added up."""
+"""Counting ended executions: from their rows to totals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -17,7 +17,7 @@ from tachograph_exporter.store.schema import (
     workflow_step_reports,
 )
 from tachograph_exporter.store.steps import steps_of
-from tachograph_exporter.store.totals import ExecutionItem, ReportItem, StepItem, WorkflowTotals
+from tachograph_exporter.store.totals import CountedExecution, CountedReport, CountedStep, WorkflowTotals
 
 CHUNK: Final = 400
 _executions = workflow_executions.c
@@ -28,25 +28,25 @@ Key = tuple[str, str]
 
 
 class Ended(NamedTuple):
-    """One execution that ended, as it is counted."""
+    """An ended execution with everything that is counted of it."""
 
     key: Key
-    execution: ExecutionItem
-    steps: dict[str, tuple[StepItem, bool]]
-    reports: dict[tuple[str, int], ReportItem]
+    execution: CountedExecution
+    steps: dict[str, tuple[CountedStep, bool]]
+    reports: dict[tuple[str, int], CountedReport]
 
     @property
     def bucket(self) -> int:
-        """The five minutes it ended in."""
+        """The start of the five minutes it ended in, unix seconds."""
         return bucket_of(self.execution.finished_ns)
 
-    def add_to(self, pack: WorkflowTotals) -> None:
-        """Count it."""
-        pack.add_execution(self.execution)
+    def add_to(self, totals: WorkflowTotals) -> None:
+        """Count the execution, its steps and their reports."""
+        totals.add_execution(self.execution)
         for step in self.steps.values():
-            pack.add_step(*step, self.execution.status)
+            totals.add_step(*step, self.execution.status)
         for report in self.reports.values():
-            pack.add_report(report)
+            totals.add_report(report)
 
 
 _ENDED_EXECUTIONS: Final = select(
@@ -62,7 +62,7 @@ _STEPS_OF: Final = select(
 ).where(
     _steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True))
 )  # fmt: skip
-_STEPS_IN_ONE: Final = (
+_STEPS_AS_JSON: Final = (
     select(
         _steps.execution_id,
         func.json_group_array(
@@ -102,85 +102,91 @@ _decode_ids: Final = msgspec.json.Decoder(list[str]).decode
 _decode_steps: Final = msgspec.json.Decoder(list[tuple[Any, ...]]).decode
 
 
-class _Found(NamedTuple):
+class _ExecutionRow(NamedTuple):
     key: Key
-    execution: ExecutionItem
-    on_path: frozenset[str]
+    execution: CountedExecution
+    critical_path: frozenset[str]
 
 
-def _executions_of(connection: Connection, ids: Sequence[str]) -> dict[str, _Found]:
-    found = {}
+def _executions_of(connection: Connection, ids: Sequence[str]) -> dict[str, _ExecutionRow]:
+    rows = {}
     for row in connection.execute(_ENDED_EXECUTIONS, {"ids": ids}):
         execution_id, workspace, workflow, status, started, finished, queued, work, critical, path = row
         if path is not None:
-            on_path = frozenset(_decode_ids(path))
+            step_ids = frozenset(_decode_ids(path))
         else:
-            # Recorded before executions told their path.
-            on_path = frozenset(step.step_id for step in critical_path(steps_of(connection, execution_id)))
-        begun = started if started is not None else finished
-        waited = max(0, begun - queued) if queued is not None else 0
-        item = ExecutionItem(status, begun, finished, waited, work or 0, critical or 0)
-        found[execution_id] = _Found((workspace, workflow), item, on_path)
-    return found
+            # Recorded by a version that did not store the path.
+            step_ids = frozenset(step.step_id for step in critical_path(steps_of(connection, execution_id)))
+        if started is None:
+            started = finished
+        queue = max(0, started - queued) if queued is not None else 0
+        execution = CountedExecution(status, started, finished, queue, work or 0, critical or 0)
+        rows[execution_id] = _ExecutionRow((workspace, workflow), execution, step_ids)
+    return rows
 
 
-def _steps_of(connection: Connection, found: Mapping[str, _Found]) -> Iterator[tuple[Any, ...]]:
-    """(execution id, step id, and the fields of a `StepItem`) of each step that ended."""
-    if found and connection.dialect.name == "sqlite":
-        # In one row: the driver gives up the interpreter for every row, and a busy workflow does not give it back soon.
-        for execution_id, steps in connection.execute(_STEPS_IN_ONE, {"ids": list(found)}):
+def _steps_of(connection: Connection, execution_ids: Collection[str]) -> Iterator[tuple[Any, ...]]:
+    """(execution id, step id, and the fields of a `CountedStep`) of each step that ended."""
+    if execution_ids and connection.dialect.name == "sqlite":
+        # One row an execution: the driver releases the GIL for every row, and a busy workflow is slow to give it back.
+        for execution_id, steps in connection.execute(_STEPS_AS_JSON, {"ids": list(execution_ids)}):
             for step in _decode_steps(steps):
                 yield (execution_id, *step)
-    elif found:
-        result = connection.execute(_STEPS_OF, {"ids": list(found)})
-        # The driver's own tuples, one at a time: a run of ten thousand steps must not wake the garbage collector.
+    elif execution_ids:
+        result = connection.execute(_STEPS_OF, {"ids": list(execution_ids)})
+        # The driver's own tuples, one at a time: a run of ten thousand steps must not trigger garbage collections.
         yield from cast(Any, result.cursor)
         result.close()
 
 
-def _reports_of(connection: Connection, found: Mapping[str, _Found]) -> Iterator[tuple[str, str, int, ReportItem]]:
-    """(execution id, step id, sequence, item) of each report that is counted."""
-    if not found:
+def _reports_of(
+    connection: Connection, executions: Mapping[str, _ExecutionRow]
+) -> Iterator[tuple[str, str, int, CountedReport]]:
+    """(execution id, step id, sequence, report) of each report that is counted."""
+    if not executions:
         return
-    for row in connection.execute(_REPORTS_OF, {"ids": list(found)}):
-        status = found[row[0]].execution.status
-        item = ReportItem(row[9], row[10], status, *row[3:9])
-        yield row[0], row[1], row[2], item
+    for row in connection.execute(_REPORTS_OF, {"ids": list(executions)}):
+        status = executions[row[0]].execution.status
+        yield row[0], row[1], row[2], CountedReport(row[9], row[10], status, *row[3:9])
 
 
 def ended(connection: Connection, ids: Iterable[str]) -> dict[str, Ended]:
-    """Those of the executions that have ended, by id, with all that is counted of them."""
-    known: dict[str, Ended] = {}
+    """Those of the executions that have ended, by id, with everything that is counted of them."""
+    ended_by_id: dict[str, Ended] = {}
     for chunk in _chunks(ids):
-        found = _executions_of(connection, chunk)
-        known |= {execution_id: Ended(one.key, one.execution, {}, {}) for execution_id, one in found.items()}
-        for row in _steps_of(connection, found):
-            known[row[0]].steps[row[1]] = (StepItem(*row[2:]), row[1] in found[row[0]].on_path)
-        for execution_id, step_id, sequence, report in _reports_of(connection, found):
-            known[execution_id].reports[step_id, sequence] = report
-    return known
+        executions = _executions_of(connection, chunk)
+        ended_by_id |= {execution_id: Ended(row.key, row.execution, {}, {}) for execution_id, row in executions.items()}
+        for step in _steps_of(connection, executions):
+            on_critical_path = step[1] in executions[step[0]].critical_path
+            ended_by_id[step[0]].steps[step[1]] = (CountedStep(*step[2:]), on_critical_path)
+        for execution_id, step_id, sequence, report in _reports_of(connection, executions):
+            ended_by_id[execution_id].reports[step_id, sequence] = report
+    return ended_by_id
 
 
-def count(connection: Connection, ids: Iterable[str], packs: Callable[[Key, int], WorkflowTotals]) -> None:
-    """Add those of the executions that have ended to the packs of their five minutes (unix seconds)."""
+def count(connection: Connection, ids: Iterable[str], totals_of: Callable[[Key, int], WorkflowTotals]) -> None:
+    """Count those of the executions that have ended.
+
+    ``totals_of`` returns the totals to add to, by workflow and start (unix seconds) of the five minutes it ended in.
+    """
     for chunk in _chunks(ids):
-        found = _executions_of(connection, chunk)
-        own = {}
-        for execution_id, one in found.items():
-            pack = packs(one.key, bucket_of(one.execution.finished_ns))
-            pack.add_execution(one.execution)
-            own[execution_id] = (pack, one.execution.status, one.on_path)
-        for row in _steps_of(connection, found):
-            pack, status, on_path = own[row[0]]
-            pack.add_step(row[2:], row[1] in on_path, status)
-        for execution_id, _, _, report in _reports_of(connection, found):
-            own[execution_id][0].add_report(report)
+        executions = _executions_of(connection, chunk)
+        counted = {}
+        for execution_id, row in executions.items():
+            totals = totals_of(row.key, bucket_of(row.execution.finished_ns))
+            totals.add_execution(row.execution)
+            counted[execution_id] = (totals, row.execution.status, row.critical_path)
+        for step in _steps_of(connection, executions):
+            totals, status, critical_path_ids = counted[step[0]]
+            totals.add_step(step[2:], step[1] in critical_path_ids, status)
+        for execution_id, _, _, report in _reports_of(connection, executions):
+            counted[execution_id][0].add_report(report)
 
 
 def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
-    wanted = list(ids)
-    for i in range(0, len(wanted), CHUNK):
-        yield wanted[i : i + CHUNK]
+    all_ids = list(ids)
+    for i in range(0, len(all_ids), CHUNK):
+        yield all_ids[i : i + CHUNK]
 
 
 def _ids_between(connection: Connection, key: Key, low_ns: int, high_ns: int) -> list[str]:
@@ -195,10 +201,10 @@ def _ids_between(connection: Connection, key: Key, low_ns: int, high_ns: int) ->
 
 
 def count_exactly(connection: Connection, key: Key, low_ns: int, high_ns: int) -> WorkflowTotals | None:
-    """What ended in a range, from the executions' own rows."""
+    """The totals of what ended in a range, counted from the executions' own rows; None if nothing did."""
     ids = _ids_between(connection, key, low_ns, high_ns)
     if not ids:
         return None
-    pack = WorkflowTotals()
-    count(connection, ids, lambda _key, bucket_of: pack)
-    return pack
+    totals = WorkflowTotals()
+    count(connection, ids, lambda _key, _bucket: totals)
+    return totals

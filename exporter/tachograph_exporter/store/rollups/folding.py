@@ -1,4 +1,4 @@
-"""Rollups brought up to date with the executions of a commit."""
+"""Bringing the rollups up to date with the executions of a commit."""
 
 from __future__ import annotations
 
@@ -16,40 +16,41 @@ from tachograph_exporter.store.totals import WorkflowTotals
 def fold(connection: Connection, before: Mapping[str, Ended], ids: Iterable[str]) -> None:
     """Bring the rollups up to date with executions whose rows were written.
 
-    ``before``: those among them that had ended already, as they were. What was added is added. Where something that
-    was counted has changed (a run given up as lost that ended after all), the rows it is in are made anew from the
-    executions.
+    ``before``: those of them that had already ended, as they were counted. What is new is added. If something already
+    counted has changed (an execution given up as lost that ended after all), the rows it is in are counted again from
+    the executions.
     """
     added: dict[Key, dict[int, WorkflowTotals]] = defaultdict(lambda: defaultdict(WorkflowTotals))
     stale: dict[Key, set[int]] = defaultdict(set)
-    count(connection, [one for one in ids if one not in before], lambda key, bucket: added[key][bucket])
+    newly_ended = [execution_id for execution_id in ids if execution_id not in before]
+    count(connection, newly_ended, lambda key, bucket: added[key][bucket])
     after = ended(connection, before) if before else {}
     for execution_id, old in before.items():
-        now = after.get(execution_id)
-        if now is None:
+        new = after.get(execution_id)
+        if new is None:
             stale[old.key].add(old.bucket)
             continue
-        if old == now:
+        if old == new:
             continue
-        if old.execution == now.execution and _is_part(old.steps, now.steps) and _is_part(old.reports, now.reports):
-            pack = added[now.key][now.bucket]
-            for step_id, step in now.steps.items():
+        if old.execution == new.execution and _is_part(old.steps, new.steps) and _is_part(old.reports, new.reports):
+            totals = added[new.key][new.bucket]
+            for step_id, step in new.steps.items():
                 if step_id not in old.steps:
-                    pack.add_step(*step, now.execution.status)
-            for name, report in now.reports.items():
-                if name not in old.reports:
-                    pack.add_report(report)
+                    totals.add_step(*step, new.execution.status)
+            for report_id, report in new.reports.items():
+                if report_id not in old.reports:
+                    totals.add_report(report)
         else:
             stale[old.key].add(old.bucket)
-            if (now.key, now.bucket) != (old.key, old.bucket):
-                now.add_to(added[now.key][now.bucket])
+            if (new.key, new.bucket) != (old.key, old.bucket):
+                new.add_to(added[new.key][new.bucket])
     for key in added.keys() | stale.keys():
-        book = RollupRows(connection, key)
-        for bucket, pack in sorted(added.get(key, {}).items()):
-            book.add(bucket, pack)
+        rows = RollupRows(connection, key)
+        for bucket, totals in sorted(added.get(key, {}).items()):
+            rows.add(bucket, totals)
         if key in stale:
-            book.correct(stale[key])
-        book.close()
+            rows.recount(stale[key])
+        rows.close()
 
 
 def _is_part(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> bool:

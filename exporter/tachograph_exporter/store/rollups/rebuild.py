@@ -1,4 +1,4 @@
-"""Rollups made anew from the executions."""
+"""Rebuilding the rollups from the executions."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from sqlalchemy import Connection, select
 
 from tachograph_exporter.store.locking import lock
 from tachograph_exporter.store.rollups.counting import Key
-from tachograph_exporter.store.rollups.rows import RollupRows, head_of, rebuilt
+from tachograph_exporter.store.rollups.expected import expected_rows
+from tachograph_exporter.store.rollups.rows import RollupRows, head_of
 from tachograph_exporter.store.schema import (
     workflow_executions,
     workflow_rollups,
 )
 
 _executions = workflow_executions.c
-
 _rollups = workflow_rollups.c
 
 
@@ -29,7 +29,7 @@ def workflows_with_executions(connection: Connection) -> list[Key]:
 
 
 def stored(connection: Connection, key: Key) -> dict[tuple[str, int], tuple[bytes, bytes]]:
-    """A workflow's rollup rows as they are, by (period, start)."""
+    """A workflow's rollup rows as stored, by (period, start)."""
     statement = select(_rollups.period, _rollups.start_s, _rollups.executions, _rollups.steps).where(
         _rollups.workspace_id == key[0], _rollups.workflow_id == key[1]
     )
@@ -37,18 +37,18 @@ def stored(connection: Connection, key: Key) -> dict[tuple[str, int], tuple[byte
 
 
 def rebuild_one(connection: Connection, key: Key, *, write: bool = True) -> int:
-    """Make a workflow's rollups anew; how many rows were not as they should be."""
+    """Rebuild a workflow's rollups. Returns the number of rows that were wrong."""
     lock(connection)
-    wanted, there = rebuilt(connection, key), stored(connection, key)
-    wrong = sum(1 for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
-    if write and (wrong or (head_of(connection, key) is None) is not (not wanted)):
-        book = RollupRows(connection, key)
-        book.replace(wanted)
-        book.close()
+    expected, actual = expected_rows(connection, key), stored(connection, key)
+    wrong = sum(1 for row in expected.keys() | actual.keys() if expected.get(row) != actual.get(row))
+    if write and (wrong or (head_of(connection, key) is None) is not (not expected)):
+        rows = RollupRows(connection, key)
+        rows.replace(expected)
+        rows.close()
     return wrong
 
 
 def rebuild_all(connection: Connection) -> None:
-    """Make every workflow's rollups anew, in the transaction of ``connection``."""
+    """Rebuild every workflow's rollups, in the transaction of ``connection``."""
     for key in workflows_with_executions(connection):
         rebuild_one(connection, key)

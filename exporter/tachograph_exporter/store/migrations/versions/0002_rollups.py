@@ -98,7 +98,7 @@ def upgrade() -> None:
         Column("events", LargeBinary, nullable=False),
         sqlite_autoincrement=True,
     )
-    # The rollups of what is there already are made by whoever migrates, see `prepare` in `database`.
+    # `database.prepare` rebuilds the rollups of existing executions after the migration.
     connection.execute(
         text("INSERT INTO store_state (name, value, updated_ns) VALUES ('rollups', 'stale', :now)"),
         {"now": time.time_ns()},
@@ -114,8 +114,8 @@ def _partition() -> None:
         op.execute(f"CREATE TABLE {table} (LIKE {old} INCLUDING DEFAULTS) PARTITION BY RANGE (execution_id)")
         op.execute(f"CREATE TABLE {table}_default PARTITION OF {table} DEFAULT")
     months = set()
-    is_time_ordered = "execution_id LIKE '________-____-7%'"
-    ids = f"SELECT DISTINCT substr(execution_id, 1, 13) FROM workflow_executions_0001 WHERE {is_time_ordered}"  # noqa: S608
+    is_version_7 = "execution_id LIKE '________-____-7%'"
+    ids = f"SELECT DISTINCT substr(execution_id, 1, 13) FROM workflow_executions_0001 WHERE {is_version_7}"  # noqa: S608
     for (prefix,) in connection.execute(text(ids)):
         moment = datetime.fromtimestamp(int(prefix.replace("-", ""), 16) / 1000, UTC)
         if 2000 <= moment.year <= 2200:
@@ -149,7 +149,7 @@ def _run_indexes() -> None:
 
 
 def downgrade() -> None:
-    """Back. What was archived stays in its files, and is no longer listed."""
+    """Back. Archived executions stay in their files and are no longer listed."""
     for table in (
         "event_log",
         "store_state",

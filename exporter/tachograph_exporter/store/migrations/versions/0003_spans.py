@@ -1,4 +1,4 @@
-"""Spans that arrive by OTLP."""
+"""Spans received by OTLP."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, LargeBinary, String, Text, text

@@ -1,4 +1,4 @@
-"""Traces and operations beside the spans that arrive by OTLP."""
+"""Traces and operations of the spans received by OTLP."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, text
@@ -9,10 +9,10 @@ down_revision = "0003"
 _FILL = """
 INSERT INTO traces (workspace_id, trace_id, span_count, changed_ns, start_ns, end_ns, root_rank, root_start_ns,
                     root_service, root_name)
-SELECT s.workspace_id, s.trace_id, t.found, t.ended, t.began, t.ended,
+SELECT s.workspace_id, s.trace_id, t.spans, t.ended, t.began, t.ended,
        CASE WHEN s.parent_span_id = '' THEN 1 ELSE 0 END, s.start_ns, s.service, substr(s.name, 1, 200)
 FROM spans AS s
-JOIN (SELECT workspace_id, trace_id, count(*) AS found, min(start_ns) AS began,
+JOIN (SELECT workspace_id, trace_id, count(*) AS spans, min(start_ns) AS began,
              max(CASE WHEN end_ns > start_ns THEN end_ns ELSE start_ns END) AS ended
       FROM spans GROUP BY workspace_id, trace_id) AS t
   ON t.workspace_id = s.workspace_id AND t.trace_id = s.trace_id
@@ -20,7 +20,7 @@ WHERE s.span_id = (SELECT r.span_id FROM spans AS r
                    WHERE r.workspace_id = s.workspace_id AND r.trace_id = s.trace_id
                    ORDER BY CASE WHEN r.parent_span_id = '' THEN 0 ELSE 1 END, r.start_ns, r.span_id LIMIT 1)
 """
-# The kind is inside the payload; until such a span comes again it counts as unspecified.
+# The kind is inside the payload: it is unspecified until such a span arrives again.
 _OPERATIONS = """
 INSERT INTO span_operations (workspace_id, service, name, kind, last_ns)
 SELECT workspace_id, service, substr(name, 1, 200), 0, max(start_ns)
