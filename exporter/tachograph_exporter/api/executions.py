@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 from sqlalchemy import Connection, Row
 
-from tachograph.errors import ArchiveError
+from tachograph.errors import ExecutionNotFound
 from tachograph.events import ExecutionStatus, StepStatus
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caching import is_far
@@ -26,12 +26,13 @@ from tachograph_exporter.api.request import (
     workspace_of,
 )
 from tachograph_exporter.api.routes import PAGE, Parameter, Route
-from tachograph_exporter.store import archive, execution_list
 from tachograph_exporter.store import definitions as definition_rows
+from tachograph_exporter.store import execution_list
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.execution_list import ExecutionFilter, Order, Position
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.rollups import read as read_rollups
+from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.tokens import WRITE
 from tachograph_exporter.store.totals import WorkflowTotals
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
@@ -177,23 +178,10 @@ def _common(row: Row[Any], now_ns: int) -> dict[str, Any]:
     }
 
 
-async def stored_run(request: web.Request, workspace: Workspace, execution_id: str | None = None) -> StoredRun:
-    """Everything stored of an execution (of the one in the path); from the archive if it is there. Raises 404, 410."""
-    wanted = execution_id if execution_id is not None else request.match_info["execution_id"]
-    return await request.app[DATABASE].read(lambda c: find_run(c, workspace.id, wanted))
-
-
-def find_run(connection: Connection, workspace_id: str, execution_id: str) -> StoredRun:
-    """`stored_run`, on a connection."""
-    try:
-        found = execution_rows.run(connection, workspace_id, execution_id) or archive.run(
-            connection, workspace_id, execution_id
-        )
-    except ArchiveError as error:
-        raise problems.archive_unavailable(execution_id, str(error)) from None
-    if found is None:
-        raise problems.execution_not_found(execution_id)
-    return found
+async def stored_run(request: web.Request, workspace: Workspace) -> StoredRun:
+    """Everything stored of the execution in the path. Raises `ExecutionNotFound`, `ArchiveError`."""
+    execution_id = request.match_info["execution_id"]
+    return await request.app[DATABASE].read(lambda c: find_run(c, workspace.id, execution_id))
 
 
 async def detail(request: web.Request) -> web.Response:
@@ -250,7 +238,7 @@ async def cancel(request: web.Request) -> web.Response:
     wanted = request.match_info["execution_id"]
     row = await request.app[DATABASE].read(lambda c: execution_rows.execution(c, workspace.id, wanted))
     if row is None:
-        raise problems.execution_not_found(wanted)
+        raise ExecutionNotFound(wanted)
     if not request.app[EXECUTOR].cancel(wanted, "cancelled through the API"):
         raise problems.not_running(wanted, row.status)
     return json_response(Cancelling(execution_id=wanted, workflow_id=row.workflow_id), 202)

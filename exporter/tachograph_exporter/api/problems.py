@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from tachograph.errors import Fault, StoreUnavailable
+from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ def token_not_found(wanted: str) -> Problem:
     return Problem(404, "token_not_found", f'there is no token "{wanted}"')
 
 
-def archive_unavailable(execution_id: str, why: str) -> Problem:
-    return Problem(410, "archive_unavailable", f'execution "{execution_id}" is archived: {why}')
+def archive_unavailable(error: ArchiveError) -> Problem:
+    return Problem(410, "archive_unavailable", str(error))
 
 
 def project_not_found(wanted: str) -> Problem:
@@ -101,8 +101,8 @@ def workflow_not_found(wanted: str) -> Problem:
     return Problem(404, "workflow_not_found", f'there is no workflow "{wanted}" in this workspace')
 
 
-def execution_not_found(wanted: str) -> Problem:
-    return Problem(404, "execution_not_found", f'there is no execution "{wanted}" in this workspace')
+def execution_not_found(execution_id: str) -> Problem:
+    return Problem(404, "execution_not_found", str(ExecutionNotFound(execution_id)))
 
 
 def not_running(execution_id: str, status: str) -> Problem:
@@ -260,6 +260,10 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     except Problem as problem:
         return problem.response()
+    except ExecutionNotFound as error:
+        return execution_not_found(error.execution_id).response()
+    except ArchiveError as error:
+        return archive_unavailable(error).response()
     except web.HTTPRequestEntityTooLarge:
         return too_large(request.app._client_max_size).response()
     except web.HTTPException as error:

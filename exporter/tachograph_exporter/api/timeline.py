@@ -11,11 +11,12 @@ from sqlalchemy import Connection
 
 from tachograph.events import StepStatus
 from tachograph.outcomes import Outcomes
-from tachograph_exporter.api.executions import find_run, stored_run
+from tachograph_exporter.api.executions import stored_run
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, RECORDER, json_response, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.ingest.spans import otlp_json
+from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.views.chrome_trace import chrome_trace
 from tachograph_exporter.views.otlp_spans import spans_of_run
 from tachograph_exporter.views.reconcile import reconcile

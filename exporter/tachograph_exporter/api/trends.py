@@ -6,10 +6,10 @@ from aiohttp import web
 from sqlalchemy import Connection
 
 from tachograph.clock import NS
-from tachograph_exporter.api.executions import find_run
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, json_response, workflow_of, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
+from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.views.comparison import BASELINE_SECONDS, compare_runs, usual_comparison
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.trends import WorkflowTrends

@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Connection, Row, insert, update
 
+from tachograph.errors import ExecutionNotFound
 from tachograph.identity import new_id, workspace_id
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.validation import validate_document
 from tachograph_exporter import bundled_workflows
-from tachograph_exporter.api.executions import find_run
-from tachograph_exporter.api.problems import Problem
 from tachograph_exporter.cli.common import (
     DATABASE,
     AllowOption,
@@ -39,6 +38,7 @@ from tachograph_exporter.store import workspaces as workspace_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.definitions import definition_values
 from tachograph_exporter.store.execution_list import ExecutionFilter
+from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.schema import workflow_definitions
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.times import parse_duration, parse_time
@@ -158,7 +158,7 @@ def _seed_one(
 
 
 def _run(connection: Connection, owner: str, wanted: str) -> execution_rows.StoredRun:
-    """An execution by id, or the newest for ``last``. Raises `Problem`."""
+    """An execution by id, or the newest for ``last``. Raises `StoreError`."""
     if wanted == "last":
         rows = execution_list.executions(connection, ExecutionFilter(workspace=owner), 0, 1)
         wanted = rows[0].execution_id if rows else wanted
@@ -179,8 +179,8 @@ def timeline(
 
         try:
             run = store.look(lambda c: _run(c, owner, execution))
-        except Problem as problem:
-            fail(f'{problem.detail} "{workspace}"' if problem.status == 404 else problem.detail)
+        except ExecutionNotFound as error:
+            fail(f'{error} "{workspace}"')
         finally:
             store.close()
     built = build_timeline(run, now_ns=time.time_ns())
@@ -296,8 +296,6 @@ def compare(
 
         try:
             found = store.look(read)
-        except Problem as problem:
-            fail(problem.detail)
         finally:
             store.close()
     if as_json:
