@@ -18,7 +18,7 @@ from tachograph.version import version
 from tachograph_exporter.api.problems import CODES, ProblemDetails
 from tachograph_exporter.api.routes import Parameter, Route
 
-EXAMPLES: Final = Path(__file__).with_name("examples.json")
+EXAMPLES: Final = Path(__file__).with_name("openapi_examples.json")
 """Answers of a real service, by ``GET /path``; made by tools/docs.py."""
 
 _KINDS: Final[dict[str, dict[str, Any]]] = {
