@@ -11,7 +11,7 @@ from tests.api.test_api import RETRY, register
 from tests.conftest import Api, serve
 
 from tachograph.workflow import HandlerRegistry
-from tachograph_exporter.api.guard import find_token
+from tachograph_exporter.api.guard import find_caller
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.service import ROUTES, Service
 from tachograph_exporter.store.database import Database
@@ -127,7 +127,7 @@ async def test_tokens_expire_are_revoked_and_are_stored_as_digests(guarded: Api)
     assert (status, body["code"]) == (401, "unauthorized")
     database = guarded.service.database
     _, old = database.run(lambda c: create_token(c, name="old", scopes=["read"], expires_ns=1))
-    assert database.look(lambda c: find_token(c, old)) is None
+    assert database.look(lambda c: find_caller(c, old)) is None
     path = database.url.database
     assert path is not None
     everything = b"".join(file.read_bytes() for file in Path(path).parent.glob(Path(path).name + "*"))
