@@ -163,7 +163,7 @@ def test_beyond_loopback_a_token_there_is_enough_and_without_one_it_does_not_sta
     database.run(lambda c: create_token(c, name="x", scopes=["read"]))
     database.close()
     Service(config).recorder.close()
-    with pytest.raises(ConfigError, match="there is none"):
+    with pytest.raises(ConfigError, match="none exists"):
         Config(is_token_required=True).check()
     Config(host="0.0.0.0", is_insecure=True).check()
 

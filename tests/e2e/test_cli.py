@@ -104,7 +104,7 @@ BAD_USE: list[tuple[list[str], str]] = [
     (["replay", str(FLOWS / "basic_sequence.json")], "WfFormat"),
     (["replay", "x.json", "--speed", "0"], "more than 0"),
     (["timeline", "last"], "no database"),
-    (["serve", "--listen", "here"], "no address to listen on"),
+    (["serve", "--listen", "here"], "not a valid address to listen on"),
 ]
 
 

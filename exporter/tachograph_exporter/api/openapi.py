@@ -99,7 +99,7 @@ def _operation(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": _operation_id(route),
         "tags": [_tag(route)],
-        "summary": route.summary.rstrip(".").capitalize() if route.summary else "",
+        "summary": route.summary[:1].upper() + route.summary[1:].rstrip("."),
         "parameters": [*_path_parameters(route), *map(_query_parameter, route.query), *_workspace_parameters(route)],
         "responses": _responses(route, examples),
     }
