@@ -1,4 +1,4 @@
-"""What tests of several rooms need."""
+"""Fixtures and builders used by the tests of several packages."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        # They start the service, and talk to it over a socket.
+        # These start the service and talk to it over a socket.
         if {"api", "guarded"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.e2e)
 
 
 class Api:
-    """A running service and a client that speaks JSON with it."""
+    """A running service and a JSON client of it."""
 
     def __init__(self, service: Service, session: aiohttp.ClientSession, address: str) -> None:
         self.service = service
@@ -55,13 +55,13 @@ class Api:
             return response.status, await response.text()
 
     async def get(self, path: str, **options: Any) -> Any:
-        """The decoded body of a GET that must be answered with 200."""
+        """The decoded body of a GET that must respond with 200."""
         status, body = await self.call("GET", path, **options)
         assert status == 200, body
         return body
 
     async def run(self, workflow: str, inputs: dict[str, Any] | None = None) -> str:
-        """Execute a registered workflow and wait for its end; the execution's id."""
+        """Execute a registered workflow, wait for its end, and return the execution's id."""
         status, body = await self.call("POST", f"/api/workflows/{workflow}/execute", {"input_variables": inputs or {}})
         assert status == 202, body
         await self.finished(body["execution_id"])
@@ -79,34 +79,34 @@ class Api:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables, made once: migrating takes longer than most tests."""
+    """A migrated database, created once: the migrations take longer than most tests."""
     path = tmp_path_factory.mktemp("database") / "empty.db"
     Database(f"sqlite:///{path}").close()
     return path
 
 
 def _postgres_binary(name: str) -> str | None:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-        found = str(versions[-1]) if versions else None
-    return found
+        path = str(versions[-1]) if versions else None
+    return path
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Callable[..., str]]:
-    """A real PostgreSQL on a free port; calling it makes a new database with its tables and gives the URL."""
+    """A real PostgreSQL server; calling the fixture creates a migrated (or empty) database and returns its URL."""
     initdb, pg_ctl = _postgres_binary("initdb"), _postgres_binary("pg_ctl")
     if initdb is None or pg_ctl is None:
         pytest.skip("needs PostgreSQL (apt-get install postgresql)")
-    # The server refuses to run as root; then the package's own user runs it, in a directory that user can enter.
+    # The server refuses to run as root, so the package's user runs it, in a directory that this user can enter.
     directory = Path(tempfile.mkdtemp(prefix="tachograph-pg-", dir="/tmp"))
     prefix: list[str] = []
     if os.getuid() == 0:
         shutil.chown(directory, "postgres")
         prefix = ["runuser", "-u", "postgres", "--"]
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
     run = functools.partial(
         subprocess.run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/tmp"
     )
@@ -124,19 +124,19 @@ def postgres() -> Iterator[Callable[..., str]]:
     admin("CREATE DATABASE template_tachograph")
     Database(f"{base}/template_tachograph").close()
 
-    def make(*, empty: bool = False) -> str:
+    def create_database(*, empty: bool = False) -> str:
         name = f"test_{next(numbers)}"
         admin(f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else 'template_tachograph'}")
         return f"{base}/{name}"
 
-    yield make
+    yield create_database
     run([*prefix, pg_ctl, "-D", str(directory / "data"), "-m", "immediate", "-w", "stop"])
     shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.e2e)])
 def any_database_url(request: pytest.FixtureRequest) -> str:
-    """A database with its tables, on SQLite and on PostgreSQL."""
+    """A migrated database, on SQLite and on PostgreSQL."""
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgres")())
     return str(request.getfixturevalue("database_url"))
@@ -156,8 +156,8 @@ def handlers() -> HandlerRegistry:
 
 @pytest.fixture
 async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
-    async for found in serve(Config(database=database_url, grace_seconds=0.2), handlers):
-        yield found
+    async for api in serve(Config(database=database_url, grace_seconds=0.2), handlers):
+        yield api
 
 
 async def serve(config: Config, handlers: HandlerRegistry) -> AsyncIterator[Api]:
@@ -172,22 +172,22 @@ async def serve(config: Config, handlers: HandlerRegistry) -> AsyncIterator[Api]
 
 
 running = contextlib.asynccontextmanager(serve)
-"""A service for the length of a block."""
+"""A running service for the duration of a block."""
 
 
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
-    made = Recorder()
-    yield made
-    made.close(5)
+    recorder = Recorder()
+    yield recorder
+    recorder.close(5)
 
 
 @pytest.fixture
 def events(recorder: Recorder) -> list[Event]:
-    """Everything the recorder was told, in order, after `recorder.flush()`."""
-    found: list[Event] = []
-    recorder.add("test", found.append)
-    return found
+    """Every event that was recorded, in order, once `recorder.flush()` returns."""
+    events: list[Event] = []
+    recorder.add("test", events.append)
+    return events
 
 
 def make_execution(workflow: str = "etl", **fields: Any) -> ExecutionRef:
@@ -215,6 +215,6 @@ def wait_until() -> Callable[[Callable[[], bool]], None]:
             if condition():
                 return
             done.wait(0.01)
-        raise AssertionError("it did not happen in time")
+        raise AssertionError("the condition did not become true in time")
 
     return wait

@@ -101,6 +101,16 @@ def test_imports_point_down() -> None:
     assert not wrong, "\n".join(sorted(wrong))
 
 
+def test_the_command_line_imports_no_http_handlers() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in imports().items()
+        for other in others
+        if room(module) == "tachograph_exporter.cli" and room(other) == "tachograph_exporter.api"
+    ]
+    assert not wrong, "\n".join(sorted(wrong))
+
+
 def test_every_room_stands_on_a_floor() -> None:
     tops = {".".join(name.split(".")[:2]) for name, _ in modules()}
     assert tops <= FLOORS.keys(), f"give these a floor: {', '.join(sorted(tops - FLOORS.keys()))}"

@@ -1,4 +1,4 @@
-"""Where the example workflows and their handlers are: in the installed package, or in the source tree."""
+"""The example workflows and their handlers, in the installed package or in the source tree; loading of handlers."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ _HERE = Path(__file__).resolve().parent
 
 
 def _directory() -> Path:
-    # ``examples/`` is copied beside this file into the wheel; in a source tree it is at the top.
+    # The wheel has a copy of ``examples/`` beside this file; in a source tree it is at the top.
     for candidate in (_HERE / "examples", *(parent / "examples" for parent in _HERE.parents[:4])):
         if (candidate / "workflows").is_dir():
             return candidate
-    raise FileNotFoundError("the example workflows are not installed")
+    raise FileNotFoundError(f"the example workflows are missing: there is no directory {_HERE / 'examples'}")
 
 
 def workflow_directory() -> Path:
-    """The directory of the example workflows."""
+    """Directory of the example definitions."""
     return _directory() / "workflows"
 
 
 def workflow_files() -> Sequence[Path]:
-    """The example workflows, by name."""
+    """The example definitions, sorted by name."""
     return sorted(workflow_directory().glob("*.json"))
 
 
 def load_handlers() -> None:
-    """Register the examples' step handlers."""
+    """Register the step handlers of the examples."""
     load_handler_file(_directory() / "handlers.py", "tachograph_example_handlers")
 
 
 def load_handler_file(path: Path, name: str | None = None) -> None:
-    """Import a Python file chosen by whoever starts the process, for the handlers it registers."""
+    """Import a Python file for the handlers that it registers, unless it is already imported."""
     name = name or f"tachograph_handlers_{path.stem}"
     if name in sys.modules:
         return
@@ -50,13 +50,13 @@ def load_handler_file(path: Path, name: str | None = None) -> None:
         raise
 
 
-def load(wanted: str) -> None:
-    """Register handlers from ``examples``, from a ``.py`` file, or from an importable module. Raises ImportError."""
-    if wanted == "examples":
+def load(source: str) -> None:
+    """Register handlers from ``examples``, a ``.py`` file, or an importable module. Raises ImportError."""
+    if source == "examples":
         load_handlers()
-    elif wanted.endswith(".py"):
-        if not Path(wanted).is_file():
-            raise ImportError(f"there is no file {wanted}")
-        load_handler_file(Path(wanted))
+    elif source.endswith(".py"):
+        if not Path(source).is_file():
+            raise ImportError(f"there is no file {source}")
+        load_handler_file(Path(source))
     else:
-        importlib.import_module(wanted)
+        importlib.import_module(source)

@@ -1,4 +1,4 @@
-"""How the service is set up: from the command line and the environment, checked in one place."""
+"""Settings of the service and their checks."""
 
 from __future__ import annotations
 
@@ -13,26 +13,33 @@ from tachograph.errors import TachographError
 
 DEFAULT_LISTEN: Final = "127.0.0.1:9923"
 DEFAULT_DATABASE: Final = "sqlite:///tachograph.db"
-TOKEN_VARIABLE: Final = "TACHOGRAPH_TOKEN"  # noqa: S105 - its name
-MIN_TOKEN: Final = 16
+TOKEN_VARIABLE: Final = "TACHOGRAPH_TOKEN"  # noqa: S105 - the name of the variable
+MIN_TOKEN_LENGTH: Final = 16
 
 
 class ConfigError(TachographError):
-    """The service cannot be set up as asked; says what to change."""
+    """Settings are unsafe or cannot work; the message says what to change."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The service's settings.
 
-    ``token``: allows everything to whoever sends it (``Authorization: Bearer …``). Beyond loopback a token is asked
-    for, this one or one made by ``tachograph tokens create``; ``is_token_required`` asks for one on loopback too
-    (behind a proxy), ``is_insecure`` never does. ``open_metrics``: ``/metrics`` needs no token. ``certificate`` and
-    ``key``: files for TLS. ``archive_after_days`` and ``archive_directory``: executions that ended so long ago are
-    archived there; ``delete_after_days``: or deleted. ``measures``: names of step measures that become metrics.
-    ``grace_seconds``: how long running steps may go on when the service is stopped. ``series_limit``: label sets of one
-    metric; ``series_expire_seconds``: drop those that have not changed for so long. ``mapping``: a file of rules that
-    say which spans are executions and steps. ``max_stream_clients``: who may follow live events at once. ``trace_url``:
-    where the page's links to traces lead, with ``{trace_id}`` in it.
+    Access. ``token`` grants full access to whoever sends it (``Authorization: Bearer …``). Callers need a token (this
+    one or one created by ``tachograph tokens create``) unless the service listens on loopback only;
+    ``is_token_required`` requires one on loopback too (for use behind a proxy), ``is_insecure`` never requires one.
+    ``open_metrics`` makes ``/metrics`` public. ``certificate`` and ``key`` are PEM files for TLS.
+
+    Retention. Executions that ended ``archive_after_days`` ago move to ``archive_directory``, or are deleted after
+    ``delete_after_days``.
+
+    Work. ``workspace`` is the default workspace. ``grace_seconds`` is how long running steps may continue when the
+    service stops. ``max_executions`` run at once, ``max_queued_executions`` more may wait. ``mapping`` is a file of
+    rules that map spans to executions and steps. ``max_stream_clients`` may follow live events at once.
+
+    Metrics. ``measures`` are the names of step measures to export. ``series_limit`` is the maximum of label sets per
+    metric; label sets unchanged for ``series_expire_seconds`` are dropped.
+
+    Page. ``trace_url`` is the URL of a trace in a viewer, with ``{trace_id}`` in it.
     """
 
     host: str = "127.0.0.1"
@@ -61,12 +68,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needs_token(self) -> bool:
-        """Whether callers must send a token."""
+        """Whether callers need a token."""
         return not self.is_insecure and (self.is_token_required or self.token is not None or not self.is_loopback)
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the service."""
+        """Whether the service listens on loopback only."""
         return is_loopback(self.host)
 
     @property
@@ -77,11 +84,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def scheme(self) -> str:
-        """http or https."""
+        """``http`` or ``https``."""
         return "https" if self.certificate is not None else "http"
 
     def tls(self) -> ssl.SSLContext | None:
-        """The TLS context of the certificate and key files, if there are any. Raises `ConfigError`."""
+        """TLS context from the certificate and key files; None without a certificate. Raises `ConfigError`."""
         if self.certificate is None:
             return None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -93,29 +100,29 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return context
 
     def check(self, *, has_tokens: bool = False) -> None:
-        """Raises `ConfigError` where the settings would be unsafe or cannot work.
+        """Raise `ConfigError` if the settings are unsafe or cannot work.
 
-        ``has_tokens``: the database has some.
+        ``has_tokens``: the database has valid tokens.
         """
-        if self.token is not None and len(self.token) < MIN_TOKEN:
-            raise ConfigError(f"the token has {len(self.token)} characters; use at least {MIN_TOKEN}")
+        if self.token is not None and len(self.token) < MIN_TOKEN_LENGTH:
+            raise ConfigError(f"the token has {len(self.token)} characters; use at least {MIN_TOKEN_LENGTH}")
         if self.token is None and not has_tokens:
             if self.is_token_required:
-                raise ConfigError(f"a token is asked for, but there is none: {_HOW_TO_TOKEN}")
+                raise ConfigError(f"a token is required, but none exists: {_TOKEN_HELP}")
             if not self.is_loopback and not self.is_insecure:
                 raise ConfigError(
-                    f"listening on {self.host} lets others in, so a token is needed: {_HOW_TO_TOKEN}, listen on "
-                    "127.0.0.1, or say --insecure if something else keeps others out"
+                    f"listening on {self.host} is open to other machines, so a token is required: {_TOKEN_HELP}, "
+                    "listen on 127.0.0.1, or use --insecure if access is restricted by other means"
                 )
         if self.key is not None and self.certificate is None:
-            raise ConfigError("a TLS key needs its certificate: add --tls-cert FILE")
+            raise ConfigError("a TLS key needs a certificate: add --tls-cert FILE")
         if (self.archive_after_days is None) != (self.archive_directory is None):
             raise ConfigError("archiving needs both --archive-after DAYS and --archive-to DIR")
         if self.trace_url is not None and (
             "{trace_id}" not in self.trace_url or not self.trace_url.startswith(("http://", "https://", "/"))
         ):
             raise ConfigError(
-                f"{self.trace_url!r} leads to no trace; expected a URL with {{trace_id}} in it, for instance "
+                f"{self.trace_url!r} is not a valid trace URL; expected a URL with {{trace_id}} in it, for instance "
                 "http://localhost:16686/trace/{trace_id}"
             )
         if self.delete_after_days is not None and self.archive_after_days is not None:
@@ -123,14 +130,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         self.tls()
 
 
-_HOW_TO_TOKEN: Final = (
-    f"make one with `tachograph tokens create`, or set {TOKEN_VARIABLE} (for instance to the output of "
+_TOKEN_HELP: Final = (
+    f"create one with `tachograph tokens create`, or set {TOKEN_VARIABLE} (for instance to the output of "
     "`openssl rand -hex 24`)"
 )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reachable from this machine only."""
+    """Whether a host name or address is loopback."""
     if host == "localhost":
         return True
     try:
@@ -140,7 +147,10 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """(host, port) of ``127.0.0.1:9923``, ``[::1]:9923``, ``:9923`` (all addresses) or ``9923`` (loopback)."""
+    """(host, port) of ``127.0.0.1:9923``, ``[::1]:9923``, ``:9923`` (all addresses) or ``9923`` (loopback).
+
+    Raises `ConfigError`.
+    """
     host, colon, port_text = text.rpartition(":")
     if not colon:
         host = "127.0.0.1"
@@ -149,7 +159,9 @@ def parse_listen(text: str) -> tuple[str, int]:
     except ValueError:
         port = -1
     if not 0 <= port <= 65_535:
-        raise ConfigError(f"{text!r} is no address to listen on; expected HOST:PORT, for instance {DEFAULT_LISTEN}")
+        raise ConfigError(
+            f"{text!r} is not a valid address to listen on; expected HOST:PORT, for instance {DEFAULT_LISTEN}"
+        )
     return host.removeprefix("[").removesuffix("]") or "0.0.0.0", port  # noqa: S104 - refused without a token
 
 

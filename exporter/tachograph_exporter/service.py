@@ -31,6 +31,7 @@ from tachograph.workflow.executor import Executor
 from tachograph.workflow.handlers import HandlerRegistry
 from tachograph.workflow.handlers import registry as default_handlers
 from tachograph_exporter.api import (
+    comparison,
     executions,
     guard,
     health,
@@ -39,18 +40,20 @@ from tachograph_exporter.api import (
     openapi,
     otlp,
     page,
+    reconciliation,
     scrape,
     stream,
     tempo,
     timeline,
+    tokens,
     trends,
     workflows,
     workspaces,
 )
-from tachograph_exporter.api.caching import deliver
-from tachograph_exporter.api.problems import problems
-from tachograph_exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER, WORKSPACES
-from tachograph_exporter.api.routes import Route
+from tachograph_exporter.api.caching import caching_middleware
+from tachograph_exporter.api.problems import problem_middleware
+from tachograph_exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER, WORKSPACE_CACHE
+from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
@@ -72,12 +75,16 @@ SWEEP_SECONDS: Final = 10.0
 RETENTION_SECONDS: Final = 3600.0
 REASSEMBLY_SECONDS: Final = 0.5
 ROUTES: Final[tuple[Route, ...]] = (
+    *comparison.ROUTES,
     *trends.ROUTES,
     *executions.ROUTES,
     *timeline.ROUTES,
+    *reconciliation.ROUTES,
     *metrics.ROUTES,
+    *scrape.ROUTES,
     *workflows.ROUTES,
     *workspaces.ROUTES,
+    *tokens.ROUTES,
     *health.ROUTES,
     *otlp.ROUTES,
     *jaeger.ROUTES,
@@ -145,7 +152,7 @@ class Service:
         self.executor = Executor(
             self.recorder, handlers=handlers, max_executions=config.max_executions, carrier=propagation
         )
-        self.life = health.Life()
+        self.life = health.Lifecycle()
         self.database.run(self._prepare)
 
     def _prepare(self, connection: Connection) -> None:
@@ -159,10 +166,12 @@ class Service:
 
     def application(self) -> web.Application:
         """The aiohttp application, which starts and stops the service's background tasks."""
-        app = web.Application(middlewares=[deliver, problems, guard.guard], client_max_size=self.config.max_body_bytes)
-        app[guard.GUARDED] = self.config
-        app[guard.DOORKEEPER] = guard.Doorkeeper(self.config, self.database)
-        app[guard.ROUTE_OF] = {route.handler: route for route in ROUTES} | {
+        app = web.Application(
+            middlewares=[caching_middleware, problem_middleware, guard.guard],
+            client_max_size=self.config.max_body_bytes,
+        )
+        app[guard.AUTHENTICATOR] = guard.Authenticator(self.config, self.database)
+        app[ROUTE_BY_HANDLER] = {route.handler: route for route in ROUTES} | {
             handler: Route(method="GET", path=path, handler=handler, scope=None, in_workspace=False)
             for path, handler in page.PAGES
         }
@@ -171,11 +180,11 @@ class Service:
         app[DATABASE] = self.database
         app[RECORDER] = self.recorder
         app[EXECUTOR] = self.executor
-        app[WORKSPACES] = {}
+        app[WORKSPACE_CACHE] = {}
         app[otlp.RECEIVER] = self.receiver
-        app[metrics.ANSWERS] = metrics.Answers()
+        app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics)
-        app[health.LIFE] = self.life
+        app[health.LIFECYCLE] = self.life
         app[stream.HUB] = self.hub
         app[stream.OWN] = self.self_metrics
         app.on_shutdown.append(self._disconnect_followers)

@@ -1,4 +1,4 @@
-"""Times at the edge: unix nanoseconds inside, RFC 3339 UTC and seconds outside."""
+"""Conversion of times and durations: unix nanoseconds inside, RFC 3339 UTC and seconds outside."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Final
 
 from tachograph.clock import NS
 
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-_MOST: Final = 1 << 63
+_SECONDS_BY_UNIT: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_MAX_NS: Final = 1 << 63
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)?")
 
 
@@ -20,7 +20,7 @@ def _second(seconds: int) -> str:
 
 
 def rfc3339(time_ns: int) -> str:
-    """``2026-01-31T23:59:59.123456Z``."""
+    """RFC 3339 in UTC with microseconds: ``2026-01-31T23:59:59.123456Z``."""
     seconds, rest = divmod(time_ns, NS)
     return f"{_second(seconds)}.{rest // 1000:06d}Z"
 
@@ -31,12 +31,12 @@ def rfc3339_or_none(time_ns: int | None) -> str | None:
 
 
 def seconds(duration_ns: int | None) -> float | None:
-    """Seconds, exact to the nanosecond as far as a float can be; None for None."""
+    """A duration in seconds; None for None."""
     return None if duration_ns is None else duration_ns / NS
 
 
 def parse_time(text: str, now_ns: int) -> int:
-    """Unix nanoseconds of an RFC 3339 time, of unix seconds, or of a time ago such as ``7d``. Raises ValueError."""
+    """Unix nanoseconds of an RFC 3339 time, of unix seconds, or of an age such as ``7d``. Raises ValueError."""
     if match := _DURATION.fullmatch(text):
         if match[2]:
             return max(0, now_ns - _nanoseconds(text, match))
@@ -45,7 +45,8 @@ def parse_time(text: str, now_ns: int) -> int:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
-            f"{text!r} is no time: expected RFC 3339 (2026-01-31T12:00:00Z), unix seconds, or a time ago (90m, 24h, 7d)"
+            f"{text!r} is not a valid time: expected RFC 3339 (2026-01-31T12:00:00Z), unix seconds, or an age "
+            "(90m, 24h, 7d)"
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
@@ -53,17 +54,19 @@ def parse_time(text: str, now_ns: int) -> int:
 
 
 def _nanoseconds(text: str, match: re.Match[str]) -> int:
-    found = float(match[1]) * _UNITS[match[2] or "s"] * NS
-    if found >= _MOST:
-        raise ValueError(f"{text[:40]!r} is too long: times end in the year 2262")
-    return round(found)
+    nanoseconds = float(match[1]) * _SECONDS_BY_UNIT[match[2] or "s"] * NS
+    if nanoseconds >= _MAX_NS:
+        raise ValueError(f"{text[:40]!r} is too large: times end in the year 2262")
+    return round(nanoseconds)
 
 
 def parse_duration(text: str) -> int:
     """Nanoseconds of a duration: seconds, or a number with a unit (``250ms``, ``90s``, ``1.5h``). Raises ValueError."""
     if match := _DURATION.fullmatch(text):
         return _nanoseconds(text, match)
-    raise ValueError(f"{text!r} is no duration: expected seconds (0.25) or a number with a unit (250ms, 90s, 1.5h)")
+    raise ValueError(
+        f"{text!r} is not a valid duration: expected seconds (0.25) or a number with a unit (250ms, 90s, 1.5h)"
+    )
 
 
 def human(duration_ns: int | None) -> str:

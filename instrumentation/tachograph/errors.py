@@ -13,7 +13,8 @@ TachographError
 └── StoreError               (the service) the database cannot be used
     ├── BadDatabaseURL       not the URL of a supported database
     ├── CannotOpen           the database cannot be opened (no such directory, no permission, not a database)
-    ├── NewerSchema          a newer Tachograph has migrated the database
+    ├── NewerSchema          the database was made by a newer Tachograph
+    ├── ExecutionNotFound    the workspace has no execution with this id
     └── ArchiveError         an archived execution cannot be read, or pyarrow is not installed
 """
 
@@ -106,6 +107,14 @@ class CannotOpen(StoreError):
 
 class NewerSchema(StoreError):
     """A newer Tachograph has migrated the database."""
+
+
+class ExecutionNotFound(StoreError):
+    """The workspace has no execution with this id, neither in the tables nor in the archive."""
+
+    def __init__(self, execution_id: str) -> None:
+        super().__init__(f'there is no execution "{execution_id}" in this workspace')
+        self.execution_id = execution_id
 
 
 class ArchiveError(StoreError):

@@ -1,4 +1,4 @@
-"""The HTTP API: every route, its fields, its errors."""
+"""The HTTP API: routes, fields and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY, Counter
 from tests.conftest import Api, serve
 
-import tachograph as plain
+import tachograph
 from tachograph.metrics.exposition import render_gzip
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.api import scrape as scrape_module
@@ -94,7 +94,7 @@ async def test_templates_can_be_posted_as_they_are(api: Api) -> None:
         await register(api, template)
 
 
-async def test_execute_answers_202_when_the_execution_is_on_record(api: Api) -> None:
+async def test_execute_responds_with_202_once_the_execution_is_stored(api: Api) -> None:
     identifier = await register(api, SLOW)
     async with api.session.post(
         f"{api.address}/api/workflows/{identifier}/execute/", json={"input_variables": {}}
@@ -104,7 +104,7 @@ async def test_execute_answers_202_when_the_execution_is_on_record(api: Api) -> 
         assert r.headers["Location"] == f"/api/workflows/executions/{body['execution_id']}"
     assert body["status"] == "submitted"
     assert {"execution_id", "workflow_id", "message", "trace_id"} <= body.keys()
-    # No waiting: what was acknowledged is there.
+    # Without waiting: an acknowledged execution is stored.
     assert (await api.get(f"/api/workflows/executions/{body['execution_id']}/status"))["status"] in (
         "pending",
         "running",
@@ -140,7 +140,7 @@ async def test_a_running_execution_has_a_timeline_with_open_steps_and_can_be_can
     assert (status, body["code"]) == (409, "not_cancellable")
 
 
-async def test_a_timeline_says_all_there_is_to_say(api: Api) -> None:
+async def test_a_timeline_has_every_field(api: Api) -> None:
     execution = await api.run(await register(api, RETRY))
     timeline = await api.get(f"/api/workflows/executions/{execution}/timeline")
     fields = set(schemas.WorkflowExecutionTimeline.__struct_fields__)
@@ -192,7 +192,7 @@ async def test_timelines_are_filtered(api: Api, query: str, names: set[str]) -> 
     assert timeline["step_count"] == 4
 
 
-async def test_reported_values_cost_and_lines_are_in_the_timeline(api: Api, handlers: HandlerRegistry) -> None:
+async def test_measures_costs_and_log_lines_are_in_the_timeline(api: Api, handlers: HandlerRegistry) -> None:
     templates = await api.get("/api/workflows/templates")
     (chain,) = [item for item in templates["items"] if item["name"] == "agent_chain"]
     execution = await api.run(await register(api, chain))
@@ -246,11 +246,16 @@ async def test_metrics_and_statistics_count_and_time(api: Api) -> None:
     for seconds in (0.01, 0.03):
         await api.run(identifier, {"n": seconds})
     await api.run(await register(api, RETRY))
-    found = await api.get(f"/api/workflows/{identifier}/metrics")
-    assert (found["total_executions"], found["successful_executions"], found["success_rate"]) == (2, 2, 100.0)
-    assert 0.01 <= found["min_duration_seconds"] <= found["average_duration_seconds"] <= found["max_duration_seconds"]
-    assert found["max_duration_seconds"] >= 0.03
-    assert found["average_duration_seconds"] == pytest.approx(found["total_duration_seconds"] / 2)
+    metrics = await api.get(f"/api/workflows/{identifier}/metrics")
+    assert (metrics["total_executions"], metrics["successful_executions"], metrics["success_rate"]) == (2, 2, 100.0)
+    assert (
+        0.01
+        <= metrics["min_duration_seconds"]
+        <= metrics["average_duration_seconds"]
+        <= metrics["max_duration_seconds"]
+    )
+    assert metrics["max_duration_seconds"] >= 0.03
+    assert metrics["average_duration_seconds"] == pytest.approx(metrics["total_duration_seconds"] / 2)
     assert (await api.get(f"/api/workflows/{identifier}/metrics?to=1h"))["total_executions"] == 0
     stats = await api.get("/api/workflows/executions/stats")
     assert (stats["total_executions"], stats["failed_executions"]) == (3, 1)
@@ -311,13 +316,13 @@ async def test_errors_are_problems_with_a_stable_code(
         assert problem["detail"]
 
 
-async def test_all_faults_of_a_query_come_at_once_with_their_places(api: Api) -> None:
+async def test_all_faults_of_a_query_are_listed_with_their_places(api: Api) -> None:
     _, body = await api.call("GET", "/api/workflows?limit=x&skip=-1&workspce_id=1")
     assert [fault["at"] for fault in body["errors"]] == ["skip", "limit", "workspce_id"]
     assert 'did you mean "workspace_id"' in body["errors"][2]["message"]
 
 
-async def test_hostile_bodies(api: Api) -> None:
+async def test_hostile_bodies_are_refused(api: Api) -> None:
     async def post(data: Any, content_type: str = "application/json", **headers: str) -> tuple[int, str]:
         async with api.session.post(
             f"{api.address}/api/workflows", data=data, headers={"Content-Type": content_type, **headers}
@@ -335,13 +340,13 @@ async def test_hostile_bodies(api: Api) -> None:
         for _ in range(50):
             yield b" " * 1_000_000
 
-    # Hanging up before all was sent is as good an answer.
+    # The server may also close the connection before the whole body is sent.
     with contextlib.suppress(aiohttp.ClientOSError):
         assert await post(chunks()) == (413, "body_too_large")
     assert (await api.get("/-/healthy"))["status"] == "healthy"
 
 
-async def test_a_fifty_megabyte_body_is_413_by_its_length_alone(api: Api) -> None:
+async def test_a_too_large_content_length_is_413_before_the_body_is_read(api: Api) -> None:
     host, port = api.address.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(
@@ -353,7 +358,7 @@ async def test_a_fifty_megabyte_body_is_413_by_its_length_alone(api: Api) -> Non
     writer.close()
 
 
-async def test_unicode_names_stay_what_they_are(api: Api) -> None:
+async def test_unicode_names_are_preserved(api: Api) -> None:
     name = "<img src=x onerror=alert(1)> ☃ Ünï"
     identifier = await register(api, {"name": name, "steps": [{"name": "schritt ☃"}]})
     execution = await api.run(identifier)
@@ -363,7 +368,7 @@ async def test_unicode_names_stay_what_they_are(api: Api) -> None:
     assert "schritt ☃" in await api.get("/metrics")
 
 
-async def test_a_workspaces_rows_are_nobody_elses(api: Api) -> None:
+async def test_rows_of_another_workspace_are_not_found(api: Api) -> None:
     from tachograph_exporter.store.workspaces import add_project, add_workspace
 
     other = await api.service.database.write(lambda c: add_workspace(c, "other", 1))
@@ -379,14 +384,14 @@ async def test_a_workspaces_rows_are_nobody_elses(api: Api) -> None:
             assert (status, body["code"]) in [(404, "workflow_not_found"), (404, "execution_not_found")], path
         assert (await api.get("/api/workflows", headers=headers))["total"] == 0
         assert (await api.get("/api/workflows/executions/stats", headers=headers))["total_executions"] == 0
-    # The same name may be used again there.
+    # Another workspace may use the same name.
     status, _ = await api.call("POST", "/api/workflows?workspace_slug=other", RETRY)
     assert status == 201
     status, body = await api.call("GET", "/api/workflows?workspace_slug=other", headers={"X-Workspace-Slug": "default"})
     assert (status, body["errors"][0]["code"]) == (422, "conflict")
 
 
-async def test_a_caller_s_trace_is_continued(api: Api) -> None:
+async def test_the_callers_trace_is_continued(api: Api) -> None:
     identifier = await register(api, RETRY)
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     _, body = await api.call("POST", f"/api/workflows/{identifier}/execute", {}, headers={"traceparent": parent})
@@ -394,7 +399,7 @@ async def test_a_caller_s_trace_is_continued(api: Api) -> None:
     await api.finished(body["execution_id"])
 
 
-async def test_beyond_loopback_a_token_is_demanded(database_url: str, handlers: HandlerRegistry) -> None:
+async def test_beyond_loopback_a_token_is_required(database_url: str, handlers: HandlerRegistry) -> None:
     with pytest.raises(ConfigError, match="token"):
         Config(host="0.0.0.0").check()
     with pytest.raises(ConfigError, match="at least 16"):
@@ -410,14 +415,14 @@ async def test_beyond_loopback_a_token_is_demanded(database_url: str, handlers: 
         assert (await api.get("/-/healthy"))["status"] == "healthy"
 
 
-async def test_another_sites_name_is_not_answered_without_a_token(api: Api) -> None:
+async def test_without_a_token_a_foreign_host_name_is_refused(api: Api) -> None:
     status, body = await api.call("GET", "/api/workflows", headers={"Host": "evil.example:9923"})
     assert (status, body["code"]) == (421, "wrong_host")
     for host in ("localhost:1", "127.0.0.1", "[::1]:9923"):
         assert (await api.call("GET", "/-/healthy", headers={"Host": host}))[0] == 200
 
 
-def test_addresses_to_listen_on() -> None:
+def test_listen_addresses_are_parsed() -> None:
     assert parse_listen("127.0.0.1:9923") == ("127.0.0.1", 9923)
     assert parse_listen("[::1]:80") == ("::1", 80)
     assert parse_listen("9923") == ("127.0.0.1", 9923)
@@ -427,7 +432,7 @@ def test_addresses_to_listen_on() -> None:
             parse_listen(bad)
 
 
-async def test_scrapes_are_negotiated_narrowed_and_compressed(api: Api) -> None:
+async def test_scrapes_are_negotiated_filtered_and_compressed(api: Api) -> None:
     await api.run(await register(api, RETRY))
 
     async def scrape(query: str = "", **headers: str) -> tuple[str, bytes]:
@@ -455,10 +460,10 @@ async def test_scrapes_are_negotiated_narrowed_and_compressed(api: Api) -> None:
         assert "Content-Encoding" not in response.headers
 
 
-async def test_what_handlers_record_and_register_themselves_is_on_record_too(api: Api) -> None:
-    seen = Counter("handlers_seen", "Of the handler's own.", registry=REGISTRY)
+async def test_steps_and_metrics_of_handlers_themselves_are_recorded_and_exposed(api: Api) -> None:
+    seen = Counter("handlers_seen", "A metric of a handler.", registry=REGISTRY)
 
-    @plain.step
+    @tachograph.step
     def inner() -> None:
         seen.inc()
 
@@ -466,7 +471,7 @@ async def test_what_handlers_record_and_register_themselves_is_on_record_too(api
     def outer(_context: Any) -> None:
         inner()
 
-    @plain.workflow
+    @tachograph.workflow
     def beside() -> None:
         inner()
 
@@ -486,9 +491,7 @@ async def test_what_handlers_record_and_register_themselves_is_on_record_too(api
         REGISTRY.unregister(seen)
 
 
-async def test_a_scrape_that_takes_longer_than_the_scraper_waits_is_given_up(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_scrape_that_exceeds_the_scrape_timeout_is_abandoned(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_args: Any, **_options: Any) -> bytes:
         time.sleep(0.5)
         return b""
@@ -498,7 +501,7 @@ async def test_a_scrape_that_takes_longer_than_the_scraper_waits_is_given_up(
     assert (status, body["code"]) == (503, "scrape_timeout")
 
 
-async def test_scrapes_at_the_same_time_share_one_rendering(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_scrapes_share_one_rendering(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
     def slow(*args: Any, **options: Any) -> bytes:
@@ -521,7 +524,7 @@ JSON = st.recursive(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=JSON)
-async def test_no_body_makes_it_fail(api: Api, body: Any) -> None:
+async def test_no_json_body_causes_a_server_error(api: Api, body: Any) -> None:
     status, _ = await api.call("POST", "/api/workflows/validate", body)
     assert status == (400 if body is None else 200 if isinstance(body, dict) else 422)
     status, _ = await api.call("POST", "/api/workflows", {"name": "w", "steps": body})

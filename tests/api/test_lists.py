@@ -1,4 +1,4 @@
-"""Lists of executions: filters, order, cursors, lines; entity tags and compression."""
+"""Lists of executions: filters, order, cursors, NDJSON; entity tags and compression."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def ids_of(api: Api, query: str) -> list[str]:
     return [item["execution_id"] for item in page["items"]]
 
 
-async def test_filters_find_what_they_say(runs: tuple[Api, list[str]]) -> None:
+async def test_filters_select_the_matching_executions(runs: tuple[Api, list[str]]) -> None:
     api, (slow, quick, middle, failed) = runs
     assert await ids_of(api, "") == [failed, middle, quick, slow]
     assert await ids_of(api, "error=HANDLED") == []
@@ -45,12 +45,12 @@ async def test_filters_find_what_they_say(runs: tuple[Api, list[str]]) -> None:
     assert await ids_of(api, "step=nap") == [middle, quick, slow]
     assert await ids_of(api, "step=skipped&step_status=skipped") == [failed]
     assert await ids_of(api, "step=flaky&step_status=failed") == []
-    # A name and its value, text or number; an underscore and a percent sign are just that.
+    # Inputs match by name and value; an underscore and a percent sign are not wildcards.
     assert await ids_of(api, "input=who=a_b") == [slow]
     assert await ids_of(api, "input=who=50%25") == [middle]
     assert await ids_of(api, "input=n=0.02") == [middle]
     assert await ids_of(api, "input=axb") == [quick]
-    # How long each really took is the machine's affair.
+    # Real durations depend on the machine.
     took = {item["execution_id"]: item["duration_seconds"] for item in (await api.get(ALL))["items"]}
     longest = max((slow, quick, middle), key=took.__getitem__)
     assert longest in await ids_of(api, f"min_duration={took[longest] - 1e-6:.6f}&step=nap")
@@ -58,7 +58,7 @@ async def test_filters_find_what_they_say(runs: tuple[Api, list[str]]) -> None:
     assert await ids_of(api, f"min_duration={max(took.values()) + 1:.6f}") == []
 
 
-async def test_cursors_walk_every_order_without_a_gap_or_a_double(runs: tuple[Api, list[str]]) -> None:
+async def test_cursors_visit_every_execution_once_in_every_order(runs: tuple[Api, list[str]]) -> None:
     api, ids = runs
     for sort in ("created", "-created", "duration", "-duration", "started", "-finished"):
         items = (await api.get(f"/api/workflows/executions?sort={sort}"))["items"]
@@ -76,15 +76,19 @@ async def test_cursors_walk_every_order_without_a_gap_or_a_double(runs: tuple[Ap
         assert walked == whole
 
 
-async def test_a_cursor_of_another_order_or_none_at_all_is_refused_by_name(runs: tuple[Api, list[str]]) -> None:
+async def test_a_cursor_of_another_order_or_an_invalid_one_is_refused(runs: tuple[Api, list[str]]) -> None:
     api, _ = runs
     cursor = (await api.get("/api/workflows/executions?sort=duration&limit=1"))["next"]
-    for query, says in ((f"after={cursor}", "sort=duration"), ("after=!!", "no cursor"), ("sort=size", "none of")):
+    for query, message in (
+        (f"after={cursor}", "sort=duration"),
+        ("after=!!", "not a valid cursor"),
+        ("sort=size", "none of"),
+    ):
         status, body = await api.call("GET", f"/api/workflows/executions?{query}")
-        assert (status, body["code"], says in body["detail"]) == (422, "invalid_parameters", True)
+        assert (status, body["code"], message in body["detail"]) == (422, "invalid_parameters", True)
 
 
-async def test_lines_are_all_there_is(runs: tuple[Api, list[str]]) -> None:
+async def test_ndjson_has_all_executions(runs: tuple[Api, list[str]]) -> None:
     api, ids = runs
     for query, headers in (("?format=ndjson", {}), ("", {"Accept": "application/x-ndjson"})):
         async with api.session.get(f"{api.address}/api/workflows/executions{query}", headers=headers) as response:
@@ -93,7 +97,7 @@ async def test_lines_are_all_there_is(runs: tuple[Api, list[str]]) -> None:
         assert [line["execution_id"] for line in lines] == ids[::-1]
 
 
-async def test_what_did_not_change_is_not_sent_again(runs: tuple[Api, list[str]]) -> None:
+async def test_an_unmodified_response_is_304(runs: tuple[Api, list[str]]) -> None:
     api, ids = runs
     path = f"{api.address}/api/workflows/executions/{ids[0]}/timeline"
     async with api.session.get(path) as first:
@@ -104,16 +108,16 @@ async def test_what_did_not_change_is_not_sent_again(runs: tuple[Api, list[str]]
         assert changed.status == 200
 
 
-async def test_large_answers_are_packed_for_who_can_unpack_them(runs: tuple[Api, list[str]]) -> None:
+async def test_large_responses_to_other_machines_are_compressed(runs: tuple[Api, list[str]]) -> None:
     api, ids = runs
     path = f"{api.address}/api/workflows/executions/{ids[3]}/timeline"
     async with (
         aiohttp.ClientSession(auto_decompress=False) as session,
-        session.get(path, headers={"Accept-Encoding": "gzip", "X-Forwarded-For": "192.0.2.7"}) as packed,
+        session.get(path, headers={"Accept-Encoding": "gzip", "X-Forwarded-For": "192.0.2.7"}) as compressed,
     ):
-        assert packed.headers["Content-Encoding"] == "gzip"
-        body = zlib.decompress(await packed.read(), wbits=31)
-    # What stays on the machine is sent as it is.
+        assert compressed.headers["Content-Encoding"] == "gzip"
+        body = zlib.decompress(await compressed.read(), wbits=31)
+    # Clients on this machine get it uncompressed.
     async with api.session.get(path, headers={"Accept-Encoding": "gzip"}) as plain:
         assert "Content-Encoding" not in plain.headers
         assert body == await plain.read()

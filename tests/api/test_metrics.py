@@ -1,4 +1,4 @@
-"""Metrics, trends and comparison over HTTP, on both databases, against what the executions say themselves."""
+"""Metrics, trends and comparison over HTTP, on both databases, checked against the executions themselves."""
 
 from __future__ import annotations
 
@@ -30,36 +30,38 @@ HOUR = 3_600
 
 @pytest.fixture
 async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
-    async for found in serve(Config(database=any_database_url, grace_seconds=0.2), handlers):
-        yield found
+    async for api in serve(Config(database=any_database_url, grace_seconds=0.2), handlers):
+        yield api
 
 
 def a_run(
     ended_s: float, load: float, extract: float = 1.0, status: ExecutionStatus = ExecutionStatus.COMPLETED
 ) -> list[Event]:
-    """extract, then load, while watch runs beside them."""
-    end, begun = round(ended_s * NS), round((ended_s - load - extract) * NS)
-    middle = begun + round(extract * NS)
+    """An execution of extract, then load, with watch in parallel."""
+    end, start = round(ended_s * NS), round((ended_s - load - extract) * NS)
+    middle = start + round(extract * NS)
     run = make_execution("etl")
-    one, other = make_step(run, "extract", step_order=1), make_step(run, "watch", step_order=3)
-    two = make_step(run, "load", step_order=2, depends_on=(one.step_id,))
-    good = status is ExecutionStatus.COMPLETED
-    why = None if good else Failure("ValueError", "bad row")
+    extract_step = make_step(run, "extract", step_order=1)
+    watch_step = make_step(run, "watch", step_order=3)
+    load_step = make_step(run, "load", step_order=2, depends_on=(extract_step.step_id,))
+    is_completed = status is ExecutionStatus.COMPLETED
+    failure = None if is_completed else Failure("ValueError", "bad row")
+    load_status = StepStatus.COMPLETED if is_completed else StepStatus.FAILED
     return [
-        ExecutionStarted(execution=run, time_ns=begun, step_count=3),
-        StepCost(step=one, time_ns=middle, sequence=1, usd=0.25, tokens_in=10, model="m"),
-        StepMeasured(step=one, time_ns=middle, sequence=2, name="rows", value=100 * load, unit="rows"),
-        StepFinished(step=one, time_ns=middle, status=StepStatus.COMPLETED, attempt=1, started_ns=begun,
-                     attempt_started_ns=begun, run_ns=middle - begun),
-        StepFinished(step=other, time_ns=begun + 5, status=StepStatus.COMPLETED, attempt=1, started_ns=begun,
-                     attempt_started_ns=begun, run_ns=5),
-        StepFinished(step=two, time_ns=end, status=StepStatus.COMPLETED if good else StepStatus.FAILED, attempt=1,
-                     started_ns=middle, attempt_started_ns=middle, run_ns=end - middle, dependency_ns=middle - begun,
-                     failure=why),
-        ExecutionFinished(execution=run, time_ns=end, status=status, started_ns=begun, step_count=3,
-                          work_ns=end - begun, completed_step_count=3, failure=why,
-                          critical_path=(PathStep(one.step_id, "extract", middle - begun),
-                                         PathStep(two.step_id, "load", end - middle))),
+        ExecutionStarted(execution=run, time_ns=start, step_count=3),
+        StepCost(step=extract_step, time_ns=middle, sequence=1, usd=0.25, tokens_in=10, model="m"),
+        StepMeasured(step=extract_step, time_ns=middle, sequence=2, name="rows", value=100 * load, unit="rows"),
+        StepFinished(step=extract_step, time_ns=middle, status=StepStatus.COMPLETED, attempt=1, started_ns=start,
+                     attempt_started_ns=start, run_ns=middle - start),
+        StepFinished(step=watch_step, time_ns=start + 5, status=StepStatus.COMPLETED, attempt=1, started_ns=start,
+                     attempt_started_ns=start, run_ns=5),
+        StepFinished(step=load_step, time_ns=end, status=load_status, attempt=1, started_ns=middle,
+                     attempt_started_ns=middle, run_ns=end - middle, dependency_ns=middle - start,
+                     failure=failure),
+        ExecutionFinished(execution=run, time_ns=end, status=status, started_ns=start, step_count=3,
+                          work_ns=end - start, completed_step_count=3, failure=failure,
+                          critical_path=(PathStep(extract_step.step_id, "extract", middle - start),
+                                         PathStep(load_step.step_id, "load", end - middle))),
     ]  # fmt: skip
 
 
@@ -71,7 +73,7 @@ async def record(api: Api, *runs: list[Event]) -> list[str]:
     return [run[0].execution.execution_id for run in runs]
 
 
-async def test_metrics_say_what_the_executions_say(api: Api) -> None:
+async def test_metrics_agree_with_the_executions(api: Api) -> None:
     rng = random.Random(4)
     now = time.time()
     loads = [rng.lognormvariate(0, 0.6) for _ in range(120)]
@@ -103,7 +105,7 @@ async def test_metrics_say_what_the_executions_say(api: Api) -> None:
     assert stats["workflows"][0]["total_executions"] == 150
 
 
-async def test_trends_mark_since_when_a_step_is_slower(api: Api) -> None:
+async def test_trends_have_the_time_since_when_a_step_is_slower(api: Api) -> None:
     rng = random.Random(5)
     now = int(time.time()) // HOUR * HOUR
     changed = now - 30 * HOUR
@@ -138,13 +140,13 @@ async def test_the_culprit_of_a_slow_run_is_named(api: Api) -> None:
     usual = [a_run(now - 3 * 86_400 + i * 600, rng.lognormvariate(0.7, 0.1)) for i in range(200)]
     await record(api, *usual)
     (slow, failed) = await record(api, a_run(now, 30.0), a_run(now, 0.1, status=ExecutionStatus.FAILED))
-    found = await api.get(f"/api/workflows/executions/compare?execution={slow}&baseline=7d")
-    assert (found["culprit"], found["steps"][0]["step_name"]) == ("load", "load")
-    assert found["steps"][0]["percentile"] == 100
-    assert found["steps"][0]["ratio"] == pytest.approx(15, rel=0.1)
-    assert found["steps"][0]["blame"] == pytest.approx(1, rel=0.02)
-    assert found["baseline"]["execution_count"] == 200
-    assert found["sentence"].startswith("Step “load” took 30 s instead of 2")
+    comparison = await api.get(f"/api/workflows/executions/compare?execution={slow}&baseline=7d")
+    assert (comparison["culprit"], comparison["steps"][0]["step_name"]) == ("load", "load")
+    assert comparison["steps"][0]["percentile"] == 100
+    assert comparison["steps"][0]["ratio"] == pytest.approx(15, rel=0.1)
+    assert comparison["steps"][0]["blame"] == pytest.approx(1, rel=0.02)
+    assert comparison["baseline"]["execution_count"] == 200
+    assert comparison["sentence"].startswith("Step “load” took 30 s instead of 2")
     broken = await api.get(f"/api/workflows/executions/compare?execution={failed}")
     assert (broken["culprit"], "in step “load”: bad row" in broken["sentence"]) == ("load", True)
     normal = usual[50][0].execution.execution_id

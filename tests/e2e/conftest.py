@@ -1,4 +1,4 @@
-"""Real processes: the service, Prometheus; on free ports, stopped afterwards."""
+"""Real processes (the service, Prometheus) on free ports, stopped after the test."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
         return port
 
 
 def get(url: str, *, method: str = "GET", body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
-    """(status, decoded body) by the standard library, like any script would."""
+    """(status, decoded body), requested with the standard library as a script would."""
     import urllib.error
     import urllib.request
 
@@ -54,17 +54,17 @@ def get(url: str, *, method: str = "GET", body: Any = None, headers: dict[str, s
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """The first truthy answer; what is not there in time is a failure."""
+    """The first truthy value of ``condition``; fails if there is none in time."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            found = condition()
+            value = condition()
         except (OSError, KeyError, IndexError):
-            found = None
-        if found:
-            return found
+            value = None
+        if value:
+            return value
         if time.monotonic() > deadline:
-            raise AssertionError("it did not happen in time")
+            raise AssertionError("the condition did not become true in time")
         time.sleep(0.05)
 
 
@@ -113,29 +113,30 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    made: list[Server] = []
+    """Starts ``tachograph serve`` with more options and environment variables; all servers share one database."""
+    servers: list[Server] = []
 
-    def make(*options: str, **variables: str) -> Server:
-        found = Server(tmp_path, "--database", f"sqlite:///{tmp_path}/serve.db", *options, **variables)
-        made.append(found)
-        return found.start()
+    def start(*options: str, **variables: str) -> Server:
+        server = Server(tmp_path, "--database", f"sqlite:///{tmp_path}/serve.db", *options, **variables)
+        servers.append(server)
+        return server.start()
 
-    yield make
-    for one in made:
-        if one.process is not None and one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
+    yield start
+    for server in servers:
+        if server.process is not None and server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
 
 
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Starts a real Prometheus with a configuration; its address."""
+    """Starts a real Prometheus with a configuration and returns its address."""
     if shutil.which("prometheus") is None:
         pytest.skip("needs the prometheus package (apt-get install prometheus)")
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(configuration: str, *options: str) -> str:
-        # The first has what was put into tsdb beforehand, if anything was.
+        # The first one serves what the test put into tsdb beforehand.
         number = str(len(processes) or "")
         file = tmp_path / f"prometheus{number}.yml"
         file.write_text(configuration)

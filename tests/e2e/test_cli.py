@@ -103,8 +103,8 @@ WRONG_USAGE: list[tuple[list[str], str]] = [
     (["run", str(FLOWS / "basic_sequence.json"), "--handlers", "no_such_module"], "cannot load handlers"),
     (["replay", str(FLOWS / "basic_sequence.json")], "WfFormat"),
     (["replay", "x.json", "--speed", "0"], "more than 0"),
-    (["timeline", "last"], "no database at"),
-    (["serve", "--listen", "here"], "no address to listen on"),
+    (["timeline", "last"], "no database"),
+    (["serve", "--listen", "here"], "not a valid address to listen on"),
 ]
 
 

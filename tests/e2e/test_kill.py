@@ -1,4 +1,4 @@
-"""kill -9 in the middle of writing, again and again: what was acknowledged is there, and counted once."""
+"""kill -9 while writing, repeatedly: every acknowledged execution is stored and counted once."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ while True:
         for event in run:
             recorder(event)
     assert recorder.queues["store"].flush(30)
-    # Committed: from here on it must not be lost.
+    # Committed: must not be lost from here on.
     print(*[run[0].execution.execution_id for run in runs], flush=True)
 """
 
 
-def test_killed_ten_times_nothing_acknowledged_is_missing_and_nothing_counts_twice(any_database_url: str) -> None:
+def test_after_ten_kills_every_acknowledged_execution_is_stored_and_counted_once(any_database_url: str) -> None:
     rng = random.Random()
     acknowledged: set[str] = set()
     for _ in range(10):
@@ -53,7 +53,7 @@ def test_killed_ten_times_nothing_acknowledged_is_missing_and_nothing_counts_twi
         acknowledged.update(first.split())
         time.sleep(rng.random() * 0.5)
         process.send_signal(signal.SIGKILL)
-        # The last line may have been cut off; an id is whole or it was not acknowledged.
+        # The last line may be cut off; an incomplete id was not acknowledged.
         rest = process.stdout.read()
         acknowledged.update(
             word for line in rest.splitlines(keepends=True) if line.endswith("\n") for word in line.split()
@@ -65,17 +65,19 @@ def test_killed_ten_times_nothing_acknowledged_is_missing_and_nothing_counts_twi
     assert len(acknowledged) > 100
     assert acknowledged <= stored
     ended = select(func.count()).where(workflow_executions.c.finished_ns.is_not(None))
-    pack = database.look(lambda c: read.read(c, KEY))
-    assert sum(tally.count for tally in pack.executions.values()) == database.look(lambda c: c.execute(ended).scalar())
+    totals = database.look(lambda c: read.read(c, KEY))
+    assert sum(status.count for status in totals.executions.values()) == database.look(
+        lambda c: c.execute(ended).scalar()
+    )
     steps = select(func.count()).where(workflow_step_executions.c.execution_id.in_(select(
         workflow_executions.c.execution_id).where(workflow_executions.c.finished_ns.is_not(None))))  # fmt: skip
-    counted = sum(tally.count for step in pack.steps.values() for tally in step.by_status.values())
+    counted = sum(status.count for step in totals.steps.values() for status in step.by_status.values())
     assert counted == database.look(lambda c: c.execute(steps).scalar())
     assert differing(database) == 0
     database.close()
 
 
-def test_a_service_killed_while_it_archives_goes_on_where_it_was(
+def test_an_archive_run_killed_midway_is_completed_by_the_next_one(
     database_url: str, tmp_path: Path, server: Callable[..., object]
 ) -> None:
     from tests.store.test_rollups import a_run

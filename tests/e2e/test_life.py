@@ -1,4 +1,4 @@
-"""Killed, stopped, restarted: no execution stays running, nothing acknowledged is lost."""
+"""Kill, stop and restart: no execution stays running, and no acknowledged one is lost."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SLOW: dict[str, Any] = {
 SHORT: dict[str, Any] = {"name": "short", "steps": [{"name": "a"}, {"name": "b", "depends_on_steps": ["a"]}]}
 
 
-def begin(server: Server) -> str:
+def start_slow(server: Server) -> str:
     server.post("/api/workflows", SLOW)
     execution = str(server.post("/api/workflows/slow/execute")["execution_id"])
     eventually(lambda: server.get(f"/api/workflows/executions/{execution}/status")["running_steps"] == ["long"])
     return execution
 
 
-def test_after_kill_9_what_ran_is_lost_and_its_spans_are_closed_under_their_real_parent(
+def test_after_kill_9_a_running_execution_is_lost_and_its_spans_end_under_their_real_parent(
     server: Callable[..., Server],
 ) -> None:
     service = server()
-    execution = begin(service)
+    execution = start_slow(service)
     before = service.get(f"/api/workflows/executions/{execution}/timeline")
     service.stop(signal.SIGKILL)
     again = server(OTEL_TRACES_EXPORTER="console")
@@ -58,17 +58,17 @@ def test_after_kill_9_what_ran_is_lost_and_its_spans_are_closed_under_their_real
 
 
 def read_spans(log: Path) -> list[dict[str, Any]]:
-    """The spans a console exporter printed between other lines."""
-    decoder, text, found = json.JSONDecoder(), log.read_text(), []
+    """The spans that a console exporter printed between other lines."""
+    decoder, text, spans = json.JSONDecoder(), log.read_text(), []
     at = text.find("{\n")
     while at >= 0:
         span, end = decoder.raw_decode(text, at)
-        found.append(span)
+        spans.append(span)
         at = text.find("{\n", end)
-    return found
+    return spans
 
 
-def test_a_gentle_stop_waits_for_running_steps_and_marks_the_rest(server: Callable[..., Server]) -> None:
+def test_a_graceful_stop_waits_for_running_steps_and_skips_the_rest(server: Callable[..., Server]) -> None:
     quick = {**SLOW, "name": "quick", "steps": [
         {"name": "long", "config": {"handler": "sleep", "seconds": 1}}, {"name": "after", "depends_on_steps": ["long"]}
     ]}  # fmt: skip
@@ -76,9 +76,9 @@ def test_a_gentle_stop_waits_for_running_steps_and_marks_the_rest(server: Callab
     service.post("/api/workflows", quick)
     execution = service.post("/api/workflows/quick/execute")["execution_id"]
     eventually(lambda: service.get(f"/api/workflows/executions/{execution}/status")["running_steps"] == ["long"])
-    begun = time.monotonic()
+    started = time.monotonic()
     assert service.stop(signal.SIGTERM) == 0
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - started < 15
     state = server().get(f"/api/workflows/executions/{execution}/timeline")
     assert state["status"] == "cancelled"
     assert {s["step_name"]: s["status"] for s in state["step_timeline"]} == {"long": "completed", "after": "skipped"}
@@ -87,13 +87,13 @@ def test_a_gentle_stop_waits_for_running_steps_and_marks_the_rest(server: Callab
 
 def test_beyond_the_grace_period_running_steps_are_cancelled(server: Callable[..., Server]) -> None:
     service = server("--grace", "0.2")
-    execution = begin(service)
+    execution = start_slow(service)
     assert service.stop(signal.SIGINT) == 0
     state = server().get(f"/api/workflows/executions/{execution}/timeline")
     assert {s["step_name"]: s["status"] for s in state["step_timeline"]}["long"] == "cancelled"
 
 
-def test_what_was_acknowledged_survives_kill_9_under_load(server: Callable[..., Server]) -> None:
+def test_acknowledged_executions_survive_kill_9_under_load(server: Callable[..., Server]) -> None:
     service = server()
     service.post("/api/workflows", SHORT)
     acknowledged: list[str] = []
@@ -122,7 +122,7 @@ def test_what_was_acknowledged_survives_kill_9_under_load(server: Callable[..., 
     assert again.get("/api/workflows/executions/stats")["running_executions"] == 0
 
 
-def test_two_services_cannot_have_one_address_and_say_so(server: Callable[..., Server], tmp_path: Path) -> None:
+def test_an_address_in_use_or_open_without_a_token_is_refused(server: Callable[..., Server], tmp_path: Path) -> None:
     import subprocess
 
     from tests.e2e.conftest import TACHOGRAPH, environment

@@ -305,7 +305,7 @@ def test_filters_are_kept_in_the_address(server: Callable[..., Server], open_tab
     expect(other_tab.page.locator("#s-completed")).to_be_checked()
     page.get_by_label("At least").fill("soon")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("no duration")
+    expect(page.get_by_role("alert")).to_contain_text("not a valid duration")
     page.get_by_label("At least").fill("")
     page.keyboard.press("Enter")
     expect(page.locator("tbody tr")).to_have_count(1)

@@ -25,11 +25,11 @@ from tachograph.metrics.specs import BUCKETS
 
 
 def configuration(port: int) -> str:
-    """The README's own scrape configuration, at another port and pace."""
+    """The scrape configuration of the README, with another port and interval."""
     readme = (ROOT / "README.md").read_text()
-    found = re.search(r"```yaml\n(scrape_configs:.*?)```", readme, re.DOTALL)
-    assert found is not None
-    text = found[1].replace("127.0.0.1:9923", f"127.0.0.1:{port}")
+    block = re.search(r"```yaml\n(scrape_configs:.*?)```", readme, re.DOTALL)
+    assert block is not None
+    text = block[1].replace("127.0.0.1:9923", f"127.0.0.1:{port}")
     assert f"127.0.0.1:{port}" in text
     return "global:\n  scrape_interval: 1s\n" + text.replace("scrape_interval: 15s", "scrape_interval: 1s")
 
@@ -43,7 +43,7 @@ def seed_and_run(server: Server) -> None:
         eventually(lambda p=path: server.get(p)["status"] == "completed")  # type: ignore[misc]
 
 
-def test_histogram_quantile_answers(
+def test_histogram_quantile_works(
     server: Callable[..., Server], prometheus: Callable[[str], str], tmp_path: Path
 ) -> None:
     service = server()
@@ -52,14 +52,14 @@ def test_histogram_quantile_answers(
 
     def query(expression: str) -> list[dict[str, Any]]:
         _, body = get(f"{address}/api/v1/query?query={urllib.parse.quote(expression)}")
-        found: list[dict[str, Any]] = body["data"]["result"]
-        return found
+        result: list[dict[str, Any]] = body["data"]["result"]
+        return result
 
     up = eventually(lambda: query("up == 1"))
     assert up[0]["metric"]["job"] == "tachograph"
     by_step = "histogram_quantile(0.95, sum by (step, le) (workflow_step_duration_seconds_bucket))"
-    found = eventually(lambda: query(by_step))
-    values = {item["metric"]["step"]: float(item["value"][1]) for item in found}
+    quantiles = eventually(lambda: query(by_step))
+    values = {item["metric"]["step"]: float(item["value"][1]) for item in quantiles}
     assert {"initialize", "process", "finalize", "extract", "load", "read_index"} <= values.keys()
     assert all(0 < value < 60 for value in values.values())
     (count,) = query('workflow_execution_duration_seconds_count{workflow="basic_sequence",status="completed"}')
@@ -70,7 +70,7 @@ def test_histogram_quantile_answers(
 
 
 @pytest.mark.parametrize("accept", ["text/plain;version=0.0.4", "application/openmetrics-text;version=1.0.0"])
-def test_promtool_has_nothing_to_say(server: Callable[..., Server], accept: str) -> None:
+def test_promtool_finds_no_faults(server: Callable[..., Server], accept: str) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("needs the prometheus package (apt-get install prometheus)")
     service = server()
@@ -114,13 +114,13 @@ def test_native_histograms_and_exemplars_agree_with_the_timelines(
         return body["data"]
 
     series = 'workflow_step_duration_seconds{workflow="basic_sequence",step="initialize"}'
-    (found,) = eventually(lambda: query("query", query=f"histogram_count({series}) == 32")["result"])
-    assert found["metric"]["status"] == "completed"
+    (result,) = eventually(lambda: query("query", query=f"histogram_count({series}) == 32")["result"])
+    assert result["metric"]["status"] == "completed"
     for quantile in (0.5, 0.9, 0.99):
         (answer,) = query("query", query=f"histogram_quantile({quantile}, {series})")["result"]
         exact = durations[max(0, math.ceil(quantile * len(durations)) - 1)]
-        # Both lie in the same bucket, whose bounds are a factor apart: schema 8 would be 0.3 %; 160 buckets and
-        # durations of one step leave it there or nearly.
+        # Both lie in the same bucket, whose bounds differ by a factor (0.3 % at schema 8; the durations of one step
+        # fit into 160 buckets of that or nearly that resolution).
         spread = ExponentialHistogram.of(durations).base
         below = durations[max(0, math.floor(quantile * len(durations)) - 1)]
         assert below / spread <= float(answer["value"][1]) <= exact * spread
@@ -130,7 +130,7 @@ def test_native_histograms_and_exemplars_agree_with_the_timelines(
     labels = [e["labels"] for item in exemplars if item["seriesLabels"].get("step") == "initialize" and
               item["seriesLabels"].get("workflow") == "basic_sequence" for e in item["exemplars"]]  # fmt: skip
     assert labels
-    assert all(traces[found["trace_id"]] == found["span_id"] for found in labels)
+    assert all(traces[exemplar["trace_id"]] == exemplar["span_id"] for exemplar in labels)
 
 
 def test_all_formats_give_the_same_classic_quantiles(server: Callable[..., Server]) -> None:
@@ -151,7 +151,7 @@ def test_all_formats_give_the_same_classic_quantiles(server: Callable[..., Serve
 
 
 @pytest.mark.timeout(300)
-def test_a_day_of_churn_stays_within_the_limits_and_in_flat_memory() -> None:
+def test_churning_series_stay_within_the_limits_and_in_constant_memory() -> None:
     series = SeriesRegistry(family_limit=10_000, total_limit=15_000)
     histogram = series.histogram("h_seconds", "h", ["workflow", "step"], buckets=BUCKETS)
     counter = series.counter("c_total", "c", ["workflow", "step"])
@@ -173,5 +173,5 @@ def test_a_day_of_churn_stays_within_the_limits_and_in_flat_memory() -> None:
     assert series.label_sets <= 15_000
     assert sum(sample.value for sample in counter.samples() if sample.name == "c_total") == 1_000_000
     assert sum(sample.value for sample in histogram.samples() if sample.name == "h_seconds_count") == 1_000_000
-    # Once the limits are reached nothing grows any more.
+    # Once the limits are reached, memory no longer grows.
     assert sizes[-1] - sizes[3] < 30_000_000

@@ -1,6 +1,6 @@
-"""How answers travel: compressed, with an entity tag (RFC 9110, 8.8.3 and 13.1.2), never kept without asking.
+"""Entity tags (RFC 9110, sections 8.8.3 and 13.1.2), cache headers and compression of responses.
 
-What stays on this machine is not compressed: there it takes longer to pack and unpack a long timeline than to send it.
+Responses to clients on this machine are not compressed: for a long timeline, compressing takes longer than sending.
 """
 
 from __future__ import annotations
@@ -14,55 +14,57 @@ from aiohttp import web
 from tachograph_exporter.api.problems import Handler
 from tachograph_exporter.config import is_loopback
 
-WORTH_PACKING: Final = 1_000
-"""Bytes from which compressing is worth it."""
-_LARGE: Final = 1_000_000
-_FORWARDED: Final = frozenset({"Forwarded", "X-Forwarded-For"})
-_PACKED: Final = ("application/json", "application/problem+json", "text/html", "text/css", "text/javascript")
+MIN_COMPRESSED_BYTES: Final = 1_000
+"""Smaller bodies are sent uncompressed."""
+_MIN_THREADED_BYTES: Final = 1_000_000
+_PROXY_HEADERS: Final = frozenset({"Forwarded", "X-Forwarded-For"})
+_COMPRESSIBLE: Final = ("application/json", "application/problem+json", "text/html", "text/css", "text/javascript")
 
 
 @web.middleware
-async def deliver(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Add what every answer has."""
+async def caching_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Add the headers common to all responses, respond with 304 where nothing changed, and compress."""
     response = await handler(request)
     if response.prepared:
         return response
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     body = response.body if isinstance(response, web.Response) else None
     if request.method == "GET" and response.status == 200 and isinstance(body, bytes) and request.path != "/metrics":
-        tag = await _tag(body)
+        tag = await _entity_tag(body)
         response.headers["ETag"] = tag
-        # May be kept, if it is asked every time whether it is still true.
+        # Clients may store the response but must revalidate it each time.
         response.headers.setdefault("Cache-Control", "private, no-cache")
-        wanted = request.headers.get("If-None-Match")
-        if wanted is not None and (wanted.strip() == "*" or _bare(tag) in map(_bare, wanted.split(","))):
-            kept = {name: response.headers[name] for name in ("ETag", "Cache-Control", "X-Content-Type-Options")}
-            return web.Response(status=304, headers=kept)
+        condition = request.headers.get("If-None-Match")
+        if condition is not None and (
+            condition.strip() == "*" or _opaque_tag(tag) in map(_opaque_tag, condition.split(","))
+        ):
+            headers = {name: response.headers[name] for name in ("ETag", "Cache-Control", "X-Content-Type-Options")}
+            return web.Response(status=304, headers=headers)
     response.headers.setdefault("Cache-Control", "no-store")
-    if isinstance(body, bytes) and response.content_type in _PACKED and len(body) >= WORTH_PACKING:
+    if isinstance(body, bytes) and response.content_type in _COMPRESSIBLE and len(body) >= MIN_COMPRESSED_BYTES:
         response.headers.setdefault("Vary", "Accept-Encoding")
-        if is_far(request):
+        if is_remote(request):
             response.enable_compression()
     return response
 
 
-def is_far(request: web.Request) -> bool:
-    """Whether the answer leaves this machine, as far as can be told: a proxy on it says for whom it asks."""
-    if request.headers.keys() & _FORWARDED:
+def is_remote(request: web.Request) -> bool:
+    """Whether the client is on another machine, directly or behind a proxy that says so."""
+    if request.headers.keys() & _PROXY_HEADERS:
         return True
     return request.remote is None or not is_loopback(request.remote)
 
 
-async def _tag(body: bytes) -> str:
-    if len(body) < _LARGE:
-        return _digest(body)
-    return await asyncio.get_running_loop().run_in_executor(None, _digest, body)
+async def _entity_tag(body: bytes) -> str:
+    if len(body) < _MIN_THREADED_BYTES:
+        return _weak_tag(body)
+    return await asyncio.get_running_loop().run_in_executor(None, _weak_tag, body)
 
 
-def _digest(body: bytes) -> str:
-    # Weak: the same for the compressed answer.
+def _weak_tag(body: bytes) -> str:
+    # Weak, because the compressed response has the same tag.
     return f'W/"{hashlib.sha256(body).hexdigest()[:24]}"'
 
 
-def _bare(tag: str) -> str:
+def _opaque_tag(tag: str) -> str:
     return tag.strip().removeprefix("W/")

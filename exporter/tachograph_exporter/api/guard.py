@@ -1,8 +1,4 @@
-"""Who may do what: tokens with scopes, bound to a workspace or to none; and the guard at the door.
-
-Only a SHA-256 digest of a token is stored. That is enough because tokens are 256 random bits, not words that people
-choose: there is nothing to try out.
-"""
+"""Access control: identifies the caller by its token and checks the scope that the route requires."""
 
 from __future__ import annotations
 
@@ -11,134 +7,111 @@ import hmac
 import time
 from typing import Final
 
-import msgspec
 from aiohttp import web
 from sqlalchemy import Connection, select
 
-from tachograph.clock import NS
 from tachograph_exporter.api import problems
+from tachograph_exporter.api.caller import CALLER, FULL_ACCESS, Caller
 from tachograph_exporter.api.problems import Handler
-from tachograph_exporter.api.routes import Route
+from tachograph_exporter.api.request import CONFIG
+from tachograph_exporter.api.routes import ROUTE_BY_HANDLER
 from tachograph_exporter.config import Config, is_loopback
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.schema import access_tokens
-from tachograph_exporter.store.tokens import ADMIN, SCOPES, digest, is_valid_at
+from tachograph_exporter.store.tokens import digest, is_valid_at
 
 _tokens = access_tokens.c
-BEARER: Final = "tachograph.bearer."
-"""Begins the WebSocket subprotocol whose rest is a token in base64url (RFC 4648, 5)."""
-KNOWN_SECONDS: Final = 2.0
-"""How long a token that was looked up is taken to be as it was; revoking it here takes effect at once."""
-_KNOWN_LIMIT: Final = 1000
+BEARER_PROTOCOL: Final = "tachograph.bearer."
+"""Prefix of the WebSocket subprotocol that carries a token in base64url (RFC 4648, section 5)."""
+CACHE_SECONDS: Final = 2.0
+"""How long a token lookup is cached. Revoking a token through this service takes effect at once."""
+_MAX_CACHED: Final = 1000
 
 
-class Caller(msgspec.Struct, frozen=True):
-    """Who calls: what it may do, and in which workspace (id; None: in all)."""
-
-    scopes: frozenset[str]
-    workspace_id: str | None = None
-    name: str = ""
-
-    def may(self, scope: str) -> bool:
-        """Whether it has the scope; ``admin`` has all."""
-        return scope in self.scopes or ADMIN in self.scopes
-
-
-EVERYTHING: Final = Caller(frozenset(SCOPES))
-CALLER: Final = web.RequestKey("caller", Caller)
-
-
-def find_token(connection: Connection, token: str) -> Caller | None:
-    """Who a token makes its bearer, or None when it is worth nothing."""
+def find_caller(connection: Connection, token: str) -> Caller | None:
+    """The caller that a token identifies, or None when the token is unknown, expired or revoked."""
     row = connection.execute(
         select(access_tokens).where(_tokens.digest == digest(token), is_valid_at(time.time_ns()))
     ).first()
     return Caller(frozenset(row.scopes.split()), row.workspace_id, row.name) if row is not None else None
 
 
-class Doorkeeper:
-    """Finds out who calls."""
+class Authenticator:
+    """Finds the caller of a request by its token."""
 
     def __init__(self, config: Config, database: Database) -> None:
         self._config = config
         self._database = database
-        self._known: dict[str, tuple[float, Caller]] = {}
+        self._cache: dict[str, tuple[float, Caller]] = {}
 
-    def forget(self) -> None:
-        """Look every token up again: one was revoked."""
-        self._known.clear()
+    def clear_cache(self) -> None:
+        """Look every token up again, because one was revoked."""
+        self._cache.clear()
 
     async def caller(self, request: web.Request) -> Caller | None:
-        """Whose token the request carries, if it carries one. Raises 401 for one that is worth nothing."""
-        header = request.headers.get("Authorization") or _offered(request)
+        """The caller identified by the request's token, or None without a token. Raises 401 for an invalid one."""
+        header = request.headers.get("Authorization") or _websocket_authorization(request)
         if header is None:
             return None
-        scheme, _, given = header.partition(" ")
-        given = given.strip()
-        if scheme.lower() != "bearer" or not given:
+        scheme, _, token = header.partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
             raise problems.unauthorized()
-        own = self._config.token
-        if own is not None and hmac.compare_digest(given.encode(), own.encode()):
-            return EVERYTHING
+        configured = self._config.token
+        if configured is not None and hmac.compare_digest(token.encode(), configured.encode()):
+            return FULL_ACCESS
         now = time.monotonic()
-        key = digest(given)
-        if (known := self._known.get(key)) is not None and known[0] > now:
-            return known[1]
-        found = await self._database.read(lambda c: find_token(c, given))
-        if found is None:
+        key = digest(token)
+        if (cached := self._cache.get(key)) is not None and cached[0] > now:
+            return cached[1]
+        caller = await self._database.read(lambda c: find_caller(c, token))
+        if caller is None:
             raise problems.unauthorized("the token is not valid: unknown, expired or revoked")
-        if len(self._known) >= _KNOWN_LIMIT:
-            self._known.clear()
-        self._known[key] = (now + KNOWN_SECONDS, found)
-        return found
+        if len(self._cache) >= _MAX_CACHED:
+            self._cache.clear()
+        self._cache[key] = (now + CACHE_SECONDS, caller)
+        return caller
 
 
-def _offered(request: web.Request) -> str | None:
-    """The token that a browser offers as a WebSocket subprotocol, for it cannot send a header."""
+AUTHENTICATOR: Final = web.AppKey("authenticator", Authenticator)
+
+
+def _websocket_authorization(request: web.Request) -> str | None:
+    """The token sent as a WebSocket subprotocol: a browser cannot set headers on a WebSocket."""
     if request.headers.get("Upgrade", "").lower() != "websocket":
         return None
-    for offered in request.headers.get("Sec-WebSocket-Protocol", "").split(","):
-        name = offered.strip()
-        if name.startswith(BEARER):
-            text = name.removeprefix(BEARER)
+    for offer in request.headers.get("Sec-WebSocket-Protocol", "").split(","):
+        protocol = offer.strip()
+        if protocol.startswith(BEARER_PROTOCOL):
+            text = protocol.removeprefix(BEARER_PROTOCOL)
             try:
                 return "Bearer " + base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
             except ValueError:
-                raise problems.unauthorized(f"the subprotocol {BEARER}… is not a token in base64url") from None
+                raise problems.unauthorized(f"the subprotocol {BEARER_PROTOCOL}… is not a token in base64url") from None
     return None
-
-
-DOORKEEPER: Final = web.AppKey("doorkeeper", Doorkeeper)
-ROUTE_OF: Final = web.AppKey("route_of", dict[Handler, Route])
-GUARDED: Final = web.AppKey("guarded", Config)
-
-
-def caller_of(request: web.Request) -> Caller:
-    """Who calls."""
-    return request[CALLER]
 
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let in whoever may.
+    """Let a request through if its caller has the scope that the route requires.
 
-    Without a token only requests that name this machine are answered (no DNS rebinding), and only where no token is
-    asked for.
+    A request without a token is accepted only where none is required, and only if it names this machine as its host
+    (against DNS rebinding).
     """
-    config = request.app[GUARDED]
-    route = request.app[ROUTE_OF].get(request.match_info.handler)
+    config = request.app[CONFIG]
+    route = request.app[ROUTE_BY_HANDLER].get(request.match_info.handler)
     is_open = route is not None and (route.scope is None or (route.path == "/metrics" and config.open_metrics))
-    caller = None if is_open else await request.app[DOORKEEPER].caller(request)
+    caller = None if is_open else await request.app[AUTHENTICATOR].caller(request)
     if caller is None:
         if config.needs_token and not is_open:
             raise problems.unauthorized()
         if not config.needs_token and not config.is_insecure:
             _check_host(request, config)
-        caller = EVERYTHING
+        caller = FULL_ACCESS
     if route is not None and route.scope is not None and not caller.may(route.scope):
         raise problems.forbidden(f'the token does not have the scope "{route.scope}"')
     if route is not None and not route.in_workspace and caller.workspace_id is not None and route.path == "/metrics":
-        raise problems.forbidden("/metrics tells of all workspaces, and the token is for one")
+        raise problems.forbidden("/metrics covers all workspaces, and the token is bound to one")
     request[CALLER] = caller
     return await handler(request)
 
@@ -149,8 +122,3 @@ def _check_host(request: web.Request, config: Config) -> None:
     name = name.removeprefix("[").removesuffix("]")
     if name and name != config.host and not is_loopback(name):
         raise problems.wrong_host(name)
-
-
-def expiry(days: float | None) -> int | None:
-    """Unix nanoseconds so many days from now."""
-    return None if days is None else time.time_ns() + round(days * 86_400 * NS)

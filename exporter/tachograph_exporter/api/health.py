@@ -1,4 +1,4 @@
-"""Is the service up, and can it do its work?"""
+"""Liveness and readiness of the service."""
 
 from __future__ import annotations
 
@@ -12,54 +12,55 @@ from tachograph.version import version
 from tachograph_exporter.api.request import DATABASE, RECORDER, json_response
 from tachograph_exporter.api.routes import Route
 
-BEHIND: Final = 0.8
+MAX_QUEUE_FILL: Final = 0.8
+"""A listener queue that is fuller than this share of its limit makes the service not ready."""
 
 
 class Health(msgspec.Struct):
-    """That the process answers."""
+    """The process responds."""
 
     status: str
     version: str
 
 
 class Readiness(msgspec.Struct):
-    """Whether the service can do its work, and what keeps it from it."""
+    """Whether the service can do its work; ``faults`` says what prevents it."""
 
     status: str
     faults: list[str]
 
 
-class Life:
-    """Whether the service is on its way out."""
+class Lifecycle:
+    """Shared state of the service: whether it is shutting down."""
 
     def __init__(self) -> None:
         self.is_stopping = False
 
 
-LIFE: Final = web.AppKey("life", Life)
+LIFECYCLE: Final = web.AppKey("lifecycle", Lifecycle)
 
 
 async def healthy(_request: web.Request) -> web.Response:
-    """``GET /-/healthy``: 200 as long as the process answers."""
+    """``GET /-/healthy``: 200 as long as the process responds."""
     return json_response(Health(status="healthy", version=version()))
 
 
 async def ready(request: web.Request) -> web.Response:
-    """``GET /-/ready``: 200 when the database answers, no queue is nearly full and the service is not stopping."""
+    """``GET /-/ready``: 200 when the database responds, no queue is nearly full and the service is not stopping."""
     faults = []
-    if request.app[LIFE].is_stopping:
+    if request.app[LIFECYCLE].is_stopping:
         faults.append("the service is shutting down")
     try:
         await request.app[DATABASE].read(lambda c: c.execute(text("SELECT 1")).scalar())
     except Exception as error:
-        faults.append(f"the database does not answer: {type(error).__name__}")
+        faults.append(f"the database is unavailable: {type(error).__name__}")
     for name, queue in request.app[RECORDER].queues.items():
-        if len(queue) > queue.queue_limit * BEHIND:
+        if len(queue) > queue.queue_limit * MAX_QUEUE_FILL:
             faults.append(f"the {name} listener is {len(queue)} events behind")
     return json_response(Readiness("not ready" if faults else "ready", faults), 503 if faults else 200)
 
 
-ROUTES = (
+ROUTES: Final = (
     Route(method="GET", path="/-/healthy", handler=healthy, scope=None, in_workspace=False, answer=Health),
     Route(method="GET", path="/-/ready", handler=ready, scope=None, in_workspace=False, answer=Readiness, also=(503,)),
 )

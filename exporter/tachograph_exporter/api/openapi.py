@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the table of routes and the types they serve.
+"""The OpenAPI 3.1 document, generated from the route declarations and their types.
 
 Format: https://spec.openapis.org/oas/v3.1.1
 """
@@ -18,41 +18,38 @@ from tachograph.version import version
 from tachograph_exporter.api.problems import CODES, ProblemDetails
 from tachograph_exporter.api.routes import Parameter, Route
 
-EXAMPLES: Final = Path(__file__).with_name("examples.json")
-"""Answers of a real service, by ``GET /path``; made by tools/docs.py."""
+EXAMPLES: Final = Path(__file__).with_name("openapi_examples.json")
+"""Responses of a real service by ``GET /path``; written by tools/docs.py."""
 
-_KINDS: Final[dict[str, dict[str, Any]]] = {
+_SCHEMA_BY_KIND: Final[dict[str, dict[str, Any]]] = {
     "text": {"type": "string"},
-    "time": {
-        "type": "string",
-        "description": "RFC 3339, unix seconds, or a time ago (`90m`, `24h`, `7d`).",
-    },
+    "time": {"type": "string", "description": "RFC 3339, unix seconds, or an age (`90m`, `24h`, `7d`)."},
     "duration": {"type": "string", "description": "Seconds, or a number with a unit: `250ms`, `90s`, `1.5h`, `7d`."},
     "integer": {"type": "integer"},
     "boolean": {"type": "boolean"},
 }
-_IN_PATH: Final = {
-    "workflow_id": "A workflow, by id or by name.",
-    "execution_id": "An execution, by id.",
-    "workspace": "A workspace, by id or slug.",
-    "token_id": "A token, by id.",
-    "trace_id": "A trace, by id: up to 32 hex digits.",
-    "service": "A service, by name.",
-    "tag": "A name to search by.",
-    "step_id": "A step, by id.",
+_PATH_PARAMETERS: Final = {
+    "workflow_id": "Id or name of a workflow.",
+    "execution_id": "Id of an execution.",
+    "workspace": "Id or slug of a workspace.",
+    "token_id": "Id of a token.",
+    "trace_id": "Id of a trace: up to 32 hex digits.",
+    "service": "Name of a service.",
+    "tag": "Name of a tag (an attribute).",
+    "step_id": "Id of a step.",
 }
 _TAGS: Final = {
-    "Executions": "What ran, what runs, and why it took so long.",
-    "Workflows": "Definitions: register them, change them, run them; and what their executions add up to.",
-    "Stream": "Live events, as they are committed.",
-    "Traces": "Spans in by OTLP, and out to Jaeger and Tempo viewers.",
+    "Executions": "Executions, their timelines, and why they took so long.",
+    "Workflows": "Register, change and execute definitions; metrics and trends of their executions.",
+    "Stream": "Live events, sent as they are committed.",
+    "Traces": "Ingest spans by OTLP; query traces with Jaeger and Tempo viewers.",
     "Access": "Workspaces, projects and tokens.",
-    "Service": "For Prometheus, for health checks, and this document.",
+    "Service": "Prometheus metrics, health checks, and this document.",
 }
 
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
-    """The whole document."""
+    """The OpenAPI document of these routes."""
     types = {
         ProblemDetails,
         *(t for route in routes for t in (route.answer, route.body, *route.other_answers) if t is not None),
@@ -69,11 +66,11 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
             "title": "Tachograph",
             "version": version(),
             "summary": "The flight recorder for workflows.",
-            "description": _ABOUT,
+            "description": _DESCRIPTION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": name, "description": about} for name, about in _TAGS.items()],
+        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
         "paths": paths,
         "components": {
             "schemas": dict(sorted(components.items())),
@@ -81,20 +78,20 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "A token with the scope the route asks for; `admin` has all. Not asked for on "
-                    "loopback, unless the service is told to.",
+                    "description": "A token with the scope that the route requires (`x-scope`); `admin` includes every "
+                    "scope. On loopback no token is required unless the service is configured to require one.",
                 }
             },
         },
     }
 
 
-_ABOUT: Final = (
-    "Times are RFC 3339 UTC, durations seconds. A trailing slash is accepted on every path. Errors are RFC 9457 "
-    "problem details with a stable `code`. Successful answers to GET carry an `ETag`; send it back as `If-None-Match` "
-    "to get 304 while nothing changed. A route about one workspace takes it from `X-Workspace-Id`, `X-Workspace-Slug`, "
-    "`workspace_id` or `workspace_slug`; without any, from the token, else it is the service's own. Rows of another "
-    "workspace are 404."
+_DESCRIPTION: Final = (
+    "Times are RFC 3339 UTC, durations are seconds. Every path accepts a trailing slash. Errors are RFC 9457 problem "
+    "details with a stable `code`. Successful responses to GET carry an `ETag`; send it back as `If-None-Match` to get "
+    "304 while nothing has changed. A route that works in one workspace takes it from `X-Workspace-Id`, "
+    "`X-Workspace-Slug`, `workspace_id` or `workspace_slug`; it defaults to the workspace of the token, else to the "
+    "service's own. Rows of other workspaces are 404."
 )
 
 
@@ -102,7 +99,7 @@ def _operation(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": _operation_id(route),
         "tags": [_tag(route)],
-        "summary": route.summary.rstrip(".").capitalize() if route.summary else "",
+        "summary": route.summary[:1].upper() + route.summary[1:].rstrip("."),
         "parameters": [*_path_parameters(route), *map(_query_parameter, route.query), *_workspace_parameters(route)],
         "responses": _responses(route, examples),
     }
@@ -125,9 +122,10 @@ def _operation(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
 
 
 def _operation_id(route: Route) -> str:
-    return route.handler.__name__ if route.handler.__name__ not in ("read", "status", "detail") else (
-        f"{route.handler.__name__}_{'execution' if 'execution' in route.path else 'workflow'}"
-    )  # fmt: skip
+    name = route.handler.__name__
+    if name in ("read", "status", "detail"):
+        return f"{name}_{'execution' if 'execution' in route.path else 'workflow'}"
+    return name
 
 
 def _tag(route: Route) -> str:
@@ -142,13 +140,19 @@ def _tag(route: Route) -> str:
 
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "path", "required": True, "description": _IN_PATH[name], "schema": {"type": "string"}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": _PATH_PARAMETERS[name],
+            "schema": {"type": "string"},
+        }
         for name in re.findall(r"\{(\w+)\}", route.path)
     ]
 
 
 def _query_parameter(parameter: Parameter) -> dict[str, Any]:
-    schema = dict(_KINDS["text" if parameter.kind == "texts" else parameter.kind])
+    schema = dict(_SCHEMA_BY_KIND["text" if parameter.kind == "texts" else parameter.kind])
     if parameter.choices:
         schema["enum"] = [str(choice) for choice in parameter.choices]
     if parameter.default is not None:
@@ -157,16 +161,18 @@ def _query_parameter(parameter: Parameter) -> dict[str, Any]:
         schema["minimum"] = parameter.low
     if parameter.high is not None:
         schema["maximum"] = parameter.high
-    found: dict[str, Any] = {"name": parameter.name, "in": "query", "description": parameter.about, "schema": schema}
-    if parameter.kind == "texts":
-        found["schema"] = {"type": "array", "items": schema}
-        found["style"], found["explode"] = "form", True
-        found["description"] += " May be repeated, or list several with commas."
+    described: dict[str, Any] = {
+        "name": parameter.name, "in": "query", "description": parameter.about, "schema": schema
+    }  # fmt: skip
     if parameter.example is not None:
-        found["example"] = [parameter.example] if parameter.kind == "texts" else parameter.example
-        if parameter.kind == "texts":
-            found["example"] = str(parameter.example).split(",")
-    return found
+        described["example"] = parameter.example
+    if parameter.kind == "texts":
+        described["schema"] = {"type": "array", "items": schema}
+        described["style"], described["explode"] = "form", True
+        described["description"] += " May be repeated or hold a comma-separated list."
+        if parameter.example is not None:
+            described["example"] = str(parameter.example).split(",")
+    return described
 
 
 def _workspace_parameters(route: Route) -> list[dict[str, Any]]:
@@ -174,8 +180,8 @@ def _workspace_parameters(route: Route) -> list[dict[str, Any]]:
         return []
     text = {"type": "string"}
     return [
-        {"name": "workspace_slug", "in": "query", "description": "The workspace, by slug.", "schema": text},
-        {"name": "workspace_id", "in": "query", "description": "The workspace, by id.", "schema": text},
+        {"name": "workspace_slug", "in": "query", "description": "Slug of the workspace.", "schema": text},
+        {"name": "workspace_id", "in": "query", "description": "Id of the workspace.", "schema": text},
     ]
 
 
@@ -198,7 +204,7 @@ def _responses(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
     for status in route.also:
         responses[str(status)] = {**success, "description": HTTPStatus(status).phrase}
     if is_document:
-        responses["304"] = {"description": "Not changed since the ETag sent."}
+        responses["304"] = {"description": "Not modified since the given ETag."}
     by_status: dict[int, list[str]] = {}
     for code in route.all_codes:
         by_status.setdefault(CODES[code][0], []).append(code)
@@ -225,8 +231,8 @@ def _responses(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schema(kind: Any) -> Any:
-    (found,), _ = msgspec.json.schema_components([kind], ref_template="#/components/schemas/{name}")
-    return found
+    (schema,), _ = msgspec.json.schema_components([kind], ref_template="#/components/schemas/{name}")
+    return schema
 
 
 async def openapi(request: web.Request) -> web.Response:

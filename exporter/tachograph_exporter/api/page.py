@@ -1,4 +1,4 @@
-"""The page for people, from files in the package, and what it has to know of the service."""
+"""The web page, served from the package's files, and the settings that it reads."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from tachograph.version import version
 from tachograph_exporter.api.request import CONFIG, json_response
 from tachograph_exporter.api.routes import Route
 
-_WEB: Final = Path(__file__).parent.parent / "web"
-_KINDS: Final = {
+_DIRECTORY: Final = Path(__file__).parent.parent / "web"
+_CONTENT_TYPES: Final = {
     ".css": "text/css",
     ".html": "text/html",
     ".js": "text/javascript",
     ".json": "application/json",
     ".svg": "image/svg+xml",
 }
-SAFE: Final = {
-    # Nothing but the package's own files: no inline script, no other host, no framing.
+SECURITY_HEADERS: Final = {
+    # Only the package's own files: no inline scripts, no other host, no framing.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-"""Headers of every page."""
-_FILES: Final = {path.relative_to(_WEB).as_posix(): path for path in sorted(_WEB.rglob("*")) if path.suffix in _KINDS}
+"""Sent with every file of the page."""
+_FILES: Final = {
+    path.relative_to(_DIRECTORY).as_posix(): path
+    for path in sorted(_DIRECTORY.rglob("*"))
+    if path.suffix in _CONTENT_TYPES
+}
 
 
 class About(msgspec.Struct, kw_only=True):
-    """The service: its version, the workspace it is for unless one is named, and where links to traces lead."""
+    """The service's version, its default workspace, and the template of links to traces (with ``{trace_id}``)."""
 
     version: str
     workspace: str
@@ -40,36 +44,38 @@ class About(msgspec.Struct, kw_only=True):
 
 
 async def about(request: web.Request) -> web.Response:
-    """``GET /api/about``: the service's version, its own workspace, and where links to traces lead."""
+    """``GET /api/about``: the service's version, its default workspace, and the URL template of trace links."""
     config = request.app[CONFIG]
     return json_response(About(version=version(), workspace=config.workspace, trace_url=config.trace_url))
 
 
-def file(name: str) -> web.Response:
-    """A file that pages are made of. Raises 404."""
+def _file(name: str) -> web.Response:
+    """A file of the page. Raises 404."""
     path = _FILES.get(name)
     if path is None:
         raise web.HTTPNotFound
-    return web.Response(body=path.read_bytes(), content_type=_KINDS[path.suffix], charset="utf-8", headers=SAFE)
+    return web.Response(
+        body=path.read_bytes(), content_type=_CONTENT_TYPES[path.suffix], charset="utf-8", headers=SECURITY_HEADERS
+    )
 
 
 async def index(_request: web.Request) -> web.Response:
     """``GET /``: the page."""
-    return file("index.html")
+    return _file("index.html")
 
 
 async def web_file(request: web.Request) -> web.Response:
-    """``GET /web/{file}``: a file that the page is made of."""
-    return file(request.match_info["file"])
+    """``GET /web/{file}``: a file of the page."""
+    return _file(request.match_info["file"])
 
 
 async def docs(_request: web.Request) -> web.Response:
-    """``GET /docs``: the API's documentation, for people."""
-    return file("docs.html")
+    """``GET /docs``: the API reference."""
+    return _file("docs.html")
 
 
 ROUTES: Final = (
     Route(method="GET", path="/api/about", handler=about, in_workspace=False, answer=About),
 )  # fmt: skip
 PAGES: Final = (("/", index), ("/docs", docs), ("/web/{file:.+}", web_file))
-"""Pages for people; open to everybody, since they hold nothing but the package's own text."""
+"""(path, handler) of the page. No token is required: these files ship with the package and contain no data."""

@@ -1,6 +1,6 @@
 """Errors as RFC 9457 problem details: ``application/problem+json`` with a stable ``code``.
 
-Every error a route can answer is made here, so the list of codes is this module.
+Every error response of the API is built here; `CODES` lists them all.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import msgspec
 from aiohttp import web
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from tachograph.errors import Fault, StoreUnavailable
+from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
 
 class ProblemDetails(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """An error (RFC 9457). ``code`` is stable, ``detail`` is for people; ``errors`` lists faults by code and place."""
+    """An error (RFC 9457). ``code`` is stable, ``detail`` is for people; ``errors`` lists each fault with its place."""
 
     type: str
     title: str
@@ -31,7 +31,7 @@ class ProblemDetails(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Problem(Exception):
-    """An answer other than what was asked for. ``code`` is stable; ``detail`` is for people."""
+    """Raised to respond with an error. ``code`` is stable; ``detail`` is for people."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Problem(Exception):
         self.headers = headers or {}
 
     def response(self) -> web.Response:
-        """The problem as a response."""
+        """The response with this problem as its body."""
         body = ProblemDetails(
             type="about:blank",
             title=HTTPStatus(self.status).phrase,
@@ -69,55 +69,57 @@ class Problem(Exception):
         )
 
 
-def workspace_not_found(wanted: str) -> Problem:
-    return Problem(404, "workspace_not_found", f'there is no workspace "{wanted}"')
+def workspace_not_found(name: str) -> Problem:
+    return Problem(404, "workspace_not_found", f'there is no workspace "{name}"')
 
 
 def workspace_exists(slug: str) -> Problem:
-    return Problem(409, "workspace_exists", f'there is a workspace "{slug}" already')
+    return Problem(409, "workspace_exists", f'workspace "{slug}" already exists')
 
 
 def project_exists(slug: str) -> Problem:
-    return Problem(409, "project_exists", f'this workspace has a project "{slug}" already')
+    return Problem(409, "project_exists", f'project "{slug}" already exists in this workspace')
 
 
-def trace_not_found(wanted: str) -> Problem:
-    return Problem(404, "trace_not_found", f'there is no trace "{wanted}" in this workspace')
+def trace_not_found(name: str) -> Problem:
+    return Problem(404, "trace_not_found", f'there is no trace "{name}" in this workspace')
 
 
-def token_not_found(wanted: str) -> Problem:
-    return Problem(404, "token_not_found", f'there is no token "{wanted}"')
+def token_not_found(name: str) -> Problem:
+    return Problem(404, "token_not_found", f'there is no token "{name}"')
 
 
-def archive_unavailable(execution_id: str, why: str) -> Problem:
-    return Problem(410, "archive_unavailable", f'execution "{execution_id}" is archived: {why}')
+def archive_unavailable(error: ArchiveError) -> Problem:
+    return Problem(410, "archive_unavailable", str(error))
 
 
-def project_not_found(wanted: str) -> Problem:
-    return Problem(404, "project_not_found", f'there is no project "{wanted}" in this workspace')
+def project_not_found(name: str) -> Problem:
+    return Problem(404, "project_not_found", f'there is no project "{name}" in this workspace')
 
 
-def workflow_not_found(wanted: str) -> Problem:
-    return Problem(404, "workflow_not_found", f'there is no workflow "{wanted}" in this workspace')
+def workflow_not_found(name: str) -> Problem:
+    return Problem(404, "workflow_not_found", f'there is no workflow "{name}" in this workspace')
 
 
-def execution_not_found(wanted: str) -> Problem:
-    return Problem(404, "execution_not_found", f'there is no execution "{wanted}" in this workspace')
+def execution_not_found(execution_id: str) -> Problem:
+    return Problem(404, "execution_not_found", str(ExecutionNotFound(execution_id)))
 
 
 def not_running(execution_id: str, status: str) -> Problem:
     detail = f'execution "{execution_id}" is {status}'
     if status in ("pending", "running"):
-        detail += ", but in another process; it can only be cancelled there"
+        detail += " in another process and can only be cancelled there"
     return Problem(409, "not_cancellable", detail)
 
 
 def workflow_exists(name: str) -> Problem:
-    return Problem(409, "workflow_exists", f'this workspace already has a workflow "{name}"; change it with PATCH')
+    return Problem(409, "workflow_exists", f'workflow "{name}" already exists in this workspace; change it with PATCH')
 
 
 def not_runnable(name: str) -> Problem:
-    return Problem(409, "not_runnable", f'workflow "{name}" was recorded elsewhere and has no definition here to run')
+    return Problem(
+        409, "not_runnable", f'workflow "{name}" is known from recorded executions only and has no definition to run'
+    )
 
 
 def workflow_busy(name: str, count: int) -> Problem:
@@ -136,12 +138,12 @@ def invalid_parameters(faults: Sequence[Fault]) -> Problem:
     return Problem(422, "invalid_parameters", _summary("the query", faults), errors=faults)
 
 
-def invalid_json(why: str) -> Problem:
-    return Problem(400, "invalid_json", f"the body is not JSON: {why}")
+def invalid_json(reason: str) -> Problem:
+    return Problem(400, "invalid_json", f"the body is not JSON: {reason}")
 
 
-def invalid_body(why: str) -> Problem:
-    return Problem(422, "invalid_body", f"the body does not fit: {why}")
+def invalid_body(reason: str) -> Problem:
+    return Problem(422, "invalid_body", f"the body does not match the schema: {reason}")
 
 
 def not_json(content_type: str) -> Problem:
@@ -151,11 +153,11 @@ def not_json(content_type: str) -> Problem:
 
 
 def too_large(limit: int) -> Problem:
-    return Problem(413, "body_too_large", f"the body is larger than {limit} bytes")
+    return Problem(413, "body_too_large", f"the body is larger than {limit} bytes, the limit of this service")
 
 
 def too_many_executions(limit: int) -> Problem:
-    detail = f"{limit} executions run or wait already; try again when some have ended"
+    detail = f"{limit} executions are running or queued, the limit of this service; try again when some have ended"
     return Problem(429, "too_many_executions", detail, headers={"Retry-After": "5"})
 
 
@@ -164,42 +166,47 @@ def shutting_down() -> Problem:
 
 
 def not_durable() -> Problem:
-    detail = "the execution was not accepted: the database cannot take it now"
+    detail = "the execution was not accepted: the database is unavailable"
     return Problem(503, "store_unavailable", detail, headers={"Retry-After": "5"})
 
 
 def store_unavailable() -> Problem:
-    return Problem(503, "store_unavailable", "the database does not answer now", headers={"Retry-After": "5"})
+    return Problem(503, "store_unavailable", "the database is unavailable", headers={"Retry-After": "5"})
 
 
 def scrape_timeout(seconds: float) -> Problem:
-    return Problem(503, "scrape_timeout", f"the scrape could not be rendered within the scraper's {seconds:g} s")
+    return Problem(503, "scrape_timeout", f"rendering took longer than the scrape timeout of {seconds:g} s")
 
 
-def not_supported(why: str) -> Problem:
-    return Problem(400, "not_supported", why)
+def not_supported(reason: str) -> Problem:
+    return Problem(400, "not_supported", reason)
 
 
 def upgrade_required() -> Problem:
-    return Problem(426, "upgrade_required", "this is a WebSocket", headers={"Upgrade": "websocket"})
+    return Problem(
+        426,
+        "upgrade_required",
+        "this route speaks WebSocket only; send an upgrade request",
+        headers={"Upgrade": "websocket"},
+    )
 
 
 def too_many_clients(limit: int) -> Problem:
-    detail = f"{limit} clients follow already; try again later"
+    detail = f"{limit} clients are connected, the limit of this service; try again later"
     return Problem(503, "too_many_clients", detail, headers={"Retry-After": "10"})
 
 
-def unauthorized(why: str = "") -> Problem:
-    detail = why or "send a token: Authorization: Bearer …"
+def unauthorized(reason: str = "") -> Problem:
+    detail = reason or "send a token: Authorization: Bearer …"
     return Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
 
 
-def forbidden(why: str) -> Problem:
-    return Problem(403, "forbidden", why)
+def forbidden(reason: str) -> Problem:
+    return Problem(403, "forbidden", reason)
 
 
 def wrong_host(host: str) -> Problem:
-    detail = f'asked for host "{host}", but without a token only this machine\'s own names are answered'
+    detail = f'"{host}" is not a name of this machine; without a token, use localhost or the configured host'
     return Problem(421, "wrong_host", detail)
 
 
@@ -211,42 +218,42 @@ def _summary(what: str, faults: Sequence[Fault]) -> str:
 
 
 CODES: Final[dict[str, tuple[int, str]]] = {
-    "bad_request": (400, "The request cannot be read as HTTP says."),
+    "bad_request": (400, "The request is not valid HTTP, or its body cannot be read."),
     "invalid_json": (400, "The body is not JSON."),
-    "not_supported": (400, "A viewer asks for what its own server can and this one cannot; says what."),
-    "unauthorized": (401, "A token is needed, or the one sent is not valid (any more)."),
+    "not_supported": (400, "A viewer asked for a feature of its own backend that is missing here; see detail."),
+    "unauthorized": (401, "A token is required, or the one sent is unknown, expired or revoked."),
     "forbidden": (403, "The token does not allow this."),
-    "workspace_not_found": (404, "There is no such workspace, or the token is not for it."),
-    "project_not_found": (404, "There is no such project in the workspace."),
-    "workflow_not_found": (404, "There is no such workflow in the workspace."),
-    "execution_not_found": (404, "There is no such execution in the workspace."),
-    "trace_not_found": (404, "There is no such trace in the workspace."),
-    "token_not_found": (404, "There is no such token."),
-    "no_such_route": (404, "There is nothing at this path."),
-    "method_not_allowed": (405, "The path does not take this method; see Allow."),
-    "not_cancellable": (409, "The execution does not run here."),
-    "not_runnable": (409, "The workflow was recorded elsewhere and has no definition here."),
-    "workflow_exists": (409, "The workspace has a workflow of that name."),
+    "workspace_not_found": (404, "The workspace does not exist, or the token is bound to another one."),
+    "project_not_found": (404, "The project does not exist in the workspace."),
+    "workflow_not_found": (404, "The workflow does not exist in the workspace."),
+    "execution_not_found": (404, "The execution does not exist in the workspace."),
+    "trace_not_found": (404, "The trace does not exist in the workspace."),
+    "token_not_found": (404, "The token does not exist."),
+    "no_such_route": (404, "There is no route with this path."),
+    "method_not_allowed": (405, "The route does not support this method; see Allow."),
+    "not_cancellable": (409, "The execution is not running in this process."),
+    "not_runnable": (409, "The workflow is known from recorded executions only and has no definition to run."),
+    "workflow_exists": (409, "The workspace already has a workflow with this name."),
     "workflow_busy": (409, "The workflow has open executions."),
-    "workspace_exists": (409, "There is a workspace with that slug."),
-    "project_exists": (409, "The workspace has a project with that slug."),
-    "archive_unavailable": (410, "The execution was archived, and its file cannot be read now."),
-    "body_too_large": (413, "The body is larger than the service takes."),
-    "unsupported_media_type": (415, "The body is not sent as application/json."),
-    "wrong_host": (421, "Without a token, only requests that name this machine are answered."),
-    "invalid_parameters": (422, "Query parameters are wrong; every fault is listed."),
-    "invalid_body": (422, "The body is JSON but does not fit; says where."),
-    "invalid_workflow": (422, "The definition has faults; every one is listed."),
-    "invalid_inputs": (422, "The input variables do not fit the definition; every fault is listed."),
-    "upgrade_required": (426, "This route speaks WebSocket only."),
-    "too_many_executions": (429, "As many executions run and wait as the service allows; see Retry-After."),
-    "internal_error": (500, "Something went wrong in the service; its log says what."),
-    "store_unavailable": (503, "The database cannot take it now; see Retry-After."),
-    "too_many_clients": (503, "As many clients follow as the service allows; see Retry-After."),
+    "workspace_exists": (409, "A workspace with this slug already exists."),
+    "project_exists": (409, "The workspace already has a project with this slug."),
+    "archive_unavailable": (410, "The execution is archived, and its file cannot be read."),
+    "body_too_large": (413, "The body is larger than the service accepts."),
+    "unsupported_media_type": (415, "The body was not sent as application/json."),
+    "wrong_host": (421, "Without a token, the Host header must name this machine."),
+    "invalid_parameters": (422, "Query parameters are not valid; every fault is listed."),
+    "invalid_body": (422, "The body is JSON but does not match the schema; the detail says where."),
+    "invalid_workflow": (422, "The definition is not valid; every fault is listed."),
+    "invalid_inputs": (422, "The input variables do not match the definition; every fault is listed."),
+    "upgrade_required": (426, "The route speaks WebSocket only."),
+    "too_many_executions": (429, "The limit of running and queued executions is reached; see Retry-After."),
+    "internal_error": (500, "Unexpected error; the service's log has the details."),
+    "store_unavailable": (503, "The database is unavailable; see Retry-After."),
+    "too_many_clients": (503, "The limit of stream clients is reached; see Retry-After."),
     "shutting_down": (503, "The service is shutting down; see Retry-After."),
-    "scrape_timeout": (503, "The scrape could not be rendered within the scraper's time."),
+    "scrape_timeout": (503, "The scrape could not be rendered within the scrape timeout."),
 }
-"""Every code: its status, and what it means."""
+"""Every problem code with its status and meaning."""
 
 _HTTP_CODES: Final = {404: "no_such_route", 405: "method_not_allowed", 413: "body_too_large", 400: "bad_request"}
 
@@ -254,12 +261,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @web.middleware
-async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into a problem; what nobody foresaw is logged here and says nothing of its insides."""
+async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Respond to every error with a problem. Unexpected errors are logged, and the response reveals no details."""
     try:
         return await handler(request)
     except Problem as problem:
         return problem.response()
+    except ExecutionNotFound as error:
+        return execution_not_found(error.execution_id).response()
+    except ArchiveError as error:
+        return archive_unavailable(error).response()
     except web.HTTPRequestEntityTooLarge:
         return too_large(request.app._client_max_size).response()
     except web.HTTPException as error:
@@ -267,17 +278,17 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             raise
         code = _HTTP_CODES.get(error.status, "bad_request")
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        detail = f"there is no {request.path}" if error.status == 404 else error.reason
+        detail = f"there is no route {request.path}" if error.status == 404 else error.reason
         if error.status == 405:
-            detail = f"{request.path} does not take {request.method}"
+            detail = f"{request.path} does not support {request.method}"
         return Problem(CODES[code][0], code, detail, headers=headers).response()
     except web.RequestPayloadError as error:
         return Problem(400, "bad_request", f"the body cannot be read: {error}").response()
     except (ConnectionResetError, TimeoutError):
         raise
     except (OperationalError, InterfaceError, StoreUnavailable):
-        log.exception("%s %s: the database does not answer", request.method, request.path)
+        log.exception("%s %s: the database is unavailable", request.method, request.path)
         return store_unavailable().response()
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        return Problem(500, "internal_error", "something went wrong here; the log says what").response()
+        return Problem(500, "internal_error", "unexpected error; the service's log has the details").response()

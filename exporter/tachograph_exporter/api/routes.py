@@ -1,7 +1,7 @@
-"""What a route is: where, who may, what it takes and answers. The service serves this table, and documents it.
+"""Routes as declarations: path, scope, parameters, body, responses and problem codes.
 
-`Query` reads only parameters that the route declares, and `tachograph_exporter.api.openapi` describes the same ones, so
-neither can say what the other does not.
+The service registers its handlers from these declarations, `Query` reads only the parameters they name, and
+`tachograph_exporter.api.openapi` describes them, so the documentation cannot drift from the code.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
+from aiohttp import web
 
 from tachograph_exporter.api.problems import CODES, Handler
 from tachograph_exporter.store.tokens import READ
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
-    """A query parameter. ``kind``: time, duration, integer, number, boolean, text, or texts (may be repeated)."""
+    """A query parameter. ``kind``: text, texts (may be repeated), time, duration, integer or boolean."""
 
     name: str
     about: str
@@ -30,10 +31,10 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """One route.
 
-    ``scope`` None: open to everybody. ``in_workspace``: about one workspace, named as every route's is.
-    ``answer`` is the type of a successful answer, ``codes`` the problems (see `errors.CODES`) beyond those that any
-    route of its shape can answer. ``media``: other media types of the answer; ``other_answers``: other types
-    of it, in JSON.
+    ``scope``: the scope a caller needs; None for a public route. ``in_workspace``: it takes the workspace from the
+    request (see `request.workspace_of`). ``answer``: type of a successful response; ``other_answers``: further types,
+    in JSON; ``media``: further media types. ``also``: further statuses with the same body.
+    ``codes``: problems (see `problems.CODES`) beyond those that `all_codes` derives from the other fields.
     """
 
     method: str
@@ -51,23 +52,22 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     codes: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
     other_answers: tuple[Any, ...] = ()
-    tag: str = ""
 
     @property
     def summary(self) -> str:
-        """The first line of the handler's docstring, without the method and path."""
+        """First line of the handler's docstring, without method and path."""
         line = (self.handler.__doc__ or "").strip().partition("\n")[0]
         return line.partition(": ")[2] or line
 
     @property
     def description(self) -> str:
-        """The rest of the docstring."""
+        """The handler's docstring after its first line."""
         rest = (self.handler.__doc__ or "").strip().partition("\n")[2]
         return "\n".join(part.strip() for part in rest.strip().splitlines()).replace("``", "`")
 
     @property
     def all_codes(self) -> tuple[str, ...]:
-        """Every problem the route can answer."""
+        """Every problem code the route can respond with."""
         codes = [*self.codes, "internal_error", "wrong_host", "shutting_down"]
         if self.scope is not None:
             codes += ["unauthorized", "forbidden"]
@@ -83,14 +83,16 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
             codes += ["invalid_json", "invalid_body", "unsupported_media_type", "body_too_large", "bad_request"]
         unknown = set(codes) - CODES.keys()
         if unknown:
-            raise ValueError(f"{self.method} {self.path}: no such problem: {', '.join(sorted(unknown))}")
+            raise ValueError(f"{self.method} {self.path}: unknown problem code: {', '.join(sorted(unknown))}")
         return tuple(sorted(set(codes)))
 
 
+ROUTE_BY_HANDLER: Final = web.AppKey("route_by_handler", dict[Handler, Route])
+
 FROM: Final = Parameter(name="from", kind="time", about="Only what ended at or after this time.", example="7d")
 TO: Final = Parameter(name="to", kind="time", about="Only what ended before this time.", example="2026-11-24T00:00:00Z")
-SKIP: Final = Parameter(name="skip", kind="integer", about="How many to leave out.", default=0, low=0, high=10**12)
+SKIP: Final = Parameter(name="skip", kind="integer", about="Number of items to skip.", default=0, low=0, high=10**12)
 LIMIT: Final = Parameter(
-    name="limit", kind="integer", about="How many to answer at most.", default=50, low=1, high=1000
+    name="limit", kind="integer", about="Maximum number of items to return.", default=50, low=1, high=1000
 )
 PAGE: Final = (SKIP, LIMIT)

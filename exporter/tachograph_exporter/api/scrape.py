@@ -16,6 +16,7 @@ from tachograph.metrics.negotiation import Format, choose
 from tachograph.metrics.self_metrics import SelfMetrics
 from tachograph.recording.recorder import Recorder
 from tachograph_exporter.api import problems
+from tachograph_exporter.api.routes import Route
 
 
 class Scraper:
@@ -71,3 +72,9 @@ async def exposition(request: web.Request) -> web.Response:
     if is_gzip:
         headers["Content-Encoding"] = "gzip"
     return web.Response(body=body, headers=headers)
+
+
+ROUTES: Final = (
+    Route(method="GET", path="/metrics", handler=exposition, in_workspace=False, codes=("scrape_timeout",),
+          media=tuple(form.value for form in Format)),
+)  # fmt: skip

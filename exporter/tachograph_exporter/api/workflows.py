@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -14,12 +13,12 @@ from opentelemetry.propagate import extract
 from sqlalchemy import Connection, Row, delete, func, select
 from sqlalchemy.exc import IntegrityError
 
-from tachograph.errors import ExecutorClosed, Fault, InvalidInputs, InvalidWorkflow
-from tachograph.identity import new_execution_ref, step_id
+from tachograph.errors import ExecutorClosed, InvalidInputs, InvalidWorkflow
+from tachograph.identity import new_execution_ref
 from tachograph.spans.propagation import caller
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
-from tachograph.workflow.validation import Report, validate_document
+from tachograph.workflow.validation import validate_document
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.query import Query
@@ -28,10 +27,10 @@ from tachograph_exporter.api.request import (
     DATABASE,
     EXECUTOR,
     RECORDER,
-    Workspace,
     decode,
     json_response,
     project_of,
+    project_slug,
     read_body,
     workflow_of,
     workspace_of,
@@ -39,8 +38,7 @@ from tachograph_exporter.api.request import (
 from tachograph_exporter.api.routes import PAGE, Route
 from tachograph_exporter.store import archive, locking
 from tachograph_exporter.store import definitions as definition_rows
-from tachograph_exporter.store import workspaces as workspace_rows
-from tachograph_exporter.store.rollups import rows
+from tachograph_exporter.store.rollups import rows as rollup_rows
 from tachograph_exporter.store.schema import (
     workflow_definitions,
     workflow_executions,
@@ -49,13 +47,19 @@ from tachograph_exporter.store.schema import (
     workflow_step_reports,
 )
 from tachograph_exporter.store.tokens import WRITE
-from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.schemas.common import Page
-from tachograph_exporter.views.schemas.workflows import Submitted, ValidationResult, WorkflowDetail, WorkflowSummary
+from tachograph_exporter.views.schemas.workflows import (
+    NewExecution,
+    Submitted,
+    ValidationResult,
+    WorkflowDetail,
+    WorkflowSummary,
+)
+from tachograph_exporter.views.workflows import workflow_detail, workflow_summary
 
 
 async def list_workflows(request: web.Request) -> web.Response:
-    """``GET /api/workflows``: by name."""
+    """``GET /api/workflows``: the workflows, sorted by name."""
     query = Query(request)
     skip, limit = query.page()
     query.done()
@@ -64,22 +68,24 @@ async def list_workflows(request: web.Request) -> web.Response:
     rows, total = await request.app[DATABASE].read(
         lambda c: definition_rows.definitions(c, workspace.id, project, skip, limit)
     )
-    return json_response(Page([_summary(row) for row in rows], total, skip, limit))
+    return json_response(Page([workflow_summary(row) for row in rows], total, skip, limit))
 
 
 async def create(request: web.Request) -> web.Response:
     """``POST /api/workflows``: register a definition; 201 with its id."""
     document = decode(await read_body(request), dict[str, Any])
     workspace = await workspace_of(request)
-    # The body of older clients names the project beside the definition.
-    project = await project_of(request, workspace) or await _project_in(document, request, workspace) or "default"
+    project = await project_of(request, workspace)
+    # Older clients name the project in the document.
+    if project is None and isinstance(name := document.get("project_id"), str) and name:
+        project = await project_slug(request, workspace, name)
     workflow, report = validate_document(document, request.app[EXECUTOR].handlers)
     if workflow is None:
         raise problems.invalid_workflow(report.errors)
     now = time.time_ns()
 
     def save(connection: Connection) -> Row[Any]:
-        row = definition_rows.register(connection, workspace.id, project, workflow, now)
+        row = definition_rows.register(connection, workspace.id, project or "default", workflow, now)
         if row is None:
             raise problems.workflow_exists(workflow.name)
         return row
@@ -89,26 +95,16 @@ async def create(request: web.Request) -> web.Response:
     except IntegrityError:
         raise problems.workflow_exists(workflow.name) from None
     location = {"Location": f"/api/workflows/{row.id}"}
-    return json_response(_detail(row, report), 201, location)
-
-
-async def _project_in(document: Mapping[str, Any], request: web.Request, workspace: Workspace) -> str | None:
-    wanted = document.get("project_id")
-    if not isinstance(wanted, str) or not wanted:
-        return None
-    found = await request.app[DATABASE].read(lambda c: workspace_rows.project(c, workspace.id, wanted))
-    if found is None:
-        raise problems.project_not_found(wanted)
-    return str(found.slug)
+    return json_response(workflow_detail(row, report.warnings), 201, location)
 
 
 async def read(request: web.Request) -> web.Response:
-    """``GET /api/workflows/{workflow_id}``: its definition."""
-    return json_response(_detail(await workflow_of(request, await workspace_of(request)), None))
+    """``GET /api/workflows/{workflow_id}``: the workflow with its definition."""
+    return json_response(workflow_detail(await workflow_of(request, await workspace_of(request))))
 
 
 async def change(request: web.Request) -> web.Response:
-    """``PATCH /api/workflows/{workflow_id}``: the fields given replace those of the definition."""
+    """``PATCH /api/workflows/{workflow_id}``: replace the given fields of the definition."""
     workspace = await workspace_of(request)
     row = await workflow_of(request, workspace)
     changes = decode(await read_body(request), dict[str, Any])
@@ -130,27 +126,27 @@ async def change(request: web.Request) -> web.Response:
     saved = await request.app[DATABASE].write(save)
     if saved is None:
         raise problems.workflow_not_found(row.id)
-    return json_response(_detail(saved, report))
+    return json_response(workflow_detail(saved, report.warnings))
 
 
 async def remove(request: web.Request) -> web.Response:
-    """``DELETE /api/workflows/{workflow_id}``: with all its executions; refused while one of them is open."""
+    """``DELETE /api/workflows/{workflow_id}``: delete it with all its executions; 409 while one of them is open."""
     workspace = await workspace_of(request)
     row = await workflow_of(request, workspace)
     executions = workflow_executions.c
 
     def erase(connection: Connection) -> None:
         locking.lock(connection)
-        ours = (executions.workspace_id == workspace.id) & (executions.workflow_id == row.id)
-        still_open = ours & executions.status.in_(["pending", "running"])
-        count = connection.execute(select(func.count()).select_from(workflow_executions).where(still_open)).scalar_one()
+        of_workflow = (executions.workspace_id == workspace.id) & (executions.workflow_id == row.id)
+        is_open = of_workflow & executions.status.in_(["pending", "running"])
+        count = connection.execute(select(func.count()).select_from(workflow_executions).where(is_open)).scalar_one()
         if count:
             raise problems.workflow_busy(row.name, count)
-        ids = select(executions.execution_id).where(ours)
+        ids = select(executions.execution_id).where(of_workflow)
         for table in (workflow_step_reports, workflow_step_attempts, workflow_step_executions):
             connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
-        connection.execute(delete(workflow_executions).where(ours))
-        rows.forget(connection, (workspace.id, row.id))
+        connection.execute(delete(workflow_executions).where(of_workflow))
+        rollup_rows.forget(connection, (workspace.id, row.id))
         archive.forget_workflow(connection, workspace.id, row.id)
         connection.execute(delete(workflow_definitions).where(workflow_definitions.c.id == row.id))
 
@@ -159,33 +155,24 @@ async def remove(request: web.Request) -> web.Response:
 
 
 async def validate(request: web.Request) -> web.Response:
-    """``POST /api/workflows/validate``: every fault at once; 200 whether or not the definition is valid."""
+    """``POST /api/workflows/validate``: list every fault of a definition; 200 whether or not it is valid."""
     document = decode(await read_body(request), dict[str, Any])
     _, report = validate_document(document, request.app[EXECUTOR].handlers)
     return json_response(ValidationResult(report.is_valid, report.errors, report.warnings))
 
 
 async def templates(_request: web.Request) -> web.Response:
-    """``GET /api/workflows/templates``: the example workflows, ready to be posted."""
+    """``GET /api/workflows/templates``: example definitions, ready to be posted."""
     documents = [msgspec.json.decode(path.read_bytes()) for path in bundled_workflows.workflow_files()]
     return json_response(Page(documents, len(documents), 0, len(documents)))
 
 
-class Execute(msgspec.Struct, forbid_unknown_fields=True):
-    """Inputs of an execution."""
-
-    input_variables: dict[str, Any] = {}
-    # Sent by older clients beside the inputs.
-    workflow_id: str | None = None
-    metadata: dict[str, Any] | None = None
-
-
 async def execute(request: web.Request) -> web.Response:
-    """``POST /api/workflows/{workflow_id}/execute``: 202 once the execution is durably accepted."""
+    """``POST /api/workflows/{workflow_id}/execute``: start an execution; 202 once it is durably stored."""
     workspace = await workspace_of(request)
     row = await workflow_of(request, workspace)
     body = await read_body(request)
-    wanted = decode(body, Execute) if body.strip() else Execute()
+    new = decode(body, NewExecution) if body.strip() else NewExecution()
     if row.document is None:
         raise problems.not_runnable(row.name)
     executor, config = request.app[EXECUTOR], request.app[CONFIG]
@@ -202,7 +189,7 @@ async def execute(request: web.Request) -> web.Response:
             version=row.version,
             project=row.project,
         )
-        executor.submit(_parse(row.document), wanted.input_variables, execution=execution)
+        executor.submit(_parse(row.document), new.input_variables, execution=execution)
     except InvalidInputs as error:
         raise problems.invalid_inputs(error.faults) from None
     except InvalidWorkflow as error:
@@ -213,54 +200,28 @@ async def execute(request: web.Request) -> web.Response:
         otel_context.detach(token)
     queue = request.app[RECORDER].queues["store"]
     if not await asyncio.get_running_loop().run_in_executor(None, queue.flush, 5.0):
-        executor.cancel(execution.execution_id, "the database could not take it in time")
+        executor.cancel(execution.execution_id, "the database did not store it in time")
         raise problems.not_durable()
     accepted = Submitted(execution_id=execution.execution_id, workflow_id=row.id, trace_id=execution.trace_id)
     location = {"Location": f"/api/workflows/executions/{execution.execution_id}"}
     return json_response(accepted, 202, location)
 
 
+_MAX_PARSED: Final = 64
 _parsed: dict[str, Workflow] = {}
 
 
 def _parse(document: str) -> Workflow:
-    found = _parsed.get(document)
-    if found is None:
-        if len(_parsed) >= 64:
+    workflow = _parsed.get(document)
+    if workflow is None:
+        if len(_parsed) >= _MAX_PARSED:
             _parsed.pop(next(iter(_parsed)))
-        found = _parsed[document] = parse(document)
-    return found
-
-
-def _summary(row: Row[Any]) -> WorkflowSummary:
-    return WorkflowSummary(**_common(row))
-
-
-def _detail(row: Row[Any], report: Report | None) -> WorkflowDetail:
-    document: dict[str, Any] = msgspec.json.decode(row.document) if row.document is not None else {}
-    steps = [{"id": step_id(row.id, step["name"]), **step} for step in document.get("steps", [])]
-    warnings: list[Fault] = report.warnings if report is not None else []
-    fields = ("timeout_seconds", "max_retries", "config", "metadata", "variables")
-    extra = {key: document[key] for key in fields if key in document}
-    return WorkflowDetail(**_common(row), **extra, steps=steps, warnings=warnings)
-
-
-def _common(row: Row[Any]) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "name": row.name,
-        "description": row.description,
-        "version": row.version,
-        "workspace_id": row.workspace_id,
-        "project_id": row.project,
-        "is_runnable": row.document is not None,
-        "created_at": rfc3339(row.created_ns),
-        "updated_at": rfc3339(row.updated_ns),
-    }
+        workflow = _parsed[document] = parse(document)
+    return workflow
 
 
 Document = dict[str, Any]
-_EXAMPLE = {
+_EXAMPLE: Final = {
     "name": "nightly_import",
     "variables": [{"name": "rows", "data_type": "int", "default_value": 100}],
     "steps": [
@@ -269,7 +230,7 @@ _EXAMPLE = {
     ],
 }
 
-ROUTES = (
+ROUTES: Final = (
     Route(method="GET", path="/api/workflows", handler=list_workflows, query=PAGE, answer=Page[WorkflowSummary],
           codes=("project_not_found",)),
     Route(method="POST", path="/api/workflows", handler=create, scope=WRITE, body=Document, body_example=_EXAMPLE,
@@ -283,7 +244,7 @@ ROUTES = (
           codes=("not_runnable", "workflow_exists", "invalid_workflow")),
     Route(method="DELETE", path="/api/workflows/{workflow_id}", handler=remove, scope=WRITE, status=204,
           codes=("workflow_busy",)),
-    Route(method="POST", path="/api/workflows/{workflow_id}/execute", handler=execute, scope=WRITE, body=Execute,
+    Route(method="POST", path="/api/workflows/{workflow_id}/execute", handler=execute, scope=WRITE, body=NewExecution,
           body_is_optional=True, body_example={"input_variables": {"rows": 50}}, answer=Submitted, status=202,
           codes=("not_runnable", "invalid_inputs", "invalid_workflow", "too_many_executions")),
 )  # fmt: skip

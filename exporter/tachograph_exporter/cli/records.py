@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Connection, Row
 
+from tachograph.errors import ExecutionNotFound
 from tachograph.identity import workspace_id
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.validation import validate_document
 from tachograph_exporter import bundled_workflows
-from tachograph_exporter.api.executions import find_run
-from tachograph_exporter.api.problems import Problem
 from tachograph_exporter.cli.common import (
     DATABASE,
     AllowOption,
@@ -39,6 +38,7 @@ from tachograph_exporter.store import workspaces as workspace_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.definitions import definition_values
 from tachograph_exporter.store.execution_list import ExecutionFilter
+from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.times import parse_duration, parse_time
 from tachograph_exporter.views.comparison import compare_runs, usual_comparison
@@ -156,7 +156,7 @@ def _register(
 
 
 def _run(connection: Connection, owner: str, execution: str) -> execution_rows.StoredRun:
-    """An execution by id, or the newest one for ``last``. Raises `Problem`."""
+    """An execution by id, or the newest one for ``last``. Raises `ExecutionNotFound`."""
     if execution == "last":
         rows = execution_list.executions(connection, ExecutionFilter(workspace=owner), 0, 1)
         execution = rows[0].execution_id if rows else execution
@@ -177,8 +177,8 @@ def timeline(
 
         try:
             run = store.look(lambda c: _run(c, owner, execution))
-        except Problem as problem:
-            fail(f'{problem.detail} "{workspace}"' if problem.status == 404 else problem.detail)
+        except ExecutionNotFound as error:
+            fail(f'{error} "{workspace}"')
         finally:
             store.close()
     document = build_timeline(run, now_ns=time.time_ns())
@@ -299,8 +299,6 @@ def compare(
 
         try:
             comparison = store.look(read)
-        except Problem as problem:
-            fail(problem.detail)
         finally:
             store.close()
     if as_json:

@@ -20,7 +20,7 @@ from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.identity import new_id
 from tachograph.recording.recorder import LEASE_SECONDS
-from tachograph_exporter.store import archive, locking, partitions, state
+from tachograph_exporter.store import archive, definitions, locking, partitions, state
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch
 from tachograph_exporter.store.database import Database

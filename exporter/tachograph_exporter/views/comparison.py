@@ -1,7 +1,7 @@
-"""Which step made this run slow? One execution against another, or against what is usual for its workflow.
+"""Comparison of an execution with another one or with a baseline: which step made it slow?
 
-The time of a run is that of its critical path: the steps on it and the time they waited for a slot. So what a step is
-to blame for is by how much longer it took *and* waited for a slot than on the other side, if it is on the path.
+The duration of an execution is the length of its critical path: the steps on it plus their waits for a slot. A step is
+therefore to blame for the additional time it ran and waited for a slot, and only if it is on the critical path.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from tachograph_exporter.times import human, rfc3339, rfc3339_or_none, seconds
 from tachograph_exporter.views.metrics import COMPLETED
 from tachograph_exporter.views.schemas.comparison import Baseline, ComparedRun, ComparedStep, ExecutionComparison
 
-NOTABLE: Final = 0.05
-"""A run that took this much longer (as a part) is slower; less is noise."""
-MAX_BLAME: Final = 0.2
-"""A step that explains less of a slowdown than this is not named alone."""
+MIN_SLOWDOWN: Final = 0.05
+"""Relative increase in duration from which an execution counts as slower; below it is noise."""
+MIN_BLAME: Final = 0.2
+"""Share of the slowdown from which a step is named as the culprit."""
+BASELINE_SECONDS: Final = 7 * 86_400
+"""Default length of the baseline range."""
 
 
 def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
-    """An execution against another one (``reference``, usually an earlier one)."""
-    other = {(step.name, step.repetition): step for step in reference.steps}
-    mine = {(step.name, step.repetition): step for step in run.steps}
+    """Compare an execution with another one (``reference``, usually an earlier one)."""
+    steps_now = {(step.name, step.repetition): step for step in run.steps}
+    steps_then = {(step.name, step.repetition): step for step in reference.steps}
     path = _path(run)
     difference = _difference(_duration(run), _duration(reference))
     slowdown = _slowdown(difference, _duration(reference))
     steps = []
-    for key in [*mine, *[key for key in other if key not in mine]]:
-        step, before = mine.get(key), other.get(key)
-        now_ns, then_ns = _length(step), _length(before)
+    for key in [*steps_now, *[key for key in steps_then if key not in steps_now]]:
+        step, before = steps_now.get(key), steps_then.get(key)
+        now_ns, then_ns = _slot_time(step), _slot_time(before)
         steps.append(
             ComparedStep(
                 step_name=key[0],
@@ -66,16 +68,16 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
         difference_seconds=seconds(difference),
         ratio=_ratio(_duration(run), _duration(reference)),
         percentile=None,
-        culprit=culprit.step_name if culprit is not None else _failed_step(run),
+        culprit=_culprit_name(culprit, run),
         sentence=_sentence(run, culprit, difference, _duration(reference), "the other execution took", None),
         steps=steps,
     )
 
 
-def compare_with_usual(run: StoredRun, usual: WorkflowTotals, low_ns: int, high_ns: int) -> ExecutionComparison:
-    """An execution against the completed ones that ended in a range (unix nanoseconds) before it."""
-    whole = usual.executions.get(COMPLETED, Totals())
-    histogram = whole.histogram()
+def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int, high_ns: int) -> ExecutionComparison:
+    """Compare an execution with the completed ones of a range (unix nanoseconds); ``baseline`` is their totals."""
+    completed = baseline.executions.get(COMPLETED, Totals())
+    histogram = completed.histogram()
     median_ns = _ns(histogram.quantile(0.5))
     duration = _duration(run)
     difference = _difference(duration, median_ns)
@@ -83,14 +85,14 @@ def compare_with_usual(run: StoredRun, usual: WorkflowTotals, low_ns: int, high_
     path = _path(run)
     steps = []
     for step in run.steps:
-        pack = usual.steps.get(step.name)
-        before = (pack.by_status.get(COMPLETED) if pack is not None else None) or Totals()
+        step_totals = baseline.steps.get(step.name)
+        before = (step_totals.by_status.get(COMPLETED) if step_totals is not None else None) or Totals()
         durations = before.histogram()
-        usual_ns = _ns(durations.quantile(0.5))
+        step_median_ns = _ns(durations.quantile(0.5))
         queue_ns = round(before.queue_ns / before.count) if before.count else 0
-        now_ns = _length(step)
+        now_ns = _slot_time(step)
         ran_ns = now_ns - (step.queue_ns or 0) if now_ns is not None else None
-        then_ns = usual_ns + queue_ns if usual_ns is not None else None
+        then_ns = step_median_ns + queue_ns if step_median_ns is not None else None
         rank = durations.rank(ran_ns / NS) if ran_ns is not None and before.count else None
         steps.append(
             ComparedStep(
@@ -119,16 +121,18 @@ def compare_with_usual(run: StoredRun, usual: WorkflowTotals, low_ns: int, high_
         baseline=Baseline(
             start=rfc3339(low_ns),
             end=rfc3339(high_ns),
-            execution_count=whole.count,
-            average_duration_seconds=whole.sum_ns / NS / whole.count if whole.count else None,
+            execution_count=completed.count,
+            average_duration_seconds=completed.sum_ns / NS / completed.count if completed.count else None,
             p50=histogram.quantile(0.5),
             p95=histogram.quantile(0.95),
         ),
         difference_seconds=seconds(difference),
         ratio=_ratio(duration, median_ns),
         percentile=100 * rank if rank is not None else None,
-        culprit=culprit.step_name if culprit is not None else _failed_step(run),
-        sentence=_sentence(run, culprit, difference, median_ns, "usual is", 100 * rank if rank is not None else None),
+        culprit=_culprit_name(culprit, run),
+        sentence=_sentence(
+            run, culprit, difference, median_ns, "the median is", 100 * rank if rank is not None else None
+        ),
         steps=steps,
     )
 
@@ -156,8 +160,8 @@ def _duration(run: StoredRun) -> int | None:
     return row.finished_ns - row.started_ns if row.finished_ns is not None and row.started_ns is not None else None
 
 
-def _length(step: StoredStep | None) -> int | None:
-    """A step's duration with the time it waited for a slot; None for one that did not run to an end."""
+def _slot_time(step: StoredStep | None) -> int | None:
+    """A step's duration plus the time it waited for a slot; None if it never started or has not finished."""
     if step is None or step.started_ns is None or step.finished_ns is None:
         return None
     return step.finished_ns - step.started_ns + (step.queue_ns or 0)
@@ -175,15 +179,15 @@ def _ratio(now: int | None, then: int | None) -> float | None:
     return None if now is None or not then else now / then
 
 
-def _slowdown(difference_ns: int | None, usual_ns: int | None) -> int | None:
-    """By how much a run was slower, if it was by more than noise."""
-    if difference_ns is None or not usual_ns or difference_ns < usual_ns * NOTABLE:
+def _slowdown(difference_ns: int | None, reference_ns: int | None) -> int | None:
+    """The difference, if it is a slowdown beyond noise."""
+    if difference_ns is None or not reference_ns or difference_ns < reference_ns * MIN_SLOWDOWN:
         return None
     return difference_ns
 
 
-def _blame(more_ns: int, slowdown_ns: int | None) -> float | None:
-    return more_ns / slowdown_ns if slowdown_ns else None
+def _blame(additional_ns: int, slowdown_ns: int | None) -> float | None:
+    return additional_ns / slowdown_ns if slowdown_ns else None
 
 
 def _order(step: ComparedStep) -> tuple[float, float]:
@@ -192,62 +196,67 @@ def _order(step: ComparedStep) -> tuple[float, float]:
 
 def _culprit(steps: list[ComparedStep]) -> ComparedStep | None:
     first = steps[0] if steps else None
-    return first if first is not None and first.blame is not None and first.blame >= MAX_BLAME else None
+    return first if first is not None and first.blame is not None and first.blame >= MIN_BLAME else None
 
 
-def _failed_step(run: StoredRun) -> str | None:
+def _culprit_name(culprit: ComparedStep | None, run: StoredRun) -> str | None:
+    if culprit is not None:
+        return culprit.step_name
+    failed = _failed_step(run)
+    return failed.name if failed is not None else None
+
+
+def _failed_step(run: StoredRun) -> StoredStep | None:
+    """The step that failed first."""
     failed = [
         step for step in run.steps if step.status in ("failed", "timeout", "lost") and step.finished_ns is not None
     ]
-    return min(failed, key=lambda step: step.finished_ns or 0).name if failed else None
+    return min(failed, key=lambda step: step.finished_ns or 0, default=None)
 
 
 def _sentence(
     run: StoredRun,
     culprit: ComparedStep | None,
     difference_ns: int | None,
-    usual_ns: int | None,
+    reference_ns: int | None,
     reference: str,
     percentile: float | None,
 ) -> str:
+    """The result in words; ``reference`` introduces the duration it is compared with."""
     row, duration = run.execution, _duration(run)
     if duration is None:
-        return f"The execution is {row.status}; it can be compared when it has ended."
+        return f"The execution is {row.status}; it can be compared once it has ended."
     parts = []
-    failed = _failed_step(run)
     if row.status != COMPLETED:
-        blamed = next((step for step in run.steps if step.name == failed), None)
-        why = f" in step “{failed}”: {blamed.error_message}" if blamed is not None and blamed.error_message else ""
-        parts.append(f"The execution is {row.status}{why}.")
-    if usual_ns is None or difference_ns is None:
+        failed = _failed_step(run)
+        cause = ""
+        if failed is not None and failed.error_message:
+            cause = f" in step “{failed.name}”: {failed.error_message}"
+        parts.append(f"The execution is {row.status}{cause}.")
+    if reference_ns is None or difference_ns is None:
         parts.append(f"It took {human(duration)}; there is nothing to compare it with.")
         return " ".join(parts)
-    unusual = f", longer than {percentile:.3g} % of them" if percentile is not None and percentile >= 50 else ""
+    rank = f", longer than {percentile:.3g} % of the baseline" if percentile is not None and percentile >= 50 else ""
+    took = f"execution took {human(duration)}{rank}; {reference} {human(reference_ns)}."
     if culprit is not None:
         ratio = f" ({culprit.ratio:.3g} times as long)" if culprit.ratio is not None else ""
         then = f" instead of {human(_ns(culprit.reference_seconds))}" if culprit.reference_seconds is not None else ""
-        retried = f" after {culprit.retry_count} retries" if culprit.retry_count else ""
-        part = f"{100 * min(culprit.blame or 0, 1):.0f} %"
+        retries = f" after {culprit.retry_count} retries" if culprit.retry_count else ""
+        share = f"{100 * min(culprit.blame or 0, 1):.0f} %"
         parts.append(
-            f"Step “{culprit.step_name}” took {human(_ns(culprit.seconds))}{then}{ratio}{retried}, "
-            f"on the critical path: {part} of the slowdown. "
-            f"The execution took {human(duration)}, {reference} {human(usual_ns)}{unusual}."
+            f"Step “{culprit.step_name}” took {human(_ns(culprit.seconds))}{then}{ratio}{retries}, "
+            f"on the critical path: {share} of the slowdown. The {took}"
         )
-    elif difference_ns >= usual_ns * NOTABLE:
-        parts.append(
-            f"The execution took {human(duration)}, {reference} {human(usual_ns)}{unusual}; no single step is to blame."
-        )
+    elif difference_ns >= reference_ns * MIN_SLOWDOWN:
+        parts.append(f"The {took} No single step is to blame.")
     else:
-        parts.append(f"Nothing stands out: the execution took {human(duration)}, {reference} {human(usual_ns)}.")
+        parts.append(f"Nothing stands out: the {took}")
     return " ".join(parts)
 
 
 def usual_comparison(connection: Connection, workspace: str, run: StoredRun, back_ns: int) -> ExecutionComparison:
-    """A run against the completed executions of its workflow that ended in so long a time before it started."""
+    """Compare an execution with the completed ones of its workflow that ended up to ``back_ns`` before it started."""
     row = run.execution
     high = row.started_ns if row.started_ns is not None else row.created_ns
     low = max(high - back_ns, 0)
-    return compare_with_usual(run, read.read(connection, (workspace, row.workflow_id), low, high), low, high)
-
-
-BASELINE_SECONDS: Final = 7 * 86_400
+    return compare_with_baseline(run, read.read(connection, (workspace, row.workflow_id), low, high), low, high)

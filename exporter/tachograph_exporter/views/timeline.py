@@ -1,4 +1,4 @@
-"""A run's timeline from its rows: one pure function, whatever shows it (API, terminal, page)."""
+"""Timeline of an execution, from its rows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tachograph.events import StepStatus
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.steps import StoredStep
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
+from tachograph_exporter.views.schemas.common import Wait
 from tachograph_exporter.views.schemas.timeline import (
     Attempt,
     Cost,
     CriticalStep,
     LogLine,
     Measure,
-    Wait,
     WorkflowExecutionTimeline,
     WorkflowStepTimelineEntry,
 )
@@ -30,7 +30,10 @@ _OPEN = frozenset({"pending", "running", "retrying"})
 
 
 class TimelineFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which steps to list: by status, by duration (ns; a step that never started has none), by name or step id."""
+    """Selects steps by status, by duration (ns; a step that never started has none), and by name or id.
+
+    An empty set or None selects every step.
+    """
 
     status: frozenset[StepStatus] = frozenset()
     min_duration_ns: int | None = None
@@ -38,16 +41,13 @@ class TimelineFilter(msgspec.Struct, frozen=True, kw_only=True):
     step: frozenset[str] = frozenset()
 
 
-_EVERYTHING = TimelineFilter()
+_ALL_STEPS = TimelineFilter()
 
 
 def build_timeline(
-    run: StoredRun,
-    wanted: TimelineFilter = _EVERYTHING,
-    *,
-    now_ns: int,
+    run: StoredRun, step_filter: TimelineFilter = _ALL_STEPS, *, now_ns: int
 ) -> WorkflowExecutionTimeline:
-    """The timeline of a run as it stands at ``now_ns`` (which only matters while it runs). Costs O(steps)."""
+    """The timeline of an execution; ``now_ns`` matters only while it is running. O(steps)."""
     execution, steps = run.execution, run.steps
     is_open = execution.finished_ns is None
     path = critical_path(steps, now_ns=now_ns if is_open else None)
@@ -66,7 +66,6 @@ def build_timeline(
     )
     started, finished = execution.started_ns, execution.finished_ns
     elapsed = (finished if finished is not None else now_ns) - started if started is not None else None
-    chosen = [step for step in steps if _is_wanted(step, wanted)]
     trace_id = execution.trace_id
     return WorkflowExecutionTimeline(
         execution_id=execution.execution_id,
@@ -105,7 +104,8 @@ def build_timeline(
                 trace_id,
                 now_ns,
             )
-            for step in chosen
+            for step in steps
+            if _is_selected(step, step_filter)
         ],
     )
 
@@ -127,15 +127,15 @@ def _entry(
     if started is not None:
         dependency, queue, backoff = step.dependency_ns or 0, step.queue_ns or 0, step.backoff_ns or 0
         if attempts and step.status in _OPEN:
-            # The row says only what the current attempt waited.
+            # Until the step ends, its row has the waits of the current attempt only.
             queue += sum(a.queue_ns for a in attempts if a.attempt != step.attempt)
             backoff += sum(a.backoff_ns for a in attempts if a.attempt != step.attempt)
         wait = Wait(dependency / NS, queue / NS, backoff / NS)
         wait_seconds = (dependency + queue + backoff) / NS
     duration = (finished - started) / NS if started is not None and finished is not None else None
     if not attempts and started is not None and step.attempt == 1:
-        # A step that never retried: its only attempt stands in its own row.
-        every: tuple[Attempt, ...] = (
+        # The only attempt of a step that never retried is in the step's row.
+        timeline_attempts: tuple[Attempt, ...] = (
             Attempt(
                 attempt=1,
                 status=step.status,
@@ -149,7 +149,7 @@ def _entry(
             ),
         )
     else:
-        every = _attempts(step, attempts)
+        timeline_attempts = _attempts(step, attempts)
     return WorkflowStepTimelineEntry(
         step_id=step.step_id,
         step_name=step.name,
@@ -172,7 +172,7 @@ def _entry(
         wait=wait,
         depends_on=step.depends_on,
         parent_step_id=step.parent_step_id,
-        attempts=every,
+        attempts=timeline_attempts,
         on_critical_path=is_critical,
         slack_seconds=slack_ns / NS if slack_ns is not None else None,
         trace_id=trace_id,
@@ -184,8 +184,8 @@ def _entry(
 
 
 def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ...]:
-    """The attempts that have rows, and the one that runs now (or ran when its process died), which has none."""
-    found = [
+    """The attempts that have rows, and the current one (or the last one of a lost step), which has none."""
+    attempts = [
         Attempt(
             attempt=a.attempt,
             status=a.status,
@@ -199,22 +199,22 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
         )
         for a in stored
     ]
-    begun, ended = step.attempt_started_ns, step.finished_ns
-    if begun is not None and all(a.attempt != step.attempt for a in stored):
-        found.append(
+    started, ended = step.attempt_started_ns, step.finished_ns
+    if started is not None and all(a.attempt != step.attempt for a in stored):
+        attempts.append(
             Attempt(
                 attempt=step.attempt,
                 status=step.status,
-                started_at=rfc3339(begun),
+                started_at=rfc3339(started),
                 completed_at=rfc3339(ended) if ended is not None else None,
-                duration_seconds=(ended - begun) / NS if ended is not None else None,
+                duration_seconds=(ended - started) / NS if ended is not None else None,
                 queue_seconds=(step.queue_ns or 0) / NS,
                 backoff_seconds=(step.backoff_ns or 0) / NS,
                 error_type=step.error_type,
                 error_message=step.error_message,
             )
         )
-    return tuple(found)
+    return tuple(attempts)
 
 
 def _run_ns(step: StoredStep, attempts: Iterable[Row[Any]], now_ns: int) -> int | None:
@@ -230,25 +230,18 @@ def _run_ns(step: StoredStep, attempts: Iterable[Row[Any]], now_ns: int) -> int 
     return total
 
 
-def _length(step: StoredStep, now_ns: int) -> int | None:
-    if step.started_ns is None:
-        return None
-    return max(0, (step.finished_ns if step.finished_ns is not None else now_ns) - step.started_ns)
-
-
-def _is_wanted(step: StoredStep, wanted: TimelineFilter) -> bool:
-    if wanted.status and step.status not in wanted.status:
+def _is_selected(step: StoredStep, step_filter: TimelineFilter) -> bool:
+    if step_filter.status and step.status not in step_filter.status:
         return False
-    if wanted.step and step.name not in wanted.step and step.step_id not in wanted.step:
+    if step_filter.step and step.name not in step_filter.step and step.step_id not in step_filter.step:
         return False
-    if wanted.min_duration_ns is None and wanted.max_duration_ns is None:
+    low, high = step_filter.min_duration_ns, step_filter.max_duration_ns
+    if low is None and high is None:
         return True
     if step.started_ns is None:
         return False
     duration = (step.finished_ns or step.started_ns) - step.started_ns
-    return (wanted.min_duration_ns is None or duration >= wanted.min_duration_ns) and (
-        wanted.max_duration_ns is None or duration <= wanted.max_duration_ns
-    )
+    return (low is None or duration >= low) and (high is None or duration <= high)
 
 
 def _cost(rows: Sequence[Row[Any]]) -> Cost | None:

@@ -1,57 +1,63 @@
-"""A workflow over time: bucket by bucket, and since when something takes longer."""
+"""Trends of a workflow: its totals bucket by bucket, and the times since when something takes longer or shorter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
 from tachograph_exporter.store.rollups import counting, periods, read
-from tachograph_exporter.store.totals import StepTotals, Totals
+from tachograph_exporter.store.totals import NANO, Measure, StepTotals, Totals, WorkflowTotals, combined
 from tachograph_exporter.times import human, rfc3339
 from tachograph_exporter.views.changepoints import Shift, shifts
-from tachograph_exporter.views.metrics import COMPLETED, all_measures, trend_bucket
-from tachograph_exporter.views.schemas.trends import ChangePoint, WorkflowTrends
+from tachograph_exporter.views.metrics import COMPLETED, average_seconds, failures, measure_summaries, success_rate
+from tachograph_exporter.views.schemas.trends import ChangePoint, TrendBucket, WorkflowTrends
 
 BUCKETS: Final = {"5m": periods.FINE, "1h": periods.HOUR, "1d": periods.DAY}
-USUAL_RANGE: Final = {"5m": 86_400, "1h": 14 * 86_400, "1d": 180 * 86_400}
-"""How far back a trend goes when nobody says, in seconds."""
+"""Bucket sizes in seconds, by name."""
+DEFAULT_RANGE: Final = {"5m": 86_400, "1h": 14 * 86_400, "1d": 180 * 86_400}
+"""Length of a trend without a start, in seconds, by bucket."""
 MAX_BUCKETS: Final = 2_500
+_NO_RUNS: Final = StepTotals()
 
 
 def bucket_range(bucket: str, from_ns: int | None, to_ns: int) -> tuple[int, int]:
-    """A range (unix nanoseconds) widened to whole buckets, in unix seconds; without a start, the usual range."""
-    unit = BUCKETS[bucket]
-    high = -(-to_ns // (unit * NS)) * unit
-    return from_ns // (unit * NS) * unit if from_ns is not None else high - USUAL_RANGE[bucket], high
+    """A range of unix nanoseconds, widened to whole buckets, in unix seconds; without a start, of default length."""
+    size = BUCKETS[bucket]
+    high = -(-to_ns // (size * NS)) * size
+    return from_ns // (size * NS) * size if from_ns is not None else high - DEFAULT_RANGE[bucket], high
 
 
-def build_trends(
-    connection: Connection,
-    key: counting.Key,
+def workflow_trends(
     workflow: Row[Any],
+    totals_by_start: Mapping[int, WorkflowTotals],
+    *,
     bucket: str,
     low_s: int,
     high_s: int,
     step: str | None,
 ) -> WorkflowTrends:
-    """A workflow's trend between two borders of buckets (unix seconds); with ``step``, that step's."""
-    packs = dict(sorted(read.series(connection, key, low_s, high_s, BUCKETS[bucket]).items()))
+    """The trends of a workflow, or of one of its steps, from the totals of each bucket by its start, in order."""
     if step is None:
         buckets = [
-            trend_bucket(start, pack.executions, all_measures(pack.steps.values())) for start, pack in packs.items()
+            _trend_bucket(start, totals.executions, _all_measures(totals.steps.values()))
+            for start, totals in totals_by_start.items()
         ]
-        changes = list(_changes(None, {start: pack.executions for start, pack in packs.items()}, bucket))
-        names = sorted({name for pack in packs.values() for name in pack.steps})
+        changes = list(_change_points(None, {start: totals.executions for start, totals in totals_by_start.items()}))
+        names = sorted({name for totals in totals_by_start.values() for name in totals.steps})
     else:
-        of_step = {start: pack.steps[step] for start, pack in packs.items() if step in pack.steps}
-        buckets = [trend_bucket(start, found.by_status, found.measures) for start, found in of_step.items()]
+        buckets = [
+            _trend_bucket(start, totals.steps[step].by_status, totals.steps[step].measures)
+            for start, totals in totals_by_start.items()
+            if step in totals.steps
+        ]
         changes, names = [], [step]
     for name in names:
-        series = {start: pack.steps.get(name, _NO_STEP).by_status for start, pack in packs.items()}
-        changes += _changes(name, series, bucket)
+        changes += _change_points(
+            name, {start: totals.steps.get(name, _NO_RUNS).by_status for start, totals in totals_by_start.items()}
+        )
     changes.sort(key=lambda change: change.since)
     return WorkflowTrends(
         workflow_id=workflow.id,
@@ -65,35 +71,60 @@ def build_trends(
     )
 
 
-_NO_STEP: Final = StepTotals()
+def _trend_bucket(start_s: int, by_status: Mapping[str, Totals], measures: Mapping[str, Measure]) -> TrendBucket:
+    """One bucket of executions or of the runs of a step."""
+    counts = {status: totals.count for status, totals in by_status.items()}
+    total = combined(totals for status, totals in by_status.items() if status != "skipped")
+    histogram = total.histogram()
+    return TrendBucket(
+        start=rfc3339(start_s * NS),
+        total_executions=total.count,
+        successful_executions=counts.get(COMPLETED, 0),
+        failed_executions=failures(counts),
+        success_rate=success_rate(counts),
+        average_duration_seconds=average_seconds(total.sum_ns, total.count),
+        p50=histogram.quantile(0.5),
+        p95=histogram.quantile(0.95),
+        p99=histogram.quantile(0.99),
+        retry_count=total.retries,
+        average_wait_seconds=average_seconds(total.dependency_ns + total.queue_ns + total.backoff_ns, total.count),
+        cost_usd=total.cost_nano_usd / NANO,
+        tokens_in=total.tokens_in,
+        tokens_out=total.tokens_out,
+        measures=measure_summaries(measures),
+    )
 
 
-def _changes(step: str | None, series: Mapping[int, Mapping[str, Totals]], bucket: str) -> Iterator[ChangePoint]:
-    """Changes of the duration of what completed: a run that failed early is not a faster one."""
-    starts, medians, tallies = [], [], []
+def _all_measures(steps: Iterable[StepTotals]) -> dict[str, Measure]:
+    """The measures of all steps, added up by name."""
+    total: dict[str, Measure] = {}
+    for step in steps:
+        for key, measure in step.measures.items():
+            total.setdefault(key, Measure()).add(measure)
+    return total
+
+
+def _change_points(step: str | None, series: Mapping[int, Mapping[str, Totals]]) -> Iterator[ChangePoint]:
+    """Changes of the median duration of completed runs only: a run that failed early is not a faster one."""
+    starts, medians = [], []
     for start, by_status in series.items():
-        totals = by_status.get(COMPLETED)
-        median = totals.histogram().quantile(0.5) if totals is not None else None
-        if totals is not None and median:
+        completed = by_status.get(COMPLETED)
+        median = completed.histogram().quantile(0.5) if completed is not None else None
+        if median:
             starts.append(start)
             medians.append(median)
-            tallies.append(totals)
-    found = shifts(medians)
-    for shift in found:
-        yield _change_point(step, shift, starts, is_last=shift is found[-1])
+    changes = shifts(medians)
+    for shift in changes:
+        yield _change_point(step, shift, starts, is_last=shift is changes[-1])
 
 
 def _change_point(step: str | None, shift: Shift, starts: list[int], *, is_last: bool) -> ChangePoint:
     since = rfc3339(starts[shift.start] * NS)
     until = None if is_last else rfc3339(starts[shift.end] * NS)
     is_slower = shift.ratio > 1
-    what = f"Step “{step}” takes" if step is not None else "An execution takes"
-    how = f"{shift.ratio:.3g} times as long" if is_slower else f"{100 * (1 - shift.ratio):.0f} % less time"
-    sentence = (
-        f"{what} {how} since {since}: {human(round(shift.after * NS))} instead of {human(round(shift.before * NS))}."
-    )
-    if until is not None:
-        sentence = sentence.replace(" takes ", " took ").replace(f" since {since}", f" from {since} until {until}")
+    subject = f"Step “{step}”" if step is not None else "An execution"
+    change = f"{shift.ratio:.3g} times as long" if is_slower else f"{100 * (1 - shift.ratio):.0f} % less time"
+    time = f"takes {change} since {since}" if until is None else f"took {change} from {since} until {until}"
     return ChangePoint(
         step_name=step,
         since=since,
@@ -102,5 +133,19 @@ def _change_point(step: str | None, shift: Shift, starts: list[int], *, is_last:
         before_seconds=shift.before,
         after_seconds=shift.after,
         ratio=shift.ratio,
-        sentence=sentence,
+        sentence=f"{subject} {time}: {human(round(shift.after * NS))} instead of {human(round(shift.before * NS))}.",
     )
+
+
+def build_trends(
+    connection: Connection,
+    key: counting.Key,
+    workflow: Row[Any],
+    bucket: str,
+    low_s: int,
+    high_s: int,
+    step: str | None,
+) -> WorkflowTrends:
+    """`workflow_trends` of a range between two bucket borders (unix seconds), read from the rollups."""
+    totals_by_start = dict(sorted(read.series(connection, key, low_s, high_s, BUCKETS[bucket]).items()))
+    return workflow_trends(workflow, totals_by_start, bucket=bucket, low_s=low_s, high_s=high_s, step=step)

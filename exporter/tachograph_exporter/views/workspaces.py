@@ -1,4 +1,4 @@
-"""Workspaces, projects and tokens as the API answers them."""
+"""Workspaces, projects and tokens, from their rows."""
 
 from __future__ import annotations
 
@@ -7,27 +7,20 @@ from typing import Any
 from sqlalchemy import Row
 
 from tachograph_exporter.times import rfc3339, rfc3339_or_none
-from tachograph_exporter.views.schemas.workspaces import (
-    ProjectInfo,
-    TokenInfo,
-    WorkspaceInfo,
-)
+from tachograph_exporter.views.schemas.workspaces import ProjectInfo, TokenInfo, WorkspaceInfo
 
 
 def workspace_info(row: Row[Any]) -> WorkspaceInfo:
-    """A workspace's row as it is answered."""
     return WorkspaceInfo(id=row.id, slug=row.slug, name=row.name, created_at=rfc3339(row.created_ns))
 
 
 def project_info(row: Row[Any]) -> ProjectInfo:
-    """A project's row as it is answered."""
     return ProjectInfo(
         id=row.id, slug=row.slug, name=row.name, workspace_id=row.workspace_id, created_at=rfc3339(row.created_ns)
     )
 
 
 def token_info(row: Row[Any], now_ns: int) -> TokenInfo:
-    """A token's row as it is answered."""
     is_expired = row.expires_ns is not None and row.expires_ns <= now_ns
     return TokenInfo(
         id=row.id,

@@ -1,4 +1,4 @@
-"""What the API answers, as types. Field names are a contract; durations are seconds, times RFC 3339 UTC."""
+"""Response types used by several topics. Field names are a contract; durations are seconds, times RFC 3339 UTC."""
 
 from __future__ import annotations
 
@@ -10,9 +10,29 @@ T = TypeVar("T")
 
 
 class Page(msgspec.Struct, Generic[T]):
-    """A page of a list: ``total`` is how many there are in all."""
+    """A page of a list. ``total`` is the length of the whole list."""
 
     items: list[T]
     total: int
     skip: int
     limit: int
+
+
+class Wait(msgspec.Struct, gc=False):
+    """Seconds that a step waited for its dependencies, for a slot, and between attempts."""
+
+    dependency: float
+    queue: float
+    backoff: float
+
+
+class MeasureSummary(msgspec.Struct, kw_only=True):
+    """Summary of the values that steps reported under one name."""
+
+    name: str
+    unit: str
+    count: int
+    sum: float
+    average: float
+    min: float
+    max: float

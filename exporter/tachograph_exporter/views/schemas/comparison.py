@@ -1,4 +1,4 @@
-"""Runs compared, as the API answers it."""
+"""Comparison of executions: response types."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class ComparedRun(msgspec.Struct, kw_only=True):
-    """One side of a comparison that is an execution."""
+    """An execution as one side of a comparison."""
 
     execution_id: str
     status: str
@@ -18,7 +18,7 @@ class ComparedRun(msgspec.Struct, kw_only=True):
 
 
 class Baseline(msgspec.Struct, kw_only=True):
-    """One side of a comparison that is what is usual: the completed executions of a range."""
+    """The usual as one side of a comparison: the completed executions of a range."""
 
     start: str
     end: str
@@ -29,12 +29,12 @@ class Baseline(msgspec.Struct, kw_only=True):
 
 
 class ComparedStep(msgspec.Struct, kw_only=True):
-    """One step, seen against the other execution or against its usual.
+    """One step, compared with the other execution or with the baseline.
 
-    ``seconds`` is its duration with the time it waited for a slot, ``reference_seconds`` the same on the other side
-    (of a baseline: the median duration). ``percentile`` says what part of its usual runs were faster (0 to 100), null
-    without a baseline. ``blame`` is the part of the run's slowdown that it explains,
-    null when the run was not slower by more than noise.
+    ``seconds`` is its duration plus the time it waited for a slot; ``reference_seconds`` is the same on the other side
+    (for a baseline: the median). ``percentile`` is the percentage of its baseline runs that were faster, null without a
+    baseline. ``blame`` is the share of the execution's slowdown that the step explains, null if the execution was not
+    notably slower.
     """
 
     step_name: str
@@ -54,9 +54,9 @@ class ComparedStep(msgspec.Struct, kw_only=True):
 
 
 class ExecutionComparison(msgspec.Struct, kw_only=True):
-    """An execution against another, or against its usual; steps with the largest blame first.
+    """An execution compared with another one or with a baseline; steps with the largest blame first.
 
-    ``culprit`` is the step to look at first, null when nothing stands out; ``sentence`` says it in words.
+    ``culprit`` is the step to look at first, null if none stands out; ``sentence`` is the result in words.
     """
 
     execution: ComparedRun

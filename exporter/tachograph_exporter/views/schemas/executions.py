@@ -1,4 +1,4 @@
-"""Executions, as the API answers them."""
+"""Executions: response types."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 
 
 class ExecutionPage(msgspec.Struct):
-    """A page of executions. ``next`` is the cursor of the page after this one (``after=``), null on the last."""
+    """A page of executions. ``next`` is the cursor of the next page (``after=``), null on the last page."""
 
     items: list[WorkflowExecutionResponse]
     total: int
@@ -18,7 +18,7 @@ class ExecutionPage(msgspec.Struct):
 
 
 class Cancelling(msgspec.Struct, kw_only=True):
-    """An execution will be cancelled."""
+    """A cancellation was accepted."""
 
     execution_id: str
     workflow_id: str
@@ -54,7 +54,7 @@ class WorkflowExecutionResponse(msgspec.Struct, kw_only=True):
 
 
 class WorkflowExecutionDetailedResponse(WorkflowExecutionResponse, kw_only=True):
-    """An execution with its inputs, its stack if it failed, and its timeline."""
+    """An execution with its inputs, the stack trace of its error, and its timeline."""
 
     error_stack: str | None
     input_summary: msgspec.Raw | None
@@ -63,7 +63,7 @@ class WorkflowExecutionDetailedResponse(WorkflowExecutionResponse, kw_only=True)
 
 
 class ExecutionState(msgspec.Struct, kw_only=True):
-    """Where an execution stands."""
+    """Status and progress of an execution."""
 
     execution_id: str
     workflow_id: str
@@ -80,7 +80,7 @@ class ExecutionState(msgspec.Struct, kw_only=True):
 
 
 class WorkflowStats(msgspec.Struct, kw_only=True):
-    """One workflow's share of a workspace's statistics."""
+    """Execution counts of one workflow."""
 
     workflow_id: str
     workflow_name: str
@@ -92,7 +92,7 @@ class WorkflowStats(msgspec.Struct, kw_only=True):
 
 
 class ExecutionStats(msgspec.Struct, kw_only=True):
-    """A workspace's executions, counted."""
+    """Execution counts of a workspace."""
 
     total_executions: int
     running_executions: int

@@ -1,14 +1,14 @@
-"""A workflow's metrics, as the API answers them."""
+"""Metrics of a workflow: response types."""
 
 from __future__ import annotations
 
 import msgspec
 
-from tachograph_exporter.views.schemas.timeline import Wait
+from tachograph_exporter.views.schemas.common import MeasureSummary, Wait
 
 
-class Figures(msgspec.Struct, kw_only=True):
-    """Durations of what ended, in seconds; null when nothing did."""
+class DurationSummary(msgspec.Struct, kw_only=True):
+    """Summary of durations in seconds; null where nothing ended."""
 
     count: int
     total_duration_seconds: float
@@ -21,31 +21,19 @@ class Figures(msgspec.Struct, kw_only=True):
     p99: float | None
 
 
-class Bar(msgspec.Struct):
-    """How many of something took between ``low`` (exclusive) and ``high`` (inclusive) seconds."""
+class DistributionBucket(msgspec.Struct):
+    """Number of executions that took between ``low`` (exclusive) and ``high`` (inclusive) seconds."""
 
     low: float
     high: float
     count: int
 
 
-class MeasureFigures(msgspec.Struct, kw_only=True):
-    """What steps reported under one name."""
+class StepMetrics(DurationSummary, kw_only=True):
+    """Metrics of one step. Skipped runs count in ``by_status`` only.
 
-    name: str
-    unit: str
-    count: int
-    sum: float
-    average: float
-    min: float
-    max: float
-
-
-class StepFigures(Figures, kw_only=True):
-    """Figures over one step. Skipped ones count in ``by_status`` only.
-
-    ``wait`` is waiting per run on the average; ``retry_rate`` retries per run; ``critical_path_share`` the step's part
-    of all time that executions spent on their critical paths.
+    ``wait`` is the average per run, ``retry_rate`` the retries per run, ``critical_path_share`` the step's share of the
+    time on the critical paths of all executions.
     """
 
     step_name: str
@@ -60,17 +48,17 @@ class StepFigures(Figures, kw_only=True):
     cost_usd: float
     tokens_in: int
     tokens_out: int
-    measures: list[MeasureFigures]
+    measures: list[MeasureSummary]
 
 
 class WorkflowMetricsSummary(msgspec.Struct, kw_only=True):
-    """Figures over a workflow's executions that ended in a range, and those that are open.
+    """Metrics of the executions of a workflow that ended in a range, and the number of open ones.
 
-    ``success_rate`` is a percentage of those that succeeded or failed; cancelled ones count neither way. Durations
-    (seconds) are those of executions that ended, null when none did. Percentiles are at most ``percentile_error`` (a
-    part of the value) from the exact ones. ``distribution`` counts the completed ones by how long they took, in at most
-    24 buckets that grow by the same factor; those that hold nothing are left out. ``steps`` comes with the largest
-    share of the critical path first.
+    ``success_rate`` is the percentage of completed executions among the completed and failed ones; cancelled ones do
+    not count. Durations are those of ended executions in seconds, null if none ended. ``percentile_error`` is the
+    maximum relative error of percentiles. ``distribution`` is a histogram of the completed executions' durations: at
+    most 24 buckets of constant growth factor, without the empty ones. ``steps`` are sorted by share of the critical
+    path, largest first.
     """
 
     workflow_id: str
@@ -97,6 +85,6 @@ class WorkflowMetricsSummary(msgspec.Struct, kw_only=True):
     cost_usd: float
     tokens_in: int
     tokens_out: int
-    distribution: list[Bar]
-    by_status: dict[str, Figures]
-    steps: list[StepFigures]
+    distribution: list[DistributionBucket]
+    by_status: dict[str, DurationSummary]
+    steps: list[StepMetrics]

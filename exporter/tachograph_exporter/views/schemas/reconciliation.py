@@ -1,4 +1,4 @@
-"""Whether the views of a run agree, as the API answers it."""
+"""Reconciliation of the views of an execution: response types."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class Difference(msgspec.Struct):
-    """One thing two views of a run say differently."""
+    """A field on which views of an execution disagree; ``step_id`` is empty for the execution itself."""
 
     step_id: str
     field: str
@@ -16,9 +16,9 @@ class Difference(msgspec.Struct):
 
 
 class Reconciliation(msgspec.Struct, kw_only=True):
-    """Whether the views of a run agree. ``views`` says which could be compared and how many steps each has.
+    """Whether the views of an execution agree. ``views`` is the number of steps in each, null if not available.
 
-    Rows are always there; events, spans and counters only in the process that recorded the run, and only for a while.
+    Rows are always available; events, spans and counters only for a while in the process that recorded the execution.
     """
 
     execution_id: str

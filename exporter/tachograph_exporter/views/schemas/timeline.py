@@ -1,4 +1,4 @@
-"""A run's timeline, as the API answers it."""
+"""Timeline of an execution: response types."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 
+from tachograph_exporter.views.schemas.common import Wait
+
 
 class Attempt(msgspec.Struct, kw_only=True, gc=False):
-    """One attempt of a step. The waits are those before this attempt."""
+    """One attempt of a step. ``queue_seconds`` and ``backoff_seconds`` are the waits before this attempt."""
 
     attempt: int
     status: str
@@ -22,16 +24,8 @@ class Attempt(msgspec.Struct, kw_only=True, gc=False):
     error_message: str | None = None
 
 
-class Wait(msgspec.Struct, gc=False):
-    """Where a step's time went while it was not running, in seconds over all its attempts."""
-
-    dependency: float
-    queue: float
-    backoff: float
-
-
 class Measure(msgspec.Struct):
-    """A value a step reported."""
+    """A value that a step reported."""
 
     name: str
     value: float
@@ -40,7 +34,7 @@ class Measure(msgspec.Struct):
 
 
 class LogLine(msgspec.Struct):
-    """A line a step logged."""
+    """A line that a step logged."""
 
     level: str
     message: str
@@ -48,7 +42,7 @@ class LogLine(msgspec.Struct):
 
 
 class Cost(msgspec.Struct):
-    """What a step reported as spent, added up."""
+    """Cost that a step reported: the sum of all its reports."""
 
     usd: float
     tokens_in: int
@@ -59,9 +53,9 @@ class Cost(msgspec.Struct):
 class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     """One step of a timeline.
 
-    ``duration_seconds`` runs from the start of the first attempt to the end of the last; ``run_seconds`` counts only
-    the attempts. ``wait_seconds`` is all waiting; with ``run_seconds`` it adds up to the time from the start of the
-    run to the end of the step.
+    ``duration_seconds`` spans from the start of the first attempt to the end of the last; ``run_seconds`` is the time
+    in attempts alone. ``wait_seconds`` is all waiting; together with ``run_seconds`` it covers the time from the start
+    of the execution to the end of the step.
     """
 
     step_id: str
@@ -104,7 +98,7 @@ class CriticalStep(msgspec.Struct, gc=False):
 
 
 class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
-    """A run's timeline. Counts are those of the whole run, whatever the filters leave of ``step_timeline``."""
+    """Timeline of an execution. Filters shorten ``step_timeline`` only; counts cover the whole execution."""
 
     execution_id: str
     workflow_id: str
@@ -136,14 +130,14 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
 
 
 class ChromeTrace(msgspec.Struct, kw_only=True):
-    """A run in the Trace Event Format, as Perfetto, speedscope and chrome://tracing read it. Times are microseconds."""
+    """An execution in the Trace Event Format of Perfetto, speedscope and chrome://tracing. Times are microseconds."""
 
-    displayTimeUnit: str  # noqa: N815 - the format's own name
+    displayTimeUnit: str  # noqa: N815 - named by the format
     traceEvents: list[Any]  # noqa: N815
     otherData: dict[str, Any]  # noqa: N815
 
 
 class OtlpTraces(msgspec.Struct, kw_only=True):
-    """Spans in OTLP's JSON."""
+    """Spans in the JSON encoding of OTLP."""
 
-    resourceSpans: list[Any]  # noqa: N815 - the format's own name
+    resourceSpans: list[Any]  # noqa: N815 - named by the format

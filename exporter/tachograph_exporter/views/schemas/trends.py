@@ -1,14 +1,14 @@
-"""A workflow over time, as the API answers it."""
+"""Trends of a workflow: response types."""
 
 from __future__ import annotations
 
 import msgspec
 
-from tachograph_exporter.views.schemas.metrics import MeasureFigures
+from tachograph_exporter.views.schemas.common import MeasureSummary
 
 
 class TrendBucket(msgspec.Struct, kw_only=True):
-    """What ended in one stretch of time. For a step, its runs instead of executions."""
+    """What ended in one bucket of time: executions, or the runs of one step."""
 
     start: str
     total_executions: int
@@ -24,13 +24,13 @@ class TrendBucket(msgspec.Struct, kw_only=True):
     cost_usd: float
     tokens_in: int
     tokens_out: int
-    measures: list[MeasureFigures]
+    measures: list[MeasureSummary]
 
 
 class ChangePoint(msgspec.Struct, kw_only=True):
-    """Since when something takes longer, or shorter: ``step_name`` null is the execution as a whole.
+    """A time since when executions (``step_name`` null) or runs of a step take longer or shorter.
 
-    ``ratio`` is the median after over the median before; ``until`` is the next change, null when it still holds.
+    ``ratio`` is the median after divided by the median before; ``until`` is the next change, null for the last one.
     """
 
     step_name: str | None
@@ -44,7 +44,7 @@ class ChangePoint(msgspec.Struct, kw_only=True):
 
 
 class WorkflowTrends(msgspec.Struct, kw_only=True):
-    """A workflow (or one of its steps) over time. Buckets in which nothing ended are left out."""
+    """A workflow or one of its steps over time. Buckets in which nothing ended are left out."""
 
     workflow_id: str
     workflow_name: str

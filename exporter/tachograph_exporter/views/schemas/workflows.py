@@ -1,4 +1,4 @@
-"""Workflow definitions, as the API answers them."""
+"""Workflow definitions: request and response types."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WorkflowSummary(msgspec.Struct, kw_only=True):
 
 
 class WorkflowDetail(WorkflowSummary, kw_only=True):
-    """A workflow with its definition. ``is_runnable`` is False where only runs recorded elsewhere are known of it."""
+    """A workflow with its definition. ``is_runnable`` is false if it is known from recorded executions only."""
 
     timeout_seconds: float | None = None
     max_retries: int = 0
@@ -36,11 +36,20 @@ class WorkflowDetail(WorkflowSummary, kw_only=True):
 
 
 class ValidationResult(msgspec.Struct):
-    """What validation found."""
+    """Result of validating a definition."""
 
     is_valid: bool
     errors: list[Fault]
     warnings: list[Fault]
+
+
+class NewExecution(msgspec.Struct, forbid_unknown_fields=True):
+    """An execution to start."""
+
+    input_variables: dict[str, Any] = {}
+    # Sent by older clients beside the inputs.
+    workflow_id: str | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class Submitted(msgspec.Struct, kw_only=True):

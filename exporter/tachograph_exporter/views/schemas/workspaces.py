@@ -1,4 +1,4 @@
-"""Workspaces, projects and tokens, as the API takes and answers them."""
+"""Workspaces, projects and tokens: request and response types."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class ProjectInfo(msgspec.Struct, kw_only=True):
 
 
 class NewWorkspace(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A workspace (or project) to be made. The slug is its name in addresses and cannot change."""
+    """A workspace or project to create. The slug is its name in URLs and cannot be changed."""
 
     slug: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]([a-z0-9._-]{0,98}[a-z0-9])?$")]
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
 
 
 class NewToken(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A token to be made. Without a workspace it is for all of them."""
+    """A token to create. Without ``workspace`` it is valid for all workspaces."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     scopes: Annotated[list[Literal["read", "write", "ingest", "admin"]], msgspec.Meta(min_length=1)] = msgspec.field(
@@ -45,7 +45,7 @@ class NewToken(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TokenInfo(msgspec.Struct, kw_only=True):
-    """A token, without the token itself. ``state`` is active, expired or revoked."""
+    """A token, without its secret. ``state`` is active, expired or revoked."""
 
     id: str
     name: str
@@ -58,6 +58,6 @@ class TokenInfo(msgspec.Struct, kw_only=True):
 
 
 class CreatedToken(TokenInfo, kw_only=True):
-    """A token just made, with the token: shown this once."""
+    """A new token with its secret, which is shown only this once."""
 
     token: str

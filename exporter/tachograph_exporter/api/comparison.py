@@ -1,0 +1,52 @@
+"""Comparison of an execution with another one or with a baseline."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+from sqlalchemy import Connection
+
+from tachograph.clock import NS
+from tachograph_exporter.api.query import Query
+from tachograph_exporter.api.request import DATABASE, json_response, workspace_of
+from tachograph_exporter.api.routes import Parameter, Route
+from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.views.comparison import BASELINE_SECONDS, compare_runs, usual_comparison
+from tachograph_exporter.views.schemas.comparison import ExecutionComparison
+
+
+async def compare(request: web.Request) -> web.Response:
+    """``GET /api/workflows/executions/compare``: which step made an execution slower than another one, or than usual.
+
+    Either ``a`` and ``b`` (compares b with a), or ``execution`` and ``baseline`` (compares it with the completed
+    executions of its workflow that ended within that time before it).
+    """
+    query = Query(request)
+    a, b = query.text("a"), query.text("b")
+    execution_id, baseline_ns = query.text("execution"), query.duration("baseline")
+    if execution_id is None and (a is None or b is None):
+        query.fault("execution", "expected either `execution` (with an optional `baseline`), or `a` and `b`")
+    elif execution_id is not None and (a is not None or b is not None):
+        query.fault("execution", "cannot be combined with `a` and `b`")
+    query.done()
+    workspace = await workspace_of(request)
+
+    def read(connection: Connection) -> ExecutionComparison:
+        if execution_id is None:
+            return compare_runs(find_run(connection, workspace.id, str(b)), find_run(connection, workspace.id, str(a)))
+        run = find_run(connection, workspace.id, execution_id)
+        back_ns = baseline_ns if baseline_ns is not None else BASELINE_SECONDS * NS
+        return usual_comparison(connection, workspace.id, run, back_ns)
+
+    return json_response(await request.app[DATABASE].read(read))
+
+
+ROUTES: Final = (
+    Route(method="GET", path="/api/workflows/executions/compare", handler=compare, answer=ExecutionComparison,
+          query=(Parameter(name="a", about="The execution to compare with."),
+                 Parameter(name="b", about="The execution to explain."),
+                 Parameter(name="execution", about="The execution to explain, compared with a baseline."),
+                 Parameter(name="baseline", kind="duration", about="How far back the baseline goes.", default="7d")),
+          codes=("execution_not_found", "archive_unavailable")),
+)  # fmt: skip
