@@ -1,62 +1,91 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+# Single tests spread over the cores better than whole files do; loadgroup keeps those together that share a fixture.
+PARALLEL := -n auto --dist loadgroup
+UNIT := -m "not e2e"
 
-.PHONY: demo test check bench peers docs dashboards preview pictures vendor clean
+.PHONY: demo test check lint unit test-all coverage bench peers docs dashboards preview pictures vendor clean help
 
-demo: $(VENV)/.exporter  ## Install, register the example workflows, run them, serve everything
+demo: $(VENV)/.exporter  ## Install, run the example workflows, and serve the API, the page and the metrics
 	$(BIN)/tachograph demo $(DEMO_OPTIONS)
 
-test: $(VENV)/.test system-packages node-packages  ## Install what the tests need, then format, lint, types and all tests
+test: $(VENV)/.test system-packages node-packages  ## Install everything the tests need, then run `make check`
 	$(MAKE) check
 
-check: $(VENV)/.test  ## Format, lint, types, tests
+check: lint  ## Format, lint, types and all tests
+	$(BIN)/pytest $(PARALLEL) $(PYTEST_OPTIONS)
+
+lint: $(VENV)/.test  ## Format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(PYTEST_OPTIONS)
 
-bench: $(VENV)/.exporter  ## Measure, side by side with what one would use otherwise
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench,postgres]'
+unit: $(VENV)/.test  ## The unit tests
+	$(BIN)/pytest $(PARALLEL) $(UNIT) $(PYTEST_OPTIONS)
+
+# Each Python has a virtual environment of its own: .venv-3.12 and so on.
+test-all:  ## The unit tests on every supported Python that is installed
+	@failed=""; tested=""; \
+	for version in 3.11 3.12 3.13; do \
+	  python=""; \
+	  for candidate in "$$HOME"/.pyenv/versions/$$version.*/bin/python "$$(command -v python$$version)"; do \
+	    if [ -x "$$candidate" ] && "$$candidate" -c '' 2>/dev/null; then python="$$candidate"; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then echo "Python $$version is not installed: skipped"; continue; fi; \
+	  echo "Python $$version: $$python"; tested="$$tested $$version"; \
+	  $(MAKE) --no-print-directory unit VENV=.venv-$$version PYTHON="$$python" || failed="$$failed $$version"; \
+	done; \
+	if [ -z "$$tested" ]; then echo "no supported Python is installed" >&2; exit 1; fi; \
+	if [ -n "$$failed" ]; then echo "failed on Python:$$failed" >&2; exit 1; fi; \
+	echo "passed on Python:$$tested"
+
+coverage: $(VENV)/.test  ## The unit tests with a coverage report; PYTEST_OPTIONS='-m ""' for all tests
+	$(BIN)/pytest $(PARALLEL) $(UNIT) --cov --cov-report=term $(PYTEST_OPTIONS)
+
+bench: $(VENV)/.exporter  ## Benchmarks beside the alternatives
+	$(BIN)/python $(PIP) --editable '.[bench,postgres]'
 	$(BIN)/python benchmarks/run.py
 
-docs: $(VENV)/.test  ## Write the generated parts of the docs again
-	$(BIN)/python tools/docs.py
-
-dashboards: $(VENV)/.test  ## Write dashboards and rules again, from their code and thresholds
-	$(BIN)/python dashboards/generate.py
-
-preview: $(VENV)/.test system-packages  ## Draw the dashboards with the data of a real Prometheus, for the eye
-	$(BIN)/python tools/preview.py
-
-pictures: $(VENV)/.test system-packages  ## Make the pictures in the docs again, from real runs
-	$(BIN)/python tools/pictures.py
-
-vendor:  ## Bring the page's libraries from npm again, at the versions in their manifest
-	$(PYTHON) tools/vendor.py --fetch
-
-peers:  ## The same steps on Prefect, Dagster and Temporal; installs each in an environment of its own
+peers:  ## Benchmarks beside Prefect, Dagster and Temporal; each is installed in its own environment
 	$(BIN)/python benchmarks/peers/run.py
 
-# The real Prometheus, promtool, Alertmanager, PostgreSQL, Redis and Chromium; as another user they have to be there already.
+docs: $(VENV)/.test  ## Write the generated parts of the docs
+	$(BIN)/python tools/docs.py
+
+dashboards: $(VENV)/.test  ## Write the dashboards and rules from their code and thresholds
+	$(BIN)/python dashboards/generate.py
+
+preview: $(VENV)/.test system-packages  ## Draw the dashboards with data from a real Prometheus
+	$(BIN)/python tools/preview.py
+
+pictures: $(VENV)/.test system-packages  ## Take the screenshots in the docs from real runs
+	$(BIN)/python tools/pictures.py
+
+vendor:  ## Fetch the page's libraries from npm at the versions in their manifest
+	$(PYTHON) tools/vendor.py --fetch
+
+# Prometheus with promtool, Alertmanager, PostgreSQL, Redis, Chromium and Node.js. Only root can install them.
 .PHONY: system-packages node-packages
-system-packages:
+system-packages:  ## Install the system packages the tests need
 	@missing=""; \
-	command -v promtool >/dev/null 2>&1 || missing="prometheus"; \
+	command -v promtool >/dev/null 2>&1 || missing="$$missing prometheus"; \
 	command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	command -v prometheus-alertmanager >/dev/null 2>&1 || missing="$$missing prometheus-alertmanager"; \
 	command -v redis-server >/dev/null 2>&1 || missing="$$missing redis-server"; \
 	command -v chromium >/dev/null 2>&1 || missing="$$missing chromium fonts-dejavu-core"; \
 	command -v npm >/dev/null 2>&1 || missing="$$missing nodejs npm"; \
-	if [ -n "$$missing" ]; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	  else \
-	    echo "Some tests need more: sudo apt-get install $$missing" >&2; \
-	  fi; \
+	if [ -z "$$missing" ]; then \
+	  echo "system packages: all present"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	  echo "installing system packages:$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else \
+	  echo "some tests will be skipped; install what they need: sudo apt-get install$$missing" >&2; \
 	fi
 
-# An exporter of another language, viewers, an accessibility checker: what tests use from npm.
+# From npm: an OpenTelemetry exporter of another language, trace viewers, an accessibility checker.
 node-packages: system-packages tests/node/node_modules/.installed
 
 tests/node/node_modules/.installed: tests/node/package.json
@@ -65,18 +94,17 @@ tests/node/node_modules/.installed: tests/node/package.json
 	fi
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV) || { [ "$$(id -u)" = 0 ] && rm -rf $(VENV) && apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv $(VENV); }
+	$(PYTHON) -m venv $(VENV) || { \
+	  [ "$$(id -u)" = 0 ] && rm -rf $(VENV) && echo "installing system packages: python3-venv" && \
+	  apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv $(VENV); }
 
 $(VENV)/.exporter: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[exporter]'
+	$(BIN)/python $(PIP) --editable '.[exporter]'
 	touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[exporter,test]'
+	$(BIN)/python $(PIP) --editable '.[exporter,test]'
 	touch $@ $(VENV)/.exporter
-
-clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist
 
 # The page's scripts, styles and documents. `check` includes them only where the npm packages are installed (make node-packages).
 .PHONY: check-js format-js
@@ -92,3 +120,8 @@ check-js:  ## Format and lint of the page
 
 format-js:  ## Format the page
 	$(PRETTIER) --write $(WEB) tools/eslint.config.mjs '!$(WEB)/vendor'
+clean:  ## Remove environments, caches and builds
+	rm -rf $(VENV) .venv-3.* .mypy_cache .pytest_cache .ruff_cache .coverage* htmlcov dist
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18

@@ -1,4 +1,4 @@
-"""Databases for benchmarks: SQLite in a temporary file, and a PostgreSQL of its own, as durable as in use."""
+"""Databases for benchmarks: SQLite in a temporary file, and a private PostgreSQL with its default durability."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pathlib import Path
 
 
 def _binary(name: str) -> str | None:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-        found = str(versions[-1]) if versions else None
-    return found
+        path = str(versions[-1]) if versions else None
+    return path
 
 
 @contextlib.contextmanager
 def sqlite() -> Iterator[str]:
-    """A new SQLite database's URL."""
+    """The URL of a new SQLite database."""
     with tempfile.TemporaryDirectory() as directory:
         yield f"sqlite:///{directory}/bench.db"
 
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[str | None]:
-    """A new PostgreSQL database's URL, or None where PostgreSQL is not installed."""
+    """The URL of a new PostgreSQL database, or None if PostgreSQL is not installed."""
     initdb, pg_ctl = _binary("initdb"), _binary("pg_ctl")
     if initdb is None or pg_ctl is None:
         yield None
@@ -39,8 +39,8 @@ def postgresql() -> Iterator[str | None]:
     if os.getuid() == 0:
         shutil.chown(directory, "postgres")
         prefix = ["runuser", "-u", "postgres", "--"]
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
 
     def run(*command: str) -> None:
         subprocess.run(

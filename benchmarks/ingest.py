@@ -1,12 +1,12 @@
-"""Spans by OTLP/HTTP until they are durable, through the real service: spans a second, beside the database's own bulk
-insert of the same span rows, and beside arize-phoenix taking the same requests.
+"""Spans per second by OTLP/HTTP until they are durable, through the real service. Compared with the database's own
+bulk insert of the same span rows, and with arize-phoenix receiving the same requests.
 
     python benchmarks/run.py ingest
 
-Traces of ten spans, fifty to a request, from a few clients at once, protobuf. Ours are counted when the request is
-answered, for what is answered is committed, with timelines, rollups and metrics. Phoenix answers before it stores: its
-spans are counted when its database has them all. It is taken along where ``PHOENIX`` names a Python that has
-arize-phoenix, or where the environment for it can be made (see benchmarks/peers/run.py).
+Traces of ten spans, fifty per request, protobuf, from a few clients at once. Tachograph's spans are counted when the
+request is answered: by then they are committed, with timelines, rollups and metrics. Phoenix answers before it stores,
+so its spans are counted when its database has all of them. Phoenix takes part if ``PHOENIX`` names a Python that has
+arize-phoenix, or if an environment for it can be created (see benchmarks/peers/run.py).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import urllib.error
 import urllib.request
 import venv
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -33,7 +34,7 @@ import databases
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import delete, insert
+from sqlalchemy import Connection, Executable, delete, insert
 
 from tachograph_exporter.ingest.spans import SpanRecord, parse, records
 from tachograph_exporter.store.database import Database
@@ -47,7 +48,7 @@ CLIENTS = 4
 ROUNDS = 5
 
 
-def a_request() -> bytes:
+def build_request() -> bytes:
     """Fifty runs of a pipeline of nine steps."""
     request = ExportTraceServiceRequest()
     group = request.resource_spans.add()
@@ -73,32 +74,27 @@ def a_request() -> bytes:
 
 
 def bulk(database: Database, bodies: list[bytes]) -> float:
-    """Spans per second: the same rows into the same table, one INSERT and one commit for each request."""
-    groups = [[one for one in records(parse(body, is_json=False)) if isinstance(one, SpanRecord)] for body in bodies]
+    """Spans per second for the same rows into the same table, with one INSERT and one commit per request."""
+    groups = [
+        [record for record in records(parse(body, is_json=False)) if isinstance(record, SpanRecord)] for body in bodies
+    ]
     statement = str(insert(spans).compile(dialect=database.dialect))
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for group in groups:
         rows = [
-            (
-                "w",
-                o.trace_id,
-                o.span_id,
-                o.parent_span_id,
-                o.name,
-                o.service,
-                o.start_ns,
-                o.end_ns,
-                o.resource_id,
-                o.payload,
-                1,
-            )
-            for o in group
-        ]
-        database.run(lambda c, rows=rows: insert_many(c, statement, rows))
-    rate = sum(len(group) for group in groups) / (time.perf_counter() - begun)
+            ("w", span.trace_id, span.span_id, span.parent_span_id, span.name, span.service, span.start_ns, span.end_ns,
+             span.resource_id, span.payload, 1)
+            for span in group
+        ]  # fmt: skip
+        database.run(partial(insert_many, statement=statement, rows=rows))
+    rate = sum(len(group) for group in groups) / (time.perf_counter() - start)
     for table in (spans, span_resources):
-        database.run(lambda c, table=table: c.execute(delete(table)))
+        database.run(partial(_execute, delete(table)))
     return rate
+
+
+def _execute(statement: Executable, connection: Connection) -> None:
+    connection.execute(statement)
 
 
 async def _send(address: str, bodies: list[bytes]) -> None:
@@ -120,22 +116,22 @@ async def _send(address: str, bodies: list[bytes]) -> None:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
     for _ in range(1200):
         with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
             return
-        assert process.poll() is None, "it has stopped"
+        assert process.poll() is None, f"the process behind {url} has stopped"
         time.sleep(0.1)
     raise TimeoutError(url)
 
 
 @contextlib.contextmanager
 def tachograph(url: str) -> Iterator[str]:
-    """The service's address."""
+    """A Tachograph service on the database; its address."""
     port = _free_port()
     command = [sys.executable, "-m", "tachograph_exporter", "serve", "--database", url, "--listen", f"127.0.0.1:{port}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -148,14 +144,14 @@ def tachograph(url: str) -> Iterator[str]:
 
 
 def ours(address: str, bodies: list[bytes]) -> float:
-    """Spans per second, answered."""
-    begun = time.perf_counter()
+    """Spans per second, counted when the requests are answered."""
+    start = time.perf_counter()
     asyncio.run(_send(address, bodies))
-    return len(bodies) * TRACES * SPANS / (time.perf_counter() - begun)
+    return len(bodies) * TRACES * SPANS / (time.perf_counter() - start)
 
 
 def phoenix_python() -> Path | None:
-    """A Python with arize-phoenix."""
+    """A Python that has arize-phoenix, or None if it cannot be installed."""
     if "PHOENIX" in os.environ:
         return Path(os.environ["PHOENIX"])
     path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tachograph-peers" / "phoenix"
@@ -163,7 +159,7 @@ def phoenix_python() -> Path | None:
     if not (path / "installed").exists():
         venv.create(path, with_pip=True, clear=True)
         command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "arize-phoenix"]
-        if subprocess.run(command, check=False).returncode != 0:
+        if subprocess.run([*map(str, command)], check=False).returncode != 0:
             return None
         (path / "installed").touch()
     return python
@@ -171,7 +167,7 @@ def phoenix_python() -> Path | None:
 
 @contextlib.contextmanager
 def phoenix(python: Path) -> Iterator[tuple[str, Path]]:
-    """Phoenix's address and its database (SQLite, its default)."""
+    """A Phoenix; its address and its SQLite database (the default)."""
     with tempfile.TemporaryDirectory() as directory:
         port = _free_port()
         environment = {
@@ -181,7 +177,7 @@ def phoenix(python: Path) -> Iterator[tuple[str, Path]]:
             "PHOENIX_WORKING_DIR": directory,
             "PHOENIX_TELEMETRY_ENABLED": "false",
         }
-        command = [python.parent / "phoenix", "serve"]
+        command = [str(python.parent / "phoenix"), "serve"]
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=directory
         )
@@ -194,20 +190,20 @@ def phoenix(python: Path) -> Iterator[tuple[str, Path]]:
 
 
 def theirs(address: str, database: Path, bodies: list[bytes]) -> float:
-    """Spans per second, in Phoenix's database."""
+    """Spans per second, counted when they are in Phoenix's database."""
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=60)) as connection:
 
         def count() -> int:
             return int(connection.execute("SELECT count(*) FROM spans").fetchone()[0])
 
         before = count()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         asyncio.run(_send(address, bodies))
-        wanted = before + len(bodies) * TRACES * SPANS
-        while count() < wanted:
+        expected = before + len(bodies) * TRACES * SPANS
+        while count() < expected:
             time.sleep(0.05)
-            assert time.perf_counter() - begun < 600, "spans went missing"
-        return (wanted - before) / (time.perf_counter() - begun)
+            assert time.perf_counter() - start < 600, "Phoenix has not stored all spans"
+        return (expected - before) / (time.perf_counter() - start)
 
 
 def main(console: Console) -> None:
@@ -216,7 +212,7 @@ def main(console: Console) -> None:
     ratios: dict[str, list[float]] = {}
     peer = phoenix_python()
     with contextlib.ExitStack() as stack:
-        found = stack.enter_context(phoenix(peer)) if peer is not None else None
+        peer_service = stack.enter_context(phoenix(peer)) if peer is not None else None
         sides: dict[str, tuple[Database, str]] = {}
         for name, open_database in databases.ALL.items():
             url, plain = stack.enter_context(open_database()), stack.enter_context(open_database())
@@ -224,22 +220,24 @@ def main(console: Console) -> None:
                 sides[name] = (Database(plain), stack.enter_context(tachograph(url)))
         for number in range(ROUNDS + 1):
             for name, (plain_database, address) in sides.items():
-                bodies = [a_request() for _ in range(REQUESTS)]
+                bodies = [build_request() for _ in range(REQUESTS)]
                 inserted, taken = bulk(plain_database, bodies), ours(address, bodies)
                 rates.setdefault(f"{name}, bulk insert", []).append(inserted)
                 rates.setdefault(f"Tachograph on {name}", []).append(taken)
                 ratios.setdefault(f"Tachograph on {name}", []).append(taken / inserted)
-            if found is not None:
-                # Far fewer: it takes its time.
-                rates.setdefault("Phoenix on SQLite", []).append(theirs(*found, [a_request() for _ in range(4)]))
+            if peer_service is not None:
+                # Fewer requests: it is much slower.
+                rates.setdefault("Phoenix on SQLite", []).append(
+                    theirs(*peer_service, [build_request() for _ in range(4)])
+                )
             if number == 0:
                 rates, ratios = {}, {}
         for plain_database, _ in sides.values():
             plain_database.close()
     table = Table("", "spans/s, durable", "/ bulk insert (paired median)", "/ Phoenix")
     phoenix_rate = statistics.median(rates["Phoenix on SQLite"]) if "Phoenix on SQLite" in rates else None
-    for name, found_rates in rates.items():
-        rate = statistics.median(found_rates)
+    for name, rates_of_side in rates.items():
+        rate = statistics.median(rates_of_side)
         against = f"{statistics.median(ratios[name]):.2f}" if name in ratios else ""
         beside = f"{rate / phoenix_rate:.1f}" if phoenix_rate and name in ratios else ""
         table.add_row(name, f"{rate:,.0f}", against, beside)

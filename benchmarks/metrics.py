@@ -1,8 +1,8 @@
-"""A workflow's metrics over HTTP, with 1,000, 100,000 and 1,000,000 executions spread over a year, beside one plain
-aggregate query over the same rows of the same database; and how far the percentiles are from the exact ones.
+"""A workflow's metrics over HTTP for 1,000, 100,000 and 1,000,000 executions spread over a year, compared with one
+plain aggregate query over the same rows of the same database; and the error of the percentiles.
 
-The aggregate query gives counts, sums, least and greatest by status; the route gives those, percentiles, waits, cost,
-and the same for every step. ``SIZES=1000,100000`` in the environment measures less.
+The aggregate query returns count, sum, minimum and maximum by status. The route returns those, percentiles, waits and
+cost, and the same for every step. Set ``SIZES=1000,100000`` in the environment to measure less.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ WORKSPACE, WORKFLOW = workspace_id("default"), workflow_id("default", "bench")
 
 
 def executions(count: int, now_s: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Rows of executions that ended over the last year, in order of time."""
+    """Rows of executions that ended during the last year, in order of time, each with the rows of its steps."""
     rng = random.Random(count)
     for i in range(count):
         end = round((now_s - YEAR + YEAR * (i + 1) / count) * NS) - rng.randrange(NS)
         parts = [round(rng.lognormvariate(mu, 0.6) * NS) for mu in (0.0, 1.0, 0.5)]
         failed = rng.random() < 0.04
         status = ExecutionStatus.FAILED if failed else ExecutionStatus.COMPLETED
-        # An id as it would have been made when the execution began.
-        begun = end - sum(parts)
-        millis = f"{begun // 1_000_000:012x}"
+        # The id encodes the start, as the id of a real execution does.
+        start = end - sum(parts)
+        millis = f"{start // 1_000_000:012x}"
         identifier = f"{millis[:8]}-{millis[8:]}-7{rng.getrandbits(12):03x}-8{rng.getrandbits(12):03x}-{i:012x}"
-        steps, at = [], begun
+        steps, at = [], start
         for order, (name, length) in enumerate(zip(STEPS, parts, strict=True)):
             ended = StepStatus.FAILED if failed and order == 2 else StepStatus.COMPLETED
             steps.append(
@@ -62,17 +62,17 @@ def executions(count: int, now_s: int) -> Iterator[tuple[dict[str, Any], list[di
                     "step_order": order, "repetition": 0, "span_id": "0" * 16, "parent_span_id": "0" * 16,
                     "depends_on": "[]", "rank": step_rank(ended, 1), "status": ended.value, "attempt": 1,
                     "started_ns": at, "attempt_started_ns": at, "finished_ns": at + length,
-                    "dependency_ns": at - begun, "queue_ns": 0, "backoff_ns": 0, "run_ns": length,
+                    "dependency_ns": at - start, "queue_ns": 0, "backoff_ns": 0, "run_ns": length,
                 }
             )  # fmt: skip
             at += length
         yield (
             {
                 "execution_id": identifier, "workspace_id": WORKSPACE, "project": "default", "workflow_id": WORKFLOW,
-                "workflow": "bench", "version": "1", "trace_id": "0" * 32, "span_id": "0" * 16, "created_ns": begun,
-                "rank": execution_rank(status), "status": status.value, "started_ns": begun, "finished_ns": end,
+                "workflow": "bench", "version": "1", "trace_id": "0" * 32, "span_id": "0" * 16, "created_ns": start,
+                "rank": execution_rank(status), "status": status.value, "started_ns": start, "finished_ns": end,
                 "last_seen_ns": end, "step_count": 3, "completed_step_count": 3, "failed_step_count": 0,
-                "skipped_step_count": 0, "work_ns": end - begun, "critical_path_ns": end - begun,
+                "skipped_step_count": 0, "work_ns": end - start, "critical_path_ns": end - start,
                 "critical_path": _PATH,
             },
             steps,
@@ -80,11 +80,11 @@ def executions(count: int, now_s: int) -> Iterator[tuple[dict[str, Any], list[di
 
 
 _STEP_IDS = [step_id(WORKFLOW, name) for name in STEPS]
-_PATH = "[" + ",".join(f'"{one}"' for one in _STEP_IDS) + "]"
+_PATH = "[" + ",".join(f'"{identifier}"' for identifier in _STEP_IDS) + "]"
 
 
 def fill(database: Database, count: int, now_s: int) -> list[float]:
-    """Put executions into the tables and roll them up; their durations in seconds."""
+    """Write executions and their rollups; returns the durations in seconds."""
     durations: list[float] = []
 
     def begin(connection: Connection) -> None:
@@ -107,10 +107,10 @@ def fill(database: Database, count: int, now_s: int) -> list[float]:
         connection.execute(insert(workflow_executions), rows)
         connection.execute(insert(workflow_step_executions), steps)
 
-    for row, own in executions(count, now_s):
+    for row, step_rows in executions(count, now_s):
         durations.append((row["finished_ns"] - row["started_ns"]) / NS)
         rows.append(row)
-        steps += own
+        steps += step_rows
         if len(rows) == 5_000:
             database.run(write)
             rows.clear()
@@ -130,7 +130,7 @@ GROUP BY status
 
 
 async def measure(url: str, count: int) -> dict[str, Any]:
-    """Medians in milliseconds, and the percentiles' error."""
+    """Medians in milliseconds, and the relative error of the percentiles."""
     now_s = int(time.time())
     database = Database(url)
     durations = sorted(await asyncio.to_thread(fill, database, count, now_s))
@@ -140,28 +140,28 @@ async def measure(url: str, count: int) -> dict[str, Any]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     address = f"http://127.0.0.1:{runner.addresses[0][1]}/api/workflows/{WORKFLOW}/metrics"
     low = (now_s - YEAR + 1234) * NS
-    found: dict[str, list[float]] = {"plain": [], "all": [], "year": []}
+    times: dict[str, list[float]] = {"plain": [], "all": [], "year": []}
     parameters = {"workspace": WORKSPACE, "workflow": WORKFLOW, "low": low}
     body: Any = None
     async with aiohttp.ClientSession() as session:
 
         async def ask(query: str) -> float:
             nonlocal body
-            begun = time.perf_counter()
+            start = time.perf_counter()
             async with session.get(address + query) as response:
                 body = await response.json()
-            return (time.perf_counter() - begun) * 1e3
+            return (time.perf_counter() - start) * 1e3
 
         for number in range(ROUNDS + 2):
             year = await ask(f"?from={low / NS}")
             whole = await ask("")
-            begun = time.perf_counter()
+            start = time.perf_counter()
             if number < 5:
                 await database.read(lambda c: c.execute(text(PLAIN), parameters).all())
-                found["plain"].append((time.perf_counter() - begun) * 1e3)
+                times["plain"].append((time.perf_counter() - start) * 1e3)
             if number >= 2:
-                found["all"].append(whole)
-                found["year"].append(year)
+                times["all"].append(whole)
+                times["year"].append(year)
     if body["total_executions"] != count:
         raise RuntimeError(f"{body['total_executions']} executions counted, {count} recorded")
     error = 0.0
@@ -170,7 +170,7 @@ async def measure(url: str, count: int) -> dict[str, Any]:
         error = max(error, abs(body[name] - exact) / exact)
     await runner.cleanup()
     await database.aclose()
-    return {key: statistics.median(values) for key, values in found.items()} | {
+    return {key: statistics.median(values) for key, values in times.items()} | {
         "error": error, "stated": body["percentile_error"]
     }  # fmt: skip
 
@@ -179,7 +179,8 @@ def main(console: Console) -> None:
     """Print the table."""
     table = Table(
         "database", "executions", "plain aggregate, ms", "metrics, all time, ms", "plain / all time",
-        "metrics, a ragged year, ms", "plain / year", "growth since the first", "percentiles off by at most", "stated",
+        "metrics, an unaligned year, ms", "plain / year", "growth since the first size", "percentile error, at most",
+        "stated error",
     )  # fmt: skip
     for name, open_database in databases.ALL.items():
         first: dict[str, Any] | None = None

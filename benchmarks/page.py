@@ -2,9 +2,9 @@
 
     python benchmarks/run.py page
 
-First drawn: from the end of the timeline's arrival to the first frame with its rows. Frames: how many a second are
-drawn while the run is panned in time, scrolled through, and zoomed; and while a run goes on whose events arrive. Beside
-it, what the browser manages when nothing is drawn.
+First drawn: from the arrival of the timeline to the first frame with its rows. Frames: how many per second are drawn
+while the run is panned, scrolled and zoomed, and while the events of a running execution arrive. The baseline is what
+the browser manages when nothing is drawn.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.e2e.browser import chromium
-from tests.e2e.conftest import Server, eventually
+from tools.browser import chromium
+from tools.local_service import LocalService, eventually
 
 STEPS = 10_000
 ROUNDS = 5
@@ -35,18 +34,18 @@ FRAMES = """async ({ seconds, how }) => {
   const rows = document.querySelector(".rows");
   const box = canvas?.getBoundingClientRect();
   const times = [];
-  const begun = performance.now();
-  let at = begun;
+  const start = performance.now();
+  let at = start;
   let turn = 0;
-  while (at - begun < seconds * 1000) {
+  while (at - start < seconds * 1000) {
     turn += 1;
-    const back = Math.floor(turn / 40) % 2 ? -1 : 1;
+    const direction = Math.floor(turn / 40) % 2 ? -1 : 1;
     if (how === "pan") {
-      const wheel = { deltaX: 40 * back, shiftKey: true, bubbles: true, cancelable: true };
+      const wheel = { deltaX: 40 * direction, shiftKey: true, bubbles: true, cancelable: true };
       canvas.dispatchEvent(new WheelEvent("wheel", wheel));
-    } else if (how === "scroll") rows.scrollTop += 130 * back;
+    } else if (how === "scroll") rows.scrollTop += 130 * direction;
     else if (how === "zoom") {
-      const wheel = { deltaY: 60 * back, ctrlKey: true, bubbles: true, cancelable: true,
+      const wheel = { deltaY: 60 * direction, ctrlKey: true, bubbles: true, cancelable: true,
                       clientX: box.left + box.width / 2, clientY: box.top + 50 };
       canvas.dispatchEvent(new WheelEvent("wheel", wheel));
     }
@@ -65,26 +64,14 @@ DRAWN = """() => {
 }"""
 
 
-@contextmanager
-def serving() -> Iterator[Server]:
-    """A service on SQLite."""
-    with tempfile.TemporaryDirectory() as directory:
-        service = Server(Path(directory), "--database", f"sqlite:///{directory}/x.db")
-        service.start()
-        try:
-            yield service
-        finally:
-            service.stop()
-
-
-def run(service: Server, name: str, steps: list[dict[str, Any]], **more: Any) -> str:
-    """Register and execute; the execution's id."""
-    identifier = service.post("/api/workflows", {"name": name, "steps": steps, **more})["id"]
+def start(service: LocalService, name: str, steps: list[dict[str, Any]], **fields: Any) -> str:
+    """Register a workflow and start it; the execution's id."""
+    identifier = service.post("/api/workflows", {"name": name, "steps": steps, **fields})["id"]
     return str(service.post(f"/api/workflows/{identifier}/execute")["execution_id"])
 
 
 def frames(times: list[float]) -> list[str]:
-    """Frames a second, and how long all but one in twenty, and the longest, took."""
+    """Frames per second, the 95th percentile and the maximum of the time of a frame."""
     ordered = sorted(times)
     slow = ordered[int(len(ordered) * 0.95)]
     return [f"{1000 * len(times) / sum(times):.0f}", f"{slow:.0f} ms", f"{ordered[-1]:.0f} ms"]
@@ -95,10 +82,13 @@ def main(console: Console) -> None:
     names = [f"transform part {i:05}" for i in range(STEPS)]
     steps = [{"name": n, "depends_on_steps": [names[(i - 1) // 8]] if i else []} for i, n in enumerate(names)]
     table = Table("in Chromium", "first drawn after arrival", "frames/s", "95 % of frames", "longest")
-    with serving() as service, chromium() as browser:
-        execution = run(service, "ten thousand", steps)
-        path = f"/api/workflows/executions/{execution}/status"
-        eventually(lambda: service.get(path)["status"] == "completed", 120)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        LocalService(Path(directory)) as service,
+        chromium() as browser,
+    ):
+        execution = start(service, "ten thousand", steps)
+        service.wait_for_end(execution, 120)
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.goto(f"{service.address}/docs")
         table.add_row("an idle page", "", *frames(page.evaluate(FRAMES, {"seconds": SECONDS, "how": ""})))
@@ -107,7 +97,7 @@ def main(console: Console) -> None:
             fresh = browser.new_page(viewport={"width": 1440, "height": 900})
             fresh.add_init_script(f"({DRAWN})()")
             fresh.goto(f"{service.address}/#/executions/{execution}")
-            eventually(lambda page=fresh: page.evaluate("window.drawnAt ?? 0"), 60)
+            eventually(partial(fresh.evaluate, "window.drawnAt ?? 0"), 60)
             took = fresh.evaluate(
                 """window.drawnAt - performance.getEntriesByType("resource")
                   .find((entry) => entry.name.endsWith("/timeline")).responseEnd"""
@@ -117,27 +107,26 @@ def main(console: Console) -> None:
             if number < ROUNDS:
                 fresh.close()
         fresh.wait_for_timeout(500)
-        drawn = f"{statistics.median(first):.0f} ms (most {max(first):.0f})"
-        table.add_row(f"{STEPS:,} steps, standing", drawn, *frames(fresh.evaluate(FRAMES, {"seconds": 2, "how": ""})))
+        drawn = f"{statistics.median(first):.0f} ms (at most {max(first):.0f})"
+        table.add_row(f"{STEPS:,} steps, at rest", drawn, *frames(fresh.evaluate(FRAMES, {"seconds": 2, "how": ""})))
         for _ in range(8):
             fresh.get_by_role("button", name="Zoom in").click()
         for how in ("pan", "scroll", "zoom"):
             times = fresh.evaluate(FRAMES, {"seconds": SECONDS, "how": how})
             table.add_row(f"{STEPS:,} steps, {how}", "", *frames(times))
         fresh.close()
-        # Two events a step: begun and done.
+        # Two events per step: started and finished.
         live = [{"name": f"s{i:05}", "config": {"handler": "sleep", "seconds": 0.04}} for i in range(EVENTS_STEPS)]
 
-        execution = run(service, "live", live, config={"max_concurrency": 24})
+        execution = start(service, "live", live, config={"max_concurrency": 24})
         page.goto(f"{service.address}/#/executions/{execution}")
         page.wait_for_selector("[role=option]", timeout=60_000)
         page.wait_for_timeout(1500)
         times = page.evaluate(FRAMES, {"seconds": 6, "how": ""})
-        path = f"/api/workflows/executions/{execution}/status"
-        eventually(lambda: service.get(path)["status"] == "completed", 120)
+        service.wait_for_end(execution, 120)
         timeline = service.get(f"/api/workflows/executions/{execution}/timeline")
         rate = 2 * EVENTS_STEPS / timeline["total_duration_seconds"]
-        table.add_row(f"a run live, {rate:,.0f} events/s", "", *frames(times))
+        table.add_row(f"a running execution, {rate:,.0f} events/s", "", *frames(times))
 
     console.print(table)
 

@@ -16,7 +16,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -211,11 +211,16 @@ def main(console: Console) -> None:
         "tachograph, spans and metrics": [],
     }
     names = list(sides)
+
+    def note(keys: list[str], values: Iterable[float]) -> None:
+        for key, value in zip(keys, values, strict=True):
+            sides[key].append(value)
+
     rounds: list[Callable[[], None]] = [
         lambda: sides["bare span"].append(bare()),
         lambda: sides["naive"].append(naive()),
-        lambda: [sides[key].append(v) for key, v in zip(names[2:4], recorded(deferred=False), strict=True)] and None,
-        lambda: [sides[key].append(v) for key, v in zip(names[4:6], recorded(deferred=True), strict=True)] and None,
+        lambda: note(names[2:4], recorded(deferred=False)),
+        lambda: note(names[4:6], recorded(deferred=True)),
         lambda: sides[names[6]].append(recorded(metrics=False, store=False)[0]),
         lambda: sides[names[7]].append(recorded(store=False)[0]),
     ]

@@ -1,9 +1,9 @@
-"""Side by side in one run: what Tachograph costs beside what one would use otherwise.
+"""Compare what Tachograph costs with the alternatives, side by side in one run.
 
-    python benchmarks/run.py            everything
-    python benchmarks/run.py recorder   one of them (see BENCHMARKS)
+    python benchmarks/run.py            all benchmarks
+    python benchmarks/run.py recorder   one benchmark (see BENCHMARKS)
 
-Figures are medians of several rounds, the sides taken in turn; on a busy machine look at the ratios.
+Numbers are medians of several rounds, with the sides taken in turn. On a busy machine, read the ratios.
 """
 
 from __future__ import annotations

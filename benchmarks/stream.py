@@ -1,16 +1,15 @@
-"""1,000 WebSocket clients on 100 running executions, 20 on the whole stream, 500 events a second, 50 clients stalled.
+"""1,000 WebSocket clients on 100 running executions, 20 on the whole stream; 500 events per second; 50 stalled clients.
 
     python benchmarks/run.py stream
 
-Latency: from the time an event says it happened to the time a healthy client has read it, so the commit is in it. The
-same workflows are run without clients and with them in turn: how much longer do they take? Clients are another process.
+Latency: from the timestamp of an event until a healthy client has read it, the commit included. The same workflows run
+without and with clients in turn, to see how much longer they take. The clients run in another process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import multiprocessing
 import os
 import statistics
@@ -27,24 +26,24 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.e2e.conftest import Server, eventually
+from tools.local_service import LocalService, eventually
 
 EXECUTIONS = 100
-EACH = 10
-WHOLE = 20
-STALLED = 50
+CLIENTS_PER_EXECUTION = 10
+WHOLE_STREAM_CLIENTS = 20
+STALLED_CLIENTS = 50
 STEPS = 30
-SECONDS = 0.4
+STEP_SECONDS = 0.4
 ROUNDS = 3
 
 
 class Client:
-    """A WebSocket client that reads frames and notes how late each event is."""
+    """A WebSocket client that reads frames and notes the latency of each event, in seconds."""
 
     def __init__(self, path: str, *, is_stalled: bool = False) -> None:
         self.path = path
         self.is_stalled = is_stalled
-        self.late: list[float] = []
+        self.latencies: list[float] = []
 
     async def run(self, port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
@@ -58,51 +57,55 @@ class Client:
         status = await reader.readuntil(b"\r\n\r\n")
         assert b" 101 " in status, status
         if self.is_stalled:
-            # It never reads again.
+            # A stalled client never reads again.
             await asyncio.sleep(3600)
-        waiting = b""
-        while part := await reader.read(1 << 16):
+        buffer = b""
+        while chunk := await reader.read(1 << 16):
             now = time.time()
-            waiting += part
+            buffer += chunk
             at = 0
-            while len(waiting) - at >= 2:
-                length, head = waiting[at + 1], 2
+            while len(buffer) - at >= 2:
+                length, head = buffer[at + 1], 2
                 if length == 126:
-                    length, head = int.from_bytes(waiting[at + 2 : at + 4], "big"), 4
+                    length, head = int.from_bytes(buffer[at + 2 : at + 4], "big"), 4
                 elif length == 127:
-                    length, head = int.from_bytes(waiting[at + 2 : at + 10], "big"), 10
-                if len(waiting) < at + head + length:
+                    length, head = int.from_bytes(buffer[at + 2 : at + 10], "big"), 10
+                if len(buffer) < at + head + length:
                     break
-                kind, payload = waiting[at] & 0x0F, waiting[at + head : at + head + length]
+                kind, payload = buffer[at] & 0x0F, buffer[at + head : at + head + length]
                 at += head + length
                 if kind == 9:
                     writer.write(b"\x8a\x80\0\0\0\0")
                 elif kind == 1 and b'"workflow_execution_id":null' not in payload[:400]:
-                    begun = payload.index(b'"timestamp":"') + 13
-                    self.late.append(now - moment(payload[begun : payload.index(b'"', begun)].decode()))
-            waiting = waiting[at:]
+                    start = payload.index(b'"timestamp":"') + 13
+                    self.latencies.append(now - unix_seconds(payload[start : payload.index(b'"', start)].decode()))
+            buffer = buffer[at:]
 
 
-def moment(text: str) -> float:
-    """Unix seconds of RFC 3339; of one day only the time of day is read."""
+def unix_seconds(text: str) -> float:
+    """Unix seconds of an RFC 3339 time of today: only the time of day is parsed."""
     clock = text[11:-1]
-    return _day() + int(clock[:2]) * 3600 + int(clock[3:5]) * 60 + float(clock[6:])
+    return _midnight() + int(clock[:2]) * 3600 + int(clock[3:5]) * 60 + float(clock[6:])
 
 
-def _day() -> float:
+def _midnight() -> float:
     now = time.time()
     return now - now % 86_400
 
 
-def clients(port: int, executions: list[str], pipe: Connection) -> None:
-    """The clients' process."""
+def run_clients(port: int, executions: list[str], pipe: Connection) -> None:
+    """The process of the clients."""
 
     async def work() -> None:
-        paths = [f"/ws/workflows/executions/{execution}" for execution in executions for _ in range(EACH)]
-        every = [Client(path, is_stalled=i % (len(paths) // (STALLED - 5)) == 0) for i, path in enumerate(paths)]
-        every += [Client("/ws/workflows/stream", is_stalled=i < 5) for i in range(WHOLE)]
+        paths = [
+            f"/ws/workflows/executions/{execution}" for execution in executions for _ in range(CLIENTS_PER_EXECUTION)
+        ]
+        clients = [
+            Client(path, is_stalled=i % (len(paths) // (STALLED_CLIENTS - 5)) == 0) for i, path in enumerate(paths)
+        ]
+        clients += [Client("/ws/workflows/stream", is_stalled=i < 5) for i in range(WHOLE_STREAM_CLIENTS)]
         tasks = []
-        for client in every:
+        for client in clients:
             tasks.append(asyncio.create_task(client.run(port)))
             if len(tasks) % 50 == 0:
                 await asyncio.sleep(0.02)
@@ -111,39 +114,39 @@ def clients(port: int, executions: list[str], pipe: Connection) -> None:
         await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
         await asyncio.sleep(0.5)
         broken = [task.exception() for task in tasks if task.done()]
-        healthy = [client for client in every if not client.is_stalled]
-        late = sorted(value for client in healthy for value in client.late)
-        counts = [len(client.late) for client in healthy]
-        pipe.send((late, min(counts), sum(counts), len([one for one in broken if one is not None])))
+        healthy = [client for client in clients if not client.is_stalled]
+        latencies = sorted(value for client in healthy for value in client.latencies)
+        counts = [len(client.latencies) for client in healthy]
+        pipe.send((latencies, min(counts), sum(counts), sum(error is not None for error in broken)))
 
     asyncio.run(work())
 
 
-def execute(service: Server) -> list[str]:
+def start_executions(service: LocalService) -> list[str]:
     """Start all executions; their ids."""
     return [service.post("/api/workflows/chain/execute")["execution_id"] for _ in range(EXECUTIONS)]
 
 
-def lengths(service: Server, executions: list[str]) -> list[float]:
-    """How long each took, once all have ended."""
+def durations(service: LocalService, executions: list[str]) -> list[float]:
+    """Wait until all executions have ended; their durations in seconds."""
 
     def ended() -> list[float] | None:
         page = service.get("/api/workflows/executions?limit=200&status=completed")
-        known = {item["execution_id"]: item["duration_seconds"] for item in page["items"]}
-        return [known[one] for one in executions] if known.keys() >= set(executions) else None
+        seconds = {item["execution_id"]: item["duration_seconds"] for item in page["items"]}
+        return [seconds[execution] for execution in executions] if seconds.keys() >= set(executions) else None
 
-    found: list[float] = eventually(ended, 120)
-    return found
+    result: list[float] = eventually(ended, 120)
+    return result
 
 
-def memory(service: Server) -> float:
+def memory(service: LocalService) -> float:
     """Resident MiB of the service."""
     assert service.process is not None
     status = Path(f"/proc/{service.process.pid}/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-def metric(service: Server, name: str) -> float:
+def metric(service: LocalService, name: str) -> float:
     """The sum of a metric's series."""
     with urlopen(Request(f"{service.address}/metrics")) as answer:
         lines = answer.read().decode().splitlines()
@@ -154,55 +157,54 @@ def main(console: Console) -> None:
     """Print the table."""
     steps: list[dict[str, Any]] = [
         {"name": f"s{i:02}", "depends_on_steps": [f"s{i - 1:02}"] if i else [],
-         "config": {"handler": "sleep", "seconds": SECONDS}}
+         "config": {"handler": "sleep", "seconds": STEP_SECONDS}}
         for i in range(STEPS)
     ]  # fmt: skip
     alone: list[float] = []
     followed: list[float] = []
-    late: list[float] = []
-    least, total, broken = 10**9, 0, 0
-    with tempfile.TemporaryDirectory() as directory:
-        service = Server(Path(directory), "--database", f"sqlite:///{directory}/x.db", "--max-executions", "200")
-        service.start()
-        try:
-            service.post("/api/workflows", json.loads(json.dumps({"name": "chain", "steps": steps})))
-            before = memory(service)
-            most = before
-            for number in range(ROUNDS + 1):
-                plain = lengths(service, execute(service))
-                executions = execute(service)
-                here, there = multiprocessing.Pipe()
-                process = multiprocessing.Process(target=clients, args=(service.port, executions, there))
-                process.start()
-                here.recv()
-                taken = lengths(service, executions)
-                most = max(most, memory(service))
-                here.send("done")
-                values, fewest, count, failures = here.recv()
-                process.join()
-                if number:
-                    alone.append(statistics.median(plain))
-                    followed.append(statistics.median(taken))
-                    late += values
-                    least, total, broken = min(least, fewest), total + count, broken + failures
-            dropped = metric(service, "tachograph_events_dropped_total")
-            refused = metric(service, "tachograph_stream_clients_refused_total")
-        finally:
-            service.stop()
-    late.sort()
+    latencies: list[float] = []
+    fewest, total, broken = 10**9, 0, 0
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        LocalService(Path(directory), "--max-executions", "200") as service,
+    ):
+        service.post("/api/workflows", {"name": "chain", "steps": steps})
+        before = memory(service)
+        peak = before
+        for number in range(ROUNDS + 1):
+            plain = durations(service, start_executions(service))
+            executions = start_executions(service)
+            pipe, child_pipe = multiprocessing.Pipe()
+            process = multiprocessing.Process(target=run_clients, args=(service.port, executions, child_pipe))
+            process.start()
+            pipe.recv()
+            taken = durations(service, executions)
+            peak = max(peak, memory(service))
+            pipe.send("done")
+            values, smallest, count, failures = pipe.recv()
+            process.join()
+            if number:
+                alone.append(statistics.median(plain))
+                followed.append(statistics.median(taken))
+                latencies += values
+                fewest, total, broken = min(fewest, smallest), total + count, broken + failures
+        dropped = metric(service, "tachograph_events_dropped_total")
+        refused = metric(service, "tachograph_stream_clients_refused_total")
+    latencies.sort()
     rate = EXECUTIONS * STEPS * 2 / statistics.median(followed)
     table = Table("1,020 clients, 50 of them stalled", "")
-    table.add_row("events a second", f"{rate:,.0f}")
-    table.add_row("messages delivered to healthy clients", f"{total:,} (fewest to one: {least})")
+    table.add_row("events per second", f"{rate:,.0f}")
+    table.add_row("messages delivered to healthy clients", f"{total:,} (fewest to a client: {fewest})")
     for part, name in ((0.5, "median"), (0.99, "99th percentile"), (1.0, "longest")):
         table.add_row(
-            f"latency, commit included: {name}", f"{1000 * late[min(len(late) - 1, int(part * len(late)))]:.0f} ms"
+            f"latency, commit included: {name}",
+            f"{1000 * latencies[min(len(latencies) - 1, int(part * len(latencies)))]:.0f} ms",
         )
     ratios = [b / a for a, b in zip(alone, followed, strict=True)]
     table.add_row("run time of a workflow, without clients", f"{statistics.median(alone):.3f} s")
     table.add_row("… with them", f"{statistics.median(followed):.3f} s ({statistics.median(ratios):.3f} times)")
-    table.add_row("memory of the service, before and most", f"{before:.0f} and {most:.0f} MiB")
-    table.add_row("events lost; clients let go; connections broken", f"{dropped:.0f}; {refused:.0f}; {broken}")
+    table.add_row("memory of the service, before and peak", f"{before:.0f} and {peak:.0f} MiB")
+    table.add_row("events lost; clients refused; connections broken", f"{dropped:.0f}; {refused:.0f}; {broken}")
     console.print(table)
 
 

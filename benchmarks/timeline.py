@@ -1,5 +1,5 @@
-"""The timeline route over HTTP on SQLite, beside the bare SQLAlchemy Core read plus msgspec encoding of the same rows,
-and beside a trivial JSON route of the same server.
+"""The timeline route over HTTP on SQLite, compared with a bare SQLAlchemy Core read plus msgspec encoding of the same
+rows, and with a trivial JSON route of the same server.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SIZES = (100, 1_000, 10_000)
 ROUNDS = {100: 60, 1_000: 30, 10_000: 12}
 
 
-def a_run(count: int) -> list[Event]:
-    """A finished run in which every step waits for the two before it."""
+def build_events(count: int) -> list[Event]:
+    """The events of a finished run in which every step depends on the two before it."""
     run = new_execution_ref(workspace="default", workflow="bench", workflow_id=workflow_id("default", "bench"))
     ids = [step_id(run.workflow_id, f"step-{i}") for i in range(count)]
-    begun = time.time_ns()
-    events: list[Event] = [ExecutionStarted(execution=run, time_ns=begun, step_count=count)]
+    start = time.time_ns()
+    events: list[Event] = [ExecutionStarted(execution=run, time_ns=start, step_count=count)]
     for i in range(count):
         step = StepRef(
             execution=run,
@@ -45,7 +45,7 @@ def a_run(count: int) -> list[Event]:
             step_order=i + 1,
             depends_on=tuple(ids[max(0, i - 2) : i]),
         )
-        started = begun + i * 1_000_000
+        started = start + i * 1_000_000
         events.append(
             StepFinished(
                 step=step,
@@ -60,10 +60,10 @@ def a_run(count: int) -> list[Event]:
                 output='{"rows":1200}',
             )
         )
-    end = begun + count * 1_000_000
+    end = start + count * 1_000_000
     events.append(
         ExecutionFinished(
-            execution=run, time_ns=end, status=ExecutionStatus.COMPLETED, started_ns=begun, step_count=count
+            execution=run, time_ns=end, status=ExecutionStatus.COMPLETED, started_ns=start, step_count=count
         )
     )
     return events
@@ -81,7 +81,7 @@ def bare_read(connection: Connection, execution_id: str) -> bytes:
 
 
 async def measure(console: Console) -> None:
-    """Print the table."""
+    """Measure every size and print the table."""
     with tempfile.TemporaryDirectory() as directory:
         service = Service(Config(database=f"sqlite:///{directory}/x.db"))
         app = service.application()
@@ -99,16 +99,18 @@ async def measure(console: Console) -> None:
         table = Table("steps", "trivial route, ms", "bare read + encode, ms", "timeline route, ms", "ratio", "KiB")
         async with aiohttp.ClientSession(f"http://127.0.0.1:{address[1]}") as session:
             for size in SIZES:
-                events = a_run(size)
+                events = build_events(size)
                 writer.apply(events)
-                table.add_row(*await one(session, service, events[0].execution.execution_id, size))
+                table.add_row(*await measure_size(session, service, events[0].execution.execution_id, size))
         console.print(table)
-        console.print("ratio: timeline route to bare read, paired median; the bare read has no HTTP in it")
+        console.print("ratio: timeline route to bare read, paired median; the bare read includes no HTTP")
         await runner.cleanup()
 
 
-async def one(session: aiohttp.ClientSession, service: Service, execution_id: str, size: int) -> tuple[str, ...]:
-    """A row of the table."""
+async def measure_size(
+    session: aiohttp.ClientSession, service: Service, execution_id: str, size: int
+) -> tuple[str, ...]:
+    """The table's row for a run of this many steps."""
     sides: dict[str, list[float]] = {"trivial": [], "bare": [], "timeline": []}
     length = 0
     path = f"/api/workflows/executions/{execution_id}/timeline"
@@ -125,15 +127,15 @@ async def one(session: aiohttp.ClientSession, service: Service, execution_id: st
             for values in sides.values():
                 values.clear()
         gc.collect()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         await fetch("/trivial")
-        sides["trivial"].append(time.perf_counter() - begun)
-        begun = time.perf_counter()
+        sides["trivial"].append(time.perf_counter() - start)
+        start = time.perf_counter()
         bare()
-        sides["bare"].append(time.perf_counter() - begun)
-        begun = time.perf_counter()
+        sides["bare"].append(time.perf_counter() - start)
+        start = time.perf_counter()
         length = len(await fetch(path))
-        sides["timeline"].append(time.perf_counter() - begun)
+        sides["timeline"].append(time.perf_counter() - start)
     ratio = statistics.median(t / b for t, b in zip(sides["timeline"], sides["bare"], strict=True))
     figures = [f"{statistics.median(values) * 1000:.2f}" for values in sides.values()]
     return (f"{size:,}", *figures, f"{ratio:.2f}", f"{length / 1024:.0f}")

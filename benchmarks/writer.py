@@ -1,5 +1,5 @@
-"""Executions of ten steps, from events to committed rows and rollups, beside the database's own bulk insert: the same
-rows into the same tables with one INSERT per table and group, and nothing else (no merging, no rollups).
+"""Executions of ten steps, from events to committed rows and rollups. Compared with the database's own bulk insert:
+the same rows into the same tables with one INSERT per table and batch, without merging and without rollups.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ STEPS = 10
 ROUNDS = 5
 
 
-def an_execution() -> list[Event]:
-    """What an executor tells of ten steps in a row."""
+def build_execution() -> list[Event]:
+    """The events that the executor emits for ten sequential steps."""
     run = new_execution_ref(workspace="default", workflow="bench", workflow_id=workflow_id("default", "bench"))
     at = time.time_ns()
     events: list[Event] = [ExecutionStarted(execution=run, time_ns=at, step_count=STEPS, inputs="{}")]
@@ -55,19 +55,19 @@ def an_execution() -> list[Event]:
             depends_on=before,
         )
         before = (step.step_id,)
-        begun, at = at, at + 1_000_000 + i
-        path.append(PathStep(step.step_id, step.name, at - begun))
+        start, at = at, at + 1_000_000 + i
+        path.append(PathStep(step.step_id, step.name, at - start))
         events += [
-            StepReady(step=step, time_ns=begun),
-            StepStarted(step=step, time_ns=begun),
+            StepReady(step=step, time_ns=start),
+            StepStarted(step=step, time_ns=start),
             StepFinished(
                 step=step,
                 time_ns=at,
                 status=StepStatus.COMPLETED,
                 attempt=1,
-                started_ns=begun,
-                attempt_started_ns=begun,
-                run_ns=at - begun,
+                started_ns=start,
+                attempt_started_ns=start,
+                run_ns=at - start,
                 output='{"rows":7}',
             ),
         ]
@@ -86,27 +86,27 @@ def an_execution() -> list[Event]:
 
 
 def recorded(database: Database) -> float:
-    """Executions per second through the writer, in groups as its lane makes them."""
+    """Executions per second through the writer, in batches of the size that its listener queue builds."""
     writer = StoreWriter(database)
-    events = [event for _ in range(EXECUTIONS) for event in an_execution()]
+    events = [event for _ in range(EXECUTIONS) for event in build_execution()]
     gc.collect()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for i in range(0, len(events), BATCH):
         writer.apply(events[i : i + BATCH])
-    return EXECUTIONS / (time.perf_counter() - begun)
+    return EXECUTIONS / (time.perf_counter() - start)
 
 
 def inserted(database: Database) -> float:
-    """Executions per second by plain bulk inserts of finished rows, in transactions of as many executions."""
-    per_group = BATCH // (3 * STEPS + 2)
+    """Executions per second by plain bulk inserts of finished rows, with as many executions per transaction."""
+    per_batch = BATCH // (3 * STEPS + 2)
     batches = []
-    for i in range(0, EXECUTIONS, per_group):
-        count = min(per_group, EXECUTIONS - i)
-        batch = Batch(event for _ in range(count) for event in an_execution())
+    for i in range(0, EXECUTIONS, per_batch):
+        count = min(per_batch, EXECUTIONS - i)
+        batch = Batch(event for _ in range(count) for event in build_execution())
         batches.append((list(batch.executions.values()), list(batch.steps.values())))
     texts = [str(insert(rows.table).compile(dialect=database.dialect)) for rows in (EXECUTION_ROWS, STEP_ROWS)]
     gc.collect()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for executions, steps in batches:
 
         def write(connection: Connection, executions: object = executions, steps: object = steps) -> None:
@@ -114,7 +114,13 @@ def inserted(database: Database) -> float:
             insert_many(connection, texts[1], steps)  # type: ignore[arg-type]
 
         database.run(write)
-    return EXECUTIONS / (time.perf_counter() - begun)
+    return EXECUTIONS / (time.perf_counter() - start)
+
+
+def clear(connection: Connection) -> None:
+    """Delete all rows."""
+    for table in (workflow_step_executions, workflow_executions):
+        connection.execute(delete(table))
 
 
 def main(console: Console) -> None:
@@ -132,15 +138,15 @@ def main(console: Console) -> None:
                 console.print(f"{name} is not installed")
                 continue
             database = Database(url)
-            bulk, ours = [], []
+            bulk: list[float] = []
+            ours: list[float] = []
             for number in range(ROUNDS + 1):
-                for side, measured in ((inserted, bulk), (recorded, ours)):
-                    measured.append(side(database))
+                for side, rates in ((inserted, bulk), (recorded, ours)):
+                    rates.append(side(database))
                 if number == 0:
                     bulk.clear()
                     ours.clear()
-            for emptied in (workflow_step_executions, workflow_executions):
-                database.run(lambda c, t=emptied: c.execute(delete(t)))
+            database.run(clear)
             database.close()
         ratio = statistics.median(a / b for a, b in zip(ours, bulk, strict=True))
         rate = statistics.median(ours)

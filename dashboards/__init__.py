@@ -1,1 +1,1 @@
-"""Dashboards and rules, as code: `boards` and `rules` say what there is, `generate` writes it down."""
+"""Dashboards and rules as code. `boards`, `recording_rules` and `alerts` define them; `generate` writes the files."""

@@ -1,7 +1,7 @@
-"""PromQL from the metrics in the code. Works where native histograms are scraped, and where classic ones are.
+"""PromQL built from the metric specs. The queries work with native and with classic histograms.
 
-With native histograms a family ``x`` is one series and ``x_bucket``, ``x_count`` are not there; with classic ones it is
-the other way round. So every question is asked both ways, joined by ``or``: one of the two is always empty.
+A native histogram ``x`` is one series without ``x_bucket`` and ``x_count``; a classic one has only those. Every query
+therefore asks both ways, joined by ``or``; one side is always empty.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from tachograph.metrics.specs import EXECUTION_DURATION, HistogramSpec, MetricSp
 RATE: Final = "$__rate_interval"
 """Grafana's window for rates: at least four scrapes."""
 RANGE: Final = "$__range"
-"""The time that is looked at."""
+"""The time range of the dashboard."""
 BAD: Final = 'status=~"failed|timeout|lost"'
 GOOD: Final = 'status="completed"'
 JUDGED: Final = 'status=~"completed|failed|timeout|lost"'
-"""Executions that count for or against a success rate; a cancelled one does neither."""
+"""Executions that count for or against a success rate. Cancelled executions do neither."""
 
 
 def selector(*matchers: str) -> str:
-    """``{a="b", c="d"}``."""
+    """Label matchers as a selector: ``{a="b", c="d"}``."""
     return "{" + ", ".join(matcher for matcher in matchers if matcher) + "}"
 
 
@@ -30,40 +30,40 @@ def _by(labels: str) -> str:
 
 
 def total(expression: str, by: str = "") -> str:
-    """The sum by labels (with commas between)."""
+    """The sum by these labels (separated by commas)."""
     return f"sum{_by(by)} ({expression})"
 
 
 def rate(spec: MetricSpec, where: str, window: str = RATE, by: str = "") -> str:
-    """A counter's rate a second."""
+    """A counter's rate per second."""
     return total(f"rate({spec.name}{where}[{window}])", by)
 
 
 def increase(spec: MetricSpec, where: str, window: str = RANGE, by: str = "") -> str:
-    """How much a counter grew."""
+    """A counter's increase over the window."""
     return total(f"increase({spec.name}{where}[{window}])", by)
 
 
 def count_rate(spec: HistogramSpec, where: str, window: str = RATE, by: str = "") -> str:
-    """Observations a second."""
+    """A histogram's observations per second."""
     native = total(f"histogram_count(rate({spec.name}{where}[{window}]))", by)
     return f"({native} or {total(f'rate({spec.name}_count{where}[{window}])', by)})"
 
 
 def counted(spec: HistogramSpec, where: str, window: str = RANGE, by: str = "") -> str:
-    """How many observations there were."""
+    """A histogram's observations over the window."""
     native = total(f"histogram_count(increase({spec.name}{where}[{window}]))", by)
     return f"({native} or {total(f'increase({spec.name}_count{where}[{window}])', by)})"
 
 
 def sum_rate(spec: HistogramSpec, where: str, window: str = RATE, by: str = "") -> str:
-    """The sum of what was observed, a second."""
+    """A histogram's sum of observed values, per second."""
     native = total(f"histogram_sum(rate({spec.name}{where}[{window}]))", by)
     return f"({native} or {total(f'rate({spec.name}_sum{where}[{window}])', by)})"
 
 
 def quantile(q: float, spec: HistogramSpec, where: str, window: str = RATE, by: str = "", offset: str = "") -> str:
-    """A quantile of what was observed."""
+    """A quantile (0 to 1) of the observed values."""
     back = f" offset {offset}" if offset else ""
     native = f"histogram_quantile({q}, {total(f'rate({spec.name}{where}[{window}]{back})', by)})"
     labels = f"le, {by}" if by else "le"
@@ -72,15 +72,15 @@ def quantile(q: float, spec: HistogramSpec, where: str, window: str = RATE, by: 
 
 
 def heat(spec: HistogramSpec, where: str, window: str = RATE) -> str:
-    """A histogram over time, for a heatmap."""
+    """A histogram over time, for a heatmap panel."""
     native = total(f"increase({spec.name}{where}[{window}])")
     return f"{native} or {total(f'increase({spec.name}_bucket{where}[{window}])', 'le')}"
 
 
 def success_ratio(where: str, window: str, by: str = "") -> str:
-    """The part of executions that completed, of those that completed or failed (0 to 1)."""
+    """Executions that completed, as a fraction (0 to 1) of those that completed or failed."""
     inner = where.strip("{}")
     good = counted(EXECUTION_DURATION, selector(inner, GOOD), window, by)
     judged = counted(EXECUTION_DURATION, selector(inner, JUDGED), window, by)
-    # Where nothing completed there is no series to divide: that is 0, and not nothing.
+    # If nothing completed there is no series to divide; the ratio is then 0, not absent.
     return f"({good} or {judged} * 0) / ({judged} > 0)"

@@ -1,4 +1,4 @@
-"""Recording rules: what alerts and dashboards read."""
+"""Recording rules that the alerts and dashboards read."""
 
 from __future__ import annotations
 
@@ -19,37 +19,36 @@ BURN: Final = "workflow:execution_errors:burn_rate"
 ERROR_RATIO: Final = "workflow:execution_errors:ratio"
 BUDGET: Final = "workflow:execution_error_budget:left_ratio"
 JUDGED_COUNT: Final = "workflow:executions_judged:increase"
-USUAL: Final = "workflow:execution_duration_seconds:p95_7d"
+USUAL_P95: Final = "workflow:execution_duration_seconds:p95_7d"
 STEP_P95: Final = "workflow_step:duration_seconds:p95_1h"
 QUEUE_MEAN: Final = "workflow:step_queue_wait_seconds:mean_15m"
 COST_HOUR: Final = "workflow:step_cost_usd:increase_1h"
 
 
 def recording_rules(thresholds: Thresholds) -> list[dict[str, Any]]:
-    """Groups of recording rules."""
+    """The recording rule groups, as Prometheus' rule files hold them."""
     ratios: list[dict[str, Any]] = []
     for window in WINDOWS:
         bad = counted(EXECUTION_DURATION, selector(BAD), window, BY_WORKFLOW)
         judged = counted(EXECUTION_DURATION, selector(JUDGED), window, BY_WORKFLOW)
         ratios += [
             {"record": JUDGED_COUNT, "labels": {"window": window}, "expr": judged},
-            # Where nothing failed there is no series of failures: that is 0, and not nothing.
+            # Without failures there is no series to divide; the ratio is then 0, not absent.
             {"record": ERROR_RATIO, "labels": {"window": window}, "expr": f"({bad} or {judged} * 0) / ({judged} > 0)"},
         ]
-    for matcher, expected in thresholds.each():
-        allowed = f"{1 - expected.success_target:.6g}"
+    for matcher, limits in thresholds.by_matcher():
+        allowed = f"{1 - limits.success_target:.6g}"
         ratios.append({"record": BURN, "expr": f"{ERROR_RATIO}{selector(matcher)} / {allowed}"})
         month = selector(matcher, 'window="30d"')
-        # The burn rate of the whole 30 days is the part of the budget that is spent.
+        # The burn rate over the whole 30 days is the fraction of the budget that is spent.
         ratios.append({"record": BUDGET, "expr": f"1 - sum by ({BY_WORKFLOW}) ({ERROR_RATIO}{month}) / {allowed}"})
-    queue = selector('reason="queue"')
     usual = [
         {
-            "record": USUAL,
+            "record": USUAL_P95,
             "expr": quantile(0.95, EXECUTION_DURATION, selector('status="completed"'), "7d", BY_WORKFLOW),
         },
         {"record": STEP_P95, "expr": quantile(0.95, STEP_DURATION, "", "1h", f"{BY_WORKFLOW}, step")},
-        {"record": QUEUE_MEAN, "expr": _mean(queue, "15m")},
+        {"record": QUEUE_MEAN, "expr": _mean_wait(selector('reason="queue"'), "15m")},
         {"record": COST_HOUR, "expr": increase(STEP_COST, "", "1h", BY_WORKFLOW)},
     ]
     return [
@@ -58,7 +57,7 @@ def recording_rules(thresholds: Thresholds) -> list[dict[str, Any]]:
     ]
 
 
-def _mean(where: str, window: str) -> str:
+def _mean_wait(where: str, window: str) -> str:
     name = STEP_WAIT.name
     native = f"sum by ({BY_WORKFLOW}) (histogram_sum(rate({name}{where}[{window}])))"
     sums = f"({native} or sum by ({BY_WORKFLOW}) (rate({name}_sum{where}[{window}])))"

@@ -1,4 +1,4 @@
-"""Thresholds of the alerts, per workflow."""
+"""Alert thresholds per workflow, read from `thresholds.toml`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def _escaped(name: str) -> str:
     return "".join("\\\\" + c if c in r".*+?()[]{}|^$\\" else c for c in name)
 
 
-class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is expected of a workflow; see `thresholds.toml`."""
+class WorkflowThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits of one workflow. `thresholds.toml` explains each field and its unit."""
 
     success_target: float
     stuck_factor: float
@@ -34,24 +34,24 @@ class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """What is expected of all workflows, and of some in particular."""
+    """The default limits, and those of the workflows that differ."""
 
-    default: Expected
-    workflows: Mapping[str, Expected] = {}
+    default: WorkflowThresholds
+    workflows: Mapping[str, WorkflowThresholds] = {}
 
-    def each(self) -> Iterator[tuple[str, Expected]]:
-        """A matcher on the label ``workflow`` for each set of expectations; together they match every workflow once."""
+    def by_matcher(self) -> Iterator[tuple[str, WorkflowThresholds]]:
+        """Each set of limits with its matcher on the label ``workflow``. Together they match every workflow once."""
         if self.workflows:
             yield f'workflow!~"{"|".join(map(_escaped, sorted(self.workflows)))}"', self.default
-            for name, expected in sorted(self.workflows.items()):
-                yield f'workflow="{name}"', expected
+            for name, limits in sorted(self.workflows.items()):
+                yield f'workflow="{name}"', limits
         else:
             yield "", self.default
 
 
 def read_thresholds(path: Path = HERE / "thresholds.toml") -> Thresholds:
-    """The file's expectations. Raises `msgspec.ValidationError` for unknown names and wrong values."""
+    """Read the file. Raises `msgspec.ValidationError` for unknown names and values of the wrong type."""
     document = tomllib.loads(path.read_text())
     default = document["default"]
-    workflows = {name: {**default, **own} for name, own in document.get("workflow", {}).items()}
+    workflows = {name: {**default, **overrides} for name, overrides in document.get("workflow", {}).items()}
     return msgspec.convert({"default": default, "workflows": workflows}, Thresholds)

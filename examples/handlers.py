@@ -1,7 +1,7 @@
 """Step handlers of the example workflows: a census of the Python distributions installed on this machine.
 
-Real work on data that every machine has: read the metadata of every installed distribution, count, group, check,
-store in SQLite, summarise. Nothing sleeps, nothing leaves the machine.
+They do real work on data that every machine has: read the metadata of every installed distribution, count, group,
+check, store in SQLite, summarise. Nothing sleeps, and nothing leaves the machine.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from tachograph.workflow import DoNotRetry, StepContext, StepFailed, handler
 
 
 def _distributions() -> dict[str, metadata.Distribution]:
-    found = {}
+    distributions = {}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
         if name:
-            found[name] = distribution
-    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
+            distributions[name] = distribution
+    return dict(sorted(distributions.items(), key=lambda pair: pair[0].lower()))
 
 
 def _scratch(context: StepContext) -> Path:
-    """A directory of this execution's own."""
+    """A directory for this execution alone."""
     path = Path(tempfile.gettempdir()) / "tachograph-examples" / context.execution_id
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -47,15 +47,12 @@ def _size(distribution: metadata.Distribution) -> tuple[int, int]:
     return files, total
 
 
-# --- basic_sequence -------------------------------------------------------------------------------------------------
-
-
 @handler("census.names")
 def names(context: StepContext) -> dict[str, Any]:
-    """The installed distributions' names."""
-    found = list(_distributions())
-    context.measure("distributions", len(found), "distribution")
-    return {"count": len(found), "names": found}
+    """The names of the installed distributions."""
+    every_name = list(_distributions())
+    context.measure("distributions", len(every_name), "distribution")
+    return {"count": len(every_name), "names": every_name}
 
 
 @handler("census.initials")
@@ -67,7 +64,7 @@ def initials(context: StepContext) -> dict[str, Any]:
 
 @handler("census.report")
 def report(context: StepContext) -> dict[str, Any]:
-    """A line to remember."""
+    """Summarise the initials in one line."""
     counts: dict[str, int] = context.outputs["process"]["initials"]
     letter, count = max(counts.items(), key=lambda pair: pair[1])
     line = f"{sum(counts.values())} distributions, most of them ({count}) begin with {letter!r}"
@@ -75,14 +72,11 @@ def report(context: StepContext) -> dict[str, Any]:
     return {"report": line}
 
 
-# --- parallel_processing --------------------------------------------------------------------------------------------
-
-
 @handler("census.split")
 def split(context: StepContext) -> dict[str, Any]:
     """The names in three parts of about equal length."""
-    found = list(_distributions())
-    return {"parts": [found[i::3] for i in range(3)]}
+    every_name = list(_distributions())
+    return {"parts": [every_name[i::3] for i in range(3)]}
 
 
 @handler("census.weigh")
@@ -102,50 +96,44 @@ def weigh(context: StepContext) -> dict[str, Any]:
 
 @handler("census.merge")
 def merge(context: StepContext) -> dict[str, Any]:
-    """The parts added up."""
+    """Add up the parts."""
     parts = [context.outputs[name] for name in ("branch_a", "branch_b", "branch_c")]
     return {key: sum(part[key] for part in parts) for key in ("files", "bytes")}
 
 
-# --- conditional_workflow -------------------------------------------------------------------------------------------
-
-
 @handler("census.evaluate")
 def evaluate(context: StepContext) -> dict[str, Any]:
-    """How much there is to look at."""
+    """How many distributions there are to look at, and in which mode."""
     return {"mode": context.inputs["mode"], "distributions": len(_distributions())}
 
 
 @handler("census.look")
 def look(context: StepContext) -> dict[str, Any]:
-    """Look at the distributions: names (1), metadata too (2), or every file's size as well (3): ``config.depth``."""
+    """Look at names (``config.depth`` 1), at metadata too (2), or at the size of every file as well (3)."""
     depth = int(context.config["depth"])
     distributions = _distributions()
-    seen: dict[str, int] = {"distributions": len(distributions)}
+    counts: dict[str, int] = {"distributions": len(distributions)}
     if depth >= 2:
-        seen["with_summary"] = sum(bool(d.metadata["Summary"]) for d in distributions.values())
-        seen["requirements"] = sum(len(d.requires or []) for d in distributions.values())
+        counts["with_summary"] = sum(bool(d.metadata["Summary"]) for d in distributions.values())
+        counts["requirements"] = sum(len(d.requires or []) for d in distributions.values())
     if depth >= 3:
         sizes = [_size(d) for d in distributions.values()]
-        seen["files"], seen["bytes"] = sum(s[0] for s in sizes), sum(s[1] for s in sizes)
-    return seen
+        counts["files"], counts["bytes"] = sum(s[0] for s in sizes), sum(s[1] for s in sizes)
+    return counts
 
 
 @handler("census.aggregate")
 def aggregate(context: StepContext) -> dict[str, Any]:
-    """What the branch that ran has seen."""
+    """The result of the branch that ran."""
     for branch in ("fast", "standard", "thorough"):
         if branch in context.outputs:
             return {"branch": branch, **context.outputs[branch]}
     raise StepFailed("no branch ran")
 
 
-# --- data_pipeline --------------------------------------------------------------------------------------------------
-
-
 @handler("etl.validate_source")
 def validate_source(context: StepContext) -> dict[str, Any]:
-    """There is something to extract, and room to put it."""
+    """Check that there is enough space to extract to."""
     free = shutil.disk_usage(_scratch(context)).free
     if free < 10_000_000:
         raise DoNotRetry(f"only {free} bytes are free")
@@ -157,13 +145,13 @@ def extract(context: StepContext) -> dict[str, Any]:
     """Name, version, licence, summary and requirements of every distribution."""
     rows = []
     for name, distribution in _distributions().items():
-        about = distribution.metadata
+        fields = distribution.metadata
         rows.append(
             {
                 "name": name,
                 "version": distribution.version,
-                "licence": about["License-Expression"] or about["License"] or "",
-                "summary": about["Summary"] or "",
+                "licence": fields["License-Expression"] or fields["License"] or "",
+                "summary": fields["Summary"] or "",
                 "requires": distribution.requires or [],
             }
         )
@@ -173,7 +161,7 @@ def extract(context: StepContext) -> dict[str, Any]:
 
 @handler("etl.transform")
 def transform(context: StepContext) -> dict[str, Any]:
-    """Normalised names (PEP 503), first line of the licence, number of requirements, a fingerprint."""
+    """Normalise names (PEP 503), shorten licences, count requirements, add a fingerprint."""
     rows = []
     for row in context.outputs["extract"]["rows"]:
         name = re.sub(r"[-_.]+", "-", row["name"]).lower()
@@ -185,23 +173,23 @@ def transform(context: StepContext) -> dict[str, Any]:
 
 @handler("etl.validate_data")
 def validate_data(context: StepContext) -> dict[str, Any]:
-    """Enough rows, no name twice, every row with a version."""
+    """Check that there are enough rows, no duplicate names, and a version in every row."""
     rows: list[list[Any]] = context.outputs["transform"]["rows"]
     minimum = context.inputs["minimum_rows"]
     if len(rows) < minimum:
         raise DoNotRetry(f"{len(rows)} rows are fewer than minimum_rows = {minimum}")
-    twice = [name for name, count in Counter(row[0] for row in rows).items() if count > 1]
-    without = [row[0] for row in rows if not row[1]]
-    if without:
-        raise DoNotRetry(f"without a version: {', '.join(without[:5])}")
-    if twice:
-        context.log(f"names found twice: {', '.join(twice[:5])}", "warning")
-    return {"rows": len(rows), "twice": len(twice)}
+    duplicates = [name for name, count in Counter(row[0] for row in rows).items() if count > 1]
+    unversioned = [row[0] for row in rows if not row[1]]
+    if unversioned:
+        raise DoNotRetry(f"without a version: {', '.join(unversioned[:5])}")
+    if duplicates:
+        context.log(f"duplicate names: {', '.join(duplicates[:5])}", "warning")
+    return {"rows": len(rows), "duplicates": len(duplicates)}
 
 
 @handler("etl.load")
 def load(context: StepContext) -> dict[str, Any]:
-    """The rows into a SQLite table."""
+    """Write the rows to a SQLite table."""
     path = _scratch(context) / "census.db"
     rows = context.outputs["transform"]["rows"]
     connection = sqlite3.connect(path)
@@ -221,7 +209,7 @@ def load(context: StepContext) -> dict[str, Any]:
 
 @handler("etl.validate_load")
 def validate_load(context: StepContext) -> dict[str, Any]:
-    """What was loaded is what was transformed."""
+    """Check that every transformed row was loaded."""
     connection = sqlite3.connect(context.outputs["load"]["path"])
     try:
         count = connection.execute("SELECT count(*) FROM census").fetchone()[0]
@@ -238,19 +226,16 @@ def validate_load(context: StepContext) -> dict[str, Any]:
 
 @handler("etl.cleanup")
 def cleanup(context: StepContext) -> dict[str, Any]:
-    """Nothing is left behind, whatever happened before."""
+    """Remove the execution's files, whatever happened before."""
     path = _scratch(context)
     removed = len(list(path.iterdir()))
     shutil.rmtree(path, ignore_errors=True)
     return {"removed": removed}
 
 
-# --- with_retries ---------------------------------------------------------------------------------------------------
-
-
 @handler("index.publish")
 def publish(context: StepContext) -> dict[str, Any]:
-    """Write an index of all files of all distributions, and put it in place when it is whole."""
+    """Write an index of the sizes of all distributions. It appears only once it is complete."""
     lines = [f"{name}\t{_size(distribution)[1]}" for name, distribution in _distributions().items()]
     path = _scratch(context) / "index.tsv"
     draft = path.with_suffix(".draft")
@@ -261,16 +246,14 @@ def publish(context: StepContext) -> dict[str, Any]:
 
 @handler("index.read")
 def read_index(context: StepContext) -> dict[str, Any]:
-    """Read the index; it waits for nobody, so it fails until another step has put the index in place."""
+    """Read the index. The step has no dependencies, so it fails until another step has published the index."""
     path = _scratch(context) / "index.tsv"
     if not path.exists():
-        raise StepFailed("there is no index yet")
+        raise StepFailed("the index does not exist yet")
     sizes = {name: int(size) for name, size in (line.split("\t") for line in path.read_text().splitlines())}
     largest = max(sizes, key=lambda name: sizes[name])
     return {"distributions": len(sizes), "largest": largest, "largest_bytes": sizes[largest]}
 
-
-# --- agent_chain ----------------------------------------------------------------------------------------------------
 
 _MODEL = "extractive-1"
 _USD_PER_TOKEN_IN, _USD_PER_TOKEN_OUT = 0.2e-6, 0.8e-6
@@ -281,7 +264,7 @@ def _words(text: str) -> list[str]:
 
 
 def _spend(context: StepContext, read: Iterable[str], written: str) -> None:
-    """Report words as tokens: what a language model in this place would be billed by."""
+    """Report words as tokens, as a language model would bill them."""
     tokens_in, tokens_out = sum(len(_words(text)) for text in read), len(_words(written))
     usd = tokens_in * _USD_PER_TOKEN_IN + tokens_out * _USD_PER_TOKEN_OUT
     context.cost(usd=usd, tokens_in=tokens_in, tokens_out=tokens_out, model=_MODEL)
@@ -289,7 +272,7 @@ def _spend(context: StepContext, read: Iterable[str], written: str) -> None:
 
 @handler("agent.plan")
 def plan(context: StepContext) -> dict[str, Any]:
-    """Which distributions have to do with the topic."""
+    """Choose the distributions that match the topic."""
     topic = _words(context.inputs["topic"])
     scores: dict[str, int] = {}
     summaries = []
@@ -306,13 +289,13 @@ def plan(context: StepContext) -> dict[str, Any]:
 
 @handler("agent.research")
 def research(context: StepContext) -> dict[str, Any]:
-    """Sentences from the descriptions of what was chosen."""
+    """Collect sentences from the descriptions of the chosen distributions."""
     sentences: list[str] = []
     read = []
     distributions = _distributions()
     for name in context.outputs["plan"]["chosen"]:
-        about = distributions[name].metadata
-        text = str(about.json.get("description") or about["Summary"] or "")
+        fields = distributions[name].metadata
+        text = str(fields.json.get("description") or fields["Summary"] or "")
         read.append(text)
         plain = re.sub(r"[`*#>|=\[\]()_-]+", " ", text)
         sentences += [s.strip() for s in re.split(r"(?<=[.!?])\s+", plain) if 40 < len(s.strip()) < 240][:40]
@@ -322,7 +305,7 @@ def research(context: StepContext) -> dict[str, Any]:
 
 @handler("agent.write")
 def write(context: StepContext) -> dict[str, Any]:
-    """The sentences whose words are the most frequent (Luhn 1958): a summary."""
+    """Summarise: the sentences whose words are most frequent (Luhn 1958)."""
     sentences: list[str] = context.outputs["research"]["sentences"]
     weight = Counter(word for sentence in sentences for word in set(_words(sentence)))
     ranked = sorted(sentences, key=lambda s: -sum(weight[w] for w in set(_words(s))) / (len(_words(s)) or 1))
@@ -333,7 +316,7 @@ def write(context: StepContext) -> dict[str, Any]:
 
 @handler("agent.review")
 def review(context: StepContext) -> dict[str, Any]:
-    """How varied the text is, and whether it says enough."""
+    """Judge how varied the text is, and whether it says enough."""
     text: str = context.outputs["write"]["text"]
     words = _words(text)
     by_length: defaultdict[int, int] = defaultdict(int)

@@ -1,6 +1,6 @@
-"""Use a running service from a script: register, execute, wait, read the timeline.
+"""Use a running service from a script: register a workflow, execute it, wait, read the timeline.
 
-Without an address it starts a service of its own:  python json_api.py [http://127.0.0.1:9923]
+Without an address the script starts its own service:  python json_api.py [http://127.0.0.1:9923]
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def call(method: str, url: str, body: Any = None) -> Any:
-    """A JSON request and its JSON answer."""
+    """Send a JSON request and return the decoded response."""
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     with urllib.request.urlopen(request, timeout=10) as response:
@@ -20,11 +20,11 @@ def call(method: str, url: str, body: Any = None) -> Any:
 
 
 def show(address: str) -> None:
-    """Run an example workflow there and print which step took longest."""
+    """Run an example workflow and print its slowest step and critical path."""
     api = f"{address}/api/workflows"
-    known = {item["name"] for item in call("GET", api)["items"]}
+    registered = {item["name"] for item in call("GET", api)["items"]}
     (template,) = [item for item in call("GET", f"{api}/templates")["items"] if item["name"] == "data_pipeline"]
-    if template["name"] not in known:
+    if template["name"] not in registered:
         call("POST", api, template)
     execution = call("POST", f"{api}/data_pipeline/execute", {"input_variables": {"minimum_rows": 5}})["execution_id"]
     while call("GET", f"{api}/executions/{execution}/status")["status"] in ("pending", "running"):
@@ -35,8 +35,8 @@ def show(address: str) -> None:
     print("critical path:", " → ".join(step["step_name"] for step in timeline["critical_path"]))
 
 
-def own_service() -> None:
-    """Start a service on a free port, use it, stop it."""
+def show_with_own_service() -> None:
+    """Start a service on a free port, use it, and stop it."""
     command = [sys.executable, "-m", "tachograph_exporter", "serve", "--listen", "127.0.0.1:0", "--handlers",
                "examples", "--database", "sqlite:///json_api.db"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -52,4 +52,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         show(sys.argv[1])
     else:
-        own_service()
+        show_with_own_service()

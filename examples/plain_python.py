@@ -1,46 +1,46 @@
-"""Record ordinary functions: two decorators, and every run has a timeline.
+"""Record ordinary functions: two decorators give every run a timeline.
 
-Look at the last run afterwards:  tachograph timeline last --database sqlite:///plain_python.db
+See the last run afterwards:  tachograph timeline last --database sqlite:///plain_python.db
 """
 
 import asyncio
 from importlib import metadata
 
-from tachograph import configure, get_recorder, measure, step, workflow
+import tachograph
 from tachograph.workflow import Backoff
 
-configure(database="sqlite:///plain_python.db")
+tachograph.configure(database="sqlite:///plain_python.db")
 
 
-@step
+@tachograph.step
 def extract() -> list[str]:
     """Names of the installed distributions."""
     names = sorted({d.metadata["Name"] for d in metadata.distributions()})
-    measure("rows", len(names), "row")
+    tachograph.measure("rows", len(names), "row")
     return names
 
 
-@step(max_retries=2, backoff=Backoff(initial_seconds=0.01))
+@tachograph.step(max_retries=2, backoff=Backoff(initial_seconds=0.01))
 def count(names: list[str]) -> dict[str, int]:
-    """How many begin with each letter."""
+    """How many names begin with each letter."""
     letters: dict[str, int] = {}
     for name in names:
         letters[name[0].lower()] = letters.get(name[0].lower(), 0) + 1
     return letters
 
 
-@step
+@tachograph.step
 async def look_up(name: str) -> int:
     """How many files a distribution has."""
     return len(await asyncio.to_thread(lambda: metadata.files(name) or []))
 
 
-@workflow(name="census")
+@tachograph.workflow(name="census")
 async def census() -> int:
-    """Extract, count, and look some of them up side by side."""
+    """Extract, count, and look up some of the names concurrently."""
     names = extract()
     letters = count(names)
-    with step("choose") as choose:
+    with tachograph.step("choose") as choose:
         chosen = [name for name in names if name[0].lower() == max(letters, key=lambda c: letters[c])]
         choose.log(f"chose {len(chosen)}")
     return sum(await asyncio.gather(*(look_up(name) for name in chosen[:5])))
@@ -48,4 +48,4 @@ async def census() -> int:
 
 if __name__ == "__main__":
     print(f"{asyncio.run(census())} files")
-    get_recorder().flush()
+    tachograph.get_recorder().flush()

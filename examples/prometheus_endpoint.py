@@ -1,21 +1,21 @@
-"""Expose the metrics of a process of your own: they are in prometheus_client's registry, like your others."""
+"""Expose the metrics of your own process. They are in prometheus_client's registry, beside your other metrics."""
 
 import urllib.request
 
 from prometheus_client import start_http_server
 
-from tachograph import get_recorder, step, workflow
+import tachograph
 
 
-@step
+@tachograph.step
 def work(n: int) -> int:
-    """Something to time."""
+    """Something that takes time."""
     return sum(i * i for i in range(n))
 
 
-@workflow
+@tachograph.workflow
 def batch() -> None:
-    """A few steps."""
+    """Run a few steps."""
     for n in (1_000, 10_000, 100_000):
         work(n)
 
@@ -23,7 +23,7 @@ def batch() -> None:
 if __name__ == "__main__":
     server, thread = start_http_server(0, addr="127.0.0.1")
     batch()
-    get_recorder().flush()
+    tachograph.get_recorder().flush()
     address = f"http://127.0.0.1:{server.server_port}/metrics"
     with urllib.request.urlopen(address) as response:
         lines = response.read().decode().splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -87,6 +88,25 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
     for module in sorted(graph):
         visit(module)
+
+
+def test_dashboards_tools_and_benchmarks_import_no_tests_and_not_in_a_circle() -> None:
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for folder in ("dashboards", "tools", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    }
+    graph: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        imported: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+        assert not {module for module in imported if module.split(".")[0] == "tests"}, name
+        graph[name] = (imported & paths.keys()) - {name}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_imports_point_down() -> None:

@@ -1,4 +1,4 @@
-"""Make the pictures of docs/page.md again, from real runs: ``make pictures``. Needs Chromium and what tests need."""
+"""Take the screenshots of docs/page.md from real runs: ``make pictures``. Needs Chromium."""
 
 from __future__ import annotations
 
@@ -6,28 +6,39 @@ import random
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.e2e.browser import chromium  # noqa: E402
-from tests.e2e.conftest import Server, eventually, get  # noqa: E402
+from tools.browser import chromium  # noqa: E402
+from tools.local_service import LocalService, request  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
+BACKGROUND = ("basic_sequence", "parallel_processing", "conditional_workflow", "with_retries", "agent_chain")
+
+
+class Picture(NamedTuple):
+    """A page to show, its size in pixels, and the element to wait for."""
+
+    name: str
+    path: str
+    scheme: Literal["light", "dark"]
+    size: tuple[int, int]
+    element: str
 
 
 def sleep(seconds: float) -> dict[str, Any]:
-    """A step's work that takes so long."""
+    """The configuration of a step that takes this long."""
     return {"handler": "sleep", "seconds": seconds}
 
 
-def nightly(slow: float = 1.0) -> dict[str, Any]:
-    """A pipeline with branches that run at once, a source that fails twice, and a branch that is skipped."""
+def nightly(slowdown: float = 1.0) -> dict[str, Any]:
+    """A pipeline with parallel branches, a source that fails twice, and a branch that is skipped."""
     sources = {"orders": 0.45, "customers": 0.3, "stock": 0.25, "prices": 0.12}
     steps: list[dict[str, Any]] = [{"name": "open_window", "config": sleep(0.05)}]
     for name, seconds in sources.items():
-        factor = slow if name == "orders" else 1
+        factor = slowdown if name == "orders" else 1
         steps.append(
             {"name": f"extract_{name}", "depends_on_steps": ["open_window"], "config": sleep(seconds * factor)}
         )
@@ -50,67 +61,69 @@ def nightly(slow: float = 1.0) -> dict[str, Any]:
     return {"name": "nightly_sales", "variables": variables, "steps": steps}
 
 
+def start(service: LocalService, workflow: str, **inputs: Any) -> str:
+    """Start an execution; its id."""
+    return str(service.post(f"/api/workflows/{workflow}/execute", {"input_variables": inputs})["execution_id"])
+
+
+def run(service: LocalService, workflow: str, **inputs: Any) -> str:
+    """Run an execution to its end; its id."""
+    execution_id = start(service, workflow, **inputs)
+    service.wait_for_end(execution_id)
+    return execution_id
+
+
 def main() -> None:
-    """Run, look, take pictures."""
+    """Fill a service with runs and take the pictures."""
     IMAGES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as directory:
-        service = Server(Path(directory), "--database", f"sqlite:///{directory}/x.db",
-                         "--trace-url", "http://localhost:16686/trace/{trace_id}")  # fmt: skip
-        service.start()
-        try:
-            take(service)
-        finally:
-            service.stop()
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        LocalService(Path(directory), "--trace-url", "http://localhost:16686/trace/{trace_id}") as service,
+    ):
+        take_pictures(service)
 
 
-def take(service: Server) -> None:
-    """The pictures."""
+def take_pictures(service: LocalService) -> None:
+    """Run the workflows and write every picture."""
     for document in service.get("/api/workflows/templates")["items"]:
         service.post("/api/workflows", document)
-
-    def run(name: str, **inputs: Any) -> str:
-        found = service.post(f"/api/workflows/{name}/execute", {"input_variables": inputs})["execution_id"]
-        eventually(lambda: service.get(f"/api/workflows/executions/{found}/status")["completed_at"])
-        return str(found)
-
-    chance = random.Random(7)  # noqa: S311
-    identifier = service.post("/api/workflows", nightly())["id"]
+    rng = random.Random(7)  # noqa: S311
+    workflow_id = service.post("/api/workflows", nightly())["id"]
     for _ in range(14):
         for _ in range(3):
-            run(
-                chance.choice(
-                    ["basic_sequence", "parallel_processing", "conditional_workflow", "with_retries", "agent_chain"]
-                )
-            )
-        run("nightly_sales")
-    run("data_pipeline")
-    run("data_pipeline", minimum_rows=1_000_000)
-    status_code, _ = get(f"{service.address}/api/workflows/{identifier}", method="PATCH", body=nightly(2.6))
-    if status_code != 200:
-        raise RuntimeError(f"the definition could not be changed: {status_code}")
-    slow = run("nightly_sales")
-    live = service.post("/api/workflows/nightly_sales/execute", {"input_variables": {}})["execution_id"]
-    steps = {
-        s["step_name"]: s["step_id"] for s in service.get(f"/api/workflows/executions/{slow}/timeline")["step_timeline"]
-    }
+            run(service, rng.choice(BACKGROUND))
+        run(service, "nightly_sales")
+    run(service, "data_pipeline")
+    run(service, "data_pipeline", minimum_rows=1_000_000)
+    url = f"{service.address}/api/workflows/{workflow_id}"
+    status, body = request(url, method="PATCH", body=nightly(slowdown=2.6))
+    if status != 200:
+        raise RuntimeError(f"PATCH {url}: {status} {body}")
+    slow = run(service, "nightly_sales")
+    live = start(service, "nightly_sales")
+    timeline = service.get(f"/api/workflows/executions/{slow}/timeline")
+    step_ids = {step["step_name"]: step["step_id"] for step in timeline["step_timeline"]}
+    selected = step_ids["exchange_rates"]
+    comparison = f"/workflows/{workflow_id}?range=24h&a={slow}"
+    pictures = (
+        Picture("runs", "/", "light", (1280, 640), "tbody tr"),
+        Picture("run", f"/executions/{slow}?selected={selected}", "light", (1280, 720), ".attempts"),
+        Picture("graph", f"/executions/{slow}?view=graph", "dark", (1280, 640), "canvas.graph"),
+        Picture("workflow", comparison, "light", (1280, 1000), ".comparison table"),
+        Picture("phone", f"/executions/{slow}", "dark", (360, 700), "[role=option]"),
+    )
     with chromium() as browser:
-        pictures = (
-            ("runs", "/", "light", (1280, 640), "tbody tr"),
-            ("run", f"/executions/{slow}?selected={steps['exchange_rates']}", "light", (1280, 720), ".attempts"),
-            ("graph", f"/executions/{slow}?view=graph", "dark", (1280, 640), "canvas.graph"),
-            ("workflow", f"/workflows/{identifier}?range=24h&a={slow}", "light", (1280, 1000), ".comparison table"),
-            ("phone", f"/executions/{slow}", "dark", (360, 700), "[role=option]"),
-        )
-        for name, address, scheme, (width, height), wanted in pictures:
-            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-            page.goto(f"{service.address}/#{address}")
-            page.locator(wanted).first.wait_for()
-            if "workflows" not in address:
+        for picture in pictures:
+            width, height = picture.size
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=picture.scheme)
+            page.goto(f"{service.address}/#{picture.path}")
+            page.locator(picture.element).first.wait_for()
+            if "workflows" not in picture.path:
                 page.locator("#connection[data-state=live]").wait_for()
             page.wait_for_timeout(900)
-            page.screenshot(path=str(IMAGES / f"{name}.png"))
+            page.screenshot(path=str(IMAGES / f"{picture.name}.png"))
             page.close()
-    eventually(lambda: service.get(f"/api/workflows/executions/{live}/status")["completed_at"])
+    service.wait_for_end(live)
 
 
 if __name__ == "__main__":

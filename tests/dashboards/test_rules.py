@@ -1,4 +1,4 @@
-"""Every alert fires when it should, with exactly these labels and words, and is silent otherwise; by promtool."""
+"""Every alert fires when it should, with exactly these labels and texts, and stays silent otherwise (promtool)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tachograph_exporter.dashboard_files import RUNBOOKS
 pytestmark = pytest.mark.e2e
 
 RULES = [ROOT / "dashboards" / "prometheus" / name for name in ("recording.rules.yml", "alerts.rules.yml")]
-WHO = 'workspace="team", workflow="nightly"'
+WORKFLOW = 'workspace="team", workflow="nightly"'
 LABELS = {"workspace": "team", "workflow": "nightly"}
-ITSELF = 'job="tachograph", instance="a:9923"'
+SERVICE = 'job="tachograph", instance="a:9923"'
 DURATION = "workflow_execution_duration_seconds"
 
 
 class Case(NamedTuple):
-    """Series (by minute unless said otherwise), when to look, what then fires; ``silent``: series without it."""
+    """Input series, when to evaluate, and the alert that fires; ``silent``: series for which it does not."""
 
     alert: str
     series: dict[str, str]
@@ -42,115 +42,116 @@ class Case(NamedTuple):
 CASES = [
     Case(
         "WorkflowErrorBudgetBurnFast",
-        {f'{DURATION}_count{{{WHO}, status="failed"}}': "0+1x120",
-         f'{DURATION}_count{{{WHO}, status="completed"}}': "0+4x120"},
-        "70m", {**LABELS, "severity": "critical"}, "nightly (team) fails far more often than it may",
-        "Executions fail 20 times as often as the target of 99 % allows; at this rate the budget of 30 days is gone "
+        {f'{DURATION}_count{{{WORKFLOW}, status="failed"}}': "0+1x120",
+         f'{DURATION}_count{{{WORKFLOW}, status="completed"}}': "0+4x120"},
+        "70m", {**LABELS, "severity": "critical"}, "nightly (team) is failing far more often than its target allows",
+        "Executions fail 20 times as often as the target of 99 % allows. At this rate the 30-day error budget is gone "
         "within days.",
-        {f'{DURATION}_count{{{WHO}, status="failed"}}': "0+1x120",
-         f'{DURATION}_count{{{WHO}, status="completed"}}': "0+24x120"},
+        {f'{DURATION}_count{{{WORKFLOW}, status="failed"}}': "0+1x120",
+         f'{DURATION}_count{{{WORKFLOW}, status="completed"}}': "0+24x120"},
     ),
     Case(
         "WorkflowErrorBudgetBurnSlow",
-        {f'{DURATION}_count{{{WHO}, status="timeout"}}': "0+1x240",
-         f'{DURATION}_count{{{WHO}, status="completed"}}': "0+24x240"},
-        "200m", {**LABELS, "severity": "warning"}, "nightly (team) fails more often than it may",
+        {f'{DURATION}_count{{{WORKFLOW}, status="timeout"}}': "0+1x240",
+         f'{DURATION}_count{{{WORKFLOW}, status="completed"}}': "0+24x240"},
+        "200m", {**LABELS, "severity": "warning"}, "nightly (team) is failing more often than its target allows",
         "Executions fail 4 times as often as the target of 99 % allows.",
-        # Cancelled ones count neither way.
-        {f'{DURATION}_count{{{WHO}, status="cancelled"}}': "0+1x240",
-         f'{DURATION}_count{{{WHO}, status="completed"}}': "0+24x240"},
+        # Cancelled executions do not count either way.
+        {f'{DURATION}_count{{{WORKFLOW}, status="cancelled"}}': "0+1x240",
+         f'{DURATION}_count{{{WORKFLOW}, status="completed"}}': "0+24x240"},
     ),
     Case(
         "WorkflowRunStuck",
-        {f"workflow_execution_oldest_running_start_timestamp_seconds{{{WHO}}}": "0x30",
-         f"workflow:execution_duration_seconds:p95_7d{{{WHO}}}": "100x30"},
-        "10m", {**LABELS, "severity": "warning"}, "nightly (team): a run takes far longer than usual",
-        "The oldest running execution runs for 10m 0s, more than 3 times the usual 95th percentile.",
-        {f"workflow_execution_oldest_running_start_timestamp_seconds{{{WHO}}}": "0x30",
-         f"workflow:execution_duration_seconds:p95_7d{{{WHO}}}": "300x30"},
+        {f"workflow_execution_oldest_running_start_timestamp_seconds{{{WORKFLOW}}}": "0x30",
+         f"workflow:execution_duration_seconds:p95_7d{{{WORKFLOW}}}": "100x30"},
+        "10m", {**LABELS, "severity": "warning"}, "nightly (team): a run is taking far longer than usual",
+        "The oldest running execution has been running for 10m 0s, more than 3 times the usual 95th percentile.",
+        {f"workflow_execution_oldest_running_start_timestamp_seconds{{{WORKFLOW}}}": "0x30",
+         f"workflow:execution_duration_seconds:p95_7d{{{WORKFLOW}}}": "300x30"},
     ),
     Case(
         "WorkflowNoSuccess",
-        {f"workflow_execution_last_success_timestamp_seconds{{{WHO}}}": "0x500"},
-        "37h", {**LABELS, "severity": "warning"}, "nightly (team) has not completed for too long",
+        {f"workflow_execution_last_success_timestamp_seconds{{{WORKFLOW}}}": "0x500"},
+        "37h", {**LABELS, "severity": "warning"}, "nightly (team) has not succeeded for too long",
         "The last success was 1d 13h 0m 0s ago.",
-        {f"workflow_execution_last_success_timestamp_seconds{{{WHO}}}": "7200x500"},
+        {f"workflow_execution_last_success_timestamp_seconds{{{WORKFLOW}}}": "7200x500"},
         "5m",
     ),
     Case(
         "WorkflowStepRegression",
-        {f'workflow_step:duration_seconds:p95_1h{{{WHO}, step="load"}}': "2x2016 7x30"},
+        {f'workflow_step:duration_seconds:p95_1h{{{WORKFLOW}, step="load"}}': "2x2016 7x30"},
         "10200m", {**LABELS, "step": "load", "severity": "warning"},
-        "load of nightly (team) takes longer than a week ago",
-        "The 95th percentile of the last hour is 7s, more than 1.5 times that of a week ago.",
-        # Three times as long, and still nobody waits for it.
-        {f'workflow_step:duration_seconds:p95_1h{{{WHO}, step="load"}}': "0.2x2016 0.6x30"},
+        "load of nightly (team) is slower than a week ago",
+        "The 95th percentile of the last hour is 7s, more than 1.5 times the value of a week ago.",
+        # Three times as long, but too short to matter.
+        {f'workflow_step:duration_seconds:p95_1h{{{WORKFLOW}, step="load"}}': "0.2x2016 0.6x30"},
         "5m",
     ),
     Case(
         "WorkflowRetryStorm",
-        {f'workflow_step_retries_total{{{WHO}, step="load"}}': "0+4x60",
-         f'workflow_step_attempts_total{{{WHO}, step="load", outcome="failed"}}': "0+4x60",
-         f'workflow_step_attempts_total{{{WHO}, step="load", outcome="completed"}}': "0+1x60"},
-        "30m", {**LABELS, "step": "load", "severity": "warning"}, "load of nightly (team) is tried again and again",
-        "80% of its attempts in the last quarter of an hour were followed by another.",
-        {f'workflow_step_retries_total{{{WHO}, step="load"}}': "0+4x60",
-         f'workflow_step_attempts_total{{{WHO}, step="load", outcome="failed"}}': "0+4x60",
-         f'workflow_step_attempts_total{{{WHO}, step="load", outcome="completed"}}': "0+5x60"},
+        {f'workflow_step_retries_total{{{WORKFLOW}, step="load"}}': "0+4x60",
+         f'workflow_step_attempts_total{{{WORKFLOW}, step="load", outcome="failed"}}': "0+4x60",
+         f'workflow_step_attempts_total{{{WORKFLOW}, step="load", outcome="completed"}}': "0+1x60"},
+        "30m", {**LABELS, "step": "load", "severity": "warning"}, "load of nightly (team) keeps retrying",
+        "80% of its attempts in the last 15 minutes were retried.",
+        {f'workflow_step_retries_total{{{WORKFLOW}, step="load"}}': "0+4x60",
+         f'workflow_step_attempts_total{{{WORKFLOW}, step="load", outcome="failed"}}': "0+4x60",
+         f'workflow_step_attempts_total{{{WORKFLOW}, step="load", outcome="completed"}}': "0+5x60"},
     ),
     Case(
         "WorkflowQueueWaitGrowing",
-        {f"workflow:step_queue_wait_seconds:mean_15m{{{WHO}}}": "1x300 60x20"},
-        "318m", {**LABELS, "severity": "warning"}, "Steps of nightly (team) wait longer and longer for a slot",
-        "On the average 1m 0s, more than 3 times the day's mean.",
-        {f"workflow:step_queue_wait_seconds:mean_15m{{{WHO}}}": "0.1x300 4x20"},
+        {f"workflow:step_queue_wait_seconds:mean_15m{{{WORKFLOW}}}": "1x300 60x20"},
+        "318m", {**LABELS, "severity": "warning"}, "nightly (team): steps wait ever longer for a slot",
+        "1m 0s on average, more than 3 times the mean of the last 24 hours.",
+        {f"workflow:step_queue_wait_seconds:mean_15m{{{WORKFLOW}}}": "0.1x300 4x20"},
     ),
     Case(
         "WorkflowCostJump",
-        {f"workflow:step_cost_usd:increase_1h{{{WHO}}}": "2x300 25x20"},
+        {f"workflow:step_cost_usd:increase_1h{{{WORKFLOW}}}": "2x300 25x20"},
         "310m", {**LABELS, "severity": "warning"}, "nightly (team) costs far more than usual",
-        "$25 in the last hour, more than 3 times the week's mean.",
-        {f"workflow:step_cost_usd:increase_1h{{{WHO}}}": "0.01x300 0.5x20"},
+        "$25 in the last hour, more than 3 times the hourly mean of the last 7 days.",
+        {f"workflow:step_cost_usd:increase_1h{{{WORKFLOW}}}": "0.01x300 0.5x20"},
     ),
     Case(
         "TachographEventsLost",
-        {f'tachograph_events_dropped_total{{{ITSELF}, listener="store", reason="queue_full"}}': "0x5 4x10"},
+        {f'tachograph_events_dropped_total{{{SERVICE}, listener="store", reason="queue_full"}}': "0x5 4x10"},
         "6m", {"job": "tachograph", "instance": "a:9923", "listener": "store", "reason": "queue_full",
                "severity": "critical"},
-        "a:9923 loses events",
-        "4 events never reached the listener store in five minutes (queue_full): what it shows is not all there is.",
-        {f'tachograph_events_dropped_total{{{ITSELF}, listener="store", reason="queue_full"}}': "4x15"},
+        "a:9923 is losing events",
+        "4 events did not reach the listener store in the last 5 minutes (queue_full). What it shows is incomplete.",
+        {f'tachograph_events_dropped_total{{{SERVICE}, listener="store", reason="queue_full"}}': "4x15"},
     ),
     Case(
         "TachographQueueGrowing",
-        {f'tachograph_queue_length{{{ITSELF}, listener="store"}}': "60000x10"},
+        {f'tachograph_queue_length{{{SERVICE}, listener="store"}}': "60000x10"},
         "5m", {"job": "tachograph", "instance": "a:9923", "listener": "store", "severity": "warning"},
-        "a:9923: the listener store does not keep up",
-        "60k events wait for it; when the queue is full, events are lost.",
-        {f'tachograph_queue_length{{{ITSELF}, listener="store"}}': "60000 10x10"},
+        "a:9923: the listener store cannot keep up",
+        "60k events are queued for it. Once the queue is full, events are lost.",
+        {f'tachograph_queue_length{{{SERVICE}, listener="store"}}': "60000 10x10"},
     ),
     Case(
         "TachographSeriesLimitReached",
-        {f'tachograph_series_limited_total{{{ITSELF}, metric="workflow_step_attempts_total"}}': "0x5 9x20"},
+        {f'tachograph_series_limited_total{{{SERVICE}, metric="workflow_step_attempts_total"}}': "0x5 9x20"},
         "8m", {"job": "tachograph", "instance": "a:9923", "metric": "workflow_step_attempts_total",
                "severity": "warning"},
-        "a:9923: workflow_step_attempts_total has more label sets than the limit",
-        "New label sets are counted as `other`; something makes up names.",
-        {f'tachograph_series_limited_total{{{ITSELF}, metric="workflow_step_attempts_total"}}': "9x20"},
+        "a:9923: workflow_step_attempts_total has reached its series limit",
+        "New label sets are counted as `other`. Something generates unbounded label values.",
+        {f'tachograph_series_limited_total{{{SERVICE}, metric="workflow_step_attempts_total"}}': "9x20"},
     ),
     Case(
         "TachographDown",
-        {f"up{{{ITSELF}}}": "1x3 0x10"},
+        {f"up{{{SERVICE}}}": "1x3 0x10"},
         "7m", {"job": "tachograph", "instance": "a:9923", "severity": "critical"}, "a:9923 cannot be scraped",
-        "Prometheus has not reached it for two minutes: nothing is known of its workflows.",
-        {f"up{{{ITSELF}}}": "1x3 0 1x10"},
+        "Prometheus has not reached it for two minutes. The state of its workflows is unknown.",
+        {f"up{{{SERVICE}}}": "1x3 0 1x10"},
     ),
     Case(
         "TachographSilent",
         {},
-        "7m", {"job": "tachograph", "severity": "critical"}, "No Tachograph is scraped",
-        "There is no series of any: the target is gone from the configuration, or has been down for long.",
-        {f"tachograph_events_total{{{ITSELF}}}": "1x20"},
+        "7m", {"job": "tachograph", "severity": "critical"}, "No Tachograph is being scraped",
+        "Prometheus has no series of any instance: the target is missing from its configuration or has been down for "
+        "long.",
+        {f"tachograph_events_total{{{SERVICE}}}": "1x20"},
     ),
 ]  # fmt: skip
 
@@ -166,16 +167,16 @@ def check(directory: Path, rules: list[Path], tests: list[dict[str, Any]]) -> No
     document = {"rule_files": [str(path) for path in rules], "evaluation_interval": interval, "tests": tests}
     file = directory / "test.yml"
     file.write_text(yaml.safe_dump(document, sort_keys=False))
-    ran = promtool("test", "rules", str(file))
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    result = promtool("test", "rules", str(file))
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
-def series(found: dict[str, str]) -> list[dict[str, str]]:
-    return [{"series": name, "values": values} for name, values in found.items()]
+def series(values_by_name: dict[str, str]) -> list[dict[str, str]]:
+    return [{"series": name, "values": values} for name, values in values_by_name.items()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.alert)
-def test_it_fires_with_these_words_and_is_silent_otherwise(case: Case, tmp_path: Path) -> None:
+def test_an_alert_fires_with_these_texts_and_is_silent_otherwise(case: Case, tmp_path: Path) -> None:
     expected = {
         "exp_labels": case.labels,
         "exp_annotations": {
@@ -196,7 +197,7 @@ def test_it_fires_with_these_words_and_is_silent_otherwise(case: Case, tmp_path:
     )
 
 
-def test_every_alert_has_a_test_a_runbook_and_what_it_needs() -> None:
+def test_every_alert_has_a_test_a_severity_and_a_runbook() -> None:
     rules = [rule for group in alerts(read_thresholds()) for rule in group["rules"]]
     assert {rule["alert"] for rule in rules} == {case.alert for case in CASES}
     for rule in rules:
@@ -208,12 +209,12 @@ def test_every_alert_has_a_test_a_runbook_and_what_it_needs() -> None:
             assert part in text, (runbook.name, part)
 
 
-def test_promtool_takes_the_rules() -> None:
-    checked = promtool("check", "rules", *map(str, RULES))
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+def test_promtool_accepts_the_rules() -> None:
+    result = promtool("check", "rules", *map(str, RULES))
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_what_is_expected_of_one_workflow_can_differ(tmp_path: Path) -> None:
+def test_one_workflow_can_have_its_own_thresholds(tmp_path: Path) -> None:
     file = tmp_path / "thresholds.toml"
     file.write_text(
         (ROOT / "dashboards" / "thresholds.toml").read_text()
@@ -225,14 +226,14 @@ def test_what_is_expected_of_one_workflow_can_differ(tmp_path: Path) -> None:
     assert promtool("check", "rules", str(rules)).returncode == 0
     name = "workflow_execution_last_success_timestamp_seconds"
     inputs = {f'{name}{{workspace="team", workflow="{workflow}"}}': "0x200" for workflow in ("nightly", "a+b", "other")}
-    said = [
+    expected = [
         {"exp_labels": {"workspace": "team", "workflow": workflow, "severity": "warning"},
-         "exp_annotations": {"summary": f"{workflow} (team) has not completed for too long",
+         "exp_annotations": {"summary": f"{workflow} (team) has not succeeded for too long",
                              "description": "The last success was 1h 10m 0s ago.",
                              "runbook_url": f"{RUNBOOKS}/WorkflowNoSuccess.md"}}
         for workflow in ("nightly", "a+b")
     ]  # fmt: skip
-    fires = {"eval_time": "70m", "alertname": "WorkflowNoSuccess", "exp_alerts": said}
+    fires = {"eval_time": "70m", "alertname": "WorkflowNoSuccess", "exp_alerts": expected}
     check(tmp_path, [rules], [{"interval": "1m", "input_series": series(inputs), "alert_rule_test": [fires]}])
     file.write_text(file.read_text().replace("stale_seconds = 60", "stale_secs = 60"))
     with pytest.raises(msgspec.ValidationError, match="stale_secs"):

@@ -1,4 +1,4 @@
-"""Dashboards, rules and alerts with the real Prometheus and the real Alertmanager."""
+"""Dashboards, rules and alerts with a real Prometheus and a real Alertmanager."""
 
 from __future__ import annotations
 
@@ -25,50 +25,14 @@ from dashboards.thresholds import read_thresholds
 from tests.conftest import ROOT
 from tests.dashboards.test_boards import VARIABLES, documents, panels, queries
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free_port, get
+from tools.dashboard_load import run_load, write_fast_rules
 
-LONG = {"name": "long", "steps": [{"name": "wait", "config": {"handler": "sleep", "seconds": 300}}]}
 LOAD_SECONDS = 30
 FEATURES = "--enable-feature=native-histograms,exemplar-storage"
 
 
-def quick_rules(directory: Path, *, at_once: bool = False) -> Path:
-    """The rules as they are, evaluated every two seconds; ``at_once``: alerts do not wait before they fire."""
-    thresholds = read_thresholds()
-    groups = [*recording_rules(thresholds), *alerts(thresholds)]
-    for group in groups:
-        group["interval"] = "2s"
-        for rule in group["rules"]:
-            if at_once and "for" in rule:
-                rule["for"] = "0s"
-    file = directory / "quick.rules.yml"
-    file.write_text(yaml.safe_dump({"groups": groups}))
-    return file
-
-
-def load(service: Server, seconds: float) -> None:
-    """All example workflows, again and again: some retry, some skip, some fail, some cost."""
-    for document in service.get("/api/workflows/templates")["items"]:
-        service.post("/api/workflows", document)
-    service.post("/api/workflows", LONG)
-    service.post("/api/workflows/long/execute")
-    until = time.monotonic() + seconds
-    number = 0
-    while time.monotonic() < until:
-        for name, inputs in (
-            ("basic_sequence", {}),
-            ("parallel_processing", {}),
-            ("conditional_workflow", {"mode": "fast"}),
-            ("with_retries", {}),
-            ("agent_chain", {}),
-            ("data_pipeline", {"minimum_rows": 1_000_000} if number % 3 == 0 else {}),
-        ):
-            service.post(f"/api/workflows/{name}/execute", {"input_variables": inputs})
-        number += 1
-        time.sleep(0.7)
-
-
-def answered(address: str, expression: str) -> bool:
-    """Whether a query over the last minute has a value that is a number."""
+def has_data(address: str, expression: str) -> bool:
+    """Whether a query over the last minute returns a number."""
     now = time.time()
     query = urlencode({"query": expression, "start": now - 45, "end": now, "step": 5})
     status, body = get(f"{address}/api/v1/query_range?{query}")
@@ -85,59 +49,59 @@ def answered(address: str, expression: str) -> bool:
 def test_every_query_of_every_panel_and_every_rule_has_data(
     server: Callable[..., Server], prometheus: Callable[..., str], tmp_path: Path
 ) -> None:
-    """Two real Prometheus scrape one service: one stores native histograms and exemplars, one neither."""
+    """Two Prometheus servers scrape one service: one with native histograms and exemplars, one without."""
     service = server("--measure", "rows", "--measure", "database")
-    rules = quick_rules(tmp_path)
+    rules = write_fast_rules(tmp_path)
     configuration = (
         f"global:\n  scrape_interval: 1s\n  evaluation_interval: 2s\nrule_files: [{rules}]\nscrape_configs:\n"
         f"  - job_name: tachograph\n    static_configs: [{{targets: ['127.0.0.1:{service.port}']}}]\n"
     )
     addresses = {"native": prometheus(configuration, FEATURES), "classic": prometheus(configuration)}
-    # Somebody follows live events.
+    # A client follows live events.
     follower = subprocess.Popen(
         [*TACHOGRAPH, "watch", "--url", service.address], stdout=subprocess.DEVNULL, env=environment()
     )
     try:
-        load(service, LOAD_SECONDS)
+        run_load(service, LOAD_SECONDS)
         filled = {**VARIABLES, "$__rate_interval": "8s", "$__interval": "8s", "$__range": "30s"}
-        wanted = []
+        expressions = []
         for name, panel, expression in queries():
             for variable, value in filled.items():
                 expression = expression.replace(variable, value)
-            wanted.append((name, panel, expression))
-        rules_of = [rule for group in recording_rules(read_thresholds()) for rule in group["rules"]]
-        wanted += [("rules", rule["record"], rule["record"]) for rule in rules_of]
+            expressions.append((name, panel, expression))
+        recorded = [rule for group in recording_rules(read_thresholds()) for rule in group["rules"]]
+        expressions += [("rules", rule["record"], rule["record"]) for rule in recorded]
         empty = [
-            f"{how}: {name}: {panel}: {expression}"
-            for how, address in addresses.items()
-            for name, panel, expression in wanted
-            if not answered(address, expression)
+            f"{kind}: {name}: {panel}: {expression}"
+            for kind, address in addresses.items()
+            for name, panel, expression in expressions
+            if not has_data(address, expression)
         ]
         assert empty == []
         for address in addresses.values():
             check_variables(address, filled)
             status, body = get(f"{address}/api/v1/rules")
-            every = [rule for group in body["data"]["groups"] for rule in group["rules"]]
-            assert (status, [rule["name"] for rule in every if rule["health"] != "ok"]) == (200, [])
-        # One has what the other has not, or they would have shown nothing.
-        assert not answered(addresses["native"], "workflow_step_duration_seconds_bucket")
-        assert not answered(addresses["classic"], "workflow_step_duration_seconds")
+            evaluated = [rule for group in body["data"]["groups"] for rule in group["rules"]]
+            assert (status, [rule["name"] for rule in evaluated if rule["health"] != "ok"]) == (200, [])
+        # Each server really stores only its own kind of histogram.
+        assert not has_data(addresses["native"], "workflow_step_duration_seconds_bucket")
+        assert not has_data(addresses["classic"], "workflow_step_duration_seconds")
         query = urlencode({"query": "workflow_step_duration_seconds", "start": time.time() - 60, "end": time.time()})
         status, body = get(f"{addresses['native']}/api/v1/query_exemplars?{query}")
-        assert any("trace_id" in one["labels"] for found in body["data"] for one in found["exemplars"])
+        assert any("trace_id" in exemplar["labels"] for series in body["data"] for exemplar in series["exemplars"])
     finally:
         follower.kill()
         follower.wait()
 
 
 def check_variables(address: str, filled: dict[str, str]) -> None:
-    """Every variable that asks for values is given some."""
+    """Every query variable has values."""
     for document in documents().values():
         for variable in document["templating"]["list"]:
             if variable["type"] != "query":
                 continue
-            asked = variable["query"]["query"].removeprefix("label_values(").removesuffix(")")
-            metric, _, label = asked.rpartition(", ")
+            arguments = variable["query"]["query"].removeprefix("label_values(").removesuffix(")")
+            metric, _, label = arguments.rpartition(", ")
             for name, value in filled.items():
                 metric = metric.replace(name, value)
             status, body = get(f"{address}/api/v1/label/{label}/values?{urlencode({'match[]': metric})}")
@@ -145,20 +109,18 @@ def check_variables(address: str, filled: dict[str, str]) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_run_that_goes_over_its_limits_shows_it(
-    server: Callable[..., Server], prometheus: Callable[..., str]
-) -> None:
-    """The panels that are empty in health, and the alert beside them, in a run that is not healthy."""
+def test_a_run_beyond_its_limits_is_visible(server: Callable[..., Server], prometheus: Callable[..., str]) -> None:
+    """Panels that are empty while all is well have data when limits are exceeded."""
     service = server("--series-limit", "5", "--max-stream-clients", "1")
     address = prometheus(
         "global:\n  scrape_interval: 1s\nscrape_configs:\n  - job_name: tachograph\n"
         f"    static_configs: [{{targets: ['127.0.0.1:{service.port}']}}]\n"
     )
-    # A client that is one too many, and more label sets than are allowed.
+    # One client and many label sets more than allowed.
     command = [*TACHOGRAPH, "watch", "--url", service.address]
     followers = [subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment()) for _ in range(2)]
     try:
-        load(service, 8)
+        run_load(service, 8)
     finally:
         for follower in followers:
             follower.kill()
@@ -168,50 +130,52 @@ def test_a_run_that_goes_over_its_limits_shows_it(
         'sum(increase(tachograph_series_limited_total{instance=~".*"}[20s])) > 0',
         "sum(workflow_execution_duration_seconds_count) > 0",
     ):
-        eventually(lambda expression=expression: answered(address, expression), 40)  # type: ignore[misc]
+        eventually(lambda expression=expression: has_data(address, expression), 40)  # type: ignore[misc]
 
 
 @pytest.mark.timeout(120)
-def test_events_that_are_lost_are_seen(
+def test_lost_events_are_shown_and_alerted(
     server: Callable[..., Server], prometheus: Callable[..., str], tmp_path: Path
 ) -> None:
-    """A database that takes no steps any more: what is lost is counted, shown and told."""
+    """The database rejects steps: the lost events are counted, shown and alerted."""
     service = server()
-    rules = quick_rules(tmp_path, at_once=True)
+    rules = write_fast_rules(tmp_path, fire_at_once=True)
     address = prometheus(
         f"global:\n  scrape_interval: 1s\nrule_files: [{rules}]\nscrape_configs:\n  - job_name: tachograph\n"
         f"    static_configs: [{{targets: ['127.0.0.1:{service.port}']}}]\n"
     )
     service.post("/api/workflows", {"name": "quick", "steps": [{"name": "a"}]})
-    eventually(lambda: answered(address, "sum(tachograph_events_total)"))
+    eventually(lambda: has_data(address, "sum(tachograph_events_total)"))
     with contextlib.closing(sqlite3.connect(tmp_path / "serve.db", timeout=30)) as database:
         database.execute(
             "CREATE TRIGGER refuse BEFORE INSERT ON workflow_step_executions BEGIN SELECT RAISE(ABORT, 'refused'); END"
         )
         database.commit()
     service.post("/api/workflows/quick/execute")
-    panel = next(
-        one["targets"][0]["expr"] for one in panels(documents()["self_monitoring"]) if one["title"] == "Events lost"
+    expression = next(
+        panel["targets"][0]["expr"]
+        for panel in panels(documents()["self_monitoring"])
+        if panel["title"] == "Events lost"
     )
-    asked = panel.replace("$__range", "30s").replace("$instance", ".*")
-    eventually(lambda: answered(address, f"{asked} > 0"), 40)
-    eventually(lambda: answered(address, 'ALERTS{alertname="TachographEventsLost", alertstate="firing"}'), 20)
+    expression = expression.replace("$__range", "30s").replace("$instance", ".*")
+    eventually(lambda: has_data(address, f"{expression} > 0"), 40)
+    eventually(lambda: has_data(address, 'ALERTS{alertname="TachographEventsLost", alertstate="firing"}'), 20)
 
-
-# --- alerts --------------------------------------------------------------------------------------------------------
 
 MINUTE = 60
 HOUR = 3600
 DAY = 24 * HOUR
-WHO = 'workspace="team",workflow="nightly"'
+WORKFLOW = 'workspace="team",workflow="nightly"'
 
 
 def history(now: int) -> str:
-    """OpenMetrics of a week in which everything goes wrong at its end; a sample a minute, or five."""
+    """OpenMetrics of a week that ends badly, with a sample every one or five minutes."""
     lines: list[str] = []
 
-    def add(name: str, labels: str, since: int, until: int, every: int, value: Callable[[int], float]) -> None:
-        lines.extend(f"{name}{{{labels}}} {value(at)!r} {at}" for at in range(now - since, now - until + 1, every))
+    def add(name: str, labels: str, since: int, until: int, interval: int, value: Callable[[int], float]) -> None:
+        lines.extend(
+            f"{name}{{{labels}}} {value(time)!r} {time}" for time in range(now - since, now - until + 1, interval)
+        )
 
     def since_start(span: int, each: float) -> Callable[[int], float]:
         return lambda at: max(0.0, (at - (now - span)) / MINUTE * each)
@@ -220,17 +184,17 @@ def history(now: int) -> str:
     for le, each in (("10", 1.0), ("60", 1.0), ("+Inf", 1.0)):
         add(
             f"{duration}_bucket",
-            f'{WHO},status="completed",le="{le}"',
+            f'{WORKFLOW},status="completed",le="{le}"',
             2 * DAY,
             0,
             5 * MINUTE,
             since_start(2 * DAY, each),
         )
     for status, each in (("completed", 4.0), ("failed", 1.0)):
-        add(f"{duration}_count", f'{WHO},status="{status}"', 7 * HOUR, 0, MINUTE, since_start(7 * HOUR, each))
-    add("workflow_execution_last_success_timestamp_seconds", WHO, 600, 0, MINUTE, lambda _: now - 40 * HOUR)
-    add("workflow_execution_oldest_running_start_timestamp_seconds", WHO, 600, 0, MINUTE, lambda _: now - HOUR)
-    step = f'{WHO},step="load"'
+        add(f"{duration}_count", f'{WORKFLOW},status="{status}"', 7 * HOUR, 0, MINUTE, since_start(7 * HOUR, each))
+    add("workflow_execution_last_success_timestamp_seconds", WORKFLOW, 600, 0, MINUTE, lambda _: now - 40 * HOUR)
+    add("workflow_execution_oldest_running_start_timestamp_seconds", WORKFLOW, 600, 0, MINUTE, lambda _: now - HOUR)
+    step = f'{WORKFLOW},step="load"'
     for le, each in (("10", 0.0), ("60", 1.0), ("+Inf", 1.0)):
         add("workflow_step_duration_seconds_bucket", f'{step},status="completed",le="{le}"', 2 * HOUR, 0, MINUTE,
             since_start(2 * HOUR, each))  # fmt: skip
@@ -241,21 +205,21 @@ def history(now: int) -> str:
     queue = f'{step},reason="queue"'
     add("workflow_step_wait_seconds_sum", queue, HOUR, 0, MINUTE, since_start(HOUR, 60.0))
     add("workflow_step_wait_seconds_count", queue, HOUR, 0, MINUTE, since_start(HOUR, 2.0))
-    add("workflow:step_queue_wait_seconds:mean_15m", WHO, DAY, 10 * MINUTE, MINUTE, lambda _: 1.0)
+    add("workflow:step_queue_wait_seconds:mean_15m", WORKFLOW, DAY, 10 * MINUTE, MINUTE, lambda _: 1.0)
     add("workflow_step_cost_usd_total", f'{step},model="m"', HOUR, 0, MINUTE, since_start(HOUR, 1.0))
-    add("workflow:step_cost_usd:increase_1h", WHO, 6 * DAY, 10 * MINUTE, 5 * MINUTE, lambda _: 2.0)
-    itself = 'job="tachograph",instance="b:9923"'
-    add("tachograph_events_dropped_total", f'{itself},listener="store",reason="queue_full"', 600, 0, 30,
+    add("workflow:step_cost_usd:increase_1h", WORKFLOW, 6 * DAY, 10 * MINUTE, 5 * MINUTE, lambda _: 2.0)
+    service = 'job="tachograph",instance="b:9923"'
+    add("tachograph_events_dropped_total", f'{service},listener="store",reason="queue_full"', 600, 0, 30,
         lambda at: 0 if at < now - 120 else 50)  # fmt: skip
-    add("tachograph_queue_length", f'{itself},listener="store"', 600, 0, 30, lambda _: 90_000)
-    add("tachograph_series_limited_total", f'{itself},metric="workflow_step_attempts_total"', 600, 0, 30,
+    add("tachograph_queue_length", f'{service},listener="store"', 600, 0, 30, lambda _: 90_000)
+    add("tachograph_series_limited_total", f'{service},metric="workflow_step_attempts_total"', 600, 0, 30,
         lambda at: 0 if at < now - 120 else 7)  # fmt: skip
     return "\n".join([*lines, "# EOF\n"])
 
 
 @pytest.fixture
 def alertmanager(tmp_path: Path) -> Iterator[str]:
-    """A real Alertmanager with the shipped routing; its address."""
+    """The address of a real Alertmanager with the shipped routing."""
     program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
     if program is None:
         pytest.skip("needs Alertmanager (apt-get install prometheus-alertmanager)")
@@ -276,42 +240,39 @@ def alertmanager(tmp_path: Path) -> Iterator[str]:
 def test_every_alert_reaches_the_alertmanager(
     prometheus: Callable[..., str], alertmanager: str, tmp_path: Path
 ) -> None:
-    rules = quick_rules(tmp_path, at_once=True)
+    rules = write_fast_rules(tmp_path, fire_at_once=True)
     (tmp_path / "history").write_text(history(int(time.time())))
-    made = subprocess.run(
+    created = subprocess.run(
         ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(tmp_path / "history"), str(tmp_path / "tsdb")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr
+    assert created.returncode == 0, created.stderr
     prometheus(
         f"global:\n  scrape_interval: 1s\n  evaluation_interval: 2s\nrule_files: [{rules}]\n"
         f"alerting:\n  alertmanagers: [{{static_configs: [{{targets: ['{alertmanager.removeprefix('http://')}']}}]}}]\n"
-        # Nobody answers there.
+        # Nothing listens on this port.
         f"scrape_configs:\n  - job_name: tachograph\n    static_configs: [{{targets: ['127.0.0.1:{free_port()}']}}]\n",
-        # What fired before it knew where the Alertmanager is is said again soon.
+        # Resend soon what fired before Prometheus had found the Alertmanager.
         "--rules.alert.resend-delay=2s",
     )
-    wanted = {rule["alert"] for group in alerts(read_thresholds()) for rule in group["rules"]}
+    expected = {rule["alert"] for group in alerts(read_thresholds()) for rule in group["rules"]}
 
     def fired() -> dict[str, Any]:
-        status, found = get(f"{alertmanager}/api/v2/alerts")
+        status, body = get(f"{alertmanager}/api/v2/alerts")
         assert status == 200
-        return {one["labels"]["alertname"]: one for one in found}
+        return {alert["labels"]["alertname"]: alert for alert in body}
 
     until = time.monotonic() + 60
-    while (missing := wanted - fired().keys()) and time.monotonic() < until:
+    while (missing := expected - fired().keys()) and time.monotonic() < until:
         time.sleep(0.5)
     assert missing == set(), sorted(fired())
-    found = fired()
-    burning = found["WorkflowErrorBudgetBurnFast"]
-    assert burning["annotations"]["summary"] == "nightly (team) fails far more often than it may"
+    alerts_by_name = fired()
+    burning = alerts_by_name["WorkflowErrorBudgetBurnFast"]
+    assert burning["annotations"]["summary"] == "nightly (team) is failing far more often than its target allows"
     assert burning["receivers"] == [{"name": "pages"}]
-    # What burns fast need not be told that it burns slowly.
-    assert found["WorkflowErrorBudgetBurnSlow"]["status"]["inhibitedBy"]
-    assert found["WorkflowRetryStorm"]["receivers"] == [{"name": "tickets"}]
-
-
-# --- export and push ------------------------------------------------------------------------------------------------
+    # A fast burn inhibits the slow one.
+    assert alerts_by_name["WorkflowErrorBudgetBurnSlow"]["status"]["inhibitedBy"]
+    assert alerts_by_name["WorkflowRetryStorm"]["receivers"] == [{"name": "tickets"}]
 
 
 def tachograph(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -320,9 +281,9 @@ def tachograph(*words: str, **variables: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_what_is_exported_is_taken_by_the_real_programs(tmp_path: Path) -> None:
-    ran = tachograph("dashboards", "export", str(tmp_path / "m"), "--runbooks", "https://wiki.example/runbooks/")
-    assert ran.returncode == 0, ran.stderr
+def test_prometheus_and_compose_accept_what_is_exported(tmp_path: Path) -> None:
+    exported = tachograph("dashboards", "export", str(tmp_path / "m"), "--runbooks", "https://wiki.example/runbooks/")
+    assert exported.returncode == 0, exported.stderr
     root = tmp_path / "m"
     assert len(list((root / "grafana").glob("*.json"))) == 5
     text = (root / "prometheus" / "alerts.rules.yml").read_text()
@@ -350,9 +311,9 @@ def test_what_is_exported_is_taken_by_the_real_programs(tmp_path: Path) -> None:
 
 
 class FakeGrafana(http.server.BaseHTTPRequestHandler):
-    """Answers as Grafana's HTTP API does (https://grafana.com/docs/grafana/latest/developers/http_api/)."""
+    """Answers like Grafana's HTTP API (https://grafana.com/docs/grafana/latest/developers/http_api/)."""
 
-    seen: list[tuple[str, Any]]
+    accepted: list[tuple[str, Any]]
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -360,11 +321,11 @@ class FakeGrafana(http.server.BaseHTTPRequestHandler):
         if self.headers["Authorization"] != "Bearer right":
             status, answer = 401, {"message": "Invalid API key"}
         elif self.path == "/api/folders":
-            status = 409 if any(path == self.path for path, _ in self.seen) else 200
+            status = 409 if any(path == self.path for path, _ in self.accepted) else 200
         else:
             answer = {"url": f"/d/{body['dashboard']['uid']}/x", "status": "success"}
         if status == 200:
-            self.seen.append((self.path, body))
+            self.accepted.append((self.path, body))
         content = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -375,16 +336,16 @@ class FakeGrafana(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-def test_push_puts_them_into_grafana_and_again() -> None:
-    FakeGrafana.seen = []
+def test_push_uploads_all_dashboards_and_can_be_repeated() -> None:
+    FakeGrafana.accepted = []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeGrafana) as grafana:
         threading.Thread(target=grafana.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{grafana.server_address[1]}"
         for _ in range(2):
-            ran = tachograph("dashboards", "push", "--url", url, GRAFANA_TOKEN="right")
-            assert ran.returncode == 0, ran.stderr
-            assert f"{url}/d/tachograph-overview/x" in ran.stdout
-        boards = [body for path, body in FakeGrafana.seen if path == "/api/dashboards/db"]
+            pushed = tachograph("dashboards", "push", "--url", url, GRAFANA_TOKEN="right")
+            assert pushed.returncode == 0, pushed.stderr
+            assert f"{url}/d/tachograph-overview/x" in pushed.stdout
+        boards = [body for path, body in FakeGrafana.accepted if path == "/api/dashboards/db"]
         assert len(boards) == 10
         assert all(body["overwrite"] and body["dashboard"]["id"] is None for body in boards)
         refused = tachograph("dashboards", "push", "--url", url, GRAFANA_TOKEN="wrong")
@@ -394,16 +355,16 @@ def test_push_puts_them_into_grafana_and_again() -> None:
     assert "does not answer" in tachograph("dashboards", "push", "--url", url, GRAFANA_TOKEN="right").stderr
 
 
-def test_viewers_of_the_provisioned_sources_are_answered(server: Callable[..., Server]) -> None:
-    """What Grafana asks of a Tempo and of a Jaeger data source when it is saved and tested."""
+def test_provisioned_data_sources_pass_grafanas_connection_test(server: Callable[..., Server]) -> None:
+    """The requests with which Grafana tests a Tempo and a Jaeger data source."""
     service = server()
 
     async def ask() -> list[int]:
         async with aiohttp.ClientSession(service.address) as session:
-            found = []
+            statuses = []
             for path in ("/tempo/api/echo", "/tempo/api/status/buildinfo", "/jaeger/api/services"):
-                async with session.get(path) as answer:
-                    found.append(answer.status)
-            return found
+                async with session.get(path) as response:
+                    statuses.append(response.status)
+            return statuses
 
     assert asyncio.run(ask()) == [200, 200, 200]

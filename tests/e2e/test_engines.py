@@ -1,4 +1,4 @@
-"""Real engines, instrumented with their own public OpenTelemetry packages only, become executions with timelines."""
+"""Real engines, instrumented only with their public OpenTelemetry packages, become executions with timelines."""
 
 from __future__ import annotations
 
@@ -34,48 +34,48 @@ def running(command: list[str], log: Path, **variables: str) -> Iterator[subproc
             process.wait()
 
 
-def listens(port: int) -> bool:
+def is_listening(port: int) -> bool:
     with socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
 
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
-    """A real Redis; its URL."""
+    """The URL of a real Redis."""
     if shutil.which("redis-server") is None:
         pytest.skip("needs redis-server (apt-get install redis-server)")
     port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     with running(command, tmp_path / "redis.log"):
-        eventually(lambda: listens(port))
+        eventually(lambda: is_listening(port))
         yield f"redis://127.0.0.1:{port}/0"
 
 
 @pytest.fixture
 def temporal(tmp_path: Path) -> Iterator[str]:
-    """A real Temporal server; its address."""
+    """The address of a real Temporal server."""
     program = Path(sys.executable).with_name("temporal")
     port = free_port()
     command = [str(program), "server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--http-port",
                str(free_port()), "--headless", "--log-level", "error"]  # fmt: skip
     with running(command, tmp_path / "temporal.log"):
-        eventually(lambda: listens(port))
+        eventually(lambda: is_listening(port))
         yield f"127.0.0.1:{port}"
 
 
 def ended(service: Server, count: int) -> dict[str, Any]:
-    """Timelines by workflow, once so many executions have ended."""
+    """Wait until this many executions have ended; their timelines by workflow."""
 
-    def look() -> dict[str, Any] | None:
+    def read() -> dict[str, Any] | None:
         page = service.get("/api/workflows/executions")
-        if page["total"] != count or any(one["status"] in ("running", "pending") for one in page["items"]):
+        if page["total"] != count or any(execution["status"] in ("running", "pending") for execution in page["items"]):
             return None
-        ids = [one["execution_id"] for one in page["items"]]
-        found = [service.get(f"/api/workflows/executions/{one}/timeline") for one in ids]
-        return {one["workflow_name"]: one for one in found}
+        ids = [execution["execution_id"] for execution in page["items"]]
+        by_id = [service.get(f"/api/workflows/executions/{execution_id}/timeline") for execution_id in ids]
+        return {timeline["workflow_name"]: timeline for timeline in by_id}
 
-    found: dict[str, Any] = eventually(look)
-    return found
+    result: dict[str, Any] = eventually(read)
+    return result
 
 
 def steps_of(timeline: Any) -> list[tuple[str, str, int]]:
@@ -100,8 +100,8 @@ def test_a_celery_chain_and_chord(server: Callable[..., Server], redis: str, tmp
         subprocess.run(
             [sys.executable, ENGINES / "celery_shop.py"], env=environment(**variables), check=True, timeout=60
         )
-        found = ended(service, 3)
-    chain, chord, broken = found["celery_shop.fetch"], found["report"], found["celery_shop.broken"]
+        by_workflow = ended(service, 3)
+    chain, chord, broken = by_workflow["celery_shop.fetch"], by_workflow["report"], by_workflow["celery_shop.broken"]
     assert chain["status"] == "completed"
     assert steps_of(chain) == [
         ("celery_shop.fetch", "completed", 1),
@@ -112,29 +112,29 @@ def test_a_celery_chain_and_chord(server: Callable[..., Server], redis: str, tmp
     fetch, price, store = chain["step_timeline"]
     assert (price["depends_on"], store["depends_on"]) == ([fetch["step_id"]], [price["step_id"]])
     assert "no price yet" in price["attempts"][0]["error_message"]
-    # It was asked to come again after 0.2 s.
+    # The task asks for a retry after 0.2 s.
     assert 0.15 < price["wait"]["backoff"] < 5
     assert [attempt["status"] for attempt in price["attempts"]] == ["failed", "completed"]
     assert chord["status"] == "completed"
     assert sorted(steps_of(chord)) == [("celery_shop.fetch", "completed", 1)] * 3 + [
         ("celery_shop.total", "completed", 1)
     ]
-    # The body comes after the last of the header, and the execution ends with it, not with the client's span.
+    # The body runs after the last header task; the execution ends with the body, not with the client's span.
     assert path_of(chord)[-2:] == ["celery_shop.fetch", "celery_shop.total"]
     assert chord["completed_at"] == chord["step_timeline"][-1]["completed_at"]
     assert (broken["status"], steps_of(broken)) == ("failed", [("celery_shop.broken", "failed", 1)])
     assert (broken["step_timeline"][0]["error_type"], broken["error_message"]) == ("RuntimeError", "no item 7")
-    text = eventually(lambda: counted(service, "celery_shop.store"))
+    metrics = eventually(lambda: metrics_with(service, "celery_shop.store"))
     assert (
         'workflow_step_retries_total{step="celery_shop.price",workflow="celery_shop.fetch",workspace="default"} 1'
-        in text
+        in metrics
     )
 
 
-def counted(service: Server, step: str) -> str | None:
-    """The metrics, once a step is among them: an engine's steps are counted when nothing more comes of them."""
-    text: str = service.get("/metrics")
-    return text if f'workflow_step_duration_seconds_count{{status="completed",step="{step}"' in text else None
+def metrics_with(service: Server, step: str) -> str | None:
+    """The metrics if they include a step. An engine's steps are counted once no more spans of them can come."""
+    metrics: str = service.get("/metrics")
+    return metrics if f'workflow_step_duration_seconds_count{{status="completed",step="{step}"' in metrics else None
 
 
 def test_a_temporal_workflow_with_a_retrying_activity(
@@ -145,8 +145,8 @@ def test_a_temporal_workflow_with_a_retrying_activity(
     with (tmp_path / "orders.log").open("wb") as log:
         command = [sys.executable, str(ENGINES / "temporal_orders.py"), temporal]
         subprocess.run(command, env=environment(**variables), check=True, timeout=60, stdout=log, stderr=log)
-    found = ended(service, 2)
-    order, declined = found["Order"], found["Declined"]
+    by_workflow = ended(service, 2)
+    order, declined = by_workflow["Order"], by_workflow["Declined"]
     assert order["status"] == "completed"
     assert sorted(steps_of(order)) == [
         ("charge", "completed", 3), ("notify", "completed", 1), ("reserve", "completed", 1), ("ship", "completed", 1),
@@ -160,6 +160,8 @@ def test_a_temporal_workflow_with_a_retrying_activity(
     assert 0.5 < order["critical_path_seconds"] <= total
     assert (declined["status"], steps_of(declined)) == ("failed", [("charge", "failed", 1)])
     assert declined["step_timeline"][0]["error_message"] == "card declined"
-    text = eventually(lambda: counted(service, "ship"))
-    assert 'workflow_step_attempts_total{outcome="failed",step="charge",workflow="Order",workspace="default"} 2' in text
-    assert 'workflow_executions_running{workflow="Order",workspace="default"} 0' in text
+    metrics = eventually(lambda: metrics_with(service, "ship"))
+    assert (
+        'workflow_step_attempts_total{outcome="failed",step="charge",workflow="Order",workspace="default"} 2' in metrics
+    )
+    assert 'workflow_executions_running{workflow="Order",workspace="default"} 0' in metrics

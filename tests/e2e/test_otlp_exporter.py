@@ -1,4 +1,4 @@
-"""The real OTLP exporter, from another process, into the service; and back out to a viewer."""
+"""The real OTLP exporter sends spans from another process to the service, and viewers read them back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with tracer.start_as_current_span("import orders"):
 provider.shutdown()
 """
 
-OURS = """
+DECORATED = """
 from tachograph import step, workflow
 
 @step
@@ -47,20 +47,22 @@ nightly()
 """
 
 
-def send(source: str, service: Server, **more: str) -> None:
-    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": service.address, "OTEL_SERVICE_NAME": "orders", **more}
-    subprocess.run([sys.executable, "-W", "error", "-c", source], env=environment(**variables), check=True, timeout=60)
+def run_script(source: str, service: Server, **variables: str) -> None:
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": service.address, "OTEL_SERVICE_NAME": "orders"}
+    command = [sys.executable, "-W", "error", "-c", source]
+    subprocess.run(command, env=environment(**endpoint, **variables), check=True, timeout=60)
 
 
-def only(service: Server) -> Any:
+def ended_execution(service: Server) -> Any:
+    """The only execution, if it has ended."""
     page = service.get("/api/workflows/executions")
     return page["items"][0] if page["total"] == 1 and page["items"][0]["completed_at"] else None
 
 
 def test_any_programs_spans_become_a_timeline(server: Callable[..., Server]) -> None:
     service = server()
-    send(PROGRAM, service, OTEL_EXPORTER_OTLP_COMPRESSION="gzip")
-    execution = eventually(lambda: only(service))
+    run_script(PROGRAM, service, OTEL_EXPORTER_OTLP_COMPRESSION="gzip")
+    execution = eventually(lambda: ended_execution(service))
     timeline = service.get(f"/api/workflows/executions/{execution['execution_id']}/timeline")
     steps = {step["step_name"]: step for step in timeline["step_timeline"]}
     assert (timeline["workflow_name"], timeline["status"]) == ("import orders", "completed")
@@ -71,7 +73,7 @@ def test_any_programs_spans_become_a_timeline(server: Callable[..., Server]) -> 
     trace = service.get(f"/jaeger/api/traces/{execution['trace_id']}")["data"][0]
     assert {span["operationName"] for span in trace["spans"]} == {"import orders", "fetch", "store"}
     assert service.get("/tempo/api/search?tags=service.name%3Dorders")["traces"][0]["rootTraceName"] == "import orders"
-    # A service that is killed has what it acknowledged.
+    # A killed service keeps what it acknowledged.
     service.process.kill()  # type: ignore[union-attr]
     service.process.wait()  # type: ignore[union-attr]
     again = server()
@@ -80,7 +82,7 @@ def test_any_programs_spans_become_a_timeline(server: Callable[..., Server]) -> 
 
 def test_opentelemetry_instrument_needs_no_change_to_the_script(server: Callable[..., Server], tmp_path: Path) -> None:
     service = server()
-    (tmp_path / "script.py").write_text(OURS)
+    (tmp_path / "script.py").write_text(DECORATED)
     command = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable, "script.py"]
     variables = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": service.address,
@@ -89,21 +91,21 @@ def test_opentelemetry_instrument_needs_no_change_to_the_script(server: Callable
         "OTEL_LOGS_EXPORTER": "none",
         "OTEL_SERVICE_NAME": "nightly-job",
     }
-    ran = subprocess.run(
+    result = subprocess.run(
         command, cwd=tmp_path, env=environment(**variables), capture_output=True, text=True, check=False, timeout=60
     )
-    assert (ran.returncode, ran.stderr) == (0, "")
-    execution = eventually(lambda: only(service))
+    assert (result.returncode, result.stderr) == (0, "")
+    execution = eventually(lambda: ended_execution(service))
     timeline = service.get(f"/api/workflows/executions/{execution['execution_id']}/timeline")
     assert (timeline["workflow_name"], timeline["completed_step_count"]) == ("nightly", 1)
     trace = service.get(f"/jaeger/api/traces/{execution['trace_id']}")["data"][0]
     assert trace["processes"]["p1"]["serviceName"] == "nightly-job"
 
 
-def test_our_own_scripts_need_no_database_of_their_own(server: Callable[..., Server], tmp_path: Path) -> None:
+def test_decorated_scripts_need_no_database_of_their_own(server: Callable[..., Server], tmp_path: Path) -> None:
     service = server()
-    send(OURS, service)
-    execution = eventually(lambda: only(service))
+    run_script(DECORATED, service)
+    execution = eventually(lambda: ended_execution(service))
     timeline = service.get(f"/api/workflows/executions/{execution['execution_id']}/timeline")
     assert (timeline["workflow_name"], [step["step_name"] for step in timeline["step_timeline"]]) == (
         "nightly",

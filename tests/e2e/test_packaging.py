@@ -1,15 +1,62 @@
-"""What is installed is enough, and no more than is needed."""
+"""What is installed is complete, and no more than is needed; the files for containers fit the source tree."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.conftest import ROOT
 from tests.e2e.conftest import environment
+
+# One worker runs these, because they share the wheel and the environment it is installed in.
+pytestmark = pytest.mark.xdist_group("packaging")
+
+USER_MODULE = """\
+import tachograph
+
+tachograph.configure(database="sqlite:///runs.db")
+
+
+@tachograph.step
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@tachograph.step(max_retries=2)
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+@tachograph.workflow
+def nightly(day: str) -> int:
+    with tachograph.step("check"):
+        return add(1, b=len(day))
+
+
+@tachograph.workflow(name="weekly")
+async def weekly(*urls: str, limit: int = 3) -> list[bytes]:
+    return [await fetch(url) for url in urls[:limit]]
+
+
+total: int = nightly("2026-11-23")
+"""
+WRONG_CALLS = """\
+import asyncio
+
+import user
+
+user.add("1", 2)
+user.add(1)
+text: str = user.add(1, 2)
+user.nightly(day=7)
+asyncio.run(user.fetch())
+asyncio.run(user.weekly("a", limit="3"))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -17,15 +64,33 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(directory), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True, timeout=110)
-    (found,) = directory.glob("*.whl")
-    return found
+    (path,) = directory.glob("*.whl")
+    return path
 
 
-def test_the_wheel_holds_two_packages_with_examples_and_migrations(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    information = wheel.name.rpartition("-py3")[0] + ".dist-info"
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel and nothing else; its directory of programs."""
+    venv = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=60)
+    command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", str(wheel)]
+    subprocess.run(command, check=True, capture_output=True, timeout=110)
+    return venv / "bin"
+
+
+def run(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=directory, env=environment(), timeout=100, check=False
+    )
+
+
+def test_the_wheel_holds_two_packages_with_types_examples_and_migrations(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        information = wheel.name.rpartition("-py3")[0] + ".dist-info"
+        metadata = archive.read(f"{information}/METADATA").decode()
     assert {name.split("/")[0] for name in names} == {"tachograph", "tachograph_exporter", information}
-    for wanted in (
+    for expected in (
         "tachograph/__init__.py",
         "tachograph/py.typed",
         "tachograph/events.py",
@@ -34,24 +99,16 @@ def test_the_wheel_holds_two_packages_with_examples_and_migrations(wheel: Path) 
         "tachograph_exporter/store/migrations/versions/0001_run_tables.py",
         "tachograph_exporter/store/migrations/script.py.mako",
     ):
-        assert wanted in names
+        assert expected in names
+    for label in ("Homepage", "Documentation", "Changelog", "Issues"):
+        assert f"Project-URL: {label}, https://" in metadata
 
 
-def test_a_bare_installation_records_and_says_what_the_command_needs(wheel: Path, tmp_path: Path) -> None:
-    venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=60)
-    python = venv / "bin" / "python"
-    subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", str(wheel)], check=True, capture_output=True, timeout=110
-    )
-
-    def run(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=60, check=False
-        )
-
+def test_a_bare_installation_records_and_names_what_the_command_needs(installed: Path, tmp_path: Path) -> None:
+    python = str(installed / "python")
     source = (
         "import tachograph as t\n"
+        "t.step, t.workflow, t.configure\n"
         "with t.workflow('w'), t.step('s'): pass\n"
         "t.get_recorder().flush()\n"
         "from prometheus_client import REGISTRY\n"
@@ -60,10 +117,56 @@ def test_a_bare_installation_records_and_says_what_the_command_needs(wheel: Path
         "import importlib.util\n"
         "assert not any(map(importlib.util.find_spec, ['aiohttp', 'sqlalchemy', 'alembic']))\n"
     )
-    recorded = run(str(python), "-W", "error", "-c", source)
+    recorded = run(tmp_path, python, "-W", "error", "-c", source)
     assert (recorded.returncode, recorded.stderr) == (0, "")
-    told = run(str(venv / "bin" / "tachograph"), "--version")
-    assert told.returncode == 3
-    assert "pip install 'tachograph[exporter]'" in told.stderr
-    asked = run(str(python), "-c", "from tachograph import configure; configure(database='sqlite:///x.db')")
-    assert "pip install 'tachograph[exporter]'" in asked.stderr
+    command = run(tmp_path, str(installed / "tachograph"), "--version")
+    assert command.returncode == 3
+    assert "pip install 'tachograph[exporter]'" in command.stderr
+    configured = run(tmp_path, python, "-c", "from tachograph import configure; configure(database='sqlite:///x.db')")
+    assert "pip install 'tachograph[exporter]'" in configured.stderr
+
+
+def test_a_users_project_sees_types_and_decorated_functions_keep_their_signature(
+    installed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "user.py").write_text(USER_MODULE)
+    (tmp_path / "wrong.py").write_text(WRONG_CALLS)
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed / "python"),
+            "--cache-dir", str(tmp_path / "cache")]  # fmt: skip
+    checked = run(tmp_path, *mypy, "user.py")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    refused = run(tmp_path, *mypy, "wrong.py")
+    errors = re.findall(r"^wrong\.py:(\d+): error: .*\[([a-z-]+)\]$", refused.stdout, re.MULTILINE)
+    assert errors == [
+        ("5", "arg-type"), ("6", "call-arg"), ("7", "assignment"), ("8", "arg-type"), ("9", "call-arg"),
+        ("10", "arg-type"),
+    ], refused.stdout  # fmt: skip
+
+
+def test_the_image_copies_what_the_wheel_is_built_from() -> None:
+    """Docker is not needed: the image itself is not part of the tests."""
+    text = (ROOT / "Dockerfile").read_text()
+    copied = {
+        source for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE) for source in line.split()[:-1]
+    }
+    assert {source for source in copied if not (ROOT / source).exists()} == set()
+    assert {"pyproject.toml", "README.md", "LICENSE", "exporter", "instrumentation", "examples", "dashboards"} <= copied
+    for line in ("USER tachograph", "/-/healthy", "FROM python:3.13-slim"):
+        assert line in text
+
+
+def test_the_compose_file_builds_the_image_and_mounts_files_that_exist() -> None:
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yml").read_text())
+    services = compose["services"]
+    assert services.keys() == {"tachograph", "prometheus", "alertmanager", "grafana"}
+    assert (ROOT / "deploy" / services["tachograph"]["build"] / "Dockerfile").exists()
+    volumes = set()
+    for service in services.values():
+        for mount in service.get("volumes", []):
+            source = mount.partition(":")[0]
+            if source.startswith("."):
+                assert (ROOT / "deploy" / source).exists(), mount
+            else:
+                volumes.add(source)
+        assert set(service.get("secrets", [])) <= compose["secrets"].keys()
+    assert volumes == compose["volumes"].keys()

@@ -1,4 +1,4 @@
-// Draws a dashboard's panels from Prometheus' answers: good enough to judge layout, units, legends and colours.
+// Draws a dashboard's panels from Prometheus query results, well enough to judge layout, units, legends and colours.
 import uPlot from "./uPlot.esm.js";
 
 const COLOURS = { green: "#56a64b", red: "#e02f44", "dark-orange": "#fa6400", purple: "#a352cc", yellow: "#f2cc0c", blue: "#3274d9", "light-yellow": "#fff899", orange: "#ff780a", text: "#8e949f" };
@@ -22,15 +22,15 @@ function unit(value, name) {
 const legendOf = (format, metric) => format.replace(/\{\{\s*(\w+)\s*\}\}/g, (_, label) => metric[label] ?? "");
 
 function element(tag, name, text) {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const node = document.createElement(tag);
+  if (name) node.className = name;
+  if (text !== undefined) node.textContent = text;
+  return node;
 }
 
 function colourOf(panel, legend, index) {
-  const found = panel.fieldConfig.overrides.find((one) => one.matcher.options === legend);
-  const fixed = found?.properties.find((one) => one.id === "color")?.value.fixedColor;
+  const override = panel.fieldConfig.overrides.find((candidate) => candidate.matcher.options === legend);
+  const fixed = override?.properties.find((property) => property.id === "color")?.value.fixedColor;
   return COLOURS[fixed] ?? ROUND[index % ROUND.length];
 }
 
@@ -41,11 +41,11 @@ function byThreshold(panel, value) {
 }
 
 function lines(box, panel, results) {
-  const all = results.flatMap(({ legend, series }) => series.map((one) => ({ name: legendOf(legend, one.metric), values: one.values ?? [] })));
-  const times = [...new Set(all.flatMap((one) => one.values.map(([at]) => at)))].sort((a, b) => a - b);
+  const all = results.flatMap(({ legend, series }) => series.map((line) => ({ name: legendOf(legend, line.metric), values: line.values ?? [] })));
+  const times = [...new Set(all.flatMap((line) => line.values.map(([at]) => at)))].sort((a, b) => a - b);
   if (!times.length) return box.append(element("span", "empty", "No data"));
   const custom = panel.fieldConfig.defaults.custom ?? {};
-  const data = all.map((one) => { const known = new Map(one.values.map(([at, value]) => [at, Number(value)])); return times.map((at) => { const v = known.get(at); return v === undefined || Number.isNaN(v) ? null : v; }); });
+  const data = all.map((line) => { const byTime = new Map(line.values.map(([at, value]) => [at, Number(value)])); return times.map((at) => { const v = byTime.get(at); return v === undefined || Number.isNaN(v) ? null : v; }); });
   const isStacked = custom.stacking?.mode === "normal";
   const drawn = isStacked ? data.map((_, i) => times.map((_, t) => data.slice(0, i + 1).reduce((sum, row) => sum + (row[t] ?? 0), 0))) : data;
   const name = panel.fieldConfig.defaults.unit;
@@ -63,10 +63,10 @@ function lines(box, panel, results) {
   if (panel.options.legend?.showLegend) {
     const legend = element("div", "legend");
     for (const head of ["", "mean", "max", "last"]) legend.append(element("span", "", head));
-    all.forEach((one, i) => {
+    all.forEach((line, i) => {
       const values = data[i].filter((value) => value !== null);
-      const first = element("span", "", `▬ ${one.name}`);
-      first.style.color = colourOf(panel, one.name, i);
+      const first = element("span", "", `▬ ${line.name}`);
+      first.style.color = colourOf(panel, line.name, i);
       legend.append(first, ...[values.reduce((a, b) => a + b, 0) / values.length, Math.max(...values), values.at(-1)].map((value) => element("span", "", unit(value, name))));
     });
     box.append(legend);
@@ -74,7 +74,7 @@ function lines(box, panel, results) {
 }
 
 function last(results) {
-  const values = results.flatMap(({ series }) => series.map((one) => Number((one.values ?? [one.value]).at(-1)[1])));
+  const values = results.flatMap(({ series }) => series.map((row) => Number((row.values ?? [row.value]).at(-1)[1])));
   return values.find((value) => !Number.isNaN(value));
 }
 
@@ -89,7 +89,7 @@ const DRAW = {
     box.append(shown);
   },
   bargauge(box, panel, results) {
-    const rows = results.flatMap(({ legend, series }) => series.map((one) => [legendOf(legend, one.metric), Number((one.value ?? one.values.at(-1))[1])])).filter(([, value]) => !Number.isNaN(value)).sort((a, b) => b[1] - a[1]);
+    const rows = results.flatMap(({ legend, series }) => series.map((row) => [legendOf(legend, row.metric), Number((row.value ?? row.values.at(-1))[1])])).filter(([, value]) => !Number.isNaN(value)).sort((a, b) => b[1] - a[1]);
     if (!rows.length) return box.append(element("span", "empty", "No data"));
     const most = Math.max(...rows.map(([, value]) => value), 1e-12);
     const bars = element("div", "bars");
@@ -104,21 +104,21 @@ const DRAW = {
   table(box, _panel, results) {
     const table = element("table");
     const rows = results.flatMap(({ series }) => series);
-    const names = [...new Set(rows.flatMap((one) => Object.keys(one.metric)))];
+    const names = [...new Set(rows.flatMap((item) => Object.keys(item.metric)))];
     const head = element("tr");
     head.append(...names.map((name) => element("th", "", name)), element("th", "", "running"));
     table.append(head);
-    for (const one of rows) {
+    for (const item of rows) {
       const row = element("tr");
-      row.append(...names.map((name) => element("td", "", one.metric[name] ?? "")), element("td", "", one.value[1]));
+      row.append(...names.map((name) => element("td", "", item.metric[name] ?? "")), element("td", "", item.value[1]));
       table.append(row);
     }
     box.append(table);
   },
   heatmap(box, panel, results) {
-    const rows = results.flatMap(({ series }) => series).filter((one) => one.metric.le).map((one) => ({ le: Number(one.metric.le.replace("+Inf", "Infinity")), values: new Map(one.values.map(([at, value]) => [at, Number(value)])) })).sort((a, b) => a.le - b.le);
-    const times = [...new Set(rows.flatMap((one) => [...one.values.keys()]))].sort((a, b) => a - b);
-    const cells = rows.map((one, i) => times.map((at) => Math.max(0, (one.values.get(at) ?? 0) - (i ? rows[i - 1].values.get(at) ?? 0 : 0))));
+    const rows = results.flatMap(({ series }) => series).filter((row) => row.metric.le).map((row) => ({ le: Number(row.metric.le.replace("+Inf", "Infinity")), values: new Map(row.values.map(([at, value]) => [at, Number(value)])) })).sort((a, b) => a.le - b.le);
+    const times = [...new Set(rows.flatMap((row) => [...row.values.keys()]))].sort((a, b) => a - b);
+    const cells = rows.map((row, i) => times.map((at) => Math.max(0, (row.values.get(at) ?? 0) - (i ? rows[i - 1].values.get(at) ?? 0 : 0))));
     const used = rows.map((_, i) => i).filter((i) => cells[i].some((value) => value > 0));
     if (!used.length) return box.append(element("span", "empty", "No data"));
     const [low, high] = [Math.max(0, used[0] - 1), Math.min(rows.length - 1, used.at(-1) + 1)];

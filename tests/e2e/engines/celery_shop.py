@@ -1,7 +1,7 @@
-"""A Celery application as its users write one. Instrumented with opentelemetry-instrumentation-celery and nothing else.
+"""A Celery application as users write it, instrumented only with opentelemetry-instrumentation-celery.
 
 celery -A celery_shop worker        the worker
-python celery_shop.py               the client: a chain whose second task is tried twice, a chord, a task that fails
+python celery_shop.py               the client: a chain whose second task is retried, a chord, a task that fails
 """
 
 import os

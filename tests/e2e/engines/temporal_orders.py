@@ -1,7 +1,7 @@
-"""Temporal workflows as their users write them, traced by the SDK's own interceptor and nothing else.
+"""Temporal workflows as users write them, traced only by the SDK's own interceptor.
 
-python temporal_orders.py ADDRESS   worker and client: an order whose second activity is tried three times, and one
-                                    that fails
+python temporal_orders.py ADDRESS   worker and client: an order whose second activity needs three attempts, and an
+                                    order that fails
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Order:
     @workflow.run
     async def run(self, order: str) -> None:
         await workflow.execute_activity(reserve, order, start_to_close_timeout=LIMIT)
-        often = RetryPolicy(initial_interval=timedelta(milliseconds=100), maximum_attempts=5)
-        await workflow.execute_activity(charge, order, start_to_close_timeout=LIMIT, retry_policy=often)
+        retries = RetryPolicy(initial_interval=timedelta(milliseconds=100), maximum_attempts=5)
+        await workflow.execute_activity(charge, order, start_to_close_timeout=LIMIT, retry_policy=retries)
         shipping = workflow.start_activity(ship, order, start_to_close_timeout=LIMIT)
         await workflow.execute_activity(notify, order, start_to_close_timeout=LIMIT)
         await shipping
@@ -66,8 +66,8 @@ class Order:
 class Declined:
     @workflow.run
     async def run(self, order: str) -> None:
-        once = RetryPolicy(maximum_attempts=1)
-        await workflow.execute_activity(charge, order, start_to_close_timeout=LIMIT, retry_policy=once)
+        no_retries = RetryPolicy(maximum_attempts=1)
+        await workflow.execute_activity(charge, order, start_to_close_timeout=LIMIT, retry_policy=no_retries)
 
 
 async def main(address: str) -> None:

@@ -1,0 +1,58 @@
+"""A load under which every dashboard panel has data, and the rules evaluated often enough to watch them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from dashboards.alerts import alerts
+from dashboards.recording_rules import recording_rules
+from dashboards.thresholds import read_thresholds
+
+LONG_WORKFLOW = {"name": "long", "steps": [{"name": "wait", "config": {"handler": "sleep", "seconds": 300}}]}
+
+
+class Client(Protocol):
+    """The JSON API of a service."""
+
+    def get(self, path: str) -> Any: ...
+
+    def post(self, path: str, body: Any = None) -> Any: ...
+
+
+def write_fast_rules(directory: Path, *, fire_at_once: bool = False) -> Path:
+    """Write the shipped rules with an interval of two seconds. ``fire_at_once``: alerts skip their pending time."""
+    thresholds = read_thresholds()
+    groups = [*recording_rules(thresholds), *alerts(thresholds)]
+    for group in groups:
+        group["interval"] = "2s"
+        for rule in group["rules"]:
+            if fire_at_once and "for" in rule:
+                rule["for"] = "0s"
+    file = directory / "fast.rules.yml"
+    file.write_text(yaml.safe_dump({"groups": groups}))
+    return file
+
+
+def run_load(service: Client, seconds: float) -> None:
+    """Run all example workflows repeatedly. Some retry, some skip steps, some fail, some report costs."""
+    for document in service.get("/api/workflows/templates")["items"]:
+        service.post("/api/workflows", document)
+    service.post("/api/workflows", LONG_WORKFLOW)
+    service.post("/api/workflows/long/execute")
+    deadline = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < deadline:
+        for name, inputs in (
+            ("basic_sequence", {}),
+            ("parallel_processing", {}),
+            ("conditional_workflow", {"mode": "fast"}),
+            ("with_retries", {}),
+            ("agent_chain", {}),
+            ("data_pipeline", {"minimum_rows": 1_000_000} if number % 3 == 0 else {}),
+        ):
+            service.post(f"/api/workflows/{name}/execute", {"input_variables": inputs})
+        number += 1
+        time.sleep(0.7)
