@@ -147,8 +147,8 @@ def _conditions(workflow: Workflow, graph: Graph, report: Report) -> None:
             report.errors.append(Fault("unknown_variable", at, message))
         if not condition.steps:
             continue
-        before = {graph.names[j] for j in graph.ancestors(i)}
-        for name in sorted(condition.steps - before):
+        ancestors = {graph.names[j] for j in graph.ancestors(i)}
+        for name in sorted(condition.steps - ancestors):
             if name not in graph.positions:
                 hint = did_you_mean(name, graph.positions)
                 message = f'the condition reads step "{name}", which is not a step of this workflow{hint}'

@@ -31,11 +31,11 @@ def step_events(step: AssembledStep, ends: Mapping[str, int | None], execution_s
     if step.is_pending:
         yield attempts.ready(last.start_ns)
         return
-    word = rule.status(last)
+    outcome = rule.status(last)
     parts = [(rule, span) for span in step.spans] if len(step.spans) > 1 else (step.attempts or [(rule, last)])
     if len(parts) > 1:
         parts = sorted(parts, key=lambda part: start_order(part[1]))
-    if word == "skipped" and last.end_ns:
+    if outcome == "skipped" and last.end_ns:
         yield StepSkipped(step=ref, time_ns=last.end_ns, reason=SkipReason.CONDITION)
         return
     first_ns = step.first_ns
@@ -43,10 +43,10 @@ def step_events(step: AssembledStep, ends: Mapping[str, int | None], execution_s
         # A span says when the step was queued.
         ready_ns = min(max(origin_ns, step.ready_ns), first_ns)
     else:
-        before = [end for step_id in step.depends_on if (end := ends.get(step_id)) is not None and end <= first_ns]
-        ready_ns = max([origin_ns, *before])
+        earlier = [end for step_id in step.depends_on if (end := ends.get(step_id)) is not None and end <= first_ns]
+        ready_ns = max([origin_ns, *earlier])
     attempts.ready(ready_ns)
-    final = None if step.is_asked_again else len(parts) - 1
+    final = None if step.is_queued_again else len(parts) - 1
     for i, (part_rule, span) in enumerate(parts):
         number = max(len(parts), _attempt_number(rule, last, len(parts))) if i == final else i + 1
         started = attempts.started(span.start_ns, attempt=number)
@@ -63,7 +63,7 @@ def step_events(step: AssembledStep, ends: Mapping[str, int | None], execution_s
         yield started
         return
     newest = parts[-1][1]
-    status = StepStatus(word) if word in OUTCOMES else StepStatus.FAILED
+    status = StepStatus(outcome) if outcome in OUTCOMES else StepStatus.FAILED
     blamed = last if last.is_error or last.exception else newest
     failure = failure_of(blamed, rule) if status is not StepStatus.COMPLETED else None
     yield attempts.finished(last.end_ns, status, failure, attempt_ended_ns=newest.end_ns or newest.start_ns)

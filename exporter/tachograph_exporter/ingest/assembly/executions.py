@@ -1,4 +1,4 @@
-"""The spans of a trace as executions. A pure function of the spans that are there."""
+"""The executions in a trace, as events. A pure function of the spans that are there."""
 
 from __future__ import annotations
 
@@ -45,10 +45,15 @@ _NAMESPACE: Final = uuid.UUID("5b7ac6a1-5c1e-5f8e-8a55-0f6f746c7021")
 class AssembledExecution(NamedTuple):
     """One execution.
 
-    ``root`` is its own span, if it has come. ``is_named``: what it is an execution of is known, not guessed.
-    ``sources``: for each event what it is told by, the same in every reading: a span's id, or a key that several share.
-    ``spans``: those that are of it, its own not among them. ``settles``: a step may have several spans, or outlast the
-    span above it, so that only when nothing more comes it is sure how a step ended.
+    Attributes:
+        root: its own span, if it has arrived.
+        events: what happened, as far as the spans tell.
+        sources: for each event a key of what it was read from, stable when the trace is assembled again: the id of a
+            span, or a key that several spans share.
+        is_named: whether the spans name its workflow; otherwise the name is a guess.
+        spans: its spans without the root.
+        settles: how a step ended is only certain when no more spans arrive, because a step may have several spans, or
+            outlast its parent.
     """
 
     execution: ExecutionRef
@@ -61,14 +66,14 @@ class AssembledExecution(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has ended, as far as is known."""
+        """Whether it has ended, as far as the spans tell."""
         return type(self.events[-1]) is ExecutionFinished
 
     def keyed(self) -> Iterator[tuple[EventKey, Event]]:
-        """Its events as a run here would have told them, each with a key by which another reading has it too."""
+        """Its events as if it had been recorded here, each with a key that is stable across assemblies."""
         for event, source in zip(self.events, self.sources, strict=True):
             if isinstance(event, StepRetrying | StepFinished):
-                # Spans tell of an attempt when it has ended.
+                # A span arrives when the attempt has ended, so the start is implied.
                 yield (StepStarted, source, event.attempt), start_of(event)
             yield (type(event), source, getattr(event, "attempt", 0)), event
 
@@ -87,8 +92,8 @@ def assemble(
 ) -> list[AssembledExecution]:
     """The executions in one trace. Costs O(spans).
 
-    ``avoid``: ids that other workspaces' executions have; one whose engine gave it such an id gets another.
-    ``is_quiet``: nothing has come for so long that an execution without a span of its own has ended with its last step.
+    ``avoid``: execution ids in use in other workspaces; an execution with such an id from its engine gets another one.
+    ``is_quiet``: no span has arrived for so long that an execution without a root has ended with its last step.
     """
     trace = TraceSpans(spans, book)
     heads, groups = executions_of(trace)
@@ -111,13 +116,14 @@ def _execution(
     is_quiet: bool,
 ) -> AssembledExecution:
     name, is_named = _name_of(root, rule, spans)
-    given = rule.workflow_id(root) if root is not None and rule.workflow_id is not None else None
-    of_workflow = given if isinstance(given, str) and _UUID.fullmatch(given) else workflow_id(workspace, name)
+    engine_id = rule.workflow_id(root) if root is not None and rule.workflow_id is not None else None
+    if not (isinstance(engine_id, str) and _UUID.fullmatch(engine_id)):
+        engine_id = workflow_id(workspace, name)
     run = run_of(rule, root if root is not None else spans[0])
     ref = ExecutionRef(
         workspace=workspace,
         workflow=name,
-        workflow_id=of_workflow,
+        workflow_id=engine_id,
         execution_id=_execution_id(workspace, rule, run, trace.trace_id, key, avoid),
         trace_id=trace.trace_id,
         span_id=root.span_id if root is not None else (spans[0].parent_span_id or spans[0].span_id),
@@ -126,43 +132,44 @@ def _execution(
         origin=Origin.INGESTED,
     )
     steps = steps_of(root, spans, trace)
-    begun = root.start_ns if root is not None else min([span.start_ns for span in spans])
+    started_ns = root.start_ns if root is not None else min([span.start_ns for span in spans])
     identify(ref, steps)
-    ended = next((span for span in spans if trace.role(span.span_id) is Role.END), None)
-    end, status, blamed = _end(root, rule, steps, (ended, trace.rules[ended.span_id]) if ended else None, is_quiet)
-    events: list[Event] = [ExecutionStarted(execution=ref, time_ns=begun, step_count=len(steps), process=INGESTED)]
+    end_span = next((span for span in spans if trace.role(span.span_id) is Role.END), None)
+    end_rule = trace.rules[end_span.span_id] if end_span is not None else None
+    end_ns, status, blamed = _end(root, rule, steps, end_span, end_rule or rule, is_quiet)
+    events: list[Event] = [ExecutionStarted(execution=ref, time_ns=started_ns, step_count=len(steps), process=INGESTED)]
     sources: list[Any] = [ref.execution_id]
     counts: dict[StepStatus, int] = defaultdict(int)
-    work = 0
+    work_ns = 0
     ends = {step.step_id: step.finished_ns for step in steps}
     for step in steps:
-        if end is None and step.rule.retries and step.finished_ns is not None and has_failed(step):
-            # It may be tried again for as long as the execution runs.
-            step.is_asked_again, step.finished_ns, ends[step.step_id] = True, None, None
-        for event in step_events(step, ends, begun):
+        if end_ns is None and step.rule.retries and step.finished_ns is not None and has_failed(step):
+            # It may be retried as long as the execution runs.
+            step.is_queued_again, step.finished_ns, ends[step.step_id] = True, None, None
+        for event in step_events(step, ends, started_ns):
             events.append(event)
             sources.append(step.source)
             if type(event) is StepFinished:
                 counts[event.status] += 1
-                work += event.run_ns if step.parent is None else 0
+                work_ns += event.run_ns if step.parent is None else 0
             elif type(event) is StepSkipped:
                 counts[StepStatus.SKIPPED] += 1
     failed = counts[StepStatus.FAILED] + counts[StepStatus.TIMEOUT]
-    if end is not None and failed and status is ExecutionStatus.COMPLETED and _is_lasting(rule, steps):
-        # Nobody above these steps waited for them, so nobody above says that one failed.
+    if end_ns is not None and failed and status is ExecutionStatus.COMPLETED and _is_lasting(rule, steps):
+        # No span above these steps waited for them, so none of them says that a step failed.
         status, blamed = ExecutionStatus.FAILED, next(s for s in steps if has_failed(s)).last
-    if end is not None:
+    if end_ns is not None:
         events.append(
             ExecutionFinished(
                 execution=ref,
-                time_ns=end,
+                time_ns=end_ns,
                 status=status,
-                started_ns=begun,
+                started_ns=started_ns,
                 step_count=len(steps),
                 completed_step_count=counts[StepStatus.COMPLETED],
                 failed_step_count=failed,
                 skipped_step_count=counts[StepStatus.SKIPPED],
-                work_ns=work,
+                work_ns=work_ns,
                 critical_path=path_of([step for step in steps if step.finished_ns is not None]),
                 failure=failure_of(blamed, rule) if status is not ExecutionStatus.COMPLETED and blamed else None,
             )
@@ -182,14 +189,14 @@ def _end(
     root: SpanRecord | None,
     rule: Rule,
     steps: Sequence[AssembledStep],
-    ended: tuple[SpanRecord, Rule | None] | None,
+    end_span: SpanRecord | None,
+    end_rule: Rule,
     is_quiet: bool,
 ) -> tuple[int | None, ExecutionStatus, SpanRecord | None]:
-    """When an execution ended (None: it has not), how, and the span that says why. ``ended``: the span of role END."""
+    """When an execution ended (None: not yet), how, and the span that says why. ``end_span`` has the role END."""
     if root is None or (rule.opens and root.end_ns <= root.start_ns):
-        if ended is not None:
-            span, says = ended
-            return span.end_ns or span.start_ns, ExecutionStatus(_outcome(says or rule, span)), span
+        if end_span is not None:
+            return end_span.end_ns or end_span.start_ns, ExecutionStatus(_outcome(end_rule, end_span)), end_span
         if root is not None:
             return None, ExecutionStatus.RUNNING, None
     is_lasting = _is_lasting(rule, steps)
@@ -197,33 +204,33 @@ def _end(
         if not (is_lasting and is_quiet and steps) or any(step.finished_ns is None for step in steps):
             return None, ExecutionStatus.RUNNING, None
         return max(step.finished_ns or 0 for step in steps), ExecutionStatus.COMPLETED, None
-    end = root.end_ns
-    if not end or (is_lasting and any(step.finished_ns is None for step in steps)):
+    end_ns = root.end_ns
+    if not end_ns or (is_lasting and any(step.finished_ns is None for step in steps)):
         return None, ExecutionStatus.RUNNING, None
     if is_lasting:
-        end = max([end, *[step.finished_ns or 0 for step in steps]])
+        end_ns = max([end_ns, *[step.finished_ns or 0 for step in steps]])
         if rule.role in (Role.STEP, Role.QUEUED):
-            # It is a step, or asked for one, and that says how it went.
-            return end, ExecutionStatus.COMPLETED, None
-    return end, ExecutionStatus(_outcome(rule, root)), root
+            # The root is a step, or queued one, and that step has the outcome.
+            return end_ns, ExecutionStatus.COMPLETED, None
+    return end_ns, ExecutionStatus(_outcome(rule, root)), root
 
 
 def _outcome(rule: Rule, span: SpanRecord) -> str:
-    word = rule.status(span)
-    return word if word in OUTCOMES else "completed"
+    outcome = rule.status(span)
+    return outcome if outcome in OUTCOMES else "completed"
 
 
 def _version(rule: Rule, root: SpanRecord | None) -> str:
-    given = rule.version(root) if root is not None and rule.version is not None else None
-    return clean(str(given or "1"))[:NAME_LIMIT]
+    version = rule.version(root) if root is not None and rule.version is not None else None
+    return clean(str(version or "1"))[:NAME_LIMIT]
 
 
 def _name_of(root: SpanRecord | None, rule: Rule, spans: list[SpanRecord]) -> tuple[str, bool]:
-    """An execution's name, and whether something says that it is its name."""
+    """The name of an execution's workflow, and whether the spans say so (see `AssembledExecution.is_named`)."""
     if root is not None:
         return clean(str(rule.name(root) or root.name or "unnamed"))[:NAME_LIMIT], True
-    if rule.workflow is not None and (named := rule.workflow(spans[0])) is not None:
-        return clean(str(named))[:NAME_LIMIT], True
+    if rule.workflow is not None and (name := rule.workflow(spans[0])) is not None:
+        return clean(str(name))[:NAME_LIMIT], True
     for span in spans:
         for attribute in ("workflow.definition.name", "cicd.pipeline.name"):
             if attribute in span.attributes:
@@ -234,6 +241,6 @@ def _name_of(root: SpanRecord | None, rule: Rule, spans: list[SpanRecord]) -> tu
 def _execution_id(workspace: str, rule: Rule, run: Any, trace_id: str, key: str, avoid: frozenset[str]) -> str:
     if isinstance(run, str) and _UUID.fullmatch(run) and run not in avoid:
         return run
-    # Without an id of its engine's, it is the execution of its trace: also before its root has come.
-    own = f"{trace_id}:{rule.engine}:{run}" if run is not None else f"{trace_id}:{key}"
-    return str(uuid.uuid5(_NAMESPACE, f"{workspace}/{own}"))
+    # Without an id from its engine, the id derives from the trace, so it is the same before the root arrives.
+    source = f"{trace_id}:{rule.engine}:{run}" if run is not None else f"{trace_id}:{key}"
+    return str(uuid.uuid5(_NAMESPACE, f"{workspace}/{source}"))

@@ -1,8 +1,8 @@
-"""The spans of a trace as executions, told in events. A pure function of the spans that are there.
+"""The steps among the spans of an execution. Pure functions of the spans that are there.
 
-Spans come in any order, twice, in pieces over minutes, or never. So every time some arrive, the trace is put together
-anew from all that are kept: the answer depends on what arrived, not on when. What is missing is missing quietly: an
-execution whose root has not come yet is running; a step whose parent has not come hangs under its execution.
+Spans arrive in any order, twice, in batches over minutes, or never. So whenever some arrive, the trace is assembled
+anew from all stored spans: the result depends on what arrived, not on when. Missing spans are tolerated: an execution
+without its root is running; a step without its parent is a step of the execution.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tachograph.identity import ExecutionRef, StepRef, step_id
 from tachograph.inferred_dependencies import InferredDependencies
-from tachograph_exporter.ingest.assembly.trace import NearestAbove, TraceSpans, start_order
+from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, start_order
 from tachograph_exporter.ingest.built_in_rules import ANY
 from tachograph_exporter.ingest.rules import Role, Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
@@ -24,13 +24,13 @@ _MOMENT: Final = operator.itemgetter(0, 1, 2)
 
 
 class AssembledStep:
-    """A step while it is put together: its spans, one for every attempt (or one for all).
+    """A step during assembly: its spans, one per attempt or one for all attempts.
 
-    A step that was asked for and has not begun has the span that asked for it, and ``is_pending``.
+    A step that was queued and has not started has the span that queued it, and ``is_pending``.
     """
 
     __slots__ = (
-        "after", "attempts", "depends_on", "finished_ns", "is_asked_again", "is_pending", "last", "name", "parent",
+        "after", "attempts", "depends_on", "finished_ns", "is_pending", "is_queued_again", "last", "name", "parent",
         "parent_step_id", "ready_ns", "ref", "rule", "source", "spans", "started_ns", "step_id",
     )  # fmt: skip
 
@@ -41,15 +41,15 @@ class AssembledStep:
         self.spans = [span]
         self.attempts: list[tuple[Rule, SpanRecord]] = []
         self.is_pending = is_pending
-        # It has run, and was asked for once more since.
-        self.is_asked_again = False
+        # It has run, and was queued again since.
+        self.is_queued_again = False
         self.parent: AssembledStep | None = None
         self.ref: StepRef | None = None
         self.last = span
-        # When it was asked for, where a span says that, and the step it comes after, where that is the span above it.
+        # When it was queued, if a span says so, and the step it follows, if that one's span is above its own.
         self.ready_ns: int | None = None
         self.after: AssembledStep | None = None
-        # What `analysis` asks of a step.
+        # What `tachograph.critical_path` reads.
         self.step_id = ""
         self.depends_on: tuple[str, ...] = ()
         self.parent_step_id: str | None = None
@@ -58,22 +58,23 @@ class AssembledStep:
 
     @property
     def first_ns(self) -> int:
-        """When it started, or was asked for."""
+        """When it started, or was queued."""
         return self.started_ns if self.started_ns is not None else self.last.start_ns
 
     def settle(self) -> None:
-        """All its spans are there: when did it start and end?"""
+        """Set start and end, once all its spans are assigned."""
         spans = self.spans
         self.last = spans[0] if len(spans) == 1 else max(spans, key=start_order)
         if self.is_pending:
             return
-        # Where attempts have spans of their own, what comes before the first is waiting.
-        own = spans if len(spans) > 1 or not self.attempts else [span for _, span in self.attempts]
-        self.started_ns = min([span.start_ns for span in own])
-        self.finished_ns = None if self.is_asked_again else self.last.end_ns or None
+        # If attempts have spans of their own, the time before the first one is waiting.
+        attempts = spans if len(spans) > 1 or not self.attempts else [span for _, span in self.attempts]
+        self.started_ns = min([span.start_ns for span in attempts])
+        self.finished_ns = None if self.is_queued_again else self.last.end_ns or None
 
 
 def may_grow(step: AssembledStep) -> bool:
+    """Whether later spans may be further attempts of the step."""
     rule = step.rule
     return bool(step.attempts) or rule.key is not None or rule.lasting or rule.retries or rule.role is Role.ATTEMPT
 
@@ -83,8 +84,8 @@ def has_failed(step: AssembledStep) -> bool:
 
 
 def steps_of(root: SpanRecord | None, spans: list[SpanRecord], trace: TraceSpans) -> list[AssembledStep]:
-    """The steps among an execution's spans, by when they started."""
-    found, rules = trace.found, trace.rules
+    """The steps among an execution's spans, ordered by their start."""
+    spans_by_id, rules = trace.spans_by_id, trace.rules
     by_span: dict[str, AssembledStep] = {}
     by_key: dict[Any, AssembledStep] = {}
     attempts: list[tuple[Rule, SpanRecord]] = []
@@ -99,57 +100,58 @@ def steps_of(root: SpanRecord | None, spans: list[SpanRecord], trace: TraceSpans
             attempts.append((rule, span))
             continue
         is_step = rule is not None and rule.role is Role.STEP
-        if not is_step and not has_steps and (span.parent_span_id == top or span.parent_span_id not in found):
-            # Spans of no known kind: the children of the root are the steps.
+        if not is_step and not has_steps and (span.parent_span_id == top or span.parent_span_id not in spans_by_id):
+            # Spans of unknown kind: the children of the root are the steps.
             is_step = rule is None
             rule = ANY
         if not is_step or rule is None:
             continue
         key = rule.key(span) if rule.key is not None else None
-        known = by_key.get((rule.engine, key)) if key is not None else None
-        if known is not None:
-            known.spans.append(span)
-            by_span[span.span_id] = known
+        same = by_key.get((rule.engine, key)) if key is not None else None
+        if same is not None:
+            same.spans.append(span)
+            by_span[span.span_id] = same
             continue
         step = by_span[span.span_id] = AssembledStep(_step_name(rule, span), rule, span, key)
         if key is not None:
             by_key[rule.engine, key] = step
-    above = NearestAbove(found, by_span)
+    ancestor = NearestAncestor(spans_by_id, by_span)
     orphans: list[tuple[Rule, SpanRecord]] = []
     for rule, span in attempts:
-        owner = above(span.span_id)
+        owner = ancestor(span.span_id)
         if owner is not None:
             by_span[owner].attempts.append((rule, span))
         else:
             orphans.append((rule, span))
     for rule, span in orphans:
-        # The step's own span has not come: its attempts stand for it.
+        # The step's own span has not arrived: its attempts stand in for it.
         name = _step_name(rule, span)
-        known = by_key.get((rule.engine, "attempts of", name))
-        if known is None:
-            known = by_key[rule.engine, "attempts of", name] = AssembledStep(name, rule, span, name)
+        owner_step = by_key.get((rule.engine, "attempts of", name))
+        if owner_step is None:
+            owner_step = by_key[rule.engine, "attempts of", name] = AssembledStep(name, rule, span, name)
         else:
-            known.spans.append(span)
-        by_span[span.span_id] = known
+            owner_step.spans.append(span)
+        by_span[span.span_id] = owner_step
     _add_pending(queued, spans, trace, by_span, by_key)
     steps = list({id(step): step for step in by_span.values()}.values())
-    above = NearestAbove(found, by_span)
+    ancestor = NearestAncestor(spans_by_id, by_span)
     for step in steps:
         step.settle()
         first = min(step.spans, key=start_order)
-        asked = step.spans[0] if step.is_pending else found.get(first.parent_span_id)
-        is_asked = asked is not None and trace.role(asked.span_id) is Role.QUEUED
-        around = by_span.get(above(asked.span_id if asked is not None and is_asked else first.span_id) or "")
-        if around is step:
-            around = None
-        if asked is not None and is_asked:
-            # It comes after the step that asked for it, not inside it: who asks does not wait.
-            step.ready_ns, step.after = asked.start_ns, around
-        elif step.rule.follows and around is not None and around.rule.follows:
-            step.after = around
+        queueing = step.spans[0] if step.is_pending else spans_by_id.get(first.parent_span_id)
+        if queueing is not None and trace.role(queueing.span_id) is not Role.QUEUED:
+            queueing = None
+        outer = by_span.get(ancestor(first.span_id if queueing is None else queueing.span_id) or "")
+        if outer is step:
+            outer = None
+        if queueing is not None:
+            # It follows the step that queued it and is not inside it: that step did not wait for it.
+            step.ready_ns, step.after = queueing.start_ns, outer
+        elif step.rule.follows and outer is not None and outer.rule.follows:
+            step.after = outer
         else:
-            step.parent = around
-    _without_circles(steps)
+            step.parent = outer
+    _break_cycles(steps)
     steps.sort(key=lambda step: (step.first_ns, step.spans[0].span_id))
     return steps
 
@@ -165,41 +167,41 @@ def _add_pending(
     by_span: dict[str, AssembledStep],
     by_key: dict[Any, AssembledStep],
 ) -> None:
-    """Steps that were asked for and have not begun, or not begun again."""
-    taken = {span.parent_span_id for span in spans if trace.role(span.span_id) is Role.STEP}
+    """Add steps that were queued and have not started, or not started again."""
+    started = {span.parent_span_id for span in spans if trace.role(span.span_id) is Role.STEP}
     for span in queued:
         rule = trace.rules[span.span_id]
-        if span.span_id in taken or rule is None:
+        if span.span_id in started or rule is None:
             continue
         key = rule.key(span) if rule.key is not None else None
-        known = by_key.get((rule.engine, key)) if key is not None else None
-        if known is None:
+        same = by_key.get((rule.engine, key)) if key is not None else None
+        if same is None:
             step = by_span[span.span_id] = AssembledStep(_step_name(rule, span), rule, span, key, is_pending=True)
             if key is not None:
                 by_key[rule.engine, key] = step
         else:
-            known.is_asked_again = True
+            same.is_queued_again = True
 
 
-def _without_circles(steps: Sequence[AssembledStep]) -> None:
-    """No step is inside one that is inside it, whatever spans say."""
+def _break_cycles(steps: Sequence[AssembledStep]) -> None:
+    """Make sure that no step is inside itself, whatever the spans say."""
     safe: set[int] = set()
     for step in steps:
         path: list[AssembledStep] = []
         on_path: set[int] = set()
-        at: AssembledStep | None = step
-        while at is not None and id(at) not in safe:
-            if id(at) in on_path:
-                at.parent = None
+        current: AssembledStep | None = step
+        while current is not None and id(current) not in safe:
+            if id(current) in on_path:
+                current.parent = None
                 break
-            path.append(at)
-            on_path.add(id(at))
-            at = at.parent
+            path.append(current)
+            on_path.add(id(current))
+            current = current.parent
         safe.update(on_path)
 
 
 def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
-    """Give every step its id, and what it depends on: by links and who asked for it, else by the order they ran in."""
+    """Set every step's id and dependencies: from links and queueing spans, else inferred from the order they ran in."""
     repetitions: dict[str, int] = defaultdict(int)
     by_span = {span.span_id: step for step in steps for span in step.spans if not step.is_pending}
     for step in steps:
@@ -232,7 +234,7 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
             step_order=order + 1,
             index=repetitions[step.name],
             depends_on=depends_on,
-            links=tuple([spans_of[one] for one in depends_on if one in spans_of]),
+            links=tuple([spans_of[other] for other in depends_on if other in spans_of]),
             parent_step_id=step.parent_step_id,
         )
         repetitions[step.name] += 1
@@ -244,14 +246,14 @@ def _inferred(steps: list[AssembledStep]) -> dict[str, tuple[str, ...]]:
         if step.parent is None and step.started_ns is not None:
             moments.append((step.started_ns, 1, number, step))
             if step.finished_ns is not None:
-                # What ends when another starts was there before it; what takes no time ends after it began.
+                # At the same moment ends come before starts, but a step of zero length ends after its own start.
                 moments.append((step.finished_ns, 0 if step.finished_ns > step.started_ns else 2, number, step))
     order = InferredDependencies()
-    found: dict[str, tuple[str, ...]] = {}
+    inferred: dict[str, tuple[str, ...]] = {}
     moments.sort(key=_MOMENT)
-    for at, kind, _, step in moments:
+    for time_ns, kind, _, step in moments:
         if kind == 1:
-            found[step.step_id] = order.started(step.step_id, at)
+            inferred[step.step_id] = order.started(step.step_id, time_ns)
         else:
-            order.finished(step.step_id, at)
-    return found
+            order.finished(step.step_id, time_ns)
+    return inferred

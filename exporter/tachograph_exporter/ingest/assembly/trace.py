@@ -1,4 +1,4 @@
-"""The spans of a trace with what they are."""
+"""The spans of a trace, classified by rules and grouped into executions."""
 
 from __future__ import annotations
 
@@ -18,54 +18,55 @@ def start_order(span: SpanRecord) -> tuple[int, str]:
 
 
 class TraceSpans:
-    """The spans of a trace with what they are."""
+    """The spans of a trace by id and by start, and the rule that each of them matches (None: unknown)."""
 
     def __init__(self, spans: Sequence[SpanRecord], book: Rulebook) -> None:
-        self.found = {span.span_id: span for span in spans}
-        self.rules = {span.span_id: book.find(span) for span in self.found.values()}
-        self.order = sorted(self.found.values(), key=start_order)
+        self.spans_by_id = {span.span_id: span for span in spans}
+        self.rules = {span.span_id: book.find(span) for span in self.spans_by_id.values()}
+        self.order = sorted(self.spans_by_id.values(), key=start_order)
         self.trace_id = self.order[0].trace_id
 
     def role(self, span_id: str) -> Role | None:
-        """What a span is, if that is known."""
+        """The role of a span, or None if it is unknown."""
         rule = self.rules.get(span_id)
         return rule.role if rule is not None else None
 
 
-class NearestAbove:
-    """For each span the nearest one above it that is wanted. Every span is walked over once, however deep they lie."""
+class NearestAncestor:
+    """For each span its nearest ancestor among ``targets``. Visits every span once, however deeply they are nested."""
 
-    def __init__(self, found: Mapping[str, SpanRecord], wanted: Container[str]) -> None:
-        self._found = found
-        self._wanted = wanted
-        self._known: dict[str, str | None] = {}
+    def __init__(self, spans_by_id: Mapping[str, SpanRecord], targets: Container[str]) -> None:
+        self._spans_by_id = spans_by_id
+        self._targets = targets
+        self._answers: dict[str, str | None] = {}
 
     def __call__(self, span_id: str) -> str | None:
-        known, path, at = self._known, [], span_id
+        answers, path, current = self._answers, [], span_id
         while True:
-            if at in known:
-                answer = known[at]
+            if current in answers:
+                answer = answers[current]
                 break
-            # Who comes back here goes in a circle.
-            known[at] = None
-            path.append(at)
-            span = self._found.get(at)
+            # Spans on a cycle come back here and have no such ancestor.
+            answers[current] = None
+            path.append(current)
+            span = self._spans_by_id.get(current)
             parent = span.parent_span_id if span is not None else ""
-            if not parent or parent in self._wanted:
+            if not parent or parent in self._targets:
                 answer = parent or None
                 break
-            at = parent
-        for one in path:
-            known[one] = answer
+            current = parent
+        for visited in path:
+            answers[visited] = answer
         return answer
 
 
 def executions_of(
     trace: TraceSpans,
 ) -> tuple[dict[str, tuple[str, SpanRecord | None, Rule]], dict[str, list[SpanRecord]]]:
-    """The executions by the span (or run) they begin with: what their id is made of, their own span and its rule.
+    """The executions of a trace, and the other spans of each.
 
-    And the other spans of each.
+    Both are keyed by the id of the execution's root span, or by its run where the root has not arrived. An execution
+    is the key that its id derives from, its root span (if any) and the rule.
     """
     rules, order = trace.rules, trace.order
     roots = {s.span_id: s for s in order if (r := rules[s.span_id]) is not None and r.role is Role.EXECUTION}
@@ -80,21 +81,21 @@ def executions_of(
         if (run := run_of(rule, span)) is not None:
             by_run[f"{rule.engine}:{run}"] = span_id
     is_known = bool(roots) or any(_belongs(rules[span.span_id], span) for span in order)
-    above, top = NearestAbove(trace.found, roots), _tops(trace)
+    ancestor, highest_ancestor = NearestAncestor(trace.spans_by_id, roots), _highest_ancestors(trace)
     for span in order:
         if span.span_id in roots:
             continue
         rule = rules[span.span_id]
         head: str | None
         if rule is not None and (run := run_of(rule, span)) is not None:
-            # It says which execution it is of, be that one's own span above it, elsewhere or still to come.
+            # The span names its execution, whose root may be above it, elsewhere or still missing.
             head = by_run.get(f"{rule.engine}:{run}") or f"{rule.engine}:{run}"
             heads.setdefault(head, (head, None, rule))
-        elif roots and (head := above(span.span_id)) is not None:
+        elif roots and (head := ancestor(span.span_id)) is not None:
             pass
         elif not is_known:
-            # Spans of no known kind: those without a parent are executions; who lost its parent belongs to the first.
-            highest = top(span)
+            # Spans of unknown kind: those without a parent are executions, orphans belong to the first of them.
+            highest = highest_ancestor(span)
             if highest.parent_span_id:
                 highest = first_root or highest
             is_root = not highest.parent_span_id
@@ -109,28 +110,28 @@ def executions_of(
 
 
 def _belongs(rule: Rule | None, span: SpanRecord) -> bool:
-    """Whether a span is part of an execution that another span is the root of, come or not."""
+    """Whether a span is part of an execution whose root is another span, arrived or not."""
     return rule is not None and (rule.role in (Role.INSIDE, Role.END) or run_of(rule, span) is not None)
 
 
 def run_of(rule: Rule | None, span: SpanRecord) -> Any:
-    """The id that an engine gave the execution a span belongs to, if the span says it."""
+    """The engine's id of the execution that a span belongs to, if the span says so."""
     return rule.run_id(span) if rule is not None and rule.run_id is not None else None
 
 
-def _tops(trace: TraceSpans) -> Callable[[SpanRecord], SpanRecord]:
-    """For each span the highest one above it that is there, or itself."""
-    found, known = trace.found, dict[str, SpanRecord]()
+def _highest_ancestors(trace: TraceSpans) -> Callable[[SpanRecord], SpanRecord]:
+    """For each span its highest ancestor that has arrived, or itself."""
+    spans_by_id, answers = trace.spans_by_id, dict[str, SpanRecord]()
 
-    def top(span: SpanRecord) -> SpanRecord:
-        path, at = [], span
-        while at.span_id not in known:
-            known[at.span_id] = at
-            path.append(at.span_id)
-            at = found.get(at.parent_span_id, at)
-        answer = known[at.span_id]
-        for one in path:
-            known[one] = answer
+    def highest(span: SpanRecord) -> SpanRecord:
+        path, current = [], span
+        while current.span_id not in answers:
+            answers[current.span_id] = current
+            path.append(current.span_id)
+            current = spans_by_id.get(current.parent_span_id, current)
+        answer = answers[current.span_id]
+        for visited in path:
+            answers[visited] = answer
         return answer
 
-    return top
+    return highest
