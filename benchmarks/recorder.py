@@ -6,7 +6,6 @@ Sides:
 - tachograph: the recorder with all its listeners; time until everything is delivered and committed.
 - spans only, spans and metrics: the same with fewer listeners, until everything is delivered.
 - hot path: the same, only the processor time of the workflow's own thread.
-- deferred: with deferred spans; the processors hear of a step's start off its thread.
 """
 
 from __future__ import annotations
@@ -126,11 +125,11 @@ def naive() -> float:
     return took / STEPS * 1e6
 
 
-def recorded(*, deferred: bool = False, metrics: bool = True, store: bool = True) -> tuple[float, float]:
+def recorded(*, metrics: bool = True, store: bool = True) -> tuple[float, float]:
     """Microseconds per step: until all is delivered and committed, and processor time of the workflow's own thread."""
     target = provider()
     recorder = Recorder()
-    recorder.set_spans(SpanListener(target, deferred=deferred))
+    recorder.set_spans(SpanListener(target))
     if metrics:
         recorder.add("metrics", MetricsListener(CollectorRegistry()))
     with tempfile.TemporaryDirectory() as directory:

@@ -26,7 +26,7 @@ from tachograph.metrics.specs import METRICS
 from tachograph.outcomes import EventOutcomes
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import Recorder
-from tachograph.recording.setup import adopt, is_deferred, release
+from tachograph.recording.setup import adopt, release
 from tachograph.spans.listener import SpanListener
 from tachograph.spans.propagation import propagation
 from tachograph.workflow.executor import Executor
@@ -122,7 +122,7 @@ class Service:
         self.registry = CollectorRegistry()
         self.recorder = Recorder()
         adopt(self.recorder, config.workspace)
-        spans = SpanListener(find_provider(), deferred=is_deferred())
+        spans = SpanListener(find_provider())
         self.recorder.set_spans(spans)
         self.metrics = MetricsListener(
             self.registry,

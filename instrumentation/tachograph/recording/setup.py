@@ -1,8 +1,7 @@
 """The process's recorder: configured once, from arguments or from the environment, when the first thing is recorded.
 
 Environment: the standard ``OTEL_*`` variables say where spans go (see `provider_from_environment`),
-``TACHOGRAPH_DATABASE_URL`` where the durable timeline is kept, ``TACHOGRAPH_WORKSPACE`` which workspace runs belong to,
-``TACHOGRAPH_DEFERRED_SPANS=true`` that span processors are called off the steps' own thread.
+``TACHOGRAPH_DATABASE_URL`` where the durable timeline is kept, ``TACHOGRAPH_WORKSPACE`` which workspace runs belong to.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ log = logging.getLogger(__name__)
 DATABASE_VARIABLE: Final = "TACHOGRAPH_DATABASE_URL"
 WORKSPACE_VARIABLE: Final = "TACHOGRAPH_WORKSPACE"
 MEASURES_VARIABLE: Final = "TACHOGRAPH_MEASURES"
-DEFERRED_VARIABLE: Final = "TACHOGRAPH_DEFERRED_SPANS"
 _STORE_ENTRY_POINTS: Final = "tachograph.stores"
 
 _lock = threading.RLock()
@@ -46,7 +44,6 @@ def configure(
     registry: CollectorRegistry | None = REGISTRY,
     spans: bool = True,
     measures: Iterable[str] | None = None,
-    deferred_spans: bool | None = None,
 ) -> Recorder:
     """Set up the process's recorder, closing an earlier one. All arguments are optional.
 
@@ -59,8 +56,6 @@ def configure(
         registry: the prometheus_client registry for metrics; None: no metrics.
         spans: False leaves OpenTelemetry alone.
         measures: names of step measures that become metrics (default: ``TACHOGRAPH_MEASURES``, with commas between).
-        deferred_spans: span processors hear of a step's start when it has ended, off the step's own thread; see
-            `SpanListener` (default: whether ``TACHOGRAPH_DEFERRED_SPANS`` is ``true``).
 
     Raises `SetupError` when something asked for cannot be had.
     """
@@ -70,9 +65,7 @@ def configure(
             _recorder.close()
             _recorder = None
         recorder = Recorder()
-        if deferred_spans is None:
-            deferred_spans = is_deferred()
-        sink = SpanListener(provider or find_provider(), deferred=deferred_spans) if spans else None
+        sink = SpanListener(provider or find_provider()) if spans else None
         if sink is not None:
             recorder.set_spans(sink)
         if registry is not None:
@@ -91,11 +84,6 @@ def configure(
         _workspace = workspace or os.environ.get(WORKSPACE_VARIABLE) or "default"
         _recorder = recorder
         return recorder
-
-
-def is_deferred() -> bool:
-    """Whether the environment asks for deferred spans."""
-    return os.environ.get(DEFERRED_VARIABLE, "").strip().lower() in ("true", "1")
 
 
 def set_up_once(**options: Any) -> Recorder | None:

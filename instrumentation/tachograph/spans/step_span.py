@@ -1,9 +1,9 @@
-"""The spans of one execution: a step's span writes out its attributes and links only when they are read."""
+"""The spans of one execution; a step's span writes its attributes and links only when they are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -16,10 +16,13 @@ from tachograph.spans.target import SAMPLED, SpanTarget
 
 
 class StepSpan(LiveSpan):
-    """A step's span, told by the step itself: its attributes and links are made when somebody looks, or at its end."""
+    """A step's span. Its attributes and links are written when somebody reads them, at the latest when it ends.
 
-    _made_attributes: Any = None
-    _made_links: Any = None
+    By then the step is over, so writing them costs its own thread nothing.
+    """
+
+    _written_attributes: Any = None
+    _written_links: Any = None
 
     def __init__(
         self,
@@ -40,62 +43,60 @@ class StepSpan(LiveSpan):
 
     @property
     def _attributes(self) -> Any:
-        found = self._made_attributes
-        if found is None:
-            found = self._made_attributes = step_attributes(self._run.base, self._step)
-        return found
+        attributes = self._written_attributes
+        if attributes is None:
+            attributes = step_attributes(self._run.attributes, self._step)
+            if self._target.limits_own_attributes:
+                attributes = self._target.span_attributes(attributes)
+            attributes = self.__dict__.setdefault("_written_attributes", attributes)
+        return attributes
 
     @_attributes.setter
     def _attributes(self, attributes: Any) -> None:
-        self._made_attributes = attributes
+        self._written_attributes = attributes
 
     @property
     def _links(self) -> Any:
-        found = self._made_links
-        if found is None:
-            found = self._made_links = links_to(self._run, self._step.links, self._target.limits.max_links)
-        return found
+        links = self._written_links
+        if links is None:
+            links = self._target.links(self._run.links_to(self._step.links))
+            links = self.__dict__.setdefault("_written_links", links)
+        return links
 
     @_links.setter
     def _links(self, links: Any) -> None:
-        self._made_links = links
-
-    def announce(self) -> None:
-        """Let the processors know that it began."""
-        self._is_announced = True
-        self._target.processor.on_start(cast(Any, self), parent_context=self._run.context)
+        self._written_links = links
 
 
 class ExecutionSpans:
     """The open spans of one execution."""
 
     __slots__ = (
-        "attempts", "base", "context", "contexts", "is_kept", "of_root", "root", "spent", "state", "steps", "trace_id",
+        "attempts", "attributes", "context", "costs", "keeps_steps", "root", "root_context", "step_contexts", "steps",
+        "trace_id", "trace_state",
     )  # fmt: skip
 
     def __init__(self, ref: ExecutionRef, root: trace.Span, context: Context, keeps_children: bool) -> None:
         self.trace_id = int(ref.trace_id, 16)
         self.root = root
-        self.of_root = root.get_span_context()
-        self.state = self.of_root.trace_state
-        # Its steps' spans are sampled because it is: nobody needs to be asked.
-        self.is_kept = keeps_children and self.of_root.trace_flags.sampled and not self.of_root.is_remote
+        self.root_context = root.get_span_context()
+        self.trace_state = self.root_context.trace_state
+        # The steps' spans are sampled because the root is; the sampler need not be asked.
+        self.keeps_steps = keeps_children and self.root_context.trace_flags.sampled and not self.root_context.is_remote
         self.context = context
-        self.base = execution_attributes(ref)
+        self.attributes = execution_attributes(ref)
+        # By span id; attempts by the step's span id and their number; costs by step id.
         self.steps: dict[str, trace.Span] = {}
+        self.step_contexts: dict[str, SpanContext] = {}
         self.attempts: dict[tuple[str, int], trace.Span] = {}
-        self.contexts: dict[str, SpanContext] = {}
-        self.spent: dict[str, dict[str, Any]] = {}
+        self.costs: dict[str, dict[str, Any]] = {}
 
-
-def links_to(run: ExecutionSpans, span_ids: Sequence[str], limit: int | None) -> Sequence[Link]:
-    if not span_ids:
-        return ()
-    contexts = run.contexts
-    links = []
-    for span_id in span_ids[: limit or 128]:
-        context = contexts.get(span_id)
-        if context is None:
-            context = SpanContext(run.trace_id, int(span_id, 16), False, SAMPLED)
-        links.append(Link(context))
-    return links
+    def links_to(self, span_ids: Sequence[str]) -> Sequence[Link]:
+        """Links to the spans of steps, in the given order."""
+        if not span_ids:
+            return ()
+        contexts = self.step_contexts
+        return [
+            Link(contexts.get(span_id) or SpanContext(self.trace_id, int(span_id, 16), False, SAMPLED))
+            for span_id in span_ids
+        ]
