@@ -179,7 +179,7 @@ class Batch:
     ) -> None:  # fmt: skip
         row = (
             step.execution.execution_id, step.step_id, attempt, status._value_, started, finished, queue, backoff,
-            why.type if why else None, why.message if why else None,
+            why.type if why else None, why.message if why else None, why.stack if why else None,
         )  # fmt: skip
         self.attempts.setdefault(row[:3], row)
 
