@@ -108,6 +108,10 @@ async def check(api: Api, name: str, inputs: dict[str, Any], memory: InMemorySpa
     (root,) = [span for span in memory.get_finished_spans() if span.name == f"run {name}"]
     assert f"{root.context.trace_id:032x}" == timeline["trace_id"]
     assert ((root.end_time or 0) - (root.start_time or 0)) / NS == timeline["total_duration_seconds"]
+    exported = {f"{span.context.span_id:016x}": span.name for span in memory.get_finished_spans()}
+    viewed = await api.get(f"/api/workflows/executions/{execution}/timeline?format=otlp")
+    (group,) = viewed["resourceSpans"]
+    assert {span["spanId"]: span["name"] for span in group["scopeSpans"][0]["spans"]} == exported
     key = frozenset({"workspace": "default", "workflow": name, "status": timeline["status"]}.items())
     assert metrics["workflow_execution_duration_seconds_sum", key] == pytest.approx(timeline["total_duration_seconds"])
     critical = sum(v for (series, _), v in metrics.items() if series == "workflow_step_critical_path_seconds_total")
