@@ -118,8 +118,8 @@ def test_a_steps_span_is_cut_as_the_sdks_own(limits: dict[str, int], nested: boo
     if nested:
         step = StepRef(execution=execution, step_id=step.step_id, name="a", span_id=step.span_id,
                        parent_span_id="00000000000000ff", links=step.links)  # fmt: skip
-    recorded, own = (build(provider, step, touched=touched) for build in (recorded_span, sdk_span))
-    assert content(recorded) == content(own)
+    recorded, sdk = (build(provider, step, touched=touched) for build in (recorded_span, sdk_span))
+    assert content(recorded) == content(sdk)
     if limits.get("max_span_attributes") == 3:
         assert len(recorded.attributes or {}) == 3
 
@@ -144,8 +144,8 @@ def test_what_a_sampler_adds_is_limited_too() -> None:
 
     provider = TracerProvider(sampler=Adding(), shutdown_on_exit=False)
     step = make_step(make_execution("w"), "a")
-    recorded, own = (build(provider, step, touched=False) for build in (recorded_span, sdk_span))
-    assert content(recorded) == content(own)
+    recorded, sdk = (build(provider, step, touched=False) for build in (recorded_span, sdk_span))
+    assert content(recorded) == content(sdk)
     assert len(recorded.attributes or {}) == 128
 
 

@@ -81,18 +81,18 @@ async def test_a_run_is_a_server_span_with_a_child_per_step_linked_as_the_graph(
         assert spans[name].parent.span_id == root.context.span_id  # type: ignore[union-attr]
     linked = {link.context.span_id for link in spans["c"].links}
     assert linked == {spans["a"].context.span_id, spans["b"].context.span_id}
-    found = attributes(spans["b"])
-    assert found[sc.WORKFLOW_NAME] == found[sc.PIPELINE_NAME] == "etl"
-    assert found[sc.WORKFLOW_VERSION] == "7"
-    assert found[sc.EXECUTION_ID] == found[sc.PIPELINE_RUN_ID] == result.execution.execution_id
-    assert found[sc.STEP_NAME] == found[sc.TASK_NAME] == "b"
-    assert found[sc.STEP_STATUS] == "completed"
-    assert found[sc.TASK_RESULT] == "success"
-    assert found[sc.STEP_ATTEMPT] == 1
-    assert 0 <= found[sc.STEP_WAIT] < 5
+    of_b = attributes(spans["b"])
+    assert of_b[sc.WORKFLOW_NAME] == of_b[sc.PIPELINE_NAME] == "etl"
+    assert of_b[sc.WORKFLOW_VERSION] == "7"
+    assert of_b[sc.EXECUTION_ID] == of_b[sc.PIPELINE_RUN_ID] == result.execution.execution_id
+    assert of_b[sc.STEP_NAME] == of_b[sc.TASK_NAME] == "b"
+    assert of_b[sc.STEP_STATUS] == "completed"
+    assert of_b[sc.TASK_RESULT] == "success"
+    assert of_b[sc.STEP_ATTEMPT] == 1
+    assert 0 <= of_b[sc.STEP_WAIT] < 5
     assert attributes(root)[sc.PIPELINE_RESULT] == "success"
     # Every attribute is one of those documented, and every one documented for steps is there somewhere.
-    assert {*found, *attributes(root)} <= set(sc.ATTRIBUTES)
+    assert {*of_b, *attributes(root)} <= set(sc.ATTRIBUTES)
 
 
 async def test_a_retried_step_has_a_span_per_attempt_and_one_that_did_not_has_one(

@@ -116,6 +116,7 @@ class _Spans:
         spans = []
         for row in rows:
             span = self._attempt(step, row.attempt, row.status, row.started_ns, row.finished_ns)
+            # Archives and rows of earlier versions have no stack.
             _fail(span, row.error_type, row.error_message, getattr(row, "error_stack", None))
             spans.append(span)
         if step.status == StepStatus.RUNNING and step.attempt > 1 and all(row.attempt != step.attempt for row in rows):

@@ -52,8 +52,9 @@ from tachograph.spans.attributes import (
     step_attributes,
     step_state_attributes,
 )
+from tachograph.spans.execution_spans import ExecutionSpans
 from tachograph.spans.live_span import LiveSpan, start_span
-from tachograph.spans.step_span import ExecutionSpans, StepSpan
+from tachograph.spans.step_span import StepSpan
 from tachograph.spans.target import SAMPLED, SpanTarget
 
 MAX_UNSAMPLED: Final = 10_000

@@ -129,10 +129,10 @@ class LiveSpan(trace.Span, ReadableSpan):
         """End the span with what is only known now, and hand it to the provider's processors."""
         if self._end_time is not None:
             return
-        own = self._attributes
-        own.update(attributes)
+        all_attributes = self._attributes
+        all_attributes.update(attributes)
         if failure is not None:
-            own[semconv.ERROR_TYPE] = failure.type
+            all_attributes[semconv.ERROR_TYPE] = failure.type
             self.add_event(semconv.EXCEPTION_EVENT, exception_attributes(failure), end_time)
             self._status = Status(StatusCode.ERROR, failure.message)
         self.end(end_time)
