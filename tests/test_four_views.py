@@ -70,44 +70,56 @@ async def check(api: Api, name: str, inputs: dict[str, Any], memory: InMemorySpa
     ended = {e.step.step_id: e for e in events if isinstance(e, StepFinished | StepSkipped)}
     assert set(ended) == set(rows) == set(spans) - {""}
     for step_id, event in ended.items():
-        row, own = rows[step_id], max(spans[step_id], key=lambda s: (s.end_time or 0) - (s.start_time or 0))
-        if any(span.name == event.step.name for span in spans[step_id]):
-            (own,) = [span for span in spans[step_id] if span.name == event.step.name]
-        found = dict(own.attributes or {})
+        row, span = rows[step_id], max(spans[step_id], key=lambda s: (s.end_time or 0) - (s.start_time or 0))
+        if any(named.name == event.step.name for named in spans[step_id]):
+            (span,) = [named for named in spans[step_id] if named.name == event.step.name]
+        attributes = dict(span.attributes or {})
         labels = {"workspace": "default", "workflow": name, "step": event.step.name}
 
         def metric(series: str, labels: dict[str, str] = labels, **more: str) -> float | None:
             return metrics.get((series, frozenset({**labels, **more}.items())))
 
         if isinstance(event, StepSkipped):
-            assert row["status"] == found[sc.STEP_STATUS] == "skipped"
-            assert row["skip_reason"] == found[sc.STEP_SKIP_REASON] == event.reason
+            assert row["status"] == attributes[sc.STEP_STATUS] == "skipped"
+            assert row["skip_reason"] == attributes[sc.STEP_SKIP_REASON] == event.reason
             assert metric("workflow_steps_skipped_total", reason=event.reason.value) == 1
-            assert own.start_time == own.end_time
+            assert span.start_time == span.end_time
             continue
         state = event.status.value
-        assert row["status"] == found[sc.STEP_STATUS] == state
+        assert row["status"] == attributes[sc.STEP_STATUS] == state
         # Attempts.
         retries = sum(isinstance(e, StepRetrying) and e.step.step_id == step_id for e in events)
-        assert event.attempt == found[sc.STEP_ATTEMPT] == len(row["attempts"]) == row["retry_count"] + 1 == retries + 1
+        assert (
+            event.attempt
+            == attributes[sc.STEP_ATTEMPT]
+            == len(row["attempts"])
+            == row["retry_count"] + 1
+            == retries + 1
+        )
         assert len(spans[step_id]) == (1 if retries == 0 else 2 + retries)
         assert metric("workflow_step_retries_total") == retries
         attempts = [metric("workflow_step_attempts_total", outcome=o) or 0 for o in ("completed", "failed", "timeout")]
         assert sum(attempts) == event.attempt
         # Durations and waits.
         duration = event.duration_ns
-        assert (own.end_time or 0) - (own.start_time or 0) == duration
+        assert (span.end_time or 0) - (span.start_time or 0) == duration
         assert row["duration_seconds"] == duration / NS
         assert metric("workflow_step_duration_seconds_count", status=state) == 1
         assert metric("workflow_step_duration_seconds_sum", status=state) == pytest.approx(duration / NS)
         waits = [metric("workflow_step_wait_seconds_sum", reason=r) or 0 for r in ("dependency", "queue", "backoff")]
         assert waits == pytest.approx([row["wait"][key] for key in ("dependency", "queue", "backoff")])
-        assert found[sc.STEP_WAIT] == pytest.approx(row["wait_seconds"])
-        assert f"{own.context.span_id:016x}" == row["span_id"]
-        assert {f"{link.context.span_id:016x}" for link in own.links} == {rows[d]["span_id"] for d in row["depends_on"]}
+        assert attributes[sc.STEP_WAIT] == pytest.approx(row["wait_seconds"])
+        assert f"{span.context.span_id:016x}" == row["span_id"]
+        assert {f"{link.context.span_id:016x}" for link in span.links} == {
+            rows[d]["span_id"] for d in row["depends_on"]
+        }
     (root,) = [span for span in memory.get_finished_spans() if span.name == f"run {name}"]
     assert f"{root.context.trace_id:032x}" == timeline["trace_id"]
     assert ((root.end_time or 0) - (root.start_time or 0)) / NS == timeline["total_duration_seconds"]
+    exported = {f"{span.context.span_id:016x}": span.name for span in memory.get_finished_spans()}
+    viewed = await api.get(f"/api/workflows/executions/{execution}/timeline?format=otlp")
+    (group,) = viewed["resourceSpans"]
+    assert {span["spanId"]: span["name"] for span in group["scopeSpans"][0]["spans"]} == exported
     key = frozenset({"workspace": "default", "workflow": name, "status": timeline["status"]}.items())
     assert metrics["workflow_execution_duration_seconds_sum", key] == pytest.approx(timeline["total_duration_seconds"])
     critical = sum(v for (series, _), v in metrics.items() if series == "workflow_step_critical_path_seconds_total")
@@ -136,10 +148,10 @@ async def test_reconcile_says_where_views_differ(api: Api) -> None:
             update(steps).where(steps.c.name == "a").values(status="failed", finished_ns=steps.c.finished_ns + 5)
         )
     )
-    found = await api.get(f"/api/workflows/executions/{execution}/reconcile")
-    assert not found["agrees"]
+    reconciliation = await api.get(f"/api/workflows/executions/{execution}/reconcile")
+    assert not reconciliation["agrees"]
     assert {"status", "duration_ns", "completed_step_count", "failed_step_count"} <= {
-        d["field"] for d in found["differences"]
+        d["field"] for d in reconciliation["differences"]
     }
-    (status,) = [d for d in found["differences"] if d["field"] == "status"]
+    (status,) = [d for d in reconciliation["differences"] if d["field"] == "status"]
     assert status["values"] == {"rows": "failed", "metrics": "completed", "events": "completed"}

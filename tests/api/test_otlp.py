@@ -319,7 +319,7 @@ async def test_by_the_specification(api: Api) -> None:
     partial = msgspec.json.decode(body)["partialSuccess"]
     assert (status, partial["rejectedSpans"], "no valid span id" in partial["errorMessage"]) == (200, "1", True)
     status, body = await send(api, b"\xff\xff nonsense")
-    assert (status, "no protobuf" in RpcStatus.FromString(body).message) == (400, True)
+    assert (status, "not a protobuf" in RpcStatus.FromString(body).message) == (400, True)
     status, body = await send(api, b"[1, 2", "application/json")
     assert (status, "not JSON" in msgspec.json.decode(body)["message"]) == (400, True)
     assert (await send(api, b"x", "text/plain"))[0] == 415

@@ -26,10 +26,10 @@ def test_the_exporter_for_javascript_sends_json(server: Callable[..., Server]) -
     service = server()
     command = ["node", "export.mjs", f"{service.address}/v1/traces"]
     subprocess.run(command, cwd=NODE, env=environment(), check=True, timeout=60)
-    found = ended(service, 1)["import orders"]
-    assert (found["status"], found["total_duration_seconds"]) == ("completed", pytest.approx(0.3, abs=0.2))
-    assert steps_of(found) == [("fetch", "completed", 1), ("store", "failed", 1)]
-    assert (found["step_timeline"][1]["error_type"], found["step_timeline"][1]["error_message"]) == (
+    timeline = ended(service, 1)["import orders"]
+    assert (timeline["status"], timeline["total_duration_seconds"]) == ("completed", pytest.approx(0.3, abs=0.2))
+    assert steps_of(timeline) == [("fetch", "completed", 1), ("store", "failed", 1)]
+    assert (timeline["step_timeline"][1]["error_type"], timeline["step_timeline"][1]["error_message"]) == (
         "TypeError",
         "no space left",
     )

@@ -133,9 +133,15 @@ async def test_an_invalid_span_is_rejected_with_a_reason_and_the_others_are_kept
     [
         (b"[" * 5_000_000, "application/json", {}, 400, "not JSON"),
         (b'{"resourceSpans":' + b'[{"scopeSpans":' * 2000, "application/json", {}, 400, "not JSON"),
-        (b'{"resourceSpans":' + b"[" * 90 + b"]" * 90 + b"}", "application/json", {}, 400, "no JSON Export"),
+        (b'{"resourceSpans":' + b"[" * 90 + b"]" * 90 + b"}", "application/json", {}, 400, "not a JSON Export"),
         (b'{"resourceSpans": "\xff"}', "application/json", {}, 400, "not JSON"),
-        (b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":5}]}]}]}', "application/json", {}, 400, "not a text"),
+        (
+            b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":5}]}]}]}',
+            "application/json",
+            {},
+            400,
+            "not a string",
+        ),
         (
             gzip.compress(b"\0" * 200_000_000),
             "application/x-protobuf",
@@ -145,7 +151,7 @@ async def test_an_invalid_span_is_rejected_with_a_reason_and_the_others_are_kept
         ),
         (b"no gzip", "application/x-protobuf", {"Content-Encoding": "gzip"}, 400, "cannot be read"),
         (b"x", "application/x-protobuf", {"Content-Encoding": "br2"}, 400, ""),
-        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "application/x-protobuf", {}, 400, "no protobuf"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "application/x-protobuf", {}, 400, "not a protobuf"),
         (b"\x00" * 31_000_000, "application/x-protobuf", {}, 413, "larger than"),
     ],
     ids=["deep", "deeper", "arrays", "bytes", "number", "gzip bomb", "no gzip", "encoding", "length", "large"],

@@ -22,23 +22,26 @@ from tachograph.events import (
     ExecutionFinished,
     ExecutionStatus,
     Failure,
+    StepCost,
     StepFinished,
+    StepLogged,
     StepStatus,
 )
-from tachograph.recording.setup import configure, is_deferred
+from tachograph.identity import StepRef
 from tachograph.spans import semconv as sc
+from tachograph.spans.attributes import attempt_span_id
 from tachograph.workflow import Backoff, Executor, HandlerRegistry, StepContext, WorkflowBuilder, registry
 
 
 class Traced:
     """A recorder that exports spans into memory."""
 
-    def __init__(self, recorder: Recorder, *, deferred: bool = False, **options: Any) -> None:
+    def __init__(self, recorder: Recorder, **options: Any) -> None:
         self.memory = InMemorySpanExporter()
         self.provider = TracerProvider(**options)
         self.provider.add_span_processor(SimpleSpanProcessor(self.memory))
         self.recorder = recorder
-        self.listener = SpanListener(self.provider, deferred=deferred)
+        self.listener = SpanListener(self.provider)
         recorder.set_spans(self.listener)
 
     def spans(self) -> dict[str, ReadableSpan]:
@@ -48,9 +51,9 @@ class Traced:
 
 @pytest.fixture
 def traced(recorder: Recorder) -> Iterator[Traced]:
-    made = Traced(recorder)
-    yield made
-    made.provider.shutdown()
+    traced = Traced(recorder)
+    yield traced
+    traced.provider.shutdown()
 
 
 @pytest.fixture
@@ -78,18 +81,18 @@ async def test_a_run_is_a_server_span_with_a_child_per_step_linked_as_the_graph(
         assert spans[name].parent.span_id == root.context.span_id  # type: ignore[union-attr]
     linked = {link.context.span_id for link in spans["c"].links}
     assert linked == {spans["a"].context.span_id, spans["b"].context.span_id}
-    found = attributes(spans["b"])
-    assert found[sc.WORKFLOW_NAME] == found[sc.PIPELINE_NAME] == "etl"
-    assert found[sc.WORKFLOW_VERSION] == "7"
-    assert found[sc.EXECUTION_ID] == found[sc.PIPELINE_RUN_ID] == result.execution.execution_id
-    assert found[sc.STEP_NAME] == found[sc.TASK_NAME] == "b"
-    assert found[sc.STEP_STATUS] == "completed"
-    assert found[sc.TASK_RESULT] == "success"
-    assert found[sc.STEP_ATTEMPT] == 1
-    assert 0 <= found[sc.STEP_WAIT] < 5
+    of_b = attributes(spans["b"])
+    assert of_b[sc.WORKFLOW_NAME] == of_b[sc.PIPELINE_NAME] == "etl"
+    assert of_b[sc.WORKFLOW_VERSION] == "7"
+    assert of_b[sc.EXECUTION_ID] == of_b[sc.PIPELINE_RUN_ID] == result.execution.execution_id
+    assert of_b[sc.STEP_NAME] == of_b[sc.TASK_NAME] == "b"
+    assert of_b[sc.STEP_STATUS] == "completed"
+    assert of_b[sc.TASK_RESULT] == "success"
+    assert of_b[sc.STEP_ATTEMPT] == 1
+    assert 0 <= of_b[sc.STEP_WAIT] < 5
     assert attributes(root)[sc.PIPELINE_RESULT] == "success"
     # Every attribute is one of those documented, and every one documented for steps is there somewhere.
-    assert {*found, *attributes(root)} <= set(sc.ATTRIBUTES)
+    assert {*of_b, *attributes(root)} <= set(sc.ATTRIBUTES)
 
 
 async def test_a_retried_step_has_a_span_per_attempt_and_one_that_did_not_has_one(
@@ -281,79 +284,78 @@ async def test_a_processor_that_raises_or_blocks_costs_the_run_nothing(
 
 
 class Watching(SpanProcessor):
-    """Notes what it is told, when and on which thread; adds to each span as it starts."""
+    """Notes each call with the span's name and the thread; adds to each span as it starts."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str, str]] = []
+        self.calls: list[tuple[str, str, str]] = []
 
     def on_start(self, span: Any, parent_context: otel_context.Context | None = None) -> None:
         span.set_attribute("added.at.start", baggage.get_baggage("who", parent_context) or "nobody")
-        self.told.append(("start", span.name, threading.current_thread().name))
+        self.calls.append(("start", span.name, threading.current_thread().name))
 
     def on_end(self, span: ReadableSpan) -> None:
-        self.told.append(("end", span.name, threading.current_thread().name))
+        self.calls.append(("end", span.name, threading.current_thread().name))
 
 
-async def test_deferred_spans_say_the_same_and_keep_processors_off_the_steps_thread(work: HandlerRegistry) -> None:
+async def test_processors_see_a_span_start_with_its_step_and_end_off_the_steps_thread(
+    traced: Traced, work: HandlerRegistry
+) -> None:
     @work.register("touches")
     def touches(context: StepContext) -> None:
         span = trace.get_current_span()
         span.set_attribute("mine", 1)
         span.add_event("seen")
-        with trace.get_tracer("t", tracer_provider=made.provider).start_as_current_span("inside"):
+        with trace.get_tracer("t", tracer_provider=traced.provider).start_as_current_span("inside"):
             pass
 
     flow = (
         WorkflowBuilder("w")
         .step("a", handler="touches")
-        .step(
-            "b",
-            handler="fail",
-            config={"times": 1},
-            max_retries=1,
-            retry_backoff=Backoff(initial_seconds=0.0),
-            after="a",
-        )
+        .step("b", handler="fail", config={"times": 1}, max_retries=1, retry_backoff=Backoff(initial_seconds=0.0),
+              after="a")
         .step("c", handler="fail", after="b")
         .step("d", after="c")
         .build()
-    )
-    told = {}
-    for deferred in (False, True):
-        recorder = Recorder()
-        made = Traced(recorder, deferred=deferred)
-        watching = Watching()
-        made.provider.add_span_processor(watching)
-        token = otel_context.attach(baggage.set_baggage("who", "me"))
-        await Executor(recorder, handlers=work).run(flow)
-        otel_context.detach(token)
-        spans = made.spans()
-        assert [what for what, name, _ in watching.told if name == "a"] == ["start", "end"]
-        told[deferred] = {
-            name: (
-                span.status.status_code,
-                {k: v for k, v in attributes(span).items() if ".id" not in k and "wait" not in k},
-                [event.name for event in span.events],
-                next((n for n, s in spans.items() if span.parent and s.context.span_id == span.parent.span_id), None),
-                sorted(n for n, s in spans.items() if s.context.span_id in {li.context.span_id for li in span.links}),
-            )
-            for name, span in spans.items()
-        }
-        (thread,) = {thread for what, name, thread in watching.told if what == "start" and name == "a"}
-        assert (thread == "tachograph-spans") is deferred
-        recorder.close()
-        made.provider.shutdown()
-    assert told[True] == told[False]
-    assert set(told[True]) == {"run w", "a", "inside", "b", "b attempt 1", "b attempt 2", "c", "d"}
-    assert told[True]["inside"][3] == "a"
-    assert told[True]["a"][1]["mine"] == 1
-    assert told[True]["d"][4] == ["c"]
+    )  # fmt: skip
+    watching = Watching()
+    traced.provider.add_span_processor(watching)
+    token = otel_context.attach(baggage.set_baggage("who", "me"))
+    await Executor(traced.recorder, handlers=work).run(flow)
+    otel_context.detach(token)
+    spans = traced.spans()
+    assert set(spans) == {"run w", "a", "inside", "b", "b attempt 1", "b attempt 2", "c", "d"}
+    assert [call for call, name, _ in watching.calls if name == "a"] == ["start", "end"]
+    threads = {call: thread for call, name, thread in watching.calls if name == "a"}
+    assert threads["start"] != threads["end"] == "tachograph-spans"
+    assert spans["inside"].parent.span_id == spans["a"].context.span_id  # type: ignore[union-attr]
+    assert attributes(spans["a"])["mine"] == 1
+    assert [event.name for event in spans["a"].events] == ["seen"]
+    assert [link.context.span_id for link in spans["d"].links] == [spans["c"].context.span_id]
 
 
-def test_the_environment_asks_for_deferred_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not is_deferred()
-    monkeypatch.setenv("TACHOGRAPH_DEFERRED_SPANS", "true")
-    recorder = configure(database="", registry=None)
-    assert isinstance(recorder.spans, SpanListener)
-    assert recorder.spans.is_deferred
-    recorder.close()
+def finished(step: StepRef, **fields: Any) -> StepFinished:
+    return StepFinished(step=step, time_ns=90, status=StepStatus.LOST, started_ns=20, failure=Failure("Lost", "gone"),
+                        **fields)  # fmt: skip
+
+
+def test_an_attempt_has_the_same_span_id_in_every_process(recorder: Recorder) -> None:
+    step = make_step(make_execution("w"), "a")
+    ids = []
+    for _ in range(2):
+        traced = Traced(Recorder())
+        traced.recorder(finished(step, attempt=2, attempt_started_ns=50))
+        attempt = traced.spans()["a attempt 2"]
+        assert (attempt.start_time, attempt.end_time) == (50, 90)
+        assert f"{attempt.parent.span_id:016x}" == step.span_id  # type: ignore[union-attr]
+        ids.append(attempt.context.span_id)
+        traced.recorder.close(5)
+    assert ids[0] == ids[1] == int(attempt_span_id(step.span_id, 2), 16)
+    assert len({attempt_span_id(step.span_id, n) for n in range(1000)} | {step.span_id}) == 1001
+
+
+def test_what_is_reported_after_a_steps_end_leaves_nothing_behind(traced: Traced) -> None:
+    step = make_step(make_execution("w"), "a")
+    traced.recorder(StepLogged(step=step, time_ns=5, sequence=1, message="late"))
+    traced.recorder(StepCost(step=step, time_ns=5, sequence=2, usd=1.0))
+    assert traced.spans() == {}
+    assert traced.listener._runs == {}

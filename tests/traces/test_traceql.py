@@ -1,4 +1,4 @@
-"""TraceQL: what is understood finds what Tempo would find; what is not is refused by name."""
+"""TraceQL: what is supported finds what Tempo would find; what is not is refused by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachograph_exporter.ingest.spans import SpanRecord
-from tachograph_exporter.traces.traceql import Around, TraceQLError, parse
+from tachograph_exporter.traces.trace_query import TraceSummary
+from tachograph_exporter.traces.traceql import TraceQLError, parse
 
 S = 1_000_000_000
 
@@ -42,7 +43,7 @@ def span(
         status_code=status,
         status_message="",
         links=(),
-        around={"service.name": "shop", "region": "eu"},
+        resource_attributes={"service.name": "shop", "region": "eu"},
     )
 
 
@@ -51,12 +52,12 @@ SPANS = [
     span("2", "charge", 2, {"retried": True, "amount": 9.5, "region": "us"}, parent="1", status=2),
     span("3", "mail", 0.25, {"http.status_code": 503, "to": "a|b"}, parent="1"),
 ]
-AROUND = Around("t", "checkout", "shop", 5 * S)
+TRACE = TraceSummary("t", "checkout", "shop", 5 * S)
 
 
-def found(query: str) -> str | None:
-    matched = parse(query).find(SPANS, AROUND)
-    return "".join(sorted(one.span_id for one in matched)) if matched is not None else None
+def matching(query: str) -> str | None:
+    spans = parse(query).find(SPANS, TRACE)
+    return "".join(sorted(span.span_id for span in spans)) if spans is not None else None
 
 
 @pytest.mark.parametrize(
@@ -89,13 +90,13 @@ def found(query: str) -> str | None:
         ('{ name = "no" } || ({ name = "mail" } && {})', "123"),
         ("{ true }", "123"),
         ("{ false }", None),
-        # Of another kind: neither equal nor unequal.
+        # Of another type: neither equal nor unequal.
         ('{ span.http.status_code != "200" }', None),
         ('{ span.status = "error" }', None),
     ],
 )
 def test_it_finds_the_spans(query: str, ids: str | None) -> None:
-    assert found(query) == ids
+    assert matching(query) == ids
 
 
 @pytest.mark.parametrize(
@@ -112,12 +113,13 @@ def test_it_finds_the_spans(query: str, ids: str | None) -> None:
         ('{ name =~ ".*a.*a.*a.*a.*a.*" }', "too many wildcards"),
         ("{ name =~ 5 }", 'expected a "pattern"'),
         ("{" + "(" * 100, "too deep"),
+        ("{" + "!" * 5000, "too deep"),
         ("{ name = \x00 }", "not understood at"),
         ("{} " + "&& ({} || {}) " * 9, "too many spansets"),
         ("x" * 20_000, "longer than"),
     ],
 )
-def test_what_is_not_understood_is_refused_with_its_place(query: str, says: str) -> None:
+def test_what_is_not_supported_is_refused_with_its_place(query: str, says: str) -> None:
     with pytest.raises(TraceQLError, match=says):
         parse(query)
 
@@ -131,6 +133,6 @@ def test_what_every_match_must_have_is_known_beforehand() -> None:
 
 
 @given(st.text(alphabet='{}()&|=!<>~"`. abc:1s-\\*', max_size=60))
-def test_whatever_is_asked_there_is_an_answer_or_a_reason(query: str) -> None:
+def test_every_query_has_an_answer_or_a_reason(query: str) -> None:
     with contextlib.suppress(TraceQLError):
-        parse(query).find(SPANS, AROUND)
+        parse(query).find(SPANS, TRACE)

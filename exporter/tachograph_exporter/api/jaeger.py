@@ -1,47 +1,47 @@
-"""Jaeger's query API, as its UI and Grafana's Jaeger data source read it.
+"""Jaeger's query API, for its UI and Grafana's Jaeger data source.
 
-Shapes: the JSON of ``/api/services``, ``/api/traces`` … (cmd/query/app/http_handler.go of Jaeger's source, and its
-``model/json``): times and durations are microseconds.
+Shapes: the JSON of ``/api/services``, ``/api/traces`` … (cmd/query/app/http_handler.go and ``model/json`` in Jaeger's
+source): times and durations are microseconds.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from sqlalchemy import Connection
 
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, json_response, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
-from tachograph_exporter.ingest.spans import value_of
+from tachograph_exporter.ingest.spans import SpanRecord, attributes_of
 from tachograph_exporter.traces import search
-from tachograph_exporter.traces.search import KINDS, Found, Search
+from tachograph_exporter.traces.search import KINDS, Search, Trace
 
 _TRACE_ID: Final = re.compile(r"[0-9a-fA-F]{1,32}")
 
 
 async def read(request: web.Request, work: Callable[[Connection, str, str], Any]) -> Any:
-    """What ``work`` reads of the request's workspace, given its id and slug."""
+    """The result of ``work`` on a connection, given the id and slug of the request's workspace."""
     workspace = await workspace_of(request)
     return await request.app[DATABASE].read(lambda c: work(c, workspace.id, workspace.slug))
 
 
-async def one_trace(request: web.Request) -> Found:
+async def requested_trace(request: web.Request) -> Trace:
     """The trace in the path. Raises 404."""
-    wanted = request.match_info["trace_id"]
-    if not _TRACE_ID.fullmatch(wanted):
-        raise problems.trace_not_found(wanted)
-    found: Found | None = await read(request, lambda c, workspace, slug: search.trace(c, workspace, slug, wanted))
-    if found is None:
-        raise problems.trace_not_found(wanted)
-    return found
+    trace_id = request.match_info["trace_id"]
+    if not _TRACE_ID.fullmatch(trace_id):
+        raise problems.trace_not_found(trace_id)
+    trace: Trace | None = await read(request, lambda c, workspace, slug: search.trace(c, workspace, slug, trace_id))
+    if trace is None:
+        raise problems.trace_not_found(trace_id)
+    return trace
 
 
 def _body(data: Sequence[Any]) -> dict[str, Any]:
@@ -59,83 +59,88 @@ def _tag(key: str, value: Any) -> dict[str, Any]:
     return {"key": key, "type": "string", "value": text}
 
 
-def _jaeger_trace(found: Found) -> dict[str, Any]:
+def _tags(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [_tag(key, value) for key, value in attributes.items()]
+
+
+def _trace(trace: Trace) -> dict[str, Any]:
     processes: dict[str, dict[str, Any]] = {}
-    by_resource: dict[str, str] = {}
+    process_ids: dict[str, str] = {}
     spans = []
-    for one in found.spans:
-        process = by_resource.get(one.resource_id)
+    for span in trace.spans:
+        process = process_ids.get(span.resource_id)
         if process is None:
-            process = by_resource[one.resource_id] = f"p{len(processes) + 1}"
-            resource = ResourceSpans.FromString(one.resource).resource
-            tags = [_tag(a.key, value_of(a.value)) for a in resource.attributes if a.key != "service.name"]
-            processes[process] = {"serviceName": one.service, "tags": tags}
-        whole = Span.FromString(one.payload)
-        references = []
-        if one.parent_span_id:
-            references.append({"refType": "CHILD_OF", "traceID": one.trace_id, "spanID": one.parent_span_id})
-        references += [
-            {"refType": "FOLLOWS_FROM", "traceID": link.trace_id.hex(), "spanID": link.span_id.hex()}
-            for link in whole.links
-        ]
-        tags = [_tag(key, value) for key, value in one.attributes.items()]
-        tags.append(_tag("span.kind", KINDS.get(one.kind) or "internal"))
-        if one.scope:
-            tags.append(_tag("otel.scope.name", one.scope))
-        if one.is_error:
-            tags += [_tag("error", True), _tag("otel.status_code", "ERROR")]
-            if one.status_message:
-                tags.append(_tag("otel.status_description", one.status_message))
-        logs = [
-            {
-                "timestamp": event.time_unix_nano // 1000,
-                "fields": [_tag("event", event.name), *[_tag(a.key, value_of(a.value)) for a in event.attributes]],
-            }
-            for event in whole.events
-        ]
-        open_since = time.time_ns() - one.start_ns
-        spans.append(
-            {
-                "traceID": one.trace_id,
-                "spanID": one.span_id,
-                "operationName": one.name,
-                "references": references,
-                "startTime": one.start_ns // 1000,
-                "duration": ((one.end_ns - one.start_ns) if one.end_ns else max(0, open_since)) // 1000,
-                "tags": tags,
-                "logs": logs,
-                "processID": process,
-                "warnings": None if one.end_ns else ["this span has not ended"],
-            }
-        )
-    return {"traceID": found.trace_id, "spans": spans, "processes": processes, "warnings": None}
+            process = process_ids[span.resource_id] = f"p{len(processes) + 1}"
+            resource = {key: value for key, value in span.resource_attributes.items() if key != "service.name"}
+            processes[process] = {"serviceName": span.service, "tags": _tags(resource)}
+        spans.append(_span(span, process))
+    return {"traceID": trace.trace_id, "spans": spans, "processes": processes, "warnings": None}
+
+
+def _span(span: SpanRecord, process: str) -> dict[str, Any]:
+    message = Span.FromString(span.payload)
+    references = []
+    if span.parent_span_id:
+        references.append({"refType": "CHILD_OF", "traceID": span.trace_id, "spanID": span.parent_span_id})
+    references += [
+        {"refType": "FOLLOWS_FROM", "traceID": link.trace_id.hex(), "spanID": link.span_id.hex()}
+        for link in message.links
+    ]
+    tags = _tags(span.attributes)
+    tags.append(_tag("span.kind", KINDS.get(span.kind) or "internal"))
+    if span.scope:
+        tags.append(_tag("otel.scope.name", span.scope))
+    if span.is_error:
+        tags += [_tag("error", True), _tag("otel.status_code", "ERROR")]
+        if span.status_message:
+            tags.append(_tag("otel.status_description", span.status_message))
+    logs = [
+        {
+            "timestamp": event.time_unix_nano // 1000,
+            "fields": [_tag("event", event.name), *_tags(attributes_of(event.attributes))],
+        }
+        for event in message.events
+    ]
+    duration = (span.end_ns or max(span.start_ns, time.time_ns())) - span.start_ns
+    return {
+        "traceID": span.trace_id,
+        "spanID": span.span_id,
+        "operationName": span.name,
+        "references": references,
+        "startTime": span.start_ns // 1000,
+        "duration": duration // 1000,
+        "tags": tags,
+        "logs": logs,
+        "processID": process,
+        "warnings": None if span.end_ns else ["this span has not ended"],
+    }
 
 
 async def jaeger_services(request: web.Request) -> web.Response:
     """``GET /jaeger/api/services``: Jaeger's query API: the services that have spans."""
     Query(request).done()
-    found = await read(request, lambda c, workspace, _: search.services(c, workspace))
-    return json_response(_body(found))
+    services = await read(request, lambda c, workspace, _: search.services(c, workspace))
+    return json_response(_body(services))
 
 
 async def jaeger_operations(request: web.Request) -> web.Response:
     """``GET /jaeger/api/services/{service}/operations``: Jaeger's query API: a service's span names."""
     Query(request).done()
     service = request.match_info["service"]
-    found = await read(request, lambda c, workspace, _: search.operations(c, workspace, service))
-    return json_response(_body(sorted({name for name, _ in found})))
+    operations = await read(request, lambda c, workspace, _: search.operations(c, workspace, service))
+    return json_response(_body(sorted({name for name, _ in operations})))
 
 
 async def jaeger_trace(request: web.Request) -> web.Response:
     """``GET /jaeger/api/traces/{trace_id}``: Jaeger's query API: one trace."""
     Query(request).done()
-    return json_response(_body([_jaeger_trace(await one_trace(request))]))
+    return json_response(_body([_trace(await requested_trace(request))]))
 
 
 async def jaeger_search(request: web.Request) -> web.Response:
-    """``GET /jaeger/api/traces``: Jaeger's query API: traces by service, name, tags, time (microseconds) and length."""
+    """``GET /jaeger/api/traces``: Jaeger's query API: traces by service, name, tags, time and duration."""
     query = Query(request)
-    wanted = Search(
+    criteria = Search(
         service=query.text("service"),
         name=query.text("operation"),
         tags=query.tags("tags"),
@@ -143,11 +148,11 @@ async def jaeger_search(request: web.Request) -> web.Response:
         end_ns=query.microseconds("end"),
         min_ns=query.duration("minDuration"),
         max_ns=query.duration("maxDuration"),
-        limit=query.whole("limit", 20, 1, search.MOST),
+        limit=query.whole("limit", 20, 1, search.MAX_TRACES),
     )
     query.done()
-    found = await read(request, lambda c, workspace, slug: search.search(c, workspace, slug, wanted))
-    return json_response(_body([_jaeger_trace(one) for one in found.traces]))
+    result = await read(request, lambda c, workspace, slug: search.search(c, workspace, slug, criteria))
+    return json_response(_body([_trace(trace) for trace in result.traces]))
 
 
 async def jaeger_all_operations(request: web.Request) -> web.Response:
@@ -155,18 +160,18 @@ async def jaeger_all_operations(request: web.Request) -> web.Response:
     query = Query(request)
     service, kind = query.text("service"), query.text("spanKind")
     query.done()
-    found = await read(request, lambda c, workspace, _: search.operations(c, workspace, service))
-    data = [{"name": name, "spanKind": of} for name, of in found if kind in (None, of)]
+    operations = await read(request, lambda c, workspace, _: search.operations(c, workspace, service))
+    data = [{"name": name, "spanKind": of_kind} for name, of_kind in operations if kind in (None, of_kind)]
     return json_response(_body(data))
 
 
 async def jaeger_dependencies(request: web.Request) -> web.Response:
-    """``GET /jaeger/api/dependencies``: Jaeger's query API: which services call which, in a stretch of time."""
+    """``GET /jaeger/api/dependencies``: Jaeger's query API: which services call which, in a range of time."""
     query = Query(request)
     end, lookback = query.milliseconds("endTs"), query.milliseconds("lookback")
     query.done()
-    found = await read(request, lambda c, workspace, _: search.dependencies(c, workspace, end, lookback))
-    data = [{"parent": caller, "child": called, "callCount": count} for caller, called, count in found]
+    calls = await read(request, lambda c, workspace, _: search.dependencies(c, workspace, end, lookback))
+    data = [{"parent": caller, "child": called, "callCount": count} for caller, called, count in calls]
     return json_response(_body(data))
 
 
@@ -179,21 +184,22 @@ ROUTES: Sequence[Route] = (
     Route(method="GET", path="/jaeger/api/operations", handler=jaeger_all_operations, answer=_ANY,
           query=(_SERVICE, Parameter(name="spanKind", about="Only spans of this kind."))),
     Route(method="GET", path="/jaeger/api/dependencies", handler=jaeger_dependencies, answer=_ANY, query=(
-        Parameter(name="endTs", kind="integer", about="Until, in unix milliseconds (default: now).", low=0,
-                  high=1 << 43),
-        Parameter(name="lookback", kind="integer", about="How many milliseconds before (default: a week).", low=0,
-                  high=1 << 43))),
+        Parameter(name="endTs", kind="integer", about="End of the range, in unix milliseconds (default: now).",
+                  low=0, high=1 << 43),
+        Parameter(name="lookback", kind="integer", about="Length of the range, in milliseconds (default: a week).",
+                  low=0, high=1 << 43))),
     Route(method="GET", path="/jaeger/api/traces", handler=jaeger_search, answer=_ANY, query=(
-        Parameter(name="service", about="With a span of this service."),
-        Parameter(name="operation", about="With a span of this name."),
-        Parameter(name="tags", about="With a span that has these attributes: a JSON object of texts.",
+        Parameter(name="service", about="Only traces with a span of this service."),
+        Parameter(name="operation", about="Only traces with a span of this name."),
+        Parameter(name="tags", about="Only traces with a span that has these attributes: a JSON object of strings.",
                   example='{"error":"true"}'),
-        Parameter(name="start", kind="integer", about="Since, in unix microseconds.", low=0, high=1 << 53),
-        Parameter(name="end", kind="integer", about="Until, in unix microseconds.", low=0, high=1 << 53),
-        Parameter(name="minDuration", kind="duration", about="Only traces at least so long."),
-        Parameter(name="maxDuration", kind="duration", about="Only traces at most so long."),
-        Parameter(name="limit", kind="integer", about="How many at most.", default=20, low=1, high=search.MOST),
-        Parameter(name="lookback", about="Not used; `start` and `end` say it."))),
+        Parameter(name="start", kind="integer", about="Start of the range, in unix microseconds.", low=0, high=1 << 53),
+        Parameter(name="end", kind="integer", about="End of the range, in unix microseconds.", low=0, high=1 << 53),
+        Parameter(name="minDuration", kind="duration", about="Only traces at least this long."),
+        Parameter(name="maxDuration", kind="duration", about="Only traces at most this long."),
+        Parameter(name="limit", kind="integer", about="Traces to return at most.", default=20, low=1,
+                  high=search.MAX_TRACES),
+        Parameter(name="lookback", about="Not used; see `start` and `end`."))),
     Route(method="GET", path="/jaeger/api/traces/{trace_id}", handler=jaeger_trace, answer=_ANY,
           codes=("trace_not_found",), query=(Parameter(name="prettyPrint", about="Not used."),)),
 )  # fmt: skip

@@ -1,7 +1,6 @@
 """Tempo's query API, as far as Grafana's Tempo data source needs it.
 
-Shapes: https://grafana.com/docs/tempo/latest/api_docs/. What is not there (metrics from traces, streaming) is answered
-400.
+Shapes: https://grafana.com/docs/tempo/latest/api_docs/. Metrics from traces are not supported: they are answered 400.
 """
 
 from __future__ import annotations
@@ -14,27 +13,30 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from tachograph.version import version
 from tachograph_exporter.api import problems
-from tachograph_exporter.api.jaeger import one_trace, read
+from tachograph_exporter.api.jaeger import read, requested_trace
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import json_response
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.ingest.spans import SpanRecord, otlp_json, resource_spans
 from tachograph_exporter.traces import search, traceql
-from tachograph_exporter.traces.search import Found, Search, as_text
+from tachograph_exporter.traces.search import Search, Trace, as_text
+from tachograph_exporter.traces.trace_query import INTRINSICS, TraceQuery, everything
 
-SPEAKS: Final = "2.6.0"
-"""The version of Tempo whose API this is; Grafana asks, to know what it may use."""
+TEMPO_VERSION: Final = "2.6.0"
+"""The version of Tempo whose API this is. Grafana asks for it, to know which features it can use."""
 _PROTOBUF: Final = "application/protobuf"
 
 
 async def tempo_echo(_request: web.Request) -> web.Response:
-    """``GET /tempo/api/echo``: Tempo's query API: whether it is there."""
+    """``GET /tempo/api/echo``: Tempo's query API: always `echo`."""
     return web.Response(text="echo")
 
 
 async def tempo_build(_request: web.Request) -> web.Response:
     """``GET /tempo/api/status/buildinfo``: Tempo's query API: the version of Tempo whose API this is."""
-    return json_response({"version": SPEAKS, "revision": f"tachograph {version()}", "branch": "", "buildDate": ""})
+    return json_response(
+        {"version": TEMPO_VERSION, "revision": f"tachograph {version()}", "branch": "", "buildDate": ""}
+    )
 
 
 def _wants_protobuf(request: web.Request) -> bool:
@@ -44,32 +46,32 @@ def _wants_protobuf(request: web.Request) -> bool:
 async def tempo_trace(request: web.Request) -> web.Response:
     """``GET /tempo/api/traces/{trace_id}``: Tempo's query API: one trace, as OTLP."""
     Query(request).done()
-    found = await one_trace(request)
+    trace = await requested_trace(request)
     if _wants_protobuf(request):
         # Tempo's Trace message and OTLP's TracesData are the same on the wire.
-        body = TracesData(resource_spans=resource_spans(found.spans)).SerializeToString()
+        body = TracesData(resource_spans=resource_spans(trace.spans)).SerializeToString()
         return web.Response(body=body, content_type=_PROTOBUF)
-    return json_response(otlp_json(found.spans, key="batches"))
+    return json_response(otlp_json(trace.spans, key="batches"))
 
 
 async def tempo_trace_v2(request: web.Request) -> web.Response:
     """``GET /tempo/api/v2/traces/{trace_id}``: Tempo's query API, version 2: one trace, as OTLP."""
     Query(request).done()
-    found = await one_trace(request)
+    trace = await requested_trace(request)
     if _wants_protobuf(request):
-        inner = TracesData(resource_spans=resource_spans(found.spans)).SerializeToString()
+        inner = TracesData(resource_spans=resource_spans(trace.spans)).SerializeToString()
         # TraceByIDResponse: field 1 is the trace.
         return web.Response(body=b"\x0a" + _varint(len(inner)) + inner, content_type=_PROTOBUF)
-    return json_response({"trace": otlp_json(found.spans)})
+    return json_response({"trace": otlp_json(trace.spans)})
 
 
 def _varint(number: int) -> bytes:
-    found = bytearray()
+    encoded = bytearray()
     while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
+        encoded.append(number & 0x7F | 0x80)
         number >>= 7
-    found.append(number)
-    return bytes(found)
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _any_value(value: Any) -> dict[str, Any]:
@@ -83,10 +85,10 @@ def _any_value(value: Any) -> dict[str, Any]:
     return {"stringValue": as_text(value)}
 
 
-def _parse(query: Query) -> traceql.TraceQuery:
+def _parse(query: Query) -> TraceQuery:
     text = query.text("q")
     if text is None:
-        return traceql.everything()
+        return everything()
     try:
         return traceql.parse(text)
     except traceql.TraceQLError as error:
@@ -98,11 +100,11 @@ async def tempo_search(request: web.Request) -> web.Response:
 
     TraceQL: spansets of comparisons (`=` `!=` `>` `>=` `<` `<=` `=~` `!~`) of attributes and intrinsics, joined by `&&`
     and `||`: `{ resource.service.name = "x" && span.key > 5 && (status = error || duration > 5s) }`. The newest traces
-    come first; `metrics.inspectedTraces` says how many were looked into.
+    come first; `metrics.inspectedTraces` says how many were inspected.
     """
     query = Query(request)
     tags = query.logfmt("tags")
-    wanted = Search(
+    criteria = Search(
         query=_parse(query),
         service=tags.pop("service.name", None),
         name=tags.pop("name", None),
@@ -111,28 +113,28 @@ async def tempo_search(request: web.Request) -> web.Response:
         end_ns=query.time("end"),
         min_ns=query.duration("minDuration"),
         max_ns=query.duration("maxDuration"),
-        limit=query.whole("limit", 20, 1, search.MOST),
+        limit=query.whole("limit", 20, 1, search.MAX_TRACES),
     )
     shown = query.whole("spss", 3, 0, 1000)
     query.done()
-    found = await read(request, lambda c, workspace, slug: search.search(c, workspace, slug, wanted))
+    result = await read(request, lambda c, workspace, slug: search.search(c, workspace, slug, criteria))
     return json_response(
         {
-            "traces": [_summary(one, shown) for one in found.traces],
-            "metrics": {"inspectedTraces": found.looked_at, "totalBlocks": 1, "completedJobs": 1, "totalJobs": 1},
+            "traces": [_summary(trace, shown) for trace in result.traces],
+            "metrics": {"inspectedTraces": result.inspected, "totalBlocks": 1, "completedJobs": 1, "totalJobs": 1},
         }
     )
 
 
-def _summary(found: Found, shown: int) -> dict[str, Any]:
-    root = found.root
-    spans = {"spans": [_span(span) for span in found.matched[: shown or None]], "matched": len(found.matched)}
+def _summary(trace: Trace, shown: int) -> dict[str, Any]:
+    root = trace.root
+    spans = {"spans": [_span(span) for span in trace.matched[: shown or None]], "matched": len(trace.matched)}
     return {
-        "traceID": found.trace_id,
+        "traceID": trace.trace_id,
         "rootServiceName": root.service,
         "rootTraceName": root.name,
-        "startTimeUnixNano": str(found.start_ns),
-        "durationMs": found.duration_ns // 1_000_000,
+        "startTimeUnixNano": str(trace.start_ns),
+        "durationMs": trace.duration_ns // 1_000_000,
         "spanSet": spans,
         "spanSets": [spans],
     }
@@ -149,12 +151,13 @@ def _span(span: SpanRecord) -> dict[str, Any]:
 
 
 async def _attributes(request: web.Request, query: Query) -> dict[str, dict[str, dict[str, Any]]]:
-    wanted = Search(query=_parse(query), start_ns=query.time("start"), end_ns=query.time("end"))
+    """Attributes of the traces that match: by scope and name, each value by its text."""
+    criteria = Search(query=_parse(query), start_ns=query.time("start"), end_ns=query.time("end"))
     query.done()
-    found: dict[str, dict[str, dict[str, Any]]] = await read(
-        request, lambda c, workspace, slug: search.attributes(c, workspace, slug, wanted)
+    attributes: dict[str, dict[str, dict[str, Any]]] = await read(
+        request, lambda c, workspace, slug: search.attributes(c, workspace, slug, criteria)
     )
-    return found
+    return attributes
 
 
 async def tempo_tags(request: web.Request) -> web.Response:
@@ -162,8 +165,8 @@ async def tempo_tags(request: web.Request) -> web.Response:
     query = Query(request)
     scope = query.choice("scope", _SCOPES, "none")
     query.whole("limit", 0, 0, 1 << 31)
-    found = await _attributes(request, query)
-    names = {name for of, known in found.items() if scope in ("none", of) for name in known}
+    by_scope = await _attributes(request, query)
+    names = {name for of, attributes in by_scope.items() if scope in ("none", of) for name in attributes}
     return json_response(
         {"tagNames": sorted(names | ({"name", "status"} if scope in ("none", "intrinsic") else set()))}
     )
@@ -174,11 +177,11 @@ async def tempo_tags_v2(request: web.Request) -> web.Response:
     query = Query(request)
     scope = query.choice("scope", _SCOPES, "none")
     query.whole("limit", 0, 0, 1 << 31)
-    found: Mapping[str, Sequence[str]] = {
-        **{of: sorted(known) for of, known in (await _attributes(request, query)).items()},
-        "intrinsic": sorted(traceql.INTRINSICS),
+    names: Mapping[str, Sequence[str]] = {
+        **{of: sorted(attributes) for of, attributes in (await _attributes(request, query)).items()},
+        "intrinsic": sorted(INTRINSICS),
     }
-    scopes = [{"name": of, "tags": tags} for of, tags in found.items() if scope in ("none", of)]
+    scopes = [{"name": of, "tags": tags} for of, tags in names.items() if scope in ("none", of)]
     return json_response({"scopes": scopes})
 
 
@@ -186,7 +189,7 @@ _SCOPES: Final = ("none", "resource", "span", "intrinsic")
 
 
 def _without_range(query: Query) -> None:
-    """Of these all values are answered, whatever the query and the time."""
+    """Read and ignore the query and the range: all values are returned."""
     query.text("q"), query.time("start"), query.time("end")
     query.done()
 
@@ -199,7 +202,6 @@ async def _values(request: web.Request) -> dict[str, Any]:
     scope, _, name = tag.partition(".")
     if scope not in ("span", "resource", ""):
         scope, name = "", tag
-    found: dict[str, Any]
     if tag in ("status", "span:status", "kind", "span:kind"):
         _without_range(query)
         words = ("error", "ok", "unset") if tag.endswith("status") else tuple(filter(None, search.KINDS.values()))
@@ -211,12 +213,11 @@ async def _values(request: web.Request) -> dict[str, Any]:
     if name == "service.name" or tag in ("rootServiceName", "trace:rootService"):
         _without_range(query)
         return {name: name for name in await read(request, lambda c, workspace, _: search.services(c, workspace))}
-    every = await _attributes(request, query)
-    found = {}
-    for of, known in every.items():
+    values: dict[str, Any] = {}
+    for of, attributes in (await _attributes(request, query)).items():
         if scope in ("", of):
-            found |= known.get(name, {})
-    return found
+            values |= attributes.get(name, {})
+    return values
 
 
 async def tempo_values(request: web.Request) -> web.Response:
@@ -226,8 +227,8 @@ async def tempo_values(request: web.Request) -> web.Response:
 
 async def tempo_values_v2(request: web.Request) -> web.Response:
     """``GET /tempo/api/v2/search/tag/{tag}/values``: Tempo's query API, version 2: values of an attribute."""
-    found = await _values(request)
-    values = [{"type": _type(value), "value": text} for text, value in sorted(found.items())]
+    by_text = await _values(request)
+    values = [{"type": _type(value), "value": text} for text, value in sorted(by_text.items())]
     return json_response({"tagValues": values})
 
 
@@ -242,7 +243,7 @@ def _type(value: Any) -> str:
 
 async def tempo_metrics(_request: web.Request) -> web.Response:
     """``GET /tempo/api/metrics/query``: Tempo's TraceQL metrics: not supported, answered 400."""
-    raise problems.not_supported("metrics from traces are not made here: the histograms of /metrics are")
+    raise problems.not_supported("metrics from traces are not supported; use the histograms of /metrics")
 
 
 async def tempo_metrics_range(request: web.Request) -> web.Response:
@@ -253,13 +254,13 @@ async def tempo_metrics_range(request: web.Request) -> web.Response:
 _ANY = dict[str, Any]
 _MISSING: Final = ("trace_not_found",)
 _RANGE: Final = (
-    Parameter(name="start", kind="time", about="Only traces that began since."),
-    Parameter(name="end", kind="time", about="Only traces that began until."),
+    Parameter(name="start", kind="time", about="Only traces that started at or after this time."),
+    Parameter(name="end", kind="time", about="Only traces that started at or before this time."),
 )
 _Q: Final = Parameter(name="q", about="A TraceQL query.", example='{ resource.service.name = "etl" && duration > 5s }')
 _NAMES: Final = (
     _Q, *_RANGE, Parameter(name="scope", about="Only names of this scope.", choices=_SCOPES, default="none"),
-    Parameter(name="limit", kind="integer", about="Not used; there are never many.", low=0, high=1 << 31),
+    Parameter(name="limit", kind="integer", about="Not used.", low=0, high=1 << 31),
 )  # fmt: skip
 _VALUES: Final = (_Q, *_RANGE, _NAMES[-1])
 _NONE: Final = ("not_supported",)
@@ -273,10 +274,11 @@ ROUTES: Sequence[Route] = (
           query=_RANGE, media=(_PROTOBUF,)),
     Route(method="GET", path="/tempo/api/search", handler=tempo_search, answer=_ANY, codes=_NONE, query=(
         _Q, Parameter(name="tags", about="logfmt: `service.name=etl key=value`."), *_RANGE,
-        Parameter(name="minDuration", kind="duration", about="Only traces at least so long."),
-        Parameter(name="maxDuration", kind="duration", about="Only traces at most so long."),
-        Parameter(name="limit", kind="integer", about="How many at most.", default=20, low=1, high=search.MOST),
-        Parameter(name="spss", kind="integer", about="How many matching spans of each are shown; 0: all.", default=3,
+        Parameter(name="minDuration", kind="duration", about="Only traces at least this long."),
+        Parameter(name="maxDuration", kind="duration", about="Only traces at most this long."),
+        Parameter(name="limit", kind="integer", about="Traces to return at most.", default=20, low=1,
+                  high=search.MAX_TRACES),
+        Parameter(name="spss", kind="integer", about="Matching spans to return of each trace; 0: all.", default=3,
                   low=0, high=1000))),
     Route(method="GET", path="/tempo/api/search/tags", handler=tempo_tags, answer=_ANY, codes=_NONE, query=_NAMES),
     Route(method="GET", path="/tempo/api/v2/search/tags", handler=tempo_tags_v2, answer=_ANY, codes=_NONE,

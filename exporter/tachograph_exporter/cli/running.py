@@ -21,7 +21,7 @@ from tachograph.identity import new_execution_ref, workspace_id
 from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import Recorder
-from tachograph.recording.setup import adopt, is_deferred
+from tachograph.recording.setup import adopt
 from tachograph.spans.listener import SpanListener
 from tachograph.spans.propagation import caller, propagation
 from tachograph.workflow.definition import Workflow
@@ -192,7 +192,7 @@ def _run(
 ) -> WorkflowExecutionTimeline:
     logging.basicConfig(level=logging.WARNING)
     recorder = Recorder()
-    recorder.set_spans(SpanListener(find_provider(), deferred=is_deferred()))
+    recorder.set_spans(SpanListener(find_provider()))
     recorder.add("store", StoreWriter(store))
     adopt(recorder, workspace)
     progress = Progress(definition)

@@ -1,4 +1,4 @@
-"""Spans as they arrive by OTLP, and as they are kept: whole, with their attributes, events, links and resource.
+"""Spans as they arrive by OTLP and as they are stored: whole, with their attributes, events, links and resource.
 
 Wire format: https://opentelemetry.io/docs/specs/otlp/ (protobuf, and its JSON mapping: ids are hex, enums numbers).
 """
@@ -8,28 +8,28 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 MAX_SPANS: Final = 100_000
-"""Spans that one request may carry."""
+"""Spans one request may carry."""
 
 
 class BadRequest(ValueError):
-    """What arrived is no trace export request; says what is wrong."""
+    """A body that is not a trace export request; says what is wrong."""
 
 
 class SpanRecord(msgspec.Struct, gc=False):
-    """One span, as it is kept. Ids are lower-case hex; ``end_ns`` 0: it has not ended.
+    """One span, as it is stored. Ids are lower-case hex; ``end_ns`` is 0 while the span is open.
 
-    ``payload`` is the OTLP span and ``resource`` (by ``resource_id``) its `ResourceSpans` without spans.
+    ``payload`` is the OTLP span and ``resource`` (with the id ``resource_id``) its `ResourceSpans` without spans.
     """
 
     trace_id: str
@@ -49,85 +49,93 @@ class SpanRecord(msgspec.Struct, gc=False):
     status_message: str
     links: tuple[str, ...]
     exception: tuple[str, str, str] | None = None
-    around: Mapping[str, Any] = {}
-    """Its resource's attributes."""
+    resource_attributes: Mapping[str, Any] = {}
+
+    @property
+    def around(self) -> Mapping[str, Any]:
+        """The same as ``resource_attributes``, for readers that use the earlier name."""
+        return self.resource_attributes
 
     @property
     def is_error(self) -> bool:
-        """Whether it says that it failed."""
+        """Whether its status is an error."""
         return self.status_code == 2
 
 
 def clean(text: str) -> str:
-    """A text that a database takes: PostgreSQL has no NUL."""
+    """The text without NUL characters, which PostgreSQL cannot store."""
     return text.replace("\0", "\ufffd") if "\0" in text else text
 
 
+def attributes_of(attributes: Iterable[KeyValue]) -> dict[str, Any]:
+    """OTLP attributes by key, as Python values."""
+    return {attribute.key: value_of(attribute.value) for attribute in attributes}
+
+
 def value_of(value: AnyValue) -> Any:
-    """An attribute's value in Python."""
+    """An attribute's value as a Python value; bytes stay bytes."""
     kind = value.WhichOneof("value")
     if kind is None:
         return None
     if kind == "array_value":
-        return [value_of(one) for one in value.array_value.values]
+        return [value_of(item) for item in value.array_value.values]
     if kind == "kvlist_value":
-        return {one.key: value_of(one.value) for one in value.kvlist_value.values}
+        return attributes_of(value.kvlist_value.values)
     return getattr(value, kind)
 
 
 def parse(body: bytes, *, is_json: bool) -> ExportTraceServiceRequest:
-    """A request's body. Raises `BadRequest`."""
+    """Decode a request's body. Raises `BadRequest`."""
     if not is_json:
         try:
             return ExportTraceServiceRequest.FromString(body)
         except DecodeError as error:
-            raise BadRequest(f"the body is no protobuf ExportTraceServiceRequest: {error}") from None
+            raise BadRequest(f"the body is not a protobuf ExportTraceServiceRequest: {error}") from None
     try:
         document = msgspec.json.decode(body)
         return ParseDict(_ids_to_base64(document), ExportTraceServiceRequest(), ignore_unknown_fields=True)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
     except (ParseError, ValueError, TypeError, AttributeError) as error:
-        raise BadRequest(f"the body is no JSON ExportTraceServiceRequest: {error}") from None
+        raise BadRequest(f"the body is not a JSON ExportTraceServiceRequest: {error}") from None
 
 
 def _ids_to_base64(value: Any) -> Any:
     """OTLP's JSON has ids in hex, where protobuf's own JSON mapping has bytes in base64."""
     if isinstance(value, list):
-        return [_ids_to_base64(one) for one in value]
+        return [_ids_to_base64(item) for item in value]
     if not isinstance(value, dict):
         return value
-    found = {}
-    for key, one in value.items():
+    converted = {}
+    for key, item in value.items():
         if key in ("traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"):
-            if not isinstance(one, str):
-                raise ValueError(f"{key} is not a text")
+            if not isinstance(item, str):
+                raise ValueError(f"{key} is not a string")
             try:
-                found[key] = base64.b64encode(bytes.fromhex(one)).decode()
+                converted[key] = base64.b64encode(bytes.fromhex(item)).decode()
             except ValueError:
-                raise ValueError(f"{key} {one[:40]!r} is not hex") from None
+                raise ValueError(f"{key} {item[:40]!r} is not hex") from None
         else:
-            found[key] = _ids_to_base64(one)
-    return found
+            converted[key] = _ids_to_base64(item)
+    return converted
 
 
 def records(request: ExportTraceServiceRequest) -> Iterator[SpanRecord | str]:
-    """Each span of a request, or, for one that cannot be kept, why."""
-    for resource_spans in request.resource_spans:
-        resource = {one.key: value_of(one.value) for one in resource_spans.resource.attributes}
-        service = _service(resource)
-        for scope_spans in resource_spans.scope_spans:
-            around = ResourceSpans(resource=resource_spans.resource, schema_url=resource_spans.schema_url)
-            inner = around.scope_spans.add(schema_url=scope_spans.schema_url)
-            inner.scope.CopyFrom(scope_spans.scope)
-            encoded = around.SerializeToString(deterministic=True)
-            resource_id = hashlib.blake2b(encoded, digest_size=16).hexdigest()
+    """Each span of a request; for a span that is not valid, the reason as text."""
+    for group in request.resource_spans:
+        attributes = attributes_of(group.resource.attributes)
+        service = _service(attributes)
+        for scope_spans in group.scope_spans:
+            bare = ResourceSpans(resource=group.resource, schema_url=group.schema_url)
+            bare.scope_spans.add(schema_url=scope_spans.schema_url).scope.CopyFrom(scope_spans.scope)
+            resource = bare.SerializeToString(deterministic=True)
+            resource_id = hashlib.blake2b(resource, digest_size=16).hexdigest()
             for span in scope_spans.spans:
-                why = _fault(span)
-                if why is not None:
-                    yield why
+                fault = _fault(span)
+                if fault is not None:
+                    yield fault
                 else:
-                    yield record(span, service, scope_spans.scope.name, resource_id, encoded, resource)
+                    yield record(span, service, scope_spans.scope.name, resource_id, resource, attributes)
 
 
 def _fault(span: Span) -> str | None:
@@ -143,15 +151,20 @@ def _fault(span: Span) -> str | None:
 
 
 def record(
-    span: Span, service: str, scope: str, resource_id: str, resource: bytes, around: Mapping[str, Any]
+    span: Span,
+    service: str,
+    scope: str,
+    resource_id: str,
+    resource: bytes,
+    resource_attributes: Mapping[str, Any],
 ) -> SpanRecord:
-    """A span as it is kept. ``around``: its resource's attributes."""
+    """A span as it is stored."""
     exception = None
     for event in span.events:
         if event.name == "exception":
-            said = {one.key: value_of(one.value) for one in event.attributes}
-            kind = str(said.get("exception.type", "Exception"))
-            message, stack = said.get("exception.message", ""), said.get("exception.stacktrace", "")
+            attributes = attributes_of(event.attributes)
+            kind = str(attributes.get("exception.type", "Exception"))
+            message, stack = attributes.get("exception.message", ""), attributes.get("exception.stacktrace", "")
             exception = (kind, str(message), str(stack))
     parent = span.parent_span_id.hex()
     return SpanRecord(
@@ -161,66 +174,66 @@ def record(
         name=clean(span.name),
         kind=span.kind,
         start_ns=span.start_time_unix_nano,
-        # A clock that was set back: it ended when it began.
+        # If the clock was set back meanwhile, the span ended when it started.
         end_ns=max(span.end_time_unix_nano, span.start_time_unix_nano) if span.end_time_unix_nano else 0,
         service=service,
         scope=scope,
         resource_id=resource_id,
         resource=resource,
         payload=span.SerializeToString(deterministic=True),
-        attributes={one.key: value_of(one.value) for one in span.attributes},
+        attributes=attributes_of(span.attributes),
         status_code=span.status.code,
         status_message=span.status.message,
         links=tuple(link.span_id.hex() for link in span.links if link.trace_id == span.trace_id),
         exception=exception,
-        around=around,
+        resource_attributes=resource_attributes,
     )
 
 
 def stored_record(payload: bytes, resource: bytes, resource_id: str) -> SpanRecord:
-    """A kept span, read again."""
-    service, scope, around = _read_resource(resource)
-    return record(Span.FromString(payload), service, scope, resource_id, resource, around)
+    """A span, read from its row."""
+    service, scope, attributes = _read_resource(resource)
+    return record(Span.FromString(payload), service, scope, resource_id, resource, attributes)
 
 
 @functools.lru_cache(maxsize=256)
 def _read_resource(resource: bytes) -> tuple[str, str, Mapping[str, Any]]:
-    whole = ResourceSpans.FromString(resource)
-    around = {one.key: value_of(one.value) for one in whole.resource.attributes}
-    scope = whole.scope_spans[0].scope.name if whole.scope_spans else ""
-    return _service(around), scope, around
+    message = ResourceSpans.FromString(resource)
+    attributes = attributes_of(message.resource.attributes)
+    scope = message.scope_spans[0].scope.name if message.scope_spans else ""
+    return _service(attributes), scope, attributes
 
 
-def _service(around: Mapping[str, Any]) -> str:
-    return clean(str(around.get("service.name", "unknown_service")))[:200]
+def _service(resource_attributes: Mapping[str, Any]) -> str:
+    return clean(str(resource_attributes.get("service.name", "unknown_service")))[:200]
 
 
-def resource_spans(found: list[SpanRecord]) -> list[ResourceSpans]:
-    """Kept spans as OTLP: one `ResourceSpans` for each resource and scope."""
+def resource_spans(spans: Iterable[SpanRecord]) -> list[ResourceSpans]:
+    """Stored spans as OTLP: one `ResourceSpans` per resource and scope."""
     groups: dict[str, ResourceSpans] = {}
-    for one in found:
-        group = groups.get(one.resource_id)
+    for span in spans:
+        group = groups.get(span.resource_id)
         if group is None:
-            group = groups[one.resource_id] = ResourceSpans.FromString(one.resource)
-        group.scope_spans[0].spans.append(Span.FromString(one.payload))
+            group = groups[span.resource_id] = ResourceSpans.FromString(span.resource)
+        group.scope_spans[0].spans.append(Span.FromString(span.payload))
     return list(groups.values())
 
 
-def otlp_json(found: list[SpanRecord], *, key: str = "resourceSpans") -> dict[str, Any]:
-    """Kept spans in OTLP's JSON."""
-    return {key: [_ids_to_hex(MessageToDict(group)) for group in resource_spans(found)]}
+def otlp_json(spans: Iterable[SpanRecord], *, key: str = "resourceSpans") -> dict[str, Any]:
+    """Stored spans in OTLP's JSON."""
+    return {key: [_ids_to_hex(MessageToDict(group)) for group in resource_spans(spans)]}
 
 
 def _ids_to_hex(value: Any) -> Any:
     if isinstance(value, list):
-        return [_ids_to_hex(one) for one in value]
+        return [_ids_to_hex(item) for item in value]
     if not isinstance(value, Mapping):
         return value
     return {
-        key: base64.b64decode(one).hex()
+        key: base64.b64decode(item).hex()
         if key in ("traceId", "spanId", "parentSpanId")
-        else _enum(key, _ids_to_hex(one))
-        for key, one in value.items()
+        else _enum(key, _ids_to_hex(item))
+        for key, item in value.items()
     }
 
 

@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -169,6 +169,7 @@ workflow_step_attempts: Final = Table(
     _column("backoff_ns", BigInteger, nullable=False),
     _column("error_type", String(300)),
     _column("error_message", Text),
+    _column("error_stack", Text),
     sqlite_with_rowid=False,
 )
 

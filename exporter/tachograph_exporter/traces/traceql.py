@@ -1,131 +1,46 @@
-"""TraceQL as far as it is understood here: spansets of comparisons, joined by ``&&`` and ``||``.
+"""A parser for the part of TraceQL that is supported: spansets of comparisons, joined by ``&&`` and ``||``.
 
-Language: https://grafana.com/docs/tempo/latest/traceql/construct-traceql-queries/. Not understood, and refused by name:
+Language: https://grafana.com/docs/tempo/latest/traceql/construct-traceql-queries/. Not supported, and refused by name:
 structural operators between spansets (``>>``, ``~`` …), pipelines (``| count() > 2``), arithmetic, and regular
-expressions beyond ``.``, ``.*``, ``.+`` and ``|`` (others can be made to run for ever).
-
-As in Tempo: an attribute without a scope is looked for on the span, then on its resource; comparing what is not there,
-or is of another kind, is false; ``!=`` and ``!~`` too; two spansets joined by ``&&`` need a span each.
+expressions beyond ``.``, ``.*``, ``.+`` and ``|`` (others can be made to run forever).
 """
 
 from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.times import parse_duration
+from tachograph_exporter.traces.trace_query import (
+    ALIASES,
+    INTRINSICS,
+    KINDS,
+    STATUSES,
+    Field,
+    SpanSet,
+    Test,
+    TraceQuery,
+    Word,
+    attribute,
+    comparison,
+    every_span,
+    match,
+    presence,
+)
 
 MAX_CHARACTERS: Final = 10_000
-_DEEP: Final = 50
-_WILDCARDS: Final = 4
+_MAX_DEPTH: Final = 50
+_MAX_ALTERNATIVES: Final = 50
+_MAX_WILDCARDS: Final = 4
+_MAX_PATTERN: Final = 2000
 
 
 class TraceQLError(ValueError):
-    """A query that is not understood; says what and where."""
+    """A query that is not supported; says what and where."""
 
 
-class Around(NamedTuple):
-    """What a span's trace says of itself. Durations are nanoseconds."""
-
-    trace_id: str
-    root_name: str
-    root_service: str
-    duration_ns: int
-
-
-Test = Callable[[SpanRecord, Around], bool]
-Field = Callable[[SpanRecord, Around], Any]
-
-
-class SpanSet(NamedTuple):
-    """``{ … }``: spans that fit a condition; ``wanted``: (field, value) pairs that every one of them has."""
-
-    test: Test
-    wanted: tuple[tuple[str, Any], ...]
-
-
-class TraceQuery(NamedTuple):
-    """A query: alternatives, each of spansets that must all have a span in a trace."""
-
-    alternatives: tuple[tuple[SpanSet, ...], ...]
-
-    def find(self, spans: Sequence[SpanRecord], around: Around) -> list[SpanRecord] | None:
-        """The spans of a trace that fit, or None when the trace does not."""
-        for spansets in self.alternatives:
-            found: dict[str, SpanRecord] = {}
-            for one in spansets:
-                fitting = [span for span in spans if one.test(span, around)]
-                if not fitting:
-                    break
-                found |= {span.span_id: span for span in fitting}
-            else:
-                return list(found.values())
-        return None
-
-    def only(self, field: str) -> Any:
-        """The value that a field has on some span of every trace that fits, if the query says so; else None."""
-        values = [
-            {value for one in spansets for name, value in one.wanted if name == field} for spansets in self.alternatives
-        ]
-        first = values[0] if values else set()
-        return next(iter(first)) if len(first) == 1 and all(one == first for one in values) else None
-
-
-def everything() -> TraceQuery:
-    """``{}``."""
-    return TraceQuery(((SpanSet(_always, ()),),))
-
-
-def _always(_span: SpanRecord, _around: Around) -> bool:
-    return True
-
-
-_STATUSES: Final = {0: "unset", 1: "ok", 2: "error"}
-_KINDS: Final = {0: "unspecified", 1: "internal", 2: "server", 3: "client", 4: "producer", 5: "consumer"}
-
-
-class _Word(str):
-    """A value without quotes: a status or a kind."""
-
-    __slots__ = ()
-
-
-def _status(span: SpanRecord, _around: Around) -> _Word:
-    return _Word(_STATUSES.get(span.status_code, "unset"))
-
-
-def _kind(span: SpanRecord, _around: Around) -> _Word:
-    return _Word(_KINDS.get(span.kind, "unspecified"))
-
-
-def _duration(span: SpanRecord, _around: Around) -> int | None:
-    return span.end_ns - span.start_ns if span.end_ns else None
-
-
-INTRINSICS: Final[dict[str, Field]] = {
-    "name": lambda span, _: span.name,
-    "status": _status,
-    "statusMessage": lambda span, _: span.status_message,
-    "kind": _kind,
-    "duration": _duration,
-    "rootName": lambda _, around: around.root_name,
-    "rootServiceName": lambda _, around: around.root_service,
-    "traceDuration": lambda _, around: around.duration_ns,
-    # Tempo numbers the spans of a trace as a nested set; of the numbers only this is asked for: whether it is the root.
-    "nestedSetParent": lambda span, _: 1 if span.parent_span_id else -1,
-    "span:id": lambda span, _: span.span_id,
-    "span:parentID": lambda span, _: span.parent_span_id,
-    "trace:id": lambda _, around: around.trace_id,
-    "instrumentation:name": lambda span, _: span.scope,
-}
-_SAME: Final = {
-    "span:name": "name", "span:status": "status", "span:statusMessage": "statusMessage", "span:kind": "kind",
-    "span:duration": "duration", "trace:rootName": "rootName", "trace:rootService": "rootServiceName",
-    "trace:duration": "traceDuration",
-}  # fmt: skip
 _TOKEN: Final = re.compile(
     r"""\s*(?:
     (?P<operator>&&|\|\||!=|!~|=~|>=|<=|[{}()=<>|~!+\-*/^%,])
@@ -135,8 +50,8 @@ _TOKEN: Final = re.compile(
     )""",
     re.VERBOSE,
 )
-_LENGTH: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
-_SHORT: Final = {"ns": 1, "us": 1000, "µs": 1000}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
+_SHORT_UNITS: Final = {"ns": 1, "us": 1000, "µs": 1000}
 _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "=": operator.eq, "!=": operator.ne, ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le,
 }  # fmt: skip
@@ -144,7 +59,7 @@ _ESCAPE: Final = re.compile(r"\\(.)")
 
 
 def parse(text: str) -> TraceQuery:
-    """Read a query. Raises `TraceQLError`."""
+    """Parse a query. Raises `TraceQLError`."""
     if len(text) > MAX_CHARACTERS:
         raise TraceQLError(f"the query is longer than {MAX_CHARACTERS} characters")
     return _Parser(text).query()
@@ -162,12 +77,12 @@ class _Parser:
         self._tokens: list[_Token] = []
         at = 0
         while text[at:].strip():
-            match = _TOKEN.match(text, at)
-            if match is None:
+            token = _TOKEN.match(text, at)
+            if token is None:
                 raise TraceQLError(f"not understood at {at + 1}: {text[at:].strip()[:40]!r}")
-            kind = match.lastgroup or ""
-            self._tokens.append(_Token(kind, match[kind], match.start(kind)))
-            at = match.end()
+            kind = token.lastgroup or ""
+            self._tokens.append(_Token(kind, token[kind], token.start(kind)))
+            at = token.end()
         self._next = 0
 
     def _peek(self) -> str:
@@ -184,53 +99,53 @@ class _Parser:
         if not self._take(text):
             raise self._error(f"expected {text}")
 
-    def _error(self, why: str) -> TraceQLError:
+    def _error(self, problem: str) -> TraceQLError:
         if self._next >= len(self._tokens):
-            return TraceQLError(f"{why} at the end of {self._text[-40:]!r}")
+            return TraceQLError(f"{problem} at the end of {self._text[-40:]!r}")
         token = self._tokens[self._next]
-        return TraceQLError(f"{why} at {token.at + 1}, not {self._text[token.at : token.at + 40]!r}")
+        return TraceQLError(f"{problem} at {token.at + 1}, not {self._text[token.at : token.at + 40]!r}")
 
-    # --- between spansets
+    # Between spansets: lists of alternatives, each of spansets that must all be found.
 
     def query(self) -> TraceQuery:
         alternatives = self._either(0)
         if self._next < len(self._tokens):
-            found = self._peek()
-            if found == "|":
+            following = self._peek()
+            if following == "|":
                 raise self._error("pipelines are not supported; expected the end")
-            if found in (">", "<", "~", "!", ">=", "<="):
+            if following in (">", "<", "~", "!", ">=", "<="):
                 raise self._error("structural operators are not supported; expected && or ||")
             raise self._error("expected && or ||")
         return TraceQuery(tuple(alternatives))
 
     def _either(self, depth: int) -> list[tuple[SpanSet, ...]]:
-        found = self._both(depth)
+        alternatives = self._both(depth)
         while self._take("||"):
-            found += self._both(depth)
-        return found
+            alternatives += self._both(depth)
+        return alternatives
 
     def _both(self, depth: int) -> list[tuple[SpanSet, ...]]:
-        found = self._one(depth)
+        alternatives = self._spansets(depth)
         while self._take("&&"):
-            right = self._one(depth)
-            found = [(*a, *b) for a in found for b in right]
-            if len(found) > _DEEP:
+            right = self._spansets(depth)
+            alternatives = [(*a, *b) for a in alternatives for b in right]
+            if len(alternatives) > _MAX_ALTERNATIVES:
                 raise self._error("too many spansets; expected fewer")
-        return found
+        return alternatives
 
-    def _one(self, depth: int) -> list[tuple[SpanSet, ...]]:
+    def _spansets(self, depth: int) -> list[tuple[SpanSet, ...]]:
         if self._take("("):
-            if depth >= _DEEP:
+            if depth >= _MAX_DEPTH:
                 raise self._error("too deep; expected a spanset")
-            found = self._either(depth + 1)
+            alternatives = self._either(depth + 1)
             self._expect(")")
-            return found
+            return alternatives
         self._expect("{")
-        spanset = SpanSet(_always, ()) if self._peek() == "}" else self._any_of(0)
+        spanset = SpanSet(every_span, ()) if self._peek() == "}" else self._any_of(0)
         self._expect("}")
         return [(spanset,)]
 
-    # --- inside of one
+    # Inside a spanset.
 
     def _any_of(self, depth: int) -> SpanSet:
         parts = [self._all_of(depth)]
@@ -239,7 +154,7 @@ class _Parser:
         if len(parts) == 1:
             return parts[0]
         tests = [part.test for part in parts]
-        return SpanSet(lambda span, around: any(test(span, around) for test in tests), ())
+        return SpanSet(lambda span, trace: any(test(span, trace) for test in tests), ())
 
     def _all_of(self, depth: int) -> SpanSet:
         parts = [self._condition(depth)]
@@ -248,58 +163,53 @@ class _Parser:
         if len(parts) == 1:
             return parts[0]
         tests = [part.test for part in parts]
-        wanted = tuple(one for part in parts for one in part.wanted)
-        return SpanSet(lambda span, around: all(test(span, around) for test in tests), wanted)
+        required = tuple(pair for part in parts for pair in part.required)
+        return SpanSet(lambda span, trace: all(test(span, trace) for test in tests), required)
 
     def _condition(self, depth: int) -> SpanSet:
+        if self._peek() in ("(", "!") and depth >= _MAX_DEPTH:
+            raise self._error("too deep; expected a comparison")
         if self._take("("):
-            if depth >= _DEEP:
-                raise self._error("too deep; expected a comparison")
-            found = self._any_of(depth + 1)
+            spanset = self._any_of(depth + 1)
             self._expect(")")
-            return found
+            return spanset
         if self._take("!"):
-            inner = self._condition(depth + 1 if depth < _DEEP else depth).test
-            return SpanSet(lambda span, around: not inner(span, around), ())
+            inner = self._condition(depth + 1).test
+            return SpanSet(lambda span, trace: not inner(span, trace), ())
         token = self._tokens[self._next] if self._next < len(self._tokens) else None
         if token is None or token.kind != "word":
             raise self._error("expected a field")
         self._next += 1
         if token.text in ("true", "false"):
             answer = token.text == "true"
-            return SpanSet(lambda _span, _around: answer, ())
+            return SpanSet(lambda _span, _trace: answer, ())
         name, field = self._field(token)
         how = self._peek()
         if how in ("}", ")", "&&", "||", ""):
-            # A field by itself: it is true.
-            return SpanSet(lambda span, around: field(span, around) is True, ())
+            # A field without a comparison must be true.
+            return SpanSet(lambda span, trace: field(span, trace) is True, ())
         if how not in (*_OPERATORS, "=~", "!~"):
             raise self._error("expected a comparison")
         self._next += 1
         value = self._value()
         if how in ("=~", "!~"):
-            return SpanSet(self._matching(field, value, is_wanted=how == "=~"), ())
+            return SpanSet(self._match(field, value, expected=how == "=~"), ())
         if value is None:
-            is_there = how == "!="
-            return SpanSet(lambda span, around: (field(span, around) is not None) is is_there, ())
-        wanted = ((name, value),) if how == "=" else ()
-        return SpanSet(_comparing(field, _OPERATORS[how], value), wanted)
+            return SpanSet(presence(field, expected=how == "!="), ())
+        required = ((name, value),) if how == "=" else ()
+        return SpanSet(comparison(field, _OPERATORS[how], value), required)
 
     def _field(self, token: _Token) -> tuple[str, Field]:
-        text = _SAME.get(token.text, token.text)
+        text = ALIASES.get(token.text, token.text)
         if text in INTRINSICS:
             return text, INTRINSICS[text]
         scope, dot, rest = text.partition(".")
-        name = re.sub(r'"((?:[^"\\]|\\.)*)"', lambda m: _ESCAPE.sub(r"\1", m[1]), rest)
+        name = re.sub(r'"((?:[^"\\]|\\.)*)"', lambda quoted: _ESCAPE.sub(r"\1", quoted[1]), rest)
         if dot and name and scope in ("", "span", "resource"):
-            if scope == "span":
-                return text, lambda span, _: span.attributes.get(name)
-            if scope == "resource":
-                return text, lambda span, _: span.around.get(name)
-            return text, lambda span, _: span.attributes.get(name, span.around.get(name))
+            return text, attribute(scope, name)
         self._next -= 1
         raise self._error(
-            "expected a field: span.NAME, resource.NAME, .NAME, or one of " + ", ".join([*INTRINSICS, *_SAME])
+            "expected a field: span.NAME, resource.NAME, .NAME, or one of " + ", ".join([*INTRINSICS, *ALIASES])
         )
 
     def _value(self) -> Any:
@@ -309,9 +219,9 @@ class _Parser:
             raise self._error("expected a value")
         self._next += 1
         if token.kind == "number":
-            if match := _LENGTH.fullmatch(token.text):
-                short = _SHORT.get(match[2])
-                value: Any = round(float(match[1]) * short) if short is not None else parse_duration(token.text)
+            if duration := _DURATION.fullmatch(token.text):
+                unit_ns = _SHORT_UNITS.get(duration[2])
+                value: Any = round(float(duration[1]) * unit_ns) if unit_ns is not None else parse_duration(token.text)
             else:
                 value = float(token.text) if "." in token.text else int(token.text)
             return -value if is_negative else value
@@ -323,68 +233,40 @@ class _Parser:
             return token.text == "true"
         if token.text == "nil":
             return None
-        if token.text in {*_STATUSES.values(), *_KINDS.values()}:
-            return _Word(token.text)
+        if token.text in {*STATUSES.values(), *KINDS.values()}:
+            return Word(token.text)
         self._next -= 1
         raise self._error('expected a value: "text", 5, 1.5s, true, nil, a status or a kind')
 
-    def _matching(self, field: Field, value: Any, *, is_wanted: bool) -> Test:
-        if not isinstance(value, str) or isinstance(value, _Word):
+    def _match(self, field: Field, value: Any, *, expected: bool) -> Test:
+        if not isinstance(value, str) or isinstance(value, Word):
             self._next -= 1
             raise self._error('expected a "pattern"')
-        try:
-            matches = _pattern(value)
-        except TraceQLError:
-            self._next -= 1
-            raise
-
-        def test(span: SpanRecord, around: Around) -> bool:
-            found = field(span, around)
-            return isinstance(found, str) and matches(found) is is_wanted
-
-        return test
-
-
-def _comparing(field: Field, compare: Callable[[Any, Any], bool], value: Any) -> Test:
-    kind: tuple[type, ...] | type = str
-    if isinstance(value, bool):
-        kind = bool
-    elif isinstance(value, int | float):
-        kind = (int, float)
-    is_word = isinstance(value, _Word)
-
-    def test(span: SpanRecord, around: Around) -> bool:
-        found = field(span, around)
-        if not isinstance(found, kind) or isinstance(found, bool) is not (kind is bool):
-            return False
-        # A word is compared with words, a text with texts; intrinsics of both sorts take either.
-        return (not is_word or isinstance(found, _Word)) and compare(found, value)
-
-    return test
+        return match(field, _pattern(value), expected=expected)
 
 
 def _pattern(text: str) -> Callable[[str], bool]:
-    """A regular expression, anchored, of which only what always ends soon is understood."""
-    if text.count("*") + text.count("+") > _WILDCARDS * (1 + text.count("|")) or len(text) > 2000:
+    """An anchored regular expression, limited to what always ends soon."""
+    if text.count("*") + text.count("+") > _MAX_WILDCARDS * (1 + text.count("|")) or len(text) > _MAX_PATTERN:
         raise TraceQLError(f"the pattern {text[:40]!r} has too many wildcards")
-    made: list[str] = []
+    parts: list[str] = []
     at = 0
     while at < len(text):
-        here = text[at]
-        if here == "\\" and at + 1 < len(text) and not text[at + 1].isalnum():
-            made.append(re.escape(text[at + 1]))
-            at += 2
-        elif here == ".":
-            more = text[at + 1 : at + 2]
-            made.append("." + more if more in ("*", "+") and more else ".")
-            at += 2 if more in ("*", "+") and more else 1
-        elif here == "|":
-            made.append("|")
-            at += 1
-        elif here in "\\*+?()[]{}^$":
-            raise TraceQLError(f"of patterns only text, ., .*, .+ and | are supported, not {text[at:][:20]!r}")
+        character, following = text[at], text[at + 1 : at + 2]
+        length = 1
+        if character == "\\" and following and not following.isalnum():
+            parts.append(re.escape(following))
+            length = 2
+        elif character == ".":
+            is_repeated = following in ("*", "+")
+            parts.append("." + following if is_repeated else ".")
+            length = 2 if is_repeated else 1
+        elif character == "|":
+            parts.append("|")
+        elif character in "\\*+?()[]{}^$":
+            raise TraceQLError(f"patterns support only text, ., .*, .+ and |, not {text[at:][:20]!r}")
         else:
-            made.append(re.escape(here))
-            at += 1
-    compiled = re.compile("".join(made), re.DOTALL)
-    return lambda found: compiled.fullmatch(found[:2000]) is not None
+            parts.append(re.escape(character))
+        at += length
+    compiled = re.compile("".join(parts), re.DOTALL)
+    return lambda value: compiled.fullmatch(value[:_MAX_PATTERN]) is not None

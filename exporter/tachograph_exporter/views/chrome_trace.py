@@ -1,7 +1,7 @@
 """A timeline as Trace Event Format JSON, which Perfetto, speedscope and chrome://tracing open.
 
-Format: "Trace Event Format" (complete events ``X``, metadata ``M``, instant events ``i``); times are microseconds.
-Each row of the drawing is a thread: steps that overlap in time are put on different ones.
+Format: "Trace Event Format" (complete events ``X``, metadata ``M``); times are microseconds. A row of the picture is a
+thread, so steps that overlap in time are put on different threads.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 
 
 def chrome_trace(run: StoredRun, timeline: WorkflowExecutionTimeline) -> dict[str, Any]:
-    """The trace of the steps the timeline lists; a step still running reaches to the last moment known."""
-    chosen = {entry.step_id: entry for entry in timeline.step_timeline}
+    """The trace of the steps the timeline lists. An open step reaches to when the run was last seen."""
+    entries = {entry.step_id: entry for entry in timeline.step_timeline}
     start = run.execution.started_ns or run.execution.created_ns
     end = run.execution.finished_ns or run.execution.last_seen_ns
     steps = sorted(
-        (step for step in run.steps if step.step_id in chosen and step.started_ns is not None),
+        (step for step in run.steps if step.step_id in entries and step.started_ns is not None),
         key=lambda step: (step.started_ns or 0, -(step.finished_ns or end)),
     )
     events: list[dict[str, Any]] = [
@@ -30,17 +30,17 @@ def chrome_trace(run: StoredRun, timeline: WorkflowExecutionTimeline) -> dict[st
     free: list[tuple[int, int]] = []
     rows = 0
     for step in steps:
-        begun = step.started_ns or start
-        until = max(begun, step.finished_ns if step.finished_ns is not None else end)
-        if free and free[0][0] <= begun:
+        started = step.started_ns or start
+        ended = max(started, step.finished_ns if step.finished_ns is not None else end)
+        if free and free[0][0] <= started:
             _, row = heapq.heappop(free)
         else:
             rows += 1
             row = rows
             name = {"name": f"steps {row}"}
             events.append({"ph": "M", "pid": 1, "tid": row, "name": "thread_name", "args": name})
-        heapq.heappush(free, (until, row))
-        entry = chosen[step.step_id]
+        heapq.heappush(free, (ended, row))
+        entry = entries[step.step_id]
         details = {
             "status": entry.status,
             "attempts": step.attempt,
@@ -50,19 +50,19 @@ def chrome_trace(run: StoredRun, timeline: WorkflowExecutionTimeline) -> dict[st
         }
         if entry.error_message is not None:
             details["error"] = entry.error_message
-        events.append(_complete(row, entry.step_name, start, begun, until, details))
+        events.append(_complete(row, entry.step_name, start, started, ended, details))
     other = {"trace_id": timeline.trace_id, "execution_id": timeline.execution_id}
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
 
 
-def _complete(row: int, name: str, origin: int, begun: int, until: int, details: dict[str, Any]) -> dict[str, Any]:
+def _complete(row: int, name: str, origin: int, started: int, ended: int, details: dict[str, Any]) -> dict[str, Any]:
     return {
         "ph": "X",
         "pid": 1,
         "tid": row,
         "name": name,
         "cat": details["status"],
-        "ts": (begun - origin) / 1000,
-        "dur": (until - begun) / 1000,
+        "ts": (started - origin) / 1000,
+        "dur": (ended - started) / 1000,
         "args": details,
     }

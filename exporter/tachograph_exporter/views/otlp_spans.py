@@ -1,132 +1,171 @@
-"""A recorded execution as spans, for trace viewers: ids, times and attributes as it was exported with."""
+"""A recorded execution as spans, for trace viewers: the ids, times, attributes and events it was exported with.
+
+Only what handlers, samplers and processors add to a span is not stored. Span limits do not apply here.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
+from sqlalchemy import Row
 
-from tachograph.clock import NS
-from tachograph.events import ExecutionStatus, StepStatus
+from tachograph.events import ExecutionStatus, Failure, StepStatus
+from tachograph.identity import ExecutionRef
 from tachograph.spans import semconv
+from tachograph.spans.attributes import (
+    add_cost,
+    attempt_attributes,
+    attempt_span_id,
+    exception_attributes,
+    execution_attributes,
+    execution_state_attributes,
+    log_attributes,
+    measure_attributes,
+    step_attributes,
+    step_state_attributes,
+)
 from tachograph.version import version
 from tachograph_exporter.ingest.spans import SpanRecord, record
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.steps import StoredStep
 
 SERVICE: Final = "tachograph"
-_AROUND: Final = {"service.name": SERVICE}
+_RESOURCE_ATTRIBUTES: Final = {"service.name": SERVICE}
+# Trace flags "sampled", and that it is known whether the parent is remote (it is not).
+_FLAGS_LOCAL_PARENT: Final = 0x101
+_FLAGS_UNKNOWN_PARENT: Final = 0x001
 
 
 def spans_of_run(run: StoredRun, workspace: str) -> list[SpanRecord]:
-    """The spans of an execution: its own, one for each step, one for each attempt where there were several.
+    """The spans of an execution: its own, one per step that started or was skipped, and the attempts of those retried.
 
-    What still runs has spans that have not ended (``end_ns`` 0).
+    ``workspace`` is the slug. Spans of what still runs have not ended (``end_ns`` 0).
     """
-    row = run.execution
     resource = _resource()
-    made: list[Span] = []
-    root = _span(
-        row.trace_id, row.span_id, row.parent_span_id, semconv.run_span_name(row.workflow), Span.SPAN_KIND_SERVER
-    )
-    root.start_time_unix_nano = row.started_ns if row.started_ns is not None else row.created_ns
-    root.end_time_unix_nano = row.finished_ns or 0
-    status = ExecutionStatus(row.status)
-    about: dict[str, Any] = {
-        semconv.WORKFLOW_NAME: row.workflow,
-        semconv.WORKFLOW_ID: row.workflow_id,
-        semconv.WORKFLOW_VERSION: row.version,
-        semconv.WORKSPACE: workspace,
-        semconv.EXECUTION_ID: row.execution_id,
-        semconv.PIPELINE_NAME: row.workflow,
-        semconv.PIPELINE_RUN_ID: row.execution_id,
-    }
-    _describe(root, {**about, semconv.EXECUTION_STATUS: status.value})
-    if status in semconv.EXECUTION_RESULTS:
-        _describe(root, {semconv.PIPELINE_RESULT: semconv.EXECUTION_RESULTS[status]})
-    _fail(root, row.error_type, row.error_message, row.error_stack, row.finished_ns)
-    made.append(root)
-    span_ids = {step.step_id: step.span_id for step in run.steps}
-    attempts: dict[str, list[Any]] = defaultdict(list)
-    for attempt in run.attempts:
-        attempts[attempt.step_id].append(attempt)
-    for step in run.steps:
-        if step.started_ns is None and step.finished_ns is None:
-            continue
-        made.append(_step_span(run, step, about, span_ids))
-        several = attempts.get(step.step_id, [])
-        made += [_attempt_span(run, step, attempt) for attempt in several if len(several) > 1]
-    return [record(span, SERVICE, semconv.SCOPE, "", resource, _AROUND) for span in made]
+    spans = _Spans(run, workspace).build()
+    return [record(span, SERVICE, semconv.SCOPE, "", resource, _RESOURCE_ATTRIBUTES) for span in spans]
 
 
-def _step_span(run: StoredRun, step: StoredStep, about: dict[str, Any], span_ids: dict[str, str]) -> Span:
-    made = _span(run.execution.trace_id, step.span_id, step.parent_span_id, step.name, Span.SPAN_KIND_INTERNAL)
-    begun = step.started_ns if step.started_ns is not None else step.finished_ns
-    made.start_time_unix_nano = begun or 0
-    made.end_time_unix_nano = step.finished_ns or 0
-    status = StepStatus(step.status)
-    waits = (step.dependency_ns or 0) + (step.queue_ns or 0) + (step.backoff_ns or 0)
-    _describe(made, about)
-    _describe(
-        made,
-        {
-            semconv.STEP_NAME: step.name,
-            semconv.STEP_ID: step.step_id,
-            semconv.STEP_TYPE: step.step_type,
-            semconv.STEP_ATTEMPT: step.attempt,
-            semconv.STEP_STATUS: status.value,
-            semconv.STEP_WAIT: waits / NS,
-            semconv.TASK_NAME: step.name,
-            semconv.TASK_RUN_ID: f"{run.execution.execution_id}/{step.step_id}",
-        },
-    )
-    if status in semconv.STEP_RESULTS:
-        _describe(made, {semconv.TASK_RESULT: semconv.STEP_RESULTS[status]})
-    if step.skip_reason is not None:
-        _describe(made, {semconv.STEP_SKIP_REASON: step.skip_reason})
-    for one in step.depends_on:
-        if one in span_ids:
-            made.links.add(trace_id=made.trace_id, span_id=bytes.fromhex(span_ids[one]))
-    _fail(made, step.error_type, step.error_message, step.error_stack, step.finished_ns)
-    return made
+class _Spans:
+    def __init__(self, run: StoredRun, workspace: str) -> None:
+        row = run.execution
+        self._run = run
+        self._trace_id = bytes.fromhex(row.trace_id)
+        ref = ExecutionRef(
+            workspace=workspace,
+            workflow=row.workflow,
+            workflow_id=row.workflow_id,
+            execution_id=row.execution_id,
+            trace_id=row.trace_id,
+            span_id=row.span_id,
+            version=row.version,
+        )
+        self._execution_attributes = execution_attributes(ref)
+        self._span_ids = {step.step_id: step.span_id for step in run.steps}
+        self._attempts = _by_step(run.attempts)
+        self._reports = _by_step(run.reports)
+
+    def build(self) -> list[Span]:
+        spans = [self._root()]
+        for step in self._run.steps:
+            if step.started_ns is not None or step.finished_ns is not None:
+                spans.append(self._step(step))
+                spans += self._attempts_of(step)
+        return spans
+
+    def _root(self) -> Span:
+        row = self._run.execution
+        start = row.started_ns if row.started_ns is not None else row.created_ns
+        span = self._span(row.span_id, row.parent_span_id, semconv.run_span_name(row.workflow), start, row.finished_ns)
+        span.kind = Span.SPAN_KIND_SERVER
+        if row.parent_span_id:
+            span.flags = _FLAGS_UNKNOWN_PARENT
+        _add(span.attributes, self._execution_attributes)
+        _add(span.attributes, execution_state_attributes(ExecutionStatus(row.status)))
+        _fail(span, row.error_type, row.error_message, row.error_stack)
+        return span
+
+    def _step(self, step: StoredStep) -> Span:
+        start = step.started_ns if step.started_ns is not None else step.finished_ns
+        span = self._span(step.span_id, step.parent_span_id, step.name, start or 0, step.finished_ns)
+        wait_ns = (step.dependency_ns or 0) + (step.queue_ns or 0) + (step.backoff_ns or 0)
+        _add(span.attributes, step_attributes(self._execution_attributes, step))
+        state = step_state_attributes(StepStatus(step.status), step.attempt, wait_ns, step.skip_reason)
+        for report in self._reports.get(step.step_id, ()):
+            if report.kind == "cost":
+                add_cost(state, report.value, report.tokens_in, report.tokens_out, report.name)
+            elif report.kind == "measure":
+                _event(span, semconv.MEASURE_EVENT, report.time_ns,
+                       measure_attributes(report.name, report.value, report.unit))  # fmt: skip
+            else:
+                _event(span, semconv.LOG_EVENT, report.time_ns, log_attributes(report.unit, report.name))
+        _add(span.attributes, state)
+        for dependency in step.depends_on:
+            if dependency in self._span_ids:
+                span.links.add(trace_id=self._trace_id, span_id=bytes.fromhex(self._span_ids[dependency]))
+        _fail(span, step.error_type, step.error_message, step.error_stack)
+        return span
+
+    def _attempts_of(self, step: StoredStep) -> list[Span]:
+        """Spans of the attempts of a step that was retried, and of the one that runs now, which has no row yet."""
+        rows = self._attempts.get(step.step_id, [])
+        spans = []
+        for row in rows:
+            span = self._attempt(step, row.attempt, row.status, row.started_ns, row.finished_ns)
+            # Archives and rows of earlier versions have no stack.
+            _fail(span, row.error_type, row.error_message, getattr(row, "error_stack", None))
+            spans.append(span)
+        if step.status == StepStatus.RUNNING and step.attempt > 1 and all(row.attempt != step.attempt for row in rows):
+            spans.append(self._attempt(step, step.attempt, step.status, step.attempt_started_ns or 0, None))
+        return spans
+
+    def _attempt(self, step: StoredStep, attempt: int, status: str, start_ns: int, end_ns: int | None) -> Span:
+        name = semconv.attempt_span_name(step.name, attempt)
+        span = self._span(attempt_span_id(step.span_id, attempt), step.span_id, name, start_ns, end_ns)
+        _add(span.attributes, attempt_attributes(self._execution_attributes, step, attempt))
+        _add(span.attributes, {semconv.STEP_STATUS: status})
+        return span
+
+    def _span(self, span_id: str, parent: str | None, name: str, start_ns: int, end_ns: int | None) -> Span:
+        return Span(
+            trace_id=self._trace_id,
+            span_id=bytes.fromhex(span_id),
+            parent_span_id=bytes.fromhex(parent) if parent else b"",
+            name=name,
+            kind=Span.SPAN_KIND_INTERNAL,
+            start_time_unix_nano=start_ns,
+            end_time_unix_nano=end_ns or 0,
+            flags=_FLAGS_LOCAL_PARENT,
+        )
 
 
-def _attempt_span(run: StoredRun, step: StoredStep, attempt: Any) -> Span:
-    # Attempts' own span ids are not kept; the same each time they are asked for will do.
-    number = (int(step.span_id, 16) + attempt.attempt) % (1 << 64) or 1
-    name = semconv.attempt_span_name(step.name, attempt.attempt)
-    made = _span(run.execution.trace_id, f"{number:016x}", step.span_id, name, Span.SPAN_KIND_INTERNAL)
-    made.start_time_unix_nano, made.end_time_unix_nano = attempt.started_ns, attempt.finished_ns
-    _describe(
-        made,
-        {
-            semconv.EXECUTION_ID: run.execution.execution_id,
-            semconv.STEP_NAME: step.name,
-            semconv.STEP_ID: step.step_id,
-            semconv.STEP_ATTEMPT: attempt.attempt,
-            semconv.STEP_STATUS: attempt.status,
-        },
-    )
-    _fail(made, attempt.error_type, attempt.error_message, None, attempt.finished_ns)
-    return made
+def _by_step(rows: Iterable[Row[Any]]) -> Mapping[str, Sequence[Row[Any]]]:
+    by_step: dict[str, list[Row[Any]]] = defaultdict(list)
+    for row in rows:
+        by_step[row.step_id].append(row)
+    return by_step
 
 
-def _span(trace_id: str, span_id: str, parent: str | None, name: str, kind: Span.SpanKind.ValueType) -> Span:
-    return Span(
-        trace_id=bytes.fromhex(trace_id),
-        span_id=bytes.fromhex(span_id),
-        parent_span_id=bytes.fromhex(parent) if parent else b"",
-        name=name,
-        kind=kind,
-        flags=0x101,
-    )
+def _fail(span: Span, kind: str | None, message: str | None, stack: str | None) -> None:
+    if kind is None:
+        return
+    failure = Failure(kind, message or "", stack)
+    span.status.CopyFrom(Status(code=Status.STATUS_CODE_ERROR, message=failure.message))
+    _add(span.attributes, {semconv.ERROR_TYPE: failure.type})
+    end_ns = span.end_time_unix_nano or span.start_time_unix_nano
+    _event(span, semconv.EXCEPTION_EVENT, end_ns, exception_attributes(failure))
 
 
-def _describe(span: Span, attributes: dict[str, Any]) -> None:
-    for key, value in attributes.items():
-        span.attributes.add(key=key).value.CopyFrom(_value(value))
+def _event(span: Span, name: str, time_ns: int, attributes: Mapping[str, Any]) -> None:
+    _add(span.events.add(name=name, time_unix_nano=time_ns).attributes, attributes)
+
+
+def _add(to: Any, attributes: Mapping[str, Any]) -> None:
+    to.extend([KeyValue(key=key, value=_value(value)) for key, value in attributes.items()])
 
 
 def _value(value: Any) -> AnyValue:
@@ -137,20 +176,9 @@ def _value(value: Any) -> AnyValue:
     return AnyValue(double_value=value) if isinstance(value, float) else AnyValue(string_value=str(value))
 
 
-def _fail(span: Span, kind: str | None, message: str | None, stack: str | None, at_ns: int | None) -> None:
-    if kind is None:
-        return
-    span.status.CopyFrom(Status(code=Status.STATUS_CODE_ERROR, message=message or ""))
-    _describe(span, {semconv.ERROR_TYPE: kind})
-    event = span.events.add(name="exception", time_unix_nano=at_ns or span.start_time_unix_nano)
-    for key, text in (("exception.type", kind), ("exception.message", message), ("exception.stacktrace", stack)):
-        if text:
-            event.attributes.add(key=key).value.string_value = text
-
-
 def _resource() -> bytes:
-    made = ResourceSpans()
-    made.resource.attributes.add(key="service.name").value.string_value = SERVICE
-    scope = made.scope_spans.add().scope
+    resource = ResourceSpans()
+    resource.resource.attributes.add(key="service.name").value.string_value = SERVICE
+    scope = resource.scope_spans.add().scope
     scope.name, scope.version = semconv.SCOPE, version()
-    return made.SerializeToString(deterministic=True)
+    return resource.SerializeToString(deterministic=True)

@@ -2,8 +2,7 @@
 
 Environment: the standard ``OTEL_*`` variables configure span export (see `provider_from_environment`),
 ``TACHOGRAPH_DATABASE_URL`` the durable timeline, ``TACHOGRAPH_WORKSPACE`` the workspace that runs belong to,
-``TACHOGRAPH_MEASURES`` the step measures that become metrics. ``TACHOGRAPH_DEFERRED_SPANS=true`` calls span processors
-off the steps' threads.
+``TACHOGRAPH_MEASURES`` the step measures that become metrics.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 DATABASE_VARIABLE: Final = "TACHOGRAPH_DATABASE_URL"
 WORKSPACE_VARIABLE: Final = "TACHOGRAPH_WORKSPACE"
 MEASURES_VARIABLE: Final = "TACHOGRAPH_MEASURES"
-DEFERRED_VARIABLE: Final = "TACHOGRAPH_DEFERRED_SPANS"
 _STORE_ENTRY_POINTS: Final = "tachograph.stores"
 
 _lock = threading.RLock()
@@ -48,7 +46,6 @@ def configure(
     registry: CollectorRegistry | None = REGISTRY,
     spans: bool = True,
     measures: Iterable[str] | None = None,
-    deferred_spans: bool | None = None,
 ) -> Recorder:
     """Set up the process's recorder, closing an earlier one. All arguments are optional.
 
@@ -62,8 +59,6 @@ def configure(
         registry: the prometheus_client registry for metrics; None: no metrics.
         spans: False leaves OpenTelemetry alone.
         measures: names of step measures that become metrics (default: ``TACHOGRAPH_MEASURES``, comma-separated).
-        deferred_spans: call span processors for a step's start only once it has ended, off the step's thread; see
-            `SpanListener` (default: whether ``TACHOGRAPH_DEFERRED_SPANS`` is ``true``).
 
     Raises `SetupError` when a requested part is not available.
     """
@@ -77,7 +72,6 @@ def configure(
         recorder = build_recorder(
             provider=(provider or find_provider()) if spans else None,
             spans=spans,
-            deferred_spans=deferred_spans,
             registry=registry,
             measures=[name.strip() for name in names if name.strip()],
             store=open_store(url) if url else None,
@@ -94,7 +88,6 @@ def build_recorder(
     *,
     provider: trace.TracerProvider | None = None,
     spans: bool = True,
-    deferred_spans: bool | None = None,
     registry: CollectorRegistry | None = None,
     series: SeriesRegistry | None = None,
     measures: Iterable[str] = (),
@@ -105,7 +98,6 @@ def build_recorder(
     Args:
         provider: records spans; None: steps get span ids and a current span, but nothing is exported.
         spans: False: no span listener.
-        deferred_spans: see `configure`.
         registry: where metrics are registered; None: no metrics.
         series: the limits on metrics' series (default: the default limits).
         measures: names of step measures that become metrics.
@@ -114,7 +106,7 @@ def build_recorder(
     recorder = Recorder()
     sink = None
     if spans:
-        sink = SpanListener(provider, deferred=is_deferred() if deferred_spans is None else deferred_spans)
+        sink = SpanListener(provider)
         recorder.set_spans(sink)
     if registry is not None:
         is_sampled = sink.is_sampled if sink is not None else lambda _: False
@@ -122,11 +114,6 @@ def build_recorder(
     if store is not None:
         recorder.add("store", store)
     return recorder
-
-
-def is_deferred() -> bool:
-    """Whether the environment asks for deferred spans."""
-    return os.environ.get(DEFERRED_VARIABLE, "").strip().lower() in ("true", "1")
 
 
 def set_up_once(**options: Any) -> Recorder | None:

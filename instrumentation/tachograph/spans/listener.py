@@ -1,20 +1,18 @@
 """Events as OpenTelemetry spans: one per execution, one per step, and one per attempt where a step retries.
 
-Ids come from the events, where they were fixed before anything ran, so a span is known (and stored, and linkable)
+Ids come from the events, where they were fixed before anything ran. So a span is known (and stored, and linkable)
 before it ends, and one that its process never ended can be closed later under its real parent. For that, and because
-the SDK's own span costs several times as much as all the rest of a recorded step, spans are `LiveSpan`s: they go
-through the provider's own sampler, processors and exporters, which see a `ReadableSpan` like any other.
+the SDK's own span costs several times as much as the rest of a recorded step, spans are `LiveSpan`s: they go through
+the provider's own sampler, processors and exporters, which see a `ReadableSpan` like any other.
 
-A span begins at once, in the context of the step's task, and is the current span there; its attributes and links are
-written out when somebody looks, and it ends on the recorder's lane, so that a span processor that blocks holds up no
-step. With *deferred* spans the processors hear of its start there, too, so that nothing of theirs runs in the step's
-way. Without a provider to record into, a step still has a current span (not recording, with the real ids), so that
-propagation and log correlation work.
+A span starts at once, in the context of the step's task, and is the current span there. It ends on the recorder's
+listener queue, so a span processor that blocks holds up no step. Without a provider a step still has a current span
+(not recording, with the real ids), so that propagation and log correlation work.
 """
 
 from __future__ import annotations
 
-import logging
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -24,7 +22,6 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation import set_span_in_context
 
-from tachograph.clock import NS
 from tachograph.events import (
     Event,
     ExecutionFinished,
@@ -40,20 +37,30 @@ from tachograph.events import (
     StepStarted,
     StepStatus,
 )
-from tachograph.identity import ExecutionRef, Origin, StepRef, new_span_id
+from tachograph.identity import ExecutionRef, Origin, StepRef
 from tachograph.outcomes import Outcomes
 from tachograph.spans import semconv
-from tachograph.spans.attributes import execution_attributes, step_attributes
+from tachograph.spans.attributes import (
+    add_cost,
+    attempt_attributes,
+    attempt_span_id,
+    exception_attributes,
+    execution_attributes,
+    execution_state_attributes,
+    log_attributes,
+    measure_attributes,
+    step_attributes,
+    step_state_attributes,
+)
+from tachograph.spans.execution_spans import ExecutionSpans
 from tachograph.spans.live_span import LiveSpan, start_span
-from tachograph.spans.step_span import ExecutionSpans, StepSpan, links_to
+from tachograph.spans.step_span import StepSpan
 from tachograph.spans.target import SAMPLED, SpanTarget
 
-log = logging.getLogger(__name__)
+MAX_UNSAMPLED: Final = 10_000
+"""Dropped traces that are remembered."""
 
-UNSAMPLED: Final = 10_000
-"""How many dropped traces are remembered."""
-
-# Under which a context has its span.
+# The key under which a context has its span.
 _SPAN_KEY: Final = next(iter(set_span_in_context(trace.INVALID_SPAN, Context())))
 
 
@@ -61,10 +68,7 @@ class SpanListener:
     """Turns events into spans.
 
     Args:
-        provider: records and exports them; None: steps get a current span with the real ids that goes nowhere.
-        deferred: the provider's processors hear of a step's start when they hear of its end, on the recorder's lane.
-            Ids, times, parents and what a handler adds are the same; what a processor's ``on_start`` adds comes later,
-            and reads the context of the lane where it asks for the current one.
+        provider: records and exports them. None: steps get a current span with the real ids that goes nowhere.
     """
 
     handles: Final = frozenset(
@@ -73,9 +77,8 @@ class SpanListener:
 
     origins: Final = frozenset({Origin.RECORDED, Origin.REPORTED})
 
-    def __init__(self, provider: trace.TracerProvider | None, *, deferred: bool = False) -> None:
+    def __init__(self, provider: trace.TracerProvider | None) -> None:
         self.target = SpanTarget(provider) if provider is not None else None
-        self.is_deferred = deferred
         self._keeps_children = self.target is not None and self.target.is_native and self.target.keeps_children
         self.outcomes = Outcomes()
         self._runs: dict[str, ExecutionSpans] = {}
@@ -83,7 +86,7 @@ class SpanListener:
         self._unsampled: dict[str, None] = {}
 
     def begin(self, event: ExecutionStarted | StepStarted) -> None:
-        """Begin the span and make it the current one in the context this is called in."""
+        """Start the span and make it the current one of the calling context."""
         if type(event) is StepStarted:
             span = self._begin_step(event)
         else:
@@ -106,12 +109,12 @@ class SpanListener:
         self._runs[ref.execution_id] = run
         if not root.get_span_context().trace_flags.sampled:
             self._unsampled[ref.trace_id] = None
-            if len(self._unsampled) > UNSAMPLED:
+            if len(self._unsampled) > MAX_UNSAMPLED:
                 self._unsampled.pop(next(iter(self._unsampled)))
         return run
 
     def _run(self, ref: ExecutionRef) -> ExecutionSpans:
-        """The execution's spans; when it began in another process, that one's root stands in as a remote parent."""
+        """The execution's spans. If it started in another process, a remote parent stands in for its root."""
         run = self._runs.get(ref.execution_id)
         if run is None:
             context = _parent_context(ref.trace_id, ref.span_id)
@@ -133,16 +136,14 @@ class SpanListener:
 
     def _start_step(self, run: ExecutionSpans, step: StepRef, time_ns: int) -> trace.Span:
         span_id = step.span_id
-        if run.is_kept and step.parent_span_id == step.execution.span_id:
-            context = SpanContext(run.trace_id, int(span_id, 16), False, SAMPLED, run.state)
-            made = StepSpan(context, run.of_root, step, run, time_ns, self.target)  # type: ignore[arg-type]
-            if self.is_deferred:
-                made._is_announced = False
-            else:
-                made.announce()
-            run.steps[span_id] = made
-            run.contexts[span_id] = context
-            return made
+        if run.keeps_steps and step.parent_span_id == step.execution.span_id:
+            target = cast(SpanTarget, self.target)
+            context = SpanContext(run.trace_id, int(span_id, 16), False, SAMPLED, run.trace_state)
+            span: trace.Span = StepSpan(context, run.root_context, step, run, time_ns, target)
+            target.processor.on_start(cast(Any, span), parent_context=run.context)
+            run.steps[span_id] = span
+            run.step_contexts[span_id] = context
+            return span
         parent = run.context
         if step.parent_span_id != step.execution.span_id:
             outer = run.steps.get(step.parent_span_id)
@@ -153,17 +154,17 @@ class SpanListener:
             )
         span = self._start(
             step.name,
-            step.span_id,
+            span_id,
             run.trace_id,
             parent,
             SpanKind.INTERNAL,
-            step_attributes(run.base, step),
-            links_to(run, step.links, self.target.limits.max_links if self.target is not None else 0),
+            step_attributes(run.attributes, step),
+            run.links_to(step.links),
             time_ns,
         )
-        run.steps[step.span_id] = span
+        run.steps[span_id] = span
         if self.target is not None:
-            run.contexts[step.span_id] = span.get_span_context()
+            run.step_contexts[span_id] = span.get_span_context()
         return span
 
     def _start_attempt(
@@ -171,16 +172,11 @@ class SpanListener:
     ) -> trace.Span:
         return self._start(
             semconv.attempt_span_name(step.name, attempt),
-            new_span_id(),
+            attempt_span_id(step.span_id, attempt),
             run.trace_id,
             set_span_in_context(span, run.context),
             SpanKind.INTERNAL,
-            {
-                semconv.EXECUTION_ID: step.execution.execution_id,
-                semconv.STEP_NAME: step.name,
-                semconv.STEP_ID: step.step_id,
-                semconv.STEP_ATTEMPT: attempt,
-            },
+            attempt_attributes(run.attributes, step, attempt),
             (),
             time_ns,
         )
@@ -201,7 +197,7 @@ class SpanListener:
         return start_span(self.target, name, span_id, trace_id, parent, kind, attributes, links, start_time)
 
     def __call__(self, event: Event) -> None:
-        """End spans, and note on them what is reported meanwhile."""
+        """End spans, and add to them what steps report."""
         kind = type(event)
         if kind is StepFinished:
             self._finish_step(cast(StepFinished, event))
@@ -219,27 +215,20 @@ class SpanListener:
         run = self._run(step.execution)
         span = run.steps.pop(step.span_id, None)
         if span is None:
-            # Begun in a process that died, or dropped at the start: made now, as it would have been.
+            # It started in a process that died, or its start was dropped: it is built now, as it would have been.
             span = self._start_step(run, step, event.started_ns)
             run.steps.pop(step.span_id, None)
-        status = str(event.status)
-        why = event.failure
         attempt = run.attempts.pop((step.span_id, event.attempt), None) if run.attempts else None
-        if attempt is not None and not event.between_attempts:
-            _close(attempt, event.time_ns, {semconv.STEP_STATUS: status}, why)
-        attributes = {
-            semconv.STEP_ATTEMPT: event.attempt,
-            semconv.STEP_STATUS: status,
-            semconv.STEP_WAIT: (event.dependency_ns + event.queue_ns + event.backoff_ns) / NS,
-            semconv.TASK_RESULT: semconv.STEP_RESULTS[event.status],
-        }
-        if run.spent:
-            attributes.update(run.spent.pop(step.step_id, {}))
-        if type(span) is StepSpan:
-            span.close(event.time_ns, attributes, why)
-        else:
-            _close(span, event.time_ns, attributes, why)
-        self._note(step.execution, step.step_id, span, semconv.STEP_STATUS)
+        if event.attempt > 1 and not event.between_attempts:
+            if attempt is None:
+                attempt = self._start_attempt(run, step, span, event.attempt, event.attempt_started_ns)
+            _close(attempt, event.time_ns, {semconv.STEP_STATUS: event.status.value}, event.failure)
+        wait_ns = event.dependency_ns + event.queue_ns + event.backoff_ns
+        attributes = step_state_attributes(event.status, event.attempt, wait_ns)
+        if run.costs:
+            attributes.update(run.costs.pop(step.step_id, {}))
+        _close(span, event.time_ns, attributes, event.failure)
+        self._note(step.execution, step.step_id, span, event.status, event.attempt)
 
     def _finish_attempt(self, event: StepRetrying) -> None:
         step = event.step
@@ -247,22 +236,17 @@ class SpanListener:
         attempt = run.attempts.pop((step.span_id, event.attempt), None)
         if attempt is None:
             # The first attempt had no span of its own until it turned out not to be the last.
-            outer = run.steps.get(step.span_id) or self._start_step(run, step, event.started_ns)
-            attempt = self._start_attempt(run, step, outer, event.attempt, event.started_ns)
-        _close(attempt, event.time_ns, {semconv.STEP_STATUS: str(event.status)}, event.failure)
+            span = run.steps.get(step.span_id) or self._start_step(run, step, event.started_ns)
+            attempt = self._start_attempt(run, step, span, event.attempt, event.started_ns)
+        _close(attempt, event.time_ns, {semconv.STEP_STATUS: event.status.value}, event.failure)
 
     def _skip(self, event: StepSkipped) -> None:
         run = self._run(event.step.execution)
         span = self._start_step(run, event.step, event.time_ns)
         run.steps.pop(event.step.span_id, None)
-        attributes = {
-            semconv.STEP_ATTEMPT: 0,
-            semconv.STEP_STATUS: str(StepStatus.SKIPPED),
-            semconv.STEP_SKIP_REASON: str(event.reason),
-            semconv.TASK_RESULT: semconv.STEP_RESULTS[StepStatus.SKIPPED],
-        }
+        attributes = step_state_attributes(StepStatus.SKIPPED, 0, skip_reason=event.reason.value)
         _close(span, event.time_ns, attributes, None)
-        self._note(event.step.execution, event.step.step_id, span, semconv.STEP_STATUS)
+        self._note(event.step.execution, event.step.step_id, span, StepStatus.SKIPPED, 0)
 
     def _finish_run(self, event: ExecutionFinished) -> None:
         ref = event.execution
@@ -270,52 +254,42 @@ class SpanListener:
         if run is None or (event.status is ExecutionStatus.LOST and not run.root.is_recording()):
             run = self._begin_run(ref, event.started_ns)
             self._runs.pop(ref.execution_id, None)
-        attributes = {
-            semconv.EXECUTION_STATUS: str(event.status),
-            semconv.PIPELINE_RESULT: semconv.EXECUTION_RESULTS[event.status],
-        }
-        _close(run.root, event.time_ns, attributes, event.failure)
-        self._note(ref, "", run.root, semconv.EXECUTION_STATUS)
+        _close(run.root, event.time_ns, execution_state_attributes(event.status), event.failure)
+        self._note(ref, "", run.root, event.status, 0)
 
     def _report(self, event: StepCost | StepMeasured | StepLogged) -> None:
-        run = self._run(event.step.execution)
+        step = event.step
+        run = self._runs.get(step.execution.execution_id)
+        span = run.steps.get(step.span_id) if run is not None else None
+        if run is None or span is None:
+            return  # It came after the step's end.
         if isinstance(event, StepCost):
-            spent = run.spent.setdefault(event.step.step_id, {})
-            if event.tokens_in or event.tokens_out:
-                spent[semconv.TOKENS_IN] = spent.get(semconv.TOKENS_IN, 0) + event.tokens_in
-                spent[semconv.TOKENS_OUT] = spent.get(semconv.TOKENS_OUT, 0) + event.tokens_out
-            if event.usd:
-                spent[semconv.COST] = spent.get(semconv.COST, 0.0) + event.usd
-            if event.model:
-                spent[semconv.MODEL] = event.model
-            return
-        span = run.steps.get(event.step.span_id)
-        if span is None:
-            return
-        if isinstance(event, StepMeasured):
-            span.add_event("measure", {"name": event.name, "value": event.value, "unit": event.unit}, event.time_ns)
+            costs = run.costs.setdefault(step.step_id, {})
+            add_cost(costs, event.usd, event.tokens_in, event.tokens_out, event.model)
+        elif isinstance(event, StepMeasured):
+            measure = measure_attributes(event.name, event.value, event.unit)
+            span.add_event(semconv.MEASURE_EVENT, measure, event.time_ns)
         else:
-            span.add_event("log", {"level": event.level, "message": event.message}, event.time_ns)
+            span.add_event(semconv.LOG_EVENT, log_attributes(event.level, event.message), event.time_ns)
 
-    def _note(self, ref: ExecutionRef, step_id: str, span: trace.Span, status: str) -> None:
-        """Remember what the span itself says, once it has ended."""
-        if type(span) is StepSpan or type(span) is LiveSpan:
-            found = span._attributes
-            duration = (span._end_time or 0) - (span._start_time or 0)
-            self.outcomes.note(ref.execution_id, step_id, found[status], found.get(semconv.STEP_ATTEMPT, 0), duration)
+    def _note(
+        self, ref: ExecutionRef, step_id: str, span: trace.Span, status: ExecutionStatus | StepStatus, attempt: int
+    ) -> None:
+        """Remember how the span ended. Its times are its own; its attributes may be cut by the span limits."""
+        if isinstance(span, LiveSpan):
+            duration = (span.end_time or 0) - (span.start_time or 0)
+            self.outcomes.note(ref.execution_id, step_id, status.value, attempt, duration)
 
     def is_sampled(self, trace_id: str) -> bool:
         """Whether spans of a trace are kept: True unless the sampler dropped its root here."""
         return trace_id not in self._unsampled
 
     def flush(self, timeout_seconds: float) -> bool:
-        """Export what has ended. False when that failed or took longer than allowed."""
+        """Export the spans that have ended. False if that failed or took longer than allowed."""
         flush = getattr(self.target.provider, "force_flush", None) if self.target is not None else None
         if flush is None:
             return True
-        import threading
-
-        # The SDK's own time-out is not kept by every exporter (a collector that accepts and never answers).
+        # Not every exporter keeps the SDK's own time-out (a collector that accepts and never answers).
         result: list[bool] = []
         worker = threading.Thread(target=lambda: result.append(bool(flush(int(timeout_seconds * 1000)))), daemon=True)
         worker.start()
@@ -323,19 +297,20 @@ class SpanListener:
         return bool(result and result[0])
 
 
-def _close(span: trace.Span, end_time: int, attributes: Mapping[str, Any], why: Failure | None) -> None:
+def _close(span: trace.Span, end_time: int, attributes: Mapping[str, Any], failure: Failure | None) -> None:
     if isinstance(span, LiveSpan):
-        span.close(end_time, attributes, why)
+        span.close(end_time, attributes, failure)
     elif span.is_recording():
         span.set_attributes(attributes)
-        if why is not None:
-            span.set_attribute(semconv.ERROR_TYPE, why.type)
-            span.set_status(Status(StatusCode.ERROR, why.message))
+        if failure is not None:
+            span.set_attribute(semconv.ERROR_TYPE, failure.type)
+            span.add_event(semconv.EXCEPTION_EVENT, exception_attributes(failure), end_time)
+            span.set_status(Status(StatusCode.ERROR, failure.message))
         span.end(end_time)
 
 
 def _parent_context(trace_id: str, span_id: str) -> Context:
-    """The context whose current span has these ids: the one that is current here, if it is that one."""
+    """The context whose current span has these ids: the calling one, if it has that span."""
     current = trace.get_current_span().get_span_context()
     span = int(span_id, 16)
     if current.span_id == span and current.trace_id == int(trace_id, 16):

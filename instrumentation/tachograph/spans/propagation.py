@@ -9,7 +9,7 @@ from opentelemetry.propagate import inject
 
 
 def caller() -> tuple[str, str] | None:
-    """(trace id, span id) of the span that is current here, in hex, or None: whom a run that starts now belongs to."""
+    """The current span's (trace id, span id) in hex, or None: the parent of an execution that starts now."""
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:
         return None
@@ -17,7 +17,7 @@ def caller() -> tuple[str, str] | None:
 
 
 def propagation() -> Mapping[str, str]:
-    """Headers (``traceparent``, ``tracestate``, ``baggage``) that carry the current span to others."""
+    """Headers (``traceparent``, ``tracestate``, ``baggage``) that carry the current span to other processes."""
     headers: dict[str, str] = {}
     inject(headers)
     return headers
