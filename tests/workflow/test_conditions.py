@@ -1,4 +1,4 @@
-"""Conditions: CEL, ``${…}``, and nothing of Python."""
+"""Conditions: CEL and ``${…}``; Python is never evaluated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad definitions: all faults at once, by name and place; good ones are read whole."""
+"""A bad definition is refused with all its faults, by code and place; a good one is read completely."""
 
 from __future__ import annotations
 

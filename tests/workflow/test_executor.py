@@ -88,7 +88,7 @@ async def run(
 
 
 def check_invariants(result: ExecutionResult, events: Sequence[Event]) -> None:
-    """What must hold of any run: one end per step, times in order, parts that add up to the whole."""
+    """What holds for every run: one end per step, times in order, parts that add up to the whole."""
     ended = Counter(e.step.name for e in events if isinstance(e, StepFinished | StepSkipped))
     assert ended == Counter(result.steps.keys())
     assert isinstance(events[0], ExecutionStarted | ExecutionQueued)

@@ -1,4 +1,4 @@
-"""Real runs become definitions with the same graph; running them gives the same order and length."""
+"""Recorded runs become definitions with the same graph; running them keeps order and duration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Close what a dead process left open: its executions and steps end as ``lost``, when the process was last seen.
+"""Closes what a dead process left open: executions and steps end as ``lost``, when the process was last seen.
 
 An execution is lost when its process is known to be gone (same host and boot, no such process), or when no heartbeat
 came within the lease. The closing events carry the stored ids, so spans end under their real parent, and they go
@@ -35,7 +35,7 @@ from tachograph_exporter.store.steps import StoredStep, steps_of
 INGESTED: Final = "otlp"
 """The process of an execution that is assembled from spans."""
 INGEST_LEASE_SECONDS: Final = 3600.0
-"""How long such an execution may go without a new span before it is lost. Long, as spans arrive when steps end."""
+"""Lease of such an execution, from its latest span. Long, because a span arrives only when its step has ended."""
 LOST: Final = Failure("Lost", "its process died: no sign of life since")
 
 

@@ -76,7 +76,10 @@ class Variable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a workflow. ``max_retries`` (attempts after the first) and the backoff default to the workflow's."""
+    """A step of a workflow.
+
+    ``max_retries`` (attempts after the first) defaults to the workflow's, ``retry_backoff`` to ``Backoff()``.
+    """
 
     name: str
     step_type: StepType = StepType.TASK

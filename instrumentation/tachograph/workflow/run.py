@@ -1,4 +1,4 @@
-"""One execution, from its start to its end: decides what runs when, and emits the events."""
+"""One execution from start to end: decides what runs when, and emits the events."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ from tachograph.workflow.settled import Outputs, SettledSteps
 from tachograph.workflow.step_counts import StepCounts
 from tachograph.workflow.triggers import Decision, Outcome, Upstream, decide
 
+_DEFAULT_BACKOFF: Final = Backoff()
+
 
 class Host(msgspec.Struct, frozen=True):
     """What the executor provides to each of its runs."""
@@ -56,7 +58,7 @@ class Host(msgspec.Struct, frozen=True):
 
 
 class Run:
-    """One execution, from its start to its end."""
+    """One execution: schedules its steps, runs their attempts and emits the events."""
 
     def __init__(self, host: Host, workflow: Workflow, inputs: dict[str, Any], ref: ExecutionRef, clock: Clock) -> None:
         self._host = host
@@ -85,8 +87,8 @@ class Run:
 
     def _build(self) -> list[Node]:
         graph, ref, steps = self._graph, self.ref, self.workflow.steps
-        ids = [make_step_id(ref.workflow_id, step.name) for step in steps]
-        spans = [new_span_id() for _ in steps]
+        step_ids = [make_step_id(ref.workflow_id, step.name) for step in steps]
+        span_ids = [new_span_id() for _ in steps]
         nodes: list[Node] = []
         for i, step in enumerate(steps):
             upstream = graph.upstream[i]
@@ -94,14 +96,14 @@ class Run:
             assert handler is not None  # noqa: S101 - validated before
             step_ref = StepRef(
                 execution=ref,
-                step_id=ids[i],
+                step_id=step_ids[i],
                 name=step.name,
-                span_id=spans[i],
+                span_id=span_ids[i],
                 parent_span_id=ref.span_id,
                 step_type=str(step.step_type),
                 step_order=step.step_order or i + 1,
-                depends_on=tuple(ids[j] for j in upstream),
-                links=tuple(spans[j] for j in upstream),
+                depends_on=tuple(step_ids[j] for j in upstream),
+                links=tuple(span_ids[j] for j in upstream),
             )
             # The trigger rule does not count a fallback's primary: the fallback runs *because* the primary failed.
             nodes.append(Node(i, step, step_ref, handler, Upstream(len(upstream) - (i in graph.fallback_of))))
@@ -428,6 +430,3 @@ class Run:
         node.context = None
         self.counts.add(status, attempts.run_ns)
         self._settled.append((node, OUTCOMES[status]))
-
-
-_DEFAULT_BACKOFF: Final = Backoff()
