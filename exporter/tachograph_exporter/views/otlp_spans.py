@@ -169,11 +169,11 @@ def _add(to: Any, attributes: Mapping[str, Any]) -> None:
 
 
 def _value(value: Any) -> AnyValue:
+    if isinstance(value, str):
+        return AnyValue(string_value=value)
     if isinstance(value, bool):
         return AnyValue(bool_value=value)
-    if isinstance(value, int):
-        return AnyValue(int_value=value)
-    return AnyValue(double_value=value) if isinstance(value, float) else AnyValue(string_value=str(value))
+    return AnyValue(int_value=value) if isinstance(value, int) else AnyValue(double_value=value)
 
 
 def _resource() -> bytes:
