@@ -147,6 +147,7 @@ class Service:
         publish = partial(self.recorder.publish, delivered_to=("store",))
         self.span_store = SpanStore(self.writer, publish, book)
         self.receiver = Receiver(self.span_store)
+        self._reassembling = asyncio.Lock()
         self.registry.register(SelfMetricsCollector(self.recorder, series))
         self.registry.register(DefaultRegistryCollector())
         self.executor = Executor(
@@ -241,12 +242,13 @@ class Service:
 
     async def reassemble_due_traces(self) -> int:
         """Assemble the executions of traces that are due again; returns the number of traces."""
-        if not await self.database.read(has_due):
-            return 0
-        traces = await self.database.write(claim_due)
-        for trace in traces:
-            await asyncio.to_thread(reassemble, self.span_store, trace)
-        return len(traces)
+        async with self._reassembling:
+            if not await self.database.read(has_due):
+                return 0
+            traces = await self.database.write(claim_due)
+            for trace in traces:
+                await asyncio.to_thread(reassemble, self.span_store, trace)
+            return len(traces)
 
     async def _apply_retention(self) -> None:
         """Archive or delete old executions as configured, now and every hour."""

@@ -70,9 +70,12 @@ def reassemble(store: SpanStore, due: DueTrace) -> None:
     def work(connection: Connection) -> tuple[None, Sequence[Event]]:
         locking.lock(connection)
         is_trace = (_traces.workspace_id == due.workspace_id) & (_traces.trace_id == due.trace_id)
-        changed = connection.execute(select(_traces.changed_ns).where(is_trace)).scalar()
-        if changed is None:
+        row = connection.execute(select(_traces.changed_ns, _traces.span_count).where(is_trace)).first()
+        if row is None:
             return None, []  # Deleted in the meantime.
+        changed = row.changed_ns
+        if changed != due.changed_ns and row.span_count <= span_rows.MAX_AT_ONCE:
+            return None, []  # More spans have arrived, and the trace was assembled with them.
         announced = span_rows.announced_of(connection, due.workspace_id, due.trace_id)
         earlier = [span for span in kept if announced.get(span.span_id) is Announced.EVERYTHING]
         reading = Reading(kept, announced, earlier, due.is_quiet and changed == due.changed_ns)

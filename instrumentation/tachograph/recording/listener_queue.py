@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 Deliver: TypeAlias = Callable[[Sequence[Event]], None]
 
 REASONS: Final = ("closed", "error", "queue_full", "shutdown_timeout", "unavailable")
-"""Why events are dropped: queue closed or full; listener raised, too slow at shutdown, or unavailable."""
+"""Why events are dropped: the queue was closed or full; the listener raised, was too slow, or was unavailable."""
 QUEUE_LIMIT: Final = 200_000
 """Events a queue holds before it drops new ones."""
 GATHER_SECONDS: Final = 0.02
