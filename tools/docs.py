@@ -20,7 +20,6 @@ from typing import Any
 import aiohttp
 import typer
 from aiohttp import web
-from python_api import python_api
 from rich.console import Console
 
 from tachograph.metrics.self_metrics import SELF_METRICS
@@ -38,6 +37,10 @@ from tachograph_exporter.ingest.rules import Role
 from tachograph_exporter.service import ROUTES, Service
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.views.timeline import build_timeline
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.python_api import python_api
 
 ROOT = Path(__file__).resolve().parent.parent
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -232,7 +235,7 @@ async def responses(call: Any, execution: str) -> dict[str, Any]:
     examples = {}
     trace_id = (await call("GET", f"/api/workflows/executions/{execution}/timeline"))["trace_id"]
     for route in ROUTES:
-        if route.method != "GET" or route.answer is None or route.path in ("/api/openapi.json", "/api/stream"):
+        if route.method != "GET" or route.response is None or route.path in ("/api/openapi.json", "/api/stream"):
             continue
         path = route.path.replace("{workflow_id}", "with_retries").replace("{execution_id}", execution)
         path = (

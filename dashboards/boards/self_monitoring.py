@@ -25,8 +25,8 @@ from tachograph.metrics.self_metrics import (
     SERIES_LIMITED,
     STORE_WRITE,
     STREAM_CLIENTS,
-    STREAM_LOST,
     STREAM_MESSAGES,
+    STREAM_REFUSED,
 )
 
 
@@ -70,7 +70,7 @@ def self_monitoring() -> dashboard.Dashboard:
             panels.number(
                 "Stream clients refused",
                 "Clients rejected, or disconnected for being too slow, in the selected time range.",
-                increase(STREAM_LOST, selected),
+                increase(STREAM_REFUSED, selected),
                 "short",
                 panels.GOOD_WHEN_ZERO,
                 decimals=0,
@@ -167,7 +167,7 @@ def self_monitoring() -> dashboard.Dashboard:
                 "Messages sent per second; clients refused per hour.",
                 [
                     (rate(STREAM_MESSAGES, selected), "messages"),
-                    (f"3600 * {rate(STREAM_LOST, selected, by='reason')}", "refused: {{reason}}"),
+                    (f"3600 * {rate(STREAM_REFUSED, selected, by='reason')}", "refused: {{reason}}"),
                 ],
                 "short",
             ),

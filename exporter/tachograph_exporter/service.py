@@ -130,8 +130,8 @@ class Service:
         self.registry = CollectorRegistry()
         self.self_metrics = SelfMetrics(self.registry)
         self.feed = Feed(self.database)
-        self.hub = Hub(self.feed, self.database, self.self_metrics.told)
-        self.writer = StoreWriter(self.database, self.self_metrics.wrote, self.feed.committed)
+        self.hub = Hub(self.feed, self.database, self.self_metrics.stream_messages_sent)
+        self.writer = StoreWriter(self.database, self.self_metrics.store_committed, self.feed.committed)
         series = SeriesRegistry(family_limit=config.series_limit, expire_seconds=config.series_expire_seconds)
         self.recorder = build_recorder(
             provider=find_provider(),
@@ -187,7 +187,7 @@ class Service:
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics)
         app[health.LIFECYCLE] = self.life
         app[stream.HUB] = self.hub
-        app[stream.OWN] = self.self_metrics
+        app[stream.SELF_METRICS] = self.self_metrics
         app.on_shutdown.append(self._disconnect_followers)
         for path, handler in page.PAGES:
             app.router.add_get(path, handler)

@@ -69,7 +69,7 @@ def parse_duration(text: str) -> int:
     )
 
 
-def human(duration_ns: int | None) -> str:
+def format_duration(duration_ns: int | None) -> str:
     """A duration for people: ``820 µs``, ``12.3 ms``, ``4.56 s``, ``3 m 20 s``, ``2 h 05 m``, ``3 d 04 h``."""
     if duration_ns is None:
         return "–"

@@ -18,7 +18,7 @@ from tachograph_exporter.config import Config
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.event_log import Logged
 from tachograph_exporter.store.writer import open_writer
-from tachograph_exporter.stream.feed import Missed
+from tachograph_exporter.stream.feed import EventsMissed
 
 QUICK = {"name": "quick", "steps": [{"name": "a"}, {"name": "b", "depends_on_steps": ["a"]}]}
 
@@ -42,7 +42,7 @@ async def test_two_services_on_one_postgresql(postgres: Callable[..., str], hand
     config = Config(database=postgres(), grace_seconds=0.2)
     async with running(config, handlers) as first, running(config, handlers) as second:
         events: dict[str, list[Logged]] = {"first": [], "second": []}
-        position = await first.service.feed.now()
+        position = await first.service.feed.position()
         followers = [
             asyncio.create_task(follow(first, events["first"], position)),
             asyncio.create_task(follow(second, events["second"], position)),
@@ -75,7 +75,7 @@ async def test_a_scripts_events_reach_the_service_on_sqlite(database_url: str, h
     async with running(Config(database=database_url, grace_seconds=0.2), handlers) as api:
         events: list[Logged] = []
         # Writers log events only while there is a follower.
-        follower = asyncio.create_task(follow(api, events, await api.service.feed.now()))
+        follower = asyncio.create_task(follow(api, events, await api.service.feed.position()))
         script = Recorder()
         script.add("store", open_writer(database_url))
         await Executor(script, handlers=handlers).run(parse(QUICK))
@@ -91,14 +91,14 @@ async def test_a_follower_that_was_away_too_long_gets_an_error(
     async with running(Config(database=database_url, grace_seconds=0.2), handlers) as api:
         events: list[Logged] = []
         # Writers log events only while there is a follower.
-        follower = asyncio.create_task(follow(api, events, await api.service.feed.now()))
+        follower = asyncio.create_task(follow(api, events, await api.service.feed.position()))
         await api.call("POST", "/api/workflows", QUICK)
         for _ in range(3):
             await api.run("quick")
         await until(lambda: len(ended(events)) == 3)
         truncate = "DELETE FROM event_log WHERE sequence < (SELECT max(sequence) FROM event_log)"
         Database(database_url).run(lambda c: c.exec_driver_sql(truncate))
-        with pytest.raises(Missed, match="no longer kept"):
+        with pytest.raises(EventsMissed, match="no longer kept"):
             await follow(api, [], events[0].sequence)
         follower.cancel()
         await asyncio.gather(follower, return_exceptions=True)

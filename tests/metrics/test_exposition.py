@@ -39,7 +39,7 @@ from prometheus_client.samples import Exemplar
 from tachograph.histogram import ExponentialHistogram
 from tachograph.metrics.exposition import render, render_gzip
 from tachograph.metrics.families import OTHER
-from tachograph.metrics.negotiation import Format, choose
+from tachograph.metrics.negotiation import Format, choose_format
 from tachograph.metrics.series_registry import SeriesRegistry
 
 
@@ -317,7 +317,7 @@ def test_native_buckets_survive_the_wire(observed: list[float]) -> None:
     ],
 )
 def test_the_scraper_gets_the_format_it_likes_best(accept: str, form: Format) -> None:
-    assert choose(accept) is form
+    assert choose_format(accept) is form
 
 
 def test_a_scrape_can_be_narrowed_to_names_and_compressed() -> None:

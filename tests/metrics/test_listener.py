@@ -133,7 +133,7 @@ async def test_every_metric_named_in_the_code_is_exposed_with_its_labels_and_no_
     assert isinstance(listener, MetricsListener)
     prometheus.register(SelfMetricsCollector(recorder, listener.series))
     self_metrics = SelfMetrics(prometheus)
-    self_metrics.wrote(0.01)
+    self_metrics.store_committed(0.01)
     self_metrics.scraped("text", 0.01, 100)
     await Executor(recorder).run(WorkflowBuilder("w").step("a").build())
     recorder.flush()

@@ -210,7 +210,7 @@ async def test_a_gap_in_the_log_is_reported_to_a_follower_that_resumes(database_
     feed, writer = Feed(database), StoreWriter(database)
     step = make_step(make_execution(), "load")
     try:
-        before = await feed.now()
+        before = await feed.position()
         # As if the listener had expired: from here on nothing is logged.
         database.run(lambda c: c.exec_driver_sql("DELETE FROM store_state WHERE name LIKE 'listener:%'"))
         writer.apply([StepStarted(step=step, time_ns=1)])

@@ -12,7 +12,7 @@ from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, json_response, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.store.runs import find_run
-from tachograph_exporter.views.comparison import BASELINE_SECONDS, compare_runs, usual_comparison
+from tachograph_exporter.views.comparison import BASELINE_SECONDS, compare_runs, read_baseline_comparison
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 
 
@@ -37,16 +37,17 @@ async def compare(request: web.Request) -> web.Response:
             return compare_runs(find_run(connection, workspace.id, str(b)), find_run(connection, workspace.id, str(a)))
         run = find_run(connection, workspace.id, execution_id)
         back_ns = baseline_ns if baseline_ns is not None else BASELINE_SECONDS * NS
-        return usual_comparison(connection, workspace.id, run, back_ns)
+        return read_baseline_comparison(connection, workspace.id, run, back_ns)
 
     return json_response(await request.app[DATABASE].read(read))
 
 
 ROUTES: Final = (
-    Route(method="GET", path="/api/workflows/executions/compare", handler=compare, answer=ExecutionComparison,
-          query=(Parameter(name="a", about="The execution to compare with."),
-                 Parameter(name="b", about="The execution to explain."),
-                 Parameter(name="execution", about="The execution to explain, compared with a baseline."),
-                 Parameter(name="baseline", kind="duration", about="How far back the baseline goes.", default="7d")),
+    Route(method="GET", path="/api/workflows/executions/compare", handler=compare, response=ExecutionComparison,
+          query=(Parameter(name="a", description="The execution to compare with."),
+                 Parameter(name="b", description="The execution to explain."),
+                 Parameter(name="execution", description="The execution to explain, compared with a baseline."),
+                 Parameter(name="baseline", kind="duration", description="How far back the baseline goes.",
+                           default="7d")),
           codes=("execution_not_found", "archive_unavailable")),
 )  # fmt: skip

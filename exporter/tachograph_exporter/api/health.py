@@ -61,6 +61,14 @@ async def ready(request: web.Request) -> web.Response:
 
 
 ROUTES: Final = (
-    Route(method="GET", path="/-/healthy", handler=healthy, scope=None, in_workspace=False, answer=Health),
-    Route(method="GET", path="/-/ready", handler=ready, scope=None, in_workspace=False, answer=Readiness, also=(503,)),
+    Route(method="GET", path="/-/healthy", handler=healthy, scope=None, in_workspace=False, response=Health),
+    Route(
+        method="GET",
+        path="/-/ready",
+        handler=ready,
+        scope=None,
+        in_workspace=False,
+        response=Readiness,
+        other_statuses=(503,),
+    ),
 )

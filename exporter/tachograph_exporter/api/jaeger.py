@@ -148,7 +148,7 @@ async def jaeger_search(request: web.Request) -> web.Response:
         end_ns=query.microseconds("end"),
         min_ns=query.duration("minDuration"),
         max_ns=query.duration("maxDuration"),
-        limit=query.whole("limit", 20, 1, search.MAX_TRACES),
+        limit=query.integer("limit", 20, 1, search.MAX_TRACES),
     )
     query.done()
     result = await read(request, lambda c, workspace, slug: search.search(c, workspace, slug, criteria))
@@ -176,30 +176,34 @@ async def jaeger_dependencies(request: web.Request) -> web.Response:
 
 
 _ANY = dict[str, Any]
-_SERVICE: Final = Parameter(name="service", about="The service.")
+_SERVICE: Final = Parameter(name="service", description="The service.")
 
 ROUTES: Sequence[Route] = (
-    Route(method="GET", path="/jaeger/api/services", handler=jaeger_services, answer=_ANY),
-    Route(method="GET", path="/jaeger/api/services/{service}/operations", handler=jaeger_operations, answer=_ANY),
-    Route(method="GET", path="/jaeger/api/operations", handler=jaeger_all_operations, answer=_ANY,
-          query=(_SERVICE, Parameter(name="spanKind", about="Only spans of this kind."))),
-    Route(method="GET", path="/jaeger/api/dependencies", handler=jaeger_dependencies, answer=_ANY, query=(
-        Parameter(name="endTs", kind="integer", about="End of the range, in unix milliseconds (default: now).",
+    Route(method="GET", path="/jaeger/api/services", handler=jaeger_services, response=_ANY),
+    Route(method="GET", path="/jaeger/api/services/{service}/operations", handler=jaeger_operations, response=_ANY),
+    Route(method="GET", path="/jaeger/api/operations", handler=jaeger_all_operations, response=_ANY,
+          query=(_SERVICE, Parameter(name="spanKind", description="Only spans of this kind."))),
+    Route(method="GET", path="/jaeger/api/dependencies", handler=jaeger_dependencies, response=_ANY, query=(
+        Parameter(name="endTs", kind="integer", description="End of the range, in unix milliseconds (default: now).",
                   low=0, high=1 << 43),
-        Parameter(name="lookback", kind="integer", about="Length of the range, in milliseconds (default: a week).",
+        Parameter(name="lookback", kind="integer",
+                  description="Length of the range, in milliseconds (default: a week).",
                   low=0, high=1 << 43))),
-    Route(method="GET", path="/jaeger/api/traces", handler=jaeger_search, answer=_ANY, query=(
-        Parameter(name="service", about="Only traces with a span of this service."),
-        Parameter(name="operation", about="Only traces with a span of this name."),
-        Parameter(name="tags", about="Only traces with a span that has these attributes: a JSON object of strings.",
+    Route(method="GET", path="/jaeger/api/traces", handler=jaeger_search, response=_ANY, query=(
+        Parameter(name="service", description="Only traces with a span of this service."),
+        Parameter(name="operation", description="Only traces with a span of this name."),
+        Parameter(name="tags",
+                  description="Only traces with a span that has these attributes: a JSON object of strings.",
                   example='{"error":"true"}'),
-        Parameter(name="start", kind="integer", about="Start of the range, in unix microseconds.", low=0, high=1 << 53),
-        Parameter(name="end", kind="integer", about="End of the range, in unix microseconds.", low=0, high=1 << 53),
-        Parameter(name="minDuration", kind="duration", about="Only traces at least this long."),
-        Parameter(name="maxDuration", kind="duration", about="Only traces at most this long."),
-        Parameter(name="limit", kind="integer", about="Traces to return at most.", default=20, low=1,
+        Parameter(name="start", kind="integer", description="Start of the range, in unix microseconds.", low=0,
+                  high=1 << 53),
+        Parameter(name="end", kind="integer", description="End of the range, in unix microseconds.", low=0,
+                  high=1 << 53),
+        Parameter(name="minDuration", kind="duration", description="Only traces at least this long."),
+        Parameter(name="maxDuration", kind="duration", description="Only traces at most this long."),
+        Parameter(name="limit", kind="integer", description="Traces to return at most.", default=20, low=1,
                   high=search.MAX_TRACES),
-        Parameter(name="lookback", about="Not used; see `start` and `end`."))),
-    Route(method="GET", path="/jaeger/api/traces/{trace_id}", handler=jaeger_trace, answer=_ANY,
-          codes=("trace_not_found",), query=(Parameter(name="prettyPrint", about="Not used."),)),
+        Parameter(name="lookback", description="Not used; see `start` and `end`."))),
+    Route(method="GET", path="/jaeger/api/traces/{trace_id}", handler=jaeger_trace, response=_ANY,
+          codes=("trace_not_found",), query=(Parameter(name="prettyPrint", description="Not used."),)),
 )  # fmt: skip

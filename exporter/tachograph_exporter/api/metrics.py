@@ -74,5 +74,5 @@ async def workflow_metrics(request: web.Request) -> web.Response:
 
 ROUTES: Final = (
     Route(method="GET", path="/api/workflows/{workflow_id}/metrics", handler=workflow_metrics, query=(FROM, TO),
-          answer=WorkflowMetricsSummary),
+          response=WorkflowMetricsSummary),
 )  # fmt: skip

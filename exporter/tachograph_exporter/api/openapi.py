@@ -52,7 +52,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     """The OpenAPI document of these routes."""
     types = {
         ProblemDetails,
-        *(t for route in routes for t in (route.answer, route.body, *route.other_answers) if t is not None),
+        *(t for route in routes for t in (route.response, route.body, *route.other_responses) if t is not None),
     }
     named = [t for t in types if isinstance(t, type) or getattr(t, "__origin__", None) is not dict]
     _, components = msgspec.json.schema_components(named, ref_template="#/components/schemas/{name}")
@@ -162,7 +162,7 @@ def _query_parameter(parameter: Parameter) -> dict[str, Any]:
     if parameter.high is not None:
         schema["maximum"] = parameter.high
     described: dict[str, Any] = {
-        "name": parameter.name, "in": "query", "description": parameter.about, "schema": schema
+        "name": parameter.name, "in": "query", "description": parameter.description, "schema": schema
     }  # fmt: skip
     if parameter.example is not None:
         described["example"] = parameter.example
@@ -188,9 +188,9 @@ def _workspace_parameters(route: Route) -> list[dict[str, Any]]:
 def _responses(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
     phrase = HTTPStatus(route.status).phrase
     success: dict[str, Any] = {"description": phrase}
-    if route.answer is not None:
-        schemas = [_schema(kind) for kind in (route.answer, *route.other_answers)]
-        content: dict[str, Any] = {"schema": {"anyOf": schemas} if route.other_answers else schemas[0]}
+    if route.response is not None:
+        schemas = [_schema(kind) for kind in (route.response, *route.other_responses)]
+        content: dict[str, Any] = {"schema": {"anyOf": schemas} if route.other_responses else schemas[0]}
         example = examples.get(f"{route.method} {route.path}")
         if example is not None:
             content["example"] = example
@@ -201,7 +201,7 @@ def _responses(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
     if is_document:
         success["headers"] = {"ETag": {"description": "Send back as If-None-Match.", "schema": {"type": "string"}}}
     responses = {str(route.status): success} if route.status < 400 else {}
-    for status in route.also:
+    for status in route.other_statuses:
         responses[str(status)] = {**success, "description": HTTPStatus(status).phrase}
     if is_document:
         responses["304"] = {"description": "Not modified since the given ETag."}
@@ -244,5 +244,5 @@ DOCUMENT: Final = web.AppKey("document", bytes)
 
 ROUTES: Final = (
     Route(method="GET", path="/api/openapi.json", handler=openapi, scope=None, in_workspace=False,
-          answer=dict[str, Any]),
+          response=dict[str, Any]),
 )  # fmt: skip

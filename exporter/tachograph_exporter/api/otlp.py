@@ -63,11 +63,11 @@ async def traces(request: web.Request) -> web.Response:
             return _refused(kind, 503, 14, "the database is unavailable; retry later", retry_after=5)
     finally:
         receiver.release(size)
-    response = ExportTraceServiceResponse()
+    answer = ExportTraceServiceResponse()
     if result.rejected:
-        response.partial_success.rejected_spans = result.rejected
-        response.partial_success.error_message = result.why
-    return _answer(kind, 200, response)
+        answer.partial_success.rejected_spans = result.rejected
+        answer.partial_success.error_message = result.why
+    return _answer(kind, 200, answer)
 
 
 def _refused(kind: str, status: int, code: int, why: str, *, retry_after: int | None = None) -> web.Response:
@@ -96,6 +96,6 @@ class ExportResponse(msgspec.Struct):
 
 
 ROUTES = (
-    Route(method="POST", path="/v1/traces", handler=traces, scope=INGEST, body=ExportRequest, answer=ExportResponse,
-          also=(400, 413, 415, 429, 503), media=(_PROTOBUF,), body_example={"resourceSpans": []}),
+    Route(method="POST", path="/v1/traces", handler=traces, scope=INGEST, body=ExportRequest, response=ExportResponse,
+          other_statuses=(400, 413, 415, 429, 503), media=(_PROTOBUF,), body_example={"resourceSpans": []}),
 )  # fmt: skip

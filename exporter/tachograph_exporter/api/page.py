@@ -75,7 +75,7 @@ async def docs(_request: web.Request) -> web.Response:
 
 
 ROUTES: Final = (
-    Route(method="GET", path="/api/about", handler=about, in_workspace=False, answer=About),
+    Route(method="GET", path="/api/about", handler=about, in_workspace=False, response=About),
 )  # fmt: skip
 PAGES: Final = (("/", index), ("/docs", docs), ("/web/{file:.+}", web_file))
 """(path, handler) of the page. No token is required: these files ship with the package and contain no data."""

@@ -85,7 +85,7 @@ class Query:
         """The text as it is."""
         return self._read(name, str)
 
-    def whole(self, name: str, default: int, low: int, high: int) -> int:
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
         """An integer from ``low`` to ``high``."""
 
         def parse(text: str) -> int:
@@ -98,15 +98,15 @@ class Query:
         value = self._read(name, parse)
         return default if value is None else value
 
-    def number(self, name: str) -> int | None:
+    def optional_integer(self, name: str) -> int | None:
         """An optional integer within the bounds that the route declares."""
         declared = self._declared[name]
-        number = self.whole(name, -1, declared.low or 0, declared.high or 0)
+        number = self.integer(name, -1, declared.low or 0, declared.high or 0)
         return None if number < 0 else number
 
     def page(self) -> tuple[int, int]:
         """``skip`` and ``limit``."""
-        return tuple(self.whole(p.name, p.default, p.low or 0, p.high or 0) for p in PAGE)  # type: ignore[return-value]
+        return tuple(self.integer(p.name, p.default, p.low or 0, p.high or 0) for p in PAGE)  # type: ignore[return-value]
 
     def time(self, name: str) -> int | None:
         """A time in unix nanoseconds; given as RFC 3339, unix seconds, or an age (``24h``)."""

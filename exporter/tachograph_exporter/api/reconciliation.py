@@ -34,5 +34,5 @@ async def compare_views(request: web.Request) -> web.Response:
 
 ROUTES: Final = (
     Route(method="GET", path="/api/workflows/executions/{execution_id}/reconcile", handler=compare_views,
-          answer=Reconciliation, codes=("archive_unavailable",)),
+          response=Reconciliation, codes=("archive_unavailable",)),
 )  # fmt: skip

@@ -19,7 +19,7 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
     """A query parameter. ``kind``: text, texts (may be repeated), time, duration, integer or boolean."""
 
     name: str
-    about: str
+    description: str
     kind: str = "text"
     choices: tuple[str, ...] = ()
     default: Any = None
@@ -46,12 +46,12 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     body: Any = None
     body_is_optional: bool = False
     body_example: Any = None
-    answer: Any = None
+    response: Any = None
     status: int = 200
-    also: tuple[int, ...] = ()
+    other_statuses: tuple[int, ...] = ()
     codes: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
-    other_answers: tuple[Any, ...] = ()
+    other_responses: tuple[Any, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -89,10 +89,14 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 ROUTE_BY_HANDLER: Final = web.AppKey("route_by_handler", dict[Handler, Route])
 
-FROM: Final = Parameter(name="from", kind="time", about="Only what ended at or after this time.", example="7d")
-TO: Final = Parameter(name="to", kind="time", about="Only what ended before this time.", example="2026-11-24T00:00:00Z")
-SKIP: Final = Parameter(name="skip", kind="integer", about="Number of items to skip.", default=0, low=0, high=10**12)
+FROM: Final = Parameter(name="from", kind="time", description="Only what ended at or after this time.", example="7d")
+TO: Final = Parameter(
+    name="to", kind="time", description="Only what ended before this time.", example="2026-11-24T00:00:00Z"
+)
+SKIP: Final = Parameter(
+    name="skip", kind="integer", description="Number of items to skip.", default=0, low=0, high=10**12
+)
 LIMIT: Final = Parameter(
-    name="limit", kind="integer", about="Maximum number of items to return.", default=50, low=1, high=1000
+    name="limit", kind="integer", description="Maximum number of items to return.", default=50, low=1, high=1000
 )
 PAGE: Final = (SKIP, LIMIT)

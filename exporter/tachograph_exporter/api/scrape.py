@@ -12,7 +12,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from tachograph.metrics.exposition import render, render_gzip
-from tachograph.metrics.negotiation import Format, choose
+from tachograph.metrics.negotiation import Format, choose_format
 from tachograph.metrics.self_metrics import SelfMetrics
 from tachograph.recording.recorder import Recorder
 from tachograph_exporter.api import problems
@@ -55,7 +55,7 @@ SCRAPER: Final = web.AppKey("scraper", Scraper)
 
 async def exposition(request: web.Request) -> web.Response:
     """``GET /metrics``: for Prometheus, in protobuf, OpenMetrics or text by Accept; ``name[]`` selects metrics."""
-    form = choose(request.headers.get("Accept", ""))
+    form = choose_format(request.headers.get("Accept", ""))
     is_gzip = "gzip" in request.headers.get("Accept-Encoding", "")
     names = frozenset(request.query.getall("name[]", []))
     try:

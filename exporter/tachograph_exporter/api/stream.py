@@ -25,7 +25,7 @@ from tachograph_exporter.stream.hub import STALL_SECONDS, Closing, Hub, StreamFi
 from tachograph_exporter.stream.messages import EVENT_TYPES, STATE_TYPES, Message, StreamMessage
 
 HUB: Final = web.AppKey("hub", Hub)
-OWN: Final = web.AppKey("own_series", SelfMetrics)
+SELF_METRICS: Final = web.AppKey("own_series", SelfMetrics)
 PROTOCOL: Final = "tachograph"
 """The subprotocol. Browsers cannot set headers on a WebSocket, so they offer their token as a second subprotocol."""
 TOO_SLOW: Final = 4008
@@ -53,7 +53,7 @@ async def _subscription(
         types = frozenset(EVENT_TYPES)
     for unknown in sorted(types - set(EVENT_TYPES)):
         query.fault("types", f"{unknown!r} is not an event type; expected all, {', '.join(EVENT_TYPES)}")
-    after = query.number("after")
+    after = query.optional_integer("after")
     last = request.headers.get("Last-Event-ID", "")
     if after is None and last.isascii() and last.isdigit() and len(last) < 19:
         after = int(last)
@@ -77,7 +77,7 @@ async def _subscription(
 def _check_limit(request: web.Request) -> None:
     limit = request.app[CONFIG].max_stream_clients
     if request.app[HUB].follower_count >= limit:
-        request.app[OWN].refused_stream("full")
+        request.app[SELF_METRICS].stream_client_refused("full")
         raise problems.too_many_clients(limit)
 
 
@@ -97,7 +97,7 @@ async def _websocket(request: web.Request, stream_filter: StreamFilter, after: i
     )
     await socket.prepare(request)
     messages = request.app[HUB].follow(stream_filter, after)
-    with request.app[OWN].stream_client("websocket"):
+    with request.app[SELF_METRICS].stream_client("websocket"):
         sending = asyncio.create_task(_send(request, socket, messages), name="tachograph websocket")
         try:
             count = 0
@@ -131,7 +131,7 @@ async def _send(
                     if waited >= STALL_SECONDS:
                         raise TooSlow(f"nothing read for {STALL_SECONDS:g} s")  # noqa: TRY301
     except TooSlow as error:
-        request.app[OWN].refused_stream("too_slow")
+        request.app[SELF_METRICS].stream_client_refused("too_slow")
         await socket.close(code=TOO_SLOW, message=str(error).encode()[:120])
         if request.transport is not None:
             request.transport.abort()
@@ -185,7 +185,7 @@ async def sse_stream(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers=headers)
     response.content_type = "text/event-stream"
     response.charset = "utf-8"
-    self_metrics = request.app[OWN]
+    self_metrics = request.app[SELF_METRICS]
     await response.prepare(request)
     with self_metrics.stream_client("sse"), contextlib.suppress(ConnectionError, Closing):
         async with contextlib.aclosing(request.app[HUB].follow(stream_filter, after)) as messages:
@@ -195,18 +195,19 @@ async def sse_stream(request: web.Request) -> web.StreamResponse:
                     async with asyncio.timeout(STALL_SECONDS):
                         await response.write(b"".join([message.sse for message in group]))
             except (TooSlow, TimeoutError):
-                self_metrics.refused_stream("too_slow")
+                self_metrics.stream_client_refused("too_slow")
                 if request.transport is not None:
                     request.transport.abort()
     return response
 
 
 _TYPES: Final = Parameter(
-    name="types", kind="texts", about="Only events of these types; `all` includes those that do not change a status.",
+    name="types", kind="texts",
+    description="Only events of these types; `all` includes those that do not change a status.",
     example="step_failed,workflow_failed",
 )  # fmt: skip
 _AFTER: Final = Parameter(
-    name="after", kind="integer", about="Resume after this sequence number.", low=0, high=(1 << 63) - 1
+    name="after", kind="integer", description="Resume after this sequence number.", low=0, high=(1 << 63) - 1
 )
 _QUERY: Final = (_TYPES, _AFTER)
 _CODES: Final = ("upgrade_required", "too_many_clients")
@@ -218,10 +219,10 @@ ROUTES: Final = (
     Route(method="GET", path="/ws/workflows/steps/{step_id}", handler=ws_step, query=_QUERY, status=101, codes=_CODES),
     Route(method="GET", path="/ws/workflows/{workflow_id}", handler=ws_workflow, query=_QUERY, status=101,
           codes=_CODES),
-    Route(method="GET", path="/api/stream", handler=sse_stream, answer=StreamMessage, media=("text/event-stream",),
+    Route(method="GET", path="/api/stream", handler=sse_stream, response=StreamMessage, media=("text/event-stream",),
           codes=("too_many_clients", "workflow_not_found", "execution_not_found"), query=(
               *_QUERY,
-              Parameter(name="workflow_id", about="Only this workflow, by id or name."),
-              Parameter(name="execution_id", about="Only this execution."),
-              Parameter(name="step_id", about="Only this step."))),
+              Parameter(name="workflow_id", description="Only this workflow, by id or name."),
+              Parameter(name="execution_id", description="Only this execution."),
+              Parameter(name="step_id", description="Only this step."))),
 )  # fmt: skip

@@ -113,9 +113,9 @@ async def tempo_search(request: web.Request) -> web.Response:
         end_ns=query.time("end"),
         min_ns=query.duration("minDuration"),
         max_ns=query.duration("maxDuration"),
-        limit=query.whole("limit", 20, 1, search.MAX_TRACES),
+        limit=query.integer("limit", 20, 1, search.MAX_TRACES),
     )
-    shown = query.whole("spss", 3, 0, 1000)
+    shown = query.integer("spss", 3, 0, 1000)
     query.done()
     result = await read(request, lambda c, workspace, slug: search.search(c, workspace, slug, criteria))
     return json_response(
@@ -164,7 +164,7 @@ async def tempo_tags(request: web.Request) -> web.Response:
     """``GET /tempo/api/search/tags``: Tempo's query API: names of attributes, of the newest traces."""
     query = Query(request)
     scope = query.choice("scope", _SCOPES, "none")
-    query.whole("limit", 0, 0, 1 << 31)
+    query.integer("limit", 0, 0, 1 << 31)
     by_scope = await _attributes(request, query)
     names = {name for of, attributes in by_scope.items() if scope in ("none", of) for name in attributes}
     return json_response(
@@ -176,7 +176,7 @@ async def tempo_tags_v2(request: web.Request) -> web.Response:
     """``GET /tempo/api/v2/search/tags``: Tempo's query API, version 2: names of attributes, by scope."""
     query = Query(request)
     scope = query.choice("scope", _SCOPES, "none")
-    query.whole("limit", 0, 0, 1 << 31)
+    query.integer("limit", 0, 0, 1 << 31)
     names: Mapping[str, Sequence[str]] = {
         **{of: sorted(attributes) for of, attributes in (await _attributes(request, query)).items()},
         "intrinsic": sorted(INTRINSICS),
@@ -197,7 +197,7 @@ def _without_range(query: Query) -> None:
 async def _values(request: web.Request) -> dict[str, Any]:
     """Values of the attribute or intrinsic in the path, by their text."""
     query = Query(request)
-    query.whole("limit", 0, 0, 1 << 31)
+    query.integer("limit", 0, 0, 1 << 31)
     tag = request.match_info["tag"]
     scope, _, name = tag.partition(".")
     if scope not in ("span", "resource", ""):
@@ -254,38 +254,40 @@ async def tempo_metrics_range(request: web.Request) -> web.Response:
 _ANY = dict[str, Any]
 _MISSING: Final = ("trace_not_found",)
 _RANGE: Final = (
-    Parameter(name="start", kind="time", about="Only traces that started at or after this time."),
-    Parameter(name="end", kind="time", about="Only traces that started at or before this time."),
+    Parameter(name="start", kind="time", description="Only traces that started at or after this time."),
+    Parameter(name="end", kind="time", description="Only traces that started at or before this time."),
 )
-_Q: Final = Parameter(name="q", about="A TraceQL query.", example='{ resource.service.name = "etl" && duration > 5s }')
+_Q: Final = Parameter(
+    name="q", description="A TraceQL query.", example='{ resource.service.name = "etl" && duration > 5s }'
+)
 _NAMES: Final = (
-    _Q, *_RANGE, Parameter(name="scope", about="Only names of this scope.", choices=_SCOPES, default="none"),
-    Parameter(name="limit", kind="integer", about="Not used.", low=0, high=1 << 31),
+    _Q, *_RANGE, Parameter(name="scope", description="Only names of this scope.", choices=_SCOPES, default="none"),
+    Parameter(name="limit", kind="integer", description="Not used.", low=0, high=1 << 31),
 )  # fmt: skip
 _VALUES: Final = (_Q, *_RANGE, _NAMES[-1])
 _NONE: Final = ("not_supported",)
 
 ROUTES: Sequence[Route] = (
     Route(method="GET", path="/tempo/api/echo", handler=tempo_echo, in_workspace=False, media=("text/plain",)),
-    Route(method="GET", path="/tempo/api/status/buildinfo", handler=tempo_build, in_workspace=False, answer=_ANY),
-    Route(method="GET", path="/tempo/api/traces/{trace_id}", handler=tempo_trace, answer=_ANY, codes=_MISSING,
+    Route(method="GET", path="/tempo/api/status/buildinfo", handler=tempo_build, in_workspace=False, response=_ANY),
+    Route(method="GET", path="/tempo/api/traces/{trace_id}", handler=tempo_trace, response=_ANY, codes=_MISSING,
           query=_RANGE, media=(_PROTOBUF,)),
-    Route(method="GET", path="/tempo/api/v2/traces/{trace_id}", handler=tempo_trace_v2, answer=_ANY, codes=_MISSING,
+    Route(method="GET", path="/tempo/api/v2/traces/{trace_id}", handler=tempo_trace_v2, response=_ANY, codes=_MISSING,
           query=_RANGE, media=(_PROTOBUF,)),
-    Route(method="GET", path="/tempo/api/search", handler=tempo_search, answer=_ANY, codes=_NONE, query=(
-        _Q, Parameter(name="tags", about="logfmt: `service.name=etl key=value`."), *_RANGE,
-        Parameter(name="minDuration", kind="duration", about="Only traces at least this long."),
-        Parameter(name="maxDuration", kind="duration", about="Only traces at most this long."),
-        Parameter(name="limit", kind="integer", about="Traces to return at most.", default=20, low=1,
+    Route(method="GET", path="/tempo/api/search", handler=tempo_search, response=_ANY, codes=_NONE, query=(
+        _Q, Parameter(name="tags", description="logfmt: `service.name=etl key=value`."), *_RANGE,
+        Parameter(name="minDuration", kind="duration", description="Only traces at least this long."),
+        Parameter(name="maxDuration", kind="duration", description="Only traces at most this long."),
+        Parameter(name="limit", kind="integer", description="Traces to return at most.", default=20, low=1,
                   high=search.MAX_TRACES),
-        Parameter(name="spss", kind="integer", about="Matching spans to return of each trace; 0: all.", default=3,
+        Parameter(name="spss", kind="integer", description="Matching spans to return of each trace; 0: all.", default=3,
                   low=0, high=1000))),
-    Route(method="GET", path="/tempo/api/search/tags", handler=tempo_tags, answer=_ANY, codes=_NONE, query=_NAMES),
-    Route(method="GET", path="/tempo/api/v2/search/tags", handler=tempo_tags_v2, answer=_ANY, codes=_NONE,
+    Route(method="GET", path="/tempo/api/search/tags", handler=tempo_tags, response=_ANY, codes=_NONE, query=_NAMES),
+    Route(method="GET", path="/tempo/api/v2/search/tags", handler=tempo_tags_v2, response=_ANY, codes=_NONE,
           query=_NAMES),
-    Route(method="GET", path="/tempo/api/search/tag/{tag}/values", handler=tempo_values, answer=_ANY, codes=_NONE,
+    Route(method="GET", path="/tempo/api/search/tag/{tag}/values", handler=tempo_values, response=_ANY, codes=_NONE,
           query=_VALUES),
-    Route(method="GET", path="/tempo/api/v2/search/tag/{tag}/values", handler=tempo_values_v2, answer=_ANY,
+    Route(method="GET", path="/tempo/api/v2/search/tag/{tag}/values", handler=tempo_values_v2, response=_ANY,
           codes=_NONE, query=_VALUES),
     Route(method="GET", path="/tempo/api/metrics/query", handler=tempo_metrics, in_workspace=False, status=400,
           codes=_NONE),

@@ -56,20 +56,21 @@ ROUTES: Final = (
         handler=timeline,
         query=(
             Parameter(
-                name="status", kind="texts", about="Only steps in one of these states.", choices=tuple(StepStatus)
+                name="status", kind="texts", description="Only steps in one of these states.", choices=tuple(StepStatus)
             ),
-            Parameter(name="min_duration", kind="duration", about="Only steps that took at least this long."),
-            Parameter(name="max_duration", kind="duration", about="Only steps that took at most this long."),
-            Parameter(name="step", kind="texts", about="Only steps with these names or ids."),
+            Parameter(name="min_duration", kind="duration", description="Only steps that took at least this long."),
+            Parameter(name="max_duration", kind="duration", description="Only steps that took at most this long."),
+            Parameter(name="step", kind="texts", description="Only steps with these names or ids."),
             Parameter(
                 name="format",
-                about="`chrome`: Trace Event JSON for Perfetto, speedscope and chrome://tracing; `otlp`: OTLP JSON.",
+                description="`chrome`: Trace Event JSON for Perfetto, speedscope and "
+                "chrome://tracing; `otlp`: OTLP JSON.",
                 choices=FORMATS,
                 default="json",
             ),
         ),
-        answer=WorkflowExecutionTimeline,
-        other_answers=(ChromeTrace, OtlpTraces),
+        response=WorkflowExecutionTimeline,
+        other_responses=(ChromeTrace, OtlpTraces),
         codes=("archive_unavailable",),
     ),
 )

@@ -10,7 +10,7 @@ from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, json_response, workflow_of, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
-from tachograph_exporter.views.trends import BUCKETS, MAX_BUCKETS, bucket_range, build_trends
+from tachograph_exporter.views.trends import BUCKETS, MAX_BUCKETS, bucket_range, read_trends
 
 
 async def trends(request: web.Request) -> web.Response:
@@ -32,16 +32,17 @@ async def trends(request: web.Request) -> web.Response:
     key = (workspace.id, workflow.id)
     return json_response(
         await request.app[DATABASE].read(
-            lambda c: build_trends(c, key, workflow, bucket, low_s, max(low_s, high_s), step)
+            lambda c: read_trends(c, key, workflow, bucket, low_s, max(low_s, high_s), step)
         )
     )
 
 
 ROUTES: Final = (
-    Route(method="GET", path="/api/workflows/{workflow_id}/trends", handler=trends, answer=WorkflowTrends,
-          query=(Parameter(name="bucket", about="Size of a bucket.", choices=tuple(BUCKETS), default="1h"),
-                 Parameter(name="from", kind="time", about="Start. Default: 24 h, 14 d or 180 d ago, by bucket size.",
+    Route(method="GET", path="/api/workflows/{workflow_id}/trends", handler=trends, response=WorkflowTrends,
+          query=(Parameter(name="bucket", description="Size of a bucket.", choices=tuple(BUCKETS), default="1h"),
+                 Parameter(name="from", kind="time",
+                           description="Start. Default: 24 h, 14 d or 180 d ago, by bucket size.",
                            example="30d"),
-                 Parameter(name="to", kind="time", about="End. Default: now."),
-                 Parameter(name="step", about="Trends of this step instead of the executions."))),
+                 Parameter(name="to", kind="time", description="End. Default: now."),
+                 Parameter(name="step", description="Trends of this step instead of the executions."))),
 )  # fmt: skip

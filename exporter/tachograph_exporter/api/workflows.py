@@ -231,20 +231,21 @@ _EXAMPLE: Final = {
 }
 
 ROUTES: Final = (
-    Route(method="GET", path="/api/workflows", handler=list_workflows, query=PAGE, answer=Page[WorkflowSummary],
+    Route(method="GET", path="/api/workflows", handler=list_workflows, query=PAGE, response=Page[WorkflowSummary],
           codes=("project_not_found",)),
     Route(method="POST", path="/api/workflows", handler=create, scope=WRITE, body=Document, body_example=_EXAMPLE,
-          answer=WorkflowDetail, status=201, codes=("project_not_found", "workflow_exists", "invalid_workflow")),
+          response=WorkflowDetail, status=201, codes=("project_not_found", "workflow_exists", "invalid_workflow")),
     Route(method="POST", path="/api/workflows/validate", handler=validate, body=Document, body_example=_EXAMPLE,
-          in_workspace=False, answer=ValidationResult),
-    Route(method="GET", path="/api/workflows/templates", handler=templates, in_workspace=False, answer=Page[Document]),
-    Route(method="GET", path="/api/workflows/{workflow_id}", handler=read, answer=WorkflowDetail),
+          in_workspace=False, response=ValidationResult),
+    Route(method="GET", path="/api/workflows/templates", handler=templates, in_workspace=False,
+          response=Page[Document]),
+    Route(method="GET", path="/api/workflows/{workflow_id}", handler=read, response=WorkflowDetail),
     Route(method="PATCH", path="/api/workflows/{workflow_id}", handler=change, scope=WRITE, body=Document,
-          body_example={"version": "2"}, answer=WorkflowDetail,
+          body_example={"version": "2"}, response=WorkflowDetail,
           codes=("not_runnable", "workflow_exists", "invalid_workflow")),
     Route(method="DELETE", path="/api/workflows/{workflow_id}", handler=remove, scope=WRITE, status=204,
           codes=("workflow_busy",)),
     Route(method="POST", path="/api/workflows/{workflow_id}/execute", handler=execute, scope=WRITE, body=NewExecution,
-          body_is_optional=True, body_example={"input_variables": {"rows": 50}}, answer=Submitted, status=202,
+          body_is_optional=True, body_example={"input_variables": {"rows": 50}}, response=Submitted, status=202,
           codes=("not_runnable", "invalid_inputs", "invalid_workflow", "too_many_executions")),
 )  # fmt: skip

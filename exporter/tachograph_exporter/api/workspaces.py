@@ -104,14 +104,14 @@ _EXAMPLE: Final = {"slug": "shipping", "name": "Shipping"}
 
 ROUTES: Final = (
     Route(method="GET", path="/api/workspaces", handler=list_workspaces, in_workspace=False, query=PAGE,
-          answer=Page[WorkspaceInfo]),
+          response=Page[WorkspaceInfo]),
     Route(method="POST", path="/api/workspaces", handler=create_workspace, in_workspace=False, scope=ADMIN,
-          body=NewWorkspace, body_example=_EXAMPLE, answer=WorkspaceInfo, status=201, codes=("workspace_exists",)),
+          body=NewWorkspace, body_example=_EXAMPLE, response=WorkspaceInfo, status=201, codes=("workspace_exists",)),
     Route(method="GET", path="/api/workspaces/{workspace}", handler=read_workspace, in_workspace=False,
-          answer=WorkspaceInfo, codes=("workspace_not_found",)),
+          response=WorkspaceInfo, codes=("workspace_not_found",)),
     Route(method="GET", path="/api/workspaces/{workspace}/projects", handler=list_projects, in_workspace=False,
-          query=PAGE, answer=Page[ProjectInfo], codes=("workspace_not_found",)),
+          query=PAGE, response=Page[ProjectInfo], codes=("workspace_not_found",)),
     Route(method="POST", path="/api/workspaces/{workspace}/projects", handler=create_project, in_workspace=False,
-          scope=ADMIN, body=NewWorkspace, body_example=_EXAMPLE, answer=ProjectInfo, status=201,
+          scope=ADMIN, body=NewWorkspace, body_example=_EXAMPLE, response=ProjectInfo, status=201,
           codes=("workspace_not_found", "project_exists")),
 )  # fmt: skip

@@ -41,14 +41,14 @@ from tachograph_exporter.store.execution_list import ExecutionFilter
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.times import parse_duration, parse_time
-from tachograph_exporter.views.comparison import compare_runs, usual_comparison
+from tachograph_exporter.views.comparison import compare_runs, read_baseline_comparison
 from tachograph_exporter.views.metrics import read_metrics
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.workflows import ValidationResult
 from tachograph_exporter.views.timeline import build_timeline
-from tachograph_exporter.views.trends import BUCKETS, bucket_range, build_trends
+from tachograph_exporter.views.trends import BUCKETS, bucket_range, read_trends
 
 
 @app.command()
@@ -259,7 +259,7 @@ def trends(
 
         def read(connection: Connection) -> WorkflowTrends:
             row = _workflow(connection, workspace, workflow)
-            return build_trends(connection, (row.workspace_id, row.id), row, bucket, low_s, high_s, step)
+            return read_trends(connection, (row.workspace_id, row.id), row, bucket, low_s, high_s, step)
 
         document = store.look(read)
         store.close()
@@ -295,7 +295,7 @@ def compare(
             run = _run(connection, owner, execution)
             if other is not None:
                 return compare_runs(run, find_run(connection, owner, other))
-            return usual_comparison(connection, owner, run, back_ns)
+            return read_baseline_comparison(connection, owner, run, back_ns)
 
         try:
             comparison = store.look(read)

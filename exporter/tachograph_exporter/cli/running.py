@@ -53,7 +53,7 @@ from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.writer import StoreWriter
-from tachograph_exporter.times import human
+from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.timeline import build_timeline
 
@@ -85,13 +85,15 @@ class Progress:
     def __rich__(self) -> Text:
         now = time.monotonic()
         text = Text(f"▶ {self.name} ", style="bold cyan")
-        text.append(f"{self.done}/{self.total} steps, {human(round((now - self.started) * 1e9))}", style="none")
+        text.append(
+            f"{self.done}/{self.total} steps, {format_duration(round((now - self.started) * 1e9))}", style="none"
+        )
         if self.failed:
             text.append(f", {self.failed} failed", style="red")
         if self.retries:
             text.append(f", {self.retries} retries", style="yellow")
         for name, since in list(self.running.items())[:5]:
-            text.append(f"\n    {name} {human(round((now - since) * 1e9))}", style="cyan")
+            text.append(f"\n    {name} {format_duration(round((now - since) * 1e9))}", style="cyan")
         if len(self.running) > 5:
             text.append(f"\n    … and {len(self.running) - 5} more running", style="cyan")
         return text

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tachograph.clock import NS
-from tachograph_exporter.times import human
+from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline, WorkflowStepTimelineEntry
@@ -93,14 +93,18 @@ def _headline(timeline: WorkflowExecutionTimeline, total: float) -> Text:
     text = Text()
     text.append(f"{MARKS.get(timeline.status, ' ')} {printable(timeline.workflow_name)} ", style=f"bold {colour}")
     text.append(f"{timeline.status} ", style=colour)
-    text.append(f"in {human(round(total * NS))}" if timeline.completed_at else f"for {human(round(total * NS))}")
+    text.append(
+        f"in {format_duration(round(total * NS))}"
+        if timeline.completed_at
+        else f"for {format_duration(round(total * NS))}"
+    )
     text.append(f"   {timeline.execution_id}", style="bright_black")
     return text
 
 
 def _axis(names: int, width: int, total: float) -> str:
-    left, right = "0", human(round(total * NS))
-    middle = human(round(total * NS / 2))
+    left, right = "0", format_duration(round(total * NS))
+    middle = format_duration(round(total * NS / 2))
     line = left + " " * max(1, width // 2 - len(left) - len(middle) // 2) + middle
     return " " * (names + 2) + line + " " * max(1, width - len(line) - len(right)) + right
 
@@ -119,7 +123,7 @@ def _row(step: WorkflowStepTimelineEntry, names: int, width: int, origin: float,
         yield Segment((step.skip_reason or "skipped").replace("_", " "), Style.parse("bright_black"))
     else:
         length = step.duration_seconds if step.duration_seconds is not None else step.elapsed_seconds
-        yield Segment(f"{human(round(length * NS)) if length is not None else '':>9}")
+        yield Segment(f"{format_duration(round(length * NS)) if length is not None else '':>9}")
         if step.retry_count:
             yield Segment(f" ↻{step.retry_count}", Style.parse("yellow"))
     yield Segment("\n")
@@ -174,7 +178,7 @@ def _footer(timeline: WorkflowExecutionTimeline) -> Iterator[Text]:
             parts.append(f"{count} {word}")
     line = Text("  " + " · ".join(parts), style="bright_black")
     if timeline.parallelism is not None:
-        work = human(round(timeline.work_seconds * NS))
+        work = format_duration(round(timeline.work_seconds * NS))
         line.append(f" · {work} of work, parallelism {timeline.parallelism:.2f}")
     if timeline.cost_usd:
         line.append(f" · ${timeline.cost_usd:.4g}")
@@ -182,7 +186,7 @@ def _footer(timeline: WorkflowExecutionTimeline) -> Iterator[Text]:
     if timeline.critical_path:
         seconds = timeline.critical_path_seconds
         path = Text("  ◆ critical path ", style="yellow")
-        path.append(human(round(seconds * NS)), style="bold yellow")
+        path.append(format_duration(round(seconds * NS)), style="bold yellow")
         names = [step.step_name for step in timeline.critical_path]
         if len(names) > 8:
             names = [*names[:4], "…", *names[-3:]]
@@ -198,7 +202,7 @@ def _timestamp(text: str) -> float:
 
 
 def _duration(value: float | None) -> str:
-    return human(round(value * NS)) if value is not None else "–"
+    return format_duration(round(value * NS)) if value is not None else "–"
 
 
 def _percent(value: float | None) -> str:

@@ -25,7 +25,7 @@ from tachograph_exporter.cli.terminal import COLOURS, MARKS, TimelineView, print
 from tachograph_exporter.config import DEFAULT_LISTEN, TOKEN_VARIABLE
 from tachograph_exporter.stream.client import Refused, follow
 from tachograph_exporter.stream.messages import StreamMessage
-from tachograph_exporter.times import human
+from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 
 _ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -180,7 +180,7 @@ class Watcher:
         else:
             table = Table("running", "for", "steps", box=None)
             for run in list(self.running.values())[-15:]:
-                elapsed = human(round((time.time() - run["seen_at"]) * NS))
+                elapsed = format_duration(round((time.time() - run["seen_at"]) * NS))
                 table.add_row(
                     Text(printable(run["name"]), style="cyan"), elapsed, Text(printable(", ".join(run["steps"]))[:80])
                 )

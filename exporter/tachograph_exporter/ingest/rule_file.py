@@ -117,7 +117,7 @@ def _reader(names: _Names) -> Read | None:
             if name == "span:name":
                 return span.name
             if name.startswith("resource."):
-                value = span.around.get(name.removeprefix("resource."))
+                value = span.resource_attributes.get(name.removeprefix("resource."))
             else:
                 value = span.attributes.get(name.removeprefix("span."), span.attributes.get(name))
             if value is not None:

@@ -49,7 +49,9 @@ def of_resource(*names: str) -> Read:
     """Reads the first of these attributes that the span's resource has, else None."""
 
     def read(span: SpanRecord) -> Any:
-        return next((span.around[name] for name in names if span.around.get(name) is not None), None)
+        return next(
+            (span.resource_attributes[name] for name in names if span.resource_attributes.get(name) is not None), None
+        )
 
     return read
 
@@ -103,7 +105,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     def matches(self, span: SpanRecord) -> bool:
         """Whether the span matches."""
         # Loops, because every rule checks every span: `all` and `any` cost four times as much.
-        attributes, resource = span.attributes, span.around
+        attributes, resource = span.attributes, span.resource_attributes
         if self.names and not span.name.startswith(self.names):
             return False
         for name in self.has:
@@ -143,7 +145,7 @@ class Rulebook:
         """The first rule that matches a span, if any."""
         if (
             self._attributes.isdisjoint(span.attributes)
-            and self._resource.isdisjoint(span.around)
+            and self._resource.isdisjoint(span.resource_attributes)
             and not span.name.startswith(self._names)
         ):
             return None

@@ -52,11 +52,6 @@ class SpanRecord(msgspec.Struct, gc=False):
     resource_attributes: Mapping[str, Any] = {}
 
     @property
-    def around(self) -> Mapping[str, Any]:
-        """The same as ``resource_attributes``, for readers that use the earlier name."""
-        return self.resource_attributes
-
-    @property
     def is_error(self) -> bool:
         """Whether its status is an error."""
         return self.status_code == 2

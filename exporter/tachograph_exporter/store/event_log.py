@@ -69,7 +69,7 @@ _AFTER: Final = (
 )
 
 
-class Missed(Exception):
+class EventsMissed(Exception):
     """Events after a follower's position are no longer kept, or were never logged."""
 
 
@@ -82,7 +82,7 @@ def read(connection: Connection, after: int, rows: int = 50) -> list[Logged]:
     events: list[Logged] = []
     for row in connection.execute(_AFTER, {"row": first, "limit": rows + 1}):
         if row[2] == _GAP and row[0] > first:
-            raise Missed(f"events since {after} were not all kept")
+            raise EventsMissed(f"events since {after} were not all kept")
         for i, event in enumerate(_decode(row[1])):
             if row[0] > first or i > index:
                 events.append(Logged(row[0] * _PER_ROW + i, event))
@@ -93,9 +93,9 @@ def check(connection: Connection, after: int) -> None:
     """Raises `Missed` if a follower cannot resume after this sequence number."""
     oldest, last = connection.execute(select(func.min(_log.sequence), func.max(_log.sequence))).one()
     if oldest is not None and after + 1 < oldest * _PER_ROW:
-        raise Missed(f"events since {after} are no longer kept")
+        raise EventsMissed(f"events since {after} are no longer kept")
     if after >= ((last or 0) + 1) * _PER_ROW:
-        raise Missed(f"no event has the number {after}")
+        raise EventsMissed(f"no event has the number {after}")
 
 
 def newest(connection: Connection) -> int:
@@ -127,7 +127,7 @@ def settle(connection: Connection, name: str) -> None:
     state.set_state(connection, _LISTENER + name, _SETTLED)
 
 
-def is_listened_to(connection: Connection) -> bool:
+def has_listeners(connection: Connection) -> bool:
     """Whether anyone listens."""
     return _has_listener(connection)
 

@@ -116,7 +116,7 @@ class StoreWriter:
         """Append events to the event log, if anyone follows it, in the transaction that stores them."""
         now = time.perf_counter()
         if now >= self._check_followers_at:
-            self._is_followed = event_log.is_listened_to(connection)
+            self._is_followed = event_log.has_listeners(connection)
             self._check_followers_at = now + event_log.LOOK_SECONDS
         if self._is_followed:
             event_log.append(connection, self._id, events)
@@ -159,7 +159,7 @@ class StoreWriter:
         ids = [execution_id for execution_id in ids if execution_id not in gone]
         partitions.ensure(connection, {month for month in map(partitions.month_of_id, ids) if month is not None})
         stored = [execution_id for execution_id in ids if execution_id in known]
-        before = counting.ended(connection, stored) if stored else {}
+        before = counting.ended_executions(connection, stored) if stored else {}
         for rows in (workflow_step_reports, ATTEMPT_ROWS.table, STEP_ROWS.table, EXECUTION_ROWS.table):
             for i in range(0, len(stored), _CHUNK):
                 connection.execute(delete(rows).where(rows.c.execution_id.in_(stored[i : i + _CHUNK])))
@@ -177,7 +177,9 @@ class StoreWriter:
         if batch.seen:
             connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
 
-    def _ended_before(self, connection: Connection, touched: set[str], ended: set[str]) -> dict[str, counting.Ended]:
+    def _ended_before(
+        self, connection: Connection, touched: set[str], ended: set[str]
+    ) -> dict[str, counting.EndedExecution]:
         """Which of the executions had ended before this batch.
 
         An execution that was open a moment ago is not looked up again: while this writer receives its events, nobody
@@ -188,7 +190,7 @@ class StoreWriter:
         unsure = [key for key in touched if key in ended or open_until.get(key, 0.0) < now]
         if not unsure:
             return {}
-        ended_before = counting.ended(connection, unsure)
+        ended_before = counting.ended_executions(connection, unsure)
         if len(open_until) > _MAX_OPEN:
             open_until.clear()
         for key in unsure:

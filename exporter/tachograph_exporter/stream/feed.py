@@ -16,11 +16,11 @@ from typing import Any, Final
 from tachograph.identity import new_id
 from tachograph_exporter.store import event_log
 from tachograph_exporter.store.database import Database
-from tachograph_exporter.store.event_log import Logged, Missed
+from tachograph_exporter.store.event_log import EventsMissed, Logged
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Feed", "Missed"]
+__all__ = ["EventsMissed", "Feed"]
 
 POLL_SECONDS: Final = 0.25
 """How often the log is polled when nothing signals new rows."""
@@ -50,7 +50,7 @@ class Feed:
     async def follow(self, after: int | None = None) -> AsyncGenerator[list[Logged], None]:
         """Yield groups of events after sequence number ``after`` (default: the current one), as they are committed.
 
-        Raises `Missed` when events after ``after`` are no longer in the log.
+        Raises `EventsMissed` when events after ``after`` are no longer in the log.
         """
         await self._join()
         try:
@@ -69,7 +69,7 @@ class Feed:
         finally:
             self._followers -= 1
 
-    async def now(self) -> int:
+    async def position(self) -> int:
         """The current sequence number: every event committed from now on has a higher one."""
         await self._join()
         self._followers -= 1

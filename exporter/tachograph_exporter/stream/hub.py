@@ -20,7 +20,7 @@ import msgspec
 from tachograph.identity import workspace_id
 from tachograph_exporter.store import event_log
 from tachograph_exporter.store.database import Database
-from tachograph_exporter.store.event_log import Logged, Missed
+from tachograph_exporter.store.event_log import EventsMissed, Logged
 from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.messages import DETAIL_TYPES, STATE_TYPES, Message, build_message, control_message
 
@@ -194,7 +194,7 @@ class Hub:
                         if messages:
                             yield messages
                     position = max(position, self._position)
-                except Missed as error:
+                except EventsMissed as error:
                     position = self._position
                     yield [control_message("reload", time.time_ns(), position, _reload_text(error))]
                 follower = self._join(stream_filter, position)
@@ -242,15 +242,15 @@ class Hub:
         while True:
             try:
                 if self._position < 0:
-                    self._position = await self._feed.now()
+                    self._position = await self._feed.position()
                 self._ready.set()
                 async with contextlib.aclosing(self._feed.follow(self._position)) as groups:
                     async for group in groups:
                         self._dispatch(group)
                         # Batched: writing many events to a follower costs little more than writing one.
                         await asyncio.sleep(_BATCH_SECONDS)
-            except Missed as error:
-                self._position = await self._feed.now()
+            except EventsMissed as error:
+                self._position = await self._feed.position()
                 self._broadcast("reload", _reload_text(error))
             except Exception:
                 log.exception("cannot read the event feed; retrying")
@@ -314,5 +314,5 @@ def _message(logged: Logged) -> Message | None:
     return build_message(logged.event, logged.sequence)
 
 
-def _reload_text(error: Missed) -> str:
+def _reload_text(error: EventsMissed) -> str:
     return f"{error}: read the current state again"

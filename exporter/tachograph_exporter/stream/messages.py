@@ -29,7 +29,7 @@ from tachograph.events import (
     StepStatus,
 )
 from tachograph.identity import StepRef, workspace_id
-from tachograph_exporter.times import human, rfc3339
+from tachograph_exporter.times import format_duration, rfc3339
 
 STATE_TYPES: Final = (
     "workflow_started", "workflow_completed", "workflow_failed", "workflow_cancelled",
@@ -172,7 +172,7 @@ def _finished(event: ExecutionFinished) -> _Description:
         "work_seconds": event.work_ns / NS,
         **_error_data(event.failure),
     }
-    text = f"{execution.workflow} {event.status} after {human(event.duration_ns)}"
+    text = f"{execution.workflow} {event.status} after {format_duration(event.duration_ns)}"
     return _EXECUTION_TYPES.get(event.status, "workflow_failed"), text, data
 
 
@@ -220,7 +220,7 @@ def _step_retrying(event: StepRetrying) -> _Description:
         "delay_seconds": event.delay_ns / NS,
         **_error_data(event.failure),
     }
-    text = f"{event.step.name} {event.status} and will be retried in {human(event.delay_ns)}"
+    text = f"{event.step.name} {event.status} and will be retried in {format_duration(event.delay_ns)}"
     return "step_retrying", text, data
 
 
@@ -242,7 +242,7 @@ def _step_finished(event: StepFinished) -> _Description:
         "backoff_seconds": event.last_backoff_ns / NS,
         **_error_data(event.failure),
     }  # fmt: skip
-    text = f"{event.step.name} {event.status} after {human(event.duration_ns)}"
+    text = f"{event.step.name} {event.status} after {format_duration(event.duration_ns)}"
     return "step_completed" if is_completed else "step_failed", text, data
 
 

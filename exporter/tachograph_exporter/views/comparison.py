@@ -16,7 +16,7 @@ from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.rollups import read
 from tachograph_exporter.store.steps import StoredStep
 from tachograph_exporter.store.totals import Totals, WorkflowTotals
-from tachograph_exporter.times import human, rfc3339, rfc3339_or_none, seconds
+from tachograph_exporter.times import format_duration, rfc3339, rfc3339_or_none, seconds
 from tachograph_exporter.views.metrics import COMPLETED
 from tachograph_exporter.views.schemas.comparison import Baseline, ComparedRun, ComparedStep, ExecutionComparison
 
@@ -234,17 +234,21 @@ def _sentence(
             cause = f" in step “{failed.name}”: {failed.error_message}"
         parts.append(f"The execution is {row.status}{cause}.")
     if reference_ns is None or difference_ns is None:
-        parts.append(f"It took {human(duration)}; there is nothing to compare it with.")
+        parts.append(f"It took {format_duration(duration)}; there is nothing to compare it with.")
         return " ".join(parts)
     rank = f", longer than {percentile:.3g} % of the baseline" if percentile is not None and percentile >= 50 else ""
-    took = f"execution took {human(duration)}{rank}; {reference} {human(reference_ns)}."
+    took = f"execution took {format_duration(duration)}{rank}; {reference} {format_duration(reference_ns)}."
     if culprit is not None:
         ratio = f" ({culprit.ratio:.3g} times as long)" if culprit.ratio is not None else ""
-        then = f" instead of {human(_ns(culprit.reference_seconds))}" if culprit.reference_seconds is not None else ""
+        then = (
+            f" instead of {format_duration(_ns(culprit.reference_seconds))}"
+            if culprit.reference_seconds is not None
+            else ""
+        )
         retries = f" after {culprit.retry_count} retries" if culprit.retry_count else ""
         share = f"{100 * min(culprit.blame or 0, 1):.0f} %"
         parts.append(
-            f"Step “{culprit.step_name}” took {human(_ns(culprit.seconds))}{then}{ratio}{retries}, "
+            f"Step “{culprit.step_name}” took {format_duration(_ns(culprit.seconds))}{then}{ratio}{retries}, "
             f"on the critical path: {share} of the slowdown. The {took}"
         )
     elif difference_ns >= reference_ns * MIN_SLOWDOWN:
@@ -254,7 +258,9 @@ def _sentence(
     return " ".join(parts)
 
 
-def usual_comparison(connection: Connection, workspace: str, run: StoredRun, back_ns: int) -> ExecutionComparison:
+def read_baseline_comparison(
+    connection: Connection, workspace: str, run: StoredRun, back_ns: int
+) -> ExecutionComparison:
     """Compare an execution with the completed ones of its workflow that ended up to ``back_ns`` before it started."""
     row = run.execution
     high = row.started_ns if row.started_ns is not None else row.created_ns

@@ -10,12 +10,12 @@ from sqlalchemy import Connection, Row
 from tachograph.clock import NS
 from tachograph_exporter.store.rollups import counting, periods, read
 from tachograph_exporter.store.totals import NANO, Measure, StepTotals, Totals, WorkflowTotals, combined
-from tachograph_exporter.times import human, rfc3339
+from tachograph_exporter.times import format_duration, rfc3339
 from tachograph_exporter.views.changepoints import Shift, shifts
 from tachograph_exporter.views.metrics import COMPLETED, average_seconds, failures, measure_summaries, success_rate
 from tachograph_exporter.views.schemas.trends import ChangePoint, TrendBucket, WorkflowTrends
 
-BUCKETS: Final = {"5m": periods.FINE, "1h": periods.HOUR, "1d": periods.DAY}
+BUCKETS: Final = {"5m": periods.FIVE_MINUTES, "1h": periods.HOUR, "1d": periods.DAY}
 """Bucket sizes in seconds, by name."""
 DEFAULT_RANGE: Final = {"5m": 86_400, "1h": 14 * 86_400, "1d": 180 * 86_400}
 """Length of a trend without a start, in seconds, by bucket."""
@@ -133,11 +133,11 @@ def _change_point(step: str | None, shift: Shift, starts: list[int], *, is_last:
         before_seconds=shift.before,
         after_seconds=shift.after,
         ratio=shift.ratio,
-        sentence=f"{subject} {time}: {human(round(shift.after * NS))} instead of {human(round(shift.before * NS))}.",
+        sentence=f"{subject} {time}: {format_duration(round(shift.after * NS))} instead of {format_duration(round(shift.before * NS))}.",
     )
 
 
-def build_trends(
+def read_trends(
     connection: Connection,
     key: counting.Key,
     workflow: Row[Any],

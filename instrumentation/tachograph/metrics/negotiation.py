@@ -26,7 +26,7 @@ class _MediaRange(NamedTuple):
     weight: float
 
 
-def choose(accept: str) -> Format:
+def choose_format(accept: str) -> Format:
     """The supported format that the scraper prefers; text by default."""
     best, weight = Format.TEXT, 0.0
     for media_range in _media_ranges(accept):

@@ -41,7 +41,7 @@ STREAM_CLIENTS: Final = GaugeSpec(
     "tachograph_stream_clients", "Clients connected to the event stream, by protocol.", ("kind",)
 )
 STREAM_MESSAGES: Final = CounterSpec("tachograph_stream_messages_total", "Messages sent to stream clients.", ())
-STREAM_LOST: Final = CounterSpec(
+STREAM_REFUSED: Final = CounterSpec(
     "tachograph_stream_clients_refused_total",
     "Stream clients disconnected for being too slow, or refused at the limit, by reason.",
     ("reason",),
@@ -49,7 +49,7 @@ STREAM_LOST: Final = CounterSpec(
 
 SELF_METRICS: Final[tuple[MetricSpec, ...]] = (
     EVENTS, DELIVERED, DROPPED, QUEUE_LENGTH, STORE_WRITE, SERIES_LIMITED, LABEL_SETS, SCRAPE_DURATION, SCRAPE_SIZE,
-    STREAM_CLIENTS, STREAM_MESSAGES, STREAM_LOST, BUILD_INFO,
+    STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, BUILD_INFO,
 )  # fmt: skip
 """Every metric about Tachograph itself."""
 
@@ -102,7 +102,7 @@ class SelfMetrics:
         self._size = series.gauge(SCRAPE_SIZE.name, SCRAPE_SIZE.help, SCRAPE_SIZE.labels)
         self._clients = series.gauge(STREAM_CLIENTS.name, STREAM_CLIENTS.help, STREAM_CLIENTS.labels)
         self._messages = series.counter(STREAM_MESSAGES.name, STREAM_MESSAGES.help).labels()
-        self._refused = series.counter(STREAM_LOST.name, STREAM_LOST.help, STREAM_LOST.labels)
+        self._refused = series.counter(STREAM_REFUSED.name, STREAM_REFUSED.help, STREAM_REFUSED.labels)
         # Every series exists from the start: rate() does not see the first increase of a new one.
         for kind in ("websocket", "sse"):
             self._clients.labels(kind).set(0)
@@ -120,15 +120,15 @@ class SelfMetrics:
         finally:
             gauge.inc(-1)
 
-    def told(self, messages: int) -> None:
+    def stream_messages_sent(self, messages: int) -> None:
         """Count messages sent to stream clients."""
         self._messages.inc(messages)
 
-    def refused_stream(self, reason: str) -> None:
+    def stream_client_refused(self, reason: str) -> None:
         """Count a stream client that was disconnected or refused."""
         self._refused.labels(reason).inc()
 
-    def wrote(self, seconds: float) -> None:
+    def store_committed(self, seconds: float) -> None:
         """Record the duration of a commit."""
         self._write.observe(seconds)
 

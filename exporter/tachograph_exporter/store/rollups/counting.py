@@ -27,7 +27,7 @@ Key = tuple[str, str]
 """(workspace id, workflow id)"""
 
 
-class Ended(NamedTuple):
+class EndedExecution(NamedTuple):
     """An ended execution with everything that is counted of it."""
 
     key: Key
@@ -150,12 +150,14 @@ def _reports_of(
         yield row[0], row[1], row[2], CountedReport(row[9], row[10], status, *row[3:9])
 
 
-def ended(connection: Connection, ids: Iterable[str]) -> dict[str, Ended]:
+def ended_executions(connection: Connection, ids: Iterable[str]) -> dict[str, EndedExecution]:
     """Those of the executions that have ended, by id, with everything that is counted of them."""
-    ended_by_id: dict[str, Ended] = {}
+    ended_by_id: dict[str, EndedExecution] = {}
     for chunk in _chunks(ids):
         executions = _executions_of(connection, chunk)
-        ended_by_id |= {execution_id: Ended(row.key, row.execution, {}, {}) for execution_id, row in executions.items()}
+        ended_by_id |= {
+            execution_id: EndedExecution(row.key, row.execution, {}, {}) for execution_id, row in executions.items()
+        }
         for step in _steps_of(connection, executions):
             on_critical_path = step[1] in executions[step[0]].critical_path
             ended_by_id[step[0]].steps[step[1]] = (CountedStep(*step[2:]), on_critical_path)

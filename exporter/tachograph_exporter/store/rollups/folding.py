@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from tachograph_exporter.store.rollups.counting import Ended, Key, count, ended
+from tachograph_exporter.store.rollups.counting import EndedExecution, Key, count, ended_executions
 from tachograph_exporter.store.rollups.rows import RollupRows
 from tachograph_exporter.store.totals import WorkflowTotals
 
 
-def fold(connection: Connection, before: Mapping[str, Ended], ids: Iterable[str]) -> None:
+def fold(connection: Connection, before: Mapping[str, EndedExecution], ids: Iterable[str]) -> None:
     """Bring the rollups up to date with executions whose rows were written.
 
     ``before``: those of them that had already ended, as they were counted. What is new is added. If something already
@@ -24,7 +24,7 @@ def fold(connection: Connection, before: Mapping[str, Ended], ids: Iterable[str]
     stale: dict[Key, set[int]] = defaultdict(set)
     newly_ended = [execution_id for execution_id in ids if execution_id not in before]
     count(connection, newly_ended, lambda key, bucket: added[key][bucket])
-    after = ended(connection, before) if before else {}
+    after = ended_executions(connection, before) if before else {}
     for execution_id, old in before.items():
         new = after.get(execution_id)
         if new is None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from tachograph.clock import NS
 
-FINE: Final = 300
+FIVE_MINUTES: Final = 300
 HOUR: Final = 3_600
 DAY: Final = 86_400
 FIVE_MINUTE_DAYS: Final = 7
@@ -39,4 +39,4 @@ def first_five_minutes(head_s: int) -> int:
 
 def bucket_of(moment_ns: int) -> int:
     """The start (unix seconds) of the five minutes that contain a moment (unix nanoseconds)."""
-    return floor(moment_ns // NS, FINE)
+    return floor(moment_ns // NS, FIVE_MINUTES)

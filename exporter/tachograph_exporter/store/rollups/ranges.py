@@ -9,7 +9,7 @@ from tachograph.clock import NS
 from tachograph_exporter.store.rollups.periods import (
     ALL,
     DAY,
-    FINE,
+    FIVE_MINUTES,
     HOUR,
     first_five_minutes,
     floor,
@@ -40,17 +40,17 @@ def split_range(head: int | None, from_ns: int | None, to_ns: int | None, *, coa
     """
     if head is None:
         return RangeParts((), ())
-    end = head + FINE
+    end = head + FIVE_MINUTES
     five_minutes, hour, day = first_five_minutes(head), floor(head, HOUR), floor(head, DAY)
     edges: list[tuple[int, int]] = []
     low = 0
     if from_ns is not None and from_ns > 0:
-        low = -(-from_ns // (FINE * NS)) * FINE
+        low = -(-from_ns // (FIVE_MINUTES * NS)) * FIVE_MINUTES
         if low < five_minutes:
             low = -(-from_ns // (HOUR * NS)) * HOUR
     high = end
     if to_ns is not None and to_ns < end * NS:
-        high = floor(max(0, to_ns // NS), FINE)
+        high = floor(max(0, to_ns // NS), FIVE_MINUTES)
         if high < five_minutes:
             high = floor(high, HOUR)
     if from_ns is not None and low > high:
@@ -87,7 +87,7 @@ def split_range(head: int | None, from_ns: int | None, to_ns: int | None, *, coa
 
 
 _PERIODS: Final = (ALL, "1mo", "1d", "1h", "5m")
-_SECONDS: Final = {"1d": DAY, "1h": HOUR, "5m": FINE}
+_SECONDS: Final = {"1d": DAY, "1h": HOUR, "5m": FIVE_MINUTES}
 
 
 def _next_range(at: int, high: int, allowed: Sequence[str], closed: Mapping[str, int]) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
 from tachograph.clock import NS
 from tachograph_exporter.store.rollups.counting import Key, count_exactly
-from tachograph_exporter.store.rollups.periods import DAY, FINE, HOUR, floor
+from tachograph_exporter.store.rollups.periods import DAY, FIVE_MINUTES, HOUR, floor
 from tachograph_exporter.store.rollups.ranges import RowRange, split_range
 from tachograph_exporter.store.rollups.rows import Head, head_of
 from tachograph_exporter.store.schema import (
@@ -124,7 +124,7 @@ def series(
 ) -> dict[int, WorkflowTotals]:
     """Totals of each ``unit`` (five minutes, an hour, a day) of a range of whole units, by its start."""
     head = head_of(connection, key)
-    coarsest = {FINE: "5m", HOUR: "1h", DAY: "1d"}[unit]
+    coarsest = {FIVE_MINUTES: "5m", HOUR: "1h", DAY: "1d"}[unit]
     parts = split_range(head.start_s if head is not None else None, low_s * NS, high_s * NS, coarsest=coarsest)
     buckets: dict[int, WorkflowTotals] = {}
     for start, executions, steps in _rows(

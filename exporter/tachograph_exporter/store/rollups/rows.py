@@ -16,7 +16,7 @@ from tachograph_exporter.store.rollups.expected import ROWS_BETWEEN, expected_ro
 from tachograph_exporter.store.rollups.periods import (
     ALL,
     DAY,
-    FINE,
+    FIVE_MINUTES,
     HOUR,
     first_five_minutes,
     floor,
@@ -126,7 +126,9 @@ class RollupRows:
             if bucket < watermark:
                 continue  # Its executions may be archived: the rows keep what was counted.
             if bucket >= first_five_minutes(head):
-                self._replace("5m", bucket, count_exactly(self._connection, key, bucket * NS, (bucket + FINE) * NS))
+                self._replace(
+                    "5m", bucket, count_exactly(self._connection, key, bucket * NS, (bucket + FIVE_MINUTES) * NS)
+                )
             hours.add(floor(bucket, HOUR))
             days.add(floor(bucket, DAY))
         if self._connection.execute(_SELECT_NEWEST, self._key).scalar() != head:
