@@ -63,11 +63,11 @@ async def traces(request: web.Request) -> web.Response:
             return _refused(kind, 503, 14, "the database is unavailable; retry later", retry_after=5)
     finally:
         receiver.release(size)
-    answer = ExportTraceServiceResponse()
+    message = ExportTraceServiceResponse()
     if result.rejected:
-        answer.partial_success.rejected_spans = result.rejected
-        answer.partial_success.error_message = result.why
-    return _answer(kind, 200, answer)
+        message.partial_success.rejected_spans = result.rejected
+        message.partial_success.error_message = result.why
+    return _answer(kind, 200, message)
 
 
 def _refused(kind: str, status: int, code: int, why: str, *, retry_after: int | None = None) -> web.Response:

@@ -125,6 +125,7 @@ def _change_point(step: str | None, shift: Shift, starts: list[int], *, is_last:
     subject = f"Step “{step}”" if step is not None else "An execution"
     change = f"{shift.ratio:.3g} times as long" if is_slower else f"{100 * (1 - shift.ratio):.0f} % less time"
     time = f"takes {change} since {since}" if until is None else f"took {change} from {since} until {until}"
+    before, after = (format_duration(round(value * NS)) for value in (shift.before, shift.after))
     return ChangePoint(
         step_name=step,
         since=since,
@@ -133,7 +134,7 @@ def _change_point(step: str | None, shift: Shift, starts: list[int], *, is_last:
         before_seconds=shift.before,
         after_seconds=shift.after,
         ratio=shift.ratio,
-        sentence=f"{subject} {time}: {format_duration(round(shift.after * NS))} instead of {format_duration(round(shift.before * NS))}.",
+        sentence=f"{subject} {time}: {after} instead of {before}.",
     )
 
 
