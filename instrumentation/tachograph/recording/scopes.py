@@ -212,7 +212,7 @@ class StepScope(_Scope):
             self._execution_scope.__enter__()
         run = _current.get()
         span_token = otel_context.attach(otel_context.get_current())
-        self._summary = summarise(self._inputs)
+        self._summary = None if self._inputs is None else summarise(self._inputs)
         self._run = run
         self._emit: Listener
         if outer is not None:
@@ -294,7 +294,7 @@ class StepScope(_Scope):
             failure = describe(error)
         attempts, ref = self._attempts, reporter.step
         try:
-            if error is None:
+            if error is None and self.result is not None:
                 output = summarise(self.result)
             self._emit(attempts.finished(now, status, failure, output))
             is_inner = ref.parent_step_id is not None

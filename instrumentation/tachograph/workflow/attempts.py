@@ -172,7 +172,8 @@ class StepAttempts:
             self.run_ns = min(run_ns, duration_ns)
             self._backoff_ns = max(0, duration_ns - run_ns)
         elif activity == _RUNNING:
-            self.run_ns += self._elapsed(now_ns)
+            if now_ns > self._since_ns:
+                self.run_ns += now_ns - self._since_ns
         elif activity == _QUEUED:
             self._queue_ns += self._elapsed(now_ns)
         else:
