@@ -25,7 +25,7 @@ from tachograph.events import (
     StepStatus,
 )
 from tachograph.identity import StepRef, new_execution_ref, new_span_id, step_id, workflow_id
-from tachograph.recording.listener_queue import BATCH
+from tachograph.recording.listener_queue import MAX_BATCH
 from tachograph_exporter.store.batch import Batch
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.inserting import insert_many
@@ -91,14 +91,14 @@ def recorded(database: Database) -> float:
     events = [event for _ in range(EXECUTIONS) for event in build_execution()]
     gc.collect()
     start = time.perf_counter()
-    for i in range(0, len(events), BATCH):
-        writer.apply(events[i : i + BATCH])
+    for i in range(0, len(events), MAX_BATCH):
+        writer.apply(events[i : i + MAX_BATCH])
     return EXECUTIONS / (time.perf_counter() - start)
 
 
 def inserted(database: Database) -> float:
     """Executions per second by plain bulk inserts of finished rows, with as many executions per transaction."""
-    per_batch = BATCH // (3 * STEPS + 2)
+    per_batch = MAX_BATCH // (3 * STEPS + 2)
     batches = []
     for i in range(0, EXECUTIONS, per_batch):
         count = min(per_batch, EXECUTIONS - i)

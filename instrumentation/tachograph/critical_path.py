@@ -97,7 +97,7 @@ class NamedStep(TimedStep, Protocol):
     def name(self) -> str: ...
 
 
-def path_of(steps: Sequence[NamedStep]) -> tuple[PathStep, ...]:
+def critical_path_of(steps: Sequence[NamedStep]) -> tuple[PathStep, ...]:
     """The critical path of a finished run, as in `ExecutionFinished`."""
     path = critical_path(steps)
     return tuple(

@@ -1,54 +1,263 @@
-"""Masking secrets: no credential may become part of an event."""
+"""Secrets are masked before anything becomes an event.
+
+One rule says which keys are secret (`is_secret_key`), for mappings and for ``key=value`` inside texts alike. Beside it
+stand credentials in URLs, ``Authorization`` schemes, and tokens that are known by their shape. Every pass over a text
+is linear in its length, so that a long one cannot hold up a step.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Final
 
 MASK: Final = "[masked]"
 TEXT_LIMIT: Final = 4096
-"""Most characters of an error message or a log message."""
+"""Characters of an error message or a log line."""
+NAME_LIMIT: Final = 200
+"""Characters of a name, a version, a label or a unit."""
 
-_SENSITIVE: Final = (
-    r"pass(?:word|wd|phrase)?|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|authorization|auth"
-    r"|credentials?|cookie|session[_-]?key|signature|dsn"
+_SECRET_WORDS: Final = frozenset({
+    "password", "passwd", "passphrase", "passcode", "pass", "pwd", "secret", "secrets", "token", "tokens",
+    "apikey", "apikeys", "authorization", "auth", "credential", "credentials", "creds", "cookie", "cookies",
+    "signature", "dsn", "jwt", "bearer",
+})  # fmt: skip
+# Before "key" (or as one word with it), these make a secret; "primary key" and "sort key" are none.
+_KEY_KINDS: Final = frozenset({
+    "api", "access", "private", "secret", "encryption", "signing", "session", "account", "ssh", "shared",
+    "master", "client", "auth", "service", "storage", "deploy", "license", "hmac", "aes", "rsa", "pgp", "gpg",
+    "subscription", "admin", "crypt", "cipher",
+})  # fmt: skip
+_SECRET_ENDINGS: Final = (
+    "password", "passwd", "passphrase", "pwd", "secret", "token", "credential", "credentials",
+    *[f"{kind}key" for kind in sorted(_KEY_KINDS)],
+)  # fmt: skip
+# A key that ends in (or counts with) one of these names something about a secret, not the secret.
+_ABOUT: Final = frozenset({
+    "count", "counts", "limit", "limits", "in", "out", "total", "used", "usage", "type", "types", "name", "url",
+    "uri", "endpoint", "expires", "expiry", "expiration", "ttl", "length", "len", "size", "max", "min", "index",
+    "idx", "position", "ratio", "rate", "price", "cost", "policy", "method", "mode", "enabled", "required",
+    "provider", "field", "column", "header", "budget", "per", "number", "num", "seconds", "at", "age",
+    "version", "algorithm", "alg", "strength", "hint", "reset", "prompt", "completion", "input", "output",
+    "cached", "reasoning",
+})  # fmt: skip
+_WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+# Texts without any of these hold nothing to mask: most are done after this look.
+_TRACES: Final = (
+    "pass", "pwd", "secret", "token", "key", "auth", "cred", "cookie", "signature", "dsn", "jwt", "bearer", "basic",
+    "://", "-----begin", "eyj", "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-",
+    "sk_", "rk_", "xox", "aiza", "tgr_", "hf_", "npm_", "pypi-", "sg.", "ya29.",
+)  # fmt: skip
+_SHAPES: Final = re.compile(
+    r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?"  # JSON Web Token, RFC 7519
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{12,}"
+    r"|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_[A-Za-z0-9_]{16,}|\bglpat-[A-Za-z0-9_-]{16,}"
+    r"|\b(?:sk|rk|pk)[-_](?:live|test|proj|ant|or|svcacct|admin)[-_A-Za-z0-9]{12,}|\bsk-[A-Za-z0-9]{16,}"
+    r"|\bxox[abeprs]-[A-Za-z0-9-]{8,}|\bAIza[A-Za-z0-9_-]{24,}|\btgr_[A-Za-z0-9_-]{16,}|\bhf_[A-Za-z0-9]{20,}"
+    r"|\bnpm_[A-Za-z0-9]{20,}|\bpypi-[A-Za-z0-9_-]{16,}|\bSG\.[A-Za-z0-9_-]{12,}|\bya29\.[A-Za-z0-9_-]{16,}"
 )
-_SECRET_KEY: Final = re.compile(rf"(?:^|[_\-.\s])(?:{_SENSITIVE})(?:$|[_\-.\s])", re.IGNORECASE)
-_CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_TOKEN_COUNT: Final = re.compile(r"tokens?[_-]?(?:in|out|count|total|used|limit)|max[_-]?tokens?", re.IGNORECASE)
-_IN_TEXT: Final = re.compile(
-    r"(?P<url>[a-z][a-z0-9+.\-]*://[^\s/:@]*:)[^\s@/]+(?=@)"
-    rf"|(?P<pair>[\"']?[\w\-]*(?:{_SENSITIVE})[\"']?\s*[=:]\s*)(?P<open>[\"']?)(?!\s)(?:(?:bearer|basic)\s+)?[^\s\"'&;,]+"
-    r"|(?P<bearer>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=\-]{8,}",
-    re.IGNORECASE,
-)
-_MAY_HOLD: Final = re.compile(rf"://|bearer|basic|{_SENSITIVE}", re.IGNORECASE)
+_PEM_BEGIN: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}(?:PRIVATE KEY|SECRET)[A-Z0-9 ]{0,40}-----")
+_SCHEME: Final = re.compile(r"\b(bearer|basic|digest|negotiate)[ \t]+([A-Za-z0-9._~+/=\-]{8,})", re.IGNORECASE)
+_SEPARATOR: Final = re.compile(r"=>|[=:]")
+_KEY_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.$")
+_VALUE_END: Final = re.compile(r"[\s&;,\"'`<>)\]}|]")
+_QUOTES: Final = "\"'`"
+_FLAG: Final = re.compile(r"(?<!\S)--?([A-Za-z][\w-]{0,60})[ \t]+([^\s-]\S*)")
+_URL_END: Final = re.compile(r"[\s\"'`<>?#]")
+_AUTH_WORDS: Final = frozenset({"bearer", "basic", "digest", "negotiate", "token", "apikey", "key"})
+# Header fields whose value goes on to the end of the line, RFC 9110 section 5.5.
+_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "cookie2"})
 
 
+@functools.lru_cache(maxsize=4096)
 def is_secret_key(key: str) -> bool:
-    """Whether values under this key are masked: ``api_key``, ``dbPassword``, … but not counts like ``tokens_in``."""
-    if _TOKEN_COUNT.search(key):
+    """Whether values under this key are masked: ``api_key``, ``dbPassword``, ``PGPASSWORD``.
+
+    Counts and properties of a secret (``tokens_in``, ``token_type``, ``password_length``) stay readable, and so do keys
+    that open nothing (``primary_key``).
+    """
+    words = [word.lower() for word in _WORDS.findall(key[-NAME_LIMIT:])]
+    while words and words[-1].isdigit():
+        words.pop()
+    if not words or words[-1] in _ABOUT:
         return False
-    return _SECRET_KEY.search(_CAMEL.sub("_", key)) is not None
+    last = len(words) - 1
+    for i, word in enumerate(words):
+        is_secret = word in _SECRET_WORDS or word.endswith(_SECRET_ENDINGS)
+        if not is_secret and word in ("key", "keys") and i and words[i - 1] in _KEY_KINDS:
+            is_secret = True
+        if is_secret and word in ("token", "tokens") and any(w in _ABOUT for w in words[:i]):
+            continue  # max_tokens, prompt_tokens: a count
+        if is_secret and (i == last or not all(w in _ABOUT for w in words[i + 1 :])):
+            return True
+    return False
 
 
-def mask_text(text: str, limit: int = TEXT_LIMIT) -> str:
-    """``text`` with credentials masked, at most ``limit`` characters, encodable as UTF-8, without NUL."""
-    if len(text) > limit:
-        # The final cut comes after masking, so that no half of a secret is left; this one bounds the search.
-        text = text[: limit * 2]
-    if _MAY_HOLD.search(text):
-        text = _IN_TEXT.sub(_masked, text)
+def encodable(text: str, limit: int = NAME_LIMIT) -> str:
+    """``text`` as valid UTF-8 without NUL, at most ``limit`` characters: what a label, a row or a header can hold.
+
+    Lone surrogates (bytes of a file name that are no text, PEP 383) become ``?``.
+    """
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode()
-    return text.replace("\0", "�")
+    return text.replace("\0", "�") if "\0" in text else text
 
 
-def _masked(match: re.Match[str]) -> str:
-    if match["url"]:
-        return match["url"] + MASK
-    if match["bearer"]:
-        return match["bearer"] + MASK
-    return f"{match['pair']}{match['open'] or ''}{MASK}"
+def set_extra_mask(mask: Callable[[str], str] | None) -> None:
+    """A user's own masking, applied to every text after the built-in one. What it raises is ignored."""
+    global _extra_mask
+    _extra_mask = mask
+
+
+_extra_mask: Callable[[str], str] | None = None
+
+
+def mask_text(text: str, limit: int = TEXT_LIMIT) -> str:
+    """``text`` without credentials, at most ``limit`` characters, valid UTF-8. Takes time linear in ``limit``."""
+    if len(text) > limit:
+        # Cut after masking, so that half a secret is never left; but do not search megabytes.
+        text = text[: limit * 2]
+    lowered = text.lower()
+    if any(trace in lowered for trace in _TRACES):
+        text = _mask(text, lowered)
+    if _extra_mask is not None:
+        try:
+            text = str(_extra_mask(text))
+        except Exception:
+            text = MASK  # A hook that failed masked nothing: keep nothing.
+    return encodable(text, limit)
+
+
+def _mask(text: str, lowered: str) -> str:
+    spans: list[tuple[int, int]] = []
+    if "-----begin" in lowered:
+        spans += _pem_blocks(text)
+    if "://" in text:
+        spans += _url_passwords(text)
+    spans += _pairs(text)
+    if "-" in text:
+        spans += [match.span(2) for match in _FLAG.finditer(text) if is_secret_key(match[1])]
+    spans += [match.span(2) for match in _SCHEME.finditer(text)]
+    spans += [match.span() for match in _SHAPES.finditer(text)]
+    if not spans:
+        return text
+    spans.sort()
+    pieces: list[str] = []
+    at = 0
+    for start, end in spans:
+        if end <= at:
+            continue
+        if start > at or not pieces:
+            pieces += [text[at:start], MASK]
+        at = end
+    return "".join(pieces) + text[at:]
+
+
+def _pem_blocks(text: str) -> list[tuple[int, int]]:
+    """From the line after BEGIN to the END line (RFC 7468), or to the end of the text where that is cut off."""
+    spans = []
+    at = 0
+    while (match := _PEM_BEGIN.search(text, at)) is not None:
+        end = text.find("-----END", match.end())
+        end = len(text) if end < 0 else end
+        spans.append((match.end(), end))
+        at = max(end, match.end())
+    return spans
+
+
+def _url_passwords(text: str) -> list[tuple[int, int]]:
+    """The password of ``scheme://user:password@host`` (RFC 3986 section 3.2.1), also one with ``@`` or ``/`` in it."""
+    spans = []
+    at = text.find("://")
+    while at >= 0:
+        start = at + 3
+        match = _URL_END.search(text, start)
+        end = match.start() if match is not None else len(text)
+        sign = text.rfind("@", start, end)
+        colon = text.find(":", start, sign) if sign > 0 else -1
+        if colon >= 0:
+            slash = text.find("/", start, colon)
+            port_end = text.find("/", colon, sign)
+            is_port = port_end > 0 and text[colon + 1 : port_end].isdigit()
+            if slash < 0 and not is_port and colon + 1 < sign:
+                spans.append((colon + 1, sign))
+        at = text.find("://", max(end, start))
+    return spans
+
+
+def _pairs(text: str) -> list[tuple[int, int]]:
+    """The values of ``key=value``, ``key: value``, ``"key": "value"`` and header lines whose key is secret."""
+    spans: list[tuple[int, int]] = []
+    size = len(text)
+    low = 0
+    for match in _SEPARATOR.finditer(text):
+        separator = match.start()
+        if separator < low:
+            continue
+        key_end = separator
+        while key_end > low and text[key_end - 1] in " \t":
+            key_end -= 1
+        quote = text[key_end - 1] if key_end > low and text[key_end - 1] in _QUOTES else ""
+        key_end -= len(quote)
+        if quote and key_end > low and text[key_end - 1] == "\\":
+            key_end -= 1  # JSON within JSON
+        key_start = key_end
+        while key_start > low and text[key_start - 1] in _KEY_CHARACTERS:
+            key_start -= 1
+        low = match.end()
+        key = text[key_start:key_end]
+        if not key or not is_secret_key(key):
+            continue
+        start = match.end()
+        if start < size and text[start] == "=":
+            start += 1  # ==
+        while start < size and text[start] in " \t":
+            start += 1
+        end = _value_end(text, start, key.lower() in _HEADERS and match[0] == ":" and not quote)
+        if end > start:
+            if text[start] == "\\":
+                start += 1
+            quoted = text[start] in _QUOTES
+            spans.append((start + quoted, end - (quoted and end > start + 1 and text[end - 1] == text[start])))
+            low = end
+    return spans
+
+
+def _value_end(text: str, start: int, to_line_end: bool) -> int:
+    """Where the value that starts here ends."""
+    size = len(text)
+    if start >= size or text[start] in "\r\n":
+        return start
+    line_end = text.find("\n", start)
+    line_end = size if line_end < 0 else line_end
+    if text[start] == "\\" and start + 1 < size and text[start + 1] in _QUOTES:
+        closing = text.find(text[start : start + 2], start + 2)
+        return closing if closing >= 0 else line_end
+    if text[start] in _QUOTES:
+        quote, at = text[start], start + 1
+        while at < size:
+            if text[at] == "\\":
+                at += 2
+                continue
+            if text[at] == quote:
+                return at + 1
+            at += 1
+        return line_end  # Never closed: the text was cut, or it is no quote.
+    if to_line_end:
+        return line_end
+    if text.startswith(MASK, start):
+        return start + len(MASK)
+    if text[start] in "[({":
+        closing = text.find({"[": "]", "(": ")", "{": "}"}[text[start]], start, line_end)
+        return closing + 1 if closing > 0 else line_end
+    match = _VALUE_END.search(text, start)
+    end = match.start() if match is not None else size
+    if text[start:end].lower() in _AUTH_WORDS and end < size and text[end] in " \t":
+        # "Authorization=Bearer x", "token: Basic x": the scheme's own word is no secret, what follows is.
+        match = _VALUE_END.search(text, end + 1)
+        end = match.start() if match is not None else size
+    return end

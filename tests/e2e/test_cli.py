@@ -97,7 +97,7 @@ WRONG_USAGE: list[tuple[list[str], str]] = [
     (["run", "nope.json"], "cannot read nope.json"),
     (["run", "nope"], 'no workflow "nope" is registered'),
     (["run", str(FLOWS / "basic_sequence.json"), "-i", "x"], "not KEY=VALUE"),
-    (["run", str(FLOWS / "basic_sequence.json"), "-i", "x=1"], "no variable of this workflow"),
+    (["run", str(FLOWS / "basic_sequence.json"), "-i", "x=1"], "is not a variable of this workflow"),
     (["run", str(FLOWS / "data_pipeline.json"), "-i", "minimum_rows=many"], "expected int"),
     (["run", str(FLOWS / "basic_sequence.json"), "--database", "mysql://x"], "no support"),
     (["run", str(FLOWS / "basic_sequence.json"), "--handlers", "no_such_module"], "cannot load handlers"),

@@ -351,7 +351,7 @@ def test_push_uploads_all_dashboards_and_can_be_repeated() -> None:
         refused = tachograph("dashboards", "push", "--url", url, GRAFANA_TOKEN="wrong")
         assert (refused.returncode, "the token is not valid" in refused.stderr) == (2, True)
         grafana.shutdown()
-    assert "asks for a token" in tachograph("dashboards", "push", "--url", url).stderr
+    assert "needs a token" in tachograph("dashboards", "push", "--url", url).stderr
     assert "does not answer" in tachograph("dashboards", "push", "--url", url, GRAFANA_TOKEN="right").stderr
 
 

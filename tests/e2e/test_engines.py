@@ -82,7 +82,7 @@ def steps_of(timeline: Any) -> list[tuple[str, str, int]]:
     return [(s["step_name"], s["status"], len(s["attempts"])) for s in timeline["step_timeline"]]
 
 
-def path_of(timeline: Any) -> list[str]:
+def critical_path_of(timeline: Any) -> list[str]:
     return [part["step_name"] for part in timeline["critical_path"]]
 
 
@@ -108,7 +108,7 @@ def test_a_celery_chain_and_chord(server: Callable[..., Server], redis: str, tmp
         ("celery_shop.price", "completed", 2),
         ("celery_shop.store", "completed", 1),
     ]
-    assert path_of(chain) == ["celery_shop.fetch", "celery_shop.price", "celery_shop.store"]
+    assert critical_path_of(chain) == ["celery_shop.fetch", "celery_shop.price", "celery_shop.store"]
     fetch, price, store = chain["step_timeline"]
     assert (price["depends_on"], store["depends_on"]) == ([fetch["step_id"]], [price["step_id"]])
     assert "no price yet" in price["attempts"][0]["error_message"]
@@ -120,7 +120,7 @@ def test_a_celery_chain_and_chord(server: Callable[..., Server], redis: str, tmp
         ("celery_shop.total", "completed", 1)
     ]
     # The body runs after the last header task; the execution ends with the body, not with the client's span.
-    assert path_of(chord)[-2:] == ["celery_shop.fetch", "celery_shop.total"]
+    assert critical_path_of(chord)[-2:] == ["celery_shop.fetch", "celery_shop.total"]
     assert chord["completed_at"] == chord["step_timeline"][-1]["completed_at"]
     assert (broken["status"], steps_of(broken)) == ("failed", [("celery_shop.broken", "failed", 1)])
     assert (broken["step_timeline"][0]["error_type"], broken["error_message"]) == ("RuntimeError", "no item 7")
@@ -151,7 +151,7 @@ def test_a_temporal_workflow_with_a_retrying_activity(
     assert sorted(steps_of(order)) == [
         ("charge", "completed", 3), ("notify", "completed", 1), ("reserve", "completed", 1), ("ship", "completed", 1),
     ]  # fmt: skip
-    assert path_of(order) == ["reserve", "charge", "ship"]
+    assert critical_path_of(order) == ["reserve", "charge", "ship"]
     steps = {step["step_name"]: step for step in order["step_timeline"]}
     assert [attempt["error_message"] for attempt in steps["charge"]["attempts"]][:2] == ["card declined"] * 2
     assert steps["charge"]["wait"]["backoff"] > 0.2

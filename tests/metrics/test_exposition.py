@@ -289,9 +289,6 @@ def test_native_buckets_survive_the_wire(observed: list[float]) -> None:
     assert set(seen["exemplars"]) <= set(observed)
 
 
-# --- scrapes --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("accept", "form"),
     [

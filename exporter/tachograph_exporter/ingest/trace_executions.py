@@ -14,7 +14,7 @@ from tachograph_exporter.ingest.announcements import Announced, keys_of, start_k
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey, assemble
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
-from tachograph_exporter.store.recovery import INGESTED
+from tachograph_exporter.store.recovery import INGESTED_PROCESS
 from tachograph_exporter.store.schema import workflow_executions
 from tachograph_exporter.store.writer import StoreWriter
 
@@ -76,7 +76,7 @@ class TraceExecutions:
         rows = _stored_executions(connection, readings, ids)
         avoided = self._avoid_taken_ids(workspace_id, workspace, readings, now, assembled, rows)
         # Whoever ran an execution recorded it in this very database, and knows more than its spans say.
-        recorded = {row.execution_id for row in rows.values() if row.process != INGESTED}
+        recorded = {row.execution_id for row in rows.values() if row.process != INGESTED_PROCESS}
         recorded_traces = {row.trace_id for row in rows.values() if row.execution_id in recorded}
         events: list[Event] = []
         new: list[Event] = []
@@ -97,13 +97,13 @@ class TraceExecutions:
                     continue
                 ids_now.add(execution_id)
                 events += execution.events
-                is_withheld = execution.is_named and execution.settles and not reading.is_quiet
+                is_withheld = execution.is_named and execution.may_change and not reading.is_quiet
                 first = execution.root if execution.root is not None else execution.spans[0]
                 if starts and any(span.span_id in starts for span in (first, *execution.spans)):
                     announced.add(start_key(execution_id))
                 if is_withheld:
                     withheld.setdefault(trace_id, set()).add(first.span_id)
-                has_ended = not execution.settles and _has_ended(rows.get(execution_id))
+                has_ended = not execution.may_change and _has_ended(rows.get(execution_id))
                 new += unannounced(execution, announced, is_withheld=is_withheld, has_ended=has_ended)
                 if is_withheld and execution.is_finished:
                     due[trace_id] = now + round(QUIET_SECONDS * NS)
@@ -112,7 +112,7 @@ class TraceExecutions:
         ours = {
             row.execution_id
             for row in rows.values()
-            if row.workspace_id == workspace_id and row.trace_id in readings and row.process == INGESTED
+            if row.workspace_id == workspace_id and row.trace_id in readings and row.process == INGESTED_PROCESS
         }
         # Executions that the traces seemed to be when fewer of their spans had arrived.
         outdated = ours - ids_now

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
-from tachograph.critical_path import path_of
+from tachograph.critical_path import critical_path_of
 from tachograph.events import (
     Event,
     ExecutionFinished,
@@ -32,7 +32,7 @@ from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.steps import StoredStep, steps_of
 
-INGESTED: Final = "otlp"
+INGESTED_PROCESS: Final = "otlp"
 """The process of an execution that is assembled from spans."""
 INGEST_LEASE_SECONDS: Final = 3600.0
 """Lease of such an execution, from its latest span. Long, because a span arrives only when its step has ended."""
@@ -50,7 +50,7 @@ def find_lost(
         if process not in alive:
             alive[process] = is_alive(process)
         state = alive[process]
-        lease = INGEST_LEASE_SECONDS if process == INGESTED else lease_seconds
+        lease = INGEST_LEASE_SECONDS if process == INGESTED_PROCESS else lease_seconds
         expired = row.last_seen_ns < now_ns - round(lease * NS)
         # On another host, or where the process cannot be checked, the lease decides.
         if state is False or (state is None and expired):
@@ -70,7 +70,7 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep]) -> Iterator[Ev
         parent_span_id=execution.parent_span_id,
         version=execution.version,
         project=execution.project,
-        origin=Origin.INGESTED if execution.process == INGESTED else Origin.RECORDED,
+        origin=Origin.INGESTED if execution.process == INGESTED_PROCESS else Origin.RECORDED,
     )
     seen_ns = max(
         [execution.last_seen_ns, *(t for s in steps for t in (s.attempt_started_ns, s.finished_ns, s.ready_ns) if t)]
@@ -102,7 +102,7 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep]) -> Iterator[Ev
         failed_step_count=counts[StepStatus.FAILED] + counts[StepStatus.TIMEOUT],
         skipped_step_count=counts[StepStatus.SKIPPED],
         work_ns=work_ns,
-        critical_path=path_of(timed),
+        critical_path=critical_path_of(timed),
         failure=LOST,
         inputs=execution.inputs,
     )

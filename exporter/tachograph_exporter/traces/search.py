@@ -19,7 +19,7 @@ from tachograph_exporter.ingest.span_rows import of_trace
 from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import executions as execution_rows
-from tachograph_exporter.store.recovery import INGESTED
+from tachograph_exporter.store.recovery import INGESTED_PROCESS
 from tachograph_exporter.store.schema import span_operations, workflow_executions
 from tachograph_exporter.store.schema import spans as spans_table
 from tachograph_exporter.store.schema import traces as traces_table
@@ -82,7 +82,7 @@ def trace(connection: Connection, workspace_id: str, slug: str, trace_id: str) -
         select(_executions.execution_id).where(
             _executions.trace_id == trace_id,
             _executions.workspace_id == workspace_id,
-            func.coalesce(_executions.process, "") != INGESTED,
+            func.coalesce(_executions.process, "") != INGESTED_PROCESS,
         )
     ).scalars()
     for execution_id in rows.all():
@@ -181,7 +181,7 @@ def _candidates(connection: Connection, workspace_id: str, request: Search) -> l
     starts: dict[str, int] = {}
     if service in (None, SERVICE):
         recorded = select(_executions.trace_id, _executions.created_ns).where(
-            _executions.workspace_id == workspace_id, func.coalesce(_executions.process, "") != INGESTED
+            _executions.workspace_id == workspace_id, func.coalesce(_executions.process, "") != INGESTED_PROCESS
         )
         recorded = _between(recorded, _executions.created_ns, request).order_by(_executions.created_ns.desc())
         starts |= {row[0]: row[1] for row in connection.execute(recorded.limit(MAX_INSPECTED))}
@@ -222,7 +222,7 @@ def services(connection: Connection, workspace_id: str) -> list[str]:
         select(_operations.service).where(_operations.workspace_id == workspace_id).distinct()
     ).scalars()
     recorded = select(_executions.execution_id).where(
-        _executions.workspace_id == workspace_id, func.coalesce(_executions.process, "") != INGESTED
+        _executions.workspace_id == workspace_id, func.coalesce(_executions.process, "") != INGESTED_PROCESS
     )
     return sorted({*rows, *([SERVICE] if connection.execute(recorded.limit(1)).first() is not None else [])})
 

@@ -27,7 +27,7 @@ QUEUE_LIMIT: Final = 200_000
 """Events a queue holds before it drops new ones."""
 GATHER_SECONDS: Final = 0.02
 """How long the thread waits for more events after the first."""
-BATCH: Final = 5_000
+MAX_BATCH: Final = 5_000
 
 
 class BatchListener(Protocol):
@@ -171,7 +171,7 @@ class ListenerQueue:
             hurry.clear()
             while queue:
                 with self._lock:
-                    batch = [queue.popleft() for _ in range(min(len(queue), BATCH))]
+                    batch = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
                     self._in_hand = len(batch)
                 with self._delivering:
                     self._offer(batch)

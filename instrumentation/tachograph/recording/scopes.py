@@ -19,7 +19,7 @@ from opentelemetry.propagate import extract
 from opentelemetry.trace import get_current_span
 
 from tachograph.clock import NS, AnchoredClock, Clock
-from tachograph.critical_path import path_of
+from tachograph.critical_path import critical_path_of
 from tachograph.events import (
     ExecutionFinished,
     ExecutionStarted,
@@ -90,7 +90,7 @@ class _OpenExecution:
                 failed_step_count=counts.failed,
                 skipped_step_count=counts.skipped,
                 work_ns=counts.work_ns,
-                critical_path=path_of(self.finished),
+                critical_path=critical_path_of(self.finished),
                 failure=failure,
                 inputs=self.inputs,
             )

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from tachograph.clock import NS, Clock
-from tachograph.critical_path import path_of
+from tachograph.critical_path import critical_path_of
 from tachograph.errors import ConditionError, DoNotRetry
 from tachograph.events import (
     ExecutionFinished,
@@ -195,7 +195,7 @@ class Run:
                 failed_step_count=self.counts.failed,
                 skipped_step_count=self.counts.skipped,
                 work_ns=self.counts.work_ns,
-                critical_path=path_of(self._nodes),
+                critical_path=critical_path_of(self._nodes),
                 failure=failure,
                 inputs=self.inputs_summary,
             )

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from tachograph.critical_path import path_of
+from tachograph.critical_path import critical_path_of
 from tachograph.events import (
     Event,
     ExecutionFinished,
@@ -36,7 +36,7 @@ from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of,
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.rules import Role, Rule, Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord, clean
-from tachograph_exporter.store.recovery import INGESTED
+from tachograph_exporter.store.recovery import INGESTED_PROCESS
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAMESPACE: Final = uuid.UUID("5b7ac6a1-5c1e-5f8e-8a55-0f6f746c7021")
@@ -62,7 +62,7 @@ class AssembledExecution(NamedTuple):
     sources: list[Any]
     is_named: bool
     spans: Sequence[SpanRecord]
-    settles: bool
+    may_change: bool
 
     @property
     def is_finished(self) -> bool:
@@ -137,7 +137,9 @@ def _execution(
     end_span = next((span for span in spans if trace.role(span.span_id) is Role.END), None)
     end_rule = trace.rules[end_span.span_id] if end_span is not None else None
     end_ns, status, blamed = _end(root, rule, steps, end_span, end_rule or rule, is_quiet)
-    events: list[Event] = [ExecutionStarted(execution=ref, time_ns=started_ns, step_count=len(steps), process=INGESTED)]
+    events: list[Event] = [
+        ExecutionStarted(execution=ref, time_ns=started_ns, step_count=len(steps), process=INGESTED_PROCESS)
+    ]
     sources: list[Any] = [ref.execution_id]
     counts: dict[StepStatus, int] = defaultdict(int)
     work_ns = 0
@@ -170,15 +172,15 @@ def _execution(
                 failed_step_count=failed,
                 skipped_step_count=counts[StepStatus.SKIPPED],
                 work_ns=work_ns,
-                critical_path=path_of([step for step in steps if step.finished_ns is not None]),
+                critical_path=critical_path_of([step for step in steps if step.finished_ns is not None]),
                 failure=failure_of(blamed, rule) if status is not ExecutionStatus.COMPLETED and blamed else None,
             )
         )
     else:
         events.append(Heartbeat(execution=ref, time_ns=now_ns))
     sources.append(ref.execution_id)
-    settles = rule.opens or rule.lasting or any(may_grow(step) for step in steps)
-    return AssembledExecution(ref, root, events, sources, is_named, spans, settles)
+    may_change = rule.opens or rule.lasting or any(may_grow(step) for step in steps)
+    return AssembledExecution(ref, root, events, sources, is_named, spans, may_change)
 
 
 def _is_lasting(rule: Rule, steps: Sequence[AssembledStep]) -> bool:
