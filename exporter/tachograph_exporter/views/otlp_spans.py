@@ -50,6 +50,12 @@ def spans_of_run(run: StoredRun, workspace: str) -> list[SpanRecord]:
     return [record(span, SERVICE, semconv.SCOPE, "", resource, _RESOURCE_ATTRIBUTES) for span in spans]
 
 
+def status_of(span: SpanRecord) -> str | None:
+    """The status of the execution, step or attempt that a span of ours tells of; None if it tells none."""
+    status = span.attributes.get(semconv.STEP_STATUS) or span.attributes.get(semconv.EXECUTION_STATUS)
+    return str(status) if status is not None else None
+
+
 class _Spans:
     def __init__(self, run: StoredRun, workspace: str) -> None:
         row = run.execution
