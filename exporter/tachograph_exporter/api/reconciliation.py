@@ -17,7 +17,6 @@ from tachograph.process import identity
 from tachograph.recording.listener_queue import ListenerQueue
 from tachograph.recording.recorder import Recorder
 from tachograph.spans.attributes import attempt_span_id
-from tachograph.spans.ended_spans import EndedSpan
 from tachograph.spans.listener import SpanListener
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, RECORDER, Workspace, workspace_of
@@ -33,7 +32,7 @@ from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
 from tachograph_exporter.store.rollups.checking import CountedRow, count_row
 from tachograph_exporter.store.runs import find_run
-from tachograph_exporter.views.otlp_spans import status_of
+from tachograph_exporter.views.otlp_spans import ended_span
 from tachograph_exporter.views.reconcile import CountedSeries, Evidence, ExportedSpans, reconcile
 from tachograph_exporter.views.schemas.reconciliation import Reconciliation
 
@@ -191,11 +190,7 @@ def _spans(recorder: Recorder, stored: _Stored, behind: Collection[str]) -> Expo
     ids = {execution.span_id}
     for step in stored.run.steps:
         ids |= {step.span_id, *(attempt_span_id(step.span_id, number) for number in range(1, step.attempt + 1))}
-    arrived = {
-        span.span_id: EndedSpan(span.start_ns, span.end_ns, span.is_error, status_of(span))
-        for span in stored.arrived
-        if span.span_id in ids
-    }
+    arrived = {span.span_id: ended_span(span) for span in stored.arrived if span.span_id in ids}
     return ExportedSpans(arrived, False) if arrived else _not_here(execution)
 
 

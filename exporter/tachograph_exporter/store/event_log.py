@@ -93,13 +93,14 @@ def read(connection: Connection, after: int, rows: int = 50) -> list[Logged]:
 
 
 class LoggedExecution(NamedTuple):
-    """The events of an execution that the log holds, in order of commits; None if there was too much to read.
+    """The events of an execution that the log holds, in order of commits, or the reason why they were not read.
 
     ``is_whole``: between the first and the last none is missing.
     """
 
-    events: list[Event] | None
+    events: Sequence[Event] = ()
     is_whole: bool = False
+    reason: str = ""
 
 
 def of_execution(connection: Connection, execution_id: str, from_ns: int, to_ns: int | None) -> LoggedExecution:
@@ -112,7 +113,7 @@ def of_execution(connection: Connection, execution_id: str, from_ns: int, to_ns:
         in_range &= _log.time_ns <= to_ns
     logged_bytes = connection.execute(select(func.sum(func.length(_log.events))).where(in_range)).scalar() or 0
     if logged_bytes > MAX_SEARCHED_BYTES:
-        return LoggedExecution(None)
+        return LoggedExecution(reason="the event log has too much of its time")
     # Ids are plain text in msgpack, so rows without this execution need not be decoded.
     names = "position(CAST(:id AS bytea) IN events) > 0" if _is_postgresql(connection) else "instr(events, :id) > 0"
     rows = connection.execute(
@@ -120,9 +121,15 @@ def of_execution(connection: Connection, execution_id: str, from_ns: int, to_ns:
         .where(in_range, text(names).bindparams(bindparam("id", execution_id.encode(), LargeBinary)))
         .order_by(_log.sequence)
     ).all()
-    if not rows or sum(row.number for row in rows) > MAX_SEARCHED_EVENTS:
-        return LoggedExecution(None if rows else [])
-    events = [event for row in rows for event in _decode(row.events) if event.execution.execution_id == execution_id]
+    if sum(row.number for row in rows) > MAX_SEARCHED_EVENTS:
+        return LoggedExecution(reason="the event log has too much of its time")
+    try:
+        logged = [event for row in rows for event in _decode(row.events)]
+    except msgspec.MsgspecError as error:
+        return LoggedExecution(reason=f"the event log cannot be read: {error}")
+    events = [event for event in logged if event.execution.execution_id == execution_id]
+    if not events:
+        return LoggedExecution()
     # Nobody may have logged for a while before a gap's mark.
     unsure_ns = rows[-1].time_ns + round(3 * LOOK_SECONDS * NS)
     gap = select(_log.sequence).where(_log.origin == _GAP, _log.sequence > rows[0].sequence, _log.time_ns <= unsure_ns)

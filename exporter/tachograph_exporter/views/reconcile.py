@@ -42,7 +42,7 @@ from tachograph_exporter.store.totals import Totals, WorkflowTotals
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.executions import execution_summary
 from tachograph_exporter.views.expected_series import ExpectedSeries
-from tachograph_exporter.views.otlp_spans import spans_of_run, status_of
+from tachograph_exporter.views.otlp_spans import ended_spans
 from tachograph_exporter.views.schemas.executions import WorkflowExecutionResponse
 from tachograph_exporter.views.schemas.reconciliation import Difference, Reconciliation
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline, WorkflowStepTimelineEntry
@@ -52,6 +52,7 @@ MAX_DIFFERENCES: Final = 1_000
 """Differences that are listed."""
 _MAX_TEXT: Final = 200
 _EXECUTION_COLUMNS: Final = [str(name) for name in EXECUTION_ROWS.columns]
+_STEP_FIELDS: Final = [name for name in StoredStep.__struct_fields__ if name not in ("step_id", "attempt")]
 _STEP_COLUMNS: Final = [str(name) for name in STEP_ROWS.columns]
 
 
@@ -135,6 +136,7 @@ class _Comparison:
         self._run = evidence.run
         self._execution = evidence.run.execution
         self._is_open = evidence.run.execution.finished_ns is None
+        self._is_ingested = _is_ingested(evidence.run)
         self._names = {step.step_id: step.name for step in evidence.run.steps}
         self._timeline = build_timeline(evidence.run, now_ns=now_ns)
         self._now_ns = now_ns
@@ -167,9 +169,22 @@ class _Comparison:
 
     def _rows(self) -> _View:
         facts: dict[str, Facts] = {"": _execution_facts(self._execution)}
+        # Only events say as much as rows.
+        columns = _STEP_FIELDS if not isinstance(self._evidence.logged, str) and self._evidence.logged.events else ()
         for step in self._run.steps:
-            step_facts = facts[step.step_id] = msgspec.structs.asdict(step)
-            step_facts["attempts"] = step_facts.pop("attempt")
+            step_facts = facts[step.step_id] = {
+                "name": step.name,
+                "status": step.status,
+                "attempts": step.attempt,
+                "started_ns": step.started_ns,
+                "finished_ns": step.finished_ns,
+                "run_ns": step.run_ns,
+                "span_id": step.span_id,
+            }
+            for name in columns:
+                step_facts[name] = getattr(step, name)
+            if columns:
+                step_facts["depends_on"] = list(step.depends_on)
             if step.started_ns is not None and step.finished_ns is not None:
                 step_facts["duration_ns"] = step.finished_ns - step.started_ns
             if step.error_type is not None:
@@ -188,7 +203,7 @@ class _Comparison:
                 # A lost execution has no rows for steps it never reached.
                 facts[""]["step_count"] = len(timeline.step_timeline)
         for entry in timeline.step_timeline:
-            facts[entry.step_id] = _entry_facts(entry)
+            facts[entry.step_id] = _entry_facts(entry, has_all_attempts=not self._is_ingested)
         self.counts["timeline"] = len(timeline.step_timeline)
         return _View("timeline", facts)
 
@@ -227,11 +242,7 @@ class _Comparison:
 
     def _spans(self) -> Iterator[_View]:
         spans = self._evidence.spans
-        shown = {
-            span.span_id: EndedSpan(span.start_ns, span.end_ns, span.is_error, status_of(span))
-            for span in spans_of_run(self._run, self._evidence.workspace)
-        }
-        facts = self._span_facts(shown)
+        facts = self._span_facts(ended_spans(self._run, self._evidence.workspace))
         self.counts["otlp"] = len(facts) - 1
         yield _View("otlp", facts, is_whole=True)
         if isinstance(spans, str):
@@ -294,8 +305,8 @@ class _Comparison:
             self._leave_out("events", logged)
             return
         if not logged.events:
-            self._leave_out("events", "the event log does not hold it: nobody followed, or too long ago"
-                            if logged.events is not None else "the event log has too much of its time")  # fmt: skip
+            reason = "the event log does not hold it: nobody followed the events, or too long ago"
+            self._leave_out("events", logged.reason or reason)
             return
         batch = Batch(logged.events)
         execution_id = self._execution.execution_id
@@ -400,7 +411,7 @@ class _Comparison:
         if execution_id in running.executions:
             yield Difference(
                 "",
-                "workflow_executions_running",
+                EXECUTIONS_RUNNING.name,
                 {"metrics": True, "rows": False},
                 message="it ended, but counts as running",
             )
@@ -419,13 +430,17 @@ _SPECS: Final = {spec.name: spec for spec in METRICS}
 _NONE: Final = Change()
 
 
+def _is_ingested(run: StoredRun) -> bool:
+    return getattr(run.execution, "process", None) == INGESTED_PROCESS
+
+
 def impossible(run: StoredRun) -> Iterator[Difference]:
     """Values that no run can have: times outside it, negative ones, and parts that do not add up."""
     values: dict[str, Any]
     execution, steps = run.execution, run.steps
     began, ended = execution.started_ns, execution.finished_ns
     # Engines' spans have the clocks of several machines.
-    is_ingested = getattr(execution, "process", None) == INGESTED_PROCESS
+    is_ingested = _is_ingested(run)
     by_id = {step.step_id: step for step in steps}
     last_attempts: dict[str, int] = {}
     for attempt in run.attempts:
@@ -530,6 +545,9 @@ def _most_at_once(steps: Iterable[StoredStep]) -> int:
 
 def _rollup_differences(counted: CountedRow) -> Iterator[Difference]:
     row = f"{counted.period} from {rfc3339(counted.start_s * NS)}"
+    if counted.fault:
+        yield Difference("", "rollups", {"rollups": None, "executions": 1}, message=f"{row}: {counted.fault}")
+        return
     stored = counted.stored or WorkflowTotals()
     if stored.encode() == counted.counted.encode():
         return
@@ -592,19 +610,22 @@ def _differing(step_id: str, by_view: Mapping[str, Facts]) -> Iterator[Differenc
     fields = dict.fromkeys(field for facts in by_view.values() for field in facts)
     for field in fields:
         values = {name: facts[field] for name, facts in by_view.items() if field in facts}
-        if len(values) > 1 and not _are_equal(list(values.values())):
+        if len(values) > 1 and not _are_equal(list(values.values()), is_from_seconds=field in _FROM_SECONDS):
             yield Difference(step_id, field, values)
 
 
-def _are_equal(values: Sequence[Any]) -> bool:
+_FROM_SECONDS: Final = frozenset({"duration_ns", "run_ns", "work_ns", "critical_path_ns"})
+"""Durations that some views show in seconds: those of several days lose their last digit."""
+
+
+def _are_equal(values: Sequence[Any], *, is_from_seconds: bool) -> bool:
     first = values[0]
     for value in values[1:]:
         if value == first:
             continue
-        # Times of several days lose their last digit as seconds.
-        if isinstance(value, int) and isinstance(first, int) and abs(value - first) <= max(value, first) >> 50:
-            continue
-        return False
+        is_rounded = is_from_seconds and isinstance(value, int) and isinstance(first, int)
+        if not (is_rounded and abs(value - first) <= max(value, first) >> 50):
+            return False
     return True
 
 
@@ -625,11 +646,12 @@ def _only(columns: Facts, execution: Row[Any]) -> Facts:
     return {name: value for name, value in columns.items() if name != "last_seen_ns" and hasattr(execution, name)}
 
 
-def _entry_facts(entry: WorkflowStepTimelineEntry) -> Facts:
+def _entry_facts(entry: WorkflowStepTimelineEntry, *, has_all_attempts: bool) -> Facts:
     facts: Facts = {"status": entry.status, "name": entry.step_name}
     if entry.attempts:
+        # The spans of an engine's earlier attempts may never have arrived.
         numbers = [attempt.attempt for attempt in entry.attempts]
-        facts["attempts"] = max(numbers) if len(set(numbers)) == len(numbers) else len(numbers)
+        facts["attempts"] = len(numbers) if has_all_attempts or len(set(numbers)) < len(numbers) else max(numbers)
     if entry.duration_seconds is not None:
         facts["duration_ns"] = _ns(entry.duration_seconds)
         facts["run_ns"] = _ns(entry.run_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+import msgspec
 from sqlalchemy import Connection, func, select
 
 from tachograph.clock import NS
@@ -30,6 +31,7 @@ class CountedRow(NamedTuple):
         stored: what it holds; None: it does not exist.
         counted: what the executions that ended in it add up to.
         own: the part of it that is the execution's.
+        fault: why ``stored`` or ``counted`` cannot be told; empty if they can.
         critical_path: ids of the execution's steps that are counted as on its critical path.
     """
 
@@ -40,6 +42,7 @@ class CountedRow(NamedTuple):
     own: WorkflowTotals
     critical_path: frozenset[str]
     steps: int
+    fault: str = ""
 
 
 def count_row(connection: Connection, key: Key, execution_id: str, finished_ns: int) -> CountedRow | str:
@@ -63,20 +66,20 @@ def count_row(connection: Connection, key: Key, execution_id: str, finished_ns: 
     ).one()
     if executions + (steps or 0) > MAX_STEPS:
         return f"{executions} executions ended in the same period: too many to count again"
-    ended = ended_executions(connection, [execution_id]).get(execution_id)
-    own = WorkflowTotals()
-    if ended is not None:
-        ended.add_to(own)
     parameters = {"workspace": key[0], "workflow": key[1], "period": period, "low": start, "high": start + 1}
     row = connection.execute(ROWS_BETWEEN, parameters).first()
-    return CountedRow(
-        period,
-        start,
-        WorkflowTotals.decode(row[1], row[2]) if row is not None else None,
-        count_exactly(connection, key, low, high) or WorkflowTotals(),
-        own,
-        frozenset(step_id for step_id, (_, is_critical) in ended.steps.items() if is_critical)
-        if ended
-        else frozenset(),
-        len(ended.steps) if ended is not None else 0,
-    )
+    none, empty = WorkflowTotals(), frozenset[str]()
+    try:
+        stored = WorkflowTotals.decode(row[1], row[2]) if row is not None else None
+    except (msgspec.MsgspecError, ValueError) as error:
+        return CountedRow(period, start, None, none, none, empty, 0, f"cannot be decoded: {error}")
+    own = WorkflowTotals()
+    try:
+        ended = ended_executions(connection, [execution_id])[execution_id]
+        ended.add_to(own)
+        counted = count_exactly(connection, key, low, high) or none
+    except (KeyError, TypeError, ValueError) as error:
+        # A row that nothing here writes, such as a step that ended at no time.
+        return CountedRow(period, start, stored, none, none, empty, 0, f"its executions cannot be counted: {error!r}")
+    critical_path = frozenset(step_id for step_id, (_, is_critical) in ended.steps.items() if is_critical)
+    return CountedRow(period, start, stored, counted, own, critical_path, len(ended.steps))
