@@ -262,7 +262,7 @@ class _Comparison:
                 key: value for key, value in self._span_facts(spans.spans).items() if key in ended or key[:1] == "?"
             }
             self.counts["spans"] = sum(key in self._names for key in facts)
-            if not spans.is_whole:
+            if not spans.is_whole and ended - facts.keys():
                 self.reasons["spans"] = "in part: another process, or an earlier one, has the others"
             yield _View("spans", facts, spans.is_whole)
         else:
