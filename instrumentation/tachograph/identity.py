@@ -79,6 +79,8 @@ class ExecutionRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     version: str = "1"
     project: str = "default"
     origin: Origin = Origin.RECORDED
+    parent_execution_id: str | None = None
+    parent_step_id: str | None = None
 
 
 class StepRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -100,6 +102,8 @@ class StepRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     depends_on: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     parent_step_id: str | None = None
+    child_execution_id: str | None = None
+    dependency_count: int = 0
 
 
 def new_execution_ref(
@@ -112,6 +116,8 @@ def new_execution_ref(
     version: str = "1",
     project: str = "default",
     origin: Origin = Origin.RECORDED,
+    parent_execution_id: str | None = None,
+    parent_step_id: str | None = None,
 ) -> ExecutionRef:
     """A reference to a new execution; it continues the trace of ``parent``, the caller's (trace id, span id)."""
     return ExecutionRef(
@@ -125,9 +131,16 @@ def new_execution_ref(
         version=version,
         project=project,
         origin=origin,
+        parent_execution_id=parent_execution_id,
+        parent_step_id=parent_step_id,
     )
 
 
 def traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> str:
     """The W3C Trace Context header value, version 00 (https://www.w3.org/TR/trace-context/#traceparent-header)."""
     return f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}"
+
+
+def random01() -> float:
+    """A random number in [0, 1), for jitter."""
+    return random.random()  # noqa: S311

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class InferredDependencies:
     """Dependencies of steps that declare none, from the order in which they ran.
@@ -22,6 +24,16 @@ class InferredDependencies:
         """Record a start. Returns the ids of the steps that the step depends on."""
         self._starts[step] = time_ns
         return tuple(finished for _, finished in self._finished)
+
+    def frontier(self) -> list[tuple[int, str]]:
+        """(end, step id) of the steps that a step starting now depends on."""
+        return list(self._finished)
+
+    def continue_from(self, frontier: Iterable[tuple[int, str]]) -> None:
+        """Start where another process was: from its `frontier`."""
+        self._finished = list(frontier)
+        # What it contains has begun before any of it ended.
+        self._latest_start = min((time_ns for time_ns, _ in self._finished), default=-1) - 1
 
     def finished(self, step: str, time_ns: int) -> None:
         """Record an end. Steps that it waited for are no longer direct dependencies of later steps."""

@@ -295,12 +295,22 @@ def test_a_parent_process_passes_its_trace_on(recorded: Recorded, monkeypatch: p
     assert (run.execution.trace_id, run.execution.parent_span_id) == (trace_id, span_id)
 
 
-def test_generators_are_refused_with_a_reason(recorded: Recorded) -> None:
+def test_a_generator_is_a_step_while_it_is_iterated(recorded: Recorded) -> None:
+    @tachograph.step
     def numbers() -> Iterator[int]:
+        with tachograph.step("inner"):
+            pass
         yield 1
+        yield 2
 
-    with pytest.raises(TypeError, match="generator"):
-        tachograph.step(numbers)
+    with tachograph.workflow("flow"):
+        for number in numbers():
+            with tachograph.step(f"use {number}"):
+                pass
+    finished = {event.step.name: event.step for event in recorded.of(StepFinished)}
+    # Between two items the caller is not inside the generator.
+    assert finished["inner"].parent_step_id == finished["numbers"].step_id
+    assert finished["use 1"].parent_step_id is finished["use 2"].parent_step_id is None
 
 
 def test_capture_can_be_turned_off(recorded: Recorded) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections import defaultdict
 from contextvars import ContextVar
 from typing import Final
@@ -25,7 +26,7 @@ class Reporter:
     A step inside a step finds the outer one, its clock and its counts here (see ``current_reporter``).
     """
 
-    __slots__ = ("_sequence", "attempts", "clock", "counts", "emit", "repetitions", "step")
+    __slots__ = ("_sequence", "attempts", "clock", "counts", "emit", "is_open", "process", "repetitions", "step")
 
     def __init__(self, attempts: StepAttempts, emit: Listener, clock: Clock, counts: StepCounts) -> None:
         self.attempts = attempts
@@ -33,6 +34,8 @@ class Reporter:
         self.counts = counts
         self.repetitions: defaultdict[str, int] = defaultdict(int)
         self.emit = emit
+        self.is_open = True
+        self.process = os.getpid()
         self.clock = clock
         self._sequence = itertools.count(1)
 
