@@ -11,6 +11,7 @@ import functools
 import inspect
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from types import CoroutineType
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from tachograph.recording.scopes import ExecutionScope, StepScope
@@ -85,13 +86,16 @@ class _Call:
         return None
 
     def called(self) -> Callable[..., Any]:
+        function, build_scope, captures = self._function, self._build_scope, self._captures
+
         def run(*args: Any, **kwargs: Any) -> Any:
-            scope = self._build_scope(args, kwargs)
-            with _Held(scope) as held:
-                attempt = 1
+            scope = build_scope(args, kwargs)
+            scope.__enter__()
+            attempt = 1
+            try:
                 while True:
                     try:
-                        result = self._function(*args, **kwargs)
+                        result = function(*args, **kwargs)
                         break
                     except Exception as error:
                         if (delay := self._delay(scope, attempt, error)) is None:
@@ -99,12 +103,17 @@ class _Call:
                     time.sleep(delay)
                     attempt += 1
                     scope.try_again()  # type: ignore[union-attr]
-                if inspect.iscoroutine(result):
-                    held.hand_over()
-                    return self._finish(scope, result, attempt, args, kwargs)
-                if self._captures:
-                    scope.result = result
-                return result
+            except BaseException as error:
+                scope.__exit__(type(error), error, error.__traceback__)
+                raise
+            if type(result) is CoroutineType:
+                # The caller goes on, and the work is done when somebody awaits it.
+                scope.suspend()
+                return self._finish(scope, result, attempt, args, kwargs)
+            if captures:
+                scope.result = result
+            scope.__exit__(None, None, None)
+            return result
 
         return run
 
@@ -112,11 +121,16 @@ class _Call:
         self, scope: AnyScope, coroutine: Coroutine[Any, Any, Any], attempt: int, args: Any, kwargs: Any
     ) -> Any:
         """Await what a plain function returned; the scope ends with it."""
-        with _Held(scope, is_suspended=True):
+        scope.resume()
+        try:
             result = await self._attempts(scope, coroutine, attempt, args, kwargs)
-            if self._captures:
-                scope.result = result
-            return result
+        except BaseException as error:
+            scope.__exit__(type(error), error, error.__traceback__)
+            raise
+        if self._captures:
+            scope.result = result
+        scope.__exit__(None, None, None)
+        return result
 
     async def _attempts(
         self, scope: AnyScope, coroutine: Coroutine[Any, Any, Any], attempt: int, args: Any, kwargs: Any
@@ -135,7 +149,7 @@ class _Call:
     def awaited(self) -> Callable[..., Any]:
         async def run_async(*args: Any, **kwargs: Any) -> Any:
             scope = self._build_scope(args, kwargs)
-            with _Held(scope):
+            with scope:
                 result = await self._attempts(scope, self._function(*args, **kwargs), 1, args, kwargs)
                 if self._captures:
                     scope.result = result
@@ -146,7 +160,7 @@ class _Call:
     def iterated(self) -> Callable[..., Any]:
         def run_generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
             scope = self._build_scope(args, kwargs)
-            with _Held(scope):
+            with scope:
                 attempt = items = 0
                 generator = self._function(*args, **kwargs)
                 step: Callable[[Any], Any] = generator.send
@@ -186,7 +200,7 @@ class _Call:
     def iterated_async(self) -> Callable[..., Any]:
         async def run_async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
             scope = self._build_scope(args, kwargs)
-            with _Held(scope):
+            with scope:
                 attempt = items = 0
                 generator = self._function(*args, **kwargs)
                 step: Callable[[Any], Any] = generator.asend
@@ -221,28 +235,3 @@ class _Call:
                     scope.resume()
 
         return run_async_generator
-
-
-class _Held:
-    """Keeps a scope open for a block, or until it is handed over to somebody who will close it."""
-
-    def __init__(self, scope: AnyScope, *, is_suspended: bool = False) -> None:
-        self._scope = scope
-        self._is_suspended = is_suspended
-        self._is_handed_over = False
-
-    def __enter__(self) -> _Held:
-        if self._is_suspended:
-            self._scope.resume()
-        else:
-            self._scope.__enter__()
-        return self
-
-    def hand_over(self) -> None:
-        """Somebody else closes the scope; the calling context no longer belongs to it."""
-        self._is_handed_over = True
-        self._scope.suspend()
-
-    def __exit__(self, kind: Any, error: BaseException | None, tb: Any) -> None:
-        if not self._is_handed_over:
-            self._scope.__exit__(kind, error, tb)

@@ -21,6 +21,7 @@ from tachograph.identity import ExecutionRef, random01
 from tachograph.recording import callables, open_execution
 from tachograph.recording.callables import Retry
 from tachograph.recording.scopes import ExecutionScope, StepScope
+from tachograph.redaction import encodable
 from tachograph.workflow.definition import Backoff
 from tachograph.workflow.reporter import current_reporter
 
@@ -46,7 +47,7 @@ class _Block(Generic[S]):
     """A context manager, sync and async, that opens a new scope each time it is entered, and a decorator."""
 
     def __init__(self, name: str | None, inputs: Mapping[str, Any] | None, capture: bool) -> None:
-        self._name = name
+        self._name = encodable(name) if name is not None else None
         self._inputs = inputs
         self._capture = capture
         self._entered: dict[tuple[int, int], list[S]] = {}
@@ -88,7 +89,7 @@ class _Block(Generic[S]):
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorate a function of any kind: every call is recorded. Generators are recorded while they are iterated."""
-        name = self._name or callables.name_of(function)
+        name = self._name or encodable(callables.name_of(function))
 
         def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> S:
             inputs = self._inputs or (_arguments(function, args, kwargs) if self._capture else None)
@@ -118,8 +119,8 @@ class WorkflowRecorder(_Block[ExecutionScope]):
         capture: bool = True,
     ) -> None:
         super().__init__(name, inputs, capture)
-        self._workspace = workspace
-        self._version = version
+        self._workspace = encodable(workspace) if workspace else None
+        self._version = encodable(version)
 
     def _scope(self, name: str | None, inputs: Mapping[str, Any] | None) -> ExecutionScope:
         return ExecutionScope(name or "workflow", workspace=self._workspace, version=self._version, inputs=inputs)
@@ -145,7 +146,7 @@ class StepRecorder(_Block[StepScope]):
         capture: bool = True,
     ) -> None:
         super().__init__(name, inputs, capture)
-        self._step_type = step_type
+        self._step_type = encodable(step_type, 40)
         self._max_retries = max_retries
         self._backoff = backoff
 

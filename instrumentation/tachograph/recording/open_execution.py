@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from contextvars import ContextVar, Token
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 from weakref import WeakValueDictionary
 
 from tachograph.clock import Clock
@@ -29,7 +29,7 @@ from tachograph.events import (
     StepStarted,
     StepStatus,
 )
-from tachograph.identity import ExecutionRef, StepRef, new_span_id
+from tachograph.identity import ExecutionRef, StepRef, new_span_id, step_id
 from tachograph.inferred_dependencies import InferredDependencies
 from tachograph.process import identity
 from tachograph.workflow.attempts import StepAttempts
@@ -85,23 +85,33 @@ class OpenExecution:
             _open[ref.execution_id] = self
             emit(ExecutionStarted(execution=ref, time_ns=self.started_ns, inputs=inputs, process=identity()))
 
-    def repetition(self, name: str) -> tuple[str, int]:
-        """(what makes the id of the next step called ``name``, how many there were before it)."""
+    def new_step(self, name: str, step_type: str, child_execution_id: str | None, time_ns: int) -> StepRef:
+        """A step called ``name`` that starts now."""
+        ref = self.ref
         # Processes count on their own, so each has ids of its own.
         key = name if os.getpid() == self._process else f"{name}@{process_token()}"
         with self.counts.lock:
             index = self.repetitions[key]
-            self.repetitions[key] += 1
-        return key, index
-
-    def step_started(self, step_id: str, time_ns: int) -> tuple[str, int, tuple[str, ...], tuple[str, ...]]:
-        """(span id, order, ids of the steps it depends on, their span ids) of a step that starts now."""
-        with self.counts.lock:
-            span_id = self._spans[step_id] = new_span_id()
-            self._step_count += 1
-            depends_on = self.order.started(step_id, time_ns)
-            links = tuple([self._spans[dependency] for dependency in depends_on])
-            return span_id, self._step_count, depends_on, links
+            self.repetitions[key] = index + 1
+            identifier = step_id(ref.workflow_id, key, index)
+            spans = self._spans
+            span_id = spans[identifier] = new_span_id()
+            self._step_count = order = self._step_count + 1
+            depends_on = self.order.started(identifier, time_ns)
+            links = tuple([spans[dependency] for dependency in depends_on])
+        return StepRef(
+            execution=ref,
+            step_id=identifier,
+            name=name,
+            span_id=span_id,
+            parent_span_id=ref.span_id,
+            step_type=step_type,
+            step_order=order,
+            index=index,
+            depends_on=depends_on,
+            links=links,
+            child_execution_id=child_execution_id,
+        )
 
     def step_finished(self, ref: StepRef, started_ns: int | None, time_ns: int) -> None:
         """Note that a step of this execution ended, so that later ones depend on it."""
@@ -164,7 +174,7 @@ _children: dict[str, None] = {}
 _MAX_CHILDREN: Final = 10_000
 _current: ContextVar[OpenExecution | None] = ContextVar("tachograph_execution", default=None)
 
-Tokens: TypeAlias = tuple[Token[OpenExecution | None], Token[Reporter | None]]
+Tokens: TypeAlias = tuple[Token[Any], ...]
 
 
 def current() -> tuple[Reporter | None, OpenExecution | None]:
@@ -201,6 +211,11 @@ def enter(run: OpenExecution | None, reporter: Reporter | None) -> Tokens:
     return _current.set(run), current_reporter.set(reporter)
 
 
+def enter_step(reporter: Reporter) -> Tokens:
+    """Make the calling context belong to a step of the execution it already belongs to; `restore` undoes it."""
+    return (current_reporter.set(reporter),)
+
+
 def leave() -> Tokens:
     """Make the calling context belong to nothing; `restore` undoes it."""
     return enter(None, None)
@@ -210,7 +225,7 @@ def restore(tokens: Tokens) -> None:
     """Undo `enter` or `leave`. In another context than theirs (a generator closed elsewhere) nothing is restored."""
     for token in tokens:
         try:
-            token.var.reset(token)  # type: ignore[arg-type]
+            token.var.reset(token)
         except ValueError:
             token.var.set(None)
 

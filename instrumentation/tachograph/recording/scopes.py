@@ -6,7 +6,6 @@ An error in the recording itself is logged and never reaches the recorded code.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import os
 from collections.abc import Mapping
@@ -25,7 +24,6 @@ from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.recording import open_execution, other_processes
 from tachograph.recording.open_execution import ABANDONED, OpenExecution
 from tachograph.recording.setup import default_workspace, get_recorder
-from tachograph.redaction import encodable
 from tachograph.spans.propagation import caller
 from tachograph.summary import failure as describe
 from tachograph.summary import summarise
@@ -51,10 +49,11 @@ class Scope:
     Its own errors are logged and never raised.
     """
 
-    def __init__(self) -> None:
-        self._tokens: open_execution.Tokens | None = None
-        self._otel_token: Any = None
-        self._otel_context: otel_context.Context | None = None
+    # What most scopes have until they are entered, or for good: a step is recorded often.
+    result: Any = None
+    _tokens: open_execution.Tokens | None = None
+    _otel_token: Any = None
+    _otel_context: otel_context.Context | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -105,32 +104,31 @@ class Scope:
             return
         open_execution.restore(tokens)
         token = self._otel_token
-        if not isinstance(token, contextvars.Token):
-            otel_context.detach(token)
-            return
         try:
             # `detach` logs an error for a token of another context: of a generator that is closed elsewhere.
             token.var.reset(token)
         except ValueError:
             token.var.set(otel_context.Context())
+        except AttributeError:
+            otel_context.detach(token)  # A context of another kind (OTEL_PYTHON_CONTEXT).
 
 
 class ExecutionScope(Scope):
     """One execution of a workflow, as a block. ``execution`` identifies it once the block is entered.
 
-    Inside another execution it is also a step of that one, of type ``workflow``, and the two name each other.
+    Inside another execution it is also a step of that one, of type ``workflow``, and the two name each other. Names are
+    text that can be encoded (see `redaction.encodable`).
     """
 
+    execution: ExecutionRef | None = None
+    _run: OpenExecution | None = None
+    _step: StepScope | None = None
+
     def __init__(self, name: str, *, workspace: str | None, version: str, inputs: Mapping[str, Any] | None) -> None:
-        super().__init__()
-        self.name = encodable(name)
-        self.execution: ExecutionRef | None = None
-        self.result: Any = None
-        self._workspace = encodable(workspace) if workspace else None
-        self._version = encodable(version)
+        self.name = name
+        self._workspace = workspace
+        self._version = version
         self._inputs = inputs
-        self._run: OpenExecution | None = None
-        self._step: StepScope | None = None
 
     def _enter(self) -> None:
         recorder = get_recorder()
@@ -197,6 +195,9 @@ class ExecutionScope(Scope):
 class StepScope(Scope):
     """One step, as a block; `measure`, `cost` and `log` report from inside it."""
 
+    reporter: Reporter | None = None
+    _execution_scope: ExecutionScope | None = None
+
     def __init__(
         self,
         name: str,
@@ -205,14 +206,10 @@ class StepScope(Scope):
         inputs: Mapping[str, Any] | None = None,
         child_execution_id: str | None = None,
     ) -> None:
-        super().__init__()
-        self.name = encodable(name)
-        self.result: Any = None
-        self.reporter: Reporter | None = None
-        self._step_type = encodable(step_type, 40)
+        self.name = name
+        self._step_type = step_type
         self._inputs = inputs
         self._child_execution_id = child_execution_id
-        self._execution_scope: ExecutionScope | None = None
 
     def _enter(self) -> None:
         outer, run = open_execution.current()
@@ -234,10 +231,12 @@ class StepScope(Scope):
             assert run is not None  # noqa: S101
             self._emit, clock, counts = run.emit, run.clock, run.counts
             now = clock()
-            ref, origin_ns = self._ref(run, now), run.started_ns
+            ref = run.new_step(self.name, self._step_type, self._child_execution_id, now)
+            origin_ns = run.started_ns
         self._attempts = attempts = StepAttempts(ref, origin_ns)
         self.reporter = reporter = Reporter(attempts, self._emit, clock, counts)
-        self._activate(run, reporter, otel_context.get_current())
+        self._otel_token = otel_context.attach(otel_context.get_current())
+        self._tokens = open_execution.enter_step(reporter)
         counts.open_steps[ref.span_id] = self._abandon
         self._emit(attempts.started(now, self._summary))
 
@@ -258,24 +257,6 @@ class StepScope(Scope):
             step_order=outer.step.step_order,
             index=index,
             parent_step_id=outer.step.step_id,
-            child_execution_id=self._child_execution_id,
-        )
-
-    def _ref(self, run: OpenExecution, now: int) -> StepRef:
-        key, index = run.repetition(self.name)
-        step_id = make_step_id(run.ref.workflow_id, key, index)
-        span_id, order, depends_on, links = run.step_started(step_id, now)
-        return StepRef(
-            execution=run.ref,
-            step_id=step_id,
-            name=self.name,
-            span_id=span_id,
-            parent_span_id=run.ref.span_id,
-            step_type=self._step_type,
-            step_order=order,
-            index=index,
-            depends_on=depends_on,
-            links=links,
             child_execution_id=self._child_execution_id,
         )
 
@@ -309,12 +290,13 @@ class StepScope(Scope):
         try:
             if reporter is not None:
                 status, failure, output = StepStatus.COMPLETED, None, None
-                if is_success(error):
-                    output = summarise(self.result) if error is None else None
-                elif error is not None:
+                now = reporter.clock()
+                if error is None:
+                    output = summarise(self.result)
+                elif not is_success(error):
                     status = StepStatus.CANCELLED if is_cancellation(error) else StepStatus.FAILED
                     failure = describe(error)
-                self._close(reporter, reporter.clock(), status, failure, output)
+                self._close(reporter, now, status, failure, output)
         finally:
             self._deactivate()
             if self._execution_scope is not None:
