@@ -85,7 +85,7 @@ def steps_of(outcome: str) -> dict[str, Callable[[], Any]]:
     """One decorated callable of every kind."""
     retries = 1 if outcome == "retries" else 0
 
-    def step(name: str) -> Any:
+    def step(name: str) -> Callable[[Any], Any]:
         return tachograph.step(name=name, max_retries=retries, backoff=AT_ONCE)
 
     @step("function")
@@ -264,7 +264,7 @@ def run(place: str, kind: str, outcome: str, pool: Any) -> str:
         if place.startswith("process_"):
             context = multiprocessing.get_context(place.removeprefix("process_"))
             queue = context.SimpleQueue()
-            process = context.Process(target=do_in_process, args=(kind, outcome, queue))
+            process = context.Process(target=do_in_process, args=(kind, outcome, queue))  # type: ignore[attr-defined]
             process.start()
             answer = str(queue.get())
             process.join()

@@ -185,15 +185,19 @@ class RelayClient:
 
     def send(self, events: Sequence[Event]) -> None:
         """Deliver a batch; returns once the parent has it."""
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.settimeout(TIMEOUT_SECONDS)
-            self._socket.connect(self.address.path)
-            self._socket.sendall(self.address.token)
-        body = _encode(events)
-        self._socket.sendall(_HEADER.pack(len(body)) + body)
-        if self._socket.recv(1) != _ACKNOWLEDGED:
-            raise ConnectionError("the parent process closed the connection")
+        try:
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._socket.settimeout(TIMEOUT_SECONDS)
+                self._socket.connect(self.address.path)
+                self._socket.sendall(self.address.token)
+            body = _encode(events)
+            self._socket.sendall(_HEADER.pack(len(body)) + body)
+            if self._socket.recv(1) != _ACKNOWLEDGED:
+                raise ConnectionError("the parent process closed the connection")
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the connection."""
