@@ -306,3 +306,48 @@ def test_the_relay_serves_its_children_whatever_else_connects() -> None:
     for client in clients:
         client.close()
     assert not Path(server.address.path).parent.exists()
+
+
+def test_a_fork_while_other_threads_record_does_not_hang_the_child(tmp_path: Path) -> None:
+    run(tmp_path, """
+if __name__ == "__main__":
+    stop = threading.Event()
+
+    def record():
+        while not stop.is_set():
+            with tachograph.step("busy"):
+                pass
+
+    with tachograph.workflow("flow"):
+        threads = [threading.Thread(target=record) for _ in range(4)]
+        for thread in threads: thread.start()
+        for _ in range(40):
+            pid = os.fork()
+            if pid == 0:
+                notify()
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        stop.set()
+        for thread in threads: thread.join()
+""", timeout=50)  # fmt: skip
+    (((row, timeline),),) = stored(tmp_path).values()
+    assert row.status == "completed"
+    assert sum(step.step_name == "notify" for step in timeline.step_timeline) == 40
+
+
+def test_names_that_are_no_texts(tmp_path: Path) -> None:
+    run(tmp_path, """
+from pathlib import Path
+
+class Grim:
+    def __str__(self): raise RuntimeError
+
+if __name__ == "__main__":
+    with tachograph.workflow(5, version=2.5, workspace=None):
+        for name in (Path("/data"), 7, 1.5, Grim(), ("a", 1)):
+            with tachograph.step(name):
+                pass
+""")  # fmt: skip
+    (((row, timeline),),) = stored(tmp_path).values()
+    assert (row.workflow, row.version) == ("5", "2.5")
+    assert [step.step_name for step in timeline.step_timeline] == ["/data", "7", "1.5", "Grim", "('a', 1)"]

@@ -7,6 +7,7 @@ a thread that was started inside a run and serves others after it. So only what 
 from __future__ import annotations
 
 import os
+import threading
 from collections import defaultdict
 from contextvars import ContextVar, Token
 from typing import Any, Final, TypeAlias
@@ -288,6 +289,19 @@ def _abandon(counts: StepCounts, event: StepStarted | StepRetrying, now_ns: int,
     )
     emit(attempts.finished(now_ns, StepStatus.LOST, ABANDONED))
     counts.add(StepStatus.LOST, 0 if event.step.parent_step_id is not None else attempts.run_ns)
+
+
+def _after_fork() -> None:
+    # Another thread may have held a lock at the moment of the fork; in the child nobody would ever release it.
+    reporter, run = current_reporter.get(), _current.get()
+    counts = [progress.counts if isinstance(progress, OpenExecution) else progress for progress in _open.values()]
+    counts += [owner.counts for owner in (reporter, run) if owner is not None]
+    for each in counts:
+        each.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 _token: tuple[int, str] | None = None
