@@ -216,10 +216,10 @@ class Service:
     async def sweep(self) -> int:
         """Close executions whose process died as ``lost``; returns their number."""
         lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns()))
-        for execution, steps in lost:
-            for event in recovery.lost_events(execution, steps):
+        for run in lost:
+            for event in recovery.lost_events(*run):
                 self.recorder(event)
-            log.warning("execution %s of %s was lost", execution.execution_id, execution.workflow)
+            log.warning("execution %s of %s was lost", run.execution.execution_id, run.execution.workflow)
         if lost:
             await asyncio.to_thread(self.recorder.queues["store"].flush, 10.0)
         return len(lost)

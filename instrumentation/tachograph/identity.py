@@ -80,7 +80,8 @@ class ExecutionRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     ``trace_id`` (32 hex digits) and ``span_id`` (16, the root span) are fixed here, before anything runs, so that a
     running execution can be looked up in a trace viewer and a crashed one closed under its real parent.
-    Encoded references without ``origin`` were recorded here.
+    Encoded references without ``origin`` were recorded here. ``parent_execution_id`` and ``parent_step_id`` name the
+    execution and its step that this execution ran inside.
     """
 
     workspace: str
@@ -103,6 +104,8 @@ class StepRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``parent_span_id`` is the parent of the step's span: the execution's root, or for a nested step the span of the
     enclosing step, which ``parent_step_id`` names. ``depends_on`` are step ids, ``links`` the span ids of those
     steps, in the same order. ``index`` counts repetitions of the same step within one execution.
+    ``child_execution_id`` names the execution that the step ran. ``dependency_count`` is how many steps it waited for
+    where ``depends_on`` names only some of them, else 0.
     """
 
     execution: ExecutionRef
