@@ -25,6 +25,11 @@ class InferredDependencies:
         self._starts[step] = time_ns
         return tuple(finished for _, finished in self._finished)
 
+    @property
+    def last_end_ns(self) -> int:
+        """When the last step ended that a step starting now depends on; 0: there is none."""
+        return self._finished[-1][0] if self._finished else 0
+
     def frontier(self) -> list[tuple[int, str]]:
         """(end, step id) of the steps that a step starting now depends on."""
         return list(self._finished)

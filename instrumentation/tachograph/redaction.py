@@ -95,15 +95,15 @@ def is_secret_key(key: str) -> bool:
     return False
 
 
-def encodable(text: str, limit: int = NAME_LIMIT) -> str:
+def encodable(text: object, limit: int = NAME_LIMIT) -> str:
     """``text`` as valid UTF-8 without NUL, at most ``limit`` characters: what a label, a row or a header can hold.
 
     Lone surrogates (bytes of a file name that are no text, PEP 383) become ``?``. Names that are no texts (a path, a
     number) are taken as what they print.
     """
-    if type(text) is not str:
+    if not isinstance(text, str):
         try:
-            text = str.__str__(text) if isinstance(text, str) else str(text)
+            text = str(text)
         except Exception:
             text = type(text).__name__
     if len(text) > limit:

@@ -159,7 +159,7 @@ def test_retries(recorded: Recorded) -> None:
     assert ends["final"].attempt == 1
     for end in ends.values():
         whole = end.time_ns - recorded.of(ExecutionStarted)[0].time_ns
-        assert end.dependency_ns + end.queue_ns + end.backoff_ns + end.run_ns == whole
+        assert end.dependency_ns + end.unaccounted_ns + end.queue_ns + end.backoff_ns + end.run_ns == whole
 
 
 async def test_async_retries(recorded: Recorded) -> None:
@@ -192,7 +192,7 @@ async def test_a_step_cancelled_while_it_backs_off_ends_between_attempts(recorde
     assert end.between_attempts
     assert end.run_ns == failed.time_ns - failed.started_ns
     whole = end.time_ns - recorded.of(ExecutionStarted)[0].time_ns
-    assert end.dependency_ns + end.queue_ns + end.backoff_ns + end.run_ns == whole
+    assert end.dependency_ns + end.unaccounted_ns + end.queue_ns + end.backoff_ns + end.run_ns == whole
 
 
 def test_blocks_report_and_nest(recorded: Recorded) -> None:

@@ -86,8 +86,8 @@ class OpenExecution:
             _open[ref.execution_id] = self
             emit(ExecutionStarted(execution=ref, time_ns=self.started_ns, inputs=inputs, process=identity()))
 
-    def new_step(self, name: str, step_type: str, child_execution_id: str | None, time_ns: int) -> StepRef:
-        """A step called ``name`` that starts now."""
+    def new_step(self, name: str, step_type: str, child_execution_id: str | None, time_ns: int) -> tuple[StepRef, int]:
+        """(a step called ``name`` that starts now, when it could have started: its last dependency's end)."""
         ref = self.ref
         # Processes count on their own, so each has ids of its own.
         key = name if os.getpid() == self._process else f"{name}@{process_token()}"
@@ -100,7 +100,8 @@ class OpenExecution:
             self._step_count = order = self._step_count + 1
             depends_on = self.order.started(identifier, time_ns)
             links = tuple([spans[dependency] for dependency in depends_on])
-        return StepRef(
+            ready_ns = self.order.last_end_ns or self.started_ns
+        step = StepRef(
             execution=ref,
             step_id=identifier,
             name=name,
@@ -113,6 +114,7 @@ class OpenExecution:
             links=links,
             child_execution_id=child_execution_id,
         )
+        return step, ready_ns
 
     def step_finished(self, ref: StepRef, started_ns: int | None, time_ns: int) -> None:
         """Note that a step of this execution ended, so that later ones depend on it."""

@@ -227,18 +227,20 @@ class StepScope(Scope):
             self._emit, clock, counts = outer.emit, outer.clock, outer.counts
             now = clock()
             ref, origin_ns = self._inner_ref(outer), outer.attempts.attempt_started_ns
+            ready_ns = origin_ns
         else:
             assert run is not None  # noqa: S101
             self._emit, clock, counts = run.emit, run.clock, run.counts
             now = clock()
-            ref = run.new_step(self.name, self._step_type, self._child_execution_id, now)
+            ref, ready_ns = run.new_step(self.name, self._step_type, self._child_execution_id, now)
             origin_ns = run.started_ns
         self._attempts = attempts = StepAttempts(ref, origin_ns)
         self.reporter = reporter = Reporter(attempts, self._emit, clock, counts)
         self._otel_token = otel_context.attach(otel_context.get_current())
         self._tokens = open_execution.enter_step(reporter)
         counts.open_steps[ref.span_id] = self._abandon
-        self._emit(attempts.started(now, self._summary))
+        # Until it was called, the program was doing something else.
+        self._emit(attempts.started(now, self._summary, ready_ns=ready_ns))
 
     def _inner_ref(self, outer: Reporter) -> StepRef:
         # The path of outer steps makes the id unique, and in another process that process does.
