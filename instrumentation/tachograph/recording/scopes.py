@@ -32,13 +32,14 @@ from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_sp
 from tachograph.identity import step_id as make_step_id
 from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.inferred_dependencies import InferredDependencies
+from tachograph.names import clean_name
 from tachograph.process import identity
 from tachograph.recording.recorder import Recorder
 from tachograph.recording.setup import default_workspace, get_recorder
 from tachograph.recording.thread_context import hand_over
 from tachograph.spans.propagation import caller
 from tachograph.summary import failure as describe
-from tachograph.summary import summarise
+from tachograph.summary import is_clean_exit, summarise
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.reporter import Reporter, current_reporter
 from tachograph.workflow.step_counts import StepCounts
@@ -152,7 +153,7 @@ class ExecutionScope(_Scope):
     """One execution of a workflow, as a block. ``execution`` identifies it once the block is entered."""
 
     def __init__(self, name: str, *, workspace: str | None, version: str, inputs: Mapping[str, Any] | None) -> None:
-        self.name = name
+        self.name = clean_name(name)
         self.execution: ExecutionRef | None = None
         self._workspace = workspace
         self._version = version
@@ -182,7 +183,7 @@ class ExecutionScope(_Scope):
             return
         span_token, token, reporter_token = self._tokens
         try:
-            if error is None:
+            if error is None or is_clean_exit(error):
                 execution.finish(ExecutionStatus.COMPLETED, None)
             else:
                 status = ExecutionStatus.CANCELLED if _is_cancellation(error) else ExecutionStatus.FAILED
@@ -197,7 +198,7 @@ class StepScope(_Scope):
     """One step, as a block; `measure`, `cost` and `log` report from inside it."""
 
     def __init__(self, name: str, *, step_type: str = "task", inputs: Mapping[str, Any] | None = None) -> None:
-        self.name = name
+        self.name = clean_name(name)
         self.result: Any = None
         self._step_type = step_type
         self._inputs = inputs
@@ -258,7 +259,7 @@ class StepScope(_Scope):
             step_id = make_step_id(run.ref.workflow_id, name, index)
             span_id = run.spans[step_id] = new_span_id()
             step_order = len(run.spans)
-            depends_on = run.order.started(step_id, now)
+            after = run.order.started(step_id, now)
         return StepRef(
             execution=run.ref,
             step_id=step_id,
@@ -268,8 +269,9 @@ class StepScope(_Scope):
             step_type=self._step_type,
             step_order=step_order,
             index=index,
-            depends_on=depends_on,
-            links=tuple(run.spans[dependency] for dependency in depends_on),
+            depends_on=after.ids,
+            dependency_count=after.dependency_count,
+            links=tuple(run.spans[dependency] for dependency in after.ids),
         )
 
     def retrying(self, error: BaseException, delay_seconds: float) -> None:
@@ -289,7 +291,7 @@ class StepScope(_Scope):
             return
         now = reporter.clock()
         status, failure, output = StepStatus.COMPLETED, None, None
-        if error is not None:
+        if error is not None and not is_clean_exit(error):
             status = StepStatus.CANCELLED if _is_cancellation(error) else StepStatus.FAILED
             failure = describe(error)
         attempts, ref = self._attempts, reporter.step
