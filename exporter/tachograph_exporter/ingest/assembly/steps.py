@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tachograph.identity import ExecutionRef, StepRef, step_id
-from tachograph.inferred_dependencies import InferredDependencies
+from tachograph.inferred_dependencies import Dependencies, InferredDependencies
 from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, start_order
 from tachograph_exporter.ingest.built_in_rules import ANY
 from tachograph_exporter.ingest.rules import Role, Rule
@@ -215,13 +215,16 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
     repetitions.clear()
     spans_of = {step.step_id: step.spans[0].span_id for step in steps}
     for order, step in enumerate(steps):
+        dependency_count = 0
         if has_links:
             linked = [by_span[link] for span in step.spans for link in span.links if link in by_span]
             if step.after is not None:
                 linked.insert(0, step.after)
             depends_on = tuple(dict.fromkeys(other.step_id for other in linked if other is not step))
+        elif (after := inferred.get(step.step_id)) is not None:
+            depends_on, dependency_count = after.ids, after.dependency_count
         else:
-            depends_on = inferred.get(step.step_id, ())
+            depends_on = ()
         step.depends_on = depends_on
         step.parent_step_id = step.parent.step_id if step.parent is not None else None
         first = step.spans[0] if len(step.spans) == 1 else min(step.spans, key=start_order)
@@ -234,13 +237,14 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
             step_order=order + 1,
             index=repetitions[step.name],
             depends_on=depends_on,
+            dependency_count=dependency_count,
             links=tuple([spans_of[other] for other in depends_on if other in spans_of]),
             parent_step_id=step.parent_step_id,
         )
         repetitions[step.name] += 1
 
 
-def _inferred(steps: list[AssembledStep]) -> dict[str, tuple[str, ...]]:
+def _inferred(steps: list[AssembledStep]) -> dict[str, Dependencies]:
     moments: list[tuple[int, int, int, AssembledStep]] = []
     for number, step in enumerate(steps):
         if step.parent is None and step.started_ns is not None:
@@ -249,7 +253,7 @@ def _inferred(steps: list[AssembledStep]) -> dict[str, tuple[str, ...]]:
                 # At the same moment ends come before starts, but a step of zero length ends after its own start.
                 moments.append((step.finished_ns, 0 if step.finished_ns > step.started_ns else 2, number, step))
     order = InferredDependencies()
-    inferred: dict[str, tuple[str, ...]] = {}
+    inferred: dict[str, Dependencies] = {}
     moments.sort(key=_MOMENT)
     for time_ns, kind, _, step in moments:
         if kind == 1:
