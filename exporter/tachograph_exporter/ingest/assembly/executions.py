@@ -156,6 +156,7 @@ def _execution(
                 work_ns += event.run_ns if step.parent is None else 0
             elif type(event) is StepSkipped:
                 counts[StepStatus.SKIPPED] += 1
+                step.started_ns = None  # As stored: what never ran is on no critical path.
     failed = counts[StepStatus.FAILED] + counts[StepStatus.TIMEOUT]
     if end_ns is not None and failed and status is ExecutionStatus.COMPLETED and _is_lasting(rule, steps):
         # No span above these steps waited for them, so none of them says that a step failed.
