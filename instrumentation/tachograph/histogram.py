@@ -296,8 +296,8 @@ class ExponentialHistogram:
     def bars(self, most: int) -> list[tuple[float, float, int]]:
         """(low, high, count) of the filled buckets, ascending.
 
-        In the finest schema in which they span at most ``most`` buckets. The zero bucket comes first, as (0, 0, count);
-        negative values are left out.
+        In the finest schema in which they span at most ``most`` buckets, else in the coarsest. The zero bucket comes
+        first, as (0, 0, count); negative values are left out.
         """
         schema = self.schema
         while schema > MIN_SCHEMA:
