@@ -68,9 +68,7 @@ def find_lost(connection: Connection, now_ns: int, *, lease_seconds: float = LEA
     return lost
 
 
-def lost_events(
-    execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequence[Row[Any]] = ()
-) -> Iterator[Event]:
+def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequence[Row[Any]] = ()) -> Iterator[Event]:
     """The events that close a lost execution: its open steps, then itself."""
     ref = ExecutionRef(
         workspace=execution.workspace,

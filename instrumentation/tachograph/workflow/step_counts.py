@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from tachograph.events import StepStatus
+from tachograph.events import FAILED, StepStatus
 
 
 class StepCounts:
@@ -21,6 +21,6 @@ class StepCounts:
         with self.lock:
             self.steps += 1
             self.completed += status is StepStatus.COMPLETED
-            self.failed += status in (StepStatus.FAILED, StepStatus.TIMEOUT)
+            self.failed += status in FAILED
             self.skipped += status is StepStatus.SKIPPED
             self.work_ns += work_ns

@@ -109,6 +109,58 @@ def executions_of(
     return heads, groups
 
 
+def nesting(
+    heads: Mapping[str, tuple[str, SpanRecord | None, Rule]],
+    groups: Mapping[str, Sequence[SpanRecord]],
+    trace: TraceSpans,
+) -> dict[str, str]:
+    """For each execution that ran inside another one of the trace the key of that one, outermost executions first.
+
+    Its root span is below a span of the other. A run that another one continued as is beside it, not inside it.
+    """
+    owners = {root.span_id: head for head, (_, root, _) in heads.items() if root is not None}
+    for head, spans in groups.items():
+        for span in spans:
+            owners.setdefault(span.span_id, head)
+    ancestor = NearestAncestor(trace.spans_by_id, owners)
+    above: dict[str, str] = {}
+    for head, (_, root, rule) in heads.items():
+        if root is not None and rule.role is Role.EXECUTION and (span_id := ancestor(root.span_id)) in owners:
+            above[head] = owners[span_id]
+    depths: dict[str, int] = {}
+    outer: dict[str, str] = {}
+    for start in heads:
+        path: dict[str, None] = {}
+        current: str | None = start
+        while current is not None and current not in depths and current not in path:
+            path[current] = None
+            current = above.get(current)
+        if current in path:
+            # Whatever the spans say, no execution is inside itself.
+            del above[next(reversed(path))]
+        for head in reversed(path):
+            around = above.get(head)
+            if around is not None and _is_same(heads[head], heads[around]):
+                around = outer.get(around)
+            depths[head] = 0
+            if around is not None:
+                outer[head] = around
+                depths[head] = depths[around] + 1
+    return {head: outer[head] for head in sorted(outer, key=depths.__getitem__)}
+
+
+def _is_same(inner: tuple[str, SpanRecord | None, Rule], around: tuple[str, SpanRecord | None, Rule]) -> bool:
+    """Whether two root spans are of one run, or of runs that follow each other."""
+    (_, span, rule), (_, other, other_rule) = inner, around
+    if span is None or other is None or rule.engine != other_rule.engine:
+        return False
+    run = run_of(rule, span)
+    if run is not None and run == run_of(other_rule, other):
+        return True
+    series = rule.series(span) if rule.series is not None else None
+    return series is not None and other_rule.series is not None and series == other_rule.series(other)
+
+
 def _belongs(rule: Rule | None, span: SpanRecord) -> bool:
     """Whether a span is part of an execution whose root is another span, arrived or not."""
     return rule is not None and (rule.role in (Role.INSIDE, Role.END) or run_of(rule, span) is not None)

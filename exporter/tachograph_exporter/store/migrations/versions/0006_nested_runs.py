@@ -13,9 +13,7 @@ def upgrade() -> None:
         op.add_column(table, Column("parent_execution_id", String(36)))
         op.add_column(table, Column("parent_step_id", String(36)))
     op.add_column("workflow_step_executions", Column("child_execution_id", String(36)))
-    op.add_column(
-        "workflow_step_executions", Column("dependency_count", Integer, nullable=False, server_default="0")
-    )
+    op.add_column("workflow_step_executions", Column("dependency_count", Integer, nullable=False, server_default="0"))
     op.add_column("workflow_step_executions", Column("unaccounted_ns", BigInteger))
 
 
