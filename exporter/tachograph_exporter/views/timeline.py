@@ -239,10 +239,10 @@ def _run_ns(step: StoredStep, attempts: Iterable[Row[Any]], window: RunWindow) -
         return step.run_ns
     total = 0
     for attempt in attempts:
-        total += max(0, attempt.finished_ns - attempt.started_ns)
+        total += max(0, window.cut(attempt.finished_ns) - window.cut(attempt.started_ns))
     if step.status == "running" and step.attempt_started_ns is not None:
         total += window.end_ns - window.cut(step.attempt_started_ns)
-    return total
+    return min(total, window.end_ns - window.cut(step.started_ns))
 
 
 def _is_selected(step: StoredStep, step_filter: TimelineFilter) -> bool:

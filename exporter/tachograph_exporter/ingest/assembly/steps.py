@@ -17,7 +17,7 @@ from tachograph.identity import ExecutionRef, StepRef, step_id
 from tachograph.inferred_dependencies import InferredDependencies
 from tachograph.run_window import Place, RunWindow
 from tachograph.spans import semconv
-from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, start_order
+from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, WithinExecution, start_order
 from tachograph_exporter.ingest.built_in_rules import ANY
 from tachograph_exporter.ingest.rules import Role, Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
@@ -146,11 +146,11 @@ def steps_of(
         step = by_span[span.span_id] = AssembledStep(_step_name(rule, span), rule, span, key)
         if key is not None:
             by_key[rule.engine, key] = step
-    ancestor = NearestAncestor(spans_by_id, by_span)
+    ancestor = NearestAncestor(spans_by_id, WithinExecution(by_span, trace))
     orphans: list[tuple[Rule, SpanRecord]] = []
     for rule, span in attempts:
         owner = ancestor(span.span_id)
-        if owner is not None:
+        if owner in by_span:
             by_span[owner].attempts.append((rule, span))
         else:
             orphans.append((rule, span))
@@ -166,7 +166,7 @@ def steps_of(
     _add_pending(queued, spans, trace, by_span, by_key)
     _add_nested(nested, trace, by_span)
     steps = list({id(step): step for step in by_span.values()}.values())
-    ancestor = NearestAncestor(spans_by_id, by_span)
+    ancestor = NearestAncestor(spans_by_id, WithinExecution(by_span, trace))
     for step in steps:
         step.settle()
         if step.run is not None:
@@ -220,7 +220,7 @@ def _add_pending(
 
 def _add_nested(nested: Sequence[NestedRun], trace: TraceSpans, by_span: dict[str, AssembledStep]) -> None:
     """Add the executions inside this one. Where it is the only one inside a step, that step stands for it."""
-    ancestor = NearestAncestor(trace.spans_by_id, by_span)
+    ancestor = NearestAncestor(trace.spans_by_id, WithinExecution(by_span, trace))
     around = [by_span.get(ancestor(run.root.span_id) or "") for run in nested]
     counts: dict[int, int] = defaultdict(int)
     for step in around:

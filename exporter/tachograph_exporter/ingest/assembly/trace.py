@@ -25,11 +25,25 @@ class TraceSpans:
         self.rules = {span.span_id: book.find(span) for span in self.spans_by_id.values()}
         self.order = sorted(self.spans_by_id.values(), key=start_order)
         self.trace_id = self.order[0].trace_id
+        self.roots = frozenset(
+            span_id for span_id, rule in self.rules.items() if rule is not None and rule.role is Role.EXECUTION
+        )
 
     def role(self, span_id: str) -> Role | None:
         """The role of a span, or None if it is unknown."""
         rule = self.rules.get(span_id)
         return rule.role if rule is not None else None
+
+
+class WithinExecution:
+    """Those of ``targets``, and the roots of executions, so that a search for ancestors ends at the execution's own."""
+
+    def __init__(self, targets: Container[str], trace: TraceSpans) -> None:
+        self._targets = targets
+        self._roots = trace.roots
+
+    def __contains__(self, span_id: object) -> bool:
+        return span_id in self._targets or span_id in self._roots
 
 
 class NearestAncestor:
