@@ -168,8 +168,13 @@ def test_a_span_that_says_when_a_task_was_sent_is_evidence_of_a_queue() -> None:
 def test_a_task_that_waits_for_a_worker_does_not_depend_on_what_runs_meanwhile() -> None:
     # The attributes of Airflow 3: a task's span begins when the task is scheduled, its worker's when it runs.
     def task(name: str, number: int, asked: float, start: float, end: float) -> list[Span]:
-        of: dict[str, str | int] = {"airflow.task_id": name, "airflow.dag_id": "nightly", "airflow.dag_run.run_id": "r1",
-              "airflow.task_instance.try_number": 1, "airflow.task_instance.state": "success"}  # fmt: skip
+        of: dict[str, str | int] = {
+            "airflow.task_id": name,
+            "airflow.dag_id": "nightly",
+            "airflow.dag_run.run_id": "r1",
+            "airflow.task_instance.try_number": 1,
+            "airflow.task_instance.state": "success",
+        }
         return [
             span(f"task_run.{name}", number, 1, asked, end, of=of),
             span(f"worker.{name}", number + 1, number, start, end, of={"airflow.task_id": name}),
