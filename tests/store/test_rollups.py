@@ -263,3 +263,13 @@ def test_late_steps_are_counted_once(database_url: str) -> None:
     totals = database.look(lambda c: read.read(c, KEY))
     assert [totals.steps[name].by_status["completed"].count for name in "ab"] == [1, 1]
     database.close()
+
+
+def test_totals_without_unaccounted_time_are_stored_as_by_versions_that_did_not_know_it() -> None:
+    totals = Totals()
+    totals.observe(5, 9)
+    old = totals.to_row()
+    assert Totals.from_row(old).to_row() == old
+    totals.unaccounted_ns = 3
+    assert totals.to_row() == (*old, 3)
+    assert Totals.from_row(totals.to_row()).unaccounted_ns == 3

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from tachograph.events import StepStatus
+from tachograph.events import FAILED, StepStatus
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class StepCounts:
         with self.lock:
             self.steps += 1
             self.completed += status is StepStatus.COMPLETED
-            self.failed += status in (StepStatus.FAILED, StepStatus.TIMEOUT)
+            self.failed += status in FAILED
             self.skipped += status is StepStatus.SKIPPED
             self.work_ns += work_ns
 
