@@ -23,7 +23,16 @@ from tachograph.events import (
     StepStatus,
 )
 from tachograph.metrics.listener import MetricsListener
-from tachograph.workflow import Backoff, Executor, HandlerRegistry, StepContext, WorkflowBuilder, registry, validate
+from tachograph.workflow import (
+    Backoff,
+    Executor,
+    HandlerRegistry,
+    InvalidWorkflow,
+    StepContext,
+    WorkflowBuilder,
+    registry,
+    validate,
+)
 from tachograph.workflow.reporter import Reporter, current_reporter
 from tachograph.workflow.runner import LocalRunner
 
@@ -81,7 +90,7 @@ class Watched:
 
 async def reached(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for are events of the code under test
             await asyncio.sleep(0.001)
 
 
@@ -169,7 +178,7 @@ async def test_the_task_of_submit_may_be_cancelled_at_any_moment(work: HandlerRe
     assert seen.ends == ["cancelled"]
     assert len(seen.of(StepFinished)) + len(seen.of(StepSkipped)) == 2
     assert executor.open_executions == 0
-    assert sum(seen.sample("workflow_steps_running") or 0 for _ in (0,)) == 0
+    assert not seen.sample("workflow_steps_running")
     async with asyncio.timeout(5):
         _, after = executor.submit(WorkflowBuilder("w").step("a").build())
         assert str((await after).status) == "completed"
@@ -217,8 +226,8 @@ def test_an_interrupt_in_a_handler_stops_the_program_and_is_recorded() -> None:
     for name in ("interrupt", "interrupt in a thread"):
         seen = Watched()
         flow = (
-            WorkflowBuilder("w").step("a", handler=name, max_retries=3)
-            .step("beside", handler="sleep", config={"seconds": 60}).step("b", after="a")
+            WorkflowBuilder("w").step("beside", handler="sleep", config={"seconds": 60})
+            .step("a", handler=name, max_retries=3).step("b", after="a")
         )  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             asyncio.run(Executor(seen, handlers=handlers).run(flow.build()))
@@ -376,7 +385,7 @@ def passing_on(context: StepContext) -> Any:
 
 @functools.wraps(plain)
 def running(context: StepContext) -> str:
-    return asyncio.run(plain(context))  # type: ignore[arg-type]
+    return asyncio.run(plain(context))
 
 
 @pytest.mark.parametrize(
@@ -432,8 +441,9 @@ def test_a_fallbacks_fallback_cannot_wait_for_what_waits_for_the_first() -> None
     flow = (
         WorkflowBuilder("w").step("main", handler="fail", fallback_step="spare")
         .step("spare", handler="fail", fallback_step="last").step("after", after="main").step("last", after="after")
-    ).build()  # fmt: skip
-    assert [fault.code for fault in validate(flow, registry).errors] == ["cycle"]
+    )  # fmt: skip
+    with pytest.raises(InvalidWorkflow, match="wait for each other"):
+        flow.build()
 
 
 async def test_a_reporter_is_open_until_its_step_ends(work: HandlerRegistry) -> None:
@@ -537,12 +547,9 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-@pytest.fixture
-def names() -> Iterator[dict[str, str]]:
-    yield {"workflow": "w\udce8\0", "step": "s\udce8", "long": "x" * 999}
+async def test_names_of_the_executor_are_clean_in_every_event(work: HandlerRegistry) -> None:
+    names = {"workflow": "w\udce8\0", "step": "s\udce8", "long": "x" * 999}
 
-
-async def test_names_of_the_executor_are_clean_in_every_event(work: HandlerRegistry, names: dict[str, str]) -> None:
     @work.register("report")
     async def report(context: StepContext) -> None:
         context.measure(names["step"], 1, "\udce8" * 99)
