@@ -149,6 +149,9 @@ class Database:
             cause = getattr(error, "orig", None) or error
             self.close()
             raise CannotOpen(f"cannot open {self.name}: {cause}") from None
+        except BaseException:
+            self.close()
+            raise
 
 
 def _parse(url: str) -> URL:
@@ -184,14 +187,20 @@ def _sqlite_engine(url: URL) -> Engine:
     def on_connect(connection: Any, _record: Any) -> None:
         # `on_begin` below sends BEGIN, not the driver.
         connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        # With WAL, NORMAL loses nothing when the process dies. Only a power cut may lose the last commits, each whole.
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA wal_autocheckpoint=4000")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.execute("PRAGMA cache_size=-16000")
-        cursor.close()
+        try:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")
+            # With WAL, NORMAL loses nothing when the process dies. Only a power cut may lose the last commits, each
+            # whole.
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.execute("PRAGMA wal_autocheckpoint=4000")
+            cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.execute("PRAGMA cache_size=-16000")
+            cursor.close()
+        except BaseException:
+            # The pool does not know the connection yet.
+            connection.close()
+            raise
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
