@@ -266,8 +266,8 @@ def test_a_run_whose_process_died_and_was_closed_by_another(database: Database) 
     ):
         context.run(dead.recorder, event)
     dead.exported()
-    ((row, rows),) = database.look(lambda c: find_lost(c, 1 << 60))
-    for closing in lost_events(row, rows):
+    (lost,) = database.look(lambda c: find_lost(c, 1 << 60))
+    for closing in lost_events(*lost):
         alive.recorder(closing)
     exported, viewed = content(alive.exported()), content(alive.viewed(execution))
     names = {span["name"]: span for span in exported.values()}
