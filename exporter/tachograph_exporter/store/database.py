@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, Dialect, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import QueuePool
 
-from tachograph.errors import BadDatabaseURL, CannotOpen, DatabaseUnavailable, NewerSchema, StoreError
+from tachograph.errors import BadDatabaseURL, CannotOpen, DatabaseUnavailable, NewerSchema
 from tachograph_exporter.store.schema import HEAD
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Database:
             self.close()
             kind = DatabaseUnavailable if is_away(cause) else CannotOpen
             raise kind(f"cannot open {self.name}: {str(cause) or repr(cause)}") from None
-        except StoreError:
+        except BaseException:
             self.close()
             raise
 
@@ -226,14 +226,20 @@ def _sqlite_engine(url: URL, busy_seconds: float) -> Engine:
     def on_connect(connection: Any, _record: Any) -> None:
         # `on_begin` below sends BEGIN, not the driver.
         connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        # With WAL, NORMAL loses nothing when the process dies. Only a power cut may lose the last commits, each whole.
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA wal_autocheckpoint=4000")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.execute("PRAGMA cache_size=-16000")
-        cursor.close()
+        try:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")
+            # With WAL, NORMAL loses nothing when the process dies. Only a power cut may lose the last commits, each
+            # whole.
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.execute("PRAGMA wal_autocheckpoint=4000")
+            cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.execute("PRAGMA cache_size=-16000")
+            cursor.close()
+        except BaseException:
+            # The pool does not know the connection yet.
+            connection.close()
+            raise
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
