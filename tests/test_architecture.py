@@ -13,6 +13,7 @@ SOURCES: Final = {"tachograph": ROOT / "instrumentation", "tachograph_exporter":
 
 FLOORS: Final[Mapping[str, int]] = {
     # The library, from the ground: values; what runs workflows; what listens; what records; the public face.
+    "tachograph.names": -1,
     "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
     "tachograph.histogram": 0, "tachograph.process": 0,
     "tachograph.events": 1,

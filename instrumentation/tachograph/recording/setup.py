@@ -11,7 +11,7 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any, Final, cast
 
@@ -19,11 +19,13 @@ from opentelemetry import trace
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from tachograph.errors import SetupError
+from tachograph.events import Event
 from tachograph.metrics.listener import MetricsListener
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.recording.listener_queue import BatchListener
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import Recorder, close_all
+from tachograph.recording.relay import RelayAddress
 from tachograph.spans.listener import SpanListener
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ _STORE_ENTRY_POINTS: Final = "tachograph.stores"
 _lock = threading.RLock()
 _recorder: Recorder | None = None
 _workspace = ""
+_database: str | None = None
 
 
 def configure(
@@ -62,7 +65,7 @@ def configure(
 
     Raises `SetupError` when a requested part is not available.
     """
-    global _recorder, _workspace
+    global _recorder, _workspace, _database
     with _lock:
         if _recorder is not None:
             _recorder.close()
@@ -80,6 +83,7 @@ def configure(
         atexit.unregister(close_all)
         atexit.register(close_all)
         _workspace = workspace or os.environ.get(WORKSPACE_VARIABLE) or "default"
+        _database = url or None
         _recorder = recorder
         return recorder
 
@@ -152,6 +156,55 @@ def get_recorder() -> Recorder:
         return _recorder
     set_up_once()
     return cast(Recorder, _recorder)
+
+
+def database_url() -> str | None:
+    """The database that the process's recorder writes to, as it was configured; None: none."""
+    return _database
+
+
+def recorder_for_child(relay: RelayAddress | None, database: str | None, workspace: str) -> Recorder:
+    """The recorder of a process in which work of another process's run is done.
+
+    It sends events to that process; where that one takes none, or is gone, it writes to the same database.
+    """
+    global _recorder, _workspace, _database
+    with _lock:
+        recorder = _recorder
+        if recorder is None:
+            recorder = _recorder = build_recorder(provider=find_provider())
+            _workspace, _database = workspace, database
+            atexit.unregister(close_all)
+            atexit.register(close_all)
+        if database and "store" not in recorder.queues:
+            recorder.add("store", LateStore(database))
+        if relay is not None:
+            recorder.relay_to(relay)
+        return recorder
+
+
+class LateStore:
+    """The store at a database URL, opened when the first batch arrives: most processes that have one never use it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._store: BatchListener | None = None
+
+    def apply(self, events: Sequence[Event]) -> None:
+        """See `BatchListener.apply`."""
+        if self._store is None:
+            self._store = open_store(self._url)
+        self._store.apply(events)
+
+    def after_fork(self) -> None:
+        """In a forked child: leave the parent's connections alone."""
+        if (reset := getattr(self._store, "after_fork", None)) is not None:
+            reset()
+
+    def close(self) -> None:
+        """Close the store, if it was opened."""
+        if (close := getattr(self._store, "close", None)) is not None:
+            close()
 
 
 def default_workspace() -> str:

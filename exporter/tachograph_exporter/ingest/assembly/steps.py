@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from tachograph.events import FAILED, Failure
 from tachograph.identity import ExecutionRef, StepRef, step_id
-from tachograph.inferred_dependencies import InferredDependencies
+from tachograph.inferred_dependencies import Dependencies, InferredDependencies
 from tachograph.run_window import Place, RunWindow
 from tachograph.spans import semconv
 from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, WithinExecution, start_order
@@ -289,20 +289,23 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
     repetitions.clear()
     spans_of = {step.step_id: step.spans[0].span_id for step in steps}
     for order, step in enumerate(steps):
+        dependency_count, after = 0, inferred.get(step.step_id)
         if has_links:
             linked = [by_span[link] for span in step.spans for link in span.links if link in by_span]
             if step.after is not None:
                 linked.insert(0, step.after)
             ids = [other.step_id for other in linked if other is not step]
-            if runs:
+            if runs and after is not None:
                 # Nothing says what a nested execution waited for, nor what waited for it: the program ran on after it.
-                order_ids = inferred.get(step.step_id, ())
-                ids += (
-                    order_ids if step.run is not None and not ids else [other for other in order_ids if other in runs]
-                )
+                if step.run is not None and not ids:
+                    ids, dependency_count = [*after.ids], after.dependency_count
+                else:
+                    ids += [other for other in after.ids if other in runs]
             depends_on = tuple(dict.fromkeys(ids))
+        elif after is not None:
+            depends_on, dependency_count = after.ids, after.dependency_count
         else:
-            depends_on = inferred.get(step.step_id, ())
+            depends_on = ()
         step.depends_on = depends_on
         step.parent_step_id = step.parent.step_id if step.parent is not None else None
         first = step.spans[0] if len(step.spans) == 1 else min(step.spans, key=start_order)
@@ -316,6 +319,7 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
             step_order=order + 1,
             index=repetitions[step.name],
             depends_on=depends_on,
+            dependency_count=dependency_count,
             links=tuple([spans_of[other] for other in depends_on if other in spans_of]),
             parent_step_id=step.parent_step_id,
             child_execution_id=step.child_execution_id,
@@ -330,7 +334,7 @@ def _step_type(step: AssembledStep) -> str:
     return clean(kind) if isinstance(kind, str) and 0 < len(kind) <= TYPE_LIMIT else "task"
 
 
-def _inferred(steps: list[AssembledStep]) -> dict[str, tuple[str, ...]]:
+def _inferred(steps: list[AssembledStep]) -> dict[str, Dependencies]:
     moments: list[tuple[int, int, int, AssembledStep]] = []
     for number, step in enumerate(steps):
         if step.parent is None and step.started_ns is not None:
@@ -341,7 +345,7 @@ def _inferred(steps: list[AssembledStep]) -> dict[str, tuple[str, ...]]:
                 # At the same moment ends come before starts, but a step of zero length ends after its own start.
                 moments.append((step.finished_ns, 0 if step.finished_ns > began else 2, number, step))
     order = InferredDependencies()
-    inferred: dict[str, tuple[str, ...]] = {}
+    inferred: dict[str, Dependencies] = {}
     moments.sort(key=_MOMENT)
     for time_ns, kind, _, step in moments:
         if kind == 1:
