@@ -260,7 +260,7 @@ def step_missing(totals: WorkflowTotals) -> None:
 
 
 def leaked_step(run: Planting) -> None:
-    run.metrics._running_steps["default", "nightly"].add((run.execution_id, run.spans["load"]))
+    run.metrics._running_steps["default", "nightly"].setdefault(run.execution_id, set()).add(run.spans["load"])
 
 
 def leaked_execution(run: Planting) -> None:
