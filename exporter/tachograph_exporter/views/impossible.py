@@ -66,7 +66,7 @@ def _impossible_step(
             values = {"timeline": step.run_ns, "possible": end - start}
             yield Difference(key, "run_ns", values, message="it ran longer than it lasted")
     for name in _PARTS:
-        part = getattr(step, name, None)
+        part = getattr(step, name)
         if part is not None and part < 0:
             yield Difference(key, name, {"timeline": part, "possible": 0}, message="negative")
         elif part is not None and began is not None and ended is not None and part > max(0, ended - began):
@@ -99,7 +99,7 @@ def _unbalanced(
         origin = outer.started_ns if outer is not None and outer.attempt == 1 else None
     if origin is None or origin > step.started_ns or (ended is not None and step.finished_ns > ended):
         return
-    parts = sum(getattr(step, name, None) or 0 for name in _PARTS)
+    parts = sum(getattr(step, name) or 0 for name in _PARTS)
     if parts != step.finished_ns - origin:
         values = {"timeline": parts, "possible": step.finished_ns - origin}
         yield Difference(step.step_id, "wait_ns + run_ns", values, message="the parts do not add up to the whole")
