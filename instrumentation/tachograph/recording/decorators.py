@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from tachograph.errors import DoNotRetry
-from tachograph.identity import ExecutionRef
+from tachograph.identity import ExecutionRef, random01
 from tachograph.recording import scopes
 from tachograph.recording.scopes import ExecutionScope, StepScope
 from tachograph.workflow.definition import Backoff
@@ -97,7 +96,7 @@ class StepRecorder(StepScope):
         def delay(attempt: int, error: Exception) -> float | None:
             if attempt > self._max_retries or isinstance(error, DoNotRetry):
                 return None
-            return self._backoff.delay_seconds(attempt, random.random())  # noqa: S311
+            return self._backoff.delay_seconds(attempt, random01())
 
         return _wrap(function, scope, delay if self._max_retries else None, capture_result=self._capture)
 
