@@ -28,11 +28,11 @@ def clean_name(name: object) -> str:
     Of two long names the beginnings may be equal, so a name that is cut ends in a digest of the whole. What is no text
     at all is named by its type. Never raises.
     """
-    if type(name) is not str:
-        # A subclass's own methods are not called.
-        kind = type(name)
-        name = str.__str__(name) if issubclass(kind, str) else f"<{type.__getattribute__(kind, '__name__')}>"
-    return name if len(name) < 64 and name.isascii() and "\0" not in name else _clean(name)
+    if type(name) is str:
+        return _clean(name)
+    # A subclass's own methods are not called.
+    kind = type(name)
+    return _clean(str.__str__(name) if issubclass(kind, str) else f"<{type.__getattribute__(kind, '__name__')}>")
 
 
 @functools.lru_cache(maxsize=4096)

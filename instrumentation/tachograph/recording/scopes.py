@@ -259,7 +259,7 @@ class StepScope(_Scope):
             step_id = make_step_id(run.ref.workflow_id, name, index)
             span_id = run.spans[step_id] = new_span_id()
             step_order = len(run.spans)
-            after = run.order.started(step_id, now)
+            depends_on, dependency_count = run.order.started(step_id, now)
         return StepRef(
             execution=run.ref,
             step_id=step_id,
@@ -269,9 +269,9 @@ class StepScope(_Scope):
             step_type=self._step_type,
             step_order=step_order,
             index=index,
-            depends_on=after.ids,
-            dependency_count=after.dependency_count,
-            links=tuple(run.spans[dependency] for dependency in after.ids),
+            depends_on=depends_on,
+            dependency_count=dependency_count,
+            links=tuple([run.spans[dependency] for dependency in depends_on]),
         )
 
     def retrying(self, error: BaseException, delay_seconds: float) -> None:

@@ -215,16 +215,12 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
     repetitions.clear()
     spans_of = {step.step_id: step.spans[0].span_id for step in steps}
     for order, step in enumerate(steps):
-        dependency_count = 0
+        depends_on, dependency_count = inferred.get(step.step_id, ((), 0))
         if has_links:
             linked = [by_span[link] for span in step.spans for link in span.links if link in by_span]
             if step.after is not None:
                 linked.insert(0, step.after)
             depends_on = tuple(dict.fromkeys(other.step_id for other in linked if other is not step))
-        elif (after := inferred.get(step.step_id)) is not None:
-            depends_on, dependency_count = after.ids, after.dependency_count
-        else:
-            depends_on = ()
         step.depends_on = depends_on
         step.parent_step_id = step.parent.step_id if step.parent is not None else None
         first = step.spans[0] if len(step.spans) == 1 else min(step.spans, key=start_order)
