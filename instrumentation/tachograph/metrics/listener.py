@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
@@ -23,6 +23,7 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, StepRef
 from tachograph.metrics.children import Trace
 from tachograph.metrics.families import OTHER, CounterFamily, GaugeFamily, HistogramFamily
+from tachograph.metrics.journal import PENDING, SeriesJournal
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import (
     BUCKETS,
@@ -44,11 +45,25 @@ from tachograph.metrics.specs import (
     STEPS_RUNNING,
     STEPS_SKIPPED,
     CounterSpec,
+    GaugeSpec,
     HistogramSpec,
 )
-from tachograph.outcomes import Outcomes
 
 _MAX_LABEL: Final = 200
+_EXECUTION_EVENTS: Final = frozenset({ExecutionStarted, ExecutionFinished})
+
+
+class Running(NamedTuple):
+    """The executions of a workflow that run, each with its start (unix seconds), and their steps.
+
+    ``steps`` are (execution id, span id). ``gauges``: by metric, the value it shows and the one it should show.
+    """
+
+    executions: Mapping[str, float]
+    steps: frozenset[tuple[str, str]]
+    gauges: Mapping[str, tuple[float | None, float | None]]
+
+
 _OTHERS: Final = (OTHER, OTHER)
 
 
@@ -98,9 +113,9 @@ class MetricsListener:
         is_sampled: Callable[[str], bool] = lambda trace_id: True,
         measures: Iterable[str] = (),
     ) -> None:
-        self.outcomes = Outcomes()
         self.registry = registry
         self.series = series or SeriesRegistry()
+        self.journal = self.series.journal = SeriesJournal()
         self._is_sampled = is_sampled
         self._measures = frozenset(measures)
         self._generation = 0
@@ -139,13 +154,43 @@ class MetricsListener:
 
     def __call__(self, event: Event) -> None:
         """Count one event."""
-        handle = self._handlers.get(type(event))
+        kind = type(event)
+        handle = self._handlers.get(kind)
         if handle is not None:
+            journal = self.journal
+            # Not `event.execution`: on a step's event that is a property, and costs a call.
+            execution = (event if kind in _EXECUTION_EVENTS else event.step).execution  # type: ignore[union-attr]
+            if execution is not journal.execution or len(journal.pending) > PENDING:
+                journal.turn_to(execution, is_start=kind is ExecutionStarted)
             handle(event)
 
     def close(self) -> None:
         """Unregister the metrics."""
         self.registry.unregister(self.series)
+
+    @property
+    def measures(self) -> frozenset[str]:
+        """Names of the step measures that are counted."""
+        return self._measures
+
+    def running(self, workspace: str, workflow: str) -> Running:
+        """What runs of a workflow, beside what the gauges show."""
+        key = (_label(workspace), _label(workflow))
+
+        def shown(spec: GaugeSpec) -> float | None:
+            family = self._gauges[spec.name]
+            child = family.find(*key)
+            return family.value_of(child) if child is not None else None
+
+        executions = dict(self._running.get(key, {}))
+        by_execution = dict(self._running_steps.get(key, {}))
+        steps = frozenset((execution, span) for execution, spans in by_execution.items() for span in tuple(spans))
+        values: dict[str, tuple[float | None, float | None]] = {
+            EXECUTIONS_RUNNING.name: (shown(EXECUTIONS_RUNNING), len(executions)),
+            STEPS_RUNNING.name: (shown(STEPS_RUNNING), len(steps)),
+            OLDEST_RUNNING.name: (shown(OLDEST_RUNNING), next(iter(executions.values()), None)),
+        }
+        return Running(executions, steps, values)
 
     def restore_last_success(self, workspace: str, workflow: str, time_ns: int) -> None:
         """Set when a workflow last completed before this process started."""
@@ -232,7 +277,6 @@ class MetricsListener:
             # The start of a lost step may have been counted here, or only in a process that has died.
             self._stopped(series, step)
             self._attempt(series, ref, step.name, status)
-        self.outcomes.note(ref.execution_id, step.step_id, status, event.attempt, duration)
 
     def _attempt(self, series: _StepSeries, ref: ExecutionRef, step: str, outcome: str) -> None:
         count = series.attempts.get(outcome)
@@ -254,7 +298,6 @@ class MetricsListener:
         ref = event.step.execution
         key = (_label(ref.workspace), _label(ref.workflow), _label(event.step.name), event.reason.value)
         self._counters[STEPS_SKIPPED.name].labels(*key).inc()
-        self.outcomes.note(ref.execution_id, event.step.step_id, "skipped", 0, 0)
 
     def _cost(self, event: StepCost) -> None:
         ref = event.step.execution
@@ -312,7 +355,6 @@ class MetricsListener:
             critical[part.step] = critical.get(part.step, 0) + part.duration_ns
         for step, duration_ns in critical.items():
             self._counters[CRITICAL_PATH.name].labels(*key, _label(step)).inc(duration_ns / NS)
-        self.outcomes.note(ref.execution_id, "", status, 0, event.duration_ns)
 
 
 def _label(value: str) -> str:
