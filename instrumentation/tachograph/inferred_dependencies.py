@@ -40,6 +40,17 @@ class InferredDependencies:
         # What it contains has begun before any of it ended.
         self._latest_start = min((time_ns for time_ns, _ in self._finished), default=-1) - 1
 
+    @property
+    def last(self) -> str:
+        """The step that ended last of those that a step starting now depends on; empty: there is none."""
+        return self._finished[-1][1] if self._finished else ""
+
+    def finished_again(self, step: str, started_ns: int, time_ns: int) -> None:
+        """Record that a step, which is several repetitions, ended (again): one that ran since ``started_ns``."""
+        self._starts[step] = started_ns
+        self._finished = [pair for pair in self._finished if pair[1] != step]
+        self.finished(step, time_ns)
+
     def finished(self, step: str, time_ns: int) -> None:
         """Record an end. Steps that it waited for are no longer direct dependencies of later steps."""
         start = self._starts.pop(step, time_ns)

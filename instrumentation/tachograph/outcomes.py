@@ -11,8 +11,14 @@ MAX_EXECUTIONS: Final = 512
 MAX_ENTRIES: Final = 200_000
 
 
+FOLDED: Final = "folded"
+
+
 class Entry(NamedTuple):
-    """A step as a listener saw it; ``attempts`` is 0 for a skipped one. The execution's own entry has the id ``""``."""
+    """A step as a listener saw it; ``attempts`` is 0 for a skipped one. The execution's own entry has the id ``""``.
+
+    Folded steps have one entry, with the status `FOLDED`, all their attempts and the sum of their durations.
+    """
 
     status: str
     attempts: int
@@ -35,6 +41,18 @@ class Outcomes:
             run = self._begin(execution_id)
         run[step_id] = (status, attempts, duration_ns)
         self._count += 1
+
+    def fold(self, execution_id: str, step_id: str, attempts: int, duration_ns: int) -> None:
+        """Keep how a folded step ended, added to those it is folded with."""
+        run = self._runs.get(execution_id)
+        if run is None:
+            run = self._begin(execution_id)
+        entry = run.get(step_id)
+        if entry is None:
+            self._count += 1
+            run[step_id] = (FOLDED, attempts, duration_ns)
+        else:
+            run[step_id] = (FOLDED, entry[1] + attempts, entry[2] + duration_ns)
 
     def _begin(self, execution_id: str) -> dict[str, tuple[str, int, int]]:
         with self._lock:
@@ -59,7 +77,10 @@ class EventOutcomes:
         """Keep how a step or an execution ended."""
         if isinstance(event, StepFinished):
             key = (event.execution.execution_id, event.step.step_id)
-            self.outcomes.note(*key, event.status, event.attempt, event.duration_ns)
+            if event.step.folded_as is not None:
+                self.outcomes.fold(*key, event.attempt, event.duration_ns)
+            else:
+                self.outcomes.note(*key, event.status, event.attempt, event.duration_ns)
         elif isinstance(event, StepSkipped):
             self.outcomes.note(event.execution.execution_id, event.step.step_id, "skipped", 0, 0)
         elif isinstance(event, ExecutionFinished):

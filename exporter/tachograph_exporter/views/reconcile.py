@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tachograph.critical_path import critical_path, path_lengths
-from tachograph.outcomes import Entry, Outcomes
+from tachograph.outcomes import FOLDED, Entry, Outcomes
 from tachograph.process import identity
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.steps import status_counts
 from tachograph_exporter.views.schemas.reconciliation import Difference, Reconciliation
 
 
@@ -55,6 +56,11 @@ def _rows(run: StoredRun) -> dict[str, Entry]:
     entries = {}
     for row in run.steps:
         if row.finished_ns is not None:
+            if (folded := row.folded) is not None:
+                runs = folded.by_status.values()
+                attempts = sum(r.count + r.retries for r in runs)
+                entries[row.step_id] = Entry(FOLDED, attempts, sum(r.sum_ns for r in runs))
+                continue
             duration = row.finished_ns - (row.started_ns if row.started_ns is not None else row.finished_ns)
             entries[row.step_id] = Entry(row.status, row.attempt, duration)
     execution = run.execution
@@ -68,16 +74,17 @@ def _rows(run: StoredRun) -> dict[str, Entry]:
 def _totals(run: StoredRun) -> list[Difference]:
     """Differences between the totals in the execution's row and its steps, and between steps and their attempts."""
     execution, differences = run.execution, []
+    counts = status_counts(run.steps)
     totals: dict[str, Any] = {
-        "step_count": len(run.steps),
-        "completed_step_count": sum(row.status == "completed" for row in run.steps),
-        "failed_step_count": sum(row.status in ("failed", "timeout") for row in run.steps),
-        "skipped_step_count": sum(row.status == "skipped" for row in run.steps),
+        "step_count": counts.total(),
+        "completed_step_count": counts["completed"],
+        "failed_step_count": counts["failed"] + counts["timeout"],
+        "skipped_step_count": counts["skipped"],
         "work_ns": sum(row.run_ns or 0 for row in run.steps if row.parent_step_id is None),
         "critical_path_ns": sum(path_lengths(critical_path(run.steps))),
     }
     # A lost execution has no rows for steps it never reached; its row does not count the steps of forked processes.
-    if execution.status == "lost" or len(run.steps) > execution.step_count:
+    if execution.status == "lost" or counts.total() > execution.step_count:
         totals.clear()
     for field, value in totals.items():
         stored = getattr(execution, field)

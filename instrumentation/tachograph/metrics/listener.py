@@ -188,7 +188,10 @@ class MetricsListener:
             # The start of a lost step may have been counted here, or only in a process that has died.
             series.running.discard((ref.execution_id, step.span_id))
             self._attempt(series, ref, step.name, status)
-        self.outcomes.note(ref.execution_id, step.step_id, status, event.attempt, duration)
+        if step.folded_as is not None:
+            self.outcomes.fold(ref.execution_id, step.step_id, event.attempt, duration)
+        else:
+            self.outcomes.note(ref.execution_id, step.step_id, status, event.attempt, duration)
 
     def _attempt(self, series: _StepSeries, ref: ExecutionRef, step: str, outcome: str) -> None:
         count = series.attempts.get(outcome)

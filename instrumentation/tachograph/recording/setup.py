@@ -2,7 +2,8 @@
 
 Environment: the standard ``OTEL_*`` variables configure span export (see `provider_from_environment`),
 ``TACHOGRAPH_DATABASE_URL`` the durable timeline, ``TACHOGRAPH_WORKSPACE`` the workspace that runs belong to,
-``TACHOGRAPH_MEASURES`` the step measures that become metrics.
+``TACHOGRAPH_MEASURES`` the step measures that become metrics, ``TACHOGRAPH_MAX_STEP_REPETITIONS`` how often a step may
+be repeated before its repetitions are folded.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Final, cast
 from opentelemetry import trace
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from tachograph import folding
 from tachograph.errors import SetupError
 from tachograph.events import Event
 from tachograph.metrics.listener import MetricsListener
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 DATABASE_VARIABLE: Final = "TACHOGRAPH_DATABASE_URL"
 WORKSPACE_VARIABLE: Final = "TACHOGRAPH_WORKSPACE"
 MEASURES_VARIABLE: Final = "TACHOGRAPH_MEASURES"
+REPETITIONS_VARIABLE: Final = "TACHOGRAPH_MAX_STEP_REPETITIONS"
 _STORE_ENTRY_POINTS: Final = "tachograph.stores"
 
 _lock = threading.RLock()
@@ -49,6 +52,7 @@ def configure(
     registry: CollectorRegistry | None = REGISTRY,
     spans: bool = True,
     measures: Iterable[str] | None = None,
+    max_step_repetitions: int | None = None,
 ) -> Recorder:
     """Set up the process's recorder, closing an earlier one. All arguments are optional.
 
@@ -62,14 +66,18 @@ def configure(
         registry: the prometheus_client registry for metrics; None: no metrics.
         spans: False leaves OpenTelemetry alone.
         measures: names of step measures that become metrics (default: ``TACHOGRAPH_MEASURES``, comma-separated).
+        max_step_repetitions: how often a step may be repeated in one execution, or inside one step, before further
+            repetitions share one entry of its timeline (default: ``TACHOGRAPH_MAX_STEP_REPETITIONS``, else 1,000).
 
     Raises `SetupError` when a requested part is not available.
     """
     global _recorder, _workspace, _database
     with _lock:
+        repetitions = _max_step_repetitions(max_step_repetitions)
         if _recorder is not None:
             _recorder.close()
             _recorder = None
+        folding.set_limits(folding.limits()._replace(repetitions=repetitions))
         url = os.environ.get(DATABASE_VARIABLE) if database is None else database
         names = os.environ.get(MEASURES_VARIABLE, "").split(",") if measures is None else measures
         recorder = build_recorder(
@@ -86,6 +94,20 @@ def configure(
         _database = url or None
         _recorder = recorder
         return recorder
+
+
+def _max_step_repetitions(value: int | None) -> int:
+    if value is not None:
+        if value < 1:
+            raise SetupError(f"max_step_repetitions must be 1 or more, not {value}")
+        return value
+    text = os.environ.get(REPETITIONS_VARIABLE, "").strip()
+    if text.isascii() and text.isdecimal() and int(text[:10]) >= 1:
+        return int(text[:10])
+    default = folding.Limits().repetitions
+    if text:
+        log.warning("%s is %.50r, not a number of 1 or more: taking %d", REPETITIONS_VARIABLE, text, default)
+    return default
 
 
 def build_recorder(
@@ -185,6 +207,8 @@ def recorder_for_child(relay: RelayAddress | None, database: str | None, workspa
 
 class LateStore:
     """The store at a database URL, opened when the first batch arrives: most processes that have one never use it."""
+
+    takes_folded: Final = False
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -228,6 +228,13 @@ class SpanListener:
         if run.costs:
             attributes.update(run.costs.pop(step.step_id, {}))
         _close(span, event.time_ns, attributes, event.failure)
+        if step.folded_as is not None:
+            # There is no bound to these: what links to it finds the ids in the reference.
+            run.step_contexts.pop(step.span_id, None)
+            if isinstance(span, LiveSpan):
+                duration_ns = (span.end_time or 0) - (span.start_time or 0)
+                self.outcomes.fold(step.execution.execution_id, step.step_id, event.attempt, duration_ns)
+            return
         self._note(step.execution, step.step_id, span, event.status, event.attempt)
 
     def _finish_attempt(self, event: StepRetrying) -> None:

@@ -6,17 +6,19 @@ import threading
 from collections.abc import Callable
 
 from tachograph.events import StepStatus
+from tachograph.folding import RowCount
 
 
 class StepCounts:
     """Counts of ended steps, and their running time. Safe to use from any thread."""
 
-    __slots__ = ("__weakref__", "completed", "failed", "lock", "open_steps", "skipped", "steps", "work_ns")
+    __slots__ = ("__weakref__", "completed", "failed", "lock", "open_steps", "rows", "skipped", "steps", "work_ns")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         # What closes a step that is still open when its execution ends, by its span id; called with that moment.
         self.open_steps: dict[str, Callable[[int], None]] = {}
+        self.rows = RowCount()
         self.steps = self.completed = self.failed = self.skipped = self.work_ns = 0
 
     def add(self, status: StepStatus, work_ns: int = 0) -> None:
