@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from tachograph.clock import NS
 from tachograph.events import (
@@ -143,21 +143,25 @@ class _Runs:
         return runs
 
     def add(self, event: StepFinished) -> None:
-        duration_ns = max(0, event.time_ns - event.started_ns)
-        if duration_ns < self.min_ns or not self.durations.count:
+        now, durations = event.time_ns, self.durations
+        duration_ns = now - event.started_ns
+        if duration_ns < 0:
+            duration_ns = 0
+        if duration_ns < self.min_ns or not durations.count:
             self.min_ns = duration_ns
         if duration_ns > self.max_ns:
             self.max_ns = duration_ns
-        if event.time_ns > self.last_ns:
-            self.last_ns = event.time_ns
+        if now > self.last_ns:
+            self.last_ns = now
         self.sum_ns += duration_ns
-        self.retries += event.attempt - 1
+        self.run_ns += event.run_ns
         self.dependency_ns += event.dependency_ns
         self.unaccounted_ns += event.unaccounted_ns
-        self.queue_ns += event.queue_ns
-        self.backoff_ns += event.backoff_ns
-        self.run_ns += event.run_ns
-        self.durations.observe(duration_ns / NS)
+        if event.attempt != 1 or event.queue_ns:
+            self.retries += event.attempt - 1
+            self.queue_ns += event.queue_ns
+            self.backoff_ns += event.backoff_ns
+        durations.observe(duration_ns / NS)
 
     def frozen(self) -> FoldedRuns:
         durations = self.durations
@@ -185,15 +189,32 @@ class Fold:
     """
 
     __slots__ = (
-        "_after", "_busy_ns", "_busy_since", "_by_status", "_due_ns", "_emit", "_emitted", "_ended_ns", "_failure",
-        "_is_final", "_lock", "_logs", "_measures", "_models", "_running", "_sequence", "_started", "_time_ns", "inner",
-        "ref", "span_id",
+        "_after",
+        "_busy_ns",
+        "_busy_since",
+        "_by_status",
+        "_due_ns",
+        "_emit",
+        "_emitted",
+        "_ended_ns",
+        "_failure",
+        "_is_final",
+        "_lock",
+        "_logs",
+        "_measures",
+        "_models",
+        "_running",
+        "_sequence",
+        "_started",
+        "_step_id",
+        "_time_ns",
+        "inner",
+        "ref",
     )  # fmt: skip
 
     def __init__(self, ref: StepRef, emit: Listener) -> None:
         self.ref = ref
-        self.span_id = ref.span_id
-        """Of the repetition that ended last."""
+        self._step_id = ref.step_id
         self.inner = Repetitions(_limits._replace(repetitions=0))
         self._emit = emit
         self._lock = threading.Lock()
@@ -230,11 +251,10 @@ class Fold:
 
     def __call__(self, event: Event) -> None:
         """Note an event and pass it on. Events of steps inside the repetitions are only passed on."""
-        step: StepRef | None = getattr(event, "step", None)
-        if step is None or step.step_id != self.ref.step_id:
+        if event.step.step_id != self._step_id:  # type: ignore[union-attr]
             self._emit(event)
             return
-        is_due = self.note(cast(StepEvent, event))
+        is_due = self.note(event)  # type: ignore[arg-type]
         self._emit(event)
         if is_due:
             self.emit()
@@ -249,13 +269,12 @@ class Fold:
         kind, now = type(event), event.time_ns
         with self._lock:
             if kind is StepFinished:
-                self._finished(cast(StepFinished, event))
+                self._finished(event)  # type: ignore[arg-type]
             elif kind is StepStarted:
-                started = cast(StepStarted, event)
-                if started.attempt != 1:
+                if event.attempt != 1:  # type: ignore[union-attr]
                     return False
                 if self._started is None:
-                    self._started = (now, started.dependency_ns, started.unaccounted_ns)
+                    self._started = (now, event.dependency_ns, event.unaccounted_ns)  # type: ignore[union-attr]
                 if not self._running:
                     self._busy_since = now
                 self._running[event.step.span_id] = None
@@ -273,13 +292,13 @@ class Fold:
             return self._is_final or now >= self._due_ns
 
     def _finished(self, event: StepFinished) -> None:
-        running, span_id = self._running, event.step.span_id
-        spent = running.get(span_id)
-        key = span_id if span_id in running else ""  # Of a fold that was resumed.
-        if key in running:
-            del running[key]
-            if not running:
-                self._busy_ns += max(0, event.time_ns - self._busy_since)
+        running, span_id, now = self._running, event.step.span_id, event.time_ns
+        if span_id not in running:
+            span_id = ""  # Of a fold that was resumed.
+        spent = running.pop(span_id, None)
+        if not running and now > self._busy_since:
+            self._busy_ns += now - self._busy_since
+            self._busy_since = now
         status = event.status._value_
         runs = self._by_status.get(status)
         if runs is None:
@@ -289,9 +308,8 @@ class Fold:
             runs.cost_nano_usd += spent.cost_nano_usd
             runs.tokens_in += spent.tokens_in
             runs.tokens_out += spent.tokens_out
-        if event.time_ns > self._ended_ns:
-            self._ended_ns = event.time_ns
-            self.span_id = span_id
+        if now > self._ended_ns:
+            self._ended_ns = now
         if event.failure is not None:
             self._failure = event.failure
 
