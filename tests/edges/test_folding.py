@@ -702,3 +702,99 @@ def test_the_terminal_and_the_stream_say_how_many_more(record: Any) -> None:
     assert build_message(folded[0], 8) is None
     trace = chrome_trace(seen.run, seen.timeline)
     assert "load ×1,500 more" in {event["name"] for event in trace["traceEvents"]}
+
+
+def test_steps_inside_a_step_of_the_executor_fold(record: Any) -> None:
+    recording = record(max_step_repetitions=4)
+    registry = tachograph.HandlerRegistry()
+
+    @registry.register("crunch")
+    def crunch(_context: Any) -> None:
+        loop(40)
+
+    flow = tachograph.WorkflowBuilder("flow").step("a", handler="crunch").step("b", handler="crunch", after="a").build()
+    result = asyncio.run(tachograph.Executor(recording.recorder, handlers=registry).run(flow))
+    assert result.status == "completed"
+    seen = agrees(recording, "flow", Counter(completed=74, failed=8))
+    assert [e.folded.count for e in seen.timeline.step_timeline if e.folded is not None] == [36, 36]
+    assert not folding._open
+
+
+OWN_RUNS = """
+import multiprocessing
+import tachograph
+
+def own():
+    with tachograph.workflow("own"):
+        for _ in range(30):
+            with tachograph.step("load"):
+                pass
+
+if __name__ == "__main__":
+    tachograph.configure(max_step_repetitions=5)
+    with tachograph.workflow("etl"):
+        child = multiprocessing.get_context("fork").Process(target=own)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+    own()
+"""
+
+ORPHAN = """
+import os, signal, sys, time
+import tachograph
+
+if __name__ == "__main__":
+    recorder = tachograph.configure(max_step_repetitions=5)
+    parent = os.getpid()
+    reader, writer = os.pipe()
+    with tachograph.workflow("etl"):
+        pid = os.fork()
+        if pid:
+            os.read(reader, 1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        for n in range(60):
+            with tachograph.step("load"):
+                pass
+            if n == 29:
+                os.write(writer, b"x")
+                while os.getppid() == parent:
+                    time.sleep(0.01)
+        assert tachograph.get_recorder().flush(20)
+        open(os.environ["DONE"], "w").close()
+        os._exit(0)
+"""
+
+
+def test_runs_of_a_child_process_fold(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(OWN_RUNS)
+    url = f"sqlite:///{tmp_path}/runs.db"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", str(program)], capture_output=True, text=True, timeout=100, check=False,
+        env=environment(TACHOGRAPH_DATABASE_URL=url),
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    seen = views(url, "own")
+    assert {status: t.count for status, t in seen.totals.steps["load"].by_status.items()} == {"completed": 60}
+    assert sum(t.count for t in seen.totals.executions.values()) == 2
+    assert [e.folded.count for e in seen.timeline.step_timeline if e.folded is not None] == [25]
+
+
+def test_a_child_whose_parent_dies_says_what_it_folded_itself(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    done = tmp_path / "done"
+    program.write_text(ORPHAN)
+    url = f"sqlite:///{tmp_path}/runs.db"
+    ran = subprocess.run(
+        [sys.executable, str(program)], timeout=100, check=False, stderr=subprocess.DEVNULL,
+        env=environment(TACHOGRAPH_DATABASE_URL=url, DONE=str(done)),
+    )  # fmt: skip
+    assert ran.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while not done.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    seen = views(url, "etl")
+    assert [e.folded.count for e in seen.timeline.step_timeline if e.folded is not None] == [55]
+    assert seen.timeline.completed_step_count == 60
