@@ -17,7 +17,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Protocol, TypeVar
 
-from tachograph.events import PathStep
+from tachograph.events import Folded, PathStep
 
 
 class TimedStep(Protocol):
@@ -41,6 +41,9 @@ S = TypeVar("S", bound=TimedStep)
 def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     """Steps whose delay would have delayed the end of the run, first to last.
 
+    Folded steps (see `tachograph.folding`) are one step, which contains holes: what their repetitions waited for in
+    between is on the path too.
+
     Only steps that started count. Steps inside another step do not: their time belongs to the outer step. With
     ``now_ns``, a running step counts as lasting until then.
 
@@ -59,25 +62,68 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     if not timed:
         return []
     path: list[S] = []
-    current: S | None = max(timed.values(), key=_lateness)[1]
+    pending: list[S] = [max(timed.values(), key=_lateness)[1]]
     seen: set[str] = set()
-    while current is not None:
+    has_folds = False
+    while pending:
+        current = pending.pop()
+        if current.step_id in seen:
+            continue
         path.append(current)
         seen.add(current.step_id)
+        if (folded := _folded(current)) is not None:
+            has_folds = True
+            pending += [timed[step_id][1] for step_id in folded.after if step_id in timed]
         limit = current.started_ns or 0
         ran = _dependencies_that_ran(current, timed, steps_by_id)
         earlier = [timed[step_id] for step_id in ran if step_id not in seen]
         held = [pair for pair in earlier if pair[0] <= limit] or [p for p in earlier if (p[1].started_ns or 0) < limit]
-        current = max(held, key=_lateness)[1] if held else None
+        if held:
+            pending.append(max(held, key=_lateness)[1])
     path.reverse()
+    if has_folds:
+        path.sort(key=lambda step: (step.started_ns or 0, step.step_id))
     return path
 
 
 def path_lengths(path: Sequence[TimedStep], now_ns: int = 0) -> list[int]:
     """Nanoseconds that each step contributes to a critical path: until it ended or the next one started, if earlier.
 
-    A step that has not ended lasts until ``now_ns``.
+    A step that has not ended lasts until ``now_ns``. Folded steps contribute the time in which one of them ran; where
+    the rest of the path leaves less than that (they ran beside each other), what it leaves.
     """
+    if any(_folded(step) is not None for step in path):
+        return _lengths_with_folds(path, now_ns)
+    return _lengths(path, now_ns)
+
+
+def _lengths_with_folds(path: Sequence[TimedStep], now_ns: int) -> list[int]:
+    ends = [step.finished_ns if step.finished_ns is not None else now_ns for step in path]
+    plain = iter(_lengths([step for step in path if _folded(step) is None], now_ns))
+    lengths = []
+    busy_ns = 0
+    for step, end in zip(path, ends, strict=True):
+        folded = _folded(step)
+        if folded is None:
+            lengths.append(next(plain))
+        else:
+            running_ns = max(0, end - folded.running_since_ns) if step.finished_ns is None else 0
+            lengths.append(folded.busy_ns + running_ns)
+            busy_ns += lengths[-1]
+    left_ns = max(0, max(ends) - min(step.started_ns or 0 for step in path) - (sum(lengths) - busy_ns))
+    if busy_ns > left_ns:
+        lengths = [
+            length if _folded(step) is None else length * left_ns // busy_ns
+            for step, length in zip(path, lengths, strict=True)
+        ]
+    return lengths
+
+
+def _folded(step: TimedStep) -> Folded | None:
+    return getattr(step, "folded", None)
+
+
+def _lengths(path: Sequence[TimedStep], now_ns: int) -> list[int]:
     lengths = []
     for i, step in enumerate(path):
         started = step.started_ns or 0

@@ -72,6 +72,23 @@ class InferredDependencies:
         self._latest_start = min((time_ns for time_ns, _ in self._finished), default=0) - 1
         self._current = None
 
+    @property
+    def last(self) -> str:
+        """The step that ended last of those that a step starting now depends on; empty: there is none."""
+        return self._finished[-1][1] if self._finished else ""
+
+    def finished_again(self, step: str, started_ns: int, time_ns: int) -> None:
+        """Record that a step, which is several repetitions, ended (again): one that ran since ``started_ns``."""
+        finished = self._finished
+        if len(finished) == 1 and finished[0][1] == step and step not in self._starts:
+            # The usual loop: one call after the other.
+            finished[0] = (time_ns, step)
+            self._latest_start = max(self._latest_start, started_ns)
+            return
+        self._starts[step] = started_ns
+        self._finished = [pair for pair in finished if pair[1] != step]
+        self.finished(step, time_ns)
+
     def finished(self, step: str, time_ns: int) -> None:
         """Record an end. Steps that it waited for are no longer direct dependencies of later steps."""
         start = self._starts.pop(step, time_ns)

@@ -63,7 +63,7 @@ class TimelineView:
         yield _headline(timeline, total)
         steps = self._visible_steps()
         origin = _timestamp(timeline.started_at) if timeline.started_at else 0.0
-        names = min(max((cell_len(step.step_name) for step in steps), default=4) + 2, max(14, options.max_width // 3))
+        names = min(max((_name_length(step) for step in steps), default=4) + 2, max(14, options.max_width // 3))
         width = max(10, options.max_width - names - 26)
         yield Text(_axis(names, width, total), style="bright_black")
         for step in steps:
@@ -87,6 +87,10 @@ class TimelineView:
             ),
         )
         return [steps[i] for i in sorted(ranked[:MAX_ROWS])]
+
+
+def _name_length(step: WorkflowStepTimelineEntry) -> int:
+    return cell_len(step.step_name) + (len(f" ×{step.folded.count:,} more") if step.folded is not None else 0)
 
 
 def _headline(timeline: WorkflowExecutionTimeline, total: float) -> Text:
@@ -115,6 +119,9 @@ def _row(step: WorkflowStepTimelineEntry, names: int, width: int, origin: float,
     yield Segment("◆ " if step.on_critical_path else "  ", Style.parse("bold yellow"))
     indent = "  " if step.parent_step_id else ""
     name = printable(indent + step.step_name)
+    if step.folded is not None:
+        more = f" ×{step.folded.count:,} more"
+        name = set_cell_size(name, min(cell_len(name), max(1, names - 1 - len(more)))) + more
     if cell_len(name) >= names:
         name = set_cell_size(name, names - 2) + "…"
     yield Segment(set_cell_size(name, names), Style.parse("dim" if step.status == "skipped" else "none"))

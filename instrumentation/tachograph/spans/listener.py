@@ -232,6 +232,9 @@ class SpanListener:
         if run.costs:
             attributes.update(run.costs.pop(step.step_id, {}))
         _end(run, span, event.time_ns, attributes, event.failure)
+        if step.folded_as is not None:
+            # There is no bound to these: what links to it finds the ids in the reference.
+            run.step_contexts.pop(step.span_id, None)
 
     def _finish_attempt(self, event: StepRetrying) -> None:
         step = event.step
