@@ -86,10 +86,9 @@ async def recorded(url: str, handlers: HandlerRegistry, monkeypatch: pytest.Monk
 
 @contextlib.asynccontextmanager
 async def followed(api: Api) -> AsyncIterator[None]:
-    """Somebody follows the events, so they are logged."""
-    position = await api.service.feed.position()
-    async with api.session.ws_connect(f"{api.address}/ws/workflows/stream?after={position}"):
-        yield
+    """Somebody is about to follow the events, so they are logged."""
+    await api.service.feed.position()
+    yield
 
 
 async def reconciled(api: Api, execution_id: str) -> dict[str, Any]:
@@ -695,6 +694,35 @@ async def test_a_run_of_another_process_is_compared_where_it_can_be(
         assert {view for view, count in result["views"].items() if count is None} == {"spans", "metrics"}
         assert set(result["reasons"]) == {"spans", "metrics"}
         assert result["views"]["events"] == 4
+
+
+async def test_spans_that_another_process_exported_to_us_are_compared(
+    database_url: str, handlers: HandlerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async for api in recorded(database_url, handlers, monkeypatch):
+        execution_id = (await planted(api)).execution_id
+    async for api in recorded(database_url, handlers, monkeypatch):
+        exported = await api.get(f"/api/workflows/executions/{execution_id}/timeline?format=otlp")
+        (group,) = exported["resourceSpans"]
+        spans = group["scopeSpans"][0]["spans"]
+        (late,) = [span for span in spans if span["name"] == "load"]
+        spans.remove(late)
+        assert (await api.call("POST", "/v1/traces", exported))[0] == 200
+        result = await agreed(api, execution_id)
+        assert result["views"]["spans"] == 3
+        assert result["reasons"]["spans"].startswith("in part")
+        spans.append(late)
+        assert (await api.call("POST", "/v1/traces", exported))[0] == 200
+        result = await agreed(api, execution_id)
+        assert result["views"]["spans"] == 4
+        assert "spans" not in result["reasons"]
+        row = workflow_step_executions.c
+        is_load = (row.execution_id == execution_id) & (row.name == "load")
+        await write(api, update(workflow_step_executions).where(is_load).values(started_ns=row.started_ns + 1))
+        differences = (await reconciled(api, execution_id))["differences"]
+        assert {"rows", "spans", "otlp"} <= {
+            view for d in differences if (d["step"], d["field"]) == ("load", "started_ns") for view in d["values"]
+        }
 
 
 async def test_archived_runs_say_what_cannot_be_compared(

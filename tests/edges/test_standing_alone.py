@@ -51,7 +51,9 @@ from tachograph_exporter.store.writer import StoreWriter, open_writer
 from tests.conftest import make_execution, make_step, running
 
 SHORT = """
-import sys
+import atexit, time
+ended = []
+atexit.register(lambda: print("ended in", time.monotonic() - ended[0], "s"))  # the last handler that runs
 from tachograph import get_recorder, step, workflow
 
 @step
@@ -70,6 +72,7 @@ steps = REGISTRY.get_sample_value(
     {"workspace": "default", "workflow": "short", "step": "load", "status": "completed"},
 )
 print("counted", steps, sorted({problem.part for problem in recorder.problems}))
+ended.append(time.monotonic())
 """
 
 
@@ -101,6 +104,11 @@ def script(tmp_path: Path, source: str, **variables: str) -> subprocess.Complete
     return subprocess.run(
         command, capture_output=True, text=True, timeout=60, env=environment(**variables), check=False
     )
+
+
+def seconds_to_end(ended: subprocess.CompletedProcess[str]) -> float:
+    """How long the exit handlers took, without the start of Python and the imports."""
+    return float(ended.stdout.partition("ended in ")[2].split()[0])
 
 
 def stored(url: str) -> dict[str, int]:
@@ -245,9 +253,7 @@ def refusing(_tmp_path: Path) -> str:
 def test_a_database_that_cannot_be_opened_costs_no_metrics_and_is_said_once(
     tmp_path: Path, spools: Path, url: Callable[[Path], str], says: str, is_spooled: bool | None
 ) -> None:
-    started = time.monotonic()
     ended = script(tmp_path, SHORT, TACHOGRAPH_DATABASE_URL=url(tmp_path))
-    took = time.monotonic() - started
     assert ended.returncode == 0, ended.stderr
     assert "counted 2.0 ['store']" in ended.stdout
     assert "Traceback" not in ended.stderr
@@ -257,7 +263,7 @@ def test_a_database_that_cannot_be_opened_costs_no_metrics_and_is_said_once(
     if is_spooled is not None:
         assert bool(list(spools.rglob("*.spool"))) == is_spooled
         assert ("spooled 6 event(s)" in ended.stderr) == is_spooled
-    assert took < 15
+    assert seconds_to_end(ended) < 8  # 5, and what a busy machine adds
 
 
 @pytest.mark.e2e
@@ -265,13 +271,11 @@ def test_what_a_locked_database_could_not_take_is_stored_by_the_next_process(
     tmp_path: Path, database_url: str, spools: Path
 ) -> None:
     with locked(database_url):
-        started = time.monotonic()
         ended = script(tmp_path, SHORT, TACHOGRAPH_DATABASE_URL=database_url)
-        took = time.monotonic() - started
     assert ended.returncode == 0, ended.stderr
     assert "spooled" in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert took < 12  # 5 s, and the start of Python on a slow machine
+    assert seconds_to_end(ended) < 8  # 5, and what a busy machine adds
     assert stored(database_url) == {}
     (file,) = spools.rglob("*.spool")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -371,12 +375,10 @@ def test_a_postgresql_server_that_is_away_gets_everything_later(
         away = url.replace(f":{real}/", f":{port}/")
         if not is_silent:
             server.close()
-        started = time.monotonic()
         ended = script(tmp_path, SHORT, TACHOGRAPH_DATABASE_URL=away)
-        took = time.monotonic() - started
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
-    assert took < 15
+    assert seconds_to_end(ended) < 8  # 5, and what a busy machine adds
     assert len(list(spools.rglob("*.spool"))) == 1
     with proxy(port, real):
         ended = script(tmp_path, SHORT, TACHOGRAPH_DATABASE_URL=away)

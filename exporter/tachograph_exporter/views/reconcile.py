@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Row
 
 from tachograph.clock import NS
-from tachograph.events import ExecutionStatus, StepStatus
+from tachograph.events import ExecutionStatus
 from tachograph.metrics.families import OTHER
 from tachograph.metrics.journal import Change, SeriesKey
 from tachograph.metrics.listener import Running
@@ -28,6 +28,7 @@ from tachograph.metrics.specs import (
     STEPS_SKIPPED,
     HistogramSpec,
 )
+from tachograph.metrics.text import escape
 from tachograph.spans.attributes import attempt_span_id
 from tachograph.spans.ended_spans import EndedSpan
 from tachograph_exporter.ingest.spans import SpanRecord
@@ -38,11 +39,12 @@ from tachograph_exporter.store.recovery import INGESTED_PROCESS
 from tachograph_exporter.store.rollups.checking import CountedRow
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
 from tachograph_exporter.store.steps import StoredStep
-from tachograph_exporter.store.totals import Totals, WorkflowTotals
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.executions import execution_summary
 from tachograph_exporter.views.expected_series import ExpectedSeries
+from tachograph_exporter.views.impossible import impossible
 from tachograph_exporter.views.otlp_spans import ended_spans
+from tachograph_exporter.views.rollup_differences import rollup_differences
 from tachograph_exporter.views.schemas.executions import WorkflowExecutionResponse
 from tachograph_exporter.views.schemas.reconciliation import Difference, Reconciliation
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline, WorkflowStepTimelineEntry
@@ -136,7 +138,8 @@ class _Comparison:
         self._run = evidence.run
         self._execution = evidence.run.execution
         self._is_open = evidence.run.execution.finished_ns is None
-        self._is_ingested = _is_ingested(evidence.run)
+        # Engines' spans have the clocks of several machines.
+        self._is_ingested = getattr(evidence.run.execution, "process", None) == INGESTED_PROCESS
         self._names = {step.step_id: step.name for step in evidence.run.steps}
         self._timeline = build_timeline(evidence.run, now_ns=now_ns)
         self._now_ns = now_ns
@@ -147,7 +150,12 @@ class _Comparison:
     def differences(self) -> list[Difference]:
         """All differences: between views, then within what they show."""
         views = [self._rows(), self._timeline_view(), *self._list(), *self._spans(), *self._events()]
-        differences = [*self._compare(views), *self._rollups(), *self._metrics(), *impossible(self._run)]
+        differences = [
+            *self._compare(views),
+            *self._rollups(),
+            *self._metrics(),
+            *impossible(self._run, has_one_clock=not self._is_ingested),
+        ]
         for difference in differences:
             difference.step = difference.step or self._names.get(difference.step_id, "")
             difference.values = {name: _bounded(value) for name, value in difference.values.items()}
@@ -254,7 +262,7 @@ class _Comparison:
                 key: value for key, value in self._span_facts(spans.spans).items() if key in ended or key[:1] == "?"
             }
             self.counts["spans"] = sum(key in self._names for key in facts)
-            if not spans.is_whole:
+            if not spans.is_whole and ended - facts.keys():
                 self.reasons["spans"] = "in part: another process, or an earlier one, has the others"
             yield _View("spans", facts, spans.is_whole)
         else:
@@ -344,7 +352,7 @@ class _Comparison:
                 "on_critical_path",
                 {"timeline": step_id in on_path, "rollups": step_id in counted.critical_path},
             )
-        yield from _rollup_differences(counted)
+        yield from rollup_differences(counted)
 
     def _metrics(self) -> Iterator[Difference]:
         series = self._evidence.series
@@ -380,7 +388,9 @@ class _Comparison:
         names = dict(zip(spec.labels, labels, strict=True))
         step = names.get("step", "")
         of_step = ids.get(step, ())
-        rest = ",".join(f'{name}="{value}"' for name, value in names.items() if name not in ("workspace", "workflow"))
+        rest = ",".join(
+            f'{name}="{escape(value)}"' for name, value in names.items() if name not in ("workspace", "workflow")
+        )
         suffix = f"{{{rest}}}" if rest else ""
         compared: list[tuple[str, float, float]] = [("", noted.total, expected.total)]
         if isinstance(spec, HistogramSpec):
@@ -428,167 +438,6 @@ class _Comparison:
 
 _SPECS: Final = {spec.name: spec for spec in METRICS}
 _NONE: Final = Change()
-
-
-def _is_ingested(run: StoredRun) -> bool:
-    return getattr(run.execution, "process", None) == INGESTED_PROCESS
-
-
-def impossible(run: StoredRun) -> Iterator[Difference]:
-    """Values that no run can have: times outside it, negative ones, and parts that do not add up."""
-    values: dict[str, Any]
-    execution, steps = run.execution, run.steps
-    began, ended = execution.started_ns, execution.finished_ns
-    # Engines' spans have the clocks of several machines.
-    is_ingested = _is_ingested(run)
-    by_id = {step.step_id: step for step in steps}
-    last_attempts: dict[str, int] = {}
-    for attempt in run.attempts:
-        last_attempts[attempt.step_id] = max(last_attempts.get(attempt.step_id, 0), attempt.attempt)
-    for step in steps:
-        yield from _impossible_step(step, began, ended, execution.status)
-        if not is_ingested:
-            yield from _outside(step, began, ended)
-        if step.parent_step_id is not None and step.parent_step_id not in by_id:
-            values = {"timeline": step.parent_step_id, "rows": None}
-            yield Difference(step.step_id, "parent_step_id", values, message="there is no such step")
-        if step.status in _ENDED and last_attempts.get(step.step_id, step.attempt) != step.attempt:
-            values = {"step": step.attempt, "attempts": last_attempts[step.step_id]}
-            yield Difference(step.step_id, "attempts", values)
-        yield from _unbalanced(step, by_id, began, ended)
-    if began is None or ended is None:
-        return
-    elapsed = ended - began
-    if elapsed < 0:
-        yield Difference(
-            "", "finished_ns", {"execution": ended, "started_ns": began}, message="it ended before it began"
-        )
-    if (execution.critical_path_ns or 0) > elapsed:
-        values = {"execution": execution.critical_path_ns, "possible": elapsed}
-        yield Difference("", "critical_path_ns", values, message="the critical path is longer than the run")
-    possible = elapsed * _most_at_once(steps)
-    if (execution.work_ns or 0) > possible:
-        values = {"execution": execution.work_ns, "possible": possible}
-        yield Difference("", "work_ns", values, message="more work than its steps had time for")
-
-
-def _impossible_step(
-    step: StoredStep, began: int | None, ended: int | None, execution_status: str
-) -> Iterator[Difference]:
-    key, start, end = step.step_id, step.started_ns, step.finished_ns
-    values: dict[str, Any]
-    if ended is not None and step.status not in _ENDED:
-        values = {"timeline": step.status, "execution": execution_status}
-        yield Difference(key, "status", values, message="its execution has ended, but the step has not")
-    if step.status in _ENDED and end is None:
-        yield Difference(key, "finished_ns", {"timeline": None, "status": step.status}, message="it ended at no time")
-    if start is not None and end is not None:
-        if end < start:
-            yield Difference(
-                key, "finished_ns", {"timeline": end, "started_ns": start}, message="ended before it began"
-            )
-        elif (step.run_ns or 0) > end - start:
-            values = {"timeline": step.run_ns, "possible": end - start}
-            yield Difference(key, "run_ns", values, message="it ran longer than it lasted")
-    for name in _PARTS:
-        part = getattr(step, name, None)
-        if part is not None and part < 0:
-            yield Difference(key, name, {"timeline": part, "possible": 0}, message="negative")
-        elif part is not None and began is not None and ended is not None and part > max(0, ended - began):
-            yield Difference(key, name, {"timeline": part, "possible": ended - began}, message="longer than the run")
-
-
-def _outside(step: StoredStep, began: int | None, ended: int | None) -> Iterator[Difference]:
-    key, start, end = step.step_id, step.started_ns, step.finished_ns
-    if start is not None and began is not None and start < began:
-        yield Difference(key, "started_ns", {"timeline": start, "execution": began}, message="it began before the run")
-    if end is not None and ended is not None and end > ended:
-        yield Difference(key, "finished_ns", {"timeline": end, "execution": ended}, message="it ended after the run")
-
-
-_ENDED: Final = frozenset(status.value for status in StepStatus if status.is_terminal)
-_PARTS: Final = ("dependency_ns", "queue_ns", "backoff_ns", "run_ns", "unaccounted_ns")
-"""What the time of a step is made of."""
-
-
-def _unbalanced(
-    step: StoredStep, by_id: Mapping[str, StoredStep], began: int | None, ended: int | None
-) -> Iterator[Difference]:
-    """The parts of a step's time add up to the time from the start of the run (or the step around it) to its end."""
-    if step.started_ns is None or step.finished_ns is None or step.run_ns is None or step.status == StepStatus.LOST:
-        return
-    origin = began
-    if step.parent_step_id is not None:
-        outer = by_id.get(step.parent_step_id)
-        # Which attempt of the outer step it was in is not stored.
-        origin = outer.started_ns if outer is not None and outer.attempt == 1 else None
-    if origin is None or origin > step.started_ns or (ended is not None and step.finished_ns > ended):
-        return
-    parts = sum(getattr(step, name, None) or 0 for name in _PARTS)
-    if parts != step.finished_ns - origin:
-        values = {"timeline": parts, "possible": step.finished_ns - origin}
-        yield Difference(step.step_id, "wait_ns + run_ns", values, message="the parts do not add up to the whole")
-
-
-def _most_at_once(steps: Iterable[StoredStep]) -> int:
-    """The largest number of outer steps that were open at the same time."""
-    moments: list[tuple[int, int]] = []
-    for step in steps:
-        if step.parent_step_id is None and step.started_ns is not None and step.finished_ns is not None:
-            moments += ((step.started_ns, 1), (step.finished_ns, -1))
-    most = count = 0
-    for _, change in sorted(moments):
-        count += change
-        most = max(most, count)
-    return most
-
-
-def _rollup_differences(counted: CountedRow) -> Iterator[Difference]:
-    row = f"{counted.period} from {rfc3339(counted.start_s * NS)}"
-    if counted.fault:
-        yield Difference("", "rollups", {"rollups": None, "executions": 1}, message=f"{row}: {counted.fault}")
-        return
-    stored = counted.stored or WorkflowTotals()
-    if stored.encode() == counted.counted.encode():
-        return
-    for shown, others, times in ((stored, counted.counted, 0), (counted.counted, stored, 2)):
-        # Is the difference exactly this execution?
-        whole = WorkflowTotals()
-        whole.add(shown)
-        whole.add(counted.own)
-        if whole.encode() == others.encode():
-            message = "it is counted twice" if times else "it is not counted"
-            yield Difference("", "rollups", {"rollups": times, "executions": 1}, message=f"{message} ({row})")
-            return
-    values: dict[str, Any]
-    message = f"the row {row} is not what its executions add up to"
-    names: list[tuple[str, Mapping[str, Totals], Mapping[str, Totals]]] = [
-        ("", stored.executions, counted.counted.executions)
-    ]
-    for name in sorted({*stored.steps, *counted.counted.steps}):
-        pair = (stored.steps.get(name), counted.counted.steps.get(name))
-        names.append((name, pair[0].by_status if pair[0] else {}, pair[1].by_status if pair[1] else {}))
-        measures = (pair[0].measures if pair[0] else {}, pair[1].measures if pair[1] else {})
-        for key in sorted({*measures[0], *measures[1]}):
-            if measures[0].get(key) != measures[1].get(key):
-                values = {"rollups": measures[0].get(key), "executions": measures[1].get(key)}
-                yield Difference("", f"measures.{key}", values, name, message)
-    for name, shown_by_status, due_by_status in names:
-        for status in sorted({*shown_by_status, *due_by_status}):
-            shown_totals, due_totals = shown_by_status.get(status, Totals()), due_by_status.get(status, Totals())
-            for field in _TOTALS:
-                values = {"rollups": getattr(shown_totals, field), "executions": getattr(due_totals, field)}
-                if values["rollups"] != values["executions"]:
-                    yield Difference("", f"{status}.{field}", values, name, message)
-            if shown_totals.durations.positive != due_totals.durations.positive:
-                values = {
-                    "rollups": shown_totals.durations.positive,
-                    "executions": due_totals.durations.positive,
-                }
-                yield Difference("", f"{status}.durations", values, name, message)
-
-
-_TOTALS: Final = ("count", *(name for name in Totals.__slots__ if name != "durations"))
 
 
 def _merged(changes: Mapping[SeriesKey, Change], limited: Iterable[str]) -> dict[SeriesKey, Change]:

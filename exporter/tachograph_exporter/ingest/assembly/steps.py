@@ -289,22 +289,21 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
     repetitions.clear()
     spans_of = {step.step_id: step.spans[0].span_id for step in steps}
     for order, step in enumerate(steps):
-        dependency_count = 0
+        dependency_count, after = 0, inferred.get(step.step_id)
         if has_links:
             linked = [by_span[link] for span in step.spans for link in span.links if link in by_span]
             if step.after is not None:
                 linked.insert(0, step.after)
             ids = [other.step_id for other in linked if other is not step]
-            if runs:
+            if runs and after is not None:
                 # Nothing says what a nested execution waited for, nor what waited for it: the program ran on after it.
-                after = inferred.get(step.step_id)
-                order_ids = after.ids if after is not None else ()
-                ids += (
-                    order_ids if step.run is not None and not ids else [other for other in order_ids if other in runs]
-                )
+                if step.run is not None and not ids:
+                    ids, dependency_count = [*after[0]], after[1]
+                else:
+                    ids += [other for other in after[0] if other in runs]
             depends_on = tuple(dict.fromkeys(ids))
-        elif (after := inferred.get(step.step_id)) is not None:
-            depends_on, dependency_count = after.ids, after.dependency_count
+        elif after is not None:
+            depends_on, dependency_count = after
         else:
             depends_on = ()
         step.depends_on = depends_on
