@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from sqlalchemy import Connection
 
 from tachograph.errors import Fault, InvalidInputs, InvalidWorkflow, SetupError, StoreError, WorkflowError
 from tachograph.recording.setup import DATABASE_VARIABLE, WORKSPACE_VARIABLE
@@ -26,6 +27,8 @@ from tachograph_exporter.config import DEFAULT_DATABASE, ConfigError
 from tachograph_exporter.store.database import Database
 
 del _builtin
+
+T = TypeVar("T")
 
 EXIT_USAGE: Final = 2
 """Exit code for wrong usage and for what cannot be done; 1 means that a workflow failed."""
@@ -95,12 +98,31 @@ def print_json(value: Any) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
-def open_database(url: str, *, must_exist: bool = False) -> Database:
-    """Open the database. With ``must_exist``, a missing SQLite file is an error rather than created."""
+@contextlib.contextmanager
+def open_database(url: str, *, must_exist: bool = False) -> Iterator[Database]:
+    """The database for the duration of a block. With ``must_exist``, a missing SQLite file is an error, not created."""
     name = url.removeprefix("sqlite:///")
     if must_exist and name != url and not Path(name).exists():
         fail(f"no database at {name}; set one with --database or {DATABASE_VARIABLE}")
-    return Database(url)
+    database = Database(url)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def write(url: str, work: Callable[[Connection], T]) -> T:
+    """Call ``work`` in a transaction on the database; its errors end the command."""
+    with report_errors(), open_database(url) as store:
+        return store.run(work)
+    raise AssertionError
+
+
+def read(url: str, work: Callable[[Connection], T]) -> T:
+    """Call ``work`` on a database that must exist; its errors end the command."""
+    with report_errors(), open_database(url, must_exist=True) as store:
+        return store.look(work)
+    raise AssertionError
 
 
 def load_handlers(sources: list[str] | None, allow: list[str] | None = None) -> HandlerRegistry:
