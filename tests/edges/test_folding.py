@@ -759,6 +759,7 @@ if __name__ == "__main__":
         pid = os.fork()
         if pid:
             os.read(reader, 1)
+            assert recorder.flush(20)
             os.kill(os.getpid(), signal.SIGKILL)
         for n in range(60):
             with tachograph.step("load"):
