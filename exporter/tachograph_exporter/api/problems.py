@@ -148,7 +148,9 @@ def invalid_body(reason: str) -> Problem:
 
 def not_json(content_type: str) -> Problem:
     return Problem(
-        415, "unsupported_media_type", f"send the body as Content-Type: application/json, not {content_type}"
+        415,
+        "unsupported_media_type",
+        f"send the body as Content-Type: application/json, not {content_type or 'without one'}",
     )
 
 
@@ -205,6 +207,10 @@ def forbidden(reason: str) -> Problem:
     return Problem(403, "forbidden", reason)
 
 
+def foreign_page(origin: str) -> Problem:
+    return Problem(403, "foreign_page", f"pages of {origin} may not use this service; use the service's own page")
+
+
 def wrong_host(host: str) -> Problem:
     detail = f'"{host}" is not a name of this machine; without a token, use localhost or the configured host'
     return Problem(421, "wrong_host", detail)
@@ -223,6 +229,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "not_supported": (400, "A viewer asked for a feature of its own backend that is missing here; see detail."),
     "unauthorized": (401, "A token is required, or the one sent is unknown, expired or revoked."),
     "forbidden": (403, "The token does not allow this."),
+    "foreign_page": (403, "A page of another site sent the request (Origin, Sec-Fetch-Site)."),
     "workspace_not_found": (404, "The workspace does not exist, or the token is bound to another one."),
     "project_not_found": (404, "The project does not exist in the workspace."),
     "workflow_not_found": (404, "The workflow does not exist in the workspace."),
