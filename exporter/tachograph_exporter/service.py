@@ -32,6 +32,7 @@ from tachograph.workflow.handlers import HandlerRegistry
 from tachograph.workflow.handlers import registry as default_handlers
 from tachograph_exporter.api import (
     comparison,
+    connections,
     executions,
     guard,
     health,
@@ -288,7 +289,7 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
     available.
     """
     config = service.config
-    runner = web.AppRunner(service.application(), access_log=None, handle_signals=False)
+    runner = connections.Runner(service.application(), access_log=None, handle_signals=False)
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.host, config.port, reuse_address=True, ssl_context=config.tls())

@@ -526,6 +526,6 @@ JSON = st.recursive(
 @given(body=JSON)
 async def test_no_json_body_causes_a_server_error(api: Api, body: Any) -> None:
     status, _ = await api.call("POST", "/api/workflows/validate", body)
-    assert status == (415 if body is None else 200 if isinstance(body, dict) else 422)
+    assert status in ((415,) if body is None else (200, 422) if isinstance(body, dict) else (422,))
     status, _ = await api.call("POST", "/api/workflows", {"name": "w", "steps": body})
     assert status in (201, 409, 422)

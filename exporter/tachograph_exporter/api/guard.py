@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caller import CALLER, FULL_ACCESS, Caller
 from tachograph_exporter.api.problems import Handler
-from tachograph_exporter.api.request import CONFIG
+from tachograph_exporter.api.request import CONFIG, check_texts
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, SAFE_METHODS, Route
 from tachograph_exporter.config import Config, is_loopback
 from tachograph_exporter.store.database import Database
@@ -100,6 +100,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     A request without a token is accepted only where none is required, and only if it names this machine as its host
     (against DNS rebinding).
     """
+    check_texts(request)
     config = request.app[CONFIG]
     route = request.app[ROUTE_BY_HANDLER].get(request.match_info.handler)
     is_open = route is not None and (route.scope is None or (route.path == "/metrics" and config.open_metrics))
@@ -151,8 +152,9 @@ def _check_media_type(request: web.Request, route: Route) -> None:
 
 
 def _check_host(request: web.Request, config: Config) -> None:
-    host = (request.headers.get("Host") or "").rpartition("@")[2]
+    # Names compare without case, and may end with a dot (RFC 1034, section 3.1).
+    host = request.headers.get("Host", "").lower()
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host
-    name = name.removeprefix("[").removesuffix("]")
-    if name and name != config.host and not is_loopback(name):
+    name = name.removeprefix("[").removesuffix("]") if host.startswith("[") else name.removesuffix(".")
+    if name != config.host.lower() and not is_loopback(name):
         raise problems.wrong_host(name)

@@ -61,12 +61,16 @@ class Problem(Exception):
             detail=self.detail,
             errors=list(self.errors),
         )
-        return web.Response(
+        response = web.Response(
             body=msgspec.json.encode(body),
             status=self.status,
             content_type="application/problem+json",
             headers=self.headers,
         )
+        if self.code in ("bad_request", "body_too_large"):
+            # What follows on the connection may be the rest of a body that was not read.
+            response.force_close()
+        return response
 
 
 def workspace_not_found(name: str) -> Problem:
@@ -152,6 +156,10 @@ def not_json(content_type: str) -> Problem:
         "unsupported_media_type",
         f"send the body as Content-Type: application/json, not {content_type or 'without one'}",
     )
+
+
+def unreadable(place: str, reason: str) -> Problem:
+    return Problem(400, "bad_request", f"{place} {reason}")
 
 
 def too_large(limit: int) -> Problem:

@@ -78,7 +78,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def all_codes(self) -> tuple[str, ...]:
         """Every problem code the route can respond with."""
-        codes = [*self.codes, "internal_error", "wrong_host", "shutting_down"]
+        codes = [*self.codes, "internal_error", "bad_request", "wrong_host", "shutting_down"]
         if self.scope is not None:
             codes += ["unauthorized", "forbidden"]
         if self.is_closed_to_foreign_pages:
@@ -92,7 +92,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         if "{execution_id}" in self.path:
             codes.append("execution_not_found")
         if self.body is not None:
-            codes += ["invalid_json", "invalid_body", "unsupported_media_type", "body_too_large", "bad_request"]
+            codes += ["invalid_json", "invalid_body", "unsupported_media_type", "body_too_large"]
         unknown = set(codes) - CODES.keys()
         if unknown:
             raise ValueError(f"{self.method} {self.path}: unknown problem code: {', '.join(sorted(unknown))}")
