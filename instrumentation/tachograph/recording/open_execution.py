@@ -98,8 +98,8 @@ class OpenExecution:
             spans = self._spans
             span_id = spans[identifier] = new_span_id()
             self._step_count = order = self._step_count + 1
-            depends_on = self.order.started(identifier, time_ns)
-            links = tuple([spans[dependency] for dependency in depends_on])
+            dependencies = self.order.started(identifier, time_ns)
+            links = tuple([spans[dependency] for dependency in dependencies.ids])
             ready_ns = self.order.last_end_ns or self.started_ns
         step = StepRef(
             execution=ref,
@@ -110,7 +110,8 @@ class OpenExecution:
             step_type=step_type,
             step_order=order,
             index=index,
-            depends_on=depends_on,
+            depends_on=dependencies.ids,
+            dependency_count=dependencies.dependency_count,
             links=links,
             child_execution_id=child_execution_id,
         )
