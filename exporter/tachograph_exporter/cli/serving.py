@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tachograph.identity import new_execution_ref, workspace_id
+from tachograph.workflow.builtin.addresses import ALLOW_VARIABLE
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
 from tachograph_exporter import bundled_workflows
@@ -78,6 +79,14 @@ def serve(
     mapping: Annotated[
         Path | None, typer.Option(help="TOML file of rules that map received spans to executions and steps.")
     ] = None,
+    http_allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar=ALLOW_VARIABLE,
+            help="Host, address or network (with :PORT or without) that the http handler may reach besides public "
+            "addresses; * is everything. Repeatable.",
+        ),
+    ] = None,
     max_stream_clients: Annotated[
         int, typer.Option(min=1, help="Clients that may follow live events at the same time.")
     ] = 2000,
@@ -109,6 +118,7 @@ def serve(
             measures=tuple(measure or ()),
             mapping=mapping,
             max_stream_clients=max_stream_clients,
+            http_allow=tuple(http_allow or ()),
             trace_url=trace_url,
         )
         log_to_stderr()
