@@ -25,6 +25,7 @@ from tachograph_exporter.cli.common import (
     print_json,
     report_errors,
 )
+from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.store import archiving
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store import workspaces as workspace_rows
@@ -128,7 +129,7 @@ def create_project(
         add_project(connection, owner.slug, slug, time.time_ns(), name)
 
     _write(database, work)
-    out.print(f"[green]✔[/] project {slug} in workspace {workspace}")
+    out.print(f"[green]✔[/] project {slug} in workspace {shown(workspace)}")
 
 
 @projects_app.command("list")
@@ -196,7 +197,7 @@ def revoke_token(
     """Revoke an access token."""
     if not _write(database, lambda c: token_rows.revoke_token(c, token_id)):
         fail(f'no token with id "{token_id}"')
-    out.print(f"[green]✔[/] revoked {token_id}")
+    out.print(f"[green]✔[/] revoked {shown(token_id)}")
 
 
 @rollups_app.command("rebuild")

@@ -30,6 +30,7 @@ from tachograph_exporter.cli.common import (
     report_errors,
 )
 from tachograph_exporter.cli.records import seed_workflows
+from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.config import DEFAULT_LISTEN, TOKEN_VARIABLE, Config, parse_listen, read_token
 from tachograph_exporter.service import Service
 from tachograph_exporter.service import serve as serve_until_stopped
@@ -134,7 +135,7 @@ def _serve(service: Service, on_ready: Any) -> None:
 
 
 def _print_addresses(address: str, service: Service) -> None:
-    out.print(f"[bold]Tachograph[/] serves [bold]{address}[/] from {service.database.name}", soft_wrap=True)
+    out.print(f"[bold]Tachograph[/] serves [bold]{address}[/] from {shown(service.database.name)}", soft_wrap=True)
     for name, path in (
         ("web page", "/"),
         ("workflows", "/api/workflows"),
@@ -192,7 +193,7 @@ async def _demonstrate(service: Service, address: str, interval: float) -> None:
         execution, status = await _run(service, name, inputs)
         colour = "green" if status == "completed" else "red"
         label = f"{name} {' '.join(f'{k}={v}' for k, v in inputs.items())}".strip()
-        out.print(f"  [{colour}]{status:<10}[/] {label}", soft_wrap=True)
+        out.print(f"  [{colour}]{status:<10}[/] {shown(label)}", soft_wrap=True)
         executions[name if status == "completed" else f"{name} (failed)"] = execution
     await asyncio.to_thread(service.recorder.flush)
     out.print()
