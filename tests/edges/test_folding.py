@@ -752,6 +752,7 @@ if __name__ == "__main__":
         pid = os.fork()
         if pid:
             os.read(reader, 1)
+            assert recorder.flush(20)  # What it has taken from its child is written.
             os.kill(os.getpid(), signal.SIGKILL)
         for n in range(60):
             with tachograph.step("load"):
