@@ -127,7 +127,9 @@ async def check(api: Api, name: str, inputs: dict[str, Any], memory: InMemorySpa
     agreed = await api.get(f"/api/workflows/executions/{execution}/reconcile")
     assert agreed["differences"] == []
     assert agreed["agrees"]
-    assert agreed["views"] == dict.fromkeys(("rows", "spans", "metrics", "events"), len(rows))
+    views = ("rows", "timeline", "list", "otlp", "spans", "metrics", "rollups")
+    assert agreed["views"] == {**dict.fromkeys(views, len(rows)), "events": None}
+    assert set(agreed["reasons"]) == {"events"}
 
 
 def test_the_cases_are_all_examples() -> None:
@@ -150,8 +152,9 @@ async def test_reconcile_says_where_views_differ(api: Api) -> None:
     )
     reconciliation = await api.get(f"/api/workflows/executions/{execution}/reconcile")
     assert not reconciliation["agrees"]
-    assert {"status", "duration_ns", "completed_step_count", "failed_step_count"} <= {
-        d["field"] for d in reconciliation["differences"]
-    }
-    (status,) = [d for d in reconciliation["differences"] if d["field"] == "status"]
-    assert status["values"] == {"rows": "failed", "metrics": "completed", "events": "completed"}
+    differences = {(d["step"], d["field"]): d["values"] for d in reconciliation["differences"]}
+    assert differences["", "completed_step_count"] == {"rows": 2, "timeline": 1, "list": 2}
+    series = 'workflow_step_duration_seconds_count{step="a",status="failed"}'
+    assert differences["a", series] == {"metrics": 0, "timeline": 1}
+    assert differences["a", "wait_ns + run_ns"]["possible"] - differences["a", "wait_ns + run_ns"]["timeline"] == 5
+    assert ("a", "completed.count") in differences or ("a", "failed.count") in differences

@@ -23,9 +23,9 @@ from tachograph.metrics.listener import MetricsListener
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import METRICS
-from tachograph.outcomes import EventOutcomes
 from tachograph.recording.provider import find_provider
 from tachograph.recording.setup import adopt, build_recorder, release
+from tachograph.recording.spooled_store import SpooledStore
 from tachograph.spans.propagation import propagation
 from tachograph.workflow.executor import Executor
 from tachograph.workflow.handlers import HandlerRegistry
@@ -72,6 +72,8 @@ from tachograph_exporter.stream.hub import Hub
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 10.0
+SPOOL_SECONDS: Final = 5.0
+"""How long a sweep delivers what other processes spooled."""
 RETENTION_SECONDS: Final = 3600.0
 REASSEMBLY_SECONDS: Final = 0.5
 ROUTES: Final[tuple[Route, ...]] = (
@@ -133,14 +135,14 @@ class Service:
         self.hub = Hub(self.feed, self.database, self.self_metrics.stream_messages_sent)
         self.writer = StoreWriter(self.database, self.self_metrics.store_committed, self.feed.committed)
         series = SeriesRegistry(family_limit=config.series_limit, expire_seconds=config.series_expire_seconds)
+        self.store = SpooledStore(config.database, lambda _url, *, wait_seconds: self.writer)
         self.recorder = build_recorder(
             provider=find_provider(),
             registry=self.registry,
             series=series,
             measures=config.measures,
-            store=self.writer,
+            store=self.store,
         )
-        self.recorder.add("events", EventOutcomes())
         adopt(self.recorder, config.workspace)
         book = read_rules(config.mapping) if config.mapping is not None else BUILT_IN
         # Ingested events are stored with the spans they were read from, in the transaction that acknowledges them.
@@ -214,7 +216,8 @@ class Service:
         await self.hub.close()
 
     async def sweep(self) -> int:
-        """Close executions whose process died as ``lost``; returns their number."""
+        """Store what other processes spooled, then close executions whose process died as ``lost``; their number."""
+        await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
         lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns()))
         for run in lost:
             for event in recovery.lost_events(*run):

@@ -11,7 +11,8 @@
 name (``from tachograph.workflow.executor import Executor``), and what users need of them is here, too.
 """
 
-from tachograph import workflow as _executor_rooms  # first: the decorator below takes the package's name
+from tachograph import otel_variables as _otel_variables  # first: it imports OpenTelemetry
+from tachograph import workflow as _executor_rooms  # next: the decorator below takes the package's name
 from tachograph.errors import (
     ConditionError,
     DoNotRetry,
@@ -45,7 +46,7 @@ from tachograph.workflow.handlers import HandlerRegistry, handler
 from tachograph.workflow.result import ExecutionResult
 from tachograph.workflow.validation import validate_document
 
-del _executor_rooms
+del _executor_rooms, _otel_variables
 
 __version__ = version()
 

@@ -13,6 +13,7 @@ TachographError
 └── StoreError               (the service) the database cannot be used
     ├── BadDatabaseURL       not the URL of a supported database
     ├── CannotOpen           the database cannot be opened (no such directory, no permission, not a database)
+    │   └── DatabaseUnavailable  not now: it is locked, or the server cannot be reached; also a StoreUnavailable
     ├── NewerSchema          the database was made by a newer Tachograph
     ├── ExecutionNotFound    the workspace has no execution with this id
     └── ArchiveError         an archived execution cannot be read, or pyarrow is not installed
@@ -103,6 +104,10 @@ class BadDatabaseURL(StoreError):
 
 class CannotOpen(StoreError):
     """The database cannot be opened."""
+
+
+class DatabaseUnavailable(CannotOpen, StoreUnavailable):
+    """The database cannot be opened now, but perhaps later: it is locked, or its server cannot be reached."""
 
 
 class NewerSchema(StoreError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import random
 import time
 import uuid
@@ -12,7 +13,19 @@ from typing import Final
 
 import msgspec
 
+from tachograph.names import clean_name
+
 _NAMESPACE: Final = uuid.UUID("6f1d4f0e-2c59-5c0e-9f0a-7a63686f6772")
+
+
+# A generator of our own, seeded from the operating system: `random.seed` in the user's program must neither repeat our
+# ids nor find its own numbers shifted.
+_generator: Final = random.Random()  # noqa: S311
+_bits: Final = _generator.getrandbits
+random01: Final = _generator.random
+"""A random number in [0, 1), for jitter; independent of the program's own `random`."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_generator.seed)
 
 
 class Origin(StrEnum):
@@ -28,32 +41,32 @@ class Origin(StrEnum):
 
 def new_trace_id() -> str:
     """A random W3C trace id: 32 lower-case hex digits, never all zero."""
-    return f"{random.getrandbits(128) or 1:032x}"
+    return f"{_bits(128) or 1:032x}"
 
 
 def new_span_id() -> str:
     """A random W3C span id: 16 lower-case hex digits, never all zero."""
-    return f"{random.getrandbits(64) or 1:016x}"
+    return f"{_bits(64) or 1:016x}"
 
 
 def new_id(now_ns: int | None = None) -> str:
     """A time-ordered unique id: UUID version 7, RFC 9562 section 5.7 (48 bits of unix milliseconds, then random)."""
     millis = (time.time_ns() if now_ns is None else now_ns) // 1_000_000
-    value = (millis & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | random.getrandbits(12) << 64
-    value |= 0b10 << 62 | random.getrandbits(62)
+    value = (millis & 0xFFFFFFFFFFFF) << 80 | 0x7 << 76 | _bits(12) << 64
+    value |= 0b10 << 62 | _bits(62)
     return str(uuid.UUID(int=value))
 
 
 @functools.lru_cache(maxsize=1024)
 def workspace_id(slug: str) -> str:
     """The id of the workspace with this slug, the same in every process."""
-    return str(uuid.uuid5(_NAMESPACE, slug))
+    return str(uuid.uuid5(_NAMESPACE, clean_name(slug)))
 
 
 @functools.lru_cache(maxsize=4096)
 def workflow_id(workspace: str, name: str) -> str:
     """The id of an unregistered workflow, derived from its workspace and name; the same in every process."""
-    return str(uuid.uuid5(_NAMESPACE, f"{workspace}/{name}"))
+    return str(uuid.uuid5(_NAMESPACE, f"{clean_name(workspace)}/{clean_name(name)}"))
 
 
 @functools.lru_cache(maxsize=16_384)
@@ -62,6 +75,7 @@ def step_id(workflow: str, name: str, index: int = 0) -> str:
 
     UUID version 5, RFC 9562 section 5.5, as `uuid.uuid5` gives it; written out because each repetition needs a new one.
     """
+    name = clean_name(name)
     text = f"{name}#{index}" if index else name
     digest = bytearray(hashlib.sha1(_uuid_bytes(workflow) + text.encode(), usedforsecurity=False).digest()[:16])
     digest[6] = digest[6] & 0x0F | 0x50
@@ -105,8 +119,9 @@ class StepRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     enclosing step, which ``parent_step_id`` names. ``depends_on`` are step ids, ``links`` the span ids of those
     steps, in the same order. ``index`` counts repetitions of the same step within one execution.
     ``child_execution_id`` names the execution that the step ran. ``dependency_count`` is how many steps it waited for
-    where ``depends_on`` names only some of them, else 0. ``folded_as`` is set for a repetition that is recorded
-    together with others, which share a ``step_id`` (see `tachograph.folding`): the name under which they are.
+    where ``depends_on`` names only some of them (see `tachograph.inferred_dependencies`), else 0. ``folded_as`` is set
+    for a repetition that is recorded together with others, which share a ``step_id`` (see `tachograph.folding`): the
+    name under which they are.
     """
 
     execution: ExecutionRef
@@ -138,17 +153,20 @@ def new_execution_ref(
     parent_execution_id: str | None = None,
     parent_step_id: str | None = None,
 ) -> ExecutionRef:
-    """A reference to a new execution; it continues the trace of ``parent``, the caller's (trace id, span id)."""
+    """A reference to a new execution; it continues the trace of ``parent``, the caller's (trace id, span id).
+
+    Names are cleaned here (see `clean_name`), so every event that carries the reference has clean ones.
+    """
     return ExecutionRef(
-        workspace=workspace,
-        workflow=workflow,
+        workspace=clean_name(workspace),
+        workflow=clean_name(workflow),
         workflow_id=workflow_id,
         execution_id=execution_id or new_id(),
         trace_id=parent[0] if parent else new_trace_id(),
         span_id=new_span_id(),
         parent_span_id=parent[1] if parent else None,
-        version=version,
-        project=project,
+        version=clean_name(version),
+        project=clean_name(project),
         origin=origin,
         parent_execution_id=parent_execution_id,
         parent_step_id=parent_step_id,
@@ -158,8 +176,3 @@ def new_execution_ref(
 def traceparent(trace_id: str, span_id: str, *, sampled: bool = True) -> str:
     """The W3C Trace Context header value, version 00 (https://www.w3.org/TR/trace-context/#traceparent-header)."""
     return f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}"
-
-
-def random01() -> float:
-    """A random number in [0, 1), for jitter."""
-    return random.random()  # noqa: S311

@@ -21,12 +21,14 @@ import traceback
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import Any, Final
 
 import msgspec
 
 from tachograph.events import Failure
-from tachograph.redaction import MASK, TEXT_LIMIT, encodable, is_secret_key, mask_text
+from tachograph.names import encodable
+from tachograph.redaction import MASK, TEXT_LIMIT, is_secret_key, mask_text
 
 LIMIT: Final = 4096
 """Characters of a summary of inputs or outputs."""
@@ -38,6 +40,12 @@ _DEPTH: Final = 6
 _STRING: Final = 512
 _INT_BITS: Final = 1024
 _FRAMES: Final = 50
+# Exceptions in a chain of causes, exceptions of a group, and groups within groups that a stack shows.
+_CHAIN: Final = 8
+_MEMBERS: Final = 5
+_GROUP_DEPTH: Final = 2
+_CAUSED: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
+_DURING: Final = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
 
 def summarise(value: Any, limit: int = LIMIT) -> str | None:
@@ -124,7 +132,7 @@ def _base(value: Any, bases: tuple[type, ...]) -> Any:
 def _list(value: Any, depth: int, budget: list[int]) -> Any:
     base = _base(value, (list, tuple, set, frozenset, deque))
     size: int = base.__len__(value)
-    budget[0] -= 2
+    budget[0] -= 2 if depth > 0 else 14
     if depth <= 0:
         return f"<{size} items>"
     return _items(base.__iter__(value), size, depth, budget)
@@ -146,7 +154,7 @@ def _dict(value: dict[Any, Any], depth: int, budget: list[int]) -> Any:
 
 
 def _pairs(pairs: Iterable[tuple[Any, Any]], size: int, depth: int, budget: list[int]) -> Any:
-    budget[0] -= 2
+    budget[0] -= 2 if depth > 0 else 14
     if depth <= 0:
         return f"<{size} keys>"
     result: dict[str, Any] = {}
@@ -290,10 +298,31 @@ def _reader(kind: type) -> Reader:
     return _name_only
 
 
+def as_text(value: Any) -> str:
+    """What a log line says: text as it is, an exception's message, of anything else the summary. Never raises."""
+    if type(value) is str:
+        return value
+    if issubclass(type(value), BaseException):
+        return _message(value)
+    if issubclass(type(value), str):
+        return str.__str__(value)
+    text = summarise(value) or ("{}" if type(value) is dict else "None")
+    return str(msgspec.json.decode(text)) if text.startswith('"') else text
+
+
+def is_clean_exit(error: BaseException) -> bool:
+    """Whether it is what ``sys.exit()`` or ``sys.exit(0)`` raises: the work ends, and it has not failed."""
+    if not issubclass(type(error), SystemExit):
+        return False
+    code = SystemExit.__dict__["code"].__get__(error)
+    return code is None or (issubclass(type(code), int) and int.__eq__(code, 0))
+
+
 def failure(error: BaseException, *, stack: bool = True) -> Failure:
     """What went wrong, as a value: qualified type, message and stack, masked and bounded.
 
-    Never raises. The message is what the exception's own ``__str__`` says; where that fails, its arguments.
+    Never raises. Where a class has a ``__str__`` of its own, the message is what that says. The built-in ones print
+    their arguments; those are summarised instead, unless they are plain.
     """
     name = _type_name(error)[1:-1]
     message = _message(error)
@@ -303,25 +332,117 @@ def failure(error: BaseException, *, stack: bool = True) -> Failure:
 
 def _message(error: BaseException) -> str:
     try:
-        said = str(error)
-        return str.__getitem__(said, slice(0, 2 * TEXT_LIMIT)) if type(said) is str else str.__str__(said)
+        arguments = _ARGS.__get__(error)
+        printed = arguments
+        if issubclass(type(error), OSError):
+            printed = (*arguments, *[member.__get__(error) for member in _FILE_NAMES])
+        elif issubclass(type(error), BaseExceptionGroup):
+            printed = arguments[:1]  # Beside it only the number of exceptions.
+        if not _prints_arguments(type(error)) or all(map(_is_plain, printed)):
+            said = str(error)
+            return str.__getitem__(said, slice(0, 2 * TEXT_LIMIT)) if type(said) is str else str.__str__(said)
+        return as_text(arguments[0]) if len(arguments) == 1 else summarise(arguments) or ""
     except BaseException as problem:
-        if isinstance(problem, KeyboardInterrupt):
+        if issubclass(type(problem), KeyboardInterrupt):
             raise
         return f"<its message cannot be read: {_type_name(problem)[1:-1]}>"
 
 
+_ARGS: Final = BaseException.__dict__["args"]
+_CAUSE: Final = BaseException.__dict__["__cause__"]
+_CONTEXT: Final = BaseException.__dict__["__context__"]
+_SUPPRESS: Final = BaseException.__dict__["__suppress_context__"]
+_TRACEBACK: Final = BaseException.__dict__["__traceback__"]
+_FILE_NAMES: Final = (OSError.__dict__["filename"], OSError.__dict__["filename2"])
+_SLOT: Final = type(BaseException.__str__)
+_PLAIN: Final = frozenset({str, bool, float, type(None)})
+
+
+def _prints_arguments(kind: type[BaseException]) -> bool:
+    """Whether its ``__str__`` is that of a built-in exception."""
+    for member in type.__getattribute__(kind, "__mro__"):
+        if "__str__" in vars(member):
+            return type(vars(member)["__str__"]) is _SLOT and type.__getattribute__(member, "__module__") == "builtins"
+    return False
+
+
+def _is_plain(value: Any, depth: int = 2) -> bool:
+    """Whether printing it costs next to nothing and runs no code but Python's own."""
+    kind = type(value)
+    if kind is int:
+        return int.bit_length(value) <= _INT_BITS
+    if kind is tuple:
+        return depth > 0 and len(value) <= 10 and all(_is_plain(item, depth - 1) for item in value)
+    return kind in _PLAIN or (kind is bytes and len(value) <= _STRING)
+
+
 def _stack(error: BaseException) -> str | None:
-    if BaseException.__dict__["__traceback__"].__get__(error) is None:
+    """As Python prints it, bounded: the innermost frames, the nearest causes, the first exceptions of a group."""
+    if _TRACEBACK.__get__(error) is None:
         return None
     try:
-        lines = "".join(traceback.format_exception(error, limit=_FRAMES))
+        lines = "".join(_printed_chain(error, _GROUP_DEPTH))
     except BaseException as problem:
-        if isinstance(problem, KeyboardInterrupt):
+        if issubclass(type(problem), KeyboardInterrupt):
             raise
-        try:
-            trace = BaseException.__dict__["__traceback__"].__get__(error)
-            lines = "".join(traceback.format_tb(trace, limit=_FRAMES))
-        except Exception:
-            return None
+        return None
     return lines if len(lines) <= STACK_LIMIT else "…" + lines[-STACK_LIMIT:]
+
+
+def _printed_chain(error: BaseException, group_depth: int) -> list[str]:
+    parts: list[list[str]] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen and len(parts) < _CHAIN:
+        seen.add(id(current))
+        parts.append(_printed_exception(current, group_depth))
+        cause = _CAUSE.__get__(current)
+        if cause is not None:
+            parts[-1].insert(0, _CAUSED)
+            current = cause
+        else:
+            current = None if _SUPPRESS.__get__(current) else _CONTEXT.__get__(current)
+            if current is not None:
+                parts[-1].insert(0, _DURING)
+    if current is not None and id(current) not in seen:
+        parts.append(["(earlier exceptions are left out)\n"])
+    elif current is not None:
+        parts[-1].pop(0)
+    return [line for part in reversed(parts) for line in part]
+
+
+def _innermost(trace: TracebackType) -> TracebackType:
+    """The traceback from its last `_FRAMES` frames on."""
+    first = last = trace
+    for _ in range(_FRAMES):
+        if last.tb_next is None:
+            return first
+        last = last.tb_next
+    while last.tb_next is not None and first.tb_next is not None:
+        first, last = first.tb_next, last.tb_next
+    return first.tb_next or first
+
+
+def _printed_exception(error: BaseException, group_depth: int) -> list[str]:
+    lines: list[str] = []
+    trace = _TRACEBACK.__get__(error)
+    if trace is not None:
+        lines.append("Traceback (most recent call last):\n")
+        lines += traceback.format_tb(_innermost(trace))
+    name, message = _type_name(error)[1:-1], _message(error)
+    lines.append(f"{name}: {message}\n" if message else f"{name}\n")
+    try:
+        notes = object.__getattribute__(error, "__notes__")
+    except AttributeError:
+        notes = ()
+    if type(notes) is list:
+        lines += [f"{note[:_STRING]}\n" for note in notes[:_MEMBERS] if type(note) is str]
+    if issubclass(type(error), BaseExceptionGroup):
+        members = BaseExceptionGroup.__dict__["exceptions"].__get__(error)
+        for number, member in enumerate(members[:_MEMBERS] if group_depth > 0 else (), 1):
+            lines.append(f"  +---------------- {number} ----------------\n")
+            text = "".join(_printed_chain(member, group_depth - 1))[-STACK_LIMIT:]
+            lines += [f"  | {line}" for line in text.splitlines(keepends=True)]
+        if group_depth <= 0 or len(members) > _MEMBERS:
+            lines.append(f"  | … {len(members) - (_MEMBERS if group_depth > 0 else 0)} more\n")
+    return lines

@@ -351,4 +351,4 @@ if __name__ == "__main__":
 """)  # fmt: skip
     (((row, timeline),),) = stored(tmp_path).values()
     assert (row.workflow, row.version) == ("5", "2.5")
-    assert [step.step_name for step in timeline.step_timeline] == ["/data", "7", "1.5", "Grim", "('a', 1)"]
+    assert [step.step_name for step in timeline.step_timeline] == ["/data", "7", "1.5", "<Grim>", "<tuple>"]

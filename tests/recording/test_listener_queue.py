@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import pytest
 from tests.conftest import make_execution
 
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event, Heartbeat
 from tachograph.recording.listener_queue import ListenerQueue
+from tachograph.recording.spool import Kept
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -162,4 +168,249 @@ def test_many_threads_may_put_at_once() -> None:
         thread.join()
     assert queue.flush(10)
     assert sorted(collector.taken) == list(range(8000))
+    queue.close(1)
+
+
+class CannotStart(threading.Thread):
+    """A thread that the system refuses to start, as under a limit on threads."""
+
+    refuse = True
+
+    def start(self) -> None:
+        if CannotStart.refuse and self.name.startswith("tachograph-"):
+            raise RuntimeError("can't start new thread")
+        super().start()
+
+
+def test_a_thread_that_could_not_start_is_started_later(
+    monkeypatch: pytest.MonkeyPatch, wait_until: Wait, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(threading, "Thread", CannotStart)
+    monkeypatch.setattr(CannotStart, "refuse", True)
+    collector = Collector()
+    queue = ListenerQueue("test", collector)
+    for number in range(100):
+        queue.put(heartbeat(number))
+    started = time.monotonic()
+    assert not queue.flush(10)
+    assert time.monotonic() - started < 1
+    CannotStart.refuse = False
+    number = 100
+
+    def put_until_taken() -> bool:
+        nonlocal number
+        queue.put(heartbeat(number))
+        number += 1
+        return bool(collector.taken)
+
+    wait_until(put_until_taken)
+    assert queue.flush(10)
+    assert collector.taken == list(range(number))
+    assert not queue.dropped
+    assert [record.message for record in caplog.records if "can't start new thread" in record.message] != []
+    assert len(caplog.records) == 1
+    queue.close(1)
+
+
+def test_what_no_thread_ever_delivered_is_spooled_or_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "Thread", CannotStart)
+    monkeypatch.setattr(CannotStart, "refuse", True)
+    keeper, collector = Keeper(), Collector()
+    for listener in (keeper, collector):
+        queue = ListenerQueue("test", listener)
+        for number in range(10):
+            queue.put(heartbeat(number))
+        queue.close(1)
+        assert (queue.spooled, dict(queue.dropped)) in ((10, {}), (0, {"shutdown_timeout": 10}))
+    assert keeper.kept == list(range(10))
+
+
+def test_a_limit_on_threads_costs_the_program_nothing(tmp_path: Path) -> None:
+    source = """
+import os, resource, threading
+import tachograph
+from prometheus_client import CollectorRegistry
+registry = CollectorRegistry()
+recorder = tachograph.configure(registry=registry)
+real = threading._start_new_thread
+def refused(*args, **kwargs):
+    raise RuntimeError("can't start new thread")
+threading._start_new_thread = refused
+
+@tachograph.workflow
+def nightly():
+    return 1
+
+assert nightly() == 1
+threading._start_new_thread = real
+assert nightly() == 1
+assert recorder.flush()
+print(registry.get_sample_value("workflow_executions_started_total", {"workspace": "default", "workflow": "nightly"}))
+"""
+    ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, "2.0\n"), ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+class Keeper(Collector):
+    """A batch listener that keeps what it did not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[int] = []
+        self.limit = 1_000_000
+
+    def keep(self, events: Sequence[Event]) -> Kept:
+        kept = events[: self.limit]
+        self.kept += [event.time_ns for event in kept]
+        return Kept(len(kept), "" if len(kept) == len(events) else "spool_full")
+
+
+def away(events: Sequence[Event]) -> None:
+    raise StoreUnavailable("locked")
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, MemoryError])
+@pytest.mark.parametrize("in_batches", [False, True])
+def test_no_exception_of_a_listener_stops_its_queue(error: type[BaseException], in_batches: bool) -> None:
+    collector = Collector()
+
+    def take(event: Event) -> None:
+        if event.time_ns == 1:
+            raise error
+        collector.taken.append(event.time_ns)
+
+    def refuse(events: Sequence[Event]) -> None:
+        if any(event.time_ns == 1 for event in events):
+            raise error
+
+    collector.refuse = refuse
+    queue = ListenerQueue("test", collector if in_batches else take)
+    for number in range(3):
+        queue.put(heartbeat(number))
+    assert queue.flush(5)
+    queue.put(heartbeat(3))
+    assert queue.flush(5)
+    assert collector.taken == [0, 2, 3]
+    assert queue.dropped == {"error": 1}
+    queue.close(1)
+
+
+@pytest.mark.parametrize("listener", [Collector, Keeper])
+def test_a_listener_that_is_away_for_ever_does_not_hold_up_the_end(
+    listener: type[Collector], wait_until: Wait, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector = listener()
+    collector.refuse = away
+    queue = ListenerQueue("test", collector)
+    queue.put(heartbeat(0))
+    wait_until(lambda: len(queue) == 0)
+    for number in range(1, 10):
+        queue.put(heartbeat(number))
+    started = time.monotonic()
+    queue.close(1)
+    assert time.monotonic() - started < 2
+    if isinstance(collector, Keeper):
+        assert (collector.kept, queue.spooled, dict(queue.dropped)) == (list(range(10)), 10, {})
+    else:
+        assert (queue.spooled, dict(queue.dropped)) == (0, {"unavailable": 10})
+    unavailable = [record for record in caplog.records if "wait and are offered again" in record.message]
+    assert len(unavailable) == 1
+    thread = queue._thread
+    assert thread is not None
+    thread.join(5)
+    assert not thread.is_alive()
+    assert sum(queue.dropped.values()) + queue.spooled == 10
+
+
+def test_a_listener_that_hangs_has_its_events_kept(wait_until: Wait) -> None:
+    release = threading.Event()
+    keeper = Keeper()
+    keeper.refuse = lambda events: _wait(release)
+    queue = ListenerQueue("test", keeper)
+    queue.put(heartbeat(0))
+    wait_until(lambda: len(queue) == 0)
+    queue.put(heartbeat(1))
+    started = time.monotonic()
+    queue.close(0.2)
+    assert time.monotonic() - started < 1.5
+    assert keeper.kept == [0, 1]
+    release.set()
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    keeper = Keeper()
+    keeper.refuse = away
+    monkeypatch.setattr(keeper, "keep", lambda events: release.wait(20))
+    queue = ListenerQueue("test", keeper)
+    queue.put(heartbeat(0))
+    started = time.monotonic()
+    queue.close(0.2)
+    assert time.monotonic() - started < 3
+    assert queue.dropped == {"spool_failed": 1}
+    release.set()
+
+
+def test_what_the_spool_does_not_take_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = Keeper()
+    keeper.refuse = away
+    keeper.limit = 4
+    queue = ListenerQueue("test", keeper)
+    for number in range(10):
+        queue.put(heartbeat(number))
+    queue.close(0.2)
+    assert (queue.spooled, dict(queue.dropped)) == (4, {"spool_full": 6})
+
+
+def test_events_that_settle_are_delivered_or_kept_once(wait_until: Wait) -> None:
+    keeper = Keeper()
+    queue = ListenerQueue("test", keeper)
+    queue.put(heartbeat(0))
+    queue.settle(5)
+    assert (keeper.taken, keeper.kept) == ([0], [])
+    keeper.refuse = away
+    queue.put(heartbeat(1))
+    queue.settle(0.1)
+    queue.put(heartbeat(2))
+    started = time.monotonic()
+    queue.settle(20)
+    assert time.monotonic() - started < 5  # It was late a moment ago.
+    assert keeper.kept == [1, 2]
+    keeper.refuse = lambda events: None
+    wait_until(lambda: not queue._is_late)
+    queue.put(heartbeat(3))
+    queue.settle(5)
+    # The batch in hand is delivered as well, which does no harm.
+    assert keeper.taken == [0, 1, 3]
+    assert keeper.kept == [1, 2]
+    queue.close(1)
+
+
+def test_a_listener_that_comes_back_is_noticed_by_whoever_waits() -> None:
+    collector = Collector()
+    is_away = threading.Event()
+    is_away.set()
+    collector.refuse = lambda events: away(events) if is_away.is_set() else None
+    queue = ListenerQueue("test", collector)
+    queue.put(heartbeat(0))
+    assert not queue.flush(3.5)  # By now it waits two seconds between attempts.
+    is_away.clear()
+    assert queue.flush(1.0)
+    queue.close(1)
+
+
+def test_a_fork_does_not_wait_for_a_listener_that_is_away(wait_until: Wait) -> None:
+    collector = Collector()
+    collector.refuse = away
+    queue = ListenerQueue("test", collector)
+    queue.put(heartbeat(0))
+    wait_until(lambda: queue._is_unavailable)
+    started = time.monotonic()
+    for _ in range(20):
+        queue.before_fork(1.0)
+        queue.after_fork_in_parent()
+    assert time.monotonic() - started < 2
+    collector.refuse = lambda events: None
+    assert queue.flush(5)
     queue.close(1)

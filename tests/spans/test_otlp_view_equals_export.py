@@ -122,6 +122,7 @@ async def test_the_examples(name: str, inputs: dict[str, Any], recording: Record
     flow = parse((bundled_workflows.workflow_directory() / f"{name}.json").read_bytes())
     result = await Executor(recording.recorder, handlers=handlers).run(flow, inputs)
     spans = assert_equal(recording, result.execution)
+    assert (result.status == "failed") == ("minimum_rows" in inputs), result
     if name == "agent_chain":
         assert spans["plan"]["attributes"]["gen_ai.usage.input_tokens"] > 0
         assert spans["plan"]["attributes"]["workflow.step.cost_usd"] > 0

@@ -6,6 +6,7 @@ import random
 import sqlite3
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,14 @@ def test_any_order_repetition_and_grouping_makes_the_same_rows(
 ) -> None:
     events = list(RUN) + data.draw(st.lists(st.sampled_from(RUN), max_size=8))
     data.draw(st.randoms(use_true_random=False)).shuffle(events)
-    database = Database(f"sqlite:///{tmp_path}/{random.getrandbits(64):x}.db")
-    writer = StoreWriter(database)
-    while events:
-        size = data.draw(st.integers(1, len(events)))
-        writer.apply(events[:size])
-        events = events[size:]
-    assert rows(database) == expected
-    database.close()
+    # Hypothesis leaves an example by an exception, so the end of the test is not reached every time.
+    with closing(Database(f"sqlite:///{tmp_path}/{random.getrandbits(64):x}.db")) as database:
+        writer = StoreWriter(database)
+        while events:
+            size = data.draw(st.integers(1, len(events)))
+            writer.apply(events[:size])
+            events = events[size:]
+        assert rows(database) == expected
 
 
 @settings(max_examples=100, deadline=None)

@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from aiohttp import web
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caller import CALLER, FULL_ACCESS, Caller
@@ -17,10 +17,8 @@ from tachograph_exporter.api.request import CONFIG
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER
 from tachograph_exporter.config import Config, is_loopback
 from tachograph_exporter.store.database import Database
-from tachograph_exporter.store.schema import access_tokens
-from tachograph_exporter.store.tokens import digest, is_valid_at
+from tachograph_exporter.store.tokens import digest, valid_token
 
-_tokens = access_tokens.c
 BEARER_PROTOCOL: Final = "tachograph.bearer."
 """Prefix of the WebSocket subprotocol that carries a token in base64url (RFC 4648, section 5)."""
 CACHE_SECONDS: Final = 2.0
@@ -30,9 +28,7 @@ _MAX_CACHED: Final = 1000
 
 def find_caller(connection: Connection, token: str) -> Caller | None:
     """The caller that a token identifies, or None when the token is unknown, expired or revoked."""
-    row = connection.execute(
-        select(access_tokens).where(_tokens.digest == digest(token), is_valid_at(time.time_ns()))
-    ).first()
+    row = valid_token(connection, token)
     return Caller(frozenset(row.scopes.split()), row.workspace_id, row.name) if row is not None else None
 
 

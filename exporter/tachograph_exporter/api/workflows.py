@@ -10,10 +10,10 @@ import msgspec
 from aiohttp import web
 from opentelemetry import context as otel_context
 from opentelemetry.propagate import extract
-from sqlalchemy import Connection, Row, delete, func, select
+from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from tachograph.errors import ExecutorClosed, InvalidInputs, InvalidWorkflow
+from tachograph.errors import ExecutorClosed, Fault, InvalidInputs, InvalidWorkflow
 from tachograph.identity import new_execution_ref
 from tachograph.spans.propagation import caller
 from tachograph.workflow.definition import Workflow
@@ -36,16 +36,9 @@ from tachograph_exporter.api.request import (
     workspace_of,
 )
 from tachograph_exporter.api.routes import PAGE, Route
-from tachograph_exporter.store import archive, locking
 from tachograph_exporter.store import definitions as definition_rows
-from tachograph_exporter.store.rollups import rows as rollup_rows
-from tachograph_exporter.store.schema import (
-    workflow_definitions,
-    workflow_executions,
-    workflow_step_attempts,
-    workflow_step_executions,
-    workflow_step_reports,
-)
+from tachograph_exporter.store import locking
+from tachograph_exporter.store.removal import remove_workflow
 from tachograph_exporter.store.tokens import WRITE
 from tachograph_exporter.views.schemas.common import Page
 from tachograph_exporter.views.schemas.workflows import (
@@ -106,51 +99,41 @@ async def read(request: web.Request) -> web.Response:
 async def change(request: web.Request) -> web.Response:
     """``PATCH /api/workflows/{workflow_id}``: replace the given fields of the definition."""
     workspace = await workspace_of(request)
-    row = await workflow_of(request, workspace)
+    listed = await workflow_of(request, workspace)
     changes = decode(await read_body(request), dict[str, Any])
-    if row.document is None:
-        raise problems.not_runnable(row.name)
-    document = {**msgspec.json.decode(row.document), **changes}
-    workflow, report = validate_document(document, request.app[EXECUTOR].handlers)
-    if workflow is None:
-        raise problems.invalid_workflow(report.errors)
+    handlers = request.app[EXECUTOR].handlers
     now = time.time_ns()
 
-    def save(connection: Connection) -> Row[Any] | None:
-        other = definition_rows.definition(connection, workspace.id, name=workflow.name)
-        if other is not None and other.id != row.id:
-            raise problems.workflow_exists(workflow.name)
-        definition_rows.change(connection, row.id, workflow, now)
-        return definition_rows.definition(connection, workspace.id, identifier=row.id)
+    def save(connection: Connection) -> tuple[Row[Any], list[Fault]]:
+        # Locked while it is read, changed and checked, so that no concurrent change is overwritten.
+        locking.lock(connection)
+        row = definition_rows.definition(connection, workspace.id, identifier=listed.id)
+        if row is None:
+            raise problems.workflow_not_found(listed.id)
+        if row.document is None:
+            raise problems.not_runnable(row.name)
+        workflow, report = validate_document({**msgspec.json.decode(row.document), **changes}, handlers)
+        if workflow is None:
+            raise problems.invalid_workflow(report.errors)
+        try:
+            definition_rows.change(connection, row.id, workflow, now)
+        except IntegrityError:
+            raise problems.workflow_exists(workflow.name) from None
+        saved = definition_rows.definition(connection, workspace.id, identifier=row.id)
+        assert saved is not None  # noqa: S101 - just written
+        return saved, report.warnings
 
-    saved = await request.app[DATABASE].write(save)
-    if saved is None:
-        raise problems.workflow_not_found(row.id)
-    return json_response(workflow_detail(saved, report.warnings))
+    row, warnings = await request.app[DATABASE].write(save)
+    return json_response(workflow_detail(row, warnings))
 
 
 async def remove(request: web.Request) -> web.Response:
     """``DELETE /api/workflows/{workflow_id}``: delete it with all its executions; 409 while one of them is open."""
     workspace = await workspace_of(request)
     row = await workflow_of(request, workspace)
-    executions = workflow_executions.c
-
-    def erase(connection: Connection) -> None:
-        locking.lock(connection)
-        of_workflow = (executions.workspace_id == workspace.id) & (executions.workflow_id == row.id)
-        is_open = of_workflow & executions.status.in_(["pending", "running"])
-        count = connection.execute(select(func.count()).select_from(workflow_executions).where(is_open)).scalar_one()
-        if count:
-            raise problems.workflow_busy(row.name, count)
-        ids = select(executions.execution_id).where(of_workflow)
-        for table in (workflow_step_reports, workflow_step_attempts, workflow_step_executions):
-            connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
-        connection.execute(delete(workflow_executions).where(of_workflow))
-        rollup_rows.forget(connection, (workspace.id, row.id))
-        archive.forget_workflow(connection, workspace.id, row.id)
-        connection.execute(delete(workflow_definitions).where(workflow_definitions.c.id == row.id))
-
-    await request.app[DATABASE].write(erase)
+    open_count = await request.app[DATABASE].write(lambda c: remove_workflow(c, workspace.id, row.id))
+    if open_count:
+        raise problems.workflow_busy(row.name, open_count)
     return web.Response(status=204)
 
 

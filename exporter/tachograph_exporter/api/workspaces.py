@@ -6,7 +6,7 @@ import time
 from typing import Any, Final
 
 from aiohttp import web
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row
 
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caller import caller_of
@@ -14,9 +14,7 @@ from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, decode, json_response, read_body
 from tachograph_exporter.api.routes import PAGE, Route
 from tachograph_exporter.store import workspaces as workspace_rows
-from tachograph_exporter.store.schema import projects, workspaces
 from tachograph_exporter.store.tokens import ADMIN
-from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.views.schemas.common import Page
 from tachograph_exporter.views.schemas.workspaces import NewWorkspace, ProjectInfo, WorkspaceInfo
 from tachograph_exporter.views.workspaces import project_info, workspace_info
@@ -28,10 +26,7 @@ async def list_workspaces(request: web.Request) -> web.Response:
     skip, limit = query.page()
     query.done()
     bound_id = caller_of(request).workspace_id
-    statement = select(workspaces).order_by(workspaces.c.slug)
-    if bound_id is not None:
-        statement = statement.where(workspaces.c.id == bound_id)
-    rows = await request.app[DATABASE].read(lambda c: c.execute(statement).all())
+    rows = await request.app[DATABASE].read(lambda c: workspace_rows.list_workspaces(c, bound_id))
     return json_response(Page([workspace_info(row) for row in rows[skip : skip + limit]], len(rows), skip, limit))
 
 
@@ -41,17 +36,10 @@ async def create_workspace(request: web.Request) -> web.Response:
     if caller_of(request).workspace_id is not None:
         raise problems.forbidden("the token is bound to one workspace and cannot create others")
 
-    def save(connection: Connection) -> Row[Any]:
-        if workspace_rows.workspace(connection, slug=new.slug) is not None:
-            raise problems.workspace_exists(new.slug)
-        now = time.time_ns()
-        identifier = add_workspace(connection, new.slug, now, new.name)
-        add_project(connection, new.slug, "default", now)
-        row = workspace_rows.workspace(connection, identifier=identifier)
-        assert row is not None  # noqa: S101 - just written
-        return row
-
-    row = await request.app[DATABASE].write(save)
+    now = time.time_ns()
+    row = await request.app[DATABASE].write(lambda c: workspace_rows.create_workspace(c, new.slug, now, new.name))
+    if row is None:
+        raise problems.workspace_exists(new.slug)
     return json_response(workspace_info(row), 201, {"Location": f"/api/workspaces/{row.id}"})
 
 
@@ -79,8 +67,7 @@ async def list_projects(request: web.Request) -> web.Response:
     skip, limit = query.page()
     query.done()
     workspace = await _workspace_in_path(request)
-    statement = select(projects).where(projects.c.workspace_id == workspace.id).order_by(projects.c.slug)
-    rows = await request.app[DATABASE].read(lambda c: c.execute(statement).all())
+    rows = await request.app[DATABASE].read(lambda c: workspace_rows.list_projects(c, workspace.id))
     return json_response(Page([project_info(row) for row in rows[skip : skip + limit]], len(rows), skip, limit))
 
 
@@ -88,16 +75,13 @@ async def create_project(request: web.Request) -> web.Response:
     """``POST /api/workspaces/{workspace}/projects``: create a project in a workspace."""
     workspace = await _workspace_in_path(request)
     new = decode(await read_body(request), NewWorkspace)
-
-    def save(connection: Connection) -> Row[Any]:
-        if workspace_rows.project(connection, workspace.id, new.slug) is not None:
-            raise problems.project_exists(new.slug)
-        add_project(connection, workspace.slug, new.slug, time.time_ns(), new.name)
-        row = workspace_rows.project(connection, workspace.id, new.slug)
-        assert row is not None  # noqa: S101 - just written
-        return row
-
-    return json_response(project_info(await request.app[DATABASE].write(save)), 201)
+    now = time.time_ns()
+    row = await request.app[DATABASE].write(
+        lambda c: workspace_rows.create_project(c, workspace.slug, new.slug, now, new.name)
+    )
+    if row is None:
+        raise problems.project_exists(new.slug)
+    return json_response(project_info(row), 201)
 
 
 _EXAMPLE: Final = {"slug": "shipping", "name": "Shipping"}

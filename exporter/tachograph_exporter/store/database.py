@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import Connection, create_engine, delete, event, inspect, select
 from sqlalchemy.engine import URL, Dialect, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import QueuePool
 
-from tachograph.errors import BadDatabaseURL, CannotOpen, NewerSchema
+from tachograph.errors import BadDatabaseURL, CannotOpen, DatabaseUnavailable, NewerSchema
 from tachograph_exporter.store.schema import HEAD
 
 if TYPE_CHECKING:
@@ -30,14 +30,18 @@ T = TypeVar("T")
 
 READERS: Final = 4
 BUSY_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 1.0
 
 _EXAMPLES: Final = "sqlite:///tachograph.db or postgresql://user@host/name"
 
 
 class Database:
-    """The database at ``url``; a SQLite file is created if it does not exist. Raises `StoreError`."""
+    """The database at ``url``; a SQLite file is created if it does not exist.
 
-    def __init__(self, url: str) -> None:
+    Raises `StoreError`: `DatabaseUnavailable` when it is locked, or does not respond, for ``wait_seconds``.
+    """
+
+    def __init__(self, url: str, *, wait_seconds: float = BUSY_SECONDS) -> None:
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._threads: ThreadPoolExecutor | None = None
@@ -45,12 +49,20 @@ class Database:
         self._side_loop: _SideLoop | None = None
         self.engine: Engine | None = None
         if self.is_sqlite:
-            self.engine = _sqlite_engine(self.url)
+            # To open it, an engine of its own: the time to wait for a lock belongs to a connection.
+            self.engine = _sqlite_engine(self.url, wait_seconds)
         else:
             self._side_loop = _SideLoop(self.url)
         with self._opening():
-            if not self.look(is_current):
+            if self._side_loop is not None:
+                is_ready = self._side_loop.run(is_current, timeout=wait_seconds)
+            else:
+                is_ready = self.look(is_current)
+            if not is_ready:
                 self.run(prepare)
+        if self.engine is not None and wait_seconds != BUSY_SECONDS:
+            self.engine.dispose()
+            self.engine = _sqlite_engine(self.url, BUSY_SECONDS)
 
     @property
     def dialect(self) -> Dialect:
@@ -60,7 +72,10 @@ class Database:
     @property
     def name(self) -> str:
         """The URL without its password, for display."""
-        return self.url.render_as_string(hide_password=True)
+        url = self.url
+        if secrets := {key: "***" for key in url.query if key.lower() in _SECRET_OPTIONS}:
+            url = url.update_query_dict(secrets)
+        return url.render_as_string(hide_password=True)
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """Call ``work`` in a transaction that may write; blocks the calling thread."""
@@ -145,10 +160,32 @@ class Database:
     def _opening(self) -> Iterator[None]:
         try:
             yield
-        except (DatabaseError, OSError) as error:
+        except (DBAPIError, OSError, UnicodeError) as error:
             cause = getattr(error, "orig", None) or error
             self.close()
-            raise CannotOpen(f"cannot open {self.name}: {cause}") from None
+            kind = DatabaseUnavailable if is_away(cause) else CannotOpen
+            raise kind(f"cannot open {self.name}: {str(cause) or repr(cause)}") from None
+        except BaseException:
+            self.close()
+            raise
+
+
+_SECRET_OPTIONS: Final = frozenset({"password", "passfile", "sslpassword"})
+_SQLITE_AWAY: Final = frozenset({5, 6, 7, 10, 13})
+"""SQLITE_BUSY, SQLITE_LOCKED, SQLITE_NOMEM, SQLITE_IOERR, SQLITE_FULL; see https://sqlite.org/rescode.html."""
+_POSTGRES_AWAY: Final = ("08", "53", "57P", "55P03")
+"""No connection, no resources, starting or shutting down, lock not available: classes and codes of SQLSTATE."""
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether a driver's error says that the database is not available now, but may be later."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in _SQLITE_AWAY
+    state = getattr(error, "sqlstate", None)
+    if state is not None:
+        return str(state).startswith(_POSTGRES_AWAY)
+    return isinstance(error, OSError)
 
 
 def _parse(url: str) -> URL:
@@ -165,33 +202,44 @@ def _parse(url: str) -> URL:
         raise BadDatabaseURL(
             f"a SQLite database needs a file, since several connections share it; expected {_EXAMPLES}"
         )
-    parent = Path(parsed.database).resolve().parent
-    if not parent.is_dir():
-        raise CannotOpen(f"cannot open {parsed.database}: there is no directory {parent}")
+    try:
+        parent = Path(parsed.database).resolve().parent
+        if not parent.is_dir():
+            raise CannotOpen(f"cannot open {parsed.database}: there is no directory {parent}")
+    except OSError as error:
+        raise CannotOpen(f"cannot open {parsed.database}: {error.strerror or error}") from None
+    except ValueError:
+        raise BadDatabaseURL(f"the path {parsed.database!r} is not valid; expected {_EXAMPLES}") from None
     return parsed.set(drivername="sqlite")
 
 
-def _sqlite_engine(url: URL) -> Engine:
+def _sqlite_engine(url: URL, busy_seconds: float) -> Engine:
     engine = create_engine(
         url,
         poolclass=QueuePool,
         pool_size=READERS + 1,
         max_overflow=4,
-        connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
+        connect_args={"check_same_thread": False, "timeout": busy_seconds},
     )
 
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
         # `on_begin` below sends BEGIN, not the driver.
         connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        # With WAL, NORMAL loses nothing when the process dies. Only a power cut may lose the last commits, each whole.
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA wal_autocheckpoint=4000")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.execute("PRAGMA cache_size=-16000")
-        cursor.close()
+        try:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")
+            # With WAL, NORMAL loses nothing when the process dies. Only a power cut may lose the last commits, each
+            # whole.
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.execute("PRAGMA wal_autocheckpoint=4000")
+            cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.execute("PRAGMA cache_size=-16000")
+            cursor.close()
+        except BaseException:
+            # The pool does not know the connection yet.
+            connection.close()
+            raise
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
@@ -223,13 +271,19 @@ class _SideLoop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="tachograph-asyncpg", daemon=True)
         self._thread.start()
 
-    def run(self, work: Callable[[Connection], T]) -> T:
+    def run(self, work: Callable[[Connection], T], *, timeout: float | None = None) -> T:
+        """Call ``work`` in a transaction. Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds."""
+
         async def transaction() -> T:
-            async with self._engine.begin() as connection:
+            async with asyncio.timeout(timeout), self._engine.begin() as connection:
                 return await connection.run_sync(work)
 
         try:
             return asyncio.run_coroutine_threadsafe(transaction(), self._loop).result()
+        except TimeoutError:
+            if timeout is None:
+                raise
+            raise TimeoutError(f"no response within {timeout:g} seconds") from None
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
@@ -238,10 +292,12 @@ class _SideLoop:
 
     def close(self) -> None:
         if not self._loop.is_closed() and self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self._engine.dispose(), self._loop).result(5)
+            with contextlib.suppress(TimeoutError, DBAPIError, OSError):
+                asyncio.run_coroutine_threadsafe(self._engine.dispose(), self._loop).result(_CLOSE_SECONDS)
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(5)
-            self._loop.close()
+            self._thread.join(_CLOSE_SECONDS)
+            if not self._thread.is_alive():
+                self._loop.close()
 
 
 def is_current(connection: Connection) -> bool:

@@ -79,6 +79,12 @@ def any_token(connection: Connection) -> bool:
     return connection.execute(select(_tokens.id).where(is_valid_at(time.time_ns())).limit(1)).first() is not None
 
 
+def valid_token(connection: Connection, token: str) -> Row[Any] | None:
+    """The row of a token, or None if the token is unknown, expired or revoked."""
+    matches = (_tokens.digest == digest(token)) & is_valid_at(time.time_ns())
+    return connection.execute(select(access_tokens).where(matches)).first()
+
+
 def is_valid_at(now_ns: int) -> Any:
     """The SQL condition that a token is neither revoked nor expired."""
     return _tokens.revoked_ns.is_(None) & (_tokens.expires_ns.is_(None) | (_tokens.expires_ns > now_ns))

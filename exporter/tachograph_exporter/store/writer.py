@@ -23,7 +23,7 @@ from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph_exporter.store import archive, definitions, locking, partitions, state
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import BUSY_SECONDS, Database
 from tachograph_exporter.store.inserting import insert_many
 from tachograph_exporter.store.rollups import counting, folding
 from tachograph_exporter.store.schema import (
@@ -233,8 +233,11 @@ _SEEN: Final = (
 )
 
 
-def open_writer(url: str) -> StoreWriter:
-    """A writer with its own database at ``url``, for a process that only records."""
-    writer = StoreWriter(Database(url))
+def open_writer(url: str, *, wait_seconds: float = BUSY_SECONDS) -> StoreWriter:
+    """A writer with its own database at ``url``, for a process that only records.
+
+    Raises `StoreError`; `DatabaseUnavailable` when the database is not available within ``wait_seconds``.
+    """
+    writer = StoreWriter(Database(url, wait_seconds=wait_seconds))
     writer._owns_database = True
     return writer

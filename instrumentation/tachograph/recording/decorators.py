@@ -18,10 +18,10 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from tachograph.errors import DoNotRetry
 from tachograph.identity import ExecutionRef, random01
+from tachograph.names import clean_name, encodable
 from tachograph.recording import callables, open_execution
 from tachograph.recording.callables import Retry
 from tachograph.recording.scopes import ExecutionScope, StepScope
-from tachograph.redaction import encodable
 from tachograph.workflow.definition import Backoff
 from tachograph.workflow.reporter import current_reporter
 
@@ -47,7 +47,7 @@ class _Block(Generic[S]):
     """A context manager, sync and async, that opens a new scope each time it is entered, and a decorator."""
 
     def __init__(self, name: str | None, inputs: Mapping[str, Any] | None, capture: bool) -> None:
-        self._name = encodable(name) if name is not None else None
+        self._name = clean_name(name) if name is not None else None
         self._inputs = inputs
         self._capture = capture
         self._entered: dict[tuple[int, int], list[S]] = {}
@@ -89,7 +89,7 @@ class _Block(Generic[S]):
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorate a function of any kind: every call is recorded. Generators are recorded while they are iterated."""
-        name = self._name or encodable(callables.name_of(function))
+        name = self._name or clean_name(callables.name_of(function))
 
         def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> S:
             inputs = self._inputs or (_arguments(function, args, kwargs) if self._capture else None)
@@ -119,8 +119,8 @@ class WorkflowRecorder(_Block[ExecutionScope]):
         capture: bool = True,
     ) -> None:
         super().__init__(name, inputs, capture)
-        self._workspace = encodable(workspace) if workspace else None
-        self._version = encodable(version)
+        self._workspace = clean_name(workspace) if workspace else None
+        self._version = clean_name(version)
 
     def _scope(self, name: str | None, inputs: Mapping[str, Any] | None) -> ExecutionScope:
         return ExecutionScope(name or "workflow", workspace=self._workspace, version=self._version, inputs=inputs)
@@ -146,7 +146,7 @@ class StepRecorder(_Block[StepScope]):
         capture: bool = True,
     ) -> None:
         super().__init__(name, inputs, capture)
-        self._step_type = encodable(step_type, 40)
+        self._step_type = encodable(clean_name(step_type), 40)
         self._max_retries = max_retries
         self._backoff = backoff
 

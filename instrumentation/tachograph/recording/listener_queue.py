@@ -16,18 +16,28 @@ from typing import Final, Protocol, TypeAlias
 
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event, Listener
+from tachograph.recording import spool
+from tachograph.recording.spool import Kept
 
 log = logging.getLogger(__name__)
 
 Deliver: TypeAlias = Callable[[Sequence[Event]], None]
 
-REASONS: Final = ("closed", "error", "queue_full", "shutdown_timeout", "unavailable")
-"""Why events are dropped: the queue was closed or full; the listener raised, was too slow, or was unavailable."""
+REASONS: Final = ("closed", "error", "queue_full", "shutdown_timeout", *spool.REASONS, "unavailable")
+"""Why events are dropped: the queue was closed or full; the listener raised, was too slow, or was unavailable; the
+spool could not be written or was full."""
 QUEUE_LIMIT: Final = 200_000
 """Events a queue holds before it drops new ones."""
 GATHER_SECONDS: Final = 0.02
 """How long the thread waits for more events after the first."""
 MAX_BATCH: Final = 5_000
+SPOOL_SECONDS: Final = 1.0
+"""How much of the time to close is kept for writing undelivered events to disk."""
+LATE_FORK_SECONDS: Final = 0.05
+"""How long a fork waits for a listener that is late already."""
+_START_AGAIN_SECONDS: Final = 0.1
+_SETTLE_AGAIN_SECONDS: Final = 60.0
+_WARN_SECONDS: Final = 10.0
 
 
 class BatchListener(Protocol):
@@ -36,6 +46,9 @@ class BatchListener(Protocol):
     It raises `StoreUnavailable` while its destination is unavailable (a locked database, a full disk): the batch is
     kept and offered again. Any other exception means that the batch is bad; its events are then offered singly, so that
     a bad event costs no other.
+
+    If it has a method ``keep``, that is called with the events that could not be delivered by the end, and returns a
+    `Kept`: how many of them will be delivered by a later process.
     """
 
     def apply(self, events: Sequence[Event], /) -> None: ...
@@ -54,8 +67,11 @@ class ListenerQueue:
     ) -> None:
         self.name = name
         self.dropped: Counter[str] = Counter()
+        self.spooled = 0
+        """Events that a later process will deliver."""
         self._deliver: Deliver = getattr(listener, "apply", None) or self._singly(listener)  # type: ignore[arg-type]
         self.listener = listener
+        self._keep: Callable[[Sequence[Event]], Kept] | None = getattr(listener, "keep", None)
         self.queue_limit = queue_limit
         self._gather = gather_seconds
         self.reset()
@@ -73,8 +89,14 @@ class ListenerQueue:
         self._closed = False
         self._delivered = 0
         self._acknowledged = 0
-        self._in_hand = 0
+        self._in_hand: Sequence[Event] = ()
+        self._kept: Sequence[Event] = ()
         self._paused = False
+        self._is_unavailable = False
+        self._is_late = False
+        self._has_given_up = False
+        self._start_at = 0.0
+        self._settle_at = 0.0
         self._warned_at = 0.0
 
     def __len__(self) -> int:
@@ -92,7 +114,7 @@ class ListenerQueue:
 
     def before_fork(self, timeout_seconds: float) -> None:
         """Wait until the listener is between two batches, so that a child does not inherit a lock that is held."""
-        self._paused = self._delivering.acquire(timeout=timeout_seconds)
+        self._paused = self._delivering.acquire(timeout=LATE_FORK_SECONDS if self._is_late else timeout_seconds)
 
     def after_fork_in_parent(self) -> None:
         """Resume delivery."""
@@ -115,47 +137,148 @@ class ListenerQueue:
     def drop(self, reason: str, count: int = 1) -> None:
         """Count events that this listener will never receive; logged at most every 10 seconds."""
         self.dropped[reason] += count
-        now = time.monotonic()
-        if now - self._warned_at > 10:
-            self._warned_at = now
+        if self._may_warn():
             total = sum(self.dropped.values())
             log.warning("%s: dropped %d event(s), reason %s; %d in total", self.name, count, reason, total)
 
+    def _may_warn(self) -> bool:
+        now = time.monotonic()
+        may_warn = self._warned_at == 0.0 or now - self._warned_at > _WARN_SECONDS
+        if may_warn:
+            self._warned_at = now
+        return may_warn
+
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything queued so far has been delivered; False on timeout."""
-        with self._lock:
-            goal = self._delivered + len(self._queue) + self._in_hand
         if threading.current_thread() is self._thread:
             return False  # It would wait for itself forever.
+        with self._lock:
+            goal = self._delivered + len(self._queue) + len(self._in_hand)
+        if self._thread is None and self._queue:
+            self._start(at_once=True)
         deadline = time.monotonic() + timeout_seconds
         with self._settled:
             while self._delivered < goal:
                 self._hurry.set()
                 self._wake.set()
                 left = deadline - time.monotonic()
-                if left <= 0 or (self._thread is not None and not self._thread.is_alive()):
+                if left <= 0 or self._thread is None or not self._thread.is_alive():
+                    self._is_late = True
                     return False
                 self._settled.wait(min(left, 0.5))
         return True
 
-    def close(self, timeout_seconds: float) -> None:
-        """Deliver what is queued, accept no more, and count what could not be delivered in time."""
-        if self._thread is not None and not self.flush(timeout_seconds):
-            left = len(self._queue)
+    def settle(self, timeout_seconds: float) -> None:
+        """Deliver what is queued; what takes too long is spooled, if the listener can.
+
+        For a forked child, which may end without exit handlers. A listener that was late is not waited for again for a
+        while.
+        """
+        now = time.monotonic()
+        if self._is_late and now < self._settle_at:
+            self._spool_queue()
+        elif not self.flush(timeout_seconds):
+            self._settle_at = time.monotonic() + _SETTLE_AGAIN_SECONDS
+            self._spool_queue()
+
+    def _spool_queue(self) -> None:
+        """Spool what waits. The batch in hand stays in hand, too: applying it twice does no harm."""
+        if self._keep is None:
+            return
+        with self._lock:
+            in_hand, waiting = self._in_hand, list(self._queue)
             self._queue.clear()
-            if left:
-                self.drop("shutdown_timeout", left)
+            self._delivered += len(waiting)
+        self._spool([*(in_hand if in_hand is not self._kept else ()), *waiting], SPOOL_SECONDS)
+        self._kept = in_hand
+
+    def close(self, timeout_seconds: float) -> None:
+        """Deliver what is queued and accept no more. Spool what could not be delivered in time, or count it as dropped.
+
+        Takes no longer than ``timeout_seconds``, and at most `SPOOL_SECONDS` more for a disk that does not respond.
+        """
+        reserve = min(SPOOL_SECONDS, timeout_seconds / 5) if self._keep is not None else 0.0
+        is_flushed = self.flush(timeout_seconds - reserve)
         self._closed = True
+        if not is_flushed:
+            self._give_up()
         self._wake.set()
         self._hurry.set()
 
-    def _start(self) -> None:
+    def _give_up(self) -> None:
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"tachograph-{self.name}", daemon=True)
-                self._thread.start()
+            # Only a spool takes events that may still be delivered.
+            in_hand = self._in_hand if self._keep is not None or self._is_unavailable else ()
+            left = [*(in_hand if in_hand is not self._kept else ()), *self._queue]
+            self._queue.clear()
+            self._has_given_up = bool(in_hand)
+        if not left:
+            return
+        if self._keep is not None:
+            self._spool(left, SPOOL_SECONDS)
+        else:
+            self.drop("unavailable" if self._is_unavailable else "shutdown_timeout", len(left))
+
+    def _spool(self, events: Sequence[Event], timeout_seconds: float) -> None:
+        """Spool events; count those that could not be."""
+        keep, result = self._keep, list[Kept]()
+        if keep is None or not events:
+            return
+
+        def work() -> None:
+            try:
+                result.append(keep(events))
+            except BaseException as error:
+                log.error("%s: cannot spool %d event(s): %r", self.name, len(events), error)  # noqa: TRY400
+                result.append(Kept(0, spool.FAILED))
+
+        # In a thread of its own: a disk may not respond.
+        worker = threading.Thread(target=work, name=f"tachograph-{self.name}-spool", daemon=True)
+        try:
+            worker.start()
+        except RuntimeError:
+            work()
+        else:
+            worker.join(timeout_seconds)
+        kept = result[0] if result else Kept(0, spool.FAILED)
+        self.spooled += kept.events
+        if kept.events:
+            log.warning(
+                "%s: spooled %d event(s) that could not be delivered; a later process will deliver them",
+                self.name, kept.events,
+            )  # fmt: skip
+        if kept.events < len(events):
+            self.drop(kept.reason, len(events) - kept.events)
+
+    def _start(self, *, at_once: bool = False) -> None:
+        """Start the thread. If that fails, events wait in the queue, and a later `put` or `flush` tries again."""
+        with self._lock:
+            if self._thread is not None or not (at_once or time.monotonic() >= self._start_at):
+                return
+            thread = threading.Thread(target=self._run, name=f"tachograph-{self.name}", daemon=True)
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError) as error:
+                self._start_at = time.monotonic() + _START_AGAIN_SECONDS
+                if self._may_warn():
+                    log.warning("%s: %s; events wait until that is possible", self.name, error)
+                return
+            self._thread = thread
 
     def _run(self) -> None:
+        while True:
+            try:
+                self._deliver_until_closed()
+                return
+            except BaseException:
+                # Out of memory, for instance. Without this thread everything that follows would be lost silently.
+                lost = len(self._in_hand)
+                log.exception("%s: delivering failed", self.name)
+                self._put_down()
+                self.drop("error", lost)
+                time.sleep(_START_AGAIN_SECONDS)
+
+    def _deliver_until_closed(self) -> None:
         queue, wake, hurry = self._queue, self._wake, self._hurry
         while not (self._closed and not queue):
             if not queue:
@@ -172,32 +295,40 @@ class ListenerQueue:
             while queue:
                 with self._lock:
                     batch = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
-                    self._in_hand = len(batch)
-                with self._delivering:
-                    self._offer(batch)
-                with self._settled:
-                    with self._lock:
-                        self._delivered += len(batch)
-                        self._in_hand = 0
-                    self._settled.notify_all()
+                    self._in_hand = batch
+                self._offer(batch)
+                self._put_down()
+
+    def _put_down(self) -> None:
+        """Done with the batch in hand: it was delivered, or dropped and counted."""
+        with self._settled:
+            with self._lock:
+                self._delivered += len(self._in_hand)
+                self._in_hand = ()
+            self._settled.notify_all()
 
     def _offer(self, batch: Sequence[Event]) -> None:
         delay = 0.05
         while True:
             try:
-                self._deliver(batch)
-                return
+                with self._delivering:
+                    self._deliver(batch)
             except StoreUnavailable as error:
+                self._is_late = True
                 if self._closed:
-                    self.drop("unavailable", len(batch))
+                    if not self._has_given_up:
+                        self.drop("unavailable", len(batch))
                     return
-                now = time.monotonic()
-                if now - self._warned_at > 10:
-                    self._warned_at = now
-                    log.warning("%s: unavailable, %d event(s) are waiting: %s", self.name, len(batch), error)
-                time.sleep(delay)
+                if not self._is_unavailable:
+                    self._is_unavailable = True
+                    if self._may_warn():
+                        log.warning(
+                            "%s: unavailable, events wait and are offered again until it is back: %s", self.name, error
+                        )
+                self._hurry.clear()
+                self._hurry.wait(delay)
                 delay = min(delay * 2, 2.0)
-            except Exception:
+            except BaseException:
                 if len(batch) == 1:
                     log.exception("%s: rejected %s", self.name, type(batch[0]).__name__)
                     self.drop("error")
@@ -205,13 +336,18 @@ class ListenerQueue:
                 for event in batch:
                     self._offer([event])
                 return
+            else:
+                if self._is_unavailable:
+                    log.info("%s: available again", self.name)
+                self._is_unavailable = self._is_late = False
+                return
 
     def _singly(self, listener: Listener) -> Deliver:
         def deliver(batch: Sequence[Event]) -> None:
             for event in batch:
                 try:
                     listener(event)
-                except Exception:
+                except BaseException:
                     if not self.dropped["error"]:
                         log.exception("%s: raised on %s", self.name, type(event).__name__)
                     self.drop("error")

@@ -11,6 +11,7 @@ Fork: a child starts with empty queues; the parent keeps and delivers what it ha
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
@@ -35,6 +36,7 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, Origin
 from tachograph.recording import open_execution
 from tachograph.recording.listener_queue import BatchListener, ListenerQueue
+from tachograph.recording.problems import Problem
 from tachograph.recording.relay import RelayAddress, RelayClient, RelayServer
 from tachograph.recording.subscription import SUBSCRIPTION_LIMIT, Subscription
 
@@ -74,6 +76,8 @@ class Recorder:
         self.queues: dict[str, ListenerQueue] = {}
         self.events = 0
         self.span_errors = 0
+        self.problems: Sequence[Problem] = ()
+        """What does not work as configured; see `configure`."""
         self._spans: SpanSink | None = None
         self._heartbeat_seconds = heartbeat_seconds
         # Weak and by id: checking for subscriptions costs nothing, and an abandoned one disappears.
@@ -246,9 +250,12 @@ class Recorder:
         if self._is_child:
             self._running.discard(_span_id(event))
             if not self._running:
-                # When flushing times out (a collector that hangs), do not try again for a while.
-                now = time.monotonic()
-                if now >= self._flush_again and not self.flush(FORK_FLUSH_SECONDS):
+                for queue in self.queues.values():
+                    queue.settle(FORK_FLUSH_SECONDS)
+                # When exporting times out (a collector that hangs), do not try again for a while.
+                if self._spans is None or time.monotonic() < self._flush_again:
+                    return
+                if not self._spans.flush(FORK_FLUSH_SECONDS):
                     self._flush_again = time.monotonic() + FLUSH_AGAIN_SECONDS
 
     @property
@@ -291,8 +298,10 @@ class Recorder:
     def _start_heart(self) -> None:
         with self._lock:
             if self._heart is None:
-                self._heart = threading.Thread(target=self._beat, name="tachograph-heartbeat", daemon=True)
-                self._heart.start()
+                heart = threading.Thread(target=self._beat, name="tachograph-heartbeat", daemon=True)
+                with contextlib.suppress(RuntimeError):  # No thread can be started now; the next execution tries again.
+                    heart.start()
+                    self._heart = heart
 
     def _beat(self) -> None:
         stop = self._stop_heart

@@ -29,7 +29,7 @@ from tachograph.recording.open_execution import ABANDONED, OpenExecution
 from tachograph.recording.setup import default_workspace, get_recorder
 from tachograph.spans.propagation import caller
 from tachograph.summary import failure as describe
-from tachograph.summary import summarise
+from tachograph.summary import is_clean_exit, summarise
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.reporter import Reporter
 
@@ -39,11 +39,6 @@ log = logging.getLogger(__name__)
 def is_cancellation(error: BaseException) -> bool:
     """Whether an exception says that code was stopped from outside."""
     return isinstance(error, asyncio.CancelledError | KeyboardInterrupt | GeneratorExit)
-
-
-def is_success(error: BaseException | None) -> bool:
-    """Whether code that ended with this exception succeeded: without one, or by ``sys.exit(0)``."""
-    return error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
 
 
 class Scope:
@@ -120,7 +115,7 @@ class ExecutionScope(Scope):
     """One execution of a workflow, as a block. ``execution`` identifies it once the block is entered.
 
     Inside another execution it is also a step of that one, of type ``workflow``, and the two name each other. Names are
-    text that can be encoded (see `redaction.encodable`).
+    text that can be encoded (see `names.clean_name`).
     """
 
     execution: ExecutionRef | None = None
@@ -183,9 +178,9 @@ class ExecutionScope(Scope):
         try:
             if run is None:
                 return
-            if is_success(error):
+            if error is None or is_clean_exit(error):
                 run.finish(ExecutionStatus.COMPLETED, None)
-            elif error is not None:
+            else:
                 status = ExecutionStatus.CANCELLED if is_cancellation(error) else ExecutionStatus.FAILED
                 run.finish(status, describe(error))
         finally:
@@ -315,7 +310,7 @@ class StepScope(Scope):
                 now = reporter.clock()
                 if error is None:
                     output = summarise(self.result)
-                elif not is_success(error):
+                elif not is_clean_exit(error):
                     status = StepStatus.CANCELLED if is_cancellation(error) else StepStatus.FAILED
                     failure = describe(error)
                 self._close(reporter, now, status, failure, output)

@@ -2,17 +2,22 @@
 
 Environment: the standard ``OTEL_*`` variables configure span export (see `provider_from_environment`),
 ``TACHOGRAPH_DATABASE_URL`` the durable timeline, ``TACHOGRAPH_WORKSPACE`` the workspace that runs belong to,
-``TACHOGRAPH_MEASURES`` the step measures that become metrics, ``TACHOGRAPH_MAX_STEP_REPETITIONS`` how often a step may
-be repeated before its repetitions are folded.
+``TACHOGRAPH_MEASURES`` the step measures that become metrics, ``TACHOGRAPH_SPOOL_DIR`` where events go that the
+database could not take, ``TACHOGRAPH_MAX_STEP_REPETITIONS`` how often a step may be repeated before its repetitions are
+folded.
+
+Each part (spans, metrics, store) is set up on its own. What the environment configures wrongly is said once, kept in
+`Recorder.problems`, and costs no other part. Only wrong arguments raise.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any, Final, cast
 
@@ -20,14 +25,16 @@ from opentelemetry import trace
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from tachograph import folding
-from tachograph.errors import SetupError
-from tachograph.events import Event
+from tachograph.errors import BadDatabaseURL, SetupError, StoreError, StoreUnavailable
 from tachograph.metrics.listener import MetricsListener
+from tachograph.metrics.self_metrics import SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.recording.listener_queue import BatchListener
+from tachograph.recording.problems import Problem, Problems, Report
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import Recorder, close_all
 from tachograph.recording.relay import RelayAddress
+from tachograph.recording.spooled_store import Opener, SpooledStore
 from tachograph.spans.listener import SpanListener
 
 log = logging.getLogger(__name__)
@@ -36,12 +43,14 @@ DATABASE_VARIABLE: Final = "TACHOGRAPH_DATABASE_URL"
 WORKSPACE_VARIABLE: Final = "TACHOGRAPH_WORKSPACE"
 MEASURES_VARIABLE: Final = "TACHOGRAPH_MEASURES"
 REPETITIONS_VARIABLE: Final = "TACHOGRAPH_MAX_STEP_REPETITIONS"
+MULTIPROCESS_VARIABLES: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 _STORE_ENTRY_POINTS: Final = "tachograph.stores"
 
 _lock = threading.RLock()
 _recorder: Recorder | None = None
 _workspace = ""
 _database: str | None = None
+_self_metrics: tuple[CollectorRegistry, SelfMetricsCollector] | None = None
 
 
 def configure(
@@ -69,34 +78,124 @@ def configure(
         max_step_repetitions: how often a step may be repeated in one execution, or inside one step, before further
             repetitions share one entry of its timeline (default: ``TACHOGRAPH_MAX_STEP_REPETITIONS``, else 1,000).
 
-    Raises `SetupError` when a requested part is not available.
+    Raises `SetupError` or `StoreError` when an argument is wrong. A database that is locked or cannot be reached now is
+    not: it is tried again, and what it could not take by the end of the process is spooled. Faults of the environment
+    never raise: they are logged once and listed in the recorder's ``problems``.
     """
-    global _recorder, _workspace, _database
+    global _database
     with _lock:
-        repetitions = _max_step_repetitions(max_step_repetitions)
-        if _recorder is not None:
-            _recorder.close()
-            _recorder = None
+        problems = Problems()
+        repetitions = _max_step_repetitions(max_step_repetitions, problems)
+        # Before the earlier recorder is closed: when an argument is wrong, that one stays.
+        store = _store(database, problems)
+        sink = _span_listener(provider, problems) if spans else None
+        recorder = _adopt_new(store, sink, registry, measures, workspace, problems)
         folding.set_limits(folding.limits()._replace(repetitions=repetitions))
-        url = os.environ.get(DATABASE_VARIABLE) if database is None else database
-        names = os.environ.get(MEASURES_VARIABLE, "").split(",") if measures is None else measures
-        recorder = build_recorder(
-            provider=(provider or find_provider()) if spans else None,
-            spans=spans,
-            registry=registry,
-            measures=[name.strip() for name in names if name.strip()],
-            store=open_store(url) if url else None,
-        )
-        # Exit handlers run last in, first out: the recorder must close before the provider does.
-        atexit.unregister(close_all)
-        atexit.register(close_all)
-        _workspace = workspace or os.environ.get(WORKSPACE_VARIABLE) or "default"
-        _database = url or None
-        _recorder = recorder
+        _database = store.url if isinstance(store, SpooledStore) else None
         return recorder
 
 
-def _max_step_repetitions(value: int | None) -> int:
+def _adopt_new(
+    store: BatchListener | None,
+    sink: SpanListener | None,
+    registry: CollectorRegistry | None,
+    measures: Iterable[str] | None,
+    workspace: str | None,
+    problems: Problems,
+) -> Recorder:
+    global _recorder, _workspace, _self_metrics
+    if _recorder is not None:
+        _recorder.close()
+        _recorder = None
+    if _self_metrics is not None:
+        old_registry, old_collector = _self_metrics
+        with contextlib.suppress(KeyError):
+            old_registry.unregister(old_collector)
+        _self_metrics = None
+    recorder = Recorder()
+    recorder.problems = problems
+    if sink is not None:
+        recorder.set_spans(sink)
+    if registry is not None:
+        names = _clean(os.environ.get(MEASURES_VARIABLE, "")).split(",") if measures is None else measures
+        _add_metrics(recorder, sink, registry, [name.strip() for name in names if name.strip()], problems)
+    if store is not None:
+        recorder.add("store", store)
+    # Exit handlers run last in, first out: the recorder must close before the provider does.
+    atexit.unregister(close_all)
+    atexit.register(close_all)
+    _workspace = workspace or _clean(os.environ.get(WORKSPACE_VARIABLE, "")) or "default"
+    _recorder = recorder
+    return recorder
+
+
+def _add_metrics(
+    recorder: Recorder,
+    sink: SpanListener | None,
+    registry: CollectorRegistry,
+    measures: Iterable[str],
+    report: Report,
+) -> None:
+    global _self_metrics
+    try:
+        listener = MetricsListener(registry, is_sampled=_sampling(sink), measures=measures)
+        recorder.add("metrics", listener)
+        collector = SelfMetricsCollector(recorder, listener.series)
+        registry.register(collector)
+        _self_metrics = (registry, collector)
+    except ValueError as error:
+        # A metric of the program has one of our names, or another copy of this library runs in the process.
+        if registry is not REGISTRY:
+            raise SetupError(f"the registry refuses the metrics: {error}") from error
+        report("metrics", f"prometheus_client's registry refuses them: {error}; configure(registry=...) takes another")
+    if registry is REGISTRY and (variable := next((v for v in MULTIPROCESS_VARIABLES if os.environ.get(v)), None)):
+        report(
+            "metrics",
+            f"{variable} is set, and what prometheus_client's MultiProcessCollector serves does not contain "
+            "Tachograph's metrics: read them from /metrics of `tachograph serve` on the same database, or give "
+            "configure(registry=...) a CollectorRegistry of this process and expose that",
+        )
+
+
+def _sampling(sink: SpanListener | None) -> Any:
+    return sink.is_sampled if sink is not None else lambda _: False
+
+
+def _span_listener(provider: trace.TracerProvider | None, report: Report) -> SpanListener:
+    if provider is not None:
+        return SpanListener(provider)
+    try:
+        return SpanListener(find_provider(report))
+    except Exception as error:
+        report("spans", f"no spans are exported: OpenTelemetry's tracer provider cannot be used: {error!r}")
+        return SpanListener(None)
+
+
+def _store(database: str | None, problems: Problems) -> BatchListener | None:
+    """The store at an explicit or configured URL; None if there is none, or none that could ever be opened."""
+    url = os.environ.get(DATABASE_VARIABLE) if database is None else database
+    if not url:
+        return None
+    try:
+        store = open_store(url, retry=database is None)
+    except Exception as error:
+        if database is not None:
+            raise
+        why = str(error) if isinstance(error, (SetupError, StoreError)) else repr(error)
+        problems("store", f"no durable timeline is kept: {why} ({DATABASE_VARIABLE})")
+        return None
+    if store.problem:
+        # Not logged: the queue says so when the first event has to wait.
+        problems.append(Problem("store", store.problem))
+    return store
+
+
+def _clean(text: str) -> str:
+    """Text of a variable that can be encoded; bytes that are no text are replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _max_step_repetitions(value: int | None, report: Report) -> int:
     if value is not None:
         if value < 1:
             raise SetupError(f"max_step_repetitions must be 1 or more, not {value}")
@@ -106,7 +205,7 @@ def _max_step_repetitions(value: int | None) -> int:
         return int(text[:10])
     default = folding.Limits().repetitions
     if text:
-        log.warning("%s is %.50r, not a number of 1 or more: taking %d", REPETITIONS_VARIABLE, text, default)
+        report("setup", f"{REPETITIONS_VARIABLE} is {text[:50]!r}, not a number of 1 or more: it counts as {default}")
     return default
 
 
@@ -135,8 +234,7 @@ def build_recorder(
         sink = SpanListener(provider)
         recorder.set_spans(sink)
     if registry is not None:
-        is_sampled = sink.is_sampled if sink is not None else lambda _: False
-        recorder.add("metrics", MetricsListener(registry, series=series, is_sampled=is_sampled, measures=measures))
+        recorder.add("metrics", MetricsListener(registry, series=series, is_sampled=_sampling(sink), measures=measures))
     if store is not None:
         recorder.add("store", store)
     return recorder
@@ -145,16 +243,22 @@ def build_recorder(
 def set_up_once(**options: Any) -> Recorder | None:
     """`configure`, unless the process already has a recorder (then None).
 
-    Telemetry never breaks the workflow: when the database is not available, that is logged and no timeline is kept.
+    Never raises, because telemetry never breaks the workflow: an option that is wrong is logged and left out.
     """
     with _lock:
         if _recorder is not None:
             return None
-        try:
-            return configure(**options)
-        except Exception:
-            log.exception("recording without a durable timeline")
-            return configure(**{**options, "database": ""})
+        failures: list[Problem] = []
+        for attempt in (options, {**options, "database": ""}, {"database": "", "spans": False, "registry": None}):
+            try:
+                recorder = configure(**attempt)
+            except Exception as error:
+                log.warning("recording is not set up as asked: %s", error)
+                failures.append(Problem("setup", str(error)))
+            else:
+                recorder.problems = [*failures, *recorder.problems]
+                return recorder
+        return _adopt_new(None, None, None, (), None, Problems(failures))
 
 
 def adopt(recorder: Recorder, workspace: str = "default") -> None:
@@ -199,36 +303,10 @@ def recorder_for_child(relay: RelayAddress | None, database: str | None, workspa
             atexit.unregister(close_all)
             atexit.register(close_all)
         if database and "store" not in recorder.queues:
-            recorder.add("store", LateStore(database))
+            recorder.add("store", _unopened_store(database))
         if relay is not None:
             recorder.relay_to(relay)
         return recorder
-
-
-class LateStore:
-    """The store at a database URL, opened when the first batch arrives: most processes that have one never use it."""
-
-    takes_folded: Final = False
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._store: BatchListener | None = None
-
-    def apply(self, events: Sequence[Event]) -> None:
-        """See `BatchListener.apply`."""
-        if self._store is None:
-            self._store = open_store(self._url)
-        self._store.apply(events)
-
-    def after_fork(self) -> None:
-        """In a forked child: leave the parent's connections alone."""
-        if (reset := getattr(self._store, "after_fork", None)) is not None:
-            reset()
-
-    def close(self) -> None:
-        """Close the store, if it was opened."""
-        if (close := getattr(self._store, "close", None)) is not None:
-            close()
 
 
 def default_workspace() -> str:
@@ -237,8 +315,24 @@ def default_workspace() -> str:
     return _workspace
 
 
-def open_store(url: str) -> BatchListener:
-    """Open the durable store at a database URL, found by entry point so that this package never imports the service."""
+def open_store(url: str, *, retry: bool = False) -> SpooledStore:
+    """Open the durable store at a database URL, found by entry point so that this package never imports the service.
+
+    A database that is locked or cannot be reached now is tried again when there is something to store. ``retry``: so is
+    one that cannot be opened for another reason; only what can never be opened raises.
+    """
+    store = _unopened_store(url)
+    try:
+        store.open()
+    except StoreError as error:
+        is_wrong = isinstance(error, BadDatabaseURL) or not (retry or isinstance(error, StoreUnavailable))
+        if is_wrong:
+            raise
+    return store
+
+
+def _unopened_store(url: str) -> SpooledStore:
+    """The store at a database URL, which opens when the first batch arrives."""
     for entry in metadata.entry_points(group=_STORE_ENTRY_POINTS):
         try:
             opener = entry.load()
@@ -247,6 +341,15 @@ def open_store(url: str) -> BatchListener:
                 f"a durable timeline needs the service's libraries ({error.name} is missing): "
                 "pip install 'tachograph[exporter]'"
             ) from error
-        store: BatchListener = opener(url)
-        return store
+        return SpooledStore(url, cast(Opener, opener))
     raise SetupError("no store is installed: pip install 'tachograph[exporter]'")
+
+
+def _after_fork() -> None:
+    """In a forked child: the thread that held the lock is not there to release it."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
