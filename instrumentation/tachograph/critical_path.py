@@ -11,6 +11,8 @@ that waited for it, of their slack plus the time they went on waiting for someth
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_left
 from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Protocol, TypeVar
@@ -176,8 +178,9 @@ def _dependencies_that_ran(step: TimedStep, ran: Container[str], steps_by_id: Ma
 def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str, int]:
     """Nanoseconds each finished step could have ended later without moving the end of the run, by step id.
 
-    ``end_ns`` is the end of the run (default: the last step's). Steps without a start or an end have no entry.
-    Costs O(steps + dependencies).
+    ``end_ns`` is the end of the run (default: the last step's). Steps without a start or an end have no entry. A step
+    with a ``dependency_count`` greater than what it lists (see `tachograph.inferred_dependencies`) waited for whatever
+    had ended before the first it lists. Costs O(steps + dependencies).
     """
     steps_by_id = {step.step_id: step for step in steps}
     times = {
@@ -190,11 +193,15 @@ def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str,
     end = end_ns if end_ns is not None else max(finished for _, finished in times.values())
     slacks: dict[str, int] = {}
     waited_for = {step_id: _dependencies_that_ran(steps_by_id[step_id], times, steps_by_id) for step_id in times}
+    barriers = _Barriers()
     for step_id in _later_first(times, waited_for):
         started, finished = times[step_id]
         step_slack = slacks.get(step_id)
         if step_slack is None:
-            step_slack = slacks[step_id] = max(0, end - finished)
+            step_slack = max(0, end - finished)
+        if steps_by_id[step_id].parent_step_id is None:
+            step_slack = min(step_slack, barriers.latest_end(finished) - finished)
+        slacks[step_id] = step_slack
         waited = waited_for[step_id]
         # The step was ready when the last dependency that held it back had ended.
         ready = -1
@@ -209,7 +216,36 @@ def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str,
             behind = ready - times[dependency][1]
             if behind >= 0 and slacks.get(dependency, end) > step_slack + behind:
                 slacks[dependency] = step_slack + behind
+        # Not in the protocol: only dependencies that were inferred are ever left out.
+        if ready >= 0 and getattr(steps_by_id[step_id], "dependency_count", 0) > len(steps_by_id[step_id].depends_on):
+            barriers.add(min(times[dependency][1] for dependency in waited), step_slack + ready)
     return slacks
+
+
+class _Barriers:
+    """Steps that waited for more than they list, as (what had ended by then held them back, how late it could have)."""
+
+    def __init__(self) -> None:
+        # Both ascending: an entry that another one makes superfluous is left out.
+        self._moments: list[int] = []
+        self._latest: list[int] = []
+
+    def add(self, moment_ns: int, latest_ns: int) -> None:
+        moments, latest = self._moments, self._latest
+        position = bisect_left(moments, moment_ns)
+        if position < len(moments) and latest[position] <= latest_ns:
+            return
+        if position < len(moments) and moments[position] == moment_ns:
+            position += 1
+        first = position
+        while first and latest[first - 1] >= latest_ns:
+            first -= 1
+        moments[first:position], latest[first:position] = [moment_ns], [latest_ns]
+
+    def latest_end(self, finished_ns: int) -> int:
+        """How late a step that ended at ``finished_ns`` could have ended without holding back any of them."""
+        position = bisect_left(self._moments, finished_ns)
+        return self._latest[position] if position < len(self._moments) else sys.maxsize
 
 
 def _later_first(times: Mapping[str, tuple[int, int]], waited_for: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -202,7 +202,7 @@ class Batch:
     ) -> None:  # fmt: skip
         row = (
             step.execution.execution_id, step.step_id, attempt, status._value_, started, finished, queue, backoff,
-            failure.type if failure else None, failure.message if failure else None,
+            failure.type[:300] if failure else None, failure.message if failure else None,
             failure.stack if failure else None,
         )  # fmt: skip
         self.attempts.setdefault(row[:3], row)

@@ -70,7 +70,7 @@ def _impossible_step(
     if step.folded is not None:
         return  # Its parts are sums over repetitions, which may have run at once.
     for name in _PARTS:
-        part = getattr(step, name, None)
+        part = getattr(step, name)
         if part is not None and part < 0:
             yield Difference(key, name, {"timeline": part, "possible": 0}, message="negative")
         elif part is not None and began is not None and ended is not None and part > max(0, ended - began):
@@ -105,7 +105,7 @@ def _unbalanced(
         origin = outer.started_ns if outer is not None and outer.attempt == 1 else None
     if origin is None or origin > step.started_ns or (ended is not None and step.finished_ns > ended):
         return
-    parts = sum(getattr(step, name, None) or 0 for name in _PARTS)
+    parts = sum(getattr(step, name) or 0 for name in _PARTS)
     if parts != step.finished_ns - origin:
         values = {"timeline": parts, "possible": step.finished_ns - origin}
         yield Difference(step.step_id, "wait_ns + run_ns", values, message="the parts do not add up to the whole")

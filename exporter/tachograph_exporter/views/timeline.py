@@ -140,12 +140,7 @@ def _entry(
     if started is not None:
         if started < window.start_ns or (finished or started) > window.end_ns:
             outside_ns = window.place(started, finished).outside_ns
-        unaccounted = step.unaccounted_ns or 0
-        dependency, queue, backoff = step.dependency_ns or 0, step.queue_ns or 0, step.backoff_ns or 0
-        if attempts and step.status in _OPEN:
-            # Until the step ends, its row has the waits of the current attempt only.
-            queue += sum(a.queue_ns for a in attempts if a.attempt != step.attempt)
-            backoff += sum(a.backoff_ns for a in attempts if a.attempt != step.attempt)
+        dependency, queue, backoff, unaccounted = _waits(step, attempts)
         wait = Wait(dependency / NS, queue / NS, backoff / NS, unaccounted / NS)
         wait_seconds = (dependency + queue + backoff + unaccounted) / NS
     duration = (finished - started) / NS if started is not None and finished is not None else None
@@ -282,7 +277,7 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
     return tuple(attempts)
 
 
-def _run_ns(step: StoredStep, attempts: Iterable[Row[Any]], window: RunWindow) -> int | None:
+def _run_ns(step: StoredStep, attempts: Sequence[Row[Any]], window: RunWindow) -> int | None:
     if step.started_ns is None:
         return None
     if step.run_ns is not None and (step.folded is not None or step.status not in _OPEN):
@@ -292,7 +287,18 @@ def _run_ns(step: StoredStep, attempts: Iterable[Row[Any]], window: RunWindow) -
         total += max(0, window.cut(attempt.finished_ns) - window.cut(attempt.started_ns))
     if step.status == "running" and step.attempt_started_ns is not None:
         total += window.end_ns - window.cut(step.attempt_started_ns)
-    return min(total, window.end_ns - window.cut(step.started_ns))
+    # Attempts have the times that their machines say; waits are those within the run.
+    return max(0, min(total, window.end_ns - window.start_ns - sum(_waits(step, attempts))))
+
+
+def _waits(step: StoredStep, attempts: Sequence[Row[Any]]) -> tuple[int, int, int, int]:
+    """(dependency, queue, backoff, unaccounted) of all attempts."""
+    queue, backoff = step.queue_ns or 0, step.backoff_ns or 0
+    if attempts and step.status in _OPEN:
+        # Until the step ends, its row has the waits of the current attempt only.
+        queue += sum(a.queue_ns for a in attempts if a.attempt != step.attempt)
+        backoff += sum(a.backoff_ns for a in attempts if a.attempt != step.attempt)
+    return step.dependency_ns or 0, queue, backoff, step.unaccounted_ns or 0
 
 
 def _is_selected(step: StoredStep, step_filter: TimelineFilter) -> bool:

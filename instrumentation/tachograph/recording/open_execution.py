@@ -105,8 +105,8 @@ class OpenExecution:
             spans = self._spans
             span_id = spans[identifier] = new_span_id()
             self._step_count = order = self._step_count + 1
-            dependencies = self.order.started(identifier, time_ns)
-            links = tuple([spans[dependency] for dependency in dependencies.ids])
+            depends_on, dependency_count = self.order.started(identifier, time_ns)
+            links = tuple([spans[dependency] for dependency in depends_on])
             ready_ns = self.order.last_end_ns or self.started_ns
         step = StepRef(
             execution=ref,
@@ -117,8 +117,8 @@ class OpenExecution:
             step_type=step_type,
             step_order=order,
             index=index,
-            depends_on=dependencies.ids,
-            dependency_count=dependencies.dependency_count,
+            depends_on=depends_on,
+            dependency_count=dependency_count,
             links=links,
             child_execution_id=child_execution_id,
         )
@@ -138,8 +138,8 @@ class OpenExecution:
             index = self.repetitions.numbers.get(key, 0)
             identifier = step_id(ref.workflow_id, key, index)
             self._step_count += 1
-            after = order.started(identifier, time_ns)
-            links = tuple([spans[dependency] for dependency in after.ids])
+            depends_on, dependency_count = order.started(identifier, time_ns)
+            links = tuple([spans[dependency] for dependency in depends_on])
             spans[identifier] = span_id
             first = StepRef(
                 execution=ref,
@@ -150,8 +150,8 @@ class OpenExecution:
                 step_type=step_type,
                 step_order=self._step_count,
                 index=index,
-                depends_on=after.ids,
-                dependency_count=after.dependency_count,
+                depends_on=depends_on,
+                dependency_count=dependency_count,
                 links=links,
                 folded_as=folded_as,
             )

@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 DATABASE_VARIABLE: Final = "TACHOGRAPH_DATABASE_URL"
 WORKSPACE_VARIABLE: Final = "TACHOGRAPH_WORKSPACE"
 MEASURES_VARIABLE: Final = "TACHOGRAPH_MEASURES"
-REPETITIONS_VARIABLE: Final = "TACHOGRAPH_MAX_STEP_REPETITIONS"
 MULTIPROCESS_VARIABLES: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+REPETITIONS_VARIABLE: Final = "TACHOGRAPH_MAX_STEP_REPETITIONS"
 _STORE_ENTRY_POINTS: Final = "tachograph.stores"
 
 _lock = threading.RLock()
@@ -85,12 +85,12 @@ def configure(
     global _database
     with _lock:
         problems = Problems()
-        repetitions = _max_step_repetitions(max_step_repetitions, problems)
         # Before the earlier recorder is closed: when an argument is wrong, that one stays.
+        repetitions = _max_step_repetitions(max_step_repetitions, problems)
         store = _store(database, problems)
         sink = _span_listener(provider, problems) if spans else None
-        recorder = _adopt_new(store, sink, registry, measures, workspace, problems)
         folding.set_limits(folding.limits()._replace(repetitions=repetitions))
+        recorder = _adopt_new(store, sink, registry, measures, workspace, problems)
         _database = store.url if isinstance(store, SpooledStore) else None
         return recorder
 
@@ -190,11 +190,6 @@ def _store(database: str | None, problems: Problems) -> BatchListener | None:
     return store
 
 
-def _clean(text: str) -> str:
-    """Text of a variable that can be encoded; bytes that are no text are replaced."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _max_step_repetitions(value: int | None, report: Report) -> int:
     if value is not None:
         if value < 1:
@@ -205,8 +200,13 @@ def _max_step_repetitions(value: int | None, report: Report) -> int:
         return int(text[:10])
     default = folding.Limits().repetitions
     if text:
-        report("setup", f"{REPETITIONS_VARIABLE} is {text[:50]!r}, not a number of 1 or more: it counts as {default}")
+        report("steps", f"{REPETITIONS_VARIABLE} is {text[:50]!a}, not a number of 1 or more: taking {default}")
     return default
+
+
+def _clean(text: str) -> str:
+    """Text of a variable that can be encoded; bytes that are no text are replaced."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def build_recorder(

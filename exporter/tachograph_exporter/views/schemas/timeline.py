@@ -80,13 +80,12 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     in attempts alone. ``wait_seconds`` is all waiting; together with ``run_seconds`` it covers the time from the start
     of the execution (for a step inside another one: of that step) to the end of the step.
 
-    With ``folded``, the entry stands for many repetitions of the step: it spans from the start of the first to the end
-    of the last, and ``run_seconds`` is their sum.
-
     ``depends_on_count`` is how many steps it waited for; ``depends_on`` may name only some of them.
     ``child_execution_id`` is the execution that the step ran. ``outside_run_seconds`` is how far the step's own times
     lie after the end of the run or (negative) before its start, because its clock differs or it outlasted the run: its
-    times are shown as they are; waits, work and the critical path are computed within the run.
+    times are shown as they are; waits, work and the critical path are computed within the run. With ``folded``, the
+    entry stands for many repetitions of the step: it spans from the start of the first to the end of the last, and
+    ``run_seconds`` is their sum.
     """
 
     step_id: str
