@@ -132,6 +132,19 @@ def test_the_command_line_imports_no_http_handlers() -> None:
     assert not wrong, "\n".join(sorted(wrong))
 
 
+def test_handlers_and_commands_hold_no_sql() -> None:
+    wrong = [
+        f"{name} imports {alias.name} from {node.module}"
+        for name, path in modules()
+        if room(name) in ("tachograph_exporter.api", "tachograph_exporter.cli", "tachograph_exporter.stream")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlalchemy")
+        for alias in node.names
+        if node.module != "sqlalchemy.exc" and alias.name not in ("Connection", "Row")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_every_room_stands_on_a_floor() -> None:
     tops = {".".join(name.split(".")[:2]) for name, _ in modules()}
     assert tops <= FLOORS.keys(), f"give these a floor: {', '.join(sorted(tops - FLOORS.keys()))}"

@@ -170,6 +170,7 @@ export class RunView {
       downloadMenu(this.run, this.path, {
         rows: () => this.timeline.rows,
         announce: (message) => this.app.announce(message),
+        showError: (problem) => this.app.showError(problem),
       }),
     );
     this.box = h(
