@@ -261,6 +261,15 @@ class FoldedMeasure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     max: float
 
 
+class FoldedModel(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What repetitions spent on one model."""
+
+    model: str
+    usd: float
+    tokens_in: int
+    tokens_out: int
+
+
 class FoldedLog(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A message that a repetition logged."""
 
@@ -281,6 +290,11 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
         by_status: totals of those that ended.
         after: ids of other steps that a repetition waited for, in between.
         failure: of the last repetition that failed.
+        retrying: attempts after which another one was due, by their status.
+        between_attempts: repetitions that were stopped while they waited for a retry, by their status.
+        retries_started: attempts that started but for the first ones; ``backoff_count`` of them after some backoff,
+            ``backoff_ns`` in all.
+        unaccounted_count: repetitions with unaccounted time before them.
         logs: the last messages.
     """
 
@@ -296,7 +310,13 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
     after: tuple[str, ...] = ()
     failure: Failure | None = None
     measures: tuple[FoldedMeasure, ...] = ()
-    models: tuple[str, ...] = ()
+    retrying: dict[str, int] = {}
+    between_attempts: dict[str, int] = {}
+    retries_started: int = 0
+    backoff_count: int = 0
+    backoff_ns: int = 0
+    unaccounted_count: int = 0
+    models: tuple[FoldedModel, ...] = ()
     logs: tuple[FoldedLog, ...] = ()
 
     @property

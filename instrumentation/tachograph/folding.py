@@ -20,6 +20,7 @@ from tachograph.events import (
     Folded,
     FoldedLog,
     FoldedMeasure,
+    FoldedModel,
     FoldedRuns,
     Listener,
     StepCost,
@@ -27,6 +28,7 @@ from tachograph.events import (
     StepFinished,
     StepLogged,
     StepMeasured,
+    StepRetrying,
     StepsFolded,
     StepStarted,
 )
@@ -189,27 +191,10 @@ class Fold:
     """
 
     __slots__ = (
-        "_after",
-        "_busy_ns",
-        "_busy_since",
-        "_by_status",
-        "_due_ns",
-        "_emit",
-        "_emitted",
-        "_ended_ns",
-        "_failure",
-        "_is_final",
-        "_lock",
-        "_logs",
-        "_measures",
-        "_models",
-        "_running",
-        "_sequence",
-        "_started",
-        "_step_id",
-        "_time_ns",
-        "inner",
-        "ref",
+        "_after", "_backoff_count", "_backoff_ns", "_between", "_busy_ns", "_busy_since", "_by_status", "_due_ns",
+        "_emit", "_emitted", "_ended_ns", "_failure", "_is_final", "_lock", "_logs", "_measures", "_models",
+        "_retries_started", "_retrying", "_running", "_sequence", "_started", "_step_id", "_time_ns",
+        "_unaccounted_count", "inner", "ref",
     )  # fmt: skip
 
     def __init__(self, ref: StepRef, emit: Listener) -> None:
@@ -230,7 +215,10 @@ class Fold:
         self._after: dict[str, None] = {}
         self._failure: Failure | None = None
         self._measures: dict[tuple[str, str], tuple[int, ExactSum, float, float]] = {}
-        self._models: dict[str, None] = {}
+        self._models: dict[str, tuple[float, int, int]] = {}
+        self._retrying: dict[str, int] = {}
+        self._between: dict[str, int] = {}
+        self._retries_started = self._backoff_count = self._backoff_ns = self._unaccounted_count = 0
         self._logs: deque[FoldedLog] = deque(maxlen=MAX_LOGS)
 
     @classmethod
@@ -243,7 +231,11 @@ class Fold:
             fold._running[""] = None
             fold._busy_since = folded.running_since_ns
         fold._by_status = {status: _Runs.of(runs) for status, runs in folded.by_status.items()}
-        fold._after, fold._models = dict.fromkeys(folded.after), dict.fromkeys(folded.models)
+        fold._after = dict.fromkeys(folded.after)
+        fold._models = {m.model: (m.usd, m.tokens_in, m.tokens_out) for m in folded.models}
+        fold._retrying, fold._between = dict(folded.retrying), dict(folded.between_attempts)
+        fold._retries_started, fold._unaccounted_count = folded.retries_started, folded.unaccounted_count
+        fold._backoff_count, fold._backoff_ns = folded.backoff_count, folded.backoff_ns
         fold._failure = folded.failure
         fold._measures = {(m.name, m.unit): (m.count, ExactSum.parse(m.total), m.min, m.max) for m in folded.measures}
         fold._logs.extend(folded.logs)
@@ -271,13 +263,21 @@ class Fold:
             if kind is StepFinished:
                 self._finished(event)  # type: ignore[arg-type]
             elif kind is StepStarted:
-                if event.attempt != 1:  # type: ignore[union-attr]
-                    return False
-                if self._started is None:
-                    self._started = (now, event.dependency_ns, event.unaccounted_ns)  # type: ignore[union-attr]
-                if not self._running:
-                    self._busy_since = now
-                self._running[event.step.span_id] = None
+                if event.attempt == 1:  # type: ignore[union-attr]
+                    if self._started is None:
+                        self._started = (now, event.dependency_ns, event.unaccounted_ns)  # type: ignore[union-attr]
+                    if not self._running:
+                        self._busy_since = now
+                    self._running[event.step.span_id] = None
+                    if event.unaccounted_ns:  # type: ignore[union-attr]
+                        self._unaccounted_count += 1
+                else:
+                    self._retries_started += 1
+                    if event.backoff_ns:  # type: ignore[union-attr]
+                        self._backoff_count += 1
+                        self._backoff_ns += event.backoff_ns  # type: ignore[union-attr]
+            elif isinstance(event, StepRetrying):
+                self._retrying[event.status.value] = self._retrying.get(event.status.value, 0) + 1
             elif isinstance(event, StepCost):
                 self._cost(event)
             elif isinstance(event, StepMeasured):
@@ -312,6 +312,8 @@ class Fold:
             self._ended_ns = now
         if event.failure is not None:
             self._failure = event.failure
+        if event.between_attempts:
+            self._between[status] = self._between.get(status, 0) + 1
 
     def _cost(self, event: StepCost) -> None:
         span_id = event.step.span_id
@@ -324,8 +326,9 @@ class Fold:
         spent.cost_nano_usd += round(event.usd * NS)
         spent.tokens_in += event.tokens_in
         spent.tokens_out += event.tokens_out
-        if event.model and len(self._models) < MAX_MODELS:
-            self._models[event.model] = None
+        model = event.model if event.model in self._models or len(self._models) < MAX_MODELS else OTHER
+        usd, tokens_in, tokens_out = self._models.get(model, (0.0, 0, 0))
+        self._models[model] = (usd + event.usd, tokens_in + event.tokens_in, tokens_out + event.tokens_out)
 
     def _measured(self, event: StepMeasured) -> None:
         key = (event.name, event.unit)
@@ -359,7 +362,13 @@ class Fold:
                 FoldedMeasure(name, unit, count, total.text, low, high)
                 for (name, unit), (count, total, low, high) in self._measures.items()
             ),
-            models=tuple(self._models),
+            models=tuple(FoldedModel(model, *spent) for model, spent in self._models.items()),
+            retrying=dict(self._retrying),
+            between_attempts=dict(self._between),
+            retries_started=self._retries_started,
+            backoff_count=self._backoff_count,
+            backoff_ns=self._backoff_ns,
+            unaccounted_count=self._unaccounted_count,
             logs=tuple(self._logs),
         )
 

@@ -43,7 +43,7 @@ from tachograph.workflow.definition import Backoff
 from tachograph_exporter.api.reconciliation import reconcile_execution
 from tachograph_exporter.api.request import Workspace
 from tachograph_exporter.cli.terminal import TimelineView
-from tachograph_exporter.store import archive, archiving, execution_list, executions, recovery
+from tachograph_exporter.store import archive, archiving, event_log, execution_list, executions, recovery
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.rollups import read, rebuild
 from tachograph_exporter.store.rollups.expected import expected_rows
@@ -759,7 +759,7 @@ if __name__ == "__main__":
         pid = os.fork()
         if pid:
             os.read(reader, 1)
-            assert recorder.flush(20)
+            assert recorder.flush(20)  # What it has taken from its child is written.
             os.kill(os.getpid(), signal.SIGKILL)
         for n in range(60):
             with tachograph.step("load"):
@@ -806,3 +806,24 @@ def test_a_child_whose_parent_dies_says_what_it_folded_itself(tmp_path: Path) ->
     seen = views(url, "etl")
     assert [e.folded.count for e in seen.timeline.step_timeline if e.folded is not None] == [55]
     assert seen.timeline.completed_step_count == 60
+
+
+def test_the_event_log_reconciles_with_folded_rows_and_overflowing_names(record: Any) -> None:
+    recording = record(max_step_repetitions=2, steps=30, names=2, measures=["rows"])
+    database = Database(recording.url)
+    database.run(lambda c: event_log.listen(c, "test"))
+    database.run(lambda c: event_log.settle(c, "test"))
+    with tachograph.workflow("etl"):
+        for name in "abcdefgh":
+            for n in range(6):
+                with tachograph.step(name) as step:
+                    step.measure("rows", n + 0.1, "row")
+                    step.cost(usd=0.01, tokens_in=3, model=f"m{n % 2}")
+                for outcome in ("retried", "completed", "failed"):
+                    with contextlib.suppress(ValueError):
+                        call(itertools.count(), outcome)
+    seen = agrees(recording, "etl", Counter(completed=48 + 96, failed=48))
+    assert set(seen.folds) == {"a", "call", "other"}
+    compared = recording.reconciliation(seen.row.execution_id)
+    assert compared.views["events"] == len(seen.timeline.step_timeline)
+    database.close()

@@ -227,7 +227,9 @@ def test_a_collector_that_is_down_or_hangs_neither_fails_nor_delays_a_step(
     tmp_path: Path, database_url: str, black_hole: str, collector: str
 ) -> None:
     source = """
+import os
 import time
+os.environ["TACHOGRAPH_MAX_STEP_REPETITIONS"] = "2000"
 from tachograph import step, workflow
 
 @step

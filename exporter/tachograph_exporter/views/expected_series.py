@@ -10,6 +10,8 @@ from sqlalchemy import Row
 
 from tachograph.clock import NS
 from tachograph.critical_path import critical_path, path_lengths
+from tachograph.events import Folded
+from tachograph.exact_sum import ExactSum
 from tachograph.metrics.families import VALUE_LIMIT
 from tachograph.metrics.journal import Change, SeriesKey
 from tachograph.metrics.specs import (
@@ -34,7 +36,7 @@ _OPEN: Final = frozenset({"pending", "running", "retrying"})
 
 
 class ExpectedSeries:
-    """What a run stands for, by series. Of steps with folded repetitions only the durations are whole.
+    """What a run stands for, by series.
 
     Args:
         workspace: slug.
@@ -61,9 +63,9 @@ class ExpectedSeries:
         """The changes by metric and label values."""
         return {key: Change(int(times), total) for key, (times, total) in self._changes.items()}
 
-    def _add(self, spec: MetricSpec, amount: float, *labels: str, times: int = 1) -> None:
+    def _add(self, spec: MetricSpec, amount: float, *labels: str) -> None:
         entry = self._changes[spec.name, (*self._head, *map(_label, labels))]
-        entry[0] += times
+        entry[0] += 1
         entry[1] += amount
 
     def _count_execution(self, run: StoredRun) -> None:
@@ -78,9 +80,7 @@ class ExpectedSeries:
 
     def _count_step(self, step: StoredStep, attempts: Sequence[Row[Any]]) -> None:
         if step.folded is not None:
-            # Of its attempts, waits and reports only sums are stored.
-            for status, runs in step.folded.by_status.items():
-                self._add(STEP_DURATION, runs.sum_ns / NS, step.name, status, times=runs.count)
+            self._count_folded(step.name, step.folded)
             return
         if step.status == "skipped":
             self._add(STEPS_SKIPPED, 1, step.name, step.skip_reason or "")
@@ -108,6 +108,37 @@ class ExpectedSeries:
                 self._add(STEP_WAIT, step.backoff_ns / NS, step.name, "backoff")
             if has_ended:
                 self._add(STEP_ATTEMPTS, 1, step.name, step.status)
+
+    def _count_folded(self, name: str, folded: Folded) -> None:
+        waits = dict.fromkeys(("dependency", "queue", "unaccounted"), 0)
+        for status, runs in folded.by_status.items():
+            waits["dependency"] += runs.dependency_ns
+            waits["queue"] += runs.queue_ns
+            waits["unaccounted"] += runs.unaccounted_ns
+            self._add_many(STEP_DURATION, runs.count, runs.sum_ns / NS, name, status)
+            attempts = runs.count - folded.between_attempts.get(status, 0)
+            self._add_many(STEP_ATTEMPTS, attempts, attempts, name, status)
+        for status, count in folded.retrying.items():
+            self._add_many(STEP_ATTEMPTS, count, count, name, status)
+            self._add_many(STEP_RETRIES, count, count, name)
+        self._add_many(STEP_WAIT, folded.count, waits["dependency"] / NS, name, "dependency")
+        self._add_many(STEP_WAIT, folded.count + folded.retries_started, waits["queue"] / NS, name, "queue")
+        self._add_many(STEP_WAIT, folded.unaccounted_count, waits["unaccounted"] / NS, name, "unaccounted")
+        self._add_many(STEP_WAIT, folded.backoff_count, folded.backoff_ns / NS, name, "backoff")
+        for model in folded.models:
+            self._add_many(STEP_COST, 1, model.usd, name, model.model)
+            self._add_many(STEP_TOKENS, 1, model.tokens_in, name, model.model, "input")
+            self._add_many(STEP_TOKENS, 1, model.tokens_out, name, model.model, "output")
+        for measure in folded.measures:
+            if measure.name in self._measures:
+                total = ExactSum.parse(measure.total).value
+                self._add_many(STEP_MEASURE, measure.count, total, name, measure.name, measure.unit)
+
+    def _add_many(self, spec: MetricSpec, times: int, amount: float, *labels: str) -> None:
+        if times and (amount or spec.kind != "counter"):
+            entry = self._changes[spec.name, (*self._head, *map(_label, labels))]
+            entry[0] += times
+            entry[1] += amount
 
     def _count_report(self, step: str, report: Row[Any]) -> None:
         if report.kind == "cost":

@@ -41,8 +41,10 @@ def impossible(run: StoredRun, *, has_one_clock: bool) -> Iterator[Difference]:
     if (execution.critical_path_ns or 0) > elapsed:
         values = {"execution": execution.critical_path_ns, "possible": elapsed}
         yield Difference("", "critical_path_ns", values, message="the critical path is longer than the run")
+    if any(step.folded is not None for step in steps):
+        return  # How many repetitions ran at once is not kept.
     possible = elapsed * _most_at_once(steps)
-    if (execution.work_ns or 0) > possible and not any(step.folded is not None for step in steps):
+    if (execution.work_ns or 0) > possible:
         values = {"execution": execution.work_ns, "possible": possible}
         yield Difference("", "work_ns", values, message="more work than its steps had time for")
 
@@ -65,12 +67,12 @@ def _impossible_step(
         elif step.folded is None and (step.run_ns or 0) > end - start:
             values = {"timeline": step.run_ns, "possible": end - start}
             yield Difference(key, "run_ns", values, message="it ran longer than it lasted")
+    if step.folded is not None:
+        return  # Its parts are sums over repetitions, which may have run at once.
     for name in _PARTS:
         part = getattr(step, name)
         if part is not None and part < 0:
             yield Difference(key, name, {"timeline": part, "possible": 0}, message="negative")
-        elif step.folded is not None:
-            continue  # A sum over repetitions, which may have run at the same time.
         elif part is not None and began is not None and ended is not None and part > max(0, ended - began):
             yield Difference(key, name, {"timeline": part, "possible": ended - began}, message="longer than the run")
 

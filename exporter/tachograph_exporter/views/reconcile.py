@@ -14,14 +14,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from sqlalchemy import Row
 
-from tachograph import folding
 from tachograph.clock import NS
 from tachograph.events import ExecutionStatus
 from tachograph.metrics.families import OTHER
 from tachograph.metrics.journal import Change, SeriesKey
 from tachograph.metrics.listener import Running
 from tachograph.metrics.specs import (
-    CRITICAL_PATH,
     EXECUTIONS_RUNNING,
     METRICS,
     OLDEST_RUNNING,
@@ -40,7 +38,7 @@ from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
 from tachograph_exporter.store.rollups.checking import CountedRow
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
-from tachograph_exporter.store.steps import StoredStep, status_counts
+from tachograph_exporter.store.steps import StoredStep, decode_folded, status_counts
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.executions import execution_summary
 from tachograph_exporter.views.expected_series import ExpectedSeries
@@ -120,7 +118,7 @@ class _View(NamedTuple):
 def reconcile(evidence: Evidence, now_ns: int) -> Reconciliation:
     """Compare the views of a stored execution. Costs O(steps), and the executions of the rollup row it is counted in.
 
-    Where repetitions of a step are folded, the views are compared by their sums: counts, durations, the work.
+    Where repetitions of a step are folded, the views are compared by their sums.
 
     While the execution runs, only what has ended is compared.
     """
@@ -223,8 +221,7 @@ class _Comparison:
         for entry in timeline.step_timeline:
             facts[entry.step_id] = _entry_facts(entry, has_all_attempts=not self._is_ingested)
         self.counts["timeline"] = sum(
-            entry.folded.count + entry.folded.running if entry.folded is not None else 1
-            for entry in timeline.step_timeline
+            entry.folded.count if entry.folded is not None else 1 for entry in timeline.step_timeline
         )
         return _View("timeline", facts)
 
@@ -344,8 +341,10 @@ class _Comparison:
         for (_, step_id), values in batch.steps.items():
             step_facts = dict(zip(_STEP_COLUMNS, values, strict=True))
             # The log leaves out when a step became ready.
-            for name in ("execution_id", "rank", "ready_ns"):
+            for name in ("execution_id", "rank", "ready_ns", "folded_count"):
                 del step_facts[name]
+            if step_facts["folded"] is not None:
+                step_facts["folded"] = decode_folded(step_facts["folded"])
             step_facts["attempts"] = step_facts.pop("attempt")
             step_facts["depends_on"] = msgspec.json.decode(step_facts["depends_on"])
             facts[step_id] = step_facts
@@ -390,19 +389,8 @@ class _Comparison:
         for step in self._run.steps:
             ids[step.name].append(step.step_id)
         for key in {**expected, **noted}:
-            if self._folded and self._is_folded(key):
-                continue
             yield from self._series_differences(key, noted.get(key, _NONE), expected.get(key, _NONE), series, ids)
         yield from self._gauge_differences(series)
-
-    def _is_folded(self, key: SeriesKey) -> bool:
-        """Whether the rows do not say all that a series counts, because they stand for many repetitions."""
-        metric, labels = key
-        step = dict(zip(_SPECS[metric].labels, labels, strict=True)).get("step")
-        folded = set(self._folded.values())
-        if step is None or metric == CRITICAL_PATH.name:
-            return False
-        return folding.OTHER in folded or (step in folded and metric != STEP_DURATION.name)
 
     def _series_differences(
         self, key: SeriesKey, noted: Change, expected: Change, series: CountedSeries, ids: Mapping[str, Sequence[str]]

@@ -233,7 +233,7 @@ def _folded_cost(folded: Folded) -> Cost | None:
         usd=sum(r.cost_nano_usd for r in runs) / NANO,
         tokens_in=sum(r.tokens_in for r in runs),
         tokens_out=sum(r.tokens_out for r in runs),
-        models=sorted(folded.models),
+        models=sorted(m.model for m in folded.models if m.model),
     )
     return cost if cost.usd or cost.tokens_in or cost.tokens_out else None
 

@@ -15,7 +15,7 @@ from tachograph.run_notes import RunNotes
 PENDING: Final = 8_192
 """Values that are noted before they are moved to the notes of their execution."""
 FOLD_AT: Final = 10_000
-"""Values noted of an execution before they are added up by series."""
+"""Values noted of an execution before they are added up by series, or twice as many as it has series."""
 MAX_VALUES: Final = 1_000_000
 """Values noted of all executions."""
 
@@ -51,7 +51,7 @@ class SeriesChanges:
     def add(self, changes: Sequence[Any]) -> None:
         """Add changes."""
         self.changes += changes
-        if len(self.changes) > FOLD_AT:
+        if len(self.changes) > max(FOLD_AT, 4 * len(self.sums)):
             self.sums = _added(self.sums, self.changes)
             self.changes = []
 

@@ -226,7 +226,7 @@ class MetricsListener:
         observe = series.waits.get(reason)
         if observe is None:
             ref = step.execution
-            key = (_label(ref.workspace), _label(ref.workflow), _label(step.name), reason)
+            key = (_label(ref.workspace), _label(ref.workflow), _label(step.folded_as or step.name), reason)
             observe = self._histograms[STEP_WAIT.name].labels(*key).observe
             if not series.is_shared:
                 series.waits[reason] = observe
@@ -234,7 +234,7 @@ class MetricsListener:
 
     def _step_started(self, event: StepStarted) -> None:
         step = event.step
-        series = self._series(step.execution, step.name)
+        series = self._series(step.execution, step.folded_as or step.name)
         execution_id = step.execution.execution_id
         running = series.running.get(execution_id)
         if running is None:
@@ -261,12 +261,12 @@ class MetricsListener:
     def _step_finished(self, event: StepFinished) -> None:
         step = event.step
         ref = step.execution
-        series = self._series(ref, step.name)
+        series = self._series(ref, step.folded_as or step.name)
         status = str(event.status)
         duration = max(0, event.time_ns - event.started_ns)
         observe = series.duration.get(status)
         if observe is None:
-            key = (_label(ref.workspace), _label(ref.workflow), _label(step.name), status)
+            key = (_label(ref.workspace), _label(ref.workflow), _label(step.folded_as or step.name), status)
             observe = self._histograms[STEP_DURATION.name].labels(*key).observe
             if not series.is_shared:
                 series.duration[status] = observe
@@ -276,7 +276,7 @@ class MetricsListener:
         if not event.between_attempts:
             # The start of a lost step may have been counted here, or only in a process that has died.
             self._stopped(series, step)
-            self._attempt(series, ref, step.name, status)
+            self._attempt(series, ref, step.folded_as or step.name, status)
 
     def _attempt(self, series: _StepSeries, ref: ExecutionRef, step: str, outcome: str) -> None:
         count = series.attempts.get(outcome)
@@ -289,10 +289,10 @@ class MetricsListener:
 
     def _step_retrying(self, event: StepRetrying) -> None:
         step = event.step
-        series = self._series(step.execution, step.name)
+        series = self._series(step.execution, step.folded_as or step.name)
         self._stopped(series, step)
         series.retries()
-        self._attempt(series, step.execution, step.name, event.status.value)
+        self._attempt(series, step.execution, step.folded_as or step.name, event.status.value)
 
     def _step_skipped(self, event: StepSkipped) -> None:
         ref = event.step.execution
@@ -301,7 +301,12 @@ class MetricsListener:
 
     def _cost(self, event: StepCost) -> None:
         ref = event.step.execution
-        key = (_label(ref.workspace), _label(ref.workflow), _label(event.step.name), _label(event.model))
+        key = (
+            _label(ref.workspace),
+            _label(ref.workflow),
+            _label(event.step.folded_as or event.step.name),
+            _label(event.model),
+        )
         if event.usd:
             self._counters[STEP_COST.name].labels(*key).inc(event.usd)
         if event.tokens_in:
@@ -312,7 +317,7 @@ class MetricsListener:
     def _measured(self, event: StepMeasured) -> None:
         if event.name in self._measures:
             ref = event.step.execution
-            key = (ref.workspace, ref.workflow, event.step.name, event.name, event.unit)
+            key = (ref.workspace, ref.workflow, event.step.folded_as or event.step.name, event.name, event.unit)
             self._histograms[STEP_MEASURE.name].labels(*map(_label, key)).observe(event.value)
 
     def _execution_started(self, event: ExecutionStarted) -> None:

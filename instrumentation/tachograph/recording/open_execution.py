@@ -170,6 +170,7 @@ class OpenExecution:
             step_order=first.step_order,
             index=first.index,
             depends_on=first.depends_on,
+            dependency_count=first.dependency_count,
             links=links,
             child_execution_id=child_execution_id,
             folded_as=folded_as,

@@ -216,6 +216,7 @@ class SpanListener:
 
     def _finish_step(self, event: StepFinished) -> None:
         step = event.step
+        is_folded = step.folded_as is not None
         run = self._run(step.execution)
         span = run.steps.pop(step.span_id, None)
         if span is None:
@@ -226,17 +227,16 @@ class SpanListener:
         if event.attempt > 1 and not event.between_attempts:
             if attempt is None:
                 attempt = self._start_attempt(run, step, span, event.attempt, event.attempt_started_ns)
-            _end(run, attempt, event.time_ns, {semconv.STEP_STATUS: event.status.value}, event.failure)
+            status = {semconv.STEP_STATUS: event.status.value}
+            _end(run, attempt, event.time_ns, status, event.failure, is_folded=is_folded)
         wait_ns = event.dependency_ns + event.queue_ns + event.backoff_ns
         attributes = step_state_attributes(event.status, event.attempt, wait_ns)
         if run.costs:
             attributes.update(run.costs.pop(step.step_id, {}))
-        if step.folded_as is not None:
-            # There is no bound to these, so nothing is kept: what links to it finds the ids in the reference.
+        _end(run, span, event.time_ns, attributes, event.failure, is_folded=is_folded)
+        if is_folded:
+            # What links to it finds the ids in the reference.
             run.step_contexts.pop(step.span_id, None)
-            _close(span, event.time_ns, attributes, event.failure)
-        else:
-            _end(run, span, event.time_ns, attributes, event.failure)
 
     def _finish_attempt(self, event: StepRetrying) -> None:
         step = event.step
@@ -246,7 +246,8 @@ class SpanListener:
             # The first attempt had no span of its own until it turned out not to be the last.
             span = run.steps.get(step.span_id) or self._start_step(run, step, event.started_ns)
             attempt = self._start_attempt(run, step, span, event.attempt, event.started_ns)
-        _end(run, attempt, event.time_ns, {semconv.STEP_STATUS: event.status.value}, event.failure)
+        status = {semconv.STEP_STATUS: event.status.value}
+        _end(run, attempt, event.time_ns, status, event.failure, is_folded=step.folded_as is not None)
 
     def _skip(self, event: StepSkipped) -> None:
         run = self._run(event.step.execution)
@@ -297,10 +298,18 @@ class SpanListener:
 
 
 def _end(
-    run: ExecutionSpans, span: trace.Span, end_time: int, attributes: Mapping[str, Any], failure: Failure | None
+    run: ExecutionSpans,
+    span: trace.Span,
+    end_time: int,
+    attributes: Mapping[str, Any],
+    failure: Failure | None,
+    *,
+    is_folded: bool = False,
 ) -> None:
-    """End a span and note how it ended."""
+    """End a span and note how it ended, unless its step is folded: there is no bound to those."""
     _close(span, end_time, attributes, failure)
+    if is_folded:
+        return
     if isinstance(span, LiveSpan):
         run.ended.add(span)
     else:
