@@ -23,10 +23,16 @@ from tachograph.workflow import DoNotRetry, StepContext, StepFailed, handler
 def _distributions() -> dict[str, metadata.Distribution]:
     distributions = {}
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"]
+        name = _field(distribution, "Name")
         if name:
             distributions[name] = distribution
     return dict(sorted(distributions.items(), key=lambda pair: pair[0].lower()))
+
+
+def _field(distribution: metadata.Distribution, name: str) -> str:
+    """A field of a distribution's metadata; many have no summary, some not even a name."""
+    fields = distribution.metadata
+    return fields[name] if name in fields else ""  # noqa: SIM401 - `get` is missing from the type in Python 3.11
 
 
 def _scratch(context: StepContext) -> Path:
@@ -114,7 +120,7 @@ def look(context: StepContext) -> dict[str, Any]:
     distributions = _distributions()
     counts: dict[str, int] = {"distributions": len(distributions)}
     if depth >= 2:
-        counts["with_summary"] = sum(bool(d.metadata["Summary"]) for d in distributions.values())
+        counts["with_summary"] = sum(bool(_field(d, "Summary")) for d in distributions.values())
         counts["requirements"] = sum(len(d.requires or []) for d in distributions.values())
     if depth >= 3:
         sizes = [_size(d) for d in distributions.values()]
@@ -145,13 +151,12 @@ def extract(context: StepContext) -> dict[str, Any]:
     """Name, version, licence, summary and requirements of every distribution."""
     rows = []
     for name, distribution in _distributions().items():
-        fields = distribution.metadata
         rows.append(
             {
                 "name": name,
                 "version": distribution.version,
-                "licence": fields["License-Expression"] or fields["License"] or "",
-                "summary": fields["Summary"] or "",
+                "licence": _field(distribution, "License-Expression") or _field(distribution, "License"),
+                "summary": _field(distribution, "Summary"),
                 "requires": distribution.requires or [],
             }
         )
@@ -277,7 +282,7 @@ def plan(context: StepContext) -> dict[str, Any]:
     scores: dict[str, int] = {}
     summaries = []
     for name, distribution in _distributions().items():
-        summary = distribution.metadata["Summary"] or ""
+        summary = _field(distribution, "Summary")
         summaries.append(summary)
         score = sum(word in _words(f"{name} {summary}") for word in topic)
         if score:
@@ -295,7 +300,7 @@ def research(context: StepContext) -> dict[str, Any]:
     distributions = _distributions()
     for name in context.outputs["plan"]["chosen"]:
         fields = distributions[name].metadata
-        text = str(fields.json.get("description") or fields["Summary"] or "")
+        text = str(fields.json.get("description") or _field(distributions[name], "Summary"))
         read.append(text)
         plain = re.sub(r"[`*#>|=\[\]()_-]+", " ", text)
         sentences += [s.strip() for s in re.split(r"(?<=[.!?])\s+", plain) if 40 < len(s.strip()) < 240][:40]

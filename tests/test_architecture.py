@@ -13,11 +13,12 @@ SOURCES: Final = {"tachograph": ROOT / "instrumentation", "tachograph_exporter":
 
 FLOORS: Final[Mapping[str, int]] = {
     # The library, from the ground: values; what runs workflows; what listens; what records; the public face.
+    "tachograph.names": -1,
     "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
     "tachograph.histogram": 0, "tachograph.process": 0, "tachograph.otel_variables": 0,
     "tachograph.events": 1,
     "tachograph.critical_path": 2, "tachograph.inferred_dependencies": 2, "tachograph.redaction": 2,
-    "tachograph.summary": 3, "tachograph.outcomes": 3,
+    "tachograph.summary": 3, "tachograph.run_window": 3, "tachograph.run_notes": 0,
     "tachograph.workflow": 4,
     "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6,
     "tachograph": 7,

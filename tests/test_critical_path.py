@@ -118,12 +118,12 @@ def test_slack_never_reaches_beyond_the_end_nor_below_zero(steps: list[Step]) ->
 
 def test_calls_one_after_another_are_inferred_as_a_chain_and_side_by_side_as_a_fork_and_join() -> None:
     order = InferredDependencies()
-    assert order.started("a", 0) == ()
+    assert order.started("a", 0).ids == ()
     order.finished("a", 1)
-    assert order.started("b", 2) == ("a",)
-    assert order.started("c", 3) == ("a",)
+    assert order.started("b", 2).ids == ("a",)
+    assert order.started("c", 3).ids == ("a",)
     order.finished("b", 4)
     order.finished("c", 5)
-    assert set(order.started("d", 6)) == {"b", "c"}
+    assert set(order.started("d", 6).ids) == {"b", "c"}
     order.finished("d", 7)
-    assert order.started("e", 8) == ("d",)
+    assert order.started("e", 8).ids == ("d",)

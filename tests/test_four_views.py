@@ -127,7 +127,9 @@ async def check(api: Api, name: str, inputs: dict[str, Any], memory: InMemorySpa
     agreed = await api.get(f"/api/workflows/executions/{execution}/reconcile")
     assert agreed["differences"] == []
     assert agreed["agrees"]
-    assert agreed["views"] == dict.fromkeys(("rows", "spans", "metrics", "events"), len(rows))
+    views = ("rows", "timeline", "list", "otlp", "spans", "metrics", "rollups")
+    assert agreed["views"] == {**dict.fromkeys(views, len(rows)), "events": None}
+    assert set(agreed["reasons"]) == {"events"}
 
 
 def test_the_cases_are_all_examples() -> None:

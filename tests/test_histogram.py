@@ -7,7 +7,7 @@ import random
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tachograph.histogram import (
@@ -155,7 +155,9 @@ def test_impossible_requests_are_refused() -> None:
     assert ExponentialHistogram().quantile(0.5) is None
 
 
-@given(st.lists(st.floats(0, 1e9), max_size=200), st.integers(2, 40))
+# In the coarsest schema, values from the zero threshold to 1e9 span 10 buckets.
+@given(st.lists(st.floats(0, 1e9), max_size=200), st.integers(10, 40))
+@example([0.0, 2**-127, 1.0, 65536.0, 65537.0, 1e9], 10)
 def test_bars_hold_every_value_once_and_are_few(values: list[float], most: int) -> None:
     bars = ExponentialHistogram.of(values).bars(most)
     assert sum(count for _, _, count in bars) == len(values)

@@ -23,7 +23,6 @@ from tachograph.metrics.listener import MetricsListener
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import METRICS
-from tachograph.outcomes import EventOutcomes
 from tachograph.recording.provider import find_provider
 from tachograph.recording.setup import adopt, build_recorder, release
 from tachograph.recording.spooled_store import SpooledStore
@@ -144,7 +143,6 @@ class Service:
             measures=config.measures,
             store=self.store,
         )
-        self.recorder.add("events", EventOutcomes())
         adopt(self.recorder, config.workspace)
         book = read_rules(config.mapping) if config.mapping is not None else BUILT_IN
         # Ingested events are stored with the spans they were read from, in the transaction that acknowledges them.
@@ -221,10 +219,10 @@ class Service:
         """Store what other processes spooled, then close executions whose process died as ``lost``; their number."""
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
         lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns()))
-        for execution, steps in lost:
-            for event in recovery.lost_events(execution, steps):
+        for run in lost:
+            for event in recovery.lost_events(*run):
                 self.recorder(event)
-            log.warning("execution %s of %s was lost", execution.execution_id, execution.workflow)
+            log.warning("execution %s of %s was lost", run.execution.execution_id, run.execution.workflow)
         if lost:
             await asyncio.to_thread(self.recorder.queues["store"].flush, 10.0)
         return len(lost)

@@ -23,8 +23,14 @@ class AnchoredClock:
 
     __slots__ = ("_offset",)
 
-    def __init__(self) -> None:
-        self._offset = time.time_ns() - time.perf_counter_ns()
+    def __init__(self, offset_ns: int | None = None) -> None:
+        # The monotonic clock is the machine's: an execution's processes share its offset, and so its time.
+        self._offset = time.time_ns() - time.perf_counter_ns() if offset_ns is None else offset_ns
+
+    @property
+    def offset_ns(self) -> int:
+        """Wall clock minus monotonic clock, as read at the start."""
+        return self._offset
 
     def __call__(self) -> int:
         return self._offset + time.perf_counter_ns()

@@ -157,10 +157,16 @@ class StepReady(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_ready
 
 
 class StepStarted(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_started"):
-    """An attempt started. The waits are those before *this* attempt: for dependencies, for a slot, for the backoff."""
+    """An attempt started.
+
+    The waits are those before *this* attempt: for dependencies, for a slot, for the backoff. ``unaccounted_ns`` is the
+    time before the first attempt that nothing accounts for: the dependencies were met and nothing had asked for the
+    step yet, so it is the program's own time.
+    """
 
     attempt: int = 1
     dependency_ns: int = 0
+    unaccounted_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
     inputs: str | None = None
@@ -175,6 +181,7 @@ class StepRetrying(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_re
     delay_ns: int
     failure: Failure
     dependency_ns: int = 0
+    unaccounted_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
 
@@ -183,9 +190,10 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
     """A step ended at ``time_ns`` with its last attempt.
 
     ``started_ns`` is the start of the *first* attempt, ``attempt_started_ns`` that of the last. ``dependency_ns``,
-    ``queue_ns``, ``backoff_ns`` and ``run_ns`` are totals over all attempts and add up to the time from the start of
-    the execution (for a nested step: of the enclosing step) to ``time_ns``. ``last_queue_ns`` and ``last_backoff_ns``
-    belong to the last attempt alone. ``between_attempts``: the step was stopped while it waited for a retry, so a
+    ``unaccounted_ns``, ``queue_ns``, ``backoff_ns`` and ``run_ns`` are totals over all attempts and add up to the time
+    from the start of the execution (for a nested step: of the enclosing step) to ``time_ns``. Where clocks differ, they
+    add up within the execution's own time. ``last_queue_ns`` and ``last_backoff_ns`` belong to the last attempt alone.
+    ``between_attempts``: the step was stopped while it waited for a retry, so a
     `StepRetrying` already reported its last attempt.
     """
 
@@ -194,6 +202,7 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
     started_ns: int
     attempt_started_ns: int
     dependency_ns: int = 0
+    unaccounted_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
     run_ns: int = 0

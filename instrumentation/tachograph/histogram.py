@@ -296,18 +296,25 @@ class ExponentialHistogram:
     def bars(self, most: int) -> list[tuple[float, float, int]]:
         """(low, high, count) of the filled buckets, ascending.
 
-        In the finest schema in which they span at most ``most`` buckets. The zero bucket comes first, as (0, 0, count);
-        negative values are left out.
+        In the finest schema in which they span at most ``most`` buckets. If not even the coarsest is coarse enough,
+        neighbours are joined. The zero bucket comes first, as (0, 0, count), and is not among the ``most``; negative
+        values are left out. Raises `ValueError` unless ``most`` is positive.
         """
+        if most < 1:
+            raise ValueError(f"at least one bucket is needed, not {most}")
         schema = self.schema
         while schema > MIN_SCHEMA:
             indexes = [-(-index >> (self.schema - schema)) for index in self.positive]
             if not indexes or max(indexes) - min(indexes) < most:
                 break
             schema -= 1
+        filled = sorted(join_buckets(self.positive, self.schema - schema).items())
+        per_bar = max(1, -(-len(filled) // most))
         bars = [(0.0, 0.0, self.zero_count)] if self.zero_count else []
-        for index, count in sorted(join_buckets(self.positive, self.schema - schema).items()):
-            bars.append((upper_bound(index - 1, schema), upper_bound(index, schema), count))
+        for i in range(0, len(filled), per_bar):
+            group = filled[i : i + per_bar]
+            low, high = upper_bound(group[0][0] - 1, schema), upper_bound(group[-1][0], schema)
+            bars.append((low, high, sum(count for _, count in group)))
         return bars
 
     def _clamped(self, value: float) -> float:

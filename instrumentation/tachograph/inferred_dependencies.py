@@ -2,6 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+MAX_DEPENDENCIES: Final = 32
+"""Dependencies that are listed for a step; more are only counted."""
+
+
+class Dependencies(NamedTuple):
+    """What a step depends on: the ids of those that ended last, in the order they ended, and how many there are."""
+
+    ids: tuple[str, ...]
+    total: int
+
+    @property
+    def dependency_count(self) -> int:
+        """As in `StepRef`: 0 when all are listed."""
+        return self.total if self.total > len(self.ids) else 0
+
+
+_NONE: Final = Dependencies((), 0)
+
 
 class InferredDependencies:
     """Dependencies of steps that declare none, from the order in which they ran.
@@ -9,24 +32,62 @@ class InferredDependencies:
     A step depends on the steps that had finished when it started, except where another finished step lies between the
     two (the transitive reduction of the interval order). Sequential calls become a chain, concurrent calls a fork and
     a join. Report starts and ends in the order they happen.
+
+    After a barrier of n steps each of the m next ones depends on all n. Those n·m edges are not written out: a step
+    lists the `MAX_DEPENDENCIES` that ended last, since they held it back, and the number of all. A start or an end
+    takes the same time whatever n is, and steps that start together share one list.
     """
 
-    __slots__ = ("_finished", "_latest_start", "_starts")
+    __slots__ = ("_current", "_finished", "_latest_start", "_starts")
 
     def __init__(self) -> None:
         self._starts: dict[str, int] = {}
-        self._finished: list[tuple[int, str]] = []
+        # By the moment they ended, earliest first.
+        self._finished: deque[tuple[int, str]] = deque()
         self._latest_start = -1
+        self._current: Dependencies | None = _NONE
 
-    def started(self, step: str, time_ns: int) -> tuple[str, ...]:
-        """Record a start. Returns the ids of the steps that the step depends on."""
+    def started(self, step: str, time_ns: int) -> Dependencies:
+        """Record a start. Returns what the step depends on."""
         self._starts[step] = time_ns
-        return tuple(finished for _, finished in self._finished)
+        current = self._current
+        if current is None:
+            finished = self._finished
+            last = [step_id for _, step_id in itertools.islice(reversed(finished), MAX_DEPENDENCIES)]
+            current = self._current = Dependencies(tuple(reversed(last)), len(finished))
+        return current
+
+    @property
+    def last_end_ns(self) -> int:
+        """When the last step ended that a step starting now depends on; 0: there is none."""
+        return self._finished[-1][0] if self._finished else 0
+
+    def frontier(self) -> list[tuple[int, str]]:
+        """(end, step id) of the steps that a step starting now depends on: those that would be listed."""
+        finished = self._finished
+        return list(itertools.islice(finished, max(0, len(finished) - MAX_DEPENDENCIES), None))
+
+    def continue_from(self, frontier: Iterable[tuple[int, str]]) -> None:
+        """Start where another process was: from its `frontier`."""
+        self._finished = deque(frontier)
+        # What it contains has begun before any of it ended.
+        self._latest_start = min((time_ns for time_ns, _ in self._finished), default=0) - 1
+        self._current = None
 
     def finished(self, step: str, time_ns: int) -> None:
         """Record an end. Steps that it waited for are no longer direct dependencies of later steps."""
         start = self._starts.pop(step, time_ns)
+        finished = self._finished
         if start > self._latest_start:
             self._latest_start = start
-            self._finished = [pair for pair in self._finished if pair[0] > start]
-        self._finished.append((time_ns, step))
+            while finished and finished[0][0] <= start:
+                finished.popleft()
+        # Threads may report their ends in another order than they read the clock.
+        position = len(finished)
+        while position and finished[position - 1][0] > time_ns:
+            position -= 1
+        if position == len(finished):
+            finished.append((time_ns, step))
+        else:
+            finished.insert(position, (time_ns, step))
+        self._current = None

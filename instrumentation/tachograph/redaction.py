@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from tachograph.names import NAME_LIMIT
+from tachograph.names import encodable as encodable
+
 MASK: Final = "[masked]"
 TEXT_LIMIT: Final = 4096
 """Characters of an error message or a log line."""
-NAME_LIMIT: Final = 200
-"""Characters of a name, a version, a label or a unit."""
 
 _SECRET_WORDS: Final = frozenset({
     "password", "passwd", "passphrase", "passcode", "pass", "pwd", "secret", "secrets", "token", "tokens",
@@ -95,18 +96,6 @@ def is_secret_key(key: str) -> bool:
     return False
 
 
-def encodable(text: str, limit: int = NAME_LIMIT) -> str:
-    """``text`` as valid UTF-8 without NUL, at most ``limit`` characters: what a label, a row or a header can hold.
-
-    Lone surrogates (bytes of a file name that are no text, PEP 383) become ``?``.
-    """
-    if len(text) > limit:
-        text = text[: limit - 1] + "…"
-    if not text.isascii():
-        text = text.encode("utf-8", "replace").decode()
-    return text.replace("\0", "�") if "\0" in text else text
-
-
 def set_extra_mask(mask: Callable[[str], str] | None) -> None:
     """A user's own masking, applied to every text after the built-in one. What it raises is ignored."""
     global _extra_mask
@@ -127,7 +116,9 @@ def mask_text(text: str, limit: int = TEXT_LIMIT) -> str:
     if _extra_mask is not None:
         try:
             text = str(_extra_mask(text))
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             text = MASK  # A hook that failed masked nothing: keep nothing.
     return encodable(text, limit)
 

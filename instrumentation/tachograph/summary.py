@@ -26,7 +26,8 @@ from typing import Any, Final
 import msgspec
 
 from tachograph.events import Failure
-from tachograph.redaction import MASK, TEXT_LIMIT, encodable, is_secret_key, mask_text
+from tachograph.names import encodable
+from tachograph.redaction import MASK, TEXT_LIMIT, is_secret_key, mask_text
 
 LIMIT: Final = 4096
 """Characters of a summary of inputs or outputs."""
@@ -288,6 +289,25 @@ def _reader(kind: type) -> Reader:
     if numpy is not None and issubclass(kind, getattr(numpy, "generic", ())):
         return _numpy_scalar
     return _name_only
+
+
+def as_text(value: Any) -> str:
+    """What a log line says: text as it is, an exception's message, of anything else the summary. Never raises."""
+    if type(value) is str:
+        return value
+    if issubclass(type(value), BaseException):
+        return _message(value)
+    if issubclass(type(value), str):
+        return str.__str__(value)
+    return summarise(value) or ("{}" if type(value) is dict else "None")
+
+
+def is_clean_exit(error: BaseException) -> bool:
+    """Whether it is what ``sys.exit()`` or ``sys.exit(0)`` raises: the work ends, and it has not failed."""
+    if not issubclass(type(error), SystemExit):
+        return False
+    code = SystemExit.__dict__["code"].__get__(error)
+    return code is None or (issubclass(type(code), int) and int.__eq__(code, 0))
 
 
 def failure(error: BaseException, *, stack: bool = True) -> Failure:

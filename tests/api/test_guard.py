@@ -157,14 +157,14 @@ async def test_metrics_may_be_public_and_loopback_may_require_a_token(
         assert (await api.call("GET", "/api/workflows"))[0] == 401
 
 
-def test_beyond_loopback_the_service_starts_only_if_a_token_exists(database_url: str) -> None:
+async def test_beyond_loopback_the_service_starts_only_if_a_token_exists(database_url: str) -> None:
     config = Config(database=database_url, host="0.0.0.0")
     with pytest.raises(ConfigError, match="tokens create"):
         Service(config)
     database = Database(database_url)
     database.run(lambda c: create_token(c, name="x", scopes=["read"]))
     database.close()
-    Service(config).recorder.close()
+    await Service(config).close()
     with pytest.raises(ConfigError, match="none exists"):
         Config(is_token_required=True).check()
     Config(host="0.0.0.0", is_insecure=True).check()

@@ -123,7 +123,7 @@ async def test_a_trace_of_any_program_is_an_execution_with_steps(api: Api) -> No
     assert {name: step["status"] for name, step in steps.items()} == {"extract": "completed", "load": "failed"}
     assert steps["load"]["depends_on"] == [steps["extract"]["step_id"]]
     assert (steps["load"]["error_type"], steps["load"]["error_message"]) == ("ValueError", "disk full")
-    assert steps["load"]["wait"] == {"dependency": 4, "queue": 0.5, "backoff": 0}
+    assert steps["load"]["wait"] == {"dependency": 4, "queue": 0, "backoff": 0, "unaccounted": 0.5}
     assert [part["step_name"] for part in nightly["critical_path"]] == ["extract", "load"]
     metrics = await api.get("/api/workflows/nightly/metrics")
     assert (metrics["total_executions"], metrics["by_status"]["completed"]["p50"]) == (1, 10)
@@ -277,7 +277,8 @@ async def test_engines_traces_become_timelines_however_they_arrive(
     for step in execution["step_timeline"]:
         if step["started_at"] is not None:
             assert step["wait_seconds"] + step["run_seconds"] == pytest.approx(
-                step["wait"]["dependency"] + step["wait"]["queue"] + step["duration_seconds"]
+                sum(step["wait"][reason] for reason in ("dependency", "unaccounted", "queue"))
+                + step["duration_seconds"]
             )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -58,13 +59,24 @@ class Socket:
         return messages
 
 
-async def connect(api: Api, path: str, **options: Any) -> Socket:
-    socket = Socket(await api.session.ws_connect(api.address + path, **options))
-    assert (await socket.next())["event_type"] == "connected"
-    return socket
+Connect = Callable[..., Awaitable[Socket]]
 
 
-async def test_the_whole_stream_of_a_run(api: Api) -> None:
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Connects to a stream; the connection is closed when the test ends."""
+    async with contextlib.AsyncExitStack() as sockets:
+
+        async def connect(api: Api, path: str, **options: Any) -> Socket:
+            socket = await sockets.enter_async_context(api.session.ws_connect(api.address + path, **options))
+            follower = Socket(socket)
+            assert (await follower.next())["event_type"] == "connected"
+            return follower
+
+        yield connect
+
+
+async def test_the_whole_stream_of_a_run(api: Api, connect: Connect) -> None:
     socket = await connect(api, "/ws/workflows/stream")
     execution = await api.run("pair")
     messages = await socket.until("workflow_completed")
@@ -86,7 +98,7 @@ async def test_the_whole_stream_of_a_run(api: Api) -> None:
 
 
 @pytest.mark.parametrize("path", ["/ws/workflows/pair", "/ws/workflows/{id}", "/ws/workflows/steps/{step}"])
-async def test_a_stream_of_one_workflow_or_step_has_only_its_events(api: Api, path: str) -> None:
+async def test_a_stream_of_one_workflow_or_step_has_only_its_events(api: Api, connect: Connect, path: str) -> None:
     await api.run("pair")
     execution = (await api.get("/api/workflows/executions"))["items"][0]
     timeline = await api.get(f"/api/workflows/executions/{execution['execution_id']}/timeline")
@@ -123,7 +135,7 @@ async def read_event(stream: aiohttp.ClientResponse) -> dict[str, str]:
     return fields
 
 
-async def test_a_stream_has_no_events_of_other_workspaces(api: Api) -> None:
+async def test_a_stream_has_no_events_of_other_workspaces(api: Api, connect: Connect) -> None:
     await api.call("POST", "/api/workspaces", {"slug": "elsewhere"})
     theirs = await connect(api, "/ws/workflows/stream?workspace_slug=elsewhere")
     ours = await connect(api, "/ws/workflows/stream")
@@ -152,14 +164,14 @@ async def test_an_invalid_subscription_is_refused_before_the_stream_starts(
     assert (got, body["code"]) == (status, code)
 
 
-async def test_a_page_of_another_site_is_refused(api: Api) -> None:
+async def test_a_page_of_another_site_is_refused(api: Api, connect: Connect) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await connect(api, "/ws/workflows/stream", headers={"Origin": "https://elsewhere.example"})
     assert refused.value.status == 403
     await connect(api, "/ws/workflows/stream", headers={"Origin": api.address})
 
 
-async def test_a_client_that_sends_too_much_is_disconnected(api: Api) -> None:
+async def test_a_client_that_sends_too_much_is_disconnected(api: Api, connect: Connect) -> None:
     socket = await connect(api, "/ws/workflows/stream")
     await socket.socket.send_bytes(b"x")
     assert (await socket.socket.receive()).type is aiohttp.WSMsgType.CLOSE
@@ -171,7 +183,7 @@ async def test_a_client_that_sends_too_much_is_disconnected(api: Api) -> None:
 
 
 async def test_tokens_by_header_and_by_subprotocol_as_browsers_send_them(
-    database_url: str, handlers: HandlerRegistry
+    database_url: str, handlers: HandlerRegistry, connect: Connect
 ) -> None:
     config = Config(database=database_url, grace_seconds=0.2, token=TOKEN, max_stream_clients=2)
     offered = "tachograph.bearer." + base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")
@@ -193,7 +205,9 @@ async def test_tokens_by_header_and_by_subprotocol_as_browsers_send_them(
         await by_header.socket.close()
 
 
-async def test_heartbeats_carry_the_sequence_number_to_resume_from(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_heartbeats_carry_the_sequence_number_to_resume_from(
+    api: Api, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hubs, "HEARTBEAT_SECONDS", 0.3)
     socket = await connect(api, "/ws/workflows/other")
     await api.run("pair")

@@ -35,9 +35,9 @@ def test_twice_the_text_takes_about_twice_the_time(name: str) -> None:
 
 
 def _seconds(work: object) -> float:
-    began = time.perf_counter()
+    began = time.thread_time()
     work()  # type: ignore[operator]
-    return time.perf_counter() - began
+    return time.thread_time() - began
 
 
 def test_an_error_of_megabytes_is_described_at_once() -> None:

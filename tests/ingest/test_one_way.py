@@ -98,7 +98,7 @@ async def test_ingested_and_lost_events_are_counted_and_delivered_to_each_listen
     assert [sum(type(event) is kind for event in events) for kind in kinds] == [1, 2, 2, 1]
     assert await metric(api, "tachograph_events_total") == len(events) == 6
     # Metrics decline no kind that came; the store has them with the spans.
-    for listener in ("metrics", "store", "events"):
+    for listener in ("metrics", "store"):
         assert await metric(api, delivered, listener=listener) == 6, listener
     assert await metric(api, delivered, listener="spans") == 0
     await sent(api, span("other", 9, trace=2, end=None))
@@ -108,7 +108,7 @@ async def test_ingested_and_lost_events_are_counted_and_delivered_to_each_listen
     (*_, end) = subscription.drain()
     assert (type(end), end.execution.origin) == (ExecutionFinished, Origin.INGESTED)
     assert await metric(api, "tachograph_events_total") == 8
-    for listener in ("metrics", "store", "events"):
+    for listener in ("metrics", "store"):
         assert await metric(api, delivered, listener=listener) == 8, listener
     assert await metric(api, delivered, listener="spans") == 0
 

@@ -159,7 +159,7 @@ def test_retries(recorded: Recorded) -> None:
     assert ends["final"].attempt == 1
     for end in ends.values():
         whole = end.time_ns - recorded.of(ExecutionStarted)[0].time_ns
-        assert end.dependency_ns + end.queue_ns + end.backoff_ns + end.run_ns == whole
+        assert end.dependency_ns + end.unaccounted_ns + end.queue_ns + end.backoff_ns + end.run_ns == whole
 
 
 async def test_async_retries(recorded: Recorded) -> None:
@@ -192,7 +192,7 @@ async def test_a_step_cancelled_while_it_backs_off_ends_between_attempts(recorde
     assert end.between_attempts
     assert end.run_ns == failed.time_ns - failed.started_ns
     whole = end.time_ns - recorded.of(ExecutionStarted)[0].time_ns
-    assert end.dependency_ns + end.queue_ns + end.backoff_ns + end.run_ns == whole
+    assert end.dependency_ns + end.unaccounted_ns + end.queue_ns + end.backoff_ns + end.run_ns == whole
 
 
 def test_blocks_report_and_nest(recorded: Recorded) -> None:
@@ -295,12 +295,22 @@ def test_a_parent_process_passes_its_trace_on(recorded: Recorded, monkeypatch: p
     assert (run.execution.trace_id, run.execution.parent_span_id) == (trace_id, span_id)
 
 
-def test_generators_are_refused_with_a_reason(recorded: Recorded) -> None:
+def test_a_generator_is_a_step_while_it_is_iterated(recorded: Recorded) -> None:
+    @tachograph.step
     def numbers() -> Iterator[int]:
+        with tachograph.step("inner"):
+            pass
         yield 1
+        yield 2
 
-    with pytest.raises(TypeError, match="generator"):
-        tachograph.step(numbers)
+    with tachograph.workflow("flow"):
+        for number in numbers():
+            with tachograph.step(f"use {number}"):
+                pass
+    finished = {event.step.name: event.step for event in recorded.of(StepFinished)}
+    # Between two items the caller is not inside the generator.
+    assert finished["inner"].parent_step_id == finished["numbers"].step_id
+    assert finished["use 1"].parent_step_id is finished["use 2"].parent_step_id is None
 
 
 def test_capture_can_be_turned_off(recorded: Recorded) -> None:

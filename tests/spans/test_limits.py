@@ -21,6 +21,7 @@ from tachograph.spans.attributes import (
     step_attributes,
     step_state_attributes,
 )
+from tachograph.spans.ended_spans import EndedSpan
 from tachograph.spans.listener import SpanListener
 
 LIMITS: list[dict[str, int]] = [
@@ -155,9 +156,9 @@ def test_a_span_outcome_is_known_where_the_limits_cut_its_attributes() -> None:
     step = make_step(make_execution("w"), "a")
     listener(StepFinished(step=step, time_ns=90, status=StepStatus.COMPLETED, attempt=1, started_ns=20,
                           attempt_started_ns=20))  # fmt: skip
-    outcomes = listener.outcomes.execution(step.execution.execution_id)
-    assert outcomes is not None
-    assert outcomes[step.step_id] == ("completed", 1, 70)
+    ended = listener.ended.of(step.execution.execution_id)
+    assert ended is not None
+    assert ended.by_id() == {step.span_id: EndedSpan(20, 90, False, None)}
 
 
 def test_an_ended_span_takes_nothing_more() -> None:

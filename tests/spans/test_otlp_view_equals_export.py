@@ -122,6 +122,7 @@ async def test_the_examples(name: str, inputs: dict[str, Any], recording: Record
     flow = parse((bundled_workflows.workflow_directory() / f"{name}.json").read_bytes())
     result = await Executor(recording.recorder, handlers=handlers).run(flow, inputs)
     spans = assert_equal(recording, result.execution)
+    assert (result.status == "failed") == ("minimum_rows" in inputs), result
     if name == "agent_chain":
         assert spans["plan"]["attributes"]["gen_ai.usage.input_tokens"] > 0
         assert spans["plan"]["attributes"]["workflow.step.cost_usd"] > 0
@@ -265,8 +266,8 @@ def test_a_run_whose_process_died_and_was_closed_by_another(database: Database) 
     ):
         context.run(dead.recorder, event)
     dead.exported()
-    ((row, rows),) = database.look(lambda c: find_lost(c, 1 << 60))
-    for closing in lost_events(row, rows):
+    (lost,) = database.look(lambda c: find_lost(c, 1 << 60))
+    for closing in lost_events(*lost):
         alive.recorder(closing)
     exported, viewed = content(alive.exported()), content(alive.viewed(execution))
     names = {span["name"]: span for span in exported.values()}

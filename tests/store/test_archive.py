@@ -213,3 +213,35 @@ def test_a_directory_that_cannot_be_written_is_named(database_url: str, tmp_path
         archiving.archive(database, (START + 9 * DAY) * NS, tmp_path / "file")
     assert sizes(database)[0] == 40
     database.close()
+
+
+async def test_files_of_versions_that_knew_less_are_read(
+    database_url: str, tmp_path: Path, handlers: HandlerRegistry
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    database, runs = filled(database_url)
+    some = next(run for run in runs if run[-1].time_ns < (START + 5 * DAY) * NS)[0].execution.execution_id
+    moved = archiving.archive(database, (START + 5 * DAY) * NS + 99, tmp_path / "archive")
+    path = f"/api/workflows/executions/{some}/timeline"
+    async with running(Config(database=database_url, grace_seconds=0.1), handlers) as api:
+        now = await api.get(path)
+        for file in moved.files:
+            records = pyarrow.parquet.read_table(file).to_pylist()
+            for record in records:
+                for name in ("parent_execution_id", "parent_step_id"):
+                    del record[name]
+                for step in record["steps"]:
+                    for name in ("child_execution_id", "dependency_count", "unaccounted_ns"):
+                        del step[name]
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), file)
+        then = await api.get(path)
+        for entry in (*now["step_timeline"], *then["step_timeline"]):
+            if entry["wait"] is not None:
+                entry["wait"].pop("unaccounted")
+                entry.pop("wait_seconds")
+        assert then == now
+        page = await api.get("/api/workflows/executions?limit=100")
+        assert {item["parent_execution_id"] for item in page["items"]} == {None}
+    database.close()

@@ -61,9 +61,10 @@ def test_lost_runs_are_found_by_their_process_or_their_lease_and_closed_where_th
             ]
         )
     lost_runs = database.look(lambda c: recovery.find_lost(c, now, lease_seconds=30))
-    assert {row.workflow for row, _ in lost_runs} == {"dead", "expired"}
-    for row, steps in lost_runs:
-        events = list(recovery.lost_events(row, steps))
+    assert {lost.execution.workflow for lost in lost_runs} == {"dead", "expired"}
+    for found in lost_runs:
+        row = found.execution
+        events = list(recovery.lost_events(*found))
         writer.apply(events)
         end = events[-1]
         assert isinstance(end, ExecutionFinished)

@@ -3,33 +3,227 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
 from aiohttp import web
+from sqlalchemy import Connection, Row
 
-from tachograph.outcomes import Outcomes
-from tachograph_exporter.api.executions import stored_run
+from tachograph.clock import NS
+from tachograph.metrics.listener import MetricsListener, Running
+from tachograph.process import identity
+from tachograph.recording.listener_queue import ListenerQueue
+from tachograph.recording.recorder import Recorder
+from tachograph.spans.attributes import attempt_span_id
+from tachograph.spans.listener import SpanListener
 from tachograph_exporter.api.query import Query
-from tachograph_exporter.api.request import RECORDER, json_response, workspace_of
+from tachograph_exporter.api.request import DATABASE, RECORDER, Workspace, workspace_of
 from tachograph_exporter.api.routes import Route
-from tachograph_exporter.views.reconcile import reconcile
+from tachograph_exporter.ingest.announcements import Announced
+from tachograph_exporter.ingest.span_rows import announced_of, of_trace, trace_rows
+from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.store import event_log, execution_list
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.event_log import LoggedExecution
+from tachograph_exporter.store.execution_list import ExecutionFilter
+from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.recovery import INGESTED_PROCESS
+from tachograph_exporter.store.rollups.checking import CountedRow, count_row
+from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.views.otlp_spans import ended_span
+from tachograph_exporter.views.reconcile import CountedSeries, Evidence, ExportedSpans, reconcile
 from tachograph_exporter.views.schemas.reconciliation import Reconciliation
+
+FLUSH_SECONDS: Final = 1.0
+"""How long to wait for listeners that are behind, each time."""
+MAX_AT_ONCE: Final = 1_000
+"""Executions of a workflow that were created in the same nanosecond and are searched for one of them."""
+MAX_TRACE_SPANS: Final = 50_000
+"""Stored spans of a trace that are read."""
+_EARLIER_NS: Final = 5 * NS
+_LATER_NS: Final = 600 * NS
+"""How long before an execution was created, and after it ended, its events may have been committed."""
+_LOOKS: Final = 5
+_T = TypeVar("_T")
 
 
 async def compare_views(request: web.Request) -> web.Response:
-    """``GET /api/workflows/executions/{execution_id}/reconcile``: do rows, events, spans and counters agree?"""
+    """``GET /api/workflows/executions/{execution_id}/reconcile``: do all views of the execution agree?"""
     Query(request).done()
     workspace = await workspace_of(request)
-    queues = request.app[RECORDER].queues
-    # A view that is merely behind must not count as a difference.
-    await asyncio.get_running_loop().run_in_executor(None, lambda: [queue.flush(1.0) for queue in queues.values()])
-    run = await stored_run(request, workspace)
-    outcomes_by_listener = {
-        name: outcomes
-        for name, queue in queues.items()
-        if isinstance(outcomes := getattr(queue.listener, "outcomes", None), Outcomes)
-    }
-    return json_response(reconcile(run, outcomes_by_listener))
+    execution_id = request.match_info["execution_id"]
+    recorder, database = request.app[RECORDER], request.app[DATABASE]
+    body = await asyncio.to_thread(_reconcile, recorder, database, workspace, execution_id)
+    return web.Response(body=body, content_type="application/json")
+
+
+def _reconcile(recorder: Recorder, database: Database, workspace: Workspace, execution_id: str) -> bytes:
+    # What was recorded before the rows are read must be in all views: one that is merely behind does not differ.
+    behind = _flush(recorder.queues)
+    stored = _snapshot(database, lambda connection: _read(connection, workspace.id, execution_id))
+    behind |= _flush(recorder.queues)
+    evidence = Evidence(
+        run=stored.run,
+        workspace=workspace.slug,
+        listed=stored.listed,
+        counted=stored.counted,
+        logged=stored.logged,
+        spans=_spans(recorder, stored, behind),
+        series=_series(recorder, workspace.slug, stored, behind),
+    )
+    return msgspec.json.encode(reconcile(evidence, time.time_ns()))
+
+
+def _flush(queues: Mapping[str, ListenerQueue]) -> set[str]:
+    """Wait until the listeners have what was recorded so far. Returns the names of those that are still behind."""
+    deadline = time.monotonic() + FLUSH_SECONDS
+    return {name for name, queue in queues.items() if not queue.flush(max(0.01, deadline - time.monotonic()))}
+
+
+def _snapshot(database: Database, work: Callable[[Connection], _T]) -> _T:
+    """The result of ``work`` on a connection whose statements all see the same state."""
+    if database.is_sqlite:
+        return database.look(work)
+
+    def in_snapshot(connection: Connection) -> _T:
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        return work(connection)
+
+    return database.look(in_snapshot)
+
+
+class _Stored(NamedTuple):
+    """What the database has of an execution; a text says why it has not.
+
+    ``arrived``: the spans that came by OTLP. ``is_announced``: listeners have received all that these say.
+    """
+
+    run: StoredRun
+    listed: Row[Any] | str
+    counted: CountedRow | str
+    logged: LoggedExecution | str
+    arrived: Sequence[SpanRecord] | str
+    is_announced: bool
+
+    @property
+    def is_ingested(self) -> bool:
+        return getattr(self.run.execution, "process", None) == INGESTED_PROCESS
+
+    @property
+    def is_archived(self) -> bool:
+        return hasattr(self.run.execution, "archive")
+
+
+def _read(connection: Connection, workspace_id: str, execution_id: str) -> _Stored:
+    run = find_run(connection, workspace_id, execution_id)
+    stored = _Stored(run, _listed(connection, workspace_id, run), "", "", (), True)
+    if stored.is_archived:
+        reason = "archived"
+        return stored._replace(counted="archived: its day is not counted again", logged=reason, arrived=reason)
+    execution = run.execution
+    arrived: list[SpanRecord] | str = []
+    trace = trace_rows(connection, workspace_id, [execution.trace_id]).get(execution.trace_id)
+    if trace is not None and trace.span_count > MAX_TRACE_SPANS:
+        arrived = f"its trace has {trace.span_count} spans: too many to compare"
+    elif trace is not None:
+        arrived = of_trace(connection, workspace_id, execution.trace_id, is_slim=True)
+    is_announced = True
+    if stored.is_ingested:
+        announced = announced_of(connection, workspace_id, execution.trace_id)
+        is_announced = all(state is Announced.EVERYTHING for state in announced.values())
+    if execution.finished_ns is None:
+        counted: CountedRow | str = "it has not ended"
+    else:
+        key = (workspace_id, execution.workflow_id)
+        counted = count_row(connection, key, execution_id, execution.finished_ns)
+    stored = stored._replace(counted=counted, arrived=arrived, is_announced=is_announced)
+    return stored._replace(logged=_logged(connection, stored))
+
+
+def _listed(connection: Connection, workspace_id: str, run: StoredRun) -> Row[Any] | str:
+    execution = run.execution
+    selection = ExecutionFilter(
+        workspace=workspace_id,
+        workflow_id=execution.workflow_id,
+        from_ns=execution.created_ns,
+        to_ns=execution.created_ns + 1,
+    )
+    rows = execution_list.executions(connection, selection, 0, MAX_AT_ONCE)
+    for row in rows:
+        if row.execution_id == execution.execution_id:
+            return row
+    return "too many executions were created at the same time" if len(rows) == MAX_AT_ONCE else "the list lacks it"
+
+
+def _logged(connection: Connection, stored: _Stored) -> LoggedExecution | str:
+    execution = stored.run.execution
+    if not stored.is_announced:
+        return "its spans may still change"
+    is_open = execution.finished_ns is None
+    if is_open and not event_log.has_listeners(connection):
+        return "nobody follows the events"
+    until = None if is_open or stored.is_ingested else execution.finished_ns + _LATER_NS
+    return event_log.of_execution(connection, execution.execution_id, execution.created_ns - _EARLIER_NS, until)
+
+
+def _spans(recorder: Recorder, stored: _Stored, behind: Collection[str]) -> ExportedSpans | Sequence[SpanRecord] | str:
+    if stored.is_archived or isinstance(stored.arrived, str):
+        return stored.arrived if isinstance(stored.arrived, str) else "archived"
+    if stored.is_ingested:
+        return stored.arrived or "its spans were deleted"
+    execution = stored.run.execution
+    listener = recorder.spans
+    if isinstance(listener, SpanListener) and (ended := listener.ended.of(execution.execution_id)) is not None:
+        if {"spans", "store"} & set(behind):
+            return "a listener is behind"
+        if listener.target is None:
+            return "no spans are exported"
+        if not listener.target.is_native:
+            return "the tracer provider gives spans ids of its own"
+        if not listener.is_sampled(execution.trace_id):
+            return "the sampler dropped its trace"
+        if ended.is_cut:
+            return "it has too many spans to compare"
+        return ExportedSpans(ended.by_id(), ended.is_whole)
+    ids = {execution.span_id}
+    for step in stored.run.steps:
+        ids |= {step.span_id, *(attempt_span_id(step.span_id, number) for number in range(1, step.attempt + 1))}
+    arrived = {span.span_id: ended_span(span) for span in stored.arrived if span.span_id in ids}
+    return ExportedSpans(arrived, False) if arrived else _not_here(execution)
+
+
+def _series(recorder: Recorder, workspace: str, stored: _Stored, behind: Collection[str]) -> CountedSeries | str:
+    execution = stored.run.execution
+    listeners = [queue.listener for queue in recorder.queues.values() if isinstance(queue.listener, MetricsListener)]
+    if not listeners:
+        return "no metrics are counted"
+    listener = listeners[0]
+    is_whole = listener.journal.is_whole(execution.execution_id)
+    if is_whole is None:
+        return _not_here(execution)
+    if {"metrics", "store"} & set(behind):
+        return "a listener is behind"
+    changes = listener.journal.by_series(execution.execution_id)
+    running = _running(listener, recorder.queues, workspace, execution.workflow)
+    return CountedSeries(changes, is_whole, stored.is_announced, listener.measures, running)
+
+
+def _running(listener: MetricsListener, queues: Mapping[str, ListenerQueue], workspace: str, workflow: str) -> Running:
+    """What runs of a workflow, beside its gauges. Both change all the time, so a difference must last."""
+    for _ in range(_LOOKS):
+        running = listener.running(workspace, workflow)
+        if all(shown == due for shown, due in running.gauges.values()):
+            break
+        _flush(queues)
+    return running
+
+
+def _not_here(execution: Row[Any]) -> str:
+    if getattr(execution, "process", None) in (identity(), INGESTED_PROCESS):
+        return "no longer known here: too long ago, or before a restart"
+    return "another process recorded it"
 
 
 ROUTES: Final = (

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tachograph.errors import InvalidWorkflow
-from tachograph.events import Event, ExecutionStatus, StepFinished, StepRetrying, StepSkipped, StepStarted
+from tachograph.events import FAILED, Event, ExecutionStatus, StepFinished, StepRetrying, StepSkipped, StepStarted
 from tachograph.identity import new_execution_ref, workspace_id
 from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.recording.provider import find_provider
@@ -77,7 +77,7 @@ class Progress:
         elif isinstance(event, StepFinished | StepSkipped):
             self.running.pop(event.step.name, None)
             self.done += event.step.parent_step_id is None
-            self.failed += isinstance(event, StepFinished) and event.failure is not None
+            self.failed += isinstance(event, StepFinished) and event.status in FAILED
         elif isinstance(event, StepRetrying):
             self.running.pop(event.step.name, None)
             self.retries += 1

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tachograph.clock import NS
+from tachograph.events import FAILED
 from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
@@ -144,7 +145,7 @@ def _bar(step: WorkflowStepTimelineEntry, width: int, origin: float, total: floa
     for attempt in step.attempts:
         begin = _timestamp(attempt.started_at) - origin
         length = attempt.duration_seconds if attempt.duration_seconds is not None else total - begin
-        failed = attempt.status in ("failed", "timeout")
+        failed = attempt.status in FAILED
         style = "red" if failed else colour
         if step.on_critical_path and not failed:
             style = f"bold {style}"

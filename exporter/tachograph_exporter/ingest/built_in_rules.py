@@ -79,7 +79,7 @@ RULES: Final[tuple[Rule, ...]] = (
     # The Python SDK exports zero-length spans inside a workflow, because the workflow may be replayed. The SDKs of Go,
     # Java and TypeScript export one span for the run.
     Rule(engine="temporal", role=Role.EXECUTION, has=("temporalWorkflowID",), names=("RunWorkflow:",), opens=True,
-         name=after_colon, run_id=attribute("temporalRunID")),
+         name=after_colon, run_id=attribute("temporalRunID"), series=attribute("temporalWorkflowID")),
     Rule(engine="temporal", role=Role.END, has=("temporalRunID",), names=("CompleteWorkflow:",), name=after_colon,
          run_id=attribute("temporalRunID"), state=by_exception, states=RESULTS),
     Rule(engine="temporal", role=Role.STEP, has=("temporalActivityID",), names=("RunActivity:",), name=after_colon,
@@ -87,7 +87,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(engine="temporal", role=Role.QUEUED, names=("StartActivity:",), has=("temporalRunID",), name=after_colon,
          run_id=attribute("temporalRunID")),
     Rule(engine="temporal", role=Role.INSIDE,
-         has=("temporalWorkflowID",),
+         has=("temporalWorkflowID",), run_id=attribute("temporalRunID"),
          names=("StartWorkflow:", "SignalWithStartWorkflow:", "StartUpdateWithStartWorkflow:", "SignalWorkflow:",
                 "HandleSignal:", "QueryWorkflow:", "HandleQuery:", "StartChildWorkflow:", "SignalChildWorkflow:",
                 "SignalExternalWorkflow:", "ValidateUpdate:", "HandleUpdate:", "StartWorkflowUpdate:")),

@@ -76,6 +76,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     ``follows``: the step above a span is a dependency, not an enclosing step. ``lasting``: an execution with such spans
     ends with its last step, not with the span above them. ``opens``: a zero-length span marks the start of an
     execution, and one of role END its end. ``retries``: a failed step may be retried for as long as its execution runs.
+    ``series``: executions of which this reads the same value follow each other, so none of them ran inside another.
     """
 
     engine: str
@@ -97,6 +98,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     why: Read | None = None
     states: Mapping[str, str] = {}
     key: Read | None = None
+    series: Read | None = None
     follows: bool = False
     lasting: bool = False
     opens: bool = False

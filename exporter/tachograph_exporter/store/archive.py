@@ -32,6 +32,8 @@ PART_TABLES: Final = {
 }
 """The tables whose rows are lists in an archived execution, by column name."""
 
+_NO_EXECUTION: Final = dict.fromkeys(column.name for column in workflow_executions.columns)
+_NO_STEP: Final = {**dict.fromkeys(StoredStep.__struct_fields__), "dependency_count": 0}
 _archived = archived_executions.c
 _decode_ids: Final = msgspec.json.Decoder(list[str]).decode
 
@@ -49,10 +51,12 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
     parts = {name: record.pop(name) for name in PART_TABLES}
     steps = []
     for part in parts["steps"]:
-        fields = {name: part[name] for name in StoredStep.__struct_fields__}
+        # Files of earlier versions lack newer columns.
+        fields = {name: part[name] for name in StoredStep.__struct_fields__ if part.get(name) is not None}
+        fields = {**_NO_STEP, **fields}
         steps.append(StoredStep(**{**fields, "depends_on": _decode_ids(part["depends_on"])}))
     steps.sort(key=position)
-    execution = SimpleNamespace(**record, archive=row.archive)
+    execution = SimpleNamespace(**{**_NO_EXECUTION, **record}, archive=row.archive)
     return StoredRun(
         cast("Row[Any]", execution),
         steps,

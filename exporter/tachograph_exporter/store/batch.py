@@ -122,6 +122,7 @@ class Batch:
                 ready=event.time_ns - event.queue_ns if first else None,
                 started=event.time_ns if first else None, attempt_started=event.time_ns,
                 waits=(event.dependency_ns if first else None, event.queue_ns, event.backoff_ns),
+                unaccounted=event.unaccounted_ns if first else None,
                 inputs=event.inputs,
             )
         )  # fmt: skip
@@ -133,6 +134,7 @@ class Batch:
                 event.step, StepStatus.RETRYING, event.attempt,
                 started=event.started_ns if first else None, attempt_started=event.started_ns,
                 waits=(event.dependency_ns if first else None, event.queue_ns, event.backoff_ns),
+                unaccounted=event.unaccounted_ns if first else None,
                 failure=event.failure,
             )
         )  # fmt: skip
@@ -154,7 +156,7 @@ class Batch:
             event.started_ns, event.attempt_started_ns, event.time_ns,
             event.dependency_ns, event.queue_ns, event.backoff_ns, event.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
-            None, event.inputs, event.output,
+            None, event.inputs, event.output, step.child_execution_id, step.dependency_count, event.unaccounted_ns,
         )  # fmt: skip
         key = (execution_id, step_id)
         old = self.steps.get(key)
@@ -239,7 +241,7 @@ def _execution_row(
         failure.type[:300] if failure else None,
         failure.message if failure else None,
         failure.stack if failure else None,
-        inputs, path,
+        inputs, path, ref.parent_execution_id, ref.parent_step_id,
     )  # fmt: skip
 
 
@@ -253,6 +255,7 @@ def _step_row(
     attempt_started: int | None = None,
     finished: int | None = None,
     waits: tuple[int | None, int | None, int | None] = (None, None, None),
+    unaccounted: int | None = None,
     failure: Failure | None = None,
     skip_reason: str | None = None,
     inputs: str | None = None,
@@ -266,5 +269,5 @@ def _step_row(
         step.execution.execution_id, step.step_id, step.name, step.step_type, step.step_order, step.index,
         step.parent_step_id, step.span_id, step.parent_span_id, depends_on, step_rank(status, attempt),
         status._value_, attempt, ready, started, attempt_started, finished, *waits, None, *error,
-        skip_reason, inputs, None,
+        skip_reason, inputs, None, step.child_execution_id, step.dependency_count, unaccounted,
     )  # fmt: skip

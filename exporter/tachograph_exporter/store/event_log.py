@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, LargeBinary, bindparam, delete, func, insert, select, text
 
 from tachograph.clock import NS
 from tachograph.events import Event, Heartbeat, StepReady
@@ -29,6 +29,9 @@ LISTENER_SECONDS: Final = 120.0
 LOOK_SECONDS: Final = 1.0
 CHANNEL: Final = "tachograph_events"
 """The channel of PostgreSQL's notifications of new rows."""
+MAX_SEARCHED_BYTES: Final = 64 << 20
+MAX_SEARCHED_EVENTS: Final = 200_000
+"""How much of the log is searched for the events of one execution."""
 _LISTENER: Final = "listener:"
 _SETTLED: Final = "settled"
 _GAP: Final = "gap"
@@ -57,7 +60,7 @@ def append(connection: Connection, origin: str, events: Sequence[Event]) -> None
             insert(event_log),
             {"origin": origin, "time_ns": time.time_ns(), "count": len(part), "events": _encode(part)},
         )
-    if connection.dialect.name == "postgresql":
+    if _is_postgresql(connection):
         connection.exec_driver_sql(f"NOTIFY {CHANNEL}")
 
 
@@ -87,6 +90,55 @@ def read(connection: Connection, after: int, rows: int = 50) -> list[Logged]:
             if row[0] > first or i > index:
                 events.append(Logged(row[0] * _PER_ROW + i, event))
     return events
+
+
+class LoggedExecution(NamedTuple):
+    """The events of an execution that the log holds, in order of commits, or the reason why they were not read.
+
+    ``is_whole``: between the first and the last none is missing.
+    """
+
+    events: Sequence[Event] = ()
+    is_whole: bool = False
+    reason: str = ""
+
+
+def of_execution(connection: Connection, execution_id: str, from_ns: int, to_ns: int | None) -> LoggedExecution:
+    """An execution's events among those committed in a range of time (unix nanoseconds).
+
+    Reads at most `MAX_SEARCHED_BYTES` of the log and decodes at most `MAX_SEARCHED_EVENTS` of it.
+    """
+    in_range = _log.time_ns >= from_ns
+    if to_ns is not None:
+        in_range &= _log.time_ns <= to_ns
+    logged_bytes = connection.execute(select(func.sum(func.length(_log.events))).where(in_range)).scalar() or 0
+    if logged_bytes > MAX_SEARCHED_BYTES:
+        return LoggedExecution(reason="the event log has too much of its time")
+    # Ids are plain text in msgpack, so rows without this execution need not be decoded.
+    names = "position(CAST(:id AS bytea) IN events) > 0" if _is_postgresql(connection) else "instr(events, :id) > 0"
+    rows = connection.execute(
+        select(_log.sequence, _log.time_ns, _log.count.label("number"), _log.events)
+        .where(in_range, text(names).bindparams(bindparam("id", execution_id.encode(), LargeBinary)))
+        .order_by(_log.sequence)
+    ).all()
+    if sum(row.number for row in rows) > MAX_SEARCHED_EVENTS:
+        return LoggedExecution(reason="the event log has too much of its time")
+    try:
+        logged = [event for row in rows for event in _decode(row.events)]
+    except msgspec.MsgspecError as error:
+        return LoggedExecution(reason=f"the event log cannot be read: {error}")
+    events = [event for event in logged if event.execution.execution_id == execution_id]
+    if not events:
+        return LoggedExecution()
+    # Nobody may have logged for a while before a gap's mark.
+    unsure_ns = rows[-1].time_ns + round(3 * LOOK_SECONDS * NS)
+    gap = select(_log.sequence).where(_log.origin == _GAP, _log.sequence > rows[0].sequence, _log.time_ns <= unsure_ns)
+    is_whole = connection.execute(gap.limit(1)).first() is None
+    return LoggedExecution(events, is_whole)
+
+
+def _is_postgresql(connection: Connection) -> bool:
+    return connection.dialect.name == "postgresql"
 
 
 def check(connection: Connection, after: int) -> None:

@@ -60,13 +60,17 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
     row = execution(connection, workspace, execution_id)
     if row is None:
         return None
-    key = {"id": execution_id}
     return StoredRun(
         row,
         steps_of(connection, execution_id),
-        connection.execute(_ATTEMPTS, key).all(),
-        connection.execute(_REPORTS, key).all(),
+        attempts(connection, execution_id),
+        connection.execute(_REPORTS, {"id": execution_id}).all(),
     )
+
+
+def attempts(connection: Connection, execution_id: str) -> Sequence[Row[Any]]:
+    """The stored attempts of an execution's steps, in order; only steps that were retried have any."""
+    return connection.execute(_ATTEMPTS, {"id": execution_id}).all()
 
 
 def open_counts(

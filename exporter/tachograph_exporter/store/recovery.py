@@ -7,8 +7,9 @@ through the recorder like any other event.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Row
@@ -16,6 +17,7 @@ from sqlalchemy import Connection, Row
 from tachograph.clock import NS
 from tachograph.critical_path import critical_path_of
 from tachograph.events import (
+    FAILED,
     Event,
     ExecutionFinished,
     ExecutionStatus,
@@ -28,6 +30,7 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, Origin, StepRef
 from tachograph.process import identity, is_alive
 from tachograph.recording.recorder import LEASE_SECONDS
+from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.steps import StoredStep, steps_of
@@ -39,10 +42,16 @@ INGEST_LEASE_SECONDS: Final = 3600.0
 LOST: Final = Failure("Lost", "its process died: no sign of life since")
 
 
-def find_lost(
-    connection: Connection, now_ns: int, *, lease_seconds: float = LEASE_SECONDS
-) -> list[tuple[Row[Any], list[StoredStep]]]:
-    """Open executions whose process is gone, with their steps."""
+class LostRun(NamedTuple):
+    """What is stored of a lost execution."""
+
+    execution: Row[Any]
+    steps: Sequence[StoredStep]
+    attempts: Sequence[Row[Any]]
+
+
+def find_lost(connection: Connection, now_ns: int, *, lease_seconds: float = LEASE_SECONDS) -> list[LostRun]:
+    """Open executions whose process is gone, with their steps and ended attempts."""
     lost = []
     alive: dict[str, bool | None] = {identity(): True}
     for row in execution_rows.open_executions(connection):
@@ -54,11 +63,12 @@ def find_lost(
         expired = row.last_seen_ns < now_ns - round(lease * NS)
         # On another host, or where the process cannot be checked, the lease decides.
         if state is False or (state is None and expired):
-            lost.append((row, steps_of(connection, row.execution_id)))
+            attempts = execution_rows.attempts(connection, row.execution_id)
+            lost.append(LostRun(row, steps_of(connection, row.execution_id), attempts))
     return lost
 
 
-def lost_events(execution: Row[Any], steps: Sequence[StoredStep]) -> Iterator[Event]:
+def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequence[Row[Any]] = ()) -> Iterator[Event]:
     """The events that close a lost execution: its open steps, then itself."""
     ref = ExecutionRef(
         workspace=execution.workspace,
@@ -71,10 +81,15 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep]) -> Iterator[Ev
         version=execution.version,
         project=execution.project,
         origin=Origin.INGESTED if execution.process == INGESTED_PROCESS else Origin.RECORDED,
+        parent_execution_id=execution.parent_execution_id,
+        parent_step_id=execution.parent_step_id,
     )
-    seen_ns = max(
-        [execution.last_seen_ns, *(t for s in steps for t in (s.attempt_started_ns, s.finished_ns, s.ready_ns) if t)]
-    )
+    attempts_by_step: dict[str, list[Row[Any]]] = defaultdict(list)
+    for attempt in attempts:
+        attempts_by_step[attempt.step_id].append(attempt)
+    times = [t for s in steps for t in (s.attempt_started_ns, s.finished_ns, s.ready_ns) if t]
+    seen_ns = max([execution.last_seen_ns, *times, *[attempt.finished_ns for attempt in attempts]])
+    started_ns = execution.started_ns or execution.created_ns
     spans = {step.step_id: step.span_id for step in steps}
     counts = dict.fromkeys(StepStatus, 0)
     timed: list[StoredStep] = []
@@ -83,11 +98,12 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep]) -> Iterator[Ev
         status = StepStatus(step.status)
         finished_ns = step.finished_ns
         if not status.is_terminal:
-            event = _lost_step(ref, step, spans, seen_ns)
+            event = _lost_step(ref, step, attempts_by_step.get(step.step_id, ()), spans, seen_ns)
             yield event
             status = StepStatus.SKIPPED if isinstance(event, StepSkipped) else StepStatus.LOST
             finished_ns = seen_ns
-            work_ns += event.run_ns if isinstance(event, StepFinished) else 0
+            if isinstance(event, StepFinished) and step.parent_step_id is None:
+                work_ns += event.run_ns
         elif step.parent_step_id is None:
             work_ns += step.run_ns or 0
         counts[status] += 1
@@ -96,20 +112,20 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep]) -> Iterator[Ev
         execution=ref,
         time_ns=seen_ns,
         status=ExecutionStatus.LOST,
-        started_ns=execution.started_ns or execution.created_ns,
+        started_ns=started_ns,
         step_count=max(len(steps), execution.step_count),
         completed_step_count=counts[StepStatus.COMPLETED],
-        failed_step_count=counts[StepStatus.FAILED] + counts[StepStatus.TIMEOUT],
+        failed_step_count=sum(count for status, count in counts.items() if status in FAILED),
         skipped_step_count=counts[StepStatus.SKIPPED],
         work_ns=work_ns,
-        critical_path=critical_path_of(timed),
+        critical_path=critical_path_of(placed(timed, RunWindow(started_ns, max(started_ns, seen_ns)))),
         failure=LOST,
         inputs=execution.inputs,
     )
 
 
 def _lost_step(
-    ref: ExecutionRef, row: StoredStep, spans: Mapping[str, str], seen_ns: int
+    ref: ExecutionRef, row: StoredStep, stored: Sequence[Row[Any]], spans: Mapping[str, str], seen_ns: int
 ) -> StepFinished | StepSkipped:
     depends_on = tuple(row.depends_on)
     step = StepRef(
@@ -124,20 +140,40 @@ def _lost_step(
         depends_on=depends_on,
         links=tuple(spans[d] for d in depends_on if d in spans),
         parent_step_id=row.parent_step_id,
+        child_execution_id=row.child_execution_id,
+        dependency_count=row.dependency_count,
     )
     if row.attempt_started_ns is None:
         return StepSkipped(step=step, time_ns=seen_ns, reason=SkipReason.EXECUTION_LOST)
     is_running = row.status != StepStatus.RETRYING
+    started_ns = row.started_ns or row.attempt_started_ns
+    ended = [attempt for attempt in stored if attempt.attempt < row.attempt or not is_running]
+    last_ended_ns = max([attempt.finished_ns for attempt in ended], default=row.attempt_started_ns)
+    since_ns = row.attempt_started_ns if is_running else last_ended_ns
+    # Until a step ends, its row has the waits of its newest attempt only; those of the others are in their own rows.
+    queue_ns = row.queue_ns or 0
+    later_queue_ns = queue_ns if row.attempt > 1 else 0
+    for attempt in ended:
+        if attempt.attempt != row.attempt:
+            queue_ns += attempt.queue_ns
+            later_queue_ns += attempt.queue_ns if attempt.attempt > 1 else 0
+    elapsed_ns = max(0, since_ns - started_ns)
+    run_ns = min(sum(max(0, attempt.finished_ns - attempt.started_ns) for attempt in ended), elapsed_ns)
     attempts = StepAttempts.resumed(
         step,
         attempt=row.attempt,
-        started_ns=row.started_ns or row.attempt_started_ns,
+        started_ns=started_ns,
         attempt_started_ns=row.attempt_started_ns,
-        since_ns=row.attempt_started_ns if is_running else seen_ns,
+        since_ns=since_ns,
         is_running=is_running,
         dependency_ns=row.dependency_ns or 0,
-        queue_ns=row.queue_ns or 0,
-        backoff_ns=row.backoff_ns or 0,
+        unaccounted_ns=row.unaccounted_ns or 0,
+        queue_ns=queue_ns,
+        # What is left of the time since the first attempt; so the parts add up, though an attempt was not stored.
+        backoff_ns=max(0, elapsed_ns - run_ns - later_queue_ns),
+        run_ns=run_ns,
+        last_queue_ns=row.queue_ns or 0,
+        last_backoff_ns=row.backoff_ns or 0,
         inputs=row.inputs,
     )
     return attempts.finished(seen_ns, StepStatus.LOST, LOST)

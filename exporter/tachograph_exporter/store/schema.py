@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0005"
+HEAD: Final = "0006"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -109,6 +109,9 @@ workflow_executions: Final = Table(
     _column("inputs", Text, Merge.FIRST),
     # Ids of the steps on the critical path, in order, as JSON.
     _column("critical_path", Text, Merge.NEWEST),
+    # The execution, and its step, that this one ran inside.
+    _column("parent_execution_id", String(36), Merge.FIRST),
+    _column("parent_step_id", String(36), Merge.FIRST),
     Index("ix_executions_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
     Index("ix_executions_workspace", "workspace_id", text("created_ns DESC")),
     Index("ix_executions_finished", "workspace_id", "workflow_id", "finished_ns"),
@@ -153,6 +156,12 @@ workflow_step_executions: Final = Table(
     _column("skip_reason", String(32), Merge.NEWEST),
     _column("inputs", Text, Merge.FIRST),
     _column("output", Text, Merge.NEWEST),
+    # The execution that the step ran.
+    _column("child_execution_id", String(36), Merge.FIRST),
+    # How many steps it waited for, where ``depends_on`` names only some of them; else 0.
+    _column("dependency_count", Integer, nullable=False, server_default="0"),
+    # Before the first attempt, when its dependencies were met and nothing had asked for it yet.
+    _column("unaccounted_ns", BigInteger, Merge.FIRST),
     sqlite_with_rowid=False,
 )
 

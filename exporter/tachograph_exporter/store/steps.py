@@ -39,6 +39,9 @@ class StoredStep(msgspec.Struct, gc=False):
     skip_reason: str | None
     inputs: str | None
     output: str | None
+    child_execution_id: str | None = None
+    dependency_count: int = 0
+    unaccounted_ns: int | None = None
 
 
 STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]

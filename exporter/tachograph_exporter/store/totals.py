@@ -26,18 +26,20 @@ class Totals:
     """Totals over executions, or over one step's runs. Times and durations are nanoseconds.
 
     ``last_ns`` is when the newest of them ended. ``run_ns`` is time spent working, the three before it time spent
-    waiting, ``critical_ns`` time on the critical path. ``durations`` is the histogram of durations, in seconds.
+    waiting, ``unaccounted_ns`` time before a step that nothing accounts for, ``critical_ns`` time on the critical path.
+    ``durations`` is the histogram of durations, in seconds.
     """
 
     __slots__ = (
         "backoff_ns", "cost_nano_usd", "critical_ns", "dependency_ns", "durations", "last_ns", "max_ns", "min_ns",
-        "queue_ns", "retries", "run_ns", "sum_ns", "tokens_in", "tokens_out",
+        "queue_ns", "retries", "run_ns", "sum_ns", "tokens_in", "tokens_out", "unaccounted_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
         # Sum and extremes are integers beside the histogram's floats: stored rows must not depend on rounding.
         self.sum_ns = self.min_ns = self.max_ns = self.last_ns = self.retries = 0
         self.dependency_ns = self.queue_ns = self.backoff_ns = self.run_ns = self.critical_ns = 0
+        self.unaccounted_ns = 0
         self.cost_nano_usd = self.tokens_in = self.tokens_out = 0
         self.durations = ExponentialHistogram()
 
@@ -74,6 +76,7 @@ class Totals:
         self.queue_ns += other.queue_ns
         self.backoff_ns += other.backoff_ns
         self.run_ns += other.run_ns
+        self.unaccounted_ns += other.unaccounted_ns
         self.critical_ns += other.critical_ns
         self.cost_nano_usd += other.cost_nano_usd
         self.tokens_in += other.tokens_in
@@ -84,14 +87,18 @@ class Totals:
         return self.durations
 
     def to_row(self) -> tuple[Any, ...]:
-        """The stored form. Buckets are sorted, so that equal totals are equal bytes."""
+        """The stored form. Buckets are sorted, so that equal totals are equal bytes.
+
+        Rows of versions that did not know ``unaccounted_ns`` lack it, and so do rows in which it is zero.
+        """
         durations = self.durations
-        return (
+        row = (
             durations.count, self.sum_ns, self.min_ns, self.max_ns, self.last_ns, self.retries,
             self.dependency_ns, self.queue_ns, self.backoff_ns, self.run_ns, self.critical_ns,
             self.cost_nano_usd, self.tokens_in, self.tokens_out,
             durations.schema, durations.zero_count, dict(sorted(durations.positive.items())),
         )  # fmt: skip
+        return (*row, self.unaccounted_ns) if self.unaccounted_ns else row
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Totals:
@@ -101,8 +108,9 @@ class Totals:
             count, sum_ns, min_ns, max_ns, totals.last_ns, totals.retries,
             totals.dependency_ns, totals.queue_ns, totals.backoff_ns, totals.run_ns, totals.critical_ns,
             totals.cost_nano_usd, totals.tokens_in, totals.tokens_out,
-            durations.schema, durations.zero_count, durations.positive,
+            durations.schema, durations.zero_count, durations.positive, *unaccounted,
         ) = row  # fmt: skip
+        totals.unaccounted_ns = unaccounted[0] if unaccounted else 0
         if count:
             durations.count, durations.sum = count, sum_ns / NS
             durations.min, durations.max = min_ns / NS, max_ns / NS
@@ -191,6 +199,7 @@ class CountedStep(NamedTuple):
     queue_ns: int | None
     backoff_ns: int | None
     run_ns: int | None
+    unaccounted_ns: int | None
 
 
 class CountedReport(NamedTuple):
@@ -226,7 +235,7 @@ class WorkflowTotals:
 
     def add_step(self, step: CountedStep | tuple[Any, ...], on_critical_path: bool, execution_status: str) -> None:
         """Count a step of an ended execution. A skipped step has a duration of zero."""
-        name, status, started, finished, attempt, dependency, queue, backoff, run = step
+        name, status, started, finished, attempt, dependency, queue, backoff, run, unaccounted = step
         step_totals = self.steps.get(name)
         if step_totals is None:
             step_totals = self.steps[name] = StepTotals()
@@ -236,11 +245,14 @@ class WorkflowTotals:
         if started is not None:
             totals.observe(finished - started, finished)
             if on_critical_path:
-                totals.critical_ns += finished - started
+                # A step's own times may lie outside its run's; its parts do not.
+                length = finished - started
+                totals.critical_ns += length if run is None else min(length, run + (queue or 0) + (backoff or 0))
             totals.dependency_ns += dependency or 0
             totals.queue_ns += queue or 0
             totals.backoff_ns += backoff or 0
             totals.run_ns += run or 0
+            totals.unaccounted_ns += unaccounted or 0
         else:
             totals.observe(0, finished)
         if attempt > 1:

@@ -188,7 +188,9 @@ def _step_data(step: StepRef) -> dict[str, Any]:
         "step_type": step.step_type,
         "step_order": step.step_order,
         "depends_on": step.depends_on,
+        "depends_on_count": step.dependency_count or len(step.depends_on),
         "parent_step_id": step.parent_step_id,
+        "child_execution_id": step.child_execution_id,
         "span_id": step.span_id,
     }
 
@@ -200,6 +202,7 @@ def _step_started(event: StepStarted) -> _Description:
         "attempt": event.attempt,
         "started_at": rfc3339(event.time_ns),
         "dependency_seconds": event.dependency_ns / NS,
+        "unaccounted_seconds": event.unaccounted_ns / NS,
         "queue_seconds": event.queue_ns / NS,
         "backoff_seconds": event.backoff_ns / NS,
     }
@@ -237,6 +240,7 @@ def _step_finished(event: StepFinished) -> _Description:
         "run_seconds": event.run_ns / NS,
         "wait": {
             "dependency": event.dependency_ns / NS, "queue": event.queue_ns / NS, "backoff": event.backoff_ns / NS,
+            "unaccounted": event.unaccounted_ns / NS,
         },
         "queue_seconds": event.last_queue_ns / NS,
         "backoff_seconds": event.last_backoff_ns / NS,

@@ -12,6 +12,8 @@ from sqlalchemy import Connection
 
 from tachograph.clock import NS
 from tachograph.critical_path import critical_path
+from tachograph.events import UNSUCCESSFUL
+from tachograph.run_window import RunWindow, placed
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.rollups import read
 from tachograph_exporter.store.steps import StoredStep
@@ -138,7 +140,10 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
 
 
 def _path(run: StoredRun) -> frozenset[str]:
-    return frozenset(step.step_id for step in critical_path(run.steps))
+    row = run.execution
+    start_ns = row.started_ns if row.started_ns is not None else row.created_ns
+    window = RunWindow.of(start_ns, row.finished_ns, row.last_seen_ns)
+    return frozenset(step.step_id for step in critical_path(placed(run.steps, window)))
 
 
 def _side(run: StoredRun) -> ComparedRun:
@@ -208,9 +213,7 @@ def _culprit_name(culprit: ComparedStep | None, run: StoredRun) -> str | None:
 
 def _failed_step(run: StoredRun) -> StoredStep | None:
     """The step that failed first."""
-    failed = [
-        step for step in run.steps if step.status in ("failed", "timeout", "lost") and step.finished_ns is not None
-    ]
+    failed = [step for step in run.steps if step.status in UNSUCCESSFUL and step.finished_ns is not None]
     return min(failed, key=lambda step: step.finished_ns or 0, default=None)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Row
 
+from tachograph.events import FAILED
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.totals import WorkflowTotals
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
@@ -59,7 +60,7 @@ def execution_state(run: StoredRun, now_ns: int) -> ExecutionState:
         elapsed_seconds=seconds((finished or now_ns) - started) if started is not None else None,
         step_count=max(len(run.steps), row.step_count),
         completed_step_count=counts["completed"],
-        failed_step_count=counts["failed"] + counts["timeout"],
+        failed_step_count=sum(counts[status] for status in FAILED),
         skipped_step_count=counts["skipped"],
         running_steps=[step.name for step in run.steps if step.status in ("running", "retrying")],
         error_message=row.error_message,
@@ -136,6 +137,8 @@ def _summary_fields(row: Row[Any], now_ns: int) -> dict[str, Any]:
         "error_type": row.error_type,
         "error_message": row.error_message,
         "trace_id": row.trace_id,
+        "parent_execution_id": row.parent_execution_id,
+        "parent_step_id": row.parent_step_id,
         "step_count": row.step_count,
         "completed_step_count": row.completed_step_count,
         "failed_step_count": row.failed_step_count,

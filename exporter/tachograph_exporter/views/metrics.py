@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
-from tachograph.events import ExecutionStatus
+from tachograph.events import UNSUCCESSFUL, ExecutionStatus
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store.rollups import read, rows
 from tachograph_exporter.store.totals import (
@@ -31,7 +31,6 @@ from tachograph_exporter.views.schemas.metrics import (
 
 COMPLETED: Final = ExecutionStatus.COMPLETED.value
 MAX_DISTRIBUTION_BUCKETS: Final = 24
-UNSUCCESSFUL = frozenset({"failed", "timeout", "lost"})
 
 
 def success_rate(counts: Mapping[str, int]) -> float | None:
@@ -151,7 +150,12 @@ def _average_wait(totals: Totals) -> Wait | None:
     if not totals.count:
         return None
     divisor = totals.count * NS
-    return Wait(totals.dependency_ns / divisor, totals.queue_ns / divisor, totals.backoff_ns / divisor)
+    return Wait(
+        totals.dependency_ns / divisor,
+        totals.queue_ns / divisor,
+        totals.backoff_ns / divisor,
+        totals.unaccounted_ns / divisor,
+    )
 
 
 def read_metrics(

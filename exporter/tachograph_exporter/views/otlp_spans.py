@@ -28,6 +28,7 @@ from tachograph.spans.attributes import (
     step_attributes,
     step_state_attributes,
 )
+from tachograph.spans.ended_spans import EndedSpan
 from tachograph.version import version
 from tachograph_exporter.ingest.spans import SpanRecord, record
 from tachograph_exporter.store.executions import StoredRun
@@ -48,6 +49,29 @@ def spans_of_run(run: StoredRun, workspace: str) -> list[SpanRecord]:
     resource = _resource()
     spans = _Spans(run, workspace).build()
     return [record(span, SERVICE, semconv.SCOPE, "", resource, _RESOURCE_ATTRIBUTES) for span in spans]
+
+
+def ended_spans(run: StoredRun, workspace: str) -> dict[str, EndedSpan]:
+    """What the spans of `spans_of_run` say of times and outcomes, by span id. ``end_ns`` is 0 for one that is open."""
+    return {
+        span.span_id.hex(): EndedSpan(
+            span.start_time_unix_nano,
+            span.end_time_unix_nano,
+            span.status.code == Status.STATUS_CODE_ERROR,
+            # The state comes last.
+            next((a.value.string_value for a in reversed(span.attributes) if a.key in _STATUSES), None),
+        )
+        for span in _Spans(run, workspace).build()
+    }
+
+
+_STATUSES: Final = frozenset({semconv.STEP_STATUS, semconv.EXECUTION_STATUS})
+
+
+def ended_span(span: SpanRecord) -> EndedSpan:
+    """What a span that arrived says, if it is one of ours."""
+    status = span.attributes.get(semconv.STEP_STATUS) or span.attributes.get(semconv.EXECUTION_STATUS)
+    return EndedSpan(span.start_ns, span.end_ns, span.is_error, str(status) if status is not None else None)
 
 
 class _Spans:

@@ -1,93 +1,675 @@
-"""Reconciliation: compares the rows, events, spans and counters of one execution.
+"""Reconciliation: reads one execution as its users do, in every view, and says where the views differ.
 
-All of them come from the same events, so they must agree. A difference is a defect, or events that were dropped (and
-counted as dropped).
+All views come from the same events, so they must agree. A difference is a defect, or events that were dropped (and
+counted as dropped). Values that no run can have (a step that outlasts its run, work that does not fit into it) are
+differences too, though all views may show them alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from tachograph.critical_path import critical_path, path_lengths
-from tachograph.outcomes import Entry, Outcomes
-from tachograph.process import identity
+import msgspec
+from sqlalchemy import Row
+
+from tachograph.clock import NS
+from tachograph.events import ExecutionStatus, StepStatus
+from tachograph.metrics.families import OTHER
+from tachograph.metrics.journal import Change, SeriesKey
+from tachograph.metrics.listener import Running
+from tachograph.metrics.specs import (
+    EXECUTIONS_RUNNING,
+    METRICS,
+    OLDEST_RUNNING,
+    STEP_DURATION,
+    STEPS_RUNNING,
+    STEPS_SKIPPED,
+    HistogramSpec,
+)
+from tachograph.spans.attributes import attempt_span_id
+from tachograph.spans.ended_spans import EndedSpan
+from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.store.batch import Batch
+from tachograph_exporter.store.event_log import LoggedExecution
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.recovery import INGESTED_PROCESS
+from tachograph_exporter.store.rollups.checking import CountedRow
+from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
+from tachograph_exporter.store.steps import StoredStep
+from tachograph_exporter.store.totals import Totals, WorkflowTotals
+from tachograph_exporter.times import rfc3339
+from tachograph_exporter.views.executions import execution_summary
+from tachograph_exporter.views.expected_series import ExpectedSeries
+from tachograph_exporter.views.otlp_spans import ended_spans
+from tachograph_exporter.views.schemas.executions import WorkflowExecutionResponse
 from tachograph_exporter.views.schemas.reconciliation import Difference, Reconciliation
+from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline, WorkflowStepTimelineEntry
+from tachograph_exporter.views.timeline import build_timeline
+
+MAX_DIFFERENCES: Final = 1_000
+"""Differences that are listed."""
+_MAX_TEXT: Final = 200
+_EXECUTION_COLUMNS: Final = [str(name) for name in EXECUTION_ROWS.columns]
+_STEP_FIELDS: Final = [name for name in StoredStep.__struct_fields__ if name not in ("step_id", "attempt")]
+_STEP_COLUMNS: Final = [str(name) for name in STEP_ROWS.columns]
 
 
-def reconcile(run: StoredRun, outcomes_by_listener: Mapping[str, Outcomes]) -> Reconciliation:
-    """Compare a stored execution with the outcomes that each listener of this process kept (see `Outcomes`).
+class CountedSeries(NamedTuple):
+    """What the metrics listener of this process did for an execution.
 
-    A view is None in ``views`` if this process does not have it: another process recorded the execution, or it was too
-    long ago. While the execution is running, only steps that have ended are compared.
+    ``is_whole``: from its start on. ``is_settled``: all that its spans say was counted, not only its start.
+    ``running``: what runs of its workflow.
     """
-    execution_id = run.execution.execution_id
-    views: dict[str, dict[str, Entry] | None] = {"rows": _rows(run)}
-    for name, outcomes in outcomes_by_listener.items():
-        views[name] = outcomes.execution(execution_id)
-    present = {name: entries for name, entries in views.items() if entries is not None}
-    is_open = run.execution.finished_ns is None
-    # If another process started the execution, the views of this one are incomplete.
-    is_complete = run.execution.process == identity() and not is_open
-    differences: list[Difference] = []
-    for step_id in sorted({key for entries in present.values() for key in entries}):
-        by_view = {name: entries.get(step_id) for name, entries in present.items()}
-        if is_complete and None in by_view.values():
-            differences.append(Difference(step_id, "presence", {n: e is not None for n, e in by_view.items()}))
-        differences += _differences(step_id, {name: entry for name, entry in by_view.items() if entry is not None})
-    if not is_open:
-        differences += _totals(run)
-    counts = {name: len(entries) - ("" in entries) if entries is not None else None for name, entries in views.items()}
-    return Reconciliation(execution_id=execution_id, agrees=not differences, views=counts, differences=differences)
+
+    changes: Mapping[SeriesKey, Change]
+    is_whole: bool
+    is_settled: bool
+    measures: frozenset[str]
+    running: Running
 
 
-def _differences(step_id: str, by_view: Mapping[str, Entry]) -> list[Difference]:
-    differences = []
-    for field in Entry._fields:
-        values = {name: getattr(entry, field) for name, entry in by_view.items()}
-        if len(set(values.values())) > 1:
-            differences.append(Difference(step_id, field, values))
-    return differences
+class ExportedSpans(NamedTuple):
+    """The spans of an execution that ended, by id, as they were exported. ``is_whole``: from its start on."""
+
+    spans: Mapping[str, EndedSpan]
+    is_whole: bool
 
 
-def _rows(run: StoredRun) -> dict[str, Entry]:
-    entries = {}
-    for row in run.steps:
-        if row.finished_ns is not None:
-            duration = row.finished_ns - (row.started_ns if row.started_ns is not None else row.finished_ns)
-            entries[row.step_id] = Entry(row.status, row.attempt, duration)
-    execution = run.execution
-    if execution.finished_ns is not None:
-        entries[""] = Entry(
-            execution.status, 0, execution.finished_ns - (execution.started_ns or execution.finished_ns)
+class Evidence(NamedTuple):
+    """Everything that is known of one execution; a text says why something is not.
+
+    Attributes:
+        run: its rows.
+        workspace: slug of its workspace.
+        listed: its row in the list of its workflow's executions.
+        counted: the rollup row it is counted in.
+        logged: its events in the event log.
+        spans: its spans as this process exported them or, if they were ingested, as they arrived.
+        series: what the metrics listener counted.
+    """
+
+    run: StoredRun
+    workspace: str
+    listed: Row[Any] | str
+    counted: CountedRow | str
+    logged: LoggedExecution | str
+    spans: ExportedSpans | Sequence[SpanRecord] | str
+    series: CountedSeries | str
+
+
+Facts = dict[str, Any]
+"""Values by field."""
+
+
+class _View(NamedTuple):
+    """What one view shows, by step id ("" for the execution). ``is_whole``: it must have every step that ended."""
+
+    name: str
+    facts: Mapping[str, Facts]
+    is_whole: bool = True
+
+
+def reconcile(evidence: Evidence, now_ns: int) -> Reconciliation:
+    """Compare the views of a stored execution. Costs O(steps), and the executions of the rollup row it is counted in.
+
+    While the execution runs, only what has ended is compared.
+    """
+    comparison = _Comparison(evidence, now_ns)
+    differences = comparison.differences()
+    return Reconciliation(
+        execution_id=evidence.run.execution.execution_id,
+        agrees=not differences,
+        views=comparison.counts,
+        differences=differences[:MAX_DIFFERENCES],
+        reasons=comparison.reasons,
+        difference_count=len(differences),
+    )
+
+
+class _Comparison:
+    def __init__(self, evidence: Evidence, now_ns: int) -> None:
+        self.counts: dict[str, int | None] = {}
+        self.reasons: dict[str, str] = {}
+        self._evidence = evidence
+        self._run = evidence.run
+        self._execution = evidence.run.execution
+        self._is_open = evidence.run.execution.finished_ns is None
+        self._is_ingested = _is_ingested(evidence.run)
+        self._names = {step.step_id: step.name for step in evidence.run.steps}
+        self._timeline = build_timeline(evidence.run, now_ns=now_ns)
+        self._now_ns = now_ns
+        self._attempts: defaultdict[str, list[Row[Any]]] = defaultdict(list)
+        for row in evidence.run.attempts:
+            self._attempts[row.step_id].append(row)
+
+    def differences(self) -> list[Difference]:
+        """All differences: between views, then within what they show."""
+        views = [self._rows(), self._timeline_view(), *self._list(), *self._spans(), *self._events()]
+        differences = [*self._compare(views), *self._rollups(), *self._metrics(), *impossible(self._run)]
+        for difference in differences:
+            difference.step = difference.step or self._names.get(difference.step_id, "")
+            difference.values = {name: _bounded(value) for name, value in difference.values.items()}
+        return differences
+
+    def _compare(self, views: Sequence[_View]) -> Iterator[Difference]:
+        ended = {step.step_id for step in self._run.steps if step.finished_ns is not None}
+        ids = {"": None, **dict.fromkeys(self._names)}
+        for view in views:
+            ids |= dict.fromkeys(view.facts)
+        for step_id in ids:
+            by_view = {view.name: view.facts[step_id] for view in views if step_id in view.facts}
+            if step_id and (step_id in ended or not (self._is_open or step_id in self._names)):
+                missing = [view.name for view in views if view.is_whole and step_id not in view.facts]
+                if missing:
+                    yield Difference(step_id, "presence", {view.name: view.name in by_view for view in views
+                                                           if view.name in by_view or view.is_whole})  # fmt: skip
+            yield from _differing(step_id, by_view)
+
+    def _rows(self) -> _View:
+        facts: dict[str, Facts] = {"": _execution_facts(self._execution)}
+        # Only events say as much as rows.
+        columns = _STEP_FIELDS if not isinstance(self._evidence.logged, str) and self._evidence.logged.events else ()
+        for step in self._run.steps:
+            step_facts = facts[step.step_id] = {
+                "name": step.name,
+                "status": step.status,
+                "attempts": step.attempt,
+                "started_ns": step.started_ns,
+                "finished_ns": step.finished_ns,
+                "run_ns": step.run_ns,
+                "span_id": step.span_id,
+            }
+            for name in columns:
+                step_facts[name] = getattr(step, name)
+            if columns:
+                step_facts["depends_on"] = list(step.depends_on)
+            if step.started_ns is not None and step.finished_ns is not None:
+                step_facts["duration_ns"] = step.finished_ns - step.started_ns
+            if step.error_type is not None:
+                step_facts["is_error"] = True
+            for row in self._attempts.get(step.step_id, ()):
+                step_facts |= _attempt_facts(row.attempt, row.status, row.started_ns, row.finished_ns)
+        self.counts["rows"] = len(self._run.steps)
+        return _View("rows", facts)
+
+    def _timeline_view(self) -> _View:
+        timeline = self._timeline
+        facts = {"": self._summary_facts(timeline)}
+        if not self._is_open:
+            facts[""] |= {"duration_ns": _ns(timeline.total_duration_seconds), "span_id": timeline.span_id}
+            if self._execution.status != ExecutionStatus.LOST:
+                # A lost execution has no rows for steps it never reached.
+                facts[""]["step_count"] = len(timeline.step_timeline)
+        for entry in timeline.step_timeline:
+            facts[entry.step_id] = _entry_facts(entry, has_all_attempts=not self._is_ingested)
+        self.counts["timeline"] = len(timeline.step_timeline)
+        return _View("timeline", facts)
+
+    def _summary_facts(self, summary: WorkflowExecutionTimeline | WorkflowExecutionResponse) -> Facts:
+        """What a list item and a timeline both say."""
+        facts: Facts = {
+            "workflow_id": summary.workflow_id,
+            "workflow": summary.workflow_name,
+            "version": summary.workflow_version,
+            "status": summary.status,
+            "trace_id": summary.trace_id,
+            "error_type": summary.error_type,
+            "error_message": summary.error_message,
+            "started_at": summary.started_at,
+            "completed_at": summary.completed_at,
+        }
+        if not self._is_open:
+            # The row of a running execution does not count its steps yet.
+            for name in ("step_count", "completed_step_count", "failed_step_count", "skipped_step_count"):
+                facts[name] = getattr(summary, name)
+            facts["work_ns"] = _ns(summary.work_seconds)
+            facts["critical_path_ns"] = _ns(summary.critical_path_seconds)
+        return facts
+
+    def _list(self) -> Iterator[_View]:
+        listed = self._evidence.listed
+        if isinstance(listed, str):
+            self._leave_out("list", listed)
+            return
+        item = execution_summary(listed, self._now_ns)
+        facts = self._summary_facts(item)
+        if not self._is_open:
+            facts["duration_ns"] = _ns(item.duration_seconds)
+        self.counts["list"] = item.step_count
+        yield _View("list", {"": facts}, is_whole=False)
+
+    def _spans(self) -> Iterator[_View]:
+        spans = self._evidence.spans
+        facts = self._span_facts(ended_spans(self._run, self._evidence.workspace))
+        self.counts["otlp"] = len(facts) - 1
+        yield _View("otlp", facts, is_whole=True)
+        if isinstance(spans, str):
+            self._leave_out("spans", spans)
+        elif isinstance(spans, ExportedSpans):
+            ended = {""} if not self._is_open else set()
+            ended |= {step.step_id for step in self._run.steps if step.finished_ns is not None}
+            facts = {
+                key: value for key, value in self._span_facts(spans.spans).items() if key in ended or key[:1] == "?"
+            }
+            self.counts["spans"] = sum(key in self._names for key in facts)
+            if not spans.is_whole:
+                self.reasons["spans"] = "in part: another process, or an earlier one, has the others"
+            yield _View("spans", facts, spans.is_whole)
+        else:
+            facts = self._arrived_facts({span.span_id: span for span in spans})
+            self.counts["spans"] = len(facts)
+            yield _View("spans", facts)
+
+    def _span_facts(self, spans: Mapping[str, EndedSpan]) -> dict[str, Facts]:
+        """What the spans of an execution say of it and its steps. Spans of nothing known get ids that begin with ?."""
+        owners: dict[str, tuple[str, StoredStep | None, int]] = {self._execution.span_id: ("", None, 0)}
+        for stored in self._run.steps:
+            owners[stored.span_id] = (stored.step_id, stored, 0)
+            if stored.attempt > 1 or stored.step_id in self._attempts:
+                for number in range(1, stored.attempt + 1):
+                    owners[attempt_span_id(stored.span_id, number)] = (stored.step_id, stored, number)
+        facts: defaultdict[str, Facts] = defaultdict(dict)
+        for span_id, span in spans.items():
+            step_id, step, attempt = owners.get(span_id) or (f"?{span_id}", None, 0)
+            if attempt:
+                facts[step_id] |= _attempt_facts(attempt, span.status, span.start_ns, span.end_ns or None)
+                continue
+            has_failed = (step.error_type if step is not None else self._execution.error_type) is not None
+            span_facts = facts[step_id]
+            if span.status is not None:
+                span_facts["status"] = span.status
+            if span.end_ns:
+                span_facts["finished_ns"] = span.end_ns
+            if step is None or step.started_ns is not None:
+                span_facts["started_ns"] = span.start_ns
+                if span.end_ns:
+                    span_facts["duration_ns"] = span.end_ns - span.start_ns
+            if has_failed:
+                # Handlers may set the status of a step that did not fail.
+                span_facts["is_error"] = span.is_error
+        return dict(facts)
+
+    def _arrived_facts(self, spans: Mapping[str, SpanRecord]) -> dict[str, Facts]:
+        """What the spans of an engine say of the steps that were read from them."""
+        facts: dict[str, Facts] = {}
+        for step in self._run.steps:
+            if (span := spans.get(step.span_id)) is not None:
+                facts[step.step_id] = {"span_id": span.span_id}
+        return facts
+
+    def _events(self) -> Iterator[_View]:
+        logged = self._evidence.logged
+        if isinstance(logged, str):
+            self._leave_out("events", logged)
+            return
+        if not logged.events:
+            reason = "the event log does not hold it: nobody followed the events, or too long ago"
+            self._leave_out("events", logged.reason or reason)
+            return
+        batch = Batch(logged.events)
+        execution_id = self._execution.execution_id
+        row = batch.executions.get(execution_id)
+        columns = dict(zip(_EXECUTION_COLUMNS, row, strict=True)) if row is not None else {}
+        is_from_start = columns.get("started_ns") is not None and columns.get("process") is not None
+        is_to_end = self._is_open or columns.get("finished_ns") is not None
+        if not (logged.is_whole and is_from_start and is_to_end):
+            self._leave_out("events", "the event log holds only a part of it")
+            return
+        facts: dict[str, Facts] = {"": _only(columns, self._execution)}
+        for (_, step_id), values in batch.steps.items():
+            step_facts = dict(zip(_STEP_COLUMNS, values, strict=True))
+            # The log leaves out when a step became ready.
+            for name in ("execution_id", "rank", "ready_ns"):
+                del step_facts[name]
+            step_facts["attempts"] = step_facts.pop("attempt")
+            step_facts["depends_on"] = msgspec.json.decode(step_facts["depends_on"])
+            facts[step_id] = step_facts
+        for _, step_id, number, status, started, finished, *_ in batch.attempts.values():
+            facts.setdefault(step_id, {}).update(_attempt_facts(number, status, started, finished))
+        self.counts["events"] = len(facts) - 1
+        yield _View("events", facts)
+
+    def _rollups(self) -> Iterator[Difference]:
+        counted = self._evidence.counted
+        if isinstance(counted, str):
+            self._leave_out("rollups", counted)
+            return
+        self.counts["rollups"] = counted.steps
+        on_path = {entry.step_id for entry in self._timeline.step_timeline if entry.on_critical_path}
+        for step_id in sorted(on_path ^ counted.critical_path):
+            yield Difference(
+                step_id,
+                "on_critical_path",
+                {"timeline": step_id in on_path, "rollups": step_id in counted.critical_path},
+            )
+        yield from _rollup_differences(counted)
+
+    def _metrics(self) -> Iterator[Difference]:
+        series = self._evidence.series
+        if isinstance(series, str):
+            self._leave_out("metrics", series)
+            return
+        if not series.is_settled:
+            self.reasons["metrics"] = "in part: its spans may still change"
+        elif not series.is_whole:
+            self.reasons["metrics"] = "in part: another process, or an earlier one, counted the rest"
+        expected = ExpectedSeries(self._run, self._evidence.workspace, series.measures).by_series()
+        noted = dict(series.changes)
+        self.counts["metrics"] = sum(
+            change.times for (metric, _), change in noted.items() if metric in (STEP_DURATION.name, STEPS_SKIPPED.name)
         )
-    return entries
+        limited = {metric for metric, labels in noted if labels and set(labels) == {OTHER}}
+        if limited:
+            expected, noted = _merged(expected, limited), _merged(noted, limited)
+        ids = defaultdict(list)
+        for step in self._run.steps:
+            ids[step.name].append(step.step_id)
+        for key in {**expected, **noted}:
+            yield from self._series_differences(key, noted.get(key, _NONE), expected.get(key, _NONE), series, ids)
+        yield from self._gauge_differences(series)
+
+    def _series_differences(
+        self, key: SeriesKey, noted: Change, expected: Change, series: CountedSeries, ids: Mapping[str, Sequence[str]]
+    ) -> Iterator[Difference]:
+        metric, labels = key
+        spec = _SPECS[metric]
+        if spec.kind == "gauge" and (self._is_open or not self._is_complete(series)):
+            return
+        names = dict(zip(spec.labels, labels, strict=True))
+        step = names.get("step", "")
+        of_step = ids.get(step, ())
+        rest = ",".join(f'{name}="{value}"' for name, value in names.items() if name not in ("workspace", "workflow"))
+        suffix = f"{{{rest}}}" if rest else ""
+        compared: list[tuple[str, float, float]] = [("", noted.total, expected.total)]
+        if isinstance(spec, HistogramSpec):
+            compared = [("_count", noted.times, expected.times), ("_sum", noted.total, expected.total)]
+        for part, shown, due in compared:
+            # Of a run that goes on more may have been counted than was stored; of half a run, less.
+            is_right = _is_close(shown, due)
+            is_right |= self._is_open and shown > due
+            is_right |= not self._is_complete(series) and shown < due
+            if not is_right:
+                values = {"metrics": shown, "timeline": due}
+                yield Difference(of_step[0] if len(of_step) == 1 else "", f"{metric}{part}{suffix}", values, step)
+
+    @staticmethod
+    def _is_complete(series: CountedSeries) -> bool:
+        return series.is_whole and series.is_settled
+
+    def _gauge_differences(self, series: CountedSeries) -> Iterator[Difference]:
+        running = series.running
+        for name, (shown, due) in running.gauges.items():
+            if shown is None and name != OLDEST_RUNNING.name:
+                continue  # Nothing of the workflow ran here, or it has no series of its own.
+            if shown != due:
+                yield Difference("", name, {"metrics": shown, "running": due}, message="the gauge is not what runs")
+        if self._is_open or not series.is_settled:
+            return
+        execution_id = self._execution.execution_id
+        if execution_id in running.executions:
+            yield Difference(
+                "",
+                EXECUTIONS_RUNNING.name,
+                {"metrics": True, "rows": False},
+                message="it ended, but counts as running",
+            )
+        by_span = {step.span_id: step.step_id for step in self._run.steps}
+        for other_id, span_id in sorted(running.steps):
+            if other_id == execution_id:
+                yield Difference(by_span.get(span_id, ""), STEPS_RUNNING.name, {"metrics": True, "rows": False},
+                                 message="its execution ended, but the step counts as running")  # fmt: skip
+
+    def _leave_out(self, view: str, reason: str) -> None:
+        self.counts[view] = None
+        self.reasons[view] = reason
 
 
-def _totals(run: StoredRun) -> list[Difference]:
-    """Differences between the totals in the execution's row and its steps, and between steps and their attempts."""
-    execution, differences = run.execution, []
-    totals: dict[str, Any] = {
-        "step_count": len(run.steps),
-        "completed_step_count": sum(row.status == "completed" for row in run.steps),
-        "failed_step_count": sum(row.status in ("failed", "timeout") for row in run.steps),
-        "skipped_step_count": sum(row.status == "skipped" for row in run.steps),
-        "work_ns": sum(row.run_ns or 0 for row in run.steps if row.parent_step_id is None),
-        "critical_path_ns": sum(path_lengths(critical_path(run.steps))),
-    }
-    # A lost execution has no rows for steps it never reached; its row does not count the steps of forked processes.
-    if execution.status == "lost" or len(run.steps) > execution.step_count:
-        totals.clear()
-    for field, value in totals.items():
-        stored = getattr(execution, field)
-        if stored != value:
-            differences.append(Difference("", field, {"execution": stored, "steps": value}))
+_SPECS: Final = {spec.name: spec for spec in METRICS}
+_NONE: Final = Change()
+
+
+def _is_ingested(run: StoredRun) -> bool:
+    return getattr(run.execution, "process", None) == INGESTED_PROCESS
+
+
+def impossible(run: StoredRun) -> Iterator[Difference]:
+    """Values that no run can have: times outside it, negative ones, and parts that do not add up."""
+    values: dict[str, Any]
+    execution, steps = run.execution, run.steps
+    began, ended = execution.started_ns, execution.finished_ns
+    # Engines' spans have the clocks of several machines.
+    is_ingested = _is_ingested(run)
+    by_id = {step.step_id: step for step in steps}
     last_attempts: dict[str, int] = {}
     for attempt in run.attempts:
         last_attempts[attempt.step_id] = max(last_attempts.get(attempt.step_id, 0), attempt.attempt)
-    for row in run.steps:
-        if row.step_id in last_attempts and last_attempts[row.step_id] != row.attempt:
-            values = {"step": row.attempt, "attempts": last_attempts[row.step_id]}
-            differences.append(Difference(row.step_id, "attempts", values))
-    return differences
+    for step in steps:
+        yield from _impossible_step(step, began, ended, execution.status)
+        if not is_ingested:
+            yield from _outside(step, began, ended)
+        if step.parent_step_id is not None and step.parent_step_id not in by_id:
+            values = {"timeline": step.parent_step_id, "rows": None}
+            yield Difference(step.step_id, "parent_step_id", values, message="there is no such step")
+        if step.status in _ENDED and last_attempts.get(step.step_id, step.attempt) != step.attempt:
+            values = {"step": step.attempt, "attempts": last_attempts[step.step_id]}
+            yield Difference(step.step_id, "attempts", values)
+        yield from _unbalanced(step, by_id, began, ended)
+    if began is None or ended is None:
+        return
+    elapsed = ended - began
+    if elapsed < 0:
+        yield Difference(
+            "", "finished_ns", {"execution": ended, "started_ns": began}, message="it ended before it began"
+        )
+    if (execution.critical_path_ns or 0) > elapsed:
+        values = {"execution": execution.critical_path_ns, "possible": elapsed}
+        yield Difference("", "critical_path_ns", values, message="the critical path is longer than the run")
+    possible = elapsed * _most_at_once(steps)
+    if (execution.work_ns or 0) > possible:
+        values = {"execution": execution.work_ns, "possible": possible}
+        yield Difference("", "work_ns", values, message="more work than its steps had time for")
+
+
+def _impossible_step(
+    step: StoredStep, began: int | None, ended: int | None, execution_status: str
+) -> Iterator[Difference]:
+    key, start, end = step.step_id, step.started_ns, step.finished_ns
+    values: dict[str, Any]
+    if ended is not None and step.status not in _ENDED:
+        values = {"timeline": step.status, "execution": execution_status}
+        yield Difference(key, "status", values, message="its execution has ended, but the step has not")
+    if step.status in _ENDED and end is None:
+        yield Difference(key, "finished_ns", {"timeline": None, "status": step.status}, message="it ended at no time")
+    if start is not None and end is not None:
+        if end < start:
+            yield Difference(
+                key, "finished_ns", {"timeline": end, "started_ns": start}, message="ended before it began"
+            )
+        elif (step.run_ns or 0) > end - start:
+            values = {"timeline": step.run_ns, "possible": end - start}
+            yield Difference(key, "run_ns", values, message="it ran longer than it lasted")
+    for name in _PARTS:
+        part = getattr(step, name, None)
+        if part is not None and part < 0:
+            yield Difference(key, name, {"timeline": part, "possible": 0}, message="negative")
+        elif part is not None and began is not None and ended is not None and part > max(0, ended - began):
+            yield Difference(key, name, {"timeline": part, "possible": ended - began}, message="longer than the run")
+
+
+def _outside(step: StoredStep, began: int | None, ended: int | None) -> Iterator[Difference]:
+    key, start, end = step.step_id, step.started_ns, step.finished_ns
+    if start is not None and began is not None and start < began:
+        yield Difference(key, "started_ns", {"timeline": start, "execution": began}, message="it began before the run")
+    if end is not None and ended is not None and end > ended:
+        yield Difference(key, "finished_ns", {"timeline": end, "execution": ended}, message="it ended after the run")
+
+
+_ENDED: Final = frozenset(status.value for status in StepStatus if status.is_terminal)
+_PARTS: Final = ("dependency_ns", "queue_ns", "backoff_ns", "run_ns", "unaccounted_ns")
+"""What the time of a step is made of."""
+
+
+def _unbalanced(
+    step: StoredStep, by_id: Mapping[str, StoredStep], began: int | None, ended: int | None
+) -> Iterator[Difference]:
+    """The parts of a step's time add up to the time from the start of the run (or the step around it) to its end."""
+    if step.started_ns is None or step.finished_ns is None or step.run_ns is None or step.status == StepStatus.LOST:
+        return
+    origin = began
+    if step.parent_step_id is not None:
+        outer = by_id.get(step.parent_step_id)
+        # Which attempt of the outer step it was in is not stored.
+        origin = outer.started_ns if outer is not None and outer.attempt == 1 else None
+    if origin is None or origin > step.started_ns or (ended is not None and step.finished_ns > ended):
+        return
+    parts = sum(getattr(step, name, None) or 0 for name in _PARTS)
+    if parts != step.finished_ns - origin:
+        values = {"timeline": parts, "possible": step.finished_ns - origin}
+        yield Difference(step.step_id, "wait_ns + run_ns", values, message="the parts do not add up to the whole")
+
+
+def _most_at_once(steps: Iterable[StoredStep]) -> int:
+    """The largest number of outer steps that were open at the same time."""
+    moments: list[tuple[int, int]] = []
+    for step in steps:
+        if step.parent_step_id is None and step.started_ns is not None and step.finished_ns is not None:
+            moments += ((step.started_ns, 1), (step.finished_ns, -1))
+    most = count = 0
+    for _, change in sorted(moments):
+        count += change
+        most = max(most, count)
+    return most
+
+
+def _rollup_differences(counted: CountedRow) -> Iterator[Difference]:
+    row = f"{counted.period} from {rfc3339(counted.start_s * NS)}"
+    if counted.fault:
+        yield Difference("", "rollups", {"rollups": None, "executions": 1}, message=f"{row}: {counted.fault}")
+        return
+    stored = counted.stored or WorkflowTotals()
+    if stored.encode() == counted.counted.encode():
+        return
+    for shown, others, times in ((stored, counted.counted, 0), (counted.counted, stored, 2)):
+        # Is the difference exactly this execution?
+        whole = WorkflowTotals()
+        whole.add(shown)
+        whole.add(counted.own)
+        if whole.encode() == others.encode():
+            message = "it is counted twice" if times else "it is not counted"
+            yield Difference("", "rollups", {"rollups": times, "executions": 1}, message=f"{message} ({row})")
+            return
+    values: dict[str, Any]
+    message = f"the row {row} is not what its executions add up to"
+    names: list[tuple[str, Mapping[str, Totals], Mapping[str, Totals]]] = [
+        ("", stored.executions, counted.counted.executions)
+    ]
+    for name in sorted({*stored.steps, *counted.counted.steps}):
+        pair = (stored.steps.get(name), counted.counted.steps.get(name))
+        names.append((name, pair[0].by_status if pair[0] else {}, pair[1].by_status if pair[1] else {}))
+        measures = (pair[0].measures if pair[0] else {}, pair[1].measures if pair[1] else {})
+        for key in sorted({*measures[0], *measures[1]}):
+            if measures[0].get(key) != measures[1].get(key):
+                values = {"rollups": measures[0].get(key), "executions": measures[1].get(key)}
+                yield Difference("", f"measures.{key}", values, name, message)
+    for name, shown_by_status, due_by_status in names:
+        for status in sorted({*shown_by_status, *due_by_status}):
+            shown_totals, due_totals = shown_by_status.get(status, Totals()), due_by_status.get(status, Totals())
+            for field in _TOTALS:
+                values = {"rollups": getattr(shown_totals, field), "executions": getattr(due_totals, field)}
+                if values["rollups"] != values["executions"]:
+                    yield Difference("", f"{status}.{field}", values, name, message)
+            if shown_totals.durations.positive != due_totals.durations.positive:
+                values = {
+                    "rollups": shown_totals.durations.positive,
+                    "executions": due_totals.durations.positive,
+                }
+                yield Difference("", f"{status}.durations", values, name, message)
+
+
+_TOTALS: Final = ("count", *(name for name in Totals.__slots__ if name != "durations"))
+
+
+def _merged(changes: Mapping[SeriesKey, Change], limited: Iterable[str]) -> dict[SeriesKey, Change]:
+    """With one series for each metric whose series are limited: nobody knows which of them are in ``other``."""
+    merged: dict[SeriesKey, Change] = {}
+    for (metric, labels), change in changes.items():
+        key = (metric, (OTHER,) * len(labels) if metric in limited else labels)
+        before = merged.get(key, _NONE)
+        merged[key] = Change(before.times + change.times, before.total + change.total)
+    return merged
+
+
+def _is_close(a: float, b: float) -> bool:
+    """Whether two sums are equal but for rounding."""
+    return abs(a - b) <= max(2e-10, 1e-11 * max(abs(a), abs(b)))
+
+
+def _differing(step_id: str, by_view: Mapping[str, Facts]) -> Iterator[Difference]:
+    fields = dict.fromkeys(field for facts in by_view.values() for field in facts)
+    for field in fields:
+        values = {name: facts[field] for name, facts in by_view.items() if field in facts}
+        if len(values) > 1 and not _are_equal(list(values.values()), is_from_seconds=field in _FROM_SECONDS):
+            yield Difference(step_id, field, values)
+
+
+_FROM_SECONDS: Final = frozenset({"duration_ns", "run_ns", "work_ns", "critical_path_ns"})
+"""Durations that some views show in seconds: those of several days lose their last digit."""
+
+
+def _are_equal(values: Sequence[Any], *, is_from_seconds: bool) -> bool:
+    first = values[0]
+    for value in values[1:]:
+        if value == first:
+            continue
+        is_rounded = is_from_seconds and isinstance(value, int) and isinstance(first, int)
+        if not (is_rounded and abs(value - first) <= max(value, first) >> 50):
+            return False
+    return True
+
+
+def _execution_facts(execution: Row[Any]) -> Facts:
+    facts = {name: getattr(execution, name) for name in _EXECUTION_COLUMNS if hasattr(execution, name)}
+    started, finished = execution.started_ns, execution.finished_ns
+    facts["started_at"] = rfc3339(started) if started is not None else None
+    facts["completed_at"] = rfc3339(finished) if finished is not None else None
+    if started is not None and finished is not None:
+        facts["duration_ns"] = finished - started
+    if execution.error_type is not None:
+        facts["is_error"] = True
+    return facts
+
+
+def _only(columns: Facts, execution: Row[Any]) -> Facts:
+    """The columns that a reader of the execution's row sees. Heartbeats are not logged."""
+    return {name: value for name, value in columns.items() if name != "last_seen_ns" and hasattr(execution, name)}
+
+
+def _entry_facts(entry: WorkflowStepTimelineEntry, *, has_all_attempts: bool) -> Facts:
+    facts: Facts = {"status": entry.status, "name": entry.step_name}
+    if entry.attempts:
+        # The spans of an engine's earlier attempts may never have arrived.
+        numbers = [attempt.attempt for attempt in entry.attempts]
+        facts["attempts"] = len(numbers) if has_all_attempts or len(set(numbers)) < len(numbers) else max(numbers)
+    if entry.duration_seconds is not None:
+        facts["duration_ns"] = _ns(entry.duration_seconds)
+        facts["run_ns"] = _ns(entry.run_seconds)
+    return facts
+
+
+def _attempt_facts(number: int, status: str | None, started_ns: int, finished_ns: int | None) -> Facts:
+    facts: Facts = {f"attempts[{number}].started_ns": started_ns}
+    if status is not None and finished_ns is not None:
+        facts[f"attempts[{number}].status"] = status
+    if finished_ns is not None:
+        facts[f"attempts[{number}].finished_ns"] = finished_ns
+    return facts
+
+
+def _ns(value: float | None) -> int | None:
+    return None if value is None else round(value * NS)
+
+
+def _bounded(value: Any) -> Any:
+    return value[: _MAX_TEXT - 1] + "…" if isinstance(value, str) and len(value) > _MAX_TEXT else value

@@ -11,7 +11,8 @@ from sqlalchemy import Row
 
 from tachograph.clock import NS
 from tachograph.critical_path import critical_path, path_lengths, slack
-from tachograph.events import StepStatus
+from tachograph.events import FAILED, StepStatus
+from tachograph.run_window import RunWindow, placed
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.steps import StoredStep
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
@@ -50,10 +51,13 @@ def build_timeline(
     """The timeline of an execution; ``now_ns`` matters only while it is running. O(steps)."""
     execution, steps = run.execution, run.steps
     is_open = execution.finished_ns is None
-    path = critical_path(steps, now_ns=now_ns if is_open else None)
+    started, finished = execution.started_ns, execution.finished_ns
+    window = RunWindow.of(started if started is not None else execution.created_ns, finished, now_ns)
+    within = placed(steps, window)
+    path = critical_path(within, now_ns=window.end_ns if is_open else None)
     on_path = {step.step_id for step in path}
-    lengths = path_lengths(path, now_ns)
-    slacks = slack(steps) if not is_open else {}
+    lengths = path_lengths(path, window.end_ns)
+    slacks = slack(within) if not is_open else {}
     attempts: dict[str, list[Row[Any]]] = defaultdict(list)
     for row in run.attempts:
         attempts[row.step_id].append(row)
@@ -62,10 +66,9 @@ def build_timeline(
         reports[row.step_id].append(row)
     counts = Counter(step.status for step in steps)
     work = sum(
-        _run_ns(step, attempts.get(step.step_id, ()), now_ns) or 0 for step in steps if step.parent_step_id is None
+        _run_ns(step, attempts.get(step.step_id, ()), window) or 0 for step in steps if step.parent_step_id is None
     )
-    started, finished = execution.started_ns, execution.finished_ns
-    elapsed = (finished if finished is not None else now_ns) - started if started is not None else None
+    elapsed = window.end_ns - window.start_ns if started is not None else None
     trace_id = execution.trace_id
     return WorkflowExecutionTimeline(
         execution_id=execution.execution_id,
@@ -79,7 +82,7 @@ def build_timeline(
         elapsed_seconds=seconds(elapsed) if is_open else None,
         step_count=max(len(steps), execution.step_count),
         completed_step_count=counts["completed"],
-        failed_step_count=counts["failed"] + counts["timeout"],
+        failed_step_count=sum(counts[status] for status in FAILED),
         skipped_step_count=counts["skipped"],
         running_step_count=counts["running"] + counts["retrying"],
         error_type=execution.error_type,
@@ -89,8 +92,11 @@ def build_timeline(
         last_seen_at=rfc3339(execution.last_seen_ns) if is_open or execution.status == "lost" else None,
         trace_id=trace_id,
         span_id=execution.span_id,
+        parent_execution_id=execution.parent_execution_id,
+        parent_step_id=execution.parent_step_id,
         critical_path=[CriticalStep(s.step_id, s.name, length / NS) for s, length in zip(path, lengths, strict=True)],
         critical_path_seconds=sum(lengths) / NS,
+        unaccounted_seconds=(elapsed - sum(lengths)) / NS if elapsed is not None else None,
         work_seconds=work / NS,
         parallelism=work / elapsed if elapsed else None,
         cost_usd=sum(row.value for row in run.reports if row.kind == "cost"),
@@ -102,6 +108,7 @@ def build_timeline(
                 step.step_id in on_path,
                 slacks.get(step.step_id),
                 trace_id,
+                window,
                 now_ns,
             )
             for step in steps
@@ -117,21 +124,26 @@ def _entry(
     is_critical: bool,
     slack_ns: int | None,
     trace_id: str,
+    window: RunWindow,
     now_ns: int,
 ) -> WorkflowStepTimelineEntry:
     started, finished = step.started_ns, step.finished_ns
     started_at = rfc3339(started) if started is not None else None
     completed_at = rfc3339(finished) if finished is not None else None
-    run_ns = _run_ns(step, attempts, now_ns)
+    run_ns = _run_ns(step, attempts, window)
     wait = wait_seconds = None
+    outside_ns = 0
     if started is not None:
+        if started < window.start_ns or (finished or started) > window.end_ns:
+            outside_ns = window.place(started, finished).outside_ns
+        unaccounted = step.unaccounted_ns or 0
         dependency, queue, backoff = step.dependency_ns or 0, step.queue_ns or 0, step.backoff_ns or 0
         if attempts and step.status in _OPEN:
             # Until the step ends, its row has the waits of the current attempt only.
             queue += sum(a.queue_ns for a in attempts if a.attempt != step.attempt)
             backoff += sum(a.backoff_ns for a in attempts if a.attempt != step.attempt)
-        wait = Wait(dependency / NS, queue / NS, backoff / NS)
-        wait_seconds = (dependency + queue + backoff) / NS
+        wait = Wait(dependency / NS, queue / NS, backoff / NS, unaccounted / NS)
+        wait_seconds = (dependency + queue + backoff + unaccounted) / NS
     duration = (finished - started) / NS if started is not None and finished is not None else None
     if not attempts and started is not None and step.attempt == 1:
         # The only attempt of a step that never retried is in the step's row.
@@ -159,7 +171,7 @@ def _entry(
         started_at=started_at,
         completed_at=completed_at,
         duration_seconds=duration,
-        elapsed_seconds=(now_ns - started) / NS if started is not None and finished is None else None,
+        elapsed_seconds=max(0, now_ns - started) / NS if started is not None and finished is None else None,
         run_seconds=run_ns / NS if run_ns is not None else None,
         retry_count=max(0, step.attempt - 1),
         error_type=step.error_type,
@@ -171,10 +183,13 @@ def _entry(
         wait_seconds=wait_seconds,
         wait=wait,
         depends_on=step.depends_on,
+        depends_on_count=step.dependency_count or len(step.depends_on),
         parent_step_id=step.parent_step_id,
+        child_execution_id=step.child_execution_id,
         attempts=timeline_attempts,
         on_critical_path=is_critical,
         slack_seconds=slack_ns / NS if slack_ns is not None else None,
+        outside_run_seconds=outside_ns / NS,
         trace_id=trace_id,
         span_id=step.span_id,
         measures=tuple([Measure(r.name, r.value, r.unit, rfc3339(r.time_ns)) for r in reports if r.kind == "measure"]),
@@ -217,17 +232,17 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
     return tuple(attempts)
 
 
-def _run_ns(step: StoredStep, attempts: Iterable[Row[Any]], now_ns: int) -> int | None:
+def _run_ns(step: StoredStep, attempts: Iterable[Row[Any]], window: RunWindow) -> int | None:
     if step.started_ns is None:
         return None
     if step.run_ns is not None and step.status not in _OPEN:
         return step.run_ns
     total = 0
     for attempt in attempts:
-        total += attempt.finished_ns - attempt.started_ns
+        total += max(0, window.cut(attempt.finished_ns) - window.cut(attempt.started_ns))
     if step.status == "running" and step.attempt_started_ns is not None:
-        total += max(0, now_ns - step.attempt_started_ns)
-    return total
+        total += window.end_ns - window.cut(step.attempt_started_ns)
+    return min(total, window.end_ns - window.cut(step.started_ns))
 
 
 def _is_selected(step: StoredStep, step_filter: TimelineFilter) -> bool:

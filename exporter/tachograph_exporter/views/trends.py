@@ -87,7 +87,9 @@ def _trend_bucket(start_s: int, by_status: Mapping[str, Totals], measures: Mappi
         p95=histogram.quantile(0.95),
         p99=histogram.quantile(0.99),
         retry_count=total.retries,
-        average_wait_seconds=average_seconds(total.dependency_ns + total.queue_ns + total.backoff_ns, total.count),
+        average_wait_seconds=average_seconds(
+            total.dependency_ns + total.unaccounted_ns + total.queue_ns + total.backoff_ns, total.count
+        ),
         cost_usd=total.cost_nano_usd / NANO,
         tokens_in=total.tokens_in,
         tokens_out=total.tokens_out,

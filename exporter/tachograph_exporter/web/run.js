@@ -147,6 +147,7 @@ export class Run {
       attempts: [],
       depends_on: data.depends_on ?? [],
       parent_step_id: data.parent_step_id,
+      child_execution_id: data.child_execution_id,
       on_critical_path: false,
       measures: [],
       logs: [],

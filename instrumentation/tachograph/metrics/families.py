@@ -20,6 +20,7 @@ from typing import Final
 from prometheus_client.samples import Sample
 
 from tachograph.metrics.children import Child, CounterChild, GaugeChild, HistogramChild
+from tachograph.metrics.journal import SeriesJournal
 from tachograph.metrics.limits import SeriesLimits
 from tachograph.metrics.text import count_text, escape, exemplar_text, number
 
@@ -47,6 +48,8 @@ class Family(ABC):
         self.version = 0
         """Grows whenever a label set is added or removed."""
         self.created_text: tuple[int, bytes] | None = None
+        self.journal: SeriesJournal | None = None
+        """Where new label sets note their changes."""
         self._lock = threading.Lock()
         self._children: dict[tuple[str, ...], Child] = {}
         if not labels:
@@ -92,7 +95,13 @@ class Family(ABC):
             self.version += 1
             child = self._children[short] = self._new_child(short)
             child.is_counted = has_room
+            child.metric = self.name
+            child.note = self.journal.pending.append if self.journal is not None else None
             return child
+
+    def find(self, *values: str) -> Child | None:
+        """The label set with these values, if it exists."""
+        return self._children.get(values)
 
     def remove(self, *values: str) -> None:
         """Remove a label set, if it exists."""

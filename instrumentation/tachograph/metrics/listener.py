@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
@@ -20,9 +20,10 @@ from tachograph.events import (
     StepSkipped,
     StepStarted,
 )
-from tachograph.identity import ExecutionRef
+from tachograph.identity import ExecutionRef, StepRef
 from tachograph.metrics.children import Trace
-from tachograph.metrics.families import CounterFamily, GaugeFamily, HistogramFamily
+from tachograph.metrics.families import OTHER, CounterFamily, GaugeFamily, HistogramFamily
+from tachograph.metrics.journal import PENDING, SeriesJournal
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import (
     BUCKETS,
@@ -44,27 +45,51 @@ from tachograph.metrics.specs import (
     STEPS_RUNNING,
     STEPS_SKIPPED,
     CounterSpec,
+    GaugeSpec,
     HistogramSpec,
 )
-from tachograph.outcomes import Outcomes
 
 _MAX_LABEL: Final = 200
+_EXECUTION_EVENTS: Final = frozenset({ExecutionStarted, ExecutionFinished})
+
+
+class Running(NamedTuple):
+    """The executions of a workflow that run, each with its start (unix seconds), and their steps.
+
+    ``steps`` are (execution id, span id). ``gauges``: by metric, the value it shows and the one it should show.
+    """
+
+    executions: Mapping[str, float]
+    steps: frozenset[tuple[str, str]]
+    gauges: Mapping[str, tuple[float | None, float | None]]
+
+
+_OTHERS: Final = (OTHER, OTHER)
 
 
 class _StepSeries:
-    """The series of one step, looked up once, so that an event costs attribute accesses instead of label look-ups."""
+    """The series of one step, looked up once, so that an event costs attribute accesses instead of label look-ups.
 
-    __slots__ = ("attempts", "backoff", "dependency", "duration", "queue", "retries", "running")
+    ``is_shared``: the limit on series is reached, and all of them are those of the other steps past it. Then series by
+    status are looked up each time, because some of those may still be the step's own.
+    """
+
+    __slots__ = (
+        "attempts", "dependency", "duration", "is_shared", "queue", "retries", "running", "waits", "workflow",
+    )  # fmt: skip
 
     def __init__(self, metrics: MetricsListener, key: tuple[str, str, str]) -> None:
         wait = metrics._histograms[STEP_WAIT.name]
-        self.dependency = wait.labels(*key, "dependency").observe
-        self.queue = wait.labels(*key, "queue").observe
-        self.backoff: Callable[[float], None] | None = None
+        dependency, queue = wait.labels(*key, "dependency"), wait.labels(*key, "queue")
+        retries = metrics._counters[STEP_RETRIES.name].labels(*key)
+        self.is_shared = key != retries.labels and dependency.labels == queue.labels
+        self.dependency = dependency.observe
+        self.queue = queue.observe
+        self.waits: dict[str, Callable[[float], None]] = {}
         self.duration: dict[str, Callable[[float, Trace | None], None]] = {}
         self.attempts: dict[str, Callable[[], None]] = {}
-        self.retries = metrics._counters[STEP_RETRIES.name].labels(*key).inc
-        self.running = metrics._steps_running(key[0], key[1])
+        self.retries = retries.inc
+        self.workflow, self.running = metrics._steps_running(key[0], key[1])
 
 
 class MetricsListener:
@@ -88,9 +113,9 @@ class MetricsListener:
         is_sampled: Callable[[str], bool] = lambda trace_id: True,
         measures: Iterable[str] = (),
     ) -> None:
-        self.outcomes = Outcomes()
         self.registry = registry
         self.series = series or SeriesRegistry()
+        self.journal = self.series.journal = SeriesJournal()
         self._is_sampled = is_sampled
         self._measures = frozenset(measures)
         self._generation = 0
@@ -108,10 +133,13 @@ class MetricsListener:
                 self._gauges[spec.name] = self.series.gauge(*description)
         registry.register(self.series)
         self._steps: dict[tuple[str, str, str], _StepSeries] = {}
-        # Steps with a running attempt, by workflow: (execution id, step span id).
-        self._running_steps: dict[tuple[str, str], set[tuple[str, str]]] = {}
-        # Start times of running executions, oldest first, by workflow.
-        self._running: dict[tuple[str, str], dict[str, float]] = {}
+        # The series of all steps past the limit, by the labels of their workflow's gauge.
+        self._shared: dict[tuple[str, ...], _StepSeries] = {}
+        # Span ids of steps with a running attempt, by their workflow's gauge and by execution.
+        self._running_steps: dict[tuple[str, ...], dict[str, set[str]]] = {}
+        # Start times of running executions, oldest first, by their workflow's gauge; and the gauge of each execution.
+        self._running: dict[tuple[str, ...], dict[str, float]] = {}
+        self._gauge_of: dict[str, tuple[str, ...]] = {}
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             StepFinished: self._step_finished,
             StepStarted: self._step_started,
@@ -126,24 +154,58 @@ class MetricsListener:
 
     def __call__(self, event: Event) -> None:
         """Count one event."""
-        handle = self._handlers.get(type(event))
+        kind = type(event)
+        handle = self._handlers.get(kind)
         if handle is not None:
+            journal = self.journal
+            # Not `event.execution`: on a step's event that is a property, and costs a call.
+            execution = (event if kind in _EXECUTION_EVENTS else event.step).execution  # type: ignore[union-attr]
+            if execution is not journal.execution or len(journal.pending) > PENDING:
+                journal.turn_to(execution, is_start=kind is ExecutionStarted)
             handle(event)
 
     def close(self) -> None:
         """Unregister the metrics."""
         self.registry.unregister(self.series)
 
+    @property
+    def measures(self) -> frozenset[str]:
+        """Names of the step measures that are counted."""
+        return self._measures
+
+    def running(self, workspace: str, workflow: str) -> Running:
+        """What runs of a workflow, beside what the gauges show."""
+        key = (_label(workspace), _label(workflow))
+
+        def shown(spec: GaugeSpec) -> float | None:
+            family = self._gauges[spec.name]
+            child = family.find(*key)
+            return family.value_of(child) if child is not None else None
+
+        executions = dict(self._running.get(key, {}))
+        by_execution = dict(self._running_steps.get(key, {}))
+        steps = frozenset((execution, span) for execution, spans in by_execution.items() for span in tuple(spans))
+        values: dict[str, tuple[float | None, float | None]] = {
+            EXECUTIONS_RUNNING.name: (shown(EXECUTIONS_RUNNING), len(executions)),
+            STEPS_RUNNING.name: (shown(STEPS_RUNNING), len(steps)),
+            OLDEST_RUNNING.name: (shown(OLDEST_RUNNING), next(iter(executions.values()), None)),
+        }
+        return Running(executions, steps, values)
+
     def restore_last_success(self, workspace: str, workflow: str, time_ns: int) -> None:
         """Set when a workflow last completed before this process started."""
         self._gauges[LAST_SUCCESS.name].labels(_label(workspace), _label(workflow)).set(time_ns / NS)
 
-    def _steps_running(self, workspace: str, workflow: str) -> set[tuple[str, str]]:
-        """The running steps behind a workflow's gauge. Without a lock: only this listener's queue changes them."""
-        key = (workspace, workflow)
-        running = self._running_steps.setdefault(key, set())
-        self._gauges[STEPS_RUNNING.name].labels(*key).source = lambda: len(running)
-        return running
+    def _steps_running(self, workspace: str, workflow: str) -> tuple[tuple[str, ...], dict[str, set[str]]]:
+        """The labels of a workflow's gauge, and the running steps behind it.
+
+        Without a lock: only this listener's queue changes them.
+        """
+        gauge = self._gauges[STEPS_RUNNING.name].labels(workspace, workflow)
+        running = self._running_steps.setdefault(gauge.labels, {})
+        if gauge.source is None:
+            gauge.source = lambda: sum([len(steps) for steps in list(running.values())])
+        return gauge.labels, running
 
     def _series(self, ref: ExecutionRef, step: str) -> _StepSeries:
         key = (ref.workspace, ref.workflow, step)
@@ -151,56 +213,84 @@ class MetricsListener:
             # Old label sets were dropped; those cached here may be among them.
             self._generation = self.series.generation
             self._steps.clear()
+            self._shared.clear()
         series = self._steps.get(key)
         if series is None:
-            clean = (_label(key[0]), _label(key[1]), _label(key[2]))
-            series = self._steps[key] = _StepSeries(self, clean)
+            series = _StepSeries(self, (_label(key[0]), _label(key[1]), _label(key[2])))
+            if series.is_shared:
+                return self._shared.setdefault(series.workflow, series)
+            self._steps[key] = series
         return series
+
+    def _waited(self, series: _StepSeries, step: StepRef, reason: str, wait_ns: int) -> None:
+        observe = series.waits.get(reason)
+        if observe is None:
+            ref = step.execution
+            key = (_label(ref.workspace), _label(ref.workflow), _label(step.name), reason)
+            observe = self._histograms[STEP_WAIT.name].labels(*key).observe
+            if not series.is_shared:
+                series.waits[reason] = observe
+        observe(wait_ns / NS)
 
     def _step_started(self, event: StepStarted) -> None:
         step = event.step
         series = self._series(step.execution, step.name)
-        series.running.add((step.execution.execution_id, step.span_id))
+        execution_id = step.execution.execution_id
+        running = series.running.get(execution_id)
+        if running is None:
+            series.running[execution_id] = {step.span_id}
+        else:
+            running.add(step.span_id)
         if event.attempt == 1:
             series.dependency(event.dependency_ns / NS)
+            if event.unaccounted_ns:
+                self._waited(series, step, "unaccounted", event.unaccounted_ns)
         elif event.backoff_ns:
-            if series.backoff is None:
-                ref = step.execution
-                key = (_label(ref.workspace), _label(ref.workflow), _label(step.name))
-                series.backoff = self._histograms[STEP_WAIT.name].labels(*key, "backoff").observe
-            series.backoff(event.backoff_ns / NS)
+            self._waited(series, step, "backoff", event.backoff_ns)
         series.queue(event.queue_ns / NS)
+
+    def _stopped(self, series: _StepSeries, step: StepRef) -> None:
+        """The step has no running attempt any more, if its start was counted here."""
+        execution_id = step.execution.execution_id
+        running = series.running.get(execution_id)
+        if running is not None:
+            running.discard(step.span_id)
+            if not running:
+                del series.running[execution_id]
 
     def _step_finished(self, event: StepFinished) -> None:
         step = event.step
         ref = step.execution
         series = self._series(ref, step.name)
         status = str(event.status)
-        duration = event.time_ns - event.started_ns
+        duration = max(0, event.time_ns - event.started_ns)
         observe = series.duration.get(status)
         if observe is None:
             key = (_label(ref.workspace), _label(ref.workflow), _label(step.name), status)
-            observe = series.duration[status] = self._histograms[STEP_DURATION.name].labels(*key).observe
+            observe = self._histograms[STEP_DURATION.name].labels(*key).observe
+            if not series.is_shared:
+                series.duration[status] = observe
         # An exemplar: it leads from the bucket to the trace.
         trace = (ref.trace_id, step.span_id, event.time_ns) if self._is_sampled(ref.trace_id) else None
         observe(duration / NS, trace)
         if not event.between_attempts:
             # The start of a lost step may have been counted here, or only in a process that has died.
-            series.running.discard((ref.execution_id, step.span_id))
+            self._stopped(series, step)
             self._attempt(series, ref, step.name, status)
-        self.outcomes.note(ref.execution_id, step.step_id, status, event.attempt, duration)
 
     def _attempt(self, series: _StepSeries, ref: ExecutionRef, step: str, outcome: str) -> None:
         count = series.attempts.get(outcome)
         if count is None:
             key = (_label(ref.workspace), _label(ref.workflow), _label(step), outcome)
-            count = series.attempts[outcome] = self._counters[STEP_ATTEMPTS.name].labels(*key).inc
+            count = self._counters[STEP_ATTEMPTS.name].labels(*key).inc
+            if not series.is_shared:
+                series.attempts[outcome] = count
         count()
 
     def _step_retrying(self, event: StepRetrying) -> None:
         step = event.step
         series = self._series(step.execution, step.name)
-        series.running.discard((step.execution.execution_id, step.span_id))
+        self._stopped(series, step)
         series.retries()
         self._attempt(series, step.execution, step.name, event.status.value)
 
@@ -208,7 +298,6 @@ class MetricsListener:
         ref = event.step.execution
         key = (_label(ref.workspace), _label(ref.workflow), _label(event.step.name), event.reason.value)
         self._counters[STEPS_SKIPPED.name].labels(*key).inc()
-        self.outcomes.note(ref.execution_id, event.step.step_id, "skipped", 0, 0)
 
     def _cost(self, event: StepCost) -> None:
         ref = event.step.execution
@@ -230,23 +319,32 @@ class MetricsListener:
         ref = event.execution
         key = (_label(ref.workspace), _label(ref.workflow))
         self._counters[EXECUTIONS_STARTED.name].labels(*key).inc()
-        self._gauges[EXECUTIONS_RUNNING.name].labels(*key).inc()
-        running = self._running.setdefault(key, {})
+        gauge = self._gauges[EXECUTIONS_RUNNING.name].labels(*key)
+        self._gauge_of[ref.execution_id] = gauge.labels
+        running = self._running.setdefault(gauge.labels, {})
         running[ref.execution_id] = event.time_ns / NS
+        gauge.set(len(running))
         if len(running) == 1:
-            self._gauges[OLDEST_RUNNING.name].labels(*key).set(event.time_ns / NS)
+            self._gauges[OLDEST_RUNNING.name].labels(*gauge.labels).set(event.time_ns / NS)
 
     def _execution_finished(self, event: ExecutionFinished) -> None:
         ref = event.execution
         key = (_label(ref.workspace), _label(ref.workflow))
-        running = self._running.get(key)
-        if running is not None and running.pop(ref.execution_id, None) is not None:
-            self._gauges[EXECUTIONS_RUNNING.name].labels(*key).inc(-1)
+        gauge = self._gauge_of.pop(ref.execution_id, None)
+        if gauge is not None:
+            running = self._running[gauge]
+            running.pop(ref.execution_id, None)
+            self._gauges[EXECUTIONS_RUNNING.name].labels(*gauge).set(len(running))
             oldest = self._gauges[OLDEST_RUNNING.name]
             if running:
-                oldest.labels(*key).set(next(iter(running.values())))
+                oldest.labels(*gauge).set(next(iter(running.values())))
             else:
-                oldest.remove(*key)
+                oldest.remove(*gauge)
+                del self._running[gauge]
+        # No step runs on after its execution, whatever became of its end.
+        for labels in (key, _OTHERS):
+            if (steps := self._running_steps.get(labels)) is not None:
+                steps.pop(ref.execution_id, None)
         status = event.status.value
         trace = (ref.trace_id, ref.span_id, event.time_ns) if self._is_sampled(ref.trace_id) else None
         self._histograms[EXECUTION_DURATION.name].labels(*key, status).observe(event.duration_ns / NS, trace)
@@ -257,7 +355,6 @@ class MetricsListener:
             critical[part.step] = critical.get(part.step, 0) + part.duration_ns
         for step, duration_ns in critical.items():
             self._counters[CRITICAL_PATH.name].labels(*key, _label(step)).inc(duration_ns / NS)
-        self.outcomes.note(ref.execution_id, "", status, 0, event.duration_ns)
 
 
 def _label(value: str) -> str:

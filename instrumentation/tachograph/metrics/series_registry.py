@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from tachograph.metrics.families import CounterFamily, Family, GaugeFamily, HistogramFamily
+from tachograph.metrics.journal import SeriesJournal
 from tachograph.metrics.limits import FAMILY_LIMIT, TOTAL_LIMIT, SeriesLimits
 
 
@@ -53,6 +54,8 @@ class SeriesRegistry(Collector):
         self.expire_seconds = expire_seconds
         self.generation = 0
         """Grows when label sets expire. Callers that cache children then look them up again."""
+        self.journal: SeriesJournal | None = None
+        """Where the families that are added from now on note their changes."""
         self._families: list[Family] = []
 
     @property
@@ -87,6 +90,7 @@ class SeriesRegistry(Collector):
     def _register(self, family: F) -> F:
         if any(other.name == family.name for other in self._families):
             raise ValueError(f"metric {family.name} already exists")
+        family.journal = self.journal
         self._families.append(family)
         return family
 

@@ -10,16 +10,17 @@ Dependencies between steps are inferred from the order they ran in; see `tachogr
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
-import random
-import time
+import threading
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from tachograph.errors import DoNotRetry
-from tachograph.identity import ExecutionRef
-from tachograph.recording import scopes
+from tachograph.identity import ExecutionRef, random01
+from tachograph.names import clean_name, encodable
+from tachograph.recording import callables, open_execution
+from tachograph.recording.callables import Retry
 from tachograph.recording.scopes import ExecutionScope, StepScope
 from tachograph.workflow.definition import Backoff
 from tachograph.workflow.reporter import current_reporter
@@ -28,19 +29,84 @@ _BACKOFF = Backoff()
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S", ExecutionScope, StepScope)
 
 
-def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+def _arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
     if not args and not kwargs:
         return None
     try:
         bound = inspect.signature(function).bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):
+    except Exception:
+        # A signature that cannot be read, or that the call does not fit: the call itself says so.
         return None
     return {name: value for name, value in bound.items() if name not in ("self", "cls")}
 
 
-class WorkflowRecorder(ExecutionScope):
+class _Block(Generic[S]):
+    """A context manager, sync and async, that opens a new scope each time it is entered, and a decorator."""
+
+    def __init__(self, name: str | None, inputs: Mapping[str, Any] | None, capture: bool) -> None:
+        self._name = clean_name(name) if name is not None else None
+        self._inputs = inputs
+        self._capture = capture
+        self._entered: dict[tuple[int, int], list[S]] = {}
+
+    def _scope(self, name: str | None, inputs: Mapping[str, Any] | None) -> S:
+        raise AssertionError
+
+    def _retry(self) -> Retry | None:
+        return None
+
+    def __enter__(self) -> S:
+        scope = self._scope(self._name, self._inputs)
+        self._entered.setdefault(_here(), []).append(scope)
+        return scope.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        # Where it is left in another task than it was entered in, there is only one to leave.
+        here = _here()
+        key = here if here in self._entered else next(iter(self._entered), here)
+        scopes = self._entered.get(key)
+        if scopes:
+            scope = scopes.pop()
+            if not scopes:
+                del self._entered[key]
+            scope.__exit__(kind, error, tb)
+
+    async def __aenter__(self) -> S:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, tb)
+
+    @property
+    def _innermost(self) -> S | None:
+        scopes = self._entered.get(_here())
+        return scopes[-1] if scopes else None
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Decorate a function of any kind: every call is recorded. Generators are recorded while they are iterated."""
+        name = self._name or clean_name(callables.name_of(function))
+
+        def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> S:
+            inputs = self._inputs or (_arguments(function, args, kwargs) if self._capture else None)
+            return self._scope(name, inputs)
+
+        return callables.recorded(function, build, self._retry(), capture_result=self._capture)
+
+
+def _here() -> tuple[int, int]:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return threading.get_ident(), id(task) if task is not None else 0
+
+
+class WorkflowRecorder(_Block[ExecutionScope]):
     """What `workflow` returns: a context manager, and a decorator for functions."""
 
     def __init__(
@@ -52,22 +118,21 @@ class WorkflowRecorder(ExecutionScope):
         inputs: Mapping[str, Any] | None = None,
         capture: bool = True,
     ) -> None:
-        super().__init__(name or "workflow", workspace=workspace, version=version, inputs=inputs)
-        self._name = name
-        self._capture = capture
+        super().__init__(name, inputs, capture)
+        self._workspace = clean_name(workspace) if workspace else None
+        self._version = clean_name(version)
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Decorate a function, sync or async: every call is an execution."""
-        name = self._name or function.__name__
+    def _scope(self, name: str | None, inputs: Mapping[str, Any] | None) -> ExecutionScope:
+        return ExecutionScope(name or "workflow", workspace=self._workspace, version=self._version, inputs=inputs)
 
-        def scope(args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExecutionScope:
-            inputs = self._inputs or (_arguments(function, args, kwargs) if self._capture else None)
-            return ExecutionScope(name, workspace=self._workspace, version=self._version, inputs=inputs)
+    @property
+    def execution(self) -> ExecutionRef | None:
+        """The execution that is open where this is read, if the block was entered there."""
+        scope = self._innermost
+        return scope.execution if scope is not None else None
 
-        return _wrap(function, scope)
 
-
-class StepRecorder(StepScope):
+class StepRecorder(_Block[StepScope]):
     """What `step` returns: a context manager, and a decorator for functions."""
 
     def __init__(
@@ -80,85 +145,36 @@ class StepRecorder(StepScope):
         inputs: Mapping[str, Any] | None = None,
         capture: bool = True,
     ) -> None:
-        super().__init__(name or "step", step_type=step_type, inputs=inputs)
-        self._name = name
-        self._capture = capture
+        super().__init__(name, inputs, capture)
+        self._step_type = encodable(clean_name(step_type), 40)
         self._max_retries = max_retries
         self._backoff = backoff
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Decorate a function, sync or async: every call is a step."""
-        name = self._name or function.__name__
+    def _scope(self, name: str | None, inputs: Mapping[str, Any] | None) -> StepScope:
+        return StepScope(name or "step", step_type=self._step_type, inputs=inputs)
 
-        def scope(args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepScope:
-            inputs = self._inputs or (_arguments(function, args, kwargs) if self._capture else None)
-            return StepScope(name, step_type=self._step_type, inputs=inputs)
+    def _retry(self) -> Retry | None:
+        return self._delay if self._max_retries else None
 
-        def delay(attempt: int, error: Exception) -> float | None:
-            if attempt > self._max_retries or isinstance(error, DoNotRetry):
-                return None
-            return self._backoff.delay_seconds(attempt, random.random())  # noqa: S311
+    def _delay(self, attempt: int, error: Exception) -> float | None:
+        if attempt > self._max_retries or isinstance(error, DoNotRetry):
+            return None
+        return self._backoff.delay_seconds(attempt, random01())
 
-        return _wrap(function, scope, delay if self._max_retries else None, capture_result=self._capture)
+    def measure(self, name: str, value: float, unit: str = "") -> None:
+        """Report a custom value of the step that is open where this is called; see `measure`."""
+        if (scope := self._innermost) is not None:
+            scope.measure(name, value, unit)
 
+    def cost(self, usd: float = 0.0, tokens_in: int = 0, tokens_out: int = 0, model: str = "") -> None:
+        """Report money and tokens spent by the step that is open where this is called; see `cost`."""
+        if (scope := self._innermost) is not None:
+            scope.cost(usd, tokens_in, tokens_out, model)
 
-def _wrap(
-    function: Callable[P, R],
-    build_scope: Callable[[tuple[Any, ...], dict[str, Any]], ExecutionScope | StepScope],
-    delay: Callable[[int, Exception], float | None] | None = None,
-    *,
-    capture_result: bool = True,
-) -> Callable[P, R]:
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(
-            f"{function.__qualname__} is a generator; decorate the function that iterates over it, or use a with block"
-        )
-
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def run_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-            with build_scope(args, kwargs) as scope:
-                attempt = 1
-                while True:
-                    try:
-                        result = await function(*args, **kwargs)
-                        break
-                    except Exception as error:
-                        wait_seconds = delay(attempt, error) if delay is not None else None
-                        if wait_seconds is None or not isinstance(scope, StepScope):
-                            raise
-                        scope.retrying(error, wait_seconds)
-                    await asyncio.sleep(wait_seconds)
-                    attempt += 1
-                    scope.try_again()
-                if capture_result:
-                    scope.result = result
-                return result
-
-        return cast("Callable[P, R]", run_async)
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with build_scope(args, kwargs) as scope:
-            attempt = 1
-            while True:
-                try:
-                    result = function(*args, **kwargs)
-                    break
-                except Exception as error:
-                    wait_seconds = delay(attempt, error) if delay is not None else None
-                    if wait_seconds is None or not isinstance(scope, StepScope):
-                        raise
-                    scope.retrying(error, wait_seconds)
-                time.sleep(wait_seconds)
-                attempt += 1
-                scope.try_again()
-            if capture_result:
-                scope.result = result
-            return result
-
-    return run
+    def log(self, message: str, level: str = "info") -> None:
+        """Record a log line of the step that is open where this is called; see `log`."""
+        if (scope := self._innermost) is not None:
+            scope.log(message, level)
 
 
 @overload
@@ -189,7 +205,7 @@ def workflow(name: Any = None, **options: Any) -> Any:
         inputs: recorded with the execution, summarised and masked (default: a decorated function's arguments).
         capture: False keeps a decorated function's arguments out of the record.
     """
-    return WorkflowRecorder()(name) if callable(name) else WorkflowRecorder(name, **options)
+    return WorkflowRecorder()(name) if callables.is_callable(name) else WorkflowRecorder(name, **options)
 
 
 @overload
@@ -222,7 +238,7 @@ def step(name: Any = None, **options: Any) -> Any:
         inputs: recorded with the step, summarised and masked (default: a decorated function's arguments).
         capture: False keeps a decorated function's arguments and result out of the record.
     """
-    return StepRecorder()(name) if callable(name) else StepRecorder(name, **options)
+    return StepRecorder()(name) if callables.is_callable(name) else StepRecorder(name, **options)
 
 
 def measure(name: str, value: float, unit: str = "") -> None:
@@ -245,4 +261,4 @@ def log(message: str, level: str = "info") -> None:
 
 def current_execution() -> ExecutionRef | None:
     """The execution that the calling code runs in, or None."""
-    return scopes.current_execution()
+    return open_execution.current_execution()

@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
+from multiprocessing import parent_process
 from typing import Any, Final, Protocol, TypeAlias
 
 from tachograph.events import (
@@ -31,8 +32,10 @@ from tachograph.events import (
     StepStarted,
 )
 from tachograph.identity import ExecutionRef, Origin
+from tachograph.recording import open_execution
 from tachograph.recording.listener_queue import BatchListener, ListenerQueue
 from tachograph.recording.problems import Problem
+from tachograph.recording.relay import RelayAddress, RelayClient, RelayServer
 from tachograph.recording.subscription import SUBSCRIPTION_LIMIT, Subscription
 
 log = logging.getLogger(__name__)
@@ -77,14 +80,18 @@ class Recorder:
         self._heartbeat_seconds = heartbeat_seconds
         # Weak and by id: checking for subscriptions costs nothing, and an abandoned one disappears.
         self._subscriptions: dict[int, weakref.ref[Subscription]] = {}
-        self._is_fork = False
+        self._warned_late = False
+        # In a child process nothing runs at exit: it flushes whenever its outermost step or execution has ended.
+        self._is_child = parent_process() is not None
+        self._parent: _ParentListener | None = None
+        self._relay: RelayServer | None = None
         self._closed = False
         self._reset()
         recorders.add(self)
 
     def _reset(self) -> None:
         self._open: dict[str, ExecutionRef] = {}
-        self._depth = 0
+        self._running: set[str] = set()
         self._flush_again = 0.0
         self._lock = threading.Lock()
         self._heart: threading.Thread | None = None
@@ -183,17 +190,21 @@ class Recorder:
     def _route(self, kind: type[Event], origin: Origin) -> _Route:
         """Where events of a type and origin go: to every listener that does not decline them."""
         routes = self._routes  # Before the queues are read: what `add` clears must not come back.
-        puts = tuple(queue.put for queue in self.queues.values() if _takes(queue.listener, kind, origin))
+        queues = [queue for queue in self.queues.values() if _takes(queue.listener, kind, origin)]
+        if self._parent is not None:
+            # The parent's listeners have them; only this process has its spans.
+            queues = [queue for queue in queues if queue.listener is self._parent or queue.name == "spans"]
+        puts = tuple(queue.put for queue in queues)
         before: Callable[[Any], None] | None = None
         after: Callable[[Any], None] | None = None
         # Nobody waits for the spans or heartbeats of an execution that was assembled from spans.
         if origin is not Origin.INGESTED:
-            if kind is ExecutionStarted or (kind is StepStarted and (self._spans is not None or self._is_fork)):
+            if kind is ExecutionStarted or (kind is StepStarted and (self._spans is not None or self._is_child)):
                 before = self._begin
             elif kind is ExecutionQueued:
                 # Its process must send heartbeats while it waits to start, too.
                 before = self._watch
-            elif kind is ExecutionFinished or (kind is StepFinished and self._is_fork):
+            elif kind is ExecutionFinished or (kind is StepFinished and self._is_child):
                 after = self._finish
         route = routes[origin][kind] = (before, puts, after)
         return route
@@ -208,8 +219,8 @@ class Recorder:
                 self.span_errors += 1
                 if (queue := self.queues.get("spans")) is not None:
                     queue.drop("error")
-        if self._is_fork:
-            self._depth += 1
+        if self._is_child:
+            self._running.add(_span_id(event))
         if type(event) is ExecutionStarted:
             self._watch(event)
 
@@ -221,10 +232,9 @@ class Recorder:
     def _finish(self, event: ExecutionFinished | StepFinished) -> None:
         if type(event) is ExecutionFinished:
             self._open.pop(event.execution.execution_id, None)
-        if self._is_fork:
-            self._depth -= 1
-            if self._depth <= 0:
-                self._depth = 0
+        if self._is_child:
+            self._running.discard(_span_id(event))
+            if not self._running:
                 for queue in self.queues.values():
                     queue.settle(FORK_FLUSH_SECONDS)
                 # When exporting times out (a collector that hangs), do not try again for a while.
@@ -255,6 +265,8 @@ class Recorder:
         self._closed = True
         self._stop_heart.set()
         recorders.discard(self)
+        if self._relay is not None:
+            self._relay.close()
         deadline = time.monotonic() + timeout_seconds
         for queue in list(self.queues.values()):
             queue.close(max(0.1, deadline - time.monotonic()))
@@ -280,7 +292,59 @@ class Recorder:
             for execution in list(self._open.values()):
                 self(Heartbeat(execution=execution, time_ns=time.time_ns()))
 
+    def relay_address(self) -> RelayAddress | None:
+        """Where child processes send their events to; None when this process cannot take any."""
+        if self._parent is not None:
+            # A child's child reports to the same process.
+            return self._parent.client.address
+        with self._lock:
+            if self._relay is None and not self._closed:
+                try:
+                    self._relay = RelayServer(self._receive)
+                except OSError:
+                    log.exception("child processes record on their own: their events cannot be taken here")
+                    return None
+            return self._relay.address if self._relay is not None else None
+
+    def relay_to(self, address: RelayAddress) -> None:
+        """In a child process: send all events but spans to the parent, until that one is gone."""
+        with self._lock:
+            if self._parent is not None or (self._relay is not None and self._relay.address == address):
+                return
+            self._is_child = True
+            self._parent = _ParentListener(RelayClient(address), self._relay_lost)
+        self.queues.pop("parent", None)
+        self.add("parent", self._parent)
+
+    def _relay_lost(self, events: Sequence[Event]) -> None:
+        """The parent is gone: from now on, and for these events, this process's own listeners serve."""
+        self._parent = None
+        self._clear_routes()
+        for event in events:
+            for queue in self.queues.values():
+                if queue.name not in ("parent", "spans") and _takes(
+                    queue.listener, type(event), event.execution.origin
+                ):
+                    queue.put(event)
+
+    def _receive(self, events: Sequence[Event]) -> None:
+        """Events of a child process: they go to all listeners but spans, which the child has exported itself."""
+        timely = [event for event in events if open_execution.relayed(event, self._emit_relayed)]
+        if len(timely) < len(events) and not self._warned_late:
+            self._warned_late = True
+            log.warning("a child process goes on after its run has ended; what it records from then on is left out")
+        self.publish(timely, delivered_to=("spans",))
+
+    def _emit_relayed(self, event: Event) -> None:
+        self.publish([event], delivered_to=("spans",))
+
     def _before_fork(self) -> None:
+        if self._open or open_execution.is_open():
+            # What the child records belongs to a run of this process.
+            reporter, _ = open_execution.current()
+            if reporter is not None:
+                open_execution.watch(reporter)
+            self.relay_address()
         for queue in self.queues.values():
             queue.before_fork(FORK_SECONDS)
 
@@ -289,13 +353,44 @@ class Recorder:
             queue.after_fork_in_parent()
 
     def _after_fork(self) -> None:
-        self._is_fork = True
+        self._is_child = True
         self._reset()
+        relay, self._relay = self._relay, None
+        if self._parent is not None:
+            self._parent.client = RelayClient(self._parent.client.address)
+        elif relay is not None:
+            relay.after_fork()
+            self._parent = _ParentListener(RelayClient(relay.address), self._relay_lost)
+            queue = ListenerQueue("parent", self._parent)
+            self.queues = {**self.queues, "parent": queue}
         for queue in self.queues.values():
             if (reset := getattr(queue.listener, "after_fork", None)) is not None:
                 reset()
             queue.reset()
         self._subscriptions = {}
+
+
+class _ParentListener:
+    """Delivers batches to the parent process; what cannot be delivered goes to ``on_lost``."""
+
+    def __init__(self, client: RelayClient, on_lost: Callable[[Sequence[Event]], None]) -> None:
+        self.client = client
+        self._on_lost = on_lost
+
+    def apply(self, events: Sequence[Event]) -> None:
+        try:
+            self.client.send(events)
+        except OSError as error:
+            log.info("the parent process takes no more events (%s); recording on our own", error)
+            self.client.close()
+            self._on_lost(events)
+
+    def close(self) -> None:
+        self.client.close()
+
+
+def _span_id(event: ExecutionStarted | StepStarted | ExecutionFinished | StepFinished) -> str:
+    return event.step.span_id if isinstance(event, StepStarted | StepFinished) else event.execution.span_id
 
 
 def _takes(listener: Listener | BatchListener, kind: type[Event], origin: Origin) -> bool:

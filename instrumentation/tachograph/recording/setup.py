@@ -31,6 +31,7 @@ from tachograph.recording.listener_queue import BatchListener
 from tachograph.recording.problems import Problem, Problems, Report
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import Recorder, close_all
+from tachograph.recording.relay import RelayAddress
 from tachograph.recording.spooled_store import Opener, SpooledStore
 from tachograph.spans.listener import SpanListener
 
@@ -45,6 +46,7 @@ _STORE_ENTRY_POINTS: Final = "tachograph.stores"
 _lock = threading.RLock()
 _recorder: Recorder | None = None
 _workspace = ""
+_database: str | None = None
 _self_metrics: tuple[CollectorRegistry, SelfMetricsCollector] | None = None
 
 
@@ -74,12 +76,15 @@ def configure(
     not: it is tried again, and what it could not take by the end of the process is spooled. Faults of the environment
     never raise: they are logged once and listed in the recorder's ``problems``.
     """
+    global _database
     with _lock:
         problems = Problems()
         # Before the earlier recorder is closed: when an argument is wrong, that one stays.
         store = _store(database, problems)
         sink = _span_listener(provider, problems) if spans else None
-        return _adopt_new(store, sink, registry, measures, workspace, problems)
+        recorder = _adopt_new(store, sink, registry, measures, workspace, problems)
+        _database = store.url if isinstance(store, SpooledStore) else None
+        return recorder
 
 
 def _adopt_new(
@@ -257,6 +262,31 @@ def get_recorder() -> Recorder:
     return cast(Recorder, _recorder)
 
 
+def database_url() -> str | None:
+    """The database that the process's recorder writes to, as it was configured; None: none."""
+    return _database
+
+
+def recorder_for_child(relay: RelayAddress | None, database: str | None, workspace: str) -> Recorder:
+    """The recorder of a process in which work of another process's run is done.
+
+    It sends events to that process; where that one takes none, or is gone, it writes to the same database.
+    """
+    global _recorder, _workspace, _database
+    with _lock:
+        recorder = _recorder
+        if recorder is None:
+            recorder = _recorder = build_recorder(provider=find_provider())
+            _workspace, _database = workspace, database
+            atexit.unregister(close_all)
+            atexit.register(close_all)
+        if database and "store" not in recorder.queues:
+            recorder.add("store", _unopened_store(database))
+        if relay is not None:
+            recorder.relay_to(relay)
+        return recorder
+
+
 def default_workspace() -> str:
     """Slug of the workspace that runs belong to by default."""
     get_recorder()
@@ -269,6 +299,18 @@ def open_store(url: str, *, retry: bool = False) -> SpooledStore:
     A database that is locked or cannot be reached now is tried again when there is something to store. ``retry``: so is
     one that cannot be opened for another reason; only what can never be opened raises.
     """
+    store = _unopened_store(url)
+    try:
+        store.open()
+    except StoreError as error:
+        is_wrong = isinstance(error, BadDatabaseURL) or not (retry or isinstance(error, StoreUnavailable))
+        if is_wrong:
+            raise
+    return store
+
+
+def _unopened_store(url: str) -> SpooledStore:
+    """The store at a database URL, which opens when the first batch arrives."""
     for entry in metadata.entry_points(group=_STORE_ENTRY_POINTS):
         try:
             opener = entry.load()
@@ -277,14 +319,7 @@ def open_store(url: str, *, retry: bool = False) -> SpooledStore:
                 f"a durable timeline needs the service's libraries ({error.name} is missing): "
                 "pip install 'tachograph[exporter]'"
             ) from error
-        store = SpooledStore(url, cast(Opener, opener))
-        try:
-            store.open()
-        except StoreError as error:
-            is_wrong = isinstance(error, BadDatabaseURL) or not (retry or isinstance(error, StoreUnavailable))
-            if is_wrong:
-                raise
-        return store
+        return SpooledStore(url, cast(Opener, opener))
     raise SetupError("no store is installed: pip install 'tachograph[exporter]'")
 
 

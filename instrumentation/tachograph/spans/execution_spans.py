@@ -11,6 +11,7 @@ from opentelemetry.trace import Link, SpanContext
 
 from tachograph.identity import ExecutionRef
 from tachograph.spans.attributes import execution_attributes
+from tachograph.spans.ended_spans import EndedSpans
 from tachograph.spans.target import SAMPLED
 
 
@@ -18,12 +19,15 @@ class ExecutionSpans:
     """The open spans of one execution."""
 
     __slots__ = (
-        "attempts", "attributes", "context", "costs", "keeps_steps", "root", "root_context", "step_contexts", "steps",
-        "trace_id", "trace_state",
+        "attempts", "attributes", "context", "costs", "ended", "keeps_steps", "root", "root_context", "step_contexts",
+        "steps", "trace_id", "trace_state",
     )  # fmt: skip
 
-    def __init__(self, ref: ExecutionRef, root: trace.Span, context: Context, keeps_children: bool) -> None:
+    def __init__(
+        self, ref: ExecutionRef, root: trace.Span, context: Context, keeps_children: bool, ended: EndedSpans
+    ) -> None:
         self.trace_id = int(ref.trace_id, 16)
+        self.ended = ended
         self.root = root
         self.root_context = root.get_span_context()
         self.trace_state = self.root_context.trace_state

@@ -38,7 +38,7 @@ from tachograph.events import (
     StepStatus,
 )
 from tachograph.identity import ExecutionRef, Origin, StepRef
-from tachograph.outcomes import Outcomes
+from tachograph.run_notes import RunNotes
 from tachograph.spans import semconv
 from tachograph.spans.attributes import (
     add_cost,
@@ -52,6 +52,7 @@ from tachograph.spans.attributes import (
     step_attributes,
     step_state_attributes,
 )
+from tachograph.spans.ended_spans import MAX_SPANS_IN_ALL, EndedSpans
 from tachograph.spans.execution_spans import ExecutionSpans
 from tachograph.spans.live_span import LiveSpan, start_span
 from tachograph.spans.step_span import StepSpan
@@ -80,7 +81,7 @@ class SpanListener:
     def __init__(self, provider: trace.TracerProvider | None) -> None:
         self.target = SpanTarget(provider) if provider is not None else None
         self._keeps_children = self.target is not None and self.target.is_native and self.target.keeps_children
-        self.outcomes = Outcomes()
+        self.ended = RunNotes(EndedSpans, MAX_SPANS_IN_ALL)
         self._runs: dict[str, ExecutionSpans] = {}
         # Traces the sampler dropped, the newest of them.
         self._unsampled: dict[str, None] = {}
@@ -90,6 +91,7 @@ class SpanListener:
         if type(event) is StepStarted:
             span = self._begin_step(event)
         else:
+            self.ended.begin(event.execution.execution_id, is_whole=True)
             span = self._begin_run(event.execution, event.time_ns).root
         otel_context.attach(Context({**otel_context.get_current(), _SPAN_KEY: span}))
 
@@ -105,7 +107,8 @@ class SpanListener:
             (),
             time_ns,
         )
-        run = ExecutionSpans(ref, root, set_span_in_context(root, parent), self._keeps_children)
+        ended = self.ended.begin(ref.execution_id)
+        run = ExecutionSpans(ref, root, set_span_in_context(root, parent), self._keeps_children, ended)
         self._runs[ref.execution_id] = run
         if not root.get_span_context().trace_flags.sampled:
             self._unsampled[ref.trace_id] = None
@@ -118,7 +121,8 @@ class SpanListener:
         run = self._runs.get(ref.execution_id)
         if run is None:
             context = _parent_context(ref.trace_id, ref.span_id)
-            run = ExecutionSpans(ref, trace.get_current_span(context), context, self._keeps_children)
+            ended = self.ended.begin(ref.execution_id)
+            run = ExecutionSpans(ref, trace.get_current_span(context), context, self._keeps_children, ended)
             self._runs[ref.execution_id] = run
         return run
 
@@ -222,13 +226,12 @@ class SpanListener:
         if event.attempt > 1 and not event.between_attempts:
             if attempt is None:
                 attempt = self._start_attempt(run, step, span, event.attempt, event.attempt_started_ns)
-            _close(attempt, event.time_ns, {semconv.STEP_STATUS: event.status.value}, event.failure)
+            _end(run, attempt, event.time_ns, {semconv.STEP_STATUS: event.status.value}, event.failure)
         wait_ns = event.dependency_ns + event.queue_ns + event.backoff_ns
         attributes = step_state_attributes(event.status, event.attempt, wait_ns)
         if run.costs:
             attributes.update(run.costs.pop(step.step_id, {}))
-        _close(span, event.time_ns, attributes, event.failure)
-        self._note(step.execution, step.step_id, span, event.status, event.attempt)
+        _end(run, span, event.time_ns, attributes, event.failure)
 
     def _finish_attempt(self, event: StepRetrying) -> None:
         step = event.step
@@ -238,15 +241,14 @@ class SpanListener:
             # The first attempt had no span of its own until it turned out not to be the last.
             span = run.steps.get(step.span_id) or self._start_step(run, step, event.started_ns)
             attempt = self._start_attempt(run, step, span, event.attempt, event.started_ns)
-        _close(attempt, event.time_ns, {semconv.STEP_STATUS: event.status.value}, event.failure)
+        _end(run, attempt, event.time_ns, {semconv.STEP_STATUS: event.status.value}, event.failure)
 
     def _skip(self, event: StepSkipped) -> None:
         run = self._run(event.step.execution)
         span = self._start_step(run, event.step, event.time_ns)
         run.steps.pop(event.step.span_id, None)
         attributes = step_state_attributes(StepStatus.SKIPPED, 0, skip_reason=event.reason.value)
-        _close(span, event.time_ns, attributes, None)
-        self._note(event.step.execution, event.step.step_id, span, StepStatus.SKIPPED, 0)
+        _end(run, span, event.time_ns, attributes, None)
 
     def _finish_run(self, event: ExecutionFinished) -> None:
         ref = event.execution
@@ -254,8 +256,8 @@ class SpanListener:
         if run is None or (event.status is ExecutionStatus.LOST and not run.root.is_recording()):
             run = self._begin_run(ref, event.started_ns)
             self._runs.pop(ref.execution_id, None)
-        _close(run.root, event.time_ns, execution_state_attributes(event.status), event.failure)
-        self._note(ref, "", run.root, event.status, 0)
+        _end(run, run.root, event.time_ns, execution_state_attributes(event.status), event.failure)
+        self.ended.grown(ref.execution_id, len(run.ended))
 
     def _report(self, event: StepCost | StepMeasured | StepLogged) -> None:
         step = event.step
@@ -272,14 +274,6 @@ class SpanListener:
         else:
             span.add_event(semconv.LOG_EVENT, log_attributes(event.level, event.message), event.time_ns)
 
-    def _note(
-        self, ref: ExecutionRef, step_id: str, span: trace.Span, status: ExecutionStatus | StepStatus, attempt: int
-    ) -> None:
-        """Remember how the span ended. Its times are its own; its attributes may be cut by the span limits."""
-        if isinstance(span, LiveSpan):
-            duration = (span.end_time or 0) - (span.start_time or 0)
-            self.outcomes.note(ref.execution_id, step_id, status.value, attempt, duration)
-
     def is_sampled(self, trace_id: str) -> bool:
         """Whether spans of a trace are kept: True unless the sampler dropped its root here."""
         return trace_id not in self._unsampled
@@ -295,6 +289,18 @@ class SpanListener:
         worker.start()
         worker.join(timeout_seconds)
         return bool(result and result[0])
+
+
+def _end(
+    run: ExecutionSpans, span: trace.Span, end_time: int, attributes: Mapping[str, Any], failure: Failure | None
+) -> None:
+    """End a span and note how it ended."""
+    _close(span, end_time, attributes, failure)
+    if isinstance(span, LiveSpan):
+        run.ended.add(span)
+    else:
+        # A sampler dropped it, or another process has it.
+        run.ended.is_whole = False
 
 
 def _close(span: trace.Span, end_time: int, attributes: Mapping[str, Any], failure: Failure | None) -> None:

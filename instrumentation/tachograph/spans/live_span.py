@@ -137,6 +137,16 @@ class LiveSpan(trace.Span, ReadableSpan):
             self._status = Status(StatusCode.ERROR, failure.message)
         self.end(end_time)
 
+    def outcome(self) -> tuple[int, int, bool, str | None]:
+        """Start, end, whether its status is an error, and the status of its execution, step or attempt (if it has it).
+
+        For a span that has ended.
+        """
+        attributes, status = self._attributes, self._status
+        outcome = attributes.get(semconv.STEP_STATUS) or attributes.get(semconv.EXECUTION_STATUS)
+        is_error = status is not _UNSET and status.status_code is StatusCode.ERROR
+        return self._start_time or 0, self._end_time or 0, is_error, outcome
+
     def end(self, end_time: int | None = None) -> None:
         if self._end_time is None:
             self._end_time = time.time_ns() if end_time is None else end_time

@@ -1,10 +1,10 @@
 """The attempts of one step: moments go in, events with their waits come out.
 
-From its origin (the start of the execution, or of the step around it) to its end a step is always doing one of four
-things: waiting for dependencies, queueing for a slot, running, or backing off before the next attempt. Every moment
-books the time since the previous one to what the step was doing, so the four totals add up to the time from the
-origin to the end. The executor, decorated code,
-lost executions and ingested spans all use it.
+From its origin (the start of the execution, or of the step around it) to its end a step is always doing one of five
+things: waiting for dependencies, waiting for the program to come to it (unaccounted), queueing for a slot, running, or
+backing off before the next attempt. Every moment books the time since the previous one to what the step was doing, so
+the five totals add up to the time from the origin to the end. The executor, decorated code, lost executions and
+ingested spans all use it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BACKING_OFF: Final = 3
 class StepAttempts:
     """Accounts for the attempts of one step. All moments are unix nanoseconds.
 
-    A moment before the previous one (clocks of several machines) counts as no time.
+    A moment before the previous one (clocks of several machines) counts as that one, so no time is booked twice.
 
     Attributes:
         attempt: number of the latest attempt, counted from 1; 0 before the first.
@@ -34,7 +34,8 @@ class StepAttempts:
 
     __slots__ = (
         "_activity", "_backoff_ns", "_dependency_ns", "_inputs", "_last_backoff_ns", "_last_queue_ns",
-        "_next_backoff_ns", "_queue_ns", "_since_ns", "attempt", "attempt_started_ns", "run_ns", "started_ns", "step",
+        "_next_backoff_ns", "_queue_ns", "_since_ns", "_unaccounted_ns", "attempt", "attempt_started_ns", "run_ns",
+        "started_ns", "step",
     )  # fmt: skip
 
     def __init__(self, step: StepRef, origin_ns: int) -> None:
@@ -44,6 +45,7 @@ class StepAttempts:
         self._activity = _WAITING
         self._since_ns = origin_ns
         self.run_ns = self._dependency_ns = self._queue_ns = self._backoff_ns = self._next_backoff_ns = 0
+        self._unaccounted_ns = 0
 
     @classmethod
     def resumed(
@@ -56,14 +58,18 @@ class StepAttempts:
         since_ns: int,
         is_running: bool,
         dependency_ns: int = 0,
+        unaccounted_ns: int = 0,
         queue_ns: int = 0,
         backoff_ns: int = 0,
+        run_ns: int = 0,
+        last_queue_ns: int | None = None,
+        last_backoff_ns: int | None = None,
         inputs: str | None = None,
     ) -> StepAttempts:
         """The attempts of a step as they were stored: running, or between two attempts.
 
-        ``since_ns`` is the moment up to which time is already booked. ``queue_ns`` and ``backoff_ns`` are the latest
-        attempt's own and stand for the totals, too.
+        ``since_ns`` is the moment up to which time is already booked. ``queue_ns``, ``backoff_ns`` and ``run_ns`` are
+        the totals so far, ``last_queue_ns`` and ``last_backoff_ns`` the latest attempt's own (default: the totals).
         """
         attempts = cls(step, since_ns)
         attempts.attempt = attempt
@@ -71,19 +77,30 @@ class StepAttempts:
         attempts.attempt_started_ns = attempt_started_ns
         attempts._activity = _RUNNING if is_running else _BACKING_OFF
         attempts._dependency_ns = dependency_ns
-        attempts._queue_ns = attempts._last_queue_ns = queue_ns
-        attempts._backoff_ns = attempts._last_backoff_ns = backoff_ns
+        attempts._unaccounted_ns = unaccounted_ns
+        attempts._queue_ns = queue_ns
+        attempts._last_queue_ns = queue_ns if last_queue_ns is None else last_queue_ns
+        attempts._backoff_ns = backoff_ns
+        attempts._last_backoff_ns = backoff_ns if last_backoff_ns is None else last_backoff_ns
+        attempts.run_ns = run_ns
         attempts._inputs = inputs
         return attempts
 
     def _elapsed(self, now_ns: int) -> int:
         elapsed = now_ns - self._since_ns
+        if elapsed <= 0:
+            return 0
         self._since_ns = now_ns
-        return max(0, elapsed)
+        return elapsed
 
-    def ready(self, now_ns: int) -> StepReady:
-        """The dependencies are met; from now on the step waits for a slot."""
-        self._dependency_ns = self._elapsed(now_ns)
+    def ready(self, now_ns: int, met_ns: int | None = None) -> StepReady:
+        """From now on the step waits for a slot. Its dependencies were met at ``met_ns``, by default now.
+
+        Nothing accounts for the time between the two.
+        """
+        self._dependency_ns = self._elapsed(now_ns if met_ns is None else min(met_ns, now_ns))
+        if met_ns is not None:
+            self._unaccounted_ns = self._elapsed(now_ns)
         self._activity = _QUEUED
         return StepReady(step=self.step, time_ns=now_ns)
 
@@ -93,27 +110,37 @@ class StepAttempts:
         self._backoff_ns += elapsed
         self._activity = _QUEUED
 
-    def started(self, now_ns: int, inputs: str | None = None, *, attempt: int | None = None) -> StepStarted:
+    def started(
+        self, now_ns: int, inputs: str | None = None, *, attempt: int | None = None, ready_ns: int | None = None
+    ) -> StepStarted:
         """An attempt starts: the next one, or the one with the number ``attempt``.
 
         Without `ready` or `backed_off` before it, all the time since the origin was spent on dependencies, and all
-        the time since the previous attempt on backing off.
+        the time since the previous attempt on backing off. ``ready_ns``: the first attempt of a step that nobody
+        queues (a call in a program) could have started then; nothing accounts for the time since.
         """
-        activity, elapsed = self._activity, now_ns - self._since_ns
+        since_ns = self._since_ns
+        activity, elapsed = self._activity, now_ns - since_ns
         if elapsed < 0:
             elapsed = 0
+        else:
+            self._since_ns = now_ns
         queue_ns, backoff_ns = 0, self._next_backoff_ns
         if activity == _QUEUED:
             queue_ns = elapsed
             self._queue_ns += elapsed
         elif activity == _WAITING:
-            self._dependency_ns = elapsed
+            if ready_ns is not None and ready_ns < now_ns:
+                self._dependency_ns = dependency_ns = ready_ns - since_ns if ready_ns > since_ns else 0
+                self._unaccounted_ns = elapsed - dependency_ns
+            else:
+                self._dependency_ns = elapsed
         else:
             # Backing off; or the end of the previous attempt is unknown, and nothing proves that it ran for any time.
             backoff_ns = elapsed
             self._backoff_ns += elapsed
         self._activity = _RUNNING
-        self._since_ns = self.attempt_started_ns = now_ns
+        self.attempt_started_ns = now_ns
         self._last_queue_ns = queue_ns
         self._last_backoff_ns = backoff_ns
         self._next_backoff_ns = 0
@@ -126,6 +153,7 @@ class StepAttempts:
             time_ns=now_ns,
             attempt=attempt,
             dependency_ns=self._dependency_ns if attempt == 1 else 0,
+            unaccounted_ns=self._unaccounted_ns if attempt == 1 else 0,
             queue_ns=queue_ns,
             backoff_ns=backoff_ns,
             inputs=inputs,
@@ -144,6 +172,7 @@ class StepAttempts:
             delay_ns=delay_ns,
             failure=failure,
             dependency_ns=self._dependency_ns if self.attempt == 1 else 0,
+            unaccounted_ns=self._unaccounted_ns if self.attempt == 1 else 0,
             queue_ns=self._last_queue_ns,
             backoff_ns=self._last_backoff_ns,
         )
@@ -160,14 +189,14 @@ class StepAttempts:
         """The step ends: with its running attempt, or stopped between two attempts.
 
         ``attempt_ended_ns`` is given where the end of the last attempt is known apart from the end of the step (spans
-        tell both). Such attempts may overlap or outlast the step, so the running time is limited to the step's
-        duration, and the rest of the duration is backoff.
+        tell both). Such attempts may outlast the step, so the running time is limited to the step's duration, and the
+        rest of the duration is backoff. Time in which two attempts overlap counts once.
         """
         activity = self._activity
         started_ns = self.started_ns
         assert started_ns is not None  # noqa: S101 - a step that never started is skipped
         if attempt_ended_ns is not None:
-            duration_ns = now_ns - started_ns
+            duration_ns = max(0, now_ns - started_ns)
             run_ns = self.run_ns + self._elapsed(attempt_ended_ns)
             self.run_ns = min(run_ns, duration_ns)
             self._backoff_ns = max(0, duration_ns - run_ns)
@@ -186,6 +215,7 @@ class StepAttempts:
             started_ns=started_ns,
             attempt_started_ns=self.attempt_started_ns,
             dependency_ns=self._dependency_ns,
+            unaccounted_ns=self._unaccounted_ns,
             queue_ns=self._queue_ns,
             backoff_ns=self._backoff_ns,
             run_ns=self.run_ns,
@@ -209,6 +239,7 @@ def start_of(event: StepRetrying | StepFinished) -> StepStarted:
         time_ns=started_ns,
         attempt=event.attempt,
         dependency_ns=event.dependency_ns if event.attempt == 1 else 0,
+        unaccounted_ns=event.unaccounted_ns if event.attempt == 1 else 0,
         queue_ns=queue_ns,
         backoff_ns=backoff_ns,
     )

@@ -79,6 +79,6 @@ class StepContext:
         """Report money (US dollars) and tokens spent since the previous report."""
         self._reporter.cost(usd, tokens_in, tokens_out, model)
 
-    def log(self, message: str, level: str = "info") -> None:
+    def log(self, message: Any, level: str = "info") -> None:
         """Record a log line of the step (level debug, info, warning or error)."""
         self._reporter.log(message, level)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from tachograph.clock import AnchoredClock, Clock
 from tachograph.errors import ExecutorClosed, InvalidWorkflow
 from tachograph.events import Event, ExecutionQueued, ExecutionStatus, Listener
-from tachograph.identity import ExecutionRef, new_execution_ref
+from tachograph.identity import ExecutionRef, new_execution_ref, random01
 from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.process import identity
 from tachograph.workflow.definition import Workflow
@@ -59,7 +58,7 @@ class Executor:
         max_executions: int | None = None,
         carrier: Callable[[], Mapping[str, str]] = dict,
         clock: Callable[[], Clock] = AnchoredClock,
-        random01: Callable[[], float] = random.random,
+        random01: Callable[[], float] = random01,
     ) -> None:
         self.handlers = handlers
         self._host = Host(self.emit, handlers, runner or LocalRunner(), max_concurrency, carrier, random01)
@@ -75,7 +74,10 @@ class Executor:
         """Call the listener. What it raises is logged and does not affect the run."""
         try:
             self._listener(event)
-        except Exception:
+        except KeyboardInterrupt as interrupt:
+            # The user stops the program; but what the event tells of must be booked first.
+            asyncio.get_running_loop().call_soon(_throw, interrupt)
+        except BaseException:
             if not self._warned:
                 self._warned = True
                 log.exception(
@@ -102,12 +104,16 @@ class Executor:
         """
         run = self._open(workflow, inputs, workspace, execution)
         task = self._start(run, queued=False)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            run.abort(ExecutionStatus.CANCELLED, "the caller was cancelled")
-            await asyncio.wait({task})
-            raise
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+                run.cancel("the caller was cancelled")
+        if cancelled is not None:
+            raise cancelled
+        return task.result()
 
     def submit(
         self,
@@ -117,7 +123,10 @@ class Executor:
         workspace: str = "default",
         execution: ExecutionRef | None = None,
     ) -> tuple[ExecutionRef, asyncio.Task[ExecutionResult]]:
-        """Accept an execution and return at once; it starts when a slot is free. Raises what `run` raises."""
+        """Accept an execution and return at once; it starts when a slot is free. Raises what `run` raises.
+
+        Cancelling the task cancels the execution, also while it waits; then the task is cancelled.
+        """
         run = self._open(workflow, inputs, workspace, execution)
         self.emit(
             ExecutionQueued(execution=run.ref, time_ns=run.clock(), inputs=run.inputs_summary, process=identity())
@@ -173,15 +182,23 @@ class Executor:
             if not queued or self._slots is None:
                 return await run.execute()
             waiting = asyncio.ensure_future(self._slots.acquire())
-            either: set[asyncio.Future[Any]] = {waiting, run.aborted}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                waiting.cancel()
-                return await run.execute()  # Cancelled before a slot was free: ends at once.
+            cancelled: asyncio.CancelledError | None = None
             try:
-                return await run.execute()
+                await asyncio.wait((waiting, run.aborted), return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError as error:
+                cancelled = error
+            has_slot = waiting.done() and not waiting.cancelled()
+            waiting.cancel()
+            if cancelled is not None or not has_slot:
+                run.cancel("its task was cancelled")  # Ends at once, unless it has been cancelled before.
+            try:
+                result = await run.execute()
             finally:
-                self._slots.release()
+                if has_slot:
+                    self._slots.release()
+            if cancelled is not None:
+                raise cancelled
+            return result
 
         # In a task of its own, so that context variables set by the listener stay inside.
         task = asyncio.get_running_loop().create_task(execute(), name=f"tachograph {run.workflow.name}")
@@ -190,6 +207,11 @@ class Executor:
         def forget(_task: asyncio.Task[ExecutionResult]) -> None:
             self._runs.pop(execution_id, None)
             self._tasks.pop(execution_id, None)
+            run.close()
 
         task.add_done_callback(forget)
         return task
+
+
+def _throw(error: BaseException) -> None:
+    raise error

@@ -85,11 +85,17 @@ class Graph:
         if not self.fallback_of:
             return self.upstream
         stand_in = {primary: fallback for fallback, primary in self.fallback_of.items()}
-        return [
-            list(upstream)
-            + [stand_in[j] for j in upstream if j in stand_in and stand_in[j] not in upstream and stand_in[j] != i]
-            for i, upstream in enumerate(self.upstream)
-        ]
+        edges: list[list[int]] = []
+        for i, upstream in enumerate(self.upstream):
+            up = list(upstream)
+            for j in upstream:
+                # Its fallback, that one's fallback, and so on; but a fallback does not wait for itself.
+                fallback = stand_in.get(j)
+                while fallback is not None and fallback != i and fallback not in up:
+                    up.append(fallback)
+                    fallback = stand_in.get(fallback)
+            edges.append(up)
+        return edges
 
     def _edges_down(self) -> list[list[int]]:
         if not self.fallback_of:

@@ -18,7 +18,10 @@ from tachograph.workflow.context import StepContext
 from tachograph.workflow.references import has_reference
 
 HandlerFunction: TypeAlias = Callable[[StepContext], Any] | Callable[[StepContext], Awaitable[Any]]
-"""Takes the step's context and returns the step's output (JSON-like). Sync functions run in a thread."""
+"""Takes the step's context and returns the step's output (JSON-like).
+
+Sync functions run in a thread; what one returns that can be awaited (it only passes an async function on) is awaited.
+"""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,6 +64,11 @@ class Handler(msgspec.Struct, frozen=True):
                 yield f".{key}", f'handler "{self.name}" needs "{key}"'
 
 
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it only creates a coroutine: an async function, a partial of one, an object that is called so."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
 class HandlerRegistry:
     """Handlers by name, and the names of the dangerous handlers that are allowed."""
 
@@ -74,8 +82,7 @@ class HandlerRegistry:
         """Decorator: register a function as the handler ``name``, replacing any other handler of that name."""
 
         def add(function: F) -> F:
-            is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
-            self._handlers[name] = Handler(name, function, is_async, config, dangerous)
+            self._handlers[name] = Handler(name, function, _is_async(function), config, dangerous)
             return function
 
         return add

@@ -29,7 +29,7 @@ class Node:
 
     __slots__ = (
         "attempts", "context", "failure", "fallback", "finished_ns", "handler", "is_decided", "is_fallback_of",
-        "output", "position", "ref", "reporter", "retry_timer", "status", "step", "task", "upstream",
+        "output", "position", "ref", "reporter", "retry_timer", "slot", "status", "step", "task", "upstream",
     )  # fmt: skip
 
     parent_step_id: None = None
@@ -50,18 +50,32 @@ class Node:
         self.is_fallback_of: Node | None = None
         self.reporter: Reporter | None = None
         self.context: StepContext | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.slot: object | None = None
         self.retry_timer: asyncio.TimerHandle | None = None
 
     @property
+    def stand_in(self) -> Node:
+        """The step whose outcome is this one's: itself or, where it failed, its fallback (or that one's fallback)."""
+        node = self
+        while node.fallback is not None and node.has_failed:
+            node = node.fallback
+        return node
+
+    def stands_in_for(self, other: Node) -> bool:
+        """Whether it is the fallback of ``other``, or of a fallback of it."""
+        primary = self.is_fallback_of
+        while primary is not None and primary is not other:
+            primary = primary.is_fallback_of
+        return primary is not None
+
+    @property
     def has_output(self) -> bool:
-        return StepStatus.COMPLETED in (self.status, self.fallback.status if self.fallback is not None else None)
+        return self.stand_in.status is StepStatus.COMPLETED
 
     @property
     def effective_output(self) -> Any:
-        if self.status is not StepStatus.COMPLETED and self.fallback is not None:
-            return self.fallback.output
-        return self.output
+        return self.stand_in.output
 
     @property
     def has_failed(self) -> bool:
@@ -74,7 +88,7 @@ class Node:
 
     @property
     def name(self) -> str:
-        return self.step.name
+        return self.ref.name
 
     @property
     def depends_on(self) -> tuple[str, ...]:

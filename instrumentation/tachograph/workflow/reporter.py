@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections import defaultdict
 from contextvars import ContextVar
-from typing import Final
+from typing import Any, Final
 
 from tachograph.clock import Clock
 from tachograph.events import Listener, StepCost, StepLogged, StepMeasured
+from tachograph.names import clean_name, encodable
 from tachograph.redaction import mask_text
+from tachograph.summary import as_text
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.step_counts import StepCounts
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_REPORTS: Final = 10_000
 """Reports per step. Later ones are dropped, and a warning among the kept ones says so."""
+_UNIT_LIMIT: Final = 50
 
 
 class Reporter:
     """Turns a step's reports (values, cost, log lines) into events. Safe to use from any thread.
 
     A step inside a step finds the outer one, its clock and its counts here (see ``current_reporter``).
+
+    Attributes:
+        is_open: until the step ends, also between its attempts. A context (of a thread, a pool, a task) may outlive the
+            step whose reporter it holds; what runs there after the end is not inside that step.
     """
 
-    __slots__ = ("_sequence", "attempts", "clock", "counts", "emit", "repetitions", "step")
+    __slots__ = ("_sequence", "attempts", "clock", "counts", "emit", "is_open", "process", "repetitions", "step")
 
     def __init__(self, attempts: StepAttempts, emit: Listener, clock: Clock, counts: StepCounts) -> None:
         self.attempts = attempts
@@ -33,7 +41,9 @@ class Reporter:
         self.counts = counts
         self.repetitions: defaultdict[str, int] = defaultdict(int)
         self.emit = emit
+        self.process = os.getpid()
         self.clock = clock
+        self.is_open = True
         self._sequence = itertools.count(1)
 
     def _next(self) -> int | None:
@@ -57,8 +67,8 @@ class Reporter:
         """Report a custom value, for instance ``measure("rows", 1200, "row")``."""
         if not name:
             raise ValueError("measure() needs a name")
-        if not math.isfinite(value):
-            raise ValueError(f"measure({name!r}) needs a finite number, not {value!r}")
+        if not _is_finite(value):
+            raise ValueError(f"measure({name!r}) needs a finite number, not {_shown(value)}")
         if (sequence := self._next()) is not None:
             self.emit(
                 StepMeasured(
@@ -66,15 +76,15 @@ class Reporter:
                     time_ns=self.clock(),
                     sequence=sequence,
                     attempt=self.attempts.attempt,
-                    name=name[:200],
+                    name=clean_name(name),
                     value=float(value),
-                    unit=unit[:50],
+                    unit=encodable(unit, _UNIT_LIMIT),
                 )
             )
 
     def cost(self, usd: float = 0.0, tokens_in: int = 0, tokens_out: int = 0, model: str = "") -> None:
         """Report money (US dollars) and tokens spent since the previous report; never negative."""
-        if not math.isfinite(usd) or usd < 0 or tokens_in < 0 or tokens_out < 0:
+        if not _is_finite(usd) or usd < 0 or tokens_in < 0 or tokens_out < 0:
             raise ValueError("cost() takes finite numbers, zero or more")
         if (sequence := self._next()) is not None:
             self.emit(
@@ -86,12 +96,15 @@ class Reporter:
                     usd=float(usd),
                     tokens_in=int(tokens_in),
                     tokens_out=int(tokens_out),
-                    model=model[:200],
+                    model=clean_name(model),
                 )
             )
 
-    def log(self, message: str, level: str = "info") -> None:
-        """Record a log line of the step (level debug, info, warning or error); secrets in it are masked."""
+    def log(self, message: Any, level: str = "info") -> None:
+        """Record a log line of the step (level debug, info, warning or error); secrets in it are masked.
+
+        A message that is no text is summarised.
+        """
         if level not in LEVELS:
             raise ValueError(f"log level {level!r} is not one of {', '.join(LEVELS)}")
         if (sequence := self._next()) is not None:
@@ -101,10 +114,21 @@ class Reporter:
                     time_ns=self.clock(),
                     sequence=sequence,
                     attempt=self.attempts.attempt,
-                    message=mask_text(str(message)),
+                    message=mask_text(as_text(message)),
                     level=level,
                 )
             )
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False  # An integer beyond every float.
+
+
+def _shown(value: float) -> str:
+    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else repr(value)
 
 
 current_reporter: ContextVar[Reporter | None] = ContextVar("tachograph_reporter", default=None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
@@ -25,9 +27,11 @@ from tachograph.events import (
 )
 from tachograph.identity import ExecutionRef, StepRef, new_span_id
 from tachograph.identity import step_id as make_step_id
+from tachograph.names import clean_name
 from tachograph.process import identity
+from tachograph.redaction import mask_text
 from tachograph.summary import failure as describe
-from tachograph.summary import summarise
+from tachograph.summary import is_clean_exit, summarise
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.conditions import compile_condition
 from tachograph.workflow.context import StepContext
@@ -42,6 +46,8 @@ from tachograph.workflow.runner import Runner
 from tachograph.workflow.settled import Outputs, SettledSteps
 from tachograph.workflow.step_counts import StepCounts
 from tachograph.workflow.triggers import Decision, Outcome, Upstream, decide
+
+log = logging.getLogger(__name__)
 
 _DEFAULT_BACKOFF: Final = Backoff()
 
@@ -58,7 +64,11 @@ class Host(msgspec.Struct, frozen=True):
 
 
 class Run:
-    """One execution: schedules its steps, runs their attempts and emits the events."""
+    """One execution: schedules its steps, runs their attempts and emits the events.
+
+    Whatever a handler raises settles its step, and an execution that has begun ends: what nobody foresaw fails the step
+    in whose task it happened (see `_attempt_ended`).
+    """
 
     def __init__(self, host: Host, workflow: Workflow, inputs: dict[str, Any], ref: ExecutionRef, clock: Clock) -> None:
         self._host = host
@@ -75,8 +85,10 @@ class Run:
         self._running = 0
         self._ready: deque[Node] = deque()
         self._settled: deque[tuple[Node, Outcome]] = deque()
-        self._is_settling = False
+        self._is_settling = self._is_pumping = False
         self._started_ns = 0
+        self._has_finished = False
+        self._timer: asyncio.TimerHandle | None = None
         self._graph = Graph(workflow.steps)
         self._nodes = self._build()
         self._unsettled = len(self._nodes)
@@ -87,32 +99,56 @@ class Run:
 
     def _build(self) -> list[Node]:
         graph, ref, steps = self._graph, self.ref, self.workflow.steps
-        step_ids = [make_step_id(ref.workflow_id, step.name) for step in steps]
+        names = [clean_name(step.name) for step in steps]
+        step_ids = [make_step_id(ref.workflow_id, name) for name in names]
         span_ids = [new_span_id() for _ in steps]
         nodes: list[Node] = []
+        # After a barrier many steps wait for the same ones: they share the two lists.
+        shared: dict[tuple[int, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {}
         for i, step in enumerate(steps):
             upstream = graph.upstream[i]
+            key = tuple(upstream)
+            if key not in shared:
+                shared[key] = (tuple(step_ids[j] for j in key), tuple(span_ids[j] for j in key))
+            depends_on, links = shared[key]
             handler = self._host.handlers.find(step.handler)
             assert handler is not None  # noqa: S101 - validated before
             step_ref = StepRef(
                 execution=ref,
                 step_id=step_ids[i],
-                name=step.name,
+                name=names[i],
                 span_id=span_ids[i],
                 parent_span_id=ref.span_id,
                 step_type=str(step.step_type),
                 step_order=step.step_order or i + 1,
-                depends_on=tuple(step_ids[j] for j in upstream),
-                links=tuple(span_ids[j] for j in upstream),
+                depends_on=depends_on,
+                links=links,
             )
-            # The trigger rule does not count a fallback's primary: the fallback runs *because* the primary failed.
-            nodes.append(Node(i, step, step_ref, handler, Upstream(len(upstream) - (i in graph.fallback_of))))
+            nodes.append(Node(i, step, step_ref, handler, Upstream(len(upstream))))
         for fallback, primary in graph.fallback_of.items():
             nodes[primary].fallback = nodes[fallback]
             nodes[fallback].is_fallback_of = nodes[primary]
+        for i in graph.fallback_of:
+            # The trigger rule does not count the steps it stands in for: the fallback runs *because* they failed.
+            nodes[i].upstream.total -= sum(nodes[i].stands_in_for(nodes[j]) for j in graph.upstream[i])
         return nodes
 
     async def execute(self) -> ExecutionResult:
+        """Run to the end. When this task is cancelled, the execution is; once it has ended, the task is cancelled."""
+        self._begin()
+        cancelled: asyncio.CancelledError | None = None
+        while not self._done.done():
+            try:
+                await asyncio.wait((self._done,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self.cancel("its task was cancelled")
+        result = self._finish()
+        if cancelled is not None:
+            raise cancelled
+        return result
+
+    def _begin(self) -> None:
         self._started_ns = self.clock()
         self.emit(
             ExecutionStarted(
@@ -123,27 +159,43 @@ class Run:
                 process=identity(),
             )
         )
-        loop = asyncio.get_running_loop()
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         # Steps start from the run's context, not from the context of the step that freed the slot.
         self._base = copy_context()
-        timer = None
+        if self._abort is not None:
+            self._stop_all()
+            return
         if self.workflow.timeout_seconds is not None:
             reason = f"the execution took longer than {self.workflow.timeout_seconds:g} s"
-            timer = loop.call_later(self.workflow.timeout_seconds, self.abort, ExecutionStatus.TIMEOUT, reason)
-        try:
-            if self._abort is not None:
-                self._stop_all()
-            else:
-                for node in self._nodes:
-                    if not node.upstream.total and node.is_fallback_of is None:
-                        self._consider(node)
-                self._advance()
-            await self._done
-        finally:
-            if timer is not None:
-                timer.cancel()
-        return self._finish()
+            self._timer = self._loop.call_later(
+                self.workflow.timeout_seconds, self.abort, ExecutionStatus.TIMEOUT, reason
+            )
+        for node in self._nodes:
+            if not node.upstream.total and node.is_fallback_of is None:
+                self._consider(node)
+        self._advance()
+
+    def cancel(self, reason: str) -> None:
+        """End as cancelled. Called again, it cancels once more the handlers that went on in spite of it."""
+        if self._abort is None:
+            self.abort(ExecutionStatus.CANCELLED, reason)
+            return
+        for node in self._nodes:
+            if node.status is StepStatus.RUNNING and node.task is not None:
+                node.task.cancel()
+
+    def close(self) -> None:
+        """Called when the task of the execution is over. One that has not ended (it never got its turn) ends now."""
+        if self._has_finished:
+            return
+        self.abort(ExecutionStatus.CANCELLED, "its task was cancelled")
+        if not self._started_ns:
+            self._begin()
+        for node in self._nodes:
+            if node.status is StepStatus.RUNNING:
+                self._end(node, self.clock(), StepStatus.CANCELLED, self._stopped())
+        self._advance()
+        self._finish()
 
     def hold(self, reason: str) -> None:
         """Start no more steps. The execution ends as cancelled once its running steps have ended."""
@@ -156,16 +208,18 @@ class Run:
         """Cancel running steps, skip those that have not started, and end with ``status``."""
         if self._abort is not None or self._done.done():
             return
-        self._abort = (status, reason)
+        self._abort = (status, mask_text(reason))
         if not self.aborted.done():
             self.aborted.set_result(None)
         if self._started_ns:
             self._stop_all()
 
+    def _stopped(self) -> Failure:
+        return Failure("Cancelled", self._abort[1] if self._abort is not None else "cancelled")
+
     def _stop_all(self) -> None:
         assert self._abort is not None  # noqa: S101
-        status, reason = self._abort
-        is_timeout = status is ExecutionStatus.TIMEOUT
+        is_timeout = self._abort[0] is ExecutionStatus.TIMEOUT
         skip_reason = SkipReason.EXECUTION_TIMEOUT if is_timeout else SkipReason.EXECUTION_CANCELLED
         self._ready.clear()
         for node in self._nodes:
@@ -174,7 +228,7 @@ class Run:
             elif node.status is StepStatus.RETRYING:
                 if node.retry_timer is not None:
                     node.retry_timer.cancel()
-                self._end(node, self.clock(), StepStatus.CANCELLED, Failure("Cancelled", reason))
+                self._end(node, self.clock(), StepStatus.CANCELLED, self._stopped())
             elif node.status is StepStatus.RUNNING and node.task is not None:
                 if node.context is not None:
                     node.context.stop()
@@ -182,7 +236,11 @@ class Run:
         self._advance()
 
     def _finish(self) -> ExecutionResult:
+        self._has_finished = True
+        if self._timer is not None:
+            self._timer.cancel()
         finished_ns = self.clock()
+        self.counts.close_open_steps(finished_ns)
         status, failure = self._outcome()
         self.emit(
             ExecutionFinished(
@@ -216,7 +274,7 @@ class Run:
             return status, Failure(status.value.capitalize(), reason)
         first: Node | None = None
         for node in self._nodes:
-            is_rescued = node.fallback is not None and node.fallback.status is StepStatus.COMPLETED
+            is_rescued = node.stand_in.status is StepStatus.COMPLETED
             if not node.has_failed or is_rescued:
                 continue
             if first is None or (node.finished_ns or 0) < (first.finished_ns or 0):
@@ -224,7 +282,7 @@ class Run:
         if first is None:
             return ExecutionStatus.COMPLETED, None
         failure = first.failure or Failure("Unknown", first.status)
-        return ExecutionStatus.FAILED, Failure(failure.type, f'step "{first.step.name}": {failure.message}')
+        return ExecutionStatus.FAILED, Failure(failure.type, f'step "{first.name}": {failure.message}')
 
     def _consider(self, node: Node) -> None:
         """Decide whether the step runs, waits or is skipped. Called whenever a step before it settles."""
@@ -246,7 +304,10 @@ class Run:
         if node.step.condition_expression is not None:
             try:
                 holds = self._holds(node.step.condition_expression)
-            except ConditionError as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                # A condition asks whether an output is set, for instance, and the output's own code answers.
                 self._fail_before_start(node, error)
                 return
             if not holds:
@@ -273,14 +334,14 @@ class Run:
         self.counts.add(StepStatus.SKIPPED)
         self._settled.append((node, Outcome.FAILED if reason is SkipReason.UPSTREAM_FAILED else Outcome.SKIPPED))
 
-    def _fail_before_start(self, node: Node, error: ConditionError) -> None:
+    def _fail_before_start(self, node: Node, error: BaseException) -> None:
         # The attempt is recorded though nothing ran: a failed step always has a start, an end and an error.
         node.is_decided = True
         attempts = node.attempts = StepAttempts(node.ref, self._started_ns)
         now = self.clock()
         node.status = StepStatus.RUNNING
         self.emit(attempts.started(now))
-        self._end(node, now, StepStatus.FAILED, describe(error, stack=False))
+        self._end(node, now, StepStatus.FAILED, describe(error, stack=not issubclass(type(error), ConditionError)))
 
     def _advance(self) -> None:
         """Pass every settled outcome on to the steps after it, then start what is ready. Never recurses."""
@@ -293,11 +354,13 @@ class Run:
                 self._unsettled -= 1
                 if node.fallback is not None:
                     self._consider(node.fallback)
-                # Steps after a failed step with a fallback get its outcome together with the fallback's.
-                if node.fallback is None or not node.has_failed:
-                    self._pass_on(node, outcome)
-                if (primary := node.is_fallback_of) is not None and primary.has_failed:
+                    if node.has_failed:
+                        continue  # Steps after it get its outcome together with the fallback's.
+                self._pass_on(node, outcome)
+                primary = node.is_fallback_of
+                while primary is not None and primary.has_failed:
                     self._pass_on(primary, Outcome.SUCCESS if outcome is Outcome.SUCCESS else Outcome.FAILED)
+                    primary = primary.is_fallback_of
         finally:
             self._is_settling = False
         self._pump()
@@ -309,27 +372,39 @@ class Run:
     def _pass_on(self, node: Node, outcome: Outcome) -> None:
         for position in self._graph.downstream[node.position]:
             after = self._nodes[position]
-            if after.is_fallback_of is not node:
+            if not after.stands_in_for(node):
                 after.upstream.settle(outcome)
                 self._consider(after)
 
     def _pump(self) -> None:
-        if self._hold_reason is not None:
+        if self._hold_reason is not None or self._is_pumping:
             return
-        while self._ready and (self._limit is None or self._running < self._limit):
-            node = self._ready.popleft()
-            self._running += 1
-            # The task changes the status when it starts; until then an abort still skips the step.
-            node.task = self._loop.create_task(self._attempt(node), context=self._base.copy())
+        self._is_pumping = True  # A task may run at once, in an event loop with eager tasks.
+        try:
+            while self._ready and (self._limit is None or self._running < self._limit):
+                node = self._ready.popleft()
+                self._running += 1
+                slot = node.slot = object()
+                # The task changes the status when it starts; until then an abort still skips the step.
+                task = self._loop.create_task(self._attempt(node), context=self._base.copy())
+                task.add_done_callback(functools.partial(self._attempt_ended, node, slot))
+        finally:
+            self._is_pumping = False
+
+    def _release(self, node: Node) -> None:
+        """Free the slot of the attempt that runs; only once."""
+        if node.slot is not None:
+            node.slot = node.task = None
+            self._running -= 1
 
     async def _attempt(self, node: Node) -> None:
-        if self._abort is not None:
+        attempts = node.attempts
+        if self._abort is not None or attempts is None:
             # The run was stopped between this task's creation and its start.
-            self._running -= 1
+            self._release(node)
             self._advance()
             return
-        attempts = node.attempts
-        assert attempts is not None  # noqa: S101 - set when the step became ready
+        node.task = asyncio.current_task()
         started_ns = self.clock()
         node.status = StepStatus.RUNNING
         reporter = node.reporter
@@ -337,14 +412,16 @@ class Run:
             reporter = node.reporter = Reporter(attempts, self.emit, self.clock, self.counts)
         current_reporter.set(reporter)
         error: BaseException | None = None
-        status = StepStatus.COMPLETED
+        has_expired = False
         config: Mapping[str, Any] = node.step.config
         inputs: str | None = None
         try:
             config = resolve(config, self._scope(self.settled)) if has_reference(config) else config
             inputs = summarise({k: v for k, v in config.items() if k != "handler"})
         except ConditionError as unresolved:
-            error, status = DoNotRetry(str(unresolved)), StepStatus.FAILED
+            error = DoNotRetry(str(unresolved))
+        except BaseException as raised:
+            error = raised  # By the output of another step, when it was made part of a text.
         self.emit(attempts.started(started_ns, inputs))
         if error is None:
             context = node.context = StepContext(
@@ -362,21 +439,48 @@ class Run:
                 else:
                     async with asyncio.timeout(node.step.timeout_seconds) as limit:
                         node.output = await self._host.runner.run(node.handler, context)
-            except asyncio.CancelledError as cancelled:
-                error = cancelled
-                status = StepStatus.CANCELLED if self.aborted.done() else StepStatus.FAILED
             except TimeoutError as expired:
-                error, status = expired, StepStatus.FAILED
+                error = expired
                 if node.step.timeout_seconds is not None and limit.expired():
                     error = TimeoutError(f"took longer than {node.step.timeout_seconds:g} s")
-                    status = StepStatus.TIMEOUT
-            except (Exception, SystemExit) as raised:
-                error, status = raised, StepStatus.FAILED
-        self._after_attempt(node, attempts, status, error)
+                    has_expired = True
+            except GeneratorExit as raised:
+                if not self._is_alive():
+                    raise  # The event loop is gone, and this task is thrown away.
+                error = raised
+            except BaseException as raised:
+                error = raised
+        self._after_attempt(node, attempts, StepStatus.TIMEOUT if has_expired else self._status_after(error), error)
+        if error is not None and issubclass(type(error), KeyboardInterrupt):
+            # The user stops the program: the event loop raises it where the program waits for the loop.
+            raise error
+
+    def _is_alive(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
+    def _status_after(self, error: BaseException | None) -> StepStatus:
+        """How a step ends whose handler raised ``error``. By its class alone: an exception's own code is not run."""
+        if error is None or is_clean_exit(error):
+            return StepStatus.COMPLETED
+        if issubclass(type(error), KeyboardInterrupt):
+            return StepStatus.CANCELLED
+        if issubclass(type(error), asyncio.CancelledError):
+            # By the run; or by whoever cancels all tasks, as `asyncio.run` does at its end. Otherwise the handler
+            # awaited something that had been cancelled, and that is a failure.
+            task = asyncio.current_task()
+            if self._abort is not None or (task is not None and task.cancelling()):
+                return StepStatus.CANCELLED
+        return StepStatus.FAILED
 
     def _after_attempt(
         self, node: Node, attempts: StepAttempts, status: StepStatus, error: BaseException | None
     ) -> None:
+        if node.status is not StepStatus.RUNNING:
+            self._release(node)  # Closed meanwhile, see `close`.
+            return
         now = self.clock()
         if error is not None and status in (StepStatus.TIMEOUT, StepStatus.CANCELLED) and node.context is not None:
             node.context.stop()
@@ -386,18 +490,41 @@ class Run:
                     "warning",
                 )
         failure: Failure | None = None
-        if status is StepStatus.CANCELLED:
-            failure = Failure("Cancelled", self._abort[1] if self._abort else "cancelled")
+        if status is StepStatus.COMPLETED:
+            if error is not None:
+                node.output = None
+        elif status is StepStatus.CANCELLED:
+            failure = self._stopped()
+            if self._abort is None:
+                # The program is stopping, not this run; but a run with an interrupted step is cancelled.
+                is_interrupt = issubclass(type(error), KeyboardInterrupt)
+                failure = Failure("Cancelled", "KeyboardInterrupt" if is_interrupt else "its task was cancelled")
         elif error is not None:
             failure = describe(error, stack=status is not StepStatus.TIMEOUT)
-        self._running -= 1
         retries = node.step.max_retries if node.step.max_retries is not None else self.workflow.max_retries
         is_stopping = self._abort is not None or self._hold_reason is not None
-        may_retry = status in (StepStatus.FAILED, StepStatus.TIMEOUT) and not isinstance(error, DoNotRetry)
+        may_retry = status in (StepStatus.FAILED, StepStatus.TIMEOUT) and not issubclass(type(error), DoNotRetry)
         if may_retry and failure is not None and attempts.attempt <= retries and not is_stopping:
             self._retry(node, attempts, now, status, failure)
         else:
             self._end(node, now, status, failure)
+        self._release(node)
+        if status is StepStatus.CANCELLED and failure is not None and self._abort is None:
+            self.abort(ExecutionStatus.CANCELLED, failure.message)
+        self._advance()
+
+    def _attempt_ended(self, node: Node, slot: object, task: asyncio.Task[None]) -> None:
+        """The last resort: an attempt whose task ended and that is not settled fails with what the task raised."""
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if node.slot is not slot:
+            return
+        self._release(node)
+        if node.status is StepStatus.RUNNING:
+            log.error("step %r was not settled by its own task", node.name, exc_info=error)
+            self._end(node, self.clock(), StepStatus.FAILED, describe(error) if error is not None else None)
+        elif not node.status.is_terminal:
+            # Cancelled before its first moment, by whoever cancels all tasks.
+            self.abort(ExecutionStatus.CANCELLED, "its task was cancelled")
         self._advance()
 
     def _retry(self, node: Node, attempts: StepAttempts, now: int, status: StepStatus, failure: Failure) -> None:
@@ -418,14 +545,16 @@ class Run:
     def _end(self, node: Node, now: int, status: StepStatus, failure: Failure | None) -> None:
         attempts = node.attempts
         assert attempts is not None  # noqa: S101 - only a step that started can end
-        node.status = status
-        node.finished_ns = now
-        node.failure = failure
         output = None
         if status is StepStatus.COMPLETED:
             output = summarise(node.output)
         else:
             node.output = None
+        node.status = status
+        node.finished_ns = now
+        node.failure = failure
+        if node.reporter is not None:
+            node.reporter.is_open = False
         self.emit(attempts.finished(now, status, failure, output))
         node.context = None
         self.counts.add(status, attempts.run_ns)

@@ -6,6 +6,7 @@ one machine, write a runner that hands the work to an existing distributed engin
 
 from __future__ import annotations
 
+from types import CoroutineType
 from typing import Any, Protocol
 
 from tachograph.workflow.context import StepContext
@@ -31,4 +32,6 @@ class LocalRunner:
         """See `Runner.run`. A sync handler cannot be stopped; it should check `StepContext.is_stopping`."""
         if handler.is_async:
             return await handler.function(context)
-        return await self._threads.run(lambda: handler.function(context))
+        result = await self._threads.run(lambda: handler.function(context))
+        # A function that only passes an async one on (a wrapper, a lambda) returns a coroutine.
+        return await result if type(result) is CoroutineType else result

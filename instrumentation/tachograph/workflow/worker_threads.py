@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -19,67 +20,74 @@ _IDLE_SECONDS = 30.0
 
 
 class _Job:
-    __slots__ = ("call", "context", "future", "loop")
+    __slots__ = ("call", "context", "error", "future", "loop", "result")
 
     def __init__(self, call: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
         self.call = call
         self.loop = loop
-        self.future: asyncio.Future[Any] = loop.create_future()
+        self.future: asyncio.Future[None] = loop.create_future()
         self.context = contextvars.copy_context()
+        self.result: Any = None
+        self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            result = self.context.run(self.call)
+            self.result = self.context.run(self.call)
         except BaseException as error:
-            self._deliver(None, error)
-        else:
-            self._deliver(result, None)
-
-    def _deliver(self, result: Any, error: BaseException | None) -> None:
-        def settle() -> None:
-            if self.future.done():
-                return  # The caller timed out or was cancelled.
-            if isinstance(error, StopIteration):
-                self.future.set_exception(RuntimeError("the handler raised StopIteration"))
-            elif error is not None:
-                self.future.set_exception(error)
-            else:
-                self.future.set_result(result)
-
+            self.error = error
         try:
-            self.loop.call_soon_threadsafe(settle)
+            self.loop.call_soon_threadsafe(self._settle)
         except RuntimeError:
             return  # The loop is closed: the process is exiting.
+
+    def _settle(self) -> None:
+        # The future only says that the call has ended: some exceptions (StopIteration) cannot be put into one.
+        if not self.future.done():  # The caller timed out or was cancelled.
+            self.future.set_result(None)
 
 
 class DaemonThreads:
     """Runs functions in daemon threads; idle threads are reused."""
 
     def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._idle = 0
+        self._process = os.getpid()
 
     async def run(self, call: Callable[[], T]) -> T:
         """Call the function in a thread, in a copy of the current context; return or raise what it does.
 
-        When the caller is cancelled, the function runs on and its result is discarded.
+        When the caller is cancelled, the function runs on and its result is discarded. A `StopIteration` becomes a
+        `RuntimeError`, as everywhere in a coroutine.
         """
+        if self._process != os.getpid():
+            self._reset()  # The threads stayed in the parent of this fork.
         job = _Job(call, asyncio.get_running_loop())
         with self._lock:
             start = self._idle == 0
             if not start:
                 self._idle -= 1
-        self._jobs.put(job)
         if start:
-            threading.Thread(target=self._work, name="tachograph-step", daemon=True).start()
-        result: T = await job.future
+            # Before the job is queued: without a thread (the system's limit is reached) it must not run later.
+            threading.Thread(target=self._work, args=(self._jobs,), name="tachograph-step", daemon=True).start()
+        self._jobs.put(job)
+        await job.future
+        if job.error is not None:
+            try:
+                raise job.error
+            finally:
+                del job  # The traceback refers to this frame: leave no circle.
+        result: T = job.result
         return result
 
-    def _work(self) -> None:
+    def _work(self, jobs: queue.SimpleQueue[_Job]) -> None:
         while True:
             try:
-                job = self._jobs.get(timeout=_IDLE_SECONDS)
+                job = jobs.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
                 with self._lock:
                     # A job for this thread may have arrived since the timeout.

@@ -3,60 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, TypeVar
+
+import msgspec
 
 from tachograph.events import (
     Event,
     Failure,
     SkipReason,
+    StepFinished,
+    StepReady,
+    StepRetrying,
     StepSkipped,
+    StepStarted,
     StepStatus,
 )
 from tachograph.redaction import mask_text
+from tachograph.run_window import RunWindow
 from tachograph.workflow.attempts import StepAttempts
-from tachograph_exporter.ingest.assembly.steps import AssembledStep
+from tachograph_exporter.ingest.assembly.steps import AssembledStep, bounds
 from tachograph_exporter.ingest.assembly.trace import start_order
 from tachograph_exporter.ingest.rules import Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
 OUTCOMES: Final = frozenset({"completed", "failed", "cancelled", "timeout"})
+ABANDONED: Final = Failure("Abandoned", "still running when its run ended")
+"""Why an execution inside another one is a lost step of it: its end is unknown, the other one's is known."""
+E = TypeVar("E", StepReady, StepStarted, StepRetrying, StepFinished)
 
 
-def step_events(step: AssembledStep, ends: Mapping[str, int | None], execution_started_ns: int) -> Iterator[Event]:
-    """A step's events. ``ends`` are the ends of all steps by id (None: not ended)."""
+def step_events(step: AssembledStep, ends: Mapping[str, int | None], window: RunWindow) -> Iterator[Event]:
+    """A step's events. ``window`` is the time of the execution; ``ends`` are the ends of all steps' places by id.
+
+    Events have the times that spans say; waits and running time are those of the step's place in the execution.
+    """
     assert step.ref is not None  # noqa: S101
-    ref, rule, last = step.ref, step.rule, step.last
-    origin_ns = step.parent.first_ns if step.parent is not None else execution_started_ns
-    attempts = StepAttempts(ref, origin_ns)
+    assert step.place is not None  # noqa: S101
+    ref, rule, last, place = step.ref, step.rule, step.last, step.place
+    limits = bounds(step, window)
+    attempts = StepAttempts(ref, limits.start_ns)
+
+    def at(time_ns: int) -> int:
+        return limits.cut(time_ns + place.shift_ns)
+
     if step.is_pending:
-        yield attempts.ready(last.start_ns)
+        yield _shown(attempts.ready(at(last.start_ns)), last.start_ns)
         return
     outcome = rule.status(last)
+    if outcome == "skipped" and last.end_ns and step.run is None:
+        yield StepSkipped(step=ref, time_ns=last.end_ns, reason=SkipReason.CONDITION)
+        return
+    # When it was asked for, if a span says so; without, nothing proves that it waited for a slot.
+    asked_ns = step.ready_ns
+    ready_ns = place.start_ns if asked_ns is None else min(at(asked_ns), place.start_ns)
+    earlier = [end for step_id in step.depends_on if (end := ends.get(step_id)) is not None and end <= ready_ns]
+    if step.after is not None and asked_ns is not None:
+        # The step that asked for it had done so before it ended.
+        earlier.append(ready_ns)
+    met_ns = max([limits.start_ns, *earlier])
+    if asked_ns is not None:
+        attempts.ready(ready_ns, met_ns)
+    if step.run is not None:
+        started_ns, ended_ns = step.run.started_ns, step.finished_ns
+        started = _shown(attempts.started(place.start_ns, ready_ns=met_ns), started_ns)
+        if ended_ns is None:
+            yield started
+            return
+        status = StepStatus(step.run.status) if step.run.status is not None else StepStatus.LOST
+        failure = step.run.failure if step.run.status is not None else ABANDONED
+        finished = attempts.finished(at(ended_ns), status, failure if status is not StepStatus.COMPLETED else None)
+        yield _shown(finished, ended_ns, started_ns=started_ns, attempt_started_ns=started_ns)
+        return
     parts = [(rule, span) for span in step.spans] if len(step.spans) > 1 else (step.attempts or [(rule, last)])
     if len(parts) > 1:
         parts = sorted(parts, key=lambda part: start_order(part[1]))
-    if outcome == "skipped" and last.end_ns:
-        yield StepSkipped(step=ref, time_ns=last.end_ns, reason=SkipReason.CONDITION)
-        return
-    first_ns = step.first_ns
-    if step.ready_ns is not None:
-        # A span says when the step was queued.
-        ready_ns = min(max(origin_ns, step.ready_ns), first_ns)
-    else:
-        earlier = [end for step_id in step.depends_on if (end := ends.get(step_id)) is not None and end <= first_ns]
-        ready_ns = max([origin_ns, *earlier])
-    attempts.ready(ready_ns)
     final = None if step.is_queued_again else len(parts) - 1
     for i, (part_rule, span) in enumerate(parts):
         number = max(len(parts), _attempt_number(rule, last, len(parts))) if i == final else i + 1
-        started = attempts.started(span.start_ns, attempt=number)
-        if i != final and span.end_ns:
-            yield attempts.retrying(
-                span.end_ns,
+        begin_ns, end_ns = span.start_ns, span.end_ns
+        started = _shown(attempts.started(at(begin_ns), attempt=number, ready_ns=met_ns), begin_ns)
+        if i != final and end_ns:
+            retrying = attempts.retrying(
+                at(end_ns),
                 StepStatus.TIMEOUT if part_rule.status(span) == "timeout" else StepStatus.FAILED,
-                max(0, parts[i + 1][1].start_ns - span.end_ns) if i + 1 < len(parts) else 0,
+                max(0, parts[i + 1][1].start_ns - end_ns) if i + 1 < len(parts) else 0,
                 failure_of(span, part_rule),
             )
+            yield _shown(retrying, end_ns, started_ns=begin_ns)
     if final is None:
         return
     if not last.end_ns:
@@ -66,7 +99,18 @@ def step_events(step: AssembledStep, ends: Mapping[str, int | None], execution_s
     status = StepStatus(outcome) if outcome in OUTCOMES else StepStatus.FAILED
     blamed = last if last.is_error or last.exception else newest
     failure = failure_of(blamed, rule) if status is not StepStatus.COMPLETED else None
-    yield attempts.finished(last.end_ns, status, failure, attempt_ended_ns=newest.end_ns or newest.start_ns)
+    finished = attempts.finished(
+        at(last.end_ns), status, failure, attempt_ended_ns=at(newest.end_ns or newest.start_ns)
+    )
+    yield _shown(finished, last.end_ns, started_ns=parts[0][1].start_ns, attempt_started_ns=newest.start_ns)
+
+
+def _shown(event: E, time_ns: int, **times: int) -> E:
+    """The event with the times that the spans say."""
+    times["time_ns"] = time_ns
+    if all(getattr(event, name) == value for name, value in times.items()):
+        return event
+    return msgspec.structs.replace(event, **times)
 
 
 def _attempt_number(rule: Rule, span: SpanRecord, default: int) -> int:

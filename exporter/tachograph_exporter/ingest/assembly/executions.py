@@ -10,10 +10,12 @@ from typing import Any, Final, NamedTuple
 
 from tachograph.critical_path import critical_path_of
 from tachograph.events import (
+    FAILED,
     Event,
     ExecutionFinished,
     ExecutionStarted,
     ExecutionStatus,
+    Failure,
     Heartbeat,
     StepFinished,
     StepRetrying,
@@ -22,17 +24,20 @@ from tachograph.events import (
     StepStatus,
 )
 from tachograph.identity import ExecutionRef, Origin, workflow_id
+from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import start_of
 from tachograph_exporter.ingest.assembly.events import OUTCOMES, failure_of, step_events
 from tachograph_exporter.ingest.assembly.steps import (
     NAME_LIMIT,
     AssembledStep,
+    NestedRun,
     has_failed,
     identify,
     may_grow,
+    place,
     steps_of,
 )
-from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of, run_of
+from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of, nesting, run_of
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.rules import Role, Rule, Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord, clean
@@ -97,90 +102,156 @@ def assemble(
     """
     trace = TraceSpans(spans, book)
     heads, groups = executions_of(trace)
-    return [
-        _execution(workspace, trace, key, *head, groups.get(key, []), now_ns, avoid, is_quiet)
-        for key, head in heads.items()
-    ]
+    around = nesting(heads, groups, trace)
+    runs = {key: _Run(workspace, trace, *head, groups.get(key, []), avoid) for key, head in heads.items()}
+    nested: dict[str, list[_Run]] = defaultdict(list)
+    for key, outer in around.items():
+        nested[outer].append(runs[key])
+    # A step's end is that of the execution which it is, so inner ones first; ids of steps are known outer ones first.
+    inner_first = [*reversed(around), *[key for key in runs if key not in around]]
+    for key in inner_first:
+        runs[key].settle(nested.get(key, ()), is_quiet)
+    for key in reversed(inner_first):
+        runs[key].identify(runs[around[key]] if key in around else None)
+    return [run.assembled(now_ns) for run in runs.values()]
 
 
-def _execution(
-    workspace: str,
-    trace: TraceSpans,
-    head: str,
-    key: str,
-    root: SpanRecord | None,
-    rule: Rule,
-    spans: list[SpanRecord],
-    now_ns: int,
-    avoid: frozenset[str],
-    is_quiet: bool,
-) -> AssembledExecution:
-    name, is_named = _name_of(root, rule, spans)
-    engine_id = rule.workflow_id(root) if root is not None and rule.workflow_id is not None else None
-    if not (isinstance(engine_id, str) and _UUID.fullmatch(engine_id)):
-        engine_id = workflow_id(workspace, name)
-    run = run_of(rule, root if root is not None else spans[0])
-    ref = ExecutionRef(
-        workspace=workspace,
-        workflow=name,
-        workflow_id=engine_id,
-        execution_id=_execution_id(workspace, rule, run, trace.trace_id, key, avoid),
-        trace_id=trace.trace_id,
-        span_id=root.span_id if root is not None else (spans[0].parent_span_id or spans[0].span_id),
-        parent_span_id=(root.parent_span_id or None) if root is not None else None,
-        version=_version(rule, root),
-        origin=Origin.INGESTED,
-    )
-    steps = steps_of(root, spans, trace)
-    started_ns = root.start_ns if root is not None else min([span.start_ns for span in spans])
-    identify(ref, steps)
-    end_span = next((span for span in spans if trace.role(span.span_id) is Role.END), None)
-    end_rule = trace.rules[end_span.span_id] if end_span is not None else None
-    end_ns, status, blamed = _end(root, rule, steps, end_span, end_rule or rule, is_quiet)
-    events: list[Event] = [
-        ExecutionStarted(execution=ref, time_ns=started_ns, step_count=len(steps), process=INGESTED_PROCESS)
-    ]
-    sources: list[Any] = [ref.execution_id]
-    counts: dict[StepStatus, int] = defaultdict(int)
-    work_ns = 0
-    ends = {step.step_id: step.finished_ns for step in steps}
-    for step in steps:
-        if end_ns is None and step.rule.retries and step.finished_ns is not None and has_failed(step):
-            # It may be retried as long as the execution runs.
-            step.is_queued_again, step.finished_ns, ends[step.step_id] = True, None, None
-        for event in step_events(step, ends, started_ns):
-            events.append(event)
-            sources.append(step.source)
-            if type(event) is StepFinished:
-                counts[event.status] += 1
-                work_ns += event.run_ns if step.parent is None else 0
-            elif type(event) is StepSkipped:
-                counts[StepStatus.SKIPPED] += 1
-    failed = counts[StepStatus.FAILED] + counts[StepStatus.TIMEOUT]
-    if end_ns is not None and failed and status is ExecutionStatus.COMPLETED and _is_lasting(rule, steps):
-        # No span above these steps waited for them, so none of them says that a step failed.
-        status, blamed = ExecutionStatus.FAILED, next(s for s in steps if has_failed(s)).last
-    if end_ns is not None:
-        events.append(
-            ExecutionFinished(
-                execution=ref,
-                time_ns=end_ns,
-                status=status,
-                started_ns=started_ns,
-                step_count=len(steps),
-                completed_step_count=counts[StepStatus.COMPLETED],
-                failed_step_count=failed,
-                skipped_step_count=counts[StepStatus.SKIPPED],
-                work_ns=work_ns,
-                critical_path=critical_path_of([step for step in steps if step.finished_ns is not None]),
-                failure=failure_of(blamed, rule) if status is not ExecutionStatus.COMPLETED and blamed else None,
-            )
+class _Run:
+    """One execution during assembly."""
+
+    def __init__(
+        self,
+        workspace: str,
+        trace: TraceSpans,
+        head: str,
+        root: SpanRecord | None,
+        rule: Rule,
+        spans: list[SpanRecord],
+        avoid: frozenset[str],
+    ) -> None:
+        self.workspace = workspace
+        self.trace = trace
+        self.root = root
+        self.rule = rule
+        self.spans = spans
+        self.name, self.is_named = _name_of(root, rule, spans)
+        run = run_of(rule, root if root is not None else spans[0])
+        self.execution_id = _execution_id(workspace, rule, run, trace.trace_id, head, avoid)
+        self.started_ns = root.start_ns if root is not None else min([span.start_ns for span in spans])
+        self.ended_ns: int | None = None
+        self.status = ExecutionStatus.RUNNING
+        self.failure: Failure | None = None
+        self.may_change = True
+        self.steps: list[AssembledStep] = []
+        self.ref: ExecutionRef | None = None
+
+    def settle(self, nested: Sequence[_Run], is_quiet: bool) -> None:
+        """Find the steps, and the end. ``nested``: the executions inside this one, settled."""
+        root, rule, trace = self.root, self.rule, self.trace
+        steps = self.steps = steps_of(root, self.spans, trace, [run.nested() for run in nested])
+        end_span = next((span for span in self.spans if trace.role(span.span_id) is Role.END), None)
+        end_rule = trace.rules[end_span.span_id] if end_span is not None else None
+        end_ns, status, blamed = _end(root, rule, steps, end_span, end_rule or rule, is_quiet)
+        if end_ns is not None:
+            if status is ExecutionStatus.COMPLETED and _is_lasting(rule, steps):
+                # No span above these steps waited for them, so none of them says that a step failed.
+                failed = next((step for step in steps if has_failed(step)), None)
+                if failed is not None:
+                    status, blamed = ExecutionStatus.FAILED, failed.last
+            for step in steps:
+                if step.run is not None and step.finished_ns is None:
+                    step.finished_ns = max(end_ns, step.first_ns)
+        self.ended_ns, self.status = end_ns, status
+        # What is not final of an execution inside this one is not final of its step.
+        self.may_change = (
+            rule.opens
+            or rule.lasting
+            or any(may_grow(step) for step in steps)
+            or any(run.ended_ns is None or run.may_change for run in nested)
         )
-    else:
-        events.append(Heartbeat(execution=ref, time_ns=now_ns))
-    sources.append(ref.execution_id)
-    may_change = rule.opens or rule.lasting or any(may_grow(step) for step in steps)
-    return AssembledExecution(ref, root, events, sources, is_named, spans, may_change)
+        if end_ns is not None and status is not ExecutionStatus.COMPLETED and blamed is not None:
+            self.failure = failure_of(blamed, rule)
+
+    def nested(self) -> NestedRun:
+        """What the execution around this one needs to know of it."""
+        assert self.root is not None  # noqa: S101 - it is found by its root
+        status = self.status.value if self.ended_ns is not None else None
+        return NestedRun(
+            self.execution_id, self.name, self.root, self.rule.engine, self.started_ns, self.ended_ns, status,
+            self.failure,
+        )  # fmt: skip
+
+    def identify(self, around: _Run | None) -> None:
+        """Set the ids of the execution and its steps. ``around``: the execution that it ran inside, identified."""
+        root, rule = self.root, self.rule
+        engine_id = rule.workflow_id(root) if root is not None and rule.workflow_id is not None else None
+        if not (isinstance(engine_id, str) and _UUID.fullmatch(engine_id)):
+            engine_id = workflow_id(self.workspace, self.name)
+        parent_step = None
+        if around is not None:
+            parent_step = next((step for step in around.steps if step.child_execution_id == self.execution_id), None)
+        self.ref = ExecutionRef(
+            workspace=self.workspace,
+            workflow=self.name,
+            workflow_id=engine_id,
+            execution_id=self.execution_id,
+            trace_id=self.trace.trace_id,
+            span_id=root.span_id if root is not None else (self.spans[0].parent_span_id or self.spans[0].span_id),
+            parent_span_id=(root.parent_span_id or None) if root is not None else None,
+            version=_version(rule, root),
+            origin=Origin.INGESTED,
+            parent_execution_id=around.execution_id if around is not None else None,
+            parent_step_id=parent_step.step_id if parent_step is not None else None,
+        )
+        identify(self.ref, self.steps)
+
+    def assembled(self, now_ns: int) -> AssembledExecution:
+        """The execution's events."""
+        assert self.ref is not None  # noqa: S101
+        ref, steps, end_ns = self.ref, self.steps, self.ended_ns
+        window = RunWindow.of(self.started_ns, end_ns, now_ns)
+        place(steps, window)
+        events: list[Event] = [
+            ExecutionStarted(execution=ref, time_ns=self.started_ns, step_count=len(steps), process=INGESTED_PROCESS)
+        ]
+        sources: list[Any] = [ref.execution_id]
+        counts: dict[str, int] = defaultdict(int)
+        work_ns = 0
+        ends = {step.step_id: step.place.end_ns if step.place is not None else None for step in steps}
+        for step in steps:
+            if end_ns is None and step.rule.retries and step.finished_ns is not None and has_failed(step):
+                # It may be retried as long as the execution runs.
+                step.is_queued_again, step.finished_ns, ends[step.step_id] = True, None, None
+            for event in step_events(step, ends, window):
+                events.append(event)
+                sources.append(step.source)
+                if type(event) is StepFinished:
+                    counts[event.status] += 1
+                    work_ns += event.run_ns if step.parent is None else 0
+                elif type(event) is StepSkipped:
+                    counts[StepStatus.SKIPPED] += 1
+                    step.started_ns = None  # As stored: what never ran is on no critical path.
+        if end_ns is not None:
+            ended = [step for step in steps if step.finished_ns is not None]
+            events.append(
+                ExecutionFinished(
+                    execution=ref,
+                    time_ns=end_ns,
+                    status=self.status,
+                    started_ns=self.started_ns,
+                    step_count=len(steps),
+                    completed_step_count=counts[StepStatus.COMPLETED],
+                    failed_step_count=sum(count for status, count in counts.items() if status in FAILED),
+                    skipped_step_count=counts[StepStatus.SKIPPED],
+                    work_ns=work_ns,
+                    critical_path=critical_path_of(placed(ended, window)),
+                    failure=self.failure,
+                )
+            )
+        else:
+            events.append(Heartbeat(execution=ref, time_ns=now_ns))
+        sources.append(ref.execution_id)
+        return AssembledExecution(ref, self.root, events, sources, self.is_named, self.spans, self.may_change)
 
 
 def _is_lasting(rule: Rule, steps: Sequence[AssembledStep]) -> bool:

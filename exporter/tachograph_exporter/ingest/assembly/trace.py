@@ -25,11 +25,25 @@ class TraceSpans:
         self.rules = {span.span_id: book.find(span) for span in self.spans_by_id.values()}
         self.order = sorted(self.spans_by_id.values(), key=start_order)
         self.trace_id = self.order[0].trace_id
+        self.roots = frozenset(
+            span_id for span_id, rule in self.rules.items() if rule is not None and rule.role is Role.EXECUTION
+        )
 
     def role(self, span_id: str) -> Role | None:
         """The role of a span, or None if it is unknown."""
         rule = self.rules.get(span_id)
         return rule.role if rule is not None else None
+
+
+class WithinExecution:
+    """Those of ``targets``, and the roots of executions, so that a search for ancestors ends at the execution's own."""
+
+    def __init__(self, targets: Container[str], trace: TraceSpans) -> None:
+        self._targets = targets
+        self._roots = trace.roots
+
+    def __contains__(self, span_id: object) -> bool:
+        return span_id in self._targets or span_id in self._roots
 
 
 class NearestAncestor:
@@ -107,6 +121,58 @@ def executions_of(
         if head is not None and (head != span.span_id or (rule is not None and rule.role is Role.STEP)):
             groups[head].append(span)
     return heads, groups
+
+
+def nesting(
+    heads: Mapping[str, tuple[str, SpanRecord | None, Rule]],
+    groups: Mapping[str, Sequence[SpanRecord]],
+    trace: TraceSpans,
+) -> dict[str, str]:
+    """For each execution that ran inside another one of the trace the key of that one, outermost executions first.
+
+    Its root span is below a span of the other. A run that another one continued as is beside it, not inside it.
+    """
+    owners = {root.span_id: head for head, (_, root, _) in heads.items() if root is not None}
+    for head, spans in groups.items():
+        for span in spans:
+            owners.setdefault(span.span_id, head)
+    ancestor = NearestAncestor(trace.spans_by_id, owners)
+    above: dict[str, str] = {}
+    for head, (_, root, rule) in heads.items():
+        if root is not None and rule.role is Role.EXECUTION and (span_id := ancestor(root.span_id)) in owners:
+            above[head] = owners[span_id]
+    depths: dict[str, int] = {}
+    outer: dict[str, str] = {}
+    for start in heads:
+        path: dict[str, None] = {}
+        current: str | None = start
+        while current is not None and current not in depths and current not in path:
+            path[current] = None
+            current = above.get(current)
+        if current in path:
+            # Whatever the spans say, no execution is inside itself.
+            del above[next(reversed(path))]
+        for head in reversed(path):
+            around = above.get(head)
+            if around is not None and _is_same(heads[head], heads[around]):
+                around = outer.get(around)
+            depths[head] = 0
+            if around is not None:
+                outer[head] = around
+                depths[head] = depths[around] + 1
+    return {head: outer[head] for head in sorted(outer, key=depths.__getitem__)}
+
+
+def _is_same(inner: tuple[str, SpanRecord | None, Rule], around: tuple[str, SpanRecord | None, Rule]) -> bool:
+    """Whether two root spans are of one run, or of runs that follow each other."""
+    (_, span, rule), (_, other, other_rule) = inner, around
+    if span is None or other is None or rule.engine != other_rule.engine:
+        return False
+    run = run_of(rule, span)
+    if run is not None and run == run_of(other_rule, other):
+        return True
+    series = rule.series(span) if rule.series is not None else None
+    return series is not None and other_rule.series is not None and series == other_rule.series(other)
 
 
 def _belongs(rule: Rule | None, span: SpanRecord) -> bool:

@@ -19,11 +19,16 @@ class Page(msgspec.Struct, Generic[T]):
 
 
 class Wait(msgspec.Struct, gc=False):
-    """Seconds that a step waited for its dependencies, for a slot, and between attempts."""
+    """Seconds that a step waited for its dependencies, for a slot, and between attempts.
+
+    ``unaccounted`` is the time between the end of what it depends on and the moment something asked for it: nothing
+    says what the program did then.
+    """
 
     dependency: float
     queue: float
     backoff: float
+    unaccounted: float = 0.0
 
 
 class MeasureSummary(msgspec.Struct, kw_only=True):

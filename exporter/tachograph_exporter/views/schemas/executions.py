@@ -27,7 +27,7 @@ class Cancelling(msgspec.Struct, kw_only=True):
 
 
 class WorkflowExecutionResponse(msgspec.Struct, kw_only=True):
-    """An execution in a list."""
+    """An execution in a list. One that ran inside a step of another execution names both of them."""
 
     id: str
     execution_id: str
@@ -44,6 +44,8 @@ class WorkflowExecutionResponse(msgspec.Struct, kw_only=True):
     error_type: str | None
     error_message: str | None
     trace_id: str
+    parent_execution_id: str | None
+    parent_step_id: str | None
     step_count: int
     completed_step_count: int
     failed_step_count: int

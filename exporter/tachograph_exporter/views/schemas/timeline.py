@@ -55,7 +55,12 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
 
     ``duration_seconds`` spans from the start of the first attempt to the end of the last; ``run_seconds`` is the time
     in attempts alone. ``wait_seconds`` is all waiting; together with ``run_seconds`` it covers the time from the start
-    of the execution to the end of the step.
+    of the execution (for a step inside another one: of that step) to the end of the step.
+
+    ``depends_on_count`` is how many steps it waited for; ``depends_on`` may name only some of them.
+    ``child_execution_id`` is the execution that the step ran. ``outside_run_seconds`` is how far the step's own times
+    lie after the end of the run or (negative) before its start, because its clock differs or it outlasted the run: its
+    times are shown as they are; waits, work and the critical path are computed within the run.
     """
 
     step_id: str
@@ -78,10 +83,13 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     wait_seconds: float | None
     wait: Wait | None
     depends_on: Sequence[str]
+    depends_on_count: int
     parent_step_id: str | None
+    child_execution_id: str | None
     attempts: tuple[Attempt, ...]
     on_critical_path: bool
     slack_seconds: float | None
+    outside_run_seconds: float
     trace_id: str
     span_id: str
     measures: tuple[Measure, ...]
@@ -98,7 +106,12 @@ class CriticalStep(msgspec.Struct, gc=False):
 
 
 class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
-    """Timeline of an execution. Filters shorten ``step_timeline`` only; counts cover the whole execution."""
+    """Timeline of an execution. Filters shorten ``step_timeline`` only; counts cover the whole execution.
+
+    ``unaccounted_seconds`` is the time in which no step of the critical path ran: waits for a slot, and what the
+    program did itself; together with ``critical_path_seconds`` it is the whole time of the run.
+    ``parent_execution_id`` and ``parent_step_id`` name the execution and its step that this one ran inside.
+    """
 
     execution_id: str
     workflow_id: str
@@ -121,8 +134,11 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     last_seen_at: str | None
     trace_id: str
     span_id: str
+    parent_execution_id: str | None
+    parent_step_id: str | None
     critical_path: list[CriticalStep]
     critical_path_seconds: float
+    unaccounted_seconds: float | None
     work_seconds: float
     parallelism: float | None
     cost_usd: float

@@ -279,6 +279,7 @@ export class RunView {
       ["Critical path", run.isOpen ? "–" : `${duration(timeline.critical_path_seconds)} (${percent(share, 0)})`],
       timeline.cost_usd ? ["Cost", dollars(timeline.cost_usd)] : null,
       ["Run", this.copyableId(this.id)],
+      timeline.parent_execution_id ? ["Inside run", this.parentLink()] : null,
       ["Trace", this.traceLink()],
     ].filter(Boolean);
     // Only changed figures are replaced, so that nothing jumps under the pointer or is announced again.
@@ -304,6 +305,13 @@ export class RunView {
       links.map(([text, href]) => h("a", { href }, text)),
     );
     if (!this.links.isConnected) this.element.querySelector(".title")?.append(this.links);
+  }
+
+  /** A link to the run, and its step, that this run is inside. */
+  parentLink() {
+    const { parent_execution_id: id, parent_step_id: step } = this.run.timeline;
+    const selected = step ? `?selected=${encodeURIComponent(step)}` : "";
+    return h("a", { href: `#/executions/${encodeURIComponent(id)}${selected}` }, shortId(id));
   }
 
   /** A shortened id with a button that copies all of it. */

@@ -17,6 +17,7 @@ export function stepDetails(run, step, { select, trace }) {
         ["dependencies", entry.wait.dependency],
         ["a free slot", entry.wait.queue],
         ["backoff", entry.wait.backoff],
+        ["the program itself", entry.wait.unaccounted],
       ].filter(([, value]) => value > 0)
     : [];
   const facts = [
@@ -34,7 +35,16 @@ export function stepDetails(run, step, { select, trace }) {
           `${dollars(entry.cost.usd)}, ${entry.cost.tokens_in} tokens in, ${entry.cost.tokens_out} out${entry.cost.models.length ? ` (${entry.cost.models.join(", ")})` : ""}`,
         ]
       : null,
+    entry.outside_run_seconds
+      ? [
+          "Outside the run",
+          `${duration(Math.abs(entry.outside_run_seconds))} ${entry.outside_run_seconds > 0 ? "after its end" : "before its start"}`,
+        ]
+      : null,
     ["Type", entry.step_type],
+    entry.child_execution_id
+      ? ["Run", h("a", { href: `#/executions/${encodeURIComponent(entry.child_execution_id)}` }, entry.step_name)]
+      : null,
   ].filter(Boolean);
   const stepLink = (other) =>
     h("button", { type: "button", class: "link", on: { click: () => select(other) } }, other.name);

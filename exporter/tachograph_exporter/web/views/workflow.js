@@ -490,5 +490,5 @@ export class WorkflowView {
 }
 
 function totalWait(step) {
-  return step.wait ? step.wait.dependency + step.wait.queue + step.wait.backoff : 0;
+  return step.wait ? step.wait.dependency + step.wait.queue + step.wait.backoff + step.wait.unaccounted : 0;
 }

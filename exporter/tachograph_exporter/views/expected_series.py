@@ -1,0 +1,125 @@
+"""How a stored execution should have changed the Prometheus series."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Row
+
+from tachograph.clock import NS
+from tachograph.critical_path import critical_path, path_lengths
+from tachograph.metrics.families import VALUE_LIMIT
+from tachograph.metrics.journal import Change, SeriesKey
+from tachograph.metrics.specs import (
+    CRITICAL_PATH,
+    EXECUTION_DURATION,
+    EXECUTIONS_RUNNING,
+    EXECUTIONS_STARTED,
+    STEP_ATTEMPTS,
+    STEP_COST,
+    STEP_DURATION,
+    STEP_MEASURE,
+    STEP_RETRIES,
+    STEP_TOKENS,
+    STEP_WAIT,
+    STEPS_SKIPPED,
+    MetricSpec,
+)
+from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.steps import StoredStep
+
+_OPEN: Final = frozenset({"pending", "running", "retrying"})
+
+
+class ExpectedSeries:
+    """What a run stands for, by series.
+
+    Args:
+        workspace: slug.
+        measures: names of the step measures that are metrics.
+    """
+
+    def __init__(self, run: StoredRun, workspace: str, measures: Collection[str]) -> None:
+        self._head = (_label(workspace), _label(run.execution.workflow))
+        self._measures = measures
+        self._changes: defaultdict[SeriesKey, list[float]] = defaultdict(lambda: [0, 0.0])
+        self._count_execution(run)
+        attempts, names = _by_step(run.attempts), {}
+        for step in run.steps:
+            names[step.step_id] = step.name
+            self._count_step(step, attempts.get(step.step_id, ()))
+        for report in run.reports:
+            self._count_report(names.get(report.step_id, ""), report)
+        if run.execution.finished_ns is not None:
+            path = critical_path(run.steps)
+            for on_path, length in zip(path, path_lengths(path), strict=True):
+                self._add(CRITICAL_PATH, length / NS, on_path.name)
+
+    def by_series(self) -> dict[SeriesKey, Change]:
+        """The changes by metric and label values."""
+        return {key: Change(int(times), total) for key, (times, total) in self._changes.items()}
+
+    def _add(self, spec: MetricSpec, amount: float, *labels: str) -> None:
+        entry = self._changes[spec.name, (*self._head, *map(_label, labels))]
+        entry[0] += 1
+        entry[1] += amount
+
+    def _count_execution(self, run: StoredRun) -> None:
+        execution = run.execution
+        if execution.started_ns is not None:
+            self._add(EXECUTIONS_STARTED, 1)
+            self._add(EXECUTIONS_RUNNING, 1)
+        if execution.finished_ns is not None:
+            self._add(EXECUTIONS_RUNNING, -1)
+            started = execution.started_ns if execution.started_ns is not None else execution.finished_ns
+            self._add(EXECUTION_DURATION, (execution.finished_ns - started) / NS, execution.status)
+
+    def _count_step(self, step: StoredStep, attempts: Sequence[Row[Any]]) -> None:
+        if step.status == "skipped":
+            self._add(STEPS_SKIPPED, 1, step.name, step.skip_reason or "")
+            return
+        if step.started_ns is None:
+            return
+        self._add(STEP_WAIT, (step.dependency_ns or 0) / NS, step.name, "dependency")
+        has_ended = step.status not in _OPEN and step.finished_ns is not None
+        if has_ended:
+            self._add(STEP_DURATION, ((step.finished_ns or 0) - step.started_ns) / NS, step.name, step.status)
+        for attempt in attempts:
+            self._add(STEP_WAIT, attempt.queue_ns / NS, step.name, "queue")
+            if attempt.attempt > 1 and attempt.backoff_ns:
+                self._add(STEP_WAIT, attempt.backoff_ns / NS, step.name, "backoff")
+            self._add(STEP_ATTEMPTS, 1, step.name, attempt.status)
+            # The last attempt was followed by another one, unless the step ended with it.
+            if attempt.attempt != step.attempt or not has_ended or attempt.finished_ns != step.finished_ns:
+                self._add(STEP_RETRIES, 1, step.name)
+        if all(attempt.attempt != step.attempt for attempt in attempts):
+            # The only attempt, or one that runs: it has no row.
+            self._add(STEP_WAIT, (step.queue_ns or 0) / NS, step.name, "queue")
+            if step.attempt > 1 and step.backoff_ns:
+                self._add(STEP_WAIT, step.backoff_ns / NS, step.name, "backoff")
+            if has_ended:
+                self._add(STEP_ATTEMPTS, 1, step.name, step.status)
+
+    def _count_report(self, step: str, report: Row[Any]) -> None:
+        if report.kind == "cost":
+            model = report.name
+            if report.value:
+                self._add(STEP_COST, report.value, step, model)
+            for kind, tokens in (("input", report.tokens_in), ("output", report.tokens_out)):
+                if tokens:
+                    self._add(STEP_TOKENS, tokens, step, model, kind)
+        elif report.kind == "measure" and report.name in self._measures:
+            self._add(STEP_MEASURE, report.value, step, report.name, report.unit)
+
+
+def _label(value: str) -> str:
+    return value if len(value) <= VALUE_LIMIT else value[: VALUE_LIMIT - 1] + "…"
+
+
+def _by_step(rows: Iterable[Row[Any]]) -> dict[str, list[Row[Any]]]:
+    by_step: dict[str, list[Row[Any]]] = {}
+    for row in rows:
+        by_step.setdefault(row.step_id, []).append(row)
+    return by_step
