@@ -86,7 +86,7 @@ class InferredDependencies:
             self._latest_start = max(self._latest_start, started_ns)
             return
         self._starts[step] = started_ns
-        self._finished = [pair for pair in finished if pair[1] != step]
+        self._finished = deque(pair for pair in finished if pair[1] != step)
         self.finished(step, time_ns)
 
     def finished(self, step: str, time_ns: int) -> None:

@@ -138,7 +138,7 @@ class OpenExecution:
             index = self.repetitions.numbers.get(key, 0)
             identifier = step_id(ref.workflow_id, key, index)
             self._step_count += 1
-            depends_on = order.started(identifier, time_ns)
+            depends_on, dependency_count = order.started(identifier, time_ns)
             links = tuple([spans[dependency] for dependency in depends_on])
             spans[identifier] = span_id
             first = StepRef(
@@ -151,6 +151,7 @@ class OpenExecution:
                 step_order=self._step_count,
                 index=index,
                 depends_on=depends_on,
+                dependency_count=dependency_count,
                 links=links,
                 folded_as=folded_as,
             )
