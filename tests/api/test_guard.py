@@ -175,7 +175,7 @@ async def test_beyond_loopback_the_service_starts_only_if_a_token_exists(databas
 def test_a_service_with_faulty_rules_leaves_nothing_behind(database_url: str, tmp_path: Path) -> None:
     (tmp_path / "rules.toml").write_text("[[rule]\n")
     before = set(threading.enumerate())
-    with pytest.raises(ConfigError, match="rules.toml"):
+    with pytest.raises(ConfigError, match=r"rules\.toml"):
         Service(Config(database=database_url, mapping=tmp_path / "rules.toml"))
     assert set(threading.enumerate()) == before
     assert setup._recorder is None
