@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,6 +150,14 @@ def read_workflow(path: Path, handlers: HandlerRegistry) -> Workflow:
         count = len(report.errors)
         fail(f"{path} has {count} error{'s' if count != 1 else ''}")
     return workflow
+
+
+def command_name() -> str:
+    """How this process's command is called: ``tachograph``, or its path where the shell would not find that."""
+    path = Path(sys.argv[0])
+    found = shutil.which("tachograph")
+    is_found = found is not None and path.exists() and path.samefile(found)
+    return str(path) if path.name == "tachograph" and not is_found else "tachograph"
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
