@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from tachograph.errors import TachographError
+from tachograph.workflow.builtin.addresses import AddressPolicy
 
 DEFAULT_LISTEN: Final = "127.0.0.1:9923"
 DEFAULT_DATABASE: Final = "sqlite:///tachograph.db"
@@ -35,6 +36,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     Work. ``workspace`` is the default workspace. ``grace_seconds`` is how long running steps may continue when the
     service stops. ``max_executions`` run at once, ``max_queued_executions`` more may wait. ``mapping`` is a file of
     rules that map spans to executions and steps. ``max_stream_clients`` may follow live events at once.
+
+    ``http_allow`` names what the handler ``http`` may reach besides public addresses (see `AddressPolicy`).
 
     Metrics. ``measures`` are the names of step measures to export. ``series_limit`` is the maximum of label sets per
     metric; label sets unchanged for ``series_expire_seconds`` are dropped.
@@ -64,6 +67,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     measures: tuple[str, ...] = ()
     mapping: Path | None = None
     max_stream_clients: int = 2000
+    http_allow: tuple[str, ...] = ()
     trace_url: str | None = None
 
     @property
@@ -127,6 +131,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.delete_after_days is not None and self.archive_after_days is not None:
             raise ConfigError("either archive old executions or delete them, not both")
+        try:
+            AddressPolicy(self.http_allow)
+        except ValueError as error:
+            raise ConfigError(f"--http-allow: {error}") from None
         self.tls()
 
 

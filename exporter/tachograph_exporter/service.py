@@ -27,11 +27,14 @@ from tachograph.recording.provider import find_provider
 from tachograph.recording.setup import adopt, build_recorder, release
 from tachograph.recording.spooled_store import SpooledStore
 from tachograph.spans.propagation import propagation
+from tachograph.workflow.builtin.addresses import AddressPolicy
+from tachograph.workflow.builtin.http import restricted
 from tachograph.workflow.executor import Executor
 from tachograph.workflow.handlers import HandlerRegistry
 from tachograph.workflow.handlers import registry as default_handlers
 from tachograph_exporter.api import (
     comparison,
+    connections,
     executions,
     guard,
     health,
@@ -154,7 +157,10 @@ class Service:
         self.registry.register(SelfMetricsCollector(self.recorder, series))
         self.registry.register(DefaultRegistryCollector())
         self.executor = Executor(
-            self.recorder, handlers=handlers, max_executions=config.max_executions, carrier=propagation
+            self.recorder,
+            handlers=restricted(handlers, AddressPolicy(config.http_allow)),
+            max_executions=config.max_executions,
+            carrier=propagation,
         )
         self.life = health.Lifecycle()
         self.database.run(self._prepare)
@@ -292,7 +298,7 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
     available.
     """
     config = service.config
-    runner = web.AppRunner(service.application(), access_log=None, handle_signals=False)
+    runner = connections.Runner(service.application(), access_log=None, handle_signals=False)
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.host, config.port, reuse_address=True, ssl_context=config.tls())

@@ -11,6 +11,7 @@ from tachograph.clock import NS
 
 _SECONDS_BY_UNIT: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _MAX_NS: Final = 1 << 63
+"""Times are 64-bit integers: from the year 1677 to 2262."""
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)?")
 
 
@@ -50,7 +51,14 @@ def parse_time(text: str, now_ns: int) -> int:
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1_000_000) * 1000
+    return checked(round(moment.timestamp() * 1_000_000) * 1000, text)
+
+
+def checked(time_ns: int, text: str) -> int:
+    """A time in unix nanoseconds. Raises ValueError if it does not fit into 64 bits; ``text`` is what was read."""
+    if not -_MAX_NS <= time_ns < _MAX_NS:
+        raise ValueError(f"{text[:40]!r} is out of range: times begin in the year 1677 and end in 2262")
+    return time_ns
 
 
 def _nanoseconds(text: str, match: re.Match[str]) -> int:

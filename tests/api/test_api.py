@@ -380,7 +380,7 @@ async def test_rows_of_another_workspace_are_not_found(api: Api) -> None:
             filled = path.replace("{workflow_id}", identifier).replace("{execution_id}", execution)
             if "{" not in path or path == filled:
                 continue
-            status, body = await api.call(method, filled, None, headers=headers)
+            status, body = await api.call(method, filled, {} if method != "GET" else None, headers=headers)
             assert (status, body["code"]) in [(404, "workflow_not_found"), (404, "execution_not_found")], path
         assert (await api.get("/api/workflows", headers=headers))["total"] == 0
         assert (await api.get("/api/workflows/executions/stats", headers=headers))["total_executions"] == 0
@@ -526,6 +526,6 @@ JSON = st.recursive(
 @given(body=JSON)
 async def test_no_json_body_causes_a_server_error(api: Api, body: Any) -> None:
     status, _ = await api.call("POST", "/api/workflows/validate", body)
-    assert status == (400 if body is None else 200 if isinstance(body, dict) else 422)
+    assert status in ((415,) if body is None else (200, 422) if isinstance(body, dict) else (422,))
     status, _ = await api.call("POST", "/api/workflows", {"name": "w", "steps": body})
     assert status in (201, 409, 422)

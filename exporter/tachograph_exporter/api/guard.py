@@ -13,14 +13,16 @@ from sqlalchemy import Connection
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caller import CALLER, FULL_ACCESS, Caller
 from tachograph_exporter.api.problems import Handler
-from tachograph_exporter.api.request import CONFIG
-from tachograph_exporter.api.routes import ROUTE_BY_HANDLER
+from tachograph_exporter.api.request import CONFIG, check_texts
+from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, SAFE_METHODS, Route
 from tachograph_exporter.config import Config, is_loopback
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.tokens import digest, valid_token
 
 BEARER_PROTOCOL: Final = "tachograph.bearer."
 """Prefix of the WebSocket subprotocol that carries a token in base64url (RFC 4648, section 5)."""
+_OWN_SITES: Final = ("same-origin", "none")
+"""What ``Sec-Fetch-Site`` says of a service's own page, and of a request that no page sent (Fetch Metadata)."""
 CACHE_SECONDS: Final = 2.0
 """How long a token lookup is cached. Revoking a token through this service takes effect at once."""
 _MAX_CACHED: Final = 1000
@@ -89,18 +91,23 @@ def _websocket_authorization(request: web.Request) -> str | None:
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let a request through if its caller has the scope that the route requires.
+    """Let a request through if it is no foreign page's and its caller has the scope that the route requires.
 
     A request without a token is accepted only where none is required, and only if it names this machine as its host
     (against DNS rebinding).
     """
+    check_texts(request)
     config = request.app[CONFIG]
     route = request.app[ROUTE_BY_HANDLER].get(request.match_info.handler)
     is_open = route is not None and (route.scope is None or (route.path == "/metrics" and config.open_metrics))
+    if route.is_closed_to_foreign_pages if route is not None else request.method not in SAFE_METHODS:
+        _check_origin(request)
     caller = None if is_open else await request.app[AUTHENTICATOR].caller(request)
     if caller is None:
         if config.needs_token and not is_open:
             raise problems.unauthorized()
+        if route is not None and route.needs_token:
+            raise problems.unauthorized("send an admin token, or use `tachograph tokens create` and `tokens revoke`")
         if not config.needs_token and not config.is_insecure:
             _check_host(request, config)
         caller = FULL_ACCESS
@@ -108,13 +115,42 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise problems.forbidden(f'the token does not have the scope "{route.scope}"')
     if route is not None and not route.in_workspace and caller.workspace_id is not None and route.path == "/metrics":
         raise problems.forbidden("/metrics covers all workspaces, and the token is bound to one")
+    if route is not None:
+        _check_media_type(request, route)
     request[CALLER] = caller
     return await handler(request)
 
 
+def _check_origin(request: web.Request) -> None:
+    """Refuse pages of other sites, also those on another port of this machine.
+
+    Browsers let a page of any site send requests here and open streams, but say whose it is: in ``Origin``, in
+    ``Sec-Fetch-Site``, or in both, which no page can change. Other programs send neither.
+    """
+    host = request.headers.get("Host", "").lower()
+    for origin in request.headers.getall("Origin", ()):
+        if not host or origin.lower() not in (f"http://{host}", f"https://{host}"):
+            raise problems.foreign_page(origin[:200] or "another site")
+    if any(site not in _OWN_SITES for site in request.headers.getall("Sec-Fetch-Site", ())):
+        raise problems.foreign_page("another site")
+
+
+def _check_media_type(request: web.Request, route: Route) -> None:
+    """Refuse a body that does not say that it is JSON: pages send anything else without asking first.
+
+    Routes with further media types check the type themselves, because they answer in the sender's.
+    """
+    if route.method in SAFE_METHODS or route.media:
+        return
+    is_expected = route.body is not None and not route.body_is_optional
+    if (is_expected or request.body_exists) and request.content_type != "application/json":
+        raise problems.not_json(request.headers.get("Content-Type", ""))
+
+
 def _check_host(request: web.Request, config: Config) -> None:
-    host = (request.headers.get("Host") or "").rpartition("@")[2]
+    # Names compare without case, and may end with a dot (RFC 1034, section 3.1).
+    host = request.headers.get("Host", "").lower()
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host
-    name = name.removeprefix("[").removesuffix("]")
-    if name and name != config.host and not is_loopback(name):
+    name = name.removeprefix("[").removesuffix("]") if host.startswith("[") else name.removesuffix(".")
+    if name != config.host.lower() and not is_loopback(name):
         raise problems.wrong_host(name)

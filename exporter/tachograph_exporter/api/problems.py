@@ -61,12 +61,16 @@ class Problem(Exception):
             detail=self.detail,
             errors=list(self.errors),
         )
-        return web.Response(
+        response = web.Response(
             body=msgspec.json.encode(body),
             status=self.status,
             content_type="application/problem+json",
             headers=self.headers,
         )
+        if self.code in ("bad_request", "body_too_large"):
+            # What follows on the connection may be the rest of a body that was not read.
+            response.force_close()
+        return response
 
 
 def workspace_not_found(name: str) -> Problem:
@@ -148,8 +152,14 @@ def invalid_body(reason: str) -> Problem:
 
 def not_json(content_type: str) -> Problem:
     return Problem(
-        415, "unsupported_media_type", f"send the body as Content-Type: application/json, not {content_type}"
+        415,
+        "unsupported_media_type",
+        f"send the body as Content-Type: application/json, not {content_type or 'without one'}",
     )
+
+
+def unreadable(place: str, reason: str) -> Problem:
+    return Problem(400, "bad_request", f"{place} {reason}")
 
 
 def too_large(limit: int) -> Problem:
@@ -205,6 +215,10 @@ def forbidden(reason: str) -> Problem:
     return Problem(403, "forbidden", reason)
 
 
+def foreign_page(origin: str) -> Problem:
+    return Problem(403, "foreign_page", f"pages of {origin} may not use this service; use the service's own page")
+
+
 def wrong_host(host: str) -> Problem:
     detail = f'"{host}" is not a name of this machine; without a token, use localhost or the configured host'
     return Problem(421, "wrong_host", detail)
@@ -223,6 +237,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "not_supported": (400, "A viewer asked for a feature of its own backend that is missing here; see detail."),
     "unauthorized": (401, "A token is required, or the one sent is unknown, expired or revoked."),
     "forbidden": (403, "The token does not allow this."),
+    "foreign_page": (403, "A page of another site sent the request (Origin, Sec-Fetch-Site)."),
     "workspace_not_found": (404, "The workspace does not exist, or the token is bound to another one."),
     "project_not_found": (404, "The project does not exist in the workspace."),
     "workflow_not_found": (404, "The workflow does not exist in the workspace."),

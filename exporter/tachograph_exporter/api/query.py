@@ -15,12 +15,13 @@ from tachograph.errors import Fault
 from tachograph.events import ExecutionStatus, StepStatus
 from tachograph.workflow.hints import did_you_mean
 from tachograph_exporter.api import problems
-from tachograph_exporter.api.request import T
+from tachograph_exporter.api.request import T, is_text
 from tachograph_exporter.api.routes import PAGE, ROUTE_BY_HANDLER
 from tachograph_exporter.store.execution_list import Position
-from tachograph_exporter.times import parse_duration, parse_time
+from tachograph_exporter.times import checked, parse_duration, parse_time
 
 _LOGFMT: Final = re.compile(r'([^\s=]+)=("[^"]*"|\S*)')
+_INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
 _WORKSPACE_PARAMETERS: Final = ("workspace_id", "workspace_slug", "project_id")
 _BAD_CURSOR: Final = "not a valid cursor; use `next` of the previous page"
 
@@ -37,6 +38,8 @@ def decode_cursor(sort: str, text: str) -> Position:
         cursor_sort, value, execution_id = msgspec.msgpack.decode(data, type=tuple[str, int, str])
     except (ValueError, msgspec.DecodeError):
         raise ValueError(_BAD_CURSOR) from None
+    if not is_text(execution_id):
+        raise ValueError(_BAD_CURSOR)
     if cursor_sort != sort:
         raise ValueError(f"this cursor belongs to sort={cursor_sort}, not to sort={sort}")
     if not -(1 << 63) <= value < 1 << 63:
@@ -89,7 +92,7 @@ class Query:
         """An integer from ``low`` to ``high``."""
 
         def parse(text: str) -> int:
-            if not text.lstrip("-").isascii() or not text.lstrip("-").isdigit() or len(text) > 18:
+            if not _INTEGER.fullmatch(text):
                 raise ValueError(f"{text[:40]!r} is not an integer")
             if not low <= int(text) <= high:
                 raise ValueError(f"{text} is not between {low} and {high}")
@@ -133,7 +136,7 @@ class Query:
         def parse(text: str) -> int:
             if not text.isascii() or not text.isdigit() or len(text) > digits:
                 raise ValueError(f"{text[:40]!r} is not a time in unix {unit}")
-            return int(text) * factor
+            return checked(int(text) * factor, text)
 
         return self._read(name, parse)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -35,6 +36,13 @@ class Workspace(msgspec.Struct, frozen=True):
 
 WORKSPACE_CACHE: Final = web.AppKey("workspace_cache", dict[tuple[str | None, str | None], Workspace])
 """Workspaces by (id, slug) as requests name them."""
+_READ_HEADERS: Final = frozenset({
+    "accept", "accept-encoding", "authorization", "baggage", "content-encoding", "content-type", "host",
+    "if-none-match", "last-event-id", "origin", "sec-fetch-site", "sec-websocket-protocol", "traceparent",
+    "tracestate", "x-project-id", "x-workspace-id", "x-workspace-slug",
+})  # fmt: skip
+"""The headers that are read, here or by the propagator; others may hold any bytes."""
+_SUSPICIOUS: Final = re.compile(rb"\\u0000|[0-9]{19}")
 _MAX_CACHED_WORKSPACES: Final = 10_000
 
 
@@ -46,19 +54,58 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The body. Raises 413 if its declared length exceeds the limit, before reading it; 415 if it is not JSON."""
+    """The body. Raises 413 if its declared length exceeds the limit, before reading it."""
     limit = request.app[CONFIG].max_body_bytes
     if request.content_length is not None and request.content_length > limit:
         raise problems.too_large(limit)
-    if request.body_exists and request.content_type not in ("application/json", "application/octet-stream"):
-        # A page of another site can send a form or plain text without a CORS preflight, but not JSON.
-        raise problems.not_json(request.content_type)
     return await request.read()
+
+
+def is_text(text: str) -> bool:
+    """Whether every database can store a text: valid UTF-8 (headers may hold other bytes), without U+0000."""
+    if "\0" in text:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_texts(request: web.Request) -> None:
+    """Raise 400 if a header that is read, the path, or the query holds what is no text (see `is_text`)."""
+    for name, value in request.headers.items():
+        if not value.isascii() and name.lower() in _READ_HEADERS and not is_text(value):
+            raise problems.unreadable(f"the header {name}", "is not UTF-8")
+    for name, value in request.match_info.items():
+        if not is_text(value):
+            raise problems.unreadable(f'"{name}" in the path', "has the character U+0000")
+    for name, value in request.query.items():
+        if not is_text(name) or not is_text(value):
+            raise problems.unreadable(f"the parameter {name!r}", "has the character U+0000")
+
+
+def _check_values(body: bytes) -> None:
+    """Raise 422 with the place of a text with U+0000 or of an integer beyond 64 bits: no database stores them."""
+    if not _SUSPICIOUS.search(body):
+        return
+    pending: list[tuple[str, Any]] = [("$", msgspec.json.decode(body))]
+    while pending:
+        place, value = pending.pop()
+        if isinstance(value, str) and "\0" in value:
+            raise problems.invalid_body(f"the text at {place} has the character U+0000")
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            raise problems.invalid_body(f"the integer at {place} does not fit into 64 bits")
+        if isinstance(value, list):
+            pending += [(f"{place}[{i}]", item) for i, item in enumerate(value)]
+        elif isinstance(value, dict):
+            pending += [(f"{place}.{key}"[:200], part) for key, item in value.items() for part in (key, item)]
 
 
 def decode(body: bytes, kind: type[T]) -> T:
     """The body as ``kind``. Raises 400 if it is not JSON, 422 with the place if it does not match the type."""
     try:
+        _check_values(body)
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise problems.invalid_body(str(error)) from None

@@ -14,6 +14,9 @@ from aiohttp import web
 from tachograph_exporter.api.problems import CODES, Handler
 from tachograph_exporter.store.tokens import READ
 
+SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS", "TRACE")
+"""Methods that change nothing (RFC 9110, section 9.2.1)."""
+
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
     """A query parameter. ``kind``: text, texts (may be repeated), time, duration, integer or boolean."""
@@ -32,8 +35,9 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """One route.
 
     ``scope``: the scope a caller needs; None for a public route. ``in_workspace``: it takes the workspace from the
-    request (see `request.workspace_of`). ``answer``: type of a successful response; ``other_answers``: further types,
-    in JSON; ``media``: further media types. ``also``: further statuses with the same body.
+    request (see `request.workspace_of`). ``needs_token``: the caller needs a token even where none is
+    asked for. ``answer``: type of a successful response; ``other_answers``: further types, in JSON; ``media``: further
+    media types. ``also``: further statuses with the same body.
     ``codes``: problems (see `problems.CODES`) beyond those that `all_codes` derives from the other fields.
     """
 
@@ -42,6 +46,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     handler: Handler
     scope: str | None = READ
     in_workspace: bool = True
+    needs_token: bool = False
     query: tuple[Parameter, ...] = ()
     body: Any = None
     body_is_optional: bool = False
@@ -66,11 +71,18 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         return "\n".join(part.strip() for part in rest.strip().splitlines()).replace("``", "`")
 
     @property
+    def is_closed_to_foreign_pages(self) -> bool:
+        """Whether the route changes something, or streams: pages of other sites may not call it."""
+        return self.method not in SAFE_METHODS or self.status == 101 or "text/event-stream" in self.media
+
+    @property
     def all_codes(self) -> tuple[str, ...]:
         """Every problem code the route can respond with."""
-        codes = [*self.codes, "internal_error", "wrong_host", "shutting_down"]
+        codes = [*self.codes, "internal_error", "bad_request", "wrong_host", "shutting_down"]
         if self.scope is not None:
             codes += ["unauthorized", "forbidden"]
+        if self.is_closed_to_foreign_pages:
+            codes.append("foreign_page")
         if self.in_workspace:
             codes += ["workspace_not_found", "invalid_parameters", "store_unavailable"]
         elif self.query:
@@ -80,7 +92,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         if "{execution_id}" in self.path:
             codes.append("execution_not_found")
         if self.body is not None:
-            codes += ["invalid_json", "invalid_body", "unsupported_media_type", "body_too_large", "bad_request"]
+            codes += ["invalid_json", "invalid_body", "unsupported_media_type", "body_too_large"]
         unknown = set(codes) - CODES.keys()
         if unknown:
             raise ValueError(f"{self.method} {self.path}: unknown problem code: {', '.join(sorted(unknown))}")

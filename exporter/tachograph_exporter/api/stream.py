@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from typing import Final
-from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
@@ -79,15 +78,6 @@ def _check_limit(request: web.Request) -> None:
     if request.app[HUB].follower_count >= limit:
         request.app[SELF_METRICS].stream_client_refused("full")
         raise problems.too_many_clients(limit)
-
-
-def _check_origin(request: web.Request) -> None:
-    """Refuse pages of other sites: browsers let them open a WebSocket to here, and name them in ``Origin``."""
-    origin = request.headers.get("Origin")
-    if origin is None:
-        return
-    if urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower():
-        raise problems.forbidden(f"pages of {origin} may not read this stream")
 
 
 async def _websocket(request: web.Request, stream_filter: StreamFilter, after: int | None) -> web.WebSocketResponse:
@@ -168,7 +158,6 @@ async def _open(
     stream_filter, after = await _subscription(request, query, workflow=workflow, execution=execution, step=step)
     if request.headers.get("Upgrade", "").lower() != "websocket":
         raise problems.upgrade_required()
-    _check_origin(request)
     return await _websocket(request, stream_filter, after)
 
 

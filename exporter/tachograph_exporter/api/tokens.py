@@ -77,9 +77,10 @@ async def revoke_token(request: web.Request) -> web.Response:
 ROUTES: Final = (
     Route(method="GET", path="/api/tokens", handler=list_tokens, in_workspace=False, scope=ADMIN, query=PAGE,
           response=Page[TokenInfo]),
-    Route(method="POST", path="/api/tokens", handler=create_token, in_workspace=False, scope=ADMIN, body=NewToken,
+    Route(method="POST", path="/api/tokens", handler=create_token, in_workspace=False, scope=ADMIN, needs_token=True,
+          body=NewToken,
           body_example={"name": "prometheus", "scopes": ["read"], "expires_in_days": 365}, response=CreatedToken,
           status=201, codes=("workspace_not_found",)),
     Route(method="DELETE", path="/api/tokens/{token_id}", handler=revoke_token, in_workspace=False, scope=ADMIN,
-          status=204, codes=("token_not_found",)),
+          needs_token=True, status=204, codes=("token_not_found",)),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
 import sys
@@ -12,7 +13,6 @@ from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from sqlalchemy import Connection
 
@@ -24,6 +24,7 @@ from tachograph.workflow.definition import Workflow
 from tachograph.workflow.handlers import HandlerRegistry, registry
 from tachograph.workflow.validation import validate_document
 from tachograph_exporter import bundled_workflows
+from tachograph_exporter.cli.terminal import PlainConsole, shown
 from tachograph_exporter.config import DEFAULT_DATABASE, ConfigError
 from tachograph_exporter.store.database import Database
 
@@ -34,8 +35,8 @@ T = TypeVar("T")
 EXIT_USAGE: Final = 2
 """Exit code for wrong usage and for what cannot be done; 1 means that a workflow failed."""
 
-out: Final = Console(highlight=False)
-err: Final = Console(stderr=True, highlight=False)
+out: Final = PlainConsole(highlight=False)
+err: Final = PlainConsole(stderr=True, highlight=False)
 
 app: Final = typer.Typer(
     name="tachograph",
@@ -66,12 +67,8 @@ DATABASE: Final = DEFAULT_DATABASE
 
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
     """Print an error and exit."""
-    err.print(f"[bold red]tachograph:[/] {_escape(message)}", soft_wrap=True)
+    err.print(f"[bold red]tachograph:[/] {shown(message)}", soft_wrap=True)
     raise typer.Exit(code)
-
-
-def _escape(message: str) -> str:
-    return message.replace("[", r"\[")
 
 
 @contextlib.contextmanager
@@ -90,13 +87,21 @@ def print_faults(faults: tuple[Fault, ...] | list[Fault], kind: str) -> None:
     """Print each fault with its place and code on standard error."""
     colour = "red" if kind == "error" else "yellow"
     for fault in faults:
-        err.print(f"  [{colour}]{kind}[/] {_escape(fault.message)}", soft_wrap=True)
-        err.print(f"        [bright_black]at {_escape(fault.at or 'top level')}, code {fault.code}[/]", soft_wrap=True)
+        err.print(f"  [{colour}]{kind}[/] {shown(fault.message)}", soft_wrap=True)
+        err.print(f"        [bright_black]at {shown(fault.at or 'top level')}, code {fault.code}[/]", soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
     """Print indented JSON on standard output."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.write(json_text(value) + "\n")
+
+
+def json_text(value: Any, indent: int = 2) -> str:
+    """A value as JSON. What a terminal would act on is escaped; it occurs inside strings only."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager

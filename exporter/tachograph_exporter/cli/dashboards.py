@@ -12,6 +12,7 @@ import typer
 
 from tachograph_exporter import dashboard_files
 from tachograph_exporter.cli.common import app, fail, out
+from tachograph_exporter.cli.terminal import shown
 
 TOKEN: Final = "GRAFANA_TOKEN"  # noqa: S105 - the name of a variable
 _FOLDER: Final = "tachograph"
@@ -68,7 +69,7 @@ async def _push(url: str, token: str, folder: str) -> None:
         for board in dashboard_files.dashboards():
             body = {"dashboard": {**board, "id": None}, "folderUid": _FOLDER, "overwrite": True}
             answer = await _post(session, f"{url}/api/dashboards/db", body)
-            out.print(f"{board['title']:<24}{url}{answer.get('url', '')}", soft_wrap=True)
+            out.print(f"{board['title']:<24}{shown(url)}{shown(answer.get('url', ''))}", soft_wrap=True)
 
 
 async def _post(session: aiohttp.ClientSession, url: str, body: Any, accepted: tuple[int, ...] = ()) -> dict[str, Any]:

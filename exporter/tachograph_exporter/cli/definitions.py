@@ -27,6 +27,7 @@ from tachograph_exporter.cli.common import (
     print_json,
     report_errors,
 )
+from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import workspaces as workspace_rows
 from tachograph_exporter.store.database import Database
@@ -52,9 +53,9 @@ def validate(
         print_faults(report.warnings, "warning")
         print_faults(report.errors, "error")
         if workflow is not None:
-            out.print(f'[green]✔[/] {file}: workflow "{workflow.name}", {len(workflow.steps)} steps')
+            out.print(f'[green]✔[/] {shown(file)}: workflow "{shown(workflow.name)}", {len(workflow.steps)} steps')
         else:
-            out.print(f"[red]✘[/] {file}: {len(report.errors)} error{'s' if len(report.errors) != 1 else ''}")
+            out.print(f"[red]✘[/] {shown(file)}: {len(report.errors)} error{'s' if len(report.errors) != 1 else ''}")
     raise typer.Exit(0 if report.is_valid else 1)
 
 
@@ -82,14 +83,14 @@ def seed(
             workflow, report = validate_document(path.read_bytes(), registry)
             if workflow is None:
                 invalid_count += 1
-                out.print(f"[red]✘[/] {path.name}: {len(report.errors)} error(s)")
+                out.print(f"[red]✘[/] {shown(path.name)}: {len(report.errors)} error(s)")
                 print_faults(report.errors, "error")
             else:
                 valid.append((path, workflow))
         with open_database(database) as store:
             outcomes = seed_workflows(store, workspace, project, [w for _, w in valid], skip_existing=skip_existing)
         for (path, workflow), outcome in zip(valid, outcomes, strict=True):
-            out.print(f"[green]✔[/] {path.name}: {workflow.name}, {len(workflow.steps)} steps, {outcome}")
+            out.print(f"[green]✔[/] {shown(path.name)}: {shown(workflow.name)}, {len(workflow.steps)} steps, {outcome}")
     raise typer.Exit(1 if invalid_count else 0)
 
 

@@ -26,6 +26,7 @@ from tachograph_exporter.cli.common import (
 )
 from tachograph_exporter.cli.definitions import seed_workflows
 from tachograph_exporter.cli.serving import ListenOption, print_addresses, run_service
+from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.config import DEFAULT_LISTEN, Config, parse_listen
 from tachograph_exporter.service import Service
 from tachograph_exporter.store import definitions as definition_rows
@@ -78,7 +79,7 @@ async def _demonstrate(service: Service, address: str, interval: float) -> None:
         execution, status = await _run(service, name, inputs)
         colour = "green" if status == "completed" else "red"
         label = f"{name} {' '.join(f'{k}={v}' for k, v in inputs.items())}".strip()
-        out.print(f"  [{colour}]{status:<10}[/] {label}", soft_wrap=True)
+        out.print(f"  [{colour}]{status:<10}[/] {shown(label)}", soft_wrap=True)
         executions[name if status == "completed" else f"{name} (failed)"] = execution
     await asyncio.to_thread(service.recorder.flush)
     out.print()

@@ -23,7 +23,7 @@ from tachograph_exporter.cli.common import (
     report_errors,
 )
 from tachograph_exporter.cli.tables import comparison_table, metrics_text, trends_table
-from tachograph_exporter.cli.terminal import TimelineView
+from tachograph_exporter.cli.terminal import TimelineView, shown
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import execution_list
 from tachograph_exporter.store.execution_list import ExecutionFilter
@@ -135,7 +135,9 @@ def trends(
     else:
         out.print(trends_table(document))
         for change in document.change_points:
-            out.print(f"[{'red' if change.direction == 'slower' else 'green'}]●[/] {change.sentence}", soft_wrap=True)
+            out.print(
+                f"[{'red' if change.direction == 'slower' else 'green'}]●[/] {shown(change.sentence)}", soft_wrap=True
+            )
 
 
 @app.command()
@@ -167,4 +169,4 @@ def compare(
         print_json(comparison)
     else:
         out.print(comparison_table(comparison))
-        out.print(comparison.sentence, soft_wrap=True)
+        out.print(shown(comparison.sentence), soft_wrap=True)

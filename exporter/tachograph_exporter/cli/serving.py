@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tachograph.workflow.builtin.addresses import ALLOW_VARIABLE
 from tachograph_exporter.cli.common import (
     DATABASE,
     AllowOption,
@@ -22,6 +23,7 @@ from tachograph_exporter.cli.common import (
     out,
     report_errors,
 )
+from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.config import DEFAULT_LISTEN, TOKEN_VARIABLE, Config, parse_listen, read_token
 from tachograph_exporter.service import Service
 from tachograph_exporter.service import serve as serve_until_stopped
@@ -70,6 +72,14 @@ def serve(
     mapping: Annotated[
         Path | None, typer.Option(help="TOML file of rules that map received spans to executions and steps.")
     ] = None,
+    http_allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar=ALLOW_VARIABLE,
+            help="Host, address or network (with :PORT or without) that the http handler may reach besides public "
+            "addresses; * is everything. Repeatable.",
+        ),
+    ] = None,
     max_stream_clients: Annotated[
         int, typer.Option(min=1, help="Clients that may follow live events at the same time.")
     ] = 2000,
@@ -101,6 +111,7 @@ def serve(
             measures=tuple(measure or ()),
             mapping=mapping,
             max_stream_clients=max_stream_clients,
+            http_allow=tuple(http_allow or ()),
             trace_url=trace_url,
         )
         log_to_stderr()
@@ -118,7 +129,7 @@ def run_service(service: Service, on_ready: Callable[[str], None]) -> None:
 
 def print_addresses(address: str, service: Service) -> None:
     """Print where the page, the API and the metrics are."""
-    out.print(f"[bold]Tachograph[/] serves [bold]{address}[/] from {service.database.name}", soft_wrap=True)
+    out.print(f"[bold]Tachograph[/] serves [bold]{address}[/] from {shown(service.database.name)}", soft_wrap=True)
     for name, path in (
         ("web page", "/"),
         ("workflows", "/api/workflows"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
@@ -45,6 +46,41 @@ MAX_ROWS: Final = 60
 def printable(text: str, keep: str = "") -> str:
     """Replace characters that could move the terminal's cursor or change its state; ``keep`` exempts some."""
     return "".join(c if c.isprintable() or c in keep else "�" for c in text)
+
+
+def shown(text: object) -> str:
+    """Text from outside (a name, an error, a sentence) for a string with markup: shown as it is, and without effect.
+
+    No tag may follow directly: a backslash at the end of the text would escape it.
+    """
+    return _BRACKET.sub(_escaped, printable(str(text), keep="\n"))
+
+
+_BRACKET: Final = re.compile(r"(\\*)\[([a-z#/@][^[]*?\])?")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    # `rich` halves the backslashes before a tag, and drops one before any other bracket.
+    backslashes, tag = match[1], match[2]
+    if tag:
+        return f"{backslashes}{backslashes}\\[{tag}"
+    return f"{backslashes}\\[" if backslashes else "["
+
+
+class PlainConsole(Console):
+    """A console that writes no control characters but its own, whoever forgot to call `printable`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """The segments of what is printed."""
+        for segment in super().render(renderable, options):
+            text = segment.text
+            if segment.control is None and not text.isprintable():
+                yield Segment(printable(text, keep="\n"), segment.style)
+            else:
+                yield segment
 
 
 class TimelineView:

@@ -20,6 +20,7 @@ from tachograph_exporter.cli.common import (
     write,
 )
 from tachograph_exporter.cli.tables import show_items
+from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.cli.workspaces import workspace_of
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.tokens import SCOPES
@@ -81,4 +82,4 @@ def revoke_token(
     """Revoke an access token."""
     if not write(database, lambda c: token_rows.revoke_token(c, token_id)):
         fail(f'no token with id "{token_id}"')
-    out.print(f"[green]✔[/] revoked {token_id}")
+    out.print(f"[green]✔[/] revoked {shown(token_id)}")

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from tachograph.clock import NS
 from tachograph.events import ExecutionStatus
-from tachograph_exporter.cli.common import JsonOption, app, fail, out
+from tachograph_exporter.cli.common import JsonOption, app, fail, json_text, out
 from tachograph_exporter.cli.terminal import COLOURS, MARKS, TimelineView, printable
 from tachograph_exporter.config import DEFAULT_LISTEN, TOKEN_VARIABLE
 from tachograph_exporter.stream.client import Refused, follow
@@ -143,7 +143,7 @@ class Watcher:
         kind = message.event_type
         if self.as_json:
             if kind != "waiting":
-                print(msgspec.json.encode(message).decode(), flush=True)
+                print(json_text(message, indent=-1), flush=True)
             return
         if kind in ("connected", "waiting", "reload", "heartbeat", "coalesced"):
             self.connection = "" if kind in ("connected", "heartbeat") else message.message
@@ -187,7 +187,7 @@ class Watcher:
             parts.append(table if self.running else Text("nothing is running", style="bright_black"))
         parts += [Text(""), *self.lines]
         if self.connection:
-            parts.append(Text(self.connection, style="yellow"))
+            parts.append(Text(printable(self.connection), style="yellow"))
         return Group(*parts)
 
 

@@ -20,6 +20,7 @@ from tachograph_exporter.cli.common import (
     write,
 )
 from tachograph_exporter.cli.tables import show_items
+from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.store import workspaces as workspace_rows
 from tachograph_exporter.views.schemas.workspaces import NewWorkspace
 from tachograph_exporter.views.workspaces import project_info, workspace_info
@@ -85,7 +86,7 @@ def create_project(
             fail(f'project "{slug}" already exists in workspace "{workspace}"')
 
     write(database, work)
-    out.print(f"[green]✔[/] project {slug} in workspace {workspace}")
+    out.print(f"[green]✔[/] project {slug} in workspace {shown(workspace)}")
 
 
 @projects_app.command("list")

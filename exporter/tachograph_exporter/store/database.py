@@ -290,10 +290,20 @@ class _SideLoop:
         # A pooled connection was dead. Its work may have been committed, but all work here may be repeated.
         return asyncio.run_coroutine_threadsafe(transaction(), self._loop).result()
 
+    async def _finish(self) -> None:
+        """End all transactions, so that no thread waits for one after the loop has stopped; then close."""
+        transactions = asyncio.all_tasks() - {asyncio.current_task()}
+        if transactions:
+            _, late = await asyncio.wait(transactions, timeout=_CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self._engine.dispose()
+
     def close(self) -> None:
         if not self._loop.is_closed() and self._loop.is_running():
             with contextlib.suppress(TimeoutError, DBAPIError, OSError):
-                asyncio.run_coroutine_threadsafe(self._engine.dispose(), self._loop).result(_CLOSE_SECONDS)
+                asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result(2 * _CLOSE_SECONDS)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_CLOSE_SECONDS)
             if not self._thread.is_alive():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +17,11 @@ from tachograph.workflow.context import StepContext
 from tachograph.workflow.handlers import registry
 
 _OUTPUT_LIMIT: Final = 64_000
+_KEPT_BACK: Final = re.compile(
+    r"TACHOGRAPH_.*|DATABASE_URL|PGPASS(WORD|FILE)|OTEL_EXPORTER_OTLP_.*(HEADERS|CLIENT_KEY|CLIENT_CERTIFICATE)",
+    re.IGNORECASE,
+)
+"""Variables of the service that a command does not inherit: tokens, database URLs and credentials of exporters."""
 
 
 class ShellConfig(msgspec.Struct):
@@ -30,13 +36,15 @@ class ShellConfig(msgspec.Struct):
 async def shell(context: StepContext) -> dict[str, Any]:
     """Run ``config.command``; the output is ``{"exit_code", "stdout", "stderr"}``. Of long texts the end is kept.
 
-    The command gets the step's trace context as ``TRACEPARENT``. A non-zero exit code fails the step. When the step is
-    cancelled or times out, the command and all processes it started are killed.
+    The command gets the step's trace context as ``TRACEPARENT``. It inherits the environment, but not the service's own
+    settings, database URL and exporter credentials; ``env`` gives it more. A non-zero exit code fails the step. When
+    the step is cancelled or times out, the command and all processes it started are killed.
     """
     config = context.parse_config(ShellConfig)
     if not config.command:
         raise DoNotRetry("shell needs a command")
-    environment = {**os.environ, **_environment(context.propagation()), **config.env}
+    inherited = {name: value for name, value in os.environ.items() if not _KEPT_BACK.fullmatch(name)}
+    environment = {**inherited, **_environment(context.propagation()), **config.env}
     argv = ["/bin/sh", "-c", config.command] if isinstance(config.command, str) else config.command
     process = await asyncio.create_subprocess_exec(
         *argv,
