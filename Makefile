@@ -25,7 +25,7 @@ lint: $(VENV)/.test  ## Format, lint and types
 unit: $(VENV)/.test  ## The unit tests
 	$(BIN)/pytest $(PARALLEL) $(UNIT) $(PYTEST_OPTIONS)
 
-# Each Python has a virtual environment of its own: .venv-3.12 and so on.
+# One virtual environment per Python: .venv-3.12 and so on.
 test-all:  ## The unit tests on every supported Python that is installed
 	@failed=""; tested=""; \
 	for version in 3.11 3.12 3.13; do \

@@ -23,7 +23,7 @@ from tachograph.workflow import builtin as _builtin
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.handlers import HandlerRegistry, registry
 from tachograph.workflow.validation import validate_document
-from tachograph_exporter import bundled_workflows
+from tachograph_exporter import handler_sources
 from tachograph_exporter.cli.terminal import PlainConsole, shown
 from tachograph_exporter.config import DEFAULT_DATABASE, ConfigError
 from tachograph_exporter.store.database import Database
@@ -136,7 +136,7 @@ def load_handlers(sources: list[str] | None, allow: list[str] | None = None) -> 
     registry.load_entry_points()
     for name in sources or []:
         try:
-            bundled_workflows.load(name)
+            handler_sources.load(name)
         except Exception as error:
             fail(f"cannot load handlers from {name}: {error}")
     return registry.copy(allow or [])
