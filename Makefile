@@ -120,6 +120,7 @@ check-js:  ## Format and lint of the page
 
 format-js:  ## Format the page
 	$(PRETTIER) --write $(WEB) tools/eslint.config.mjs '!$(WEB)/vendor'
+
 clean:  ## Remove environments, caches and builds
 	rm -rf $(VENV) .venv-3.* .mypy_cache .pytest_cache .ruff_cache .coverage* htmlcov dist
 
