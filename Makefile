@@ -25,7 +25,7 @@ lint: $(VENV)/.test  ## Format, lint and types
 unit: $(VENV)/.test  ## The unit tests
 	$(BIN)/pytest $(PARALLEL) $(UNIT) $(PYTEST_OPTIONS)
 
-# Each Python has a virtual environment of its own: .venv-3.12 and so on.
+# One virtual environment per Python: .venv-3.12 and so on.
 test-all:  ## The unit tests on every supported Python that is installed
 	@failed=""; tested=""; \
 	for version in 3.11 3.12 3.13; do \
@@ -120,6 +120,7 @@ check-js:  ## Format and lint of the page
 
 format-js:  ## Format the page
 	$(PRETTIER) --write $(WEB) tools/eslint.config.mjs '!$(WEB)/vendor'
+
 clean:  ## Remove environments, caches and builds
 	rm -rf $(VENV) .venv-3.* .mypy_cache .pytest_cache .ruff_cache .coverage* htmlcov dist
 

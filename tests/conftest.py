@@ -24,7 +24,7 @@ from tachograph.events import Event
 from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_span_id, step_id, workflow_id
 from tachograph.recording.recorder import Recorder
 from tachograph.workflow import HandlerRegistry, registry
-from tachograph_exporter import bundled_workflows
+from tachograph_exporter import handler_sources
 from tachograph_exporter.config import Config
 from tachograph_exporter.service import Service
 from tachograph_exporter.store.database import Database
@@ -158,7 +158,7 @@ def database_url(tmp_path: Path, empty_database: Path) -> str:
 
 @pytest.fixture
 def handlers() -> HandlerRegistry:
-    bundled_workflows.load_handlers()
+    handler_sources.load(handler_sources.EXAMPLES)
     return registry.copy()
 
 

@@ -1,4 +1,4 @@
-"""The house: imports point down, in no circle; each check walks the source, imports inside functions included."""
+"""Architecture: imports point down and form no cycle. The checks read the source, imports inside functions included."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6,
     "tachograph": 7,
     # The service: settings; rows; what arrives; what users read; streams and searches; the edges; the service itself.
-    "tachograph_exporter.config": 10, "tachograph_exporter.times": 10, "tachograph_exporter.bundled_workflows": 10,
-    "tachograph_exporter.dashboard_files": 10,
+    "tachograph_exporter.config": 10, "tachograph_exporter.times": 10, "tachograph_exporter.bundled_workflows": 9,
+    "tachograph_exporter.dashboard_files": 10, "tachograph_exporter.handler_sources": 10,
     "tachograph_exporter.store": 11,
     "tachograph_exporter.ingest": 12,
     "tachograph_exporter.views": 13, "tachograph_exporter.stream": 13,
@@ -91,7 +91,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         visit(module)
 
 
-def test_dashboards_tools_and_benchmarks_import_no_tests_and_not_in_a_circle() -> None:
+def test_dashboards_tools_and_benchmarks_import_no_tests_and_form_no_cycle() -> None:
     paths = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
         for folder in ("dashboards", "tools", "benchmarks")

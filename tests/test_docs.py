@@ -119,7 +119,9 @@ def test_the_readmes_five_lines_run(tmp_path: Path) -> None:
     assert "nightly completed" in shown.stdout
 
 
-@pytest.mark.parametrize("page", ["record-functions.md", "run-workflows.md", "events.md", "definitions.md"])
+@pytest.mark.parametrize(
+    "page", ["record-functions.md", "run-workflows.md", "events.md", "definitions.md", "metrics.md"]
+)
 def test_python_examples_run(page: str, tmp_path: Path) -> None:
     for source in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL):
         ran = subprocess.run([sys.executable, "-W", "error", "-c", source], cwd=tmp_path, capture_output=True,

@@ -26,7 +26,7 @@ from tachograph.metrics.self_metrics import SELF_METRICS
 from tachograph.metrics.specs import METRICS, MetricSpec
 from tachograph.spans.semconv import ATTRIBUTES
 from tachograph.workflow.handlers import registry
-from tachograph_exporter import bundled_workflows
+from tachograph_exporter import handler_sources
 from tachograph_exporter.api.openapi import EXAMPLES
 from tachograph_exporter.api.problems import CODES
 from tachograph_exporter.cli import app as cli
@@ -147,7 +147,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 async def real_examples() -> dict[str, str]:
     """Responses of a real service about real runs, and the timeline as the terminal draws it."""
-    bundled_workflows.load_handlers()
+    handler_sources.load(handler_sources.EXAMPLES)
     parts: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as directory:
         service = Service(Config(database=f"sqlite:///{directory}/x.db"), registry)

@@ -6,6 +6,7 @@ import enum
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, get_overloads
 
 import msgspec
@@ -22,9 +23,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "ExecutionResult", "handler", "HandlerRegistry", "StepContext",
     ),
     "Listen to events": (
-        "Recorder", "BatchListener", "Subscription", "SpanListener", "MetricsListener", "METRICS", "ExecutionRef",
-        "StepRef",
+        "Recorder", "BatchListener", "Subscription", "events", "ExecutionRef", "StepRef",
     ),
+    "Spans and metrics": ("SpanListener", "MetricsListener", "METRICS", "choose_format", "render_metrics"),
     "Errors": (
         "TachographError", "WorkflowError", "InvalidWorkflow", "InvalidInputs", "ConditionError", "StepFailed",
         "DoNotRetry", "ExecutorClosed", "SetupError", "StoreUnavailable", "StoreError",
@@ -56,6 +57,8 @@ def _entry(name: str) -> str:
     if name in _CONSTANTS:
         return f"### `{name}`\n\n{_CONSTANTS[name]}\n"
     parts = [f"### `{name}`\n"]
+    if inspect.ismodule(value):
+        return "\n".join([*parts, markdown(inspect.getdoc(value) or "") + "\n", *_classes(value)])
     if isinstance(value, type) and issubclass(value, BaseException):
         parent = next(base.__name__ for base in value.__mro__[1:] if not base.__name__.startswith("_"))
         parts.append(f"{markdown(inspect.getdoc(value) or '')} Subclass of `{parent}`.\n")
@@ -65,6 +68,15 @@ def _entry(name: str) -> str:
     if isinstance(value, type):
         parts += _methods(value)
     return "\n".join(parts)
+
+
+def _classes(module: ModuleType) -> Iterator[str]:
+    """The public classes of a module and what each is."""
+    yield "**Members**\n"
+    for name, value in vars(module).items():
+        if isinstance(value, type) and value.__module__ == module.__name__ and not name.startswith("_"):
+            yield f"- `{name}`: {' '.join(markdown(inspect.getdoc(value) or '').split())}"
+    yield ""
 
 
 def _signatures(name: str, value: Any) -> str:

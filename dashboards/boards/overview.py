@@ -42,7 +42,7 @@ def overview() -> dashboard.Dashboard:
     board = panels.base(
         "tachograph-overview",
         "Workflows overview",
-        "What is running, what failed, what is slow, and what it costs.",
+        "Which workflows run, fail, are slow or expensive.",
         WORKSPACE,
         WORKFLOW,
         ADDRESS,

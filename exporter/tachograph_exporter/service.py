@@ -126,6 +126,8 @@ class Service:
 
     def __init__(self, config: Config, handlers: HandlerRegistry = default_handlers) -> None:
         self.config = config
+        # First, because it may fail: nothing has to be closed yet.
+        rules = read_rules(config.mapping) if config.mapping is not None else BUILT_IN
         self.database = Database(config.database)
         try:
             config.check(has_tokens=self.database.look(token_rows.any_token))
@@ -147,10 +149,9 @@ class Service:
             store=self.store,
         )
         adopt(self.recorder, config.workspace)
-        book = read_rules(config.mapping) if config.mapping is not None else BUILT_IN
         # Ingested events are stored with the spans they were read from, in the transaction that acknowledges them.
         publish = partial(self.recorder.publish, delivered_to=("store",))
-        self.span_store = SpanStore(self.writer, publish, book)
+        self.span_store = SpanStore(self.writer, publish, rules)
         self.receiver = Receiver(self.span_store)
         self._reassembling = asyncio.Lock()
         self.registry.register(SelfMetricsCollector(self.recorder, series))

@@ -81,12 +81,15 @@ def format_duration(duration_ns: int | None) -> str:
     """A duration for people: ``820 µs``, ``12.3 ms``, ``4.56 s``, ``3 m 20 s``, ``2 h 05 m``, ``3 d 04 h``."""
     if duration_ns is None:
         return "–"
+    if duration_ns < 0:
+        return f"-{format_duration(-duration_ns)}"
     value = duration_ns / NS
-    if value < 0.001:
+    # What rounds up to the next unit is shown in it.
+    if value < 0.0009995:
         return f"{value * 1e6:.0f} µs"
-    if value < 1:
+    if value < 0.9995:
         return f"{value * 1e3:.3g} ms"
-    if value < 60:
+    if value < 59.95:
         return f"{value:.3g} s"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:

@@ -7,10 +7,11 @@
 ... def nightly():
 ...     extract()
 
-``__all__`` is the whole public library. `tachograph.workflow` is the decorator; the executor's rooms are imported by
-name (``from tachograph.workflow.executor import Executor``), and what users need of them is here, too.
+``__all__`` is the whole public library. `tachograph.workflow` is the decorator. The modules of the package of that name
+are imported by their full names (``from tachograph.workflow.graph import …``) and are private.
 """
 
+from tachograph import events
 from tachograph import otel_variables as _otel_variables  # first: it imports OpenTelemetry
 from tachograph import workflow as _executor_rooms  # next: the decorator below takes the package's name
 from tachograph.errors import (
@@ -28,7 +29,9 @@ from tachograph.errors import (
     WorkflowError,
 )
 from tachograph.identity import ExecutionRef, StepRef
+from tachograph.metrics.exposition import render as render_metrics
 from tachograph.metrics.listener import MetricsListener
+from tachograph.metrics.negotiation import choose_format
 from tachograph.metrics.specs import METRICS
 from tachograph.recording.decorators import cost, current_execution, log, measure, step, workflow
 from tachograph.recording.listener_queue import BatchListener
@@ -82,14 +85,17 @@ __all__ = [
     "WorkflowError",
     "__version__",
     "caller",
+    "choose_format",
     "configure",
     "cost",
     "current_execution",
+    "events",
     "get_recorder",
     "handler",
     "log",
     "measure",
     "propagation",
+    "render_metrics",
     "step",
     "validate_document",
     "workflow",

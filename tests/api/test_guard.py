@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from tests.api.test_api import RETRY, register
 from tests.conftest import Api, serve
 
+from tachograph.recording import setup
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.api.guard import find_caller
 from tachograph_exporter.config import Config, ConfigError
@@ -168,6 +170,15 @@ async def test_beyond_loopback_the_service_starts_only_if_a_token_exists(databas
     with pytest.raises(ConfigError, match="none exists"):
         Config(is_token_required=True).check()
     Config(host="0.0.0.0", is_insecure=True).check()
+
+
+def test_a_service_with_faulty_rules_leaves_nothing_behind(database_url: str, tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text("[[rule]\n")
+    before = set(threading.enumerate())
+    with pytest.raises(ConfigError, match=r"rules\.toml"):
+        Service(Config(database=database_url, mapping=tmp_path / "rules.toml"))
+    assert set(threading.enumerate()) == before
+    assert setup._recorder is None
 
 
 async def test_workspaces_and_projects(api: Api) -> None:

@@ -54,7 +54,7 @@ def get(url: str, *, method: str = "GET", body: Any = None, headers: dict[str, s
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """The first truthy value of ``condition``; fails if there is none in time."""
+    """The first truthy value of ``condition``; fails if it stays falsy until the deadline."""
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What is installed is complete, and no more than is needed; the files for containers fit the source tree."""
+"""The installed package is complete and installs only what it needs; the container files fit the source tree."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_an_example_prints_events(server: Callable[..., Server], tmp_path: Path,
         service.post("/api/workflows/quick/execute")
         eventually(lambda: re.search(r"workflow_completed.*quick completed after", printed.read_text(), re.DOTALL))
         if how == "python":
-            # It reconnects by itself.
+            # The client reconnects.
             service.stop(9)
             service.start()
             service.post("/api/workflows/quick/execute")

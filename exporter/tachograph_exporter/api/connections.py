@@ -1,4 +1,4 @@
-"""Connections to clients: what is not HTTP is refused with a problem, like everything else."""
+"""Connections to clients: input that is not HTTP gets a problem document, as any other error does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Connection(RequestHandler):
         """The response to what could not be read; the connection closes, because the next request cannot be found."""
         if status >= 500:
             return super().handle_error(request, status, exc, message)
-        # Whoever can connect can cause this, so it is not worth a line in the log.
+        # Any client can cause this, so it is not logged.
         log.debug("unreadable request from %s: %s", request.remote, exc)
         reason = " ".join((message or "").split())[:200]
         return Problem(400, "bad_request", f"the request cannot be read: {reason or 'not HTTP'}").response()

@@ -151,11 +151,8 @@ def invalid_body(reason: str) -> Problem:
 
 
 def not_json(content_type: str) -> Problem:
-    return Problem(
-        415,
-        "unsupported_media_type",
-        f"send the body as Content-Type: application/json, not {content_type or 'without one'}",
-    )
+    sent = f", not {content_type}" if content_type else ""
+    return Problem(415, "unsupported_media_type", f"send the body as Content-Type: application/json{sent}")
 
 
 def unreadable(place: str, reason: str) -> Problem:

@@ -73,7 +73,7 @@ def is_text(text: str) -> bool:
 
 
 def check_texts(request: web.Request) -> None:
-    """Raise 400 if a header that is read, the path, or the query holds what is no text (see `is_text`)."""
+    """Raise 400 if the path, the query or a header in use is not valid text (see `is_text`)."""
     for name, value in request.headers.items():
         if not value.isascii() and name.lower() in _READ_HEADERS and not is_text(value):
             raise problems.unreadable(f"the header {name}", "is not UTF-8")

@@ -164,7 +164,7 @@ async def _open(
 async def sse_stream(request: web.Request) -> web.StreamResponse:
     """``GET /api/stream``: Live events of a workspace, or of one workflow, execution or step, as server-sent events.
 
-    Resumes after `after` or the header `Last-Event-ID`. Never ends by itself.
+    Resumes after `after` or the header `Last-Event-ID`. Does not end until the client disconnects.
     """
     query = Query(request)
     workflow, execution, step = query.text("workflow_id"), query.text("execution_id"), query.text("step_id")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from tachograph.workflow import builtin as _builtin
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.handlers import HandlerRegistry, registry
 from tachograph.workflow.validation import validate_document
-from tachograph_exporter import bundled_workflows
+from tachograph_exporter import handler_sources
 from tachograph_exporter.cli.terminal import PlainConsole, shown
 from tachograph_exporter.config import DEFAULT_DATABASE, ConfigError
 from tachograph_exporter.store.database import Database
@@ -135,7 +136,7 @@ def load_handlers(sources: list[str] | None, allow: list[str] | None = None) -> 
     registry.load_entry_points()
     for name in sources or []:
         try:
-            bundled_workflows.load(name)
+            handler_sources.load(name)
         except Exception as error:
             fail(f"cannot load handlers from {name}: {error}")
     return registry.copy(allow or [])
@@ -154,6 +155,14 @@ def read_workflow(path: Path, handlers: HandlerRegistry) -> Workflow:
         count = len(report.errors)
         fail(f"{path} has {count} error{'s' if count != 1 else ''}")
     return workflow
+
+
+def command_name() -> str:
+    """How this process's command is called: ``tachograph``, or its path where the shell would not find that."""
+    path = Path(sys.argv[0])
+    found = shutil.which("tachograph")
+    is_found = found is not None and path.exists() and path.samefile(found)
+    return str(path) if path.name == "tachograph" and not is_found else "tachograph"
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

@@ -17,6 +17,7 @@ from tachograph_exporter import bundled_workflows
 from tachograph_exporter.cli.common import (
     DatabaseOption,
     app,
+    command_name,
     load_handlers,
     log_to_stderr,
     open_database,
@@ -86,7 +87,8 @@ async def _demonstrate(service: Service, address: str, interval: float) -> None:
     for name, execution in executions.items():
         out.print(f"  {name:<24}{address}/#/executions/{execution}", soft_wrap=True)
     out.print(
-        f"\nDraw one in the terminal:  tachograph timeline last --database {service.config.database}", soft_wrap=True
+        f"\nDraw one in the terminal:  {command_name()} timeline last --database {service.config.database}",
+        soft_wrap=True,
     )
     out.print("Stop with Ctrl-C." + (f" Until then, a workflow runs about every {interval:g} s." if interval else ""))
     further_runs: itertools.cycle[tuple[str, dict[str, Any]]] = itertools.cycle(RUNS)

@@ -68,13 +68,13 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 class PlainConsole(Console):
-    """A console that writes no control characters but its own, whoever forgot to call `printable`."""
+    """A console that writes only its own control characters, even where `printable` was not called."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """The segments of what is printed."""
+        """The segments to print."""
         for segment in super().render(renderable, options):
             text = segment.text
             if segment.control is None and not text.isprintable():

@@ -68,7 +68,7 @@ def create_token(
 
 @tokens_app.command("list")
 def list_tokens(database: DatabaseOption = DATABASE, as_json: JsonOption = False) -> None:
-    """List access tokens with their scopes and expiry. The tokens themselves are never shown."""
+    """List access tokens with their scopes and expiry. The secret parts are never shown."""
     now = time.time_ns()
     tokens = read(database, lambda c: [token_info(row, now) for row in token_rows.tokens(c)])
     show_items(tokens, ("name", "state", "scopes", "workspace", "expires_at", "id"), as_json)

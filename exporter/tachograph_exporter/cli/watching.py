@@ -35,7 +35,7 @@ _REFRESH_SECONDS: Final = 0.25
 
 @app.command()
 def watch(
-    what: Annotated[
+    subject: Annotated[
         str | None, typer.Argument(help="Workflow (name or id) or execution (id). Default: everything.")
     ] = None,
     url: Annotated[str, typer.Option(envvar="TACHOGRAPH_URL", help="URL of the service.")] = f"http://{DEFAULT_LISTEN}",
@@ -47,7 +47,7 @@ def watch(
     Draws on a terminal; prints one line per event to a pipe. For one execution, the exit code is 0 if it completed,
     else 1. The token is read from TACHOGRAPH_TOKEN.
     """
-    watcher = Watcher(url.rstrip("/"), workspace, what, as_json=as_json)
+    watcher = Watcher(url.rstrip("/"), workspace, subject, as_json=as_json)
     try:
         asyncio.run(watcher.run())
     except Refused as error:
@@ -60,11 +60,11 @@ def watch(
 
 
 class Watcher:
-    """The state of what is followed, updated by messages, and its display."""
+    """The state of a workspace, workflow or execution, kept up to date by messages, and its display."""
 
-    def __init__(self, url: str, workspace: str | None, what: str | None, *, as_json: bool) -> None:
+    def __init__(self, url: str, workspace: str | None, subject: str | None, *, as_json: bool) -> None:
         self.url = url
-        self.what = what
+        self.subject = subject
         self.as_json = as_json
         self.parameters = {"workspace_slug": workspace} if workspace is not None else {}
         self.status: str | None = None
@@ -91,12 +91,12 @@ class Watcher:
                 out.print(TimelineView(self.timeline))
 
     async def _path(self, session: aiohttp.ClientSession) -> str:
-        if self.what is None:
+        if self.subject is None:
             return "/ws/workflows/stream"
-        if _ID.fullmatch(self.what) and await self._read(session, self.what):
-            self.execution = self.what
-            return f"/ws/workflows/executions/{self.what}"
-        return f"/ws/workflows/{self.what}"
+        if _ID.fullmatch(self.subject) and await self._read(session, self.subject):
+            self.execution = self.subject
+            return f"/ws/workflows/executions/{self.subject}"
+        return f"/ws/workflows/{self.subject}"
 
     async def _follow(self, session: aiohttp.ClientSession, path: str) -> None:
         address = "ws" + self.url.removeprefix("http") + path

@@ -45,7 +45,7 @@ def _check_slug(slug: str) -> None:
 
 
 def workspace_of(connection: Connection, workspace: str) -> Row[Any]:
-    """A workspace by slug or id; fails if there is none."""
+    """A workspace by slug or id; prints an error and exits if it does not exist."""
     row = workspace_rows.find_workspace(connection, workspace)
     if row is None:
         fail(f'no workspace "{workspace}"; create it with: tachograph workspaces create {workspace}')

@@ -1,4 +1,4 @@
-"""A client of a service's stream that reconnects by itself and resumes where it left off."""
+"""A client of a service's stream that reconnects and resumes where it left off."""
 
 from __future__ import annotations
 

@@ -29,9 +29,10 @@ export function parseTime(text) {
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
   if (seconds < 0) return `-${duration(-seconds)}`;
-  if (seconds < 0.001) return `${(seconds * 1e6).toFixed(0)} µs`;
-  if (seconds < 1) return `${significant(seconds * 1000)} ms`;
-  if (seconds < 60) return `${significant(seconds)} s`;
+  // What rounds up to the next unit is shown in it.
+  if (seconds < 0.0009995) return `${(seconds * 1e6).toFixed(0)} µs`;
+  if (seconds < 0.9995) return `${significant(seconds * 1000)} ms`;
+  if (seconds < 59.95) return `${significant(seconds)} s`;
   const whole = Math.round(seconds);
   const minutes = Math.floor(whole / 60);
   if (minutes < 60) return `${minutes} m ${padded(whole % 60)} s`;

@@ -1,4 +1,4 @@
-// Live events over a WebSocket that reconnects by itself and resumes where it left off.
+// Live events over a WebSocket that reconnects and resumes where it left off.
 
 import { address, protocols } from "./api.js";
 

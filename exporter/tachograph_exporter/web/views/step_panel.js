@@ -123,7 +123,9 @@ function repetitions(folded) {
   const counts = ["completed", "failed", "cancelled", "lost", "running"].filter((name) => folded[name]);
   const parts = counts.map((name) => `${folded[name].toLocaleString("en")} ${name}`);
   if (folded.p50 !== null) {
-    parts.push(`half within ${duration(folded.p50)}, 95 % within ${duration(folded.p95)}, at most ${duration(folded.max)}`);
+    parts.push(
+      `half within ${duration(folded.p50)}, 95 % within ${duration(folded.p95)}, at most ${duration(folded.max)}`,
+    );
   }
   return parts.join(", ");
 }
