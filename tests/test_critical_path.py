@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tachograph import inferred_dependencies
 from tachograph.critical_path import critical_path, path_lengths, slack
-from tachograph.inferred_dependencies import InferredDependencies
+from tachograph.inferred_dependencies import MAX_DEPENDENCIES, InferredDependencies
 
 
 class Step(NamedTuple):
@@ -19,6 +23,7 @@ class Step(NamedTuple):
     finished_ns: int | None
     depends_on: Sequence[str] = ()
     parent_step_id: str | None = None
+    dependency_count: int = 0
 
 
 def ids(steps: Sequence[Step], **options: int) -> list[str]:
@@ -118,12 +123,88 @@ def test_slack_never_reaches_beyond_the_end_nor_below_zero(steps: list[Step]) ->
 
 def test_calls_one_after_another_are_inferred_as_a_chain_and_side_by_side_as_a_fork_and_join() -> None:
     order = InferredDependencies()
-    assert order.started("a", 0).ids == ()
+    assert order.started("a", 0)[0] == ()
     order.finished("a", 1)
-    assert order.started("b", 2).ids == ("a",)
-    assert order.started("c", 3).ids == ("a",)
+    assert order.started("b", 2)[0] == ("a",)
+    assert order.started("c", 3)[0] == ("a",)
     order.finished("b", 4)
     order.finished("c", 5)
-    assert set(order.started("d", 6).ids) == {"b", "c"}
+    assert set(order.started("d", 6)[0]) == {"b", "c"}
     order.finished("d", 7)
-    assert order.started("e", 8).ids == ("d",)
+    assert order.started("e", 8)[0] == ("d",)
+
+
+def inferred(intervals: Sequence[tuple[int, int]]) -> list[Step]:
+    """Steps with dependencies as they are inferred while they run."""
+    moments = sorted([(started, 1, i) for i, (started, _) in enumerate(intervals)]
+                     + [(ended, 0, i) for i, (_, ended) in enumerate(intervals)])  # fmt: skip
+    order, steps = InferredDependencies(), dict[int, Step]()
+    for time_ns, is_start, i in moments:
+        if is_start:
+            depends_on, count = order.started(str(i), time_ns)
+            steps[i] = Step(str(i), *intervals[i], depends_on, dependency_count=count)
+        else:
+            order.finished(str(i), time_ns)
+    return list(steps.values())
+
+
+def wave(count: int, at_ns: int, length_ns: int) -> list[tuple[int, int]]:
+    return [(at_ns + i, at_ns + length_ns + i) for i in range(count)]
+
+
+def test_after_a_barrier_those_that_ended_last_are_listed_and_all_are_counted() -> None:
+    steps = inferred([*wave(1000, 0, 5_000), *wave(1000, 10_000, 5_000)])
+    first, second = steps[:1000], steps[1000:]
+    assert all(step.depends_on == () and step.dependency_count == 0 for step in first)
+    last = tuple(str(i) for i in range(1000 - MAX_DEPENDENCIES, 1000))
+    assert {(step.depends_on, step.dependency_count) for step in second} == {(last, 1000)}
+    assert len({id(step.depends_on) for step in second}) == 1
+    assert ids(steps) == ["999", "1999"]
+    slacks = slack(steps)
+    # The first of the wave ended 999 before the last one, and the end of the run hangs on the last.
+    assert [slacks[str(i)] for i in (0, 500, 998, 999)] == [999, 499, 1, 0]
+
+
+def test_a_few_dependencies_are_all_listed() -> None:
+    steps = inferred([*wave(MAX_DEPENDENCIES, 0, 100), (200, 300)])
+    assert len(steps[-1].depends_on) == MAX_DEPENDENCIES
+    assert steps[-1].dependency_count == 0
+    steps = inferred([*wave(MAX_DEPENDENCIES + 1, 0, 100), (200, 300), (400, 500)])
+    assert [step.dependency_count for step in steps[-2:]] == [MAX_DEPENDENCIES + 1, 0]
+    assert steps[-1].depends_on == (str(MAX_DEPENDENCIES + 1),)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_time_of_a_step_does_not_grow_with_its_wave(overlap: bool) -> None:
+    def seconds(count: int) -> float:
+        began = time.thread_time()
+        for _ in range(4):
+            inferred([*wave(count, 0, 10 * count), *wave(count, 5 * count if overlap else 20 * count, 10 * count)])
+        return (time.thread_time() - began) / count
+
+    assert min(seconds(8_000) for _ in range(3)) < 4 * min(seconds(500) for _ in range(3))
+
+
+def test_ends_that_are_reported_late_are_put_in_order() -> None:
+    order = InferredDependencies()
+    for name in "abc":
+        order.started(name, 0)
+    for name, time_ns in (("a", 10), ("c", 30), ("b", 20)):
+        order.finished(name, time_ns)
+    assert order.started("d", 25)[0] == ("a", "b", "c")
+    order.finished("d", 40)
+    assert order.started("e", 50)[0] == ("c", "d")
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 30)), min_size=1, max_size=25))
+def test_what_is_left_out_changes_no_slack_and_no_path(rows: list[tuple[int, int]]) -> None:
+    intervals = [(100 * started + i, 100 * (started + length) + i) for i, (started, length) in enumerate(rows)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inferred_dependencies, "MAX_DEPENDENCIES", sys.maxsize)
+        whole = inferred(intervals)
+        patch.setattr(inferred_dependencies, "MAX_DEPENDENCIES", 2)
+        cut = inferred(intervals)
+    assert ids(cut) == ids(whole)
+    assert slack(cut) == slack(whole)
+    counts = {step.step_id: len(step.depends_on) for step in whole}
+    assert all((step.dependency_count or len(step.depends_on)) == counts[step.step_id] for step in cut)

@@ -62,6 +62,19 @@ def test_paths_named_in_the_maps_exist(page: Path) -> None:
     assert not missing
 
 
+def test_dashboards_and_panels_named_in_the_runbooks_exist() -> None:
+    titles = {"Status → Targets"}  # Prometheus' own menu
+    for path in (ROOT / "dashboards" / "grafana").glob("*.json"):
+        titles |= set(re.findall(r'"title": "([^"]+)"', path.read_text()))
+    web = ROOT / "exporter" / "tachograph_exporter" / "web"
+    page = "".join(path.read_text() for path in web.rglob("*.js") if "vendor" not in path.parts)
+    named: set[str] = set()
+    for path in (ROOT / "docs" / "runbooks").glob("*.md"):
+        named |= {" ".join(name.split()) for name in re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", path.read_text())}
+    assert len(named) > 15
+    assert not [name for name in named if name not in titles and name not in page]
+
+
 def test_every_table_is_described() -> None:
     text = (ROOT / "docs" / "database.md").read_text()
     assert not [name for name in metadata.tables if f"`{name}`" not in text]

@@ -11,11 +11,13 @@ that waited for it, of their slack plus the time they went on waiting for someth
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_left
 from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Protocol, TypeVar
 
-from tachograph.events import PathStep
+from tachograph.events import Folded, PathStep
 
 
 class TimedStep(Protocol):
@@ -39,6 +41,9 @@ S = TypeVar("S", bound=TimedStep)
 def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     """Steps whose delay would have delayed the end of the run, first to last.
 
+    Folded steps (see `tachograph.folding`) are one step, which contains holes: what their repetitions waited for in
+    between is on the path too.
+
     Only steps that started count. Steps inside another step do not: their time belongs to the outer step. With
     ``now_ns``, a running step counts as lasting until then.
 
@@ -57,25 +62,68 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     if not timed:
         return []
     path: list[S] = []
-    current: S | None = max(timed.values(), key=_lateness)[1]
+    pending: list[S] = [max(timed.values(), key=_lateness)[1]]
     seen: set[str] = set()
-    while current is not None:
+    has_folds = False
+    while pending:
+        current = pending.pop()
+        if current.step_id in seen:
+            continue
         path.append(current)
         seen.add(current.step_id)
+        if (folded := _folded(current)) is not None:
+            has_folds = True
+            pending += [timed[step_id][1] for step_id in folded.after if step_id in timed]
         limit = current.started_ns or 0
         ran = _dependencies_that_ran(current, timed, steps_by_id)
         earlier = [timed[step_id] for step_id in ran if step_id not in seen]
         held = [pair for pair in earlier if pair[0] <= limit] or [p for p in earlier if (p[1].started_ns or 0) < limit]
-        current = max(held, key=_lateness)[1] if held else None
+        if held:
+            pending.append(max(held, key=_lateness)[1])
     path.reverse()
+    if has_folds:
+        path.sort(key=lambda step: (step.started_ns or 0, step.step_id))
     return path
 
 
 def path_lengths(path: Sequence[TimedStep], now_ns: int = 0) -> list[int]:
     """Nanoseconds that each step contributes to a critical path: until it ended or the next one started, if earlier.
 
-    A step that has not ended lasts until ``now_ns``.
+    A step that has not ended lasts until ``now_ns``. Folded steps contribute the time in which one of them ran; where
+    the rest of the path leaves less than that (they ran beside each other), what it leaves.
     """
+    if any(_folded(step) is not None for step in path):
+        return _lengths_with_folds(path, now_ns)
+    return _lengths(path, now_ns)
+
+
+def _lengths_with_folds(path: Sequence[TimedStep], now_ns: int) -> list[int]:
+    ends = [step.finished_ns if step.finished_ns is not None else now_ns for step in path]
+    plain = iter(_lengths([step for step in path if _folded(step) is None], now_ns))
+    lengths = []
+    busy_ns = 0
+    for step, end in zip(path, ends, strict=True):
+        folded = _folded(step)
+        if folded is None:
+            lengths.append(next(plain))
+        else:
+            running_ns = max(0, end - folded.running_since_ns) if step.finished_ns is None else 0
+            lengths.append(folded.busy_ns + running_ns)
+            busy_ns += lengths[-1]
+    left_ns = max(0, max(ends) - min(step.started_ns or 0 for step in path) - (sum(lengths) - busy_ns))
+    if busy_ns > left_ns:
+        lengths = [
+            length if _folded(step) is None else length * left_ns // busy_ns
+            for step, length in zip(path, lengths, strict=True)
+        ]
+    return lengths
+
+
+def _folded(step: TimedStep) -> Folded | None:
+    return getattr(step, "folded", None)
+
+
+def _lengths(path: Sequence[TimedStep], now_ns: int) -> list[int]:
     lengths = []
     for i, step in enumerate(path):
         started = step.started_ns or 0
@@ -130,8 +178,9 @@ def _dependencies_that_ran(step: TimedStep, ran: Container[str], steps_by_id: Ma
 def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str, int]:
     """Nanoseconds each finished step could have ended later without moving the end of the run, by step id.
 
-    ``end_ns`` is the end of the run (default: the last step's). Steps without a start or an end have no entry.
-    Costs O(steps + dependencies).
+    ``end_ns`` is the end of the run (default: the last step's). Steps without a start or an end have no entry. A step
+    with a ``dependency_count`` greater than what it lists (see `tachograph.inferred_dependencies`) waited for whatever
+    had ended before the first it lists. Costs O(steps + dependencies).
     """
     steps_by_id = {step.step_id: step for step in steps}
     times = {
@@ -144,11 +193,15 @@ def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str,
     end = end_ns if end_ns is not None else max(finished for _, finished in times.values())
     slacks: dict[str, int] = {}
     waited_for = {step_id: _dependencies_that_ran(steps_by_id[step_id], times, steps_by_id) for step_id in times}
+    barriers = _Barriers()
     for step_id in _later_first(times, waited_for):
         started, finished = times[step_id]
         step_slack = slacks.get(step_id)
         if step_slack is None:
-            step_slack = slacks[step_id] = max(0, end - finished)
+            step_slack = max(0, end - finished)
+        if steps_by_id[step_id].parent_step_id is None:
+            step_slack = min(step_slack, barriers.latest_end(finished) - finished)
+        slacks[step_id] = step_slack
         waited = waited_for[step_id]
         # The step was ready when the last dependency that held it back had ended.
         ready = -1
@@ -163,7 +216,36 @@ def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str,
             behind = ready - times[dependency][1]
             if behind >= 0 and slacks.get(dependency, end) > step_slack + behind:
                 slacks[dependency] = step_slack + behind
+        # Not in the protocol: only dependencies that were inferred are ever left out.
+        if ready >= 0 and getattr(steps_by_id[step_id], "dependency_count", 0) > len(steps_by_id[step_id].depends_on):
+            barriers.add(min(times[dependency][1] for dependency in waited), step_slack + ready)
     return slacks
+
+
+class _Barriers:
+    """Steps that waited for more than they list, as (what had ended by then held them back, how late it could have)."""
+
+    def __init__(self) -> None:
+        # Both ascending: an entry that another one makes superfluous is left out.
+        self._moments: list[int] = []
+        self._latest: list[int] = []
+
+    def add(self, moment_ns: int, latest_ns: int) -> None:
+        moments, latest = self._moments, self._latest
+        position = bisect_left(moments, moment_ns)
+        if position < len(moments) and latest[position] <= latest_ns:
+            return
+        if position < len(moments) and moments[position] == moment_ns:
+            position += 1
+        first = position
+        while first and latest[first - 1] >= latest_ns:
+            first -= 1
+        moments[first:position], latest[first:position] = [moment_ns], [latest_ns]
+
+    def latest_end(self, finished_ns: int) -> int:
+        """How late a step that ended at ``finished_ns`` could have ended without holding back any of them."""
+        position = bisect_left(self._moments, finished_ns)
+        return self._latest[position] if position < len(self._moments) else sys.maxsize
 
 
 def _later_first(times: Mapping[str, tuple[int, int]], waited_for: Mapping[str, Sequence[str]]) -> Iterator[str]:

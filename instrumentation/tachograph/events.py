@@ -225,6 +225,116 @@ class StepSkipped(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_ski
     reason: SkipReason
 
 
+class FoldedRuns(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Totals over repetitions that ended with one status. Durations and waits are as in `StepFinished`.
+
+    ``schema``, ``zero_count`` and ``buckets`` are the exponential histogram of their durations in seconds.
+    """
+
+    count: int
+    sum_ns: int
+    min_ns: int
+    max_ns: int
+    last_ns: int
+    retries: int
+    dependency_ns: int
+    unaccounted_ns: int
+    queue_ns: int
+    backoff_ns: int
+    run_ns: int
+    cost_nano_usd: int
+    tokens_in: int
+    tokens_out: int
+    schema: int
+    zero_count: int
+    buckets: dict[int, int]
+
+
+class FoldedMeasure(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Totals over the values that repetitions reported under one name. ``total`` is an `ExactSum` as text."""
+
+    name: str
+    unit: str
+    count: int
+    total: str
+    min: float
+    max: float
+
+
+class FoldedLog(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A message that a repetition logged."""
+
+    time_ns: int
+    level: str
+    message: str
+
+
+class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """What the repetitions of a step that are recorded together add up to so far.
+
+    Attributes:
+        sequence: grows with every change.
+        running: repetitions that run now, the first of them since ``running_since_ns``.
+        started_ns: start of the first repetition; its waits are ``dependency_ns`` and ``unaccounted_ns``.
+        ended_ns: end of the last repetition that ended; 0: none has.
+        busy_ns: time in which at least one ran.
+        by_status: totals of those that ended.
+        after: ids of other steps that a repetition waited for, in between.
+        failure: of the last repetition that failed.
+        logs: the last messages.
+    """
+
+    sequence: int
+    running: int
+    started_ns: int
+    ended_ns: int
+    busy_ns: int
+    running_since_ns: int = 0
+    dependency_ns: int = 0
+    unaccounted_ns: int = 0
+    by_status: dict[str, FoldedRuns] = {}
+    after: tuple[str, ...] = ()
+    failure: Failure | None = None
+    measures: tuple[FoldedMeasure, ...] = ()
+    models: tuple[str, ...] = ()
+    logs: tuple[FoldedLog, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of repetitions, those that run included."""
+        return self.running + sum(runs.count for runs in self.by_status.values())
+
+    @property
+    def retries(self) -> int:
+        """Number of retries."""
+        return sum(runs.retries for runs in self.by_status.values())
+
+    @property
+    def run_ns(self) -> int:
+        """Total running time of the repetitions that ended."""
+        return sum(runs.run_ns for runs in self.by_status.values())
+
+    @property
+    def status(self) -> StepStatus:
+        """Running, or else the worst status among the repetitions."""
+        if self.running:
+            return StepStatus.RUNNING
+        return next((status for status in _WORST_FIRST if status in self.by_status), StepStatus.COMPLETED)
+
+
+_WORST_FIRST: Final = (StepStatus.FAILED, StepStatus.TIMEOUT, StepStatus.LOST, StepStatus.CANCELLED)
+
+
+class StepsFolded(_StepEvent, frozen=True, kw_only=True, gc=False, tag="steps_folded"):
+    """What the folded repetitions of a step add up to; the newest replaces all before. ``is_final``: no more follow.
+
+    They have the events of any other step besides (with `StepRef.folded_as`), which listeners may decline.
+    """
+
+    folded: Folded
+    is_final: bool = False
+
+
 class _Report(_StepEvent, frozen=True, kw_only=True, gc=False):
     # Unique within the step, so that a report delivered twice counts once.
     sequence: int
@@ -257,7 +367,7 @@ class StepLogged(_Report, frozen=True, kw_only=True, gc=False, tag="step_logged"
 
 ExecutionEvent: TypeAlias = ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat
 StepReport: TypeAlias = StepMeasured | StepCost | StepLogged
-StepEvent: TypeAlias = StepReady | StepStarted | StepRetrying | StepFinished | StepSkipped | StepReport
+StepEvent: TypeAlias = StepReady | StepStarted | StepRetrying | StepFinished | StepSkipped | StepsFolded | StepReport
 Event: TypeAlias = ExecutionEvent | StepEvent
 
 

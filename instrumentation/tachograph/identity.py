@@ -119,10 +119,9 @@ class StepRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     enclosing step, which ``parent_step_id`` names. ``depends_on`` are step ids, ``links`` the span ids of those
     steps, in the same order. ``index`` counts repetitions of the same step within one execution.
     ``child_execution_id`` names the execution that the step ran. ``dependency_count`` is how many steps it waited for
-    where ``depends_on`` names only some of them, else 0.
-    steps, in the same order. ``dependency_count`` is their number where not all are listed (see
-    `tachograph.inferred_dependencies`), otherwise 0. ``index`` counts repetitions of the same step within one
-    execution.
+    where ``depends_on`` names only some of them (see `tachograph.inferred_dependencies`), else 0. ``folded_as`` is set
+    for a repetition that is recorded together with others, which share a ``step_id`` (see `tachograph.folding`): the
+    name under which they are.
     """
 
     execution: ExecutionRef
@@ -138,6 +137,7 @@ class StepRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     parent_step_id: str | None = None
     child_execution_id: str | None = None
     dependency_count: int = 0
+    folded_as: str | None = None
 
 
 def new_execution_ref(

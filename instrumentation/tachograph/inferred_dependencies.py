@@ -5,25 +5,16 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 MAX_DEPENDENCIES: Final = 32
 """Dependencies that are listed for a step; more are only counted."""
 
+Dependencies: TypeAlias = tuple[tuple[str, ...], int]
+"""``depends_on`` and ``dependency_count`` of a `StepRef`: the ids listed, and 0 or, where some were left out, the
+number of all."""
 
-class Dependencies(NamedTuple):
-    """What a step depends on: the ids of those that ended last, in the order they ended, and how many there are."""
-
-    ids: tuple[str, ...]
-    total: int
-
-    @property
-    def dependency_count(self) -> int:
-        """As in `StepRef`: 0 when all are listed."""
-        return self.total if self.total > len(self.ids) else 0
-
-
-_NONE: Final = Dependencies((), 0)
+_NONE: Final[Dependencies] = ((), 0)
 
 
 class InferredDependencies:
@@ -48,13 +39,20 @@ class InferredDependencies:
         self._current: Dependencies | None = _NONE
 
     def started(self, step: str, time_ns: int) -> Dependencies:
-        """Record a start. Returns what the step depends on."""
+        """Record a start. Returns what the step depends on, in the order of the ends."""
         self._starts[step] = time_ns
         current = self._current
         if current is None:
             finished = self._finished
-            last = [step_id for _, step_id in itertools.islice(reversed(finished), MAX_DEPENDENCIES)]
-            current = self._current = Dependencies(tuple(reversed(last)), len(finished))
+            count = len(finished)
+            if count == 1:
+                current = ((finished[0][1],), 0)
+            elif count <= MAX_DEPENDENCIES:
+                current = (tuple([step_id for _, step_id in finished]), 0)
+            else:
+                last = [step_id for _, step_id in itertools.islice(reversed(finished), MAX_DEPENDENCIES)]
+                current = (tuple(reversed(last)), count)
+            self._current = current
         return current
 
     @property
@@ -74,6 +72,23 @@ class InferredDependencies:
         self._latest_start = min((time_ns for time_ns, _ in self._finished), default=0) - 1
         self._current = None
 
+    @property
+    def last(self) -> str:
+        """The step that ended last of those that a step starting now depends on; empty: there is none."""
+        return self._finished[-1][1] if self._finished else ""
+
+    def finished_again(self, step: str, started_ns: int, time_ns: int) -> None:
+        """Record that a step, which is several repetitions, ended (again): one that ran since ``started_ns``."""
+        finished = self._finished
+        if len(finished) == 1 and finished[0][1] == step and step not in self._starts:
+            # The usual loop: one call after the other.
+            finished[0] = (time_ns, step)
+            self._latest_start = max(self._latest_start, started_ns)
+            return
+        self._starts[step] = started_ns
+        self._finished = deque(pair for pair in finished if pair[1] != step)
+        self.finished(step, time_ns)
+
     def finished(self, step: str, time_ns: int) -> None:
         """Record an end. Steps that it waited for are no longer direct dependencies of later steps."""
         start = self._starts.pop(step, time_ns)
@@ -82,12 +97,12 @@ class InferredDependencies:
             self._latest_start = start
             while finished and finished[0][0] <= start:
                 finished.popleft()
+        self._current = None
+        if not finished or finished[-1][0] <= time_ns:
+            finished.append((time_ns, step))
+            return
         # Threads may report their ends in another order than they read the clock.
-        position = len(finished)
+        position = len(finished) - 1
         while position and finished[position - 1][0] > time_ns:
             position -= 1
-        if position == len(finished):
-            finished.append((time_ns, step))
-        else:
-            finished.insert(position, (time_ns, step))
-        self._current = None
+        finished.insert(position, (time_ns, step))

@@ -46,7 +46,7 @@ def clean_name(name: object) -> str:
         except ValueError:
             name = ""  # An integer with more digits than Python prints.
         name = name or f"<{type.__getattribute__(kind, '__name__')}>"
-    return name if len(name) < 64 and name.isascii() and "\0" not in name else _clean(name)
+    return _clean(name)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -67,13 +67,14 @@ class RunWindow(NamedTuple):
 class PlacedStep:
     """A step with its place in the run instead of its own times; a `tachograph.critical_path.NamedStep`."""
 
-    __slots__ = ("depends_on", "finished_ns", "name", "parent_step_id", "started_ns", "step_id")
+    __slots__ = ("depends_on", "finished_ns", "folded", "name", "parent_step_id", "started_ns", "step_id")
 
     def __init__(self, step: NamedStep, place: Place) -> None:
         self.step_id = step.step_id
         self.name = step.name
         self.depends_on: Sequence[str] = step.depends_on
         self.parent_step_id = step.parent_step_id
+        self.folded = getattr(step, "folded", None)
         self.started_ns: int | None = place.start_ns
         self.finished_ns = place.end_ns
 

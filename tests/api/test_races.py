@@ -58,7 +58,7 @@ async def test_a_name_is_given_once_to_a_new_and_a_renamed_workflow(api: Api) ->
 
 async def test_changes_of_different_fields_are_all_kept(api: Api) -> None:
     identifier = await create(api, "w")
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"description": "d"},
         {"version": "7"},
         {"timeout_seconds": 5},

@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +140,7 @@ def test_a_run_interrupted_at_the_terminal_is_recorded_as_cancelled(tmp_path: Pa
     (tmp_path / "slow.json").write_text(json.dumps({"name": "slow", "steps": [long, after]}))
     process = subprocess.Popen([*TACHOGRAPH, "run", "slow.json"], cwd=tmp_path, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    database = tmp_path / "tachograph.db"
-    eventually(database.exists)
-    time.sleep(1.0)
+    eventually(lambda: '"running"' in tachograph(tmp_path, "timeline", "last", "--json").stdout)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 1, err

@@ -55,7 +55,11 @@ def test_metrics_trends_comparison_rollups_and_archive(tmp_path: Path) -> None:
     assert "expected one of" in tachograph(tmp_path, "trends", "w", "--bucket", "2h").stderr
     compared = tachograph(tmp_path, "compare", "last")
     assert (compared.returncode, "The execution" in compared.stdout or "Nothing" in compared.stdout) == (0, True)
-    assert "there is no execution" in tachograph(tmp_path, "compare", "nothing").stderr
+    for words in (["compare", "nothing"], ["compare", "last", "nothing"], ["timeline", "nothing"]):
+        assert 'no execution "nothing" in workspace "default"' in tachograph(tmp_path, *words).stderr
+    assert (
+        'no executions in workspace "empty"' in tachograph(tmp_path, "timeline", "last", "--workspace", "empty").stderr
+    )
     assert "all rows are correct" in tachograph(tmp_path, "rollups", "rebuild", "--check").stdout
     import sqlite3
 

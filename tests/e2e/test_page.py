@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Error, Locator, Page, Route, expect
 from tests.e2e.browser import chromium, errors_of, node_module
 from tests.e2e.conftest import Server, eventually
 
@@ -436,3 +437,99 @@ def test_of_a_thousand_steps_only_visible_rows_are_rendered(
     page.get_by_role("tab", name="Graph").click()
     expect(page.locator("canvas.graph")).to_be_visible()
     assert time.monotonic() - started < 30
+
+
+def test_a_file_that_cannot_be_saved_is_reported(server: Callable[..., Server], open_tab: Callable[..., Tab]) -> None:
+    service = server()
+    execution = execute(service, MIXED)
+    finished(service, execution)
+    tab = open_tab(service)
+    page = tab.open(f"/executions/{execution}")
+    expect(page.get_by_role("listbox")).to_be_visible()
+
+    def save(name: str) -> None:
+        page.locator(".menu summary").click()
+        page.get_by_role("button", name=name, exact=True).click()
+
+    problem = {"status": 503, "code": "unavailable", "detail": "the database is unavailable"}
+    page.route(
+        "**/timeline**",
+        lambda route: route.fulfill(status=503, content_type="application/problem+json", json=problem),
+    )
+    for name in ("JSON", "Chrome trace"):
+        save(name)
+        alert = page.get_by_role("alert").filter(has_text=f"saved as {name}: the database is unavailable")
+        expect(alert).to_be_visible()
+    page.unroute("**/timeline**")
+    page.route("**/timeline**", lambda route: route.abort())
+    save("OTLP")
+    expect(page.get_by_role("alert").filter(has_text="saved as OTLP")).to_be_visible()
+    page.evaluate("() => { HTMLCanvasElement.prototype.toBlob = (callback) => callback(null); }")
+    save("PNG")
+    expect(page.get_by_role("alert").filter(has_text="saved as PNG: the picture is too large")).to_be_visible()
+    page.unroute("**/timeline**")
+    with page.expect_download():
+        save("OTLP")
+    # The browser logs the failed requests.
+    tab.errors[:] = [error for error in tab.errors if "Failed to load resource" not in error]
+
+
+def test_usual_durations_that_could_not_be_read_are_read_again(
+    server: Callable[..., Server], open_tab: Callable[..., Tab]
+) -> None:
+    service = server()
+    for _ in range(2):
+        finished(service, execute(service, {"name": "quick", "steps": [{"name": "a"}]}))
+    tab = open_tab(service)
+    requests: list[str] = []
+
+    def respond(route: Route) -> None:
+        requests.append(route.request.url)
+        if len(requests) == 1:
+            route.abort()
+        elif len(requests) == 2:
+            route.fulfill(status=503, json={"detail": "the database is unavailable"})
+        else:
+            route.continue_()
+
+    tab.page.route("**/metrics?**", respond)
+    page = tab.open("/")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    expect(page.locator("tbody svg.distribution")).to_have_count(2, timeout=20_000)
+    assert len(requests) == 3
+    # What was read stays while more runs end.
+    finished(service, execute(service, {"name": "quick", "steps": [{"name": "a"}]}))
+    expect(page.locator("tbody tr")).to_have_count(3)
+    expect(page.locator("tbody svg.distribution")).to_have_count(3)
+    tab.errors[:] = [error for error in tab.errors if "Failed to load resource" not in error]
+
+
+def test_of_two_comparisons_the_last_one_asked_for_is_shown(
+    server: Callable[..., Server], open_tab: Callable[..., Tab]
+) -> None:
+    service = server()
+    for _ in range(2):
+        finished(service, execute(service, MIXED))
+    workflow = service.get("/api/workflows")["items"][0]["id"]
+    tab = open_tab(service)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if "execution=" in route.request.url:
+            held.append(route)
+        else:
+            route.continue_()
+
+    tab.page.route("**/compare?**", hold)
+    page = tab.open(f"/workflows/{workflow}")
+    boxes = page.get_by_role("checkbox")
+    boxes.nth(0).check()
+    expect(page.locator(".comparison")).to_be_visible()
+    while not held:
+        page.wait_for_timeout(20)
+    boxes.nth(1).check()
+    expect(page.locator(".comparison")).to_contain_text("Two runs compared")
+    with contextlib.suppress(Error):  # the page has given up on this request
+        held[0].continue_()
+    page.wait_for_timeout(500)
+    expect(page.locator(".comparison")).to_contain_text("Two runs compared")

@@ -311,7 +311,7 @@ def traces(draw: st.DrawFn) -> list[Span]:
 
 
 @given(traces(), st.integers(0, 100))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_whatever_spans_say_waits_are_within_the_run_and_parts_add_up(spans: list[Span], now: int) -> None:
     now_ns = T0 + now * S
     executions = assemble("default", records_of(spans), now_ns, is_quiet=True)

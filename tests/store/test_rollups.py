@@ -28,10 +28,10 @@ from tachograph.events import (
     StepStarted,
     StepStatus,
 )
+from tachograph.exact_sum import ExactSum
 from tachograph.histogram import ExponentialHistogram
 from tachograph.identity import workflow_id, workspace_id
 from tachograph_exporter.store.database import Database
-from tachograph_exporter.store.exact_sum import ExactSum
 from tachograph_exporter.store.rollups import ranges, read, rows
 from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
 from tachograph_exporter.store.totals import Measure, Totals, WorkflowTotals

@@ -242,16 +242,22 @@ def test_migrations_lead_to_the_schema_in_the_code_and_back_with_data_in_place(a
     before, counted = rows(database), database.look(stored_rollups)
     assert counted
     database.run(lambda c: downgrade(c, "0001"))
-    assert database.look(steps_as_text) == [repr(row[:-3]) for row in before["workflow_step_executions"]]
+    assert database.look(steps_as_text) == [repr(row[:-5]) for row in before["workflow_step_executions"]]
     assert not database.look(lambda c: inspect(c).has_table("workflow_rollups"))
     database.run(prepare)
     after = rows(database)
     # These did not exist in that version; everything else is as it was.
     new = {
         "workflow_executions": ("critical_path", "parent_execution_id", "parent_step_id"),
-        "workflow_step_executions": ("child_execution_id", "dependency_count", "unaccounted_ns"),
+        "workflow_step_executions": (
+            "child_execution_id",
+            "dependency_count",
+            "unaccounted_ns",
+            "folded",
+            "folded_count",
+        ),
         "workflow_step_attempts": ("error_stack",),
-    }
+    }  # fmt: skip
     for table, names in new.items():
         assert tuple(column.name for column in metadata.tables[table].columns)[-len(names) :] == names
         assert [row[: -len(names)] for row in after.pop(table)] == [row[: -len(names)] for row in before.pop(table)]

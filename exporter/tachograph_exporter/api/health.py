@@ -6,11 +6,11 @@ from typing import Final
 
 import msgspec
 from aiohttp import web
-from sqlalchemy import text
 
 from tachograph.version import version
 from tachograph_exporter.api.request import DATABASE, RECORDER, json_response
 from tachograph_exporter.api.routes import Route
+from tachograph_exporter.store.database import ping
 
 MAX_QUEUE_FILL: Final = 0.8
 """A listener queue that is fuller than this share of its limit makes the service not ready."""
@@ -51,7 +51,7 @@ async def ready(request: web.Request) -> web.Response:
     if request.app[LIFECYCLE].is_stopping:
         faults.append("the service is shutting down")
     try:
-        await request.app[DATABASE].read(lambda c: c.execute(text("SELECT 1")).scalar())
+        await request.app[DATABASE].read(ping)
     except Exception as error:
         faults.append(f"the database is unavailable: {type(error).__name__}")
     for name, queue in request.app[RECORDER].queues.items():

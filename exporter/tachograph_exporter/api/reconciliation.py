@@ -55,11 +55,14 @@ async def compare_views(request: web.Request) -> web.Response:
     workspace = await workspace_of(request)
     execution_id = request.match_info["execution_id"]
     recorder, database = request.app[RECORDER], request.app[DATABASE]
-    body = await asyncio.to_thread(_reconcile, recorder, database, workspace, execution_id)
-    return web.Response(body=body, content_type="application/json")
+    result = await asyncio.to_thread(reconcile_execution, recorder, database, workspace, execution_id)
+    return web.Response(body=msgspec.json.encode(result), content_type="application/json")
 
 
-def _reconcile(recorder: Recorder, database: Database, workspace: Workspace, execution_id: str) -> bytes:
+def reconcile_execution(
+    recorder: Recorder, database: Database, workspace: Workspace, execution_id: str
+) -> Reconciliation:
+    """Read an execution from the database and from this process's listeners, and compare its views."""
     # What was recorded before the rows are read must be in all views: one that is merely behind does not differ.
     behind = _flush(recorder.queues)
     stored = _snapshot(database, lambda connection: _read(connection, workspace.id, execution_id))
@@ -73,7 +76,7 @@ def _reconcile(recorder: Recorder, database: Database, workspace: Workspace, exe
         spans=_spans(recorder, stored, behind),
         series=_series(recorder, workspace.slug, stored, behind),
     )
-    return msgspec.json.encode(reconcile(evidence, time.time_ns()))
+    return reconcile(evidence, time.time_ns())
 
 
 def _flush(queues: Mapping[str, ListenerQueue]) -> set[str]:

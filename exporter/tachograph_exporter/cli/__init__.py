@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
-from tachograph_exporter.cli import dashboards, managing, records, running, serving, watching
+from tachograph_exporter.cli import (
+    dashboards,
+    definitions,
+    demo,
+    reports,
+    running,
+    serving,
+    tokens,
+    upkeep,
+    watching,
+    workspaces,
+)
 from tachograph_exporter.cli.common import app
 
-__all__ = ["app", "dashboards", "managing", "records", "running", "serving", "watching"]
+__all__ = [
+    "app",
+    "dashboards",
+    "definitions",
+    "demo",
+    "reports",
+    "running",
+    "serving",
+    "tokens",
+    "upkeep",
+    "watching",
+    "workspaces",
+]

@@ -6,13 +6,14 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import msgspec
 import typer
 from rich.logging import RichHandler
+from sqlalchemy import Connection
 
 from tachograph.errors import Fault, InvalidInputs, InvalidWorkflow, SetupError, StoreError, WorkflowError
 from tachograph.recording.setup import DATABASE_VARIABLE, WORKSPACE_VARIABLE
@@ -27,6 +28,8 @@ from tachograph_exporter.config import DEFAULT_DATABASE, ConfigError
 from tachograph_exporter.store.database import Database
 
 del _builtin
+
+T = TypeVar("T")
 
 EXIT_USAGE: Final = 2
 """Exit code for wrong usage and for what cannot be done; 1 means that a workflow failed."""
@@ -100,12 +103,31 @@ def json_text(value: Any, indent: int = 2) -> str:
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
-def open_database(url: str, *, must_exist: bool = False) -> Database:
-    """Open the database. With ``must_exist``, a missing SQLite file is an error rather than created."""
+@contextlib.contextmanager
+def open_database(url: str, *, must_exist: bool = False) -> Iterator[Database]:
+    """The database for the duration of a block. With ``must_exist``, a missing SQLite file is an error, not created."""
     name = url.removeprefix("sqlite:///")
     if must_exist and name != url and not Path(name).exists():
         fail(f"no database at {name}; set one with --database or {DATABASE_VARIABLE}")
-    return Database(url)
+    database = Database(url)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def write(url: str, work: Callable[[Connection], T]) -> T:
+    """Call ``work`` in a transaction on the database; its errors end the command."""
+    with report_errors(), open_database(url) as store:
+        return store.run(work)
+    raise AssertionError
+
+
+def read(url: str, work: Callable[[Connection], T]) -> T:
+    """Call ``work`` on a database that must exist; its errors end the command."""
+    with report_errors(), open_database(url, must_exist=True) as store:
+        return store.look(work)
+    raise AssertionError
 
 
 def load_handlers(sources: list[str] | None, allow: list[str] | None = None) -> HandlerRegistry:

@@ -15,14 +15,11 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
-from tachograph.errors import InvalidWorkflow
 from tachograph.events import FAILED, Event, ExecutionStatus, StepFinished, StepRetrying, StepSkipped, StepStarted
 from tachograph.identity import new_execution_ref, workspace_id
 from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.recording.provider import find_provider
-from tachograph.recording.recorder import Recorder
-from tachograph.recording.setup import adopt
-from tachograph.spans.listener import SpanListener
+from tachograph.recording.setup import adopt, build_recorder, release
 from tachograph.spans.propagation import caller, propagation
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
@@ -114,11 +111,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a workflow in this process and draw its timeline. Exit code: 0 if it completed, else 1."""
-    with report_errors():
-        store = open_database(database)
-        path = Path(workflow)
-        if path.suffix == ".json" and _is_example(path):
-            handlers = [*(handlers or []), "examples"]
+    path = Path(workflow)
+    if path.suffix == ".json" and _is_example(path):
+        handlers = [*(handlers or []), "examples"]
+    with report_errors(), open_database(database) as store:
         registry = load_handlers(handlers, allow_handler)
         if path.suffix == ".json" or path.is_file():
             definition, identifier = read_workflow(path, registry), None
@@ -146,8 +142,8 @@ def replay(
         except OSError as error:
             fail(f"cannot read {file}: {error.strerror}")
         definition = from_wfformat(document, speed=speed)
-        store = open_database(database)
-        timeline = _run(definition, {}, store, workspace, load_handlers(None), None, None, quiet=as_json)
+        with open_database(database) as store:
+            timeline = _run(definition, {}, store, workspace, load_handlers(None), None, None, quiet=as_json)
     _finish(timeline, as_json)
 
 
@@ -193,9 +189,7 @@ def _run(
     quiet: bool,
 ) -> WorkflowExecutionTimeline:
     logging.basicConfig(level=logging.WARNING)
-    recorder = Recorder()
-    recorder.set_spans(SpanListener(find_provider()))
-    recorder.add("store", StoreWriter(store))
+    recorder = build_recorder(provider=find_provider(), store=StoreWriter(store))
     adopt(recorder, workspace)
     progress = Progress(definition)
     recorder.add("progress", progress)
@@ -225,16 +219,13 @@ def _run(
         else:
             with Live(progress, console=err, refresh_per_second=10, transient=True):
                 asyncio.run(go())
-    except InvalidWorkflow:
+    finally:
+        release(recorder)
         recorder.close()
-        raise
-    recorder.close()
     stored = store.look(lambda c: execution_rows.run(c, workspace_id(workspace), execution.execution_id))
     if stored is None:
         fail("the execution ended, but it could not be written to the database; see the log above")
-    timeline = build_timeline(stored, now_ns=time.time_ns())
-    store.close()
-    return timeline
+    return build_timeline(stored, now_ns=time.time_ns())
 
 
 def _finish(timeline: WorkflowExecutionTimeline, as_json: bool) -> None:

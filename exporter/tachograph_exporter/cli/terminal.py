@@ -1,4 +1,4 @@
-"""Timelines, metrics, trends and comparisons, rendered for the terminal."""
+"""A timeline, drawn for the terminal."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from datetime import datetime
 from typing import Any, Final
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.style import Style
-from rich.table import Table
 from rich.text import Text
 
 from tachograph.clock import NS
 from tachograph.events import FAILED
 from tachograph_exporter.times import format_duration
-from tachograph_exporter.views.schemas.comparison import ExecutionComparison
-from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline, WorkflowStepTimelineEntry
-from tachograph_exporter.views.schemas.trends import WorkflowTrends
 
 COLOURS: Final = {
     "completed": "green",
@@ -99,7 +95,7 @@ class TimelineView:
         yield _headline(timeline, total)
         steps = self._visible_steps()
         origin = _timestamp(timeline.started_at) if timeline.started_at else 0.0
-        names = min(max((cell_len(step.step_name) for step in steps), default=4) + 2, max(14, options.max_width // 3))
+        names = min(max((_name_length(step) for step in steps), default=4) + 2, max(14, options.max_width // 3))
         width = max(10, options.max_width - names - 26)
         yield Text(_axis(names, width, total), style="bright_black")
         for step in steps:
@@ -123,6 +119,10 @@ class TimelineView:
             ),
         )
         return [steps[i] for i in sorted(ranked[:MAX_ROWS])]
+
+
+def _name_length(step: WorkflowStepTimelineEntry) -> int:
+    return cell_len(step.step_name) + (len(f" ×{step.folded.count:,} more") if step.folded is not None else 0)
 
 
 def _headline(timeline: WorkflowExecutionTimeline, total: float) -> Text:
@@ -151,6 +151,9 @@ def _row(step: WorkflowStepTimelineEntry, names: int, width: int, origin: float,
     yield Segment("◆ " if step.on_critical_path else "  ", Style.parse("bold yellow"))
     indent = "  " if step.parent_step_id else ""
     name = printable(indent + step.step_name)
+    if step.folded is not None:
+        more = f" ×{step.folded.count:,} more"
+        name = set_cell_size(name, min(cell_len(name), max(1, names - 1 - len(more)))) + more
     if cell_len(name) >= names:
         name = set_cell_size(name, names - 2) + "…"
     yield Segment(set_cell_size(name, names), Style.parse("dim" if step.status == "skipped" else "none"))
@@ -236,73 +239,3 @@ def _footer(timeline: WorkflowExecutionTimeline) -> Iterator[Text]:
 
 def _timestamp(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
-
-
-def _duration(value: float | None) -> str:
-    return format_duration(round(value * NS)) if value is not None else "–"
-
-
-def _percent(value: float | None) -> str:
-    return f"{value:.1f} %" if value is not None else "–"
-
-
-def metrics_text(summary: WorkflowMetricsSummary) -> Group:
-    """A workflow's metrics and a table of its steps."""
-    text = Text()
-    text.append(printable(summary.workflow_name), style="bold")
-    text.append(f"   {summary.workflow_id}\n", style="bright_black")
-    counts = ", ".join(f"{figures.count} {status}" for status, figures in sorted(summary.by_status.items()))
-    if summary.open_executions:
-        counts += f"{', ' if counts else ''}{summary.open_executions} open"
-    text.append(f"  executions  {summary.total_executions} ({counts or 'none yet'})\n")
-    text.append(f"  success     {_percent(summary.success_rate)}\n")
-    text.append(
-        f"  duration    {_duration(summary.average_duration_seconds)} on average, "
-        f"{_duration(summary.min_duration_seconds)} to {_duration(summary.max_duration_seconds)}\n"
-    )
-    text.append(
-        f"  percentiles p50 {_duration(summary.p50)}, p90 {_duration(summary.p90)}, p95 {_duration(summary.p95)}, "
-    )
-    text.append(f"p99 {_duration(summary.p99)}")
-    if summary.cost_usd:
-        text.append(f"\n  cost        {summary.cost_usd:.4f} USD, {summary.tokens_in + summary.tokens_out} tokens")
-    table = Table("step", "runs", "success", "p50", "p95", "p99", "wait", "retries", "path", box=None)
-    for step in summary.steps[:MAX_ROWS]:
-        wait = step.wait.dependency + step.wait.queue + step.wait.backoff if step.wait is not None else None
-        share = _percent(100 * step.critical_path_share if step.critical_path_share is not None else None)
-        table.add_row(
-            Text(printable(step.step_name)), str(step.count), _percent(step.success_rate), _duration(step.p50),
-            _duration(step.p95), _duration(step.p99), _duration(wait), str(step.retry_count), share,
-        )  # fmt: skip
-    return Group(text, *([table] if summary.steps else []))
-
-
-def trends_table(trends: WorkflowTrends) -> Table:
-    """A workflow's trends, a row per bucket."""
-    title = printable(trends.workflow_name + (f" · {trends.step_name}" if trends.step_name is not None else ""))
-    table = Table(
-        "from", "executions", "success", "p50", "p95", "p99", "cost", box=None, title=Text(title), title_justify="left"
-    )
-    for bucket in trends.buckets[-MAX_ROWS:]:
-        table.add_row(
-            bucket.start[:16].replace("T", " "), str(bucket.total_executions), _percent(bucket.success_rate),
-            _duration(bucket.p50), _duration(bucket.p95), _duration(bucket.p99),
-            f"{bucket.cost_usd:.4f}" if bucket.cost_usd else "",
-        )  # fmt: skip
-    return table
-
-
-def comparison_table(comparison: ExecutionComparison) -> Table:
-    """A comparison, a row per step, the likeliest culprits first."""
-    table = Table("step", "duration", "reference", "ratio", "percentile", "blame", box=None)
-    for step in comparison.steps[:MAX_ROWS]:
-        table.add_row(
-            Text(("● " if step.on_critical_path else "  ") + printable(step.step_name)),
-            _duration(step.seconds),
-            _duration(step.reference_seconds),
-            f"{step.ratio:.3g}" if step.ratio is not None else "–",
-            f"p{step.percentile:.3g}" if step.percentile is not None else "",
-            _percent(100 * step.blame) if step.blame else "",
-            style="bold red" if step.step_name == comparison.culprit else "",
-        )
-    return table

@@ -23,7 +23,7 @@ from tachograph_exporter.store.schema import (
     workflow_step_executions,
     workflow_step_reports,
 )
-from tachograph_exporter.store.steps import StoredStep, position
+from tachograph_exporter.store.steps import StoredStep, decode_folded, position
 
 PART_TABLES: Final = {
     "steps": workflow_step_executions,
@@ -54,6 +54,8 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
         # Files of earlier versions lack newer columns.
         fields = {name: part[name] for name in StoredStep.__struct_fields__ if part.get(name) is not None}
         fields = {**_NO_STEP, **fields}
+        if fields["folded"] is not None:
+            fields["folded"] = decode_folded(fields["folded"])
         steps.append(StoredStep(**{**fields, "depends_on": _decode_ids(part["depends_on"])}))
     steps.sort(key=position)
     execution = SimpleNamespace(**{**_NO_EXECUTION, **record}, archive=row.archive)

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from tachograph.events import (
+    UNSUCCESSFUL,
     Event,
     ExecutionFinished,
     ExecutionQueued,
@@ -22,13 +23,14 @@ from tachograph.events import (
     StepReady,
     StepReport,
     StepRetrying,
+    StepsFolded,
     StepSkipped,
     StepStarted,
     StepStatus,
 )
 from tachograph.identity import ExecutionRef, StepRef, workspace_id
 from tachograph_exporter.store import partitions
-from tachograph_exporter.store.merging import Rows, execution_rank, step_rank
+from tachograph_exporter.store.merging import Rows, execution_rank, folded_rank, step_rank
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -37,7 +39,10 @@ _NO_ERROR: Final = (None, None, None)
 
 
 class Batch:
-    """A group of events, folded into rows. Rows are tuples in column order (see `schema`)."""
+    """A group of events, folded into rows. Rows are tuples in column order (see `schema`).
+
+    Repetitions that share a row have it from `StepsFolded` alone; their own events are left out.
+    """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.workflows: dict[tuple[str, str, str], ExecutionRef] = {}
@@ -53,6 +58,8 @@ class Batch:
         ended_first = {event.step.span_id for event in events if type(event) is StepFinished and event.attempt == 1}
         for event in events:
             kind = type(event)
+            if kind in _OF_REPETITIONS and event.step.folded_as is not None:  # type: ignore[union-attr]
+                continue
             if (kind is StepStarted or kind is StepReady) and event.step.span_id in ended_first:  # type: ignore[union-attr]
                 continue
             self.add(event)
@@ -71,7 +78,7 @@ class Batch:
         self.ended -= ids
 
     def add(self, event: Event) -> None:
-        """Fold one event in."""
+        """Fold one event in; none of a repetition that shares its row."""
         _FOLD[type(event)](self, event)
 
     def _execution(self, ref: ExecutionRef, row: tuple[Any, ...]) -> None:
@@ -157,6 +164,7 @@ class Batch:
             event.dependency_ns, event.queue_ns, event.backoff_ns, event.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, event.inputs, event.output, step.child_execution_id, step.dependency_count, event.unaccounted_ns,
+            None, None,
         )  # fmt: skip
         key = (execution_id, step_id)
         old = self.steps.get(key)
@@ -171,13 +179,30 @@ class Batch:
         row = _step_row(event.step, StepStatus.SKIPPED, 0, finished=event.time_ns, skip_reason=event.reason._value_)
         self._step(row)
 
+    def steps_folded(self, event: StepsFolded) -> None:
+        step, folded, status = event.step, event.folded, event.folded.status
+        failure = folded.failure if status in UNSUCCESSFUL else None
+        runs = folded.by_status.values()
+        row = (
+            step.execution.execution_id, step.step_id, step.name, step.step_type, step.step_order, step.index,
+            step.parent_step_id, step.span_id, step.parent_span_id,
+            _encode(step.depends_on).decode() if step.depends_on else _NO_DEPENDENCIES,
+            folded_rank(folded.sequence, is_final=event.is_final), status._value_, 1, None,
+            folded.started_ns, folded.started_ns, None if folded.running else folded.ended_ns,
+            folded.dependency_ns, sum(r.queue_ns for r in runs), sum(r.backoff_ns for r in runs), folded.run_ns,
+            *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
+            None, None, None, None, step.dependency_count, folded.unaccounted_ns,
+            _encode(folded).decode(), folded.count,
+        )  # fmt: skip
+        self._step(row)
+
     def _attempt(
         self, step: StepRef, attempt: int, status: StepStatus, started: int, finished: int, queue: int, backoff: int,
         failure: Failure | None,
     ) -> None:  # fmt: skip
         row = (
             step.execution.execution_id, step.step_id, attempt, status._value_, started, finished, queue, backoff,
-            failure.type if failure else None, failure.message if failure else None,
+            failure.type[:300] if failure else None, failure.message if failure else None,
             failure.stack if failure else None,
         )  # fmt: skip
         self.attempts.setdefault(row[:3], row)
@@ -206,10 +231,16 @@ _FOLD: Final = cast(
         StepRetrying: Batch.step_retrying,
         StepFinished: Batch.step_finished,
         StepSkipped: Batch.step_skipped,
+        StepsFolded: Batch.steps_folded,
         StepMeasured: Batch.report,
         StepCost: Batch.report,
         StepLogged: Batch.report,
     },
+)
+
+
+_OF_REPETITIONS: Final = frozenset(
+    {StepReady, StepStarted, StepRetrying, StepFinished, StepSkipped, StepMeasured, StepCost, StepLogged}
 )
 
 
@@ -269,5 +300,5 @@ def _step_row(
         step.execution.execution_id, step.step_id, step.name, step.step_type, step.step_order, step.index,
         step.parent_step_id, step.span_id, step.parent_span_id, depends_on, step_rank(status, attempt),
         status._value_, attempt, ready, started, attempt_started, finished, *waits, None, *error,
-        skip_reason, inputs, None, step.child_execution_id, step.dependency_count, unaccounted,
+        skip_reason, inputs, None, step.child_execution_id, step.dependency_count, unaccounted, None, None,
     )  # fmt: skip

@@ -339,3 +339,8 @@ def refresh(connection: Connection) -> None:
     if connection.execute(select(store_state.c.name).where(is_stale)).first() is not None:
         rollup_rebuild.rebuild_all(connection)
         connection.execute(delete(store_state).where(is_stale))
+
+
+def ping(connection: Connection) -> None:
+    """Ask the database for nothing; raises when it does not respond."""
+    connection.exec_driver_sql("SELECT 1")

@@ -152,3 +152,22 @@ def register_recorded(connection: Connection, ref: ExecutionRef, now_ns: int) ->
         updated_ns=now_ns,
     )
     connection.execute(statement.on_conflict_do_nothing())
+
+
+def register_or_change(
+    connection: Connection, workspace_id: str, project: str, workflow: Workflow, now_ns: int, *, skip_existing: bool
+) -> str:
+    """Store a definition, replacing the one of its name. Returns the outcome: created, changed, unchanged or skipped.
+
+    With ``skip_existing`` a definition that exists is not replaced.
+    """
+    row = definition(connection, workspace_id, name=workflow.name)
+    if row is None:
+        register(connection, workspace_id, project, workflow, now_ns)
+        return "created"
+    if row.document is not None and skip_existing:
+        return "skipped, already registered"
+    if row.document == definition_values(workflow, now_ns)["document"]:
+        return "unchanged"
+    change(connection, row.id, workflow, now_ns)
+    return "changed"

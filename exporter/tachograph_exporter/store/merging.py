@@ -55,6 +55,11 @@ def step_rank(status: StepStatus, attempt: int) -> int:
     return attempt * 2 + (status is StepStatus.RETRYING)
 
 
+def folded_rank(sequence: int, *, is_final: bool) -> int:
+    """The rank of a row that repetitions share: higher for a later state, and ended when it is final."""
+    return min(sequence, _LOST_STEP - 1) + (_ENDED_STEP if is_final else 0)
+
+
 class Rows:
     """The rows of a run table, as tuples in column order, merged by the `Merge` of each column."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 from sqlalchemy import Connection, Row
@@ -22,12 +22,15 @@ from tachograph.events import (
     ExecutionFinished,
     ExecutionStatus,
     Failure,
+    Folded,
     SkipReason,
     StepFinished,
+    StepsFolded,
     StepSkipped,
     StepStatus,
 )
-from tachograph.identity import ExecutionRef, Origin, StepRef
+from tachograph.folding import Fold
+from tachograph.identity import ExecutionRef, Origin, StepRef, new_span_id
 from tachograph.process import identity, is_alive
 from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.run_window import RunWindow, placed
@@ -97,6 +100,16 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequ
     for step in steps:
         status = StepStatus(step.status)
         finished_ns = step.finished_ns
+        if step.folded is not None:
+            events = list(_lost_folded(ref, step, step.folded, spans, seen_ns))
+            yield from events
+            folded = cast(StepsFolded, events[-1]).folded
+            for ended, runs in folded.by_status.items():
+                counts[StepStatus(ended)] += runs.count
+            if step.parent_step_id is None:
+                work_ns += folded.run_ns
+            timed.append(msgspec.structs.replace(step, finished_ns=folded.ended_ns, folded=folded))
+            continue
         if not status.is_terminal:
             event = _lost_step(ref, step, attempts_by_step.get(step.step_id, ()), spans, seen_ns)
             yield event
@@ -113,7 +126,7 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequ
         time_ns=seen_ns,
         status=ExecutionStatus.LOST,
         started_ns=started_ns,
-        step_count=max(len(steps), execution.step_count),
+        step_count=max(sum(counts.values()), execution.step_count),
         completed_step_count=counts[StepStatus.COMPLETED],
         failed_step_count=sum(count for status, count in counts.items() if status in FAILED),
         skipped_step_count=counts[StepStatus.SKIPPED],
@@ -124,25 +137,33 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequ
     )
 
 
+def _lost_folded(
+    ref: ExecutionRef, row: StoredStep, folded: Folded, spans: Mapping[str, str], seen_ns: int
+) -> Iterator[StepFinished | StepsFolded]:
+    """The ends of the repetitions that ran, and what all of them add up to: no more than was said in time."""
+    step = msgspec.structs.replace(_step_ref(ref, row, spans), folded_as=row.name)
+    if folded.running:
+        fold = Fold.resumed(step, folded)
+        since_ns = min(folded.running_since_ns, seen_ns)
+        for _ in range(folded.running):
+            lost = StepAttempts.resumed(
+                msgspec.structs.replace(step, span_id=new_span_id()),
+                attempt=1,
+                started_ns=since_ns,
+                attempt_started_ns=since_ns,
+                since_ns=since_ns,
+                is_running=True,
+            ).finished(seen_ns, StepStatus.LOST, LOST)
+            fold.note(lost)
+            yield lost
+        folded = fold.folded()
+    yield StepsFolded(step=step, time_ns=seen_ns, folded=folded, is_final=True)
+
+
 def _lost_step(
     ref: ExecutionRef, row: StoredStep, stored: Sequence[Row[Any]], spans: Mapping[str, str], seen_ns: int
 ) -> StepFinished | StepSkipped:
-    depends_on = tuple(row.depends_on)
-    step = StepRef(
-        execution=ref,
-        step_id=row.step_id,
-        name=row.name,
-        span_id=row.span_id,
-        parent_span_id=row.parent_span_id,
-        step_type=row.step_type,
-        step_order=row.step_order,
-        index=row.repetition,
-        depends_on=depends_on,
-        links=tuple(spans[d] for d in depends_on if d in spans),
-        parent_step_id=row.parent_step_id,
-        child_execution_id=row.child_execution_id,
-        dependency_count=row.dependency_count,
-    )
+    step = _step_ref(ref, row, spans)
     if row.attempt_started_ns is None:
         return StepSkipped(step=step, time_ns=seen_ns, reason=SkipReason.EXECUTION_LOST)
     is_running = row.status != StepStatus.RETRYING
@@ -177,3 +198,22 @@ def _lost_step(
         inputs=row.inputs,
     )
     return attempts.finished(seen_ns, StepStatus.LOST, LOST)
+
+
+def _step_ref(ref: ExecutionRef, row: StoredStep, spans: Mapping[str, str]) -> StepRef:
+    depends_on = tuple(row.depends_on)
+    return StepRef(
+        execution=ref,
+        step_id=row.step_id,
+        name=row.name,
+        span_id=row.span_id,
+        parent_span_id=row.parent_span_id,
+        step_type=row.step_type,
+        step_order=row.step_order,
+        index=row.repetition,
+        depends_on=depends_on,
+        links=tuple(spans[d] for d in depends_on if d in spans),
+        parent_step_id=row.parent_step_id,
+        child_execution_id=row.child_execution_id,
+        dependency_count=row.dependency_count,
+    )

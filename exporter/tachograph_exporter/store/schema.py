@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0006"
+HEAD: Final = "0007"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -162,6 +162,9 @@ workflow_step_executions: Final = Table(
     _column("dependency_count", Integer, nullable=False, server_default="0"),
     # Before the first attempt, when its dependencies were met and nothing had asked for it yet.
     _column("unaccounted_ns", BigInteger, Merge.FIRST),
+    # What the repetitions add up to that share this row (a `tachograph.events.Folded` as JSON), and their number.
+    _column("folded", Text, Merge.NEWEST),
+    _column("folded_count", BigInteger, Merge.NEWEST),
     sqlite_with_rowid=False,
 )
 

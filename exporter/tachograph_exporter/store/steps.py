@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
 import msgspec
 from sqlalchemy import Connection, bindparam, select
 
+from tachograph.events import Folded
 from tachograph_exporter.store.schema import workflow_step_executions
 
 
 class StoredStep(msgspec.Struct, gc=False):
-    """A step's row. Fields are columns, in the order they are read; ``depends_on`` is decoded."""
+    """A step's row. Fields are columns, in the order they are read; ``depends_on`` and ``folded`` are decoded.
+
+    ``folded``: what the repetitions add up to that share the row.
+    """
 
     step_id: str
     name: str
@@ -42,9 +47,11 @@ class StoredStep(msgspec.Struct, gc=False):
     child_execution_id: str | None = None
     dependency_count: int = 0
     unaccounted_ns: int | None = None
+    folded: Folded | None = None
 
 
 STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]
+decode_folded: Final = msgspec.json.Decoder(Folded).decode
 _decode_ids: Final = msgspec.json.Decoder(list[str]).decode
 STEPS: Final = select(*STEP_COLUMNS).where(workflow_step_executions.c.execution_id == bindparam("id"))
 
@@ -58,6 +65,8 @@ def steps_of(connection: Connection, execution_id: str) -> list[StoredStep]:
     for step in steps:
         encoded = cast(str, step.depends_on)
         step.depends_on = () if encoded == "[]" else _decode_ids(encoded)
+        if step.folded is not None:
+            step.folded = decode_folded(cast(str, step.folded))
     steps.sort(key=position)
     return steps
 
@@ -65,3 +74,18 @@ def steps_of(connection: Connection, execution_id: str) -> list[StoredStep]:
 def position(step: StoredStep) -> tuple[int, int, str]:
     """A step's sort key in a timeline: its order in the definition, then when it started or became ready."""
     return (step.step_order, step.started_ns or step.ready_ns or step.finished_ns or 0, step.step_id)
+
+
+def status_counts(steps: Iterable[StoredStep]) -> Counter[str]:
+    """How many steps have which status; every repetition counts."""
+    counts: Counter[str] = Counter()
+    for step in steps:
+        folded = step.folded
+        if folded is None:
+            counts[step.status] += 1
+            continue
+        for status, runs in folded.by_status.items():
+            counts[status] += runs.count
+        if folded.running:
+            counts["running"] += folded.running
+    return counts

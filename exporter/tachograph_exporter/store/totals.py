@@ -16,8 +16,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tachograph.clock import NS
+from tachograph.events import Folded, FoldedRuns
+from tachograph.exact_sum import ExactSum
 from tachograph.histogram import ExponentialHistogram
-from tachograph_exporter.store.exact_sum import ExactSum
 
 NANO: Final = 1_000_000_000
 
@@ -59,6 +60,21 @@ class Totals:
             self.last_ns = ended_ns
         self.sum_ns += duration_ns
         durations.observe(duration_ns / NS)
+
+    @classmethod
+    def of_folded(cls, runs: FoldedRuns) -> Totals:
+        """The totals of folded steps."""
+        totals, durations = cls(), ExponentialHistogram(schema=runs.schema)
+        durations.count, durations.sum = runs.count, runs.sum_ns / NS
+        durations.min, durations.max = runs.min_ns / NS, runs.max_ns / NS
+        durations.zero_count, durations.positive = runs.zero_count, dict(runs.buckets)
+        totals.durations = durations
+        totals.sum_ns, totals.min_ns, totals.max_ns = runs.sum_ns, runs.min_ns, runs.max_ns
+        totals.last_ns, totals.retries, totals.run_ns = runs.last_ns, runs.retries, runs.run_ns
+        totals.dependency_ns, totals.unaccounted_ns = runs.dependency_ns, runs.unaccounted_ns
+        totals.queue_ns, totals.backoff_ns = runs.queue_ns, runs.backoff_ns
+        totals.cost_nano_usd, totals.tokens_in, totals.tokens_out = runs.cost_nano_usd, runs.tokens_in, runs.tokens_out
+        return totals
 
     def add(self, other: Totals) -> None:
         """Add other totals to these."""
@@ -165,6 +181,9 @@ class StepTotals(msgspec.Struct, array_like=True, gc=False):
 MEASURE_SEPARATOR: Final = "\x1f"
 
 
+decode_folded: Final = msgspec.json.Decoder(Folded).decode
+
+
 def _from_row(_kind: type, row: Any) -> Totals:
     return Totals.from_row(row)
 
@@ -188,7 +207,7 @@ class CountedExecution(NamedTuple):
 
 
 class CountedStep(NamedTuple):
-    """The fields of an ended step that are counted."""
+    """The fields of an ended step that are counted; ``folded``: a `Folded` as JSON, if repetitions share the row."""
 
     name: str
     status: str
@@ -200,6 +219,7 @@ class CountedStep(NamedTuple):
     backoff_ns: int | None
     run_ns: int | None
     unaccounted_ns: int | None
+    folded: str | None
 
 
 class CountedReport(NamedTuple):
@@ -235,7 +255,10 @@ class WorkflowTotals:
 
     def add_step(self, step: CountedStep | tuple[Any, ...], on_critical_path: bool, execution_status: str) -> None:
         """Count a step of an ended execution. A skipped step has a duration of zero."""
-        name, status, started, finished, attempt, dependency, queue, backoff, run, unaccounted = step
+        name, status, started, finished, attempt, dependency, queue, backoff, run, unaccounted, folded = step
+        if folded is not None:
+            self._add_folded(name, decode_folded(folded), on_critical_path, execution_status)
+            return
         step_totals = self.steps.get(name)
         if step_totals is None:
             step_totals = self.steps[name] = StepTotals()
@@ -258,6 +281,24 @@ class WorkflowTotals:
         if attempt > 1:
             totals.retries += attempt - 1
             _of_status(self.executions, execution_status).retries += attempt - 1
+
+    def _add_folded(self, name: str, folded: Folded, on_critical_path: bool, execution_status: str) -> None:
+        step = self.steps.setdefault(name, StepTotals())
+        of_execution = _of_status(self.executions, execution_status)
+        for status, runs in folded.by_status.items():
+            totals = Totals.of_folded(runs)
+            _of_status(step.by_status, status).add(totals)
+            of_execution.retries += totals.retries
+            of_execution.cost_nano_usd += totals.cost_nano_usd
+            of_execution.tokens_in += totals.tokens_in
+            of_execution.tokens_out += totals.tokens_out
+        if on_critical_path and folded.by_status:
+            # Whose time it was within that in which one of them ran is not kept: it counts where most of it was.
+            longest = max(folded.by_status, key=lambda status: (folded.by_status[status].run_ns, status))
+            step.by_status[longest].critical_ns += folded.busy_ns
+        for measure in folded.measures:
+            added = Measure(measure.count, measure.total, measure.min, measure.max)
+            step.measures.setdefault(f"{measure.name}{MEASURE_SEPARATOR}{measure.unit}", Measure()).add(added)
 
     def add_report(self, report: CountedReport) -> None:
         """Count a measure or cost that a step reported."""

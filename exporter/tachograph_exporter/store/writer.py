@@ -51,6 +51,8 @@ class StoreWriter:
         committed: called after each commit.
     """
 
+    takes_folded: Final = False
+
     def __init__(
         self,
         database: Database,

@@ -24,6 +24,7 @@ from tachograph.events import (
     StepLogged,
     StepMeasured,
     StepRetrying,
+    StepsFolded,
     StepSkipped,
     StepStarted,
     StepStatus,
@@ -33,7 +34,7 @@ from tachograph_exporter.times import format_duration, rfc3339
 
 STATE_TYPES: Final = (
     "workflow_started", "workflow_completed", "workflow_failed", "workflow_cancelled",
-    "step_started", "step_completed", "step_failed", "step_skipped", "step_retrying",
+    "step_started", "step_completed", "step_failed", "step_skipped", "step_retrying", "steps_folded",
 )  # fmt: skip
 """Status changes of executions and steps: what a follower receives by default."""
 DETAIL_TYPES: Final = ("workflow_queued", "step_measured", "step_cost", "step_logged")
@@ -113,8 +114,10 @@ def build_message(event: Event, sequence: int) -> Message | None:
     if describe is None:
         return None
     execution = event.execution
-    event_type, text, data = describe(event)
     step = getattr(event, "step", None)
+    if step is not None and step.folded_as is not None and type(event) is not StepsFolded:
+        return None
+    event_type, text, data = describe(event)
     message = StreamMessage(
         event_type=event_type,
         timestamp=rfc3339(event.time_ns),
@@ -256,6 +259,21 @@ def _step_skipped(event: StepSkipped) -> _Description:
     return "step_skipped", f"{event.step.name} was skipped: {str(event.reason).replace('_', ' ')}", data
 
 
+def _steps_folded(event: StepsFolded) -> _Description:
+    folded = event.folded
+    data = {
+        **_step_data(event.step),
+        "status": folded.status,
+        "count": folded.count,
+        "by_status": {status: runs.count for status, runs in folded.by_status.items()},
+        "running": folded.running,
+        "started_at": rfc3339(folded.started_ns),
+        "completed_at": rfc3339(folded.ended_ns) if folded.ended_ns and not folded.running else None,
+        "run_seconds": folded.run_ns / NS,
+    }
+    return "steps_folded", f"{event.step.name} ×{folded.count:,} more", data
+
+
 def _step_measured(event: StepMeasured) -> _Description:
     data = {"step_name": event.step.name, "name": event.name, "value": event.value, "unit": event.unit}
     return "step_measured", f"{event.step.name}: {event.name} {event.value:g} {event.unit}".rstrip(), data
@@ -280,6 +298,7 @@ _DESCRIBERS: Final[dict[type[Event], Any]] = {
     StepRetrying: _step_retrying,
     StepFinished: _step_finished,
     StepSkipped: _step_skipped,
+    StepsFolded: _steps_folded,
     StepMeasured: _step_measured,
     StepCost: _step_cost,
     StepLogged: _step_logged,

@@ -50,7 +50,11 @@ def chrome_trace(run: StoredRun, timeline: WorkflowExecutionTimeline) -> dict[st
         }
         if entry.error_message is not None:
             details["error"] = entry.error_message
-        events.append(_complete(row, entry.step_name, start, started, ended, details))
+        name_shown = entry.step_name
+        if entry.folded is not None:
+            name_shown += f" ×{entry.folded.count:,} more"
+            details["repetitions"] = entry.folded.count
+        events.append(_complete(row, name_shown, start, started, ended, details))
     other = {"trace_id": timeline.trace_id, "execution_id": timeline.execution_id}
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
 

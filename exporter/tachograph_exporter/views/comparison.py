@@ -87,6 +87,9 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
     path = _path(run)
     steps = []
     for step in run.steps:
+        if step.folded is not None:
+            # The baseline knows single repetitions; what many of them add up to compares with nothing in it.
+            continue
         step_totals = baseline.steps.get(step.name)
         before = (step_totals.by_status.get(COMPLETED) if step_totals is not None else None) or Totals()
         durations = before.histogram()
@@ -169,6 +172,9 @@ def _slot_time(step: StoredStep | None) -> int | None:
     """A step's duration plus the time it waited for a slot; None if it never started or has not finished."""
     if step is None or step.started_ns is None or step.finished_ns is None:
         return None
+    if step.folded is not None:
+        # Of the time from the first repetition to the last, other steps had a part.
+        return step.folded.busy_ns
     return step.finished_ns - step.started_ns + (step.queue_ns or 0)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import Row
 
 from tachograph.events import FAILED
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.steps import status_counts
 from tachograph_exporter.store.totals import WorkflowTotals
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
 from tachograph_exporter.views.metrics import failures, success_rate
@@ -49,7 +50,7 @@ def execution_detail(run: StoredRun, now_ns: int) -> WorkflowExecutionDetailedRe
 def execution_state(run: StoredRun, now_ns: int) -> ExecutionState:
     """Status and progress of an execution."""
     row = run.execution
-    counts = Counter(step.status for step in run.steps)
+    counts = status_counts(run.steps)
     started, finished = row.started_ns, row.finished_ns
     return ExecutionState(
         execution_id=row.execution_id,
@@ -58,7 +59,7 @@ def execution_state(run: StoredRun, now_ns: int) -> ExecutionState:
         started_at=rfc3339_or_none(started),
         completed_at=rfc3339_or_none(finished),
         elapsed_seconds=seconds((finished or now_ns) - started) if started is not None else None,
-        step_count=max(len(run.steps), row.step_count),
+        step_count=max(counts.total(), row.step_count),
         completed_step_count=counts["completed"],
         failed_step_count=sum(counts[status] for status in FAILED),
         skipped_step_count=counts["skipped"],

@@ -34,7 +34,7 @@ _OPEN: Final = frozenset({"pending", "running", "retrying"})
 
 
 class ExpectedSeries:
-    """What a run stands for, by series.
+    """What a run stands for, by series. Of steps with folded repetitions only the durations are whole.
 
     Args:
         workspace: slug.
@@ -61,9 +61,9 @@ class ExpectedSeries:
         """The changes by metric and label values."""
         return {key: Change(int(times), total) for key, (times, total) in self._changes.items()}
 
-    def _add(self, spec: MetricSpec, amount: float, *labels: str) -> None:
+    def _add(self, spec: MetricSpec, amount: float, *labels: str, times: int = 1) -> None:
         entry = self._changes[spec.name, (*self._head, *map(_label, labels))]
-        entry[0] += 1
+        entry[0] += times
         entry[1] += amount
 
     def _count_execution(self, run: StoredRun) -> None:
@@ -77,12 +77,19 @@ class ExpectedSeries:
             self._add(EXECUTION_DURATION, (execution.finished_ns - started) / NS, execution.status)
 
     def _count_step(self, step: StoredStep, attempts: Sequence[Row[Any]]) -> None:
+        if step.folded is not None:
+            # Of its attempts, waits and reports only sums are stored.
+            for status, runs in step.folded.by_status.items():
+                self._add(STEP_DURATION, runs.sum_ns / NS, step.name, status, times=runs.count)
+            return
         if step.status == "skipped":
             self._add(STEPS_SKIPPED, 1, step.name, step.skip_reason or "")
             return
         if step.started_ns is None:
             return
         self._add(STEP_WAIT, (step.dependency_ns or 0) / NS, step.name, "dependency")
+        if step.unaccounted_ns:
+            self._add(STEP_WAIT, step.unaccounted_ns / NS, step.name, "unaccounted")
         has_ended = step.status not in _OPEN and step.finished_ns is not None
         if has_ended:
             self._add(STEP_DURATION, ((step.finished_ns or 0) - step.started_ns) / NS, step.name, step.status)

@@ -42,7 +42,7 @@ def impossible(run: StoredRun, *, has_one_clock: bool) -> Iterator[Difference]:
         values = {"execution": execution.critical_path_ns, "possible": elapsed}
         yield Difference("", "critical_path_ns", values, message="the critical path is longer than the run")
     possible = elapsed * _most_at_once(steps)
-    if (execution.work_ns or 0) > possible:
+    if (execution.work_ns or 0) > possible and not any(step.folded is not None for step in steps):
         values = {"execution": execution.work_ns, "possible": possible}
         yield Difference("", "work_ns", values, message="more work than its steps had time for")
 
@@ -62,13 +62,15 @@ def _impossible_step(
             yield Difference(
                 key, "finished_ns", {"timeline": end, "started_ns": start}, message="ended before it began"
             )
-        elif (step.run_ns or 0) > end - start:
+        elif step.folded is None and (step.run_ns or 0) > end - start:
             values = {"timeline": step.run_ns, "possible": end - start}
             yield Difference(key, "run_ns", values, message="it ran longer than it lasted")
     for name in _PARTS:
-        part = getattr(step, name, None)
+        part = getattr(step, name)
         if part is not None and part < 0:
             yield Difference(key, name, {"timeline": part, "possible": 0}, message="negative")
+        elif step.folded is not None:
+            continue  # A sum over repetitions, which may have run at the same time.
         elif part is not None and began is not None and ended is not None and part > max(0, ended - began):
             yield Difference(key, name, {"timeline": part, "possible": ended - began}, message="longer than the run")
 
@@ -92,6 +94,8 @@ def _unbalanced(
     """The parts of a step's time add up to the time from the start of the run (or the step around it) to its end."""
     if step.started_ns is None or step.finished_ns is None or step.run_ns is None or step.status == StepStatus.LOST:
         return
+    if step.folded is not None:
+        return
     origin = began
     if step.parent_step_id is not None:
         outer = by_id.get(step.parent_step_id)
@@ -99,7 +103,7 @@ def _unbalanced(
         origin = outer.started_ns if outer is not None and outer.attempt == 1 else None
     if origin is None or origin > step.started_ns or (ended is not None and step.finished_ns > ended):
         return
-    parts = sum(getattr(step, name, None) or 0 for name in _PARTS)
+    parts = sum(getattr(step, name) or 0 for name in _PARTS)
     if parts != step.finished_ns - origin:
         values = {"timeline": parts, "possible": step.finished_ns - origin}
         yield Difference(step.step_id, "wait_ns + run_ns", values, message="the parts do not add up to the whole")

@@ -14,12 +14,14 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from sqlalchemy import Row
 
+from tachograph import folding
 from tachograph.clock import NS
 from tachograph.events import ExecutionStatus
 from tachograph.metrics.families import OTHER
 from tachograph.metrics.journal import Change, SeriesKey
 from tachograph.metrics.listener import Running
 from tachograph.metrics.specs import (
+    CRITICAL_PATH,
     EXECUTIONS_RUNNING,
     METRICS,
     OLDEST_RUNNING,
@@ -38,7 +40,7 @@ from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
 from tachograph_exporter.store.rollups.checking import CountedRow
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
-from tachograph_exporter.store.steps import StoredStep
+from tachograph_exporter.store.steps import StoredStep, status_counts
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.executions import execution_summary
 from tachograph_exporter.views.expected_series import ExpectedSeries
@@ -53,6 +55,8 @@ from tachograph_exporter.views.timeline import build_timeline
 MAX_DIFFERENCES: Final = 1_000
 """Differences that are listed."""
 _MAX_TEXT: Final = 200
+_OF_ROWS: Final = ("rows", "timeline", "events")
+"""Views that show steps as they are stored."""
 _EXECUTION_COLUMNS: Final = [str(name) for name in EXECUTION_ROWS.columns]
 _STEP_FIELDS: Final = [name for name in StoredStep.__struct_fields__ if name not in ("step_id", "attempt")]
 _STEP_COLUMNS: Final = [str(name) for name in STEP_ROWS.columns]
@@ -116,6 +120,8 @@ class _View(NamedTuple):
 def reconcile(evidence: Evidence, now_ns: int) -> Reconciliation:
     """Compare the views of a stored execution. Costs O(steps), and the executions of the rollup row it is counted in.
 
+    Where repetitions of a step are folded, the views are compared by their sums: counts, durations, the work.
+
     While the execution runs, only what has ended is compared.
     """
     comparison = _Comparison(evidence, now_ns)
@@ -141,6 +147,8 @@ class _Comparison:
         # Engines' spans have the clocks of several machines.
         self._is_ingested = getattr(evidence.run.execution, "process", None) == INGESTED_PROCESS
         self._names = {step.step_id: step.name for step in evidence.run.steps}
+        # Many repetitions share these rows: what is known of each alone cannot be compared.
+        self._folded = {step.step_id: step.name for step in evidence.run.steps if step.folded is not None}
         self._timeline = build_timeline(evidence.run, now_ns=now_ns)
         self._now_ns = now_ns
         self._attempts: defaultdict[str, list[Row[Any]]] = defaultdict(list)
@@ -167,11 +175,13 @@ class _Comparison:
         for view in views:
             ids |= dict.fromkeys(view.facts)
         for step_id in ids:
-            by_view = {view.name: view.facts[step_id] for view in views if step_id in view.facts}
+            is_folded = step_id in self._folded
+            shown = [view for view in views if view.name in _OF_ROWS or not is_folded]
+            by_view = {view.name: view.facts[step_id] for view in shown if step_id in view.facts}
             if step_id and (step_id in ended or not (self._is_open or step_id in self._names)):
-                missing = [view.name for view in views if view.is_whole and step_id not in view.facts]
+                missing = [view.name for view in shown if view.is_whole and step_id not in view.facts]
                 if missing:
-                    yield Difference(step_id, "presence", {view.name: view.name in by_view for view in views
+                    yield Difference(step_id, "presence", {view.name: view.name in by_view for view in shown
                                                            if view.name in by_view or view.is_whole})  # fmt: skip
             yield from _differing(step_id, by_view)
 
@@ -199,7 +209,7 @@ class _Comparison:
                 step_facts["is_error"] = True
             for row in self._attempts.get(step.step_id, ()):
                 step_facts |= _attempt_facts(row.attempt, row.status, row.started_ns, row.finished_ns)
-        self.counts["rows"] = len(self._run.steps)
+        self.counts["rows"] = status_counts(self._run.steps).total()
         return _View("rows", facts)
 
     def _timeline_view(self) -> _View:
@@ -209,10 +219,13 @@ class _Comparison:
             facts[""] |= {"duration_ns": _ns(timeline.total_duration_seconds), "span_id": timeline.span_id}
             if self._execution.status != ExecutionStatus.LOST:
                 # A lost execution has no rows for steps it never reached.
-                facts[""]["step_count"] = len(timeline.step_timeline)
+                facts[""]["step_count"] = status_counts(self._run.steps).total()
         for entry in timeline.step_timeline:
             facts[entry.step_id] = _entry_facts(entry, has_all_attempts=not self._is_ingested)
-        self.counts["timeline"] = len(timeline.step_timeline)
+        self.counts["timeline"] = sum(
+            entry.folded.count + entry.folded.running if entry.folded is not None else 1
+            for entry in timeline.step_timeline
+        )
         return _View("timeline", facts)
 
     def _summary_facts(self, summary: WorkflowExecutionTimeline | WorkflowExecutionResponse) -> Facts:
@@ -259,7 +272,9 @@ class _Comparison:
             ended = {""} if not self._is_open else set()
             ended |= {step.step_id for step in self._run.steps if step.finished_ns is not None}
             facts = {
-                key: value for key, value in self._span_facts(spans.spans).items() if key in ended or key[:1] == "?"
+                key: value
+                for key, value in self._span_facts(spans.spans).items()
+                if key in ended or (key[:1] == "?" and not self._folded)
             }
             self.counts["spans"] = sum(key in self._names for key in facts)
             if not spans.is_whole and ended - facts.keys():
@@ -375,8 +390,19 @@ class _Comparison:
         for step in self._run.steps:
             ids[step.name].append(step.step_id)
         for key in {**expected, **noted}:
+            if self._folded and self._is_folded(key):
+                continue
             yield from self._series_differences(key, noted.get(key, _NONE), expected.get(key, _NONE), series, ids)
         yield from self._gauge_differences(series)
+
+    def _is_folded(self, key: SeriesKey) -> bool:
+        """Whether the rows do not say all that a series counts, because they stand for many repetitions."""
+        metric, labels = key
+        step = dict(zip(_SPECS[metric].labels, labels, strict=True)).get("step")
+        folded = set(self._folded.values())
+        if step is None or metric == CRITICAL_PATH.name:
+            return False
+        return folding.OTHER in folded or (step in folded and metric != STEP_DURATION.name)
 
     def _series_differences(
         self, key: SeriesKey, noted: Change, expected: Change, series: CountedSeries, ids: Mapping[str, Sequence[str]]

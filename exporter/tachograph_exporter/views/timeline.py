@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,16 +11,20 @@ from sqlalchemy import Row
 
 from tachograph.clock import NS
 from tachograph.critical_path import critical_path, path_lengths, slack
-from tachograph.events import FAILED, StepStatus
+from tachograph.events import FAILED, Folded, StepStatus
 from tachograph.run_window import RunWindow, placed
 from tachograph_exporter.store.executions import StoredRun
-from tachograph_exporter.store.steps import StoredStep
+from tachograph_exporter.store.steps import StoredStep, status_counts
+from tachograph_exporter.store.totals import MEASURE_SEPARATOR, NANO, Totals, combined
+from tachograph_exporter.store.totals import Measure as TotalMeasure
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
+from tachograph_exporter.views.metrics import average_seconds, measure_summaries
 from tachograph_exporter.views.schemas.common import Wait
 from tachograph_exporter.views.schemas.timeline import (
     Attempt,
     Cost,
     CriticalStep,
+    FoldedSteps,
     LogLine,
     Measure,
     WorkflowExecutionTimeline,
@@ -64,7 +68,7 @@ def build_timeline(
     reports: dict[str, list[Row[Any]]] = defaultdict(list)
     for row in run.reports:
         reports[row.step_id].append(row)
-    counts = Counter(step.status for step in steps)
+    counts = status_counts(steps)
     work = sum(
         _run_ns(step, attempts.get(step.step_id, ()), window) or 0 for step in steps if step.parent_step_id is None
     )
@@ -80,7 +84,7 @@ def build_timeline(
         completed_at=rfc3339_or_none(finished),
         total_duration_seconds=seconds(finished - started) if finished is not None and started is not None else None,
         elapsed_seconds=seconds(elapsed) if is_open else None,
-        step_count=max(len(steps), execution.step_count),
+        step_count=max(counts.total(), execution.step_count),
         completed_step_count=counts["completed"],
         failed_step_count=sum(counts[status] for status in FAILED),
         skipped_step_count=counts["skipped"],
@@ -99,7 +103,7 @@ def build_timeline(
         unaccounted_seconds=(elapsed - sum(lengths)) / NS if elapsed is not None else None,
         work_seconds=work / NS,
         parallelism=work / elapsed if elapsed else None,
-        cost_usd=sum(row.value for row in run.reports if row.kind == "cost"),
+        cost_usd=sum(row.value for row in run.reports if row.kind == "cost") + _folded_nano_usd(steps) / NANO,
         step_timeline=[
             _entry(
                 step,
@@ -136,12 +140,7 @@ def _entry(
     if started is not None:
         if started < window.start_ns or (finished or started) > window.end_ns:
             outside_ns = window.place(started, finished).outside_ns
-        unaccounted = step.unaccounted_ns or 0
-        dependency, queue, backoff = step.dependency_ns or 0, step.queue_ns or 0, step.backoff_ns or 0
-        if attempts and step.status in _OPEN:
-            # Until the step ends, its row has the waits of the current attempt only.
-            queue += sum(a.queue_ns for a in attempts if a.attempt != step.attempt)
-            backoff += sum(a.backoff_ns for a in attempts if a.attempt != step.attempt)
+        dependency, queue, backoff, unaccounted = _waits(step, attempts)
         wait = Wait(dependency / NS, queue / NS, backoff / NS, unaccounted / NS)
         wait_seconds = (dependency + queue + backoff + unaccounted) / NS
     duration = (finished - started) / NS if started is not None and finished is not None else None
@@ -173,7 +172,7 @@ def _entry(
         duration_seconds=duration,
         elapsed_seconds=max(0, now_ns - started) / NS if started is not None and finished is None else None,
         run_seconds=run_ns / NS if run_ns is not None else None,
-        retry_count=max(0, step.attempt - 1),
+        retry_count=step.folded.retries if step.folded is not None else max(0, step.attempt - 1),
         error_type=step.error_type,
         error_message=step.error_message,
         error_stack=step.error_stack,
@@ -193,9 +192,55 @@ def _entry(
         trace_id=trace_id,
         span_id=step.span_id,
         measures=tuple([Measure(r.name, r.value, r.unit, rfc3339(r.time_ns)) for r in reports if r.kind == "measure"]),
-        cost=_cost([r for r in reports if r.kind == "cost"]),
-        logs=tuple([LogLine(r.unit, r.name, rfc3339(r.time_ns)) for r in reports if r.kind == "log"]),
+        cost=_cost([r for r in reports if r.kind == "cost"]) if step.folded is None else _folded_cost(step.folded),
+        logs=tuple([LogLine(r.unit, r.name, rfc3339(r.time_ns)) for r in reports if r.kind == "log"])
+        if step.folded is None
+        else tuple([LogLine(log.level, log.message, rfc3339(log.time_ns)) for log in step.folded.logs]),
+        folded=_folded(step.folded) if step.folded is not None else None,
     )
+
+
+def _folded(folded: Folded) -> FoldedSteps:
+    counts = {status: runs.count for status, runs in folded.by_status.items()}
+    totals = combined(Totals.of_folded(runs) for runs in folded.by_status.values())
+    durations = totals.histogram()
+    return FoldedSteps(
+        count=folded.count,
+        completed=counts.get("completed", 0),
+        failed=sum(counts.get(status, 0) for status in FAILED),
+        cancelled=counts.get("cancelled", 0),
+        lost=counts.get("lost", 0),
+        running=folded.running,
+        retry_count=folded.retries,
+        run_seconds=folded.run_ns / NS,
+        busy_seconds=folded.busy_ns / NS,
+        average_seconds=average_seconds(totals.sum_ns, totals.count),
+        p50=durations.quantile(0.5),
+        p95=durations.quantile(0.95),
+        max=totals.max_ns / NS if totals.count else None,
+        measures=measure_summaries(
+            {
+                f"{m.name}{MEASURE_SEPARATOR}{m.unit}": TotalMeasure(m.count, m.total, m.min, m.max)
+                for m in folded.measures
+            }
+        ),
+    )
+
+
+def _folded_cost(folded: Folded) -> Cost | None:
+    runs = folded.by_status.values()
+    cost = Cost(
+        usd=sum(r.cost_nano_usd for r in runs) / NANO,
+        tokens_in=sum(r.tokens_in for r in runs),
+        tokens_out=sum(r.tokens_out for r in runs),
+        models=sorted(folded.models),
+    )
+    return cost if cost.usd or cost.tokens_in or cost.tokens_out else None
+
+
+def _folded_nano_usd(steps: Iterable[StoredStep]) -> int:
+    folded = [step.folded for step in steps if step.folded is not None]
+    return sum(runs.cost_nano_usd for each in folded for runs in each.by_status.values())
 
 
 def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ...]:
@@ -232,17 +277,28 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
     return tuple(attempts)
 
 
-def _run_ns(step: StoredStep, attempts: Iterable[Row[Any]], window: RunWindow) -> int | None:
+def _run_ns(step: StoredStep, attempts: Sequence[Row[Any]], window: RunWindow) -> int | None:
     if step.started_ns is None:
         return None
-    if step.run_ns is not None and step.status not in _OPEN:
+    if step.run_ns is not None and (step.folded is not None or step.status not in _OPEN):
         return step.run_ns
     total = 0
     for attempt in attempts:
         total += max(0, window.cut(attempt.finished_ns) - window.cut(attempt.started_ns))
     if step.status == "running" and step.attempt_started_ns is not None:
         total += window.end_ns - window.cut(step.attempt_started_ns)
-    return min(total, window.end_ns - window.cut(step.started_ns))
+    # Attempts have the times that their machines say; waits are those within the run.
+    return max(0, min(total, window.end_ns - window.start_ns - sum(_waits(step, attempts))))
+
+
+def _waits(step: StoredStep, attempts: Sequence[Row[Any]]) -> tuple[int, int, int, int]:
+    """(dependency, queue, backoff, unaccounted) of all attempts."""
+    queue, backoff = step.queue_ns or 0, step.backoff_ns or 0
+    if attempts and step.status in _OPEN:
+        # Until the step ends, its row has the waits of the current attempt only.
+        queue += sum(a.queue_ns for a in attempts if a.attempt != step.attempt)
+        backoff += sum(a.backoff_ns for a in attempts if a.attempt != step.attempt)
+    return step.dependency_ns or 0, queue, backoff, step.unaccounted_ns or 0
 
 
 def _is_selected(step: StoredStep, step_filter: TimelineFilter) -> bool:

@@ -31,7 +31,7 @@ export class Run {
   step(entry, index) {
     return {
       id: entry.step_id,
-      name: entry.step_name,
+      name: entry.folded ? `${entry.step_name} ×${entry.folded.count.toLocaleString("en")} more` : entry.step_name,
       index,
       entry,
       status: entry.status,
@@ -128,6 +128,8 @@ export class Run {
       case "step_failed":
       case "step_skipped":
         this.stepFinished(step, data);
+        return true;
+      case "steps_folded":
         return true;
       default:
         return type === "step_logged" || type === "step_measured" || type === "step_cost";

@@ -14,7 +14,7 @@ from tachograph.run_notes import RunNotes
 
 PENDING: Final = 8_192
 """Values that are noted before they are moved to the notes of their execution."""
-FOLD_AT: Final = 200_000
+FOLD_AT: Final = 10_000
 """Values noted of an execution before they are added up by series."""
 MAX_VALUES: Final = 1_000_000
 """Values noted of all executions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
@@ -14,6 +14,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace.propagation import set_span_in_context
 
 from tachograph.clock import AnchoredClock
+from tachograph.folding import Limits, Repetitions, RowCount, limits
 from tachograph.identity import ExecutionRef, StepRef
 from tachograph.recording import open_execution, setup
 from tachograph.recording.open_execution import OpenExecution
@@ -39,6 +40,7 @@ class CarriedRun(msgspec.Struct, frozen=True, kw_only=True):
         relay: where the submitting process takes events; None: it takes none.
         database: where to record when the submitting process is gone.
         workspace: the submitting process's workspace.
+        limits: of steps with rows of their own; see `tachograph.folding`.
     """
 
     execution: ExecutionRef
@@ -50,6 +52,7 @@ class CarriedRun(msgspec.Struct, frozen=True, kw_only=True):
     relay: RelayAddress | None = None
     database: str | None = None
     workspace: str = "default"
+    limits: Limits = Limits()
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -70,6 +73,7 @@ def current() -> CarriedRun | None:
         "relay": recorder.relay_address(),
         "database": setup.database_url(),
         "workspace": setup.default_workspace(),
+        "limits": limits(),
     }
     if reporter is not None:
         open_execution.watch(reporter)
@@ -111,31 +115,36 @@ def _open(carried: CarriedRun) -> tuple[open_execution.Tokens, Any]:
             since_ns=carried.started_ns,
             is_running=True,
         )
-        reporter = Reporter(attempts, recorder, clock, StepCounts())
+        counts = StepCounts()
+        reporter = Reporter(attempts, recorder, clock, counts)
         reporter.process = 0  # Not this one: ids of steps inside are this process's own.
-        reporter.repetitions = _repetitions_in(carried.execution.execution_id, carried.step.step_id)
+        is_folded = carried.step.folded_as is not None
+        within = carried.limits._replace(repetitions=0) if is_folded else carried.limits
+        reporter.repetitions, counts.rows = _repetitions_in(carried.execution, carried.step.step_id, within)
         span_id = carried.step.span_id
     else:
         run = OpenExecution(carried.execution, recorder, clock, None, started_ns=carried.started_ns)
         run.continue_from(carried.frontier)
-        run.repetitions = _repetitions_in(carried.execution.execution_id, "")
+        run.repetitions, run.counts.rows = _repetitions_in(carried.execution, "", carried.limits)
     around = SpanContext(int(carried.execution.trace_id, 16), int(span_id, 16), True, TraceFlags(TraceFlags.SAMPLED))
     otel_token = otel_context.attach(set_span_in_context(NonRecordingSpan(around), Context()))
     return open_execution.enter(run, reporter), otel_token
 
 
-_repetitions: OrderedDict[tuple[str, str], defaultdict[str, int]] = OrderedDict()
+_repetitions: OrderedDict[tuple[str, str], tuple[Repetitions, RowCount]] = OrderedDict()
 _MAX_REPETITIONS: Final = 1_000
 
 
-def _repetitions_in(execution_id: str, step_id: str) -> defaultdict[str, int]:
+def _repetitions_in(execution: ExecutionRef, step_id: str, within: Limits) -> tuple[Repetitions, RowCount]:
     """How often each step was repeated here, over all the work of one execution that this process was given."""
-    key = (execution_id, step_id)
-    counts = _repetitions.setdefault(key, defaultdict(int))
+    key = (execution.execution_id, step_id)
+    pair = _repetitions.get(key)
+    if pair is None:
+        pair = _repetitions[key] = (Repetitions(within), RowCount())
     _repetitions.move_to_end(key)
     if len(_repetitions) > _MAX_REPETITIONS:
         _repetitions.popitem(last=False)
-    return counts
+    return pair
 
 
 class CarriedCall(Generic[P, R]):

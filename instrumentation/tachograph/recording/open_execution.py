@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import defaultdict
 from contextvars import ContextVar, Token
 from typing import Any, Final, TypeAlias
 from weakref import WeakValueDictionary
 
+from tachograph import folding
 from tachograph.clock import Clock
 from tachograph.critical_path import critical_path_of
 from tachograph.events import (
     Event,
     ExecutionFinished,
+    ExecutionQueued,
     ExecutionStarted,
     ExecutionStatus,
     Failure,
+    Folded,
     Heartbeat,
     Listener,
     StepFinished,
@@ -30,6 +32,7 @@ from tachograph.events import (
     StepStarted,
     StepStatus,
 )
+from tachograph.folding import Fold, Repetitions
 from tachograph.identity import ExecutionRef, StepRef, new_span_id, step_id
 from tachograph.inferred_dependencies import InferredDependencies
 from tachograph.process import identity
@@ -44,15 +47,16 @@ ABANDONED: Final = Failure("Abandoned", "still running when its run ended")
 class FinishedStep:
     """What the critical path reads of a finished step."""
 
-    __slots__ = ("depends_on", "finished_ns", "name", "parent_step_id", "started_ns", "step_id")
+    __slots__ = ("depends_on", "finished_ns", "folded", "name", "parent_step_id", "started_ns", "step_id")
 
-    def __init__(self, ref: StepRef, started_ns: int | None, finished_ns: int) -> None:
+    def __init__(self, ref: StepRef, started_ns: int | None, finished_ns: int, folded: Folded | None = None) -> None:
         self.step_id = ref.step_id
         self.name = ref.name
         self.depends_on = ref.depends_on
         self.parent_step_id = ref.parent_step_id
         self.started_ns = started_ns
         self.finished_ns: int | None = finished_ns
+        self.folded = folded
 
 
 class OpenExecution:
@@ -79,27 +83,30 @@ class OpenExecution:
         self._process = os.getpid() if started_ns is None else None
         self._spans: dict[str, str] = {}
         self._step_count = 0
-        self.repetitions: defaultdict[str, int] = defaultdict(int)
+        self.repetitions = Repetitions()
         self._finished: list[FinishedStep] = []
         self.started_ns = clock() if started_ns is None else started_ns
         if started_ns is None:
             _open[ref.execution_id] = self
             emit(ExecutionStarted(execution=ref, time_ns=self.started_ns, inputs=inputs, process=identity()))
 
-    def new_step(self, name: str, step_type: str, child_execution_id: str | None, time_ns: int) -> tuple[StepRef, int]:
-        """(a step called ``name`` that starts now, when it could have started: its last dependency's end)."""
+    def new_step(
+        self, name: str, step_type: str, child_execution_id: str | None, time_ns: int
+    ) -> tuple[StepRef, int, Fold | None]:
+        """(a step called ``name`` that starts now, when it could have started: its last dependency's end, its fold)."""
         ref = self.ref
         # Processes count on their own, so each has ids of its own.
         key = name if os.getpid() == self._process else f"{name}@{process_token()}"
         with self.counts.lock:
-            index = self.repetitions[key]
-            self.repetitions[key] = index + 1
+            index = self.repetitions.index(key, self.counts.rows)
+            if index is None:
+                return self._folded_step(name, key[len(name) :], step_type, child_execution_id, time_ns)
             identifier = step_id(ref.workflow_id, key, index)
             spans = self._spans
             span_id = spans[identifier] = new_span_id()
             self._step_count = order = self._step_count + 1
-            dependencies = self.order.started(identifier, time_ns)
-            links = tuple([spans[dependency] for dependency in dependencies.ids])
+            depends_on, dependency_count = self.order.started(identifier, time_ns)
+            links = tuple([spans[dependency] for dependency in depends_on])
             ready_ns = self.order.last_end_ns or self.started_ns
         step = StepRef(
             execution=ref,
@@ -110,16 +117,72 @@ class OpenExecution:
             step_type=step_type,
             step_order=order,
             index=index,
-            depends_on=dependencies.ids,
-            dependency_count=dependencies.dependency_count,
+            depends_on=depends_on,
+            dependency_count=dependency_count,
             links=links,
             child_execution_id=child_execution_id,
         )
-        return step, ready_ns
+        return step, ready_ns, None
+
+    def _folded_step(
+        self, name: str, token: str, step_type: str, child_execution_id: str | None, time_ns: int
+    ) -> tuple[StepRef, int, Fold]:
+        """`new_step` past the bound: it is part of a fold. The caller holds the lock."""
+        ref, spans, order = self.ref, self._spans, self.order
+        folded_as = self.repetitions.fold_name(name, token)
+        key = folded_as + token
+        span_id = new_span_id()
+        fold = self.repetitions.folds.get(key)
+        last, ready_ns = order.last, order.last_end_ns or self.started_ns
+        if fold is None:
+            index = self.repetitions.numbers.get(key, 0)
+            identifier = step_id(ref.workflow_id, key, index)
+            self._step_count += 1
+            depends_on, dependency_count = order.started(identifier, time_ns)
+            links = tuple([spans[dependency] for dependency in depends_on])
+            spans[identifier] = span_id
+            first = StepRef(
+                execution=ref,
+                step_id=identifier,
+                name=folded_as,
+                span_id=span_id,
+                parent_span_id=ref.span_id,
+                step_type=step_type,
+                step_order=self._step_count,
+                index=index,
+                depends_on=depends_on,
+                dependency_count=dependency_count,
+                links=links,
+                folded_as=folded_as,
+            )
+            fold = self.repetitions.folds[key] = folding.open_fold(first, self.emit)
+        else:
+            first = fold.ref
+            fold.waited_for(last)
+            links = (spans[last],) if last else ()
+        step = StepRef(
+            execution=ref,
+            step_id=first.step_id,
+            name=name,
+            span_id=span_id,
+            parent_span_id=ref.span_id,
+            step_type=step_type,
+            step_order=first.step_order,
+            index=first.index,
+            depends_on=first.depends_on,
+            links=links,
+            child_execution_id=child_execution_id,
+            folded_as=folded_as,
+        )
+        return step, ready_ns, fold
 
     def step_finished(self, ref: StepRef, started_ns: int | None, time_ns: int) -> None:
         """Note that a step of this execution ended, so that later ones depend on it."""
         with self.counts.lock:
+            if ref.folded_as is not None:
+                self.order.finished_again(ref.step_id, time_ns if started_ns is None else started_ns, time_ns)
+                self._spans[ref.step_id] = ref.span_id
+                return
             self.order.finished(ref.step_id, time_ns)
             self._finished.append(FinishedStep(ref, started_ns, time_ns))
 
@@ -141,6 +204,11 @@ class OpenExecution:
         counts = self.counts
         for abandon in list(counts.open_steps.values()):
             abandon(now)
+        finished: list[FinishedStep] = self._finished
+        for fold in folding.folds_of(self.ref.execution_id):
+            folded = fold.folded()
+            if folded.ended_ns:
+                finished.append(FinishedStep(fold.ref, folded.started_ns, folded.ended_ns, folded))
         self.emit(
             ExecutionFinished(
                 execution=self.ref,
@@ -152,7 +220,7 @@ class OpenExecution:
                 failed_step_count=counts.failed,
                 skipped_step_count=counts.skipped,
                 work_ns=counts.work_ns,
-                critical_path=critical_path_of(self._finished),
+                critical_path=critical_path_of(finished),
                 failure=failure,
                 inputs=self.inputs,
             )
@@ -161,10 +229,14 @@ class OpenExecution:
     def relayed(self, event: Event) -> bool:
         """Take note of an event that a child process recorded; False when it comes too late to be recorded."""
         if isinstance(event, StepStarted) and event.attempt == 1 and event.step.parent_step_id is None:
+            step = event.step
             with self.counts.lock:
-                self._spans[event.step.step_id] = event.step.span_id
-                self._step_count += 1
-                self.order.started(event.step.step_id, event.time_ns)
+                if step.folded_as is None or step.step_id not in self._spans:
+                    self._spans[step.step_id] = step.span_id
+                    self._step_count += 1
+                    self.order.started(step.step_id, event.time_ns)
+                elif (fold := folding.find(step)) is not None:
+                    fold.waited_for(self.order.last)
         is_recorded = _relayed(self.counts, event, self.emit)
         if is_recorded and isinstance(event, StepFinished) and event.step.parent_step_id is None:
             self.step_finished(event.step, event.started_ns, event.time_ns)
@@ -254,10 +326,29 @@ def relayed(event: Event, emit: Listener) -> bool:
         _children[execution_id] = None
         if len(_children) > _MAX_CHILDREN:
             del _children[next(iter(_children))]
-    return execution_id in _children or isinstance(event, Heartbeat)
+    if execution_id in _children:
+        _fold(event, emit)
+        return True
+    return isinstance(event, Heartbeat)
 
 
 def _relayed(counts: StepCounts, event: Event, emit: Listener) -> bool:
+    is_recorded = _is_recorded(counts, event, emit)
+    if is_recorded:
+        _fold(event, emit)
+    return is_recorded
+
+
+def _fold(event: Event, emit: Listener) -> None:
+    """Add what a child process recorded to the fold that it is part of."""
+    if not isinstance(event, ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat):
+        if event.step.folded_as is not None:
+            folding.relayed(event, emit)
+        elif isinstance(event, StepFinished):
+            folding.finish_inside(event.step)
+
+
+def _is_recorded(counts: StepCounts, event: Event, emit: Listener) -> bool:
     if isinstance(event, StepStarted):
         counts.open_steps[event.step.span_id] = lambda now: _abandon(counts, event, now, emit)
     elif isinstance(event, StepRetrying):
@@ -290,7 +381,9 @@ def _abandon(counts: StepCounts, event: StepStarted | StepRetrying, now_ns: int,
         queue_ns=event.queue_ns,
         backoff_ns=event.backoff_ns,
     )
-    emit(attempts.finished(now_ns, StepStatus.LOST, ABANDONED))
+    finished = attempts.finished(now_ns, StepStatus.LOST, ABANDONED)
+    _fold(finished, emit)
+    emit(finished)
     counts.add(StepStatus.LOST, 0 if event.step.parent_step_id is not None else attempts.run_ns)
 
 
@@ -301,6 +394,7 @@ def _after_fork() -> None:
     counts += [owner.counts for owner in (reporter, run) if owner is not None]
     for each in counts:
         each.lock = threading.Lock()
+    folding.after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -10,7 +10,10 @@ log = logging.getLogger(__name__)
 
 
 class Problem(NamedTuple):
-    """A part of the recording (``spans``, ``metrics`` or ``store``) that does not work as configured, and why."""
+    """A part of the recording that does not work as configured, and why.
+
+    ``part`` is ``spans``, ``metrics``, ``store`` or ``steps``.
+    """
 
     part: str
     message: str

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from multiprocessing import parent_process
 from typing import Any, Final, Protocol, TypeAlias
 
+from tachograph import folding
 from tachograph.events import (
     Event,
     ExecutionFinished,
@@ -29,6 +30,7 @@ from tachograph.events import (
     Heartbeat,
     Listener,
     StepFinished,
+    StepsFolded,
     StepStarted,
 )
 from tachograph.identity import ExecutionRef, Origin
@@ -102,7 +104,8 @@ class Recorder:
         """Add a listener with a queue of its own. A `BatchListener` receives events in batches.
 
         A listener may decline events by two optional attributes: ``handles``, the set of event types it takes, and
-        ``origins``, the set of origins whose executions it takes. Without them it receives everything.
+        ``origins``, the set of origins whose executions it takes. Without them it receives everything. One whose
+        ``takes_folded`` is False receives no events of folded steps but `StepsFolded`.
         """
         if name in self.queues:
             raise ValueError(f"a listener named {name!r} already exists")
@@ -148,8 +151,13 @@ class Recorder:
         self.events += 1
         kind = type(event)
         # Not `event.execution`: on a step's event that is a property, and costs a call.
-        origin = (event if kind in _EXECUTION_EVENTS else event.step).execution.origin  # type: ignore[union-attr]
-        before, puts, after = self._routes[origin].get(kind) or self._route(kind, origin)
+        if kind in _EXECUTION_EVENTS:
+            origin, is_folded = event.execution.origin, False
+        else:
+            step = event.step  # type: ignore[union-attr]
+            origin, is_folded = step.execution.origin, step.folded_as is not None
+        routes = self._folded_routes if is_folded else self._routes
+        before, puts, after = routes[origin].get(kind) or self._route(kind, origin, is_folded)
         if before is not None:
             before(event)
         for put in puts:
@@ -172,8 +180,10 @@ class Recorder:
         skipped = {self.queues[name].put for name in delivered_to if name in self.queues}
         for event in events:
             self.events += 1
-            origin = event.execution.origin
-            before, puts, after = self._routes[origin].get(type(event)) or self._route(type(event), origin)
+            origin, step = event.execution.origin, getattr(event, "step", None)
+            is_folded = step is not None and step.folded_as is not None
+            routes = self._folded_routes if is_folded else self._routes
+            before, puts, after = routes[origin].get(type(event)) or self._route(type(event), origin, is_folded)
             if before is not None:
                 before(event)
             for put in puts:
@@ -186,14 +196,17 @@ class Recorder:
 
     def _clear_routes(self) -> None:
         self._routes: dict[Origin, dict[type[Event], _Route]] = {origin: {} for origin in Origin}
+        self._folded_routes: dict[Origin, dict[type[Event], _Route]] = {origin: {} for origin in Origin}
 
-    def _route(self, kind: type[Event], origin: Origin) -> _Route:
+    def _route(self, kind: type[Event], origin: Origin, is_folded: bool) -> _Route:
         """Where events of a type and origin go: to every listener that does not decline them."""
-        routes = self._routes  # Before the queues are read: what `add` clears must not come back.
-        queues = [queue for queue in self.queues.values() if _takes(queue.listener, kind, origin)]
+        # Before the queues are read: what `add` clears must not come back.
+        routes = self._folded_routes if is_folded else self._routes
+        queues = [queue for queue in self.queues.values() if _takes(queue.listener, kind, origin, is_folded)]
         if self._parent is not None:
-            # The parent's listeners have them; only this process has its spans.
-            queues = [queue for queue in queues if queue.listener is self._parent or queue.name == "spans"]
+            # The parent's listeners have them; only this process has its spans. The parent adds up what is folded.
+            parents = kind is not StepsFolded
+            queues = [q for q in queues if (parents and q.listener is self._parent) or q.name == "spans"]
         puts = tuple(queue.put for queue in queues)
         before: Callable[[Any], None] | None = None
         after: Callable[[Any], None] | None = None
@@ -201,10 +214,12 @@ class Recorder:
         if origin is not Origin.INGESTED:
             if kind is ExecutionStarted or (kind is StepStarted and (self._spans is not None or self._is_child)):
                 before = self._begin
+            elif kind is ExecutionFinished:
+                before = _finish_folds
             elif kind is ExecutionQueued:
                 # Its process must send heartbeats while it waits to start, too.
                 before = self._watch
-            elif kind is ExecutionFinished or (kind is StepFinished and self._is_child):
+            if kind is ExecutionFinished or (kind is StepFinished and self._is_child):
                 after = self._finish
         route = routes[origin][kind] = (before, puts, after)
         return route
@@ -250,6 +265,7 @@ class Recorder:
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> bool:
         """Wait until every listener has received what was recorded so far and spans are exported; False on timeout."""
+        self._emit_folds()
         deadline = time.monotonic() + timeout_seconds
         is_flushed = True
         for queue in list(self.queues.values()):
@@ -262,6 +278,7 @@ class Recorder:
         """Flush and stop. What cannot be delivered in time is counted as dropped. Calling it again does nothing."""
         if self._closed:
             return
+        self._emit_folds()
         self._closed = True
         self._stop_heart.set()
         recorders.discard(self)
@@ -289,8 +306,16 @@ class Recorder:
     def _beat(self) -> None:
         stop = self._stop_heart
         while not stop.wait(self._heartbeat_seconds):
+            self._emit_folds()
             for execution in list(self._open.values()):
                 self(Heartbeat(execution=execution, time_ns=time.time_ns()))
+
+    def _emit_folds(self) -> None:
+        if self._parent is None:
+            try:
+                folding.emit_all()
+            except Exception:
+                log.exception("what folded steps add up to could not be said")
 
     def relay_address(self) -> RelayAddress | None:
         """Where child processes send their events to; None when this process cannot take any."""
@@ -322,10 +347,13 @@ class Recorder:
         self._clear_routes()
         for event in events:
             for queue in self.queues.values():
+                step = getattr(event, "step", None)
+                is_folded = step is not None and step.folded_as is not None
                 if queue.name not in ("parent", "spans") and _takes(
-                    queue.listener, type(event), event.execution.origin
+                    queue.listener, type(event), event.execution.origin, is_folded
                 ):
                     queue.put(event)
+        folding.emit_all(again=True)
 
     def _receive(self, events: Sequence[Event]) -> None:
         """Events of a child process: they go to all listeners but spans, which the child has exported itself."""
@@ -393,7 +421,13 @@ def _span_id(event: ExecutionStarted | StepStarted | ExecutionFinished | StepFin
     return event.step.span_id if isinstance(event, StepStarted | StepFinished) else event.execution.span_id
 
 
-def _takes(listener: Listener | BatchListener, kind: type[Event], origin: Origin) -> bool:
+def _finish_folds(event: ExecutionFinished) -> None:
+    folding.finish(event.execution.execution_id)
+
+
+def _takes(listener: Listener | BatchListener, kind: type[Event], origin: Origin, is_folded: bool) -> bool:
+    if is_folded and kind is not StepsFolded and not getattr(listener, "takes_folded", True):
+        return False
     kinds, origins = getattr(listener, "handles", None), getattr(listener, "origins", None)
     return (kinds is None or kind in kinds) and (origins is None or origin in origins)
 

@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 from opentelemetry import context as otel_context
 from opentelemetry.propagate import extract
 from opentelemetry.trace import get_current_span
 
+from tachograph import folding
 from tachograph.clock import NS, AnchoredClock
 from tachograph.events import ExecutionStatus, Failure, Listener, StepStatus
+from tachograph.folding import Fold, Repetitions
 from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_id, new_span_id
 from tachograph.identity import step_id as make_step_id
 from tachograph.identity import workflow_id as make_workflow_id
@@ -221,41 +224,58 @@ class StepScope(Scope):
             # A step inside another one is recorded where the outer one is, whoever runs that.
             self._emit, clock, counts = outer.emit, outer.clock, outer.counts
             now = clock()
-            ref, origin_ns = self._inner_ref(outer), outer.attempts.attempt_started_ns
+            (ref, fold), origin_ns = self._inner_ref(outer), outer.attempts.attempt_started_ns
             ready_ns = origin_ns
         else:
             assert run is not None  # noqa: S101
             self._emit, clock, counts = run.emit, run.clock, run.counts
             now = clock()
-            ref, ready_ns = run.new_step(self.name, self._step_type, self._child_execution_id, now)
+            ref, ready_ns, fold = run.new_step(self.name, self._step_type, self._child_execution_id, now)
             origin_ns = run.started_ns
+        if fold is not None:
+            self._emit = fold
         self._attempts = attempts = StepAttempts(ref, origin_ns)
         self.reporter = reporter = Reporter(attempts, self._emit, clock, counts)
+        if fold is not None:
+            reporter.repetitions = fold.inner
         self._otel_token = otel_context.attach(otel_context.get_current())
         self._tokens = open_execution.enter_step(reporter)
         counts.open_steps[ref.span_id] = self._abandon
         # Until it was called, the program was doing something else.
         self._emit(attempts.started(now, self._summary, ready_ns=ready_ns))
 
-    def _inner_ref(self, outer: Reporter) -> StepRef:
+    def _inner_ref(self, outer: Reporter) -> tuple[StepRef, Fold | None]:
         # The path of outer steps makes the id unique, and in another process that process does.
-        execution = outer.step.execution
+        execution, name = outer.step.execution, self.name
+        token = "" if outer.process == os.getpid() else f"@{open_execution.process_token()}"
+        key, fold, folded_as = name + token, None, None
+        span_id = new_span_id()
         with outer.counts.lock:
-            index = outer.repetitions[self.name]
-            outer.repetitions[self.name] += 1
-        name = self.name if outer.process == os.getpid() else f"{self.name}@{open_execution.process_token()}"
-        return StepRef(
-            execution=execution,
-            step_id=make_step_id(execution.workflow_id, f"{outer.step.step_id}/{name}", index),
-            name=self.name,
-            span_id=new_span_id(),
-            parent_span_id=outer.step.span_id,
-            step_type=self._step_type,
-            step_order=outer.step.step_order,
-            index=index,
-            parent_step_id=outer.step.step_id,
-            child_execution_id=self._child_execution_id,
-        )
+            repetitions = outer.repetitions
+            if repetitions is None:
+                repetitions = outer.repetitions = Repetitions()
+            index = repetitions.index(key, outer.counts.rows)
+            if index is None:
+                folded_as = repetitions.fold_name(name, token)
+                key = folded_as + token
+                fold, index = repetitions.folds.get(key), repetitions.numbers.get(key, 0)
+            ref = StepRef(
+                execution=execution,
+                step_id=make_step_id(execution.workflow_id, f"{outer.step.step_id}/{key}", index),
+                name=name,
+                span_id=span_id,
+                parent_span_id=outer.step.span_id,
+                step_type=self._step_type,
+                step_order=outer.step.step_order,
+                index=index,
+                parent_step_id=outer.step.step_id,
+                child_execution_id=self._child_execution_id,
+                folded_as=folded_as,
+            )
+            if folded_as is not None and fold is None:
+                first = msgspec.structs.replace(ref, name=folded_as, child_execution_id=None)
+                fold = repetitions.folds[key] = folding.open_fold(first, outer.emit)
+        return ref, fold
 
     def resume(self) -> None:
         """See `Scope.resume`."""
@@ -313,6 +333,8 @@ class StepScope(Scope):
             return
         reporter.is_open = False
         self._emit(attempts.finished(now_ns, status, failure, output))
+        if reporter.repetitions is not None and ref.folded_as is None:
+            folding.finish_inside(ref)
         is_inner = ref.parent_step_id is not None
         reporter.counts.add(status, 0 if is_inner else attempts.run_ns)
         if self._run is not None and not is_inner:

@@ -3,7 +3,8 @@
 Environment: the standard ``OTEL_*`` variables configure span export (see `provider_from_environment`),
 ``TACHOGRAPH_DATABASE_URL`` the durable timeline, ``TACHOGRAPH_WORKSPACE`` the workspace that runs belong to,
 ``TACHOGRAPH_MEASURES`` the step measures that become metrics, ``TACHOGRAPH_SPOOL_DIR`` where events go that the
-database could not take.
+database could not take, ``TACHOGRAPH_MAX_STEP_REPETITIONS`` how often a step may be repeated before its repetitions are
+folded.
 
 Each part (spans, metrics, store) is set up on its own. What the environment configures wrongly is said once, kept in
 `Recorder.problems`, and costs no other part. Only wrong arguments raise.
@@ -23,6 +24,7 @@ from typing import Any, Final, cast
 from opentelemetry import trace
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from tachograph import folding
 from tachograph.errors import BadDatabaseURL, SetupError, StoreError, StoreUnavailable
 from tachograph.metrics.listener import MetricsListener
 from tachograph.metrics.self_metrics import SelfMetricsCollector
@@ -41,6 +43,7 @@ DATABASE_VARIABLE: Final = "TACHOGRAPH_DATABASE_URL"
 WORKSPACE_VARIABLE: Final = "TACHOGRAPH_WORKSPACE"
 MEASURES_VARIABLE: Final = "TACHOGRAPH_MEASURES"
 MULTIPROCESS_VARIABLES: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+REPETITIONS_VARIABLE: Final = "TACHOGRAPH_MAX_STEP_REPETITIONS"
 _STORE_ENTRY_POINTS: Final = "tachograph.stores"
 
 _lock = threading.RLock()
@@ -58,6 +61,7 @@ def configure(
     registry: CollectorRegistry | None = REGISTRY,
     spans: bool = True,
     measures: Iterable[str] | None = None,
+    max_step_repetitions: int | None = None,
 ) -> Recorder:
     """Set up the process's recorder, closing an earlier one. All arguments are optional.
 
@@ -71,6 +75,8 @@ def configure(
         registry: the prometheus_client registry for metrics; None: no metrics.
         spans: False leaves OpenTelemetry alone.
         measures: names of step measures that become metrics (default: ``TACHOGRAPH_MEASURES``, comma-separated).
+        max_step_repetitions: how often a step may be repeated in one execution, or inside one step, before further
+            repetitions share one entry of its timeline (default: ``TACHOGRAPH_MAX_STEP_REPETITIONS``, else 1,000).
 
     Raises `SetupError` or `StoreError` when an argument is wrong. A database that is locked or cannot be reached now is
     not: it is tried again, and what it could not take by the end of the process is spooled. Faults of the environment
@@ -80,8 +86,10 @@ def configure(
     with _lock:
         problems = Problems()
         # Before the earlier recorder is closed: when an argument is wrong, that one stays.
+        repetitions = _max_step_repetitions(max_step_repetitions, problems)
         store = _store(database, problems)
         sink = _span_listener(provider, problems) if spans else None
+        folding.set_limits(folding.limits()._replace(repetitions=repetitions))
         recorder = _adopt_new(store, sink, registry, measures, workspace, problems)
         _database = store.url if isinstance(store, SpooledStore) else None
         return recorder
@@ -180,6 +188,20 @@ def _store(database: str | None, problems: Problems) -> BatchListener | None:
         # Not logged: the queue says so when the first event has to wait.
         problems.append(Problem("store", store.problem))
     return store
+
+
+def _max_step_repetitions(value: int | None, report: Report) -> int:
+    if value is not None:
+        if value < 1:
+            raise SetupError(f"max_step_repetitions must be 1 or more, not {value}")
+        return value
+    text = os.environ.get(REPETITIONS_VARIABLE, "").strip()
+    if text.isascii() and text.isdecimal() and int(text[:10]) >= 1:
+        return int(text[:10])
+    default = folding.Limits().repetitions
+    if text:
+        report("steps", f"{REPETITIONS_VARIABLE} is {text[:50]!a}, not a number of 1 or more: taking {default}")
+    return default
 
 
 def _clean(text: str) -> str:

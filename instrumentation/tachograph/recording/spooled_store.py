@@ -45,6 +45,8 @@ class SpooledStore:
         spool: where undelivered events are kept (default: the spool of this database).
     """
 
+    takes_folded: Final = False
+
     def __init__(self, url: str, opener: Opener, *, spool: Spool | None = None) -> None:
         self.url = url
         self.spool = spool or Spool(url)

@@ -231,7 +231,12 @@ class SpanListener:
         attributes = step_state_attributes(event.status, event.attempt, wait_ns)
         if run.costs:
             attributes.update(run.costs.pop(step.step_id, {}))
-        _end(run, span, event.time_ns, attributes, event.failure)
+        if step.folded_as is not None:
+            # There is no bound to these, so nothing is kept: what links to it finds the ids in the reference.
+            run.step_contexts.pop(step.span_id, None)
+            _close(span, event.time_ns, attributes, event.failure)
+        else:
+            _end(run, span, event.time_ns, attributes, event.failure)
 
     def _finish_attempt(self, event: StepRetrying) -> None:
         step = event.step

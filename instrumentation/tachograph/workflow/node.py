@@ -28,8 +28,8 @@ class Node:
     """One step of one execution, while it runs. Also a `tachograph.critical_path.NamedStep`."""
 
     __slots__ = (
-        "attempts", "context", "failure", "fallback", "finished_ns", "handler", "is_decided", "is_fallback_of",
-        "output", "position", "ref", "reporter", "retry_timer", "slot", "status", "step", "task", "upstream",
+        "attempts", "context", "failure", "fallback", "finished_ns", "handler", "has_slot", "is_decided",
+        "is_fallback_of", "output", "position", "ref", "reporter", "retry_timer", "status", "step", "task", "upstream",
     )  # fmt: skip
 
     parent_step_id: None = None
@@ -51,7 +51,7 @@ class Node:
         self.reporter: Reporter | None = None
         self.context: StepContext | None = None
         self.task: asyncio.Task[Any] | None = None
-        self.slot: object | None = None
+        self.has_slot = False
         self.retry_timer: asyncio.TimerHandle | None = None
 
     @property

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections import defaultdict
 from contextvars import ContextVar
 from typing import Any, Final
 
 from tachograph.clock import Clock
 from tachograph.events import Listener, StepCost, StepLogged, StepMeasured
+from tachograph.folding import Repetitions
 from tachograph.names import clean_name, encodable
 from tachograph.redaction import mask_text
 from tachograph.summary import as_text
@@ -39,7 +39,8 @@ class Reporter:
         self.attempts = attempts
         self.step = attempts.step
         self.counts = counts
-        self.repetitions: defaultdict[str, int] = defaultdict(int)
+        # Of the steps inside; made for the first of them.
+        self.repetitions: Repetitions | None = None
         self.emit = emit
         self.process = os.getpid()
         self.clock = clock

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -67,7 +66,7 @@ class Run:
     """One execution: schedules its steps, runs their attempts and emits the events.
 
     Whatever a handler raises settles its step, and an execution that has begun ends: what nobody foresaw fails the step
-    in whose task it happened (see `_attempt_ended`).
+    in whose task it happened (see `_settle`).
     """
 
     def __init__(self, host: Host, workflow: Workflow, inputs: dict[str, Any], ref: ExecutionRef, clock: Clock) -> None:
@@ -384,27 +383,52 @@ class Run:
             while self._ready and (self._limit is None or self._running < self._limit):
                 node = self._ready.popleft()
                 self._running += 1
-                slot = node.slot = object()
+                node.has_slot = True
                 # The task changes the status when it starts; until then an abort still skips the step.
-                task = self._loop.create_task(self._attempt(node), context=self._base.copy())
-                task.add_done_callback(functools.partial(self._attempt_ended, node, slot))
+                self._loop.create_task(self._attempt(node), context=self._base.copy())
         finally:
             self._is_pumping = False
 
     def _release(self, node: Node) -> None:
         """Free the slot of the attempt that runs; only once."""
-        if node.slot is not None:
-            node.slot = node.task = None
+        if node.has_slot:
+            node.has_slot = False
+            node.task = None
             self._running -= 1
 
     async def _attempt(self, node: Node) -> None:
+        node.task = task = asyncio.current_task()
+        try:
+            await self._try(node)
+        except KeyboardInterrupt as interrupt:
+            # The user stops the program: the event loop raises it where the program waits for the loop.
+            self._settle(node, task, interrupt)
+            if task is not None:
+                task.add_done_callback(asyncio.Task.exception)  # Or it is logged as never retrieved.
+            raise
+        except GeneratorExit:
+            raise  # The event loop is gone, and this task is thrown away.
+        except BaseException as error:
+            log.exception("step %r was not settled by its own attempt", node.name)
+            self._settle(node, task, error)
+
+    def _settle(self, node: Node, task: asyncio.Task[Any] | None, error: BaseException) -> None:
+        """The last resort: what nobody foresaw fails the step in whose task it happened."""
+        if node.task is task:  # Otherwise it was settled, and what came after it failed.
+            if node.status is StepStatus.RUNNING:
+                status = self._status_after(error)
+                status = StepStatus.FAILED if status is StepStatus.COMPLETED else status
+                self._end(node, self.clock(), status, describe(error))
+            self._release(node)
+        self._advance()
+
+    async def _try(self, node: Node) -> None:
         attempts = node.attempts
         if self._abort is not None or attempts is None:
             # The run was stopped between this task's creation and its start.
             self._release(node)
             self._advance()
             return
-        node.task = asyncio.current_task()
         started_ns = self.clock()
         node.status = StepStatus.RUNNING
         reporter = node.reporter
@@ -452,7 +476,6 @@ class Run:
                 error = raised
         self._after_attempt(node, attempts, StepStatus.TIMEOUT if has_expired else self._status_after(error), error)
         if error is not None and issubclass(type(error), KeyboardInterrupt):
-            # The user stops the program: the event loop raises it where the program waits for the loop.
             raise error
 
     def _is_alive(self) -> bool:
@@ -511,20 +534,6 @@ class Run:
         self._release(node)
         if status is StepStatus.CANCELLED and failure is not None and self._abort is None:
             self.abort(ExecutionStatus.CANCELLED, failure.message)
-        self._advance()
-
-    def _attempt_ended(self, node: Node, slot: object, task: asyncio.Task[None]) -> None:
-        """The last resort: an attempt whose task ended and that is not settled fails with what the task raised."""
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if node.slot is not slot:
-            return
-        self._release(node)
-        if node.status is StepStatus.RUNNING:
-            log.error("step %r was not settled by its own task", node.name, exc_info=error)
-            self._end(node, self.clock(), StepStatus.FAILED, describe(error) if error is not None else None)
-        elif not node.status.is_terminal:
-            # Cancelled before its first moment, by whoever cancels all tasks.
-            self.abort(ExecutionStatus.CANCELLED, "its task was cancelled")
         self._advance()
 
     def _retry(self, node: Node, attempts: StepAttempts, now: int, status: StepStatus, failure: Failure) -> None:

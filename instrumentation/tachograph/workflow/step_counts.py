@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from tachograph.events import FAILED, StepStatus
+from tachograph.folding import RowCount
 
 log = logging.getLogger(__name__)
 
@@ -19,11 +20,12 @@ class StepCounts:
             it): called with that moment, it records the step as lost. Whoever takes the entry out ends the step.
     """
 
-    __slots__ = ("__weakref__", "completed", "failed", "lock", "open_steps", "skipped", "steps", "work_ns")
+    __slots__ = ("__weakref__", "completed", "failed", "lock", "open_steps", "rows", "skipped", "steps", "work_ns")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.open_steps: dict[str, Callable[[int], None]] = {}
+        self.rows = RowCount()
         self.steps = self.completed = self.failed = self.skipped = self.work_ns = 0
 
     def add(self, status: StepStatus, work_ns: int = 0) -> None:

@@ -298,12 +298,12 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
             if runs and after is not None:
                 # Nothing says what a nested execution waited for, nor what waited for it: the program ran on after it.
                 if step.run is not None and not ids:
-                    ids, dependency_count = [*after.ids], after.dependency_count
+                    ids, dependency_count = [*after[0]], after[1]
                 else:
-                    ids += [other for other in after.ids if other in runs]
+                    ids += [other for other in after[0] if other in runs]
             depends_on = tuple(dict.fromkeys(ids))
         elif after is not None:
-            depends_on, dependency_count = after.ids, after.dependency_count
+            depends_on, dependency_count = after
         else:
             depends_on = ()
         step.depends_on = depends_on

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from tachograph_exporter.views.schemas.common import Wait
+from tachograph_exporter.views.schemas.common import MeasureSummary, Wait
 
 
 class Attempt(msgspec.Struct, kw_only=True, gc=False):
@@ -50,6 +50,29 @@ class Cost(msgspec.Struct):
     models: list[str]
 
 
+class FoldedSteps(msgspec.Struct, kw_only=True, gc=False):
+    """What repetitions of a step add up to that share one entry of the timeline.
+
+    ``count`` is all of them, ``running`` those that run now. ``run_seconds`` is the running time of all attempts,
+    ``busy_seconds`` the time in which at least one repetition ran. ``p50``, ``p95`` and ``max`` are of their durations.
+    """
+
+    count: int
+    completed: int
+    failed: int
+    cancelled: int
+    lost: int
+    running: int
+    retry_count: int
+    run_seconds: float
+    busy_seconds: float
+    average_seconds: float | None
+    p50: float | None
+    p95: float | None
+    max: float | None
+    measures: list[MeasureSummary]
+
+
 class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     """One step of a timeline.
 
@@ -60,7 +83,9 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     ``depends_on_count`` is how many steps it waited for; ``depends_on`` may name only some of them.
     ``child_execution_id`` is the execution that the step ran. ``outside_run_seconds`` is how far the step's own times
     lie after the end of the run or (negative) before its start, because its clock differs or it outlasted the run: its
-    times are shown as they are; waits, work and the critical path are computed within the run.
+    times are shown as they are; waits, work and the critical path are computed within the run. With ``folded``, the
+    entry stands for many repetitions of the step: it spans from the start of the first to the end of the last, and
+    ``run_seconds`` is their sum.
     """
 
     step_id: str
@@ -95,6 +120,7 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     measures: tuple[Measure, ...]
     cost: Cost | None
     logs: tuple[LogLine, ...]
+    folded: FoldedSteps | None = None
 
 
 class CriticalStep(msgspec.Struct, gc=False):

@@ -11,14 +11,24 @@ import { duration } from "../format.js";
 const MAX_PICTURE_ROWS = 2_000;
 const PICTURE_WIDTH = 1600;
 
-/** A menu that saves a run. `path` is the run's in the API; `rows()` are the steps to draw, in order. */
-export function downloadMenu(run, path, { rows, announce }) {
+/**
+ * A menu that saves a run. `path` is the run's in the API, `rows()` are the steps to draw, in order. What users should
+ * know goes to `announce(text)`, errors to `showError(error)`.
+ */
+export function downloadMenu(run, path, { rows, announce, showError }) {
   const items = {
     JSON: () => saveDocument(run, path, "json", {}),
     "Chrome trace": () => saveDocument(run, path, "trace.json", { format: "chrome" }),
     OTLP: () => saveDocument(run, path, "otlp.json", { format: "otlp" }),
     SVG: () => saveSvg(run, rows(), announce),
     PNG: () => savePng(run, rows(), announce),
+  };
+  const saveAs = async (name, save) => {
+    try {
+      await save();
+    } catch (problem) {
+      showError(new Error(`The run could not be saved as ${name}: ${problem.message}`));
+    }
   };
   const button = ([name, save]) =>
     h(
@@ -28,7 +38,7 @@ export function downloadMenu(run, path, { rows, announce }) {
         on: {
           click: () => {
             menu.open = false;
-            save();
+            saveAs(name, save);
           },
         },
       },
@@ -81,8 +91,12 @@ function saveSvg(run, steps, announce) {
   saveFile(run, "svg", new Blob([String(painter)], { type: "image/svg+xml" }));
 }
 
-function savePng(run, steps, announce) {
+async function savePng(run, steps, announce) {
   const canvas = document.createElement("canvas");
   draw(new CanvasPainter(canvas), run, steps, announce);
-  canvas.toBlob((blob) => blob && saveFile(run, "png", blob), "image/png");
+  const blob = await new Promise((resolve) => {
+    canvas.toBlob(resolve, "image/png");
+  });
+  if (!blob) throw new Error("the picture is too large for this browser");
+  saveFile(run, "png", blob);
 }

@@ -170,6 +170,7 @@ export class RunView {
       downloadMenu(this.run, this.path, {
         rows: () => this.timeline.rows,
         announce: (message) => this.app.announce(message),
+        showError: (problem) => this.app.showError(problem),
       }),
     );
     this.box = h(
@@ -364,7 +365,7 @@ export class RunView {
     if (step.entry.status === step.status) return;
     // The step changed after the timeline was read.
     try {
-      const timeline = await get(`${this.path}/timeline`, { step: step.name });
+      const timeline = await get(`${this.path}/timeline`, { step: step.entry.step_name });
       const entry = timeline.step_timeline.find((candidate) => candidate.step_id === step.id);
       if (entry && this.timeline.selected === step) {
         step.entry = entry;

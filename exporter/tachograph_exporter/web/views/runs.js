@@ -20,6 +20,7 @@ const PAGE_SIZE = 50;
 const MAX_ROWS = 500;
 const RANGES = { "": "any time", "1h": "last hour", "24h": "last day", "7d": "last week", "30d": "last month" };
 const METRICS_MAX_AGE_MS = 60_000;
+const METRICS_RETRY_MS = 5_000;
 
 export class RunsView {
   constructor(app, parameters) {
@@ -295,7 +296,8 @@ export class RunsView {
         continue;
       }
       this.items.set(id, item);
-      if (!OPEN_STATUSES.has(item.status)) this.usual.delete(item.workflow_id);
+      if (!OPEN_STATUSES.has(item.status) && this.usual.has(item.workflow_id))
+        this.usual.get(item.workflow_id).isOutdated = true;
     }
     if (isNew) {
       const sorted = [...this.items.values()]
@@ -389,17 +391,27 @@ export class RunsView {
     }
   }
 
-  /** Read a workflow's usual durations: once, and again after one of its runs has ended, at most once a minute. */
+  /**
+   * Read a workflow's usual durations: once, and again after one of its runs has ended, at most once a minute. A read
+   * that failed is repeated; until then the column is empty or shows what was read before.
+   */
   async readMetrics(id) {
-    if (this.usual.has(id) || this.pending.has(id)) return;
+    const usual = this.usual.get(id);
+    if (this.pending.has(id) || (usual && !usual.isOutdated)) return;
     this.pending.add(id);
+    let delay = METRICS_MAX_AGE_MS;
     try {
       this.usual.set(id, { at: Date.now(), metrics: await get(`api/workflows/${id}/metrics`, { from: "30d" }) });
       requestAnimationFrame(() => this.render());
-      setTimeout(() => this.pending.delete(id), METRICS_MAX_AGE_MS);
-    } catch {
-      // The column stays empty.
+    } catch (problem) {
+      // Another read would fail, too: the workflow was deleted.
+      if (problem.status === 404) return;
+      delay = METRICS_RETRY_MS;
     }
+    setTimeout(() => {
+      this.pending.delete(id);
+      if (!this.isClosed) this.render();
+    }, delay);
   }
 
   key(event) {
@@ -425,6 +437,7 @@ export class RunsView {
   recolour() {}
 
   close() {
+    this.isClosed = true;
     this.stream?.close();
     this.reading?.abort();
     this.readSoon.cancel();

@@ -22,6 +22,7 @@ export function stepDetails(run, step, { select, trace }) {
     : [];
   const facts = [
     ["Status", status(step.status)],
+    entry.folded ? ["Repetitions", repetitions(entry.folded)] : null,
     entry.skip_reason ? ["Reason", entry.skip_reason.replaceAll("_", " ")] : null,
     ["Started", time(entry.started_at)],
     ["Finished", time(entry.completed_at)],
@@ -116,6 +117,15 @@ export function stepDetails(run, step, { select, trace }) {
       : null,
     h("p", { class: "quiet" }, "Span ", h("code", {}, entry.span_id ?? ""), " of trace ", trace),
   ];
+}
+
+function repetitions(folded) {
+  const counts = ["completed", "failed", "cancelled", "lost", "running"].filter((name) => folded[name]);
+  const parts = counts.map((name) => `${folded[name].toLocaleString("en")} ${name}`);
+  if (folded.p50 !== null) {
+    parts.push(`half within ${duration(folded.p50)}, 95 % within ${duration(folded.p95)}, at most ${duration(folded.max)}`);
+  }
+  return parts.join(", ");
 }
 
 function attempts(step) {

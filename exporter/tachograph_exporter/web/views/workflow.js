@@ -3,9 +3,9 @@
 import { get } from "../api.js";
 import { h, replace } from "../dom.js";
 import { distribution } from "../drawing/distribution.js";
-import { palette } from "../drawing/palette.js";
-import { dollars, duration, parseTime, percent, shortId, status, time } from "../format.js";
-import uPlot from "../vendor/uPlot.esm.js";
+import { dollars, duration, percent, shortId, status, time } from "../format.js";
+import { Comparison } from "./comparison.js";
+import { TrendCharts } from "./trend_charts.js";
 
 const RANGES = {
   "24h": "last day",
@@ -16,7 +16,6 @@ const RANGES = {
 };
 const BUCKETS = { "24h": "1h", "7d": "1h", "30d": "1d", "90d": "1d", "365d": "1d" };
 const LAST_RUNS = 20;
-const CHART_HEIGHT = 190;
 
 export class WorkflowView {
   constructor(app, id, parameters) {
@@ -30,7 +29,6 @@ export class WorkflowView {
       h("h1", { tabindex: -1 }, "Workflow"),
       h("p", { class: "quiet" }, "Loading…"),
     );
-    this.charts = [];
     this.selectedRuns = new Set([parameters.get("a"), parameters.get("b")].filter(Boolean));
   }
 
@@ -72,12 +70,8 @@ export class WorkflowView {
       metrics.cost_usd ? ["Cost", dollars(metrics.cost_usd)] : null,
       ["Last success", time(metrics.last_completed_at)],
     ].filter(Boolean);
-    this.comparison = h("section", {
-      class: "comparison",
-      hidden: true,
-      "aria-live": "polite",
-      "aria-label": "Comparison",
-    });
+    this.comparison = new Comparison();
+    this.charts = new TrendCharts(trends);
     replace(
       this.element,
       h(
@@ -103,8 +97,8 @@ export class WorkflowView {
             trends.change_points.map((point) => h("li", { class: point.direction }, point.sentence)),
           )
         : null,
-      this.comparison,
-      h("div", { class: "charts" }, this.chartBoxes()),
+      this.comparison.element,
+      this.charts.element,
       h("h2", {}, "Steps"),
       this.steps(),
       h("h2", {}, "Last runs"),
@@ -115,133 +109,7 @@ export class WorkflowView {
       ),
       this.lastRuns(),
     );
-    this.draw();
-  }
-
-  chartBoxes() {
-    const { buckets } = this.trends;
-    if (!buckets.length) return [h("p", { class: "empty" }, "No runs ended in this period.")];
-    const seconds = (value) => duration(value);
-    const integer = (value) => (Number.isInteger(value) ? String(value) : "");
-    this.chartSpecs = [
-      {
-        title: "Duration",
-        format: seconds,
-        series: [
-          ["median", "completed", (b) => b.p50],
-          ["95th percentile", "retrying", (b) => b.p95],
-          ["99th percentile", "failed", (b) => b.p99],
-        ],
-      },
-      {
-        title: "Runs",
-        format: integer,
-        bars: true,
-        series: [
-          ["all", "running", (b) => b.total_executions],
-          ["failed", "failed", (b) => b.failed_executions],
-        ],
-      },
-      {
-        title: "Success",
-        format: (value) => percent(value, 0),
-        low: 0,
-        high: 100,
-        series: [["success rate", "completed", (b) => b.success_rate]],
-      },
-    ];
-    if (buckets.some((bucket) => bucket.cost_usd))
-      this.chartSpecs.push({
-        title: "Cost",
-        format: dollars,
-        low: 0,
-        series: [["US dollars", "critical", (b) => b.cost_usd]],
-      });
-    return this.chartSpecs.map((chart) => {
-      chart.box = h("div", { class: "plot" });
-      return h("figure", { class: "chart" }, h("figcaption", {}, chart.title), chart.box, this.asTable(chart));
-    });
-  }
-
-  /** A chart's data as a table for screen readers. */
-  asTable(chart) {
-    return h(
-      "div",
-      { class: "hidden" },
-      h(
-        "table",
-        {},
-        h("caption", {}, chart.title),
-        h(
-          "thead",
-          {},
-          h(
-            "tr",
-            {},
-            h("th", { scope: "col" }, "from"),
-            chart.series.map(([name]) => h("th", { scope: "col" }, name)),
-          ),
-        ),
-        h(
-          "tbody",
-          {},
-          this.trends.buckets.map((bucket) =>
-            h(
-              "tr",
-              {},
-              h("th", { scope: "row" }, bucket.start),
-              chart.series.map(([, , read]) => h("td", {}, chart.format(read(bucket)))),
-            ),
-          ),
-        ),
-      ),
-    );
-  }
-
-  draw() {
-    for (const chart of this.charts) chart.destroy();
-    this.charts = [];
-    const colours = palette();
-    const { buckets } = this.trends;
-    const at = buckets.map((bucket) => parseTime(bucket.start) / 1000);
-    for (const { box, format, series, bars, low, high } of this.chartSpecs ?? []) {
-      const axis = {
-        stroke: colours.quiet,
-        grid: { stroke: colours.line, width: 1 },
-        ticks: { stroke: colours.line, width: 1 },
-        font: "11px system-ui",
-      };
-      const options = {
-        width: Math.max(200, box.clientWidth),
-        height: CHART_HEIGHT,
-        legend: { live: true },
-        cursor: { points: { size: 6 } },
-        scales: {
-          x: { time: true, range: [parseTime(this.trends.start) / 1000, parseTime(this.trends.end) / 1000] },
-          y: { range: (_, from, to) => [low ?? 0, high ?? (to > 0 ? to * 1.1 : 1)] },
-        },
-        axes: [axis, { ...axis, size: 64, values: (_, values) => values.map(format) }],
-        series: [
-          {},
-          ...series.map(([label, colour]) => ({
-            label,
-            stroke: colours[colour],
-            width: 2,
-            value: (_, value) => (value === null ? "–" : format(value)),
-            ...(bars
-              ? { fill: colours[colour], paths: uPlot.paths.bars({ size: [0.7, 40] }) }
-              : { points: { show: buckets.length < 40, size: 5 } }),
-          })),
-        ],
-      };
-      this.charts.push(new uPlot(options, [at, ...series.map(([, , read]) => buckets.map(read))], box));
-    }
-    this.resizeObserver ??= new ResizeObserver(() => {
-      this.charts.forEach((chart, index) =>
-        chart.setSize({ width: Math.max(200, this.chartSpecs[index].box.clientWidth), height: CHART_HEIGHT }),
-      );
-    });
-    for (const { box } of this.chartSpecs ?? []) this.resizeObserver.observe(box);
+    this.charts.draw();
   }
 
   steps() {
@@ -396,83 +264,8 @@ export class WorkflowView {
     this.compare();
   }
 
-  async compare() {
-    const [a, b] = this.selectedRuns;
-    this.comparison.hidden = !a;
-    if (!a) return;
-    try {
-      // The later run against the earlier one; ids sort by time.
-      const [reference, execution] = b ? [a, b].sort() : [null, a];
-      const comparison = await get(
-        "api/workflows/executions/compare",
-        b ? { a: reference, b: execution } : { execution },
-      );
-      replace(
-        this.comparison,
-        h("h2", {}, b ? "Two runs compared" : "Compared with usual runs"),
-        h("p", { class: "sentence" }, comparison.sentence),
-        h(
-          "p",
-          { class: "quiet" },
-          h("a", { href: `#/executions/${execution}` }, shortId(execution)),
-          b
-            ? [" against ", h("a", { href: `#/executions/${reference}` }, shortId(reference))]
-            : comparison.baseline
-              ? ` against ${comparison.baseline.execution_count} completed runs`
-              : null,
-        ),
-        h(
-          "div",
-          { class: "scroll", tabindex: 0, role: "region", "aria-label": "Compared steps" },
-          h(
-            "table",
-            { class: "figures" },
-            h(
-              "thead",
-              {},
-              h(
-                "tr",
-                {},
-                ["Step", "Duration", "Reference", "Difference", "Ratio", "Blame"].map((name, index) =>
-                  h("th", { scope: "col", class: index ? "number" : null }, name),
-                ),
-              ),
-            ),
-            h(
-              "tbody",
-              {},
-              comparison.steps
-                .slice(0, 30)
-                .map((step) =>
-                  h(
-                    "tr",
-                    { class: step.step_name === comparison.culprit ? "culprit" : "" },
-                    h(
-                      "th",
-                      { scope: "row" },
-                      step.on_critical_path
-                        ? h("span", { class: "critical", title: "on the critical path" }, "◆ ")
-                        : null,
-                      step.step_name,
-                    ),
-                    h("td", { class: "number" }, duration(step.seconds)),
-                    h("td", { class: "number" }, duration(step.reference_seconds)),
-                    h(
-                      "td",
-                      { class: "number" },
-                      step.difference_seconds === null ? "–" : duration(step.difference_seconds),
-                    ),
-                    h("td", { class: "number" }, step.ratio === null ? "–" : `${Number(step.ratio.toPrecision(3))}×`),
-                    h("td", { class: "number" }, step.blame ? percent(100 * step.blame, 0) : ""),
-                  ),
-                ),
-            ),
-          ),
-        ),
-      );
-    } catch (problem) {
-      replace(this.comparison, h("p", { class: "error-text" }, problem.message));
-    }
+  compare() {
+    return this.comparison.show(...this.selectedRuns);
   }
 
   search() {
@@ -480,12 +273,11 @@ export class WorkflowView {
   }
 
   recolour() {
-    this.draw();
+    this.charts?.draw();
   }
 
   close() {
-    this.resizeObserver?.disconnect();
-    for (const chart of this.charts) chart.destroy();
+    this.charts?.close();
   }
 }
 

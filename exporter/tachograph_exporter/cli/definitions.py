@@ -1,0 +1,124 @@
+"""``tachograph validate`` and ``seed``: check workflow definitions and register them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sqlalchemy import Connection
+
+from tachograph.workflow.definition import Workflow
+from tachograph.workflow.validation import validate_document
+from tachograph_exporter import bundled_workflows
+from tachograph_exporter.cli.common import (
+    DATABASE,
+    AllowOption,
+    DatabaseOption,
+    HandlersOption,
+    JsonOption,
+    app,
+    fail,
+    load_handlers,
+    open_database,
+    out,
+    print_faults,
+    print_json,
+    report_errors,
+)
+from tachograph_exporter.cli.terminal import shown
+from tachograph_exporter.store import definitions as definition_rows
+from tachograph_exporter.store import workspaces as workspace_rows
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.views.schemas.workflows import ValidationResult
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(help="Workflow definition (JSON).")],
+    handlers: HandlersOption = None,
+    allow_handler: AllowOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Validate a workflow definition and list every fault with its place. Exit code: 0 if valid, else 1."""
+    try:
+        document = file.read_bytes()
+    except OSError as error:
+        fail(f"cannot read {file}: {error.strerror}")
+    workflow, report = validate_document(document, load_handlers(["examples", *(handlers or [])], allow_handler))
+    if as_json:
+        print_json(ValidationResult(report.is_valid, report.errors, report.warnings))
+    else:
+        print_faults(report.warnings, "warning")
+        print_faults(report.errors, "error")
+        if workflow is not None:
+            out.print(f'[green]✔[/] {shown(file)}: workflow "{shown(workflow.name)}", {len(workflow.steps)} steps')
+        else:
+            out.print(f"[red]✘[/] {shown(file)}: {len(report.errors)} error{'s' if len(report.errors) != 1 else ''}")
+    raise typer.Exit(0 if report.is_valid else 1)
+
+
+@app.command()
+def seed(
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="Directory of definitions (*.json). Default: the bundled examples."),
+    ] = None,
+    database: DatabaseOption = DATABASE,
+    workspace: Annotated[str, typer.Option("--workspace-id", help="Workspace id or slug.")] = "default",
+    project: Annotated[str, typer.Option("--project-id", help="Project id or slug.")] = "default",
+    skip_existing: Annotated[bool, typer.Option(help="Do not update workflows that are already registered.")] = False,
+    handlers: HandlersOption = None,
+) -> None:
+    """Register the workflow definitions in a directory, updating those that are already registered."""
+    with report_errors():
+        registry = load_handlers(["examples", *(handlers or [])])
+        paths = sorted((directory or bundled_workflows.workflow_directory()).glob("*.json"))
+        if not paths:
+            fail(f"no definitions (*.json) in {directory}")
+        valid: list[tuple[Path, Workflow]] = []
+        invalid_count = 0
+        for path in paths:
+            workflow, report = validate_document(path.read_bytes(), registry)
+            if workflow is None:
+                invalid_count += 1
+                out.print(f"[red]✘[/] {shown(path.name)}: {len(report.errors)} error(s)")
+                print_faults(report.errors, "error")
+            else:
+                valid.append((path, workflow))
+        with open_database(database) as store:
+            outcomes = seed_workflows(store, workspace, project, [w for _, w in valid], skip_existing=skip_existing)
+        for (path, workflow), outcome in zip(valid, outcomes, strict=True):
+            out.print(f"[green]✔[/] {shown(path.name)}: {shown(workflow.name)}, {len(workflow.steps)} steps, {outcome}")
+    raise typer.Exit(1 if invalid_count else 0)
+
+
+def seed_workflows(
+    store: Database, workspace: str, project: str, workflows: list[Workflow], *, skip_existing: bool = False
+) -> list[str]:
+    """Register definitions in one transaction. Returns an outcome for each: created, changed, unchanged or skipped.
+
+    The workspace and the project are looked up by id or slug; those called ``default`` are created if missing.
+    """
+
+    def work(connection: Connection) -> list[str]:
+        now = time.time_ns()
+        if workspace == "default":
+            workspace_rows.add_workspace(connection, workspace, now)
+        workspace_row = workspace_rows.find_workspace(connection, workspace)
+        if workspace_row is None:
+            fail(f'no workspace "{workspace}" in {store.name}')
+        if project == "default":
+            workspace_rows.add_project(connection, workspace_row.slug, project, now)
+        project_row = workspace_rows.project(connection, workspace_row.id, project)
+        if project_row is None:
+            fail(f'no project "{project}" in workspace "{workspace_row.slug}"')
+        return [
+            definition_rows.register_or_change(
+                connection, workspace_row.id, project_row.slug, workflow, now, skip_existing=skip_existing
+            )
+            for workflow in workflows
+        ]
+
+    return store.run(work)

@@ -1,0 +1,61 @@
+"""``tachograph rollups`` and ``archive``: keep a database correct and small."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tachograph_exporter.cli.common import DATABASE, DatabaseOption, app, fail, open_database, out, report_errors
+from tachograph_exporter.store import archiving
+from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
+from tachograph_exporter.times import parse_duration
+
+rollups_app = typer.Typer(no_args_is_help=True, help="Check or rebuild the rollups.")
+app.add_typer(rollups_app, name="rollups")
+
+
+@rollups_app.command("rebuild")
+def rebuild(
+    database: DatabaseOption = DATABASE,
+    check: Annotated[bool, typer.Option(help="Only report differences; exit code 1 if there are any.")] = False,
+) -> None:
+    """Rebuild the rollups from the executions and report how many rows differed. There should be none."""
+    with report_errors(), open_database(database, must_exist=True) as store:
+        differing = 0
+        keys = store.look(rollup_rebuild.workflows_with_executions)
+        for key in keys:
+            # One transaction per workflow, so that other writers are not blocked for long.
+            differing += store.run(lambda c, key=key: rollup_rebuild.rebuild_one(c, key, write=not check))  # type: ignore[misc]
+    verb = "differ" if check else "differed and were corrected"
+    out.print(f"{len(keys)} workflow(s): {f'{differing} row(s) {verb}' if differing else 'all rows are correct'}")
+    raise typer.Exit(1 if check and differing else 0)
+
+
+@app.command()
+def archive(
+    older_than: Annotated[str, typer.Option(help="Only executions that ended at least this long ago, such as 90d.")],
+    to: Annotated[Path | None, typer.Option(help="Directory for the Parquet files.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the executions instead of archiving them.")] = False,
+    database: DatabaseOption = DATABASE,
+) -> None:
+    """Move old executions to Parquet files. They stay listed and readable, and rollups keep counting them."""
+    if (to is None) == (not delete):
+        fail("give either --to DIR to archive executions, or --delete to delete them")
+    try:
+        age_ns = parse_duration(older_than)
+    except ValueError as error:
+        fail(str(error))
+    with report_errors(), open_database(database, must_exist=True) as store:
+        moved = archiving.archive(
+            store,
+            time.time_ns() - age_ns,
+            to,
+            on_day=lambda day, count: out.print(f"  {day}  {count} execution(s)"),
+        )
+    where = f" to {to}: {len(moved.files)} file(s), {moved.bytes:,} bytes" if to is not None else ""
+    out.print(f"[green]✔[/] {'archived' if to else 'deleted'} {moved.executions} execution(s){where}", soft_wrap=True)
+    if moved.left:
+        out.print(f"[yellow]{moved.left} changed in the meantime and are left for the next run[/]")
