@@ -110,7 +110,6 @@ def test_it_finds_the_spans(query: str, ids: str | None) -> None:
         ('{ name ~ "x" }', "expected a comparison at 8"),
         ("{ duration > }", "expected a value at 14"),
         ('{ name =~ "(a+)+" }', r"only text, \., \.\*"),
-        ('{ name =~ ".*a.*a.*a.*a.*a.*" }', "too many wildcards"),
         ("{ name =~ 5 }", 'expected a "pattern"'),
         ("{" + "(" * 100, "too deep"),
         ("{" + "!" * 5000, "too deep"),

@@ -42,5 +42,6 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        options: dict[str, Any] = server._kwargs
+        # Bodies are decoded off the event loop, see `encodings`.
+        options: dict[str, Any] = {**server._kwargs, "auto_decompress": False}
         return _Server(server.request_handler, request_factory=server.request_factory, **options)

@@ -12,6 +12,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from tachograph.errors import StoreUnavailable
+from tachograph_exporter.api import encodings
 from tachograph_exporter.api.request import CONFIG, workspace_of
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.ingest.receiver import Receiver
@@ -19,8 +20,6 @@ from tachograph_exporter.ingest.spans import BadRequest
 from tachograph_exporter.store.tokens import INGEST
 
 RECEIVER: Final = web.AppKey("receiver", Receiver)
-_INFLATION: Final = 8
-"""The assumed ratio of a compressed body's size to its decompressed size, until it is read."""
 _JSON: Final = "application/json"
 _PROTOBUF: Final = "application/x-protobuf"
 
@@ -28,32 +27,36 @@ _PROTOBUF: Final = "application/x-protobuf"
 async def traces(request: web.Request) -> web.Response:
     """``POST /v1/traces``: ingest spans; 200 once they are committed.
 
-    Protobuf or JSON as in OTLP/HTTP, optionally compressed with gzip. Spans that are rejected are reported as a partial
-    success. Executions, steps and attempts are assembled from the spans; the documentation has the mapping.
+    Protobuf or JSON as in OTLP/HTTP, optionally compressed with gzip or deflate. Spans that are rejected are
+    reported as a partial success. Executions, steps and attempts are assembled from the spans; the
+    documentation has the mapping.
     """
     kind = request.content_type
     if kind not in (_JSON, _PROTOBUF):
         return _refused(_JSON, 415, 3, f"send {_PROTOBUF} or {_JSON}, not {kind}")
     limit = request.app[CONFIG].max_body_bytes
-    if request.content_length is not None and request.content_length > limit:
-        return _refused(kind, 413, 3, f"the body is larger than {limit} bytes")
     workspace = await workspace_of(request)
     receiver = request.app[RECEIVER]
-    size = limit if request.content_length is None else request.content_length
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        size = min(limit, size * _INFLATION)
-    if not receiver.reserve(size):
-        return _refused(kind, 429, 8, "too many requests are waiting; retry later", retry_after=1)
+    reserved = 0
+
+    def reserve(size: int) -> bool:
+        nonlocal reserved
+        if not receiver.reserve(size):
+            return False
+        reserved += size
+        return True
+
     try:
         try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            return _refused(kind, 413, 3, f"the body is larger than {limit} bytes")
-        except (web.HTTPException, web.RequestPayloadError, ValueError) as error:
-            answer = _refused(kind, 400, 3, f"the body cannot be read: {error}")
-            # The rest of the body would be read as the next request.
-            answer.force_close()
-            return answer
+            body = await encodings.read(request, limit, reserve)
+        except encodings.UnsupportedEncoding as error:
+            return _closing(_refused(kind, 415, 3, str(error)))
+        except encodings.TooLarge:
+            return _closing(_refused(kind, 413, 3, f"the body is larger than {limit} bytes"))
+        except encodings.NoRoom:
+            return _closing(_refused(kind, 429, 8, "too many requests are waiting; retry later", retry_after=1))
+        except (encodings.Unreadable, web.HTTPException, web.RequestPayloadError, ValueError) as error:
+            return _closing(_refused(kind, 400, 3, f"the body cannot be read: {error}"))
         pending = receiver.submit(workspace.id, workspace.slug, body, is_json=kind == _JSON)
         try:
             result = await asyncio.wrap_future(pending)
@@ -62,12 +65,18 @@ async def traces(request: web.Request) -> web.Response:
         except StoreUnavailable:
             return _refused(kind, 503, 14, "the database is unavailable; retry later", retry_after=5)
     finally:
-        receiver.release(size)
+        receiver.release(reserved)
     message = ExportTraceServiceResponse()
     if result.rejected:
         message.partial_success.rejected_spans = result.rejected
         message.partial_success.error_message = result.why
     return _answer(kind, 200, message)
+
+
+def _closing(answer: web.Response) -> web.Response:
+    """The answer to a request whose body was not read to its end: the rest would be read as the next request."""
+    answer.force_close()
+    return answer
 
 
 def _refused(kind: str, status: int, code: int, why: str, *, retry_after: int | None = None) -> web.Response:

@@ -67,7 +67,7 @@ class Problem(Exception):
             content_type="application/problem+json",
             headers=self.headers,
         )
-        if self.code in ("bad_request", "body_too_large"):
+        if self.code in ("bad_request", "body_too_large", "unsupported_media_type"):
             # What follows on the connection may be the rest of a body that was not read.
             response.force_close()
         return response
@@ -157,6 +157,10 @@ def not_json(content_type: str) -> Problem:
 
 def unreadable(place: str, reason: str) -> Problem:
     return Problem(400, "bad_request", f"{place} {reason}")
+
+
+def unsupported_encoding(reason: str) -> Problem:
+    return Problem(415, "unsupported_media_type", reason)
 
 
 def too_large(limit: int) -> Problem:
@@ -251,7 +255,10 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "project_exists": (409, "The workspace already has a project with this slug."),
     "archive_unavailable": (410, "The execution is archived, and its file cannot be read."),
     "body_too_large": (413, "The body is larger than the service accepts."),
-    "unsupported_media_type": (415, "The body was not sent as application/json."),
+    "unsupported_media_type": (
+        415,
+        "The body was not sent as application/json, or its Content-Encoding is not supported.",
+    ),
     "wrong_host": (421, "Without a token, the Host header must name this machine."),
     "invalid_parameters": (422, "Query parameters are not valid; every fault is listed."),
     "invalid_body": (422, "The body is JSON but does not match the schema; the detail says where."),

@@ -190,7 +190,7 @@ class Query:
         words = sorted(self.texts(name))
         for word in words:
             if word not in valid:
-                hint = did_you_mean(word, valid) or f"; expected one of: {', '.join(sorted(valid))}"
+                hint = did_you_mean(word, valid, self._faults) or f"; expected one of: {', '.join(sorted(valid))}"
                 self.fault(name, f'"{word}" is not a status{hint}')
         return [word for word in words if word in valid]
 
@@ -198,7 +198,7 @@ class Query:
         """Raise 422 with every fault, if there are any."""
         for name in self._values:
             if name not in self._names:
-                hint = did_you_mean(name, self._names)
+                hint = did_you_mean(name, self._names, self._faults)
                 self._faults.append(Fault("unknown_parameter", name, f'there is no parameter "{name}"{hint}'))
         if self._faults:
             raise problems.invalid_parameters(self._faults)

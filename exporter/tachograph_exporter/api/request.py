@@ -12,7 +12,7 @@ from sqlalchemy import Row
 from tachograph.errors import Fault
 from tachograph.recording.recorder import Recorder
 from tachograph.workflow.executor import Executor
-from tachograph_exporter.api import problems
+from tachograph_exporter.api import encodings, problems
 from tachograph_exporter.api.caller import caller_of
 from tachograph_exporter.config import Config
 from tachograph_exporter.store import definitions as definition_rows
@@ -54,11 +54,18 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The body. Raises 413 if its declared length exceeds the limit, before reading it."""
+    """The decoded body. Raises 413 if it exceeds the limit, before reading what exceeds it; 400 and 415 if it cannot be
+    read.
+    """
     limit = request.app[CONFIG].max_body_bytes
-    if request.content_length is not None and request.content_length > limit:
-        raise problems.too_large(limit)
-    return await request.read()
+    try:
+        return await encodings.read(request, limit, lambda _size: True)
+    except encodings.TooLarge:
+        raise problems.too_large(limit) from None
+    except encodings.UnsupportedEncoding as error:
+        raise problems.unsupported_encoding(str(error)) from None
+    except encodings.Unreadable as error:
+        raise problems.unreadable("the body", f"cannot be read: {error}") from None
 
 
 def is_text(text: str) -> bool:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
+from tachograph_exporter.ingest.envelope import is_too_much
 from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore
 from tachograph_exporter.ingest.spans import MAX_SPANS, BadRequest, SpanRecord, parse, records
 
@@ -66,7 +67,7 @@ class Receiver:
         """Spans rejected so far."""
 
     def reserve(self, size: int) -> bool:
-        """Reserve room for a request of ``size`` bytes before it is read; False when there is not enough."""
+        """Reserve room for ``size`` bytes that arrived; False when there is not enough."""
         with self._lock:
             if self._waiting and self._waiting + size > MAX_BYTES:
                 return False
@@ -165,6 +166,9 @@ def _answer(stored: int, rejections: Sequence[str]) -> Answer:
 def _read(request: _Request) -> _ReadRequest | None:
     """A request's spans; None when it has already been answered."""
     if not request.answer.set_running_or_notify_cancel():
+        return None
+    if is_too_much(request.body, is_json=request.is_json):
+        request.answer.set_exception(BadRequest("the request carries too many spans or attributes; send it in parts"))
         return None
     spans: list[SpanRecord] = []
     rejections: list[str] = []

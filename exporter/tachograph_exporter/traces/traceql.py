@@ -2,7 +2,7 @@
 
 Language: https://grafana.com/docs/tempo/latest/traceql/construct-traceql-queries/. Not supported, and refused by name:
 structural operators between spansets (``>>``, ``~`` …), pipelines (``| count() > 2``), arithmetic, and regular
-expressions beyond ``.``, ``.*``, ``.+`` and ``|`` (others can be made to run forever).
+expressions beyond ``.``, ``.*``, ``.+`` and ``|`` (see `Pattern`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from tachograph_exporter.times import parse_duration
+from tachograph_exporter.traces.pattern import Pattern, PatternError
 from tachograph_exporter.traces.trace_query import (
     ALIASES,
     INTRINSICS,
@@ -33,8 +33,9 @@ from tachograph_exporter.traces.trace_query import (
 MAX_CHARACTERS: Final = 10_000
 _MAX_DEPTH: Final = 50
 _MAX_ALTERNATIVES: Final = 50
-_MAX_WILDCARDS: Final = 4
-_MAX_PATTERN: Final = 2000
+_MAX_CONDITIONS: Final = 100
+_MAX_NUMBER: Final = 40
+"""Characters of a number."""
 
 
 class TraceQLError(ValueError):
@@ -51,7 +52,9 @@ _TOKEN: Final = re.compile(
     re.VERBOSE,
 )
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
-_SHORT_UNITS: Final = {"ns": 1, "us": 1000, "µs": 1000}
+_NANOSECONDS: Final = {
+    "ns": 1, "us": 1000, "µs": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9, "d": 86_400 * 10**9,
+}  # fmt: skip
 _OPERATORS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "=": operator.eq, "!=": operator.ne, ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le,
 }  # fmt: skip
@@ -76,7 +79,8 @@ class _Parser:
         self._text = text
         self._tokens: list[_Token] = []
         at = 0
-        while text[at:].strip():
+        end = len(text.rstrip())
+        while at < end:
             token = _TOKEN.match(text, at)
             if token is None:
                 raise TraceQLError(f"not understood at {at + 1}: {text[at:].strip()[:40]!r}")
@@ -84,6 +88,7 @@ class _Parser:
             self._tokens.append(_Token(kind, token[kind], token.start(kind)))
             at = token.end()
         self._next = 0
+        self._conditions = 0
 
     def _peek(self) -> str:
         token = self._tokens[self._next] if self._next < len(self._tokens) else None
@@ -179,6 +184,9 @@ class _Parser:
         token = self._tokens[self._next] if self._next < len(self._tokens) else None
         if token is None or token.kind != "word":
             raise self._error("expected a field")
+        self._conditions += 1
+        if self._conditions > _MAX_CONDITIONS:
+            raise self._error(f"more than {_MAX_CONDITIONS} conditions; expected the end")
         self._next += 1
         if token.text in ("true", "false"):
             answer = token.text == "true"
@@ -219,11 +227,7 @@ class _Parser:
             raise self._error("expected a value")
         self._next += 1
         if token.kind == "number":
-            if duration := _DURATION.fullmatch(token.text):
-                unit_ns = _SHORT_UNITS.get(duration[2])
-                value: Any = round(float(duration[1]) * unit_ns) if unit_ns is not None else parse_duration(token.text)
-            else:
-                value = float(token.text) if "." in token.text else int(token.text)
+            value = self._number(token)
             return -value if is_negative else value
         if is_negative:
             raise self._error("expected a number after -")
@@ -238,35 +242,24 @@ class _Parser:
         self._next -= 1
         raise self._error('expected a value: "text", 5, 1.5s, true, nil, a status or a kind')
 
+    def _number(self, token: _Token) -> int | float:
+        if len(token.text) <= _MAX_NUMBER:
+            duration = _DURATION.fullmatch(token.text)
+            if duration is None:
+                value = float(token.text) if "." in token.text else int(token.text)
+            else:
+                value = round(float(duration[1]) * _NANOSECONDS[duration[2]])
+            if value < 1 << 63:
+                return value
+        self._next -= 1
+        raise self._error("expected a number or a duration in nanoseconds within 64 bits")
+
     def _match(self, field: Field, value: Any, *, expected: bool) -> Test:
         if not isinstance(value, str) or isinstance(value, Word):
             self._next -= 1
             raise self._error('expected a "pattern"')
-        return match(field, _pattern(value), expected=expected)
-
-
-def _pattern(text: str) -> Callable[[str], bool]:
-    """An anchored regular expression, limited to what always ends soon."""
-    if text.count("*") + text.count("+") > _MAX_WILDCARDS * (1 + text.count("|")) or len(text) > _MAX_PATTERN:
-        raise TraceQLError(f"the pattern {text[:40]!r} has too many wildcards")
-    parts: list[str] = []
-    at = 0
-    while at < len(text):
-        character, following = text[at], text[at + 1 : at + 2]
-        length = 1
-        if character == "\\" and following and not following.isalnum():
-            parts.append(re.escape(following))
-            length = 2
-        elif character == ".":
-            is_repeated = following in ("*", "+")
-            parts.append("." + following if is_repeated else ".")
-            length = 2 if is_repeated else 1
-        elif character == "|":
-            parts.append("|")
-        elif character in "\\*+?()[]{}^$":
-            raise TraceQLError(f"patterns support only text, ., .*, .+ and |, not {text[at:][:20]!r}")
-        else:
-            parts.append(re.escape(character))
-        at += length
-    compiled = re.compile("".join(parts), re.DOTALL)
-    return lambda value: compiled.fullmatch(value[:_MAX_PATTERN]) is not None
+        try:
+            return match(field, Pattern(value), expected=expected)
+        except PatternError as error:
+            self._next -= 1
+            raise self._error(f"{error}; expected such a pattern") from None

@@ -91,7 +91,7 @@ class _Reader:
             field = table.get(key)
             if field is None:
                 names = [name for name in table if not name.endswith("_id") and name != "meta_data"]
-                self.fault("unknown_key", place, f'unknown key "{key}"{did_you_mean(str(key), names)}')
+                self.fault("unknown_key", place, f'unknown key "{key}"{did_you_mean(str(key), names, self.faults)}')
             elif item is None and not field.nullable:
                 if not field.optional:
                     self.fault("wrong_type", place, "must not be null")
@@ -201,7 +201,7 @@ def _choice(kind: type[StrEnum], what: str) -> Callable[[_Reader, Any, str], Any
         if isinstance(value, str) and value.lower() in members:
             return members[value.lower()]
         shown = f'"{value}"' if isinstance(value, str) else _type(value)
-        hint = did_you_mean(str(value), members)
+        hint = did_you_mean(str(value), members, reader.faults)
         reader.fault("unknown_value", at, f"{shown} is not a {what}{hint}; use one of {', '.join(members)}")
         return _BAD
 

@@ -34,7 +34,7 @@ def bind(workflow: Workflow, inputs: Mapping[str, Any]) -> dict[str, Any]:
     variables = {variable.name: variable for variable in workflow.variables}
     for name in inputs:
         if name not in variables:
-            hint = did_you_mean(name, variables)
+            hint = did_you_mean(name, variables, faults)
             faults.append(
                 Fault(
                     "unknown_variable", f"input_variables.{name}", f'"{name}" is not a variable of this workflow{hint}'

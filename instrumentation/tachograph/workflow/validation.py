@@ -100,7 +100,7 @@ def _dependencies(workflow: Workflow, graph: Graph, report: Report) -> None:
         for j, name in enumerate(step.depends_on_steps):
             at = f"steps[{i}].depends_on_steps[{j}]"
             if name not in graph.positions:
-                hint = did_you_mean(name, graph.positions)
+                hint = did_you_mean(name, graph.positions, report.errors)
                 message = f'step "{step.name}" depends on "{name}", which is not a step of this workflow{hint}'
                 report.errors.append(Fault("unknown_dependency", at, message))
             elif name in seen:
@@ -117,7 +117,7 @@ def _dependencies(workflow: Workflow, graph: Graph, report: Report) -> None:
 def _fallback(i: int, step: Step, graph: Graph, stands_in: dict[str, str], report: Report) -> None:
     at, name = f"steps[{i}].fallback_step", step.fallback_step or ""
     if name not in graph.positions:
-        hint = did_you_mean(name, graph.positions)
+        hint = did_you_mean(name, graph.positions, report.errors)
         message = f'the fallback of step "{step.name}" is "{name}", which is not a step of this workflow{hint}'
         report.errors.append(Fault("unknown_fallback", at, message))
     elif name == step.name:
@@ -141,7 +141,9 @@ def _conditions(workflow: Workflow, graph: Graph, report: Report) -> None:
             report.errors.append(Fault("bad_condition", at, str(error)))
             continue
         for name in sorted(condition.variables - variables - {"inputs", "steps"}):
-            message = f'the condition reads "{name}", which is not a variable{did_you_mean(name, variables)}'
+            message = (
+                f'the condition reads "{name}", which is not a variable{did_you_mean(name, variables, report.errors)}'
+            )
             if name in graph.positions:
                 message += f'; the outcome of step "{name}" is steps.{name}.output'
             report.errors.append(Fault("unknown_variable", at, message))
@@ -150,7 +152,7 @@ def _conditions(workflow: Workflow, graph: Graph, report: Report) -> None:
         ancestors = {graph.names[j] for j in graph.ancestors(i)}
         for name in sorted(condition.steps - ancestors):
             if name not in graph.positions:
-                hint = did_you_mean(name, graph.positions)
+                hint = did_you_mean(name, graph.positions, report.errors)
                 message = f'the condition reads step "{name}", which is not a step of this workflow{hint}'
             else:
                 message = (
@@ -170,7 +172,7 @@ def _handlers(workflow: Workflow, handlers: HandlerRegistry, report: Report) -> 
             continue
         handler = handlers.find(step.handler)
         if handler is None:
-            hint = did_you_mean(step.handler, handlers.names())
+            hint = did_you_mean(step.handler, handlers.names(), report.errors)
             message = f'step "{step.name}" uses handler "{step.handler}", which is not registered{hint}'
             report.errors.append(Fault("unknown_handler", at, message))
         elif not handlers.is_allowed(handler):

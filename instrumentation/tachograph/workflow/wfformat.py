@@ -67,14 +67,13 @@ def from_wfformat(document: bytes, *, speed: float = 1.0) -> Workflow:
         raise InvalidWorkflow([Fault("wrong_version", "schemaVersion", message)])
     tasks = recording.workflow.specification.tasks
     task_ids = {task.id for task in tasks}
-    faults = []
+    faults: list[Fault] = []
     for i, task in enumerate(tasks):
         for j, parent in enumerate(task.parents):
             if parent not in task_ids:
                 at = f"workflow.specification.tasks[{i}].parents[{j}]"
-                message = (
-                    f'task "{task.id}" names parent "{parent}", which is not a task{did_you_mean(parent, task_ids)}'
-                )
+                hint = did_you_mean(parent, task_ids, faults)
+                message = f'task "{task.id}" names parent "{parent}", which is not a task{hint}'
                 faults.append(Fault("unknown_dependency", at, message))
     if faults:
         raise InvalidWorkflow(faults, name=recording.name)

@@ -1,0 +1,220 @@
+"""Bodies of OTLP requests: compressed, broken, huge when read, announced and never sent."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api.encodings import NoRoom, TooLarge, Unreadable, decoded
+from tachograph_exporter.config import Config
+from tachograph_exporter.ingest.envelope import MAX_MESSAGES, is_too_much
+from tachograph_exporter.ingest.receiver import MAX_BYTES
+from tests.conftest import Api, serve
+
+PROTOBUF = "application/x-protobuf"
+
+
+@pytest.fixture
+async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
+    async for api in serve(Config(database=any_database_url, grace_seconds=0.1), handlers):
+        yield api
+
+
+def raw_deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-15)
+    return compressor.compress(data) + compressor.flush()
+
+
+def two_members(data: bytes) -> bytes:
+    return gzip.compress(data[:9]) + gzip.compress(data[9:])
+
+
+def export(name: str = "a") -> bytes:
+    request = ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add(trace_id=b"t" * 16, span_id=b"s" * 8, name=name)
+    span.start_time_unix_nano = span.end_time_unix_nano = 1_790_000_000_000_000_000
+    span.attributes.add(key="k" + name).value.string_value = "v" + name
+    return request.SerializeToString()
+
+
+async def send(api: Api, body: Any, kind: str = PROTOBUF, path: str = "/v1/traces", **headers: str) -> tuple[int, Any]:
+    headers = {"Content-Type": kind, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    async with api.session.post(api.address + path, data=body, headers=headers) as response:
+        return response.status, response
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [
+    ("gzip", gzip.compress), ("GZIP", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress),
+    ("deflate", raw_deflate), ("gzip", two_members),
+])  # fmt: skip
+def test_what_is_read(encoding: str, compress: Any) -> None:
+    name = "gzip" if "gz" in encoding.lower() else encoding
+    assert decoded(compress(export()), name, 10_000, lambda _size: True) == export()
+
+
+@given(st.binary(max_size=300), st.integers(0, 40), st.sampled_from(["gzip", "deflate", "raw"]))
+def test_compressed_data_is_whole_or_refused(data: bytes, cut: int, kind: str) -> None:
+    compress: dict[str, Callable[[bytes], bytes]] = {
+        "gzip": gzip.compress, "deflate": zlib.compress, "raw": raw_deflate,
+    }  # fmt: skip
+    compressed = compress[kind](data)
+    encoding = "gzip" if kind == "gzip" else "deflate"
+    assert decoded(compressed, encoding, 300, lambda _size: True) == data
+    if 0 < cut < len(compressed) and kind != "raw":
+        with pytest.raises(Unreadable):
+            decoded(compressed[:-cut], encoding, 300, lambda _size: True)
+        with pytest.raises(Unreadable):
+            decoded(compressed + b"x" * cut, encoding, 300, lambda _size: True)
+
+
+async def test_encodings_over_http(api: Api) -> None:
+    body = export()
+    cases: list[tuple[str, bytes, int]] = [
+        ("gzip", gzip.compress(body), 200), ("deflate", zlib.compress(body), 200), ("deflate", raw_deflate(body), 200),
+        ("Gzip", gzip.compress(body), 200), ("identity", body, 200), ("foo", body, 415), ("br", body, 415),
+        ("zstd", body, 415), ("gzip, gzip", gzip.compress(gzip.compress(body)), 415), ("gzip", body, 400),
+        ("deflate", body, 400), ("gzip", gzip.compress(body)[:-5], 400), ("gzip", gzip.compress(body)[:-1], 400),
+        ("gzip", gzip.compress(body) + b"tail", 400), ("deflate", zlib.compress(body)[:-3], 400),
+        ("compress", body, 415), ("gzip", gzip.compress(b"\0" * 20_000_000), 413),
+        ("deflate", zlib.compress(b"\0" * 20_000_000), 413),
+    ]  # fmt: skip
+    for encoding, content, expected in cases:
+        status, response = await send(api, content, Content_Encoding=encoding)
+        assert status == expected, (encoding, len(content))
+        assert response.content_type == PROTOBUF
+        if status in (413, 415):
+            assert response.headers["Connection"] == "close"
+
+
+async def test_other_routes_read_the_same_encodings(api: Api) -> None:
+    body = msgspec.json.encode({"name": "w", "steps": [{"name": "s"}]})
+    for encoding, content, expected in (
+        ("gzip", gzip.compress(body), 200), ("deflate", zlib.compress(body), 200), ("br", body, 415),
+        ("gzip", body, 400), ("gzip", gzip.compress(body)[:-2], 400), ("gzip", gzip.compress(b" " * 20_000_000), 413),
+    ):  # fmt: skip
+        status, response = await send(
+            api, content, "application/json", "/api/workflows/validate", Content_Encoding=encoding
+        )
+        assert status == expected, encoding
+        assert response.headers.get("Connection", "keep-alive") == ("close" if status != 200 else "keep-alive")
+
+
+def test_what_is_decoded_is_bounded_while_it_grows() -> None:
+    bomb = gzip.compress(gzip.compress(b"\0" * 300_000_000))
+    once = decoded(bomb, "gzip", 1_000_000, lambda _size: True)
+    sizes: list[int] = []
+
+    def reserve(size: int) -> bool:
+        sizes.append(size)
+        return True
+
+    with pytest.raises(TooLarge):
+        decoded(once, "gzip", 1_000_000, reserve)
+    assert sum(sizes) <= 1_000_000
+    with pytest.raises(NoRoom):
+        decoded(once, "gzip", 1_000_000, lambda _size: False)
+
+
+def varint(number: int) -> bytes:
+    encoded = b""
+    while number > 127:
+        encoded += bytes([number & 127 | 128])
+        number >>= 7
+    return encoded + bytes([number])
+
+
+def field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + varint(len(content)) + content
+
+
+MANY = MAX_MESSAGES + 1
+SWARMS = {
+    "spans": (field(1, field(2, b"\x12\x00" * MANY)), PROTOBUF),
+    "scopes": (field(1, b"\x12\x00" * MANY), PROTOBUF),
+    "resources": (b"\x0a\x00" * MANY, PROTOBUF),
+    "spread": (field(1, field(2, b"\x12\x00" * 10)) * (MANY // 12 + 1), PROTOBUF),
+    "in JSON": (b'{"resourceSpans":[{"scopeSpans":[{"spans":[' + b"{}," * 600_000 + b"{}]}]}]}", "application/json"),
+    "lists in JSON": (b'{"resourceSpans":[' + b"[]," * 600_000 + b"[]]}", "application/json"),
+}
+
+
+@pytest.mark.parametrize("name", SWARMS)
+async def test_a_swarm_of_tiny_spans_is_refused_before_it_is_read(api: Api, name: str) -> None:
+    body, kind = SWARMS[name]
+    assert is_too_much(body, is_json=kind != PROTOBUF)
+    slowest = 0.0
+    sending = [asyncio.create_task(send(api, gzip.compress(body), kind, Content_Encoding="gzip")) for _ in range(4)]
+    while not all(task.done() for task in sending):
+        started = time.monotonic()
+        assert (await api.call("GET", "/-/healthy"))[0] == 200
+        slowest = max(slowest, time.monotonic() - started)
+    assert {(await task)[0] for task in sending} == {400}
+    assert slowest < 1
+
+
+@given(st.binary(max_size=200))
+def test_counting_ends_whatever_it_reads(body: bytes) -> None:
+    assert not is_too_much(body, is_json=False)
+
+
+def test_an_ordinary_request_is_not_too_much() -> None:
+    request = ExportTraceServiceRequest.FromString(export())
+    spans = request.resource_spans[0].scope_spans[0].spans
+    spans.extend([spans[0]] * 99_999)
+    assert not is_too_much(request.SerializeToString(), is_json=False)
+
+
+async def open_post(api: Api, length: int, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = api.address.partition("//")[2].partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /v1/traces HTTP/1.1\r\nHost: {host}\r\nContent-Type: {PROTOBUF}\r\nContent-Length: {length}\r\n\r\n"
+    writer.write(head.encode() + sent)
+    await writer.drain()
+    return reader, writer
+
+
+async def test_announced_bytes_take_no_room(api: Api) -> None:
+    idle = [await open_post(api, 10_000_000, b"\x0a") for _ in range(20)]
+    assert (await send(api, export()))[0] == 200
+    assert api.service.receiver.reserve(MAX_BYTES - 1000)
+    api.service.receiver.release(MAX_BYTES - 1000)
+    for _, writer in idle:
+        writer.close()
+
+
+async def test_room_is_given_back_whatever_happens(api: Api) -> None:
+    _, writer = await open_post(api, 10_000, b"\x0a" * 5000)
+    await send(api, gzip.compress(b"\0" * 20_000_000), Content_Encoding="gzip")
+    await send(api, b"not gzip", Content_Encoding="gzip")
+    await send(api, gzip.compress(export())[:-3], Content_Encoding="gzip")
+    await send(api, export())
+    writer.close()
+    async with asyncio.timeout(10):
+        while api.service.receiver._waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_too_large_a_body_closes_the_connection(api: Api) -> None:
+    reader, writer = await open_post(api, 50_000_000, b"\x0a" * 1000)
+    async with asyncio.timeout(10):
+        head = await reader.readuntil(b"\r\n\r\n")
+    assert b" 413 " in head.splitlines()[0]
+    assert b"connection: close" in head.lower()
+    writer.close()
+
+
+async def test_names_with_a_null_character_are_taken_or_refused(api: Api) -> None:
+    status, _ = await send(api, export("a\0b"))
+    assert status in (200, 400)
+    assert (await send(api, export("fine")))[0] == 200
