@@ -83,6 +83,8 @@ class ExpectedSeries:
         if step.started_ns is None:
             return
         self._add(STEP_WAIT, (step.dependency_ns or 0) / NS, step.name, "dependency")
+        if step.unaccounted_ns:
+            self._add(STEP_WAIT, step.unaccounted_ns / NS, step.name, "unaccounted")
         has_ended = step.status not in _OPEN and step.finished_ns is not None
         if has_ended:
             self._add(STEP_DURATION, ((step.finished_ns or 0) - step.started_ns) / NS, step.name, step.status)

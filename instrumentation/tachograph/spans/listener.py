@@ -227,7 +227,7 @@ class SpanListener:
             if attempt is None:
                 attempt = self._start_attempt(run, step, span, event.attempt, event.attempt_started_ns)
             _end(run, attempt, event.time_ns, {semconv.STEP_STATUS: event.status.value}, event.failure)
-        wait_ns = event.dependency_ns + event.queue_ns + event.backoff_ns
+        wait_ns = event.dependency_ns + event.unaccounted_ns + event.queue_ns + event.backoff_ns
         attributes = step_state_attributes(event.status, event.attempt, wait_ns)
         if run.costs:
             attributes.update(run.costs.pop(step.step_id, {}))
