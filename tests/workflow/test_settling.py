@@ -527,16 +527,19 @@ async def test_no_thread_no_work(work: HandlerRegistry, monkeypatch: pytest.Monk
     assert ran == ["b"]
 
 
-def test_a_forked_child_has_threads_of_its_own() -> None:
+def test_a_forked_child_has_threads_of_its_own(wait_until: Callable[[Callable[[], bool]], None]) -> None:
     handlers = registry.copy()
 
     @handlers.register("sync")
     def sync(context: StepContext) -> int:
         return os.getpid()
 
-    executor = Executor(lambda event: None, handlers=handlers)
+    runner = LocalRunner()
+    executor = Executor(lambda event: None, handlers=handlers, runner=runner)
     flow = WorkflowBuilder("w").step("a", handler="sync", timeout_seconds=5).build()
     assert str(asyncio.run(executor.run(flow)).status) == "completed"
+    # A thread that waits for work: the child inherits the count of them, but not the thread.
+    wait_until(lambda: runner._threads._idle == 1)
     child = os.fork()
     if child == 0:
         try:
