@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 # Single tests spread over the cores better than whole files do; loadgroup keeps those together that share a fixture.
 PARALLEL := -n auto --dist loadgroup
-UNIT := -m "not e2e"
+UNIT := -m "not e2e and not edges"
 
 .PHONY: demo test check lint unit test-all coverage bench peers docs dashboards preview pictures vendor clean help
 
@@ -22,11 +22,11 @@ lint: $(VENV)/.test  ## Format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-unit: $(VENV)/.test  ## The unit tests
+unit: $(VENV)/.test  ## The unit tests; tests of the edges and of real components are left to `make check`
 	$(BIN)/pytest $(PARALLEL) $(UNIT) $(PYTEST_OPTIONS)
 
 # One virtual environment per Python: .venv-3.12 and so on.
-test-all:  ## The unit tests on every supported Python that is installed
+test-all:  ## The unit tests and those of the edges on every supported Python that is installed
 	@failed=""; tested=""; \
 	for version in 3.11 3.12 3.13; do \
 	  python=""; \
@@ -35,7 +35,7 @@ test-all:  ## The unit tests on every supported Python that is installed
 	  done; \
 	  if [ -z "$$python" ]; then echo "Python $$version is not installed: skipped"; continue; fi; \
 	  echo "Python $$version: $$python"; tested="$$tested $$version"; \
-	  $(MAKE) --no-print-directory unit VENV=.venv-$$version PYTHON="$$python" || failed="$$failed $$version"; \
+	  $(MAKE) --no-print-directory unit UNIT='-m "not e2e"' VENV=.venv-$$version PYTHON="$$python" || failed="$$failed $$version"; \
 	done; \
 	if [ -z "$$tested" ]; then echo "no supported Python is installed" >&2; exit 1; fi; \
 	if [ -n "$$failed" ]; then echo "failed on Python:$$failed" >&2; exit 1; fi; \

@@ -37,6 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # These start the service and talk to it over a socket.
         if {"api", "guarded"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.e2e)
+        if "edges" in item.path.parent.parts:
+            item.add_marker(pytest.mark.edges)
 
 
 class Api:
