@@ -23,11 +23,12 @@ ORACLE = {
 }
 
 
+@pytest.mark.timeout(400)  # 56 processes, one after the other, on a busy machine.
 @pytest.mark.parametrize("place", PLACES)
 def test_every_view_equals_what_happened(place: str, tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-W", "error", str(PROGRAM), place, str(tmp_path)],
-        capture_output=True, text=True, timeout=110, check=False, env=environment(MATRIX_DIRECTORY=str(tmp_path)),
+        capture_output=True, text=True, timeout=390, check=False, env=environment(MATRIX_DIRECTORY=str(tmp_path)),
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-4000:]
     said = json.loads(ran.stdout)
