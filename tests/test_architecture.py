@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import graphlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,13 +49,23 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
+def parse(path: Path) -> ast.Module:
+    # Before Python 3.12, garbage collection that runs code in the middle of `ast.parse` can make it fail with
+    # "AST constructor recursion depth mismatch" (CPython issue 106905).
+    gc.disable()
+    try:
+        return ast.parse(path.read_text())
+    finally:
+        gc.enable()
+
+
 def imports() -> dict[str, set[str]]:
     """Which module of ours imports which, at its top or inside a function."""
     known = dict(modules())
     graph: dict[str, set[str]] = {}
     for name, path in known.items():
         found = graph[name] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parse(path)):
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
                 found |= {full if full in known else node.module for full in names} & known.keys()
