@@ -20,7 +20,15 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 
-from tachograph.events import Event
+from tachograph.events import (
+    Event,
+    ExecutionFinished,
+    ExecutionStarted,
+    ExecutionStatus,
+    StepFinished,
+    StepStarted,
+    StepStatus,
+)
 from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_span_id, step_id, workflow_id
 from tachograph.recording.recorder import Recorder
 from tachograph.workflow import HandlerRegistry, registry
@@ -215,6 +223,21 @@ def make_step(execution: ExecutionRef, name: str, **fields: Any) -> StepRef:
         parent_span_id=execution.span_id,
         **fields,
     )
+
+
+def make_run(execution: ExecutionRef) -> list[Event]:
+    """The events of an execution with one step, both completed."""
+    step = make_step(execution, "a")
+    return [
+        ExecutionStarted(execution=execution, time_ns=1),
+        StepStarted(step=step, time_ns=2),
+        StepFinished(
+            step=step, time_ns=3, status=StepStatus.COMPLETED, attempt=1, started_ns=2, attempt_started_ns=2
+        ),
+        ExecutionFinished(
+            execution=execution, time_ns=4, status=ExecutionStatus.COMPLETED, started_ns=1, step_count=1
+        ),
+    ]  # fmt: skip
 
 
 @pytest.fixture

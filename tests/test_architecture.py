@@ -64,14 +64,14 @@ def imports() -> dict[str, set[str]]:
     known = dict(modules())
     graph: dict[str, set[str]] = {}
     for name, path in known.items():
-        found = graph[name] = set()
+        imported = graph[name] = set()
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
-                found |= {full if full in known else node.module for full in names} & known.keys()
+                imported |= {full if full in known else node.module for full in names} & known.keys()
             elif isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names} & known.keys()
-        found.discard(name)
+                imported |= {alias.name for alias in node.names} & known.keys()
+        imported.discard(name)
     return graph
 
 
@@ -111,7 +111,7 @@ def test_dashboards_tools_and_benchmarks_import_no_tests_and_form_no_cycle() -> 
     graph: dict[str, set[str]] = {}
     for name, path in paths.items():
         imported: set[str] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parse(path)):
             if isinstance(node, ast.ImportFrom) and node.module:
                 imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
             elif isinstance(node, ast.Import):
@@ -148,7 +148,7 @@ def test_handlers_and_commands_hold_no_sql() -> None:
         f"{name} imports {alias.name} from {node.module}"
         for name, path in modules()
         if room(name) in ("tachograph_exporter.api", "tachograph_exporter.cli", "tachograph_exporter.stream")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parse(path))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlalchemy")
         for alias in node.names
         if node.module != "sqlalchemy.exc" and alias.name not in ("Connection", "Row")

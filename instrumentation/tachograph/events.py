@@ -50,11 +50,12 @@ class StepStatus(StrEnum):
     @property
     def is_terminal(self) -> bool:
         """Whether the step has ended. ``lost`` may still be replaced by a real outcome."""
-        return self not in _OPEN_STEP
+        return self not in OPEN_STEP
 
 
 _OPEN_EXECUTION: Final = frozenset({ExecutionStatus.PENDING, ExecutionStatus.RUNNING})
-_OPEN_STEP: Final = frozenset({StepStatus.PENDING, StepStatus.RUNNING, StepStatus.RETRYING})
+OPEN_STEP: Final[frozenset[str]] = frozenset({StepStatus.PENDING, StepStatus.RUNNING, StepStatus.RETRYING})
+"""Statuses of steps that have not ended."""
 
 FAILED: Final[frozenset[str]] = frozenset({"failed", "timeout"})
 """Statuses of steps and attempts that count as failed, for instance in ``failed_step_count``."""

@@ -139,6 +139,11 @@ class StepRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     dependency_count: int = 0
     folded_as: str | None = None
 
+    @property
+    def counted_as(self) -> str:
+        """The name under which metrics count the step, as its row has it: its own, or that of its fold."""
+        return self.folded_as or self.name
+
 
 def new_execution_ref(
     *,

@@ -51,14 +51,14 @@ def test_every_view_equals_what_happened(place: str, tmp_path: Path) -> None:
 
 
 def differences(run: Any, kind: str, status: str, attempts: int, outcomes: dict[str, int]) -> list[str]:
-    found = []
+    problems = []
     expected = ["completed", 1, int(status == "completed"), int(status == "failed")]
     if run["list"] != expected:
-        found.append(f"the list says {run['list']}, not {expected}")
+        problems.append(f"the list says {run['list']}, not {expected}")
     if run["timeline"] != [[kind, status, attempts, True]]:
-        found.append(f"the timeline says {run['timeline']}")
+        problems.append(f"the timeline says {run['timeline']}")
     if not run["steps_within"] or not run["work"]:
-        found.append("times do not add up")
+        problems.append("times do not add up")
     metrics = run["metrics"]
     counted = {
         key.partition("outcome=")[2].partition(" ")[0]: value
@@ -66,18 +66,18 @@ def differences(run: Any, kind: str, status: str, attempts: int, outcomes: dict[
         if key.startswith("workflow_step_attempts_total") and value
     }
     if counted != outcomes:
-        found.append(f"metrics count the attempts {counted}")
+        problems.append(f"metrics count the attempts {counted}")
     if metrics.get(f"workflow_step_duration_seconds_count status={status} step={kind}") != 1:
-        found.append("metrics lack the step")
+        problems.append("metrics lack the step")
     if metrics.get("workflow_steps_running") != 0 or metrics.get("workflow_executions_running") != 0:
-        found.append("something is still running")
+        problems.append("something is still running")
     spans = run["spans"]
     names = sorted(name for name, *_ in spans)
     if sum(name == kind for name, *_ in spans) != 1 or len(names) != 2 + (attempts if attempts > 1 else 0):
-        found.append(f"spans are {names}")
+        problems.append(f"spans are {names}")
     if not all(same_trace for *_, same_trace in spans):
-        found.append("spans of another trace")
+        problems.append("spans of another trace")
     step_span = next((span for name, _, span, _ in spans if name == kind), None)
     if not all(parent in (None, run["root"], step_span) for _, parent, _, _ in spans):
-        found.append("spans under a foreign parent")
-    return found
+        problems.append("spans under a foreign parent")
+    return problems

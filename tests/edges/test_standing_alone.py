@@ -35,10 +35,7 @@ from tachograph.events import (
     ExecutionFinished,
     ExecutionStarted,
     ExecutionStatus,
-    StepFinished,
     StepLogged,
-    StepStarted,
-    StepStatus,
 )
 from tachograph.recording import provider as provider_module
 from tachograph.recording import setup
@@ -48,7 +45,7 @@ from tachograph_exporter.config import Config
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
 from tachograph_exporter.store.writer import StoreWriter, open_writer
-from tests.conftest import make_execution, make_step, running
+from tests.conftest import make_execution, make_run, make_step, running
 
 SHORT = """
 import atexit, time
@@ -325,7 +322,7 @@ async def test_the_service_stores_what_was_spooled_before_it_looks_for_lost_runs
         assert state["status"] == "completed"
         assert files(Spool(database_url)) == []
         other = make_execution("later")
-        Spool(database_url).keep(a_run(other))
+        Spool(database_url).keep(make_run(other))
         await api.service.sweep()
         state = await api.get(f"/api/workflows/executions/{other.execution_id}/status")
         assert state["status"] == "completed"
@@ -567,20 +564,6 @@ def test_a_postgresql_database_that_does_not_exist_is_an_error_of_the_argument(p
 # The spool.
 
 
-def a_run(execution: Any) -> list[Event]:
-    step = make_step(execution, "a")
-    return [
-        ExecutionStarted(execution=execution, time_ns=1),
-        StepStarted(step=step, time_ns=2),
-        StepFinished(
-            step=step, time_ns=3, status=StepStatus.COMPLETED, attempt=1, started_ns=2, attempt_started_ns=2
-        ),
-        ExecutionFinished(
-            execution=execution, time_ns=4, status=ExecutionStatus.COMPLETED, started_ns=1, step_count=1
-        ),
-    ]  # fmt: skip
-
-
 URL = "postgresql://user:hunter2@db/runs"
 
 
@@ -595,7 +578,7 @@ def files(spool: Spool, ending: str = "") -> list[str]:
 
 
 def test_what_is_spooled_comes_back_once_and_in_order(spool: Spool) -> None:
-    runs = [a_run(make_execution(str(i))) for i in range(3)]
+    runs = [make_run(make_execution(str(i))) for i in range(3)]
     for run in runs:
         assert spool.keep(run) == (4, "")
     seen: list[Event] = []
@@ -624,15 +607,15 @@ def test_large_spools_are_several_files_and_bounded(spool: Spool, monkeypatch: p
 def test_an_event_that_cannot_be_written_costs_no_other(spool: Spool) -> None:
     execution = make_execution()
     bad = StepLogged(step=make_step(execution, "a"), time_ns=1, sequence=1, message=os.fsdecode(b"\xe8"))
-    spool.keep([bad, *a_run(execution)])
+    spool.keep([bad, *make_run(execution)])
     seen: list[Event] = []
     spool.deliver(seen.extend)
     assert len(seen) == 4
 
 
 def test_while_the_database_is_away_files_stay(spool: Spool) -> None:
-    spool.keep(a_run(make_execution()))
-    spool.keep(a_run(make_execution()))
+    spool.keep(make_run(make_execution()))
+    spool.keep(make_run(make_execution()))
     seen: list[Event] = []
 
     def apply(events: Sequence[Event]) -> None:
@@ -646,9 +629,9 @@ def test_while_the_database_is_away_files_stay(spool: Spool) -> None:
 
 
 def test_an_event_that_is_refused_costs_no_other_and_its_file_is_kept(spool: Spool) -> None:
-    run = a_run(make_execution())
+    run = make_run(make_execution())
     spool.keep(run)
-    spool.keep(a_run(make_execution()))
+    spool.keep(make_run(make_execution()))
     seen: list[Event] = []
 
     def apply(events: Sequence[Event]) -> None:
@@ -696,7 +679,7 @@ def a_link(path: Path) -> None:
 )
 def test_a_damaged_file_costs_no_other(spool: Spool, damage: Callable[[Path], object]) -> None:
     for _ in range(3):
-        spool.keep(a_run(make_execution()))
+        spool.keep(make_run(make_execution()))
     damage(spool.directories[0] / files(spool)[1])
     seen: list[Event] = []
     assert spool.deliver(seen.extend) == 8
@@ -710,17 +693,17 @@ def test_an_unfinished_file_is_not_delivered_and_goes_away(spool: Spool, monkeyp
     pid = os.fork()
     if pid == 0:
         monkeypatch.setattr(os, "fsync", lambda _: os.kill(os.getpid(), signal.SIGKILL))
-        spool.keep(a_run(make_execution()))
+        spool.keep(make_run(make_execution()))
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     (part,) = files(spool)
     assert part.endswith(".part")
     seen: list[Event] = []
     assert spool.deliver(seen.extend) == 0
-    spool.keep(a_run(make_execution()))
+    spool.keep(make_run(make_execution()))
     assert part in files(spool)
     os.utime(spool.directories[0] / part, (1, 1))
-    spool.keep(a_run(make_execution()))
+    spool.keep(make_run(make_execution()))
     assert part not in files(spool)
     assert spool.deliver(seen.extend) == 8
 
@@ -728,7 +711,7 @@ def test_an_unfinished_file_is_not_delivered_and_goes_away(spool: Spool, monkeyp
 def test_a_process_killed_while_delivering_loses_nothing_and_doubles_nothing(database_url: str) -> None:
     spool = Spool(database_url)
     for i in range(3):
-        spool.keep(a_run(make_execution(f"w{i}")))
+        spool.keep(make_run(make_execution(f"w{i}")))
     database = Database(database_url)
     calls: list[int] = []
 
@@ -756,7 +739,7 @@ def test_a_process_killed_while_delivering_loses_nothing_and_doubles_nothing(dat
 
 def test_one_process_delivers_a_file_at_a_time(spool: Spool) -> None:
     for i in range(20):
-        spool.keep(a_run(make_execution(f"w{i}")))
+        spool.keep(make_run(make_execution(f"w{i}")))
     seen: list[str] = []
 
     def deliver() -> None:
@@ -776,21 +759,21 @@ def test_a_spool_that_cannot_be_written_is_counted_and_never_raises(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TACHOGRAPH_SPOOL_DIR", str(tmp_path / "file"))
-    assert Spool(URL).keep(a_run(make_execution())) == (0, FAILED)
+    assert Spool(URL).keep(make_run(make_execution())) == (0, FAILED)
     assert Spool(URL).deliver(lambda events: None) == 0
     (record,) = caplog.records
     assert "TACHOGRAPH_SPOOL_DIR" in record.message
     assert "4 event(s)" in record.message
     monkeypatch.setenv("TACHOGRAPH_SPOOL_DIR", "/dev/full/x")
-    assert Spool(URL).keep(a_run(make_execution())) == (0, FAILED)
+    assert Spool(URL).keep(make_run(make_execution())) == (0, FAILED)
 
 
 def test_another_users_directory_is_not_trusted(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool.keep(a_run(make_execution()))
+    spool.keep(make_run(make_execution()))
     other = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: other)
     assert spool.deliver(lambda events: None) == 0
-    assert spool.keep(a_run(make_execution())) == (0, FAILED)
+    assert spool.keep(make_run(make_execution())) == (0, FAILED)
 
 
 def test_where_spools_are_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -803,7 +786,7 @@ def test_where_spools_are_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # The first that can be written is taken, and all are read.
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / ".local").write_text("")
-    assert Spool(URL).keep(a_run(make_execution())) == (4, "")
+    assert Spool(URL).keep(make_run(make_execution())) == (4, "")
     assert len(list((tmp_path / "tmp").rglob("*.spool"))) == 1
     assert Spool(URL).deliver(lambda events: None) == 4
     monkeypatch.setenv("HOME", "/no/such/home")

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.conftest import make_execution, make_step
+from tests.conftest import make_execution, make_run
 
 from tachograph import Recorder
 from tachograph.events import (
@@ -19,11 +19,9 @@ from tachograph.events import (
     ExecutionStarted,
     ExecutionStatus,
     Heartbeat,
-    StepFinished,
     StepStarted,
-    StepStatus,
 )
-from tachograph.identity import ExecutionRef, Origin
+from tachograph.identity import Origin
 from tachograph.workflow import Executor, WorkflowBuilder
 
 FLOW = WorkflowBuilder("w").step("a").step("b", after="a").build()
@@ -142,20 +140,6 @@ class Collected(list[Event]):
         return True
 
 
-def a_run(execution: ExecutionRef) -> list[Event]:
-    step = make_step(execution, "a")
-    return [
-        ExecutionStarted(execution=execution, time_ns=1),
-        StepStarted(step=step, time_ns=2),
-        StepFinished(
-            step=step, time_ns=3, status=StepStatus.COMPLETED, attempt=1, started_ns=2, attempt_started_ns=2
-        ),
-        ExecutionFinished(
-            execution=execution, time_ns=4, status=ExecutionStatus.COMPLETED, started_ns=1, step_count=1
-        ),
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("origin", Origin)
 @pytest.mark.parametrize("is_published", [False, True])
 def test_a_listener_may_decline_executions_by_origin(
@@ -163,7 +147,7 @@ def test_a_listener_may_decline_executions_by_origin(
 ) -> None:
     spans = Collected()
     recorder.set_spans(spans)
-    run = a_run(make_execution(origin=origin))
+    run = make_run(make_execution(origin=origin))
     if is_published:
         recorder.publish(run)
     else:
@@ -188,7 +172,7 @@ def test_published_events_count_as_delivered_where_they_are_already(recorder: Re
     stored = Collected()
     recorder.add("store", stored)
     subscription = recorder.subscribe()
-    run = a_run(make_execution())
+    run = make_run(make_execution())
     recorder.publish(run, delivered_to=["store", "no such listener"])
     recorder.flush()
     assert (events, subscription.drain(), stored) == (run, run, [])

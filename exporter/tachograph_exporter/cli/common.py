@@ -160,9 +160,9 @@ def read_workflow(path: Path, handlers: HandlerRegistry) -> Workflow:
 def command_name() -> str:
     """How this process's command is called: ``tachograph``, or its path where the shell would not find that."""
     path = Path(sys.argv[0])
-    found = shutil.which("tachograph")
-    is_found = found is not None and path.exists() and path.samefile(found)
-    return str(path) if path.name == "tachograph" and not is_found else "tachograph"
+    on_path = shutil.which("tachograph")
+    is_on_path = on_path is not None and path.exists() and path.samefile(on_path)
+    return str(path) if path.name == "tachograph" and not is_on_path else "tachograph"
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

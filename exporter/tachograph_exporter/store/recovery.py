@@ -7,7 +7,6 @@ through the recorder like any other event.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
@@ -36,7 +35,7 @@ from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.store import executions as execution_rows
-from tachograph_exporter.store.steps import StoredStep, steps_of
+from tachograph_exporter.store.steps import StoredStep, by_step, steps_of
 
 INGESTED_PROCESS: Final = "otlp"
 """The process of an execution that is assembled from spans."""
@@ -87,9 +86,7 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequ
         parent_execution_id=execution.parent_execution_id,
         parent_step_id=execution.parent_step_id,
     )
-    attempts_by_step: dict[str, list[Row[Any]]] = defaultdict(list)
-    for attempt in attempts:
-        attempts_by_step[attempt.step_id].append(attempt)
+    attempts_by_step = by_step(attempts)
     times = [t for s in steps for t in (s.attempt_started_ns, s.finished_ns, s.ready_ns) if t]
     seen_ns = max([execution.last_seen_ns, *times, *[attempt.finished_ns for attempt in attempts]])
     started_ns = execution.started_ns or execution.created_ns

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
 import msgspec
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from tachograph.events import Folded
 from tachograph_exporter.store.schema import workflow_step_executions
@@ -69,6 +69,14 @@ def steps_of(connection: Connection, execution_id: str) -> list[StoredStep]:
             step.folded = decode_folded(cast(str, step.folded))
     steps.sort(key=position)
     return steps
+
+
+def by_step(rows: Iterable[Row[Any]]) -> dict[str, list[Row[Any]]]:
+    """Attempts or reports by the id of their step, in their order."""
+    grouped: dict[str, list[Row[Any]]] = {}
+    for row in rows:
+        grouped.setdefault(row.step_id, []).append(row)
+    return grouped
 
 
 def position(step: StoredStep) -> tuple[int, int, str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from sqlalchemy import Row
 
 from tachograph.clock import NS
 from tachograph.critical_path import critical_path, path_lengths
-from tachograph.events import Folded
+from tachograph.events import OPEN_STEP, Folded
 from tachograph.exact_sum import ExactSum
-from tachograph.metrics.families import VALUE_LIMIT
+from tachograph.metrics.families import label_value
 from tachograph.metrics.journal import Change, SeriesKey
 from tachograph.metrics.specs import (
     CRITICAL_PATH,
@@ -30,9 +30,7 @@ from tachograph.metrics.specs import (
     MetricSpec,
 )
 from tachograph_exporter.store.executions import StoredRun
-from tachograph_exporter.store.steps import StoredStep
-
-_OPEN: Final = frozenset({"pending", "running", "retrying"})
+from tachograph_exporter.store.steps import StoredStep, by_step
 
 
 class ExpectedSeries:
@@ -44,11 +42,11 @@ class ExpectedSeries:
     """
 
     def __init__(self, run: StoredRun, workspace: str, measures: Collection[str]) -> None:
-        self._head = (_label(workspace), _label(run.execution.workflow))
+        self._head = (label_value(workspace), label_value(run.execution.workflow))
         self._measures = measures
         self._changes: defaultdict[SeriesKey, list[float]] = defaultdict(lambda: [0, 0.0])
         self._count_execution(run)
-        attempts, names = _by_step(run.attempts), {}
+        attempts, names = by_step(run.attempts), {}
         for step in run.steps:
             names[step.step_id] = step.name
             self._count_step(step, attempts.get(step.step_id, ()))
@@ -63,9 +61,9 @@ class ExpectedSeries:
         """The changes by metric and label values."""
         return {key: Change(int(times), total) for key, (times, total) in self._changes.items()}
 
-    def _add(self, spec: MetricSpec, amount: float, *labels: str) -> None:
-        entry = self._changes[spec.name, (*self._head, *map(_label, labels))]
-        entry[0] += 1
+    def _add(self, spec: MetricSpec, amount: float, *labels: str, times: int = 1) -> None:
+        entry = self._changes[spec.name, (*self._head, *map(label_value, labels))]
+        entry[0] += times
         entry[1] += amount
 
     def _count_execution(self, run: StoredRun) -> None:
@@ -90,7 +88,7 @@ class ExpectedSeries:
         self._add(STEP_WAIT, (step.dependency_ns or 0) / NS, step.name, "dependency")
         if step.unaccounted_ns:
             self._add(STEP_WAIT, step.unaccounted_ns / NS, step.name, "unaccounted")
-        has_ended = step.status not in _OPEN and step.finished_ns is not None
+        has_ended = step.status not in OPEN_STEP and step.finished_ns is not None
         if has_ended:
             self._add(STEP_DURATION, ((step.finished_ns or 0) - step.started_ns) / NS, step.name, step.status)
         for attempt in attempts:
@@ -136,9 +134,7 @@ class ExpectedSeries:
 
     def _add_many(self, spec: MetricSpec, times: int, amount: float, *labels: str) -> None:
         if times and (amount or spec.kind != "counter"):
-            entry = self._changes[spec.name, (*self._head, *map(_label, labels))]
-            entry[0] += times
-            entry[1] += amount
+            self._add(spec, amount, *labels, times=times)
 
     def _count_report(self, step: str, report: Row[Any]) -> None:
         if report.kind == "cost":
@@ -150,14 +146,3 @@ class ExpectedSeries:
                     self._add(STEP_TOKENS, tokens, step, model, kind)
         elif report.kind == "measure" and report.name in self._measures:
             self._add(STEP_MEASURE, report.value, step, report.name, report.unit)
-
-
-def _label(value: str) -> str:
-    return value if len(value) <= VALUE_LIMIT else value[: VALUE_LIMIT - 1] + "…"
-
-
-def _by_step(rows: Iterable[Row[Any]]) -> dict[str, list[Row[Any]]]:
-    by_step: dict[str, list[Row[Any]]] = {}
-    for row in rows:
-        by_step.setdefault(row.step_id, []).append(row)
-    return by_step

@@ -5,13 +5,11 @@ Only what handlers, samplers and processors add to a span is not stored. Span li
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
-from sqlalchemy import Row
 
 from tachograph.events import ExecutionStatus, Failure, StepStatus
 from tachograph.identity import ExecutionRef
@@ -32,7 +30,7 @@ from tachograph.spans.ended_spans import EndedSpan
 from tachograph.version import version
 from tachograph_exporter.ingest.spans import SpanRecord, record
 from tachograph_exporter.store.executions import StoredRun
-from tachograph_exporter.store.steps import StoredStep
+from tachograph_exporter.store.steps import StoredStep, by_step
 
 SERVICE: Final = "tachograph"
 _RESOURCE_ATTRIBUTES: Final = {"service.name": SERVICE}
@@ -90,8 +88,8 @@ class _Spans:
         )
         self._execution_attributes = execution_attributes(ref)
         self._span_ids = {step.step_id: step.span_id for step in run.steps}
-        self._attempts = _by_step(run.attempts)
-        self._reports = _by_step(run.reports)
+        self._attempts = by_step(run.attempts)
+        self._reports = by_step(run.reports)
 
     def build(self) -> list[Span]:
         spans = [self._root()]
@@ -165,13 +163,6 @@ class _Spans:
             end_time_unix_nano=end_ns or 0,
             flags=_FLAGS_LOCAL_PARENT,
         )
-
-
-def _by_step(rows: Iterable[Row[Any]]) -> Mapping[str, Sequence[Row[Any]]]:
-    by_step: dict[str, list[Row[Any]]] = defaultdict(list)
-    for row in rows:
-        by_step[row.step_id].append(row)
-    return by_step
 
 
 def _fail(span: Span, kind: str | None, message: str | None, stack: str | None) -> None:

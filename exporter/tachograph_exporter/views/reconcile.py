@@ -38,7 +38,7 @@ from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
 from tachograph_exporter.store.rollups.checking import CountedRow
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
-from tachograph_exporter.store.steps import StoredStep, decode_folded, status_counts
+from tachograph_exporter.store.steps import StoredStep, by_step, decode_folded, status_counts
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.executions import execution_summary
 from tachograph_exporter.views.expected_series import ExpectedSeries
@@ -149,9 +149,7 @@ class _Comparison:
         self._folded = {step.step_id: step.name for step in evidence.run.steps if step.folded is not None}
         self._timeline = build_timeline(evidence.run, now_ns=now_ns)
         self._now_ns = now_ns
-        self._attempts: defaultdict[str, list[Row[Any]]] = defaultdict(list)
-        for row in evidence.run.attempts:
-            self._attempts[row.step_id].append(row)
+        self._attempts = by_step(evidence.run.attempts)
 
     def differences(self) -> list[Difference]:
         """All differences: between views, then within what they show."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,10 +10,10 @@ from sqlalchemy import Row
 
 from tachograph.clock import NS
 from tachograph.critical_path import critical_path, path_lengths, slack
-from tachograph.events import FAILED, Folded, StepStatus
+from tachograph.events import FAILED, OPEN_STEP, Folded, StepStatus
 from tachograph.run_window import RunWindow, placed
 from tachograph_exporter.store.executions import StoredRun
-from tachograph_exporter.store.steps import StoredStep, status_counts
+from tachograph_exporter.store.steps import StoredStep, by_step, status_counts
 from tachograph_exporter.store.totals import MEASURE_SEPARATOR, NANO, Totals, combined
 from tachograph_exporter.store.totals import Measure as TotalMeasure
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
@@ -30,8 +29,6 @@ from tachograph_exporter.views.schemas.timeline import (
     WorkflowExecutionTimeline,
     WorkflowStepTimelineEntry,
 )
-
-_OPEN = frozenset({"pending", "running", "retrying"})
 
 
 class TimelineFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,12 +59,7 @@ def build_timeline(
     on_path = {step.step_id for step in path}
     lengths = path_lengths(path, window.end_ns)
     slacks = slack(within) if not is_open else {}
-    attempts: dict[str, list[Row[Any]]] = defaultdict(list)
-    for row in run.attempts:
-        attempts[row.step_id].append(row)
-    reports: dict[str, list[Row[Any]]] = defaultdict(list)
-    for row in run.reports:
-        reports[row.step_id].append(row)
+    attempts, reports = by_step(run.attempts), by_step(run.reports)
     counts = status_counts(steps)
     work = sum(
         _run_ns(step, attempts.get(step.step_id, ()), window) or 0 for step in steps if step.parent_step_id is None
@@ -280,7 +272,7 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
 def _run_ns(step: StoredStep, attempts: Sequence[Row[Any]], window: RunWindow) -> int | None:
     if step.started_ns is None:
         return None
-    if step.run_ns is not None and (step.folded is not None or step.status not in _OPEN):
+    if step.run_ns is not None and (step.folded is not None or step.status not in OPEN_STEP):
         return step.run_ns
     total = 0
     for attempt in attempts:
@@ -294,7 +286,7 @@ def _run_ns(step: StoredStep, attempts: Sequence[Row[Any]], window: RunWindow) -
 def _waits(step: StoredStep, attempts: Sequence[Row[Any]]) -> tuple[int, int, int, int]:
     """(dependency, queue, backoff, unaccounted) of all attempts."""
     queue, backoff = step.queue_ns or 0, step.backoff_ns or 0
-    if attempts and step.status in _OPEN:
+    if attempts and step.status in OPEN_STEP:
         # Until the step ends, its row has the waits of the current attempt only.
         queue += sum(a.queue_ns for a in attempts if a.attempt != step.attempt)
         backoff += sum(a.backoff_ns for a in attempts if a.attempt != step.attempt)

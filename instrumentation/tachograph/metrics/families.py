@@ -29,6 +29,11 @@ VALUE_LIMIT: Final = 200
 OTHER: Final = "other"
 
 
+def label_value(text: str) -> str:
+    """A text as a label's value: no longer than `VALUE_LIMIT`."""
+    return text if len(text) <= VALUE_LIMIT else text[: VALUE_LIMIT - 1] + "…"
+
+
 class Family(ABC):
     """A metric: its name, help, label names and label sets.
 
@@ -78,9 +83,7 @@ class Family(ABC):
     def _add(self, values: tuple[str, ...]) -> Child:
         if len(values) != len(self.label_names):
             raise ValueError(f"{self.name} has the labels {', '.join(self.label_names)}; {len(values)} values given")
-        short = tuple(
-            [value if len(value) <= VALUE_LIMIT else value[: VALUE_LIMIT - 1] + "…" for value in map(str, values)]
-        )
+        short = tuple([label_value(str(value)) for value in values])
         with self._lock:
             child = self._children.get(short)
             if child is not None:

@@ -22,7 +22,7 @@ from tachograph.events import (
 )
 from tachograph.identity import ExecutionRef, StepRef
 from tachograph.metrics.children import Trace
-from tachograph.metrics.families import OTHER, CounterFamily, GaugeFamily, HistogramFamily
+from tachograph.metrics.families import OTHER, CounterFamily, GaugeFamily, HistogramFamily, label_value
 from tachograph.metrics.journal import PENDING, SeriesJournal
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import (
@@ -49,7 +49,6 @@ from tachograph.metrics.specs import (
     HistogramSpec,
 )
 
-_MAX_LABEL: Final = 200
 _EXECUTION_EVENTS: Final = frozenset({ExecutionStarted, ExecutionFinished})
 
 
@@ -175,7 +174,7 @@ class MetricsListener:
 
     def running(self, workspace: str, workflow: str) -> Running:
         """What runs of a workflow, beside what the gauges show."""
-        key = (_label(workspace), _label(workflow))
+        key = (label_value(workspace), label_value(workflow))
 
         def shown(spec: GaugeSpec) -> float | None:
             family = self._gauges[spec.name]
@@ -194,7 +193,7 @@ class MetricsListener:
 
     def restore_last_success(self, workspace: str, workflow: str, time_ns: int) -> None:
         """Set when a workflow last completed before this process started."""
-        self._gauges[LAST_SUCCESS.name].labels(_label(workspace), _label(workflow)).set(time_ns / NS)
+        self._gauges[LAST_SUCCESS.name].labels(label_value(workspace), label_value(workflow)).set(time_ns / NS)
 
     def _steps_running(self, workspace: str, workflow: str) -> tuple[tuple[str, ...], dict[str, set[str]]]:
         """The labels of a workflow's gauge, and the running steps behind it.
@@ -216,7 +215,7 @@ class MetricsListener:
             self._shared.clear()
         series = self._steps.get(key)
         if series is None:
-            series = _StepSeries(self, (_label(key[0]), _label(key[1]), _label(key[2])))
+            series = _StepSeries(self, (label_value(key[0]), label_value(key[1]), label_value(key[2])))
             if series.is_shared:
                 return self._shared.setdefault(series.workflow, series)
             self._steps[key] = series
@@ -226,7 +225,7 @@ class MetricsListener:
         observe = series.waits.get(reason)
         if observe is None:
             ref = step.execution
-            key = (_label(ref.workspace), _label(ref.workflow), _label(step.folded_as or step.name), reason)
+            key = (label_value(ref.workspace), label_value(ref.workflow), label_value(step.counted_as), reason)
             observe = self._histograms[STEP_WAIT.name].labels(*key).observe
             if not series.is_shared:
                 series.waits[reason] = observe
@@ -234,7 +233,7 @@ class MetricsListener:
 
     def _step_started(self, event: StepStarted) -> None:
         step = event.step
-        series = self._series(step.execution, step.folded_as or step.name)
+        series = self._series(step.execution, step.counted_as)
         execution_id = step.execution.execution_id
         running = series.running.get(execution_id)
         if running is None:
@@ -260,13 +259,13 @@ class MetricsListener:
 
     def _step_finished(self, event: StepFinished) -> None:
         step = event.step
-        ref = step.execution
-        series = self._series(ref, step.folded_as or step.name)
+        ref, name = step.execution, step.counted_as
+        series = self._series(ref, name)
         status = str(event.status)
         duration = max(0, event.time_ns - event.started_ns)
         observe = series.duration.get(status)
         if observe is None:
-            key = (_label(ref.workspace), _label(ref.workflow), _label(step.folded_as or step.name), status)
+            key = (label_value(ref.workspace), label_value(ref.workflow), label_value(name), status)
             observe = self._histograms[STEP_DURATION.name].labels(*key).observe
             if not series.is_shared:
                 series.duration[status] = observe
@@ -276,36 +275,36 @@ class MetricsListener:
         if not event.between_attempts:
             # The start of a lost step may have been counted here, or only in a process that has died.
             self._stopped(series, step)
-            self._attempt(series, ref, step.folded_as or step.name, status)
+            self._attempt(series, ref, name, status)
 
     def _attempt(self, series: _StepSeries, ref: ExecutionRef, step: str, outcome: str) -> None:
         count = series.attempts.get(outcome)
         if count is None:
-            key = (_label(ref.workspace), _label(ref.workflow), _label(step), outcome)
+            key = (label_value(ref.workspace), label_value(ref.workflow), label_value(step), outcome)
             count = self._counters[STEP_ATTEMPTS.name].labels(*key).inc
             if not series.is_shared:
                 series.attempts[outcome] = count
         count()
 
     def _step_retrying(self, event: StepRetrying) -> None:
-        step = event.step
-        series = self._series(step.execution, step.folded_as or step.name)
+        step, name = event.step, event.step.counted_as
+        series = self._series(step.execution, name)
         self._stopped(series, step)
         series.retries()
-        self._attempt(series, step.execution, step.folded_as or step.name, event.status.value)
+        self._attempt(series, step.execution, name, event.status.value)
 
     def _step_skipped(self, event: StepSkipped) -> None:
         ref = event.step.execution
-        key = (_label(ref.workspace), _label(ref.workflow), _label(event.step.name), event.reason.value)
+        key = (label_value(ref.workspace), label_value(ref.workflow), label_value(event.step.name), event.reason.value)
         self._counters[STEPS_SKIPPED.name].labels(*key).inc()
 
     def _cost(self, event: StepCost) -> None:
         ref = event.step.execution
         key = (
-            _label(ref.workspace),
-            _label(ref.workflow),
-            _label(event.step.folded_as or event.step.name),
-            _label(event.model),
+            label_value(ref.workspace),
+            label_value(ref.workflow),
+            label_value(event.step.counted_as),
+            label_value(event.model),
         )
         if event.usd:
             self._counters[STEP_COST.name].labels(*key).inc(event.usd)
@@ -317,12 +316,12 @@ class MetricsListener:
     def _measured(self, event: StepMeasured) -> None:
         if event.name in self._measures:
             ref = event.step.execution
-            key = (ref.workspace, ref.workflow, event.step.folded_as or event.step.name, event.name, event.unit)
-            self._histograms[STEP_MEASURE.name].labels(*map(_label, key)).observe(event.value)
+            key = (ref.workspace, ref.workflow, event.step.counted_as, event.name, event.unit)
+            self._histograms[STEP_MEASURE.name].labels(*map(label_value, key)).observe(event.value)
 
     def _execution_started(self, event: ExecutionStarted) -> None:
         ref = event.execution
-        key = (_label(ref.workspace), _label(ref.workflow))
+        key = (label_value(ref.workspace), label_value(ref.workflow))
         self._counters[EXECUTIONS_STARTED.name].labels(*key).inc()
         gauge = self._gauges[EXECUTIONS_RUNNING.name].labels(*key)
         self._gauge_of[ref.execution_id] = gauge.labels
@@ -334,7 +333,7 @@ class MetricsListener:
 
     def _execution_finished(self, event: ExecutionFinished) -> None:
         ref = event.execution
-        key = (_label(ref.workspace), _label(ref.workflow))
+        key = (label_value(ref.workspace), label_value(ref.workflow))
         gauge = self._gauge_of.pop(ref.execution_id, None)
         if gauge is not None:
             running = self._running[gauge]
@@ -359,8 +358,4 @@ class MetricsListener:
         for part in event.critical_path:
             critical[part.step] = critical.get(part.step, 0) + part.duration_ns
         for step, duration_ns in critical.items():
-            self._counters[CRITICAL_PATH.name].labels(*key, _label(step)).inc(duration_ns / NS)
-
-
-def _label(value: str) -> str:
-    return value if len(value) <= _MAX_LABEL else value[: _MAX_LABEL - 1] + "…"
+            self._counters[CRITICAL_PATH.name].labels(*key, label_value(step)).inc(duration_ns / NS)

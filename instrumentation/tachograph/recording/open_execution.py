@@ -12,6 +12,8 @@ from contextvars import ContextVar, Token
 from typing import Any, Final, TypeAlias
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from tachograph import folding
 from tachograph.clock import Clock
 from tachograph.critical_path import critical_path_of
@@ -160,20 +162,8 @@ class OpenExecution:
             first = fold.ref
             fold.waited_for(last)
             links = (spans[last],) if last else ()
-        step = StepRef(
-            execution=ref,
-            step_id=first.step_id,
-            name=name,
-            span_id=span_id,
-            parent_span_id=ref.span_id,
-            step_type=step_type,
-            step_order=first.step_order,
-            index=first.index,
-            depends_on=first.depends_on,
-            dependency_count=first.dependency_count,
-            links=links,
-            child_execution_id=child_execution_id,
-            folded_as=folded_as,
+        step = msgspec.structs.replace(
+            first, name=name, span_id=span_id, step_type=step_type, links=links, child_execution_id=child_execution_id
         )
         return step, ready_ns, fold
 
