@@ -14,7 +14,7 @@ SOURCES: Final = {"tachograph": ROOT / "instrumentation", "tachograph_exporter":
 
 FLOORS: Final[Mapping[str, int]] = {
     # The library, from the ground: values; what runs workflows; what listens; what records; the public face.
-    "tachograph.names": -1,
+    "tachograph.names": -1, "tachograph.quiet_log": -1,
     "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
     "tachograph.histogram": 0, "tachograph.exact_sum": 0, "tachograph.process": 0, "tachograph.otel_variables": 0,
     "tachograph.events": 1,
@@ -27,7 +27,7 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph_exporter.config": 10, "tachograph_exporter.times": 10, "tachograph_exporter.bundled_workflows": 9,
     "tachograph_exporter.dashboard_files": 10, "tachograph_exporter.handler_sources": 10,
     "tachograph_exporter.store": 11,
-    "tachograph_exporter.ingest": 12,
+    "tachograph_exporter.ingest": 12, "tachograph_exporter.admission": 12,
     "tachograph_exporter.views": 13, "tachograph_exporter.stream": 13,
     "tachograph_exporter.traces": 14,
     "tachograph_exporter.api": 15,

@@ -32,6 +32,7 @@ from tachograph.workflow.builtin.http import restricted
 from tachograph.workflow.executor import Executor
 from tachograph.workflow.handlers import HandlerRegistry
 from tachograph.workflow.handlers import registry as default_handlers
+from tachograph_exporter.admission import Admission
 from tachograph_exporter.api import (
     comparison,
     connections,
@@ -55,7 +56,7 @@ from tachograph_exporter.api import (
 )
 from tachograph_exporter.api.caching import caching_middleware
 from tachograph_exporter.api.problems import problem_middleware
-from tachograph_exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER, WORKSPACE_CACHE
+from tachograph_exporter.api.request import ADMISSION, CONFIG, DATABASE, EXECUTOR, RECORDER, WORKSPACE_CACHE
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
@@ -63,7 +64,7 @@ from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.span_store import SpanStore
-from tachograph_exporter.store import archiving, partitions, recovery
+from tachograph_exporter.store import archiving, idempotency, partitions, recovery
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
@@ -162,6 +163,7 @@ class Service:
             max_executions=config.max_executions,
             carrier=propagation,
         )
+        self.admission = Admission(self.executor, self.writer, publish)
         self.life = health.Lifecycle()
         self.database.run(self._prepare)
 
@@ -190,6 +192,7 @@ class Service:
         app[DATABASE] = self.database
         app[RECORDER] = self.recorder
         app[EXECUTOR] = self.executor
+        app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
         app[otlp.RECEIVER] = self.receiver
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
@@ -267,6 +270,7 @@ class Service:
         while True:
             try:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
+                await asyncio.to_thread(self.database.run, idempotency.prune)
                 if days is not None:
                     before = time.time_ns() - round(days * 86_400 * NS)
                     moved = await asyncio.to_thread(archiving.archive, self.database, before, config.archive_directory)
@@ -279,6 +283,7 @@ class Service:
     async def stop_work(self) -> None:
         """Accept no more work, let running steps finish within the grace period, and cancel what is left."""
         self.life.is_stopping = True
+        await self.admission.close()
         await self.executor.drain(self.config.grace_seconds)
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from tachograph.version import version
+from tachograph_exporter.api import idempotency
 from tachograph_exporter.api.problems import CODES, ProblemDetails
 from tachograph_exporter.api.routes import Parameter, Route
 
@@ -100,7 +101,12 @@ def _operation(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
         "operationId": _operation_id(route),
         "tags": [_tag(route)],
         "summary": route.summary[:1].upper() + route.summary[1:].rstrip("."),
-        "parameters": [*_path_parameters(route), *map(_query_parameter, route.query), *_workspace_parameters(route)],
+        "parameters": [
+            *_path_parameters(route),
+            *map(_query_parameter, route.query),
+            *_workspace_parameters(route),
+            *_key_parameter(route),
+        ],
         "responses": _responses(route, examples),
     }
     if route.description:
@@ -182,6 +188,20 @@ def _workspace_parameters(route: Route) -> list[dict[str, Any]]:
     return [
         {"name": "workspace_slug", "in": "query", "description": "Slug of the workspace.", "schema": text},
         {"name": "workspace_id", "in": "query", "description": "Id of the workspace.", "schema": text},
+    ]
+
+
+def _key_parameter(route: Route) -> list[dict[str, Any]]:
+    if not route.creates:
+        return []
+    return [
+        {
+            "name": idempotency.HEADER,
+            "in": "header",
+            "description": "A key of your choice, such as a UUID. The same request with the same key gets the same "
+            "answer for 24 hours, and nothing is done twice.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": idempotency.MAX_LENGTH},
+        }
     ]
 
 

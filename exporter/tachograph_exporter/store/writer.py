@@ -78,17 +78,24 @@ class StoreWriter:
     def apply(self, events: Sequence[Event]) -> None:
         """Commit a batch of events. Raises `StoreUnavailable` when the database is unavailable."""
         started = time.perf_counter()
-        batch = Batch(events)
-
-        def work(connection: Connection) -> None:
-            self.write(connection, batch)
-            self.append_log(connection, events)
-
-        self.commit(work)
-        self._registered.update(batch.workflows)
-        self._months |= batch.months
+        batch = self.database.run(lambda connection: self.put(connection, events))
+        self.stored(batch)
         if self._observe is not None:
             self._observe(time.perf_counter() - started)
+
+    def put(self, connection: Connection, events: Sequence[Event]) -> Batch:
+        """Write events on an open connection, without committing them; `stored` must be called after the commit."""
+        batch = Batch(events)
+        self.write(connection, batch)
+        self.append_log(connection, events)
+        return batch
+
+    def stored(self, batch: Batch) -> None:
+        """Note that a batch was committed, and tell whoever waits for commits."""
+        self._registered.update(batch.workflows)
+        self._months |= batch.months
+        if self._committed is not None:
+            self._committed()
 
     def commit(self, work: Callable[[Connection], _T]) -> _T:
         """Run ``work`` in a transaction, commit it and return its result.
