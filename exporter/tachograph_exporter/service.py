@@ -19,10 +19,12 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
 from tachograph.clock import NS
+from tachograph.errors import StoreUnavailable, TachographError
 from tachograph.metrics.listener import MetricsListener
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import METRICS
+from tachograph.quiet_log import QuietLog
 from tachograph.recording.provider import find_provider
 from tachograph.recording.setup import adopt, build_recorder, release
 from tachograph.recording.spooled_store import SpooledStore
@@ -68,12 +70,14 @@ from tachograph_exporter.store import archiving, idempotency, partitions, recove
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.probing import Probe
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.store.writer import StoreWriter
 from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.hub import Hub
 
 log = logging.getLogger(__name__)
+quiet = QuietLog(log)
 
 SWEEP_SECONDS: Final = 10.0
 SPOOL_SECONDS: Final = 5.0
@@ -139,7 +143,12 @@ class Service:
         self.self_metrics = SelfMetrics(self.registry)
         self.feed = Feed(self.database)
         self.hub = Hub(self.feed, self.database, self.self_metrics.stream_messages_sent)
-        self.writer = StoreWriter(self.database, self.self_metrics.store_committed, self.feed.committed)
+        self.writer = StoreWriter(
+            self.database,
+            self.self_metrics.store_committed,
+            self.feed.committed,
+            self.self_metrics.record_refused,
+        )
         series = SeriesRegistry(family_limit=config.series_limit, expire_seconds=config.series_expire_seconds)
         self.store = SpooledStore(config.database, lambda _url, *, wait_seconds: self.writer)
         self.recorder = build_recorder(
@@ -198,6 +207,7 @@ class Service:
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics)
         app[health.LIFECYCLE] = self.life
+        app[health.PROBE] = Probe(self.database)
         app[stream.HUB] = self.hub
         app[stream.SELF_METRICS] = self.self_metrics
         app.on_shutdown.append(self._disconnect_followers)
@@ -210,7 +220,10 @@ class Service:
         return app
 
     async def _background(self, _app: web.Application) -> AsyncIterator[None]:
-        await self.sweep()
+        try:
+            await self.sweep()
+        except StoreUnavailable as error:
+            log.warning("starting although %s", error)
         tasks = [
             asyncio.create_task(self._sweep_periodically(), name="tachograph sweep"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
@@ -230,7 +243,13 @@ class Service:
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
         lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns()))
         for run in lost:
-            for event in recovery.lost_events(*run):
+            try:
+                closing = list(recovery.lost_events(*run))
+            except Exception as error:
+                # One that cannot be closed must not keep the others open.
+                quiet.exception(type(error), "execution %s was lost and cannot be closed", run.execution.execution_id)
+                continue
+            for event in closing:
                 self.recorder(event)
             log.warning("execution %s of %s was lost", run.execution.execution_id, run.execution.workflow)
         if lost:
@@ -243,7 +262,7 @@ class Service:
             try:
                 await self.sweep()
             except Exception:
-                log.exception("looking for lost executions failed; trying again later")
+                quiet.exception("sweep", "looking for lost executions failed; trying again later")
 
     async def _reassemble_periodically(self) -> None:
         while True:
@@ -251,7 +270,7 @@ class Service:
             try:
                 await self.reassemble_due_traces()
             except Exception:
-                log.exception("assembling executions from traces failed; trying again later")
+                quiet.exception("reassembly", "assembling executions from traces failed; trying again later")
 
     async def reassemble_due_traces(self) -> int:
         """Assemble the executions of traces that are due again; returns the number of traces."""
@@ -289,17 +308,20 @@ class Service:
     async def close(self) -> None:
         """Stop work, deliver what was recorded, and close the database."""
         await self.stop_work()
-        await asyncio.to_thread(self.receiver.close)
-        await self.feed.close()
+        await asyncio.gather(asyncio.to_thread(self.receiver.close), self.feed.close())
         release(self.recorder)
         await asyncio.to_thread(self.recorder.close)
         await self.database.aclose()
 
 
+class CannotListen(TachographError):
+    """The address to listen on is not available."""
+
+
 async def serve(service: Service, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal stops at once.
 
-    ``on_ready`` is called with the address once requests are accepted. Raises `OSError` when the address is not
+    ``on_ready`` is called with the address once requests are accepted. Raises `CannotListen` when the address is not
     available.
     """
     config = service.config
@@ -307,7 +329,10 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.host, config.port, reuse_address=True, ssl_context=config.tls())
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

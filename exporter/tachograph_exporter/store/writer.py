@@ -17,8 +17,9 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.events import Event
 from tachograph.identity import new_id
+from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
-from tachograph_exporter.store import archive, definitions, locking, partitions, state
+from tachograph_exporter.store import archive, definitions, locking, partitions, refused, state
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
@@ -33,6 +34,7 @@ from tachograph_exporter.store.schema import (
 )
 
 log = logging.getLogger(__name__)
+quiet = QuietLog(log)
 
 _T = TypeVar("_T")
 _OPEN_SECONDS: Final = LEASE_SECONDS / 3
@@ -47,6 +49,7 @@ class StoreWriter:
         database: where the tables are.
         observe: called with the seconds that writing a batch took.
         committed: called after each commit.
+        refused: called with the kind of each record that was refused (see `refused`).
     """
 
     takes_folded: Final = False
@@ -56,8 +59,10 @@ class StoreWriter:
         database: Database,
         observe: Callable[[float], None] | None = None,
         committed: Callable[[], None] | None = None,
+        refused: Callable[[str], None] | None = None,
     ) -> None:
         self.database = database
+        self._note_refused = refused
         self._observe = observe
         self._committed = committed
         self._id = new_id()
@@ -106,6 +111,19 @@ class StoreWriter:
         if self._committed is not None:
             self._committed()
         return result
+
+    def set_aside(self, event: Event, error: BaseException) -> None:
+        """Keep an event that was refused, with the reason. Raises `StoreUnavailable`."""
+        execution = event.execution
+        payload = refused.encode_event(event)
+        self.set_record_aside(refused.EVENT, execution.workspace, execution.execution_id, error, payload)
+
+    def set_record_aside(self, kind: str, workspace: str, subject: str, error: BaseException, payload: bytes) -> None:
+        """Keep a record that was refused, with the reason. Raises `StoreUnavailable`."""
+        if self._note_refused is not None:
+            self._note_refused(kind)
+        if not self.database.run(lambda c: refused.add(c, kind, workspace, subject, error, payload)):
+            quiet.warning("full", "a refused record is not kept: it is too large, or %d are kept", refused.MAX_RECORDS)
 
     def append_log(self, connection: Connection, events: Sequence[Event]) -> None:
         """Append events to the event log, if anyone follows it, in the transaction that stores them."""
