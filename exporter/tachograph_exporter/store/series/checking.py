@@ -71,8 +71,8 @@ def check_series(connection: Connection, key: Key, execution_id: str) -> Checked
     counter = SeriesCounter(connection)
     count(connection, [execution_id], lambda _key, _bucket: WorkflowTotals(), counter)
     steps: int | None = None
-    if (own := counter.counted.by_workflow.get(key)) is not None:
-        steps = sum(_steps_in(counts.amounts) for counts in own.values())
+    if own := counter.counted.values(key):
+        steps = sum(map(_steps_in, own.values()))
     reason = "its spans may still change" if counter.skipped else ""
     if not (why := _cannot_be_recounted(connection, key)):
         due = recounted(connection, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -52,14 +53,34 @@ _BACKOFF: Final = f"{WAIT}{SEPARATOR}backoff"
 _UNACCOUNTED: Final = f"{WAIT}{SEPARATOR}unaccounted"
 
 
+@functools.cache
+def _codes_of(status: str) -> tuple[Code, Code]:
+    """The codes of the durations and of the attempts that ended so."""
+    return f"{DURATION}{SEPARATOR}{status}", f"{ATTEMPTS}{SEPARATOR}{status}"
+
+
 class _StepCounts:
     """What is added to the series of one step, or of a workflow's executions."""
 
-    __slots__ = ("amounts", "exemplars")
+    __slots__ = ("amounts", "exemplars", "zeros")
 
     def __init__(self) -> None:
         self.amounts: dict[Code, Value] = {}
         self.exemplars: dict[Code, dict[int, Exemplar]] = {}
+        # Waits of no time: most are.
+        self.zeros: dict[Code, int] = {}
+
+    def wait(self, code: Code, wait_ns: int) -> None:
+        if wait_ns > 0:
+            self.of(code).observe_ns(wait_ns)
+        else:
+            self.zeros[code] = self.zeros.get(code, 0) + 1
+
+    def settle(self) -> None:
+        """Count the waits of no time, too."""
+        for code, times in self.zeros.items():
+            self.of(code).observe_zeros(times)
+        self.zeros.clear()
 
     def count(self, code: Code, amount: int) -> None:
         self.amounts[code] = self.amounts.get(code, 0) + amount  # type: ignore[operator]
@@ -71,6 +92,7 @@ class _StepCounts:
         return values  # type: ignore[return-value]
 
     def encoded(self) -> dict[Code, Amount]:
+        self.settle()
         amounts: dict[Code, Amount] = {}
         for code, value in self.amounts.items():
             if isinstance(value, Distribution):
@@ -99,6 +121,12 @@ class Counted:
             counts = steps[name] = _StepCounts()
         return counts
 
+    def values(self, key: Key) -> dict[str, dict[Code, Value]]:
+        """What is added to the series of a workflow, by step and code."""
+        for counts in self.by_workflow.get(key, {}).values():
+            counts.settle()
+        return {step: dict(counts.amounts) for step, counts in self.by_workflow.get(key, {}).items()}
+
     def amounts(self, key: Key) -> dict[str, dict[Code, Amount]]:
         """The amounts of a workflow's delta; without what came to nothing."""
         encoded = {step: counts.encoded() for step, counts in self.by_workflow.get(key, {}).items()}
@@ -108,6 +136,7 @@ class Counted:
         """Add what others were counted as, or take it away."""
         for key, steps in other.by_workflow.items():
             for name, counts in steps.items():
+                counts.settle()
                 mine = self.step(key, name)
                 for code, amount in counts.amounts.items():
                     if code == SUCCESS:
@@ -186,30 +215,29 @@ class SeriesCounter:
             return
         if started is None:
             return
-        self._observe(
-            counts, f"{DURATION}{SEPARATOR}{status}", finished - started, execution.trace_id, span_id, finished
-        )
-        counts.of(_DEPENDENCY).observe_ns(dependency or 0)
+        of_status = _codes_of(status)
+        self._observe(counts, of_status[0], finished - started, execution.trace_id, span_id, finished)
+        counts.wait(_DEPENDENCY, dependency or 0)
         if unaccounted:
-            counts.of(_UNACCOUNTED).observe_ns(unaccounted)
+            counts.wait(_UNACCOUNTED, unaccounted)
         if step_id in execution.critical_path:
             counts.count(CRITICAL, critical_ns_of(started, finished, queue, backoff, run))
         has_last = False
         for number, outcome, ended, queued, backed_off in self._attempts.get((execution_id, step_id), ()):
-            counts.of(_QUEUE).observe_ns(queued)
+            counts.wait(_QUEUE, queued)
             if number > 1 and backed_off:
-                counts.of(_BACKOFF).observe_ns(backed_off)
-            counts.count(f"{ATTEMPTS}{SEPARATOR}{outcome}", 1)
+                counts.wait(_BACKOFF, backed_off)
+            counts.count(_codes_of(outcome)[1], 1)
             has_last |= number == attempt
             # The last attempt was followed by another one, unless the step ended with it.
             if number != attempt or ended != finished:
                 counts.count(RETRIES, 1)
         if not has_last:
             # The only attempt: it has no row.
-            counts.of(_QUEUE).observe_ns(queue or 0)
+            counts.wait(_QUEUE, queue or 0)
             if attempt > 1 and backoff:
-                counts.of(_BACKOFF).observe_ns(backoff)
-            counts.count(f"{ATTEMPTS}{SEPARATOR}{status}", 1)
+                counts.wait(_BACKOFF, backoff)
+            counts.count(of_status[1], 1)
 
     def report(self, execution_id: str, report: CountedReport) -> None:
         """Count a measure or cost that a step reported."""

@@ -35,7 +35,7 @@ def recounted(connection: Connection, key: Key) -> dict[str, dict[str, Value]] |
     ).scalars()
     counter = SeriesCounter(connection)
     count(connection, ids, lambda _key, _bucket: WorkflowTotals(), counter)
-    return {step: dict(counts.amounts) for step, counts in counter.counted.by_workflow.get(key, {}).items()}
+    return counter.counted.values(key)
 
 
 def differing(current: dict[str, StepSeries], due: dict[str, dict[str, Value]]) -> list[tuple[str, str, Value, Value]]:
