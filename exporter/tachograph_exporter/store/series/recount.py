@@ -82,11 +82,12 @@ def recount_one(connection: Connection, key: Key, *, write: bool = True, born: b
         created = connection.execute(
             select(workflow_definitions.c.created_ns).where(workflow_definitions.c.id == key[1])
         ).scalar()
+        since = (created or 0) / NS
         for step, code, value, due_value in wrong:
             by_code = current.setdefault(step, StepSeries()).by_code
             series = by_code.get(code)
             if series is None:
-                series = by_code[code] = Series(code, (created or 0) / NS)
+                series = by_code[code] = Series(code, since)
             if code == SUCCESS:
                 series.value = due_value
             elif isinstance(due_value, Distribution):
@@ -97,5 +98,8 @@ def recount_one(connection: Connection, key: Key, *, write: bool = True, born: b
             else:
                 series.add(due_value - value)  # type: ignore[operator]
             series.born |= born
+        for step_series in current.values():
+            for code in list(step_series.complete(list(step_series.by_code), since)):
+                step_series.by_code[code].born = born
         replace(connection, key, current)
     return len(wrong)

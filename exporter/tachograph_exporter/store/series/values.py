@@ -9,7 +9,7 @@ A series is *born* once it has been shown as zero. Until then nobody has seen it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -213,9 +213,13 @@ class StepSeries:
             elif amount is not None:
                 series.add(int(amount))
             yield code
-        for code in _siblings(amounts):
-            if code not in by_code:
-                by_code[code] = Series(code, created)
+        yield from self.complete(amounts, created)
+
+    def complete(self, codes: Iterable[Code], created: float) -> Iterator[Code]:
+        """Let the foreseen siblings of these series exist. Yields those that are new."""
+        for code in _siblings(codes):
+            if code not in self.by_code:
+                self.by_code[code] = Series(code, created)
                 yield code
 
     def encode(self) -> bytes:
@@ -234,12 +238,11 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_rows: Final = msgspec.msgpack.Decoder(dict[str, SeriesRow]).decode
 
 
-def _siblings(amounts: Mapping[Code, Amount]) -> Iterator[Code]:
-    of_step = any(KINDS[code.partition(SEPARATOR)[0]].of_step for code in amounts)
-    of_executions = any(not KINDS[code.partition(SEPARATOR)[0]].of_step for code in amounts)
-    if of_executions:
+def _siblings(codes: Iterable[Code]) -> Iterator[Code]:
+    kinds = {KINDS[code.partition(SEPARATOR)[0]].of_step for code in codes}
+    if False in kinds:
         yield from _OF_EXECUTIONS
-    if of_step:
+    if True in kinds:
         yield from _OF_STEPS
 
 
