@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -353,13 +354,23 @@ def prepare(connection: Connection) -> None:
 
 
 def refresh(connection: Connection) -> None:
-    """Rebuild what a migration marked as stale: the rollups."""
+    """Rebuild what a migration marked as stale: the rollups, and the series of ``/metrics``."""
     from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
     from tachograph_exporter.store.schema import store_state
+    from tachograph_exporter.store.series import rows as series_rows
+    from tachograph_exporter.store.series.recount import recount_one
 
-    is_stale = (store_state.c.name == "rollups") & (store_state.c.value == "stale")
-    if connection.execute(select(store_state.c.name).where(is_stale)).first() is not None:
-        rollup_rebuild.rebuild_all(connection)
+    for name in ("rollups", "series"):
+        is_stale = (store_state.c.name == name) & (store_state.c.value == "stale")
+        if connection.execute(select(store_state.c.name).where(is_stale)).first() is None:
+            continue
+        if name == "rollups":
+            rollup_rebuild.rebuild_all(connection)
+        else:
+            for key in rollup_rebuild.workflows_with_executions(connection):
+                recount_one(connection, key, born=True)
+            for key in series_rows.names(connection):
+                series_rows.announce(connection, key, (), time.time_ns())
         connection.execute(delete(store_state).where(is_stale))
 
 
