@@ -223,7 +223,7 @@ def _series(database: Database, stored: _Stored, metrics: WorkflowMetrics | None
         shown = metrics.shown_of(key)
         if not any(shown_differences(checked, shown)):
             break
-        again = _snapshot(database, functools.partial(_checked, key=key, execution_id=execution.execution_id))
+        again = database.look(functools.partial(_checked, key=key, execution_id=execution.execution_id))
         if again is not None:
             checked = again
     return SeriesEvidence(checked, shown)

@@ -17,7 +17,7 @@ from tachograph_exporter.store.series.values import KINDS, MEASURE, SEPARATOR, C
 
 
 class ShownValue(NamedTuple):
-    """What ``/metrics`` shows of a series. ``values``: their number, of a histogram. ``total``: their sum, or the value."""
+    """What ``/metrics`` shows of a series. ``values``: how many, of a histogram. ``total``: their sum, or the value."""
 
     values: int | None
     total: float
