@@ -38,7 +38,6 @@ def exported() -> InMemorySpanExporter:
 async def api(
     database_url: str, handlers: HandlerRegistry, exported: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Api]:
-    monkeypatch.setattr("tachograph_exporter.store.event_log.LOOK_SECONDS", 0.05)
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exported))
     monkeypatch.setattr(service, "find_provider", lambda: provider)

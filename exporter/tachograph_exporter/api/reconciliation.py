@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -50,7 +50,6 @@ _EARLIER_NS: Final = 5 * NS
 _LATER_NS: Final = 600 * NS
 """How long before an execution was created, and after it ended, its events may have been committed."""
 _LOOKS: Final = 5
-_T = TypeVar("_T")
 
 
 async def compare_views(request: web.Request) -> web.Response:
@@ -77,7 +76,7 @@ def reconcile_execution(
     """
     # What was recorded before the rows are read must be in all views: one that is merely behind does not differ.
     behind = _flush(recorder.queues)
-    stored = _snapshot(database, lambda connection: _read(connection, workspace.id, execution_id))
+    stored = database.look(lambda connection: _read(connection, workspace.id, execution_id))
     behind |= _flush(recorder.queues)
     evidence = Evidence(
         run=stored.run,
@@ -95,18 +94,6 @@ def _flush(queues: Mapping[str, ListenerQueue]) -> set[str]:
     """Wait until the listeners have what was recorded so far. Returns the names of those that are still behind."""
     deadline = time.monotonic() + FLUSH_SECONDS
     return {name for name, queue in queues.items() if not queue.flush(max(0.01, deadline - time.monotonic()))}
-
-
-def _snapshot(database: Database, work: Callable[[Connection], _T]) -> _T:
-    """The result of ``work`` on a connection whose statements all see the same state."""
-    if database.is_sqlite:
-        return database.look(work)
-
-    def in_snapshot(connection: Connection) -> _T:
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        return work(connection)
-
-    return database.look(in_snapshot)
 
 
 class _Stored(NamedTuple):
@@ -236,7 +223,7 @@ def _series(database: Database, stored: _Stored, metrics: WorkflowMetrics | None
         shown = metrics.shown_of(key)
         if not any(shown_differences(checked, shown)):
             break
-        again = _snapshot(database, functools.partial(_checked, key=key, execution_id=execution.execution_id))
+        again = database.look(functools.partial(_checked, key=key, execution_id=execution.execution_id))
         if again is not None:
             checked = again
     return SeriesEvidence(checked, shown)

@@ -188,8 +188,6 @@ class WorkflowMetrics(Collector):
             raise
 
     def _read(self, connection: Connection) -> _Read | None:
-        if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         if not self._lease.look(connection):
             return None
         news = rows.news(connection, self._last)

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _OPEN_SECONDS: Final = LEASE_SECONDS / 3
 _MAX_OPEN: Final = 10_000
+_WATERMARK_SECONDS: Final = 1.0
+"""How long it may take until a writer notices that executions were archived."""
 _CHUNK: Final = 500
 
 
@@ -66,8 +68,6 @@ class StoreWriter:
         self._observe = observe
         self._committed = committed
         self._id = new_id()
-        self._is_followed = False
-        self._check_followers_at = 0.0
         self._open: dict[str, float] = {}
         self._watermark, self._watermark_at = 0, 0.0
         self._owns_database = False
@@ -131,12 +131,11 @@ class StoreWriter:
         return result
 
     def append_log(self, connection: Connection, events: Sequence[Event]) -> None:
-        """Append events to the event log, if anyone follows it, in the transaction that stores them."""
-        now = time.perf_counter()
-        if now >= self._check_followers_at:
-            self._is_followed = event_log.has_listeners(connection)
-            self._check_followers_at = now + event_log.LOOK_SECONDS
-        if self._is_followed:
+        """Append events to the event log, if anyone follows it, in the transaction that stores them.
+
+        The transaction has the writers' lock.
+        """
+        if event_log.has_listeners(connection):
             event_log.append(connection, self._id, events)
 
     def write(self, connection: Connection, batch: Batch) -> None:
@@ -251,7 +250,7 @@ class StoreWriter:
         """Which of the executions are archived: they are already counted, so late events are left out."""
         now = time.monotonic()
         if now >= self._watermark_at:
-            self._watermark, self._watermark_at = state.watermark_of(connection), now + event_log.LOOK_SECONDS
+            self._watermark, self._watermark_at = state.watermark_of(connection), now + _WATERMARK_SECONDS
         watermark = self._watermark
         old = [key for key in touched if partitions.seconds_of_id(key) < watermark] if watermark else []
         gone = archive.among(connection, old) if old else set()
