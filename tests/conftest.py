@@ -181,7 +181,7 @@ async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api
 async def serve(config: Config, handlers: HandlerRegistry) -> AsyncIterator[Api]:
     service = Service(config, handlers)
     server = TestServer(service.application())
-    await server.start_server(auto_decompress=False)
+    await server.start_server()
     try:
         async with aiohttp.ClientSession() as session:
             yield Api(service, session, str(server.make_url("")).rstrip("/"))

@@ -55,13 +55,15 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 
 async def read_body(request: web.Request) -> bytes:
     """The decoded body. Raises 413 if it exceeds the limit, before reading what exceeds it; 400 and 415 if it cannot be
-    read.
+    read; 408 if it does not arrive in time.
     """
     limit = request.app[CONFIG].max_body_bytes
     try:
         return await encodings.read(request, limit, lambda _size: True)
     except encodings.TooLarge:
         raise problems.too_large(limit) from None
+    except encodings.TooSlow as error:
+        raise problems.request_timeout("the body", error.seconds) from None
     except encodings.UnsupportedEncoding as error:
         raise problems.unsupported_encoding(str(error)) from None
     except encodings.Unreadable as error:

@@ -15,6 +15,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from tachograph.metrics.self_metrics import SelfMetrics
 from tachograph_exporter.api import problems
+from tachograph_exporter.api.connections import becomes_stream
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import CONFIG, DATABASE, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
@@ -86,6 +87,7 @@ async def _websocket(request: web.Request, stream_filter: StreamFilter, after: i
         heartbeat=30.0, max_msg_size=_MAX_CLIENT_FRAME_BYTES, compress=False, protocols=(PROTOCOL,), timeout=2.0
     )
     await socket.prepare(request)
+    becomes_stream(request)
     messages = request.app[HUB].follow(stream_filter, after)
     with request.app[SELF_METRICS].stream_client("websocket"):
         sending = asyncio.create_task(_send(request, socket, messages), name="tachograph websocket")
@@ -175,7 +177,9 @@ async def sse_stream(request: web.Request) -> web.StreamResponse:
     response.content_type = "text/event-stream"
     response.charset = "utf-8"
     self_metrics = request.app[SELF_METRICS]
+    response.force_close()
     await response.prepare(request)
+    becomes_stream(request)
     with self_metrics.stream_client("sse"), contextlib.suppress(ConnectionError, Closing):
         async with contextlib.aclosing(request.app[HUB].follow(stream_filter, after)) as messages:
             try:
