@@ -107,7 +107,7 @@ class CannotOpen(StoreError):
 
 
 class DatabaseUnavailable(CannotOpen, StoreUnavailable):
-    """The database cannot be opened now, but perhaps later: it is locked, or its server cannot be reached."""
+    """The database cannot be opened or used now, but perhaps later: it is locked, or its server cannot be reached."""
 
 
 class NewerSchema(StoreError):

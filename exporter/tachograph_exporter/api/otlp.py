@@ -64,7 +64,7 @@ async def traces(request: web.Request) -> web.Response:
             result = await asyncio.wrap_future(pending)
         except BadRequest as error:
             return _refused(kind, 400, 3, str(error))
-        except StoreUnavailable:
+        except (StoreUnavailable, MemoryError):
             return _refused(kind, 503, 14, "the database is unavailable; retry later", retry_after=5)
     finally:
         receiver.release(reserved)

@@ -12,7 +12,6 @@ from typing import Final
 
 import msgspec
 from aiohttp import web
-from sqlalchemy.exc import InterfaceError, OperationalError
 
 from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, StoreUnavailable
 
@@ -322,8 +321,8 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
         return Problem(400, "bad_request", f"the body cannot be read: {error}").response()
     except (ConnectionResetError, TimeoutError):
         raise
-    except (OperationalError, InterfaceError, StoreUnavailable):
-        log.exception("%s %s: the database is unavailable", request.method, request.path)
+    except (StoreUnavailable, MemoryError) as error:
+        log.warning("%s %s: %s", request.method, request.path, error or "no memory left")
         return store_unavailable().response()
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
