@@ -129,6 +129,7 @@ class Service:
         # First, because it may fail: nothing has to be closed yet.
         rules = read_rules(config.mapping) if config.mapping is not None else BUILT_IN
         self.database = Database(config.database)
+        self.database.read_seconds = config.read_timeout_seconds
         try:
             config.check(has_tokens=self.database.look(token_rows.any_token))
         except ConfigError:

@@ -202,7 +202,7 @@ async def test_connections_in_use_do_not(address: tuple[str, int]) -> None:
     for stream in busy:
         stream[1].close()
     async with asyncio.timeout(5):
-        while await _status(lambda: healthy(address)) != 200:
+        while await _status(lambda: healthy(address)) != 200:  # noqa: ASYNC110 - the service tells nobody
             await asyncio.sleep(0.05)
 
 
@@ -215,7 +215,10 @@ async def _status(call: Callable[[], Awaitable[int]]) -> int:
 
 async def test_streams_have_a_limit_of_their_own(address: tuple[str, int]) -> None:
     url = f"http://{address[0]}:{address[1]}"
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session, contextlib.AsyncExitStack() as s:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+        contextlib.AsyncExitStack() as s,
+    ):
         sockets: list[Any] = []
         for _ in range(LIMIT + 5):
             sockets.append(await s.enter_async_context(session.ws_connect(f"{url}/ws/workflows/stream")))
@@ -228,6 +231,8 @@ async def test_streams_have_a_limit_of_their_own(address: tuple[str, int]) -> No
 
 def test_a_network_counts_as_one_address() -> None:
     assert peer_of(("192.0.2.1", 5)) == peer_of(("::ffff:192.0.2.1", 6, 0, 0)) == "192.0.2.1"
-    assert peer_of(("2001:db8::1", 5, 0, 0)) == peer_of(("2001:db8::ffff:2", 6, 0, 0)) != peer_of(("2001:db8:0:1::1", 5))
+    assert (
+        peer_of(("2001:db8::1", 5, 0, 0)) == peer_of(("2001:db8::ffff:2", 6, 0, 0)) != peer_of(("2001:db8:0:1::1", 5))
+    )
     assert peer_of(("fe80::1%eth0", 5, 0, 2)) == "fe80::"
     assert peer_of("") == peer_of(None) == ""

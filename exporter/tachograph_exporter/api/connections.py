@@ -197,7 +197,7 @@ class _Server(web.Server):
                 connection.check(now)
         self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
-    async def shutdown(self, timeout: float | None = None) -> None:
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's own
         """Close all connections."""
         if self._timer is not None:
             self._timer.cancel()
@@ -216,13 +216,11 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(
-            self._limit, server.request_handler, request_factory=server.request_factory, **server._kwargs
-        )
+        return _Server(self._limit, server.request_handler, request_factory=server.request_factory, **server._kwargs)
 
 
 def raise_descriptor_limit() -> None:
-    """Let the process open as many files and sockets as it may, up to `MAX_DESCRIPTORS`: often only 1,024 by default."""
+    """Let the process open as many files and sockets as it may, up to `MAX_DESCRIPTORS`; the default is often 1,024."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Final
 
 from aiohttp import web
 
-try:
-    import zstandard
-except ImportError:  # The extra "zstd" is not installed.
-    zstandard = None  # type: ignore[assignment]
-
-SUPPORTED: Final = ("identity", "gzip", "deflate", *(("zstd",) if zstandard is not None else ()))
+# The extra "zstd" is optional.
+SUPPORTED: Final = ("identity", "gzip", "deflate", *(("zstd",) if find_spec("zstandard") is not None else ()))
 IDLE_SECONDS: Final = 10.0
 """How long a body may pause."""
 BODY_SECONDS: Final = 60.0
@@ -147,6 +144,8 @@ def _decoder(encoding: str, body: bytes) -> zlib._Decompress:
 def _decoded_zstd(body: bytes, limit: int, reserve: Callable[[int], bool]) -> bytes:
     if not _is_whole_zstd(body):
         raise Unreadable("it is not zstd, or its end is missing")
+    import zstandard
+
     parts: list[bytes] = []
     size = 0
     try:

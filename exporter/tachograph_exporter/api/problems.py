@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, StoreUnavailable
+from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, QueryTimeout, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -321,8 +321,11 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
         return Problem(400, "bad_request", f"the body cannot be read: {error}").response()
     except (ConnectionResetError, TimeoutError):
         raise
+    except QueryTimeout as error:
+        log.warning("%s %s: %s", request.method, request.path, error)
+        return query_timeout(error.seconds).response()
     except (StoreUnavailable, MemoryError) as error:
-        log.warning("%s %s: %s", request.method, request.path, error or "no memory left")
+        log.warning("%s %s: %s", request.method, request.path, str(error) or "no memory left")
         return store_unavailable().response()
     except Exception:
         log.exception("%s %s failed", request.method, request.path)

@@ -17,7 +17,7 @@ from tachograph_exporter.api.caller import caller_of
 from tachograph_exporter.config import Config
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import workspaces as workspace_rows
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import Database, Lane
 
 CONFIG: Final = web.AppKey("config", Config)
 DATABASE: Final = web.AppKey("database", Database)
@@ -137,7 +137,9 @@ async def workspace_of(request: web.Request) -> Workspace:
     cache = request.app[WORKSPACE_CACHE]
     workspace = cache.get((identifier, slug))
     if workspace is None:
-        row = await request.app[DATABASE].read(lambda c: workspace_rows.workspace(c, identifier=identifier, slug=slug))
+        row = await request.app[DATABASE].read(
+            lambda c: workspace_rows.workspace(c, identifier=identifier, slug=slug), Lane.VITAL
+        )
         if row is not None:
             if len(cache) >= _MAX_CACHED_WORKSPACES:
                 cache.clear()

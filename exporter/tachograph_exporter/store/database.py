@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -23,8 +24,16 @@ from sqlalchemy import Connection, delete, inspect, select
 from sqlalchemy.engine import URL, Dialect, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from tachograph.errors import BadDatabaseURL, CannotOpen, DatabaseUnavailable, NewerSchema, StoreError
+from tachograph.errors import (
+    BadDatabaseURL,
+    CannotOpen,
+    DatabaseUnavailable,
+    NewerSchema,
+    QueryTimeout,
+    StoreError,
+)
 from tachograph_exporter.store import failures, locking
+from tachograph_exporter.store.deadline import Deadline
 from tachograph_exporter.store.engines import SqliteFile, postgres_engine, sqlite_engine
 from tachograph_exporter.store.schema import HEAD
 
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BUSY_SECONDS: Final = 10.0
+READ_SECONDS: Final = 10.0
 COMMAND_SECONDS: Final = 30.0
 """How long a command of a writer in a thread may take on PostgreSQL, waiting for other writers included."""
 _CLOSE_SECONDS: Final = 1.0
@@ -48,6 +58,8 @@ class Lane(Enum):
 
     READ = "read"
     """What users read."""
+    SEARCH = "search"
+    """What reads and encodes many spans: on PostgreSQL too, off the event loop that serves requests."""
     WRITE = "write"
     """What requests write."""
     VITAL = "vital"
@@ -69,6 +81,7 @@ class _Size(NamedTuple):
 
 _SIZES: Final = {
     Lane.READ: _Size(4, 5, 3, 15.0),
+    Lane.SEARCH: _Size(2, 2, 0, 120.0),
     Lane.WRITE: _Size(2, 3, 2, 10.0),
     Lane.VITAL: _Size(2, 2, 1, 5.0),
     Lane.STREAM: _Size(2, 2, 1, 5.0),
@@ -106,12 +119,16 @@ class Database:
     def __init__(self, url: str, *, wait_seconds: float = BUSY_SECONDS) -> None:
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._lock = threading.Lock()
         self.condition = Condition()
+        self.read_seconds = READ_SECONDS
+        """How long a read from the event loop may take, waiting for its turn included."""
         self.file: SqliteFile | None = None
         self._threads: dict[Lane, ThreadPoolExecutor] = {}
         self._pending: set[Future[Any]] = set()
         self._engines: dict[Lane, AsyncEngine] = {}
         self._side_loop: _SideLoop | None = None
+        self._search_loop: _SideLoop | None = None
         self.engine: Engine | None = None
         if self.is_sqlite:
             self.file = SqliteFile(self.url.database or "")
@@ -172,17 +189,42 @@ class Database:
         return self._require_side_loop().run(work)
 
     async def read(self, work: Callable[[Connection], T], lane: Lane = Lane.READ) -> T:
-        """Call ``work`` in a transaction that only reads, from the event loop."""
+        """Call ``work`` in a transaction that only reads, from the event loop. Raises `QueryTimeout`."""
+        deadline = Deadline(self.read_seconds)
         if self.engine is not None:
-            return await self._in_thread(lane, self.look, work)
+            return await self._in_thread(lane, partial(self._look_until, deadline), work)
+        if lane is Lane.SEARCH:
+            return await self._in_thread(lane, partial(self._search_until, deadline), work)
+        try:
+            async with asyncio.timeout(deadline.seconds) as timer:
+                with self._watching(is_write=False):
+                    try:
+                        return await self._read(work, lane)
+                    except DBAPIError as error:
+                        if not error.connection_invalidated:
+                            raise
+                    # A pooled connection was dead. The pool has been replaced, and reading twice is harmless.
+                    return await self._read(work, lane)
+        except TimeoutError:
+            if timer.expired():
+                raise QueryTimeout(deadline.seconds) from None
+            raise
+
+    def _look_until(self, deadline: Deadline, work: Callable[[Connection], T]) -> T:
+        deadline.check()
         with self._watching(is_write=False):
+            assert self.engine is not None  # noqa: S101
+            with self.engine.connect().execution_options(tachograph_deadline=deadline) as connection:
+                return deadline.call(work, connection)
+
+    def _search_until(self, deadline: Deadline, work: Callable[[Connection], T]) -> T:
+        with self._watching(is_write=False):
+            deadline.check()
             try:
-                return await self._read(work, lane)
-            except DBAPIError as error:
-                if not error.connection_invalidated:
-                    raise
-            # A pooled connection was dead. The pool has been replaced, and reading twice is harmless.
-            return await self._read(work, lane)
+                return self._require_search_loop().run(work, timeout=deadline.left)
+            except TimeoutError:
+                deadline.check()
+                raise
 
     async def _read(self, work: Callable[[Connection], T], lane: Lane) -> T:
         # At READ COMMITTED a transaction would show each statement the same data; autocommit saves its round trips.
@@ -223,6 +265,13 @@ class Database:
             self._engines[lane] = engine
         return engine
 
+    def _require_search_loop(self) -> _SideLoop:
+        with self._lock:
+            if self._search_loop is None:
+                _, size, overflow, seconds = _SIZES[Lane.SEARCH]
+                self._search_loop = _SideLoop(self.url, size=size, overflow=overflow, command_seconds=seconds)
+            return self._search_loop
+
     def _require_side_loop(self) -> _SideLoop:
         assert self._side_loop is not None  # noqa: S101
         return self._side_loop
@@ -247,6 +296,7 @@ class Database:
         self._threads = {}
         self._pending = set()
         self._engines = {}
+        self._search_loop = None
         if self.engine is not None:
             self.engine.dispose(close=False)
         else:
@@ -260,8 +310,9 @@ class Database:
         wait(list(self._pending), timeout=_CLOSE_SECONDS)
         if self.engine is not None:
             self.engine.dispose()
-        if self._side_loop is not None:
-            self._side_loop.close()
+        for loop in (self._side_loop, self._search_loop):
+            if loop is not None:
+                loop.close()
 
     async def aclose(self) -> None:
         """Close all connections, including those of the event loop."""
@@ -336,9 +387,9 @@ def _parse(url: str) -> URL:
 class _SideLoop:
     """An event loop in its own thread, for asyncpg calls from threads without one."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, size: int = 4, overflow: int = 2, command_seconds: float = COMMAND_SECONDS) -> None:
         self._url = url
-        self._engine = postgres_engine(url, size=4, overflow=2, command_seconds=COMMAND_SECONDS)
+        self._engine = postgres_engine(url, size=size, overflow=overflow, command_seconds=command_seconds)
         self._patient: AsyncEngine | None = None
         self.dialect: Dialect = self._engine.dialect
         self._loop = asyncio.new_event_loop()

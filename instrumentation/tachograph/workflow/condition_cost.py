@@ -49,7 +49,7 @@ class TooLarge(ValueError):
 class Size(NamedTuple):
     """Upper bounds of a value: its elements, the nodes in all of it, and the nodes in its largest element."""
 
-    count: int
+    elements: int
     nodes: int
     largest: int
 
@@ -279,7 +279,7 @@ class _Parser:
 
     def _call(self, name: str, target: _Walk | None) -> _Walk:
         start = self._at
-        bound = []
+        bound: list[str] = []
         # What a macro binds are plain names before a comma.
         while (
             target is not None
@@ -360,13 +360,13 @@ def _sum(operands: list[_Walk]) -> _Walk:
     """Lists and texts that are added: each ``+`` copies what came before."""
 
     def bound(sizes: _Sizes, names: Mapping[str, _Value]) -> tuple[int, _Value]:
-        cost = count = nodes = largest = 0
+        cost = elements = nodes = largest = 0
         for operand in operands:
             more, value = operand(sizes, names)
             size = sizes.of(value)
-            count, nodes, largest = count + size.count, nodes + size.nodes, max(largest, size.largest)
+            elements, nodes, largest = elements + size.elements, nodes + size.nodes, max(largest, size.largest)
             cost += more + nodes
-        return cost, Size(count, nodes, largest)
+        return cost, Size(elements, nodes, largest)
 
     return bound
 
@@ -385,13 +385,13 @@ def _collection(items: list[_Walk]) -> _Walk:
 
 def _function(arguments: list[_Walk], own: int) -> _Walk:
     def bound(sizes: _Sizes, names: Mapping[str, _Value]) -> tuple[int, _Value]:
-        cost, count, nodes, largest = own, 0, 1, 1
+        cost, elements, nodes, largest = own, 0, 1, 1
         for argument in arguments:
             more, value = argument(sizes, names)
             size = sizes.of(value)
             cost += more + size.nodes
-            count, nodes, largest = count + size.count, nodes + size.nodes, max(largest, size.largest)
-        return cost, Size(count, nodes, largest)
+            elements, nodes, largest = elements + size.elements, nodes + size.nodes, max(largest, size.largest)
+        return cost, Size(elements, nodes, largest)
 
     return bound
 
@@ -405,7 +405,7 @@ def _macro(name: str, target: _Walk, bound_names: list[str], arguments: list[_Wa
         for argument in arguments:
             more, of_argument = argument(sizes, inner)
             each, result = each + more, sizes.of(of_argument)
-        rounds = max(size.count, 1)
+        rounds = max(size.elements, 1)
         if name == "map":
             return cost + rounds * (each + result.nodes), Size(rounds, 1 + rounds * result.nodes, result.nodes)
         if name == "filter":

@@ -36,7 +36,7 @@ def evaluate(text: str, scope: Mapping[str, Any]) -> Any:
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     with _turn:
         try:
-            child = subprocess.run(
+            child = subprocess.run(  # noqa: S603 - our own interpreter and file
                 [sys.executable, "-I", str(_CHILD)],
                 input=request, capture_output=True, env=environment, timeout=WALL_SECONDS, check=False,
             )  # fmt: skip

@@ -81,7 +81,7 @@ class Condition:
         )
 
     def is_costly(self, scope: Mapping[str, Any]) -> bool:
-        """Whether evaluating it in ``scope`` may take long: then call it off the event loop. Raises `ConditionError`."""
+        """Whether it may take long in ``scope``: call it off the event loop then. Raises `ConditionError`."""
         if self._path is not None:
             return False
         try:
