@@ -30,7 +30,7 @@ from tachograph_exporter.store.schema import workflow_executions
 from tachograph_exporter.store.writer import StoreWriter
 
 DAY_NS: Final = 86_400 * NS
-MAX_STATEMENTS: Final = 40
+MAX_STATEMENTS: Final = 60
 
 
 @dataclasses.dataclass
