@@ -125,8 +125,18 @@ def not_runnable(name: str) -> Problem:
     )
 
 
-def workflow_busy(name: str, count: int) -> Problem:
-    return Problem(409, "workflow_busy", f'workflow "{name}" has {count} open execution(s); cancel them first')
+def workflow_busy(name: str, count: int, ids: Sequence[str]) -> Problem:
+    """``ids``: of those of the ``count`` open executions that the problem names."""
+    faults = [Fault("open_execution", f"/api/workflows/executions/{i}", f"execution {i} is open") for i in ids]
+    more = f" and {count - len(ids)} more" if count > len(ids) else ""
+    subject = f"{count} open executions" if count != 1 else "an open execution"
+    detail = f'workflow "{name}" has {subject}; cancel first: {", ".join(ids)}{more}'
+    return Problem(409, "workflow_busy", detail, errors=faults)
+
+
+def precondition_failed(tag: str) -> Problem:
+    detail = f"the definition is not the one that the request expects; its version is {tag} now: read it again"
+    return Problem(412, "precondition_failed", detail, headers={"ETag": tag})
 
 
 def invalid_workflow(faults: Sequence[Fault]) -> Problem:
@@ -264,10 +274,11 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "not_cancellable": (409, "The execution is not running in this process."),
     "not_runnable": (409, "The workflow is known from recorded executions only and has no definition to run."),
     "workflow_exists": (409, "The workspace already has a workflow with this name."),
-    "workflow_busy": (409, "The workflow has open executions."),
+    "workflow_busy": (409, "The workflow has open executions; errors names them."),
     "workspace_exists": (409, "A workspace with this slug already exists."),
     "project_exists": (409, "The workspace already has a project with this slug."),
     "archive_unavailable": (410, "The execution is archived, and its file cannot be read."),
+    "precondition_failed": (412, "If-Match or If-None-Match does not hold: the definition has changed; see ETag."),
     "body_too_large": (413, "The body is larger than the service accepts."),
     "unsupported_media_type": (
         415,

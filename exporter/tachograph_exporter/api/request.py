@@ -38,7 +38,7 @@ WORKSPACE_CACHE: Final = web.AppKey("workspace_cache", dict[tuple[str | None, st
 """Workspaces by (id, slug) as requests name them."""
 _READ_HEADERS: Final = frozenset({
     "accept", "accept-encoding", "authorization", "baggage", "content-encoding", "content-type", "host",
-    "if-none-match", "last-event-id", "origin", "sec-fetch-site", "sec-websocket-protocol", "traceparent",
+    "if-match", "if-none-match", "last-event-id", "origin", "sec-fetch-site", "sec-websocket-protocol", "traceparent",
     "tracestate", "x-project-id", "x-workspace-id", "x-workspace-slug",
 })  # fmt: skip
 """The headers that are read, here or by the propagator; others may hold any bytes."""

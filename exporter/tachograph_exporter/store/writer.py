@@ -21,7 +21,7 @@ from tachograph.identity import new_id
 from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph_exporter.store import archive, definitions, locking, partitions, state
 from tachograph_exporter.store import event_log as event_log
-from tachograph_exporter.store.batch import Batch
+from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
 from tachograph_exporter.store.inserting import insert_many
 from tachograph_exporter.store.rollups import counting, folding
@@ -70,6 +70,8 @@ class StoreWriter:
         self._watermark, self._watermark_at = 0, 0.0
         self._owns_database = False
         self._registered: set[tuple[str, str, str]] = set()
+        # Workflows that have another id here than in the process that ran them.
+        self._same_as: dict[str, str] = {}
         self._months: set[partitions.Month] = set()
         self._deltas = 0
         self._prepare(database.dialect)
@@ -122,7 +124,7 @@ class StoreWriter:
         The transaction has the writers' lock.
         """
         if event_log.has_listeners(connection):
-            event_log.append(connection, self._id, events)
+            event_log.append(connection, self._id, reassigned(events, self._same_as))
 
     def write(self, connection: Connection, batch: Batch) -> None:
         """Write a folded batch on an open connection, without committing it.
@@ -140,12 +142,30 @@ class StoreWriter:
             partitions.ensure(connection, months)
         counted_before = SeriesCounter(connection)
         before = self._ended_before(connection, touched, batch.ended, counted_before)
-        for key in batch.workflows.keys() - self._registered:
-            definitions.register_recorded(connection, batch.workflows[key], time.time_ns())
+        self._register(connection, batch)
         self._put(connection, batch)
         if before or batch.ended:
             self._count(connection, before, batch.ended, counted_before, frozenset())
         batch.months = months
+
+    def _register(self, connection: Connection, batch: Batch) -> None:
+        """Ensure that the workflows of a batch's executions have rows: no execution is without its workflow.
+
+        They are looked up each time, because another process may have deleted one.
+        """
+        if not batch.workflows:
+            return
+        present = definitions.existing(connection, {workflow_id for _, _, workflow_id in batch.workflows})
+        for key, ref in batch.workflows.items():
+            if key in self._registered and ref.workflow_id in present:
+                self._same_as.pop(ref.workflow_id, None)
+                continue
+            registered_id = definitions.register_recorded(connection, ref, time.time_ns())
+            if registered_id == ref.workflow_id:
+                self._same_as.pop(ref.workflow_id, None)
+            else:
+                self._same_as[ref.workflow_id] = registered_id
+        batch.reassign(self._same_as)
 
     def _count(
         self,
@@ -195,8 +215,7 @@ class StoreWriter:
         for rows in (workflow_step_reports, ATTEMPT_ROWS.table, STEP_ROWS.table, EXECUTION_ROWS.table):
             for i in range(0, len(stored), _CHUNK):
                 connection.execute(delete(rows).where(rows.c.execution_id.in_(stored[i : i + _CHUNK])))
-        for key in batch.workflows.keys() - self._registered:
-            definitions.register_recorded(connection, batch.workflows[key], time.time_ns())
+        self._register(connection, batch)
         self._put(connection, batch)
         self._count(connection, before, batch.ended, counted_before, unsettled)
 
