@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -19,7 +19,6 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
 from tachograph.clock import NS
-from tachograph.metrics.listener import MetricsListener
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import METRICS
@@ -63,8 +62,8 @@ from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.span_store import SpanStore
+from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 from tachograph_exporter.store import archiving, partitions, recovery
-from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.workspaces import add_project, add_workspace
@@ -141,13 +140,10 @@ class Service:
         self.writer = StoreWriter(self.database, self.self_metrics.store_committed, self.feed.committed)
         series = SeriesRegistry(family_limit=config.series_limit, expire_seconds=config.series_expire_seconds)
         self.store = SpooledStore(config.database, lambda _url, *, wait_seconds: self.writer)
-        self.recorder = build_recorder(
-            provider=find_provider(),
-            registry=self.registry,
-            series=series,
-            measures=config.measures,
-            store=self.store,
-        )
+        self.workflow_metrics = WorkflowMetrics(self.database, series, config.measures)
+        self.registry.register(self.workflow_metrics)
+        # Without metrics of its own: those of a service are what the database keeps, whoever recorded it.
+        self.recorder = build_recorder(provider=find_provider(), store=self.store)
         adopt(self.recorder, config.workspace)
         # Ingested events are stored with the spans they were read from, in the transaction that acknowledges them.
         publish = partial(self.recorder.publish, delivered_to=("store",))
@@ -169,10 +165,6 @@ class Service:
         now = time.time_ns()
         add_workspace(connection, self.config.workspace, now)
         add_project(connection, self.config.workspace, "default", now)
-        # A gauge that disappeared at a restart would hide that a workflow stopped succeeding.
-        metrics = cast(MetricsListener, self.recorder.queues["metrics"].listener)
-        for workspace, workflow, finished_ns in execution_rows.last_successes(connection):
-            metrics.restore_last_success(workspace, workflow, finished_ns)
 
     def application(self) -> web.Application:
         """The aiohttp application, which starts and stops the service's background tasks."""
@@ -193,7 +185,7 @@ class Service:
         app[WORKSPACE_CACHE] = {}
         app[otlp.RECEIVER] = self.receiver
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
-        app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics)
+        app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
         app[health.LIFECYCLE] = self.life
         app[stream.HUB] = self.hub
         app[stream.SELF_METRICS] = self.self_metrics
@@ -208,7 +200,9 @@ class Service:
 
     async def _background(self, _app: web.Application) -> AsyncIterator[None]:
         await self.sweep()
+        await self.workflow_metrics.start()
         tasks = [
+            asyncio.create_task(self.workflow_metrics.run(), name="tachograph workflow metrics"),
             asyncio.create_task(self._sweep_periodically(), name="tachograph sweep"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
             asyncio.create_task(self._reassemble_periodically(), name="tachograph traces"),
@@ -288,6 +282,7 @@ class Service:
         await self.feed.close()
         release(self.recorder)
         await asyncio.to_thread(self.recorder.close)
+        await self.workflow_metrics.close()
         await self.database.aclose()
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
 from tachograph.errors import Fault
 from tachograph.recording.recorder import Recorder
@@ -167,10 +167,18 @@ def _header_or_parameter(request: web.Request, header: str, parameter: str) -> s
     return values.pop() if values else None
 
 
-async def workflow_of(request: web.Request, workspace: Workspace) -> Row[Any]:
-    """The workflow in the path, by id or by name. Raises 404."""
-    name = request.match_info["workflow_id"]
-    row = await request.app[DATABASE].read(lambda c: definition_rows.find_definition(c, workspace.id, name))
+def find_workflow(connection: Connection, workspace: Workspace, name: str) -> Row[Any]:
+    """A workflow of a workspace, by id or by name. Raises 404.
+
+    For reads that go on with it: it is the workflow of the same state of the database.
+    """
+    row = definition_rows.find_definition(connection, workspace.id, name)
     if row is None:
         raise problems.workflow_not_found(name)
     return row
+
+
+async def workflow_of(request: web.Request, workspace: Workspace) -> Row[Any]:
+    """The workflow in the path, by id or by name. Raises 404."""
+    name = request.match_info["workflow_id"]
+    return await request.app[DATABASE].read(lambda c: find_workflow(c, workspace, name))

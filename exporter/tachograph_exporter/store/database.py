@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import Connection, create_engine, delete, event, inspect, select
@@ -85,14 +87,20 @@ class Database:
         return self._require_side_loop().run(work)
 
     def look(self, work: Callable[[Connection], T]) -> T:
-        """Call ``work`` in a transaction that only reads; blocks the calling thread."""
+        """Call ``work`` in a transaction that only reads; blocks the calling thread.
+
+        All its statements see the same state.
+        """
         if self.engine is not None:
             with self.engine.connect() as connection:
                 return work(connection)
-        return self._require_side_loop().run(work)
+        return self._require_side_loop().run(work, options=_SNAPSHOT)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Call ``work`` in a transaction that only reads, from the event loop."""
+        """Call ``work`` in a transaction that only reads, from the event loop. All its statements see the same state.
+
+        What belongs together must be read in one call: two calls may see two states.
+        """
         if self.engine is not None:
             return await self._in_thread(self.look, work)
         try:
@@ -104,10 +112,9 @@ class Database:
         return await self._read(work)
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
-        # At READ COMMITTED a transaction would show each statement the same data; autocommit saves its round trips.
         async with self._asyncpg().connect() as connection:
-            autocommitting = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            return await autocommitting.run_sync(work)
+            await connection.execution_options(**_SNAPSHOT)
+            return await connection.run_sync(work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Call ``work`` in a transaction that may write, from the event loop."""
@@ -170,6 +177,11 @@ class Database:
             raise
 
 
+_SNAPSHOT: Final[Mapping[str, Any]] = MappingProxyType(
+    {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+)
+"""PostgreSQL shows all statements of such a transaction the same state, and never refuses to commit it. It begins with
+one statement. A read transaction of SQLite is like that anyway."""
 _SECRET_OPTIONS: Final = frozenset({"password", "passfile", "sslpassword"})
 _SQLITE_AWAY: Final = frozenset({5, 6, 7, 10, 13})
 """SQLITE_BUSY, SQLITE_LOCKED, SQLITE_NOMEM, SQLITE_IOERR, SQLITE_FULL; see https://sqlite.org/rescode.html."""
@@ -271,12 +283,23 @@ class _SideLoop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="tachograph-asyncpg", daemon=True)
         self._thread.start()
 
-    def run(self, work: Callable[[Connection], T], *, timeout: float | None = None) -> T:
-        """Call ``work`` in a transaction. Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds."""
+    def run(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        timeout: float | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> T:
+        """Call ``work`` in a transaction with these execution options.
+
+        Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds.
+        """
 
         async def transaction() -> T:
-            async with asyncio.timeout(timeout), self._engine.begin() as connection:
-                return await connection.run_sync(work)
+            async with asyncio.timeout(timeout), self._engine.connect() as connection:
+                await connection.execution_options(**options)
+                async with connection.begin():
+                    return await connection.run_sync(work)
 
         try:
             return asyncio.run_coroutine_threadsafe(transaction(), self._loop).result()
@@ -331,13 +354,23 @@ def prepare(connection: Connection) -> None:
 
 
 def refresh(connection: Connection) -> None:
-    """Rebuild what a migration marked as stale: the rollups."""
+    """Rebuild what a migration marked as stale: the rollups, and the series of ``/metrics``."""
     from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
     from tachograph_exporter.store.schema import store_state
+    from tachograph_exporter.store.series import rows as series_rows
+    from tachograph_exporter.store.series.recount import recount_one
 
-    is_stale = (store_state.c.name == "rollups") & (store_state.c.value == "stale")
-    if connection.execute(select(store_state.c.name).where(is_stale)).first() is not None:
-        rollup_rebuild.rebuild_all(connection)
+    for name in ("rollups", "series"):
+        is_stale = (store_state.c.name == name) & (store_state.c.value == "stale")
+        if connection.execute(select(store_state.c.name).where(is_stale)).first() is None:
+            continue
+        if name == "rollups":
+            rollup_rebuild.rebuild_all(connection)
+        else:
+            for key in rollup_rebuild.workflows_with_executions(connection):
+                recount_one(connection, key, born=True)
+            for key in series_rows.names(connection):
+                series_rows.announce(connection, key, (), time.time_ns())
         connection.execute(delete(store_state).where(is_stale))
 
 

@@ -27,6 +27,7 @@ from tachograph_exporter.store.schema import (
     workflow_definitions,
     workflow_executions,
 )
+from tachograph_exporter.store.series import rows as series_rows
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 
 _executions = workflow_executions.c
@@ -128,13 +129,24 @@ def register(
         connection.execute(update(workflow_definitions).where(_definitions.id == row.id).values(values))
     else:
         return None
-    return definition(connection, workspace_id, name=workflow.name)
+    row = definition(connection, workspace_id, name=workflow.name)
+    if row is not None:
+        _announce(connection, row, workflow, now_ns)
+    return row
+
+
+def _announce(connection: Connection, row: Row[Any], workflow: Workflow, now_ns: int) -> None:
+    """Let the series of a workflow exist before anything has happened."""
+    series_rows.announce(connection, (row.workspace_id, row.id), [step.name for step in workflow.steps], now_ns)
 
 
 def change(connection: Connection, definition_id: str, workflow: Workflow, now_ns: int) -> None:
     """Replace a stored definition; its id, project and creation time stay."""
     values = definition_values(workflow, now_ns)
     connection.execute(update(workflow_definitions).where(_definitions.id == definition_id).values(values))
+    row = connection.execute(select(workflow_definitions).where(_definitions.id == definition_id)).first()
+    if row is not None:
+        _announce(connection, row, workflow, now_ns)
 
 
 def register_recorded(connection: Connection, ref: ExecutionRef, now_ns: int) -> None:
@@ -151,7 +163,8 @@ def register_recorded(connection: Connection, ref: ExecutionRef, now_ns: int) ->
         created_ns=now_ns,
         updated_ns=now_ns,
     )
-    connection.execute(statement.on_conflict_do_nothing())
+    if connection.execute(statement.on_conflict_do_nothing()).rowcount == 1:
+        series_rows.announce(connection, (workspace_id(ref.workspace), ref.workflow_id), (), now_ns)
 
 
 def register_or_change(

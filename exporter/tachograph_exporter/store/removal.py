@@ -14,6 +14,7 @@ from tachograph_exporter.store.schema import (
     workflow_step_executions,
     workflow_step_reports,
 )
+from tachograph_exporter.store.series import rows as series_rows
 
 
 def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str) -> int:
@@ -33,6 +34,7 @@ def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str)
         connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
     connection.execute(delete(workflow_executions).where(of_workflow))
     rollup_rows.forget(connection, (workspace_id, workflow_id))
+    series_rows.forget(connection, (workspace_id, workflow_id))
     archive.forget_workflow(connection, workspace_id, workflow_id)
     connection.execute(delete(workflow_definitions).where(workflow_definitions.c.id == workflow_id))
     return 0

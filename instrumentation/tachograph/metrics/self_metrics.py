@@ -37,6 +37,12 @@ LABEL_SETS: Final = GaugeSpec("tachograph_label_sets", "Label sets of all metric
 SCRAPE_DURATION: Final = HistogramSpec("tachograph_scrape_duration_seconds", "Time to render a scrape.", ("format",))
 SCRAPE_SIZE: Final = GaugeSpec("tachograph_scrape_size_bytes", "Size of the last scrape.", ("format",))
 
+WORKFLOW_METRICS_SHOWN: Final = GaugeSpec(
+    "tachograph_workflow_metrics_shown",
+    "1 on the service that shows the workflow metrics of its database, 0 on the others.",
+    (),
+)
+
 STREAM_CLIENTS: Final = GaugeSpec(
     "tachograph_stream_clients", "Clients connected to the event stream, by protocol.", ("kind",)
 )
@@ -49,7 +55,7 @@ STREAM_REFUSED: Final = CounterSpec(
 
 SELF_METRICS: Final[tuple[MetricSpec, ...]] = (
     EVENTS, DELIVERED, DROPPED, QUEUE_LENGTH, STORE_WRITE, SERIES_LIMITED, LABEL_SETS, SCRAPE_DURATION, SCRAPE_SIZE,
-    STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, BUILD_INFO,
+    WORKFLOW_METRICS_SHOWN, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, BUILD_INFO,
 )  # fmt: skip
 """Every metric about Tachograph itself."""
 
