@@ -27,7 +27,13 @@ from dashboards.recording_rules import (
     sum_of,
 )
 from dashboards.thresholds import Thresholds, WorkflowThresholds
-from tachograph.metrics.self_metrics import DROPPED, EVENTS, QUEUE_LENGTH, SERIES_LIMITED
+from tachograph.metrics.self_metrics import (
+    DROPPED,
+    EVENTS,
+    QUEUE_LENGTH,
+    SERIES_LIMITED,
+    WORKFLOW_METRICS_SHOWN,
+)
 from tachograph.metrics.specs import OLDEST_RUNNING
 from tachograph_exporter.dashboard_files import RUNBOOKS
 
@@ -246,6 +252,15 @@ def _self_monitoring() -> list[dict[str, Any]]:
             "warning",
             f"{instance}: {{{{ $labels.metric }}}} has reached its series limit",
             "New label sets are counted as `other`. Something generates unbounded label values.",
+        ),
+        _alert(
+            "TachographWorkflowMetricsMissing",
+            f"max by (job) ({WORKFLOW_METRICS_SHOWN.name}) == 0",
+            "2m",
+            "critical",
+            "No Tachograph shows the workflow metrics",
+            "Services are up, but none of them has shown the metrics of its database for two minutes. The alerts about "
+            "workflows are silent meanwhile.",
         ),
         _alert(
             "TachographDown",

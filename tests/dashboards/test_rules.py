@@ -153,6 +153,17 @@ CASES = [
         {f'tachograph_series_limited_total{{{SERVICE}, metric="workflow_step_attempts_total"}}': "9x20"},
     ),
     Case(
+        "TachographWorkflowMetricsMissing",
+        {f"tachograph_workflow_metrics_shown{{{SERVICE}}}": "0x20",
+         'tachograph_workflow_metrics_shown{job="tachograph", instance="b:9923"}': "1x4 0x20"},
+        "8m", {"job": "tachograph", "severity": "critical"}, "No Tachograph shows the workflow metrics",
+        "Services are up, but none of them has shown the metrics of its database for two minutes. The alerts about "
+        "workflows are silent meanwhile.",
+        # Another service took over.
+        {f"tachograph_workflow_metrics_shown{{{SERVICE}}}": "0x5 1x20",
+         'tachograph_workflow_metrics_shown{job="tachograph", instance="b:9923"}': "1x4 0x20"},
+    ),
+    Case(
         "TachographDown",
         {f"up{{{SERVICE}}}": "1x3 0x10"},
         "7m", {"job": "tachograph", "instance": "a:9923", "severity": "critical"}, "a:9923 cannot be scraped",
