@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
-import os
 import shutil
-import socket
-import subprocess
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -36,6 +31,7 @@ from tachograph_exporter import handler_sources
 from tachograph_exporter.config import Config
 from tachograph_exporter.service import Service
 from tachograph_exporter.store.database import Database
+from tests.postgres_server import PostgresServer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,53 +104,42 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _postgres_binary(name: str) -> str | None:
-    path = shutil.which(name)
-    if path is None:
-        versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-        path = str(versions[-1]) if versions else None
-    return path
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Callable[..., str]]:
     """A real PostgreSQL server; calling the fixture creates a migrated (or empty) database and returns its URL."""
-    initdb, pg_ctl = _postgres_binary("initdb"), _postgres_binary("pg_ctl")
-    if initdb is None or pg_ctl is None:
-        pytest.skip("needs PostgreSQL (apt-get install postgresql)")
-    # The server refuses to run as root, so the package's user runs it, in a directory that this user can enter.
-    directory = Path(tempfile.mkdtemp(prefix="tachograph-pg-", dir="/tmp"))
-    prefix: list[str] = []
-    if os.getuid() == 0:
-        shutil.chown(directory, "postgres")
-        prefix = ["runuser", "-u", "postgres", "--"]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    run = functools.partial(
-        subprocess.run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/tmp"
-    )
-    run([*prefix, initdb, "-D", str(directory / "data"), "-A", "trust", "-U", "postgres", "--locale=C.UTF-8"])
-    options = f"-p {port} -k {directory} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
-    run([*prefix, pg_ctl, "-D", str(directory / "data"), "-l", str(directory / "log"), "-o", options, "-w", "start"])
-    base = f"postgresql://postgres@127.0.0.1:{port}"
+    server = PostgresServer()
     numbers = itertools.count()
-
-    def admin(statement: str) -> None:
-        psql = _postgres_binary("psql")
-        assert psql is not None
-        run([psql, "-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-q", "-c", statement])
-
-    admin("CREATE DATABASE template_tachograph")
-    Database(f"{base}/template_tachograph").close()
+    server.sql("CREATE DATABASE template_tachograph")
+    Database(f"{server.url}/template_tachograph").close()
 
     def create_database(*, empty: bool = False) -> str:
         name = f"test_{next(numbers)}"
-        admin(f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else 'template_tachograph'}")
-        return f"{base}/{name}"
+        server.sql(f"CREATE DATABASE {name} TEMPLATE {'template0' if empty else 'template_tachograph'}")
+        return f"{server.url}/{name}"
 
     yield create_database
-    run([*prefix, pg_ctl, "-D", str(directory / "data"), "-m", "immediate", "-w", "stop"])
-    shutil.rmtree(directory, ignore_errors=True)
+    server.close()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Callable[..., PostgresServer]]:
+    """Starts servers that the test may stop, restart and reconfigure; each has a migrated database, ``runs_url``.
+
+    The database belongs to a role without privileges, as an application's does.
+    """
+    servers: list[PostgresServer] = []
+
+    def start(**settings: str | int) -> PostgresServer:
+        server = PostgresServer(**settings)
+        servers.append(server)
+        server.sql("CREATE ROLE app LOGIN")
+        server.sql("CREATE DATABASE runs OWNER app")
+        Database(server.runs_url).close()
+        return server
+
+    yield start
+    for server in servers:
+        server.close()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.e2e)])
@@ -186,7 +171,7 @@ async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api
 async def serve(config: Config, handlers: HandlerRegistry) -> AsyncIterator[Api]:
     service = Service(config, handlers)
     server = TestServer(service.application())
-    await server.start_server(auto_decompress=False)
+    await server.start_server()
     try:
         async with aiohttp.ClientSession() as session:
             yield Api(service, session, str(server.make_url("")).rstrip("/"))

@@ -128,6 +128,7 @@ class Service:
         # First, because it may fail: nothing has to be closed yet.
         rules = read_rules(config.mapping) if config.mapping is not None else BUILT_IN
         self.database = Database(config.database)
+        self.database.read_seconds = config.read_timeout_seconds
         try:
             config.check(has_tokens=self.database.look(token_rows.any_token))
         except ConfigError:
@@ -171,6 +172,8 @@ class Service:
         app = web.Application(
             middlewares=[caching_middleware, problem_middleware, guard.guard],
             client_max_size=self.config.max_body_bytes,
+            # Bodies are decoded off the event loop, see `encodings`; whoever runs the application.
+            handler_args={"auto_decompress": False},
         )
         app[guard.AUTHENTICATOR] = guard.Authenticator(self.config, self.database)
         app[ROUTE_BY_HANDLER] = {route.handler: route for route in ROUTES} | {
@@ -293,7 +296,13 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
     available.
     """
     config = service.config
-    runner = connections.Runner(service.application(), access_log=None, handle_signals=False)
+    connections.raise_descriptor_limit()
+    runner = connections.Runner(
+        service.application(),
+        max_connections_per_peer=config.max_connections_per_peer,
+        access_log=None,
+        handle_signals=False,
+    )
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.host, config.port, reuse_address=True, ssl_context=config.tls())

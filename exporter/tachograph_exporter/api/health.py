@@ -10,7 +10,7 @@ from aiohttp import web
 from tachograph.version import version
 from tachograph_exporter.api.request import DATABASE, RECORDER, json_response
 from tachograph_exporter.api.routes import Route
-from tachograph_exporter.store.database import ping
+from tachograph_exporter.store.database import Lane, ping
 
 MAX_QUEUE_FILL: Final = 0.8
 """A listener queue that is fuller than this share of its limit makes the service not ready."""
@@ -51,7 +51,7 @@ async def ready(request: web.Request) -> web.Response:
     if request.app[LIFECYCLE].is_stopping:
         faults.append("the service is shutting down")
     try:
-        await request.app[DATABASE].read(ping)
+        await request.app[DATABASE].read(ping, Lane.PROBE)
     except Exception as error:
         faults.append(f"the database is unavailable: {type(error).__name__}")
     for name, queue in request.app[RECORDER].queues.items():

@@ -12,9 +12,8 @@ from typing import Final
 
 import msgspec
 from aiohttp import web
-from sqlalchemy.exc import InterfaceError, OperationalError
 
-from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, StoreUnavailable
+from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, QueryTimeout, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class Problem(Exception):
             content_type="application/problem+json",
             headers=self.headers,
         )
-        if self.code in ("bad_request", "body_too_large", "unsupported_media_type"):
+        if self.code in ("bad_request", "body_too_large", "unsupported_media_type", "request_timeout"):
             # What follows on the connection may be the rest of a body that was not read.
             response.force_close()
         return response
@@ -172,6 +171,20 @@ def too_many_executions(limit: int) -> Problem:
     return Problem(429, "too_many_executions", detail, headers={"Retry-After": "5"})
 
 
+def request_timeout(what: str, seconds: float) -> Problem:
+    return Problem(408, "request_timeout", f"{what} did not arrive within {seconds:g} s")
+
+
+def too_many_connections(limit: int) -> Problem:
+    detail = f"this address has {limit} connections, the limit of this service, and all of them are in use"
+    return Problem(503, "too_many_connections", detail, headers={"Retry-After": "1"})
+
+
+def query_timeout(seconds: float) -> Problem:
+    detail = f"reading took longer than {seconds:g} s; ask for less, for instance a shorter range of time"
+    return Problem(503, "query_timeout", detail, headers={"Retry-After": "5"})
+
+
 def shutting_down() -> Problem:
     return Problem(503, "shutting_down", "the service is shutting down", headers={"Retry-After": "10"})
 
@@ -247,6 +260,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "token_not_found": (404, "The token does not exist."),
     "no_such_route": (404, "There is no route with this path."),
     "method_not_allowed": (405, "The route does not support this method; see Allow."),
+    "request_timeout": (408, "The request did not arrive in time; the connection closes."),
     "not_cancellable": (409, "The execution is not running in this process."),
     "not_runnable": (409, "The workflow is known from recorded executions only and has no definition to run."),
     "workflow_exists": (409, "The workspace already has a workflow with this name."),
@@ -268,6 +282,8 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "too_many_executions": (429, "The limit of running and queued executions is reached; see Retry-After."),
     "internal_error": (500, "Unexpected error; the service's log has the details."),
     "store_unavailable": (503, "The database is unavailable; see Retry-After."),
+    "query_timeout": (503, "Reading took too long and was stopped; ask for less, or see Retry-After."),
+    "too_many_connections": (503, "The client's address has as many connections as it may; see Retry-After."),
     "too_many_clients": (503, "The limit of stream clients is reached; see Retry-After."),
     "shutting_down": (503, "The service is shutting down; see Retry-After."),
     "scrape_timeout": (503, "The scrape could not be rendered within the scrape timeout."),
@@ -305,8 +321,11 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
         return Problem(400, "bad_request", f"the body cannot be read: {error}").response()
     except (ConnectionResetError, TimeoutError):
         raise
-    except (OperationalError, InterfaceError, StoreUnavailable):
-        log.exception("%s %s: the database is unavailable", request.method, request.path)
+    except QueryTimeout as error:
+        log.warning("%s %s: %s", request.method, request.path, error)
+        return query_timeout(error.seconds).response()
+    except (StoreUnavailable, MemoryError) as error:
+        log.warning("%s %s: %s", request.method, request.path, str(error) or "no memory left")
         return store_unavailable().response()
     except Exception:
         log.exception("%s %s failed", request.method, request.path)

@@ -17,7 +17,7 @@ from tachograph_exporter.api.caller import caller_of
 from tachograph_exporter.config import Config
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import workspaces as workspace_rows
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import Database, Lane
 
 CONFIG: Final = web.AppKey("config", Config)
 DATABASE: Final = web.AppKey("database", Database)
@@ -55,13 +55,15 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 
 async def read_body(request: web.Request) -> bytes:
     """The decoded body. Raises 413 if it exceeds the limit, before reading what exceeds it; 400 and 415 if it cannot be
-    read.
+    read; 408 if it does not arrive in time.
     """
     limit = request.app[CONFIG].max_body_bytes
     try:
         return await encodings.read(request, limit, lambda _size: True)
     except encodings.TooLarge:
         raise problems.too_large(limit) from None
+    except encodings.TooSlow as error:
+        raise problems.request_timeout("the body", error.seconds) from None
     except encodings.UnsupportedEncoding as error:
         raise problems.unsupported_encoding(str(error)) from None
     except encodings.Unreadable as error:
@@ -135,7 +137,9 @@ async def workspace_of(request: web.Request) -> Workspace:
     cache = request.app[WORKSPACE_CACHE]
     workspace = cache.get((identifier, slug))
     if workspace is None:
-        row = await request.app[DATABASE].read(lambda c: workspace_rows.workspace(c, identifier=identifier, slug=slug))
+        row = await request.app[DATABASE].read(
+            lambda c: workspace_rows.workspace(c, identifier=identifier, slug=slug), Lane.VITAL
+        )
         if row is not None:
             if len(cache) >= _MAX_CACHED_WORKSPACES:
                 cache.clear()

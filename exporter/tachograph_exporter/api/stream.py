@@ -15,6 +15,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from tachograph.metrics.self_metrics import SelfMetrics
 from tachograph_exporter.api import problems
+from tachograph_exporter.api.connections import becomes_stream
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import CONFIG, DATABASE, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
@@ -88,6 +89,7 @@ async def _websocket(request: web.Request, stream_filter: StreamFilter, after: i
     async with contextlib.aclosing(request.app[HUB].follow(stream_filter, after)) as messages:
         first = await _first(messages)
         await socket.prepare(request)
+        becomes_stream(request)
         with request.app[SELF_METRICS].stream_client("websocket"):
             sending = asyncio.create_task(_send(request, socket, first, messages), name="tachograph websocket")
             try:
@@ -201,7 +203,9 @@ async def sse_stream(request: web.Request) -> web.StreamResponse:
     self_metrics = request.app[SELF_METRICS]
     async with contextlib.aclosing(request.app[HUB].follow(stream_filter, after)) as messages:
         first = await _first(messages)
+        response.force_close()
         await response.prepare(request)
+        becomes_stream(request)
         with self_metrics.stream_client("sse"), contextlib.suppress(ConnectionError, Closing):
             try:
                 async for group in _from_first(first, messages):

@@ -27,7 +27,7 @@ from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import EXECUTIONS_RUNNING, OLDEST_RUNNING, STEPS_RUNNING
 from tachograph_exporter.metrics.births import Births
 from tachograph_exporter.metrics.shown_series import SeriesKey, ShownMetrics, ShownSeries, ShownValue, child_of
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.lease import BEAT_SECONDS, Lease
 from tachograph_exporter.store.rollups.counting import Key
 from tachograph_exporter.store.running import Running, running
@@ -114,7 +114,7 @@ class WorkflowMetrics(Collector):
     async def _beat(self) -> None:
         was_held = self._lease.is_held
         try:
-            is_held = await self._database.write(self._lease.renew)
+            is_held = await self._database.write(self._lease.renew, Lane.VITAL)
             if is_held and (not was_held or self._is_due()):
                 await asyncio.wrap_future(self._refreshing())
         except Exception as error:
@@ -126,7 +126,7 @@ class WorkflowMetrics(Collector):
     async def close(self) -> None:
         """Give the lease up, so that another service shows the metrics at once."""
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(self._database.write(self._lease.release), REFRESH_SECONDS)
+            await asyncio.wait_for(self._database.write(self._lease.release, Lane.VITAL), REFRESH_SECONDS)
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     # A scrape

@@ -3,6 +3,9 @@
 Queries are plain functions of a SQLAlchemy `Connection`. From the event loop, `Database.read` and `Database.write` call
 them in a few threads for SQLite (its driver is synchronous, and one thread hop per query is cheaper than one per row)
 and on asyncpg for PostgreSQL. From a thread, `Database.look` and `Database.run` do the same.
+
+While the database is away (see `failures`), whoever reads or writes gets a `DatabaseUnavailable`; otherwise the
+statement's own error.
 """
 
 from __future__ import annotations
@@ -12,17 +15,28 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, create_engine, delete, event, inspect, select
+from sqlalchemy import Connection, delete, inspect, select
 from sqlalchemy.engine import URL, Dialect, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.pool import QueuePool
 
-from tachograph.errors import BadDatabaseURL, CannotOpen, DatabaseUnavailable, NewerSchema
+from tachograph.errors import (
+    BadDatabaseURL,
+    CannotOpen,
+    DatabaseUnavailable,
+    NewerSchema,
+    QueryTimeout,
+    StoreError,
+)
+from tachograph_exporter.store import failures, locking
+from tachograph_exporter.store.deadline import Deadline
+from tachograph_exporter.store.engines import SqliteFile, postgres_engine, sqlite_engine
 from tachograph_exporter.store.schema import HEAD
 
 if TYPE_CHECKING:
@@ -30,11 +44,72 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-READERS: Final = 4
 BUSY_SECONDS: Final = 10.0
+READ_SECONDS: Final = 10.0
+COMMAND_SECONDS: Final = 30.0
+"""How long a command of a writer in a thread may take on PostgreSQL, waiting for other writers included."""
 _CLOSE_SECONDS: Final = 1.0
 
 _EXAMPLES: Final = "sqlite:///tachograph.db or postgresql://user@host/name"
+
+
+class Lane(Enum):
+    """Who reads or writes from the event loop. Each lane has threads and connections of its own, so that none waits
+    for those of another.
+    """
+
+    READ = "read"
+    """What users read."""
+    SEARCH = "search"
+    """What reads and encodes many spans: on PostgreSQL too, off the event loop that serves requests."""
+    WRITE = "write"
+    """What requests write."""
+    VITAL = "vital"
+    """Tokens and workspaces: every request needs them."""
+    STREAM = "stream"
+    """The event log."""
+    PROBE = "probe"
+    """Readiness."""
+
+
+class _Size(NamedTuple):
+    """``threads`` on SQLite; connections kept, further ones, and seconds a command may take on PostgreSQL."""
+
+    threads: int
+    connections: int
+    overflow: int
+    command_seconds: float
+
+
+_SIZES: Final = {
+    Lane.READ: _Size(4, 5, 3, 15.0),
+    Lane.SEARCH: _Size(2, 2, 0, 120.0),
+    Lane.WRITE: _Size(2, 3, 2, 10.0),
+    Lane.VITAL: _Size(2, 2, 1, 5.0),
+    Lane.STREAM: _Size(2, 2, 1, 5.0),
+    Lane.PROBE: _Size(1, 1, 0, 2.0),
+}
+
+
+class Condition:
+    """How the database is doing, as the last reads and writes found it. Texts say what is wrong; empty: nothing."""
+
+    def __init__(self) -> None:
+        self.write_fault = ""
+        """Why the last write did not go through."""
+        self.damage = ""
+        """What reading found damaged."""
+
+    def failed(self, error: BaseException, *, is_write: bool) -> None:
+        """Note that the database was away."""
+        if is_write:
+            self.write_fault = failures.reason_of(error)
+        if failures.is_damage(error):
+            self.damage = failures.reason_of(error)
+
+    def wrote(self) -> None:
+        """Note that a write went through."""
+        self.write_fault = ""
 
 
 class Database:
@@ -46,25 +121,36 @@ class Database:
     def __init__(self, url: str, *, wait_seconds: float = BUSY_SECONDS) -> None:
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self._threads: ThreadPoolExecutor | None = None
-        self._async: AsyncEngine | None = None
+        self._lock = threading.Lock()
+        self.condition = Condition()
+        self.read_seconds = READ_SECONDS
+        """How long a read from the event loop may take, waiting for its turn included."""
+        self.file: SqliteFile | None = None
+        self._threads: dict[Lane, ThreadPoolExecutor] = {}
+        self._pending: set[Future[Any]] = set()
+        self._engines: dict[Lane, AsyncEngine] = {}
         self._side_loop: _SideLoop | None = None
+        self._search_loop: _SideLoop | None = None
         self.engine: Engine | None = None
         if self.is_sqlite:
+            self.file = SqliteFile(self.url.database or "")
             # To open it, an engine of its own: the time to wait for a lock belongs to a connection.
-            self.engine = _sqlite_engine(self.url, wait_seconds)
+            self.engine = sqlite_engine(self.url, self.file, wait_seconds)
         else:
             self._side_loop = _SideLoop(self.url)
         with self._opening():
             if self._side_loop is not None:
                 is_ready = self._side_loop.run(is_current, timeout=wait_seconds)
             else:
-                is_ready = self.look(is_current)
+                is_ready = self._look(is_current)
             if not is_ready:
-                self.run(prepare)
-        if self.engine is not None and wait_seconds != BUSY_SECONDS:
+                self._run(prepare, is_long=True)
+            if self.file is not None:
+                self.file.opened()
+        if self.file is not None and self.engine is not None:
+            # Connections opened so far could create the file again.
             self.engine.dispose()
-            self.engine = _sqlite_engine(self.url, BUSY_SECONDS)
+            self.engine = sqlite_engine(self.url, self.file, BUSY_SECONDS)
 
     @property
     def dialect(self) -> Dialect:
@@ -79,99 +165,184 @@ class Database:
             url = url.update_query_dict(secrets)
         return url.render_as_string(hide_password=True)
 
-    def run(self, work: Callable[[Connection], T]) -> T:
-        """Call ``work`` in a transaction that may write; blocks the calling thread."""
+    def run(self, work: Callable[[Connection], T], *, is_long: bool = False) -> T:
+        """Call ``work`` in a transaction that may write; blocks the calling thread.
+
+        ``is_long``: its commands may take as long as they like (on PostgreSQL, `COMMAND_SECONDS` otherwise).
+        """
+        with self._watching(is_write=True):
+            return self._run(work, is_long=is_long)
+
+    def _run(self, work: Callable[[Connection], T], *, is_long: bool = False) -> T:
         if self.engine is not None:
             with self.engine.connect().execution_options(tachograph_write=True) as connection, connection.begin():
                 return work(connection)
-        return self._require_side_loop().run(work)
+        return self._require_side_loop().run(work, is_long=is_long)
 
     def look(self, work: Callable[[Connection], T]) -> T:
         """Call ``work`` in a transaction that only reads; blocks the calling thread.
 
         All its statements see the same state.
         """
+        with self._watching(is_write=False):
+            return self._look(work)
+
+    def _look(self, work: Callable[[Connection], T]) -> T:
         if self.engine is not None:
             with self.engine.connect() as connection:
                 return work(connection)
         return self._require_side_loop().run(work, options=_SNAPSHOT)
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T], lane: Lane = Lane.READ) -> T:
         """Call ``work`` in a transaction that only reads, from the event loop. All its statements see the same state.
 
-        What belongs together must be read in one call: two calls may see two states.
+        What belongs together must be read in one call: two calls may see two states. Raises `QueryTimeout`.
         """
+        deadline = Deadline(self.read_seconds)
         if self.engine is not None:
-            return await self._in_thread(self.look, work)
+            return await self._in_thread(lane, partial(self._look_until, deadline), work)
+        if lane is Lane.SEARCH:
+            return await self._in_thread(lane, partial(self._search_until, deadline), work)
         try:
-            return await self._read(work)
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-        # A pooled connection was dead. The pool has been replaced, and reading twice is harmless.
-        return await self._read(work)
+            async with asyncio.timeout(deadline.seconds) as timer:
+                with self._watching(is_write=False):
+                    try:
+                        return await self._read(work, lane)
+                    except DBAPIError as error:
+                        if not error.connection_invalidated:
+                            raise
+                    # A pooled connection was dead. The pool has been replaced, and reading twice is harmless.
+                    return await self._read(work, lane)
+        except TimeoutError:
+            if timer.expired():
+                raise QueryTimeout(deadline.seconds) from None
+            raise
 
-    async def _read(self, work: Callable[[Connection], T]) -> T:
-        async with self._asyncpg().connect() as connection:
+    def _look_until(self, deadline: Deadline, work: Callable[[Connection], T]) -> T:
+        deadline.check()
+        with self._watching(is_write=False):
+            assert self.engine is not None  # noqa: S101
+            with self.engine.connect().execution_options(tachograph_deadline=deadline) as connection:
+                return deadline.call(work, connection)
+
+    def _search_until(self, deadline: Deadline, work: Callable[[Connection], T]) -> T:
+        with self._watching(is_write=False):
+            deadline.check()
+            try:
+                return self._require_search_loop().run(work, timeout=deadline.left, options=_SNAPSHOT)
+            except TimeoutError:
+                deadline.check()
+                raise
+
+    async def _read(self, work: Callable[[Connection], T], lane: Lane) -> T:
+        async with self._asyncpg(lane).connect() as connection:
             await connection.execution_options(**_SNAPSHOT)
             return await connection.run_sync(work)
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(self, work: Callable[[Connection], T], lane: Lane = Lane.WRITE) -> T:
         """Call ``work`` in a transaction that may write, from the event loop."""
         if self.engine is not None:
-            return await self._in_thread(self.run, work)
-        async with self._asyncpg().begin() as connection:
-            return await connection.run_sync(work)
+            return await self._in_thread(lane, self.run, work)
+        with self._watching(is_write=True):
+            async with self._asyncpg(lane).begin() as connection:
+                return await connection.run_sync(work)
 
-    async def _in_thread(self, call: Callable[[Callable[[Connection], T]], T], work: Callable[[Connection], T]) -> T:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="tachograph-db")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, work)
+    async def _in_thread(
+        self, lane: Lane, call: Callable[[Callable[[Connection], T]], T], work: Callable[[Connection], T]
+    ) -> T:
+        threads = self._threads.get(lane)
+        if threads is None:
+            threads = self._threads[lane] = ThreadPoolExecutor(
+                _SIZES[lane].threads, thread_name_prefix=f"tachograph-db-{lane.value}"
+            )
+        try:
+            pending: Future[T] = threads.submit(call, work)
+        except RuntimeError as error:
+            # No thread can be started now, or the database was closed. What was queued would wait for ever.
+            raise DatabaseUnavailable(f"the database {self.name} is unavailable: {error}") from error
+        self._pending.add(pending)
+        pending.add_done_callback(self._pending.discard)
+        return await asyncio.wrap_future(pending)
 
-    def _asyncpg(self) -> AsyncEngine:
-        if self._async is None:
-            self._async = _async_engine(self.url)
-        return self._async
+    def _asyncpg(self, lane: Lane) -> AsyncEngine:
+        engine = self._engines.get(lane)
+        if engine is None:
+            _, size, overflow, seconds = _SIZES[lane]
+            engine = postgres_engine(self.url, size=size, overflow=overflow, command_seconds=seconds)
+            self._engines[lane] = engine
+        return engine
+
+    def _require_search_loop(self) -> _SideLoop:
+        with self._lock:
+            if self._search_loop is None:
+                _, size, overflow, seconds = _SIZES[Lane.SEARCH]
+                self._search_loop = _SideLoop(self.url, size=size, overflow=overflow, command_seconds=seconds)
+            return self._search_loop
 
     def _require_side_loop(self) -> _SideLoop:
         assert self._side_loop is not None  # noqa: S101
         return self._side_loop
 
+    @contextlib.contextmanager
+    def _watching(self, *, is_write: bool) -> Iterator[None]:
+        """Raise `DatabaseUnavailable` for every error that says that the database is away, and note how it is doing."""
+        try:
+            if self.file is not None:
+                self.file.check()
+            yield
+        except Exception as error:
+            if not failures.is_away(error):
+                raise
+            self.condition.failed(error, is_write=is_write)
+            raise failures.unavailable(error, self.name) from error
+        if is_write:
+            self.condition.wrote()
+
     def after_fork(self) -> None:
         """In a forked child: drop the parent's connections without closing them. New ones are opened on demand."""
-        self._threads = None
-        self._async = None
+        self._threads = {}
+        self._pending = set()
+        self._engines = {}
+        self._search_loop = None
         if self.engine is not None:
             self.engine.dispose(close=False)
         else:
             self._side_loop = _SideLoop(self.url)
 
     def close(self) -> None:
-        """Close all connections."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=True)
-            self._threads = None
+        """Close all connections. Takes a few seconds at most, whatever the database does."""
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
+        self._threads = {}
+        wait(list(self._pending), timeout=_CLOSE_SECONDS)
         if self.engine is not None:
             self.engine.dispose()
-        if self._side_loop is not None:
-            self._side_loop.close()
+        for loop in (self._side_loop, self._search_loop):
+            if loop is not None:
+                loop.close()
 
     async def aclose(self) -> None:
         """Close all connections, including those of the event loop."""
-        if self._async is not None:
-            await self._async.dispose()
-            self._async = None
+        engines, self._engines = self._engines, {}
+        if engines:
+            closing = [asyncio.ensure_future(engine.dispose()) for engine in engines.values()]
+            _, late = await asyncio.wait(closing, timeout=_CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*closing, return_exceptions=True)
         await asyncio.to_thread(self.close)
 
     @contextlib.contextmanager
     def _opening(self) -> Iterator[None]:
         try:
             yield
-        except (DBAPIError, OSError, UnicodeError) as error:
-            cause = getattr(error, "orig", None) or error
+        except StoreError:
             self.close()
-            kind = DatabaseUnavailable if is_away(cause) else CannotOpen
-            raise kind(f"cannot open {self.name}: {str(cause) or repr(cause)}") from None
+            raise
+        except (DBAPIError, OSError, UnicodeError) as error:
+            self.close()
+            kind = DatabaseUnavailable if _may_open_later(error) else CannotOpen
+            raise kind(f"cannot open {self.name}: {failures.reason_of(error)}") from None
         except BaseException:
             self.close()
             raise
@@ -183,21 +354,21 @@ _SNAPSHOT: Final[Mapping[str, Any]] = MappingProxyType(
 """PostgreSQL shows all statements of such a transaction the same state, and never refuses to commit it. It begins with
 one statement. A read transaction of SQLite is like that anyway."""
 _SECRET_OPTIONS: Final = frozenset({"password", "passfile", "sslpassword"})
-_SQLITE_AWAY: Final = frozenset({5, 6, 7, 10, 13})
+_SQLITE_LATER: Final = frozenset({5, 6, 7, 10, 13})
 """SQLITE_BUSY, SQLITE_LOCKED, SQLITE_NOMEM, SQLITE_IOERR, SQLITE_FULL; see https://sqlite.org/rescode.html."""
-_POSTGRES_AWAY: Final = ("08", "53", "57P", "55P03")
-"""No connection, no resources, starting or shutting down, lock not available: classes and codes of SQLSTATE."""
+_WRONG_STATES: Final = ("22", "23", "28", "3D", "3F", "42")
+"""Classes of SQLSTATE that blame the URL: no such role, password, database or schema, or no permission."""
 
 
-def is_away(error: BaseException) -> bool:
-    """Whether a driver's error says that the database is not available now, but may be later."""
-    code = getattr(error, "sqlite_errorcode", None)
+def _may_open_later(error: BaseException) -> bool:
+    """Whether a database that cannot be opened is away; otherwise its URL is wrong, or it is no database."""
+    cause = getattr(error, "orig", None) or error
+    code, state = getattr(cause, "sqlite_errorcode", None), getattr(cause, "sqlstate", None)
     if code is not None:
-        return code & 0xFF in _SQLITE_AWAY
-    state = getattr(error, "sqlstate", None)
+        return code & 0xFF in _SQLITE_LATER
     if state is not None:
-        return str(state).startswith(_POSTGRES_AWAY)
-    return isinstance(error, OSError)
+        return not str(state).startswith(_WRONG_STATES)
+    return failures.is_away(error)
 
 
 def _parse(url: str) -> URL:
@@ -225,59 +396,13 @@ def _parse(url: str) -> URL:
     return parsed.set(drivername="sqlite")
 
 
-def _sqlite_engine(url: URL, busy_seconds: float) -> Engine:
-    engine = create_engine(
-        url,
-        poolclass=QueuePool,
-        pool_size=READERS + 1,
-        max_overflow=4,
-        connect_args={"check_same_thread": False, "timeout": busy_seconds},
-    )
-
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _record: Any) -> None:
-        # `on_begin` below sends BEGIN, not the driver.
-        connection.isolation_level = None
-        try:
-            cursor = connection.cursor()
-            cursor.execute("PRAGMA journal_mode=WAL")
-            # With WAL, NORMAL loses nothing when the process dies. Only a power cut may lose the last commits, each
-            # whole.
-            cursor.execute("PRAGMA synchronous=NORMAL")
-            cursor.execute("PRAGMA wal_autocheckpoint=4000")
-            cursor.execute("PRAGMA foreign_keys=ON")
-            cursor.execute("PRAGMA cache_size=-16000")
-            cursor.close()
-        except BaseException:
-            # The pool does not know the connection yet.
-            connection.close()
-            raise
-
-    @event.listens_for(engine, "begin")
-    def on_begin(connection: Connection) -> None:
-        # A writer takes the write lock at once: upgrading a read transaction could fail half-way.
-        write = connection.get_execution_options().get("tachograph_write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine
-
-
-def _async_engine(url: URL) -> AsyncEngine:
-    try:
-        from sqlalchemy.ext.asyncio import create_async_engine
-
-        return create_async_engine(url)
-    except ImportError as error:
-        raise BadDatabaseURL(
-            f"PostgreSQL needs a driver ({error.name or error}): pip install 'tachograph[postgres]'"
-        ) from None
-
-
 class _SideLoop:
     """An event loop in its own thread, for asyncpg calls from threads without one."""
 
-    def __init__(self, url: URL) -> None:
-        self._engine = _async_engine(url)
+    def __init__(self, url: URL, *, size: int = 4, overflow: int = 2, command_seconds: float = COMMAND_SECONDS) -> None:
+        self._url = url
+        self._engine = postgres_engine(url, size=size, overflow=overflow, command_seconds=command_seconds)
+        self._patient: AsyncEngine | None = None
         self.dialect: Dialect = self._engine.dialect
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tachograph-asyncpg", daemon=True)
@@ -289,14 +414,17 @@ class _SideLoop:
         *,
         timeout: float | None = None,
         options: Mapping[str, Any] = MappingProxyType({}),
+        is_long: bool = False,
     ) -> T:
         """Call ``work`` in a transaction with these execution options.
 
-        Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds.
+        Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds. ``is_long``: on a connection whose
+        commands may take as long as they like.
         """
 
         async def transaction() -> T:
-            async with asyncio.timeout(timeout), self._engine.connect() as connection:
+            engine = self._long_engine() if is_long else self._engine
+            async with asyncio.timeout(timeout), engine.connect() as connection:
                 await connection.execution_options(**options)
                 async with connection.begin():
                     return await connection.run_sync(work)
@@ -313,6 +441,11 @@ class _SideLoop:
         # A pooled connection was dead. Its work may have been committed, but all work here may be repeated.
         return asyncio.run_coroutine_threadsafe(transaction(), self._loop).result()
 
+    def _long_engine(self) -> AsyncEngine:
+        if self._patient is None:
+            self._patient = postgres_engine(self._url, size=1, overflow=2, command_seconds=None)
+        return self._patient
+
     async def _finish(self) -> None:
         """End all transactions, so that no thread waits for one after the loop has stopped; then close."""
         transactions = asyncio.all_tasks() - {asyncio.current_task()}
@@ -321,7 +454,9 @@ class _SideLoop:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        await self._engine.dispose()
+        for engine in (self._engine, self._patient):
+            if engine is not None:
+                await engine.dispose()
 
     def close(self) -> None:
         if not self._loop.is_closed() and self._loop.is_running():
@@ -345,6 +480,7 @@ def is_current(connection: Connection) -> bool:
 
 def prepare(connection: Connection) -> None:
     """Migrate the schema to this version's revision, unless another process just did."""
+    locking.lock_schema(connection)
     if is_current(connection):
         return
     from tachograph_exporter.store.migrations import upgrade

@@ -15,3 +15,12 @@ def lock(connection: Connection) -> None:
         # The planner underestimates fast-growing tables and would scan them; a writer always looks rows up by key.
         no_scan = "set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true)"
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK}), {no_scan}")
+
+
+def lock_schema(connection: Connection) -> None:
+    """Take the same lock to change the schema, so that of processes that start together one migrates.
+
+    The statements of a migration are planned as usual.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")

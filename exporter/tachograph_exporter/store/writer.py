@@ -15,9 +15,7 @@ from typing import Final, TypeVar
 from sqlalchemy import Connection, bindparam, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.identity import new_id
 from tachograph.recording.recorder import LEASE_SECONDS
@@ -77,7 +75,6 @@ class StoreWriter:
         self._prepare(database.dialect)
 
     def _prepare(self, dialect: Dialect) -> None:
-        self._driver = dialect.loaded_dbapi
         self._upserts = [(rows, rows.upsert(dialect)) for rows in (EXECUTION_ROWS, STEP_ROWS, ATTEMPT_ROWS)]
         insert = (postgresql if dialect.name == "postgresql" else sqlite).insert
         self._insert_report = str(insert(workflow_step_reports).on_conflict_do_nothing().compile(dialect=dialect))
@@ -114,18 +111,7 @@ class StoreWriter:
 
         Raises `StoreUnavailable` when the database is unavailable; any other exception comes from the work itself.
         """
-        try:
-            result = self.database.run(work)
-        except (OperationalError, InterfaceError) as error:
-            raise StoreUnavailable(str(error.orig)) from error
-        except self._driver.OperationalError as error:
-            raise StoreUnavailable(str(error)) from error
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise StoreUnavailable(str(error.orig)) from error
-            raise
-        except OSError as error:
-            raise StoreUnavailable(str(error)) from error
+        result = self.database.run(work)
         if self._committed is not None:
             self._committed()
         return result

@@ -1,0 +1,201 @@
+"""SQLAlchemy engines for SQLite and PostgreSQL: no call waits for ever, and no lost database comes back empty.
+
+A SQLite file is created once, when the database is first opened; afterwards a missing file is an error. Connections to
+PostgreSQL have time-outs for connecting and for every command, TCP keepalives, and are checked when they were idle.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Connection, create_engine, event, util
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import QueuePool
+
+from tachograph.errors import BadDatabaseURL, DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+CONNECT_SECONDS: Final = 5.0
+"""How long opening a connection to PostgreSQL may take."""
+POOL_SECONDS: Final = 5.0
+"""How long a caller waits for a connection of the pool."""
+_SQLITE_CONNECTIONS: Final = 12
+_SQLITE_OVERFLOW: Final = 12
+_IDLE_SECONDS: Final = 2.0
+"""A connection to PostgreSQL that was idle for longer is checked before it is used again."""
+_CHECK_SECONDS: Final = 2.0
+_SMALLEST_FILE: Final = 512
+"""Bytes of SQLite's smallest page: a file with a schema is at least as long."""
+_KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+"""A peer that vanished is noticed after 25 seconds of silence, or when sent data was not acknowledged for 20."""
+
+
+class SqliteFile:
+    """The file of a SQLite database: whether it is still the one that was opened."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # A URI of SQLite's own may name anything, for instance a file in memory.
+        self._is_uri = path.startswith("file:")
+        self._identity: tuple[int, int] | None = None
+
+    def opened(self) -> None:
+        """Remember which file was opened; from now on it is never created again."""
+        if not self._is_uri:
+            status = os.stat(self.path)
+            self._identity = (status.st_dev, status.st_ino)
+
+    def check(self) -> None:
+        """Raise `DatabaseUnavailable` if the file is gone, is another one, or is empty."""
+        if self._identity is None:
+            return
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise DatabaseUnavailable(f"the database file {self.path} is gone: {error.strerror}") from None
+        if (status.st_dev, status.st_ino) != self._identity:
+            raise DatabaseUnavailable(f"the database file {self.path} was replaced by another; restart to use that one")
+        if status.st_size < _SMALLEST_FILE:
+            raise DatabaseUnavailable(f"the database file {self.path} was truncated to {status.st_size} bytes")
+
+    @property
+    def address(self) -> str:
+        """What to connect to, as a URI: after `opened`, one that creates no file."""
+        if self._is_uri:
+            return self.path
+        mode = "rwc" if self._identity is None else "rw"
+        return f"{Path(self.path).absolute().as_uri()}?mode={mode}"
+
+
+def sqlite_engine(url: URL, file: SqliteFile, busy_seconds: float) -> Engine:
+    """An engine whose connections wait ``busy_seconds`` for a lock."""
+    engine = create_engine(
+        url,
+        poolclass=QueuePool,
+        pool_size=_SQLITE_CONNECTIONS,
+        max_overflow=_SQLITE_OVERFLOW,
+        pool_timeout=POOL_SECONDS,
+        connect_args={"check_same_thread": False, "timeout": busy_seconds},
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def on_do_connect(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+        arguments[0] = file.address
+        options["uri"] = True
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        # `on_begin` below sends BEGIN, not the driver.
+        connection.isolation_level = None
+        try:
+            cursor = connection.cursor()
+            _use_wal(cursor, busy_seconds)
+            # With WAL, NORMAL loses nothing when the process dies. Only a power cut may lose the last commits, each
+            # whole.
+            cursor.execute("PRAGMA synchronous=NORMAL")
+            cursor.execute("PRAGMA wal_autocheckpoint=4000")
+            cursor.execute("PRAGMA foreign_keys=ON")
+            cursor.execute("PRAGMA cache_size=-16000")
+            cursor.close()
+        except BaseException:
+            # The pool does not know the connection yet.
+            connection.close()
+            raise
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        # A writer takes the write lock at once: upgrading a read transaction could fail half-way.
+        write = connection.get_execution_options().get("tachograph_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def on_execute(connection: Connection, *_: Any) -> None:
+        # Many short statements take long, too.
+        deadline = connection.get_execution_options().get("tachograph_deadline")
+        if deadline is not None:
+            deadline.check()
+
+    return engine
+
+
+def _use_wal(cursor: sqlite3.Cursor, busy_seconds: float) -> None:
+    """Switch to WAL. SQLite does not wait when several processes switch a new file at once, so this does."""
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: float | None) -> AsyncEngine:
+    """An engine on asyncpg.
+
+    Args:
+        url: where the database is.
+        size, overflow: connections that are kept, and how many more may be opened.
+        command_seconds: how long a command may take; None: as long as it likes.
+
+    Raises `BadDatabaseURL` when the driver is not installed.
+    """
+    try:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        engine = create_async_engine(
+            url,
+            pool_size=size,
+            max_overflow=overflow,
+            pool_timeout=POOL_SECONDS,
+            connect_args={
+                "timeout": CONNECT_SECONDS,
+                "command_timeout": command_seconds,
+                "async_creator_fn": _connect,
+            },
+        )
+    except ImportError as error:
+        raise BadDatabaseURL(
+            f"PostgreSQL needs a driver ({error.name or error}): pip install 'tachograph[postgres]'"
+        ) from None
+
+    @event.listens_for(engine.sync_engine, "checkin")
+    def on_checkin(_connection: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def on_checkout(connection: Any, record: Any, _proxy: Any) -> None:
+        since = record.info.get("idle_since")
+        if since is None or time.monotonic() - since < _IDLE_SECONDS:
+            return
+        try:
+            util.await_only(connection.driver_connection.fetchrow(";", timeout=_CHECK_SECONDS))
+        except Exception as error:
+            # The pool opens another one instead.
+            raise DisconnectionError(str(error)) from error
+
+    return engine
+
+
+async def _connect(*arguments: Any, **options: Any) -> Any:
+    import asyncpg
+
+    connection = await asyncpg.connect(*arguments, **options)
+    transport = getattr(connection, "_transport", None)
+    connected = transport.get_extra_info("socket") if transport is not None else None
+    if connected is not None and connected.family != getattr(socket, "AF_UNIX", None):
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if (option := getattr(socket, name, None)) is not None:
+                connected.setsockopt(socket.IPPROTO_TCP, option, value)
+    return connection

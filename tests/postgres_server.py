@@ -1,0 +1,96 @@
+"""A real PostgreSQL server of a test's own, which it may stop, restart and reconfigure."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+def binary(name: str) -> str | None:
+    """Where a program of PostgreSQL is; Debian keeps the server's outside the path."""
+    path = shutil.which(name)
+    if path is None:
+        versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+        path = str(versions[-1]) if versions else None
+    return path
+
+
+class PostgresServer:
+    """A server on a free port with a data directory of its own. Skips the test where PostgreSQL is not installed."""
+
+    def __init__(self, **settings: str | int) -> None:
+        initdb, pg_ctl = binary("initdb"), binary("pg_ctl")
+        if initdb is None or pg_ctl is None:
+            pytest.skip("needs PostgreSQL (apt-get install postgresql)")
+        self._pg_ctl = pg_ctl
+        # The server refuses to run as root, so the package's user runs it, in a directory that this user can enter.
+        self.directory = Path(tempfile.mkdtemp(prefix="tachograph-pg-", dir="/tmp"))
+        self._prefix: list[str] = []
+        if os.getuid() == 0:
+            shutil.chown(self.directory, "postgres")
+            self._prefix = ["runuser", "-u", "postgres", "--"]
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.port: int = server.getsockname()[1]
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}"
+        self._run([initdb, "-D", self.data, "-A", "trust", "-U", "postgres", "--locale=C.UTF-8"])
+        self.settings: dict[str, str | int] = {"fsync": "off", "max_connections": 200, **settings}
+        self.start()
+
+    @property
+    def runs_url(self) -> str:
+        """The database of the role ``app``, if the test has created it."""
+        return f"postgresql://app@127.0.0.1:{self.port}/runs"
+
+    @property
+    def data(self) -> str:
+        """The data directory."""
+        return str(self.directory / "data")
+
+    def _run(self, command: list[str]) -> None:
+        subprocess.run(
+            [*self._prefix, *command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/tmp"
+        )
+
+    def start(self) -> None:
+        """Start it with its settings, and wait until it accepts connections."""
+        settings = " ".join(f"-c {name}={value}" for name, value in self.settings.items())
+        options = f"-p {self.port} -k {self.directory} -c listen_addresses=127.0.0.1 {settings}"
+        self._run([self._pg_ctl, "-D", self.data, "-l", str(self.directory / "log"), "-o", options, "-w", "start"])
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop it: ``fast`` ends its sessions, ``immediate`` is a crash."""
+        self._run([self._pg_ctl, "-D", self.data, "-m", mode, "-w", "stop"])
+
+    def restart(self) -> None:
+        """As ``pg_ctl restart -m fast`` does."""
+        self.stop()
+        self.start()
+
+    def sql(self, statement: str, *, settings: str = "") -> str:
+        """Execute a statement as the superuser; its output. ``settings``: the session's own, as ``-c name=value``."""
+        psql = binary("psql")
+        assert psql is not None
+        command = [psql, "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-qAt", "-c", statement]
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, cwd="/tmp", env={**os.environ, "PGOPTIONS": settings}
+        )
+        return done.stdout.strip()
+
+    def process_ids(self) -> list[int]:
+        """The server's processes, its sessions' included."""
+        parent = int((Path(self.data) / "postmaster.pid").read_text().split()[0])
+        children = (Path(f"/proc/{parent}/task/{parent}/children")).read_text().split()
+        return [parent, *map(int, children)]
+
+    def close(self) -> None:
+        """Stop it and remove its files."""
+        with contextlib.suppress(subprocess.CalledProcessError):  # A test has stopped it.
+            self.stop("immediate")
+        shutil.rmtree(self.directory, ignore_errors=True)
