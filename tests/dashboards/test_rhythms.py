@@ -47,7 +47,7 @@ class Runs(NamedTuple):
 
     at: int
     status: str = "completed"
-    count: float = 1
+    number: float = 1
     seconds: float = 1200
     wait_seconds: float = 1
     retries: float = 0
@@ -77,19 +77,19 @@ class Workflow:
         for runs in self.runs:
             outcome = f'status="{runs.status}"'
             observed = {
-                f"workflow_execution_duration_seconds_count{{{labels}, {outcome}}}": runs.count,
-                f"workflow_step_duration_seconds_count{{{step}, {outcome}}}": runs.count,
-                f"workflow_step_duration_seconds_sum{{{step}, {outcome}}}": runs.count * runs.seconds,
-                f'workflow_step_wait_seconds_count{{{step}, reason="queue"}}': runs.count,
-                f'workflow_step_wait_seconds_sum{{{step}, reason="queue"}}': runs.count * runs.wait_seconds,
-                f'workflow_step_attempts_total{{{step}, outcome="{runs.status}"}}': runs.count,
-                f'workflow_step_attempts_total{{{step}, outcome="failed"}}': runs.count * runs.retries,
-                f"workflow_step_retries_total{{{step}}}": runs.count * runs.retries,
-                f'workflow_step_cost_usd_total{{{step}, model="m"}}': runs.count * runs.usd,
+                f"workflow_execution_duration_seconds_count{{{labels}, {outcome}}}": runs.number,
+                f"workflow_step_duration_seconds_count{{{step}, {outcome}}}": runs.number,
+                f"workflow_step_duration_seconds_sum{{{step}, {outcome}}}": runs.number * runs.seconds,
+                f'workflow_step_wait_seconds_count{{{step}, reason="queue"}}': runs.number,
+                f'workflow_step_wait_seconds_sum{{{step}, reason="queue"}}': runs.number * runs.wait_seconds,
+                f'workflow_step_attempts_total{{{step}, outcome="{runs.status}"}}': runs.number,
+                f'workflow_step_attempts_total{{{step}, outcome="failed"}}': runs.number * runs.retries,
+                f"workflow_step_retries_total{{{step}}}": runs.number * runs.retries,
+                f'workflow_step_cost_usd_total{{{step}, model="m"}}': runs.number * runs.usd,
             }
             for le in (*BUCKETS, "+Inf"):
                 bucket = f'workflow_execution_duration_seconds_bucket{{{labels}, {outcome}, le="{le}"}}'
-                observed[bucket] = runs.count if le == "+Inf" or runs.seconds <= float(le) else 0
+                observed[bucket] = runs.number if le == "+Inf" or runs.seconds <= float(le) else 0
             for key, value in observed.items():
                 rises[key][self.registered] += 0
                 rises[key][runs.at] += value
@@ -118,7 +118,7 @@ class Workflow:
     def _last_success(self, length: int) -> Values:
         values: Values = []
         last: float | None = None
-        successes = sorted(runs.at for runs in self.runs if runs.status == "completed" and runs.count)
+        successes = sorted(runs.at for runs in self.runs if runs.status == "completed" and runs.number)
         position = 0
         for i in range(length // TICK + 1):
             while position < len(successes) and successes[position] <= i * TICK:
@@ -325,7 +325,7 @@ def test_a_weekly_workflow_that_stops(tmp_path: Path) -> None:
 def test_a_workflow_that_runs_a_thousand_times_an_hour(tmp_path: Path) -> None:
     length, since = 8 * DAY + 18 * HOUR, 8 * DAY
     share = 1000 * TICK / HOUR
-    usual = Runs(0, count=share, seconds=3, wait_seconds=0.2, usd=0.01)
+    usual = Runs(0, number=share, seconds=3, wait_seconds=0.2, usd=0.01)
 
     def faulty(begin: int = since, end: int = length, **fault: Any) -> Workflow:
         return busy(length, lambda at: usual._replace(at=at, **(fault if begin <= at < end else {})))
@@ -333,8 +333,8 @@ def test_a_workflow_that_runs_a_thousand_times_an_hour(tmp_path: Path) -> None:
     def failing(fraction: float, begin: int = since, end: int = length) -> Workflow:
         def ended(at: int) -> list[Runs]:
             failures = share * fraction if begin <= at < end else 0
-            runs = [usual._replace(at=at, count=share - failures)] if failures < share else []
-            return [*runs, usual._replace(at=at, count=failures, status="failed")] if failures else runs
+            runs = [usual._replace(at=at, number=share - failures)] if failures < share else []
+            return [*runs, usual._replace(at=at, number=failures, status="failed")] if failures else runs
 
         return busy(length, ended)
 
@@ -342,11 +342,8 @@ def test_a_workflow_that_runs_a_thousand_times_an_hour(tmp_path: Path) -> None:
     redeployed.gaps = [(day + 600, day + 610) for day in range(0, length, DAY)]
     stuck = faulty()
     stuck.running = [(since, length)]
-    busy_nights = busy(
-        length,
-        lambda at: usual._replace(at=at, **({"seconds": 12, "wait_seconds": 20, "usd": 0.1, "count": 2 * share}
-                                            if 2 * HOUR <= at % DAY < 3 * HOUR else {})),
-    )  # fmt: skip
+    heavy = usual._replace(seconds=12, wait_seconds=20, usd=0.1, number=2 * share)
+    busy_nights = busy(length, lambda at: (heavy if 2 * HOUR <= at % DAY < 3 * HOUR else usual)._replace(at=at))
     check(
         {
             "healthy": (faulty(), set()),
@@ -357,7 +354,7 @@ def test_a_workflow_that_runs_a_thousand_times_an_hour(tmp_path: Path) -> None:
             "fails_for_an_hour": (failing(0.3, since, since + HOUR), {FAST}),
             "fails_slowly": (failing(0.025, 6 * DAY), {SLOW}),
             "fails_always": (failing(1, since, since + 12 * HOUR), {FAST, SLOW, FAILED, NO_SUCCESS}),
-            "stops": (faulty(count=0), {NO_SUCCESS}),
+            "stops": (faulty(number=0), {NO_SUCCESS}),
             "one_never_ends": (stuck, {STUCK}),
             "slow": (faulty(seconds=9), {REGRESSION}),
             "retries": (faulty(retries=2), {RETRIES}),

@@ -210,15 +210,9 @@ def history(now: int) -> str:
         return lambda at: max(0.0, (at - (now - span)) / MINUTE * each)
 
     # What a Prometheus that had been running has recorded: how much each counter rose in a minute, and usual hours.
-    for status, each in (("completed", 4.0), ("failed", 1.0)):
-        add(
-            "workflow:executions_ended:increase",
-            f'{WORKFLOW},status="{status}"',
-            7 * HOUR,
-            0,
-            MINUTE,
-            lambda _, each=each: each,
-        )
+    ended = "workflow:executions_ended:increase"
+    add(ended, f'{WORKFLOW},status="completed"', 7 * HOUR, 0, MINUTE, lambda _: 4.0)
+    add(ended, f'{WORKFLOW},status="failed"', 7 * HOUR, 0, MINUTE, lambda _: 1.0)
     add("workflow:execution_duration_seconds:p95_1h", WORKFLOW, 2 * DAY, 0, 5 * MINUTE, lambda _: 10.0)
     success = "workflow_execution_last_success_timestamp_seconds"
     add(success, WORKFLOW, 7 * DAY + HOUR, 7 * DAY - HOUR, MINUTE, lambda _: now - 8 * DAY)
