@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from tachograph.version import version
+from tachograph_exporter.api import idempotency
 from tachograph_exporter.api.problems import CODES, ProblemDetails
 from tachograph_exporter.api.routes import Parameter, Route
 
@@ -105,6 +106,7 @@ def _operation(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
             *map(_query_parameter, route.query),
             *_workspace_parameters(route),
             *_conditions(route),
+            *_key_parameter(route),
         ],
         "responses": _responses(route, examples),
     }
@@ -199,6 +201,20 @@ def _conditions(route: Route) -> list[dict[str, Any]]:
         return []
     described = "Only if the definition is still this version: the `ETag` of an earlier response. Else 412."
     return [{"name": "If-Match", "in": "header", "description": described, "schema": {"type": "string"}}]
+
+
+def _key_parameter(route: Route) -> list[dict[str, Any]]:
+    if not route.creates:
+        return []
+    return [
+        {
+            "name": idempotency.HEADER,
+            "in": "header",
+            "description": "A key of your choice, such as a UUID. The same request with the same key gets the same "
+            "answer for 24 hours, and nothing is done twice.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": idempotency.MAX_LENGTH},
+        }
+    ]
 
 
 def _responses(route: Route, examples: dict[str, Any]) -> dict[str, Any]:

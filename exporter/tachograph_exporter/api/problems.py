@@ -14,8 +14,10 @@ import msgspec
 from aiohttp import web
 
 from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, QueryTimeout, StoreUnavailable
+from tachograph.quiet_log import QuietLog
+from tachograph_exporter.store.idempotency import KeyReused
 
-log = logging.getLogger(__name__)
+quiet = QuietLog(logging.getLogger(__name__))
 
 
 class ProblemDetails(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -149,6 +151,10 @@ def invalid_inputs(faults: Sequence[Fault]) -> Problem:
 
 def invalid_parameters(faults: Sequence[Fault]) -> Problem:
     return Problem(422, "invalid_parameters", _summary("the query", faults), errors=faults)
+
+
+def key_reused(error: KeyReused) -> Problem:
+    return Problem(422, "idempotency_key_reused", str(error))
 
 
 def invalid_json(reason: str) -> Problem:
@@ -289,6 +295,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "invalid_body": (422, "The body is JSON but does not match the schema; the detail says where."),
     "invalid_workflow": (422, "The definition is not valid; every fault is listed."),
     "invalid_inputs": (422, "The input variables do not match the definition; every fault is listed."),
+    "idempotency_key_reused": (422, "The Idempotency-Key was sent before with another request."),
     "upgrade_required": (426, "The route speaks WebSocket only."),
     "too_many_executions": (429, "The limit of running and queued executions is reached; see Retry-After."),
     "internal_error": (500, "Unexpected error; the service's log has the details."),
@@ -333,11 +340,11 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
     except (ConnectionResetError, TimeoutError):
         raise
     except QueryTimeout as error:
-        log.warning("%s %s: %s", request.method, request.path, error)
+        quiet.warning(type(error), "%s %s: %s", request.method, request.path, error)
         return query_timeout(error.seconds).response()
     except (StoreUnavailable, MemoryError) as error:
-        log.warning("%s %s: %s", request.method, request.path, str(error) or "no memory left")
+        quiet.warning(type(error), "%s %s: %s", request.method, request.path, str(error) or "no memory left")
         return store_unavailable().response()
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
+    except Exception as error:
+        quiet.exception((type(error), request.match_info.handler), "%s %s failed", request.method, request.path)
         return Problem(500, "internal_error", "unexpected error; the service's log has the details").response()

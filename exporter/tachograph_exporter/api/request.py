@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row
 from tachograph.errors import Fault
 from tachograph.recording.recorder import Recorder
 from tachograph.workflow.executor import Executor
+from tachograph_exporter.admission import Admission
 from tachograph_exporter.api import encodings, problems
 from tachograph_exporter.api.caller import caller_of
 from tachograph_exporter.config import Config
@@ -23,6 +24,7 @@ CONFIG: Final = web.AppKey("config", Config)
 DATABASE: Final = web.AppKey("database", Database)
 RECORDER: Final = web.AppKey("recorder", Recorder)
 EXECUTOR: Final = web.AppKey("executor", Executor)
+ADMISSION: Final = web.AppKey("admission", Admission)
 
 T = TypeVar("T")
 
@@ -38,8 +40,8 @@ WORKSPACE_CACHE: Final = web.AppKey("workspace_cache", dict[tuple[str | None, st
 """Workspaces by (id, slug) as requests name them."""
 _READ_HEADERS: Final = frozenset({
     "accept", "accept-encoding", "authorization", "baggage", "content-encoding", "content-type", "host",
-    "if-match", "if-none-match", "last-event-id", "origin", "sec-fetch-site", "sec-websocket-protocol", "traceparent",
-    "tracestate", "x-project-id", "x-workspace-id", "x-workspace-slug",
+    "idempotency-key", "if-match", "if-none-match", "last-event-id", "origin", "sec-fetch-site",
+    "sec-websocket-protocol", "traceparent", "tracestate", "x-project-id", "x-workspace-id", "x-workspace-slug",
 })  # fmt: skip
 """The headers that are read, here or by the propagator; others may hold any bytes."""
 _SUSPICIOUS: Final = re.compile(rb"\\u0000|[0-9]{19}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import time
 from typing import Any, Final
 
@@ -13,8 +13,9 @@ from opentelemetry.propagate import extract
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from tachograph.errors import ExecutorClosed, Fault, InvalidInputs, InvalidWorkflow
+from tachograph.errors import ExecutorClosed, Fault, InvalidInputs, InvalidWorkflow, StoreUnavailable
 from tachograph.identity import new_execution_ref
+from tachograph.quiet_log import QuietLog
 from tachograph.spans.propagation import caller
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
@@ -22,12 +23,13 @@ from tachograph.workflow.validation import validate_document
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caching import check_preconditions, strong_tag
+from tachograph_exporter.api.idempotency import answer, find_answer, keyed_request, once, respond
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import (
+    ADMISSION,
     CONFIG,
     DATABASE,
     EXECUTOR,
-    RECORDER,
     decode,
     find_workflow,
     json_response,
@@ -40,6 +42,7 @@ from tachograph_exporter.api.request import (
 from tachograph_exporter.api.routes import PAGE, Route
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import locking
+from tachograph_exporter.store.idempotency import Answer, KeyReused
 from tachograph_exporter.store.removal import remove_workflow
 from tachograph_exporter.store.tokens import WRITE
 from tachograph_exporter.views.schemas.common import Page
@@ -51,6 +54,8 @@ from tachograph_exporter.views.schemas.workflows import (
     WorkflowSummary,
 )
 from tachograph_exporter.views.workflows import workflow_detail, workflow_summary
+
+quiet = QuietLog(logging.getLogger(__name__))
 
 
 async def list_workflows(request: web.Request) -> web.Response:
@@ -68,7 +73,8 @@ async def list_workflows(request: web.Request) -> web.Response:
 
 async def create(request: web.Request) -> web.Response:
     """``POST /api/workflows``: register a definition; 201 with its id."""
-    document = decode(await read_body(request), dict[str, Any])
+    body = await read_body(request)
+    document = decode(body, dict[str, Any])
     workspace = await workspace_of(request)
     project = await project_of(request, workspace)
     # Older clients name the project in the document.
@@ -79,18 +85,16 @@ async def create(request: web.Request) -> web.Response:
         raise problems.invalid_workflow(report.errors)
     now = time.time_ns()
 
-    def save(connection: Connection) -> Row[Any]:
+    def save(connection: Connection) -> Answer:
         row = definition_rows.register(connection, workspace.id, project or "default", workflow, now)
         if row is None:
             raise problems.workflow_exists(workflow.name)
-        return row
+        return answer(workflow_detail(row, report.warnings), 201, f"/api/workflows/{row.id}", version_tag(row))
 
     try:
-        row = await request.app[DATABASE].write(save)
+        return await once(request, keyed_request(request, body, workspace.id), save)
     except IntegrityError:
         raise problems.workflow_exists(workflow.name) from None
-    headers = {"Location": f"/api/workflows/{row.id}", "ETag": version_tag(row)}
-    return json_response(workflow_detail(row, report.warnings), 201, headers)
 
 
 async def read(request: web.Request) -> web.Response:
@@ -179,13 +183,20 @@ async def templates(_request: web.Request) -> web.Response:
 
 
 async def execute(request: web.Request) -> web.Response:
-    """``POST /api/workflows/{workflow_id}/execute``: start an execution; 202 once it is durably stored."""
+    """``POST /api/workflows/{workflow_id}/execute``: start an execution; 202 once it is durably stored.
+
+    It starts when it is stored, so that one answered with 503 was not started. Whether it was is not known when no
+    answer comes: send an `Idempotency-Key` to try again without starting another.
+    """
     workspace = await workspace_of(request)
     row = await workflow_of(request, workspace)
     body = await read_body(request)
     new = decode(body, NewExecution) if body.strip() else NewExecution()
     if row.document is None:
         raise problems.not_runnable(row.name)
+    keyed = keyed_request(request, body, workspace.id)
+    if keyed is not None and (earlier := await find_answer(request, keyed)) is not None:
+        return respond(earlier, is_replayed=True)
     executor, config = request.app[EXECUTOR], request.app[CONFIG]
     limit = config.max_executions + config.max_queued_executions
     if executor.open_executions >= limit:
@@ -200,7 +211,7 @@ async def execute(request: web.Request) -> web.Response:
             version=row.version,
             project=row.project,
         )
-        executor.submit(_parse(row.document), new.input_variables, execution=execution)
+        accepted = executor.accept(_parse(row.document), new.input_variables, execution=execution)
     except InvalidInputs as error:
         raise problems.invalid_inputs(error.faults) from None
     except InvalidWorkflow as error:
@@ -209,13 +220,16 @@ async def execute(request: web.Request) -> web.Response:
         raise problems.shutting_down() from None
     finally:
         otel_context.detach(token)
-    queue = request.app[RECORDER].queues["store"]
-    if not await asyncio.get_running_loop().run_in_executor(None, queue.flush, 5.0):
-        executor.cancel(execution.execution_id, "the database did not store it in time")
-        raise problems.not_durable()
-    accepted = Submitted(execution_id=execution.execution_id, workflow_id=row.id, trace_id=execution.trace_id)
-    location = {"Location": f"/api/workflows/executions/{execution.execution_id}"}
-    return json_response(accepted, 202, location)
+    submitted = Submitted(execution_id=execution.execution_id, workflow_id=row.id, trace_id=execution.trace_id)
+    expected = answer(submitted, 202, f"/api/workflows/executions/{execution.execution_id}")
+    try:
+        given = await request.app[ADMISSION].admit(accepted, expected, keyed)
+    except KeyReused as error:
+        raise problems.key_reused(error) from None
+    except StoreUnavailable as error:
+        quiet.warning("not accepted", "an execution of %s was not accepted: %s", row.name, error)
+        raise problems.not_durable() from None
+    return respond(given, is_replayed=given is not expected)
 
 
 _MAX_PARSED: Final = 64
@@ -245,7 +259,8 @@ ROUTES: Final = (
     Route(method="GET", path="/api/workflows", handler=list_workflows, query=PAGE, response=Page[WorkflowSummary],
           codes=("project_not_found",)),
     Route(method="POST", path="/api/workflows", handler=create, scope=WRITE, body=Document, body_example=_EXAMPLE,
-          response=WorkflowDetail, status=201, codes=("project_not_found", "workflow_exists", "invalid_workflow")),
+          creates=True, response=WorkflowDetail, status=201,
+          codes=("project_not_found", "workflow_exists", "invalid_workflow")),
     Route(method="POST", path="/api/workflows/validate", handler=validate, body=Document, body_example=_EXAMPLE,
           in_workspace=False, response=ValidationResult),
     Route(method="GET", path="/api/workflows/templates", handler=templates, in_workspace=False,
@@ -257,6 +272,6 @@ ROUTES: Final = (
     Route(method="DELETE", path="/api/workflows/{workflow_id}", handler=remove, scope=WRITE, status=204,
           codes=("workflow_busy", "precondition_failed")),
     Route(method="POST", path="/api/workflows/{workflow_id}/execute", handler=execute, scope=WRITE, body=NewExecution,
-          body_is_optional=True, body_example={"input_variables": {"rows": 50}}, response=Submitted, status=202,
-          codes=("not_runnable", "invalid_inputs", "invalid_workflow", "too_many_executions")),
+          creates=True, body_is_optional=True, body_example={"input_variables": {"rows": 50}}, response=Submitted,
+          status=202, codes=("not_runnable", "invalid_inputs", "invalid_workflow", "too_many_executions")),
 )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec.structs import replace
 
+from tachograph.clock import MAX_NS
 from tachograph.events import (
     UNSUCCESSFUL,
     Event,
@@ -139,7 +140,8 @@ class Batch:
             event.execution, event.started_ns, event.status,
             started=event.started_ns, finished=event.time_ns, inputs=event.inputs, failure=event.failure,
             counts=(event.step_count, event.completed_step_count, event.failed_step_count, event.skipped_step_count),
-            work=event.work_ns, critical=sum(part.duration_ns for part in event.critical_path),
+            work=min(event.work_ns, MAX_NS),
+            critical=min(sum(part.duration_ns for part in event.critical_path), MAX_NS),
             path=_encode([part.step_id for part in event.critical_path]).decode(),
         )  # fmt: skip
         self._execution(event.execution, row)

@@ -200,9 +200,9 @@ class Database:
         """
         deadline = Deadline(self.read_seconds)
         if self.engine is not None:
-            return await self._in_thread(lane, partial(self._look_until, deadline), work)
+            return await self.in_thread(lane, partial(self._look_until, deadline, work))
         if lane is Lane.SEARCH:
-            return await self._in_thread(lane, partial(self._search_until, deadline), work)
+            return await self.in_thread(lane, partial(self._search_until, deadline, work))
         try:
             async with asyncio.timeout(deadline.seconds) as timer:
                 with self._watching(is_write=False):
@@ -242,21 +242,34 @@ class Database:
     async def write(self, work: Callable[[Connection], T], lane: Lane = Lane.WRITE) -> T:
         """Call ``work`` in a transaction that may write, from the event loop."""
         if self.engine is not None:
-            return await self._in_thread(lane, self.run, work)
+            return await self.in_thread(lane, partial(self.run, work))
         with self._watching(is_write=True):
             async with self._asyncpg(lane).begin() as connection:
                 return await connection.run_sync(work)
 
-    async def _in_thread(
-        self, lane: Lane, call: Callable[[Callable[[Connection], T]], T], work: Callable[[Connection], T]
-    ) -> T:
+    @contextlib.contextmanager
+    def unpooled(self, wait_seconds: float, *, is_write: bool = False) -> Iterator[Connection]:
+        """A transaction on a new connection to a SQLite database, which waits ``wait_seconds`` for a lock.
+
+        What the database raises comes as it is.
+        """
+        assert self.file is not None  # noqa: S101
+        engine = sqlite_engine(self.url, self.file, wait_seconds)
+        try:
+            with engine.connect().execution_options(tachograph_write=is_write) as connection, connection.begin():
+                yield connection
+        finally:
+            engine.dispose()
+
+    async def in_thread(self, lane: Lane, call: Callable[[], T]) -> T:
+        """Call ``call`` in one of the lane's threads. Raises `DatabaseUnavailable` if none can be started."""
         threads = self._threads.get(lane)
         if threads is None:
             threads = self._threads[lane] = ThreadPoolExecutor(
                 _SIZES[lane].threads, thread_name_prefix=f"tachograph-db-{lane.value}"
             )
         try:
-            pending: Future[T] = threads.submit(call, work)
+            pending: Future[T] = threads.submit(call)
         except RuntimeError as error:
             # No thread can be started now, or the database was closed. What was queued would wait for ever.
             raise DatabaseUnavailable(f"the database {self.name} is unavailable: {error}") from error
@@ -287,8 +300,7 @@ class Database:
     def _watching(self, *, is_write: bool) -> Iterator[None]:
         """Raise `DatabaseUnavailable` for every error that says that the database is away, and note how it is doing."""
         try:
-            if self.file is not None:
-                self.file.check()
+            self._check_file()
             yield
         except Exception as error:
             if not failures.is_away(error):
@@ -297,6 +309,10 @@ class Database:
             raise failures.unavailable(error, self.name) from error
         if is_write:
             self.condition.wrote()
+
+    def _check_file(self) -> None:
+        if self.file is not None and (fault := self.file.fault()):
+            raise DatabaseUnavailable(f"the database {self.name} is unavailable: the {fault}")
 
     def after_fork(self) -> None:
         """In a forked child: drop the parent's connections without closing them. New ones are opened on demand."""
@@ -508,8 +524,3 @@ def refresh(connection: Connection) -> None:
             for key in series_rows.names(connection):
                 series_rows.announce(connection, key, (), time.time_ns())
         connection.execute(delete(store_state).where(is_stale))
-
-
-def ping(connection: Connection) -> None:
-    """Ask the database for nothing; raises when it does not respond."""
-    connection.exec_driver_sql("SELECT 1")

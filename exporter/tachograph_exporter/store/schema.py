@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0008"
+HEAD: Final = "0009"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -369,6 +369,37 @@ event_log: Final = Table(
     Column("count", Integer, nullable=False),
     Column("events", LargeBinary, nullable=False),
     sqlite_autoincrement=True,
+)
+
+# What could not be stored as what it is, see `store.refused`.
+refused_records: Final = Table(
+    "refused_records",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    # ``event`` (payload: the event as JSON) or ``trace`` (payload: an OTLP request with the spans).
+    Column("kind", String(16), nullable=False),
+    Column("workspace_id", String(36), nullable=False),
+    Column("workspace", String(200), nullable=False),
+    # The id of the execution or trace it belongs to.
+    Column("subject", String(200), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("refused_ns", BigInteger, nullable=False),
+    Column("tries", Integer, nullable=False),
+)
+
+# Answers to requests with an Idempotency-Key, see `store.idempotency`. ``answer`` can be read with the key only.
+keyed_answers: Final = Table(
+    "keyed_answers",
+    metadata,
+    Column("scope", String(300), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("nonce", LargeBinary, nullable=False),
+    Column("answer", LargeBinary, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Index("ix_keyed_answers_created", "created_ns"),
 )
 
 

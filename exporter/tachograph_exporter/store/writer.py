@@ -18,8 +18,9 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.events import Event
 from tachograph.identity import new_id
+from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
-from tachograph_exporter.store import archive, definitions, locking, partitions, state
+from tachograph_exporter.store import archive, definitions, locking, partitions, refused, state
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
@@ -36,6 +37,7 @@ from tachograph_exporter.store.series import rows as series_rows
 from tachograph_exporter.store.series.counting import SeriesCounter
 
 log = logging.getLogger(__name__)
+quiet = QuietLog(log)
 
 _T = TypeVar("_T")
 _OPEN_SECONDS: Final = LEASE_SECONDS / 3
@@ -52,6 +54,7 @@ class StoreWriter:
         database: where the tables are.
         observe: called with the seconds that writing a batch took.
         committed: called after each commit.
+        refused: called with the kind of each record that was refused (see `refused`).
     """
 
     takes_folded: Final = False
@@ -61,8 +64,10 @@ class StoreWriter:
         database: Database,
         observe: Callable[[float], None] | None = None,
         committed: Callable[[], None] | None = None,
+        refused: Callable[[str], None] | None = None,
     ) -> None:
         self.database = database
+        self._note_refused = refused
         self._observe = observe
         self._committed = committed
         self._id = new_id()
@@ -84,20 +89,27 @@ class StoreWriter:
     def apply(self, events: Sequence[Event]) -> None:
         """Commit a batch of events. Raises `StoreUnavailable` when the database is unavailable."""
         started = time.perf_counter()
-        batch = Batch(events)
-
-        def work(connection: Connection) -> None:
-            self.write(connection, batch)
-            self.append_log(connection, events)
-
-        self.commit(work)
-        self._registered.update(batch.workflows)
-        self._months |= batch.months
+        batch = self.database.run(lambda connection: self.put(connection, events))
+        self.stored(batch)
         if self._deltas > series_rows.MAX_DELTAS:
             self._deltas = 0
             self._absorb_deltas()
         if self._observe is not None:
             self._observe(time.perf_counter() - started)
+
+    def put(self, connection: Connection, events: Sequence[Event]) -> Batch:
+        """Write events on an open connection, without committing them; `stored` must be called after the commit."""
+        batch = Batch(events)
+        self.write(connection, batch)
+        self.append_log(connection, events)
+        return batch
+
+    def stored(self, batch: Batch) -> None:
+        """Note that a batch was committed, and tell whoever waits for commits."""
+        self._registered.update(batch.workflows)
+        self._months |= batch.months
+        if self._committed is not None:
+            self._committed()
 
     def _absorb_deltas(self) -> None:
         """Absorb deltas of series if no service does, so that they do not pile up."""
@@ -117,6 +129,19 @@ class StoreWriter:
         if self._committed is not None:
             self._committed()
         return result
+
+    def set_aside(self, event: Event, error: BaseException) -> None:
+        """Keep an event that was refused, with the reason. Raises `StoreUnavailable`."""
+        execution = event.execution
+        payload = refused.encode_event(event)
+        self.set_record_aside(refused.EVENT, execution.workspace, execution.execution_id, error, payload)
+
+    def set_record_aside(self, kind: str, workspace: str, subject: str, error: BaseException, payload: bytes) -> None:
+        """Keep a record that was refused, with the reason. Raises `StoreUnavailable`."""
+        if self._note_refused is not None:
+            self._note_refused(kind)
+        if not self.database.run(lambda c: refused.add(c, kind, workspace, subject, error, payload)):
+            quiet.warning("full", "a refused record is not kept: it is too large, or %d are kept", refused.MAX_RECORDS)
 
     def append_log(self, connection: Connection, events: Sequence[Event]) -> None:
         """Append events to the event log, if anyone follows it, in the transaction that stores them.

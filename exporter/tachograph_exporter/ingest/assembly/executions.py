@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from tachograph.clock import MAX_NS
 from tachograph.critical_path import critical_path_of
 from tachograph.events import (
     FAILED,
@@ -251,7 +252,8 @@ class _Run:
                     completed_step_count=counts[StepStatus.COMPLETED],
                     failed_step_count=sum(count for status, count in counts.items() if status in FAILED),
                     skipped_step_count=counts[StepStatus.SKIPPED],
-                    work_ns=work_ns,
+                    # Many long steps beside each other may add up to more than a database holds.
+                    work_ns=min(work_ns, MAX_NS),
                     critical_path=critical_path_of(placed(ended, window)),
                     failure=self.failure,
                 )
