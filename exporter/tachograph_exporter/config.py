@@ -37,6 +37,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     service stops. ``max_executions`` run at once, ``max_queued_executions`` more may wait. ``mapping`` is a file of
     rules that map spans to executions and steps. ``max_stream_clients`` may follow live events at once.
 
+    Bounds. One address may have ``max_connections_per_peer`` connections, streams not counted. Reading for a request
+    may take ``read_timeout_seconds``.
+
     ``http_allow`` names what the handler ``http`` may reach besides public addresses (see `AddressPolicy`).
 
     Metrics. ``measures`` are the names of step measures to export. ``series_limit`` is the maximum of label sets per
@@ -67,6 +70,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     measures: tuple[str, ...] = ()
     mapping: Path | None = None
     max_stream_clients: int = 2000
+    max_connections_per_peer: int = 500
+    read_timeout_seconds: float = 10.0
     http_allow: tuple[str, ...] = ()
     trace_url: str | None = None
 

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -20,7 +20,6 @@ from sqlalchemy import Connection
 
 from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable, TachographError
-from tachograph.metrics.listener import MetricsListener
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import METRICS
@@ -66,8 +65,8 @@ from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.span_store import SpanStore
+from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 from tachograph_exporter.store import archiving, idempotency, partitions, recovery
-from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.probing import Probe
@@ -134,6 +133,7 @@ class Service:
         # First, because it may fail: nothing has to be closed yet.
         rules = read_rules(config.mapping) if config.mapping is not None else BUILT_IN
         self.database = Database(config.database)
+        self.database.read_seconds = config.read_timeout_seconds
         try:
             config.check(has_tokens=self.database.look(token_rows.any_token))
         except ConfigError:
@@ -151,13 +151,10 @@ class Service:
         )
         series = SeriesRegistry(family_limit=config.series_limit, expire_seconds=config.series_expire_seconds)
         self.store = SpooledStore(config.database, lambda _url, *, wait_seconds: self.writer)
-        self.recorder = build_recorder(
-            provider=find_provider(),
-            registry=self.registry,
-            series=series,
-            measures=config.measures,
-            store=self.store,
-        )
+        self.workflow_metrics = WorkflowMetrics(self.database, series, config.measures)
+        self.registry.register(self.workflow_metrics)
+        # Without metrics of its own: those of a service are what the database keeps, whoever recorded it.
+        self.recorder = build_recorder(provider=find_provider(), store=self.store)
         adopt(self.recorder, config.workspace)
         # Ingested events are stored with the spans they were read from, in the transaction that acknowledges them.
         publish = partial(self.recorder.publish, delivered_to=("store",))
@@ -181,16 +178,14 @@ class Service:
         now = time.time_ns()
         add_workspace(connection, self.config.workspace, now)
         add_project(connection, self.config.workspace, "default", now)
-        # A gauge that disappeared at a restart would hide that a workflow stopped succeeding.
-        metrics = cast(MetricsListener, self.recorder.queues["metrics"].listener)
-        for workspace, workflow, finished_ns in execution_rows.last_successes(connection):
-            metrics.restore_last_success(workspace, workflow, finished_ns)
 
     def application(self) -> web.Application:
         """The aiohttp application, which starts and stops the service's background tasks."""
         app = web.Application(
             middlewares=[caching_middleware, problem_middleware, guard.guard],
             client_max_size=self.config.max_body_bytes,
+            # Bodies are decoded off the event loop, see `encodings`; whoever runs the application.
+            handler_args={"auto_decompress": False},
         )
         app[guard.AUTHENTICATOR] = guard.Authenticator(self.config, self.database)
         app[ROUTE_BY_HANDLER] = {route.handler: route for route in ROUTES} | {
@@ -206,7 +201,7 @@ class Service:
         app[WORKSPACE_CACHE] = {}
         app[otlp.RECEIVER] = self.receiver
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
-        app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics)
+        app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
         app[health.LIFECYCLE] = self.life
         app[health.PROBE] = Probe(self.database)
         app[stream.HUB] = self.hub
@@ -225,7 +220,9 @@ class Service:
             await self.sweep()
         except StoreUnavailable as error:
             log.warning("starting although %s", error)
+        await self.workflow_metrics.start()
         tasks = [
+            asyncio.create_task(self.workflow_metrics.run(), name="tachograph workflow metrics"),
             asyncio.create_task(self._sweep_periodically(), name="tachograph sweep"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
             asyncio.create_task(self._reassemble_periodically(), name="tachograph traces"),
@@ -312,6 +309,7 @@ class Service:
         await asyncio.gather(asyncio.to_thread(self.receiver.close), self.feed.close())
         release(self.recorder)
         await asyncio.to_thread(self.recorder.close)
+        await self.workflow_metrics.close()
         await self.database.aclose()
 
 
@@ -326,7 +324,13 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
     available.
     """
     config = service.config
-    runner = connections.Runner(service.application(), access_log=None, handle_signals=False)
+    connections.raise_descriptor_limit()
+    runner = connections.Runner(
+        service.application(),
+        max_connections_per_peer=config.max_connections_per_peer,
+        access_log=None,
+        handle_signals=False,
+    )
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.host, config.port, reuse_address=True, ssl_context=config.tls())

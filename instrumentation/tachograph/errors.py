@@ -14,6 +14,7 @@ TachographError
     ├── BadDatabaseURL       not the URL of a supported database
     ├── CannotOpen           the database cannot be opened (no such directory, no permission, not a database)
     │   └── DatabaseUnavailable  not now: it is locked, or the server cannot be reached; also a StoreUnavailable
+    ├── QueryTimeout         reading took longer than it may, and was stopped
     ├── NewerSchema          the database was made by a newer Tachograph
     ├── ExecutionNotFound    the workspace has no execution with this id
     └── ArchiveError         an archived execution cannot be read, or pyarrow is not installed
@@ -108,6 +109,14 @@ class CannotOpen(StoreError):
 
 class DatabaseUnavailable(CannotOpen, StoreUnavailable):
     """The database cannot be opened or used now, but perhaps later: it is locked, or its server cannot be reached."""
+
+
+class QueryTimeout(StoreError):
+    """Reading took longer than ``seconds``, and was stopped."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"reading took longer than {seconds:g} s")
+        self.seconds = seconds
 
 
 class NewerSchema(StoreError):

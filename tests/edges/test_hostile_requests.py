@@ -257,7 +257,7 @@ async def test_what_is_not_http_gets_a_problem_and_the_connection_closes(
     database_url: str, handlers: HandlerRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = Service(Config(database=database_url, grace_seconds=0.1), handlers)
-    runner = Runner(service.application(), access_log=None)
+    runner = Runner(service.application(), max_connections_per_peer=500, access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

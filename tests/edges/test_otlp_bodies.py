@@ -9,17 +9,23 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
+import zstandard
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api import encodings
 from tachograph_exporter.api.encodings import NoRoom, TooLarge, Unreadable, decoded
 from tachograph_exporter.config import Config
 from tachograph_exporter.ingest.envelope import MAX_MESSAGES, is_too_much
 from tachograph_exporter.ingest.receiver import MAX_BYTES
+from tachograph_exporter.service import Service
 from tests.conftest import Api, serve
 
 PROTOBUF = "application/x-protobuf"
@@ -56,20 +62,20 @@ async def send(api: Api, body: Any, kind: str = PROTOBUF, path: str = "/v1/trace
 
 @pytest.mark.parametrize(("encoding", "compress"), [
     ("gzip", gzip.compress), ("GZIP", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress),
-    ("deflate", raw_deflate), ("gzip", two_members),
+    ("deflate", raw_deflate), ("gzip", two_members), ("zstd", zstandard.compress),
 ])  # fmt: skip
 def test_what_is_read(encoding: str, compress: Any) -> None:
     name = "gzip" if "gz" in encoding.lower() else encoding
     assert decoded(compress(export()), name, 10_000, lambda _size: True) == export()
 
 
-@given(st.binary(max_size=300), st.integers(0, 40), st.sampled_from(["gzip", "deflate", "raw"]))
+@given(st.binary(max_size=300), st.integers(0, 40), st.sampled_from(["gzip", "deflate", "raw", "zstd"]))
 def test_compressed_data_is_whole_or_refused(data: bytes, cut: int, kind: str) -> None:
     compress: dict[str, Callable[[bytes], bytes]] = {
-        "gzip": gzip.compress, "deflate": zlib.compress, "raw": raw_deflate,
+        "gzip": gzip.compress, "deflate": zlib.compress, "raw": raw_deflate, "zstd": zstandard.compress,
     }  # fmt: skip
     compressed = compress[kind](data)
-    encoding = "gzip" if kind == "gzip" else "deflate"
+    encoding = "deflate" if kind == "raw" else kind
     assert decoded(compressed, encoding, 300, lambda _size: True) == data
     if 0 < cut < len(compressed) and kind != "raw":
         with pytest.raises(Unreadable):
@@ -83,7 +89,10 @@ async def test_encodings_over_http(api: Api) -> None:
     cases: list[tuple[str, bytes, int]] = [
         ("gzip", gzip.compress(body), 200), ("deflate", zlib.compress(body), 200), ("deflate", raw_deflate(body), 200),
         ("Gzip", gzip.compress(body), 200), ("identity", body, 200), ("foo", body, 415), ("br", body, 415),
-        ("zstd", body, 415), ("gzip, gzip", gzip.compress(gzip.compress(body)), 415), ("gzip", body, 400),
+        ("zstd", zstandard.compress(body), 200), ("ZSTD", zstandard.compress(body) * 2, 200), ("zstd", body, 400),
+        ("zstd", zstandard.compress(body)[:-1], 400), ("zstd", zstandard.compress(body) + b"tail", 400),
+        ("zstd", zstandard.compress(b"\0" * 20_000_000), 413),
+        ("gzip, gzip", gzip.compress(gzip.compress(body)), 415), ("gzip", body, 400),
         ("deflate", body, 400), ("gzip", gzip.compress(body)[:-5], 400), ("gzip", gzip.compress(body)[:-1], 400),
         ("gzip", gzip.compress(body) + b"tail", 400), ("deflate", zlib.compress(body)[:-3], 400),
         ("compress", body, 415), ("gzip", gzip.compress(b"\0" * 20_000_000), 413),
@@ -124,6 +133,51 @@ def test_what_is_decoded_is_bounded_while_it_grows() -> None:
     assert sum(sizes) <= 1_000_000
     with pytest.raises(NoRoom):
         decoded(once, "gzip", 1_000_000, lambda _size: False)
+
+
+def test_many_small_parts_are_not_worked_through() -> None:
+    """Each part costs a decoder, and a copy of what follows it."""
+    empty = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+    blocks = bytes.fromhex("28b52ffd0058") + b"\0\0\0" * 3_000_000
+    started = time.process_time()
+    for encoding, body in (("gzip", gzip.compress(b"") * 400_000), ("zstd", blocks)):
+        with pytest.raises(Unreadable):
+            decoded(body, encoding, 10_000_000, lambda _size: True)
+    assert time.process_time() - started < 1
+    assert decoded(gzip.compress(b"a") * 900, "gzip", 1000, lambda _size: True) == b"a" * 900
+    assert decoded(empty.flush(), "zstd", 1000, lambda _size: True) == b""
+
+
+def test_a_zstd_frame_takes_no_more_memory_than_any_decoder_has() -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=27)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    body = compressor.compress(b"x" * 1000) + compressor.flush()
+    with pytest.raises(Unreadable, match="memory"):
+        decoded(body, "zstd", 10_000, lambda _size: True)
+
+
+def test_without_the_extra_zstd_is_refused_and_the_way_out_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encodings, "SUPPORTED", ("identity", "gzip", "deflate"))
+    with pytest.raises(encodings.UnsupportedEncoding, match=r"tachograph\[zstd\]"):
+        encodings.encoding_of(make_mocked_request("POST", "/", {"Content-Encoding": "zstd"}))
+
+
+async def test_an_application_in_another_runner_reads_the_same(database_url: str, handlers: HandlerRegistry) -> None:
+    """Whoever embeds the application need not know that it decodes bodies itself."""
+    service = Service(Config(database=database_url, grace_seconds=0.1), handlers)
+    runner = web.AppRunner(service.application(), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    async with aiohttp.ClientSession() as session:
+        for encoding, compress in (("gzip", gzip.compress), ("deflate", zlib.compress), ("zstd", zstandard.compress)):
+            headers = {"Content-Type": PROTOBUF, "Content-Encoding": encoding}
+            url = f"http://{host}:{port}/v1/traces"
+            async with session.post(url, data=compress(export()), headers=headers) as response:
+                assert response.status == 200, encoding
+            async with session.post(url, data=compress(b"\0" * 20_000_000), headers=headers) as response:
+                assert response.status == 413, encoding
+    await runner.cleanup()
 
 
 def varint(number: int) -> bytes:

@@ -16,7 +16,7 @@ from tachograph_exporter.api.problems import Handler
 from tachograph_exporter.api.request import CONFIG, check_texts
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, SAFE_METHODS, Route
 from tachograph_exporter.config import Config, is_loopback
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.tokens import digest, valid_token
 
 BEARER_PROTOCOL: Final = "tachograph.bearer."
@@ -62,7 +62,7 @@ class Authenticator:
         key = digest(token)
         if (cached := self._cache.get(key)) is not None and cached[0] > now:
             return cached[1]
-        caller = await self._database.read(lambda c: find_caller(c, token))
+        caller = await self._database.read(lambda c: find_caller(c, token), Lane.VITAL)
         if caller is None:
             raise problems.unauthorized("the token is not valid: unknown, expired or revoked")
         if len(self._cache) >= _MAX_CACHED:

@@ -42,14 +42,16 @@ def keyed_request(request: web.Request, body: bytes, workspace_id: str = "") -> 
     return KeyedRequest(f"{caller.workspace_id or workspace_id}/{caller.name}"[:300], key, fingerprint)
 
 
-def answer(value: Any, status: int, location: str | None = None) -> Answer:
+def answer(value: Any, status: int, location: str | None = None, etag: str | None = None) -> Answer:
     """``value`` as a JSON answer that can be stored."""
-    return Answer(status, msgspec.json.encode(value), location)
+    return Answer(status, msgspec.json.encode(value), location, etag)
 
 
 def respond(answer: Answer, *, is_replayed: bool = False) -> web.Response:
     """The response with an answer."""
     headers = {"Location": answer.location} if answer.location is not None else {}
+    if answer.etag is not None:
+        headers["ETag"] = answer.etag
     if is_replayed:
         headers[REPLAYED] = "true"
     return web.Response(body=answer.body, status=answer.status, content_type="application/json", headers=headers)

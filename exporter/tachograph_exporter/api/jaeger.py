@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -20,9 +21,11 @@ from tachograph_exporter.api import problems
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, json_response, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
-from tachograph_exporter.ingest.spans import SpanRecord, attributes_of
+from tachograph_exporter.api.spool import Spool, send, spooled
+from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, attributes_of
+from tachograph_exporter.store.database import Lane
 from tachograph_exporter.traces import search
-from tachograph_exporter.traces.search import KINDS, Search, Trace
+from tachograph_exporter.traces.search import KINDS, Search
 
 _TRACE_ID: Final = re.compile(r"[0-9a-fA-F]{1,32}")
 
@@ -30,18 +33,31 @@ _TRACE_ID: Final = re.compile(r"[0-9a-fA-F]{1,32}")
 async def read(request: web.Request, work: Callable[[Connection, str, str], Any]) -> Any:
     """The result of ``work`` on a connection, given the id and slug of the request's workspace."""
     workspace = await workspace_of(request)
-    return await request.app[DATABASE].read(lambda c: work(c, workspace.id, workspace.slug))
+    return await request.app[DATABASE].read(lambda c: work(c, workspace.id, workspace.slug), Lane.SEARCH)
 
 
-async def requested_trace(request: web.Request) -> Trace:
-    """The trace in the path. Raises 404."""
+async def requested_trace(
+    request: web.Request,
+    write: Callable[[Iterator[SpanRecord | StoredSpan], Callable[[bytes], object]], None],
+    *,
+    by_resource: bool = False,
+) -> Spool:
+    """What ``write`` writes of the spans of the trace in the path. Raises 404."""
     trace_id = request.match_info["trace_id"]
     if not _TRACE_ID.fullmatch(trace_id):
         raise problems.trace_not_found(trace_id)
-    trace: Trace | None = await read(request, lambda c, workspace, slug: search.trace(c, workspace, slug, trace_id))
-    if trace is None:
+
+    def work(connection: Connection, workspace_id: str, slug: str) -> Spool | None:
+        spans = search.spans_of_trace(connection, workspace_id, slug, trace_id, by_resource=by_resource)
+        first = next(spans, None)
+        if first is None:
+            return None
+        return spooled(lambda put: write(chain((first,), spans), put))
+
+    spool: Spool | None = await read(request, work)
+    if spool is None:
         raise problems.trace_not_found(trace_id)
-    return trace
+    return spool
 
 
 def _body(data: Sequence[Any]) -> dict[str, Any]:
@@ -63,18 +79,28 @@ def _tags(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [_tag(key, value) for key, value in attributes.items()]
 
 
-def _trace(trace: Trace) -> dict[str, Any]:
+_START: Final = b'{"data":['
+
+
+def _end(count: int) -> bytes:
+    return b'],"total":%d,"limit":0,"offset":0,"errors":null}' % count
+
+
+def _write_trace(spans: Iterable[SpanRecord | StoredSpan], write: Callable[[bytes], object]) -> None:
     processes: dict[str, dict[str, Any]] = {}
     process_ids: dict[str, str] = {}
-    spans = []
-    for span in trace.spans:
+    written = False
+    for stored in spans:
+        span = search.record_of(stored)
         process = process_ids.get(span.resource_id)
         if process is None:
             process = process_ids[span.resource_id] = f"p{len(processes) + 1}"
             resource = {key: value for key, value in span.resource_attributes.items() if key != "service.name"}
             processes[process] = {"serviceName": span.service, "tags": _tags(resource)}
-        spans.append(_span(span, process))
-    return {"traceID": trace.trace_id, "spans": spans, "processes": processes, "warnings": None}
+        start = b"," if written else b'{"traceID":"%b","spans":[' % span.trace_id.encode()
+        write(start + msgspec.json.encode(_span(span, process)))
+        written = True
+    write(b'],"processes":' + msgspec.json.encode(processes) + b',"warnings":null}')
 
 
 def _span(span: SpanRecord, process: str) -> dict[str, Any]:
@@ -131,13 +157,19 @@ async def jaeger_operations(request: web.Request) -> web.Response:
     return json_response(_body(sorted({name for name, _ in operations})))
 
 
-async def jaeger_trace(request: web.Request) -> web.Response:
+async def jaeger_trace(request: web.Request) -> web.StreamResponse:
     """``GET /jaeger/api/traces/{trace_id}``: Jaeger's query API: one trace."""
     Query(request).done()
-    return json_response(_body([_trace(await requested_trace(request))]))
+
+    def write(spans: Iterator[SpanRecord | StoredSpan], put: Callable[[bytes], object]) -> None:
+        put(_START)
+        _write_trace(spans, put)
+        put(_end(1))
+
+    return await send(request, await requested_trace(request, write), "application/json")
 
 
-async def jaeger_search(request: web.Request) -> web.Response:
+async def jaeger_search(request: web.Request) -> web.StreamResponse:
     """``GET /jaeger/api/traces``: Jaeger's query API: traces by service, name, tags, time and duration."""
     query = Query(request)
     criteria = Search(
@@ -151,8 +183,20 @@ async def jaeger_search(request: web.Request) -> web.Response:
         limit=query.integer("limit", 20, 1, search.MAX_TRACES),
     )
     query.done()
-    result = await read(request, lambda c, workspace, slug: search.search(c, workspace, slug, criteria))
-    return json_response(_body([_trace(trace) for trace in result.traces]))
+
+    def work(connection: Connection, workspace_id: str, slug: str) -> Spool:
+        def write(put: Callable[[bytes], object]) -> None:
+            trace_ids: list[str] = []
+            search.search(connection, workspace_id, slug, criteria, lambda trace: trace_ids.append(trace.trace_id))
+            put(_START)
+            for i, trace_id in enumerate(trace_ids):
+                put(b"," if i else b"")
+                _write_trace(search.spans_of_trace(connection, workspace_id, slug, trace_id), put)
+            put(_end(len(trace_ids)))
+
+        return spooled(write)
+
+    return await send(request, await read(request, work), "application/json")
 
 
 async def jaeger_all_operations(request: web.Request) -> web.Response:

@@ -105,6 +105,7 @@ def _operation(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
             *_path_parameters(route),
             *map(_query_parameter, route.query),
             *_workspace_parameters(route),
+            *_conditions(route),
             *_key_parameter(route),
         ],
         "responses": _responses(route, examples),
@@ -191,6 +192,17 @@ def _workspace_parameters(route: Route) -> list[dict[str, Any]]:
     ]
 
 
+_VERSIONED: Final = ("/api/workflows", "/api/workflows/{workflow_id}")
+"""Paths whose responses carry the version of a definition."""
+
+
+def _conditions(route: Route) -> list[dict[str, Any]]:
+    if "precondition_failed" not in route.codes:
+        return []
+    described = "Only if the definition is still this version: the `ETag` of an earlier response. Else 412."
+    return [{"name": "If-Match", "in": "header", "description": described, "schema": {"type": "string"}}]
+
+
 def _key_parameter(route: Route) -> list[dict[str, Any]]:
     if not route.creates:
         return []
@@ -223,6 +235,8 @@ def _responses(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
     responses = {str(route.status): success} if route.status < 400 else {}
     for status in route.other_statuses:
         responses[str(status)] = {**success, "description": HTTPStatus(status).phrase}
+    if route.status < 300 and not is_document and route.path in _VERSIONED and route.response is not None:
+        success["headers"] = {"ETag": {"description": "Version of the definition.", "schema": {"type": "string"}}}
     if is_document:
         responses["304"] = {"description": "Not modified since the given ETag."}
     by_status: dict[int, list[str]] = {}

@@ -27,7 +27,7 @@ _PROTOBUF: Final = "application/x-protobuf"
 async def traces(request: web.Request) -> web.Response:
     """``POST /v1/traces``: ingest spans; 200 once they are committed.
 
-    Protobuf or JSON as in OTLP/HTTP, optionally compressed with gzip or deflate. Spans that are rejected are
+    Protobuf or JSON as in OTLP/HTTP, optionally compressed with gzip, deflate or zstd. Spans that are rejected are
     reported as a partial success. Executions, steps and attempts are assembled from the spans; the
     documentation has the mapping.
     """
@@ -53,6 +53,8 @@ async def traces(request: web.Request) -> web.Response:
             return _closing(_refused(kind, 415, 3, str(error)))
         except encodings.TooLarge:
             return _closing(_refused(kind, 413, 3, f"the body is larger than {limit} bytes"))
+        except encodings.TooSlow as error:
+            return _closing(_refused(kind, 408, 4, str(error)))
         except encodings.NoRoom:
             return _closing(_refused(kind, 429, 8, "too many requests are waiting; retry later", retry_after=1))
         except (encodings.Unreadable, web.HTTPException, web.RequestPayloadError, ValueError) as error:
@@ -106,5 +108,5 @@ class ExportResponse(msgspec.Struct):
 
 ROUTES = (
     Route(method="POST", path="/v1/traces", handler=traces, scope=INGEST, body=ExportRequest, response=ExportResponse,
-          other_statuses=(400, 413, 415, 429, 503), media=(_PROTOBUF,), body_example={"resourceSpans": []}),
+          other_statuses=(400, 408, 413, 415, 429, 503), media=(_PROTOBUF,), body_example={"resourceSpans": []}),
 )  # fmt: skip

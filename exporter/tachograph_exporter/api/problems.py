@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, StoreUnavailable
+from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, QueryTimeout, StoreUnavailable
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.store.idempotency import KeyReused
 
@@ -68,7 +68,7 @@ class Problem(Exception):
             content_type="application/problem+json",
             headers=self.headers,
         )
-        if self.code in ("bad_request", "body_too_large", "unsupported_media_type"):
+        if self.code in ("bad_request", "body_too_large", "unsupported_media_type", "request_timeout"):
             # What follows on the connection may be the rest of a body that was not read.
             response.force_close()
         return response
@@ -127,8 +127,18 @@ def not_runnable(name: str) -> Problem:
     )
 
 
-def workflow_busy(name: str, count: int) -> Problem:
-    return Problem(409, "workflow_busy", f'workflow "{name}" has {count} open execution(s); cancel them first')
+def workflow_busy(name: str, count: int, ids: Sequence[str]) -> Problem:
+    """``ids``: of those of the ``count`` open executions that the problem names."""
+    faults = [Fault("open_execution", f"/api/workflows/executions/{i}", f"execution {i} is open") for i in ids]
+    more = f" and {count - len(ids)} more" if count > len(ids) else ""
+    subject = f"{count} open executions" if count != 1 else "an open execution"
+    detail = f'workflow "{name}" has {subject}; cancel first: {", ".join(ids)}{more}'
+    return Problem(409, "workflow_busy", detail, errors=faults)
+
+
+def precondition_failed(tag: str) -> Problem:
+    detail = f"the definition is not the one that the request expects; its version is {tag} now: read it again"
+    return Problem(412, "precondition_failed", detail, headers={"ETag": tag})
 
 
 def invalid_workflow(faults: Sequence[Fault]) -> Problem:
@@ -175,6 +185,20 @@ def too_large(limit: int) -> Problem:
 def too_many_executions(limit: int) -> Problem:
     detail = f"{limit} executions are running or queued, the limit of this service; try again when some have ended"
     return Problem(429, "too_many_executions", detail, headers={"Retry-After": "5"})
+
+
+def request_timeout(what: str, seconds: float) -> Problem:
+    return Problem(408, "request_timeout", f"{what} did not arrive within {seconds:g} s")
+
+
+def too_many_connections(limit: int) -> Problem:
+    detail = f"this address has {limit} connections, the limit of this service, and all of them are in use"
+    return Problem(503, "too_many_connections", detail, headers={"Retry-After": "1"})
+
+
+def query_timeout(seconds: float) -> Problem:
+    detail = f"reading took longer than {seconds:g} s; ask for less, for instance a shorter range of time"
+    return Problem(503, "query_timeout", detail, headers={"Retry-After": "5"})
 
 
 def shutting_down() -> Problem:
@@ -252,13 +276,15 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "token_not_found": (404, "The token does not exist."),
     "no_such_route": (404, "There is no route with this path."),
     "method_not_allowed": (405, "The route does not support this method; see Allow."),
+    "request_timeout": (408, "The request did not arrive in time; the connection closes."),
     "not_cancellable": (409, "The execution is not running in this process."),
     "not_runnable": (409, "The workflow is known from recorded executions only and has no definition to run."),
     "workflow_exists": (409, "The workspace already has a workflow with this name."),
-    "workflow_busy": (409, "The workflow has open executions."),
+    "workflow_busy": (409, "The workflow has open executions; errors names them."),
     "workspace_exists": (409, "A workspace with this slug already exists."),
     "project_exists": (409, "The workspace already has a project with this slug."),
     "archive_unavailable": (410, "The execution is archived, and its file cannot be read."),
+    "precondition_failed": (412, "If-Match or If-None-Match does not hold: the definition has changed; see ETag."),
     "body_too_large": (413, "The body is larger than the service accepts."),
     "unsupported_media_type": (
         415,
@@ -274,6 +300,8 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "too_many_executions": (429, "The limit of running and queued executions is reached; see Retry-After."),
     "internal_error": (500, "Unexpected error; the service's log has the details."),
     "store_unavailable": (503, "The database is unavailable; see Retry-After."),
+    "query_timeout": (503, "Reading took too long and was stopped; ask for less, or see Retry-After."),
+    "too_many_connections": (503, "The client's address has as many connections as it may; see Retry-After."),
     "too_many_clients": (503, "The limit of stream clients is reached; see Retry-After."),
     "shutting_down": (503, "The service is shutting down; see Retry-After."),
     "scrape_timeout": (503, "The scrape could not be rendered within the scrape timeout."),
@@ -311,6 +339,9 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
         return Problem(400, "bad_request", f"the body cannot be read: {error}").response()
     except (ConnectionResetError, TimeoutError):
         raise
+    except QueryTimeout as error:
+        quiet.warning(type(error), "%s %s: %s", request.method, request.path, error)
+        return query_timeout(error.seconds).response()
     except (StoreUnavailable, MemoryError) as error:
         quiet.warning(type(error), "%s %s: %s", request.method, request.path, str(error) or "no memory left")
         return store_unavailable().response()

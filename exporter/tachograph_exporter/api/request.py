@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
 from tachograph.errors import Fault
 from tachograph.recording.recorder import Recorder
@@ -18,7 +18,7 @@ from tachograph_exporter.api.caller import caller_of
 from tachograph_exporter.config import Config
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import workspaces as workspace_rows
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import Database, Lane
 
 CONFIG: Final = web.AppKey("config", Config)
 DATABASE: Final = web.AppKey("database", Database)
@@ -40,8 +40,8 @@ WORKSPACE_CACHE: Final = web.AppKey("workspace_cache", dict[tuple[str | None, st
 """Workspaces by (id, slug) as requests name them."""
 _READ_HEADERS: Final = frozenset({
     "accept", "accept-encoding", "authorization", "baggage", "content-encoding", "content-type", "host",
-    "idempotency-key", "if-none-match", "last-event-id", "origin", "sec-fetch-site", "sec-websocket-protocol",
-    "traceparent", "tracestate", "x-project-id", "x-workspace-id", "x-workspace-slug",
+    "idempotency-key", "if-match", "if-none-match", "last-event-id", "origin", "sec-fetch-site",
+    "sec-websocket-protocol", "traceparent", "tracestate", "x-project-id", "x-workspace-id", "x-workspace-slug",
 })  # fmt: skip
 """The headers that are read, here or by the propagator; others may hold any bytes."""
 _SUSPICIOUS: Final = re.compile(rb"\\u0000|[0-9]{19}")
@@ -57,13 +57,15 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 
 async def read_body(request: web.Request) -> bytes:
     """The decoded body. Raises 413 if it exceeds the limit, before reading what exceeds it; 400 and 415 if it cannot be
-    read.
+    read; 408 if it does not arrive in time.
     """
     limit = request.app[CONFIG].max_body_bytes
     try:
         return await encodings.read(request, limit, lambda _size: True)
     except encodings.TooLarge:
         raise problems.too_large(limit) from None
+    except encodings.TooSlow as error:
+        raise problems.request_timeout("the body", error.seconds) from None
     except encodings.UnsupportedEncoding as error:
         raise problems.unsupported_encoding(str(error)) from None
     except encodings.Unreadable as error:
@@ -137,7 +139,9 @@ async def workspace_of(request: web.Request) -> Workspace:
     cache = request.app[WORKSPACE_CACHE]
     workspace = cache.get((identifier, slug))
     if workspace is None:
-        row = await request.app[DATABASE].read(lambda c: workspace_rows.workspace(c, identifier=identifier, slug=slug))
+        row = await request.app[DATABASE].read(
+            lambda c: workspace_rows.workspace(c, identifier=identifier, slug=slug), Lane.VITAL
+        )
         if row is not None:
             if len(cache) >= _MAX_CACHED_WORKSPACES:
                 cache.clear()
@@ -169,10 +173,18 @@ def _header_or_parameter(request: web.Request, header: str, parameter: str) -> s
     return values.pop() if values else None
 
 
-async def workflow_of(request: web.Request, workspace: Workspace) -> Row[Any]:
-    """The workflow in the path, by id or by name. Raises 404."""
-    name = request.match_info["workflow_id"]
-    row = await request.app[DATABASE].read(lambda c: definition_rows.find_definition(c, workspace.id, name))
+def find_workflow(connection: Connection, workspace: Workspace, name: str) -> Row[Any]:
+    """A workflow of a workspace, by id or by name. Raises 404.
+
+    For reads that go on with it: it is the workflow of the same state of the database.
+    """
+    row = definition_rows.find_definition(connection, workspace.id, name)
     if row is None:
         raise problems.workflow_not_found(name)
     return row
+
+
+async def workflow_of(request: web.Request, workspace: Workspace) -> Row[Any]:
+    """The workflow in the path, by id or by name. Raises 404."""
+    name = request.match_info["workflow_id"]
+    return await request.app[DATABASE].read(lambda c: find_workflow(c, workspace, name))

@@ -86,7 +86,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         if self.is_closed_to_foreign_pages:
             codes.append("foreign_page")
         if self.in_workspace:
-            codes += ["workspace_not_found", "invalid_parameters", "store_unavailable"]
+            codes += ["workspace_not_found", "invalid_parameters", "store_unavailable", "query_timeout"]
         elif self.query:
             codes.append("invalid_parameters")
         if self.creates:
@@ -96,7 +96,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         if "{execution_id}" in self.path:
             codes.append("execution_not_found")
         if self.body is not None:
-            codes += ["invalid_json", "invalid_body", "unsupported_media_type", "body_too_large"]
+            codes += ["invalid_json", "invalid_body", "unsupported_media_type", "body_too_large", "request_timeout"]
         unknown = set(codes) - CODES.keys()
         if unknown:
             raise ValueError(f"{self.method} {self.path}: unknown problem code: {', '.join(sorted(unknown))}")

@@ -5,11 +5,10 @@ Shapes: https://grafana.com/docs/tempo/latest/api_docs/. Metrics from traces are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aiohttp import web
-from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from tachograph.version import version
 from tachograph_exporter.api import problems
@@ -17,7 +16,8 @@ from tachograph_exporter.api.jaeger import read, requested_trace
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import json_response
 from tachograph_exporter.api.routes import Parameter, Route
-from tachograph_exporter.ingest.spans import SpanRecord, otlp_json, resource_spans
+from tachograph_exporter.api.spool import send
+from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, write_otlp, write_otlp_json
 from tachograph_exporter.traces import search, traceql
 from tachograph_exporter.traces.search import Search, Trace, as_text
 from tachograph_exporter.traces.trace_query import INTRINSICS, TraceQuery, everything
@@ -43,26 +43,37 @@ def _wants_protobuf(request: web.Request) -> bool:
     return _PROTOBUF in request.headers.get("Accept", "")
 
 
-async def tempo_trace(request: web.Request) -> web.Response:
+async def tempo_trace(request: web.Request) -> web.StreamResponse:
     """``GET /tempo/api/traces/{trace_id}``: Tempo's query API: one trace, as OTLP."""
     Query(request).done()
-    trace = await requested_trace(request)
     if _wants_protobuf(request):
         # Tempo's Trace message and OTLP's TracesData are the same on the wire.
-        body = TracesData(resource_spans=resource_spans(trace.spans)).SerializeToString()
-        return web.Response(body=body, content_type=_PROTOBUF)
-    return json_response(otlp_json(trace.spans, key="batches"))
+        return await send(request, await requested_trace(request, write_otlp, by_resource=True), _PROTOBUF)
+    spool = await requested_trace(request, _in_json(b'{"batches":', b"}"), by_resource=True)
+    return await send(request, spool, "application/json")
 
 
-async def tempo_trace_v2(request: web.Request) -> web.Response:
+def _in_json(
+    before: bytes, after: bytes
+) -> Callable[[Iterable[SpanRecord | StoredSpan], Callable[[bytes], object]], None]:
+    def write(spans: Iterable[SpanRecord | StoredSpan], put: Callable[[bytes], object]) -> None:
+        put(before)
+        write_otlp_json(spans, put)
+        put(after)
+
+    return write
+
+
+async def tempo_trace_v2(request: web.Request) -> web.StreamResponse:
     """``GET /tempo/api/v2/traces/{trace_id}``: Tempo's query API, version 2: one trace, as OTLP."""
     Query(request).done()
-    trace = await requested_trace(request)
     if _wants_protobuf(request):
-        inner = TracesData(resource_spans=resource_spans(trace.spans)).SerializeToString()
+        inner = await requested_trace(request, write_otlp, by_resource=True)
         # TraceByIDResponse: field 1 is the trace.
-        return web.Response(body=b"\x0a" + _varint(len(inner)) + inner, content_type=_PROTOBUF)
-    return json_response({"trace": otlp_json(trace.spans)})
+        return await send(request, inner, _PROTOBUF, b"\x0a" + _varint(inner.size))
+    write = _in_json(b'{"trace":{"resourceSpans":', b"}}")
+    spool = await requested_trace(request, write, by_resource=True)
+    return await send(request, spool, "application/json")
 
 
 def _varint(number: int) -> bytes:
@@ -117,11 +128,17 @@ async def tempo_search(request: web.Request) -> web.Response:
     )
     shown = query.integer("spss", 3, 0, 1000)
     query.done()
-    result = await read(request, lambda c, workspace, slug: search.search(c, workspace, slug, criteria))
+    traces: list[dict[str, Any]] = []
+    inspected = await read(
+        request,
+        lambda c, workspace, slug: search.search(
+            c, workspace, slug, criteria, lambda trace: traces.append(_summary(trace, shown))
+        ),
+    )
     return json_response(
         {
-            "traces": [_summary(trace, shown) for trace in result.traces],
-            "metrics": {"inspectedTraces": result.inspected, "totalBlocks": 1, "completedJobs": 1, "totalJobs": 1},
+            "traces": traces,
+            "metrics": {"inspectedTraces": inspected, "totalBlocks": 1, "completedJobs": 1, "totalJobs": 1},
         }
     )
 

@@ -22,6 +22,7 @@ from tachograph.workflow.document import parse
 from tachograph.workflow.validation import validate_document
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.api import problems
+from tachograph_exporter.api.caching import check_preconditions, strong_tag
 from tachograph_exporter.api.idempotency import answer, find_answer, keyed_request, once, respond
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import (
@@ -30,6 +31,7 @@ from tachograph_exporter.api.request import (
     DATABASE,
     EXECUTOR,
     decode,
+    find_workflow,
     json_response,
     project_of,
     project_slug,
@@ -87,7 +89,7 @@ async def create(request: web.Request) -> web.Response:
         row = definition_rows.register(connection, workspace.id, project or "default", workflow, now)
         if row is None:
             raise problems.workflow_exists(workflow.name)
-        return answer(workflow_detail(row, report.warnings), 201, f"/api/workflows/{row.id}")
+        return answer(workflow_detail(row, report.warnings), 201, f"/api/workflows/{row.id}", version_tag(row))
 
     try:
         return await once(request, keyed_request(request, body, workspace.id), save)
@@ -96,12 +98,25 @@ async def create(request: web.Request) -> web.Response:
 
 
 async def read(request: web.Request) -> web.Response:
-    """``GET /api/workflows/{workflow_id}``: the workflow with its definition."""
-    return json_response(workflow_detail(await workflow_of(request, await workspace_of(request))))
+    """``GET /api/workflows/{workflow_id}``: the workflow with its definition.
+
+    `ETag` is the version of the definition, see `PATCH`.
+    """
+    row = await workflow_of(request, await workspace_of(request))
+    return json_response(workflow_detail(row), headers={"ETag": version_tag(row)})
+
+
+def version_tag(row: Row[Any]) -> str:
+    """The entity tag of a definition; another one after each change."""
+    return strong_tag(msgspec.json.encode([row.id, row.updated_ns, row.project, row.name, row.version, row.document]))
 
 
 async def change(request: web.Request) -> web.Response:
-    """``PATCH /api/workflows/{workflow_id}``: replace the given fields of the definition."""
+    """``PATCH /api/workflows/{workflow_id}``: replace the given fields of the definition.
+
+    With `If-Match` and the `ETag` of an earlier response, only if the definition is still that version; else 412.
+    Without it, the fields are replaced in the newest version.
+    """
     workspace = await workspace_of(request)
     listed = await workflow_of(request, workspace)
     changes = decode(await read_body(request), dict[str, Any])
@@ -114,6 +129,7 @@ async def change(request: web.Request) -> web.Response:
         row = definition_rows.definition(connection, workspace.id, identifier=listed.id)
         if row is None:
             raise problems.workflow_not_found(listed.id)
+        check_preconditions(request, version_tag(row))
         if row.document is None:
             raise problems.not_runnable(row.name)
         workflow, report = validate_document({**msgspec.json.decode(row.document), **changes}, handlers)
@@ -128,16 +144,28 @@ async def change(request: web.Request) -> web.Response:
         return saved, report.warnings
 
     row, warnings = await request.app[DATABASE].write(save)
-    return json_response(workflow_detail(row, warnings))
+    return json_response(workflow_detail(row, warnings), headers={"ETag": version_tag(row)})
 
 
 async def remove(request: web.Request) -> web.Response:
-    """``DELETE /api/workflows/{workflow_id}``: delete it with all its executions; 409 while one of them is open."""
+    """``DELETE /api/workflows/{workflow_id}``: delete it with all its executions; 409 while one of them is open.
+
+    With `If-Match` and the `ETag` of an earlier response, only if the definition is still that version; else 412. A
+    program that runs the workflow afterwards registers it again.
+    """
     workspace = await workspace_of(request)
-    row = await workflow_of(request, workspace)
-    open_count = await request.app[DATABASE].write(lambda c: remove_workflow(c, workspace.id, row.id))
-    if open_count:
-        raise problems.workflow_busy(row.name, open_count)
+    name = request.match_info["workflow_id"]
+
+    def delete(connection: Connection) -> None:
+        # Locked while it is read, checked and deleted: no other change comes between.
+        locking.lock(connection)
+        row = find_workflow(connection, workspace, name)
+        check_preconditions(request, version_tag(row))
+        still_open = remove_workflow(connection, workspace.id, row.id)
+        if still_open.total:
+            raise problems.workflow_busy(row.name, still_open.total, still_open.ids)
+
+    await request.app[DATABASE].write(delete)
     return web.Response(status=204)
 
 
@@ -240,9 +268,9 @@ ROUTES: Final = (
     Route(method="GET", path="/api/workflows/{workflow_id}", handler=read, response=WorkflowDetail),
     Route(method="PATCH", path="/api/workflows/{workflow_id}", handler=change, scope=WRITE, body=Document,
           body_example={"version": "2"}, response=WorkflowDetail,
-          codes=("not_runnable", "workflow_exists", "invalid_workflow")),
+          codes=("not_runnable", "workflow_exists", "invalid_workflow", "precondition_failed")),
     Route(method="DELETE", path="/api/workflows/{workflow_id}", handler=remove, scope=WRITE, status=204,
-          codes=("workflow_busy",)),
+          codes=("workflow_busy", "precondition_failed")),
     Route(method="POST", path="/api/workflows/{workflow_id}/execute", handler=execute, scope=WRITE, body=NewExecution,
           creates=True, body_is_optional=True, body_example={"input_variables": {"rows": 50}}, response=Submitted,
           status=202, codes=("not_runnable", "invalid_inputs", "invalid_workflow", "too_many_executions")),

@@ -84,6 +84,10 @@ def serve(
     max_stream_clients: Annotated[
         int, typer.Option(min=1, help="Clients that may follow live events at the same time.")
     ] = 2000,
+    max_connections_per_peer: Annotated[
+        int, typer.Option(min=1, help="Connections of one address, streams not counted; raise it behind a proxy.")
+    ] = 500,
+    read_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that reading for a request may take.")] = 10.0,
     trace_url: Annotated[
         str | None, typer.Option(help="URL of your trace viewer for links on the page, with {trace_id} in it.")
     ] = None,
@@ -112,6 +116,8 @@ def serve(
             measures=tuple(measure or ()),
             mapping=mapping,
             max_stream_clients=max_stream_clients,
+            max_connections_per_peer=max_connections_per_peer,
+            read_timeout_seconds=read_timeout,
             http_allow=tuple(http_allow or ()),
             trace_url=trace_url,
         )

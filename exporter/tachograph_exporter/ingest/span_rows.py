@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.clock import NS
 from tachograph_exporter.ingest.announcements import Announced
-from tachograph_exporter.ingest.spans import SpanRecord, stored_record
+from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
 from tachograph_exporter.store.inserting import insert_many
 from tachograph_exporter.store.schema import span_operations, span_resources, spans, traces
 
@@ -34,6 +34,13 @@ _WHOLE: Final = (
     .select_from(spans.join(span_resources, span_resources.c.id == _spans.resource_id))
     .where(_spans.workspace_id == bindparam("workspace"), _spans.trace_id.in_(bindparam("traces", expanding=True)))
 )
+_STREAMED: Final = (
+    select(_spans.payload, span_resources.c.payload.label("resource"), _spans.resource_id, _spans.span_id)
+    .select_from(spans.join(span_resources, span_resources.c.id == _spans.resource_id))
+    .where(_spans.workspace_id == bindparam("workspace"), _spans.trace_id == bindparam("trace"))
+    .order_by(_spans.start_ns, _spans.span_id)
+)
+_STREAMED_BY_RESOURCE: Final = _STREAMED.order_by(None).order_by(_spans.resource_id, _spans.start_ns, _spans.span_id)
 _ENDS: Final = select(_spans.span_id, _spans.end_ns).where(
     _spans.workspace_id == bindparam("workspace"),
     _spans.trace_id == bindparam("trace"),
@@ -175,6 +182,17 @@ def ends_of(connection: Connection, workspace_id: str, trace_id: str, span_ids: 
         parameters = {"workspace": workspace_id, "trace": trace_id, "ids": span_ids[i : i + _CHUNK]}
         ends |= {row[0]: row[1] for row in connection.execute(_ENDS, parameters)}
     return ends
+
+
+def stream_trace(
+    connection: Connection, workspace_id: str, trace_id: str, *, by_resource: bool = False
+) -> Iterator[StoredSpan]:
+    """The spans of a trace, by start (or by resource, then start), a few of them in memory at a time."""
+    statement = _STREAMED_BY_RESOURCE if by_resource else _STREAMED
+    parameters = {"workspace": workspace_id, "trace": trace_id}
+    with connection.execute(statement, parameters, execution_options={"yield_per": _CHUNK}) as rows:
+        for row in rows:
+            yield StoredSpan(row[0], row[1], row[2], row[3])
 
 
 def of_trace(connection: Connection, workspace_id: str, trace_id: str, *, is_slim: bool = False) -> list[SpanRecord]:

@@ -9,15 +9,15 @@ import base64
 import functools
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesData
 
 from tachograph.clock import NS
 
@@ -65,6 +65,15 @@ class SpanRecord(msgspec.Struct, gc=False):
     def is_error(self) -> bool:
         """Whether its status is an error."""
         return self.status_code == 2
+
+
+class StoredSpan(NamedTuple):
+    """A span as its row has it: OTLP's span, and its `ResourceSpans` without spans (see `SpanRecord`)."""
+
+    payload: bytes
+    resource: bytes
+    resource_id: str
+    span_id: str
 
 
 def clean(text: str) -> str:
@@ -262,6 +271,55 @@ def resource_spans(spans: Iterable[SpanRecord]) -> list[ResourceSpans]:
             group = groups[span.resource_id] = ResourceSpans.FromString(span.resource)
         group.scope_spans[0].spans.append(Span.FromString(span.payload))
     return list(groups.values())
+
+
+def write_otlp_json(spans: Iterable[SpanRecord | StoredSpan], write: Callable[[bytes], object]) -> None:
+    """Write stored spans in OTLP's JSON, as a list with one `ResourceSpans` for each run of spans of one resource."""
+    resource_id: str | None = None
+    write(b"[")
+    for span in spans:
+        if span.resource_id != resource_id:
+            write(_JSON_END + b"," if resource_id is not None else b"")
+            resource_id = span.resource_id
+            group = _ids_to_hex(MessageToDict(ResourceSpans.FromString(span.resource)))
+            (scope,) = group.pop("scopeSpans")[:1] or [{}]
+            write(_opened(group) + b'"scopeSpans":[' + _opened(scope) + b'"spans":[')
+        else:
+            write(b",")
+        write(msgspec.json.encode(_ids_to_hex(MessageToDict(Span.FromString(span.payload)))))
+    write(_JSON_END + b"]" if resource_id is not None else b"]")
+
+
+_JSON_END: Final = b"]}]}"
+
+
+def _opened(value: dict[str, Any]) -> bytes:
+    """A JSON object that goes on."""
+    encoded = msgspec.json.encode(value)
+    return encoded[:-1] + b"," if value else b"{"
+
+
+def write_otlp(spans: Iterable[SpanRecord | StoredSpan], write: Callable[[bytes], object]) -> None:
+    """Write stored spans as OTLP's `TracesData` in protobuf: a `ResourceSpans` for every few spans of one resource."""
+    group: list[bytes] = []
+    last: SpanRecord | StoredSpan | None = None
+
+    def flush() -> None:
+        if last is not None:
+            message = ResourceSpans.FromString(last.resource)
+            message.scope_spans[0].spans.extend([Span.FromString(payload) for payload in group])
+            write(TracesData(resource_spans=[message]).SerializeToString())
+            group.clear()
+
+    for span in spans:
+        if last is not None and (span.resource_id != last.resource_id or len(group) >= _GROUP):
+            flush()
+        last = span
+        group.append(span.payload)
+    flush()
+
+
+_GROUP: Final = 1_000
 
 
 def otlp_json(spans: Iterable[SpanRecord], *, key: str = "resourceSpans") -> dict[str, Any]:

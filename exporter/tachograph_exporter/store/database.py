@@ -13,19 +13,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, delete, inspect, select
 from sqlalchemy.engine import URL, Dialect, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from tachograph.errors import BadDatabaseURL, CannotOpen, DatabaseUnavailable, NewerSchema, StoreError
+from tachograph.errors import (
+    BadDatabaseURL,
+    CannotOpen,
+    DatabaseUnavailable,
+    NewerSchema,
+    QueryTimeout,
+    StoreError,
+)
 from tachograph_exporter.store import failures, locking
+from tachograph_exporter.store.deadline import Deadline
 from tachograph_exporter.store.engines import SqliteFile, postgres_engine, sqlite_engine
 from tachograph_exporter.store.schema import HEAD
 
@@ -35,6 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BUSY_SECONDS: Final = 10.0
+READ_SECONDS: Final = 10.0
 COMMAND_SECONDS: Final = 30.0
 """How long a command of a writer in a thread may take on PostgreSQL, waiting for other writers included."""
 _CLOSE_SECONDS: Final = 1.0
@@ -49,6 +60,8 @@ class Lane(Enum):
 
     READ = "read"
     """What users read."""
+    SEARCH = "search"
+    """What reads and encodes many spans: on PostgreSQL too, off the event loop that serves requests."""
     WRITE = "write"
     """What requests write."""
     VITAL = "vital"
@@ -70,6 +83,7 @@ class _Size(NamedTuple):
 
 _SIZES: Final = {
     Lane.READ: _Size(4, 5, 3, 15.0),
+    Lane.SEARCH: _Size(2, 2, 0, 120.0),
     Lane.WRITE: _Size(2, 3, 2, 10.0),
     Lane.VITAL: _Size(2, 2, 1, 5.0),
     Lane.STREAM: _Size(2, 2, 1, 5.0),
@@ -107,12 +121,16 @@ class Database:
     def __init__(self, url: str, *, wait_seconds: float = BUSY_SECONDS) -> None:
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._lock = threading.Lock()
         self.condition = Condition()
+        self.read_seconds = READ_SECONDS
+        """How long a read from the event loop may take, waiting for its turn included."""
         self.file: SqliteFile | None = None
         self._threads: dict[Lane, ThreadPoolExecutor] = {}
         self._pending: set[Future[Any]] = set()
         self._engines: dict[Lane, AsyncEngine] = {}
         self._side_loop: _SideLoop | None = None
+        self._search_loop: _SideLoop | None = None
         self.engine: Engine | None = None
         if self.is_sqlite:
             self.file = SqliteFile(self.url.database or "")
@@ -162,7 +180,10 @@ class Database:
         return self._require_side_loop().run(work, is_long=is_long)
 
     def look(self, work: Callable[[Connection], T]) -> T:
-        """Call ``work`` in a transaction that only reads; blocks the calling thread."""
+        """Call ``work`` in a transaction that only reads; blocks the calling thread.
+
+        All its statements see the same state.
+        """
         with self._watching(is_write=False):
             return self._look(work)
 
@@ -170,26 +191,53 @@ class Database:
         if self.engine is not None:
             with self.engine.connect() as connection:
                 return work(connection)
-        return self._require_side_loop().run(work)
+        return self._require_side_loop().run(work, options=_SNAPSHOT)
 
     async def read(self, work: Callable[[Connection], T], lane: Lane = Lane.READ) -> T:
-        """Call ``work`` in a transaction that only reads, from the event loop."""
+        """Call ``work`` in a transaction that only reads, from the event loop. All its statements see the same state.
+
+        What belongs together must be read in one call: two calls may see two states. Raises `QueryTimeout`.
+        """
+        deadline = Deadline(self.read_seconds)
         if self.engine is not None:
-            return await self.in_thread(lane, partial(self.look, work))
+            return await self.in_thread(lane, partial(self._look_until, deadline, work))
+        if lane is Lane.SEARCH:
+            return await self.in_thread(lane, partial(self._search_until, deadline, work))
+        try:
+            async with asyncio.timeout(deadline.seconds) as timer:
+                with self._watching(is_write=False):
+                    try:
+                        return await self._read(work, lane)
+                    except DBAPIError as error:
+                        if not error.connection_invalidated:
+                            raise
+                    # A pooled connection was dead. The pool has been replaced, and reading twice is harmless.
+                    return await self._read(work, lane)
+        except TimeoutError:
+            if timer.expired():
+                raise QueryTimeout(deadline.seconds) from None
+            raise
+
+    def _look_until(self, deadline: Deadline, work: Callable[[Connection], T]) -> T:
+        deadline.check()
         with self._watching(is_write=False):
+            assert self.engine is not None  # noqa: S101
+            with self.engine.connect().execution_options(tachograph_deadline=deadline) as connection:
+                return deadline.call(work, connection)
+
+    def _search_until(self, deadline: Deadline, work: Callable[[Connection], T]) -> T:
+        with self._watching(is_write=False):
+            deadline.check()
             try:
-                return await self._read(work, lane)
-            except DBAPIError as error:
-                if not error.connection_invalidated:
-                    raise
-            # A pooled connection was dead. The pool has been replaced, and reading twice is harmless.
-            return await self._read(work, lane)
+                return self._require_search_loop().run(work, timeout=deadline.left, options=_SNAPSHOT)
+            except TimeoutError:
+                deadline.check()
+                raise
 
     async def _read(self, work: Callable[[Connection], T], lane: Lane) -> T:
-        # At READ COMMITTED a transaction would show each statement the same data; autocommit saves its round trips.
         async with self._asyncpg(lane).connect() as connection:
-            autocommitting = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            return await autocommitting.run_sync(work)
+            await connection.execution_options(**_SNAPSHOT)
+            return await connection.run_sync(work)
 
     async def write(self, work: Callable[[Connection], T], lane: Lane = Lane.WRITE) -> T:
         """Call ``work`` in a transaction that may write, from the event loop."""
@@ -237,6 +285,13 @@ class Database:
             self._engines[lane] = engine
         return engine
 
+    def _require_search_loop(self) -> _SideLoop:
+        with self._lock:
+            if self._search_loop is None:
+                _, size, overflow, seconds = _SIZES[Lane.SEARCH]
+                self._search_loop = _SideLoop(self.url, size=size, overflow=overflow, command_seconds=seconds)
+            return self._search_loop
+
     def _require_side_loop(self) -> _SideLoop:
         assert self._side_loop is not None  # noqa: S101
         return self._side_loop
@@ -264,6 +319,7 @@ class Database:
         self._threads = {}
         self._pending = set()
         self._engines = {}
+        self._search_loop = None
         if self.engine is not None:
             self.engine.dispose(close=False)
         else:
@@ -277,8 +333,9 @@ class Database:
         wait(list(self._pending), timeout=_CLOSE_SECONDS)
         if self.engine is not None:
             self.engine.dispose()
-        if self._side_loop is not None:
-            self._side_loop.close()
+        for loop in (self._side_loop, self._search_loop):
+            if loop is not None:
+                loop.close()
 
     async def aclose(self) -> None:
         """Close all connections, including those of the event loop."""
@@ -307,6 +364,11 @@ class Database:
             raise
 
 
+_SNAPSHOT: Final[Mapping[str, Any]] = MappingProxyType(
+    {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+)
+"""PostgreSQL shows all statements of such a transaction the same state, and never refuses to commit it. It begins with
+one statement. A read transaction of SQLite is like that anyway."""
 _SECRET_OPTIONS: Final = frozenset({"password", "passfile", "sslpassword"})
 _SQLITE_LATER: Final = frozenset({5, 6, 7, 10, 13})
 """SQLITE_BUSY, SQLITE_LOCKED, SQLITE_NOMEM, SQLITE_IOERR, SQLITE_FULL; see https://sqlite.org/rescode.html."""
@@ -353,25 +415,35 @@ def _parse(url: str) -> URL:
 class _SideLoop:
     """An event loop in its own thread, for asyncpg calls from threads without one."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, size: int = 4, overflow: int = 2, command_seconds: float = COMMAND_SECONDS) -> None:
         self._url = url
-        self._engine = postgres_engine(url, size=4, overflow=2, command_seconds=COMMAND_SECONDS)
+        self._engine = postgres_engine(url, size=size, overflow=overflow, command_seconds=command_seconds)
         self._patient: AsyncEngine | None = None
         self.dialect: Dialect = self._engine.dialect
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tachograph-asyncpg", daemon=True)
         self._thread.start()
 
-    def run(self, work: Callable[[Connection], T], *, timeout: float | None = None, is_long: bool = False) -> T:
-        """Call ``work`` in a transaction. Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds.
+    def run(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        timeout: float | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        is_long: bool = False,
+    ) -> T:
+        """Call ``work`` in a transaction with these execution options.
 
-        ``is_long``: on a connection whose commands may take as long as they like.
+        Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds. ``is_long``: on a connection whose
+        commands may take as long as they like.
         """
 
         async def transaction() -> T:
             engine = self._long_engine() if is_long else self._engine
-            async with asyncio.timeout(timeout), engine.begin() as connection:
-                return await connection.run_sync(work)
+            async with asyncio.timeout(timeout), engine.connect() as connection:
+                await connection.execution_options(**options)
+                async with connection.begin():
+                    return await connection.run_sync(work)
 
         try:
             return asyncio.run_coroutine_threadsafe(transaction(), self._loop).result()
@@ -434,11 +506,21 @@ def prepare(connection: Connection) -> None:
 
 
 def refresh(connection: Connection) -> None:
-    """Rebuild what a migration marked as stale: the rollups."""
+    """Rebuild what a migration marked as stale: the rollups, and the series of ``/metrics``."""
     from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
     from tachograph_exporter.store.schema import store_state
+    from tachograph_exporter.store.series import rows as series_rows
+    from tachograph_exporter.store.series.recount import recount_one
 
-    is_stale = (store_state.c.name == "rollups") & (store_state.c.value == "stale")
-    if connection.execute(select(store_state.c.name).where(is_stale)).first() is not None:
-        rollup_rebuild.rebuild_all(connection)
+    for name in ("rollups", "series"):
+        is_stale = (store_state.c.name == name) & (store_state.c.value == "stale")
+        if connection.execute(select(store_state.c.name).where(is_stale)).first() is None:
+            continue
+        if name == "rollups":
+            rollup_rebuild.rebuild_all(connection)
+        else:
+            for key in rollup_rebuild.workflows_with_executions(connection):
+                recount_one(connection, key, born=True)
+            for key in series_rows.names(connection):
+                series_rows.announce(connection, key, (), time.time_ns())
         connection.execute(delete(store_state).where(is_stale))

@@ -117,6 +117,13 @@ def sqlite_engine(url: URL, file: SqliteFile, busy_seconds: float) -> Engine:
         write = connection.get_execution_options().get("tachograph_write")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
+    @event.listens_for(engine, "before_cursor_execute")
+    def on_execute(connection: Connection, *_: Any) -> None:
+        # Many short statements take long, too.
+        deadline = connection.get_execution_options().get("tachograph_deadline")
+        if deadline is not None:
+            deadline.check()
+
     return engine
 
 

@@ -47,11 +47,12 @@ class KeyedRequest(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer with a JSON ``body``."""
+    """An answer with a JSON ``body``. ``etag``: the entity tag of what was made."""
 
     status: int
     body: bytes
     location: str | None = None
+    etag: str | None = None
 
 
 def find(connection: Connection, request: KeyedRequest) -> Answer | None:
@@ -63,8 +64,10 @@ def find(connection: Connection, request: KeyedRequest) -> Answer | None:
         return None
     if row.fingerprint != request.fingerprint:
         raise KeyReused(f"the key {request.key!r} was sent before with another request")
-    body, location = msgspec.msgpack.decode(_sealed(request.key, row.nonce, row.answer), type=tuple[bytes, str | None])
-    return Answer(row.status, body, location)
+    body, location, etag = msgspec.msgpack.decode(
+        _sealed(request.key, row.nonce, row.answer), type=tuple[bytes, str | None, str | None]
+    )
+    return Answer(row.status, body, location, etag)
 
 
 def find_for_update(connection: Connection, request: KeyedRequest) -> Answer | None:
@@ -76,7 +79,7 @@ def find_for_update(connection: Connection, request: KeyedRequest) -> Answer | N
 def remember(connection: Connection, request: KeyedRequest, answer: Answer) -> None:
     """Store the answer to a request, in the transaction that does what it asks for."""
     nonce = secrets.token_bytes(16)
-    sealed = _sealed(request.key, nonce, msgspec.msgpack.encode((answer.body, answer.location)))
+    sealed = _sealed(request.key, nonce, msgspec.msgpack.encode((answer.body, answer.location, answer.etag)))
     values = {
         "scope": request.scope, "digest": request.digest, "fingerprint": request.fingerprint,
         "status": answer.status, "nonce": nonce, "answer": sealed, "created_ns": time.time_ns(),

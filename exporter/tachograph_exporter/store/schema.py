@@ -228,6 +228,37 @@ rollup_heads: Final = Table(
     Column("closed_revision", BigInteger, nullable=False),
 )
 
+# The series of ``/metrics`` of each step of each workflow, see `series`. ``step`` is "" for those of its executions.
+workflow_series: Final = Table(
+    "workflow_series",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("workflow_id", String(36), primary_key=True),
+    Column("step", String(200), primary_key=True),
+    Column("series", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# What commits added to the series and no row has absorbed yet, in order.
+series_deltas: Final = Table(
+    "series_deltas",
+    metadata,
+    # SQLite autoincrements only INTEGER columns.
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    Column("workspace_id", String(36), nullable=False),
+    Column("workflow_id", String(36), nullable=False),
+    Column("delta", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Executions that have ended but are not in the series yet, because spans of theirs may still arrive.
+series_unsettled: Final = Table(
+    "series_unsettled",
+    metadata,
+    Column("execution_id", String(36), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
 # ``scopes`` is separated by spaces. A token without a workspace is valid for all.
 access_tokens: Final = Table(
     "access_tokens",

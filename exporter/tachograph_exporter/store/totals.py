@@ -247,6 +247,15 @@ class CountedReport(NamedTuple):
     tokens_out: int
 
 
+def critical_ns_of(
+    started_ns: int, finished_ns: int, queue_ns: int | None, backoff_ns: int | None, run_ns: int | None
+) -> int:
+    """The time that a step on the critical path counts there."""
+    # A step's own times may lie outside its run's; its parts do not.
+    length = finished_ns - started_ns
+    return length if run_ns is None else min(length, run_ns + (queue_ns or 0) + (backoff_ns or 0))
+
+
 class WorkflowTotals:
     """One workflow's totals: executions by status, steps by name."""
 
@@ -279,9 +288,7 @@ class WorkflowTotals:
         if started is not None:
             totals.observe(finished - started, finished)
             if on_critical_path:
-                # A step's own times may lie outside its run's; its parts do not.
-                length = finished - started
-                totals.critical_ns += length if run is None else min(length, run + (queue or 0) + (backoff or 0))
+                totals.critical_ns += critical_ns_of(started, finished, queue, backoff, run)
             totals.dependency_ns += dependency or 0
             totals.queue_ns += queue or 0
             totals.backoff_ns += backoff or 0

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, func, select
 
 from tachograph.spans import semconv
-from tachograph_exporter.ingest.span_rows import of_trace
-from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.span_rows import stream_trace
+from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
@@ -31,6 +32,8 @@ MAX_TRACES: Final = 500
 MAX_INSPECTED: Final = 5_000
 """Traces one search inspects at most."""
 MAX_INSPECTED_SPANS: Final = 200_000
+MAX_SEARCHED_SPANS: Final = 20_000
+"""Spans of one trace that a search looks at."""
 MAX_NAMES: Final = 1_000
 _SAMPLED_TRACES: Final = 100
 _LOOKBACK_NS: Final = 7 * 86_400 * 1_000_000_000
@@ -73,11 +76,18 @@ class Trace(NamedTuple):
         return TraceSummary(self.trace_id, root.name, root.service, self.duration_ns)
 
 
-def trace(connection: Connection, workspace_id: str, slug: str, trace_id: str) -> Trace | None:
-    """One trace of a workspace, or None. ``trace_id`` may lack leading zeros."""
+def spans_of_trace(
+    connection: Connection, workspace_id: str, slug: str, trace_id: str, *, by_resource: bool = False
+) -> Iterator[SpanRecord | StoredSpan]:
+    """The spans of a trace of a workspace, those that arrived first, each part by start.
+
+    ``trace_id`` may lack leading zeros. ``by_resource``: those of one resource follow each other.
+    """
     trace_id = trace_id.lower().zfill(32)
-    spans = of_trace(connection, workspace_id, trace_id)
-    arrived = {span.span_id for span in spans}
+    arrived = set()
+    for span in stream_trace(connection, workspace_id, trace_id, by_resource=by_resource):
+        arrived.add(span.span_id)
+        yield span
     rows = connection.execute(
         select(_executions.execution_id).where(
             _executions.trace_id == trace_id,
@@ -88,9 +98,21 @@ def trace(connection: Connection, workspace_id: str, slug: str, trace_id: str) -
     for execution_id in rows.all():
         run = execution_rows.run(connection, workspace_id, execution_id)
         if run is not None:
-            spans += [span for span in spans_of_run(run, slug) if span.span_id not in arrived]
+            yield from [span for span in spans_of_run(run, slug) if span.span_id not in arrived]
+
+
+def record_of(span: SpanRecord | StoredSpan) -> SpanRecord:
+    """A span, read."""
+    return span if isinstance(span, SpanRecord) else stored_record(span.payload, span.resource, span.resource_id)
+
+
+def trace(
+    connection: Connection, workspace_id: str, slug: str, trace_id: str, limit: int = MAX_SEARCHED_SPANS
+) -> Trace | None:
+    """One trace of a workspace with its first ``limit`` spans, or None. ``trace_id`` may lack leading zeros."""
+    spans = [record_of(span) for span in islice(spans_of_trace(connection, workspace_id, slug, trace_id), limit)]
     spans.sort(key=lambda span: (span.start_ns, span.span_id))
-    return Trace(trace_id, spans) if spans else None
+    return Trace(trace_id.lower().zfill(32), spans) if spans else None
 
 
 class Search(msgspec.Struct, kw_only=True):
@@ -150,19 +172,16 @@ def as_text(value: Any) -> str:
     return msgspec.json.encode(value).decode() if isinstance(value, list | dict) else str(value)
 
 
-class SearchResult(NamedTuple):
-    """The traces a search found, and how many it inspected."""
+def search(
+    connection: Connection, workspace_id: str, slug: str, request: Search, take: Callable[[Trace], object]
+) -> int:
+    """Call ``take`` with each of the newest traces that match, one at a time; returns how many were inspected.
 
-    traces: list[Trace]
-    inspected: int
-
-
-def search(connection: Connection, workspace_id: str, slug: str, request: Search) -> SearchResult:
-    """The newest traces that match."""
-    traces: list[Trace] = []
-    inspected, span_count = 0, 0
+    Of a trace with more than `MAX_SEARCHED_SPANS` spans, only the first ones are there.
+    """
+    count, inspected, span_count = 0, 0, 0
     for trace_id in _candidates(connection, workspace_id, request):
-        if len(traces) >= request.limit or span_count >= MAX_INSPECTED_SPANS:
+        if count >= request.limit or span_count >= MAX_INSPECTED_SPANS:
             break
         inspected += 1
         candidate = trace(connection, workspace_id, slug, trace_id)
@@ -170,8 +189,9 @@ def search(connection: Connection, workspace_id: str, slug: str, request: Search
             span_count += len(candidate.spans)
             matching = request.match(candidate)
             if matching is not None:
-                traces.append(matching)
-    return SearchResult(traces, inspected)
+                count += 1
+                take(matching)
+    return inspected
 
 
 def _candidates(connection: Connection, workspace_id: str, request: Search) -> list[str]:
@@ -277,9 +297,11 @@ def attributes(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Attributes of the newest traces in a range: by scope (span, resource) and name, each value by its text."""
     by_scope: dict[str, dict[str, dict[str, Any]]] = {"span": defaultdict(dict), "resource": defaultdict(dict)}
+    left = MAX_SEARCHED_SPANS
     for trace_id in _candidates(connection, workspace_id, request)[:_SAMPLED_TRACES]:
-        sample = trace(connection, workspace_id, slug, trace_id)
-        for span in sample.spans[:MAX_NAMES] if sample is not None else ():
+        sample = trace(connection, workspace_id, slug, trace_id, min(left, MAX_NAMES)) if left > 0 else None
+        left -= len(sample.spans) if sample is not None else 0
+        for span in sample.spans if sample is not None else ():
             _collect(by_scope["span"], span.attributes.items())
             _collect(by_scope["resource"], span.resource_attributes.items())
     return by_scope

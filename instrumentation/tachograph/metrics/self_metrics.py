@@ -37,6 +37,11 @@ LABEL_SETS: Final = GaugeSpec("tachograph_label_sets", "Label sets of all metric
 SCRAPE_DURATION: Final = HistogramSpec("tachograph_scrape_duration_seconds", "Time to render a scrape.", ("format",))
 SCRAPE_SIZE: Final = GaugeSpec("tachograph_scrape_size_bytes", "Size of the last scrape.", ("format",))
 
+WORKFLOW_METRICS_SHOWN: Final = GaugeSpec(
+    "tachograph_workflow_metrics_shown",
+    "1 on the service that shows the workflow metrics of its database, 0 on the others.",
+    (),
+)
 REFUSED: Final = CounterSpec(
     "tachograph_records_refused_total",
     "Events and traces that the store refused and set aside; see `tachograph refused`.",
@@ -55,7 +60,7 @@ STREAM_REFUSED: Final = CounterSpec(
 
 SELF_METRICS: Final[tuple[MetricSpec, ...]] = (
     EVENTS, DELIVERED, DROPPED, QUEUE_LENGTH, STORE_WRITE, SERIES_LIMITED, LABEL_SETS, SCRAPE_DURATION, SCRAPE_SIZE,
-    REFUSED, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, BUILD_INFO,
+    WORKFLOW_METRICS_SHOWN, REFUSED, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, BUILD_INFO,
 )  # fmt: skip
 """Every metric about Tachograph itself."""
 

@@ -7,6 +7,9 @@ A condition is an expression of the Common Expression Language (https://cel.dev)
 
 ``${path}`` inside an expression stands for the path. A condition that is a single ``${path}`` holds if the value is
 *truthy* (not false, zero, empty, null or missing); ``!${path}`` is the opposite. Python's ``eval`` is never used.
+
+What a condition may cost is estimated before it is evaluated (`condition_cost`). What may take longer than a few
+milliseconds is evaluated in a process of its own with limits (`condition_process`).
 """
 
 from __future__ import annotations
@@ -17,10 +20,14 @@ from functools import lru_cache
 from typing import Any, Final
 
 from tachograph.errors import ConditionError
+from tachograph.workflow import condition_process
+from tachograph.workflow.condition_cost import Cost, TooLarge
 from tachograph.workflow.references import REFERENCE, lookup
 
 MAX_LENGTH: Final = 4096
 """Characters in a condition; a longer condition is a fault."""
+MAX_COST: Final = 100_000
+"""What a condition may cost in this process (see `condition_cost`): about ten milliseconds."""
 _PATH: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[\d+\]|\[\"[^\"\]]*\"\])*")
 # A reference to a step; or a quoted text, which is skipped because nothing inside it is a reference.
 _STEP_OR_TEXT: Final = re.compile(
@@ -33,7 +40,7 @@ _BOUND: Final = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z
 class Condition:
     """A compiled condition. Raises `ConditionError` when it does not compile."""
 
-    __slots__ = ("_negated", "_path", "_program", "source", "steps", "variables")
+    __slots__ = ("_cost", "_names", "_negated", "_path", "_program", "_text", "source", "steps", "variables")
 
     source: str
     variables: frozenset[str]
@@ -62,13 +69,25 @@ class Condition:
         except (ValueError, RuntimeError, TypeError, RecursionError) as error:
             reason = str(error).splitlines()[0].partition("ERROR: ")[2] or str(error).splitlines()[0]
             raise ConditionError(f'condition "{source[:200]}" does not parse: {reason}') from None
+        self._text = text
+        self._cost = Cost(text)
+        self._names = frozenset(self._program.variables())
         # CEL also lists the names that its macros bind; those are not the workflow's.
-        self.variables = frozenset(self._program.variables()) - set(_BOUND.findall(text))
+        self.variables = self._names - set(_BOUND.findall(text))
         self.steps = frozenset(
             match["word"] or match["double"] or match["single"]
             for match in _STEP_OR_TEXT.finditer(text)
             if match["step"]
         )
+
+    def is_costly(self, scope: Mapping[str, Any]) -> bool:
+        """Whether it may take long in ``scope``: call it off the event loop then. Raises `ConditionError`."""
+        if self._path is not None:
+            return False
+        try:
+            return self._cost.of(scope, self._names) > MAX_COST
+        except TooLarge as error:
+            raise self._error(f"what it reads is too large: {error}") from None
 
     def __call__(self, scope: Mapping[str, Any]) -> bool:
         """Whether it holds in ``scope`` (see the module's docstring). Raises `ConditionError` if evaluation fails."""
@@ -78,16 +97,23 @@ class Condition:
             except KeyError:
                 value = None
             return bool(value) is not self._negated
+        is_costly = self.is_costly(scope)
+        # CEL copies its input, so it gets only what the condition reads.
+        read = {name: scope[name] for name in self._names if name in scope}
         try:
-            result = self._program.execute(dict(scope))
+            result = condition_process.evaluate(self._text, read) if is_costly else self._program.execute(read)
         except Exception as error:
-            raise ConditionError(f'condition "{self.source}" cannot be evaluated: {error}') from error
+            raise self._error(str(error)) from error
         if not isinstance(result, bool):
+            kind = result if is_costly else f"{type(result).__name__} {result!r:.80}"
             raise ConditionError(
-                f'condition "{self.source}" is {type(result).__name__} {result!r:.80}, not true or false; '
+                f'condition "{self.source}" is {kind}, not true or false; '
                 "compare it with something, or write ${...} to ask whether it is set"
             )
         return result
+
+    def _error(self, reason: str) -> ConditionError:
+        return ConditionError(f'condition "{self.source}" cannot be evaluated: {reason}')
 
 
 def _compile(text: str) -> Any:

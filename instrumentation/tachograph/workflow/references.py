@@ -8,7 +8,10 @@ from typing import Any, Final
 
 from tachograph.errors import ConditionError
 
-REFERENCE: Final = re.compile(r"\$\{\s*([^{}]*?)\s*\}")
+REFERENCE: Final = re.compile(r"\$\{\s*+((?:[^{}\s]++|\s++(?=[^{}\s]))*+)\s*+\}")
+"""``${path}``, the path without the blanks around it. Takes time linear in the text: nothing is tried twice."""
+MAX_TEXT: Final = 10_000_000
+"""Characters that a string may have once its references are replaced."""
 
 
 def lookup(path: str, scope: Mapping[str, Any]) -> Any:
@@ -35,12 +38,28 @@ def resolve(config: Any, scope: Mapping[str, Any]) -> Any:
             return config
         if whole := REFERENCE.fullmatch(config):
             return _value(whole[1], scope)
-        return REFERENCE.sub(lambda match: str(_value(match[1], scope)), config)
+        return _text(config, scope)
     if isinstance(config, Mapping):
         return {key: resolve(value, scope) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return [resolve(value, scope) for value in config]
     return config
+
+
+def _text(config: str, scope: Mapping[str, Any]) -> str:
+    """A string with its references replaced. A few references to a long value could fill all memory."""
+    texts: dict[str, str] = {}
+    parts: list[str] = []
+    size = at = 0
+    for match in REFERENCE.finditer(config):
+        if match[1] not in texts:
+            texts[match[1]] = str(_value(match[1], scope))
+        parts += (config[at : match.start()], texts[match[1]])
+        size += len(parts[-1]) + len(parts[-2])
+        if size > MAX_TEXT:
+            raise ConditionError(f"the values of its references make a text longer than {MAX_TEXT} characters")
+        at = match.end()
+    return "".join(parts) + config[at:]
 
 
 def has_reference(config: Any) -> bool:

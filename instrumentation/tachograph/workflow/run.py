@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -45,10 +46,12 @@ from tachograph.workflow.runner import Runner
 from tachograph.workflow.settled import Outputs, SettledSteps
 from tachograph.workflow.step_counts import StepCounts
 from tachograph.workflow.triggers import Decision, Outcome, Upstream, decide
+from tachograph.workflow.worker_threads import DaemonThreads
 
 log = logging.getLogger(__name__)
 
 _DEFAULT_BACKOFF: Final = Backoff()
+_threads: Final = DaemonThreads()
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -223,6 +226,8 @@ class Run:
         self._ready.clear()
         for node in self._nodes:
             if node.status is StepStatus.PENDING:
+                if node.task is not None and not node.has_slot:
+                    node.task.cancel()  # Its condition is still being evaluated.
                 self._skip(node, skip_reason)
             elif node.status is StepStatus.RETRYING:
                 if node.retry_timer is not None:
@@ -300,28 +305,53 @@ class Run:
         if isinstance(decision, SkipReason):
             self._skip(node, decision)
             return
-        if node.step.condition_expression is not None:
-            try:
-                holds = self._holds(node.step.condition_expression)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                # A condition asks whether an output is set, for instance, and the output's own code answers.
+        if node.step.condition_expression is None:
+            self._make_ready(node)
+            return
+        try:
+            condition = compile_condition(node.step.condition_expression)
+            # CEL copies its input, so it gets only the steps that the condition reads.
+            steps = {name: self.settled[name] for name in condition.steps if name in self.settled}
+            evaluate = partial(condition, self._scope(steps))
+            if condition.is_costly(*evaluate.args):
+                node.is_decided = True
+                node.task = self._loop.create_task(self._decide_later(node, evaluate), context=self._base.copy())
+                return
+            holds = evaluate()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            # A condition asks whether an output is set, for instance, and the output's own code answers.
+            self._fail_before_start(node, error)
+            return
+        self._follow_condition(node, holds)
+
+    async def _decide_later(self, node: Node, evaluate: Callable[[], bool]) -> None:
+        """Evaluate a condition that may take long, off the event loop; an abort meanwhile skips the step."""
+        try:
+            holds = await _threads.run(evaluate)
+        except asyncio.CancelledError:
+            return
+        except Exception as error:
+            if node.status is StepStatus.PENDING:
                 self._fail_before_start(node, error)
-                return
-            if not holds:
-                self._skip(node, SkipReason.CONDITION)
-                return
+        else:
+            if node.status is StepStatus.PENDING:
+                self._follow_condition(node, holds)
+        node.task = None
+        self._advance()
+
+    def _follow_condition(self, node: Node, holds: bool) -> None:
+        if holds:
+            self._make_ready(node)
+        else:
+            self._skip(node, SkipReason.CONDITION)
+
+    def _make_ready(self, node: Node) -> None:
         node.is_decided = True
         attempts = node.attempts = StepAttempts(node.ref, self._started_ns)
         self.emit(attempts.ready(self.clock()))
         self._ready.append(node)
-
-    def _holds(self, source: str) -> bool:
-        condition = compile_condition(source)
-        # CEL copies its input, so it gets only the steps that the condition reads.
-        steps = {name: self.settled[name] for name in condition.steps if name in self.settled}
-        return condition(self._scope(steps))
 
     def _scope(self, steps: Mapping[str, Any]) -> dict[str, Any]:
         return {**self.inputs, "inputs": self.inputs, "steps": steps}

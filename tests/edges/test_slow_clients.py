@@ -1,0 +1,238 @@
+"""Clients that take their time, and many from one address: nobody holds a connection for ever or keeps others out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api import connections, encodings
+from tachograph_exporter.api.connections import Runner, peer_of
+from tachograph_exporter.config import Config
+from tachograph_exporter.service import Service
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+LIMIT = 20
+HEAD = b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.fixture
+async def address(
+    database_url: str, handlers: HandlerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[str, int]]:
+    """A running service whose patience is short."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "KEEPALIVE_SECONDS", 1.5)
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "LINGERING_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "_SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(encodings, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(encodings, "BODY_SECONDS", 1.0)
+    service = Service(Config(database=database_url, grace_seconds=0.1), handlers)
+    app = service.application()
+
+    async def large(_request: web.Request) -> web.Response:
+        return web.Response(body=b"x" * 50_000_000)
+
+    app.router.add_get("/large", large)
+    runner = Runner(app, max_connections_per_peer=LIMIT, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield runner.addresses[0][0], runner.addresses[0][1]
+    for _, writer in _streams:
+        writer.transport.abort()
+    _streams.clear()
+    await runner.cleanup()
+
+
+_streams: list[Stream] = []
+
+
+async def opened(address: tuple[str, int]) -> Stream:
+    """A connection, closed after the test."""
+    _streams.append(await asyncio.open_connection(*address))
+    return _streams[-1]
+
+
+async def until_closed(stream: Stream) -> bytes:
+    """What the service sends until it closes the connection."""
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            return await stream[0].read()
+        return b""
+
+
+async def drip(stream: Stream, data: bytes) -> None:
+    """Send the same bytes again and again, slowly."""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            stream[1].write(data)
+            await stream[1].drain()
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", HEAD, HEAD + b"A: " + b"x" * 100, b"POST / HTTP/1.1\r\n"])
+async def test_half_a_head_does_not_stay(address: tuple[str, int], sent: bytes) -> None:
+    stream = await opened(address)
+    stream[1].write(sent)
+    started = time.monotonic()
+    answer = await until_closed(stream)
+    assert 0.3 < time.monotonic() - started < 5
+    assert b" 408 " in answer.splitlines()[0]
+    problem = msgspec.json.decode(answer.partition(b"\r\n\r\n")[2])
+    assert problem["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize("repeated", [b"A: b\r\n", b"x"])
+async def test_a_head_that_drips_does_not_stay(address: tuple[str, int], repeated: bytes) -> None:
+    stream = await opened(address)
+    stream[1].write(HEAD)
+    dripping = asyncio.create_task(drip(stream, repeated))
+    assert b" 408 " in (await until_closed(stream)).splitlines()[0]
+    dripping.cancel()
+
+
+async def test_half_a_head_after_a_whole_request_does_not_stay(address: tuple[str, int]) -> None:
+    for pause in (0.0, 0.2):
+        stream = await opened(address)
+        stream[1].write(HEAD + b"\r\n")
+        if pause:
+            await stream[0].readuntil(b"\r\n\r\n")
+            await asyncio.sleep(pause)
+        stream[1].write(HEAD)
+        started = time.monotonic()
+        await until_closed(stream)
+        assert time.monotonic() - started < 5
+
+
+async def test_a_connection_without_a_request_ends_later(address: tuple[str, int]) -> None:
+    stream = await opened(address)
+    stream[1].write(HEAD + b"\r\n")
+    await stream[0].readuntil(b"\r\n\r\n")
+    await asyncio.sleep(0.8)
+    # Longer than a head may take: this is no head.
+    stream[1].write(HEAD + b"\r\n")
+    assert b" 200 " in await stream[0].readuntil(b"\r\n\r\n")
+    assert b"408" not in await until_closed(stream)
+
+
+def post(path: str, kind: str = "application/json", length: int = 1000) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+    return head.encode()
+
+
+BODY_ROUTES = (post("/api/workflows"), post("/api/workflows/validate"), post("/v1/traces"),
+               post("/v1/traces", "application/x-protobuf"))  # fmt: skip
+
+
+@pytest.mark.parametrize("head", BODY_ROUTES)
+@pytest.mark.parametrize("is_dripping", [False, True])
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    address: tuple[str, int], head: bytes, is_dripping: bool
+) -> None:
+    stream = await opened(address)
+    stream[1].write(head + b"{")
+    dripping = asyncio.create_task(drip(stream, b" ") if is_dripping else asyncio.sleep(0))
+    answer = await until_closed(stream)
+    assert b" 408 " in answer.splitlines()[0]
+    assert b"connection: close" in answer.lower()
+    assert f"{encodings.BODY_SECONDS if is_dripping else encodings.IDLE_SECONDS:g} s".encode() in answer
+    dripping.cancel()
+
+
+async def test_a_body_in_pieces_is_read(address: tuple[str, int]) -> None:
+    stream = await opened(address)
+    stream[1].write(post("/api/workflows/validate", length=2))
+    for piece in (b"{", b"}"):
+        await asyncio.sleep(0.3)
+        stream[1].write(piece)
+    assert b" 200 " in await stream[0].readuntil(b"\r\n\r\n")
+
+
+async def test_a_response_that_nobody_reads_is_given_up(address: tuple[str, int]) -> None:
+    stream = await opened(address)
+    stream[1].write(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await stream[0].readuntil(b"\r\n\r\n")
+    await asyncio.sleep(1.5)
+    rest = await until_closed(stream)
+    assert len(rest) < 50_000_000
+
+
+async def healthy(address: tuple[str, int]) -> int:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{address[0]}:{address[1]}/-/healthy") as response,
+    ):
+        return response.status
+
+
+async def test_connections_that_wait_make_room(address: tuple[str, int]) -> None:
+    """Hundreds of unfinished heads, from the address of everybody else: who asks for something gets it."""
+    streams = []
+    for _ in range(300):
+        stream = await opened(address)
+        stream[1].write(HEAD)
+        streams.append(stream)
+    assert await healthy(address) == 200
+    ends = await asyncio.gather(*(until_closed(stream) for stream in streams))
+    # The last ones were still there when their time was up.
+    assert 0 < sum(b" 408 " in answer for answer in ends) <= LIMIT
+    assert await healthy(address) == 200
+
+
+async def test_connections_in_use_do_not(address: tuple[str, int]) -> None:
+    busy = []
+    for _ in range(LIMIT):
+        stream = await opened(address)
+        stream[1].write(post("/api/workflows/validate") + b"{")
+        busy.append(stream)
+    await asyncio.sleep(0.2)
+    answer = await until_closed(await opened(address))
+    assert b" 503 " in answer.splitlines()[0]
+    assert msgspec.json.decode(answer.partition(b"\r\n\r\n")[2])["code"] == "too_many_connections"
+    assert b"retry-after: 1" in answer.lower()
+    for stream in busy:
+        stream[1].close()
+    async with asyncio.timeout(5):
+        while await _status(lambda: healthy(address)) != 200:  # noqa: ASYNC110 - the service tells nobody
+            await asyncio.sleep(0.05)
+
+
+async def _status(call: Callable[[], Awaitable[int]]) -> int:
+    try:
+        return await call()
+    except aiohttp.ClientError:
+        return 0
+
+
+async def test_streams_have_a_limit_of_their_own(address: tuple[str, int]) -> None:
+    url = f"http://{address[0]}:{address[1]}"
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+        contextlib.AsyncExitStack() as s,
+    ):
+        sockets: list[Any] = []
+        for _ in range(LIMIT + 5):
+            sockets.append(await s.enter_async_context(session.ws_connect(f"{url}/ws/workflows/stream")))
+            sockets.append(await s.enter_async_context(session.get(f"{url}/api/stream")))
+        # Nothing of a stream counts as a head, a body or a response that is not read.
+        await asyncio.sleep(2)
+        assert await healthy(address) == 200
+        assert not any(socket.closed for socket in sockets)
+
+
+def test_a_network_counts_as_one_address() -> None:
+    assert peer_of(("192.0.2.1", 5)) == peer_of(("::ffff:192.0.2.1", 6, 0, 0)) == "192.0.2.1"
+    assert (
+        peer_of(("2001:db8::1", 5, 0, 0)) == peer_of(("2001:db8::ffff:2", 6, 0, 0)) != peer_of(("2001:db8:0:1::1", 5))
+    )
+    assert peer_of(("fe80::1%eth0", 5, 0, 2)) == "fe80::"
+    assert peer_of("") == peer_of(None) == ""
