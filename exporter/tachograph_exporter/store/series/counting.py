@@ -11,10 +11,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select
 
-from tachograph.clock import NS
 from tachograph.distribution import DURATION_BUCKETS, Distribution, Sum
 from tachograph.events import Folded, FoldedMeasure, FoldedRuns
-from tachograph.exact_sum import ExactSum
+from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import upper_bound
 from tachograph_exporter.store.rollups.counting import CHUNK, CountedStepRow, ExecutionRow, Key
 from tachograph_exporter.store.schema import series_unsettled, workflow_step_attempts
@@ -273,7 +272,7 @@ def attempts_of(connection: Connection, ids: Iterable[str]) -> dict[tuple[str, s
 
 def _count_spent(counts: _StepCounts, model: str, usd: float, tokens_in: int, tokens_out: int) -> None:
     if usd:
-        counts.count(f"{COST}{SEPARATOR}{model}", round(usd * NS))
+        counts.count(f"{COST}{SEPARATOR}{model}", billionths(usd))
     for kind, tokens in (("input", tokens_in), ("output", tokens_out)):
         if tokens:
             counts.count(f"{TOKENS}{SEPARATOR}{model}{SEPARATOR}{kind}", tokens)
