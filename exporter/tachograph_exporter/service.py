@@ -209,8 +209,11 @@ class Service:
         for path, handler in page.PAGES:
             app.router.add_get(path, handler)
         for route in ROUTES:
-            app.router.add_route(route.method, route.path, route.handler)
-            app.router.add_route(route.method, route.path + "/", route.handler)
+            for path in (route.path, route.path + "/"):
+                app.router.add_route(route.method, path, route.handler)
+                if route.method == "GET":
+                    # Its responses lose their body when they are sent (RFC 9110, section 9.3.2).
+                    app.router.add_route("HEAD", path, route.handler)
         app.cleanup_ctx.append(self._background)
         return app
 
