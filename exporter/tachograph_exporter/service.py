@@ -55,8 +55,9 @@ from tachograph_exporter.api import (
 )
 from tachograph_exporter.api.caching import caching_middleware
 from tachograph_exporter.api.problems import problem_middleware
-from tachograph_exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER, WORKSPACE_CACHE
+from tachograph_exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER, WORKERS, WORKSPACE_CACHE
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
+from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
@@ -163,6 +164,7 @@ class Service:
             max_executions=config.max_executions,
             carrier=propagation,
         )
+        self.workers = Workers("work")
         self.life = health.Lifecycle()
         self.database.run(self._prepare)
 
@@ -194,6 +196,7 @@ class Service:
         app[RECORDER] = self.recorder
         app[EXECUTOR] = self.executor
         app[WORKSPACE_CACHE] = {}
+        app[WORKERS] = self.workers
         app[otlp.RECEIVER] = self.receiver
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics)
@@ -288,6 +291,7 @@ class Service:
         """Stop work, deliver what was recorded, and close the database."""
         await self.stop_work()
         await asyncio.to_thread(self.receiver.close)
+        self.workers.close()
         await self.feed.close()
         release(self.recorder)
         await asyncio.to_thread(self.recorder.close)

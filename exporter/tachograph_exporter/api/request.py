@@ -14,6 +14,7 @@ from tachograph.recording.recorder import Recorder
 from tachograph.workflow.executor import Executor
 from tachograph_exporter.api import encodings, problems
 from tachograph_exporter.api.caller import caller_of
+from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import workspaces as workspace_rows
@@ -23,6 +24,7 @@ CONFIG: Final = web.AppKey("config", Config)
 DATABASE: Final = web.AppKey("database", Database)
 RECORDER: Final = web.AppKey("recorder", Recorder)
 EXECUTOR: Final = web.AppKey("executor", Executor)
+WORKERS: Final = web.AppKey("workers", Workers)
 
 T = TypeVar("T")
 
@@ -43,6 +45,7 @@ _READ_HEADERS: Final = frozenset({
 })  # fmt: skip
 """The headers that are read, here or by the propagator; others may hold any bytes."""
 _SUSPICIOUS: Final = re.compile(rb"\\u0000|[0-9]{19}")
+_MIN_THREADED_BYTES: Final = 100_000
 _MAX_CACHED_WORKSPACES: Final = 10_000
 
 
@@ -120,6 +123,14 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise problems.invalid_body(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise problems.invalid_json(str(error)) from None
+
+
+async def read_document(request: web.Request) -> dict[str, Any]:
+    """The body as a JSON object, a long one decoded off the event loop. Raises as `read_body` and `decode` do."""
+    body = await read_body(request)
+    if len(body) < _MIN_THREADED_BYTES:
+        return decode(body, dict[str, Any])
+    return await request.app[WORKERS].run(lambda: decode(body, dict[str, Any]))
 
 
 async def workspace_of(request: web.Request) -> Workspace:

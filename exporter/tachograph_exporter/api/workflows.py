@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +19,7 @@ from tachograph.identity import new_execution_ref
 from tachograph.spans.propagation import caller
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
-from tachograph.workflow.validation import validate_document
+from tachograph.workflow.validation import Report, validate_document
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.query import Query
@@ -27,11 +28,13 @@ from tachograph_exporter.api.request import (
     DATABASE,
     EXECUTOR,
     RECORDER,
+    WORKERS,
     decode,
     json_response,
     project_of,
     project_slug,
     read_body,
+    read_document,
     workflow_of,
     workspace_of,
 )
@@ -51,6 +54,12 @@ from tachograph_exporter.views.schemas.workflows import (
 from tachograph_exporter.views.workflows import workflow_detail, workflow_summary
 
 
+async def _validated(request: web.Request, document: Mapping[str, Any]) -> tuple[Workflow | None, Report]:
+    """The definition in a document, and its faults. A thousand steps take tens of milliseconds."""
+    handlers = request.app[EXECUTOR].handlers
+    return await request.app[WORKERS].run(lambda: validate_document(document, handlers))
+
+
 async def list_workflows(request: web.Request) -> web.Response:
     """``GET /api/workflows``: the workflows, sorted by name."""
     query = Query(request)
@@ -66,13 +75,13 @@ async def list_workflows(request: web.Request) -> web.Response:
 
 async def create(request: web.Request) -> web.Response:
     """``POST /api/workflows``: register a definition; 201 with its id."""
-    document = decode(await read_body(request), dict[str, Any])
+    document = await read_document(request)
     workspace = await workspace_of(request)
     project = await project_of(request, workspace)
     # Older clients name the project in the document.
     if project is None and isinstance(name := document.get("project_id"), str) and name:
         project = await project_slug(request, workspace, name)
-    workflow, report = validate_document(document, request.app[EXECUTOR].handlers)
+    workflow, report = await _validated(request, document)
     if workflow is None:
         raise problems.invalid_workflow(report.errors)
     now = time.time_ns()
@@ -100,7 +109,7 @@ async def change(request: web.Request) -> web.Response:
     """``PATCH /api/workflows/{workflow_id}``: replace the given fields of the definition."""
     workspace = await workspace_of(request)
     listed = await workflow_of(request, workspace)
-    changes = decode(await read_body(request), dict[str, Any])
+    changes = await read_document(request)
     handlers = request.app[EXECUTOR].handlers
     now = time.time_ns()
 
@@ -139,8 +148,7 @@ async def remove(request: web.Request) -> web.Response:
 
 async def validate(request: web.Request) -> web.Response:
     """``POST /api/workflows/validate``: list every fault of a definition; 200 whether or not it is valid."""
-    document = decode(await read_body(request), dict[str, Any])
-    _, report = validate_document(document, request.app[EXECUTOR].handlers)
+    _, report = await _validated(request, await read_document(request))
     return json_response(ValidationResult(report.is_valid, report.errors, report.warnings))
 
 
