@@ -57,8 +57,9 @@ from tachograph_exporter.api import (
 )
 from tachograph_exporter.api.caching import caching_middleware
 from tachograph_exporter.api.problems import problem_middleware
-from tachograph_exporter.api.request import ADMISSION, CONFIG, DATABASE, EXECUTOR, RECORDER, WORKSPACE_CACHE
+from tachograph_exporter.api.request import ADMISSION, CONFIG, DATABASE, EXECUTOR, RECORDER, WORKERS, WORKSPACE_CACHE
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
+from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
@@ -170,6 +171,7 @@ class Service:
             carrier=propagation,
         )
         self.admission = Admission(self.executor, self.writer, publish)
+        self.workers = Workers("work")
         self.life = health.Lifecycle()
         self.database.run(self._prepare)
 
@@ -198,6 +200,7 @@ class Service:
         app[EXECUTOR] = self.executor
         app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
+        app[WORKERS] = self.workers
         app[otlp.RECEIVER] = self.receiver
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
@@ -309,6 +312,7 @@ class Service:
         """Stop work, deliver what was recorded, and close the database."""
         await self.stop_work()
         await asyncio.gather(asyncio.to_thread(self.receiver.close), self.feed.close())
+        self.workers.close()
         release(self.recorder)
         await asyncio.to_thread(self.recorder.close)
         await self.workflow_metrics.close()
