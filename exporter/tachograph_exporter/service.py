@@ -162,6 +162,7 @@ class Service:
         self.span_store = SpanStore(self.writer, publish, rules)
         self.receiver = Receiver(self.span_store)
         self._reassembling = asyncio.Lock()
+        self._silences = recovery.Silences()
         self.registry.register(SelfMetricsCollector(self.recorder, series))
         self.registry.register(DefaultRegistryCollector())
         self.executor = Executor(
@@ -244,7 +245,7 @@ class Service:
     async def sweep(self) -> int:
         """Store what other processes spooled, then close executions whose process died as ``lost``; their number."""
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
-        lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns()))
+        lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns(), silences=self._silences))
         for run in lost:
             try:
                 closing = list(recovery.lost_events(*run))
