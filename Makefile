@@ -6,7 +6,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 PARALLEL := -n auto --dist loadgroup
 UNIT := -m "not e2e and not edges"
 
-.PHONY: demo test check lint unit test-all coverage bench peers docs dashboards preview pictures vendor clean help
+.PHONY: demo test check lint unit test-all fuzz coverage bench peers docs dashboards preview pictures vendor clean help
 
 demo: $(VENV)/.exporter  ## Install, run the example workflows, and serve the API, the page and the metrics
 	$(BIN)/tachograph demo $(DEMO_OPTIONS)
@@ -40,6 +40,10 @@ test-all:  ## The unit tests and those of the edges on every supported Python th
 	if [ -z "$$tested" ]; then echo "no supported Python is installed" >&2; exit 1; fi; \
 	if [ -n "$$failed" ]; then echo "failed on Python:$$failed" >&2; exit 1; fi; \
 	echo "passed on Python:$$tested"
+
+# Ten minutes for each database; `make check` has a few seconds of it.
+fuzz: $(VENV)/.test system-packages  ## Made-up requests to every route, for 20 minutes: no 5xx, nothing over 2 s, memory under 300 MB
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/pytest tests/e2e/test_fuzz.py -n 0 -q
 
 coverage: $(VENV)/.test  ## The unit tests with a coverage report; PYTEST_OPTIONS='-m ""' for all tests
 	$(BIN)/pytest $(PARALLEL) $(UNIT) --cov --cov-report=term $(PYTEST_OPTIONS)

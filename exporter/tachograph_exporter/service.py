@@ -57,8 +57,9 @@ from tachograph_exporter.api import (
 )
 from tachograph_exporter.api.caching import caching_middleware
 from tachograph_exporter.api.problems import problem_middleware
-from tachograph_exporter.api.request import ADMISSION, CONFIG, DATABASE, EXECUTOR, RECORDER, WORKSPACE_CACHE
+from tachograph_exporter.api.request import ADMISSION, CONFIG, DATABASE, EXECUTOR, RECORDER, WORKERS, WORKSPACE_CACHE
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
+from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
@@ -171,6 +172,7 @@ class Service:
             carrier=propagation,
         )
         self.admission = Admission(self.executor, self.writer, publish)
+        self.workers = Workers("work")
         self.life = health.Lifecycle()
         self.database.run(self._prepare)
 
@@ -199,6 +201,7 @@ class Service:
         app[EXECUTOR] = self.executor
         app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
+        app[WORKERS] = self.workers
         app[otlp.RECEIVER] = self.receiver
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
@@ -210,8 +213,11 @@ class Service:
         for path, handler in page.PAGES:
             app.router.add_get(path, handler)
         for route in ROUTES:
-            app.router.add_route(route.method, route.path, route.handler)
-            app.router.add_route(route.method, route.path + "/", route.handler)
+            for path in (route.path, route.path + "/"):
+                app.router.add_route(route.method, path, route.handler)
+                if route.method == "GET":
+                    # Its responses lose their body when they are sent (RFC 9110, section 9.3.2).
+                    app.router.add_route("HEAD", path, route.handler)
         app.cleanup_ctx.append(self._background)
         return app
 
@@ -313,6 +319,7 @@ class Service:
         """Stop work, deliver what was recorded, and close the database."""
         await self.stop_work()
         await asyncio.gather(asyncio.to_thread(self.receiver.close), self.feed.close())
+        self.workers.close()
         release(self.recorder)
         await asyncio.to_thread(self.recorder.close)
         await self.workflow_metrics.close()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import re
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,3 +106,71 @@ def test_long_names_are_not_compared() -> None:
     started = time.process_time()
     validate_document(document, registry)
     assert time.process_time() - started < 1
+
+
+def chain(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"name": f"s{i}", "depends_on_steps": [f"s{i - 1}"] if i else [], **more} for i in range(count)]
+
+
+def test_conditions_that_read_steps_far_away_are_checked_in_linear_time() -> None:
+    steps = chain(8000)
+    for step in steps[2:]:
+        step["condition_expression"] = "steps.s0.status == 'completed'"
+    started = time.process_time()
+    workflow, report = validate_document({"name": "w", "steps": steps}, registry)
+    assert time.process_time() - started < 4
+    assert workflow is not None
+    steps[1]["condition_expression"] = "steps.s7000.status == 'completed' && steps.s0.output == 1"
+    _, report = validate_document({"name": "w", "steps": steps}, registry)
+    (fault,) = report.errors
+    assert (fault.code, fault.at) == ("unreachable_condition", "steps[1].condition_expression")
+    assert "s7000" in fault.message
+
+
+def test_conditions_have_a_length_together() -> None:
+    conditions = [f"variable_{i} < " * 250 + "1" for i in range(200)]
+    steps = [{"name": f"s{i}", "condition_expression": text} for i, text in enumerate(conditions)]
+    started = time.process_time()
+    _, report = validate_document({"name": "w", "steps": steps}, registry)
+    assert time.process_time() - started < 6
+    last = report.errors[-1]
+    assert (last.code, "together" in last.message) == ("bad_condition", True)
+
+
+def test_fallbacks_of_fallbacks_are_bounded() -> None:
+    """Each of them, and whoever waits for the first, waits for all of them."""
+    for count, is_circle in ((20, False), (21, False), (20_000, False), (20_000, True)):
+        row = [{"name": f"f{i}", "fallback_step": f"f{i + 1}"} for i in range(count)]
+        row[-1]["fallback_step"] = "f0" if is_circle else None  # type: ignore[assignment]
+        waiting = [{"name": f"w{i}", "depends_on_steps": ["f0"]} for i in range(2000)]
+        started = time.process_time()
+        _, report = validate_document({"name": "w", "steps": [*row, *waiting]}, registry)
+        assert time.process_time() - started < 4
+        assert ("bad_fallback" in {fault.code for fault in report.errors}) is (count > 20)
+
+
+async def test_a_large_document_is_checked_off_the_event_loop(api: Api) -> None:
+    steps = [
+        {"name": f"s{i}", "depends_on_steps": [f"s{j}" for j in range(max(0, i - 300), i)],
+         "condition_expression": "a < " * 100 + f"variable_{i}"}
+        for i in range(1000)
+    ]  # fmt: skip
+    body = msgspec.json.encode({"name": "w", "steps": steps})
+    assert len(body) > 2_000_000
+    headers = {"Content-Type": "application/json"}
+
+    async def check() -> int:
+        url = f"{api.address}/api/workflows/validate"
+        async with api.session.post(url, data=io.BytesIO(body), headers=headers) as response:
+            await response.read()
+            return response.status
+
+    slowest = 0.0
+    checks = [asyncio.create_task(check()) for _ in range(3)]
+    while not all(task.done() for task in checks):
+        started = time.monotonic()
+        await asyncio.sleep(0.005)
+        slowest = max(slowest, time.monotonic() - started)
+    assert {await task for task in checks} == {200}
+    # On the event loop each of them takes over a second.
+    assert slowest < 0.7

@@ -390,3 +390,27 @@ def test_sums_are_exact_beyond_any_integer_of_the_database(database_url: str) ->
     list(series.add({"critical": str(2**70), "retries": 1}, 0.0))
     list(series.add({"critical": 5}, 0.0))
     assert StepSeries.decode(series.encode()).by_code["critical"].value == 2**70 + 5
+
+
+def test_a_damaged_row_stops_nothing_else_and_is_counted_again(database_url: str) -> None:
+    database = Database(database_url)
+    writer = StoreWriter(database)
+    for name in ("etl", "other"):
+        for _ in range(2):
+            writer.apply(everything(name, time.time_ns()))
+    database.run(lambda c: rows.absorb(c))
+    key, other = key_of(everything("etl", 1)), key_of(everything("other", 1))
+    is_b = (workflow_series.c.workflow_id == key[1]) & (workflow_series.c.step == "b")
+    database.run(lambda c: c.execute(update(workflow_series).where(is_b).values(series=b"no")))
+    seen = {(workflow, step) for workflow, step, _ in database.look(lambda c: list(rows.stored_series(c)))}
+    assert (key, "a") in seen
+    assert (key, "b") not in seen
+    assert (other, "b") in seen
+    with pytest.raises(ValueError, match="'b' are damaged"):
+        database.look(lambda c: rows.current_series(c, key))
+    assert database.run(lambda c: recount_one(c, key)) > 0
+    current = database.look(lambda c: rows.current_series(c, key))
+    assert current["b"].by_code["attempts\x1ffailed"].value == 2
+    assert current["b"].by_code["attempts\x1ffailed"].born
+    assert database.run(lambda c: recount_one(c, other)) == 0
+    database.close()

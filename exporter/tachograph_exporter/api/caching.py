@@ -29,7 +29,8 @@ async def caching_middleware(request: web.Request, handler: Handler) -> web.Stre
         return response
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     body = response.body if isinstance(response, web.Response) else None
-    if request.method == "GET" and response.status == 200 and isinstance(body, bytes) and request.path != "/metrics":
+    is_read = request.method in ("GET", "HEAD") and response.status == 200
+    if is_read and isinstance(body, bytes) and request.path.rstrip("/") != "/metrics":
         tag = response.headers.get("ETag") or await _entity_tag(body)
         response.headers["ETag"] = tag
         # Clients may store the response but must revalidate it each time.

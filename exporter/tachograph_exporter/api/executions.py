@@ -119,7 +119,8 @@ async def _stream(
 ) -> web.StreamResponse:
     """All matching executions in NDJSON, read page by page; each page is as the database was when it was read."""
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
-    if is_remote(request):
+    # Compressed data has an end, which a response to HEAD must not have.
+    if is_remote(request) and request.method != "HEAD":
         response.enable_compression()
     position = after
     execution_filter: ExecutionFilter | None = None
@@ -138,6 +139,8 @@ async def _stream(
         if not response.prepared:
             # Headers go out after the first read, so that its errors can still become problems.
             await response.prepare(request)
+        if request.method == "HEAD":
+            break
         now = time.time_ns()
         lines = [msgspec.json.encode(execution_summary(row, now)) for row in rows]
         if lines:

@@ -88,7 +88,8 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
 
 
 _DESCRIPTION: Final = (
-    "Times are RFC 3339 UTC, durations are seconds. Every path accepts a trailing slash. Errors are RFC 9457 problem "
+    "Times are RFC 3339 UTC, durations are seconds. Every path accepts a trailing slash. HEAD works wherever GET does. "
+    "Errors are RFC 9457 problem "
     "details with a stable `code`. Successful responses to GET carry an `ETag`; send it back as `If-None-Match` to get "
     "304 while nothing has changed. A route that works in one workspace takes it from `X-Workspace-Id`, "
     "`X-Workspace-Slug`, `workspace_id` or `workspace_slug`; it defaults to the workspace of the token, else to the "

@@ -15,6 +15,7 @@ from tachograph.workflow.executor import Executor
 from tachograph_exporter.admission import Admission
 from tachograph_exporter.api import encodings, problems
 from tachograph_exporter.api.caller import caller_of
+from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import workspaces as workspace_rows
@@ -25,6 +26,7 @@ DATABASE: Final = web.AppKey("database", Database)
 RECORDER: Final = web.AppKey("recorder", Recorder)
 EXECUTOR: Final = web.AppKey("executor", Executor)
 ADMISSION: Final = web.AppKey("admission", Admission)
+WORKERS: Final = web.AppKey("workers", Workers)
 
 T = TypeVar("T")
 
@@ -45,6 +47,7 @@ _READ_HEADERS: Final = frozenset({
 })  # fmt: skip
 """The headers that are read, here or by the propagator; others may hold any bytes."""
 _SUSPICIOUS: Final = re.compile(rb"\\u0000|[0-9]{19}")
+_MIN_THREADED_BYTES: Final = 100_000
 _MAX_CACHED_WORKSPACES: Final = 10_000
 
 
@@ -122,6 +125,18 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise problems.invalid_body(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise problems.invalid_json(str(error)) from None
+
+
+async def read_document(request: web.Request) -> dict[str, Any]:
+    """The body as a JSON object, a long one decoded off the event loop. Raises as `read_body` and `decode` do."""
+    return await decode_document(request, await read_body(request))
+
+
+async def decode_document(request: web.Request, body: bytes) -> dict[str, Any]:
+    """A body as a JSON object, a long one decoded off the event loop. Raises as `decode` does."""
+    if len(body) < _MIN_THREADED_BYTES:
+        return decode(body, dict[str, Any])
+    return await request.app[WORKERS].run(lambda: decode(body, dict[str, Any]))
 
 
 async def workspace_of(request: web.Request) -> Workspace:

@@ -86,7 +86,8 @@ async def exposition(request: web.Request) -> web.Response:
             scraped = await scraper.scrape(form, is_gzip=is_gzip, names=names)
     except TimeoutError:
         raise problems.scrape_timeout(timeout) from None
-    if not names:
+    # Nobody has seen the series of a response to HEAD.
+    if not names and request.method != "HEAD":
         scraper.workflow_metrics.births.scraped(scraped.generation, _regular(request))
     headers = {"Content-Type": form.value, "Vary": "Accept, Accept-Encoding"}
     if is_gzip:

@@ -226,7 +226,7 @@ async def _open(
 ) -> web.StreamResponse:
     query = Query(request)
     stream_filter, after = await _subscription(request, query, workflow=workflow, execution=execution, step=step)
-    if request.headers.get("Upgrade", "").lower() != "websocket":
+    if request.method != "GET" or request.headers.get("Upgrade", "").lower() != "websocket":
         raise problems.upgrade_required()
     return await _websocket(request, stream_filter, after)
 
@@ -244,6 +244,9 @@ async def sse_stream(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers=headers)
     response.content_type = "text/event-stream"
     response.charset = "utf-8"
+    if request.method == "HEAD":
+        await response.prepare(request)
+        return response
     self_metrics = request.app[SELF_METRICS]
     async with contextlib.aclosing(request.app[HUB].follow(stream_filter, after)) as messages:
         first = await _first(messages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +20,7 @@ from tachograph.quiet_log import QuietLog
 from tachograph.spans.propagation import caller
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
-from tachograph.workflow.validation import validate_document
+from tachograph.workflow.validation import Report, validate_document
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caching import check_preconditions, strong_tag
@@ -30,12 +31,15 @@ from tachograph_exporter.api.request import (
     CONFIG,
     DATABASE,
     EXECUTOR,
+    WORKERS,
     decode,
+    decode_document,
     find_workflow,
     json_response,
     project_of,
     project_slug,
     read_body,
+    read_document,
     workflow_of,
     workspace_of,
 )
@@ -58,6 +62,12 @@ from tachograph_exporter.views.workflows import workflow_detail, workflow_summar
 quiet = QuietLog(logging.getLogger(__name__))
 
 
+async def _validated(request: web.Request, document: Mapping[str, Any]) -> tuple[Workflow | None, Report]:
+    """The definition in a document, and its faults. A thousand steps take tens of milliseconds."""
+    handlers = request.app[EXECUTOR].handlers
+    return await request.app[WORKERS].run(lambda: validate_document(document, handlers))
+
+
 async def list_workflows(request: web.Request) -> web.Response:
     """``GET /api/workflows``: the workflows, sorted by name."""
     query = Query(request)
@@ -74,13 +84,13 @@ async def list_workflows(request: web.Request) -> web.Response:
 async def create(request: web.Request) -> web.Response:
     """``POST /api/workflows``: register a definition; 201 with its id."""
     body = await read_body(request)
-    document = decode(body, dict[str, Any])
+    document = await decode_document(request, body)
     workspace = await workspace_of(request)
     project = await project_of(request, workspace)
     # Older clients name the project in the document.
     if project is None and isinstance(name := document.get("project_id"), str) and name:
         project = await project_slug(request, workspace, name)
-    workflow, report = validate_document(document, request.app[EXECUTOR].handlers)
+    workflow, report = await _validated(request, document)
     if workflow is None:
         raise problems.invalid_workflow(report.errors)
     now = time.time_ns()
@@ -119,7 +129,7 @@ async def change(request: web.Request) -> web.Response:
     """
     workspace = await workspace_of(request)
     listed = await workflow_of(request, workspace)
-    changes = decode(await read_body(request), dict[str, Any])
+    changes = await read_document(request)
     handlers = request.app[EXECUTOR].handlers
     now = time.time_ns()
 
@@ -171,8 +181,7 @@ async def remove(request: web.Request) -> web.Response:
 
 async def validate(request: web.Request) -> web.Response:
     """``POST /api/workflows/validate``: list every fault of a definition; 200 whether or not it is valid."""
-    document = decode(await read_body(request), dict[str, Any])
-    _, report = validate_document(document, request.app[EXECUTOR].handlers)
+    _, report = await _validated(request, await read_document(request))
     return json_response(ValidationResult(report.is_valid, report.errors, report.warnings))
 
 

@@ -25,6 +25,7 @@ from tachograph.metrics.children import CounterChild, GaugeChild, HistogramChild
 from tachograph.metrics.self_metrics import WORKFLOW_METRICS_SHOWN
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import EXECUTIONS_RUNNING, OLDEST_RUNNING, STEPS_RUNNING
+from tachograph.quiet_log import QuietLog
 from tachograph_exporter.metrics.births import Births
 from tachograph_exporter.metrics.shown_series import SeriesKey, ShownMetrics, ShownSeries, ShownValue, child_of
 from tachograph_exporter.store.database import Database, Lane
@@ -34,7 +35,7 @@ from tachograph_exporter.store.running import Running, running
 from tachograph_exporter.store.series import rows
 from tachograph_exporter.store.series.values import STARTED, SUCCESS, Delta, Series, StepSeries
 
-log = logging.getLogger(__name__)
+quiet = QuietLog(logging.getLogger(__name__))
 
 LEASE: Final = "workflow_metrics"
 REFRESH_SECONDS: Final = 1.0
@@ -117,11 +118,15 @@ class WorkflowMetrics(Collector):
             is_held = await self._database.write(self._lease.renew, Lane.VITAL)
             if is_held and (not was_held or self._is_due()):
                 await asyncio.wrap_future(self._refreshing())
+                if self._is_due():
+                    await asyncio.wrap_future(self._worker.submit(self._absorb, ()))
         except Exception as error:
-            log.warning("the lease of the workflow metrics cannot be renewed, trying again: %s", error)
+            quiet.warning("lease", "the lease of the workflow metrics cannot be renewed, trying again: %s", error)
 
     def _is_due(self) -> bool:
-        return self._unabsorbed > 0 and time.monotonic() - self._absorbed_at > ABSORB_SECONDS
+        """Whether deltas should be absorbed; not in a scrape, because it may take a while."""
+        is_late = self._unabsorbed > 0 and time.monotonic() - self._absorbed_at > ABSORB_SECONDS
+        return is_late or self._unabsorbed > ABSORB_DELTAS
 
     async def close(self) -> None:
         """Give the lease up, so that another service shows the metrics at once."""
@@ -180,11 +185,10 @@ class WorkflowMetrics(Collector):
                 return
             with self._changing:
                 self._take(read)
-            born = self.births.born()
-            if born or self._unabsorbed > ABSORB_DELTAS or self._is_due():
+            if born := self.births.born():
                 self._absorb(born)
         except Exception as error:
-            log.warning("the workflow metrics cannot be read, showing the last ones: %s", error)
+            quiet.warning(type(error), "the workflow metrics cannot be read, showing the last ones: %s", error)
             raise
 
     def _read(self, connection: Connection) -> _Read | None:

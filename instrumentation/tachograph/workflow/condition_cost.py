@@ -117,6 +117,8 @@ class _Sizes:
 def _measure(value: Any) -> Size:
     parts = list(_parts(value))
     largest = nodes = 0
+    if _own(value) > MAX_NODES:
+        raise TooLarge("it is a text of that many characters")
     for part in parts:
         part_nodes = _count(part)
         largest = max(largest, part_nodes)
@@ -406,10 +408,13 @@ def _macro(name: str, target: _Walk, bound_names: list[str], arguments: list[_Wa
             more, of_argument = argument(sizes, inner)
             each, result = each + more, sizes.of(of_argument)
         rounds = max(size.elements, 1)
+        # The library appends to a copy of what a round before it collected.
+        copies = rounds * (rounds + 1) // 2
         if name == "map":
-            return cost + rounds * (each + result.nodes), Size(rounds, 1 + rounds * result.nodes, result.nodes)
+            collected = Size(rounds, 1 + rounds * result.nodes, result.nodes)
+            return cost + rounds * each + copies * result.nodes, collected
         if name == "filter":
-            return cost + rounds * each + size.nodes, size
+            return cost + rounds * each + copies * size.largest, size
         return cost + rounds * each, _SCALAR
 
     return bound

@@ -26,8 +26,8 @@ from tachograph.workflow.references import REFERENCE, lookup
 
 MAX_LENGTH: Final = 4096
 """Characters in a condition; a longer condition is a fault."""
-MAX_COST: Final = 100_000
-"""What a condition may cost in this process (see `condition_cost`): about ten milliseconds."""
+MAX_COST: Final = 200_000
+"""What a condition may cost in this process (see `condition_cost`): about twenty milliseconds."""
 _PATH: Final = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[\d+\]|\[\"[^\"\]]*\"\])*")
 # A reference to a step; or a quoted text, which is skipped because nothing inside it is a reference.
 _STEP_OR_TEXT: Final = re.compile(
@@ -70,7 +70,7 @@ class Condition:
             reason = str(error).splitlines()[0].partition("ERROR: ")[2] or str(error).splitlines()[0]
             raise ConditionError(f'condition "{source[:200]}" does not parse: {reason}') from None
         self._text = text
-        self._cost = Cost(text)
+        self._cost: Cost | None = None
         self._names = frozenset(self._program.variables())
         # CEL also lists the names that its macros bind; those are not the workflow's.
         self.variables = self._names - set(_BOUND.findall(text))
@@ -85,6 +85,8 @@ class Condition:
         if self._path is not None:
             return False
         try:
+            if self._cost is None:
+                self._cost = Cost(self._text)
             return self._cost.of(scope, self._names) > MAX_COST
         except TooLarge as error:
             raise self._error(f"what it reads is too large: {error}") from None

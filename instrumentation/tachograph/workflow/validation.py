@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -15,6 +15,12 @@ from tachograph.workflow.graph import Graph
 from tachograph.workflow.handlers import HandlerRegistry
 from tachograph.workflow.hints import did_you_mean
 from tachograph.workflow.inputs import fits
+
+MAX_FALLBACKS: Final = 20
+"""Steps that may stand in for each other, one for the next."""
+MAX_CONDITION_CHARACTERS: Final = 400_000
+"""Characters of all conditions of a workflow: compiling more takes seconds."""
+_SOURCES: Final = 4_096
 
 
 class Report(msgspec.Struct):
@@ -49,6 +55,12 @@ def validate(workflow: Workflow, handlers: HandlerRegistry | None = None) -> Rep
     _names(workflow, report)
     graph = Graph(workflow.steps)
     _dependencies(workflow, graph, report)
+    chain = graph.longest_fallback_chain()
+    if len(chain) > MAX_FALLBACKS:
+        at = f"steps[{chain[-1]}].fallback_step"
+        message = f"{len(chain)} steps stand in for each other; at most {MAX_FALLBACKS} may"
+        report.errors.append(Fault("bad_fallback", at, message))
+        return report
     if cycle := graph.cycle():
         at = f"steps[{graph.positions[cycle[0]]}].depends_on_steps"
         report.errors.append(Fault("cycle", at, "steps wait for each other: " + " → ".join(cycle)))
@@ -131,10 +143,17 @@ def _fallback(i: int, step: Step, graph: Graph, stands_in: dict[str, str], repor
 
 def _conditions(workflow: Workflow, graph: Graph, report: Report) -> None:
     variables = {variable.name for variable in workflow.variables}
+    read: list[tuple[int, str, frozenset[str]]] = []
+    characters = 0
     for i, step in enumerate(workflow.steps):
         if step.condition_expression is None:
             continue
         at = f"steps[{i}].condition_expression"
+        characters += len(step.condition_expression)
+        if characters > MAX_CONDITION_CHARACTERS:
+            message = f"the conditions of a workflow have at most {MAX_CONDITION_CHARACTERS} characters together"
+            report.errors.append(Fault("bad_condition", at, message))
+            break
         try:
             condition = compile_condition(step.condition_expression)
         except ConditionError as error:
@@ -147,19 +166,32 @@ def _conditions(workflow: Workflow, graph: Graph, report: Report) -> None:
             if name in graph.positions:
                 message += f'; the outcome of step "{name}" is steps.{name}.output'
             report.errors.append(Fault("unknown_variable", at, message))
-        if not condition.steps:
-            continue
-        ancestors = {graph.names[j] for j in graph.ancestors(i)}
-        for name in sorted(condition.steps - ancestors):
+        read.append((i, at, condition.steps))
+    unsettled = _unsettled(graph, read)
+    for i, at, names in read:
+        for name in sorted(names):
             if name not in graph.positions:
                 hint = did_you_mean(name, graph.positions, report.errors)
                 message = f'the condition reads step "{name}", which is not a step of this workflow{hint}'
-            else:
+            elif (i, name) in unsettled:
                 message = (
-                    f'the condition reads step "{name}", which may not have settled when "{step.name}" is due; '
+                    f'the condition reads step "{name}", which may not have settled when "{graph.names[i]}" is due; '
                     "add it to depends_on_steps"
                 )
+            else:
+                continue
             report.errors.append(Fault("unreachable_condition", at, message))
+
+
+def _unsettled(graph: Graph, read: Sequence[tuple[int, str, frozenset[str]]]) -> set[tuple[int, str]]:
+    """(step, name) for each step whose condition reads the named one, which may not have settled then."""
+    sources = sorted({graph.positions[name] for _, _, names in read for name in names if name in graph.positions})
+    unsettled = set()
+    for start in range(0, len(sources), _SOURCES):
+        bits = {graph.names[j]: 1 << k for k, j in enumerate(sources[start : start + _SOURCES])}
+        masks = graph.settled_before(sources[start : start + _SOURCES])
+        unsettled |= {(i, name) for i, _, names in read for name in names if name in bits and not masks[i] & bits[name]}
+    return unsettled
 
 
 def _handlers(workflow: Workflow, handlers: HandlerRegistry, report: Report) -> None:

@@ -76,7 +76,11 @@ def recount_one(connection: Connection, key: Key, *, write: bool = True, born: b
         return 0
     if write:
         absorb(connection)
-    current = current_series(connection, key)
+    try:
+        current = current_series(connection, key)
+    except ValueError:
+        # Damaged: what was shown of them is not known, so they begin with what they should be.
+        current, born = {}, True
     wrong = differing(current, due)
     if write and wrong:
         created = connection.execute(

@@ -6,13 +6,16 @@ reads afterwards, after however many restarts, shows the same values.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
+import msgspec
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tachograph.clock import NS
+from tachograph.quiet_log import QuietLog
 from tachograph_exporter.store import locking, state
 from tachograph_exporter.store.rollups.counting import CHUNK, Key
 from tachograph_exporter.store.schema import (
@@ -33,6 +36,9 @@ from tachograph_exporter.store.series.values import (
     encode_delta,
     foreseen,
 )
+
+quiet = QuietLog(logging.getLogger(__name__))
+_ADVICE: Final = "`tachograph rollups rebuild` counts them again"
 
 _series = workflow_series.c
 _deltas = series_deltas.c
@@ -93,20 +99,41 @@ def _state(connection: Connection) -> tuple[int, int]:
 def news(connection: Connection, after: int) -> News:
     """The deltas numbered higher than ``after``. If ``absorbed`` is higher too, some are missing: read all again."""
     absorbed, epoch = _state(connection)
-    deltas = [
-        (number, (workspace, workflow), decode_delta(delta))
-        for number, workspace, workflow, delta in connection.execute(_SINCE, {"after": after})
-    ]
-    return News(absorbed, epoch, deltas)
+    return News(absorbed, epoch, list(_deltas_of(connection.execute(_SINCE, {"after": after}))))
+
+
+def _deltas_of(stored: Iterable[Any]) -> Iterator[tuple[int, Key, Delta]]:
+    """Deltas by number. One that is damaged is left out, so that it stops no other."""
+    for number, workspace, workflow, encoded in stored:
+        try:
+            delta = decode_delta(encoded)
+        except (msgspec.MsgspecError, ValueError) as error:
+            quiet.warning(
+                "delta", "delta %d of the series of workflow %s is damaged: %s; %s", number, workflow, error, _ADVICE
+            )
+            delta = Delta(0.0, {})
+        yield number, (workspace, workflow), delta
 
 
 def stored_series(connection: Connection, key: Key | None = None) -> Iterator[tuple[Key, str, StepSeries]]:
-    """The rows of one workflow, or of all: (workflow, step, series), without the deltas that were not absorbed yet."""
+    """The rows of one workflow, or of all: (workflow, step, series), without the deltas that were not absorbed yet.
+
+    Of all workflows, damaged rows are left out; of one workflow, they raise `ValueError`.
+    """
     statement = select(_series.workspace_id, _series.workflow_id, _series.step, _series.series)
     if key is not None:
         statement = statement.where(_series.workspace_id == key[0], _series.workflow_id == key[1])
     for workspace, workflow, step, encoded in connection.execute(statement):
-        yield (workspace, workflow), step, StepSeries.decode(encoded)
+        try:
+            series = StepSeries.decode(encoded)
+        except (msgspec.MsgspecError, ValueError) as error:
+            if key is not None:
+                raise ValueError(f"the series of step {step!r} are damaged: {error}") from error
+            quiet.warning(
+                "row", "the series of step %r of workflow %s are damaged: %s; %s", step, workflow, error, _ADVICE
+            )
+            continue
+        yield (workspace, workflow), step, series
 
 
 def current_series(connection: Connection, key: Key) -> dict[str, StepSeries]:
@@ -114,8 +141,8 @@ def current_series(connection: Connection, key: Key) -> dict[str, StepSeries]:
     by_step = {step: series for _, step, series in stored_series(connection, key)}
     absorbed, _ = _state(connection)
     statement = _SINCE.where(_deltas.workspace_id == key[0], _deltas.workflow_id == key[1])
-    for row in connection.execute(statement, {"after": absorbed}):
-        add_delta(by_step, decode_delta(row.delta))
+    for _, _, delta in _deltas_of(connection.execute(statement, {"after": absorbed})):
+        add_delta(by_step, delta)
     return by_step
 
 
@@ -144,8 +171,8 @@ def absorb(connection: Connection, upto: int | None = None, births: Births | Non
     statement = _SINCE if upto is None else _SINCE.where(_deltas.id <= upto)
     by_workflow: dict[Key, list[Delta]] = {}
     newest = absorbed
-    for number, workspace, workflow, delta in connection.execute(statement, {"after": absorbed}):
-        by_workflow.setdefault((workspace, workflow), []).append(decode_delta(delta))
+    for number, key, delta in _deltas_of(connection.execute(statement, {"after": absorbed})):
+        by_workflow.setdefault(key, []).append(delta)
         newest = number
     for key in {**by_workflow, **(births or {})}:
         born = (births or {}).get(key, {})
@@ -170,7 +197,10 @@ def _read(connection: Connection, key: Key, steps: Iterable[str]) -> dict[str, S
     for i in range(0, len(names), CHUNK):
         parameters = {"workspace": key[0], "workflow": key[1], "steps": names[i : i + CHUNK]}
         for step, encoded in connection.execute(_ROWS, parameters):
-            by_step[step] = StepSeries.decode(encoded)
+            try:
+                by_step[step] = StepSeries.decode(encoded)
+            except (msgspec.MsgspecError, ValueError) as error:
+                quiet.warning("row", "the series of step %r are damaged: %s; %s", step, error, _ADVICE)
     return by_step
 
 
