@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -138,11 +139,21 @@ class Admission:
                 raise
             return
         self._writer.stored(work.batch)
-        for candidate in group:
-            if candidate in work.admitted:
-                self._start(candidate)
-            else:
-                self._refuse(candidate, work.outcomes.get(candidate.execution_id))
+        waiting = deque(group)
+        try:
+            while waiting:
+                self._admitted(waiting.popleft(), work)
+                # A run of many steps takes milliseconds to start; others have their turn meanwhile.
+                await asyncio.sleep(0)
+        finally:
+            for candidate in waiting:
+                self._admitted(candidate, work)
+
+    def _admitted(self, candidate: _Candidate, work: _Work) -> None:
+        if candidate in work.admitted:
+            self._start(candidate)
+        else:
+            self._refuse(candidate, work.outcomes.get(candidate.execution_id))
 
     def _start(self, candidate: _Candidate) -> None:
         self._publish([candidate.accepted.queued])
