@@ -15,7 +15,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from tachograph.errors import StoreUnavailable
+from tachograph.errors import QueryTimeout, StoreUnavailable
 from tachograph.events import Event
 from tachograph.workflow.executor import Accepted, Executor
 from tachograph_exporter.store import executions as execution_rows
@@ -183,7 +183,7 @@ class Admission:
                 ids = list(self._unsure)[:_MAX_GROUP]
                 try:
                     stored = await self._writer.database.read(partial(execution_rows.stored_among, ids=ids), Lane.WRITE)
-                except StoreUnavailable:
+                except (StoreUnavailable, QueryTimeout):
                     continue
                 for execution_id in ids:
                     candidate = self._unsure.pop(execution_id)

@@ -20,7 +20,7 @@ import msgspec
 from tachograph.identity import workspace_id
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.store import event_log
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.event_log import EventsMissed, Logged
 from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.messages import DETAIL_TYPES, STATE_TYPES, Message, build_message, control_message
@@ -193,7 +193,7 @@ class Hub:
                     while True:
                         # Taken before reading: what is dispatched during the read is not in it.
                         dispatched = self._position
-                        logged = await self._database.read(lambda c, at=position: event_log.resume(c, at))  # type: ignore[misc]
+                        logged = await self._database.read(lambda c, at=position: event_log.resume(c, at), Lane.STREAM)  # type: ignore[misc]
                         position = logged[-1].sequence if logged else max(position, dispatched)
                         messages = [m for m in map(_message, logged) if m is not None and stream_filter.matches(m)]
                         if messages:
