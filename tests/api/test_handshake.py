@@ -22,7 +22,7 @@ from tachograph.identity import workspace_id
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
 from tachograph_exporter.store import event_log, locking
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.event_log import EventsMissed
 from tachograph_exporter.store.writer import StoreWriter
 from tachograph_exporter.stream import hub as hubs
@@ -250,9 +250,9 @@ async def test_a_follower_that_resumes_misses_nothing_that_arrives_while_it_read
     reads = 0
     original = Database.read
 
-    async def read(self: Database, work: Callable[[Connection], Any]) -> Any:
+    async def read(self: Database, work: Callable[[Connection], Any], *lane: Lane) -> Any:
         nonlocal reads
-        result = await original(self, work)
+        result = await original(self, work, *lane)
         if result == [] and asyncio.current_task() is resuming:
             # Committed and delivered to the others after it read, before it goes on.
             reads += 1
