@@ -22,7 +22,7 @@ from tachograph.identity import workspace_id
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
 from tachograph_exporter.store import event_log, locking
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.event_log import EventsMissed
 from tachograph_exporter.store.writer import StoreWriter
 from tachograph_exporter.stream import hub as hubs
@@ -250,9 +250,9 @@ async def test_a_follower_that_resumes_misses_nothing_that_arrives_while_it_read
     reads = 0
     original = Database.read
 
-    async def read(self: Database, work: Callable[[Connection], Any]) -> Any:
+    async def read(self: Database, work: Callable[[Connection], Any], lane: Lane = Lane.READ) -> Any:
         nonlocal reads
-        result = await original(self, work)
+        result = await original(self, work, lane)
         if result == [] and asyncio.current_task() is resuming:
             # Committed and delivered to the others after it read, before it goes on.
             reads += 1
@@ -272,6 +272,22 @@ async def test_a_follower_that_resumes_misses_nothing_that_arrives_while_it_read
                     break
         return types
 
+    async def resume_from_a_deleted_position() -> list[str]:
+        types: list[str] = []
+        async with contextlib.aclosing(hub.follow(everything, 10**15)) as groups:
+            async for group in groups:
+                types += [msgspec.json.decode(message.body)["event_type"] for message in group]
+                if types[-1] == "reload":
+                    # Delivered to the others before it goes on.
+                    at = hub._position
+                    await asyncio.to_thread(writer.apply, [StepStarted(step=step, time_ns=2)])
+                    async with asyncio.timeout(15):
+                        while hub._position == at:  # noqa: ASYNC110
+                            await asyncio.sleep(0.01)
+                if "step_started" in types:
+                    break
+        return types
+
     try:
         async with contextlib.aclosing(hub.follow(everything)) as first:
             (connected,) = await anext(first)
@@ -280,6 +296,8 @@ async def test_a_follower_that_resumes_misses_nothing_that_arrives_while_it_read
             resuming = asyncio.create_task(resume())
             assert await asyncio.wait_for(resuming, 15) == ["connected", "step_started"]
             assert reads == 1
+            reloading = resume_from_a_deleted_position()
+            assert await asyncio.wait_for(reloading, 15) == ["connected", "reload", "step_started"]
     finally:
         await hub.close()
         await feed.close()
