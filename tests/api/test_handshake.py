@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +28,7 @@ from tachograph_exporter.store.writer import StoreWriter
 from tachograph_exporter.stream import hub as hubs
 from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.hub import Hub, StreamFilter
+from tachograph_exporter.stream.messages import Message
 
 MAX_HANDSHAKE_SECONDS: Final = 1.2
 WHOLE: Final = ["workflow_started", "step_started", "step_completed", "workflow_completed"]
@@ -190,6 +191,40 @@ async def test_a_listener_whose_registration_ran_out_is_told_of_the_gap(any_data
             async for _ in feed.follow(position):
                 pass
     finally:
+        await feed.close()
+        await database.aclose()
+
+
+async def test_after_a_gap_followers_are_told_all_that_followed(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    feed = Feed(database)
+    hub, writer = Hub(feed, database), StoreWriter(database, committed=feed.committed)
+    everything = StreamFilter(workspace_id=workspace_id("default"))
+
+    async def types_until_completed(groups: AsyncGenerator[list[Message], None]) -> list[str]:
+        types: list[str] = []
+        async with asyncio.timeout(15):
+            async for group in groups:
+                types += [msgspec.json.decode(message.body)["event_type"] for message in group]
+                if types[-1] == "workflow_completed":
+                    break
+        return types
+
+    try:
+        async with contextlib.aclosing(hub.follow(everything)) as first:
+            await anext(first)
+            # As if the database had been away for longer than a registration lasts.
+            expire = "UPDATE store_state SET updated_ns = 0 WHERE name LIKE 'listener:%'"
+            await asyncio.to_thread(database.run, lambda c: c.exec_driver_sql(expire))
+            feed._registered_until = 0.0
+            await asyncio.to_thread(writer.apply, make_run(make_execution("unheard")))
+            async with contextlib.aclosing(hub.follow(everything)) as second:
+                assert [m.sequence for m in await anext(second)]
+                await asyncio.to_thread(writer.apply, make_run(make_execution("heard")))
+                for groups in (first, second):
+                    assert await types_until_completed(groups) == ["reload", *WHOLE]
+    finally:
+        await hub.close()
         await feed.close()
         await database.aclose()
 

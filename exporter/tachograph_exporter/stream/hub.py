@@ -263,7 +263,7 @@ class Hub:
                         # Batched: writing many events to a follower costs little more than writing one.
                         await asyncio.sleep(_BATCH_SECONDS)
             except EventsMissed as error:
-                self._position = await self._feed.position()
+                self._position = error.position
                 self._broadcast("reload", _reload_text(error))
             except Exception:
                 log.exception("cannot read the event feed; retrying")
