@@ -70,13 +70,14 @@ pictures: $(VENV)/.test system-packages  ## Take the screenshots in the docs fro
 vendor:  ## Fetch the page's libraries from npm at the versions in their manifest
 	$(PYTHON) tools/vendor.py --fetch
 
-# Prometheus with promtool, Alertmanager, PostgreSQL, Redis, Chromium and Node.js. Only root can install them.
+# Prometheus with promtool, Alertmanager, PostgreSQL, faketime, Redis, Chromium and Node.js. Only root can install them.
 .PHONY: system-packages node-packages
 system-packages:  ## Install the system packages the tests need
 	@missing=""; \
 	command -v promtool >/dev/null 2>&1 || missing="$$missing prometheus"; \
 	command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	command -v prometheus-alertmanager >/dev/null 2>&1 || missing="$$missing prometheus-alertmanager"; \
+	command -v faketime >/dev/null 2>&1 || missing="$$missing faketime"; \
 	command -v redis-server >/dev/null 2>&1 || missing="$$missing redis-server"; \
 	command -v chromium >/dev/null 2>&1 || missing="$$missing chromium fonts-dejavu-core"; \
 	command -v npm >/dev/null 2>&1 || missing="$$missing nodejs npm"; \

@@ -15,6 +15,7 @@ import ingest
 import metrics
 import page
 import recorder
+import scrape
 import stream
 import timeline
 import writer
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "recorder": recorder.main,
     "timeline": timeline.main,
     "exposition": exposition.main,
+    "scrape": scrape.main,
     "writer": writer.main,
     "metrics": metrics.main,
     "ingest": ingest.main,

@@ -37,9 +37,9 @@ STEPS = 10
 ROUNDS = 5
 
 
-def build_execution() -> list[Event]:
+def build_execution(workflow: str = "bench") -> list[Event]:
     """The events that the executor emits for ten sequential steps."""
-    run = new_execution_ref(workspace="default", workflow="bench", workflow_id=workflow_id("default", "bench"))
+    run = new_execution_ref(workspace="default", workflow=workflow, workflow_id=workflow_id("default", workflow))
     at = time.time_ns()
     events: list[Event] = [ExecutionStarted(execution=run, time_ns=at, step_count=STEPS, inputs="{}")]
     path: list[PathStep] = []

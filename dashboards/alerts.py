@@ -8,25 +8,33 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from dashboards.promql import increase, selector
+from dashboards.promql import selector, total
 from dashboards.recording_rules import (
+    ATTEMPTS,
     BURN,
+    BY_STEP,
     BY_WORKFLOW,
-    COST_HOUR,
-    ERROR_RATIO,
+    COST_HIGHER,
+    FAILED_COUNT,
     JUDGED_COUNT,
-    QUEUE_MEAN,
-    STEP_P95,
+    LAST_FAILURE,
+    QUEUE_LONGER,
+    RETRIES,
+    STEP_SLOWER,
+    USUAL_GAP,
     USUAL_P95,
+    last_success,
+    sum_of,
 )
 from dashboards.thresholds import Thresholds, WorkflowThresholds
-from tachograph.metrics.self_metrics import DROPPED, EVENTS, QUEUE_LENGTH, SERIES_LIMITED
-from tachograph.metrics.specs import (
-    LAST_SUCCESS,
-    OLDEST_RUNNING,
-    STEP_ATTEMPTS,
-    STEP_RETRIES,
+from tachograph.metrics.self_metrics import (
+    DROPPED,
+    EVENTS,
+    QUEUE_LENGTH,
+    SERIES_LIMITED,
+    WORKFLOW_METRICS_SHOWN,
 )
+from tachograph.metrics.specs import OLDEST_RUNNING
 from tachograph_exporter.dashboard_files import RUNBOOKS
 
 
@@ -43,7 +51,7 @@ def _alert(name: str, expr: str, pending_for: str, severity: str, summary: str, 
 def alerts(thresholds: Thresholds) -> list[dict[str, Any]]:
     """The alert groups, as Prometheus' rule files hold them."""
     rules: list[dict[str, Any]] = []
-    for build in (_error_budget, _stuck, _stale, _regression, _retries, _queue_wait, _cost):
+    for build in (_error_budget, _failed, _stuck, _stale, _regression, _retries, _queue_wait, _cost):
         for matcher, limits in thresholds.by_matcher():
             rules += build(matcher, limits)
     return [
@@ -57,9 +65,10 @@ _WORKFLOW: Final = "{{ $labels.workflow }} ({{ $labels.workspace }})"
 
 def _error_budget(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
     def burning(short: str, long: str, factor: float) -> str:
-        windows = [selector(matcher, f'window="{window}"') for window in (short, long)]
-        burn = [f"sum by ({BY_WORKFLOW}) ({BURN}{where})" for where in windows]
-        return f"({burn[0]} > {factor:g} and {burn[1]} > {factor:g} and {_failures(windows[1])})"
+        burn = [total(BURN + _window(matcher, window), BY_WORKFLOW) for window in (short, long)]
+        # At least two failures: with few executions, one exceeds any rate. `WorkflowFailed` is about single failures.
+        enough = f"{total(FAILED_COUNT + _window(matcher, long), BY_WORKFLOW)} >= 2"
+        return f"({burn[0]} > {factor:g} and {burn[1]} > {factor:g} and {enough})"
 
     target = f"{100 * limits.success_target:g} %"
     return [
@@ -83,19 +92,44 @@ def _error_budget(matcher: str, limits: WorkflowThresholds) -> list[dict[str, An
     ]
 
 
-def _failures(where: str) -> str:
-    """Executions that failed in a window: at least two, because a single failure proves little."""
-    return f"sum by ({BY_WORKFLOW}) ({JUDGED_COUNT}{where} * {ERROR_RATIO}{where}) >= 1.9"
+def _window(matcher: str, window: str) -> str:
+    return selector(matcher, f'window="{window}"')
+
+
+def _failed(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
+    def failing(window: str) -> str:
+        failed = total(FAILED_COUNT + _window(matcher, window), BY_WORKFLOW)
+        judged = total(JUDGED_COUNT + _window(matcher, window), BY_WORKFLOW)
+        return f"({failed} > {limits.failed_ratio:g} * {judged})"
+
+    last_failure = f"last_over_time({LAST_FAILURE}{selector(matcher)}[3d])"
+    # The time at which a failure was seen is later than that of the failure, so a success that is later still came
+    # after it. In a window of three days, a failure on Friday night is still there on Monday.
+    return [
+        _alert(
+            "WorkflowFailed",
+            f"({failing('1d')} or {failing('3d')}) unless {last_success('5m', matcher)} > {last_failure}",
+            "0m",
+            "warning",
+            f"{_WORKFLOW} failed and has not succeeded since",
+            "{{ $value | humanize }} of its recent executions failed, more than "
+            f"{100 * limits.failed_ratio:g} %. The alert ends with the next success, or after three days.",
+        )
+    ]
 
 
 def _stuck(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
-    age = f"(time() - min by ({BY_WORKFLOW}) ({OLDEST_RUNNING.name}{selector(matcher)}))"
-    usual = f"{USUAL_P95}{selector(matcher)}"
+    # The minute bridges a takeover by another service. The alert waits for longer than that, so it does not fire
+    # about a run that has just ended.
+    oldest = f"min by ({BY_WORKFLOW}) (last_over_time({OLDEST_RUNNING.name}{selector(matcher)}[1m]))"
+    usual = f"last_over_time({USUAL_P95}{selector(matcher)}[15m])"
+    known = f"clamp_min({limits.stuck_factor:g} * {usual}, {limits.stuck_seconds:g})"
+    limit = f"({known} or {oldest} * 0 + {limits.stuck_unknown_seconds:g})"
     return [
         _alert(
             "WorkflowRunStuck",
-            f"{age} > {limits.stuck_factor:g} * {usual} and {age} > {limits.stuck_seconds:g}",
-            "1m",
+            f"(time() - {oldest}) > {limit}",
+            "2m",
             "warning",
             f"{_WORKFLOW}: a run is taking far longer than usual",
             "The oldest running execution has been running for {{ $value | humanizeDuration }}, more than "
@@ -105,11 +139,19 @@ def _stuck(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
 
 
 def _stale(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
-    age = f"(time() - max by ({BY_WORKFLOW}) ({LAST_SUCCESS.name}{selector(matcher)}))"
+    now = last_success("5m", matcher)
+    if limits.stale_seconds:
+        limit = f"{limits.stale_seconds:g}"
+    else:
+        usual = f"last_over_time({USUAL_GAP}{selector(matcher)}[15m])"
+        learnt = f"clamp_min({limits.stale_factor:g} * {usual}, {limits.stale_min_seconds:g})"
+        # A week shows every rhythm up to once a week.
+        a_week_old = last_success("1h", matcher, offset="1w")
+        limit = f"(({learnt} and {a_week_old}) or {now} * 0 + {limits.stale_unknown_seconds:g})"
     return [
         _alert(
             "WorkflowNoSuccess",
-            f"{age} > {limits.stale_seconds:g}",
+            f"(time() - {now}) > {limit}",
             "5m",
             "warning",
             f"{_WORKFLOW} has not succeeded for too long",
@@ -118,66 +160,67 @@ def _stale(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
     ]
 
 
+def _lately(series: str, matcher: str) -> str:
+    """What `unusual` said when the workflow last ran, for up to a day: that of a nightly run is still seen by day."""
+    return f"last_over_time({series}{selector(matcher)}[1d]) > 0"
+
+
 def _regression(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
-    now = f"{STEP_P95}{selector(matcher)}"
-    before = f"{STEP_P95}{selector(matcher)} offset 1w"
     return [
         _alert(
             "WorkflowStepRegression",
-            f"{now} > {limits.regression_factor:g} * ({before}) and {now} - ({before}) > {limits.regression_seconds:g}",
+            _lately(STEP_SLOWER, matcher),
             "15m",
             "warning",
-            "{{ $labels.step }} of " + _WORKFLOW + " is slower than a week ago",
-            "The 95th percentile of the last hour is {{ $value | humanizeDuration }}, more than "
-            f"{limits.regression_factor:g} times the value of a week ago.",
+            "{{ $labels.step }} of " + _WORKFLOW + " is slower than usual",
+            "In the last hour it ran, it took {{ $value | humanizeDuration }} on average, more than "
+            f"{limits.regression_factor:g} times what it usually takes.",
         )
     ]
 
 
 def _retries(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
-    by = f"{BY_WORKFLOW}, step"
-    retries = increase(STEP_RETRIES, selector(matcher), "15m", by)
-    attempts = increase(STEP_ATTEMPTS, selector(matcher), "15m", by)
+    def storm(window: str) -> str:
+        retries, attempts = (sum_of(f"{name}:increase{selector(matcher)}", window, BY_STEP)
+                             for name in (RETRIES, ATTEMPTS))  # fmt: skip
+        return f"({retries} / {attempts} > {limits.retry_ratio:g} and {retries} >= {limits.retry_count:g})"
+
     return [
         _alert(
             "WorkflowRetryStorm",
-            f"{retries} / {attempts} > {limits.retry_ratio:g} and {retries} >= {limits.retry_count:g}",
+            f"{storm('15m')} or {storm('1d')}",
             "5m",
             "warning",
             "{{ $labels.step }} of " + _WORKFLOW + " keeps retrying",
-            "{{ $value | humanizePercentage }} of its attempts in the last 15 minutes were retried.",
+            "{{ $value | humanizePercentage }} of its attempts were retried, in the last 15 minutes or the last day.",
         )
     ]
 
 
 def _queue_wait(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
-    now = f"{QUEUE_MEAN}{selector(matcher)}"
-    usual = f"avg_over_time({QUEUE_MEAN}{selector(matcher)}[1d])"
     return [
         _alert(
             "WorkflowQueueWaitGrowing",
-            f"{now} > {limits.queue_factor:g} * {usual} and {now} > {limits.queue_seconds:g}",
+            _lately(QUEUE_LONGER, matcher),
             "10m",
             "warning",
-            f"{_WORKFLOW}: steps wait ever longer for a slot",
-            "{{ $value | humanizeDuration }} on average, more than "
-            f"{limits.queue_factor:g} times the mean of the last 24 hours.",
+            f"{_WORKFLOW}: steps wait longer than usual for a slot",
+            "{{ $value | humanizeDuration }} on average when it last ran, more than "
+            f"{limits.queue_factor:g} times the usual wait.",
         )
     ]
 
 
 def _cost(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
-    now = f"{COST_HOUR}{selector(matcher)}"
-    usual = f"avg_over_time({COST_HOUR}{selector(matcher)}[7d])"
     return [
         _alert(
             "WorkflowCostJump",
-            f"{now} > {limits.cost_factor:g} * {usual} and {now} > {limits.cost_usd:g}",
+            _lately(COST_HIGHER, matcher),
             "5m",
             "warning",
             f"{_WORKFLOW} costs far more than usual",
-            f"${{{{ $value | humanize }}}} in the last hour, more than {limits.cost_factor:g} times the "
-            "hourly mean of the last 7 days.",
+            f"${{{{ $value | humanize }}}} in the last hour it ran, more than {limits.cost_factor:g} times what "
+            "such an hour usually costs.",
         )
     ]
 
@@ -209,6 +252,15 @@ def _self_monitoring() -> list[dict[str, Any]]:
             "warning",
             f"{instance}: {{{{ $labels.metric }}}} has reached its series limit",
             "New label sets are counted as `other`. Something generates unbounded label values.",
+        ),
+        _alert(
+            "TachographWorkflowMetricsMissing",
+            f"max by (job) ({WORKFLOW_METRICS_SHOWN.name}) == 0",
+            "2m",
+            "critical",
+            "No Tachograph shows the workflow metrics",
+            "Services are up, but none of them has shown the metrics of its database for two minutes. The alerts about "
+            "workflows are silent meanwhile.",
         ),
         _alert(
             "TachographDown",

@@ -63,6 +63,40 @@ def _thresholds(steps: Sequence[tuple[float | None, str]]) -> Any:
 GOOD_WHEN_HIGH: Final = ((None, "red"), (0.95, "orange"), (0.99, "green"))
 GOOD_WHEN_ZERO: Final = ((None, "green"), (1, "red"))
 NEUTRAL: Final = ((None, "blue"),)
+BUDGET_THRESHOLDS: Final = ((None, "red"), (0, "orange"), (0.25, "green"))
+BUDGET_MIN, BUDGET_MAX = -1, 1
+"""Limits of what is drawn of an error budget, as a fraction: one failure of a nightly workflow is three budgets."""
+
+
+def budget(left: str) -> str:
+    """The fraction of an error budget that is left, within the limits of what is drawn."""
+    return f"clamp({left}, {BUDGET_MIN}, {BUDGET_MAX})"
+
+
+def _budget_mappings() -> list[Any]:
+    overspent = models.ValueMappingResult(text="-100% or less", color="red")
+    return [models.RangeMap(options=models.DashboardRangeMapOptions(to=BUDGET_MIN, result=overspent))]
+
+
+def budget_lines(title: str, description: str, left: str, link: tuple[str, str] | None = None) -> Any:
+    """The error budget left by workflow over time."""
+    panel = lines(
+        title,
+        f"{description} Below 0 it is overspent; what is below -100 % is drawn as -100 %.",
+        [(budget(left), "{{workflow}}")],
+        "percentunit",
+        low=BUDGET_MIN,
+        high=BUDGET_MAX,
+        thresholds=BUDGET_THRESHOLDS,
+        link=link,
+    )
+    return panel.mappings(_budget_mappings())
+
+
+def budget_ranking(title: str, description: str, left: str) -> Any:
+    """The error budget left by workflow now."""
+    panel = ranking(title, description, budget(left), "{{workflow}}", "percentunit", thresholds=BUDGET_THRESHOLDS)
+    return panel.min(BUDGET_MIN).max(BUDGET_MAX).mappings(_budget_mappings())
 
 
 def _status_colours() -> list[tuple[str, list[Any]]]:
@@ -111,7 +145,8 @@ def lines(
     if high is not None:
         panel = panel.max(high)
     if bars:
-        panel = panel.draw_style(common_models.GraphDrawStyle.BARS)
+        # A bar counts what ended within $__rate_interval, which is little longer than the bar from a minute on.
+        panel = panel.draw_style(common_models.GraphDrawStyle.BARS).interval("1m")
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL).group("A"))
     for name, properties in _status_colours():

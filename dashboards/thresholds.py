@@ -20,9 +20,14 @@ class WorkflowThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Limits of one workflow. `thresholds.toml` explains each field and its unit."""
 
     success_target: float
+    failed_ratio: float
     stuck_factor: float
     stuck_seconds: float
+    stuck_unknown_seconds: float
     stale_seconds: float
+    stale_factor: float
+    stale_min_seconds: float
+    stale_unknown_seconds: float
     regression_factor: float
     regression_seconds: float
     retry_ratio: float

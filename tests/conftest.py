@@ -66,6 +66,11 @@ class Api:
         assert status == 200, body
         return body
 
+    async def metrics(self, **options: Any) -> str:
+        """What ``/metrics`` shows once new series have been shown as zero."""
+        await self.get("/metrics", **options)
+        return str(await self.get("/metrics", **options))
+
     async def run(self, workflow: str, inputs: dict[str, Any] | None = None) -> str:
         """Execute a registered workflow, wait for its end, and return the execution's id."""
         status, body = await self.call("POST", f"/api/workflows/{workflow}/execute", {"input_variables": inputs or {}})

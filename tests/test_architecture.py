@@ -14,9 +14,10 @@ SOURCES: Final = {"tachograph": ROOT / "instrumentation", "tachograph_exporter":
 
 FLOORS: Final[Mapping[str, int]] = {
     # The library, from the ground: values; what runs workflows; what listens; what records; the public face.
-    "tachograph.names": -1,
+    "tachograph.names": -1, "tachograph.quiet_log": -1,
     "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
-    "tachograph.histogram": 0, "tachograph.exact_sum": 0, "tachograph.process": 0, "tachograph.otel_variables": 0,
+    "tachograph.histogram": -1, "tachograph.exact_sum": -1, "tachograph.distribution": 0,
+    "tachograph.process": 0, "tachograph.otel_variables": 0,
     "tachograph.events": 1,
     "tachograph.critical_path": 2, "tachograph.inferred_dependencies": 2, "tachograph.redaction": 2,
     "tachograph.summary": 3, "tachograph.run_window": 3, "tachograph.run_notes": 0, "tachograph.folding": 3,
@@ -27,7 +28,8 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph_exporter.config": 10, "tachograph_exporter.times": 10, "tachograph_exporter.bundled_workflows": 9,
     "tachograph_exporter.dashboard_files": 10, "tachograph_exporter.handler_sources": 10,
     "tachograph_exporter.store": 11,
-    "tachograph_exporter.ingest": 12,
+    "tachograph_exporter.metrics": 12,
+    "tachograph_exporter.ingest": 12, "tachograph_exporter.admission": 12,
     "tachograph_exporter.views": 13, "tachograph_exporter.stream": 13,
     "tachograph_exporter.traces": 14,
     "tachograph_exporter.api": 15,

@@ -20,6 +20,7 @@ from dashboards.boards.common import (
 from dashboards.promql import (
     BAD,
     RANGE,
+    RATE,
     counted,
     heat,
     increase,
@@ -119,7 +120,7 @@ def overview() -> dashboard.Dashboard:
             panels.lines(
                 "Executions by outcome",
                 "Executions that ended, by status.",
-                [(counted(EXECUTION_DURATION, WORKFLOWS, "$__interval", "status"), "{{status}}")],
+                [(counted(EXECUTION_DURATION, WORKFLOWS, RATE, "status"), "{{status}}")],
                 "short",
                 stacked=True,
                 bars=True,
@@ -202,19 +203,11 @@ def overview() -> dashboard.Dashboard:
         8,
         (
             12,
-            panels.lines(
+            panels.budget_lines(
                 "Error budget left",
-                "Fraction of the allowed failures that is left, in the selected time range. Below 0 it is overspent.",
-                [
-                    (
-                        f"1 - (1 - ({success_ratio(WORKFLOWS, RANGE, 'workflow')})) / (1 - $target)",
-                        "{{workflow}}",
-                    )
-                ],
-                "percentunit",
-                low=None,
-                thresholds=((None, "red"), (0, "orange"), (0.25, "green")),
-                link=TO_WORKFLOW,
+                "Fraction of the allowed failures that is left, in the selected time range.",
+                f"1 - (1 - ({success_ratio(WORKFLOWS, RANGE, 'workflow')})) / (1 - $target)",
+                TO_WORKFLOW,
             ),
         ),
         (

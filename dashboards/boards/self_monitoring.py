@@ -27,6 +27,7 @@ from tachograph.metrics.self_metrics import (
     STREAM_CLIENTS,
     STREAM_MESSAGES,
     STREAM_REFUSED,
+    WORKFLOW_METRICS_SHOWN,
 )
 
 
@@ -188,7 +189,16 @@ def self_monitoring() -> dashboard.Dashboard:
     layout.row(
         5,
         (
-            24,
+            12,
+            panels.lines(
+                "Shows the workflow metrics",
+                "1 for the service that shows the workflow metrics; of several services on one database, one does.",
+                [(f"max by (instance) ({WORKFLOW_METRICS_SHOWN.name}{selected})", "{{instance}}")],
+                "short",
+            ),
+        ),
+        (
+            12,
             panels.table(
                 "Versions",
                 "The version each instance runs.",

@@ -7,7 +7,15 @@ from grafana_foundation_sdk.builders import dashboard
 from dashboards import panels
 from dashboards.boards.common import WORKFLOW, WORKFLOW_MATCHERS, WORKFLOWS, WORKSPACE
 from dashboards.promql import selector
-from dashboards.recording_rules import BUDGET, BURN, ERROR_RATIO, WINDOWS
+from dashboards.recording_rules import (
+    BUDGET,
+    BUDGET_ALLOWED,
+    BURN,
+    ERROR_RATIO,
+    FAILED_COUNT,
+    JUDGED_COUNT,
+    WINDOWS,
+)
 
 
 def slo() -> dashboard.Dashboard:
@@ -20,29 +28,42 @@ def slo() -> dashboard.Dashboard:
         WORKFLOW,
     )
     layout = panels.Layout(board)
-    layout.section("Error budget")
+    layout.section("Error budget of 30 days, as of the last full hour")
     layout.row(
         8,
         (
             12,
-            panels.ranking(
+            panels.budget_ranking(
                 "Budget left",
                 "Fraction of the 30-day error budget that is left. Below 0 it is overspent.",
                 f"{BUDGET}{WORKFLOWS}",
-                "{{workflow}}",
-                "percentunit",
-                thresholds=((None, "red"), (0, "orange"), (0.25, "green")),
             ),
         ),
         (
             12,
-            panels.lines(
+            panels.budget_lines(
                 "Budget left over time",
                 "Fraction of the 30-day error budget that was left at each moment.",
-                [(f"{BUDGET}{WORKFLOWS}", "{{workflow}}")],
-                "percentunit",
-                low=None,
-                thresholds=((None, "red"), (0, "orange"), (0.25, "green")),
+                f"{BUDGET}{WORKFLOWS}",
+            ),
+        ),
+    )
+    month = selector(*WORKFLOW_MATCHERS, 'window="30d"')
+    layout.row(
+        8,
+        (
+            24,
+            panels.table(
+                "Executions and failures",
+                "What the budget is made of. With few executions, less than one failure is allowed, and one spends the "
+                "budget many times over.",
+                [
+                    ("Executions", f"sum by (workflow) ({JUDGED_COUNT}{month})", "short"),
+                    ("Failed", f"sum by (workflow) ({FAILED_COUNT}{month})", "short"),
+                    ("Allowed to fail", f"sum by (workflow) ({BUDGET_ALLOWED}{WORKFLOWS})", "short"),
+                    ("Budget spent", f"max by (workflow) (1 - {BUDGET}{WORKFLOWS})", "percentunit"),
+                ],
+                "workflow",
             ),
         ),
     )

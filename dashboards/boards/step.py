@@ -17,6 +17,7 @@ from dashboards.boards.common import (
 )
 from dashboards.promql import (
     RANGE,
+    RATE,
     count_rate,
     counted,
     heat,
@@ -128,7 +129,7 @@ def step() -> dashboard.Dashboard:
             panels.lines(
                 "Attempts by outcome",
                 "Attempts that ended, by outcome.",
-                [(f"sum by (outcome) (increase({STEP_ATTEMPTS.name}{STEPS}[$__interval]))", "{{outcome}}")],
+                [(increase(STEP_ATTEMPTS, STEPS, RATE, "outcome"), "{{outcome}}")],
                 "short",
                 stacked=True,
                 bars=True,

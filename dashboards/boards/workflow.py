@@ -19,6 +19,7 @@ from dashboards.boards.common import (
 )
 from dashboards.promql import (
     RANGE,
+    RATE,
     counted,
     heat,
     increase,
@@ -77,7 +78,7 @@ def workflow() -> dashboard.Dashboard:
             panels.number(
                 "Last success",
                 "Time since an execution last completed.",
-                f"time() - max({LAST_SUCCESS.name}{WORKFLOWS})",
+                f"time() - max(last_over_time({LAST_SUCCESS.name}{WORKFLOWS}[5m]))",
                 "s",
                 ((None, "green"), (86_400, "orange"), (172_800, "red")),
                 empty="never",
@@ -132,7 +133,7 @@ def workflow() -> dashboard.Dashboard:
             panels.lines(
                 "Outcome",
                 "Executions that ended, by status.",
-                [(counted(EXECUTION_DURATION, WORKFLOWS, "$__interval", "status"), "{{status}}")],
+                [(counted(EXECUTION_DURATION, WORKFLOWS, RATE, "status"), "{{status}}")],
                 "short",
                 stacked=True,
                 bars=True,
@@ -215,7 +216,7 @@ def workflow() -> dashboard.Dashboard:
             panels.lines(
                 "Skipped steps",
                 "Skipped steps, by reason.",
-                [(f"sum by (reason) (increase({STEPS_SKIPPED.name}{WORKFLOWS}[$__interval]))", "{{reason}}")],
+                [(increase(STEPS_SKIPPED, WORKFLOWS, RATE, "reason"), "{{reason}}")],
                 "short",
                 stacked=True,
                 bars=True,

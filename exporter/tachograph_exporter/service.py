@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -19,10 +19,11 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
 from tachograph.clock import NS
-from tachograph.metrics.listener import MetricsListener
+from tachograph.errors import StoreUnavailable, TachographError
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import METRICS
+from tachograph.quiet_log import QuietLog
 from tachograph.recording.provider import find_provider
 from tachograph.recording.setup import adopt, build_recorder, release
 from tachograph.recording.spooled_store import SpooledStore
@@ -32,6 +33,7 @@ from tachograph.workflow.builtin.http import restricted
 from tachograph.workflow.executor import Executor
 from tachograph.workflow.handlers import HandlerRegistry
 from tachograph.workflow.handlers import registry as default_handlers
+from tachograph_exporter.admission import Admission
 from tachograph_exporter.api import (
     comparison,
     connections,
@@ -55,7 +57,7 @@ from tachograph_exporter.api import (
 )
 from tachograph_exporter.api.caching import caching_middleware
 from tachograph_exporter.api.problems import problem_middleware
-from tachograph_exporter.api.request import CONFIG, DATABASE, EXECUTOR, RECORDER, WORKERS, WORKSPACE_CACHE
+from tachograph_exporter.api.request import ADMISSION, CONFIG, DATABASE, EXECUTOR, RECORDER, WORKERS, WORKSPACE_CACHE
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
@@ -64,16 +66,18 @@ from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.span_store import SpanStore
-from tachograph_exporter.store import archiving, partitions, recovery
-from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
+from tachograph_exporter.store import archiving, idempotency, partitions, recovery
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.probing import Probe
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.store.writer import StoreWriter
 from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.hub import Hub
 
 log = logging.getLogger(__name__)
+quiet = QuietLog(log)
 
 SWEEP_SECONDS: Final = 10.0
 SPOOL_SECONDS: Final = 5.0
@@ -140,22 +144,25 @@ class Service:
         self.self_metrics = SelfMetrics(self.registry)
         self.feed = Feed(self.database)
         self.hub = Hub(self.feed, self.database, self.self_metrics.stream_messages_sent)
-        self.writer = StoreWriter(self.database, self.self_metrics.store_committed, self.feed.committed)
+        self.writer = StoreWriter(
+            self.database,
+            self.self_metrics.store_committed,
+            self.feed.committed,
+            self.self_metrics.record_refused,
+        )
         series = SeriesRegistry(family_limit=config.series_limit, expire_seconds=config.series_expire_seconds)
         self.store = SpooledStore(config.database, lambda _url, *, wait_seconds: self.writer)
-        self.recorder = build_recorder(
-            provider=find_provider(),
-            registry=self.registry,
-            series=series,
-            measures=config.measures,
-            store=self.store,
-        )
+        self.workflow_metrics = WorkflowMetrics(self.database, series, config.measures)
+        self.registry.register(self.workflow_metrics)
+        # Without metrics of its own: those of a service are what the database keeps, whoever recorded it.
+        self.recorder = build_recorder(provider=find_provider(), store=self.store)
         adopt(self.recorder, config.workspace)
         # Ingested events are stored with the spans they were read from, in the transaction that acknowledges them.
         publish = partial(self.recorder.publish, delivered_to=("store",))
         self.span_store = SpanStore(self.writer, publish, rules)
         self.receiver = Receiver(self.span_store)
         self._reassembling = asyncio.Lock()
+        self._silences = recovery.Silences()
         self.registry.register(SelfMetricsCollector(self.recorder, series))
         self.registry.register(DefaultRegistryCollector())
         self.executor = Executor(
@@ -164,6 +171,7 @@ class Service:
             max_executions=config.max_executions,
             carrier=propagation,
         )
+        self.admission = Admission(self.executor, self.writer, publish)
         self.workers = Workers("work")
         self.life = health.Lifecycle()
         self.database.run(self._prepare)
@@ -172,10 +180,6 @@ class Service:
         now = time.time_ns()
         add_workspace(connection, self.config.workspace, now)
         add_project(connection, self.config.workspace, "default", now)
-        # A gauge that disappeared at a restart would hide that a workflow stopped succeeding.
-        metrics = cast(MetricsListener, self.recorder.queues["metrics"].listener)
-        for workspace, workflow, finished_ns in execution_rows.last_successes(connection):
-            metrics.restore_last_success(workspace, workflow, finished_ns)
 
     def application(self) -> web.Application:
         """The aiohttp application, which starts and stops the service's background tasks."""
@@ -195,26 +199,36 @@ class Service:
         app[DATABASE] = self.database
         app[RECORDER] = self.recorder
         app[EXECUTOR] = self.executor
+        app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
         app[otlp.RECEIVER] = self.receiver
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
-        app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics)
+        app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
         app[health.LIFECYCLE] = self.life
+        app[health.PROBE] = Probe(self.database)
         app[stream.HUB] = self.hub
         app[stream.SELF_METRICS] = self.self_metrics
         app.on_shutdown.append(self._disconnect_followers)
         for path, handler in page.PAGES:
             app.router.add_get(path, handler)
         for route in ROUTES:
-            app.router.add_route(route.method, route.path, route.handler)
-            app.router.add_route(route.method, route.path + "/", route.handler)
+            for path in (route.path, route.path + "/"):
+                app.router.add_route(route.method, path, route.handler)
+                if route.method == "GET":
+                    # Its responses lose their body when they are sent (RFC 9110, section 9.3.2).
+                    app.router.add_route("HEAD", path, route.handler)
         app.cleanup_ctx.append(self._background)
         return app
 
     async def _background(self, _app: web.Application) -> AsyncIterator[None]:
-        await self.sweep()
+        try:
+            await self.sweep()
+        except StoreUnavailable as error:
+            log.warning("starting although %s", error)
+        await self.workflow_metrics.start()
         tasks = [
+            asyncio.create_task(self.workflow_metrics.run(), name="tachograph workflow metrics"),
             asyncio.create_task(self._sweep_periodically(), name="tachograph sweep"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
             asyncio.create_task(self._reassemble_periodically(), name="tachograph traces"),
@@ -231,9 +245,15 @@ class Service:
     async def sweep(self) -> int:
         """Store what other processes spooled, then close executions whose process died as ``lost``; their number."""
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
-        lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns()))
+        lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns(), silences=self._silences))
         for run in lost:
-            for event in recovery.lost_events(*run):
+            try:
+                closing = list(recovery.lost_events(*run))
+            except Exception as error:
+                # One that cannot be closed must not keep the others open.
+                quiet.exception(type(error), "execution %s was lost and cannot be closed", run.execution.execution_id)
+                continue
+            for event in closing:
                 self.recorder(event)
             log.warning("execution %s of %s was lost", run.execution.execution_id, run.execution.workflow)
         if lost:
@@ -246,7 +266,7 @@ class Service:
             try:
                 await self.sweep()
             except Exception:
-                log.exception("looking for lost executions failed; trying again later")
+                quiet.exception("sweep", "looking for lost executions failed; trying again later")
 
     async def _reassemble_periodically(self) -> None:
         while True:
@@ -254,7 +274,7 @@ class Service:
             try:
                 await self.reassemble_due_traces()
             except Exception:
-                log.exception("assembling executions from traces failed; trying again later")
+                quiet.exception("reassembly", "assembling executions from traces failed; trying again later")
 
     async def reassemble_due_traces(self) -> int:
         """Assemble the executions of traces that are due again; returns the number of traces."""
@@ -273,6 +293,7 @@ class Service:
         while True:
             try:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
+                await asyncio.to_thread(self.database.run, idempotency.prune)
                 if days is not None:
                     before = time.time_ns() - round(days * 86_400 * NS)
                     moved = await asyncio.to_thread(archiving.archive, self.database, before, config.archive_directory)
@@ -285,23 +306,28 @@ class Service:
     async def stop_work(self) -> None:
         """Accept no more work, let running steps finish within the grace period, and cancel what is left."""
         self.life.is_stopping = True
+        await self.admission.close()
         await self.executor.drain(self.config.grace_seconds)
 
     async def close(self) -> None:
         """Stop work, deliver what was recorded, and close the database."""
         await self.stop_work()
-        await asyncio.to_thread(self.receiver.close)
+        await asyncio.gather(asyncio.to_thread(self.receiver.close), self.feed.close())
         self.workers.close()
-        await self.feed.close()
         release(self.recorder)
         await asyncio.to_thread(self.recorder.close)
+        await self.workflow_metrics.close()
         await self.database.aclose()
+
+
+class CannotListen(TachographError):
+    """The address to listen on is not available."""
 
 
 async def serve(service: Service, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal stops at once.
 
-    ``on_ready`` is called with the address once requests are accepted. Raises `OSError` when the address is not
+    ``on_ready`` is called with the address once requests are accepted. Raises `CannotListen` when the address is not
     available.
     """
     config = service.config
@@ -315,7 +341,10 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.host, config.port, reuse_address=True, ssl_context=config.tls())
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -7,6 +7,8 @@ from typing import Final, Protocol
 
 NS: Final = 1_000_000_000
 """Nanoseconds in a second."""
+MAX_NS: Final = (1 << 63) - 1
+"""The longest time that a database holds: 292 years."""
 
 
 class Clock(Protocol):

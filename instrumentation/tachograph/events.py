@@ -14,6 +14,7 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
+from tachograph.distribution import DistributionRow
 from tachograph.identity import ExecutionRef, StepRef
 
 
@@ -229,7 +230,8 @@ class StepSkipped(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_ski
 class FoldedRuns(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Totals over repetitions that ended with one status. Durations and waits are as in `StepFinished`.
 
-    ``schema``, ``zero_count`` and ``buckets`` are the exponential histogram of their durations in seconds.
+    ``schema``, ``zero_count`` and ``buckets`` are the exponential histogram of their durations in seconds, ``classic``
+    their counts by classic bucket (see `tachograph.distribution`; empty in what older versions recorded).
     """
 
     count: int
@@ -249,6 +251,7 @@ class FoldedRuns(msgspec.Struct, frozen=True, array_like=True, gc=False):
     schema: int
     zero_count: int
     buckets: dict[int, int]
+    classic: dict[int, int] = {}
 
 
 class FoldedMeasure(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -260,6 +263,7 @@ class FoldedMeasure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     total: str
     min: float
     max: float
+    values: DistributionRow | None = None
 
 
 class FoldedModel(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -297,6 +301,7 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
             ``backoff_ns`` in all.
         unaccounted_count: repetitions with unaccounted time before them.
         logs: the last messages.
+        waits: how the waits of the attempts that started are distributed, by their reason.
     """
 
     sequence: int
@@ -319,6 +324,7 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
     unaccounted_count: int = 0
     models: tuple[FoldedModel, ...] = ()
     logs: tuple[FoldedLog, ...] = ()
+    waits: dict[str, DistributionRow] = {}
 
     @property
     def count(self) -> int:

@@ -9,11 +9,13 @@ own events and its own span; only its row is shared. See `StepsFolded`.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from tachograph.clock import NS
+from tachograph.distribution import DURATION_BUCKETS, Distribution, DistributionRow
 from tachograph.events import (
     Event,
     Failure,
@@ -120,8 +122,8 @@ class _Runs:
     """Grows into `FoldedRuns`."""
 
     __slots__ = (
-        "backoff_ns", "cost_nano_usd", "dependency_ns", "durations", "last_ns", "max_ns", "min_ns", "queue_ns",
-        "retries", "run_ns", "sum_ns", "tokens_in", "tokens_out", "unaccounted_ns",
+        "backoff_ns", "classic", "cost_nano_usd", "dependency_ns", "durations", "last_ns", "max_ns", "min_ns",
+        "queue_ns", "retries", "run_ns", "sum_ns", "tokens_in", "tokens_out", "unaccounted_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -129,6 +131,7 @@ class _Runs:
         self.unaccounted_ns = self.queue_ns = self.backoff_ns = self.run_ns = 0
         self.cost_nano_usd = self.tokens_in = self.tokens_out = 0
         self.durations = ExponentialHistogram()
+        self.classic: dict[int, int] = {}
 
     @classmethod
     def of(cls, frozen: FoldedRuns) -> _Runs:
@@ -142,6 +145,7 @@ class _Runs:
         durations.count, durations.sum, durations.zero_count = frozen.count, frozen.sum_ns / NS, frozen.zero_count
         durations.min, durations.max = frozen.min_ns / NS, frozen.max_ns / NS
         durations.positive = dict(frozen.buckets)
+        runs.classic = dict(frozen.classic)
         return runs
 
     def add(self, event: StepFinished) -> None:
@@ -163,7 +167,9 @@ class _Runs:
             self.retries += event.attempt - 1
             self.queue_ns += event.queue_ns
             self.backoff_ns += event.backoff_ns
-        durations.observe(duration_ns / NS)
+        durations.observe(seconds := duration_ns / NS)
+        index = bisect_left(DURATION_BUCKETS, seconds)
+        self.classic[index] = self.classic.get(index, 0) + 1
 
     def frozen(self) -> FoldedRuns:
         durations = self.durations
@@ -172,6 +178,7 @@ class _Runs:
             self.unaccounted_ns, self.queue_ns, self.backoff_ns, self.run_ns,
             self.cost_nano_usd, self.tokens_in, self.tokens_out,
             durations.schema, durations.zero_count, dict(sorted(durations.positive.items())),
+            dict(sorted(self.classic.items())),
         )  # fmt: skip
 
 
@@ -194,7 +201,7 @@ class Fold:
         "_after", "_backoff_count", "_backoff_ns", "_between", "_busy_ns", "_busy_since", "_by_status", "_due_ns",
         "_emit", "_emitted", "_ended_ns", "_failure", "_is_final", "_lock", "_logs", "_measures", "_models",
         "_retries_started", "_retrying", "_running", "_sequence", "_started", "_step_id", "_time_ns",
-        "_unaccounted_count", "inner", "ref",
+        "_unaccounted_count", "_values", "_waits", "inner", "ref",
     )  # fmt: skip
 
     def __init__(self, ref: StepRef, emit: Listener) -> None:
@@ -220,6 +227,8 @@ class Fold:
         self._between: dict[str, int] = {}
         self._retries_started = self._backoff_count = self._backoff_ns = self._unaccounted_count = 0
         self._logs: deque[FoldedLog] = deque(maxlen=MAX_LOGS)
+        self._waits: dict[str, Distribution] = {}
+        self._values: dict[tuple[str, str], Distribution] = {}
 
     @classmethod
     def resumed(cls, ref: StepRef, folded: Folded) -> Fold:
@@ -239,6 +248,8 @@ class Fold:
         fold._failure = folded.failure
         fold._measures = {(m.name, m.unit): (m.count, ExactSum.parse(m.total), m.min, m.max) for m in folded.measures}
         fold._logs.extend(folded.logs)
+        fold._waits = {reason: Distribution.from_row(row) for reason, row in folded.waits.items()}
+        fold._values = {(m.name, m.unit): Distribution.from_row(m.values) for m in folded.measures if m.values}
         return fold
 
     def __call__(self, event: Event) -> None:
@@ -269,13 +280,17 @@ class Fold:
                     if not self._running:
                         self._busy_since = now
                     self._running[event.step.span_id] = None
+                    self._waited("dependency", event.dependency_ns)  # type: ignore[union-attr]
                     if event.unaccounted_ns:  # type: ignore[union-attr]
                         self._unaccounted_count += 1
+                        self._waited("unaccounted", event.unaccounted_ns)  # type: ignore[union-attr]
                 else:
                     self._retries_started += 1
                     if event.backoff_ns:  # type: ignore[union-attr]
                         self._backoff_count += 1
                         self._backoff_ns += event.backoff_ns  # type: ignore[union-attr]
+                        self._waited("backoff", event.backoff_ns)  # type: ignore[union-attr]
+                self._waited("queue", event.queue_ns)  # type: ignore[union-attr]
             elif isinstance(event, StepRetrying):
                 self._retrying[event.status.value] = self._retrying.get(event.status.value, 0) + 1
             elif isinstance(event, StepCost):
@@ -290,6 +305,12 @@ class Fold:
             if now > self._time_ns:
                 self._time_ns = now
             return self._is_final or now >= self._due_ns
+
+    def _waited(self, reason: str, wait_ns: int) -> None:
+        waits = self._waits.get(reason)
+        if waits is None:
+            waits = self._waits[reason] = Distribution()
+        waits.observe_ns(wait_ns)
 
     def _finished(self, event: StepFinished) -> None:
         running, span_id, now = self._running, event.step.span_id, event.time_ns
@@ -338,6 +359,10 @@ class Fold:
         self._measures[key] = (
             count + 1, total + ExactSum.of(event.value), min(low, event.value), max(high, event.value)
         )  # fmt: skip
+        values = self._values.get(key)
+        if values is None:
+            values = self._values[key] = Distribution.of_measures()
+        values.observe(event.value)
 
     def folded(self) -> Folded:
         """What the repetitions add up to so far."""
@@ -359,7 +384,7 @@ class Fold:
             after=tuple(self._after),
             failure=self._failure,
             measures=tuple(
-                FoldedMeasure(name, unit, count, total.text, low, high)
+                FoldedMeasure(name, unit, count, total.text, low, high, self._values_of(name, unit))
                 for (name, unit), (count, total, low, high) in self._measures.items()
             ),
             models=tuple(FoldedModel(model, *spent) for model, spent in self._models.items()),
@@ -370,7 +395,12 @@ class Fold:
             backoff_ns=self._backoff_ns,
             unaccounted_count=self._unaccounted_count,
             logs=tuple(self._logs),
+            waits={reason: waits.to_row() for reason, waits in self._waits.items()},
         )
+
+    def _values_of(self, name: str, unit: str) -> DistributionRow | None:
+        values = self._values.get((name, unit))
+        return values.to_row() if values is not None else None
 
     def emit(self, *, is_final: bool = False, again: bool = False) -> None:
         """Say what the repetitions add up to, unless nothing has changed since it was said; ``again``: anyway."""

@@ -365,7 +365,7 @@ async def test_unicode_names_are_preserved(api: Api) -> None:
     timeline = await api.get(f"/api/workflows/executions/{execution}/timeline")
     assert timeline["workflow_name"] == name
     assert timeline["step_timeline"][0]["step_name"] == "schritt ☃"
-    assert "schritt ☃" in await api.get("/metrics")
+    assert "schritt ☃" in await api.metrics()
 
 
 async def test_rows_of_another_workspace_are_not_found(api: Api) -> None:
@@ -484,7 +484,7 @@ async def test_steps_and_metrics_of_handlers_themselves_are_recorded_and_exposed
         await asyncio.to_thread(api.service.recorder.flush)
         stats = await api.get("/api/workflows/executions/stats")
         assert {w["workflow_name"] for w in stats["workflows"]} == {"w", "beside"}
-        text = await api.get("/metrics", headers={"Accept": "text/plain"})
+        text = await api.metrics(headers={"Accept": "text/plain"})
         assert "handlers_seen_total 2.0" in text
         assert text.count("# TYPE workflow_step_duration_seconds histogram") == 1
     finally:

@@ -127,7 +127,7 @@ async def test_a_trace_of_any_program_is_an_execution_with_steps(api: Api) -> No
     assert [part["step_name"] for part in nightly["critical_path"]] == ["extract", "load"]
     metrics = await api.get("/api/workflows/nightly/metrics")
     assert (metrics["total_executions"], metrics["by_status"]["completed"]["p50"]) == (1, 10)
-    text = await api.get("/metrics")
+    text = await api.metrics()
     labels = 'status="failed",step="load",workflow="nightly",workspace="default"'
     assert f"workflow_step_duration_seconds_count{{{labels}}} 1.0" in text
     assert 'workflow_executions_running{workflow="nightly",workspace="default"} 0.0' in text
@@ -225,7 +225,7 @@ async def counted(api: Api) -> dict[str, float]:
          "workflow_executions_running", "workflow_step_duration_seconds_count", "workflow_step_attempts_total",
          "workflow_step_retries_total", "workflow_steps_running"), 0.0
     )  # fmt: skip
-    for line in (await api.get("/metrics")).splitlines():
+    for line in (await api.metrics()).splitlines():
         name = line.partition("{")[0]
         if name in sums:
             sums[name] += float(line.rpartition("} ")[2])

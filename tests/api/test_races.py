@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.conftest import Api, serve
+from tests.conftest import Api, make_execution, make_run, serve
 
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
@@ -102,3 +102,85 @@ async def test_a_workspace_and_a_project_are_created_once(api: Api) -> None:
         path = f"/api/workspaces/{slug}/projects"
         answers = await together(api, "POST", [path] * REQUESTS, [{"slug": "p"}] * REQUESTS)
         assert answers == [(201, ""), *[(409, "project_exists")] * (REQUESTS - 1)]
+
+
+async def versions(api: Api, path: str, *methods: tuple[str, Any]) -> list[tuple[int, str | None]]:
+    """(status, ETag) of requests, one after the other."""
+    answers = []
+    for method, body in methods:
+        async with api.session.request(method, api.address + path, json=body) as response:
+            answers.append((response.status, response.headers.get("ETag")))
+    return answers
+
+
+async def test_a_change_of_an_earlier_version_is_refused(api: Api) -> None:
+    path = f"/api/workflows/{await create(api, 'w')}"
+    (_, read), (_, changed), (_, read_again), (_, same) = await versions(
+        api, path, ("GET", None), ("PATCH", {"description": "d"}), ("GET", None), ("GET", None)
+    )
+    assert read is not None
+    assert changed is not None
+    assert not changed.startswith("W/")
+    assert read != changed == read_again == same
+    for method, body in (("PATCH", {"description": "lost"}), ("DELETE", None)):
+        for headers in ({"If-Match": read}, {"If-Match": '"x", "y"'}, {"If-Match": "nonsense"},
+                          {"If-None-Match": "*"}, {"If-None-Match": f'"x", W/{changed}'}):  # fmt: skip
+            async with api.session.request(method, api.address + path, json=body, headers=headers) as response:
+                problem = await response.json()
+                assert (response.status, problem["code"]) == (412, "precondition_failed"), headers
+                assert response.headers["ETag"] == changed
+    assert (await api.get(path))["description"] == "d"
+    # A proxy or a compressed response makes it weak; it is the same version.
+    for condition in ("{}", '"x", {}', "W/{}", "*"):
+        headers = {"If-Match": condition.format(changed)}
+        status, body = await api.call("PATCH", path, {"description": "d"}, headers=headers)
+        assert status == 200, body
+        ((_, tag_now),) = await versions(api, path, ("GET", None))
+        assert tag_now != changed
+        assert tag_now is not None
+        changed = tag_now
+    assert (await api.call("DELETE", path, headers={"If-Match": changed}))[0] == 204
+    assert (await api.call("DELETE", path, headers={"If-Match": changed}))[0] == 404
+
+
+async def test_the_version_of_a_definition_is_in_every_answer(api: Api) -> None:
+    async with api.session.post(
+        f"{api.address}/api/workflows", json={"name": "w", "steps": [{"name": "a"}]}
+    ) as created:
+        tag, path = created.headers["ETag"], created.headers["Location"]
+    assert await versions(api, path, ("GET", None)) == [(200, tag)]
+    assert (await api.call("GET", path, headers={"If-None-Match": tag}))[0] == 304
+    # A client elsewhere gets a compressed response, and a tag that it can send back.
+    await api.call("PATCH", path, {"description": "long " * 1000})
+    headers = {"X-Forwarded-For": "192.0.2.1", "Accept-Encoding": "gzip"}
+    async with api.session.get(api.address + path, headers=headers) as response:
+        assert response.headers["Content-Encoding"] == "gzip"
+        tag = response.headers["ETag"]
+    assert tag.startswith("W/")
+    assert (await api.call("PATCH", path, {"version": "2"}, headers={"If-Match": tag}))[0] == 200
+
+
+async def test_of_changes_of_one_version_one_is_made(api: Api) -> None:
+    path = f"/api/workflows/{await create(api, 'w')}"
+    for _ in range(5):
+        ((_, tag),) = await versions(api, path, ("GET", None))
+        answers = await asyncio.gather(*(
+            api.call("PATCH", path, {"description": f"by {number}"}, headers={"If-Match": str(tag)})
+            for number in range(REQUESTS)
+        ))  # fmt: skip
+        assert sorted(status for status, _ in answers) == [200, *[412] * (REQUESTS - 1)]
+        (winner,) = (body["description"] for status, body in answers if status == 200)
+        assert (await api.get(path))["description"] == winner
+
+
+async def test_a_recorded_workflow_gets_one_definition(api: Api) -> None:
+    for round_number in range(5):
+        name = f"recorded {round_number}"
+        api.service.writer.apply(make_run(make_execution(name)))
+        answers = await asyncio.gather(*(
+            api.call("POST", "/api/workflows", {"name": name, "description": f"by {number}", "steps": [{"name": "a"}]})
+            for number in range(REQUESTS)
+        ))  # fmt: skip
+        assert sorted(status for status, _ in answers) == [201, *[409] * (REQUESTS - 1)]
+        (winner,) = (body["description"] for status, body in answers if status == 201)
+        assert (await api.get(f"/api/workflows/{name}"))["description"] == winner

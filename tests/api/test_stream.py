@@ -28,11 +28,6 @@ PAIR = {
 TOKEN = "a-token-of-this-test"
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tachograph_exporter.store.event_log.LOOK_SECONDS", 0.05)
-
-
 @pytest.fixture
 async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
     async for api in serve(Config(database=database_url, grace_seconds=0.2), handlers):

@@ -28,6 +28,10 @@ from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free
 from tools.dashboard_load import run_load, write_fast_rules
 
 LOAD_SECONDS = 30
+MINUTE = 60
+HOUR = 3600
+DAY = 24 * HOUR
+WORKFLOW = 'workspace="team",workflow="nightly"'
 FEATURES = "--enable-feature=native-histograms,exemplar-storage"
 
 
@@ -45,6 +49,35 @@ def has_data(address: str, expression: str) -> bool:
     return False
 
 
+def create_blocks(directory: Path, openmetrics: str, tsdb: Path) -> None:
+    """Write what a Prometheus would have stored before."""
+    file = directory / "history"
+    file.write_text(openmetrics)
+    command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(file), str(tsdb)]
+    created = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert created.returncode == 0, created.stderr
+
+
+def usual_days(now: int) -> str:
+    """OpenMetrics of what rules recorded of earlier runs of the load, which they compare it with."""
+    workflow = 'workspace="default",workflow="agent_chain"'
+    step = f'{workflow},step="plan"'
+    values = {
+        f"workflow:execution_duration_seconds:p95_1h{{{workflow}}}": 1.0,
+        f"workflow:execution_success_gap_seconds:max_1h{{{workflow}}}": 3600.0,
+        f"workflow_step:duration_seconds:mean_1h{{{step}}}": 1.0,
+        f"workflow:step_queue_wait_seconds:mean_1h{{{workflow}}}": 1.0,
+        f"workflow:step_cost_usd:increase_1h{{{workflow}}}": 1.0,
+        f"workflow_execution_last_success_timestamp_seconds{{{workflow}}}": now - 2 * DAY,
+    }
+    lines = [
+        f"{series} {value!r} {at}"
+        for series, value in values.items()
+        for at in range(now - 2 * DAY, now - HOUR, 5 * MINUTE)
+    ]
+    return "\n".join([*lines, "# EOF\n"])
+
+
 @pytest.mark.timeout(300)
 def test_every_query_of_every_panel_and_every_rule_has_data(
     server: Callable[..., Server], prometheus: Callable[..., str], tmp_path: Path
@@ -56,6 +89,8 @@ def test_every_query_of_every_panel_and_every_rule_has_data(
         f"global:\n  scrape_interval: 1s\n  evaluation_interval: 2s\nrule_files: [{rules}]\nscrape_configs:\n"
         f"  - job_name: tachograph\n    static_configs: [{{targets: ['127.0.0.1:{service.port}']}}]\n"
     )
+    for number in ("", "1"):
+        create_blocks(tmp_path, usual_days(int(time.time())), tmp_path / f"tsdb{number}")
     addresses = {"native": prometheus(configuration, FEATURES), "classic": prometheus(configuration)}
     # A client follows live events.
     follower = subprocess.Popen(
@@ -162,12 +197,6 @@ def test_lost_events_are_shown_and_alerted(
     eventually(lambda: has_data(address, 'ALERTS{alertname="TachographEventsLost", alertstate="firing"}'), 20)
 
 
-MINUTE = 60
-HOUR = 3600
-DAY = 24 * HOUR
-WORKFLOW = 'workspace="team",workflow="nightly"'
-
-
 def history(now: int) -> str:
     """OpenMetrics of a week that ends badly, with a sample every one or five minutes."""
     lines: list[str] = []
@@ -180,38 +209,34 @@ def history(now: int) -> str:
     def since_start(span: int, each: float) -> Callable[[int], float]:
         return lambda at: max(0.0, (at - (now - span)) / MINUTE * each)
 
-    duration = "workflow_execution_duration_seconds"
-    for le, each in (("10", 1.0), ("60", 1.0), ("+Inf", 1.0)):
-        add(
-            f"{duration}_bucket",
-            f'{WORKFLOW},status="completed",le="{le}"',
-            2 * DAY,
-            0,
-            5 * MINUTE,
-            since_start(2 * DAY, each),
-        )
-    for status, each in (("completed", 4.0), ("failed", 1.0)):
-        add(f"{duration}_count", f'{WORKFLOW},status="{status}"', 7 * HOUR, 0, MINUTE, since_start(7 * HOUR, each))
-    add("workflow_execution_last_success_timestamp_seconds", WORKFLOW, 600, 0, MINUTE, lambda _: now - 40 * HOUR)
-    add("workflow_execution_oldest_running_start_timestamp_seconds", WORKFLOW, 600, 0, MINUTE, lambda _: now - HOUR)
+    # What a Prometheus that had been running has recorded: how much each counter rose in a minute, and usual hours.
+    ended = "workflow:executions_ended:increase"
+    add(ended, f'{WORKFLOW},status="completed"', 7 * HOUR, 0, MINUTE, lambda _: 4.0)
+    add(ended, f'{WORKFLOW},status="failed"', 7 * HOUR, 0, MINUTE, lambda _: 1.0)
+    add("workflow:execution_duration_seconds:p95_1h", WORKFLOW, 2 * DAY, 0, 5 * MINUTE, lambda _: 10.0)
+    success = "workflow_execution_last_success_timestamp_seconds"
+    add(success, WORKFLOW, 7 * DAY + HOUR, 7 * DAY - HOUR, MINUTE, lambda _: now - 8 * DAY)
+    add(success, WORKFLOW, 600, 0, MINUTE, lambda _: now - 40 * HOUR)
+    add("workflow:execution_success_gap_seconds:max_1h", WORKFLOW, 3 * DAY, 2 * DAY, 5 * MINUTE, lambda _: DAY)
+    add("workflow_execution_oldest_running_start_timestamp_seconds", WORKFLOW, 600, 0, 15, lambda _: now - HOUR)
     step = f'{WORKFLOW},step="load"'
-    for le, each in (("10", 0.0), ("60", 1.0), ("+Inf", 1.0)):
-        add("workflow_step_duration_seconds_bucket", f'{step},status="completed",le="{le}"', 2 * HOUR, 0, MINUTE,
-            since_start(2 * HOUR, each))  # fmt: skip
-    add("workflow_step:duration_seconds:p95_1h", step, 7 * DAY + HOUR, 7 * DAY - HOUR, MINUTE, lambda _: 2.0)
-    add("workflow_step_retries_total", step, HOUR, 0, MINUTE, since_start(HOUR, 4.0))
-    for outcome, each in (("completed", 1.0), ("failed", 4.0)):
-        add("workflow_step_attempts_total", f'{step},outcome="{outcome}"', HOUR, 0, MINUTE, since_start(HOUR, each))
+    completed = f'{step},status="completed"'
+    add("workflow_step_duration_seconds_sum", completed, HOUR, 0, MINUTE, since_start(HOUR, 30.0))
+    add("workflow_step_duration_seconds_count", completed, HOUR, 0, MINUTE, since_start(HOUR, 1.0))
+    add("workflow_step:duration_seconds:mean_1h", step, 7 * DAY + HOUR, DAY, 5 * MINUTE, lambda _: 2.0)
+    add("workflow_step:retries:increase", step, HOUR, 0, MINUTE, lambda _: 4.0)
+    add("workflow_step:attempts:increase", step, HOUR, 0, MINUTE, lambda _: 5.0)
     queue = f'{step},reason="queue"'
     add("workflow_step_wait_seconds_sum", queue, HOUR, 0, MINUTE, since_start(HOUR, 60.0))
     add("workflow_step_wait_seconds_count", queue, HOUR, 0, MINUTE, since_start(HOUR, 2.0))
-    add("workflow:step_queue_wait_seconds:mean_15m", WORKFLOW, DAY, 10 * MINUTE, MINUTE, lambda _: 1.0)
-    add("workflow_step_cost_usd_total", f'{step},model="m"', HOUR, 0, MINUTE, since_start(HOUR, 1.0))
-    add("workflow:step_cost_usd:increase_1h", WORKFLOW, 6 * DAY, 10 * MINUTE, 5 * MINUTE, lambda _: 2.0)
+    add("workflow:step_queue_wait_seconds:mean_1h", WORKFLOW, 6 * DAY, DAY, 5 * MINUTE, lambda _: 1.0)
+    add("workflow:step_cost_usd:increase", WORKFLOW, HOUR, 0, MINUTE, lambda _: 1.0)
+    add("workflow:step_cost_usd:increase_1h", WORKFLOW, 6 * DAY, DAY, 5 * MINUTE, lambda _: 2.0)
     service = 'job="tachograph",instance="b:9923"'
     add("tachograph_events_dropped_total", f'{service},listener="store",reason="queue_full"', 600, 0, 30,
         lambda at: 0 if at < now - 120 else 50)  # fmt: skip
     add("tachograph_queue_length", f'{service},listener="store"', 600, 0, 30, lambda _: 90_000)
+    add("tachograph_workflow_metrics_shown", service, 600, 0, 30, lambda _: 0)
     add("tachograph_series_limited_total", f'{service},metric="workflow_step_attempts_total"', 600, 0, 30,
         lambda at: 0 if at < now - 120 else 7)  # fmt: skip
     return "\n".join([*lines, "# EOF\n"])
@@ -241,12 +266,7 @@ def test_every_alert_reaches_the_alertmanager(
     prometheus: Callable[..., str], alertmanager: str, tmp_path: Path
 ) -> None:
     rules = write_fast_rules(tmp_path, fire_at_once=True)
-    (tmp_path / "history").write_text(history(int(time.time())))
-    created = subprocess.run(
-        ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(tmp_path / "history"), str(tmp_path / "tsdb")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert created.returncode == 0, created.stderr
+    create_blocks(tmp_path, history(int(time.time())), tmp_path / "tsdb")
     prometheus(
         f"global:\n  scrape_interval: 1s\n  evaluation_interval: 2s\nrule_files: [{rules}]\n"
         f"alerting:\n  alertmanagers: [{{static_configs: [{{targets: ['{alertmanager.removeprefix('http://')}']}}]}}]\n"

@@ -60,7 +60,7 @@ def test_metrics_trends_comparison_rollups_and_archive(tmp_path: Path) -> None:
     assert (
         'no executions in workspace "empty"' in tachograph(tmp_path, "timeline", "last", "--workspace", "empty").stderr
     )
-    assert "all rows are correct" in tachograph(tmp_path, "rollups", "rebuild", "--check").stdout
+    assert "all rows and series are correct" in tachograph(tmp_path, "rollups", "rebuild", "--check").stdout
     import sqlite3
 
     with sqlite3.connect(tmp_path / "tachograph.db") as database:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -533,3 +534,27 @@ def test_of_two_comparisons_the_last_one_asked_for_is_shown(
         held[0].continue_()
     page.wait_for_timeout(500)
     expect(page.locator(".comparison")).to_contain_text("Two runs compared")
+
+
+def test_the_page_says_when_the_service_cannot_do_its_work_and_what_was_lost(
+    server: Callable[..., Server], open_tab: Callable[..., Tab], tmp_path: Path
+) -> None:
+    service = server()
+    tab = open_tab(service)
+    page = tab.open("/")
+    banner = page.locator("#health")
+    expect(banner).to_be_hidden()
+    # A record that was refused is a warning; a database that is gone is a fault.
+    with contextlib.closing(sqlite3.connect(tmp_path / "serve.db")) as connection:
+        connection.execute("INSERT INTO refused_records VALUES ('x', 'event', 'w', 'w', 's', 'why', x'00', 1, 1)")
+        connection.commit()
+    page.reload()
+    expect(banner).to_contain_text("1 record(s) were refused")
+    expect(banner).to_have_attribute("data-state", "warning")
+    (tmp_path / "serve.db").rename(tmp_path / "kept.db")
+    page.reload()
+    expect(banner).to_contain_text("gone")
+    expect(banner).to_have_attribute("data-state", "fault")
+    (tmp_path / "kept.db").rename(tmp_path / "serve.db")
+    # The browser logs the failed requests.
+    tab.errors[:] = [error for error in tab.errors if "Failed to load resource" not in error]

@@ -23,7 +23,7 @@ from tachograph_exporter.stream.feed import EventsMissed
 QUICK = {"name": "quick", "steps": [{"name": "a"}, {"name": "b", "depends_on_steps": ["a"]}]}
 
 
-async def follow(api: Api, into: list[Logged], after: int | None = None) -> None:
+async def follow(api: Api, into: list[Logged], after: int) -> None:
     async for group in api.service.feed.follow(after):
         into += group
 

@@ -811,8 +811,7 @@ def test_a_child_whose_parent_dies_says_what_it_folded_itself(tmp_path: Path) ->
 def test_the_event_log_reconciles_with_folded_rows_and_overflowing_names(record: Any) -> None:
     recording = record(max_step_repetitions=2, steps=30, names=2, measures=["rows"])
     database = Database(recording.url)
-    database.run(lambda c: event_log.listen(c, "test"))
-    database.run(lambda c: event_log.settle(c, "test"))
+    database.run(event_log.listen)
     with tachograph.workflow("etl"):
         for name in "abcdefgh":
             for n in range(6):

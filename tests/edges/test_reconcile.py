@@ -17,6 +17,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 import tachograph
 from tachograph.clock import NS
+from tachograph.distribution import Distribution
 from tachograph.events import (
     Event,
     ExecutionStarted,
@@ -24,28 +25,44 @@ from tachograph.events import (
     StepStarted,
     StepStatus,
 )
-from tachograph.identity import ExecutionRef, workflow_id
-from tachograph.metrics.listener import MetricsListener
-from tachograph.metrics.specs import EXECUTIONS_RUNNING, METRICS, OLDEST_RUNNING, STEP_ATTEMPTS, STEPS_RUNNING
+from tachograph.identity import ExecutionRef, workflow_id, workspace_id
+from tachograph.metrics.children import Child, CounterChild, GaugeChild
+from tachograph.metrics.specs import EXECUTIONS_RUNNING, METRICS, OLDEST_RUNNING, STEPS_RUNNING, GaugeSpec
 from tachograph.spans.listener import SpanListener
 from tachograph.workflow import HandlerRegistry
 from tachograph.workflow.definition import Backoff
 from tachograph_exporter import bundled_workflows, service
 from tachograph_exporter.config import Config
+from tachograph_exporter.metrics.shown_series import SeriesKey
+from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 from tachograph_exporter.store import archiving
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.rollups import checking
 from tachograph_exporter.store.schema import (
     archived_executions,
     event_log,
+    series_deltas,
     workflow_executions,
     workflow_rollups,
+    workflow_series,
     workflow_step_attempts,
     workflow_step_executions,
+)
+from tachograph_exporter.store.series import checking as series_checking
+from tachograph_exporter.store.series import rows as series_rows
+from tachograph_exporter.store.series.values import (
+    ATTEMPTS,
+    DURATION,
+    EXECUTION,
+    KINDS,
+    SEPARATOR,
+    Series,
+    StepSeries,
 )
 from tachograph_exporter.store.totals import WorkflowTotals
 from tests.conftest import Api, make_step, serve
 
+WORKSPACE: Final = workspace_id("default")
 RECORDINGS: Final = Path(__file__).parent / "recordings"
 VIEWS: Final = ("rows", "timeline", "list", "otlp", "spans", "events", "rollups", "metrics")
 NIGHTLY: Final = {
@@ -123,8 +140,8 @@ class Planting(NamedTuple):
     spans: dict[str, str]
 
     @property
-    def metrics(self) -> MetricsListener:
-        return cast(MetricsListener, self.api.service.recorder.queues["metrics"].listener)
+    def metrics(self) -> WorkflowMetrics:
+        return self.api.service.workflow_metrics
 
     @property
     def span_listener(self) -> SpanListener:
@@ -170,14 +187,33 @@ class Planting(NamedTuple):
 
         await self.api.service.database.write(work)
 
-    def count_more(self, metric: str, amount: float, *labels: str) -> None:
-        """Let the metrics listener count something more for the run."""
-        family = self.metrics._counters[metric]
-        self.metrics.journal.turn_to(self.ref)
-        family.labels("default", "nightly", *labels).inc(amount)
+    async def total(self, step: str, code: str, change: Callable[[Series], None]) -> None:
+        """Change a stored series of the workflow."""
+        row = workflow_series
+        is_step = (row.c.workflow_id == self.ref.workflow_id) & (row.c.step == step)
 
-    def gauge(self, metric: str) -> Any:
-        return self.metrics._gauges[metric].labels("default", "nightly")
+        def work(connection: Connection) -> None:
+            series_rows.absorb(connection)
+            stored = connection.execute(select(row.c.series).where(is_step)).scalar()
+            series = StepSeries.decode(stored) if stored is not None else StepSeries()
+            change(series.by_code.setdefault(code, Series(code, 0.0)))
+            if stored is None:
+                values = {"workspace_id": WORKSPACE, "workflow_id": self.ref.workflow_id, "step": step}
+                connection.execute(insert(row).values(**values, series=series.encode()))
+            else:
+                connection.execute(update(row).where(is_step).values(series=series.encode()))
+
+        await self.api.service.database.write(work)
+
+    def gauge(self, metric: str) -> GaugeChild:
+        child = self.metrics.shown.families[metric].find("default", "nightly")
+        assert isinstance(child, GaugeChild)
+        return child
+
+    def shown(self, step: str, code: str) -> Child:
+        child = self.metrics.shown.child(SeriesKey((WORKSPACE, self.ref.workflow_id), step, code))
+        assert child is not None
+        return child
 
 
 async def planted(api: Api, *, is_followed: bool = False) -> Planting:
@@ -259,18 +295,31 @@ def step_missing(totals: WorkflowTotals) -> None:
     del totals.steps["extract"]
 
 
-def leaked_step(run: Planting) -> None:
-    run.metrics._running_steps["default", "nightly"].setdefault(run.execution_id, set()).add(run.spans["load"])
+def one_more(series: Series) -> None:
+    series.add(1)
 
 
-def leaked_execution(run: Planting) -> None:
-    run.metrics._running.setdefault(("default", "nightly"), {})[run.execution_id] = 1.0
-    run.gauge(EXECUTIONS_RUNNING.name).inc()
-    run.gauge(OLDEST_RUNNING.name).set(1.0)
+def one_longer(series: Series) -> None:
+    more = Distribution()
+    more.observe_ns(5)
+    series.add(more)
 
 
-def below_zero(run: Planting) -> None:
-    run.gauge(STEPS_RUNNING.name).source = lambda: -1
+def another_bucket(series: Series) -> None:
+    values = series.value
+    assert isinstance(values, Distribution)
+    values.classic = {index + 1: count for index, count in values.classic.items()}
+
+
+def set_oldest(run: Planting) -> None:
+    child = run.metrics.shown.families[OLDEST_RUNNING.name].labels("default", "nightly")  # type: ignore[attr-defined]
+    child.set(5.0)
+
+
+def shown_more(run: Planting) -> None:
+    child = run.shown("load", f"{ATTEMPTS}{SEPARATOR}completed")
+    assert isinstance(child, CounterChild)
+    child.inc()
 
 
 async def attempt_row(run: Planting) -> None:
@@ -321,7 +370,7 @@ PLANTS: Final[dict[str, Planted]] = {
     ),
     "a step's running time": Planted(stepwise("load", run_ns=1), "load", "run_ns", {"rows", "timeline", "events"}),
     "a step's output": Planted(stepwise("load", output='"x"'), "load", "output", {"rows", "events"}),
-    "a step's wait": Planted(stepwise("load", queue_ns=10**6), "load", QUEUE_OF_LOAD, {"metrics", "timeline"}),
+    "a step's wait": Planted(stepwise("load", queue_ns=10**6), "load", QUEUE_OF_LOAD, {"metrics", "executions"}),
     "a step's span id": Planted(
         stepwise("load", span_id="00000000000000aa"), "load", "presence", {"spans", "rows"}
     ),
@@ -369,22 +418,36 @@ PLANTS: Final[dict[str, Planted]] = {
         lambda run: run.write(delete(workflow_rollups)), "", "rollups", {"rollups", "executions"}
     ),
     "an attempt counted twice": Planted(
-        lambda run: run.count_more(STEP_ATTEMPTS.name, 1, "load", "completed"), "load", ATTEMPTS_OF_LOAD,
-        {"metrics", "timeline"},
+        lambda run: run.total("load", f"{ATTEMPTS}{SEPARATOR}completed", one_more), "load", ATTEMPTS_OF_LOAD,
+        {"metrics", "executions"},
+    ),
+    "a step counted twice": Planted(
+        lambda run: run.total("load", f"{DURATION}{SEPARATOR}completed", one_longer), "load",
+        'workflow_step_duration_seconds_count{step="load",status="completed"}', {"metrics", "executions"},
+    ),
+    "a step in another bucket": Planted(
+        lambda run: run.total("load", f"{DURATION}{SEPARATOR}completed", another_bucket), "load",
+        'workflow_step_duration_seconds_bucket{step="load",status="completed"}', {"metrics", "executions"},
+    ),
+    "a run counted twice": Planted(
+        lambda run: run.total("", f"{EXECUTION}{SEPARATOR}completed", one_longer), "",
+        'workflow_execution_duration_seconds_count{status="completed"}', {"metrics", "executions"},
     ),
     "an unknown step counted": Planted(
-        lambda run: run.count_more(STEP_ATTEMPTS.name, 1, "other", "completed"), "other",
-        ATTEMPTS_OF_LOAD.replace("load", "other"), {"metrics", "timeline"},
+        lambda run: run.total("other", f"{ATTEMPTS}{SEPARATOR}completed", one_more), "other",
+        ATTEMPTS_OF_LOAD.replace("load", "other"), {"metrics", "executions"},
     ),
+    "a total missing": Planted(
+        lambda run: run.write(delete(series_deltas)), "load", ATTEMPTS_OF_LOAD, {"metrics", "executions"}
+    ),
+    "more shown than stored": Planted(shown_more, "load", ATTEMPTS_OF_LOAD, {"metrics", "database"}),
     "running executions": Planted(
         lambda run: run.gauge(EXECUTIONS_RUNNING.name).inc(), "", EXECUTIONS_RUNNING.name, {"metrics", "running"}
     ),
-    "running steps below zero": Planted(below_zero, "", STEPS_RUNNING.name, {"metrics", "running"}),
-    "a step that runs on": Planted(leaked_step, "load", STEPS_RUNNING.name, {"metrics", "rows"}),
-    "a run that runs on": Planted(leaked_execution, "", EXECUTIONS_RUNNING.name, {"metrics", "rows"}),
-    "the oldest": Planted(
-        lambda run: run.gauge(OLDEST_RUNNING.name).set(5.0), "", OLDEST_RUNNING.name, {"metrics", "running"}
+    "running steps below zero": Planted(
+        lambda run: run.gauge(STEPS_RUNNING.name).set(-1), "", STEPS_RUNNING.name, {"metrics", "running"}
     ),
+    "the oldest": Planted(set_oldest, "", OLDEST_RUNNING.name, {"metrics", "running"}),
 }  # fmt: skip
 
 
@@ -406,7 +469,7 @@ async def test_a_difference_is_found_where_it_was_planted(name: str, local: Api)
 # Faults that all listeners' own notes agreed on.
 
 
-async def test_steps_of_another_process_are_missed_in_the_list_the_totals_and_the_metrics(local: Api) -> None:
+async def test_steps_of_another_process_are_missed_in_the_list_and_the_totals(local: Api) -> None:
     # A forked child writes its steps itself; the parent's listeners and its totals know nothing of them.
     @tachograph.workflow
     def forks() -> None:
@@ -428,8 +491,8 @@ async def test_steps_of_another_process_are_missed_in_the_list_the_totals_and_th
     step_count = differences["", "step_count"]
     assert (step_count["list"], step_count["timeline"]) == (0, 4)
     assert differences["", "work_ns"] == {"rows": 0, "timeline": 200, "list": 0}
-    duration = 'workflow_step_duration_seconds_count{step="child 2",status="completed"}'
-    assert differences["child 2", duration] == {"metrics": 0, "timeline": 1}
+    # Series are counted from the rows: those are there.
+    assert not any(field.startswith("workflow_") for _, field in differences)
     assert differences["child 2", "presence"]["spans"] is False
 
 
@@ -484,15 +547,16 @@ async def test_times_that_no_step_can_have_are_named_though_views_may_show_them_
     assert difference["step"] == "load"
 
 
-async def test_an_event_that_listeners_got_twice_shows(local: Api) -> None:
+async def test_an_event_that_comes_twice_counts_once(local: Api) -> None:
     events: list[Event] = []
     local.service.recorder.add("test", events.append)
     run = await planted(local)
-    (end,) = [e for e in events if type(e) is StepFinished and e.step.name == "load"]
-    local.service.recorder.queues["metrics"].put(end)
-    fields = {d["field"] for d in (await reconciled(local, run.execution_id))["differences"]}
-    assert ATTEMPTS_OF_LOAD in fields
-    assert 'workflow_step_duration_seconds_count{step="load",status="completed"}' in fields
+    for event in [
+        e for e in events if getattr(getattr(e, "step", None), "name", "") == "load" or "Exec" in str(type(e))
+    ]:
+        local.service.recorder.queues["store"].put(event)
+    result = await agreed(local, run.execution_id)
+    assert result["views"]["metrics"] == 4
 
 
 # Honest runs.
@@ -591,8 +655,8 @@ async def test_a_run_agrees_while_it_goes_on(recording: Api) -> None:
         await asyncio.to_thread(half.wait, 20)
         (execution_id,) = await newest(recording)
         result = await agreed(recording, execution_id)
-        assert result["reasons"] == {"rollups": "it has not ended"}
-        assert result["views"]["metrics"] == 2
+        assert result["reasons"] == {"rollups": "it has not ended", "metrics": "it counts when it ends"}
+        assert result["views"]["metrics"] is None
         # What has ended is compared.
         row = workflow_step_executions
         statement = update(row).where(row.c.name == "inner").values(status="failed")
@@ -673,13 +737,14 @@ async def test_a_lost_run_agrees_though_its_process_is_gone(recording: Api) -> N
         StepStarted(step=left, time_ns=now + 60, dependency_ns=60),
     ])  # fmt: skip
     result = await agreed(recording, ref.execution_id)
-    assert "another process" in result["reasons"]["metrics"]
+    assert result["reasons"]["metrics"] == "it counts when it ends"
     assert "another process" in result["reasons"]["spans"]
     assert await recording.service.sweep() == 1
     await asyncio.to_thread(recording.service.recorder.flush)
     result = await agreed(recording, ref.execution_id)
-    assert result["views"]["metrics"] == result["views"]["spans"] == 1
-    assert result["reasons"]["metrics"].startswith("in part")
+    assert result["views"]["metrics"] == 2
+    assert result["views"]["spans"] == 1
+    assert "metrics" not in result["reasons"]
     assert result["reasons"]["spans"].startswith("in part")
 
 
@@ -691,8 +756,9 @@ async def test_a_run_of_another_process_is_compared_where_it_can_be(
     # The service starts again: its listeners know nothing of earlier runs.
     async for api in recorded(database_url, handlers, monkeypatch):
         result = await agreed(api, execution_id)
-        assert {view for view, count in result["views"].items() if count is None} == {"spans", "metrics"}
-        assert set(result["reasons"]) == {"spans", "metrics"}
+        assert {view for view, count in result["views"].items() if count is None} == {"spans"}
+        assert set(result["reasons"]) == {"spans"}
+        assert result["views"]["metrics"] == 4
         assert result["views"]["events"] == 4
 
 
@@ -734,7 +800,8 @@ async def test_archived_runs_say_what_cannot_be_compared(
         tomorrow = time.time_ns() + 86_400 * NS
         await asyncio.to_thread(archiving.archive, Database(database_url), tomorrow, tmp_path / "archive")
         result = await agreed(api, execution_id)
-        assert {view for view, count in result["views"].items() if count is None} == {"spans", "events", "rollups"}
+        left_out = {view for view, count in result["views"].items() if count is None}
+        assert left_out == {"spans", "events", "rollups", "metrics"}
         assert all("archived" in reason for reason in result["reasons"].values())
         statement = update(archived_executions).values(step_count=3)
         await write(api, statement)
@@ -762,13 +829,10 @@ async def test_a_run_past_the_limit_on_series_agrees_and_a_fault_in_it_is_still_
         execution_id = await api.run("nightly")
         result = await agreed(api, execution_id)
         assert result["views"]["metrics"] == 4
-        listener = cast(MetricsListener, api.service.recorder.queues["metrics"].listener)
-        execution = listener.journal.execution
-        assert execution is not None
-        listener.journal.turn_to(execution)
-        listener._counters[STEP_ATTEMPTS.name].labels("default", "nightly", "one more", "completed").inc()
-        (difference,) = (await reconciled(api, execution_id))["differences"]
-        assert difference["field"].startswith("workflow_step_attempts_total")
+        statement = delete(series_deltas)
+        await write(api, statement)
+        differences = (await reconciled(api, execution_id))["differences"]
+        assert {"workflow_step_attempts_total"} <= {d["field"].partition("{")[0] for d in differences}
 
 
 async def test_executions_that_are_too_many_to_count_again_are_left_out(
@@ -779,6 +843,14 @@ async def test_executions_that_are_too_many_to_count_again_are_left_out(
     result = await agreed(local, run.execution_id)
     assert result["views"]["rollups"] is None
     assert "too many" in result["reasons"]["rollups"]
+    # Series are then compared with what all rollups add up to.
+    monkeypatch.setattr(series_checking, "MAX_STEPS", 4)
+    result = await agreed(local, run.execution_id)
+    assert "too many" in result["reasons"]["metrics"]
+    await run.total("load", f"{DURATION}{SEPARATOR}completed", one_longer)
+    (count, total) = (await reconciled(local, run.execution_id))["differences"]
+    assert count["values"] == {"metrics": 2, "rollups": 1}
+    assert total["field"].startswith("workflow_step_duration_seconds_sum")
 
 
 async def test_concurrent_runs_of_one_workflow_agree_and_are_told_apart(local: Api) -> None:
@@ -836,11 +908,8 @@ async def test_differences_are_counted_and_listed_up_to_a_limit(local: Api) -> N
     assert len(result["differences"]) == 1_000 < result["difference_count"]
 
 
-def test_every_metric_of_a_run_is_expected_or_a_gauge() -> None:
-    # A new metric must be taught to `ExpectedSeries`, or reconcile would call every run wrong.
-    source = Path(service.__file__).with_name("views") / "expected_series.py"
-    text = source.read_text()
-    names = {name for name, value in vars(__import__("tachograph.metrics.specs", fromlist=["x"])).items()
-             if value in METRICS and name.isupper()}  # fmt: skip
-    gauges = {"STEPS_RUNNING", "LAST_SUCCESS", "OLDEST_RUNNING"}
-    assert not [name for name in names - gauges if f"{name}," not in text]
+def test_every_metric_is_counted_from_rows_or_a_gauge() -> None:
+    # A new metric must be taught to the series, or no service would ever show it.
+    counted = {kind.spec for kind in KINDS.values()}
+    assert {spec for spec in METRICS if spec not in counted} == {EXECUTIONS_RUNNING, STEPS_RUNNING, OLDEST_RUNNING}
+    assert all(isinstance(spec, GaugeSpec) for spec in METRICS if spec not in counted)

@@ -80,7 +80,7 @@ def test_what_a_listener_raises_costs_only_that_event() -> None:
     queue = ListenerQueue("test", picky)
     for number in range(10):
         queue.put(heartbeat(number))
-    assert queue.flush(5)
+    assert not queue.flush(5)  # Not all of it was delivered.
     assert seen == [0, 2, 4, 6, 8]
     assert queue.dropped == {"error": 5}
     queue.close(1)
@@ -97,7 +97,7 @@ def test_one_bad_event_in_a_group_costs_no_other() -> None:
     queue = ListenerQueue("test", collector)
     for number in range(10):
         queue.put(heartbeat(number))
-    assert queue.flush(5)
+    assert not queue.flush(5)  # Not all of it was delivered.
     assert collector.taken == [n for n in range(10) if n != 7]
     assert queue.dropped == {"error": 1}
     queue.close(1)
@@ -288,7 +288,7 @@ def test_no_exception_of_a_listener_stops_its_queue(error: type[BaseException], 
     queue = ListenerQueue("test", collector if in_batches else take)
     for number in range(3):
         queue.put(heartbeat(number))
-    assert queue.flush(5)
+    assert not queue.flush(5)  # Not all of it was delivered.
     queue.put(heartbeat(3))
     assert queue.flush(5)
     assert collector.taken == [0, 2, 3]
@@ -414,3 +414,94 @@ def test_a_fork_does_not_wait_for_a_listener_that_is_away(wait_until: Wait) -> N
     collector.refuse = lambda events: None
     assert queue.flush(5)
     queue.close(1)
+
+
+class SettingAside(Collector):
+    """A batch listener that keeps what it refused, once that is possible."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside: list[tuple[int, str]] = []
+        self.away = 2
+
+    def set_aside(self, event: Event, error: BaseException) -> None:
+        if self.away:
+            self.away -= 1
+            raise StoreUnavailable("locked")
+        self.aside.append((event.time_ns, str(error)))
+
+
+def test_a_refused_event_is_set_aside_and_the_halves_without_it_are_taken_whole() -> None:
+    collector = SettingAside()
+    sizes: list[int] = []
+
+    def refuse(events: Sequence[Event]) -> None:
+        sizes.append(len(events))
+        if any(event.time_ns == 700 for event in events):
+            raise ValueError("seven hundred")
+
+    collector.refuse = refuse
+    queue = ListenerQueue("test", collector, gather_seconds=0.2)
+    for number in range(1024):
+        queue.put(heartbeat(number))
+    assert not queue.flush(10)
+    assert collector.taken == [n for n in range(1024) if n != 700]
+    assert collector.aside == [(700, "seven hundred")]
+    assert queue.dropped == {"error": 1}
+    assert len(sizes) < 50  # Offering each event alone would take more than a thousand transactions.
+    assert "seven hundred" in queue.last_refusal
+    queue.close(1)
+
+
+def test_a_store_that_refuses_everything_says_so_once_and_counts_all(caplog: pytest.LogCaptureFixture) -> None:
+    collector = Collector()
+
+    def refuse(events: Sequence[Event]) -> None:
+        raise ValueError("broken")
+
+    collector.refuse = refuse
+    queue = ListenerQueue("test", collector)
+    for number in range(1000):
+        queue.put(heartbeat(number))
+    assert not queue.flush(10)
+    assert queue.dropped == {"error": 1000}
+    assert queue.refused_in_a_row == 1000
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+    collector.refuse = lambda events: None
+    queue.put(heartbeat(1000))
+    assert queue.flush(5)
+    assert queue.refused_in_a_row == 0
+    queue.close(1)
+
+
+def test_a_thread_that_could_not_be_started_or_died_is_started_later(
+    monkeypatch: pytest.MonkeyPatch, wait_until: Wait
+) -> None:
+    collector = Collector()
+    queue = ListenerQueue("test", collector)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _no_thread)
+        queue.put(heartbeat(0))
+        assert not queue.flush(0.05)
+    assert queue.flush(5)
+    queue.close(1)
+    # One that is out of memory, and again while it reports that.
+    queue = ListenerQueue("test", collector)
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "_deliver_until_closed", _no_memory)
+        patch.setattr(queue, "drop", _no_memory)
+        patch.setattr(threading, "excepthook", lambda _arguments: None)
+        queue.put(heartbeat(1))
+        wait_until(lambda: queue._thread is None)
+    queue.put(heartbeat(2))
+    assert queue.flush(5)
+    assert collector.taken == [0, 1, 2]
+    queue.close(1)
+
+
+def _no_thread(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def _no_memory(*_arguments: object) -> None:
+    raise MemoryError

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import pytest
 from tests.conftest import make_execution, make_step
 
 from tachograph import process
 from tachograph.clock import NS
-from tachograph.events import ExecutionFinished, ExecutionStarted, ExecutionStatus, StepFinished, StepReady, StepStarted
+from tachograph.events import (
+    ExecutionFinished,
+    ExecutionStarted,
+    ExecutionStatus,
+    Heartbeat,
+    StepFinished,
+    StepReady,
+    StepStarted,
+)
+from tachograph.identity import ExecutionRef
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import recovery
 from tachograph_exporter.store.database import Database
@@ -92,4 +105,98 @@ def test_a_run_declared_lost_too_early_takes_its_real_outcome(database_url: str)
     row = database.look(lambda c: execution_rows.execution(c, workspace_id("default"), run.execution_id))
     assert row is not None
     assert (row.status, row.finished_ns) == ("completed", 90)
+    database.close()
+
+
+def open_run(writer: StoreWriter, name: str, seen_ns: int, owner: str = "elsewhere/b/1/2") -> ExecutionRef:
+    run = make_execution(name)
+    writer.apply([ExecutionStarted(execution=run, time_ns=seen_ns, process=owner)])
+    return run
+
+
+def test_silence_is_measured_on_the_clock_of_whoever_looks(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    writer = StoreWriter(database)
+    now, clock = time.time_ns(), [1000.0]
+    silences = recovery.Silences(lambda: clock[0])
+
+    def lost() -> set[str]:
+        found = database.look(lambda c: recovery.find_lost(c, now, lease_seconds=30, silences=silences))
+        return {run.execution.workflow for run in found}
+
+    hour = 3600 * NS
+    living = {name: open_run(writer, name, now + shift) for name, shift in (("behind", -hour), ("ahead", hour))}
+    open_run(writer, "silent behind", now - hour)
+    open_run(writer, "silent ahead", now + hour)
+    for beat in range(1, 8):
+        assert lost() == (set() if beat < 5 else {"silent behind", "silent ahead"}), beat
+        clock[0] += 8
+        for name, shift in (("behind", -hour), ("ahead", hour)):
+            writer.apply([Heartbeat(execution=living[name], time_ns=now + shift + beat * NS)])
+    database.close()
+
+
+def test_time_in_which_nobody_could_be_heard_is_no_silence(database_url: str) -> None:
+    database = Database(database_url)
+    writer = StoreWriter(database)
+    now, clock = time.time_ns(), [0.0]
+    silences = recovery.Silences(lambda: clock[0])
+    run = open_run(writer, "w", now)
+
+    def lost() -> int:
+        return len(database.look(lambda c: recovery.find_lost(c, now, lease_seconds=30, silences=silences)))
+
+    assert lost() == 0
+    clock[0] += 10_000  # The database was away, or the machine slept.
+    assert lost() == 0
+    clock[0] += 10
+    writer.apply([Heartbeat(execution=run, time_ns=now + NS)])
+    assert lost() == 0
+    for _ in range(3):
+        clock[0] += 10
+        silent = lost()
+    assert silent == 1
+    database.close()
+
+
+@pytest.mark.e2e
+def test_a_live_script_with_a_clock_that_is_behind_is_not_lost(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real process on another host name and with a clock two minutes behind."""
+    faketime = shutil.which("faketime")
+    if faketime is None:
+        pytest.skip("needs faketime (apt-get install faketime)")
+    program = (
+        "import socket, time, sys; socket.gethostname = lambda: 'elsewhere'\n"
+        "import tachograph\n"
+        "@tachograph.workflow\n"
+        "def slow():\n"
+        "    print('running', flush=True); sys.stdin.read()\n"
+        "slow()\n"
+    )
+    environment = {**os.environ, "TACHOGRAPH_DATABASE_URL": database_url, "TACHOGRAPH_SPOOL_DIR": str(tmp_path),
+                   "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}  # fmt: skip
+    database = Database(database_url)
+    silences = recovery.Silences()
+    command = [faketime, "-f", "-120s", sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as script:
+        assert script.stdout is not None
+        assert script.stdout.readline() == "running\n"
+
+        def lost() -> int:
+            found = database.look(lambda c: recovery.find_lost(c, time.time_ns(), lease_seconds=5, silences=silences))
+            return len(found)
+
+        until = time.monotonic() + 20
+        while not database.look(execution_rows.open_executions):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            assert lost() == 0
+            time.sleep(0.2)
+        assert len(database.look(execution_rows.open_executions)) == 1
+        script.communicate("", timeout=30)
+    assert script.returncode == 0
     database.close()

@@ -30,12 +30,6 @@ from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.hub import Closing, Follower, Hub, StreamFilter, TooSlow
 from tachograph_exporter.stream.messages import EVENT_TYPES, STATE_TYPES, Message, StreamMessage, build_message
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tachograph_exporter.store.event_log.LOOK_SECONDS", 0.05)
-
-
 ALL = StreamFilter(workspace_id=workspace_id("default"))
 
 

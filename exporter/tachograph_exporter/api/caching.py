@@ -1,4 +1,4 @@
-"""Entity tags (RFC 9110, sections 8.8.3 and 13.1.2), cache headers and compression of responses.
+"""Entity tags (RFC 9110, sections 8.8.3 and 13), cache headers and compression of responses.
 
 Responses to clients on this machine are not compressed: for a long timeline, compressing takes longer than sending.
 """
@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from tachograph_exporter.api.problems import Handler
+from tachograph_exporter.api.problems import Handler, precondition_failed
 from tachograph_exporter.config import is_loopback
 
 MIN_COMPRESSED_BYTES: Final = 1_000
@@ -29,15 +29,13 @@ async def caching_middleware(request: web.Request, handler: Handler) -> web.Stre
         return response
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     body = response.body if isinstance(response, web.Response) else None
-    if request.method == "GET" and response.status == 200 and isinstance(body, bytes) and request.path != "/metrics":
-        tag = await _entity_tag(body)
+    is_read = request.method in ("GET", "HEAD") and response.status == 200
+    if is_read and isinstance(body, bytes) and request.path.rstrip("/") != "/metrics":
+        tag = response.headers.get("ETag") or await _entity_tag(body)
         response.headers["ETag"] = tag
         # Clients may store the response but must revalidate it each time.
         response.headers.setdefault("Cache-Control", "private, no-cache")
-        condition = request.headers.get("If-None-Match")
-        if condition is not None and (
-            condition.strip() == "*" or _opaque_tag(tag) in map(_opaque_tag, condition.split(","))
-        ):
+        if _is_named(request, "If-None-Match", tag):
             headers = {name: response.headers[name] for name in ("ETag", "Cache-Control", "X-Content-Type-Options")}
             return web.Response(status=304, headers=headers)
     response.headers.setdefault("Cache-Control", "no-store")
@@ -45,6 +43,8 @@ async def caching_middleware(request: web.Request, handler: Handler) -> web.Stre
         response.headers.setdefault("Vary", "Accept-Encoding")
         if is_remote(request):
             response.enable_compression()
+            if (sent := response.headers.get("ETag")) is not None:
+                response.headers["ETag"] = _weak(sent)
     return response
 
 
@@ -55,6 +55,23 @@ def is_remote(request: web.Request) -> bool:
     return request.remote is None or not is_loopback(request.remote)
 
 
+def check_preconditions(request: web.Request, tag: str) -> None:
+    """Raise 412 if the request is to change something of another version than ``tag`` names (RFC 9110, section 13.2.2).
+
+    Tags are compared without ``W/``, also in If-Match: a compressed response has a weak tag, but of the same version.
+    """
+    if "If-Match" in request.headers and not _is_named(request, "If-Match", tag):
+        raise precondition_failed(tag)
+    if _is_named(request, "If-None-Match", tag):
+        raise precondition_failed(tag)
+
+
+def _is_named(request: web.Request, header: str, tag: str) -> bool:
+    """Whether a header names a tag, or any (``*``)."""
+    names = ",".join(request.headers.getall(header, ())).split(",")
+    return any(name.strip() == "*" or _opaque_tag(name) == _opaque_tag(tag) for name in names)
+
+
 async def _entity_tag(body: bytes) -> str:
     if len(body) < _MIN_THREADED_BYTES:
         return _weak_tag(body)
@@ -63,7 +80,16 @@ async def _entity_tag(body: bytes) -> str:
 
 def _weak_tag(body: bytes) -> str:
     # Weak, because the compressed response has the same tag.
-    return f'W/"{hashlib.sha256(body).hexdigest()[:24]}"'
+    return _weak(strong_tag(body))
+
+
+def strong_tag(content: bytes) -> str:
+    """An entity tag of some content."""
+    return f'"{hashlib.sha256(content).hexdigest()[:24]}"'
+
+
+def _weak(tag: str) -> str:
+    return tag if tag.startswith("W/") else f"W/{tag}"
 
 
 def _opaque_tag(tag: str) -> str:

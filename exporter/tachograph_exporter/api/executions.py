@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,9 +19,9 @@ from tachograph_exporter.api.request import (
     DATABASE,
     EXECUTOR,
     Workspace,
+    find_workflow,
     json_response,
     project_of,
-    workflow_of,
     workspace_of,
 )
 from tachograph_exporter.api.routes import PAGE, Parameter, Route
@@ -53,8 +53,7 @@ async def list_executions(request: web.Request) -> web.StreamResponse:
     page but all matching executions, one JSON object per line.
     """
     query = Query(request)
-    workspace = await workspace_of(request)
-    return await _list(request, query, workspace, (await workflow_of(request, workspace)).id)
+    return await _list(request, query, await workspace_of(request), request.match_info["workflow_id"])
 
 
 async def list_all(request: web.Request) -> web.StreamResponse:
@@ -66,9 +65,8 @@ async def list_all(request: web.Request) -> web.StreamResponse:
     return await _list(request, query, await workspace_of(request), None)
 
 
-async def _list(
-    request: web.Request, query: Query, workspace: Workspace, workflow_id: str | None
-) -> web.StreamResponse:
+async def _list(request: web.Request, query: Query, workspace: Workspace, workflow: str | None) -> web.StreamResponse:
+    """The executions of a workflow (its id or name), or of all of a workspace."""
     skip, limit = query.page()
     sort = query.choice("sort", _SORTS, "-created")
     order = Order(sort.removeprefix("-"), sort.startswith("-"))
@@ -87,11 +85,16 @@ async def _list(
     }
     query.done()
     conditions["project"] = await project_of(request, workspace)
-    execution_filter = ExecutionFilter(workspace=workspace.id, workflow_id=workflow_id, **conditions)
+
+    def selection(connection: Connection) -> ExecutionFilter:
+        workflow_id = find_workflow(connection, workspace, workflow).id if workflow is not None else None
+        return ExecutionFilter(workspace=workspace.id, workflow_id=workflow_id, **conditions)
+
     if format_name == "ndjson" or "application/x-ndjson" in request.headers.get("Accept", ""):
-        return await _stream(request, execution_filter, order, after)
+        return await _stream(request, selection, order, after)
 
     def read(connection: Connection) -> tuple[Sequence[Row[Any]], int]:
+        execution_filter = selection(connection)
         # One row more than requested tells whether there is a next page.
         rows = execution_list.executions(connection, execution_filter, skip, limit + 1, order, after)
         return rows, execution_list.count_executions(connection, execution_filter)
@@ -109,22 +112,35 @@ def _position(row: Row[Any]) -> Position:
 
 
 async def _stream(
-    request: web.Request, execution_filter: ExecutionFilter, order: Order, after: Position | None
+    request: web.Request,
+    selection: Callable[[Connection], ExecutionFilter],
+    order: Order,
+    after: Position | None,
 ) -> web.StreamResponse:
-    """All matching executions in NDJSON, read page by page."""
+    """All matching executions in NDJSON, read page by page; each page is as the database was when it was read."""
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
-    if is_remote(request):
+    # Compressed data has an end, which a response to HEAD must not have.
+    if is_remote(request) and request.method != "HEAD":
         response.enable_compression()
     position = after
+    execution_filter: ExecutionFilter | None = None
     while True:
 
-        def read(connection: Connection, position: Position | None = position) -> Sequence[Row[Any]]:
-            return execution_list.executions(connection, execution_filter, 0, _STREAM_PAGE, order, position)
+        def read(
+            connection: Connection,
+            known: ExecutionFilter | None = execution_filter,
+            position: Position | None = position,
+        ) -> tuple[ExecutionFilter, Sequence[Row[Any]]]:
+            # The workflow is looked up once: it may be renamed while its executions are read.
+            chosen = known if known is not None else selection(connection)
+            return chosen, execution_list.executions(connection, chosen, 0, _STREAM_PAGE, order, position)
 
-        rows = await request.app[DATABASE].read(read)
+        execution_filter, rows = await request.app[DATABASE].read(read)
         if not response.prepared:
             # Headers go out after the first read, so that its errors can still become problems.
             await response.prepare(request)
+        if request.method == "HEAD":
+            break
         now = time.time_ns()
         lines = [msgspec.json.encode(execution_summary(row, now)) for row in rows]
         if lines:

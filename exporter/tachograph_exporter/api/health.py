@@ -8,9 +8,9 @@ import msgspec
 from aiohttp import web
 
 from tachograph.version import version
-from tachograph_exporter.api.request import DATABASE, RECORDER, json_response
+from tachograph_exporter.api.request import RECORDER, json_response
 from tachograph_exporter.api.routes import Route
-from tachograph_exporter.store.database import Lane, ping
+from tachograph_exporter.store.probing import Probe
 
 MAX_QUEUE_FILL: Final = 0.8
 """A listener queue that is fuller than this share of its limit makes the service not ready."""
@@ -24,10 +24,14 @@ class Health(msgspec.Struct):
 
 
 class Readiness(msgspec.Struct):
-    """Whether the service can do its work; ``faults`` says what prevents it."""
+    """Whether the service can do its work; ``faults`` says what prevents it.
+
+    ``warnings``: what was lost or set aside since it started, which somebody should look at.
+    """
 
     status: str
     faults: list[str]
+    warnings: list[str] = []
 
 
 class Lifecycle:
@@ -37,7 +41,10 @@ class Lifecycle:
         self.is_stopping = False
 
 
+MAX_REFUSED_IN_A_ROW: Final = 10
+"""A listener that refuses so many events, and takes none between them, makes the service not ready."""
 LIFECYCLE: Final = web.AppKey("lifecycle", Lifecycle)
+PROBE: Final = web.AppKey("probe", Probe)
 
 
 async def healthy(_request: web.Request) -> web.Response:
@@ -46,18 +53,30 @@ async def healthy(_request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """``GET /-/ready``: 200 when the database responds, no queue is nearly full and the service is not stopping."""
-    faults = []
+    """``GET /-/ready``: 200 when the database reads and writes, no listener is behind and the service is not stopping.
+
+    Answers within 2 seconds. `warnings` names what was refused or dropped since the service started.
+    """
+    faults, warnings = [], []
     if request.app[LIFECYCLE].is_stopping:
         faults.append("the service is shutting down")
-    try:
-        await request.app[DATABASE].read(ping, Lane.PROBE)
-    except Exception as error:
-        faults.append(f"the database is unavailable: {type(error).__name__}")
+    probed = await request.app[PROBE].check()
+    if probed.fault:
+        faults.append(probed.fault)
+    if probed.refused:
+        warnings.append(f"{probed.refused} record(s) were refused and set aside; see `tachograph refused list`")
     for name, queue in request.app[RECORDER].queues.items():
         if len(queue) > queue.queue_limit * MAX_QUEUE_FILL:
             faults.append(f"the {name} listener is {len(queue)} events behind")
-    return json_response(Readiness("not ready" if faults else "ready", faults), 503 if faults else 200)
+        if queue.unavailable_reason:
+            faults.append(f"the {name} listener cannot deliver: {queue.unavailable_reason}")
+        if queue.refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
+            faults.append(f"the {name} listener refuses everything, last {queue.last_refusal}")
+        if dropped := sum(queue.dropped.values()):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(queue.dropped.items()))
+            last = f"; last {queue.last_refusal}" if queue.last_refusal else ""
+            warnings.append(f"the {name} listener did not get {dropped} event(s): {reasons}{last}")
+    return json_response(Readiness("not ready" if faults else "ready", faults, warnings), 503 if faults else 200)
 
 
 ROUTES: Final = (

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from tachograph.version import version
+from tachograph_exporter.api import idempotency
 from tachograph_exporter.api.problems import CODES, ProblemDetails
 from tachograph_exporter.api.routes import Parameter, Route
 
@@ -87,7 +88,8 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
 
 
 _DESCRIPTION: Final = (
-    "Times are RFC 3339 UTC, durations are seconds. Every path accepts a trailing slash. Errors are RFC 9457 problem "
+    "Times are RFC 3339 UTC, durations are seconds. Every path accepts a trailing slash. HEAD works wherever GET does. "
+    "Errors are RFC 9457 problem "
     "details with a stable `code`. Successful responses to GET carry an `ETag`; send it back as `If-None-Match` to get "
     "304 while nothing has changed. A route that works in one workspace takes it from `X-Workspace-Id`, "
     "`X-Workspace-Slug`, `workspace_id` or `workspace_slug`; it defaults to the workspace of the token, else to the "
@@ -100,7 +102,13 @@ def _operation(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
         "operationId": _operation_id(route),
         "tags": [_tag(route)],
         "summary": route.summary[:1].upper() + route.summary[1:].rstrip("."),
-        "parameters": [*_path_parameters(route), *map(_query_parameter, route.query), *_workspace_parameters(route)],
+        "parameters": [
+            *_path_parameters(route),
+            *map(_query_parameter, route.query),
+            *_workspace_parameters(route),
+            *_conditions(route),
+            *_key_parameter(route),
+        ],
         "responses": _responses(route, examples),
     }
     if route.description:
@@ -185,6 +193,31 @@ def _workspace_parameters(route: Route) -> list[dict[str, Any]]:
     ]
 
 
+_VERSIONED: Final = ("/api/workflows", "/api/workflows/{workflow_id}")
+"""Paths whose responses carry the version of a definition."""
+
+
+def _conditions(route: Route) -> list[dict[str, Any]]:
+    if "precondition_failed" not in route.codes:
+        return []
+    described = "Only if the definition is still this version: the `ETag` of an earlier response. Else 412."
+    return [{"name": "If-Match", "in": "header", "description": described, "schema": {"type": "string"}}]
+
+
+def _key_parameter(route: Route) -> list[dict[str, Any]]:
+    if not route.creates:
+        return []
+    return [
+        {
+            "name": idempotency.HEADER,
+            "in": "header",
+            "description": "A key of your choice, such as a UUID. The same request with the same key gets the same "
+            "answer for 24 hours, and nothing is done twice.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": idempotency.MAX_LENGTH},
+        }
+    ]
+
+
 def _responses(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
     phrase = HTTPStatus(route.status).phrase
     success: dict[str, Any] = {"description": phrase}
@@ -203,6 +236,8 @@ def _responses(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
     responses = {str(route.status): success} if route.status < 400 else {}
     for status in route.other_statuses:
         responses[str(status)] = {**success, "description": HTTPStatus(status).phrase}
+    if route.status < 300 and not is_document and route.path in _VERSIONED and route.response is not None:
+        success["headers"] = {"ETag": {"description": "Version of the definition.", "schema": {"type": "string"}}}
     if is_document:
         responses["304"] = {"description": "Not modified since the given ETag."}
     by_status: dict[int, list[str]] = {}

@@ -59,8 +59,8 @@ async def traces(request: web.Request) -> web.Response:
             return _closing(_refused(kind, 429, 8, "too many requests are waiting; retry later", retry_after=1))
         except (encodings.Unreadable, web.HTTPException, web.RequestPayloadError, ValueError) as error:
             return _closing(_refused(kind, 400, 3, f"the body cannot be read: {error}"))
-        pending = receiver.submit(workspace.id, workspace.slug, body, is_json=kind == _JSON)
         try:
+            pending = receiver.submit(workspace.id, workspace.slug, body, is_json=kind == _JSON)
             result = await asyncio.wrap_future(pending)
         except BadRequest as error:
             return _refused(kind, 400, 3, str(error))

@@ -14,8 +14,10 @@ import msgspec
 from aiohttp import web
 
 from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, QueryTimeout, StoreUnavailable
+from tachograph.quiet_log import QuietLog
+from tachograph_exporter.store.idempotency import KeyReused
 
-log = logging.getLogger(__name__)
+quiet = QuietLog(logging.getLogger(__name__))
 
 
 class ProblemDetails(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -125,8 +127,18 @@ def not_runnable(name: str) -> Problem:
     )
 
 
-def workflow_busy(name: str, count: int) -> Problem:
-    return Problem(409, "workflow_busy", f'workflow "{name}" has {count} open execution(s); cancel them first')
+def workflow_busy(name: str, count: int, ids: Sequence[str]) -> Problem:
+    """``ids``: of those of the ``count`` open executions that the problem names."""
+    faults = [Fault("open_execution", f"/api/workflows/executions/{i}", f"execution {i} is open") for i in ids]
+    more = f" and {count - len(ids)} more" if count > len(ids) else ""
+    subject = f"{count} open executions" if count != 1 else "an open execution"
+    detail = f'workflow "{name}" has {subject}; cancel first: {", ".join(ids)}{more}'
+    return Problem(409, "workflow_busy", detail, errors=faults)
+
+
+def precondition_failed(tag: str) -> Problem:
+    detail = f"the definition is not the one that the request expects; its version is {tag} now: read it again"
+    return Problem(412, "precondition_failed", detail, headers={"ETag": tag})
 
 
 def invalid_workflow(faults: Sequence[Fault]) -> Problem:
@@ -139,6 +151,10 @@ def invalid_inputs(faults: Sequence[Fault]) -> Problem:
 
 def invalid_parameters(faults: Sequence[Fault]) -> Problem:
     return Problem(422, "invalid_parameters", _summary("the query", faults), errors=faults)
+
+
+def key_reused(error: KeyReused) -> Problem:
+    return Problem(422, "idempotency_key_reused", str(error))
 
 
 def invalid_json(reason: str) -> Problem:
@@ -264,10 +280,11 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "not_cancellable": (409, "The execution is not running in this process."),
     "not_runnable": (409, "The workflow is known from recorded executions only and has no definition to run."),
     "workflow_exists": (409, "The workspace already has a workflow with this name."),
-    "workflow_busy": (409, "The workflow has open executions."),
+    "workflow_busy": (409, "The workflow has open executions; errors names them."),
     "workspace_exists": (409, "A workspace with this slug already exists."),
     "project_exists": (409, "The workspace already has a project with this slug."),
     "archive_unavailable": (410, "The execution is archived, and its file cannot be read."),
+    "precondition_failed": (412, "If-Match or If-None-Match does not hold: the definition has changed; see ETag."),
     "body_too_large": (413, "The body is larger than the service accepts."),
     "unsupported_media_type": (
         415,
@@ -278,6 +295,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "invalid_body": (422, "The body is JSON but does not match the schema; the detail says where."),
     "invalid_workflow": (422, "The definition is not valid; every fault is listed."),
     "invalid_inputs": (422, "The input variables do not match the definition; every fault is listed."),
+    "idempotency_key_reused": (422, "The Idempotency-Key was sent before with another request."),
     "upgrade_required": (426, "The route speaks WebSocket only."),
     "too_many_executions": (429, "The limit of running and queued executions is reached; see Retry-After."),
     "internal_error": (500, "Unexpected error; the service's log has the details."),
@@ -322,11 +340,11 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
     except (ConnectionResetError, TimeoutError):
         raise
     except QueryTimeout as error:
-        log.warning("%s %s: %s", request.method, request.path, error)
+        quiet.warning(type(error), "%s %s: %s", request.method, request.path, error)
         return query_timeout(error.seconds).response()
     except (StoreUnavailable, MemoryError) as error:
-        log.warning("%s %s: %s", request.method, request.path, str(error) or "no memory left")
+        quiet.warning(type(error), "%s %s: %s", request.method, request.path, str(error) or "no memory left")
         return store_unavailable().response()
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
+    except Exception as error:
+        quiet.exception((type(error), request.match_info.handler), "%s %s failed", request.method, request.path)
         return Problem(500, "internal_error", "unexpected error; the service's log has the details").response()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from aiohttp import web
 from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
-from tachograph.metrics.listener import MetricsListener, Running
 from tachograph.process import identity
 from tachograph.recording.listener_queue import ListenerQueue
 from tachograph.recording.recorder import Recorder
@@ -20,9 +20,11 @@ from tachograph.spans.listener import SpanListener
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, RECORDER, WORKERS, Workspace, workspace_of
 from tachograph_exporter.api.routes import Route
+from tachograph_exporter.api.scrape import SCRAPER
 from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.span_rows import announced_of, of_trace, trace_rows
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 from tachograph_exporter.store import event_log, execution_list
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.event_log import LoggedExecution
@@ -31,9 +33,11 @@ from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
 from tachograph_exporter.store.rollups.checking import CountedRow, count_row
 from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.store.series.checking import CheckedSeries, check_series
 from tachograph_exporter.views.otlp_spans import ended_span
-from tachograph_exporter.views.reconcile import CountedSeries, Evidence, ExportedSpans, reconcile
+from tachograph_exporter.views.reconcile import Evidence, ExportedSpans, reconcile
 from tachograph_exporter.views.schemas.reconciliation import Reconciliation
+from tachograph_exporter.views.series_differences import SeriesEvidence, shown_differences
 
 FLUSH_SECONDS: Final = 1.0
 """How long to wait for listeners that are behind, each time."""
@@ -46,7 +50,6 @@ _EARLIER_NS: Final = 5 * NS
 _LATER_NS: Final = 600 * NS
 """How long before an execution was created, and after it ended, its events may have been committed."""
 _LOOKS: Final = 5
-_T = TypeVar("_T")
 
 
 async def compare_views(request: web.Request) -> web.Response:
@@ -55,17 +58,27 @@ async def compare_views(request: web.Request) -> web.Response:
     workspace = await workspace_of(request)
     execution_id = request.match_info["execution_id"]
     recorder, database = request.app[RECORDER], request.app[DATABASE]
-    result = await request.app[WORKERS].run(lambda: reconcile_execution(recorder, database, workspace, execution_id))
+    metrics = request.app[SCRAPER].workflow_metrics
+    result = await request.app[WORKERS].run(
+        lambda: reconcile_execution(recorder, database, workspace, execution_id, metrics)
+    )
     return web.Response(body=msgspec.json.encode(result), content_type="application/json")
 
 
 def reconcile_execution(
-    recorder: Recorder, database: Database, workspace: Workspace, execution_id: str
+    recorder: Recorder,
+    database: Database,
+    workspace: Workspace,
+    execution_id: str,
+    metrics: WorkflowMetrics | None = None,
 ) -> Reconciliation:
-    """Read an execution from the database and from this process's listeners, and compare its views."""
+    """Read an execution from the database and from this process's listeners, and compare its views.
+
+    ``metrics``: what shows the series of the database in this process.
+    """
     # What was recorded before the rows are read must be in all views: one that is merely behind does not differ.
     behind = _flush(recorder.queues)
-    stored = _snapshot(database, lambda connection: _read(connection, workspace.id, execution_id))
+    stored = database.look(lambda connection: _read(connection, workspace.id, execution_id))
     behind |= _flush(recorder.queues)
     evidence = Evidence(
         run=stored.run,
@@ -74,7 +87,7 @@ def reconcile_execution(
         counted=stored.counted,
         logged=stored.logged,
         spans=_spans(recorder, stored, behind),
-        series=_series(recorder, workspace.slug, stored, behind),
+        series=_series(database, stored, metrics),
     )
     return reconcile(evidence, time.time_ns())
 
@@ -85,22 +98,11 @@ def _flush(queues: Mapping[str, ListenerQueue]) -> set[str]:
     return {name for name, queue in queues.items() if not queue.flush(max(0.01, deadline - time.monotonic()))}
 
 
-def _snapshot(database: Database, work: Callable[[Connection], _T]) -> _T:
-    """The result of ``work`` on a connection whose statements all see the same state."""
-    if database.is_sqlite:
-        return database.look(work)
-
-    def in_snapshot(connection: Connection) -> _T:
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        return work(connection)
-
-    return database.look(in_snapshot)
-
-
 class _Stored(NamedTuple):
     """What the database has of an execution; a text says why it has not.
 
     ``arrived``: the spans that came by OTLP. ``is_announced``: listeners have received all that these say.
+    ``checked``: the series it is counted in.
     """
 
     run: StoredRun
@@ -109,6 +111,8 @@ class _Stored(NamedTuple):
     logged: LoggedExecution | str
     arrived: Sequence[SpanRecord] | str
     is_announced: bool
+    workspace_id: str
+    checked: CheckedSeries | None = None
 
     @property
     def is_ingested(self) -> bool:
@@ -121,7 +125,7 @@ class _Stored(NamedTuple):
 
 def _read(connection: Connection, workspace_id: str, execution_id: str) -> _Stored:
     run = find_run(connection, workspace_id, execution_id)
-    stored = _Stored(run, _listed(connection, workspace_id, run), "", "", (), True)
+    stored = _Stored(run, _listed(connection, workspace_id, run), "", "", (), True, workspace_id)
     if stored.is_archived:
         reason = "archived"
         return stored._replace(counted="archived: its day is not counted again", logged=reason, arrived=reason)
@@ -141,7 +145,8 @@ def _read(connection: Connection, workspace_id: str, execution_id: str) -> _Stor
     else:
         key = (workspace_id, execution.workflow_id)
         counted = count_row(connection, key, execution_id, execution.finished_ns)
-    stored = stored._replace(counted=counted, arrived=arrived, is_announced=is_announced)
+    checked = _checked(connection, (workspace_id, execution.workflow_id), execution.execution_id)
+    stored = stored._replace(counted=counted, arrived=arrived, is_announced=is_announced, checked=checked)
     return stored._replace(logged=_logged(connection, stored))
 
 
@@ -198,30 +203,40 @@ def _spans(recorder: Recorder, stored: _Stored, behind: Collection[str]) -> Expo
     return ExportedSpans(arrived, False) if arrived else _not_here(execution)
 
 
-def _series(recorder: Recorder, workspace: str, stored: _Stored, behind: Collection[str]) -> CountedSeries | str:
+def _series(database: Database, stored: _Stored, metrics: WorkflowMetrics | None) -> SeriesEvidence | str:
+    if stored.is_archived:
+        return "archived: the series keep what was counted"
+    if stored.checked is None:
+        return "its rows cannot be counted"
+    if metrics is None:
+        return SeriesEvidence(stored.checked, "nothing here shows the series")
+    if not metrics.are_shown:
+        return SeriesEvidence(stored.checked, "another service shows the series")
     execution = stored.run.execution
-    listeners = [queue.listener for queue in recorder.queues.values() if isinstance(queue.listener, MetricsListener)]
-    if not listeners:
-        return "no metrics are counted"
-    listener = listeners[0]
-    is_whole = listener.journal.is_whole(execution.execution_id)
-    if is_whole is None:
-        return _not_here(execution)
-    if {"metrics", "store"} & set(behind):
-        return "a listener is behind"
-    changes = listener.journal.by_series(execution.execution_id)
-    running = _running(listener, recorder.queues, workspace, execution.workflow)
-    return CountedSeries(changes, is_whole, stored.is_announced, listener.measures, running)
-
-
-def _running(listener: MetricsListener, queues: Mapping[str, ListenerQueue], workspace: str, workflow: str) -> Running:
-    """What runs of a workflow, beside its gauges. Both change all the time, so a difference must last."""
+    key = (stored.workspace_id, execution.workflow_id)
+    checked = stored.checked
+    # First, whether what is shown is what was read; then whether that is still what is stored.
+    shown, remembered, running = metrics.remembered(key)
+    before = checked._replace(current=remembered, wrong=[], running=running)
+    if any(shown_differences(before, shown)):
+        return SeriesEvidence(before, shown)
+    # What is shown is read a little later than the rows, and both change all the time: a difference must last.
     for _ in range(_LOOKS):
-        running = listener.running(workspace, workflow)
-        if all(shown == due for shown, due in running.gauges.values()):
+        metrics.refresh()
+        shown = metrics.shown_of(key)
+        if not any(shown_differences(checked, shown)):
             break
-        _flush(queues)
-    return running
+        again = database.look(functools.partial(_checked, key=key, execution_id=execution.execution_id))
+        if again is not None:
+            checked = again
+    return SeriesEvidence(checked, shown)
+
+
+def _checked(connection: Connection, key: tuple[str, str], execution_id: str) -> CheckedSeries | None:
+    try:
+        return check_series(connection, key, execution_id)
+    except (KeyError, TypeError, ValueError):
+        return None  # A row that nothing here writes, such as a step that ended at no time.
 
 
 def _not_here(execution: Row[Any]) -> str:

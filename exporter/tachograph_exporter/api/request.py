@@ -7,11 +7,12 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
 from tachograph.errors import Fault
 from tachograph.recording.recorder import Recorder
 from tachograph.workflow.executor import Executor
+from tachograph_exporter.admission import Admission
 from tachograph_exporter.api import encodings, problems
 from tachograph_exporter.api.caller import caller_of
 from tachograph_exporter.api.workers import Workers
@@ -24,6 +25,7 @@ CONFIG: Final = web.AppKey("config", Config)
 DATABASE: Final = web.AppKey("database", Database)
 RECORDER: Final = web.AppKey("recorder", Recorder)
 EXECUTOR: Final = web.AppKey("executor", Executor)
+ADMISSION: Final = web.AppKey("admission", Admission)
 WORKERS: Final = web.AppKey("workers", Workers)
 
 T = TypeVar("T")
@@ -40,8 +42,8 @@ WORKSPACE_CACHE: Final = web.AppKey("workspace_cache", dict[tuple[str | None, st
 """Workspaces by (id, slug) as requests name them."""
 _READ_HEADERS: Final = frozenset({
     "accept", "accept-encoding", "authorization", "baggage", "content-encoding", "content-type", "host",
-    "if-none-match", "last-event-id", "origin", "sec-fetch-site", "sec-websocket-protocol", "traceparent",
-    "tracestate", "x-project-id", "x-workspace-id", "x-workspace-slug",
+    "idempotency-key", "if-match", "if-none-match", "last-event-id", "origin", "sec-fetch-site",
+    "sec-websocket-protocol", "traceparent", "tracestate", "x-project-id", "x-workspace-id", "x-workspace-slug",
 })  # fmt: skip
 """The headers that are read, here or by the propagator; others may hold any bytes."""
 _SUSPICIOUS: Final = re.compile(rb"\\u0000|[0-9]{19}")
@@ -127,7 +129,11 @@ def decode(body: bytes, kind: type[T]) -> T:
 
 async def read_document(request: web.Request) -> dict[str, Any]:
     """The body as a JSON object, a long one decoded off the event loop. Raises as `read_body` and `decode` do."""
-    body = await read_body(request)
+    return await decode_document(request, await read_body(request))
+
+
+async def decode_document(request: web.Request, body: bytes) -> dict[str, Any]:
+    """A body as a JSON object, a long one decoded off the event loop. Raises as `decode` does."""
     if len(body) < _MIN_THREADED_BYTES:
         return decode(body, dict[str, Any])
     return await request.app[WORKERS].run(lambda: decode(body, dict[str, Any]))
@@ -182,10 +188,18 @@ def _header_or_parameter(request: web.Request, header: str, parameter: str) -> s
     return values.pop() if values else None
 
 
-async def workflow_of(request: web.Request, workspace: Workspace) -> Row[Any]:
-    """The workflow in the path, by id or by name. Raises 404."""
-    name = request.match_info["workflow_id"]
-    row = await request.app[DATABASE].read(lambda c: definition_rows.find_definition(c, workspace.id, name))
+def find_workflow(connection: Connection, workspace: Workspace, name: str) -> Row[Any]:
+    """A workflow of a workspace, by id or by name. Raises 404.
+
+    For reads that go on with it: it is the workflow of the same state of the database.
+    """
+    row = definition_rows.find_definition(connection, workspace.id, name)
     if row is None:
         raise problems.workflow_not_found(name)
     return row
+
+
+async def workflow_of(request: web.Request, workspace: Workspace) -> Row[Any]:
+    """The workflow in the path, by id or by name. Raises 404."""
+    name = request.match_info["workflow_id"]
+    return await request.app[DATABASE].read(lambda c: find_workflow(c, workspace, name))

@@ -38,6 +38,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     request (see `request.workspace_of`). ``needs_token``: the caller needs a token even where none is
     asked for. ``answer``: type of a successful response; ``other_answers``: further types, in JSON; ``media``: further
     media types. ``also``: further statuses with the same body.
+    ``creates``: it creates something, and may be sent again with the same ``Idempotency-Key``.
     ``codes``: problems (see `problems.CODES`) beyond those that `all_codes` derives from the other fields.
     """
 
@@ -47,6 +48,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     scope: str | None = READ
     in_workspace: bool = True
     needs_token: bool = False
+    creates: bool = False
     query: tuple[Parameter, ...] = ()
     body: Any = None
     body_is_optional: bool = False
@@ -87,6 +89,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
             codes += ["workspace_not_found", "invalid_parameters", "store_unavailable", "query_timeout"]
         elif self.query:
             codes.append("invalid_parameters")
+        if self.creates:
+            codes += ["invalid_parameters", "idempotency_key_reused", "store_unavailable"]
         if "{workflow_id}" in self.path:
             codes.append("workflow_not_found")
         if "{execution_id}" in self.path:

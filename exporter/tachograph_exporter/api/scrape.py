@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -19,20 +19,35 @@ from tachograph.recording.recorder import Recorder
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.api.workers import Workers
+from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
+
+
+class Scraped(NamedTuple):
+    """The body of a scrape, and the generation of the newest series in it (see `Births`)."""
+
+    body: bytes
+    generation: int
 
 
 class Scraper:
     """Renders scrapes off the event loop; equal scrapes that arrive meanwhile share the result."""
 
-    def __init__(self, registry: CollectorRegistry, recorder: Recorder, self_metrics: SelfMetrics) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        recorder: Recorder,
+        self_metrics: SelfMetrics,
+        workflow_metrics: WorkflowMetrics,
+    ) -> None:
+        self.workflow_metrics = workflow_metrics
         self._registry = registry
         self._recorder = recorder
         self._self_metrics = self_metrics
         self._workers = Workers("scrape")
-        self._pending: dict[tuple[Format, bool, frozenset[str]], asyncio.Future[bytes]] = {}
+        self._pending: dict[tuple[Format, bool, frozenset[str]], asyncio.Future[Scraped]] = {}
 
-    async def scrape(self, form: Format, *, is_gzip: bool, names: frozenset[str]) -> bytes:
-        """The body of a scrape, optionally compressed with gzip. No ``names``: all metrics."""
+    async def scrape(self, form: Format, *, is_gzip: bool, names: frozenset[str]) -> Scraped:
+        """A scrape, optionally compressed with gzip. No ``names``: all metrics."""
         key = (form, is_gzip, names)
         pending = self._pending.get(key)
         if pending is None:
@@ -42,14 +57,16 @@ class Scraper:
         # A scraper that disconnects must not cancel the others.
         return await asyncio.shield(pending)
 
-    def _render(self, form: Format, is_gzip: bool, names: Sequence[str]) -> bytes:
+    def _render(self, form: Format, is_gzip: bool, names: Sequence[str]) -> Scraped:
         # Events recorded before the scrape belong to it.
-        self._recorder.queues["metrics"].flush(0.5)
+        self._recorder.queues["store"].flush(0.5)
+        self.workflow_metrics.refresh()
         started = time.perf_counter()
+        generation = self.workflow_metrics.births.scraping()
         renderer = render_gzip if is_gzip else render
         body = renderer(self._registry, form, names=names, wait=lambda: time.sleep(0))
         self._self_metrics.scraped(form.name.lower(), time.perf_counter() - started, len(body))
-        return body
+        return Scraped(body, generation)
 
 
 SCRAPER: Final = web.AppKey("scraper", Scraper)
@@ -66,14 +83,28 @@ async def exposition(request: web.Request) -> web.Response:
         timeout = math.nan
     try:
         # The scraper discards an answer after its timeout.
+        scraper = request.app[SCRAPER]
         async with asyncio.timeout(timeout if 0 < timeout < 3600 else None):
-            body = await request.app[SCRAPER].scrape(form, is_gzip=is_gzip, names=names)
+            scraped = await scraper.scrape(form, is_gzip=is_gzip, names=names)
     except TimeoutError:
         raise problems.scrape_timeout(timeout) from None
+    # Nobody has seen the series of a response to HEAD.
+    if not names and request.method != "HEAD":
+        scraper.workflow_metrics.births.scraped(scraped.generation, _regular(request))
     headers = {"Content-Type": form.value, "Vary": "Accept, Accept-Encoding"}
     if is_gzip:
         headers["Content-Encoding"] = "gzip"
-    return web.Response(body=body, headers=headers)
+    return web.Response(body=scraped.body, headers=headers)
+
+
+def _regular(request: web.Request) -> str | None:
+    """Who scrapes, if it says that it does so regularly: Prometheus and its likes tell when they give up."""
+    headers = request.headers
+    if "X-Prometheus-Scrape-Timeout-Seconds" not in headers:
+        return None
+    # The jobs of one Prometheus differ in their formats or parameters.
+    parts = (request.remote, headers.get("User-Agent"), headers.get("Accept"), request.raw_path)
+    return "\n".join([str(part)[:200] for part in parts])
 
 
 ROUTES: Final = (

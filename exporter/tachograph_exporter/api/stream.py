@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -86,42 +86,66 @@ async def _websocket(request: web.Request, stream_filter: StreamFilter, after: i
     socket = web.WebSocketResponse(
         heartbeat=30.0, max_msg_size=_MAX_CLIENT_FRAME_BYTES, compress=False, protocols=(PROTOCOL,), timeout=2.0
     )
-    await socket.prepare(request)
-    becomes_stream(request)
-    messages = request.app[HUB].follow(stream_filter, after)
-    with request.app[SELF_METRICS].stream_client("websocket"):
-        sending = asyncio.create_task(_send(request, socket, messages), name="tachograph websocket")
-        try:
-            count = 0
-            async for message in socket:
-                count += 1
-                if message.type is not WSMsgType.TEXT or count > _MAX_CLIENT_FRAMES:
-                    await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"this stream is read-only")
-        finally:
-            sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sending
+    async with contextlib.aclosing(request.app[HUB].follow(stream_filter, after)) as messages:
+        first = await _first(messages)
+        await socket.prepare(request)
+        becomes_stream(request)
+        with request.app[SELF_METRICS].stream_client("websocket"):
+            sending = asyncio.create_task(_send(request, socket, first, messages), name="tachograph websocket")
+            try:
+                count = 0
+                async for message in socket:
+                    count += 1
+                    if message.type is not WSMsgType.TEXT or count > _MAX_CLIENT_FRAMES:
+                        await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"this stream is read-only")
+            finally:
+                sending.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await sending
     return socket
 
 
+async def _first(messages: AsyncGenerator[list[Message], None]) -> list[Message]:
+    """The first messages. Once they are there, following is effective, so the handshake is answered only then.
+
+    Raises 503.
+    """
+    try:
+        return await anext(messages)
+    except Closing:
+        raise problems.shutting_down() from None
+    except TimeoutError:
+        raise problems.store_unavailable() from None
+
+
+async def _from_first(
+    first: list[Message], messages: AsyncGenerator[list[Message], None]
+) -> AsyncIterator[list[Message]]:
+    yield first
+    async for group in messages:
+        yield group
+
+
 async def _send(
-    request: web.Request, socket: web.WebSocketResponse, messages: AsyncGenerator[list[Message], None]
+    request: web.Request,
+    socket: web.WebSocketResponse,
+    first: list[Message],
+    messages: AsyncGenerator[list[Message], None],
 ) -> None:
     """Write messages to a client as fast as it reads them."""
     try:
-        async with contextlib.aclosing(messages):
-            async for group in messages:
-                transport = request.transport
-                if transport is None or socket.closed:
-                    return
-                # Whole frames, built once for all clients, written straight to the socket.
-                transport.write(b"".join([message.frame for message in group]))
-                waited = 0.0
-                while (size := transport.get_write_buffer_size()) > _MAX_BUFFERED_BYTES:
-                    await asyncio.sleep(_POLL_SECONDS)
-                    waited = waited + _POLL_SECONDS if transport.get_write_buffer_size() >= size else 0.0
-                    if waited >= STALL_SECONDS:
-                        raise TooSlow(f"nothing read for {STALL_SECONDS:g} s")  # noqa: TRY301
+        async for group in _from_first(first, messages):
+            transport = request.transport
+            if transport is None or socket.closed:
+                return
+            # Whole frames, built once for all clients, written straight to the socket.
+            transport.write(b"".join([message.frame for message in group]))
+            waited = 0.0
+            while (size := transport.get_write_buffer_size()) > _MAX_BUFFERED_BYTES:
+                await asyncio.sleep(_POLL_SECONDS)
+                waited = waited + _POLL_SECONDS if transport.get_write_buffer_size() >= size else 0.0
+                if waited >= STALL_SECONDS:
+                    raise TooSlow(f"nothing read for {STALL_SECONDS:g} s")  # noqa: TRY301
     except TooSlow as error:
         request.app[SELF_METRICS].stream_client_refused("too_slow")
         await socket.close(code=TOO_SLOW, message=str(error).encode()[:120])
@@ -158,7 +182,7 @@ async def _open(
 ) -> web.StreamResponse:
     query = Query(request)
     stream_filter, after = await _subscription(request, query, workflow=workflow, execution=execution, step=step)
-    if request.headers.get("Upgrade", "").lower() != "websocket":
+    if request.method != "GET" or request.headers.get("Upgrade", "").lower() != "websocket":
         raise problems.upgrade_required()
     return await _websocket(request, stream_filter, after)
 
@@ -176,14 +200,18 @@ async def sse_stream(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers=headers)
     response.content_type = "text/event-stream"
     response.charset = "utf-8"
+    if request.method == "HEAD":
+        await response.prepare(request)
+        return response
     self_metrics = request.app[SELF_METRICS]
-    response.force_close()
-    await response.prepare(request)
-    becomes_stream(request)
-    with self_metrics.stream_client("sse"), contextlib.suppress(ConnectionError, Closing):
-        async with contextlib.aclosing(request.app[HUB].follow(stream_filter, after)) as messages:
+    async with contextlib.aclosing(request.app[HUB].follow(stream_filter, after)) as messages:
+        first = await _first(messages)
+        response.force_close()
+        await response.prepare(request)
+        becomes_stream(request)
+        with self_metrics.stream_client("sse"), contextlib.suppress(ConnectionError, Closing):
             try:
-                async for group in messages:
+                async for group in _from_first(first, messages):
                     # `write` waits until the socket's buffer has room.
                     async with asyncio.timeout(STALL_SECONDS):
                         await response.write(b"".join([message.sse for message in group]))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from tachograph.clock import NS
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caller import caller_of
 from tachograph_exporter.api.guard import AUTHENTICATOR
+from tachograph_exporter.api.idempotency import answer, keyed_request, once
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, decode, json_response, read_body
 from tachograph_exporter.api.routes import PAGE, Route
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store import workspaces as workspace_rows
+from tachograph_exporter.store.idempotency import Answer
 from tachograph_exporter.store.tokens import ADMIN
 from tachograph_exporter.views.schemas.common import Page
 from tachograph_exporter.views.schemas.workspaces import CreatedToken, NewToken, TokenInfo
@@ -36,10 +38,11 @@ async def list_tokens(request: web.Request) -> web.Response:
 
 async def create_token(request: web.Request) -> web.Response:
     """``POST /api/tokens``: create a token. Its secret is in this response only."""
-    new = decode(await read_body(request), NewToken)
+    body = await read_body(request)
+    new = decode(body, NewToken)
     bound_id = caller_of(request).workspace_id
 
-    def save(connection: Connection) -> tuple[Row[Any], str]:
+    def save(connection: Connection) -> Answer:
         workspace_id = bound_id
         if new.workspace is not None:
             workspace = workspace_rows.find_workspace(connection, new.workspace)
@@ -53,12 +56,12 @@ async def create_token(request: web.Request) -> web.Response:
             workspace_id=workspace_id,
             expires_ns=_days_from_now(new.expires_in_days),
         )
-        return next(row for row in token_rows.tokens(connection) if row.id == identifier), token
+        row = next(row for row in token_rows.tokens(connection) if row.id == identifier)
+        info = token_info(row, time.time_ns())
+        fields = {name: getattr(info, name) for name in info.__struct_fields__}
+        return answer(CreatedToken(**fields, token=token), 201)
 
-    row, token = await request.app[DATABASE].write(save)
-    info = token_info(row, time.time_ns())
-    fields = {name: getattr(info, name) for name in info.__struct_fields__}
-    return json_response(CreatedToken(**fields, token=token), 201)
+    return await once(request, keyed_request(request, body), save)
 
 
 def _days_from_now(days: float | None) -> int | None:
@@ -78,7 +81,7 @@ ROUTES: Final = (
     Route(method="GET", path="/api/tokens", handler=list_tokens, in_workspace=False, scope=ADMIN, query=PAGE,
           response=Page[TokenInfo]),
     Route(method="POST", path="/api/tokens", handler=create_token, in_workspace=False, scope=ADMIN, needs_token=True,
-          body=NewToken,
+          creates=True, body=NewToken,
           body_example={"name": "prometheus", "scopes": ["read"], "expires_in_days": 365}, response=CreatedToken,
           status=201, codes=("workspace_not_found",)),
     Route(method="DELETE", path="/api/tokens/{token_id}", handler=revoke_token, in_workspace=False, scope=ADMIN,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from aiohttp import web
+from sqlalchemy import Connection
 
 from tachograph_exporter.api.query import Query
-from tachograph_exporter.api.request import DATABASE, json_response, workflow_of, workspace_of
+from tachograph_exporter.api.request import DATABASE, find_workflow, json_response, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.trends import BUCKETS, MAX_BUCKETS, bucket_range, read_trends
@@ -28,13 +29,14 @@ async def trends(request: web.Request) -> web.Response:
         query.fault("from", f"the range has {count} buckets of {bucket}; at most {MAX_BUCKETS} are allowed")
     query.done()
     workspace = await workspace_of(request)
-    workflow = await workflow_of(request, workspace)
-    key = (workspace.id, workflow.id)
-    return json_response(
-        await request.app[DATABASE].read(
-            lambda c: read_trends(c, key, workflow, bucket, low_s, max(low_s, high_s), step)
-        )
-    )
+    name = request.match_info["workflow_id"]
+
+    def read(connection: Connection) -> WorkflowTrends:
+        workflow = find_workflow(connection, workspace, name)
+        key = (workspace.id, workflow.id)
+        return read_trends(connection, key, workflow, bucket, low_s, max(low_s, high_s), step)
+
+    return json_response(await request.app[DATABASE].read(read))
 
 
 ROUTES: Final = (

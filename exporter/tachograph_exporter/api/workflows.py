@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -14,22 +14,27 @@ from opentelemetry.propagate import extract
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from tachograph.errors import ExecutorClosed, Fault, InvalidInputs, InvalidWorkflow
+from tachograph.errors import ExecutorClosed, Fault, InvalidInputs, InvalidWorkflow, StoreUnavailable
 from tachograph.identity import new_execution_ref
+from tachograph.quiet_log import QuietLog
 from tachograph.spans.propagation import caller
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
 from tachograph.workflow.validation import Report, validate_document
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.api import problems
+from tachograph_exporter.api.caching import check_preconditions, strong_tag
+from tachograph_exporter.api.idempotency import answer, find_answer, keyed_request, once, respond
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import (
+    ADMISSION,
     CONFIG,
     DATABASE,
     EXECUTOR,
-    RECORDER,
     WORKERS,
     decode,
+    decode_document,
+    find_workflow,
     json_response,
     project_of,
     project_slug,
@@ -41,6 +46,7 @@ from tachograph_exporter.api.request import (
 from tachograph_exporter.api.routes import PAGE, Route
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import locking
+from tachograph_exporter.store.idempotency import Answer, KeyReused
 from tachograph_exporter.store.removal import remove_workflow
 from tachograph_exporter.store.tokens import WRITE
 from tachograph_exporter.views.schemas.common import Page
@@ -52,6 +58,8 @@ from tachograph_exporter.views.schemas.workflows import (
     WorkflowSummary,
 )
 from tachograph_exporter.views.workflows import workflow_detail, workflow_summary
+
+quiet = QuietLog(logging.getLogger(__name__))
 
 
 async def _validated(request: web.Request, document: Mapping[str, Any]) -> tuple[Workflow | None, Report]:
@@ -75,7 +83,8 @@ async def list_workflows(request: web.Request) -> web.Response:
 
 async def create(request: web.Request) -> web.Response:
     """``POST /api/workflows``: register a definition; 201 with its id."""
-    document = await read_document(request)
+    body = await read_body(request)
+    document = await decode_document(request, body)
     workspace = await workspace_of(request)
     project = await project_of(request, workspace)
     # Older clients name the project in the document.
@@ -86,27 +95,38 @@ async def create(request: web.Request) -> web.Response:
         raise problems.invalid_workflow(report.errors)
     now = time.time_ns()
 
-    def save(connection: Connection) -> Row[Any]:
+    def save(connection: Connection) -> Answer:
         row = definition_rows.register(connection, workspace.id, project or "default", workflow, now)
         if row is None:
             raise problems.workflow_exists(workflow.name)
-        return row
+        return answer(workflow_detail(row, report.warnings), 201, f"/api/workflows/{row.id}", version_tag(row))
 
     try:
-        row = await request.app[DATABASE].write(save)
+        return await once(request, keyed_request(request, body, workspace.id), save)
     except IntegrityError:
         raise problems.workflow_exists(workflow.name) from None
-    location = {"Location": f"/api/workflows/{row.id}"}
-    return json_response(workflow_detail(row, report.warnings), 201, location)
 
 
 async def read(request: web.Request) -> web.Response:
-    """``GET /api/workflows/{workflow_id}``: the workflow with its definition."""
-    return json_response(workflow_detail(await workflow_of(request, await workspace_of(request))))
+    """``GET /api/workflows/{workflow_id}``: the workflow with its definition.
+
+    `ETag` is the version of the definition, see `PATCH`.
+    """
+    row = await workflow_of(request, await workspace_of(request))
+    return json_response(workflow_detail(row), headers={"ETag": version_tag(row)})
+
+
+def version_tag(row: Row[Any]) -> str:
+    """The entity tag of a definition; another one after each change."""
+    return strong_tag(msgspec.json.encode([row.id, row.updated_ns, row.project, row.name, row.version, row.document]))
 
 
 async def change(request: web.Request) -> web.Response:
-    """``PATCH /api/workflows/{workflow_id}``: replace the given fields of the definition."""
+    """``PATCH /api/workflows/{workflow_id}``: replace the given fields of the definition.
+
+    With `If-Match` and the `ETag` of an earlier response, only if the definition is still that version; else 412.
+    Without it, the fields are replaced in the newest version.
+    """
     workspace = await workspace_of(request)
     listed = await workflow_of(request, workspace)
     changes = await read_document(request)
@@ -119,6 +139,7 @@ async def change(request: web.Request) -> web.Response:
         row = definition_rows.definition(connection, workspace.id, identifier=listed.id)
         if row is None:
             raise problems.workflow_not_found(listed.id)
+        check_preconditions(request, version_tag(row))
         if row.document is None:
             raise problems.not_runnable(row.name)
         workflow, report = validate_document({**msgspec.json.decode(row.document), **changes}, handlers)
@@ -133,16 +154,28 @@ async def change(request: web.Request) -> web.Response:
         return saved, report.warnings
 
     row, warnings = await request.app[DATABASE].write(save)
-    return json_response(workflow_detail(row, warnings))
+    return json_response(workflow_detail(row, warnings), headers={"ETag": version_tag(row)})
 
 
 async def remove(request: web.Request) -> web.Response:
-    """``DELETE /api/workflows/{workflow_id}``: delete it with all its executions; 409 while one of them is open."""
+    """``DELETE /api/workflows/{workflow_id}``: delete it with all its executions; 409 while one of them is open.
+
+    With `If-Match` and the `ETag` of an earlier response, only if the definition is still that version; else 412. A
+    program that runs the workflow afterwards registers it again.
+    """
     workspace = await workspace_of(request)
-    row = await workflow_of(request, workspace)
-    open_count = await request.app[DATABASE].write(lambda c: remove_workflow(c, workspace.id, row.id))
-    if open_count:
-        raise problems.workflow_busy(row.name, open_count)
+    name = request.match_info["workflow_id"]
+
+    def delete(connection: Connection) -> None:
+        # Locked while it is read, checked and deleted: no other change comes between.
+        locking.lock(connection)
+        row = find_workflow(connection, workspace, name)
+        check_preconditions(request, version_tag(row))
+        still_open = remove_workflow(connection, workspace.id, row.id)
+        if still_open.total:
+            raise problems.workflow_busy(row.name, still_open.total, still_open.ids)
+
+    await request.app[DATABASE].write(delete)
     return web.Response(status=204)
 
 
@@ -159,13 +192,20 @@ async def templates(_request: web.Request) -> web.Response:
 
 
 async def execute(request: web.Request) -> web.Response:
-    """``POST /api/workflows/{workflow_id}/execute``: start an execution; 202 once it is durably stored."""
+    """``POST /api/workflows/{workflow_id}/execute``: start an execution; 202 once it is durably stored.
+
+    It starts when it is stored, so that one answered with 503 was not started. Whether it was is not known when no
+    answer comes: send an `Idempotency-Key` to try again without starting another.
+    """
     workspace = await workspace_of(request)
     row = await workflow_of(request, workspace)
     body = await read_body(request)
     new = decode(body, NewExecution) if body.strip() else NewExecution()
     if row.document is None:
         raise problems.not_runnable(row.name)
+    keyed = keyed_request(request, body, workspace.id)
+    if keyed is not None and (earlier := await find_answer(request, keyed)) is not None:
+        return respond(earlier, is_replayed=True)
     executor, config = request.app[EXECUTOR], request.app[CONFIG]
     limit = config.max_executions + config.max_queued_executions
     if executor.open_executions >= limit:
@@ -180,7 +220,7 @@ async def execute(request: web.Request) -> web.Response:
             version=row.version,
             project=row.project,
         )
-        executor.submit(_parse(row.document), new.input_variables, execution=execution)
+        accepted = executor.accept(_parse(row.document), new.input_variables, execution=execution)
     except InvalidInputs as error:
         raise problems.invalid_inputs(error.faults) from None
     except InvalidWorkflow as error:
@@ -189,13 +229,16 @@ async def execute(request: web.Request) -> web.Response:
         raise problems.shutting_down() from None
     finally:
         otel_context.detach(token)
-    queue = request.app[RECORDER].queues["store"]
-    if not await asyncio.get_running_loop().run_in_executor(None, queue.flush, 5.0):
-        executor.cancel(execution.execution_id, "the database did not store it in time")
-        raise problems.not_durable()
-    accepted = Submitted(execution_id=execution.execution_id, workflow_id=row.id, trace_id=execution.trace_id)
-    location = {"Location": f"/api/workflows/executions/{execution.execution_id}"}
-    return json_response(accepted, 202, location)
+    submitted = Submitted(execution_id=execution.execution_id, workflow_id=row.id, trace_id=execution.trace_id)
+    expected = answer(submitted, 202, f"/api/workflows/executions/{execution.execution_id}")
+    try:
+        given = await request.app[ADMISSION].admit(accepted, expected, keyed)
+    except KeyReused as error:
+        raise problems.key_reused(error) from None
+    except StoreUnavailable as error:
+        quiet.warning("not accepted", "an execution of %s was not accepted: %s", row.name, error)
+        raise problems.not_durable() from None
+    return respond(given, is_replayed=given is not expected)
 
 
 _MAX_PARSED: Final = 64
@@ -225,7 +268,8 @@ ROUTES: Final = (
     Route(method="GET", path="/api/workflows", handler=list_workflows, query=PAGE, response=Page[WorkflowSummary],
           codes=("project_not_found",)),
     Route(method="POST", path="/api/workflows", handler=create, scope=WRITE, body=Document, body_example=_EXAMPLE,
-          response=WorkflowDetail, status=201, codes=("project_not_found", "workflow_exists", "invalid_workflow")),
+          creates=True, response=WorkflowDetail, status=201,
+          codes=("project_not_found", "workflow_exists", "invalid_workflow")),
     Route(method="POST", path="/api/workflows/validate", handler=validate, body=Document, body_example=_EXAMPLE,
           in_workspace=False, response=ValidationResult),
     Route(method="GET", path="/api/workflows/templates", handler=templates, in_workspace=False,
@@ -233,10 +277,10 @@ ROUTES: Final = (
     Route(method="GET", path="/api/workflows/{workflow_id}", handler=read, response=WorkflowDetail),
     Route(method="PATCH", path="/api/workflows/{workflow_id}", handler=change, scope=WRITE, body=Document,
           body_example={"version": "2"}, response=WorkflowDetail,
-          codes=("not_runnable", "workflow_exists", "invalid_workflow")),
+          codes=("not_runnable", "workflow_exists", "invalid_workflow", "precondition_failed")),
     Route(method="DELETE", path="/api/workflows/{workflow_id}", handler=remove, scope=WRITE, status=204,
-          codes=("workflow_busy",)),
+          codes=("workflow_busy", "precondition_failed")),
     Route(method="POST", path="/api/workflows/{workflow_id}/execute", handler=execute, scope=WRITE, body=NewExecution,
-          body_is_optional=True, body_example={"input_variables": {"rows": 50}}, response=Submitted, status=202,
-          codes=("not_runnable", "invalid_inputs", "invalid_workflow", "too_many_executions")),
+          creates=True, body_is_optional=True, body_example={"input_variables": {"rows": 50}}, response=Submitted,
+          status=202, codes=("not_runnable", "invalid_inputs", "invalid_workflow", "too_many_executions")),
 )  # fmt: skip

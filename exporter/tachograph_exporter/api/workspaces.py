@@ -10,10 +10,12 @@ from sqlalchemy import Connection, Row
 
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caller import caller_of
+from tachograph_exporter.api.idempotency import answer, keyed_request, once
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, decode, json_response, read_body
 from tachograph_exporter.api.routes import PAGE, Route
 from tachograph_exporter.store import workspaces as workspace_rows
+from tachograph_exporter.store.idempotency import Answer
 from tachograph_exporter.store.tokens import ADMIN
 from tachograph_exporter.views.schemas.common import Page
 from tachograph_exporter.views.schemas.workspaces import NewWorkspace, ProjectInfo, WorkspaceInfo
@@ -32,15 +34,20 @@ async def list_workspaces(request: web.Request) -> web.Response:
 
 async def create_workspace(request: web.Request) -> web.Response:
     """``POST /api/workspaces``: create a workspace with a project named "default"."""
-    new = decode(await read_body(request), NewWorkspace)
+    body = await read_body(request)
+    new = decode(body, NewWorkspace)
     if caller_of(request).workspace_id is not None:
         raise problems.forbidden("the token is bound to one workspace and cannot create others")
 
     now = time.time_ns()
-    row = await request.app[DATABASE].write(lambda c: workspace_rows.create_workspace(c, new.slug, now, new.name))
-    if row is None:
-        raise problems.workspace_exists(new.slug)
-    return json_response(workspace_info(row), 201, {"Location": f"/api/workspaces/{row.id}"})
+
+    def save(connection: Connection) -> Answer:
+        row = workspace_rows.create_workspace(connection, new.slug, now, new.name)
+        if row is None:
+            raise problems.workspace_exists(new.slug)
+        return answer(workspace_info(row), 201, f"/api/workspaces/{row.id}")
+
+    return await once(request, keyed_request(request, body), save)
 
 
 async def _workspace_in_path(request: web.Request) -> Row[Any]:
@@ -74,14 +81,17 @@ async def list_projects(request: web.Request) -> web.Response:
 async def create_project(request: web.Request) -> web.Response:
     """``POST /api/workspaces/{workspace}/projects``: create a project in a workspace."""
     workspace = await _workspace_in_path(request)
-    new = decode(await read_body(request), NewWorkspace)
+    body = await read_body(request)
+    new = decode(body, NewWorkspace)
     now = time.time_ns()
-    row = await request.app[DATABASE].write(
-        lambda c: workspace_rows.create_project(c, workspace.slug, new.slug, now, new.name)
-    )
-    if row is None:
-        raise problems.project_exists(new.slug)
-    return json_response(project_info(row), 201)
+
+    def save(connection: Connection) -> Answer:
+        row = workspace_rows.create_project(connection, workspace.slug, new.slug, now, new.name)
+        if row is None:
+            raise problems.project_exists(new.slug)
+        return answer(project_info(row), 201)
+
+    return await once(request, keyed_request(request, body, workspace.id), save)
 
 
 _EXAMPLE: Final = {"slug": "shipping", "name": "Shipping"}
@@ -90,12 +100,13 @@ ROUTES: Final = (
     Route(method="GET", path="/api/workspaces", handler=list_workspaces, in_workspace=False, query=PAGE,
           response=Page[WorkspaceInfo]),
     Route(method="POST", path="/api/workspaces", handler=create_workspace, in_workspace=False, scope=ADMIN,
-          body=NewWorkspace, body_example=_EXAMPLE, response=WorkspaceInfo, status=201, codes=("workspace_exists",)),
+          creates=True, body=NewWorkspace, body_example=_EXAMPLE, response=WorkspaceInfo, status=201,
+          codes=("workspace_exists",)),
     Route(method="GET", path="/api/workspaces/{workspace}", handler=read_workspace, in_workspace=False,
           response=WorkspaceInfo, codes=("workspace_not_found",)),
     Route(method="GET", path="/api/workspaces/{workspace}/projects", handler=list_projects, in_workspace=False,
           query=PAGE, response=Page[ProjectInfo], codes=("workspace_not_found",)),
     Route(method="POST", path="/api/workspaces/{workspace}/projects", handler=create_project, in_workspace=False,
-          scope=ADMIN, body=NewWorkspace, body_example=_EXAMPLE, response=ProjectInfo, status=201,
+          creates=True, scope=ADMIN, body=NewWorkspace, body_example=_EXAMPLE, response=ProjectInfo, status=201,
           codes=("workspace_not_found", "project_exists")),
 )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tachograph.errors import StoreError
 from tachograph.workflow.builtin.addresses import ALLOW_VARIABLE
 from tachograph_exporter.cli.common import (
     DATABASE,
@@ -25,7 +26,7 @@ from tachograph_exporter.cli.common import (
 )
 from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.config import DEFAULT_LISTEN, TOKEN_VARIABLE, Config, parse_listen, read_token
-from tachograph_exporter.service import Service
+from tachograph_exporter.service import CannotListen, Service
 from tachograph_exporter.service import serve as serve_until_stopped
 
 ListenOption = Annotated[str, typer.Option(help="Address to listen on, HOST:PORT.")]
@@ -129,8 +130,8 @@ def run_service(service: Service, on_ready: Callable[[str], None]) -> None:
     """Serve until the process is asked to stop. ``on_ready`` is called with the address."""
     try:
         asyncio.run(serve_until_stopped(service, on_ready))
-    except OSError as error:
-        fail(f"cannot listen on {service.config.host}:{service.config.port}: {error.strerror or error}")
+    except (CannotListen, StoreError) as error:
+        fail(str(error))
 
 
 def print_addresses(address: str, service: Service) -> None:

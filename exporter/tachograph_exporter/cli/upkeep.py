@@ -6,14 +6,17 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
-from tachograph_exporter.cli.common import DATABASE, DatabaseOption, app, fail, open_database, out, report_errors
+from tachograph_exporter.cli.common import DATABASE, DatabaseOption, app, err, fail, open_database, out, report_errors
+from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.store import archiving
 from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
+from tachograph_exporter.store.series.recount import recount_one
 from tachograph_exporter.times import parse_duration
 
-rollups_app = typer.Typer(no_args_is_help=True, help="Check or rebuild the rollups.")
+rollups_app = typer.Typer(no_args_is_help=True, help="Check or rebuild the rollups and the series of metrics.")
 app.add_typer(rollups_app, name="rollups")
 
 
@@ -22,16 +25,30 @@ def rebuild(
     database: DatabaseOption = DATABASE,
     check: Annotated[bool, typer.Option(help="Only report differences; exit code 1 if there are any.")] = False,
 ) -> None:
-    """Rebuild the rollups from the executions and report how many rows differed. There should be none."""
+    """Rebuild rollups and series of metrics from the executions and report how many differed. There should be none."""
     with report_errors(), open_database(database, must_exist=True) as store:
         differing = 0
         keys = store.look(rollup_rebuild.workflows_with_executions)
+        faults = 0
         for key in keys:
-            # One transaction per workflow, so that other writers are not blocked for long.
-            differing += store.run(lambda c, key=key: rollup_rebuild.rebuild_one(c, key, write=not check))  # type: ignore[misc]
+            try:
+                # One transaction per workflow, so that other writers are not blocked for long.
+                differing += store.run(
+                    lambda c, key=key: rollup_rebuild.rebuild_one(c, key, write=not check),  # type: ignore[misc]
+                    is_long=True,
+                )
+                differing += store.run(
+                    lambda c, key=key: recount_one(c, key, write=not check),  # type: ignore[misc]
+                    is_long=True,
+                )
+            except (KeyError, TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+                # A row that nothing here writes; the other workflows are counted all the same.
+                faults += 1
+                err.print(f"workflow {key[1]} cannot be counted: {shown(repr(error))}", soft_wrap=True)
     verb = "differ" if check else "differed and were corrected"
-    out.print(f"{len(keys)} workflow(s): {f'{differing} row(s) {verb}' if differing else 'all rows are correct'}")
-    raise typer.Exit(1 if check and differing else 0)
+    wrong = f"{differing} row(s) or series {verb}"
+    out.print(f"{len(keys)} workflow(s): {wrong if differing else 'all rows and series are correct'}")
+    raise typer.Exit(1 if faults or (check and differing) else 0)
 
 
 @app.command()

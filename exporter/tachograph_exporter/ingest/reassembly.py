@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -9,13 +10,17 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, select, update
 
 from tachograph.clock import NS
+from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
+from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest import span_rows, trace_executions
 from tachograph_exporter.ingest.announcements import Announced, mark_reassembled
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.ingest.trace_executions import Reading
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.schema import traces, workspaces
+
+quiet = QuietLog(logging.getLogger(__name__))
 
 _CLAIM_SECONDS: Final = 120.0
 
@@ -62,7 +67,25 @@ def claim_due(connection: Connection, limit: int = 20) -> list[DueTrace]:
 
 
 def reassemble(store: SpanStore, due: DueTrace) -> None:
-    """Assemble a trace's executions again and publish what is new. Blocks; reads its spans before the transaction."""
+    """Assemble a trace's executions again and publish what is new. Blocks; reads its spans before the transaction.
+
+    Raises `StoreUnavailable`. A trace that cannot be assembled is set aside with the reason, and is not due any more.
+    """
+    try:
+        _reassemble(store, due)
+    except StoreUnavailable:
+        raise
+    except Exception as error:
+        quiet.exception(type(error), "trace %s could not be assembled again", due.trace_id)
+        first = store.database.look(lambda c: span_rows.of_trace(c, due.workspace_id, due.trace_id))[:1]
+        if first:
+            # Its spans are stored; one of them is enough to try again.
+            store.set_aside(due.workspace, first, error)
+        is_trace = (_traces.workspace_id == due.workspace_id) & (_traces.trace_id == due.trace_id)
+        store.database.run(lambda c: c.execute(update(traces).where(is_trace).values(due_ns=None)))
+
+
+def _reassemble(store: SpanStore, due: DueTrace) -> None:
     kept = store.database.look(lambda c: span_rows.of_trace(c, due.workspace_id, due.trace_id, is_slim=True))
     if not kept:
         return

@@ -17,14 +17,16 @@ from sqlalchemy import Connection
 
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
+from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest.envelope import is_too_much
 from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore
 from tachograph_exporter.ingest.spans import MAX_SPANS, BadRequest, SpanRecord, parse, records
 
-log = logging.getLogger(__name__)
+quiet = QuietLog(logging.getLogger(__name__))
 
 MAX_BYTES: Final = 64 << 20
 """Bytes of requests that may wait; further requests are asked to retry."""
+CLOSE_SECONDS: Final = 3.0
 _BATCH_BYTES: Final = 4 << 20
 _BATCH_REQUESTS: Final = 64
 _MAX_REASONS: Final = 5
@@ -80,62 +82,112 @@ class Receiver:
             self._waiting -= size
 
     def submit(self, workspace_id: str, workspace: str, body: bytes, *, is_json: bool) -> Future[Answer]:
-        """Queue a request's body. The future raises `BadRequest` or `StoreUnavailable`."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="tachograph-receiver", daemon=True)
-            self._thread.start()
+        """Queue a request's body. The future raises `BadRequest` or `StoreUnavailable`.
+
+        Raises `StoreUnavailable` when no thread can be started.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._work, name="tachograph-receiver", daemon=True)
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError) as error:
+                raise StoreUnavailable(f"no thread can be started now: {error}") from error
+            self._thread = thread
         answer: Future[Answer] = Future()
         self._queue.put(_Request(workspace_id, workspace, body, is_json, answer))
         return answer
 
     def close(self) -> None:
-        """Store what waits, then stop."""
+        """Store what waits, then stop; what is not stored within `CLOSE_SECONDS` has not been acknowledged."""
         if self._thread is not None:
             self._queue.put(None)
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
             self._thread = None
 
     def _work(self) -> None:
         is_open = True
         while is_open:
-            batch: list[_ReadRequest] = []
-            size = 0
-            request = self._queue.get()
-            while True:
-                if request is None:
-                    is_open = False
-                    break
-                size += len(request.body)
-                if (read := _read(request)) is not None:
-                    batch.append(read)
-                if size >= _BATCH_BYTES or len(batch) >= _BATCH_REQUESTS:
-                    break
-                try:
-                    request = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            if batch:
-                self._store(batch)
+            requests: list[_Request] = []
+            try:
+                is_open = self._store_next(requests)
+            except BaseException as error:
+                # Out of memory, for instance. Whoever waits must get an answer.
+                for request in requests:
+                    if not request.answer.done():
+                        request.answer.set_exception(error)
+                quiet.exception(type(error), "a batch of spans could not be stored")
+
+    def _store_next(self, requests: list[_Request]) -> bool:
+        """Store a batch of waiting requests, which are added to ``requests``. Returns False when it is time to stop."""
+        batch: list[_ReadRequest] = []
+        size = 0
+        is_open = True
+        request = self._queue.get()
+        while True:
+            if request is None:
+                is_open = False
+                break
+            requests.append(request)
+            size += len(request.body)
+            if (read := _read(request)) is not None:
+                batch.append(read)
+            if size >= _BATCH_BYTES or len(batch) >= _BATCH_REQUESTS:
+                break
+            try:
+                request = self._queue.get_nowait()
+            except queue.Empty:
+                break
+        if batch:
+            self._store(batch)
+        return is_open
 
     def _store(self, batch: Sequence[_ReadRequest]) -> None:
-        """Commit a batch and answer its requests; after an unexpected error, each request by itself."""
+        """Commit a batch and answer its requests. If something in it is refused, find it by storing the halves."""
         try:
             answers = self.store.commit(lambda connection: self._take(connection, batch))
         except StoreUnavailable as error:
-            log.warning("spans could not be stored: %s", error)
+            quiet.warning("unavailable", "spans could not be stored: %s", error)
             for read in batch:
                 read.request.answer.set_exception(StoreUnavailable(str(error)))
-        except Exception as error:
+        except Exception:
             if len(batch) > 1:
-                for read in batch:
-                    self._store([read])
+                self._store(batch[: len(batch) // 2])
+                self._store(batch[len(batch) // 2 :])
             else:
-                batch[0].request.answer.set_exception(error)
+                self._store_by_trace(batch[0])
         else:
             for read, answer in zip(batch, answers, strict=True):
                 self.stored += answer.stored
                 self.rejected += answer.rejected
                 read.request.answer.set_result(answer)
+
+    def _store_by_trace(self, read: _ReadRequest) -> None:
+        """Store each trace of a request by itself. One that is refused is set aside, and its spans are rejected."""
+        spans_by_trace: dict[str, list[SpanRecord]] = {}
+        for span in read.spans:
+            spans_by_trace.setdefault(span.trace_id, []).append(span)
+        stored, rejections = 0, list(read.rejections)
+        try:
+            for trace_id, spans in spans_by_trace.items():
+                part = read._replace(spans=spans, rejections=[])
+                try:
+                    (answer,) = self.store.commit(lambda c, part=part: self._take(c, [part]))  # type: ignore[misc]
+                except StoreUnavailable:
+                    raise
+                except Exception as error:
+                    quiet.exception(("refused", type(error)), "trace %s could not be stored", trace_id)
+                    self.store.set_aside(read.request.workspace, spans, error)
+                    why = f"trace {trace_id} could not be stored and was set aside: {type(error).__name__}"
+                    rejections += [why] * len(spans)
+                else:
+                    stored += answer.stored
+                    rejections += [answer.why] * answer.rejected
+        except Exception as error:
+            read.request.answer.set_exception(error)
+            return
+        self.stored += stored
+        self.rejected += len(rejections)
+        read.request.answer.set_result(_answer(stored, rejections))
 
     def _take(self, connection: Connection, batch: Sequence[_ReadRequest]) -> tuple[list[Answer], list[Event]]:
         by_workspace: dict[tuple[str, str], list[_ReadRequest]] = {}
@@ -182,7 +234,7 @@ def _read(request: _Request) -> _ReadRequest | None:
                 spans.append(span)
     except Exception as error:
         if not isinstance(error, BadRequest):
-            log.exception("a request could not be read")
+            quiet.exception(("read", type(error)), "a request could not be read")
         request.answer.set_exception(error)
         return None
     if not spans:

@@ -20,9 +20,9 @@ from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_rows import MAX_AT_ONCE, SpanRows, ends_of, stored_spans, trace_rows
-from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.spans import SpanRecord, export_request
 from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
-from tachograph_exporter.store import locking
+from tachograph_exporter.store import locking, refused
 from tachograph_exporter.store.writer import StoreWriter
 
 MAX_TRACE_SPANS: Final = 200_000
@@ -71,6 +71,11 @@ class SpanStore:
             if events:
                 self._publish(events)
         return result
+
+    def set_aside(self, workspace: str, spans: Sequence[SpanRecord], error: BaseException) -> None:
+        """Keep spans of a trace that were refused, with the reason. Raises `StoreUnavailable`."""
+        trace_id = spans[0].trace_id
+        self._writer.set_record_aside(refused.TRACE, workspace, trace_id, error, export_request(spans))
 
     def take(self, connection: Connection, workspace_id: str, workspace: str, arrived: Iterable[SpanRecord]) -> Taken:
         """Store spans and bring the executions of their traces up to date."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -18,8 +19,17 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesData
 
+from tachograph.clock import NS
+
 MAX_SPANS: Final = 100_000
 """Spans one request may carry."""
+EARLIEST_NS: Final = 946_684_800 * NS
+"""The year 2000: a clock that shows an earlier time was never set."""
+AHEAD_SECONDS: Final = 86_400.0
+"""How far a span's clock may be ahead of this one."""
+LONGEST_SECONDS: Final = 366 * 86_400.0
+"""How long a span may last: a longer one began before its clock was set."""
+_MAX_FIXED64: Final = (1 << 64) - 1
 
 
 class BadRequest(ValueError):
@@ -112,7 +122,9 @@ def _ids_to_base64(value: Any) -> Any:
         return value
     converted = {}
     for key, item in value.items():
-        if key in ("traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"):
+        if key in _TIMES:
+            converted[key] = _in_range(item)
+        elif key in ("traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"):
             if not isinstance(item, str):
                 raise ValueError(f"{key} is not a string")
             try:
@@ -124,8 +136,27 @@ def _ids_to_base64(value: Any) -> Any:
     return converted
 
 
-def records(request: ExportTraceServiceRequest) -> Iterator[SpanRecord | str]:
-    """Each span of a request; for a span that is not valid, the reason as text."""
+_TIMES: Final = frozenset({
+    "startTimeUnixNano", "endTimeUnixNano", "timeUnixNano",
+    "start_time_unix_nano", "end_time_unix_nano", "time_unix_nano",
+})  # fmt: skip
+
+
+def _in_range(value: Any) -> Any:
+    """A time that protobuf can hold. One that it cannot would cost the whole request; so it costs its span only."""
+    try:
+        number = int(value) if isinstance(value, str | int) else None
+    except ValueError:
+        return value
+    return value if number is None or 0 <= number <= _MAX_FIXED64 else str(min(max(number, 0), _MAX_FIXED64))
+
+
+def records(request: ExportTraceServiceRequest, now_ns: int | None = None) -> Iterator[SpanRecord | str]:
+    """Each span of a request; for a span that is not valid, the reason as text.
+
+    ``now_ns``: the time that spans may not be far ahead of (default: now).
+    """
+    latest_ns = (time.time_ns() if now_ns is None else now_ns) + round(AHEAD_SECONDS * NS)
     for group in request.resource_spans:
         attributes = attributes_of(group.resource.attributes)
         service = _service(attributes)
@@ -135,14 +166,14 @@ def records(request: ExportTraceServiceRequest) -> Iterator[SpanRecord | str]:
             resource = bare.SerializeToString(deterministic=True)
             resource_id = hashlib.blake2b(resource, digest_size=16).hexdigest()
             for span in scope_spans.spans:
-                fault = _fault(span)
+                fault = _fault(span, latest_ns)
                 if fault is not None:
                     yield fault
                 else:
                     yield record(span, service, scope_spans.scope.name, resource_id, resource, attributes)
 
 
-def _fault(span: Span) -> str | None:
+def _fault(span: Span, latest_ns: int) -> str | None:
     if len(span.trace_id) != 16 or not any(span.trace_id):
         return f'span "{span.name[:80]}" has no valid trace id'
     if len(span.span_id) != 8 or not any(span.span_id):
@@ -151,7 +182,15 @@ def _fault(span: Span) -> str | None:
         return f'span "{span.name[:80]}" has no valid parent span id'
     if not span.start_time_unix_nano or max(span.start_time_unix_nano, span.end_time_unix_nano) >= 1 << 63:
         return f'span "{span.name[:80]}" has no valid start or end'
-    return None
+    end_ns = max(span.start_time_unix_nano, span.end_time_unix_nano)
+    what = ""
+    if span.start_time_unix_nano < EARLIEST_NS:
+        what = "starts before the year 2000"
+    elif end_ns > latest_ns:
+        what = "starts or ends more than a day from now"
+    elif end_ns - span.start_time_unix_nano > LONGEST_SECONDS * NS:
+        what = "lasts longer than a year"
+    return f'span "{span.name[:80]}" {what}: check the clock of its host' if what else None
 
 
 def record(
@@ -192,6 +231,17 @@ def record(
         exception=exception,
         resource_attributes=resource_attributes,
     )
+
+
+def export_request(spans: Iterable[SpanRecord]) -> bytes:
+    """Spans as an OTLP request (protobuf)."""
+    return ExportTraceServiceRequest(resource_spans=resource_spans(spans)).SerializeToString()
+
+
+def request_as_json(body: bytes) -> dict[str, Any]:
+    """An OTLP request (protobuf) as OTLP JSON. Raises `BadRequest`."""
+    groups = parse(body, is_json=False).resource_spans
+    return {"resourceSpans": [_ids_to_hex(MessageToDict(group)) for group in groups]}
 
 
 def stored_record(payload: bytes, resource: bytes, resource_id: str) -> SpanRecord:

@@ -83,6 +83,7 @@ class TraceExecutions:
         due: dict[str, int] = {}
         ids_now: set[str] = set()
         withheld: dict[str, set[str]] = {}
+        unsettled: set[str] = set()
         for trace_id, executions in assembled.items():
             reading = readings[trace_id]
             starts = {span_id for span_id, state in reading.announced.items() if state is Announced.START}
@@ -103,9 +104,11 @@ class TraceExecutions:
                     announced.add(start_key(execution_id))
                 if is_withheld:
                     withheld.setdefault(trace_id, set()).add(first.span_id)
+                if is_withheld or not (execution.is_named or reading.is_quiet):
+                    unsettled.add(execution_id)
                 has_ended = not execution.may_change and _has_ended(rows.get(execution_id))
                 new += unannounced(execution, announced, is_withheld=is_withheld, has_ended=has_ended)
-                if is_withheld and execution.is_finished:
+                if execution_id in unsettled and execution.is_finished:
                     due[trace_id] = now + round(QUIET_SECONDS * NS)
                 elif execution.root is None and not execution.is_finished and not reading.is_quiet:
                     due[trace_id] = now + round((ENDED_SECONDS if execution.is_named else QUIET_SECONDS) * NS)
@@ -117,7 +120,7 @@ class TraceExecutions:
         # Executions that the traces seemed to be when fewer of their spans had arrived.
         outdated = ours - ids_now
         if events or outdated:
-            self._writer.replace(connection, events, outdated, known=ours)
+            self._writer.replace(connection, events, outdated, known=ours, unsettled=unsettled)
         if new:
             self._writer.append_log(connection, new)
         return Update(new, due, withheld)

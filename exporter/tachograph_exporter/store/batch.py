@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import msgspec
+from msgspec.structs import replace
 
+from tachograph.clock import MAX_NS
 from tachograph.events import (
     UNSUCCESSFUL,
     Event,
@@ -36,6 +38,30 @@ from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
 _encode: Final = msgspec.json.Encoder().encode
 _NO_DEPENDENCIES: Final = "[]"
 _NO_ERROR: Final = (None, None, None)
+_WORKFLOW_ID: Final = [column.name for column in EXECUTION_ROWS.table.columns].index("workflow_id")
+
+
+def reassigned(events: Sequence[Event], workflow_ids: Mapping[str, str]) -> Sequence[Event]:
+    """The events, with executions of some workflows given to others, by id."""
+    if not workflow_ids:
+        return events
+    refs: dict[str, ExecutionRef] = {}
+
+    def ref_of(ref: ExecutionRef) -> ExecutionRef:
+        other = refs.get(ref.execution_id)
+        if other is None:
+            other = refs[ref.execution_id] = replace(ref, workflow_id=workflow_ids[ref.workflow_id])
+        return other
+
+    changed: list[Event] = []
+    for event in events:
+        if event.execution.workflow_id not in workflow_ids:
+            changed.append(event)
+        elif (step := getattr(event, "step", None)) is not None:
+            changed.append(replace(event, step=replace(step, execution=ref_of(step.execution))))
+        else:
+            changed.append(replace(event, execution=ref_of(event.execution)))
+    return changed
 
 
 class Batch:
@@ -77,6 +103,14 @@ class Batch:
         self.reports = [row for row in self.reports if row[0] not in ids]
         self.ended -= ids
 
+    def reassign(self, workflow_ids: Mapping[str, str]) -> None:
+        """Give executions of some workflows to others, by id."""
+        if not workflow_ids:
+            return
+        for key, row in self.executions.items():
+            if (other := workflow_ids.get(row[_WORKFLOW_ID])) is not None:
+                self.executions[key] = (*row[:_WORKFLOW_ID], other, *row[_WORKFLOW_ID + 1 :])
+
     def add(self, event: Event) -> None:
         """Fold one event in; none of a repetition that shares its row."""
         _FOLD[type(event)](self, event)
@@ -106,7 +140,8 @@ class Batch:
             event.execution, event.started_ns, event.status,
             started=event.started_ns, finished=event.time_ns, inputs=event.inputs, failure=event.failure,
             counts=(event.step_count, event.completed_step_count, event.failed_step_count, event.skipped_step_count),
-            work=event.work_ns, critical=sum(part.duration_ns for part in event.critical_path),
+            work=min(event.work_ns, MAX_NS),
+            critical=min(sum(part.duration_ns for part in event.critical_path), MAX_NS),
             path=_encode([part.step_id for part in event.critical_path]).decode(),
         )  # fmt: skip
         self._execution(event.execution, row)

@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, delete, inspect, select
@@ -178,7 +180,10 @@ class Database:
         return self._require_side_loop().run(work, is_long=is_long)
 
     def look(self, work: Callable[[Connection], T]) -> T:
-        """Call ``work`` in a transaction that only reads; blocks the calling thread."""
+        """Call ``work`` in a transaction that only reads; blocks the calling thread.
+
+        All its statements see the same state.
+        """
         with self._watching(is_write=False):
             return self._look(work)
 
@@ -186,15 +191,18 @@ class Database:
         if self.engine is not None:
             with self.engine.connect() as connection:
                 return work(connection)
-        return self._require_side_loop().run(work)
+        return self._require_side_loop().run(work, options=_SNAPSHOT)
 
     async def read(self, work: Callable[[Connection], T], lane: Lane = Lane.READ) -> T:
-        """Call ``work`` in a transaction that only reads, from the event loop. Raises `QueryTimeout`."""
+        """Call ``work`` in a transaction that only reads, from the event loop. All its statements see the same state.
+
+        What belongs together must be read in one call: two calls may see two states. Raises `QueryTimeout`.
+        """
         deadline = Deadline(self.read_seconds)
         if self.engine is not None:
-            return await self._in_thread(lane, partial(self._look_until, deadline), work)
+            return await self.in_thread(lane, partial(self._look_until, deadline, work))
         if lane is Lane.SEARCH:
-            return await self._in_thread(lane, partial(self._search_until, deadline), work)
+            return await self.in_thread(lane, partial(self._search_until, deadline, work))
         try:
             async with asyncio.timeout(deadline.seconds) as timer:
                 with self._watching(is_write=False):
@@ -221,35 +229,47 @@ class Database:
         with self._watching(is_write=False):
             deadline.check()
             try:
-                return self._require_search_loop().run(work, timeout=deadline.left)
+                return self._require_search_loop().run(work, timeout=deadline.left, options=_SNAPSHOT)
             except TimeoutError:
                 deadline.check()
                 raise
 
     async def _read(self, work: Callable[[Connection], T], lane: Lane) -> T:
-        # At READ COMMITTED a transaction would show each statement the same data; autocommit saves its round trips.
         async with self._asyncpg(lane).connect() as connection:
-            autocommitting = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            return await autocommitting.run_sync(work)
+            await connection.execution_options(**_SNAPSHOT)
+            return await connection.run_sync(work)
 
     async def write(self, work: Callable[[Connection], T], lane: Lane = Lane.WRITE) -> T:
         """Call ``work`` in a transaction that may write, from the event loop."""
         if self.engine is not None:
-            return await self._in_thread(lane, self.run, work)
+            return await self.in_thread(lane, partial(self.run, work))
         with self._watching(is_write=True):
             async with self._asyncpg(lane).begin() as connection:
                 return await connection.run_sync(work)
 
-    async def _in_thread(
-        self, lane: Lane, call: Callable[[Callable[[Connection], T]], T], work: Callable[[Connection], T]
-    ) -> T:
+    @contextlib.contextmanager
+    def unpooled(self, wait_seconds: float, *, is_write: bool = False) -> Iterator[Connection]:
+        """A transaction on a new connection to a SQLite database, which waits ``wait_seconds`` for a lock.
+
+        What the database raises comes as it is.
+        """
+        assert self.file is not None  # noqa: S101
+        engine = sqlite_engine(self.url, self.file, wait_seconds)
+        try:
+            with engine.connect().execution_options(tachograph_write=is_write) as connection, connection.begin():
+                yield connection
+        finally:
+            engine.dispose()
+
+    async def in_thread(self, lane: Lane, call: Callable[[], T]) -> T:
+        """Call ``call`` in one of the lane's threads. Raises `DatabaseUnavailable` if none can be started."""
         threads = self._threads.get(lane)
         if threads is None:
             threads = self._threads[lane] = ThreadPoolExecutor(
                 _SIZES[lane].threads, thread_name_prefix=f"tachograph-db-{lane.value}"
             )
         try:
-            pending: Future[T] = threads.submit(call, work)
+            pending: Future[T] = threads.submit(call)
         except RuntimeError as error:
             # No thread can be started now, or the database was closed. What was queued would wait for ever.
             raise DatabaseUnavailable(f"the database {self.name} is unavailable: {error}") from error
@@ -280,8 +300,7 @@ class Database:
     def _watching(self, *, is_write: bool) -> Iterator[None]:
         """Raise `DatabaseUnavailable` for every error that says that the database is away, and note how it is doing."""
         try:
-            if self.file is not None:
-                self.file.check()
+            self._check_file()
             yield
         except Exception as error:
             if not failures.is_away(error):
@@ -290,6 +309,10 @@ class Database:
             raise failures.unavailable(error, self.name) from error
         if is_write:
             self.condition.wrote()
+
+    def _check_file(self) -> None:
+        if self.file is not None and (fault := self.file.fault()):
+            raise DatabaseUnavailable(f"the database {self.name} is unavailable: the {fault}")
 
     def after_fork(self) -> None:
         """In a forked child: drop the parent's connections without closing them. New ones are opened on demand."""
@@ -341,6 +364,11 @@ class Database:
             raise
 
 
+_SNAPSHOT: Final[Mapping[str, Any]] = MappingProxyType(
+    {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+)
+"""PostgreSQL shows all statements of such a transaction the same state, and never refuses to commit it. It begins with
+one statement. A read transaction of SQLite is like that anyway."""
 _SECRET_OPTIONS: Final = frozenset({"password", "passfile", "sslpassword"})
 _SQLITE_LATER: Final = frozenset({5, 6, 7, 10, 13})
 """SQLITE_BUSY, SQLITE_LOCKED, SQLITE_NOMEM, SQLITE_IOERR, SQLITE_FULL; see https://sqlite.org/rescode.html."""
@@ -396,16 +424,26 @@ class _SideLoop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="tachograph-asyncpg", daemon=True)
         self._thread.start()
 
-    def run(self, work: Callable[[Connection], T], *, timeout: float | None = None, is_long: bool = False) -> T:
-        """Call ``work`` in a transaction. Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds.
+    def run(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        timeout: float | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        is_long: bool = False,
+    ) -> T:
+        """Call ``work`` in a transaction with these execution options.
 
-        ``is_long``: on a connection whose commands may take as long as they like.
+        Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds. ``is_long``: on a connection whose
+        commands may take as long as they like.
         """
 
         async def transaction() -> T:
             engine = self._long_engine() if is_long else self._engine
-            async with asyncio.timeout(timeout), engine.begin() as connection:
-                return await connection.run_sync(work)
+            async with asyncio.timeout(timeout), engine.connect() as connection:
+                await connection.execution_options(**options)
+                async with connection.begin():
+                    return await connection.run_sync(work)
 
         try:
             return asyncio.run_coroutine_threadsafe(transaction(), self._loop).result()
@@ -468,16 +506,21 @@ def prepare(connection: Connection) -> None:
 
 
 def refresh(connection: Connection) -> None:
-    """Rebuild what a migration marked as stale: the rollups."""
+    """Rebuild what a migration marked as stale: the rollups, and the series of ``/metrics``."""
     from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
     from tachograph_exporter.store.schema import store_state
+    from tachograph_exporter.store.series import rows as series_rows
+    from tachograph_exporter.store.series.recount import recount_one
 
-    is_stale = (store_state.c.name == "rollups") & (store_state.c.value == "stale")
-    if connection.execute(select(store_state.c.name).where(is_stale)).first() is not None:
-        rollup_rebuild.rebuild_all(connection)
+    for name in ("rollups", "series"):
+        is_stale = (store_state.c.name == name) & (store_state.c.value == "stale")
+        if connection.execute(select(store_state.c.name).where(is_stale)).first() is None:
+            continue
+        if name == "rollups":
+            rollup_rebuild.rebuild_all(connection)
+        else:
+            for key in rollup_rebuild.workflows_with_executions(connection):
+                recount_one(connection, key, born=True)
+            for key in series_rows.names(connection):
+                series_rows.announce(connection, key, (), time.time_ns())
         connection.execute(delete(store_state).where(is_stale))
-
-
-def ping(connection: Connection) -> None:
-    """Ask the database for nothing; raises when it does not respond."""
-    connection.exec_driver_sql("SELECT 1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,12 +21,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tachograph.identity import ExecutionRef, new_id, workspace_id
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import to_document
+from tachograph_exporter.store import locking
 from tachograph_exporter.store.executions import IS_OPEN
 from tachograph_exporter.store.schema import (
     rollup_heads,
     workflow_definitions,
     workflow_executions,
 )
+from tachograph_exporter.store.series import rows as series_rows
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 
 _executions = workflow_executions.c
@@ -119,6 +121,8 @@ def register(
 
     A workflow known only from recorded runs keeps its id and gets this definition.
     """
+    # Of two that find the workflow without a definition at the same time, one would replace the other's.
+    locking.lock(connection)
     values = {"workspace_id": workspace_id, "project": project, **definition_values(workflow, now_ns)}
     row = definition(connection, workspace_id, name=workflow.name)
     if row is None:
@@ -128,30 +132,61 @@ def register(
         connection.execute(update(workflow_definitions).where(_definitions.id == row.id).values(values))
     else:
         return None
-    return definition(connection, workspace_id, name=workflow.name)
+    row = definition(connection, workspace_id, name=workflow.name)
+    if row is not None:
+        _announce(connection, row, workflow, now_ns)
+    return row
+
+
+def _announce(connection: Connection, row: Row[Any], workflow: Workflow, now_ns: int) -> None:
+    """Let the series of a workflow exist before anything has happened."""
+    series_rows.announce(connection, (row.workspace_id, row.id), [step.name for step in workflow.steps], now_ns)
 
 
 def change(connection: Connection, definition_id: str, workflow: Workflow, now_ns: int) -> None:
     """Replace a stored definition; its id, project and creation time stay."""
+    locking.lock(connection)
     values = definition_values(workflow, now_ns)
     connection.execute(update(workflow_definitions).where(_definitions.id == definition_id).values(values))
+    row = connection.execute(select(workflow_definitions).where(_definitions.id == definition_id)).first()
+    if row is not None:
+        _announce(connection, row, workflow, now_ns)
 
 
-def register_recorded(connection: Connection, ref: ExecutionRef, now_ns: int) -> None:
-    """Ensure that the workspace, project and workflow of a recorded execution have rows."""
+_EXISTING: Final = select(_definitions.id).where(_definitions.id.in_(bindparam("ids", expanding=True)))
+
+
+def existing(connection: Connection, ids: Collection[str]) -> set[str]:
+    """Which of these workflows have a row."""
+    return set(connection.execute(_EXISTING, {"ids": sorted(ids)}).scalars())
+
+
+def register_recorded(connection: Connection, ref: ExecutionRef, now_ns: int) -> str:
+    """Ensure that the workspace, project and workflow of a recorded execution have rows.
+
+    Returns the id of the workflow that it belongs to: its own, or that of the workspace's workflow of the same name. A
+    program that only knows a name derives an id from it, and a deleted workflow may be back under a new id.
+    """
+    workspace = workspace_id(ref.workspace)
     add_workspace(connection, ref.workspace, now_ns)
     add_project(connection, ref.workspace, ref.project, now_ns)
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(workflow_definitions).values(
         id=ref.workflow_id,
-        workspace_id=workspace_id(ref.workspace),
+        workspace_id=workspace,
         project=ref.project,
         name=ref.workflow,
         version=ref.version,
         created_ns=now_ns,
         updated_ns=now_ns,
     )
-    connection.execute(statement.on_conflict_do_nothing())
+    if connection.execute(statement.on_conflict_do_nothing()).rowcount == 1:
+        series_rows.announce(connection, (workspace, ref.workflow_id), (), now_ns)
+        return ref.workflow_id
+    if existing(connection, [ref.workflow_id]):
+        return ref.workflow_id
+    row = definition(connection, workspace, name=ref.workflow)
+    return str(row.id) if row is not None else ref.workflow_id
 
 
 def register_or_change(
@@ -161,6 +196,7 @@ def register_or_change(
 
     With ``skip_existing`` a definition that exists is not replaced.
     """
+    locking.lock(connection)
     row = definition(connection, workspace_id, name=workflow.name)
     if row is None:
         register(connection, workspace_id, project, workflow, now_ns)

@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
 
-from tachograph.errors import BadDatabaseURL, DatabaseUnavailable
+from tachograph.errors import BadDatabaseURL
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -44,32 +44,33 @@ class SqliteFile:
     def __init__(self, path: str) -> None:
         self.path = path
         # A URI of SQLite's own may name anything, for instance a file in memory.
-        self._is_uri = path.startswith("file:")
+        self.is_uri = path.startswith("file:")
         self._identity: tuple[int, int] | None = None
 
     def opened(self) -> None:
         """Remember which file was opened; from now on it is never created again."""
-        if not self._is_uri:
+        if not self.is_uri:
             status = os.stat(self.path)
             self._identity = (status.st_dev, status.st_ino)
 
-    def check(self) -> None:
-        """Raise `DatabaseUnavailable` if the file is gone, is another one, or is empty."""
+    def fault(self) -> str:
+        """What is wrong if the file is gone, is another one, or is empty; else empty."""
         if self._identity is None:
-            return
+            return ""
         try:
             status = os.stat(self.path)
         except OSError as error:
-            raise DatabaseUnavailable(f"the database file {self.path} is gone: {error.strerror}") from None
+            return f"file is gone: {error.strerror}"
         if (status.st_dev, status.st_ino) != self._identity:
-            raise DatabaseUnavailable(f"the database file {self.path} was replaced by another; restart to use that one")
+            return "file was replaced by another; restart to use that one"
         if status.st_size < _SMALLEST_FILE:
-            raise DatabaseUnavailable(f"the database file {self.path} was truncated to {status.st_size} bytes")
+            return f"file was truncated to {status.st_size} bytes"
+        return ""
 
     @property
     def address(self) -> str:
         """What to connect to, as a URI: after `opened`, one that creates no file."""
-        if self._is_uri:
+        if self.is_uri:
             return self.path
         mode = "rwc" if self._identity is None else "rw"
         return f"{Path(self.path).absolute().as_uri()}?mode={mode}"

@@ -3,10 +3,11 @@
 A row holds one group of events. An event's sequence number is its row's number times 65,536 plus its index in the row:
 it grows in commit order, survives restarts, and marks where a follower resumes. Rows are kept for `KEEP_SECONDS`.
 
-Logging costs as much as writing the rows themselves, so it happens only while someone listens. A listener registers in
-``store_state`` under its own name and renews that again and again; writers check for listeners at most once in
-`LOOK_SECONDS`. Events committed before every writer has checked may be missing, so a gap row then marks the place:
-nobody can resume from before it.
+Logging costs as much as writing the rows themselves, so it happens only while someone listens. Listeners register in
+``store_state``, all in one row, and renew that again and again. Writers, whatever their process, look for listeners
+in every transaction, under the writers' lock, and a listener registers under that lock too: what is committed after the
+registration is in the log. What was committed while nobody listened is not: the first listener marks the place with a
+gap row, and nobody can resume from before it.
 """
 
 from __future__ import annotations
@@ -20,20 +21,18 @@ from sqlalchemy import Connection, LargeBinary, bindparam, delete, func, insert,
 
 from tachograph.clock import NS
 from tachograph.events import Event, Heartbeat, StepReady
-from tachograph_exporter.store import state
+from tachograph_exporter.store import locking, state
 from tachograph_exporter.store.schema import event_log, store_state
 
 KEEP_SECONDS: Final = 900.0
 LISTENER_SECONDS: Final = 120.0
 """How long a registration lasts without renewal; long enough for a restart."""
-LOOK_SECONDS: Final = 1.0
 CHANNEL: Final = "tachograph_events"
 """The channel of PostgreSQL's notifications of new rows."""
 MAX_SEARCHED_BYTES: Final = 64 << 20
 MAX_SEARCHED_EVENTS: Final = 200_000
 """How much of the log is searched for the events of one execution."""
-_LISTENER: Final = "listener:"
-_SETTLED: Final = "settled"
+_LISTENER: Final = "listener:any"
 _GAP: Final = "gap"
 _PER_ROW: Final = 1 << 16
 
@@ -79,7 +78,7 @@ class EventsMissed(Exception):
 def read(connection: Connection, after: int, rows: int = 50) -> list[Logged]:
     """Events after a sequence number, from at most ``rows`` rows; empty if there are none yet.
 
-    Raises `Missed` at a gap.
+    Raises `EventsMissed` at a gap.
     """
     first, index = divmod(after, _PER_ROW)
     events: list[Logged] = []
@@ -90,6 +89,12 @@ def read(connection: Connection, after: int, rows: int = 50) -> list[Logged]:
             if row[0] > first or i > index:
                 events.append(Logged(row[0] * _PER_ROW + i, event))
     return events
+
+
+def resume(connection: Connection, after: int, rows: int = 50) -> list[Logged]:
+    """`read`, for a follower that may have been away for long. Raises `EventsMissed` if it cannot go on from there."""
+    check(connection, after)
+    return read(connection, after, rows)
 
 
 class LoggedExecution(NamedTuple):
@@ -130,9 +135,9 @@ def of_execution(connection: Connection, execution_id: str, from_ns: int, to_ns:
     events = [event for event in logged if event.execution.execution_id == execution_id]
     if not events:
         return LoggedExecution()
-    # Nobody may have logged for a while before a gap's mark.
-    unsure_ns = rows[-1].time_ns + round(3 * LOOK_SECONDS * NS)
-    gap = select(_log.sequence).where(_log.origin == _GAP, _log.sequence > rows[0].sequence, _log.time_ns <= unsure_ns)
+    gap = select(_log.sequence).where(
+        _log.origin == _GAP, _log.sequence > rows[0].sequence, _log.sequence < rows[-1].sequence
+    )
     is_whole = connection.execute(gap.limit(1)).first() is None
     return LoggedExecution(events, is_whole)
 
@@ -142,7 +147,7 @@ def _is_postgresql(connection: Connection) -> bool:
 
 
 def check(connection: Connection, after: int) -> None:
-    """Raises `Missed` if a follower cannot resume after this sequence number."""
+    """Raises `EventsMissed` if a follower cannot resume after this sequence number."""
     oldest, last = connection.execute(select(func.min(_log.sequence), func.max(_log.sequence))).one()
     if oldest is not None and after + 1 < oldest * _PER_ROW:
         raise EventsMissed(f"events since {after} are no longer kept")
@@ -157,36 +162,46 @@ def newest(connection: Connection) -> int:
 
 
 def prune(connection: Connection) -> None:
-    """Delete rows older than `KEEP_SECONDS`, except the newest: sequence numbers continue from it."""
+    """Delete rows older than `KEEP_SECONDS`, except the newest, from which sequence numbers continue."""
     before = time.time_ns() - round(KEEP_SECONDS * NS)
     last = select(func.max(_log.sequence)).scalar_subquery()
     connection.execute(delete(event_log).where(_log.time_ns < before, _log.sequence < last))
+    # Earlier versions left a registration for each process.
+    is_registration = store_state.c.name.startswith("listener:")
+    connection.execute(delete(store_state).where(is_registration, store_state.c.updated_ns < before))
 
 
-def listen(connection: Connection, name: str) -> bool:
-    """Register or renew a listener. Returns False if the log has a gap, as nobody listened before; see `settle`."""
-    is_complete = _has_listener(connection, _SETTLED)
-    state.set_state(connection, _LISTENER + name, _SETTLED if is_complete else "")
-    return is_complete
+def listen(connection: Connection) -> int:
+    """Register that someone listens, or renew it. Needs a transaction that may write.
 
-
-def settle(connection: Connection, name: str) -> None:
-    """Mark the gap, `LOOK_SECONDS` after the first listener registered: from here on every writer logs."""
-    if not _has_listener(connection, _SETTLED):
+    Returns the current position: everything that is committed from now on is in the log, after it. If nobody listened
+    before, the log gets a gap there.
+    """
+    # Every other writer has committed, and the next one sees this registration.
+    locking.lock(connection)
+    if not has_listeners(connection):
         connection.execute(
             insert(event_log), {"origin": _GAP, "time_ns": time.time_ns(), "count": 0, "events": _encode([])}
         )
-    state.set_state(connection, _LISTENER + name, _SETTLED)
+    state.set_state(connection, _LISTENER, "")
+    if _is_postgresql(connection):
+        connection.exec_driver_sql(_REGISTERED_NOW)
+    return newest(connection)
+
+
+# Hosts that share a PostgreSQL may have different times, so its own counts. The statements are written out and look up
+# one row by its key, because every transaction that writes runs them.
+_SERVER_NS: Final = "(extract(epoch FROM clock_timestamp()) * 1e6)::bigint * 1000"
+_OURS: Final = f"name = '{_LISTENER}'"
+_REGISTERED_NOW: Final = f"UPDATE store_state SET updated_ns = {_SERVER_NS} WHERE {_OURS}"  # noqa: S608 - constants
+_IS_HEARD: Final = f"SELECT 1 FROM store_state WHERE {_OURS} AND updated_ns > "  # noqa: S608 - constants
+_IS_HEARD_SQLITE: Final = f"{_IS_HEARD}?"
+_IS_HEARD_POSTGRESQL: Final = f"{_IS_HEARD}{_SERVER_NS} - {round(LISTENER_SECONDS * NS)}"
 
 
 def has_listeners(connection: Connection) -> bool:
     """Whether anyone listens."""
-    return _has_listener(connection)
-
-
-def _has_listener(connection: Connection, value: str | None = None) -> bool:
+    if _is_postgresql(connection):
+        return connection.exec_driver_sql(_IS_HEARD_POSTGRESQL).first() is not None
     since = time.time_ns() - round(LISTENER_SECONDS * NS)
-    matches = store_state.c.name.startswith(_LISTENER) & (store_state.c.updated_ns > since)
-    if value is not None:
-        matches &= store_state.c.value == value
-    return connection.execute(select(store_state.c.name).where(matches).limit(1)).first() is not None
+    return connection.exec_driver_sql(_IS_HEARD_SQLITE, (since,)).first() is not None

@@ -55,6 +55,12 @@ def execution(connection: Connection, workspace: str, execution_id: str) -> Row[
     return connection.execute(_EXECUTION_BY_ID, {"id": execution_id, "workspace": workspace}).first()
 
 
+def stored_among(connection: Connection, ids: Sequence[str]) -> set[str]:
+    """Those of the executions that are stored."""
+    statement = select(_executions.execution_id).where(_executions.execution_id.in_(ids))
+    return set(connection.execute(statement).scalars())
+
+
 def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun | None:
     """An execution with its steps, attempts and reports, or None."""
     row = execution(connection, workspace, execution_id)

@@ -1,13 +1,14 @@
 """Closes what a dead process left open: executions and steps end as ``lost``, when the process was last seen.
 
-An execution is lost when its process is known to be gone (same host and boot, no such process), or when no heartbeat
-came within the lease. The closing events carry the stored ids, so spans end under their real parent, and they go
-through the recorder like any other event.
+An execution is lost when its process is known to be gone (same host, boot and PID namespace, no such process), or when
+no heartbeat came within the lease, measured on the clock of whoever looks (see `Silences`). The closing events carry
+the stored ids, so spans end under their real parent, and they go through the recorder like any other event.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -41,6 +42,8 @@ INGESTED_PROCESS: Final = "otlp"
 """The process of an execution that is assembled from spans."""
 INGEST_LEASE_SECONDS: Final = 3600.0
 """Lease of such an execution, from its latest span. Long, because a span arrives only when its step has ended."""
+MAX_GAP_SECONDS: Final = 15.0
+"""How much silence passes between two looks at most: longer than the service takes from one to the next."""
 LOST: Final = Failure("Lost", "its process died: no sign of life since")
 
 
@@ -52,17 +55,59 @@ class LostRun(NamedTuple):
     attempts: Sequence[Row[Any]]
 
 
-def find_lost(connection: Connection, now_ns: int, *, lease_seconds: float = LEASE_SECONDS) -> list[LostRun]:
-    """Open executions whose process is gone, with their steps and ended attempts."""
+class Silences:
+    """How long open executions have been silent, on this process's own clock.
+
+    Heartbeats carry the time of the host that sent them, which may be minutes behind; so silence is how long the newest
+    one has stayed the same while this process looked. Time in which it did not look (the database was away, the machine
+    slept) counts as `MAX_GAP_SECONDS` at most: nobody could be heard then.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._looked_at: float | None = None
+        self._silent: dict[str, tuple[int, float]] = {}
+
+    def look(self, executions: Iterable[Row[Any]]) -> dict[str, float]:
+        """Seconds of silence, by execution id. Call it with all open executions, again and again."""
+        now = self._clock()
+        passed = min(now - self._looked_at, MAX_GAP_SECONDS) if self._looked_at is not None else 0.0
+        self._looked_at = now
+        silent: dict[str, tuple[int, float]] = {}
+        for row in executions:
+            seen_ns, seconds = self._silent.get(row.execution_id, (-1, 0.0))
+            seconds = seconds + passed if seen_ns == row.last_seen_ns else 0.0
+            silent[row.execution_id] = (row.last_seen_ns, seconds)
+        self._silent = silent
+        return {execution_id: seconds for execution_id, (_, seconds) in silent.items()}
+
+
+def find_lost(
+    connection: Connection,
+    now_ns: int,
+    *,
+    lease_seconds: float = LEASE_SECONDS,
+    silences: Silences | None = None,
+) -> list[LostRun]:
+    """Open executions whose process is gone, with their steps and ended attempts.
+
+    Without ``silences``, the times of their heartbeats are compared with ``now_ns``.
+    """
     lost = []
     alive: dict[str, bool | None] = {identity(): True}
-    for row in execution_rows.open_executions(connection):
+    rows = execution_rows.open_executions(connection)
+    silent = silences.look(rows) if silences is not None else {}
+    for row in rows:
         process = row.process or ""
         if process not in alive:
             alive[process] = is_alive(process)
         state = alive[process]
         lease = INGEST_LEASE_SECONDS if process == INGESTED_PROCESS else lease_seconds
         expired = row.last_seen_ns < now_ns - round(lease * NS)
+        if silences is not None:
+            is_silent = silent[row.execution_id] >= lease_seconds
+            # Spans come when their step has ended, so theirs is a silence of hours, and survives a restart.
+            expired = is_silent and (expired or process != INGESTED_PROCESS)
         # On another host, or where the process cannot be checked, the lease decides.
         if state is False or (state is None and expired):
             attempts = execution_rows.attempts(connection, row.execution_id)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
 from sqlalchemy import Connection, delete, func, select
 
 from tachograph_exporter.store import archive, locking
@@ -14,12 +17,24 @@ from tachograph_exporter.store.schema import (
     workflow_step_executions,
     workflow_step_reports,
 )
+from tachograph_exporter.store.series import rows as series_rows
+
+MAX_NAMED: Final = 20
+"""Open executions that are named when a workflow is not deleted."""
 
 
-def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str) -> int:
+class OpenExecutions(NamedTuple):
+    """How many executions of a workflow are open (``total``), and the ids of some (`MAX_NAMED`), the oldest first."""
+
+    total: int
+    ids: Sequence[str]
+
+
+def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str) -> OpenExecutions:
     """Delete a workflow with its executions, rollups and archive entries, unless executions of it are open.
 
-    Returns the number of open executions; if it is not 0, nothing was deleted.
+    Returns these; if there are any, nothing was deleted. A process that runs the workflow afterwards registers it
+    again.
     """
     locking.lock(connection)
     executions = workflow_executions.c
@@ -27,12 +42,14 @@ def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str)
     count = select(func.count()).select_from(workflow_executions).where(IS_OPEN, of_workflow)
     open_count = int(connection.execute(count).scalar_one())
     if open_count:
-        return open_count
+        named = select(executions.execution_id).where(IS_OPEN, of_workflow).order_by(executions.execution_id)
+        return OpenExecutions(open_count, connection.execute(named.limit(MAX_NAMED)).scalars().all())
     ids = select(executions.execution_id).where(of_workflow)
     for table in (workflow_step_reports, workflow_step_attempts, workflow_step_executions):
         connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
     connection.execute(delete(workflow_executions).where(of_workflow))
     rollup_rows.forget(connection, (workspace_id, workflow_id))
+    series_rows.forget(connection, (workspace_id, workflow_id))
     archive.forget_workflow(connection, workspace_id, workflow_id)
     connection.execute(delete(workflow_definitions).where(workflow_definitions.c.id == workflow_id))
-    return 0
+    return OpenExecutions(0, ())

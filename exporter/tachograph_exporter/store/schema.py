@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0007"
+HEAD: Final = "0009"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -228,6 +228,37 @@ rollup_heads: Final = Table(
     Column("closed_revision", BigInteger, nullable=False),
 )
 
+# The series of ``/metrics`` of each step of each workflow, see `series`. ``step`` is "" for those of its executions.
+workflow_series: Final = Table(
+    "workflow_series",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("workflow_id", String(36), primary_key=True),
+    Column("step", String(200), primary_key=True),
+    Column("series", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# What commits added to the series and no row has absorbed yet, in order.
+series_deltas: Final = Table(
+    "series_deltas",
+    metadata,
+    # SQLite autoincrements only INTEGER columns.
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+    Column("workspace_id", String(36), nullable=False),
+    Column("workflow_id", String(36), nullable=False),
+    Column("delta", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Executions that have ended but are not in the series yet, because spans of theirs may still arrive.
+series_unsettled: Final = Table(
+    "series_unsettled",
+    metadata,
+    Column("execution_id", String(36), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
 # ``scopes`` is separated by spaces. A token without a workspace is valid for all.
 access_tokens: Final = Table(
     "access_tokens",
@@ -338,6 +369,37 @@ event_log: Final = Table(
     Column("count", Integer, nullable=False),
     Column("events", LargeBinary, nullable=False),
     sqlite_autoincrement=True,
+)
+
+# What could not be stored as what it is, see `store.refused`.
+refused_records: Final = Table(
+    "refused_records",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    # ``event`` (payload: the event as JSON) or ``trace`` (payload: an OTLP request with the spans).
+    Column("kind", String(16), nullable=False),
+    Column("workspace_id", String(36), nullable=False),
+    Column("workspace", String(200), nullable=False),
+    # The id of the execution or trace it belongs to.
+    Column("subject", String(200), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("refused_ns", BigInteger, nullable=False),
+    Column("tries", Integer, nullable=False),
+)
+
+# Answers to requests with an Idempotency-Key, see `store.idempotency`. ``answer`` can be read with the key only.
+keyed_answers: Final = Table(
+    "keyed_answers",
+    metadata,
+    Column("scope", String(300), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("nonce", LargeBinary, nullable=False),
+    Column("answer", LargeBinary, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Index("ix_keyed_answers_created", "created_ns"),
 )
 
 

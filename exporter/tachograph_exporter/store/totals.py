@@ -10,6 +10,7 @@ and what its steps measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,9 @@ from tachograph.exact_sum import ExactSum
 from tachograph.histogram import ExponentialHistogram
 
 NANO: Final = 1_000_000_000
+_MAX_INTEGER: Final = (1 << 64) - 1
+_SUMS: Final = 14
+"""How many integers a stored row of totals begins with."""
 
 
 class Totals:
@@ -108,17 +112,24 @@ class Totals:
         Rows of versions that did not know ``unaccounted_ns`` lack it, and so do rows in which it is zero.
         """
         durations = self.durations
-        row = (
+        row: tuple[Any, ...] = (
             durations.count, self.sum_ns, self.min_ns, self.max_ns, self.last_ns, self.retries,
             self.dependency_ns, self.queue_ns, self.backoff_ns, self.run_ns, self.critical_ns,
             self.cost_nano_usd, self.tokens_in, self.tokens_out,
             durations.schema, durations.zero_count, dict(sorted(durations.positive.items())),
         )  # fmt: skip
-        return (*row, self.unaccounted_ns) if self.unaccounted_ns else row
+        if self.unaccounted_ns:
+            row = (*row, self.unaccounted_ns)
+        if max(row[:_SUMS]) > _MAX_INTEGER or self.unaccounted_ns > _MAX_INTEGER:
+            # A msgpack integer has 64 bits; a sum has as many as it needs. All of such a row's integers are text.
+            return tuple([f"{value:x}" if isinstance(value, int) else value for value in row])
+        return row
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Totals:
         """The totals that `to_row` gave."""
+        if type(row[0]) is str:
+            row = [int(value, 16) if isinstance(value, str) else value for value in row]
         totals, durations = cls.__new__(cls), ExponentialHistogram()
         (
             count, sum_ns, min_ns, max_ns, totals.last_ns, totals.retries,
@@ -236,6 +247,15 @@ class CountedReport(NamedTuple):
     tokens_out: int
 
 
+def critical_ns_of(
+    started_ns: int, finished_ns: int, queue_ns: int | None, backoff_ns: int | None, run_ns: int | None
+) -> int:
+    """The time that a step on the critical path counts there."""
+    # A step's own times may lie outside its run's; its parts do not.
+    length = finished_ns - started_ns
+    return length if run_ns is None else min(length, run_ns + (queue_ns or 0) + (backoff_ns or 0))
+
+
 class WorkflowTotals:
     """One workflow's totals: executions by status, steps by name."""
 
@@ -268,9 +288,7 @@ class WorkflowTotals:
         if started is not None:
             totals.observe(finished - started, finished)
             if on_critical_path:
-                # A step's own times may lie outside its run's; its parts do not.
-                length = finished - started
-                totals.critical_ns += length if run is None else min(length, run + (queue or 0) + (backoff or 0))
+                totals.critical_ns += critical_ns_of(started, finished, queue, backoff, run)
             totals.dependency_ns += dependency or 0
             totals.queue_ns += queue or 0
             totals.backoff_ns += backoff or 0
@@ -315,7 +333,7 @@ class WorkflowTotals:
             for totals in (
                 _of_status(step.by_status, report.step_status), _of_status(self.executions, report.status)
             ):  # fmt: skip
-                totals.cost_nano_usd += round(report.value * NANO)
+                totals.cost_nano_usd += _nano(report.value)
                 totals.tokens_in += report.tokens_in
                 totals.tokens_out += report.tokens_out
 
@@ -354,6 +372,12 @@ class WorkflowTotals:
                 step_totals.add(step)
                 encoded_steps[name] = msgspec.Raw(_encode_step(step_totals))
         return _encode_executions(by_status), _encode(dict(sorted(encoded_steps.items())))
+
+
+def _nano(value: float) -> int:
+    """Billionths, of any size."""
+    scaled = value * NANO
+    return round(scaled) if math.isfinite(scaled) else int(value) * NANO
 
 
 def _encode_executions(by_status: dict[str, Totals]) -> bytes:

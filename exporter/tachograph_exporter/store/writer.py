@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection, bindparam, delete, update
@@ -17,10 +18,11 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.events import Event
 from tachograph.identity import new_id
+from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
-from tachograph_exporter.store import archive, definitions, locking, partitions, state
+from tachograph_exporter.store import archive, definitions, locking, partitions, refused, state
 from tachograph_exporter.store import event_log as event_log
-from tachograph_exporter.store.batch import Batch
+from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
 from tachograph_exporter.store.inserting import insert_many
 from tachograph_exporter.store.rollups import counting, folding
@@ -31,12 +33,17 @@ from tachograph_exporter.store.schema import (
     workflow_executions,
     workflow_step_reports,
 )
+from tachograph_exporter.store.series import rows as series_rows
+from tachograph_exporter.store.series.counting import SeriesCounter
 
 log = logging.getLogger(__name__)
+quiet = QuietLog(log)
 
 _T = TypeVar("_T")
 _OPEN_SECONDS: Final = LEASE_SECONDS / 3
 _MAX_OPEN: Final = 10_000
+_WATERMARK_SECONDS: Final = 1.0
+"""How long it may take until a writer notices that executions were archived."""
 _CHUNK: Final = 500
 
 
@@ -47,6 +54,7 @@ class StoreWriter:
         database: where the tables are.
         observe: called with the seconds that writing a batch took.
         committed: called after each commit.
+        refused: called with the kind of each record that was refused (see `refused`).
     """
 
     takes_folded: Final = False
@@ -56,18 +64,21 @@ class StoreWriter:
         database: Database,
         observe: Callable[[float], None] | None = None,
         committed: Callable[[], None] | None = None,
+        refused: Callable[[str], None] | None = None,
     ) -> None:
         self.database = database
+        self._note_refused = refused
         self._observe = observe
         self._committed = committed
         self._id = new_id()
-        self._is_followed = False
-        self._check_followers_at = 0.0
         self._open: dict[str, float] = {}
         self._watermark, self._watermark_at = 0, 0.0
         self._owns_database = False
         self._registered: set[tuple[str, str, str]] = set()
+        # Workflows that have another id here than in the process that ran them.
+        self._same_as: dict[str, str] = {}
         self._months: set[partitions.Month] = set()
+        self._deltas = 0
         self._prepare(database.dialect)
 
     def _prepare(self, dialect: Dialect) -> None:
@@ -78,17 +89,36 @@ class StoreWriter:
     def apply(self, events: Sequence[Event]) -> None:
         """Commit a batch of events. Raises `StoreUnavailable` when the database is unavailable."""
         started = time.perf_counter()
-        batch = Batch(events)
-
-        def work(connection: Connection) -> None:
-            self.write(connection, batch)
-            self.append_log(connection, events)
-
-        self.commit(work)
-        self._registered.update(batch.workflows)
-        self._months |= batch.months
+        batch = self.database.run(lambda connection: self.put(connection, events))
+        self.stored(batch)
+        if self._deltas > series_rows.MAX_DELTAS:
+            self._deltas = 0
+            self._absorb_deltas()
         if self._observe is not None:
             self._observe(time.perf_counter() - started)
+
+    def put(self, connection: Connection, events: Sequence[Event]) -> Batch:
+        """Write events on an open connection, without committing them; `stored` must be called after the commit."""
+        batch = Batch(events)
+        self.write(connection, batch)
+        self.append_log(connection, events)
+        return batch
+
+    def stored(self, batch: Batch) -> None:
+        """Note that a batch was committed, and tell whoever waits for commits."""
+        self._registered.update(batch.workflows)
+        self._months |= batch.months
+        if self._committed is not None:
+            self._committed()
+
+    def _absorb_deltas(self) -> None:
+        """Absorb deltas of series if no service does, so that they do not pile up."""
+
+        def work(connection: Connection) -> None:
+            if series_rows.waiting_deltas(connection) > series_rows.MAX_DELTAS:
+                series_rows.absorb(connection)
+
+        self.database.run(work)
 
     def commit(self, work: Callable[[Connection], _T]) -> _T:
         """Run ``work`` in a transaction, commit it and return its result.
@@ -100,14 +130,26 @@ class StoreWriter:
             self._committed()
         return result
 
+    def set_aside(self, event: Event, error: BaseException) -> None:
+        """Keep an event that was refused, with the reason. Raises `StoreUnavailable`."""
+        execution = event.execution
+        payload = refused.encode_event(event)
+        self.set_record_aside(refused.EVENT, execution.workspace, execution.execution_id, error, payload)
+
+    def set_record_aside(self, kind: str, workspace: str, subject: str, error: BaseException, payload: bytes) -> None:
+        """Keep a record that was refused, with the reason. Raises `StoreUnavailable`."""
+        if self._note_refused is not None:
+            self._note_refused(kind)
+        if not self.database.run(lambda c: refused.add(c, kind, workspace, subject, error, payload)):
+            quiet.warning("full", "a refused record is not kept: it is too large, or %d are kept", refused.MAX_RECORDS)
+
     def append_log(self, connection: Connection, events: Sequence[Event]) -> None:
-        """Append events to the event log, if anyone follows it, in the transaction that stores them."""
-        now = time.perf_counter()
-        if now >= self._check_followers_at:
-            self._is_followed = event_log.has_listeners(connection)
-            self._check_followers_at = now + event_log.LOOK_SECONDS
-        if self._is_followed:
-            event_log.append(connection, self._id, events)
+        """Append events to the event log, if anyone follows it, in the transaction that stores them.
+
+        The transaction has the writers' lock.
+        """
+        if event_log.has_listeners(connection):
+            event_log.append(connection, self._id, reassigned(events, self._same_as))
 
     def write(self, connection: Connection, batch: Batch) -> None:
         """Write a folded batch on an open connection, without committing it.
@@ -123,21 +165,67 @@ class StoreWriter:
         months = {month for month in map(partitions.month_of_id, touched) if month is not None} - self._months
         if months:
             partitions.ensure(connection, months)
-        before = self._ended_before(connection, touched, batch.ended)
-        for key in batch.workflows.keys() - self._registered:
-            definitions.register_recorded(connection, batch.workflows[key], time.time_ns())
+        counted_before = SeriesCounter(connection)
+        before = self._ended_before(connection, touched, batch.ended, counted_before)
+        self._register(connection, batch)
         self._put(connection, batch)
         if before or batch.ended:
-            folding.fold(connection, before, batch.ended)
+            self._count(connection, before, batch.ended, counted_before, frozenset())
         batch.months = months
 
+    def _register(self, connection: Connection, batch: Batch) -> None:
+        """Ensure that the workflows of a batch's executions have rows: no execution is without its workflow.
+
+        They are looked up each time, because another process may have deleted one.
+        """
+        if not batch.workflows:
+            return
+        present = definitions.existing(connection, {workflow_id for _, _, workflow_id in batch.workflows})
+        for key, ref in batch.workflows.items():
+            if key in self._registered and ref.workflow_id in present:
+                self._same_as.pop(ref.workflow_id, None)
+                continue
+            registered_id = definitions.register_recorded(connection, ref, time.time_ns())
+            if registered_id == ref.workflow_id:
+                self._same_as.pop(ref.workflow_id, None)
+            else:
+                self._same_as[ref.workflow_id] = registered_id
+        batch.reassign(self._same_as)
+
+    def _count(
+        self,
+        connection: Connection,
+        before: dict[str, counting.EndedExecution],
+        ended: set[str],
+        counted_before: SeriesCounter,
+        unsettled: AbstractSet[str],
+    ) -> None:
+        """Count executions that ended, in the rollups and in the series of ``/metrics``.
+
+        ``before``: those that had ended already, as they were, and ``counted_before`` what they had added to series.
+        ``unsettled``: those that are not counted in series yet.
+        """
+        counter = SeriesCounter(skip=unsettled)
+        folding.fold(connection, before, ended, counter)
+        counter.counted.add(counted_before.counted, -1)
+        self._deltas += series_rows.record(connection, counter.counted, time.time_ns())
+        if unsettled or counted_before.skipped:
+            series_rows.set_unsettled(connection, counted_before.skipped, unsettled & {*ended, *before})
+
     def replace(
-        self, connection: Connection, events: Sequence[Event], remove: Iterable[str] = (), *, known: Collection[str]
+        self,
+        connection: Connection,
+        events: Sequence[Event],
+        remove: Iterable[str] = (),
+        *,
+        known: Collection[str],
+        unsettled: AbstractSet[str] = frozenset(),
     ) -> None:
         """Replace everything stored of these events' executions, and count the executions again.
 
         For executions assembled from spans: the newest assembly is the whole truth. ``remove``: ids of executions that
-        no longer exist. ``known``: ids of those that are stored now.
+        no longer exist. ``known``: ids of those that are stored now. ``unsettled``: ids of those whose next spans may
+        take something back; the series of ``/metrics``, which cannot, count them later.
         """
         locking.lock(connection)
         batch = Batch(events)
@@ -147,14 +235,14 @@ class StoreWriter:
         ids = [execution_id for execution_id in ids if execution_id not in gone]
         partitions.ensure(connection, {month for month in map(partitions.month_of_id, ids) if month is not None})
         stored = [execution_id for execution_id in ids if execution_id in known]
-        before = counting.ended_executions(connection, stored) if stored else {}
+        counted_before = SeriesCounter(connection)
+        before = counting.ended_executions(connection, stored, counted_before) if stored else {}
         for rows in (workflow_step_reports, ATTEMPT_ROWS.table, STEP_ROWS.table, EXECUTION_ROWS.table):
             for i in range(0, len(stored), _CHUNK):
                 connection.execute(delete(rows).where(rows.c.execution_id.in_(stored[i : i + _CHUNK])))
-        for key in batch.workflows.keys() - self._registered:
-            definitions.register_recorded(connection, batch.workflows[key], time.time_ns())
+        self._register(connection, batch)
         self._put(connection, batch)
-        folding.fold(connection, before, batch.ended)
+        self._count(connection, before, batch.ended, counted_before, unsettled)
 
     def _put(self, connection: Connection, batch: Batch) -> None:
         for (_, statement), rows in zip(self._upserts, (batch.executions, batch.steps, batch.attempts), strict=True):
@@ -166,9 +254,9 @@ class StoreWriter:
             connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
 
     def _ended_before(
-        self, connection: Connection, touched: set[str], ended: set[str]
+        self, connection: Connection, touched: set[str], ended: set[str], counter: SeriesCounter
     ) -> dict[str, counting.EndedExecution]:
-        """Which of the executions had ended before this batch.
+        """Which of the executions had ended before this batch; ``counter`` sees them.
 
         An execution that was open a moment ago is not looked up again: while this writer receives its events, nobody
         else ends it before a whole lease has passed.
@@ -178,7 +266,7 @@ class StoreWriter:
         unsure = [key for key in touched if key in ended or open_until.get(key, 0.0) < now]
         if not unsure:
             return {}
-        ended_before = counting.ended_executions(connection, unsure)
+        ended_before = counting.ended_executions(connection, unsure, counter)
         if len(open_until) > _MAX_OPEN:
             open_until.clear()
         for key in unsure:
@@ -192,7 +280,7 @@ class StoreWriter:
         """Which of the executions are archived: they are already counted, so late events are left out."""
         now = time.monotonic()
         if now >= self._watermark_at:
-            self._watermark, self._watermark_at = state.watermark_of(connection), now + event_log.LOOK_SECONDS
+            self._watermark, self._watermark_at = state.watermark_of(connection), now + _WATERMARK_SECONDS
         watermark = self._watermark
         old = [key for key in touched if partitions.seconds_of_id(key) < watermark] if watermark else []
         gone = archive.among(connection, old) if old else set()

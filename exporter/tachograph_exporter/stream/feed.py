@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
-from tachograph.identity import new_id
 from tachograph_exporter.store import event_log
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.event_log import EventsMissed, Logged
@@ -26,6 +27,8 @@ POLL_SECONDS: Final = 0.25
 """How often the log is polled when nothing signals new rows."""
 ANNOUNCE_SECONDS: Final = 30.0
 """How often this process records in the database that it has followers."""
+MAX_PAUSE_SECONDS: Final = 60.0
+"""After this long without a read, the log may lack the next events; much less than they are kept."""
 
 
 class Feed:
@@ -33,12 +36,11 @@ class Feed:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._name = new_id()
         self._followers = 0
         self._log_grew = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._join_lock = asyncio.Lock()
+        self._registered_until = -math.inf
 
     def committed(self) -> None:
         """Wake the followers: this process committed events. Thread-safe."""
@@ -47,19 +49,23 @@ class Feed:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._log_grew.set)
 
-    async def follow(self, after: int | None = None) -> AsyncGenerator[list[Logged], None]:
-        """Yield groups of events after sequence number ``after`` (default: the current one), as they are committed.
+    async def follow(self, after: int) -> AsyncGenerator[list[Logged], None]:
+        """Yield groups of events after sequence number ``after``, as they are committed.
 
         Raises `EventsMissed` when events after ``after`` are no longer in the log.
         """
-        await self._join()
+        self._followers += 1
         try:
-            position = await self._database.read(event_log.newest) if after is None else after
-            await self._database.read(lambda c: event_log.check(c, position))
+            await self.listen()
+            position, read_at = after, -math.inf
             while True:
                 # Taken before reading, so that rows committed during the read are noticed.
                 grew = self._log_grew
-                events = await self._database.read(lambda c, at=position: event_log.read(c, at))  # type: ignore[misc]
+                now = time.monotonic()
+                # Rows are deleted when they are old, so after a long pause some may be gone.
+                work = event_log.read if now < read_at + MAX_PAUSE_SECONDS else event_log.resume
+                events = await self._database.read(lambda c, work=work, at=position: work(c, at))  # type: ignore[misc]
+                read_at = now
                 if events:
                     position = events[-1].sequence
                     yield events
@@ -70,23 +76,26 @@ class Feed:
             self._followers -= 1
 
     async def position(self) -> int:
-        """The current sequence number: every event committed from now on has a higher one."""
-        await self._join()
-        self._followers -= 1
-        return await self._database.read(event_log.newest)
+        """The current sequence number. Every event committed from now on, by any process, has a higher one."""
+        return await self._register()
 
-    async def _join(self) -> None:
-        self._followers += 1
+    async def listen(self) -> None:
+        """Return when every event that is committed from now on will be in the log, whoever commits it."""
+        if time.monotonic() >= self._registered_until:
+            await self._register()
+
+    async def _register(self) -> int:
+        """Record in the database that this process has followers. Returns the position from which all is logged."""
         self._loop = asyncio.get_running_loop()
-        async with self._join_lock:
-            if not await self._database.write(lambda c: event_log.listen(c, self._name)):
-                await asyncio.sleep(1.25 * event_log.LOOK_SECONDS)
-                await self._database.write(lambda c: event_log.settle(c, self._name))
-            if not self._tasks:
-                self._tasks.append(asyncio.create_task(self._announce(), name="tachograph feed announce"))
-                self._tasks.append(asyncio.create_task(self._wake(), name="tachograph feed wake"))
-                if not self._database.is_sqlite:
-                    self._tasks.append(asyncio.create_task(self._listen(), name="tachograph feed notify"))
+        now = time.monotonic()
+        position = await self._database.write(event_log.listen)
+        self._registered_until = now + event_log.LISTENER_SECONDS / 2
+        if not self._tasks:
+            self._tasks.append(asyncio.create_task(self._announce(), name="tachograph feed announce"))
+            self._tasks.append(asyncio.create_task(self._wake(), name="tachograph feed wake"))
+            if not self._database.is_sqlite:
+                self._tasks.append(asyncio.create_task(self._listen(), name="tachograph feed notify"))
+        return position
 
     async def _announce(self) -> None:
         """Renew the record that this process has followers, for as long as it has any."""
@@ -94,7 +103,7 @@ class Feed:
             await asyncio.sleep(ANNOUNCE_SECONDS)
             if self._followers:
                 try:
-                    await self._database.write(lambda c: event_log.listen(c, self._name))
+                    await self._register()
                     await self._database.write(event_log.prune)
                 except Exception:
                     log.exception("cannot maintain the event log; retrying")

@@ -27,6 +27,8 @@ from tachograph_exporter.stream.messages import DETAIL_TYPES, STATE_TYPES, Messa
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 15.0
+CONNECT_SECONDS: Final = 5.0
+"""How long a follower may wait until following is effective."""
 STALL_SECONDS: Final = 20.0
 """How long a follower may read nothing before it is disconnected."""
 MAX_QUEUED: Final = 256
@@ -162,17 +164,20 @@ class Hub:
     async def follow(
         self, stream_filter: StreamFilter, after: int | None = None
     ) -> AsyncGenerator[list[Message], None]:
-        """Yield messages in groups; the first group starts with ``connected``.
+        """Yield messages in groups; the first group is ``connected``.
 
+        Once it is there, following is effective: every event that any process commits from then on will be yielded.
         With ``after`` it resumes after that sequence number. If that is no longer possible, it sends ``reload`` and
-        continues from the current position. Ends by raising `TooSlow` or `Closing`.
+        continues from the current position. Ends by raising `TooSlow` or `Closing`; raises `TimeoutError` if the
+        database does not respond within `CONNECT_SECONDS`.
         """
         if self.is_closed:
             raise Closing
         self._count += 1
         follower: Follower | None = None
         try:
-            await self._ensure_running()
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._ensure_running()
             connected = control_message(
                 "connected", time.time_ns(), self._position if after is None else after,
                 heartbeat_seconds=HEARTBEAT_SECONDS, window_seconds=event_log.KEEP_SECONDS,
@@ -184,16 +189,16 @@ class Hub:
                 yield [connected]
                 position = after
                 try:
-                    await self._database.read(lambda c: event_log.check(c, after))
-                    while position < self._position:
-                        logged = await self._database.read(lambda c, at=position: event_log.read(c, at))  # type: ignore[misc]
-                        if not logged:
-                            break
-                        position = logged[-1].sequence
+                    while True:
+                        # Taken before reading: what is dispatched during the read is not in it.
+                        dispatched = self._position
+                        logged = await self._database.read(lambda c, at=position: event_log.resume(c, at))  # type: ignore[misc]
+                        position = logged[-1].sequence if logged else max(position, dispatched)
                         messages = [m for m in map(_message, logged) if m is not None and stream_filter.matches(m)]
                         if messages:
                             yield messages
-                    position = max(position, self._position)
+                        if position >= self._position:
+                            break
                 except EventsMissed as error:
                     position = self._position
                     yield [control_message("reload", time.time_ns(), position, _reload_text(error))]
@@ -236,6 +241,8 @@ class Hub:
         await self._ready.wait()
         if self.is_closed:
             raise Closing
+        # The reader renews the registration, but may have failed to for a while.
+        await self._feed.listen()
 
     async def _read(self) -> None:
         """Read the feed while there are followers, and for `LINGER_SECONDS` after the last one has left."""

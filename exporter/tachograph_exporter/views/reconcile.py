@@ -8,7 +8,7 @@ differences too, though all views may show them alike.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -16,19 +16,6 @@ from sqlalchemy import Row
 
 from tachograph.clock import NS
 from tachograph.events import ExecutionStatus
-from tachograph.metrics.families import OTHER
-from tachograph.metrics.journal import Change, SeriesKey
-from tachograph.metrics.listener import Running
-from tachograph.metrics.specs import (
-    EXECUTIONS_RUNNING,
-    METRICS,
-    OLDEST_RUNNING,
-    STEP_DURATION,
-    STEPS_RUNNING,
-    STEPS_SKIPPED,
-    HistogramSpec,
-)
-from tachograph.metrics.text import escape
 from tachograph.spans.attributes import attempt_span_id
 from tachograph.spans.ended_spans import EndedSpan
 from tachograph_exporter.ingest.spans import SpanRecord
@@ -41,13 +28,13 @@ from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
 from tachograph_exporter.store.steps import StoredStep, by_step, decode_folded, status_counts
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.executions import execution_summary
-from tachograph_exporter.views.expected_series import ExpectedSeries
 from tachograph_exporter.views.impossible import impossible
 from tachograph_exporter.views.otlp_spans import ended_spans
 from tachograph_exporter.views.rollup_differences import rollup_differences
 from tachograph_exporter.views.schemas.executions import WorkflowExecutionResponse
 from tachograph_exporter.views.schemas.reconciliation import Difference, Reconciliation
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline, WorkflowStepTimelineEntry
+from tachograph_exporter.views.series_differences import SeriesEvidence, series_differences
 from tachograph_exporter.views.timeline import build_timeline
 
 MAX_DIFFERENCES: Final = 1_000
@@ -58,20 +45,6 @@ _OF_ROWS: Final = ("rows", "timeline", "events")
 _EXECUTION_COLUMNS: Final = [str(name) for name in EXECUTION_ROWS.columns]
 _STEP_FIELDS: Final = [name for name in StoredStep.__struct_fields__ if name not in ("step_id", "attempt")]
 _STEP_COLUMNS: Final = [str(name) for name in STEP_ROWS.columns]
-
-
-class CountedSeries(NamedTuple):
-    """What the metrics listener of this process did for an execution.
-
-    ``is_whole``: from its start on. ``is_settled``: all that its spans say was counted, not only its start.
-    ``running``: what runs of its workflow.
-    """
-
-    changes: Mapping[SeriesKey, Change]
-    is_whole: bool
-    is_settled: bool
-    measures: frozenset[str]
-    running: Running
 
 
 class ExportedSpans(NamedTuple):
@@ -91,7 +64,7 @@ class Evidence(NamedTuple):
         counted: the rollup row it is counted in.
         logged: its events in the event log.
         spans: its spans as this process exported them or, if they were ingested, as they arrived.
-        series: what the metrics listener counted.
+        series: the series of ``/metrics`` that it is counted in.
     """
 
     run: StoredRun
@@ -100,7 +73,7 @@ class Evidence(NamedTuple):
     counted: CountedRow | str
     logged: LoggedExecution | str
     spans: ExportedSpans | Sequence[SpanRecord] | str
-    series: CountedSeries | str
+    series: SeriesEvidence | str
 
 
 Facts = dict[str, Any]
@@ -371,100 +344,22 @@ class _Comparison:
         if isinstance(series, str):
             self._leave_out("metrics", series)
             return
-        if not series.is_settled:
-            self.reasons["metrics"] = "in part: its spans may still change"
-        elif not series.is_whole:
-            self.reasons["metrics"] = "in part: another process, or an earlier one, counted the rest"
-        expected = ExpectedSeries(self._run, self._evidence.workspace, series.measures).by_series()
-        noted = dict(series.changes)
-        self.counts["metrics"] = sum(
-            change.times for (metric, _), change in noted.items() if metric in (STEP_DURATION.name, STEPS_SKIPPED.name)
-        )
-        limited = {metric for metric, labels in noted if labels and set(labels) == {OTHER}}
-        if limited:
-            expected, noted = _merged(expected, limited), _merged(noted, limited)
+        checked = series.checked
+        self.counts["metrics"] = checked.steps
+        if self._is_open:
+            self.reasons["metrics"] = "it counts when it ends"
+        elif checked.reason:
+            self.reasons["metrics"] = checked.reason
+        elif isinstance(series.shown, str):
+            self.reasons["metrics"] = series.shown
         ids = defaultdict(list)
         for step in self._run.steps:
             ids[step.name].append(step.step_id)
-        for key in {**expected, **noted}:
-            yield from self._series_differences(key, noted.get(key, _NONE), expected.get(key, _NONE), series, ids)
-        yield from self._gauge_differences(series)
-
-    def _series_differences(
-        self, key: SeriesKey, noted: Change, expected: Change, series: CountedSeries, ids: Mapping[str, Sequence[str]]
-    ) -> Iterator[Difference]:
-        metric, labels = key
-        spec = _SPECS[metric]
-        if spec.kind == "gauge" and (self._is_open or not self._is_complete(series)):
-            return
-        names = dict(zip(spec.labels, labels, strict=True))
-        step = names.get("step", "")
-        of_step = ids.get(step, ())
-        rest = ",".join(
-            f'{name}="{escape(value)}"' for name, value in names.items() if name not in ("workspace", "workflow")
-        )
-        suffix = f"{{{rest}}}" if rest else ""
-        compared: list[tuple[str, float, float]] = [("", noted.total, expected.total)]
-        if isinstance(spec, HistogramSpec):
-            compared = [("_count", noted.times, expected.times), ("_sum", noted.total, expected.total)]
-        for part, shown, due in compared:
-            # Of a run that goes on more may have been counted than was stored; of half a run, less.
-            is_right = _is_close(shown, due)
-            is_right |= self._is_open and shown > due
-            is_right |= not self._is_complete(series) and shown < due
-            if not is_right:
-                values = {"metrics": shown, "timeline": due}
-                yield Difference(of_step[0] if len(of_step) == 1 else "", f"{metric}{part}{suffix}", values, step)
-
-    @staticmethod
-    def _is_complete(series: CountedSeries) -> bool:
-        return series.is_whole and series.is_settled
-
-    def _gauge_differences(self, series: CountedSeries) -> Iterator[Difference]:
-        running = series.running
-        for name, (shown, due) in running.gauges.items():
-            if shown is None and name != OLDEST_RUNNING.name:
-                continue  # Nothing of the workflow ran here, or it has no series of its own.
-            if shown != due:
-                yield Difference("", name, {"metrics": shown, "running": due}, message="the gauge is not what runs")
-        if self._is_open or not series.is_settled:
-            return
-        execution_id = self._execution.execution_id
-        if execution_id in running.executions:
-            yield Difference(
-                "",
-                EXECUTIONS_RUNNING.name,
-                {"metrics": True, "rows": False},
-                message="it ended, but counts as running",
-            )
-        by_span = {step.span_id: step.step_id for step in self._run.steps}
-        for other_id, span_id in sorted(running.steps):
-            if other_id == execution_id:
-                yield Difference(by_span.get(span_id, ""), STEPS_RUNNING.name, {"metrics": True, "rows": False},
-                                 message="its execution ended, but the step counts as running")  # fmt: skip
+        yield from series_differences(series, ids)
 
     def _leave_out(self, view: str, reason: str) -> None:
         self.counts[view] = None
         self.reasons[view] = reason
-
-
-_SPECS: Final = {spec.name: spec for spec in METRICS}
-_NONE: Final = Change()
-
-
-def _merged(changes: Mapping[SeriesKey, Change], limited: Iterable[str]) -> dict[SeriesKey, Change]:
-    """With one series for each metric whose series are limited: nobody knows which of them are in ``other``."""
-    merged: dict[SeriesKey, Change] = {}
-    for (metric, labels), change in changes.items():
-        key = (metric, (OTHER,) * len(labels) if metric in limited else labels)
-        before = merged.get(key, _NONE)
-        merged[key] = Change(before.times + change.times, before.total + change.total)
-    return merged
-
-
-def _is_close(a: float, b: float) -> bool:
-    """Whether two sums are equal but for rounding."""
-    return abs(a - b) <= max(2e-10, 1e-11 * max(abs(a), abs(b)))
 
 
 def _differing(step_id: str, by_view: Mapping[str, Facts]) -> Iterator[Difference]:

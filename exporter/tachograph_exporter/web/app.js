@@ -2,6 +2,7 @@
 
 import { get, session } from "./api.js";
 import { h, replace, setText } from "./dom.js";
+import { watchHealth } from "./health.js";
 import { listenForShortcuts, showHelp } from "./keyboard.js";
 import { initTheme, toggleTheme } from "./theme.js";
 import { RunView } from "./views/run.js";
@@ -124,6 +125,7 @@ async function start() {
     app.about = {};
   }
   showWorkspaces();
+  watchHealth(document.getElementById("health"));
   window.addEventListener("hashchange", route);
   await route();
 }

@@ -6,7 +6,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from prometheus_client.samples import Exemplar
 
@@ -20,11 +20,11 @@ class Child:
     """One label set.
 
     ``is_changed``: written since it was last rendered. ``is_counted``: it counts against the limit on label sets.
-    ``note`` is called with itself and with the amount when it changes; ``metric`` is the name of its family.
+    ``metric`` is the name of its family.
     """
 
     __slots__ = (
-        "changed_at", "created", "is_changed", "is_counted", "labels", "lock", "metric", "note",
+        "changed_at", "created", "is_changed", "is_counted", "labels", "lock", "metric",
         "openmetrics", "text", "wire", "wire_labels",
     )  # fmt: skip
 
@@ -36,7 +36,6 @@ class Child:
         self.is_changed = True
         self.is_counted = True
         self.metric = ""
-        self.note: Callable[[Any], None] | None = None
         self.text: str | None = None
         self.openmetrics: str | None = None
         self.wire: bytes | None = None
@@ -59,9 +58,6 @@ class CounterChild(Child):
         with self.lock:
             self.value += amount
             self.is_changed = True
-        if (note := self.note) is not None:
-            note(self)
-            note(amount)
 
 
 class GaugeChild(Child):
@@ -85,9 +81,6 @@ class GaugeChild(Child):
         with self.lock:
             self.value += amount
             self.is_changed = True
-        if (note := self.note) is not None:
-            note(self)
-            note(amount)
 
 
 class HistogramChild(Child):
@@ -116,9 +109,6 @@ class HistogramChild(Child):
                 if self.exemplars is None:
                     self.exemplars = [None] * len(self.counts)
                 self.exemplars[index] = (value, exemplar)
-        if (note := self.note) is not None:
-            note(self)
-            note(value)
 
     def exemplar(self, index: int) -> Exemplar | None:
         """The newest exemplar of a classic bucket."""

@@ -20,7 +20,6 @@ from typing import Final
 from prometheus_client.samples import Sample
 
 from tachograph.metrics.children import Child, CounterChild, GaugeChild, HistogramChild
-from tachograph.metrics.journal import SeriesJournal
 from tachograph.metrics.limits import SeriesLimits
 from tachograph.metrics.text import count_text, escape, exemplar_text, number
 
@@ -53,8 +52,6 @@ class Family(ABC):
         self.version = 0
         """Grows whenever a label set is added or removed."""
         self.created_text: tuple[int, bytes] | None = None
-        self.journal: SeriesJournal | None = None
-        """Where new label sets note their changes."""
         self._lock = threading.Lock()
         self._children: dict[tuple[str, ...], Child] = {}
         if not labels:
@@ -99,7 +96,6 @@ class Family(ABC):
             child = self._children[short] = self._new_child(short)
             child.is_counted = has_room
             child.metric = self.name
-            child.note = self.journal.pending.append if self.journal is not None else None
             return child
 
     def find(self, *values: str) -> Child | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
@@ -23,7 +23,6 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, StepRef
 from tachograph.metrics.children import Trace
 from tachograph.metrics.families import OTHER, CounterFamily, GaugeFamily, HistogramFamily, label_value
-from tachograph.metrics.journal import PENDING, SeriesJournal
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import (
     BUCKETS,
@@ -32,7 +31,6 @@ from tachograph.metrics.specs import (
     EXECUTIONS_RUNNING,
     EXECUTIONS_STARTED,
     LAST_SUCCESS,
-    MEASURE_BUCKETS,
     METRICS,
     OLDEST_RUNNING,
     STEP_ATTEMPTS,
@@ -44,24 +42,7 @@ from tachograph.metrics.specs import (
     STEP_WAIT,
     STEPS_RUNNING,
     STEPS_SKIPPED,
-    CounterSpec,
-    GaugeSpec,
-    HistogramSpec,
 )
-
-_EXECUTION_EVENTS: Final = frozenset({ExecutionStarted, ExecutionFinished})
-
-
-class Running(NamedTuple):
-    """The executions of a workflow that run, each with its start (unix seconds), and their steps.
-
-    ``steps`` are (execution id, span id). ``gauges``: by metric, the value it shows and the one it should show.
-    """
-
-    executions: Mapping[str, float]
-    steps: frozenset[tuple[str, str]]
-    gauges: Mapping[str, tuple[float | None, float | None]]
-
 
 _OTHERS: Final = (OTHER, OTHER)
 
@@ -114,7 +95,6 @@ class MetricsListener:
     ) -> None:
         self.registry = registry
         self.series = series or SeriesRegistry()
-        self.journal = self.series.journal = SeriesJournal()
         self._is_sampled = is_sampled
         self._measures = frozenset(measures)
         self._generation = 0
@@ -122,14 +102,13 @@ class MetricsListener:
         self._counters: dict[str, CounterFamily] = {}
         self._gauges: dict[str, GaugeFamily] = {}
         for spec in METRICS:
-            description = (spec.name, spec.help, spec.labels)
-            if isinstance(spec, HistogramSpec):
-                bounds = MEASURE_BUCKETS if spec is STEP_MEASURE else buckets
-                self._histograms[spec.name] = self.series.histogram(*description, buckets=bounds)
-            elif isinstance(spec, CounterSpec):
-                self._counters[spec.name] = self.series.counter(*description)
-            else:
-                self._gauges[spec.name] = self.series.gauge(*description)
+            family = self.series.family(spec, buckets=buckets)
+            if isinstance(family, HistogramFamily):
+                self._histograms[spec.name] = family
+            elif isinstance(family, CounterFamily):
+                self._counters[spec.name] = family
+            elif isinstance(family, GaugeFamily):
+                self._gauges[spec.name] = family
         registry.register(self.series)
         self._steps: dict[tuple[str, str, str], _StepSeries] = {}
         # The series of all steps past the limit, by the labels of their workflow's gauge.
@@ -156,44 +135,11 @@ class MetricsListener:
         kind = type(event)
         handle = self._handlers.get(kind)
         if handle is not None:
-            journal = self.journal
-            # Not `event.execution`: on a step's event that is a property, and costs a call.
-            execution = (event if kind in _EXECUTION_EVENTS else event.step).execution  # type: ignore[union-attr]
-            if execution is not journal.execution or len(journal.pending) > PENDING:
-                journal.turn_to(execution, is_start=kind is ExecutionStarted)
             handle(event)
 
     def close(self) -> None:
         """Unregister the metrics."""
         self.registry.unregister(self.series)
-
-    @property
-    def measures(self) -> frozenset[str]:
-        """Names of the step measures that are counted."""
-        return self._measures
-
-    def running(self, workspace: str, workflow: str) -> Running:
-        """What runs of a workflow, beside what the gauges show."""
-        key = (label_value(workspace), label_value(workflow))
-
-        def shown(spec: GaugeSpec) -> float | None:
-            family = self._gauges[spec.name]
-            child = family.find(*key)
-            return family.value_of(child) if child is not None else None
-
-        executions = dict(self._running.get(key, {}))
-        by_execution = dict(self._running_steps.get(key, {}))
-        steps = frozenset((execution, span) for execution, spans in by_execution.items() for span in tuple(spans))
-        values: dict[str, tuple[float | None, float | None]] = {
-            EXECUTIONS_RUNNING.name: (shown(EXECUTIONS_RUNNING), len(executions)),
-            STEPS_RUNNING.name: (shown(STEPS_RUNNING), len(steps)),
-            OLDEST_RUNNING.name: (shown(OLDEST_RUNNING), next(iter(executions.values()), None)),
-        }
-        return Running(executions, steps, values)
-
-    def restore_last_success(self, workspace: str, workflow: str, time_ns: int) -> None:
-        """Set when a workflow last completed before this process started."""
-        self._gauges[LAST_SUCCESS.name].labels(label_value(workspace), label_value(workflow)).set(time_ns / NS)
 
     def _steps_running(self, workspace: str, workflow: str) -> tuple[tuple[str, ...], dict[str, set[str]]]:
         """The labels of a workflow's gauge, and the running steps behind it.

@@ -37,6 +37,17 @@ LABEL_SETS: Final = GaugeSpec("tachograph_label_sets", "Label sets of all metric
 SCRAPE_DURATION: Final = HistogramSpec("tachograph_scrape_duration_seconds", "Time to render a scrape.", ("format",))
 SCRAPE_SIZE: Final = GaugeSpec("tachograph_scrape_size_bytes", "Size of the last scrape.", ("format",))
 
+WORKFLOW_METRICS_SHOWN: Final = GaugeSpec(
+    "tachograph_workflow_metrics_shown",
+    "1 on the service that shows the workflow metrics of its database, 0 on the others.",
+    (),
+)
+REFUSED: Final = CounterSpec(
+    "tachograph_records_refused_total",
+    "Events and traces that the store refused and set aside; see `tachograph refused`.",
+    ("kind",),
+)
+
 STREAM_CLIENTS: Final = GaugeSpec(
     "tachograph_stream_clients", "Clients connected to the event stream, by protocol.", ("kind",)
 )
@@ -49,7 +60,7 @@ STREAM_REFUSED: Final = CounterSpec(
 
 SELF_METRICS: Final[tuple[MetricSpec, ...]] = (
     EVENTS, DELIVERED, DROPPED, QUEUE_LENGTH, STORE_WRITE, SERIES_LIMITED, LABEL_SETS, SCRAPE_DURATION, SCRAPE_SIZE,
-    STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, BUILD_INFO,
+    WORKFLOW_METRICS_SHOWN, REFUSED, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, BUILD_INFO,
 )  # fmt: skip
 """Every metric about Tachograph itself."""
 
@@ -103,7 +114,10 @@ class SelfMetrics:
         self._clients = series.gauge(STREAM_CLIENTS.name, STREAM_CLIENTS.help, STREAM_CLIENTS.labels)
         self._messages = series.counter(STREAM_MESSAGES.name, STREAM_MESSAGES.help).labels()
         self._refused = series.counter(STREAM_REFUSED.name, STREAM_REFUSED.help, STREAM_REFUSED.labels)
+        self._records_refused = series.counter(REFUSED.name, REFUSED.help, REFUSED.labels)
         # Every series exists from the start: rate() does not see the first increase of a new one.
+        for kind in ("event", "trace"):
+            self._records_refused.labels(kind)
         for kind in ("websocket", "sse"):
             self._clients.labels(kind).set(0)
         for reason in ("too_slow", "full"):
@@ -127,6 +141,10 @@ class SelfMetrics:
     def stream_client_refused(self, reason: str) -> None:
         """Count a stream client that was disconnected or refused."""
         self._refused.labels(reason).inc()
+
+    def record_refused(self, kind: str) -> None:
+        """Count a record that the store refused."""
+        self._records_refused.labels(kind).inc()
 
     def store_committed(self, seconds: float) -> None:
         """Record the duration of a commit."""

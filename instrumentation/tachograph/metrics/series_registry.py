@@ -10,9 +10,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from tachograph.distribution import DURATION_BUCKETS, MEASURE_BUCKETS
 from tachograph.metrics.families import CounterFamily, Family, GaugeFamily, HistogramFamily
-from tachograph.metrics.journal import SeriesJournal
 from tachograph.metrics.limits import FAMILY_LIMIT, TOTAL_LIMIT, SeriesLimits
+from tachograph.metrics.specs import STEP_MEASURE, CounterSpec, HistogramSpec, MetricSpec
 
 
 class FamilyMetric(Metric):
@@ -54,8 +55,6 @@ class SeriesRegistry(Collector):
         self.expire_seconds = expire_seconds
         self.generation = 0
         """Grows when label sets expire. Callers that cache children then look them up again."""
-        self.journal: SeriesJournal | None = None
-        """Where the families that are added from now on note their changes."""
         self._families: list[Family] = []
 
     @property
@@ -87,10 +86,16 @@ class SeriesRegistry(Collector):
         """A new histogram."""
         return self._register(HistogramFamily(self.limits, name, help, labels, buckets=buckets))
 
+    def family(self, spec: MetricSpec, *, buckets: Sequence[float] = DURATION_BUCKETS) -> Family:
+        """A new metric as it is specified. ``buckets``: of a histogram of durations."""
+        description = (spec.name, spec.help, spec.labels)
+        if isinstance(spec, HistogramSpec):
+            return self.histogram(*description, buckets=MEASURE_BUCKETS if spec is STEP_MEASURE else buckets)
+        return self.counter(*description) if isinstance(spec, CounterSpec) else self.gauge(*description)
+
     def _register(self, family: F) -> F:
         if any(other.name == family.name for other in self._families):
             raise ValueError(f"metric {family.name} already exists")
-        family.journal = self.journal
         self._families.append(family)
         return family
 

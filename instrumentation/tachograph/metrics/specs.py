@@ -6,14 +6,10 @@ from typing import Final
 
 import msgspec
 
-BUCKETS: Final = (
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30,
-    60, 120, 300, 600, 1800, 3600, 7200, 14_400, 28_800, 57_600, 86_400,
-)  # fmt: skip
-"""Classic buckets in seconds, 5 ms to 24 h: workflows take milliseconds to days, unlike requests."""
+from tachograph.distribution import DURATION_BUCKETS
 
-MEASURE_BUCKETS: Final = tuple(step * 10.0**power for power in range(-3, 10) for step in (1, 2.5, 5))
-"""Classic buckets for measures of any unit, from a thousandth to billions; native buckets are finer."""
+BUCKETS: Final = DURATION_BUCKETS
+"""Classic buckets of durations and waits, in seconds."""
 
 
 class MetricSpec(msgspec.Struct, frozen=True):

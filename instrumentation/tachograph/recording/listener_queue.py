@@ -12,10 +12,12 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event, Listener
+from tachograph.quiet_log import QuietLog
 from tachograph.recording import spool
 from tachograph.recording.spool import Kept
 
@@ -44,8 +46,9 @@ class BatchListener(Protocol):
     """A listener that takes events in batches, for instance to commit them together.
 
     It raises `StoreUnavailable` while its destination is unavailable (a locked database, a full disk): the batch is
-    kept and offered again. Any other exception means that the batch is bad; its events are then offered singly, so that
-    a bad event costs no other.
+    kept and offered again. Any other exception means that the batch is bad; its halves are then offered, and so on, so
+    that a bad event costs no other. If it has a method ``set_aside``, that is called with the bad event and the error
+    it was refused with; it may raise `StoreUnavailable`, too.
 
     If it has a method ``keep``, that is called with the events that could not be delivered by the end, and returns a
     `Kept`: how many of them will be delivered by a later process.
@@ -72,6 +75,14 @@ class ListenerQueue:
         self._deliver: Deliver = getattr(listener, "apply", None) or self._singly(listener)  # type: ignore[arg-type]
         self.listener = listener
         self._keep: Callable[[Sequence[Event]], Kept] | None = getattr(listener, "keep", None)
+        self._set_aside: Callable[[Event, BaseException], None] | None = getattr(listener, "set_aside", None)
+        self._errors = QuietLog(log)
+        self.refused_in_a_row = 0
+        """Events that the listener refused since it last took one."""
+        self.last_refusal = ""
+        """What it said when it last refused one, and of which type that was."""
+        self.unavailable_reason = ""
+        """Why the listener is unavailable now; empty: it is available, as far as is known."""
         self.queue_limit = queue_limit
         self._gather = gather_seconds
         self.reset()
@@ -89,6 +100,7 @@ class ListenerQueue:
         self._closed = False
         self._delivered = 0
         self._acknowledged = 0
+        self._lost = 0
         self._in_hand: Sequence[Event] = ()
         self._kept: Sequence[Event] = ()
         self._paused = False
@@ -149,7 +161,12 @@ class ListenerQueue:
         return may_warn
 
     def flush(self, timeout_seconds: float) -> bool:
-        """Wait until everything queued so far has been delivered; False on timeout."""
+        """Wait until everything queued so far has been delivered; False on timeout, or if some of it was dropped."""
+        lost = self._lost
+        return self._wait(timeout_seconds) and self._lost == lost
+
+    def _wait(self, timeout_seconds: float) -> bool:
+        """Wait until everything queued so far has been delivered or dropped; False on timeout."""
         if threading.current_thread() is self._thread:
             return False  # It would wait for itself forever.
         with self._lock:
@@ -162,7 +179,9 @@ class ListenerQueue:
                 self._hurry.set()
                 self._wake.set()
                 left = deadline - time.monotonic()
-                if left <= 0 or self._thread is None or not self._thread.is_alive():
+                if self._thread is None or not self._thread.is_alive():
+                    self._start(at_once=True)
+                if left <= 0 or self._thread is None:
                     self._is_late = True
                     return False
                 self._settled.wait(min(left, 0.5))
@@ -177,7 +196,7 @@ class ListenerQueue:
         now = time.monotonic()
         if self._is_late and now < self._settle_at:
             self._spool_queue()
-        elif not self.flush(timeout_seconds):
+        elif not self._wait(timeout_seconds):
             self._settle_at = time.monotonic() + _SETTLE_AGAIN_SECONDS
             self._spool_queue()
 
@@ -198,7 +217,7 @@ class ListenerQueue:
         Takes no longer than ``timeout_seconds``, and at most `SPOOL_SECONDS` more for a disk that does not respond.
         """
         reserve = min(SPOOL_SECONDS, timeout_seconds / 5) if self._keep is not None else 0.0
-        is_flushed = self.flush(timeout_seconds - reserve)
+        is_flushed = self._wait(timeout_seconds - reserve)
         self._closed = True
         if not is_flushed:
             self._give_up()
@@ -253,33 +272,45 @@ class ListenerQueue:
     def _start(self, *, at_once: bool = False) -> None:
         """Start the thread. If that fails, events wait in the queue, and a later `put` or `flush` tries again."""
         with self._lock:
-            if self._thread is not None or not (at_once or time.monotonic() >= self._start_at):
+            if (self._thread is not None and self._thread.is_alive()) or not (
+                at_once or time.monotonic() >= self._start_at
+            ):
                 return
             thread = threading.Thread(target=self._run, name=f"tachograph-{self.name}", daemon=True)
+            # Before it runs, because it takes this back when it dies.
+            self._thread = thread
             try:
                 thread.start()
             except (RuntimeError, MemoryError) as error:
+                self._thread = None
                 self._start_at = time.monotonic() + _START_AGAIN_SECONDS
                 if self._may_warn():
                     log.warning("%s: %s; events wait until that is possible", self.name, error)
-                return
-            self._thread = thread
 
     def _run(self) -> None:
-        while True:
-            try:
-                self._deliver_until_closed()
-                return
-            except BaseException:
-                # Out of memory, for instance. Without this thread everything that follows would be lost silently.
-                lost = len(self._in_hand)
-                log.exception("%s: delivering failed", self.name)
-                self._put_down()
-                self.drop("error", lost)
-                time.sleep(_START_AGAIN_SECONDS)
+        try:
+            while True:
+                try:
+                    self._deliver_until_closed()
+                    return
+                except BaseException:
+                    # Out of memory, for instance. Without this thread everything that follows would be lost silently.
+                    self._errors.exception("delivering", "%s: delivering failed", self.name)
+                    self._lost += len(self._in_hand)
+                    self.drop("error", len(self._in_hand))
+                    self._put_down()
+                    time.sleep(_START_AGAIN_SECONDS)
+        finally:
+            # Not even that was possible: the next event starts another thread, which begins with what is in hand.
+            self._asleep = False
+            if not self._closed:
+                self._thread = None
 
     def _deliver_until_closed(self) -> None:
         queue, wake, hurry = self._queue, self._wake, self._hurry
+        if self._in_hand:
+            self._offer(self._in_hand)
+            self._put_down()
         while not (self._closed and not queue):
             if not queue:
                 wake.clear()
@@ -309,16 +340,19 @@ class ListenerQueue:
 
     def _offer(self, batch: Sequence[Event]) -> None:
         delay = 0.05
+        deliver, refusal = self._deliver, None
         while True:
             try:
                 with self._delivering:
-                    self._deliver(batch)
+                    deliver(batch)
             except StoreUnavailable as error:
                 self._is_late = True
                 if self._closed:
                     if not self._has_given_up:
+                        self._lost += len(batch)
                         self.drop("unavailable", len(batch))
                     return
+                self.unavailable_reason = str(error)[:300]
                 if not self._is_unavailable:
                     self._is_unavailable = True
                     if self._may_warn():
@@ -328,28 +362,51 @@ class ListenerQueue:
                 self._hurry.clear()
                 self._hurry.wait(delay)
                 delay = min(delay * 2, 2.0)
-            except BaseException:
-                if len(batch) == 1:
-                    log.exception("%s: rejected %s", self.name, type(batch[0]).__name__)
-                    self.drop("error")
-                    return
-                for event in batch:
-                    self._offer([event])
+            except BaseException as error:
+                if len(batch) > 1:
+                    break
+                if refusal is None:
+                    refusal = error
+                    self._refused(batch[0], error)
+                    if self._set_aside is not None:
+                        deliver = partial(self._put_aside, self._set_aside, error)
+                        continue
                 return
             else:
                 if self._is_unavailable:
                     log.info("%s: available again", self.name)
                 self._is_unavailable = self._is_late = False
+                self.unavailable_reason = ""
+                if refusal is None:
+                    self.refused_in_a_row = 0
                 return
+        middle = len(batch) // 2
+        self._offer(batch[:middle])
+        self._offer(batch[middle:])
+
+    @staticmethod
+    def _put_aside(
+        set_aside: Callable[[Event, BaseException], None], error: BaseException, events: Sequence[Event]
+    ) -> None:
+        set_aside(events[0], error)
+
+    def _refused(self, event: Event, error: BaseException) -> None:
+        """The listener does not take an event, and will not later: count it, and say so, but not a thousand times."""
+        kind = type(event).__name__
+        self.refused_in_a_row += 1
+        self.last_refusal = f"{kind}: {error!r}"[:300]
+        self._errors.exception((kind, type(error)), "%s: refused %s", self.name, kind)
+        self._lost += 1
+        self.drop("error")
 
     def _singly(self, listener: Listener) -> Deliver:
         def deliver(batch: Sequence[Event]) -> None:
             for event in batch:
                 try:
                     listener(event)
-                except BaseException:
-                    if not self.dropped["error"]:
-                        log.exception("%s: raised on %s", self.name, type(event).__name__)
-                    self.drop("error")
+                except BaseException as error:
+                    self._refused(event, error)
+                else:
+                    self.refused_in_a_row = 0
 
         return deliver

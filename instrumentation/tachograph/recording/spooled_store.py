@@ -83,6 +83,12 @@ class SpooledStore:
         """Commit what earlier processes spooled, for at most about this long; returns the number of events."""
         return self.spool.deliver(self.open().apply, seconds=seconds)
 
+    def set_aside(self, event: Event, error: BaseException) -> None:
+        """Have the store keep an event that it refused, with the reason, if it can."""
+        store = self.open(OPEN_SECONDS)
+        if (set_aside := getattr(store, "set_aside", None)) is not None:
+            set_aside(event, error)
+
     def keep(self, events: Sequence[Event]) -> Kept:
         """Spool events that could not be delivered."""
         return self.spool.keep(events)

@@ -33,6 +33,26 @@ DEFAULT_CONCURRENCY: Final = 100
 """Steps of one execution that run at once, unless the definition or the executor sets another limit."""
 
 
+class Accepted:
+    """An execution that has been accepted and not started: it counts as open. Start or withdraw it, once."""
+
+    def __init__(
+        self,
+        queued: ExecutionQueued,
+        start: Callable[[], asyncio.Task[ExecutionResult]],
+        withdraw: Callable[[], object],
+    ) -> None:
+        self.queued = queued
+        """The event that tells of it; nobody has received it yet."""
+        self.start = start
+        """Start it when a slot is free."""
+        self._withdraw = withdraw
+
+    def withdraw(self) -> None:
+        """Forget it: nobody was told of it, and it never runs."""
+        self._withdraw()
+
+
 class Executor:
     """Runs workflows.
 
@@ -127,11 +147,29 @@ class Executor:
 
         Cancelling the task cancels the execution, also while it waits; then the task is cancelled.
         """
+        accepted = self.accept(workflow, inputs, workspace=workspace, execution=execution)
+        self.emit(accepted.queued)
+        return accepted.queued.execution, accepted.start()
+
+    def accept(
+        self,
+        workflow: Workflow,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        workspace: str = "default",
+        execution: ExecutionRef | None = None,
+    ) -> Accepted:
+        """Accept an execution without starting it, so that its `ExecutionQueued` can be stored first.
+
+        The caller stores and emits the event, then starts the execution or withdraws it. Raises what `run` raises.
+        """
         run = self._open(workflow, inputs, workspace, execution)
-        self.emit(
-            ExecutionQueued(execution=run.ref, time_ns=run.clock(), inputs=run.inputs_summary, process=identity())
+        queued = ExecutionQueued(execution=run.ref, time_ns=run.clock(), inputs=run.inputs_summary, process=identity())
+        return Accepted(
+            queued,
+            start=lambda: self._start(run, queued=True),
+            withdraw=lambda: self._runs.pop(run.ref.execution_id, None),
         )
-        return run.ref, self._start(run, queued=True)
 
     def cancel(self, execution_id: str, reason: str = "cancelled on request") -> bool:
         """Cancel a running or waiting execution. False if this executor has no such execution (any more)."""

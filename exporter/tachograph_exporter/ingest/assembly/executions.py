@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from tachograph.clock import MAX_NS
 from tachograph.critical_path import critical_path_of
 from tachograph.events import (
     FAILED,
@@ -168,9 +169,17 @@ class _Run:
             or rule.lasting
             or any(may_grow(step) for step in steps)
             or any(run.ended_ns is None or run.may_change for run in nested)
+            or self._has_orphans()
         )
         if end_ns is not None and status is not ExecutionStatus.COMPLETED and blamed is not None:
             self.failure = failure_of(blamed, rule)
+
+    def _has_orphans(self) -> bool:
+        """Whether what is a step depends on a span that has not arrived: where no rule says which spans are steps."""
+        trace = self.trace
+        if any(trace.role(span.span_id) in (Role.STEP, Role.ATTEMPT, Role.QUEUED) for span in self.spans):
+            return False
+        return any(span.parent_span_id and span.parent_span_id not in trace.spans_by_id for span in self.spans)
 
     def nested(self) -> NestedRun:
         """What the execution around this one needs to know of it."""
@@ -243,7 +252,8 @@ class _Run:
                     completed_step_count=counts[StepStatus.COMPLETED],
                     failed_step_count=sum(count for status, count in counts.items() if status in FAILED),
                     skipped_step_count=counts[StepStatus.SKIPPED],
-                    work_ns=work_ns,
+                    # Many long steps beside each other may add up to more than a database holds.
+                    work_ns=min(work_ns, MAX_NS),
                     critical_path=critical_path_of(placed(ended, window)),
                     failure=self.failure,
                 )

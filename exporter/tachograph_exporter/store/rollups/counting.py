@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, func, select
@@ -52,14 +52,14 @@ class EndedExecution(NamedTuple):
 _ENDED_EXECUTIONS: Final = select(
     _executions.execution_id, _executions.workspace_id, _executions.workflow_id, _executions.status,
     _executions.started_ns, _executions.finished_ns, _executions.queued_ns, _executions.work_ns,
-    _executions.critical_path_ns, _executions.critical_path,
+    _executions.critical_path_ns, _executions.critical_path, _executions.trace_id, _executions.span_id,
 ).where(
     _executions.rank >= FIRST_TERMINAL_RANK, _executions.execution_id.in_(bindparam("ids", expanding=True))
 )  # fmt: skip
 _STEPS_OF: Final = select(
     _steps.execution_id, _steps.step_id, _steps.name, _steps.status, _steps.started_ns, _steps.finished_ns,
     _steps.attempt, _steps.dependency_ns, _steps.queue_ns, _steps.backoff_ns, _steps.run_ns, _steps.unaccounted_ns,
-    _steps.folded,
+    _steps.folded, _steps.span_id, _steps.skip_reason,
 ).where(
     _steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True))
 )  # fmt: skip
@@ -70,7 +70,7 @@ _STEPS_AS_JSON: Final = (
             func.json_array(
                 _steps.step_id, _steps.name, _steps.status, _steps.started_ns, _steps.finished_ns, _steps.attempt,
                 _steps.dependency_ns, _steps.queue_ns, _steps.backoff_ns, _steps.run_ns, _steps.unaccounted_ns,
-                _steps.folded,
+                _steps.folded, _steps.span_id, _steps.skip_reason,
             )
         ),
     )
@@ -104,31 +104,54 @@ _decode_ids: Final = msgspec.json.Decoder(list[str]).decode
 _decode_steps: Final = msgspec.json.Decoder(list[tuple[Any, ...]]).decode
 
 
-class _ExecutionRow(NamedTuple):
+class ExecutionRow(NamedTuple):
+    """An ended execution's row. ``critical_path``: ids of its steps. ``has_started``: it is known when."""
+
     key: Key
     execution: CountedExecution
     critical_path: frozenset[str]
+    trace_id: str
+    span_id: str
+    has_started: bool
 
 
-def _executions_of(connection: Connection, ids: Sequence[str]) -> dict[str, _ExecutionRow]:
+CountedStepRow: TypeAlias = tuple[Any, ...]
+"""Execution id, step id, the fields of a `CountedStep`, span id and skip reason of a step that ended."""
+_COUNTED: Final = slice(2, 2 + len(CountedStep._fields))
+
+
+class Observer(Protocol):
+    """Sees the rows that are counted, in chunks: executions, then their steps and reports."""
+
+    def executions(self, connection: Connection, rows: Mapping[str, ExecutionRow]) -> None:
+        """Executions that ended, by id."""
+
+    def step(self, row: CountedStepRow) -> None:
+        """A step of one of them."""
+
+    def report(self, execution_id: str, report: CountedReport) -> None:
+        """A report of a step of one of them."""
+
+
+def _executions_of(connection: Connection, ids: Sequence[str]) -> dict[str, ExecutionRow]:
     rows = {}
     for row in connection.execute(_ENDED_EXECUTIONS, {"ids": ids}):
-        execution_id, workspace, workflow, status, started, finished, queued, work, critical, path = row
+        execution_id, workspace, workflow, status, started, finished, queued, work, critical, path, trace, span = row
         if path is not None:
             step_ids = frozenset(_decode_ids(path))
         else:
             # Recorded by a version that did not store the path.
             step_ids = frozenset(step.step_id for step in critical_path(steps_of(connection, execution_id)))
+        has_started = started is not None
         if started is None:
             started = finished
         queue = max(0, started - queued) if queued is not None else 0
         execution = CountedExecution(status, started, finished, queue, work or 0, critical or 0)
-        rows[execution_id] = _ExecutionRow((workspace, workflow), execution, step_ids)
+        rows[execution_id] = ExecutionRow((workspace, workflow), execution, step_ids, trace, span, has_started)
     return rows
 
 
-def _steps_of(connection: Connection, execution_ids: Collection[str]) -> Iterator[tuple[Any, ...]]:
-    """(execution id, step id, and the fields of a `CountedStep`) of each step that ended."""
+def _steps_of(connection: Connection, execution_ids: Collection[str]) -> Iterator[CountedStepRow]:
     if execution_ids and connection.dialect.name == "sqlite":
         # One row an execution: the driver releases the GIL for every row, and a busy workflow is slow to give it back.
         for execution_id, steps in connection.execute(_STEPS_AS_JSON, {"ids": list(execution_ids)}):
@@ -142,7 +165,7 @@ def _steps_of(connection: Connection, execution_ids: Collection[str]) -> Iterato
 
 
 def _reports_of(
-    connection: Connection, executions: Mapping[str, _ExecutionRow]
+    connection: Connection, executions: Mapping[str, ExecutionRow]
 ) -> Iterator[tuple[str, str, int, CountedReport]]:
     """(execution id, step id, sequence, report) of each report that is counted."""
     if not executions:
@@ -152,7 +175,9 @@ def _reports_of(
         yield row[0], row[1], row[2], CountedReport(row[9], row[10], status, *row[3:9])
 
 
-def ended_executions(connection: Connection, ids: Iterable[str]) -> dict[str, EndedExecution]:
+def ended_executions(
+    connection: Connection, ids: Iterable[str], observer: Observer | None = None
+) -> dict[str, EndedExecution]:
     """Those of the executions that have ended, by id, with everything that is counted of them."""
     ended_by_id: dict[str, EndedExecution] = {}
     for chunk in _chunks(ids):
@@ -160,15 +185,26 @@ def ended_executions(connection: Connection, ids: Iterable[str]) -> dict[str, En
         ended_by_id |= {
             execution_id: EndedExecution(row.key, row.execution, {}, {}) for execution_id, row in executions.items()
         }
+        if observer is not None:
+            observer.executions(connection, executions)
         for step in _steps_of(connection, executions):
             on_critical_path = step[1] in executions[step[0]].critical_path
-            ended_by_id[step[0]].steps[step[1]] = (CountedStep(*step[2:]), on_critical_path)
+            ended_by_id[step[0]].steps[step[1]] = (CountedStep(*step[_COUNTED]), on_critical_path)
+            if observer is not None:
+                observer.step(step)
         for execution_id, step_id, sequence, report in _reports_of(connection, executions):
             ended_by_id[execution_id].reports[step_id, sequence] = report
+            if observer is not None:
+                observer.report(execution_id, report)
     return ended_by_id
 
 
-def count(connection: Connection, ids: Iterable[str], totals_of: Callable[[Key, int], WorkflowTotals]) -> None:
+def count(
+    connection: Connection,
+    ids: Iterable[str],
+    totals_of: Callable[[Key, int], WorkflowTotals],
+    observer: Observer | None = None,
+) -> None:
     """Count those of the executions that have ended.
 
     ``totals_of`` returns the totals to add to, by workflow and start (unix seconds) of the five minutes it ended in.
@@ -180,11 +216,17 @@ def count(connection: Connection, ids: Iterable[str], totals_of: Callable[[Key, 
             totals = totals_of(row.key, bucket_of(row.execution.finished_ns))
             totals.add_execution(row.execution)
             counted[execution_id] = (totals, row.execution.status, row.critical_path)
+        if observer is not None:
+            observer.executions(connection, executions)
         for step in _steps_of(connection, executions):
             totals, status, critical_path_ids = counted[step[0]]
-            totals.add_step(step[2:], step[1] in critical_path_ids, status)
+            totals.add_step(step[_COUNTED], step[1] in critical_path_ids, status)
+            if observer is not None:
+                observer.step(step)
         for execution_id, _, _, report in _reports_of(connection, executions):
             counted[execution_id][0].add_report(report)
+            if observer is not None:
+                observer.report(execution_id, report)
 
 
 def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:

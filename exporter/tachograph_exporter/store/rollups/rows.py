@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -77,7 +78,9 @@ class RollupRows:
         self._ids = {"workspace_id": key[0], "workflow_id": key[1]}
         head = head_of(connection, key)
         self.head = head.start_s if head is not None else None
-        self._revision, self._closed = (head.revision, head.closed) if head is not None else (0, 0)
+        # A new head starts at a number that no earlier head of the workflow has reached: caches compare revisions, and
+        # a workflow may be deleted and recorded again.
+        self._revision, self._closed = (head.revision, head.closed) if head is not None else (time.time_ns(),) * 2
 
     def close(self) -> None:
         """Store the head and its new revision."""

@@ -1,0 +1,43 @@
+"""Storing records again that were refused and set aside."""
+
+from __future__ import annotations
+
+from tachograph.errors import StoreUnavailable
+from tachograph_exporter.ingest.span_store import SpanStore
+from tachograph_exporter.ingest.spans import SpanRecord, parse, records
+from tachograph_exporter.store import refused
+from tachograph_exporter.store.refused import RefusedRecord
+from tachograph_exporter.store.writer import StoreWriter
+
+
+def retry(writer: StoreWriter, spans: SpanStore, record: RefusedRecord) -> str:
+    """Store a record. Returns why it was refused again; empty: it is stored, and no longer set aside.
+
+    Raises `StoreUnavailable`.
+    """
+    try:
+        if record.kind == refused.EVENT:
+            writer.apply([refused.decode_event(record.payload)])
+        else:
+            _store_trace(spans, record)
+    except StoreUnavailable:
+        raise
+    except Exception as error:
+        problem = error
+        writer.database.run(lambda c: refused.refused_again(c, record.id, problem))
+        return refused.reason_of(error)
+    writer.database.run(lambda c: refused.remove(c, record.id))
+    return ""
+
+
+def _store_trace(store: SpanStore, record: RefusedRecord) -> None:
+    found = list(records(parse(record.payload, is_json=False)))
+    faults = [fault for fault in found if isinstance(fault, str)]
+    if faults:
+        raise ValueError("; ".join(faults[:3]))
+    spans = [span for span in found if isinstance(span, SpanRecord)]
+    taken = store.commit(
+        lambda c: ((result := store.take(c, record.workspace_id, record.workspace, spans)), result.events)
+    )
+    if taken.refused:
+        raise ValueError(f"trace {record.subject} has no room for more spans")

@@ -1,0 +1,302 @@
+"""The workflow metrics of a service: what the database keeps, whoever recorded it.
+
+Of all services on a database one shows them, the one that holds the lease; so what Prometheus adds up over services is
+right. A scrape shows what was committed before it began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy import Connection
+
+from tachograph.clock import NS
+from tachograph.metrics.children import CounterChild, GaugeChild, HistogramChild
+from tachograph.metrics.self_metrics import WORKFLOW_METRICS_SHOWN
+from tachograph.metrics.series_registry import SeriesRegistry
+from tachograph.metrics.specs import EXECUTIONS_RUNNING, OLDEST_RUNNING, STEPS_RUNNING
+from tachograph.quiet_log import QuietLog
+from tachograph_exporter.metrics.births import Births
+from tachograph_exporter.metrics.shown_series import SeriesKey, ShownMetrics, ShownSeries, ShownValue, child_of
+from tachograph_exporter.store.database import Database, Lane
+from tachograph_exporter.store.lease import BEAT_SECONDS, Lease
+from tachograph_exporter.store.rollups.counting import Key
+from tachograph_exporter.store.running import Running, running
+from tachograph_exporter.store.series import rows
+from tachograph_exporter.store.series.values import STARTED, SUCCESS, Delta, Series, StepSeries
+
+quiet = QuietLog(logging.getLogger(__name__))
+
+LEASE: Final = "workflow_metrics"
+REFRESH_SECONDS: Final = 1.0
+"""How long a scrape waits for the database; after that it shows what it last knew."""
+BLIND_SECONDS: Final = 30.0
+"""Without the database for so long, they are not shown: another service may show them by now."""
+ABSORB_SECONDS: Final = 30.0
+ABSORB_DELTAS: Final = 200
+"""Deltas are absorbed when there are so many, or after so long."""
+
+
+class _Read(NamedTuple):
+    """What a refresh read. ``base``: all rows, if all had to be read."""
+
+    news: rows.News
+    base: dict[Key, dict[str, StepSeries]] | None
+    running: dict[Key, Running]
+    names: dict[Key, tuple[str, str]] | None
+
+
+class WorkflowMetrics(Collector):
+    """Shows the series of the database. A prometheus_client collector.
+
+    Args:
+        database: where the series are.
+        series: holds the metrics, and limits the number of label sets.
+        measures: names of step measures that are metrics.
+    """
+
+    def __init__(self, database: Database, series: SeriesRegistry, measures: Iterable[str] = ()) -> None:
+        self._database = database
+        self._series = series
+        self.shown = ShownSeries(series, measures)
+        self.births: Births[SeriesKey] = Births()
+        self._lease = Lease(LEASE)
+        self._lock = threading.Lock()
+        # Held while what is shown changes.
+        self._changing = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="tachograph-series")
+        self._pending: Future[None] | None = None
+        self._last = self._epoch = -1
+        self._by_workflow: dict[Key, dict[str, StepSeries]] = {}
+        self._names: dict[Key, tuple[str, str]] = {}
+        self._unabsorbed = 0
+        self._absorbed_at = self._contact = time.monotonic()
+        self._gauges: dict[Key, tuple[str, str]] = {}
+        self._running: dict[Key, Running] = {}
+
+    @property
+    def are_shown(self) -> bool:
+        """Whether this service shows the workflow metrics now."""
+        return self._lease.is_held and time.monotonic() - self._contact < BLIND_SECONDS
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, if this service shows them, and whether it does."""
+        shown = self.are_shown
+        if shown:
+            yield from self._series.collect()
+        yield GaugeMetricFamily(WORKFLOW_METRICS_SHOWN.name, WORKFLOW_METRICS_SHOWN.help, value=int(shown))
+
+    def describe(self) -> list[Metric]:
+        """No names: they come and go with the lease."""
+        return []
+
+    # The lease
+
+    async def start(self) -> None:
+        """Take the lease if nobody holds it, and read the series."""
+        await self._beat()
+
+    async def run(self) -> None:
+        """Renew the lease, or wait for it, until cancelled."""
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            await self._beat()
+
+    async def _beat(self) -> None:
+        was_held = self._lease.is_held
+        try:
+            is_held = await self._database.write(self._lease.renew, Lane.VITAL)
+            if is_held and (not was_held or self._is_due()):
+                await asyncio.wrap_future(self._refreshing())
+                if self._is_due():
+                    await asyncio.wrap_future(self._worker.submit(self._absorb, ()))
+        except Exception as error:
+            quiet.warning("lease", "the lease of the workflow metrics cannot be renewed, trying again: %s", error)
+
+    def _is_due(self) -> bool:
+        """Whether deltas should be absorbed; not in a scrape, because it may take a while."""
+        is_late = self._unabsorbed > 0 and time.monotonic() - self._absorbed_at > ABSORB_SECONDS
+        return is_late or self._unabsorbed > ABSORB_DELTAS
+
+    async def close(self) -> None:
+        """Give the lease up, so that another service shows the metrics at once."""
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self._database.write(self._lease.release, Lane.VITAL), REFRESH_SECONDS)
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    # A scrape
+
+    def refresh(self, wait_seconds: float = REFRESH_SECONDS) -> None:
+        """Read what has been committed; blocks, but no longer than that. Call it before rendering."""
+        with contextlib.suppress(Exception):  # Logged where it failed.
+            self._refreshing().result(wait_seconds)
+
+    def shown_of(self, key: Key) -> ShownMetrics:
+        """What is shown of a workflow, without series that share a child with others."""
+        with self._changing:
+            return self._shown_of(key)
+
+    def remembered(self, key: Key) -> tuple[ShownMetrics, dict[str, StepSeries], Running]:
+        """What is shown of a workflow, beside the series and the runs that were last read."""
+        with self._changing:
+            return self._shown_of(key), self._by_workflow.get(key, {}), self._running.get(key, _NOTHING)
+
+    def _shown_of(self, key: Key) -> ShownMetrics:
+        series: dict[tuple[str, str], ShownValue] = {}
+        for series_key in [series_key for series_key in self.shown if series_key.workflow == key]:
+            if not self.shown.is_shared(series_key):
+                child = self.shown.child(series_key)
+                if isinstance(child, HistogramChild):
+                    with child.lock:
+                        series[series_key.step, series_key.code] = ShownValue(sum(child.counts), child.total)
+                elif isinstance(child, CounterChild | GaugeChild):
+                    series[series_key.step, series_key.code] = ShownValue(None, child.value)
+        gauges: dict[str, float | None] = {}
+        if (name := self._gauges.get(key)) is not None:
+            for spec in (EXECUTIONS_RUNNING, STEPS_RUNNING, OLDEST_RUNNING):
+                gauge = self.shown.families[spec.name].find(*name)
+                gauges[spec.name] = gauge.value if isinstance(gauge, GaugeChild) else None
+        return ShownMetrics(series, gauges)
+
+    def _refreshing(self) -> Future[None]:
+        """The refresh that begins next."""
+        with self._lock:
+            pending = self._pending
+            # One that runs already may have read before the last commit.
+            if pending is None or pending.done() or pending.running():
+                pending = self._pending = self._worker.submit(self._refresh)
+            return pending
+
+    def _refresh(self) -> None:
+        try:
+            read = self._database.look(self._read)
+            self._contact = time.monotonic()
+            if read is None:
+                return
+            with self._changing:
+                self._take(read)
+            if born := self.births.born():
+                self._absorb(born)
+        except Exception as error:
+            quiet.warning(type(error), "the workflow metrics cannot be read, showing the last ones: %s", error)
+            raise
+
+    def _read(self, connection: Connection) -> _Read | None:
+        if not self._lease.look(connection):
+            return None
+        news = rows.news(connection, self._last)
+        base: dict[Key, dict[str, StepSeries]] | None = None
+        if news.epoch != self._epoch or news.absorbed > self._last:
+            base = defaultdict(dict)
+            for key, step, series in rows.stored_series(connection):
+                base[key][step] = series
+            news = rows.news(connection, news.absorbed)
+        runs = running(connection)
+        known = {key for _, key, _ in news.deltas} | runs.keys() | (base.keys() if base is not None else set())
+        is_known = base is None and known <= self._names.keys() and not any(map(_is_announcement, news.deltas))
+        return _Read(news, base, runs, None if is_known else rows.names(connection))
+
+    def _take(self, read: _Read) -> None:
+        changed: dict[SeriesKey, None] = {}
+        if read.names is not None:
+            renamed = {key for key, name in read.names.items() if self._names.get(key, name) != name}
+            self._names = read.names
+            if renamed:
+                changed = dict.fromkeys(key for key in self.shown if key.workflow in renamed)
+                self.shown.remove(list(changed))
+        if read.base is not None:
+            self._by_workflow = dict(read.base)
+            self._epoch, self._unabsorbed = read.news.epoch, 0
+            self.births.clear()
+            changed |= dict.fromkeys(
+                SeriesKey(key, step, code)
+                for key, by_step in read.base.items()
+                for step, step_series in by_step.items()
+                for code in step_series.by_code
+            )
+        self._last = max(self._last, read.news.absorbed) if read.base is None else read.news.absorbed
+        for number, key, delta in read.news.deltas:
+            by_step = self._by_workflow.setdefault(key, {})
+            changed |= dict.fromkeys(SeriesKey(key, step, code) for step, code in rows.add_delta(by_step, delta))
+            self._last = number
+            self._unabsorbed += 1
+        if read.base is not None:
+            kept = {key for key in changed if key.workflow in self._names}
+            self.shown.remove([key for key in self.shown if key not in kept])
+        # Oldest first, so that the same ones have room after every restart.
+        for series_key in sorted(changed, key=lambda key: (self._series_of(key).created, key)):
+            self._show(series_key)
+        self._show_running(read.running)
+
+    def _series_of(self, key: SeriesKey) -> Series:
+        return self._by_workflow[key.workflow][key.step].by_code[key.code]
+
+    def _show(self, key: SeriesKey) -> None:
+        name = self._names.get(key.workflow)
+        if name is None:
+            return  # Deleted.
+        series = self._series_of(key)
+        self.shown.show(key, series, name)
+        if not series.born and key.code != SUCCESS and self.shown.child(key) is not None:
+            self.births.add(key)
+
+    def _show_running(self, runs: dict[Key, Running]) -> None:
+        families = self.shown.families
+        self._running = runs
+        present: dict[Key, tuple[str, str]] = {}
+        for key in self._by_workflow:
+            if (name := self._names.get(key)) is None:
+                continue
+            present[key] = name
+            run = runs.get(key, _NOTHING)
+            _set(child_of(families[EXECUTIONS_RUNNING.name], name), run.executions)
+            _set(child_of(families[STEPS_RUNNING.name], name), run.steps)
+            if run.executions:
+                _set(child_of(families[OLDEST_RUNNING.name], name), run.oldest_ns / NS)
+            elif (child := families[OLDEST_RUNNING.name].find(*name)) is not None:
+                families[OLDEST_RUNNING.name].remove(*child.labels)
+            self.shown.show_more(SeriesKey(key, "", STARTED), run.executions)
+        for key, name in self._gauges.items():
+            if key not in present and name not in present.values():
+                for spec in (EXECUTIONS_RUNNING, STEPS_RUNNING, OLDEST_RUNNING):
+                    families[spec.name].remove(*name)
+        self._gauges = present
+
+    def _absorb(self, born: Collection[SeriesKey]) -> None:
+        births: dict[Key, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for key in born:
+            births[key.workflow][key.step].append(key.code)
+        # Committed before it is shown: after a restart, what has been shown is known.
+        self._database.run(lambda connection: rows.absorb(connection, self._last, births))
+        self._unabsorbed, self._absorbed_at = 0, time.monotonic()
+        with self._changing:
+            for key in born:
+                series = self._by_workflow.get(key.workflow, {}).get(key.step, StepSeries()).by_code.get(key.code)
+                if series is not None:
+                    series.born = True
+                    self._show(key)
+                self.births.forget(key)
+            self._show_running(self._running)
+
+
+_NOTHING: Final = Running(0, 0, 0)
+
+
+def _is_announcement(entry: tuple[int, Key, Delta]) -> bool:
+    """Whether a delta only says that a workflow exists, perhaps under a new name."""
+    return all(amount is None for amounts in entry[2].steps.values() for amount in amounts.values())
+
+
+def _set(child: object, value: float) -> None:
+    if isinstance(child, GaugeChild) and child.value != value:
+        child.set(value)

@@ -1,0 +1,349 @@
+"""What ended executions add to the series, from their rows."""
+
+from __future__ import annotations
+
+import functools
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Final
+
+from sqlalchemy import Connection, bindparam, select
+
+from tachograph.clock import NS
+from tachograph.distribution import DURATION_BUCKETS, Distribution, Sum
+from tachograph.events import Folded, FoldedMeasure, FoldedRuns
+from tachograph.exact_sum import ExactSum
+from tachograph.histogram import upper_bound
+from tachograph_exporter.store.rollups.counting import CHUNK, CountedStepRow, ExecutionRow, Key
+from tachograph_exporter.store.schema import series_unsettled, workflow_step_attempts
+from tachograph_exporter.store.series.values import (
+    ATTEMPTS,
+    COST,
+    CRITICAL,
+    DURATION,
+    EXECUTION,
+    MEASURE,
+    RETRIES,
+    SEPARATOR,
+    SKIPPED,
+    STARTED,
+    SUCCESS,
+    TOKENS,
+    WAIT,
+    Amount,
+    Code,
+    Exemplar,
+    Observed,
+    Value,
+    empty,
+)
+from tachograph_exporter.store.totals import CountedReport, critical_ns_of, decode_folded
+
+_attempts = workflow_step_attempts.c
+_ATTEMPTS_OF: Final = select(
+    _attempts.execution_id, _attempts.step_id, _attempts.attempt, _attempts.status, _attempts.finished_ns,
+    _attempts.queue_ns, _attempts.backoff_ns,
+).where(_attempts.execution_id.in_(bindparam("ids", expanding=True)))  # fmt: skip
+
+_DEPENDENCY: Final = f"{WAIT}{SEPARATOR}dependency"
+_QUEUE: Final = f"{WAIT}{SEPARATOR}queue"
+_BACKOFF: Final = f"{WAIT}{SEPARATOR}backoff"
+_UNACCOUNTED: Final = f"{WAIT}{SEPARATOR}unaccounted"
+
+
+@functools.cache
+def _codes_of(status: str) -> tuple[Code, Code]:
+    """The codes of the durations and of the attempts that ended so."""
+    return f"{DURATION}{SEPARATOR}{status}", f"{ATTEMPTS}{SEPARATOR}{status}"
+
+
+class _StepCounts:
+    """What is added to the series of one step, or of a workflow's executions."""
+
+    __slots__ = ("amounts", "exemplars", "zeros")
+
+    def __init__(self) -> None:
+        self.amounts: dict[Code, Value] = {}
+        self.exemplars: dict[Code, dict[int, Exemplar]] = {}
+        # Waits of no time: most are.
+        self.zeros: dict[Code, int] = {}
+
+    def wait(self, code: Code, wait_ns: int) -> None:
+        if wait_ns > 0:
+            self.of(code).observe_ns(wait_ns)
+        else:
+            self.zeros[code] = self.zeros.get(code, 0) + 1
+
+    def settle(self) -> None:
+        """Count the waits of no time, too."""
+        for code, times in self.zeros.items():
+            self.of(code).observe_zeros(times)
+        self.zeros.clear()
+
+    def count(self, code: Code, amount: int) -> None:
+        self.amounts[code] = self.amounts.get(code, 0) + amount  # type: ignore[operator]
+
+    def of(self, code: Code) -> Distribution:
+        values = self.amounts.get(code)
+        if values is None:
+            values = self.amounts[code] = empty(code)
+        return values  # type: ignore[return-value]
+
+    def encoded(self) -> dict[Code, Amount]:
+        self.settle()
+        amounts: dict[Code, Amount] = {}
+        for code, value in self.amounts.items():
+            if isinstance(value, Distribution):
+                if not value.is_empty():
+                    amounts[code] = Observed(value.to_row(), self.exemplars.get(code, {}))
+            elif value:
+                amounts[code] = value if -_LARGE < value < _LARGE else str(value)
+        return amounts
+
+
+_LARGE: Final = 1 << 63
+
+
+class Counted:
+    """What executions add to the series: by workflow, step and code."""
+
+    def __init__(self) -> None:
+        self.by_workflow: dict[Key, dict[str, _StepCounts]] = {}
+
+    def step(self, key: Key, name: str) -> _StepCounts:
+        steps = self.by_workflow.get(key)
+        if steps is None:
+            steps = self.by_workflow[key] = {}
+        counts = steps.get(name)
+        if counts is None:
+            counts = steps[name] = _StepCounts()
+        return counts
+
+    def values(self, key: Key) -> dict[str, dict[Code, Value]]:
+        """What is added to the series of a workflow, by step and code."""
+        for counts in self.by_workflow.get(key, {}).values():
+            counts.settle()
+        return {step: dict(counts.amounts) for step, counts in self.by_workflow.get(key, {}).items()}
+
+    def amounts(self, key: Key) -> dict[str, dict[Code, Amount]]:
+        """The amounts of a workflow's delta; without what came to nothing."""
+        encoded = {step: counts.encoded() for step, counts in self.by_workflow.get(key, {}).items()}
+        return {step: amounts for step, amounts in encoded.items() if amounts}
+
+    def add(self, other: Counted, sign: int) -> None:
+        """Add what others were counted as, or take it away."""
+        for key, steps in other.by_workflow.items():
+            for name, counts in steps.items():
+                counts.settle()
+                mine = self.step(key, name)
+                for code, amount in counts.amounts.items():
+                    if code == SUCCESS:
+                        if sign > 0:
+                            mine.amounts[code] = max(mine.amounts.get(code, 0), amount)  # type: ignore[type-var]
+                    elif isinstance(amount, Distribution):
+                        mine.of(code).add(amount, sign)
+                        mine.exemplars.setdefault(code, {}).update(counts.exemplars.get(code, {}))
+                    else:
+                        mine.count(code, sign * amount)
+
+
+class SeriesCounter:
+    """Counts executions while their rows are read for the rollups (see `rollups.counting.Observer`).
+
+    Args:
+        database: to leave out executions that were not counted because they had not settled; see ``skipped``.
+        skip: ids of further executions that are left out.
+    """
+
+    def __init__(self, database: Connection | None = None, *, skip: AbstractSet[str] = frozenset()) -> None:
+        self.counted = Counted()
+        self.skipped: set[str] = set()
+        self._skip = skip
+        self._database = database
+        self._executions: dict[str, tuple[Key, ExecutionRow]] = {}
+        self._attempts: Mapping[tuple[str, str], Sequence[Any]] = {}
+
+    def executions(self, connection: Connection, rows: Mapping[str, ExecutionRow]) -> None:
+        """Count executions. Their steps and reports follow."""
+        self._executions = {}
+        if self._database is not None:
+            self.skipped |= unsettled(self._database, rows)
+        for execution_id, row in rows.items():
+            if execution_id in self._skip or execution_id in self.skipped:
+                continue
+            self._executions[execution_id] = (row.key, row)
+            execution, counts = row.execution, self.counted.step(row.key, "")
+            self._observe(
+                counts, f"{EXECUTION}{SEPARATOR}{execution.status}", execution.finished_ns - execution.started_ns,
+                row.trace_id, row.span_id, execution.finished_ns,
+            )  # fmt: skip
+            if row.has_started:
+                counts.count(STARTED, 1)
+            if execution.status == "completed":
+                counts.amounts[SUCCESS] = max(counts.amounts.get(SUCCESS, 0), execution.finished_ns)  # type: ignore[type-var]
+        self._attempts = attempts_of(connection, self._executions)
+
+    @staticmethod
+    def _observe(counts: _StepCounts, code: Code, duration_ns: int, trace_id: str, span_id: str, ended_ns: int) -> None:
+        bucket = counts.of(code).observe_ns(duration_ns)
+        exemplars = counts.exemplars.get(code)
+        if exemplars is None:
+            exemplars = counts.exemplars[code] = {}
+        exemplars[bucket] = (max(0, duration_ns), trace_id, span_id, ended_ns)
+
+    def step(self, row: CountedStepRow) -> None:
+        """Count a step that ended."""
+        (
+            execution_id, step_id, name, status, started, finished, attempt, dependency, queue, backoff, run,
+            unaccounted, folded, span_id, skip_reason,
+        ) = row  # fmt: skip
+        entry = self._executions.get(execution_id)
+        if entry is None:
+            return
+        key, execution = entry
+        counts = self.counted.step(key, name)
+        if folded is not None:
+            decoded = decode_folded(folded)
+            _count_folded(counts, decoded)
+            if step_id in execution.critical_path:
+                counts.count(CRITICAL, decoded.busy_ns)
+            return
+        if status == "skipped":
+            counts.count(f"{SKIPPED}{SEPARATOR}{skip_reason or ''}", 1)
+            return
+        if started is None:
+            return
+        of_status = _codes_of(status)
+        self._observe(counts, of_status[0], finished - started, execution.trace_id, span_id, finished)
+        counts.wait(_DEPENDENCY, dependency or 0)
+        if unaccounted:
+            counts.wait(_UNACCOUNTED, unaccounted)
+        if step_id in execution.critical_path:
+            counts.count(CRITICAL, critical_ns_of(started, finished, queue, backoff, run))
+        has_last = False
+        for number, outcome, ended, queued, backed_off in self._attempts.get((execution_id, step_id), ()):
+            counts.wait(_QUEUE, queued)
+            if number > 1 and backed_off:
+                counts.wait(_BACKOFF, backed_off)
+            counts.count(_codes_of(outcome)[1], 1)
+            has_last |= number == attempt
+            # The last attempt was followed by another one, unless the step ended with it.
+            if number != attempt or ended != finished:
+                counts.count(RETRIES, 1)
+        if not has_last:
+            # The only attempt: it has no row.
+            counts.wait(_QUEUE, queue or 0)
+            if attempt > 1 and backoff:
+                counts.wait(_BACKOFF, backoff)
+            counts.count(of_status[1], 1)
+
+    def report(self, execution_id: str, report: CountedReport) -> None:
+        """Count a measure or cost that a step reported."""
+        entry = self._executions.get(execution_id)
+        if entry is None:
+            return
+        counts = self.counted.step(entry[0], report.step)
+        if report.kind == "measure":
+            counts.of(f"{MEASURE}{SEPARATOR}{report.name}{SEPARATOR}{report.unit}").observe(report.value)
+        elif report.kind == "cost":
+            _count_spent(counts, report.name, report.value, report.tokens_in, report.tokens_out)
+
+
+def unsettled(connection: Connection, ids: Collection[str]) -> frozenset[str]:
+    """Those of the executions that have ended but are not counted yet, because spans of theirs may still arrive."""
+    column = series_unsettled.c.execution_id
+    waiting: set[str] = set()
+    all_ids = sorted(ids)
+    for i in range(0, len(all_ids), CHUNK):
+        waiting.update(connection.execute(select(column).where(column.in_(all_ids[i : i + CHUNK]))).scalars())
+    return frozenset(waiting)
+
+
+def attempts_of(connection: Connection, ids: Iterable[str]) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
+    """The stored attempts of executions, by execution and step: (attempt, status, end, queue, backoff)."""
+    by_step: dict[tuple[str, str], list[tuple[Any, ...]]] = defaultdict(list)
+    all_ids = list(ids)
+    for i in range(0, len(all_ids), CHUNK):
+        for row in connection.execute(_ATTEMPTS_OF, {"ids": all_ids[i : i + CHUNK]}):
+            by_step[row[0], row[1]].append(tuple(row[2:]))
+    return by_step
+
+
+def _count_spent(counts: _StepCounts, model: str, usd: float, tokens_in: int, tokens_out: int) -> None:
+    if usd:
+        counts.count(f"{COST}{SEPARATOR}{model}", round(usd * NS))
+    for kind, tokens in (("input", tokens_in), ("output", tokens_out)):
+        if tokens:
+            counts.count(f"{TOKENS}{SEPARATOR}{model}{SEPARATOR}{kind}", tokens)
+
+
+def _count_folded(counts: _StepCounts, folded: Folded) -> None:
+    for status, runs in folded.by_status.items():
+        counts.of(f"{DURATION}{SEPARATOR}{status}").add(_durations(runs))
+        if attempts := runs.count - folded.between_attempts.get(status, 0):
+            counts.count(f"{ATTEMPTS}{SEPARATOR}{status}", attempts)
+    for status, times in folded.retrying.items():
+        counts.count(f"{ATTEMPTS}{SEPARATOR}{status}", times)
+        counts.count(RETRIES, times)
+    for reason, row in folded.waits.items():
+        counts.of(f"{WAIT}{SEPARATOR}{reason}").add(Distribution.from_row(row))
+    if not folded.waits:
+        _count_old_waits(counts, folded)
+    for model in folded.models:
+        _count_spent(counts, model.model, model.usd, model.tokens_in, model.tokens_out)
+    for measure in folded.measures:
+        code = f"{MEASURE}{SEPARATOR}{measure.name}{SEPARATOR}{measure.unit}"
+        counts.of(code).add(_measured(measure))
+
+
+def _durations(runs: FoldedRuns) -> Distribution:
+    durations = Distribution(runs.sum_ns)
+    native = durations.native
+    native.schema, native.count, native.zero_count = runs.schema, runs.count, runs.zero_count
+    native.positive = dict(runs.buckets)
+    durations.classic = dict(runs.classic)
+    if not runs.classic:
+        # Recorded by a version that did not keep classic buckets: each native one counts by its upper bound.
+        if runs.zero_count:
+            durations.classic[0] = runs.zero_count
+        for index, count in runs.buckets.items():
+            bucket = bisect_left(DURATION_BUCKETS, upper_bound(index, runs.schema))
+            durations.classic[bucket] = durations.classic.get(bucket, 0) + count
+    return durations
+
+
+def _count_old_waits(counts: _StepCounts, folded: Folded) -> None:
+    """Waits of a version that kept only their number and sum: all as long as their average."""
+    runs = folded.by_status.values()
+    waits = (
+        (_DEPENDENCY, folded.count, sum(r.dependency_ns for r in runs)),
+        (_QUEUE, folded.count + folded.retries_started, sum(r.queue_ns for r in runs)),
+        (_UNACCOUNTED, folded.unaccounted_count, sum(r.unaccounted_ns for r in runs)),
+        (_BACKOFF, folded.backoff_count, folded.backoff_ns),
+    )
+    for code, times, total_ns in waits:
+        if times:
+            one = Distribution()
+            one.observe_ns(total_ns // times)
+            counts.of(code).add(_repeated(one, times, total_ns))
+
+
+def _repeated(one: Distribution, times: int, total: Sum) -> Distribution:
+    """A single value's distribution, as if it had been seen a number of times."""
+    native = one.native
+    native.count, native.zero_count = times, times if native.zero_count else 0
+    native.positive, native.negative = dict.fromkeys(native.positive, times), dict.fromkeys(native.negative, times)
+    one.classic = dict.fromkeys(one.classic, times)
+    one.total = total
+    return one
+
+
+def _measured(measure: FoldedMeasure) -> Distribution:
+    if measure.values is not None:
+        return Distribution.from_row(measure.values)
+    # Recorded by a version that kept only number, sum and extremes: all as large as their average.
+    one, total = Distribution.of_measures(), ExactSum.parse(measure.total)
+    one.observe(total.value / measure.count)
+    return _repeated(one, measure.count, total)

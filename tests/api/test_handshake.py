@@ -1,0 +1,286 @@
+"""A stream's handshake is answered when following is effective: runs that start right after it are told in full."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Final
+
+import msgspec
+import pytest
+from sqlalchemy import Connection
+from tests.api.test_stream import read_event
+from tests.conftest import ROOT, Api, make_execution, make_run, make_step, serve
+
+from tachograph.events import StepStarted
+from tachograph.identity import workspace_id
+from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.config import Config
+from tachograph_exporter.store import event_log, locking
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.event_log import EventsMissed
+from tachograph_exporter.store.writer import StoreWriter
+from tachograph_exporter.stream import hub as hubs
+from tachograph_exporter.stream.feed import Feed
+from tachograph_exporter.stream.hub import Hub, StreamFilter
+
+MAX_HANDSHAKE_SECONDS: Final = 1.2
+WHOLE: Final = ["workflow_started", "step_started", "step_completed", "workflow_completed"]
+PROGRAM: Final = """
+import sys
+from tests.conftest import make_execution, make_run
+from tachograph_exporter.store.writer import open_writer
+writer = open_writer(sys.argv[1])
+for line in sys.stdin:
+    for event in make_run(make_execution(line.strip())):
+        writer.apply([event])
+    print("recorded", flush=True)
+writer.close()
+"""
+
+
+class Script:
+    """Another process that records a run into the database whenever it is told to."""
+
+    def __init__(self, url: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+
+    def record(self, workflow: str) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{workflow}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "recorded\n"
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        assert self.process.wait(20) == 0
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def script(any_database_url: str) -> Iterator[Script]:
+    script = Script(any_database_url)
+    yield script
+    script.close()
+
+
+@pytest.fixture
+async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
+    async for api in serve(Config(database=any_database_url, grace_seconds=0.2), handlers):
+        status, _ = await api.call("POST", "/api/workflows", {"name": "etl", "steps": [{"name": "a"}]})
+        assert status == 201
+        yield api
+
+
+@contextlib.asynccontextmanager
+async def following(api: Api, kind: str) -> AsyncIterator[Callable[[], Any]]:
+    """A client right after its handshake; calling the value returns the next message."""
+    if kind == "sse":
+        async with api.session.get(f"{api.address}/api/stream") as stream:
+
+            async def next_event() -> Any:
+                return msgspec.json.decode((await read_event(stream))["data"])
+
+            yield next_event
+    else:
+        async with api.session.ws_connect(f"{api.address}/ws/workflows/stream") as socket:
+
+            async def next_message() -> Any:
+                return msgspec.json.decode(await socket.receive_str(timeout=15))
+
+            yield next_message
+
+
+async def until_completed(next_message: Callable[[], Any]) -> list[str]:
+    types: list[str] = []
+    async with asyncio.timeout(15):
+        while not types or types[-1] != "workflow_completed":
+            types.append((await next_message())["event_type"])
+    return types
+
+
+@pytest.mark.parametrize("kind", ["websocket", "sse"])
+async def test_a_run_right_after_the_handshake_is_told_in_full(api: Api, script: Script, kind: str) -> None:
+    # Both have just looked for followers, and found none.
+    await api.run("etl")
+    await asyncio.to_thread(script.record, "nightly")
+    for first in ("script", "service", "script"):
+        started = time.perf_counter()
+        async with following(api, kind) as next_message:
+            assert time.perf_counter() - started < MAX_HANDSHAKE_SECONDS
+            if first == "script":
+                await asyncio.to_thread(script.record, "nightly")
+            else:
+                await api.run("etl")
+            assert await until_completed(next_message) == ["connected", *WHOLE]
+
+
+def test_whatever_is_committed_after_a_listener_registered_is_logged(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    writers = [StoreWriter(database) for _ in range(3)]
+    try:
+        for writer in writers:
+            writer.apply(make_run(make_execution("before")))
+        position = database.run(event_log.listen)
+        for writer in writers:
+            writer.apply(make_run(make_execution("after")))
+        logged = database.look(lambda c: event_log.resume(c, position))
+        assert [entry.event.execution.workflow for entry in logged] == ["after"] * 12
+        # A second listener finds a complete log: it makes no gap.
+        second = database.run(event_log.listen)
+        assert second >= logged[-1].sequence
+        assert database.look(lambda c: event_log.resume(c, position)) == logged
+        with pytest.raises(EventsMissed):
+            database.look(lambda c: event_log.resume(c, 0))
+    finally:
+        database.close()
+
+
+def test_a_listener_registers_after_the_transactions_that_did_not_see_it(any_database_url: str) -> None:
+    database, other = Database(any_database_url), Database(any_database_url)
+    writer = StoreWriter(database)
+    has_written, may_commit = threading.Event(), threading.Event()
+
+    def slow(connection: Connection) -> None:
+        locking.lock(connection)
+        writer.append_log(connection, make_run(make_execution("slow")))
+        has_written.set()
+        assert may_commit.wait(20)
+
+    try:
+        writing = threading.Thread(target=database.run, args=(slow,))
+        writing.start()
+        assert has_written.wait(20)
+        positions: list[int] = []
+        listening = threading.Thread(target=lambda: positions.append(other.run(event_log.listen)))
+        listening.start()
+        listening.join(0.3)
+        assert positions == []
+        may_commit.set()
+        for thread in (writing, listening):
+            thread.join(20)
+        writer.apply(make_run(make_execution("next")))
+        logged = other.look(lambda c: event_log.resume(c, positions[0]))
+        assert {entry.event.execution.workflow for entry in logged} == {"next"}
+    finally:
+        may_commit.set()
+        database.close()
+        other.close()
+
+
+async def test_a_listener_whose_registration_ran_out_is_told_of_the_gap(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    feed, writer = Feed(database), StoreWriter(database)
+    try:
+        position = await feed.position()
+        database.run(lambda c: c.exec_driver_sql("UPDATE store_state SET updated_ns = 0 WHERE name LIKE 'listener:%'"))
+        writer.apply(make_run(make_execution("unheard")))
+        await feed.position()
+        with pytest.raises(EventsMissed):
+            async for _ in feed.follow(position):
+                pass
+    finally:
+        await feed.close()
+        await database.aclose()
+
+
+def test_registrations_that_earlier_versions_left_are_deleted(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    try:
+        database.run(event_log.listen)
+        database.run(lambda c: c.exec_driver_sql("INSERT INTO store_state VALUES ('listener:0198…', '', 5)"))
+        database.run(event_log.prune)
+        names = database.look(lambda c: c.exec_driver_sql("SELECT name FROM store_state").scalars().all())
+        assert [name for name in names if name.startswith("listener:")] == ["listener:any"]
+        assert database.look(event_log.has_listeners)
+    finally:
+        database.close()
+
+
+@pytest.mark.parametrize("path", ["/ws/workflows/stream", "/api/stream"])
+async def test_a_handshake_is_refused_while_the_database_takes_no_registration(
+    api: Api, any_database_url: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hubs, "CONNECT_SECONDS", 0.3)
+    other = Database(any_database_url)
+    is_locked, may_end = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> None:
+        locking.lock(connection)
+        is_locked.set()
+        assert may_end.wait(20)
+
+    holding = threading.Thread(target=other.run, args=(hold,))
+    holding.start()
+    try:
+        assert is_locked.wait(20)
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
+                   "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="} if path.startswith("/ws") else {}  # fmt: skip
+        status, problem = await api.call("GET", path, headers=headers)
+        assert (status, problem["code"]) == (503, "store_unavailable")
+    finally:
+        may_end.set()
+        holding.join(20)
+        other.close()
+    assert api.service.hub.follower_count == 0
+    async with following(api, "sse") as next_message:
+        assert (await next_message())["event_type"] == "connected"
+        await api.run("etl")
+        assert await until_completed(next_message) == WHOLE
+
+
+async def test_a_follower_that_resumes_misses_nothing_that_arrives_while_it_reads(
+    any_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(any_database_url)
+    feed = Feed(database)
+    hub, writer = Hub(feed, database), StoreWriter(database, committed=feed.committed)
+    step = make_step(make_execution(), "load")
+    everything = StreamFilter(workspace_id=workspace_id("default"))
+    reads = 0
+    original = Database.read
+
+    async def read(self: Database, work: Callable[[Connection], Any]) -> Any:
+        nonlocal reads
+        result = await original(self, work)
+        if result == [] and asyncio.current_task() is resuming:
+            # Committed and delivered to the others after it read, before it goes on.
+            reads += 1
+            if reads == 1:
+                await asyncio.to_thread(writer.apply, [StepStarted(step=step, time_ns=1)])
+                async with asyncio.timeout(15):
+                    while hub._position == before:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+        return result
+
+    async def resume() -> list[str]:
+        types: list[str] = []
+        async with contextlib.aclosing(hub.follow(everything, before)) as groups:
+            async for group in groups:
+                types += [msgspec.json.decode(message.body)["event_type"] for message in group]
+                if "step_started" in types:
+                    break
+        return types
+
+    try:
+        async with contextlib.aclosing(hub.follow(everything)) as first:
+            (connected,) = await anext(first)
+            before = connected.sequence
+            monkeypatch.setattr(Database, "read", read)
+            resuming = asyncio.create_task(resume())
+            assert await asyncio.wait_for(resuming, 15) == ["connected", "step_started"]
+            assert reads == 1
+    finally:
+        await hub.close()
+        await feed.close()
+        await database.aclose()

@@ -1,0 +1,343 @@
+"""``/metrics`` of a service shows the database: every process's runs, across restarts, by one service of all."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from tests.api.test_otlp import sent, span
+from tests.conftest import Api, make_execution, make_step, running
+from tests.store.test_recovery import dead_identity
+from tests.test_four_views import samples
+
+from tachograph.events import ExecutionFinished, ExecutionStarted, ExecutionStatus, StepStarted
+from tachograph.metrics.negotiation import Format
+from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.config import Config
+from tachograph_exporter.metrics import births as births_module
+from tachograph_exporter.metrics import workflow_metrics
+from tachograph_exporter.store import archiving, lease
+from tachograph_exporter.store.database import Database
+
+PROMETHEUS = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}
+DURATION = "workflow_execution_duration_seconds_count"
+
+SCRIPT = """
+import sys, tachograph
+tachograph.configure(database=sys.argv[1])
+
+@tachograph.step
+def load():
+    if "fail" in sys.argv:
+        raise ValueError("no")
+
+@tachograph.workflow(name="nightly")
+def nightly():
+    load()
+
+try:
+    nightly()
+except ValueError:
+    pass
+"""
+
+
+async def script(url: str, *arguments: str) -> None:
+    """A process that lives only as long as its run."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", textwrap.dedent(SCRIPT), url, *arguments)
+    assert await process.wait() == 0
+
+
+@pytest.fixture
+async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
+    async with running(Config(database=any_database_url, grace_seconds=0.1), handlers) as api:
+        yield api
+
+
+async def scraped(api: Api, **headers: str) -> dict[Any, float]:
+    return samples(await api.get("/metrics", headers=headers))
+
+
+def value(metrics: dict[Any, float], name: str, **labels: str) -> float | None:
+    return metrics.get((name, frozenset({"workspace": "default", **labels}.items())))
+
+
+async def test_runs_of_a_process_that_lives_two_seconds_are_shown_each_series_at_zero_first(
+    api: Api, any_database_url: str
+) -> None:
+    await script(any_database_url)
+    first = await scraped(api)
+    shown = {name for name, _ in first if name.startswith("workflow_")}
+    assert {DURATION, "workflow_step_duration_seconds_count", "workflow_step_attempts_total"} <= shown
+    counted = {key: v for key, v in first.items() if key[0].startswith("workflow_") and key[0].endswith(COUNTED)}
+    assert set(counted.values()) == {0}
+    # What may happen has a series, too.
+    assert value(first, DURATION, workflow="nightly", status="failed") == 0
+    assert value(first, "workflow_step_attempts_total", workflow="nightly", step="load", outcome="failed") == 0
+    # A gauge says what is, at once.
+    assert (await api.get("/api/workflows/nightly/metrics"))["total_executions"] == 1
+    success = value(first, "workflow_execution_last_success_timestamp_seconds", workflow="nightly")
+    assert success == pytest.approx(time.time(), abs=60)
+    second = await scraped(api)
+    assert value(second, DURATION, workflow="nightly", status="completed") == 1
+    assert value(second, "workflow_executions_started_total", workflow="nightly") == 1
+    # What was foreseen needs no zero any more.
+    await script(any_database_url, "fail")
+    third = await scraped(api)
+    assert value(third, DURATION, workflow="nightly", status="failed") == 1
+    assert value(third, "workflow_step_attempts_total", workflow="nightly", step="load", outcome="failed") == 1
+    # And created says since when they count.
+    created = value(third, "workflow_executions_started_created", workflow="nightly")
+    assert created is not None
+    assert success is not None
+    assert created <= success + 1
+
+
+def messages(body: bytes) -> Iterator[bytes]:
+    """The metric families of a body in protobuf, each after its length as a varint."""
+    at = 0
+    while at < len(body):
+        length = shift = 0
+        while True:
+            byte = body[at]
+            at += 1
+            length |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        yield body[at : at + length]
+        at += length
+
+
+COUNTED = ("_total", "_count", "_sum", "_bucket")
+
+
+@pytest.mark.parametrize("form", Format)
+async def test_a_restart_a_rebuild_and_the_archive_change_no_byte(
+    form: Format, any_database_url: str, handlers: HandlerRegistry, tmp_path: Any
+) -> None:
+    config = Config(database=any_database_url, grace_seconds=0.1)
+
+    async def body(api: Api) -> list[bytes]:
+        async with api.session.get(f"{api.address}/metrics", headers={"Accept": form.value}) as response:
+            text = await response.read()
+        if form is Format.PROTOBUF:
+            return [message for message in messages(text) if message[2:11] == b"workflow_"]
+        return [line for line in text.splitlines() if line.startswith(b"workflow_")]
+
+    async with running(config, handlers) as api:
+        await api.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "a"}, {"name": "b"}]})
+        for _ in range(3):
+            await api.run("w")
+        await script(any_database_url, "fail")
+        await body(api)
+        before = await body(api)
+        assert await body(api) == before
+        assert len(before) > 1
+    async with running(config, handlers) as api:
+        assert await body(api) == before
+    database = Database(any_database_url)
+    from tachograph_exporter.store.rollups import rebuild
+    from tachograph_exporter.store.series.recount import recount_one
+
+    for key in database.look(rebuild.workflows_with_executions):
+        assert database.run(lambda c, key=key: recount_one(c, key)) == 0  # type: ignore[misc]
+    if not any_database_url.startswith("postgres"):
+        pytest.importorskip("pyarrow")
+        archiving.archive(database, time.time_ns() + 2 * 86_400 * 10**9, tmp_path / "archive")
+    database.close()
+    async with running(config, handlers) as api:
+        assert await body(api) == before
+        await api.run("w")
+        metrics = await scraped(api)
+        assert value(metrics, DURATION, workflow="w", status="completed") == 4
+
+
+async def test_what_ended_while_no_service_ran_is_in_the_first_scrape(
+    any_database_url: str, handlers: HandlerRegistry
+) -> None:
+    config = Config(database=any_database_url, grace_seconds=0.1)
+    await script(any_database_url)
+    async with running(config, handlers) as api:
+        await api.metrics()
+    await script(any_database_url)
+    await script(any_database_url, "fail")
+    async with running(config, handlers) as api:
+        first = await scraped(api)
+        assert value(first, DURATION, workflow="nightly", status="completed") == 2
+        assert value(first, DURATION, workflow="nightly", status="failed") == 1
+
+
+async def test_gauges_are_those_of_every_process_and_gone_when_a_run_is_given_up(api: Api) -> None:
+    now = time.time_ns()
+    run = make_execution("etl")
+    api.service.writer.apply([
+        ExecutionStarted(execution=run, time_ns=now, step_count=2, process=dead_identity()),
+        StepStarted(step=make_step(run, "a"), time_ns=now),
+        StepStarted(step=make_step(run, "b"), time_ns=now),
+    ])  # fmt: skip
+    await scraped(api)
+    metrics = await scraped(api)
+    assert value(metrics, "workflow_executions_running", workflow="etl") == 1
+    assert value(metrics, "workflow_steps_running", workflow="etl") == 2
+    oldest = "workflow_execution_oldest_running_start_timestamp_seconds"
+    assert value(metrics, oldest, workflow="etl") == now / 1e9
+    assert value(metrics, "workflow_executions_started_total", workflow="etl") == 1
+    assert await api.service.sweep() == 1
+    metrics = await scraped(api)
+    assert value(metrics, "workflow_executions_running", workflow="etl") == 0
+    assert value(metrics, "workflow_steps_running", workflow="etl") == 0
+    assert value(metrics, oldest, workflow="etl") is None
+    assert value(metrics, "workflow_executions_started_total", workflow="etl") == 1
+    # It was not lost: it ends. Nothing that was shown is taken back.
+    lost = value(await scraped(api), DURATION, workflow="etl", status="lost")
+    assert lost == 1
+    end = ExecutionFinished(
+        execution=run, time_ns=now + 9, status=ExecutionStatus.COMPLETED, started_ns=now, step_count=2
+    )
+    api.service.writer.apply([end])
+    metrics = await scraped(api)
+    assert value(metrics, DURATION, workflow="etl", status="lost") == 1
+    assert value(metrics, DURATION, workflow="etl", status="completed") == 1
+    assert value(metrics, "workflow_executions_started_total", workflow="etl") == 1
+
+
+async def test_of_two_services_one_shows_them_and_the_other_takes_over(
+    any_database_url: str, handlers: HandlerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SILENCE_SECONDS", 0.6)
+    monkeypatch.setattr(workflow_metrics, "BEAT_SECONDS", 0.1)
+    config = Config(database=any_database_url, grace_seconds=0.1)
+
+    def shows(metrics: dict[Any, float]) -> bool:
+        has_series = any(name.startswith("workflow_") for name, _ in metrics)
+        assert has_series == bool(metrics["tachograph_workflow_metrics_shown", frozenset()])
+        return has_series
+
+    async def until_shown(api: Api) -> None:
+        for _ in range(200):
+            if shows(await scraped(api)):
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("nobody took over")
+
+    async with running(config, handlers) as b:
+        async with running(config, handlers) as a:
+            await a.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "s"}]})
+            await a.run("w")
+            await b.run("w")
+            await b.metrics()
+            assert (shows(await scraped(b)), shows(await scraped(a))) == (True, False)
+            assert value(await scraped(b), DURATION, workflow="w", status="completed") == 2
+            # The one that shows them falls silent, without a word.
+            monkeypatch.setattr(b.service.workflow_metrics, "_beat", lambda: asyncio.sleep(0))
+            await until_shown(a)
+            assert not shows(await scraped(b))
+            first = await scraped(a)
+            assert value(first, DURATION, workflow="w", status="completed") == 2
+            await b.run("w")
+            assert value(await scraped(a), DURATION, workflow="w", status="completed") == 3
+            monkeypatch.undo()
+        # It stopped: it gave the lease up.
+        await b.service.workflow_metrics._beat()
+        assert shows(await scraped(b))
+        assert value(await scraped(b), DURATION, workflow="w", status="completed") == 3
+
+
+async def test_every_prometheus_sees_a_new_series_at_zero(
+    api: Api, any_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = {**PROMETHEUS, "User-Agent": "one"}, {**PROMETHEUS, "User-Agent": "two"}
+    await scraped(api, **first)
+    await scraped(api, **second)
+    await script(any_database_url)
+
+    async def completed(headers: dict[str, str]) -> float | None:
+        return value(await scraped(api, **headers), DURATION, workflow="nightly", status="completed")
+
+    # Somebody who looks by hand, or often, makes nobody miss the zero.
+    assert [await completed({}) for _ in range(2)] == [0, 0]
+    assert [await completed(first) for _ in range(3)] == [0, 0, 0]
+    assert await completed(second) == 0
+    assert [await completed(second), await completed(first), await completed({})] == [1, 1, 1]
+    # One that has gone is not waited for.
+    monkeypatch.setattr(births_module, "ACTIVE_SECONDS", 0.0)
+    await api.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "s"}]})
+    await api.run("w")
+    later = [value(await scraped(api, **first), DURATION, workflow="w", status="completed") for _ in range(2)]
+    assert later == [0, 1]
+
+
+async def test_spans_that_come_child_after_grandchild_are_counted_as_what_they_are(api: Api) -> None:
+    root, child, grandchild = span("nightly", 1, 0, 0, 9), span("extract", 2, 1, 0, 4), span("select", 3, 2, 1, 3)
+    for one in (grandchild, root, child):
+        await sent(api, one)
+        metrics = samples(await api.metrics())
+        assert value(metrics, "workflow_step_attempts_total", workflow="nightly", step="select",
+                     outcome="completed") is None  # fmt: skip
+    assert value(metrics, "workflow_step_attempts_total", workflow="nightly", step="extract", outcome="completed") == 1
+    assert value(metrics, DURATION, workflow="nightly", status="completed") == 1
+    (item,) = (await api.get("/api/workflows/executions"))["items"]
+    reconciliation = await api.get(f"/api/workflows/executions/{item['execution_id']}/reconcile")
+    assert reconciliation["differences"] == []
+    assert reconciliation["views"]["metrics"] == reconciliation["views"]["timeline"] == 1
+
+
+async def test_an_orphan_counts_once_its_trace_is_quiet(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tachograph_exporter.ingest import trace_executions
+
+    monkeypatch.setattr(trace_executions, "QUIET_SECONDS", 0.3)
+    await sent(api, span("nightly", 1, 0, 0, 9), span("orphan", 3, 2, 1, 3))
+    assert value(samples(await api.metrics()), DURATION, workflow="nightly", status="completed") in (None, 0)
+    (item,) = (await api.get("/api/workflows/executions"))["items"]
+    assert item["status"] == "completed"
+    for _ in range(100):
+        if value(samples(await api.metrics()), DURATION, workflow="nightly", status="completed"):
+            break
+        await asyncio.sleep(0.1)
+    reconciliation = await api.get(f"/api/workflows/executions/{item['execution_id']}/reconcile")
+    assert reconciliation["differences"] == []
+    assert reconciliation["views"]["metrics"] == reconciliation["views"]["timeline"]
+
+
+async def test_a_deleted_workflow_leaves_and_one_of_its_name_begins_at_zero(api: Api) -> None:
+    async def registered() -> str:
+        _, body = await api.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "s"}]})
+        return str(body["id"])
+
+    identifier = await registered()
+    await api.run("w")
+    await api.metrics()
+    assert value(await scraped(api), DURATION, workflow="w", status="completed") == 1
+    assert (await api.call("DELETE", f"/api/workflows/{identifier}"))[0] in (200, 204)
+    assert not [name for name, labels in await scraped(api) if ("workflow", "w") in labels]
+    await registered()
+    assert value(await scraped(api), DURATION, workflow="w", status="completed") == 0
+    await api.run("w")
+    await api.metrics()
+    assert value(await scraped(api), DURATION, workflow="w", status="completed") == 1
+
+
+async def test_without_the_database_the_last_values_are_shown_and_then_none(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await api.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "s"}]})
+    await api.run("w")
+    await api.metrics()
+
+    def away(_work: Any) -> Any:
+        raise OSError("away")
+
+    monkeypatch.setattr(api.service.database, "look", away)
+    assert value(await scraped(api), DURATION, workflow="w", status="completed") == 1
+    monkeypatch.setattr(workflow_metrics, "BLIND_SECONDS", 0.0)
+    metrics = await scraped(api)
+    assert value(metrics, DURATION, workflow="w", status="completed") is None
+    assert metrics["tachograph_workflow_metrics_shown", frozenset()] == 0
+    monkeypatch.undo()
+    assert value(await scraped(api), DURATION, workflow="w", status="completed") == 1
