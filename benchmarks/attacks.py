@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import multiprocessing
 import os
@@ -277,7 +278,7 @@ def main(console: Console) -> None:
                 continue
             with LocalService(Path(directory), "--database", url) as service:
                 asyncio.run(_fill(service.address))
-                eventually(lambda service=service: _is_settled(service), 180)
+                eventually(functools.partial(_is_settled, service), 180)
                 goals = [f"{path}: median / longest, within {goal:g} ms" for path, goal in GOALS_MS.items()]
                 table = Table(f"{database}: attack", "times", *goals, "memory")
                 for name, attack in ATTACKS.items():
