@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,7 +18,7 @@ from tachograph.recording.recorder import Recorder
 from tachograph.spans.attributes import attempt_span_id
 from tachograph.spans.listener import SpanListener
 from tachograph_exporter.api.query import Query
-from tachograph_exporter.api.request import DATABASE, RECORDER, Workspace, workspace_of
+from tachograph_exporter.api.request import DATABASE, RECORDER, WORKERS, Workspace, workspace_of
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.api.scrape import SCRAPER
 from tachograph_exporter.ingest.announcements import Announced
@@ -45,6 +44,7 @@ FLUSH_SECONDS: Final = 1.0
 MAX_AT_ONCE: Final = 1_000
 """Executions of a workflow that were created in the same nanosecond and are searched for one of them."""
 MAX_TRACE_SPANS: Final = 50_000
+_LAST_NS: Final = (1 << 63) - 1
 """Stored spans of a trace that are read."""
 _EARLIER_NS: Final = 5 * NS
 _LATER_NS: Final = 600 * NS
@@ -59,7 +59,9 @@ async def compare_views(request: web.Request) -> web.Response:
     execution_id = request.match_info["execution_id"]
     recorder, database = request.app[RECORDER], request.app[DATABASE]
     metrics = request.app[SCRAPER].workflow_metrics
-    result = await asyncio.to_thread(reconcile_execution, recorder, database, workspace, execution_id, metrics)
+    result = await request.app[WORKERS].run(
+        lambda: reconcile_execution(recorder, database, workspace, execution_id, metrics)
+    )
     return web.Response(body=msgspec.json.encode(result), content_type="application/json")
 
 
@@ -156,7 +158,8 @@ def _listed(connection: Connection, workspace_id: str, run: StoredRun) -> Row[An
         workspace=workspace_id,
         workflow_id=execution.workflow_id,
         from_ns=execution.created_ns,
-        to_ns=execution.created_ns + 1,
+        # No column holds a later time than the last one.
+        to_ns=execution.created_ns + 1 if execution.created_ns < _LAST_NS else None,
     )
     rows = execution_list.executions(connection, selection, 0, MAX_AT_ONCE)
     for row in rows:
