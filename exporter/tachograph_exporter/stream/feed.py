@@ -15,11 +15,13 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
+from tachograph.quiet_log import QuietLog
 from tachograph_exporter.store import event_log
 from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.event_log import EventsMissed, Logged
 
 log = logging.getLogger(__name__)
+quiet = QuietLog(log)
 
 __all__ = ["EventsMissed", "Feed"]
 
@@ -105,8 +107,8 @@ class Feed:
                 try:
                     await self._register()
                     await self._database.write(event_log.prune, Lane.STREAM)
-                except Exception:
-                    log.exception("cannot maintain the event log; retrying")
+                except Exception as error:
+                    quiet.exception(type(error), "cannot maintain the event log; retrying")
 
     async def _wake(self) -> None:
         """Wake all followers whenever the log has grown."""

@@ -18,13 +18,14 @@ from typing import Final
 import msgspec
 
 from tachograph.identity import workspace_id
+from tachograph.quiet_log import QuietLog
 from tachograph_exporter.store import event_log
 from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.event_log import EventsMissed, Logged
 from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.messages import DETAIL_TYPES, STATE_TYPES, Message, build_message, control_message
 
-log = logging.getLogger(__name__)
+quiet = QuietLog(logging.getLogger(__name__))
 
 HEARTBEAT_SECONDS: Final = 15.0
 CONNECT_SECONDS: Final = 5.0
@@ -265,8 +266,8 @@ class Hub:
             except EventsMissed as error:
                 self._position = error.position
                 self._broadcast("reload", _reload_text(error))
-            except Exception:
-                log.exception("cannot read the event feed; retrying")
+            except Exception as error:
+                quiet.exception(type(error), "cannot read the event feed; retrying")
                 await asyncio.sleep(1)
 
     def _dispatch(self, group: Sequence[Logged]) -> None:
