@@ -47,6 +47,14 @@ def stored_integer(value: int) -> int | str:
     return value if -_LARGEST < value < _LARGEST else str(value)
 
 
+def quotient(value: int, divisor: int) -> float:
+    """An integer divided by a positive one, rounded once; infinite beyond the largest float."""
+    try:
+        return value / divisor
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
 class Distribution:
     """How values are distributed over classic and native buckets.
 
@@ -75,7 +83,7 @@ class Distribution:
     @property
     def sum(self) -> float:
         """The sum in seconds, or in the values' unit, rounded once."""
-        return self.total.value if isinstance(self.total, ExactSum) else self.total / _NS
+        return self.total.value if isinstance(self.total, ExactSum) else quotient(self.total, _NS)
 
     def observe_ns(self, value_ns: int) -> int:
         """Count a time. A negative one (a clock set back) counts as zero. Returns its classic bucket."""

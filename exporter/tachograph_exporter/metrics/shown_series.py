@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from tachograph.clock import NS
-from tachograph.distribution import Distribution
+from tachograph.distribution import Distribution, quotient
 from tachograph.histogram import ExponentialHistogram
 from tachograph.metrics.children import Child, CounterChild, GaugeChild, HistogramChild
 from tachograph.metrics.families import CounterFamily, Family, GaugeFamily, HistogramFamily, label_value
@@ -115,7 +115,7 @@ class ShownSeries:
         child, value = shown.child, shown.series.value
         if isinstance(child, CounterChild) and isinstance(value, int) and value + more > child.value:
             with child.lock:
-                child.value = float(value + more)
+                child.value = quotient(value + more, 1)
                 child.is_changed = True
 
     def is_shared(self, key: SeriesKey) -> bool:
@@ -152,7 +152,7 @@ def _show(child: Child, series: Series, scale: int) -> None:
                 child.exemplars = exemplars
         elif isinstance(child, CounterChild | GaugeChild):
             assert isinstance(value, int)  # noqa: S101
-            exact = value / scale if scale > 1 else float(value)
+            exact = quotient(value, scale)
             child.value = max(child.value, exact) if isinstance(child, CounterChild) else exact
         child.is_changed = True
 
@@ -186,7 +186,7 @@ def _show_shared(shown: _Shown) -> None:
         elif isinstance(child, CounterChild | GaugeChild):
             assert isinstance(value, int)  # noqa: S101
             before = shown.before if isinstance(shown.before, int) else 0
-            child.value = child.value + (value - before) / shown.scale
+            child.value += quotient(value - before, shown.scale)
             shown.before = value
         child.is_changed = True
 

@@ -333,7 +333,7 @@ class WorkflowTotals:
             for totals in (
                 _of_status(step.by_status, report.step_status), _of_status(self.executions, report.status)
             ):  # fmt: skip
-                totals.cost_nano_usd += _nano(report.value)
+                totals.cost_nano_usd += nano(report.value)
                 totals.tokens_in += report.tokens_in
                 totals.tokens_out += report.tokens_out
 
@@ -374,7 +374,7 @@ class WorkflowTotals:
         return _encode_executions(by_status), _encode(dict(sorted(encoded_steps.items())))
 
 
-def _nano(value: float) -> int:
+def nano(value: float) -> int:
     """Billionths, of any size."""
     scaled = value * NANO
     return round(scaled) if math.isfinite(scaled) else int(value) * NANO

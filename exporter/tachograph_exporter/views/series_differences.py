@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tachograph.clock import NS
-from tachograph.distribution import Distribution
+from tachograph.distribution import Distribution, quotient
 from tachograph.metrics.specs import EXECUTIONS_RUNNING, OLDEST_RUNNING, STEPS_RUNNING, HistogramSpec
 from tachograph.metrics.text import escape
 from tachograph_exporter.metrics.shown_series import ShownMetrics, ShownValue
@@ -66,7 +66,7 @@ def _shown(value: Value | None, code: Code) -> ShownValue:
         return ShownValue(value.count, value.sum)
     if value is None:
         return ShownValue(0 if isinstance(kind.spec, HistogramSpec) else None, 0.0)
-    return ShownValue(None, value / kind.scale)
+    return ShownValue(None, quotient(value, kind.scale))
 
 
 def _wrong(wrong: WrongSeries, ids: Mapping[str, Sequence[str]]) -> Iterator[Difference]:
@@ -106,4 +106,4 @@ def _difference(
 
 def _is_close(a: float, b: float) -> bool:
     """Whether two sums are equal but for rounding."""
-    return abs(a - b) <= max(2e-10, 1e-11 * max(abs(a), abs(b)))
+    return a == b or abs(a - b) <= max(2e-10, 1e-11 * max(abs(a), abs(b)))

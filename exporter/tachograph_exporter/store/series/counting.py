@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select
 
-from tachograph.clock import NS
 from tachograph.distribution import DURATION_BUCKETS, Distribution, Sum
 from tachograph.events import Folded, FoldedMeasure, FoldedRuns
 from tachograph.exact_sum import ExactSum
@@ -39,7 +38,7 @@ from tachograph_exporter.store.series.values import (
     Value,
     empty,
 )
-from tachograph_exporter.store.totals import CountedReport, critical_ns_of, decode_folded
+from tachograph_exporter.store.totals import CountedReport, critical_ns_of, decode_folded, nano
 
 _attempts = workflow_step_attempts.c
 _ATTEMPTS_OF: Final = select(
@@ -273,7 +272,7 @@ def attempts_of(connection: Connection, ids: Iterable[str]) -> dict[tuple[str, s
 
 def _count_spent(counts: _StepCounts, model: str, usd: float, tokens_in: int, tokens_out: int) -> None:
     if usd:
-        counts.count(f"{COST}{SEPARATOR}{model}", round(usd * NS))
+        counts.count(f"{COST}{SEPARATOR}{model}", nano(usd))
     for kind, tokens in (("input", tokens_in), ("output", tokens_out)):
         if tokens:
             counts.count(f"{TOKENS}{SEPARATOR}{model}{SEPARATOR}{kind}", tokens)
