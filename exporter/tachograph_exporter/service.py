@@ -346,7 +346,9 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, config.host, config.port, reuse_address=True, ssl_context=config.tls())
+        site = web.TCPSite(
+            runner, config.host, config.port, reuse_address=True, ssl_context=config.tls(), backlog=connections.BACKLOG
+        )
         try:
             await site.start()
         except OSError as error:

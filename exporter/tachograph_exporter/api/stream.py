@@ -250,9 +250,9 @@ async def sse_stream(request: web.Request) -> web.StreamResponse:
     self_metrics = request.app[SELF_METRICS]
     async with contextlib.aclosing(request.app[HUB].follow(stream_filter, after)) as messages:
         first = await _first(messages)
-        response.force_close()
         await response.prepare(request)
         becomes_stream(request)
+        response.force_close()
         with self_metrics.stream_client("sse"), contextlib.suppress(ConnectionError, Closing):
             watching = asyncio.create_task(
                 _end_with_token(request, partial(_hang_up, request)), name="tachograph sse token"

@@ -180,6 +180,9 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
 
     @event.listens_for(engine.sync_engine, "checkout")
     def on_checkout(connection: Any, record: Any, _proxy: Any) -> None:
+        if connection.driver_connection.is_closed():
+            # Its end has been noticed already. The pool opens another one instead.
+            raise DisconnectionError("the server closed the connection")
         since = record.info.get("idle_since")
         if since is None or time.monotonic() - since < _IDLE_SECONDS:
             return

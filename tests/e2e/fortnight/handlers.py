@@ -1,0 +1,17 @@
+"""Handlers of the workflows that the services run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tachograph.workflow import StepContext, handler
+
+
+@handler("fortnight.send")
+async def send(context: StepContext) -> dict[str, Any]:
+    """Fails if the input `fail` says so, and takes as long as the input `seconds` says."""
+    await asyncio.sleep(context.inputs.get("seconds", 0))
+    if context.inputs.get("fail"):
+        raise RuntimeError("refused")
+    return {}
