@@ -6,7 +6,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 PARALLEL := -n auto --dist loadgroup
 UNIT := -m "not e2e and not edges"
 
-.PHONY: demo test check lint unit test-all fuzz coverage bench peers docs dashboards preview pictures vendor clean help
+.PHONY: demo test check lint unit test-all fuzz chaos coverage bench peers docs dashboards preview pictures vendor clean help
 
 demo: $(VENV)/.exporter  ## Install, run the example workflows, and serve the API, the page and the metrics
 	$(BIN)/tachograph demo $(DEMO_OPTIONS)
@@ -44,6 +44,9 @@ test-all:  ## The unit tests and those of the edges on every supported Python th
 # Ten minutes for each database; `make check` has a few seconds of it.
 fuzz: $(VENV)/.test system-packages  ## Made-up requests to every route, for 20 minutes: no 5xx, nothing over 2 s, memory under 300 MB
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/pytest tests/e2e/test_fuzz.py -n 0 -q
+
+chaos: $(VENV)/.test system-packages  ## Faults of twenty kinds under load, ten minutes on each database: nothing lost, doubled or stuck
+	$(BIN)/python -m tests.chaos --seconds $${CHAOS_SECONDS:-600} --database $${CHAOS_DATABASE:-both}
 
 coverage: $(VENV)/.test  ## The unit tests with a coverage report; PYTEST_OPTIONS='-m ""' for all tests
 	$(BIN)/pytest $(PARALLEL) $(UNIT) --cov --cov-report=term $(PYTEST_OPTIONS)

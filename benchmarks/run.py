@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 
+import attacks
 import exposition
 import ingest
 import metrics
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "ingest": ingest.main,
     "page": page.main,
     "stream": stream.main,
+    "attacks": attacks.main,
 }
 
 

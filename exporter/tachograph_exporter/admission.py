@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
 from sqlalchemy import Connection
 
-from tachograph.errors import StoreUnavailable
+from tachograph.errors import QueryTimeout, StoreUnavailable
 from tachograph.events import Event
 from tachograph.workflow.executor import Accepted, Executor
 from tachograph_exporter.store import executions as execution_rows
@@ -138,11 +139,21 @@ class Admission:
                 raise
             return
         self._writer.stored(work.batch)
-        for candidate in group:
-            if candidate in work.admitted:
-                self._start(candidate)
-            else:
-                self._refuse(candidate, work.outcomes.get(candidate.execution_id))
+        waiting = deque(group)
+        try:
+            while waiting:
+                self._admitted(waiting.popleft(), work)
+                # A run of many steps takes milliseconds to start; others have their turn meanwhile.
+                await asyncio.sleep(0)
+        finally:
+            for candidate in waiting:
+                self._admitted(candidate, work)
+
+    def _admitted(self, candidate: _Candidate, work: _Work) -> None:
+        if candidate in work.admitted:
+            self._start(candidate)
+        else:
+            self._refuse(candidate, work.outcomes.get(candidate.execution_id))
 
     def _start(self, candidate: _Candidate) -> None:
         self._publish([candidate.accepted.queued])
@@ -172,7 +183,7 @@ class Admission:
                 ids = list(self._unsure)[:_MAX_GROUP]
                 try:
                     stored = await self._writer.database.read(partial(execution_rows.stored_among, ids=ids), Lane.WRITE)
-                except StoreUnavailable:
+                except (StoreUnavailable, QueryTimeout):
                     continue
                 for execution_id in ids:
                     candidate = self._unsure.pop(execution_id)

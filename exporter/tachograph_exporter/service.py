@@ -265,6 +265,8 @@ class Service:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
                 await self.sweep()
+            except StoreUnavailable as error:
+                quiet.warning("sweep", "looking for lost executions has to wait: %s", error)
             except Exception:
                 quiet.exception("sweep", "looking for lost executions failed; trying again later")
 
@@ -273,6 +275,8 @@ class Service:
             await asyncio.sleep(REASSEMBLY_SECONDS)
             try:
                 await self.reassemble_due_traces()
+            except StoreUnavailable as error:
+                quiet.warning("reassembly", "assembling executions from traces has to wait: %s", error)
             except Exception:
                 quiet.exception("reassembly", "assembling executions from traces failed; trying again later")
 
@@ -299,6 +303,8 @@ class Service:
                     moved = await asyncio.to_thread(archiving.archive, self.database, before, config.archive_directory)
                     if moved.executions:
                         log.info("archived or deleted %d old execution(s)", moved.executions)
+            except StoreUnavailable as error:
+                log.warning("archiving or deleting old executions has to wait: %s", error)
             except Exception:
                 log.exception("archiving or deleting old executions failed; trying again later")
             await asyncio.sleep(RETENTION_SECONDS)
@@ -340,7 +346,9 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, config.host, config.port, reuse_address=True, ssl_context=config.tls())
+        site = web.TCPSite(
+            runner, config.host, config.port, reuse_address=True, ssl_context=config.tls(), backlog=connections.BACKLOG
+        )
         try:
             await site.start()
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 
@@ -49,3 +50,9 @@ class ExactSum(NamedTuple):
             return ExactSum(0, 0)
         shift = (self.mantissa & -self.mantissa).bit_length() - 1
         return ExactSum(self.mantissa >> shift, self.exponent + shift)
+
+
+def billionths(value: float) -> int:
+    """A finite number in billionths, rounded, of any size."""
+    scaled = value * 1e9
+    return round(scaled) if math.isfinite(scaled) else int(value) * 10**9

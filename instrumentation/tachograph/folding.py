@@ -34,7 +34,7 @@ from tachograph.events import (
     StepsFolded,
     StepStarted,
 )
-from tachograph.exact_sum import ExactSum
+from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import ExponentialHistogram
 from tachograph.identity import StepRef
 
@@ -344,7 +344,7 @@ class Fold:
                 spent = self._running[span_id] = _Spent()
             else:  # It comes after the repetition's end.
                 spent = next(iter(self._by_status.values()), None) or self._by_status.setdefault("completed", _Runs())
-        spent.cost_nano_usd += round(event.usd * NS)
+        spent.cost_nano_usd += billionths(event.usd)
         spent.tokens_in += event.tokens_in
         spent.tokens_out += event.tokens_out
         model = event.model if event.model in self._models or len(self._models) < MAX_MODELS else OTHER

@@ -39,7 +39,8 @@ _ABOUT: Final = frozenset({
     "count", "counts", "limit", "limits", "in", "out", "total", "used", "usage", "type", "types", "name", "url",
     "uri", "endpoint", "expires", "expiry", "expiration", "ttl", "length", "len", "size", "max", "min", "index",
     "idx", "position", "ratio", "rate", "price", "cost", "policy", "method", "mode", "enabled", "required",
-    "provider", "field", "column", "header", "budget", "per", "number", "num", "seconds", "at", "age",
+    "provider", "field", "column", "header", "budget", "per", "number", "num", "second", "seconds", "minute",
+    "hour", "day", "at", "age",
     "version", "algorithm", "alg", "strength", "hint", "reset", "prompt", "completion", "input", "output",
     "cached", "reasoning",
 })  # fmt: skip
@@ -61,11 +62,13 @@ _SHAPES: Final = re.compile(
 )
 _PEM_BEGIN: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}(?:PRIVATE KEY|SECRET)[A-Z0-9 ]{0,40}-----")
 _SCHEME: Final = re.compile(r"\b(bearer|basic|digest|negotiate)[ \t]+([A-Za-z0-9._~+/=\-]{8,})", re.IGNORECASE)
+_DIGIT: Final = re.compile(r"\d")
 _SEPARATOR: Final = re.compile(r"=>|[=:]")
 _KEY_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.$")
 _VALUE_END: Final = re.compile(r"[\s&;,\"'`<>)\]}|]")
 _QUOTES: Final = "\"'`"
-_FLAG: Final = re.compile(r"(?<!\S)--?([A-Za-z][\w-]{0,60})[ \t]+([^\s-]\S*)")
+_FLAG: Final = re.compile(r"(?<!\S)--?([A-Za-z][\w.-]{0,60})[ \t]+([^\s-]\S*)")
+_ELEMENT: Final = re.compile(r"<([A-Za-z][\w:.-]{0,60})>([^<]+)")
 _URL_END: Final = re.compile(r"[\s\"'`<>?#]")
 _AUTH_WORDS: Final = frozenset({"bearer", "basic", "digest", "negotiate", "token", "apikey", "key"})
 # Header fields whose value goes on to the end of the line, RFC 9110 section 5.5.
@@ -130,9 +133,12 @@ def _mask(text: str, lowered: str) -> str:
     if "://" in text:
         spans += _url_passwords(text)
     spans += _pairs(text)
+    if "<" in text:
+        spans += [match.span(2) for match in _ELEMENT.finditer(text) if is_secret_key(match[1])]
     if "-" in text:
         spans += [match.span(2) for match in _FLAG.finditer(text) if is_secret_key(match[1])]
-    spans += [match.span(2) for match in _SCHEME.finditer(text)]
+    # "basic training" is a word, not a credential.
+    spans += [match.span(2) for match in _SCHEME.finditer(text) if not match[2].islower() or _DIGIT.search(match[2])]
     spans += [match.span() for match in _SHAPES.finditer(text)]
     if not spans:
         return text
@@ -242,8 +248,8 @@ def _value_end(text: str, start: int, to_line_end: bool) -> int:
         return line_end
     if text.startswith(MASK, start):
         return start + len(MASK)
-    if text[start] in "[({":
-        closing = text.find({"[": "]", "(": ")", "{": "}"}[text[start]], start, line_end)
+    if text[start] in "[({<":
+        closing = text.find({"[": "]", "(": ")", "{": "}", "<": ">"}[text[start]], start, line_end)
         return closing + 1 if closing > 0 else line_end
     match = _VALUE_END.search(text, start)
     end = match.start() if match is not None else size

@@ -79,7 +79,13 @@ async def test_what_is_refused_during_a_lock_never_runs(api: Api, any_database_u
             *[api.call("POST", path, {}, headers={"Idempotency-Key": f"key {number}"}) for number in range(5)]
         )
         assert {status for status, _ in keyed} == {503}
-        # Reads go on meanwhile.
+        # Reads go on meanwhile, scrapes and health checks too.
+        waiting = asyncio.gather(*[api.call("POST", path, {}) for _ in range(60)])
+        started = time.monotonic()
+        assert (await api.call("GET", "/metrics"))[0] == 200
+        assert (await api.call("GET", "/-/ready"))[0] == 200
+        assert time.monotonic() - started < 2
+        assert {status for status, _ in await waiting} == {503}
         assert (await api.get("/api/workflows/executions"))["total"] == 0
     # After the lock, those that come again are the only ones.
     ids = set()

@@ -74,6 +74,26 @@ async def test_a_run_of_the_service_registers_a_workflow_that_another_service_de
             assert (await service.get("/api/workflows/nightly/executions"))["total"] == 1
 
 
+@pytest.mark.parametrize("is_scraped_between", [True, False])
+async def test_the_series_of_a_workflow_that_is_back_begin_again(api: Api, is_scraped_between: bool) -> None:
+    async def started() -> list[str]:
+        prefix = 'workflow_executions_started_total{workflow="nightly",workspace="default"} '
+        text = await api.get("/metrics")
+        return [line.removeprefix(prefix) for line in text.splitlines() if line.startswith(prefix)]
+
+    writer = api.service.writer
+    for _ in range(2):
+        writer.apply(make_run(make_execution("nightly")))
+    assert [await started() for _ in range(3)] == [["0.0"], ["2.0"], ["2.0"]]
+    assert (await api.call("DELETE", "/api/workflows/nightly"))[0] == 204
+    if is_scraped_between:
+        assert await started() == []
+    for _ in range(3):
+        writer.apply(make_run(make_execution("nightly")))
+    # A reset that Prometheus sees, also when the new value is higher than the old one.
+    assert [await started() for _ in range(3)] == [["0.0"], ["3.0"], ["3.0"]]
+
+
 async def test_runs_belong_to_the_workflow_that_has_their_name(api: Api, script: Script) -> None:
     # A program derives an id from the name; the definition has another one.
     status, defined = await api.call("POST", "/api/workflows", {"name": "nightly", "steps": [{"name": "a"}]})

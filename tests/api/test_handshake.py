@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -22,12 +22,13 @@ from tachograph.identity import workspace_id
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
 from tachograph_exporter.store import event_log, locking
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.event_log import EventsMissed
 from tachograph_exporter.store.writer import StoreWriter
 from tachograph_exporter.stream import hub as hubs
 from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.hub import Hub, StreamFilter
+from tachograph_exporter.stream.messages import Message
 
 MAX_HANDSHAKE_SECONDS: Final = 1.2
 WHOLE: Final = ["workflow_started", "step_started", "step_completed", "workflow_completed"]
@@ -194,6 +195,40 @@ async def test_a_listener_whose_registration_ran_out_is_told_of_the_gap(any_data
         await database.aclose()
 
 
+async def test_after_a_gap_followers_are_told_all_that_followed(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    feed = Feed(database)
+    hub, writer = Hub(feed, database), StoreWriter(database, committed=feed.committed)
+    everything = StreamFilter(workspace_id=workspace_id("default"))
+
+    async def types_until_completed(groups: AsyncGenerator[list[Message], None]) -> list[str]:
+        types: list[str] = []
+        async with asyncio.timeout(15):
+            async for group in groups:
+                types += [msgspec.json.decode(message.body)["event_type"] for message in group]
+                if types[-1] == "workflow_completed":
+                    break
+        return types
+
+    try:
+        async with contextlib.aclosing(hub.follow(everything)) as first:
+            await anext(first)
+            # As if the database had been away for longer than a registration lasts.
+            expire = "UPDATE store_state SET updated_ns = 0 WHERE name LIKE 'listener:%'"
+            await asyncio.to_thread(database.run, lambda c: c.exec_driver_sql(expire))
+            feed._registered_until = 0.0
+            await asyncio.to_thread(writer.apply, make_run(make_execution("unheard")))
+            async with contextlib.aclosing(hub.follow(everything)) as second:
+                assert [m.sequence for m in await anext(second)]
+                await asyncio.to_thread(writer.apply, make_run(make_execution("heard")))
+                for groups in (first, second):
+                    assert await types_until_completed(groups) == ["reload", *WHOLE]
+    finally:
+        await hub.close()
+        await feed.close()
+        await database.aclose()
+
+
 def test_registrations_that_earlier_versions_left_are_deleted(any_database_url: str) -> None:
     database = Database(any_database_url)
     try:
@@ -250,9 +285,9 @@ async def test_a_follower_that_resumes_misses_nothing_that_arrives_while_it_read
     reads = 0
     original = Database.read
 
-    async def read(self: Database, work: Callable[[Connection], Any]) -> Any:
+    async def read(self: Database, work: Callable[[Connection], Any], lane: Lane = Lane.READ) -> Any:
         nonlocal reads
-        result = await original(self, work)
+        result = await original(self, work, lane)
         if result == [] and asyncio.current_task() is resuming:
             # Committed and delivered to the others after it read, before it goes on.
             reads += 1
@@ -272,6 +307,22 @@ async def test_a_follower_that_resumes_misses_nothing_that_arrives_while_it_read
                     break
         return types
 
+    async def resume_from_a_deleted_position() -> list[str]:
+        types: list[str] = []
+        async with contextlib.aclosing(hub.follow(everything, 10**15)) as groups:
+            async for group in groups:
+                types += [msgspec.json.decode(message.body)["event_type"] for message in group]
+                if types[-1] == "reload":
+                    # Delivered to the others before it goes on.
+                    at = hub._position
+                    await asyncio.to_thread(writer.apply, [StepStarted(step=step, time_ns=2)])
+                    async with asyncio.timeout(15):
+                        while hub._position == at:  # noqa: ASYNC110
+                            await asyncio.sleep(0.01)
+                if "step_started" in types:
+                    break
+        return types
+
     try:
         async with contextlib.aclosing(hub.follow(everything)) as first:
             (connected,) = await anext(first)
@@ -280,6 +331,8 @@ async def test_a_follower_that_resumes_misses_nothing_that_arrives_while_it_read
             resuming = asyncio.create_task(resume())
             assert await asyncio.wait_for(resuming, 15) == ["connected", "step_started"]
             assert reads == 1
+            reloading = resume_from_a_deleted_position()
+            assert await asyncio.wait_for(reloading, 15) == ["connected", "reload", "step_started"]
     finally:
         await hub.close()
         await feed.close()

@@ -5,17 +5,27 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
+import os
+import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 import pytest
 from tests.conftest import Api, running, serve
 
+from tachograph.clock import NS
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api import stream
 from tachograph_exporter.config import Config
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.tokens import create_token, revoke_token
 from tachograph_exporter.stream import hub as hubs
+from tachograph_exporter.stream.messages import control_message
 
 PAIR = {
     "name": "pair",
@@ -224,3 +234,76 @@ async def test_a_stopping_service_closes_the_stream_with_going_away(
             last = asyncio.create_task(socket.receive())
         assert (await last).type is aiohttp.WSMsgType.CLOSE
         assert socket.close_code == 1001
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+async def test_a_stream_ends_with_its_token(
+    database_url: str, handlers: HandlerRegistry, connect: Connect, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(stream, "TOKEN_SECONDS", 0.2)
+    config = Config(database=database_url, grace_seconds=0.2, token=TOKEN)
+    async with running(config, handlers) as api:
+        expires = time.time_ns() + 2 * NS if how == "expired" else None
+        create = functools.partial(create_token, name="t", scopes=["read"], expires_ns=expires)
+        identifier, token = api.service.database.run(create)
+        headers = {"Authorization": f"Bearer {token}"}
+        ending = (await connect(api, "/ws/workflows/stream", headers=headers)).socket
+        lasting = await connect(api, "/ws/workflows/stream", headers={"Authorization": f"Bearer {TOKEN}"})
+        async with api.session.get(api.address + "/api/stream", headers=headers) as events:
+            await events.content.readany()
+            if how == "revoked":
+                # By another process, so that this one is not told.
+                other = Database(database_url)
+                other.run(lambda c: revoke_token(c, identifier))
+                other.close()
+            async with asyncio.timeout(8):
+                while (message := await ending.receive()).type is aiohttp.WSMsgType.TEXT:
+                    pass
+                assert message.type is aiohttp.WSMsgType.CLOSE
+                assert ending.close_code == 1008
+                with contextlib.suppress(aiohttp.ClientError):
+                    while await events.content.readany():
+                        pass
+        assert not lasting.socket.closed
+
+
+async def test_the_descriptor_of_a_stalled_client_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(stream, "_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(stream, "_MAX_BUFFERED_BYTES", 16 * 1024)
+    address = urlsplit(api.address)
+    assert address.hostname is not None
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((address.hostname, address.port))
+        key = base64.b64encode(b"0123456789abcdef").decode()
+        client.sendall(
+            f"GET /ws/workflows/stream?types=all HTTP/1.1\r\nHost: {address.netloc}\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+        )
+        port = f":{client.getsockname()[1]:04X}"
+
+        def descriptors() -> int:
+            """This process's descriptors of the other end; the kernel's own rest of a closed socket has no inode."""
+            with open("/proc/net/tcp") as table:
+                fields = [line.split() for line in table][1:]
+            inodes = {f"socket:[{field[9]}]" for field in fields if field[2].endswith(port)}
+            held = 0
+            for name in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(OSError):
+                    held += os.readlink(f"/proc/self/fd/{name}") in inodes
+            return held
+
+        async with asyncio.timeout(10):
+            while api.service.hub.follower_count == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert descriptors() == 1
+        # It reads nothing, while more is sent than every buffer on the way holds.
+        flood = control_message("heartbeat", time.time_ns(), 1, "x" * 65_536)
+        async with asyncio.timeout(20):
+            while api.service.hub.follower_count:
+                for follower in api.service.hub._all():
+                    follower.offer(flood)
+                await asyncio.sleep(0.02)
+            while descriptors():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)

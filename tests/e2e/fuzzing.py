@@ -199,7 +199,8 @@ def _described(what: Any) -> str:
     return str(what.as_curl_command())[:1500]
 
 
-_KEYS = st.sampled_from(["", "a", "workflow.step.name", "cicd.pipeline.name", "cicd.pipeline.run.id", "prefect.run.name",
+_KEYS = st.sampled_from(["", "a", "workflow.step.name", "cicd.pipeline.name", "cicd.pipeline.run.id",
+                         "prefect.run.name",
                          "celery.task_name", "workflow.execution.id", "service.name", "\0", "é" * 50,
                          "workflow.step.attempt", "exception.type"])  # fmt: skip
 _TEXTS = st.one_of(st.text(max_size=40), st.just("x" * 5000), st.sampled_from(["\0", "completed", "\ud7ff", "💥"]))
@@ -312,7 +313,8 @@ def trace_queries(draw: Any) -> str:
     piece = st.sampled_from(["{", "}", "(", ")", "&&", "||", "!", "=", "!=", "=~", "!~", ">", "<=", "name", "status",
                              "error", "span.key", "resource.service.name", "duration", "5s", "1e9", "9" * 25, '"x"',
                              "`.*a|b`",
-                             "nil", "true", ".a", "rootName", "kind", "|", "select(name)", " ", "-1", '"\\', "'"])  # fmt: skip
+                             "nil", "true", ".a", "rootName", "kind", "|", "select(name)", " ", "-1",
+                             '"\\', "'"])  # fmt: skip
     if draw(st.booleans()):
         return "{" + " ".join(draw(st.lists(piece, max_size=8))) + "}"
     return "".join(draw(st.lists(piece, max_size=200)))

@@ -188,6 +188,7 @@ class BlackHole:
         self._forwarding.set()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> BlackHole:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -200,6 +201,9 @@ class BlackHole:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await self._server.wait_closed()
 
     def swallow(self) -> None:
         self._forwarding.clear()
@@ -211,12 +215,12 @@ class BlackHole:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.append(writer)
         await self._forwarding.wait()
         to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers.append(to_writer)
         with contextlib.suppress(OSError):
             await asyncio.gather(self._pump(reader, to_writer), self._pump(to_reader, writer))
-        for stream in (writer, to_writer):
-            stream.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import msgspec
 import pytest
 from aiohttp import web
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.api.connections import Runner
@@ -273,3 +274,40 @@ async def test_what_is_not_http_gets_a_problem_and_the_connection_closes(
     finally:
         await runner.cleanup()
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
+
+
+ENDS_OF_TIME = (1, 1 << 62, (1 << 63) - 2, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
+
+
+async def test_runs_at_the_ends_of_time_are_shown_as_others_are(api: Api) -> None:
+    """Whoever sends spans names their times: what is taken is shown, by every route."""
+    request = ExportTraceServiceRequest()
+    group = request.resource_spans.add()
+    group.resource.attributes.add(key="service.name").value.string_value = "x"
+    for i, time_ns in enumerate(ENDS_OF_TIME):
+        for j, end_ns in enumerate((0, 1, time_ns, (1 << 63) - 1)):
+            span = group.scope_spans.add().spans.add(
+                trace_id=bytes([i + 1, j + 1]) * 8, span_id=bytes([j + 1]) * 8, name="x",
+                start_time_unix_nano=time_ns, end_time_unix_nano=end_ns,
+            )  # fmt: skip
+            span.attributes.add(key="cicd.pipeline.name").value.string_value = "x"
+            span.attributes.add(key="cicd.pipeline.run.id").value.string_value = f"{i}-{j}"
+    headers = {"Content-Type": "application/x-protobuf"}
+    async with api.session.post(f"{api.address}/v1/traces", data=request.SerializeToString(), headers=headers) as sent:
+        assert sent.status == 200
+    items = (await api.get("/api/workflows/executions?limit=100"))["items"]
+    failures = []
+    for item in items:
+        for route in ROUTES:
+            if route.method != "GET" or route.status == 101 or route.path == "/api/stream":
+                continue
+            ids = {"{execution_id}": item["execution_id"], "{workflow_id}": "x", "{trace_id}": item["trace_id"],
+                   "{workspace}": "default"}  # fmt: skip
+            path = "/".join(ids.get(part, "x" if part.startswith("{") else part) for part in route.path.split("/"))
+            if "{execution_id}" not in route.path and "{trace_id}" not in route.path and item is not items[0]:
+                continue
+            path += f"?a={item['execution_id']}&b={items[0]['execution_id']}" if path.endswith("/compare") else ""
+            status, body = await api.call("GET", path)
+            if status >= 500:
+                failures.append((path, status, body))
+    assert not failures, failures[:5]

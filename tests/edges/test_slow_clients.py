@@ -188,6 +188,21 @@ async def test_connections_that_wait_make_room(address: tuple[str, int]) -> None
     assert await healthy(address) == 200
 
 
+async def test_who_asks_for_something_keeps_the_connection(address: tuple[str, int]) -> None:
+    """Many connections that never ask for anything do not push out one that does now and then."""
+    stream = await opened(address)
+    idle = [await opened(address) for _ in range(LIMIT // 2)]
+    for _ in range(4):
+        stream[1].write(HEAD + b"\r\n")
+        answer = await stream[0].readuntil(b"\r\n\r\n")
+        assert b" 200 " in answer
+        await stream[0].readexactly(int(answer.lower().partition(b"content-length: ")[2].split()[0]))
+        idle += [await opened(address) for _ in range(LIMIT)]
+    ended = [asyncio.create_task(until_closed(stream)) for stream in idle[: LIMIT // 2]]
+    await asyncio.wait(ended, timeout=5)
+    assert all(task.done() for task in ended)
+
+
 async def test_connections_in_use_do_not(address: tuple[str, int]) -> None:
     busy = []
     for _ in range(LIMIT):

@@ -809,3 +809,18 @@ def test_where_spools_are_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_spool_belongs_to_a_database_however_its_url_is_written(a: str, b: str, is_same: bool) -> None:
     cwd = os.getcwd().lstrip("/")
     assert (address(a.format(cwd=cwd)) == address(b.format(cwd=cwd))) == is_same
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("is_silent", [False, True], ids=["refuses", "accepts and never answers"])
+def test_a_dead_collector_delays_the_end_by_five_seconds_at_most(
+    tmp_path: Path, database_url: str, is_silent: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if not is_silent:
+            server.close()
+        ended = script(tmp_path, SHORT, TACHOGRAPH_DATABASE_URL=database_url, OTEL_EXPORTER_OTLP_ENDPOINT=address)
+    assert ended.returncode == 0, ended.stderr
+    assert seconds_to_end(ended) < 6  # 5, and what a busy machine adds
+    assert stored(database_url) == {"short completed 0": 2}

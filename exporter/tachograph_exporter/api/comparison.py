@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 from aiohttp import web
 from sqlalchemy import Connection
 
 from tachograph.clock import NS
+from tachograph_exporter.api.large_runs import lane_of
 from tachograph_exporter.api.query import Query
-from tachograph_exporter.api.request import DATABASE, json_response, workspace_of
+from tachograph_exporter.api.request import DATABASE, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.views.comparison import BASELINE_SECONDS, compare_runs, read_baseline_comparison
@@ -32,14 +34,20 @@ async def compare(request: web.Request) -> web.Response:
     query.done()
     workspace = await workspace_of(request)
 
-    def read(connection: Connection) -> ExecutionComparison:
+    def comparison(connection: Connection) -> ExecutionComparison:
         if execution_id is None:
             return compare_runs(find_run(connection, workspace.id, str(b)), find_run(connection, workspace.id, str(a)))
         run = find_run(connection, workspace.id, execution_id)
         back_ns = baseline_ns if baseline_ns is not None else BASELINE_SECONDS * NS
         return read_baseline_comparison(connection, workspace.id, run, back_ns)
 
-    return json_response(await request.app[DATABASE].read(read))
+    def read(connection: Connection) -> bytes:
+        return msgspec.json.encode(comparison(connection))
+
+    database = request.app[DATABASE]
+    ids = [key for key in (execution_id, a, b) if key is not None]
+    body = await database.read(read, await lane_of(database, workspace.id, *ids))
+    return web.Response(body=body, content_type="application/json")
 
 
 ROUTES: Final = (

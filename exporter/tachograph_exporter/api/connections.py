@@ -29,6 +29,8 @@ READ_SECONDS: Final = 60.0
 """How long a client may leave a response unread in the socket's buffers."""
 LINGERING_SECONDS: Final = 2.0
 """How long what still comes of a body is read and thrown away, so that the client sees the response to it."""
+BACKLOG: Final = 2_048
+"""Connections that may wait to be accepted; with fewer places a flood keeps others waiting for seconds."""
 MAX_DESCRIPTORS: Final = 65_536
 _SWEEP_SECONDS: Final = 1.0
 
@@ -79,12 +81,19 @@ class _Connection(RequestHandler):
         """Whether it waits for a request."""
         return not self._messages and (self._waiter is not None or self._head_since is not None)
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it waits for the rest of a request's head, or for the first byte."""
+        return self._head_since is not None
+
     def data_received(self, data: bytes) -> None:
         """Note when the head of a request begins, and when it has arrived."""
         count = self._request_count
         super().data_received(data)
         if self._request_count != count:
             self._head_since = None
+            if isinstance(self._manager, _Server):
+                self._manager.used(self)
         elif self._head_since is None and self._waiter is not None:
             self._head_since = self._loop.time()
 
@@ -162,7 +171,7 @@ class _Server(web.Server):
     def __init__(self, limit: int, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.limit = limit
-        # By address, in the order in which they were opened.
+        # By address, in the order in which they last asked for something.
         self._counted: dict[str, dict[_Connection, None]] = {}
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
@@ -173,7 +182,9 @@ class _Server(web.Server):
         """Count a connection; False if its address has as many as it may, and each is being answered."""
         counted = self._counted.setdefault(connection.peer, {})
         if len(counted) >= self.limit:
-            waiting = next((other for other in counted if other.is_waiting), None)
+            # Between requests is better than never having asked for anything.
+            waiting = next((other for other in counted if other.is_unfinished), None)
+            waiting = waiting or next((other for other in counted if other.is_waiting), None)
             if waiting is None:
                 return False
             self.uncount(waiting, waiting.peer)
@@ -181,6 +192,13 @@ class _Server(web.Server):
             counted = self._counted.setdefault(connection.peer, {})
         counted[connection] = None
         return True
+
+    def used(self, connection: _Connection) -> None:
+        """A request has come: the connection is the last one that has to make room."""
+        counted = self._counted.get(connection.peer, {})
+        if connection in counted:
+            del counted[connection]
+            counted[connection] = None
 
     def uncount(self, connection: _Connection, peer: str) -> None:
         """Forget a connection."""

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from tachograph_exporter.api.workers import Workers
+
 # The extra "zstd" is optional.
 SUPPORTED: Final = ("identity", "gzip", "deflate", *(("zstd",) if find_spec("zstandard") is not None else ()))
 IDLE_SECONDS: Final = 10.0
@@ -21,6 +23,7 @@ _MAX_WINDOW: Final = 8 << 20
 """Memory that zstd may take for what it refers back to; every decoder has to support as much (RFC 9659)."""
 _MAX_BLOCKS: Final = 100_000
 _MAX_MEMBERS: Final = 1_000
+_workers: Final = Workers("decode")
 
 
 class TooLarge(Exception):
@@ -70,7 +73,7 @@ async def read(request: web.Request, limit: int, reserve: Callable[[int], bool])
     body = await _arrived(request, limit, reserve)
     if encoding == "identity" or not body:
         return body
-    return await asyncio.to_thread(decoded, body, encoding, limit, reserve)
+    return await _workers.run(lambda: decoded(body, encoding, limit, reserve))
 
 
 async def _arrived(request: web.Request, limit: int, reserve: Callable[[int], bool]) -> bytes:

@@ -14,6 +14,7 @@ from tachograph.errors import ExecutionNotFound
 from tachograph.events import ExecutionStatus, StepStatus
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caching import is_remote
+from tachograph_exporter.api.large_runs import lane_of
 from tachograph_exporter.api.query import Query, encode_cursor
 from tachograph_exporter.api.request import (
     DATABASE,
@@ -152,24 +153,29 @@ async def _stream(
     return response
 
 
-async def stored_run(request: web.Request, workspace: Workspace) -> StoredRun:
-    """Everything stored of the execution in the path. Raises `ExecutionNotFound`, `ArchiveError`."""
-    execution_id = request.match_info["execution_id"]
-    return await request.app[DATABASE].read(lambda c: find_run(c, workspace.id, execution_id))
+async def _response(request: web.Request, view: Callable[[StoredRun, int], Any]) -> web.Response:
+    """A view of the execution in the path, at this time. Raises `ExecutionNotFound`, `ArchiveError`."""
+    workspace, execution_id = await workspace_of(request), request.match_info["execution_id"]
+    database = request.app[DATABASE]
+
+    def read(connection: Connection) -> bytes:
+        # Built and encoded off the event loop too: ten thousand steps take a while.
+        return msgspec.json.encode(view(find_run(connection, workspace.id, execution_id), time.time_ns()))
+
+    body = await database.read(read, await lane_of(database, workspace.id, execution_id))
+    return web.Response(body=body, content_type="application/json")
 
 
 async def detail(request: web.Request) -> web.Response:
     """``GET /api/workflows/executions/{execution_id}``: the execution with its timeline."""
     Query(request).done()
-    run = await stored_run(request, await workspace_of(request))
-    return json_response(execution_detail(run, time.time_ns()))
+    return await _response(request, execution_detail)
 
 
 async def status(request: web.Request) -> web.Response:
     """``GET /api/workflows/executions/{execution_id}/status``: status, progress and running steps."""
     Query(request).done()
-    run = await stored_run(request, await workspace_of(request))
-    return json_response(execution_state(run, time.time_ns()))
+    return await _response(request, execution_state)
 
 
 async def cancel(request: web.Request) -> web.Response:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -19,7 +18,7 @@ from tachograph.recording.recorder import Recorder
 from tachograph.spans.attributes import attempt_span_id
 from tachograph.spans.listener import SpanListener
 from tachograph_exporter.api.query import Query
-from tachograph_exporter.api.request import DATABASE, RECORDER, Workspace, workspace_of
+from tachograph_exporter.api.request import DATABASE, RECORDER, WORKERS, Workspace, workspace_of
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.api.scrape import SCRAPER
 from tachograph_exporter.ingest.announcements import Announced
@@ -45,6 +44,7 @@ FLUSH_SECONDS: Final = 1.0
 MAX_AT_ONCE: Final = 1_000
 """Executions of a workflow that were created in the same nanosecond and are searched for one of them."""
 MAX_TRACE_SPANS: Final = 50_000
+_LAST_NS: Final = (1 << 63) - 1
 """Stored spans of a trace that are read."""
 _EARLIER_NS: Final = 5 * NS
 _LATER_NS: Final = 600 * NS
@@ -59,7 +59,9 @@ async def compare_views(request: web.Request) -> web.Response:
     execution_id = request.match_info["execution_id"]
     recorder, database = request.app[RECORDER], request.app[DATABASE]
     metrics = request.app[SCRAPER].workflow_metrics
-    result = await asyncio.to_thread(reconcile_execution, recorder, database, workspace, execution_id, metrics)
+    result = await request.app[WORKERS].run(
+        lambda: reconcile_execution(recorder, database, workspace, execution_id, metrics)
+    )
     return web.Response(body=msgspec.json.encode(result), content_type="application/json")
 
 
@@ -75,9 +77,11 @@ def reconcile_execution(
     ``metrics``: what shows the series of the database in this process.
     """
     # What was recorded before the rows are read must be in all views: one that is merely behind does not differ.
+    read = functools.partial(_read, workspace_id=workspace.id, execution_id=execution_id)
     behind = _flush(recorder.queues)
-    stored = database.look(lambda connection: _read(connection, workspace.id, execution_id))
+    stored = database.look(read)
     behind |= _flush(recorder.queues)
+    stored, series = _series(database, stored, metrics, read)
     evidence = Evidence(
         run=stored.run,
         workspace=workspace.slug,
@@ -85,7 +89,7 @@ def reconcile_execution(
         counted=stored.counted,
         logged=stored.logged,
         spans=_spans(recorder, stored, behind),
-        series=_series(database, stored, metrics),
+        series=series,
     )
     return reconcile(evidence, time.time_ns())
 
@@ -154,7 +158,8 @@ def _listed(connection: Connection, workspace_id: str, run: StoredRun) -> Row[An
         workspace=workspace_id,
         workflow_id=execution.workflow_id,
         from_ns=execution.created_ns,
-        to_ns=execution.created_ns + 1,
+        # No column holds a later time than the last one.
+        to_ns=execution.created_ns + 1 if execution.created_ns < _LAST_NS else None,
     )
     rows = execution_list.executions(connection, selection, 0, MAX_AT_ONCE)
     for row in rows:
@@ -200,33 +205,40 @@ def _spans(recorder: Recorder, stored: _Stored, behind: Collection[str]) -> Expo
     return ExportedSpans(arrived, False) if arrived else _not_here(execution)
 
 
-def _series(database: Database, stored: _Stored, metrics: WorkflowMetrics | None) -> SeriesEvidence | str:
+def _series(
+    database: Database, stored: _Stored, metrics: WorkflowMetrics | None, read: Callable[[Connection], _Stored]
+) -> tuple[_Stored, SeriesEvidence | str]:
+    """The series beside what is shown of them, and the state that they are of: ``stored``, or a newer one.
+
+    ``read``: reads what is stored.
+    """
     if stored.is_archived:
-        return "archived: the series keep what was counted"
+        return stored, "archived: the series keep what was counted"
     if stored.checked is None:
-        return "its rows cannot be counted"
+        return stored, "its rows cannot be counted"
     if metrics is None:
-        return SeriesEvidence(stored.checked, "nothing here shows the series")
+        return stored, SeriesEvidence(stored.checked, "nothing here shows the series")
     if not metrics.are_shown:
-        return SeriesEvidence(stored.checked, "another service shows the series")
-    execution = stored.run.execution
-    key = (stored.workspace_id, execution.workflow_id)
-    checked = stored.checked
+        return stored, SeriesEvidence(stored.checked, "another service shows the series")
+    key = (stored.workspace_id, stored.run.execution.workflow_id)
     # First, whether what is shown is what was read; then whether that is still what is stored.
     shown, remembered, running = metrics.remembered(key)
-    before = checked._replace(current=remembered, wrong=[], running=running)
+    before = stored.checked._replace(current=remembered, wrong=[], running=running)
     if any(shown_differences(before, shown)):
-        return SeriesEvidence(before, shown)
+        return stored, SeriesEvidence(before, shown)
     # What is shown is read a little later than the rows, and both change all the time: a difference must last.
+    checked = stored.checked
     for _ in range(_LOOKS):
         metrics.refresh()
         shown = metrics.shown_of(key)
         if not any(shown_differences(checked, shown)):
             break
-        again = database.look(functools.partial(_checked, key=key, execution_id=execution.execution_id))
-        if again is not None:
-            checked = again
-    return SeriesEvidence(checked, shown)
+        # All of it, since the execution may have changed, too.
+        again = database.look(read)
+        if again.checked is None:
+            break
+        stored, checked = again, again.checked
+    return stored, SeriesEvidence(checked, shown)
 
 
 def _checked(connection: Connection, key: tuple[str, str], execution_id: str) -> CheckedSeries | None:

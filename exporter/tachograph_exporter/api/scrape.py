@@ -7,6 +7,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from tachograph.metrics.self_metrics import SelfMetrics
 from tachograph.recording.recorder import Recorder
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.routes import Route
+from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 
 
@@ -42,6 +44,7 @@ class Scraper:
         self._registry = registry
         self._recorder = recorder
         self._self_metrics = self_metrics
+        self._workers = Workers("scrape")
         self._pending: dict[tuple[Format, bool, frozenset[str]], asyncio.Future[Scraped]] = {}
 
     async def scrape(self, form: Format, *, is_gzip: bool, names: frozenset[str]) -> Scraped:
@@ -49,8 +52,7 @@ class Scraper:
         key = (form, is_gzip, names)
         pending = self._pending.get(key)
         if pending is None:
-            loop = asyncio.get_running_loop()
-            pending = loop.run_in_executor(None, self._render, form, is_gzip, tuple(names))
+            pending = asyncio.ensure_future(self._workers.run(partial(self._render, form, is_gzip, tuple(names))))
             self._pending[key] = pending
             pending.add_done_callback(lambda _: self._pending.pop(key, None))
         # A scraper that disconnects must not cancel the others.

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
+from tachograph.errors import QueryTimeout, StoreUnavailable
 from tachograph.metrics.self_metrics import SelfMetrics
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.connections import becomes_stream
+from tachograph_exporter.api.guard import AUTHENTICATOR
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import CONFIG, DATABASE, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
@@ -36,6 +39,11 @@ _MAX_CLIENT_FRAMES: Final = 100
 _MAX_BUFFERED_BYTES: Final = 256 * 1024
 """Bytes buffered in a client's socket before further messages wait in the hub."""
 _POLL_SECONDS: Final = 0.05
+TOKEN_SECONDS: Final = 5.0
+"""How often the token of a stream is looked up: it ends this long after its token at most."""
+_CLOSE_SECONDS: Final = 2.0
+"""How long a client has to read that its stream ends."""
+_REVOKED: Final = "the token is not valid any more"
 
 
 async def _subscription(
@@ -92,6 +100,11 @@ async def _websocket(request: web.Request, stream_filter: StreamFilter, after: i
         becomes_stream(request)
         with request.app[SELF_METRICS].stream_client("websocket"):
             sending = asyncio.create_task(_send(request, socket, first, messages), name="tachograph websocket")
+            watching = asyncio.create_task(
+                _end_with_token(request, lambda: _close(request, socket, WSCloseCode.POLICY_VIOLATION, _REVOKED)),
+                name="tachograph websocket token",
+            )
+            transport = request.transport
             try:
                 count = 0
                 async for message in socket:
@@ -100,9 +113,42 @@ async def _websocket(request: web.Request, stream_filter: StreamFilter, after: i
                         await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"this stream is read-only")
             finally:
                 sending.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await sending
+                watching.cancel()
+                await asyncio.gather(sending, watching, return_exceptions=True)
+                if transport is not None:
+                    # A client that reads nothing would keep the rest, and the descriptor, for ever.
+                    asyncio.get_running_loop().call_later(_CLOSE_SECONDS, transport.abort)
     return socket
+
+
+async def _close(request: web.Request, socket: web.WebSocketResponse, code: int, text: str) -> None:
+    """Close with a code, if the client still reads; then for good."""
+    with contextlib.suppress(TimeoutError, ConnectionError, OSError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await socket.close(code=code, message=text.encode()[:120])
+    if request.transport is not None:
+        request.transport.abort()
+
+
+async def _hang_up(request: web.Request) -> None:
+    """End a stream of server-sent events: what was written is sent, and nothing more."""
+    if request.transport is not None:
+        request.transport.close()
+
+
+async def _end_with_token(request: web.Request, end: Callable[[], Awaitable[None]]) -> None:
+    """Call ``end`` once the token that the client sent is revoked or has expired."""
+    authenticator = request.app[AUTHENTICATOR]
+    while True:
+        await asyncio.sleep(TOKEN_SECONDS)
+        try:
+            if await authenticator.caller(request) is None:
+                return  # It sent none.
+        except problems.Problem:
+            await end()
+            return
+        except (StoreUnavailable, QueryTimeout):
+            continue
 
 
 async def _first(messages: AsyncGenerator[list[Message], None]) -> list[Message]:
@@ -148,11 +194,9 @@ async def _send(
                     raise TooSlow(f"nothing read for {STALL_SECONDS:g} s")  # noqa: TRY301
     except TooSlow as error:
         request.app[SELF_METRICS].stream_client_refused("too_slow")
-        await socket.close(code=TOO_SLOW, message=str(error).encode()[:120])
-        if request.transport is not None:
-            request.transport.abort()
+        await _close(request, socket, TOO_SLOW, str(error))
     except Closing:
-        await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the service is stopping")
+        await _close(request, socket, WSCloseCode.GOING_AWAY, "the service is stopping")
     except (ConnectionError, OSError):
         return
 
@@ -206,10 +250,13 @@ async def sse_stream(request: web.Request) -> web.StreamResponse:
     self_metrics = request.app[SELF_METRICS]
     async with contextlib.aclosing(request.app[HUB].follow(stream_filter, after)) as messages:
         first = await _first(messages)
-        response.force_close()
         await response.prepare(request)
         becomes_stream(request)
+        response.force_close()
         with self_metrics.stream_client("sse"), contextlib.suppress(ConnectionError, Closing):
+            watching = asyncio.create_task(
+                _end_with_token(request, partial(_hang_up, request)), name="tachograph sse token"
+            )
             try:
                 async for group in _from_first(first, messages):
                     # `write` waits until the socket's buffer has room.
@@ -219,6 +266,8 @@ async def sse_stream(request: web.Request) -> web.StreamResponse:
                 self_metrics.stream_client_refused("too_slow")
                 if request.transport is not None:
                     request.transport.abort()
+            finally:
+                watching.cancel()
     return response
 
 

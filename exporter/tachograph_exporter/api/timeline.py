@@ -10,6 +10,7 @@ from aiohttp import web
 from sqlalchemy import Connection
 
 from tachograph.events import StepStatus
+from tachograph_exporter.api.large_runs import lane_of
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
@@ -45,7 +46,8 @@ async def timeline(request: web.Request) -> web.Response:
         run_timeline = build_timeline(run, step_filter, now_ns=time.time_ns())
         return msgspec.json.encode(chrome_trace(run, run_timeline) if format_name == "chrome" else run_timeline)
 
-    body = await request.app[DATABASE].read(read)
+    database = request.app[DATABASE]
+    body = await database.read(read, await lane_of(database, workspace.id, execution_id))
     return web.Response(body=body, content_type="application/json")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -14,7 +15,7 @@ from opentelemetry.propagate import extract
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from tachograph.errors import ExecutorClosed, Fault, InvalidInputs, InvalidWorkflow, StoreUnavailable
+from tachograph.errors import ExecutorClosed, InvalidInputs, InvalidWorkflow, StoreUnavailable
 from tachograph.identity import new_execution_ref
 from tachograph.quiet_log import QuietLog
 from tachograph.spans.propagation import caller
@@ -130,31 +131,40 @@ async def change(request: web.Request) -> web.Response:
     workspace = await workspace_of(request)
     listed = await workflow_of(request, workspace)
     changes = await read_document(request)
-    handlers = request.app[EXECUTOR].handlers
     now = time.time_ns()
-
-    def save(connection: Connection) -> tuple[Row[Any], list[Fault]]:
-        # Locked while it is read, changed and checked, so that no concurrent change is overwritten.
-        locking.lock(connection)
-        row = definition_rows.definition(connection, workspace.id, identifier=listed.id)
+    while True:
+        row = await request.app[DATABASE].read(
+            lambda c: definition_rows.definition(c, workspace.id, identifier=listed.id)
+        )
         if row is None:
             raise problems.workflow_not_found(listed.id)
         check_preconditions(request, version_tag(row))
         if row.document is None:
             raise problems.not_runnable(row.name)
-        workflow, report = validate_document({**msgspec.json.decode(row.document), **changes}, handlers)
+        workflow, report = await _validated(request, {**msgspec.json.decode(row.document), **changes})
         if workflow is None:
             raise problems.invalid_workflow(report.errors)
-        try:
-            definition_rows.change(connection, row.id, workflow, now)
-        except IntegrityError:
-            raise problems.workflow_exists(workflow.name) from None
-        saved = definition_rows.definition(connection, workspace.id, identifier=row.id)
-        assert saved is not None  # noqa: S101 - just written
-        return saved, report.warnings
+        # If somebody else changed it meanwhile, these fields are replaced in what it is then.
+        saved = await request.app[DATABASE].write(partial(_replace, workspace.id, row, workflow, now))
+        if saved is not None:
+            return json_response(workflow_detail(saved, report.warnings), headers={"ETag": version_tag(saved)})
 
-    row, warnings = await request.app[DATABASE].write(save)
-    return json_response(workflow_detail(row, warnings), headers={"ETag": version_tag(row)})
+
+def _replace(workspace_id: str, row: Row[Any], workflow: Workflow, now: int, connection: Connection) -> Row[Any] | None:
+    """Put a definition in the place of ``row``; None if that is no longer the newest version."""
+    locking.lock(connection)
+    newest = definition_rows.definition(connection, workspace_id, identifier=row.id)
+    if newest is None:
+        raise problems.workflow_not_found(row.id)
+    if version_tag(newest) != version_tag(row):
+        return None
+    try:
+        definition_rows.change(connection, row.id, workflow, now)
+    except IntegrityError:
+        raise problems.workflow_exists(workflow.name) from None
+    saved = definition_rows.definition(connection, workspace_id, identifier=row.id)
+    assert saved is not None  # noqa: S101 - just written
+    return saved
 
 
 async def remove(request: web.Request) -> web.Response:

@@ -123,6 +123,11 @@ class ShownSeries:
         shown = self._shown.get(key)
         return shown is not None and shown.is_shared
 
+    def is_older(self, key: SeriesKey, series: Series) -> bool:
+        """Whether what is shown counts since an earlier time than a stored series, so it is another one."""
+        shown = self._shown[key]
+        return not shown.is_shared and shown.child.created < series.created
+
     def remove(self, keys: Iterable[SeriesKey]) -> None:
         """Show these series no longer."""
         for key in keys:

@@ -257,7 +257,8 @@ class WorkflowMetrics(Collector):
             self._unabsorbed += 1
         if read.base is not None:
             kept = {key for key in changed if key.workflow in self._names}
-            self.shown.remove([key for key in self.shown if key not in kept])
+            # Those of a workflow that was deleted and is back begin again.
+            self.shown.remove([k for k in self.shown if k not in kept or self.shown.is_older(k, self._series_of(k))])
         # Oldest first, so that the same ones have room after every restart.
         for series_key in sorted(changed, key=lambda key: (self._series_of(key).created, key)):
             self._show(series_key)

@@ -36,7 +36,7 @@ from tachograph.errors import (
 )
 from tachograph_exporter.store import failures, locking
 from tachograph_exporter.store.deadline import Deadline
-from tachograph_exporter.store.engines import SqliteFile, postgres_engine, sqlite_engine
+from tachograph_exporter.store.engines import SqliteFile, close_engine, postgres_engine, sqlite_engine
 from tachograph_exporter.store.schema import HEAD
 
 if TYPE_CHECKING:
@@ -340,12 +340,7 @@ class Database:
     async def aclose(self) -> None:
         """Close all connections, including those of the event loop."""
         engines, self._engines = self._engines, {}
-        if engines:
-            closing = [asyncio.ensure_future(engine.dispose()) for engine in engines.values()]
-            _, late = await asyncio.wait(closing, timeout=_CLOSE_SECONDS)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*closing, return_exceptions=True)
+        await asyncio.gather(*[close_engine(engine, _CLOSE_SECONDS) for engine in engines.values()])
         await asyncio.to_thread(self.close)
 
     @contextlib.contextmanager
@@ -470,14 +465,13 @@ class _SideLoop:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        for engine in (self._engine, self._patient):
-            if engine is not None:
-                await engine.dispose()
+        engines = [engine for engine in (self._engine, self._patient) if engine is not None]
+        await asyncio.gather(*[close_engine(engine, _CLOSE_SECONDS) for engine in engines])
 
     def close(self) -> None:
         if not self._loop.is_closed() and self._loop.is_running():
             with contextlib.suppress(TimeoutError, DBAPIError, OSError):
-                asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result(2 * _CLOSE_SECONDS)
+                asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result(3 * _CLOSE_SECONDS)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_CLOSE_SECONDS)
             if not self._thread.is_alive():

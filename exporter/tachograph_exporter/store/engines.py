@@ -6,10 +6,13 @@ PostgreSQL have time-outs for connecting and for every command, TCP keepalives, 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sqlite3
 import time
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -151,6 +154,7 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
 
     Raises `BadDatabaseURL` when the driver is not installed.
     """
+    connections: weakref.WeakSet[Any] = weakref.WeakSet()
     try:
         from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -162,7 +166,7 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
             connect_args={
                 "timeout": CONNECT_SECONDS,
                 "command_timeout": command_seconds,
-                "async_creator_fn": _connect,
+                "async_creator_fn": partial(_connect, connections),
             },
         )
     except ImportError as error:
@@ -176,6 +180,9 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
 
     @event.listens_for(engine.sync_engine, "checkout")
     def on_checkout(connection: Any, record: Any, _proxy: Any) -> None:
+        if connection.driver_connection.is_closed():
+            # Its end has been noticed already. The pool opens another one instead.
+            raise DisconnectionError("the server closed the connection")
         since = record.info.get("idle_since")
         if since is None or time.monotonic() - since < _IDLE_SECONDS:
             return
@@ -185,13 +192,32 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
             # The pool opens another one instead.
             raise DisconnectionError(str(error)) from error
 
+    _connections[engine.sync_engine] = connections
     return engine
 
 
-async def _connect(*arguments: Any, **options: Any) -> Any:
+_connections: Final[weakref.WeakKeyDictionary[Engine, weakref.WeakSet[Any]]] = weakref.WeakKeyDictionary()
+"""The driver's connections of every PostgreSQL engine, also those that are in use."""
+
+
+async def close_engine(engine: AsyncEngine, seconds: float) -> None:
+    """Close an engine's connections. Those that are not closed in time are cut off."""
+    closing = asyncio.ensure_future(engine.dispose())
+    await asyncio.wait({closing}, timeout=seconds)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    for connection in list(_connections.get(engine.sync_engine, ())):
+        if not connection.is_closed():
+            connection.terminate()
+    # What was cut off is closed in the loop's next turn.
+    await asyncio.sleep(0)
+
+
+async def _connect(connections: weakref.WeakSet[Any], *arguments: Any, **options: Any) -> Any:
     import asyncpg
 
     connection = await asyncpg.connect(*arguments, **options)
+    connections.add(connection)
     transport = getattr(connection, "_transport", None)
     connected = transport.get_extra_info("socket") if transport is not None else None
     if connected is not None and connected.family != getattr(socket, "AF_UNIX", None):

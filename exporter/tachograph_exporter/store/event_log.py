@@ -72,7 +72,14 @@ _AFTER: Final = (
 
 
 class EventsMissed(Exception):
-    """Events after a follower's position are no longer kept, or were never logged."""
+    """Events after a follower's position are no longer kept, or were never logged.
+
+    ``position``: the sequence number from which on none is missing.
+    """
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
 
 
 def read(connection: Connection, after: int, rows: int = 50) -> list[Logged]:
@@ -84,7 +91,9 @@ def read(connection: Connection, after: int, rows: int = 50) -> list[Logged]:
     events: list[Logged] = []
     for row in connection.execute(_AFTER, {"row": first, "limit": rows + 1}):
         if row[2] == _GAP and row[0] > first:
-            raise EventsMissed(f"events since {after} were not all kept")
+            if events:
+                break
+            raise EventsMissed(f"events since {after} were not all kept", row[0] * _PER_ROW)
         for i, event in enumerate(_decode(row[1])):
             if row[0] > first or i > index:
                 events.append(Logged(row[0] * _PER_ROW + i, event))
@@ -150,9 +159,9 @@ def check(connection: Connection, after: int) -> None:
     """Raises `EventsMissed` if a follower cannot resume after this sequence number."""
     oldest, last = connection.execute(select(func.min(_log.sequence), func.max(_log.sequence))).one()
     if oldest is not None and after + 1 < oldest * _PER_ROW:
-        raise EventsMissed(f"events since {after} are no longer kept")
+        raise EventsMissed(f"events since {after} are no longer kept", oldest * _PER_ROW - 1)
     if after >= ((last or 0) + 1) * _PER_ROW:
-        raise EventsMissed(f"no event has the number {after}")
+        raise EventsMissed(f"no event has the number {after}", newest(connection))
 
 
 def newest(connection: Connection) -> int:

@@ -61,6 +61,14 @@ def stored_among(connection: Connection, ids: Sequence[str]) -> set[str]:
     return set(connection.execute(statement).scalars())
 
 
+def step_count(connection: Connection, workspace: str, ids: Sequence[str]) -> int:
+    """How many steps these executions of a workspace have, as far as they are in the tables."""
+    statement = select(func.sum(_executions.step_count)).where(
+        _executions.execution_id.in_(ids), _executions.workspace_id == workspace
+    )
+    return connection.execute(statement).scalar() or 0
+
+
 def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun | None:
     """An execution with its steps, attempts and reports, or None."""
     row = execution(connection, workspace, execution_id)

@@ -10,7 +10,6 @@ and what its steps measured.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +17,7 @@ import msgspec
 
 from tachograph.clock import NS
 from tachograph.events import Folded, FoldedRuns
-from tachograph.exact_sum import ExactSum
+from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import ExponentialHistogram
 
 NANO: Final = 1_000_000_000
@@ -333,7 +332,7 @@ class WorkflowTotals:
             for totals in (
                 _of_status(step.by_status, report.step_status), _of_status(self.executions, report.status)
             ):  # fmt: skip
-                totals.cost_nano_usd += nano(report.value)
+                totals.cost_nano_usd += billionths(report.value)
                 totals.tokens_in += report.tokens_in
                 totals.tokens_out += report.tokens_out
 
@@ -372,12 +371,6 @@ class WorkflowTotals:
                 step_totals.add(step)
                 encoded_steps[name] = msgspec.Raw(_encode_step(step_totals))
         return _encode_executions(by_status), _encode(dict(sorted(encoded_steps.items())))
-
-
-def nano(value: float) -> int:
-    """Billionths, of any size."""
-    scaled = value * NANO
-    return round(scaled) if math.isfinite(scaled) else int(value) * NANO
 
 
 def _encode_executions(by_status: dict[str, Totals]) -> bytes:

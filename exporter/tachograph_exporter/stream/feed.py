@@ -15,11 +15,13 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
+from tachograph.quiet_log import QuietLog
 from tachograph_exporter.store import event_log
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.event_log import EventsMissed, Logged
 
 log = logging.getLogger(__name__)
+quiet = QuietLog(log)
 
 __all__ = ["EventsMissed", "Feed"]
 
@@ -64,7 +66,7 @@ class Feed:
                 now = time.monotonic()
                 # Rows are deleted when they are old, so after a long pause some may be gone.
                 work = event_log.read if now < read_at + MAX_PAUSE_SECONDS else event_log.resume
-                events = await self._database.read(lambda c, work=work, at=position: work(c, at))  # type: ignore[misc]
+                events = await self._database.read(lambda c, work=work, at=position: work(c, at), Lane.STREAM)  # type: ignore[misc]
                 read_at = now
                 if events:
                     position = events[-1].sequence
@@ -88,7 +90,7 @@ class Feed:
         """Record in the database that this process has followers. Returns the position from which all is logged."""
         self._loop = asyncio.get_running_loop()
         now = time.monotonic()
-        position = await self._database.write(event_log.listen)
+        position = await self._database.write(event_log.listen, Lane.STREAM)
         self._registered_until = now + event_log.LISTENER_SECONDS / 2
         if not self._tasks:
             self._tasks.append(asyncio.create_task(self._announce(), name="tachograph feed announce"))
@@ -104,9 +106,9 @@ class Feed:
             if self._followers:
                 try:
                     await self._register()
-                    await self._database.write(event_log.prune)
-                except Exception:
-                    log.exception("cannot maintain the event log; retrying")
+                    await self._database.write(event_log.prune, Lane.STREAM)
+                except Exception as error:
+                    quiet.exception(type(error), "cannot maintain the event log; retrying")
 
     async def _wake(self) -> None:
         """Wake all followers whenever the log has grown."""

@@ -18,13 +18,14 @@ from typing import Final
 import msgspec
 
 from tachograph.identity import workspace_id
+from tachograph.quiet_log import QuietLog
 from tachograph_exporter.store import event_log
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.event_log import EventsMissed, Logged
 from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.messages import DETAIL_TYPES, STATE_TYPES, Message, build_message, control_message
 
-log = logging.getLogger(__name__)
+quiet = QuietLog(logging.getLogger(__name__))
 
 HEARTBEAT_SECONDS: Final = 15.0
 CONNECT_SECONDS: Final = 5.0
@@ -192,7 +193,10 @@ class Hub:
                     while True:
                         # Taken before reading: what is dispatched during the read is not in it.
                         dispatched = self._position
-                        logged = await self._database.read(lambda c, at=position: event_log.resume(c, at))  # type: ignore[misc]
+                        logged = await self._database.read(
+                            lambda c, at=position: event_log.resume(c, at),  # type: ignore[misc]
+                            Lane.STREAM,
+                        )
                         position = logged[-1].sequence if logged else max(position, dispatched)
                         messages = [m for m in map(_message, logged) if m is not None and stream_filter.matches(m)]
                         if messages:
@@ -200,9 +204,12 @@ class Hub:
                         if position >= self._position:
                             break
                 except EventsMissed as error:
+                    # Before the message is taken, so that nothing that arrives meanwhile is missed.
                     position = self._position
+                    follower = self._join(stream_filter, position)
                     yield [control_message("reload", time.time_ns(), position, _reload_text(error))]
-                follower = self._join(stream_filter, position)
+                if follower is None:
+                    follower = self._join(stream_filter, position)
             while True:
                 yield await follower.take()
         finally:
@@ -257,10 +264,10 @@ class Hub:
                         # Batched: writing many events to a follower costs little more than writing one.
                         await asyncio.sleep(_BATCH_SECONDS)
             except EventsMissed as error:
-                self._position = await self._feed.position()
+                self._position = error.position
                 self._broadcast("reload", _reload_text(error))
-            except Exception:
-                log.exception("cannot read the event feed; retrying")
+            except Exception as error:
+                quiet.exception(type(error), "cannot read the event feed; retrying")
                 await asyncio.sleep(1)
 
     def _dispatch(self, group: Sequence[Logged]) -> None:

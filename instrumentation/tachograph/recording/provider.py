@@ -18,7 +18,7 @@ from tachograph.errors import SetupError
 from tachograph.otel_variables import LIMITS, PROPAGATORS, malformed
 from tachograph.recording.problems import Report, warn
 
-EXIT_SECONDS: Final = 2.0
+EXIT_SECONDS: Final = 1.5
 """How long the process waits at exit for spans to be exported."""
 
 _SPAN_QUEUE: Final = 65_536

@@ -47,6 +47,8 @@ HEARTBEAT_SECONDS: Final = 2.0
 LEASE_SECONDS: Final = 30.0
 """How long after its last heartbeat an execution counts as lost, unless its process is known to be alive or dead."""
 FLUSH_SECONDS: Final = 5.0
+SHUTDOWN_SECONDS: Final = 2.0
+"""How much of the time to close is left for the shutdown of the span provider."""
 FORK_FLUSH_SECONDS: Final = 2.0
 FLUSH_AGAIN_SECONDS: Final = 60.0
 FORK_SECONDS: Final = 1.0
@@ -288,7 +290,8 @@ class Recorder:
         for queue in list(self.queues.values()):
             queue.close(max(0.1, deadline - time.monotonic()))
         if self._spans is not None:
-            self._spans.flush(max(0.1, deadline - time.monotonic()))
+            # The provider's own shutdown, at exit, exports what is left.
+            self._spans.flush(max(0.1, deadline - time.monotonic() - min(SHUTDOWN_SECONDS, timeout_seconds / 2)))
         for subscription in self._subscribers():
             subscription.close()
         for queue in self.queues.values():

@@ -20,6 +20,7 @@ from tachograph_exporter.store.totals import WorkflowTotals
 MAX_STEPS: Final = 100_000
 """Most steps (and executions) that are counted again."""
 
+_LAST_NS: Final = (1 << 63) - 1
 _executions = workflow_executions.c
 
 
@@ -54,7 +55,8 @@ def count_row(connection: Connection, key: Key, execution_id: str, finished_ns: 
     period, start, length = "5m", bucket, FIVE_MINUTES
     if head is not None and bucket < first_five_minutes(head.start_s):
         period, start, length = "1h", floor(bucket, HOUR), HOUR
-    low, high = start * NS, (start + length) * NS
+    # No column holds a later time than the last one.
+    low, high = start * NS, min((start + length) * NS, _LAST_NS)
     executions, steps = connection.execute(
         select(func.count(), func.sum(_executions.step_count)).where(
             _executions.workspace_id == key[0],

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, bindparam, select
 
 from tachograph.distribution import DURATION_BUCKETS, Distribution, Sum
 from tachograph.events import Folded, FoldedMeasure, FoldedRuns
-from tachograph.exact_sum import ExactSum
+from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import upper_bound
 from tachograph_exporter.store.rollups.counting import CHUNK, CountedStepRow, ExecutionRow, Key
 from tachograph_exporter.store.schema import series_unsettled, workflow_step_attempts
@@ -38,7 +38,7 @@ from tachograph_exporter.store.series.values import (
     Value,
     empty,
 )
-from tachograph_exporter.store.totals import CountedReport, critical_ns_of, decode_folded, nano
+from tachograph_exporter.store.totals import CountedReport, critical_ns_of, decode_folded
 
 _attempts = workflow_step_attempts.c
 _ATTEMPTS_OF: Final = select(
@@ -272,7 +272,7 @@ def attempts_of(connection: Connection, ids: Iterable[str]) -> dict[tuple[str, s
 
 def _count_spent(counts: _StepCounts, model: str, usd: float, tokens_in: int, tokens_out: int) -> None:
     if usd:
-        counts.count(f"{COST}{SEPARATOR}{model}", nano(usd))
+        counts.count(f"{COST}{SEPARATOR}{model}", billionths(usd))
     for kind, tokens in (("input", tokens_in), ("output", tokens_out)):
         if tokens:
             counts.count(f"{TOKENS}{SEPARATOR}{model}{SEPARATOR}{kind}", tokens)

@@ -1,0 +1,37 @@
+"""Run faults for a while, print the table, and fail if anything was lost, doubled or stuck."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos.world import World, table
+
+
+def main() -> int:
+    """Run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--database", choices=["sqlite", "postgresql", "both"], default="both")
+    parser.add_argument("--seed", type=int, default=None)
+    options = parser.parse_args()
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 30)
+    kinds = ["sqlite", "postgresql"] if options.database == "both" else [options.database]
+    has_failed = False
+    for kind in kinds:
+        random.seed(seed)
+        directory = Path(tempfile.mkdtemp(prefix="tachograph-chaos-"))
+        verdict = asyncio.run(World(directory, kind).run(options.seconds))
+        print(f"\n{kind}, seed {seed}, log in {directory}\n\n{table(verdict)}\n\n{verdict.counts}")
+        for fault in verdict.faults[:50]:
+            print("FAULT:", fault)
+        has_failed |= bool(verdict.faults)
+    return int(has_failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

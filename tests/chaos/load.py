@@ -1,0 +1,171 @@
+"""The load: executions through the API, spans by OTLP and scripts that record, each with what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import secrets
+import sys
+import time
+from typing import Any, Final
+
+import aiohttp
+
+from tests.conftest import ROOT
+from tests.e2e.conftest import environment
+
+WORKFLOW: Final = {
+    "name": "probe",
+    "variables": [{"name": "n"}],
+    "steps": [
+        {"name": "a", "config": {"handler": "sleep", "seconds": 0.005}},
+        {"name": "b", "config": {"handler": "sleep", "seconds": 0.005}, "depends_on_steps": ["a"]},
+    ],
+}
+SCRIPT: Final = """
+import sys, tachograph
+
+@tachograph.step
+def work():
+    pass
+
+@tachograph.workflow(name="script")
+def script():
+    work()
+    print(tachograph.current_execution().execution_id, flush=True)
+
+script()
+"""
+PATIENCE: Final = aiohttp.ClientTimeout(total=15)
+
+
+class Oracle:
+    """What was promised.
+
+    Attributes:
+        acknowledged: inputs of executions that were accepted; they must be there once.
+        refused: inputs that were refused, in so many words; they must not be there.
+        traces: ids of traces that were accepted.
+        scripts: ids of runs whose process ended well.
+    """
+
+    def __init__(self) -> None:
+        self.acknowledged: set[str] = set()
+        self.refused: set[str] = set()
+        self.traces: set[str] = set()
+        self.scripts: set[str] = set()
+        self.answers: dict[int, int] = {}
+        self.surprises: list[str] = []
+
+
+class Load:
+    """Sends load to a service until it is stopped.
+
+    Args:
+        address: of the service.
+        database: URL of the database that scripts record to.
+        spool: where scripts leave what the database did not take.
+    """
+
+    def __init__(self, address: str, database: str, spool: str) -> None:
+        self.oracle = Oracle()
+        self.scripts: set[asyncio.subprocess.Process] = set()
+        self._address = address
+        self._environment = environment(
+            TACHOGRAPH_DATABASE_URL=database, TACHOGRAPH_SPOOL_DIR=spool, PYTHONPATH=str(ROOT)
+        )
+        self._numbers = itertools.count(1)
+        self._is_over = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin."""
+        jobs = [self._execute(is_keyed=True), self._execute(is_keyed=False), self._post_spans(), self._run_scripts()]
+        self._tasks = [asyncio.create_task(job) for job in jobs]
+
+    async def stop(self) -> None:
+        """End; requests that have no answer yet are sent again until they have one."""
+        self._is_over = True
+        await asyncio.gather(*self._tasks)
+
+    async def _request(self, session: aiohttp.ClientSession, path: str, body: Any, **headers: str) -> int | None:
+        """The status; None if there was no answer."""
+        try:
+            async with session.post(self._address + path, json=body, headers=headers, timeout=PATIENCE) as response:
+                await response.read()
+                status = response.status
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return None
+        self.oracle.answers[status] = self.oracle.answers.get(status, 0) + 1
+        if status >= 400 and status not in (429, 503):
+            self.oracle.surprises.append(f"{path} answered {status}")
+        return status
+
+    async def _until(self, accepted: int, session: aiohttp.ClientSession, path: str, body: Any, **headers: str) -> None:
+        """Send a request again and again until it is accepted."""
+        while True:
+            if await self._request(session, path, body, **headers) == accepted:
+                return
+            await asyncio.sleep(0.2)
+
+    async def _execute(self, *, is_keyed: bool) -> None:
+        async with aiohttp.ClientSession() as session:
+            while not self._is_over:
+                name = f"{'keyed' if is_keyed else 'plain'}-{next(self._numbers)}"
+                body = {"input_variables": {"n": name}}
+                path = "/api/workflows/probe/execute"
+                if not is_keyed:
+                    status = await self._request(session, path, body)
+                    if status == 202:
+                        self.oracle.acknowledged.add(name)
+                    elif status is not None:
+                        self.oracle.refused.add(name)
+                else:
+                    # Sent again until it is accepted: it must run once.
+                    await self._until(202, session, path, body, **{"Idempotency-Key": name})
+                    self.oracle.acknowledged.add(name)
+                await asyncio.sleep(0.02)
+
+    async def _post_spans(self) -> None:
+        async with aiohttp.ClientSession() as session:
+            while not self._is_over:
+                trace_id = secrets.token_hex(16)
+                body = _trace(trace_id)
+                await self._until(200, session, "/v1/traces", body)
+                self.oracle.traces.add(trace_id)
+                await asyncio.sleep(0.1)
+
+    async def _run_scripts(self) -> None:
+        while not self._is_over:
+            clock = random.choice(["", "", "-30s", "+90s"])
+            faked = ["faketime", "--exclude-monotonic", "-f", clock] if clock else []
+            process = await asyncio.create_subprocess_exec(
+                *faked, sys.executable, "-c", SCRIPT, env=self._environment,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+            self.scripts.add(process)
+            out, _ = await process.communicate()
+            self.scripts.discard(process)
+            if process.returncode == 0:
+                self.oracle.scripts.add(out.decode().strip())
+            await asyncio.sleep(0.3)
+
+    def kill_a_script(self) -> None:
+        """kill -9 a script that runs, if one does."""
+        for process in list(self.scripts):
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+def _trace(trace_id: str) -> dict[str, Any]:
+    now = time.time_ns()
+    root, child = secrets.token_hex(8), secrets.token_hex(8)
+
+    def span(span_id: str, name: str, parent: str, start: int, end: int) -> dict[str, Any]:
+        return {"traceId": trace_id, "spanId": span_id, "parentSpanId": parent, "name": name, "kind": 1,
+                "startTimeUnixNano": str(start), "endTimeUnixNano": str(end)}  # fmt: skip
+
+    spans = [span(root, "spans", "", now - 10_000_000, now), span(child, "inner", root, now - 8_000_000, now - 10)]
+    return {"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {"name": "chaos"}, "spans": spans}]}]}
