@@ -15,11 +15,11 @@ from tests.conftest import Api, make_execution, make_step, running
 from tests.store.test_recovery import dead_identity
 from tests.test_four_views import samples
 
+from tachograph.clock import NS
 from tachograph.events import ExecutionFinished, ExecutionStarted, ExecutionStatus, StepStarted
 from tachograph.metrics.negotiation import Format
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
-from tachograph_exporter.metrics import births as births_module
 from tachograph_exporter.metrics import workflow_metrics
 from tachograph_exporter.store import archiving, lease
 from tachograph_exporter.store.database import Database
@@ -186,7 +186,7 @@ async def test_gauges_are_those_of_every_process_and_gone_when_a_run_is_given_up
     assert value(metrics, "workflow_executions_running", workflow="etl") == 1
     assert value(metrics, "workflow_steps_running", workflow="etl") == 2
     oldest = "workflow_execution_oldest_running_start_timestamp_seconds"
-    assert value(metrics, oldest, workflow="etl") == now / 1e9
+    assert value(metrics, oldest, workflow="etl") == now / NS
     assert value(metrics, "workflow_executions_started_total", workflow="etl") == 1
     assert await api.service.sweep() == 1
     metrics = await scraped(api)
@@ -266,11 +266,33 @@ async def test_every_prometheus_sees_a_new_series_at_zero(
     assert await completed(second) == 0
     assert [await completed(second), await completed(first), await completed({})] == [1, 1, 1]
     # One that has gone is not waited for.
-    monkeypatch.setattr(births_module, "ACTIVE_SECONDS", 0.0)
+    monkeypatch.setattr(api.service.workflow_metrics.births, "clock", lambda: time.monotonic() + 60)
     await api.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "s"}]})
     await api.run("w")
     later = [value(await scraped(api, **first), DURATION, workflow="w", status="completed") for _ in range(2)]
     assert later == [0, 1]
+
+
+async def test_after_a_restart_every_prometheus_still_sees_a_new_series_at_zero(
+    any_database_url: str, handlers: HandlerRegistry
+) -> None:
+    first, second = {**PROMETHEUS, "User-Agent": "one"}, {**PROMETHEUS, "User-Agent": "two"}
+    config = Config(database=any_database_url, grace_seconds=0.1)
+    async with running(config, handlers) as api:
+        for _ in range(2):
+            await scraped(api, **first)
+            await scraped(api, **second)
+        await api.service.workflow_metrics._beat()
+    # A workflow is new while no service runs.
+    await script(any_database_url)
+    async with running(config, handlers) as api:
+
+        async def completed(headers: dict[str, str]) -> float | None:
+            return value(await scraped(api, **headers), DURATION, workflow="nightly", status="completed")
+
+        assert [await completed(first) for _ in range(3)] == [0, 0, 0]
+        assert await completed(second) == 0
+        assert [await completed(second), await completed(first)] == [1, 1]
 
 
 async def test_spans_that_come_child_after_grandchild_are_counted_as_what_they_are(api: Api) -> None:

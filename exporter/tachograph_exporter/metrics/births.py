@@ -7,21 +7,26 @@ series is shown as zero first: at least once, and to every Prometheus that scrap
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Final, Generic, TypeVar
 
 MAX_SCRAPERS: Final = 100
-ACTIVE_SECONDS: Final = 300.0
-"""A Prometheus that has not scraped for so long (or for three of its intervals) is not waited for."""
+UNKNOWN_SECONDS: Final = 300.0
+"""How long a Prometheus is waited for while its interval is not known; longer pauses are no intervals."""
+MISSED: Final = 3
+"""A Prometheus that has missed so many scrapes is not waited for."""
 
 T = TypeVar("T")
 
 
 class _Scraper:
-    __slots__ = ("interval", "last", "seen")
+    """``interval``: seconds between its scrapes, 0 while unknown. ``last``: when it last scraped, or was heard of."""
 
-    def __init__(self, now: float) -> None:
+    __slots__ = ("interval", "last", "pause", "seen")
+
+    def __init__(self, now: float, interval: float = 0.0) -> None:
         self.last = now
-        self.interval = 0.0
+        self.interval = self.pause = interval
         self.seen = 0
 
 
@@ -31,6 +36,7 @@ class Births(Generic[T]):
     def __init__(self) -> None:
         self.generation = 1
         """Of the series that are added now."""
+        self.clock = time.monotonic
         self._waiting: dict[T, int] = {}
         self._scrapers: dict[str, _Scraper] = {}
         self._seen = 0
@@ -63,26 +69,45 @@ class Births(Generic[T]):
         self._seen = max(self._seen, generation)
         if scraper is None:
             return
-        now = time.monotonic()
+        now = self.clock()
         known = self._scrapers.get(scraper)
         if known is None:
-            if len(self._scrapers) >= MAX_SCRAPERS:
-                self._scrapers = {name: s for name, s in self._scrapers.items() if _is_active(s, now)}
-                if len(self._scrapers) >= MAX_SCRAPERS:
-                    return
+            if not self._has_room(now):
+                return
             known = self._scrapers[scraper] = _Scraper(now)
         else:
-            known.interval, known.last = now - known.last, now
+            pause, known.last = now - known.last, now
+            if pause < UNKNOWN_SECONDS:
+                # Equal jobs look like one whose pauses are short and long in turn.
+                known.interval, known.pause = max(pause, known.pause), pause
         known.seen = max(known.seen, generation)
+
+    def _has_room(self, now: float) -> bool:
+        if len(self._scrapers) >= MAX_SCRAPERS:
+            self._scrapers = {name: s for name, s in self._scrapers.items() if _is_active(s, now)}
+        return len(self._scrapers) < MAX_SCRAPERS
+
+    def scrapers(self) -> dict[str, float]:
+        """Who is waited for, with the seconds between its scrapes (0: not known)."""
+        now = self.clock()
+        return {name: s.interval for name, s in self._scrapers.items() if _is_active(s, now)}
+
+    def expect(self, scrapers: Mapping[str, float]) -> None:
+        """Wait for these, too: they scraped whoever showed the series before, with these seconds between scrapes."""
+        now = self.clock()
+        for name, interval in scrapers.items():
+            if name not in self._scrapers and self._has_room(now):
+                self._scrapers[name] = _Scraper(now, interval)
 
     def born(self) -> list[T]:
         """The series that everybody has seen as zero. They stay until `forget`."""
         if not self._waiting:
             return []
-        now = time.monotonic()
+        now = self.clock()
         seen = min([self._seen, *[s.seen for s in self._scrapers.values() if _is_active(s, now)]])
         return [series for series, generation in self._waiting.items() if generation <= seen]
 
 
 def _is_active(scraper: _Scraper, now: float) -> bool:
-    return now - scraper.last < max(ACTIVE_SECONDS, 3 * scraper.interval)
+    patience = MISSED * scraper.interval + 1 if scraper.interval else UNKNOWN_SECONDS
+    return now - scraper.last < patience

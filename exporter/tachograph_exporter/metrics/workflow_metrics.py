@@ -34,6 +34,7 @@ from tachograph_exporter.store.rollups.counting import Key
 from tachograph_exporter.store.running import Running, running
 from tachograph_exporter.store.series import rows
 from tachograph_exporter.store.series.values import STARTED, SUCCESS, Delta, Series, StepSeries
+from tachograph_exporter.store.state import scrapers_of, set_scrapers
 
 quiet = QuietLog(logging.getLogger(__name__))
 
@@ -81,13 +82,16 @@ class WorkflowMetrics(Collector):
         self._names: dict[Key, tuple[str, str]] = {}
         self._unabsorbed = 0
         self._absorbed_at = self._contact = time.monotonic()
+        self._is_read = False
+        """Whether the series have been read since this service took the lease."""
+        self._remembered: dict[str, float] = {}
         self._gauges: dict[Key, tuple[str, str]] = {}
         self._running: dict[Key, Running] = {}
 
     @property
     def are_shown(self) -> bool:
         """Whether this service shows the workflow metrics now."""
-        return self._lease.is_held and time.monotonic() - self._contact < BLIND_SECONDS
+        return self._lease.is_held and self._is_read and time.monotonic() - self._contact < BLIND_SECONDS
 
     def collect(self) -> Iterator[Metric]:
         """The families, if this service shows them, and whether it does."""
@@ -115,13 +119,32 @@ class WorkflowMetrics(Collector):
     async def _beat(self) -> None:
         was_held = self._lease.is_held
         try:
+            if not was_held:
+                self._remembered = await self._database.read(scrapers_of, Lane.VITAL)
             is_held = await self._database.write(self._lease.renew, Lane.VITAL)
-            if is_held and (not was_held or self._is_due()):
+            if not is_held:
+                self._is_read = False
+                return
+            if not was_held:
+                # They scraped the service that showed the series before.
+                self.births.expect(self._remembered)
+            if not was_held or self._is_due():
                 await asyncio.wrap_future(self._refreshing())
                 if self._is_due():
                     await asyncio.wrap_future(self._worker.submit(self._absorb, ()))
+            await self._remember_scrapers()
         except Exception as error:
             quiet.warning("lease", "the lease of the workflow metrics cannot be renewed, trying again: %s", error)
+
+    async def _remember_scrapers(self) -> None:
+        """Store who scrapes, so that they see new series as zero after a restart and a takeover, too."""
+        scrapers = self.births.scrapers()
+        is_same = scrapers.keys() == self._remembered.keys() and all(
+            interval / 2 <= self._remembered[name] <= 2 * interval for name, interval in scrapers.items()
+        )
+        if not is_same:
+            await self._database.write(lambda connection: set_scrapers(connection, scrapers), Lane.VITAL)
+            self._remembered = scrapers
 
     def _is_due(self) -> bool:
         """Whether deltas should be absorbed; not in a scrape, because it may take a while."""
@@ -182,9 +205,11 @@ class WorkflowMetrics(Collector):
             read = self._database.look(self._read)
             self._contact = time.monotonic()
             if read is None:
+                self._is_read = False
                 return
             with self._changing:
                 self._take(read)
+            self._is_read = True
             if born := self.births.born():
                 self._absorb(born)
         except Exception as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Final
 
+import msgspec
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -12,6 +14,9 @@ from tachograph_exporter.store.schema import store_state
 
 WATERMARK: Final = "archived_before_s"
 """Name of the watermark: executions that ended before it (unix seconds, a whole day) may be gone from the tables."""
+
+SCRAPERS: Final = "workflow_metrics_scrapers"
+"""Name of the scrapers of the workflow metrics, a JSON object."""
 
 
 def watermark_of(connection: Connection) -> int:
@@ -23,6 +28,20 @@ def watermark_of(connection: Connection) -> int:
 def set_watermark(connection: Connection, moment_s: int) -> None:
     """Raise the watermark to a moment; it never falls."""
     set_state(connection, WATERMARK, str(max(moment_s, watermark_of(connection))))
+
+
+def scrapers_of(connection: Connection) -> dict[str, float]:
+    """Who scrapes the workflow metrics, with the seconds between two scrapes (0: not known)."""
+    value = connection.execute(select(store_state.c.value).where(store_state.c.name == SCRAPERS)).scalar()
+    try:
+        return msgspec.json.decode(value or "{}", type=dict[str, float])
+    except msgspec.DecodeError:
+        return {}
+
+
+def set_scrapers(connection: Connection, scrapers: Mapping[str, float]) -> None:
+    """Store who scrapes the workflow metrics."""
+    set_state(connection, SCRAPERS, msgspec.json.encode(scrapers).decode())
 
 
 def set_state(connection: Connection, name: str, value: str) -> None:
