@@ -79,6 +79,8 @@ from tachograph_exporter.stream.hub import Hub
 log = logging.getLogger(__name__)
 quiet = QuietLog(log)
 
+SHUTDOWN_SECONDS: Final = 5.0
+"""How long requests that are being answered have to end when the service stops."""
 SWEEP_SECONDS: Final = 10.0
 SPOOL_SECONDS: Final = 5.0
 """How long a sweep delivers what other processes spooled."""
@@ -340,6 +342,8 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
     connections.raise_descriptor_limit()
     runner = connections.Runner(
         service.application(),
+        # A request that never ends must not keep the process from ending.
+        shutdown_timeout=SHUTDOWN_SECONDS,
         max_connections_per_peer=config.max_connections_per_peer,
         access_log=None,
         handle_signals=False,

@@ -6,17 +6,22 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures.thread import _WorkItem
 from types import ModuleType
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 from tests.conftest import Api, make_execution, make_step, serve
 
 from tachograph.clock import NS
+from tachograph.errors import DatabaseUnavailable
 from tachograph.events import Event, ExecutionFinished, ExecutionStarted, ExecutionStatus, StepFinished, StepStatus
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.api import comparison, executions, timeline
 from tachograph_exporter.config import Config
+from tachograph_exporter.store import database as databases
+from tachograph_exporter.store.executions import open_executions
 
 STEPS = 1_000
 
@@ -70,3 +75,30 @@ async def test_a_large_run_is_read_and_encoded_off_the_event_loop(
     assert len(threads) == 1
     # Encoding follows in the same thread: what comes back is bytes.
     assert threads[0] is not threading.current_thread()
+
+
+@pytest.mark.parametrize("deaths", [1, 4])
+async def test_a_lane_whose_threads_died_gets_new_ones(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    """A thread may run out of memory while it notes its result: then nobody is told, and it is gone."""
+    monkeypatch.setattr(databases, "ANSWER_SECONDS", 0.5)
+    run, left = _WorkItem.run, [deaths]
+
+    def dying(item: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise MemoryError
+        run(item)
+
+    database = databases.Database(database_url)
+    monkeypatch.setattr(_WorkItem, "run", dying)
+    answers = await asyncio.gather(*[database.read(executions_of) for _ in range(deaths)], return_exceptions=True)
+    assert all(isinstance(answer, DatabaseUnavailable) for answer in answers), answers
+    for _ in range(8):
+        assert await database.read(executions_of) == []
+    await database.aclose()
+
+
+def executions_of(connection: Connection) -> list[Any]:
+    return list(open_executions(connection))

@@ -244,6 +244,21 @@ async def test_streams_have_a_limit_of_their_own(address: tuple[str, int]) -> No
         assert not any(socket.closed for socket in sockets)
 
 
+async def test_who_hangs_up_in_the_middle_of_a_request_is_not_logged(
+    address: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A traceback for each of them fills the disk, and writing it takes longer than the request."""
+    for head in BODY_ROUTES:
+        for how in ("close", "abort"):
+            stream = await opened(address)
+            stream[1].write(head + b"{")
+            await asyncio.sleep(0.1)
+            getattr(stream[1] if how == "close" else stream[1].transport, how)()
+    assert await healthy(address) == 200
+    await asyncio.sleep(0.7)
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
 def test_a_network_counts_as_one_address() -> None:
     assert peer_of(("192.0.2.1", 5)) == peer_of(("::ffff:192.0.2.1", 6, 0, 0)) == "192.0.2.1"
     assert (

@@ -29,7 +29,7 @@ READ_SECONDS: Final = 60.0
 """How long a client may leave a response unread in the socket's buffers."""
 LINGERING_SECONDS: Final = 2.0
 """How long what still comes of a body is read and thrown away, so that the client sees the response to it."""
-BACKLOG: Final = 2_048
+BACKLOG: Final = 1_024
 """Connections that may wait to be accepted; with fewer places a flood keeps others waiting for seconds."""
 MAX_DESCRIPTORS: Final = 65_536
 _SWEEP_SECONDS: Final = 1.0
@@ -131,6 +131,10 @@ class _Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """The response to what could not be read; the connection closes, because the next request cannot be found."""
+        if isinstance(exc, ConnectionError):
+            # The client has gone in the middle of its request; nobody reads the response.
+            log.debug("%s ended its connection: %s", request.remote, exc)
+            return Problem(400, "bad_request", "the connection ended").response()
         if status >= 500:
             return super().handle_error(request, status, exc, message)
         # Any client can cause this, so it is not logged.

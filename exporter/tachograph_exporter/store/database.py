@@ -48,6 +48,8 @@ BUSY_SECONDS: Final = 10.0
 READ_SECONDS: Final = 10.0
 COMMAND_SECONDS: Final = 30.0
 """How long a command of a writer in a thread may take on PostgreSQL, waiting for other writers included."""
+ANSWER_SECONDS: Final = 150.0
+"""How long a caller waits for a thread at most: longer than any command may take."""
 _CLOSE_SECONDS: Final = 1.0
 
 _EXAMPLES: Final = "sqlite:///tachograph.db or postgresql://user@host/name"
@@ -262,20 +264,35 @@ class Database:
             engine.dispose()
 
     async def in_thread(self, lane: Lane, call: Callable[[], T]) -> T:
-        """Call ``call`` in one of the lane's threads. Raises `DatabaseUnavailable` if none can be started."""
-        threads = self._threads.get(lane)
-        if threads is None:
-            threads = self._threads[lane] = ThreadPoolExecutor(
-                _SIZES[lane].threads, thread_name_prefix=f"tachograph-db-{lane.value}"
-            )
+        """Call ``call`` in one of the lane's threads.
+
+        Raises `DatabaseUnavailable` if none can be started, or none answers within `ANSWER_SECONDS`.
+        """
         try:
-            pending: Future[T] = threads.submit(call)
+            pending: Future[T] = self._lane_threads(lane).submit(call)
         except RuntimeError as error:
             # No thread can be started now, or the database was closed. What was queued would wait for ever.
             raise DatabaseUnavailable(f"the database {self.name} is unavailable: {error}") from error
         self._pending.add(pending)
         pending.add_done_callback(self._pending.discard)
-        return await asyncio.wrap_future(pending)
+        answer = asyncio.wrap_future(pending)
+        done, _ = await asyncio.wait({answer}, timeout=ANSWER_SECONDS)
+        if not done:
+            answer.cancel()
+            raise DatabaseUnavailable(f"the database {self.name} is unavailable: no answer in {ANSWER_SECONDS:g} s")
+        return answer.result()
+
+    def _lane_threads(self, lane: Lane) -> ThreadPoolExecutor:
+        threads = self._threads.get(lane)
+        # A thread that runs out of memory while it answers is gone, and its executor never starts another for it.
+        if threads is not None and not all(thread.is_alive() for thread in tuple(threads._threads)):
+            threads.shutdown(wait=False)
+            threads = None
+        if threads is None:
+            threads = self._threads[lane] = ThreadPoolExecutor(
+                _SIZES[lane].threads, thread_name_prefix=f"tachograph-db-{lane.value}"
+            )
+        return threads
 
     def _asyncpg(self, lane: Lane) -> AsyncEngine:
         engine = self._engines.get(lane)

@@ -105,7 +105,7 @@ def find_lost(
         lease = INGEST_LEASE_SECONDS if process == INGESTED_PROCESS else lease_seconds
         expired = row.last_seen_ns < now_ns - round(lease * NS)
         if silences is not None:
-            is_silent = silent[row.execution_id] >= lease_seconds
+            is_silent = silent[row.execution_id] >= min(lease, lease_seconds)
             # Spans come when their step has ended, so theirs is a silence of hours, and survives a restart.
             expired = is_silent and (expired or process != INGESTED_PROCESS)
         # On another host, or where the process cannot be checked, the lease decides.

@@ -7,6 +7,7 @@ writes ``("result", value)`` or ``("error", message)``, pickled.
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import sys
 from typing import Any
@@ -16,6 +17,8 @@ def main() -> None:
     """Read, evaluate, answer."""
     # Written by the process that started this one.
     path, text, scope, seconds, size = pickle.load(sys.stdin.buffer)  # noqa: S301
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(10)  # The processor is for the others first.
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
