@@ -101,7 +101,10 @@ async def test_what_is_refused_during_a_lock_never_runs(api: Api, any_database_u
     assert api.service.executor.open_executions == 0
 
 
-async def test_many_at_once_are_committed_in_few_transactions(api: Api, ran: list[str]) -> None:
+async def test_many_at_once_are_committed_in_few_transactions(
+    api: Api, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "ADMIT_SECONDS", 60.0)  # However busy the machine is.
     commits = 0
     write = api.service.database.write
 
