@@ -31,6 +31,7 @@ from tachograph.metrics.self_metrics import (
     DROPPED,
     EVENTS,
     QUEUE_LENGTH,
+    REFUSED,
     SERIES_LIMITED,
     WORKFLOW_METRICS_SHOWN,
 )
@@ -252,6 +253,15 @@ def _self_monitoring() -> list[dict[str, Any]]:
             "warning",
             f"{instance}: {{{{ $labels.metric }}}} has reached its series limit",
             "New label sets are counted as `other`. Something generates unbounded label values.",
+        ),
+        _alert(
+            "TachographRecordsRefused",
+            f"sum by (job, instance, kind) (increase({REFUSED.name}[15m])) > 0",
+            "0m",
+            "warning",
+            f"{instance} set records aside",
+            "The store refused {{ $value | humanize }} records ({{ $labels.kind }}) in the last 15 minutes. Their "
+            "neighbours are stored; `tachograph refused list` shows them with the reason.",
         ),
         _alert(
             "TachographWorkflowMetricsMissing",

@@ -20,6 +20,7 @@ from tachograph.metrics.self_metrics import (
     EVENTS,
     LABEL_SETS,
     QUEUE_LENGTH,
+    REFUSED,
     SCRAPE_DURATION,
     SCRAPE_SIZE,
     SERIES_LIMITED,
@@ -109,8 +110,11 @@ def self_monitoring() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Lost",
-                "Events per second that did not reach a listener, by reason.",
-                [(rate(DROPPED, selected, by="listener, reason"), "{{listener}} {{reason}}")],
+                "Events per second that did not reach a listener, by reason, and records that the store set aside.",
+                [
+                    (rate(DROPPED, selected, by="listener, reason"), "{{listener}} {{reason}}"),
+                    (rate(REFUSED, selected, by="kind"), "set aside: {{kind}}"),
+                ],
                 "short",
             ),
         ),

@@ -153,6 +153,15 @@ CASES = [
         {f'tachograph_series_limited_total{{{SERVICE}, metric="workflow_step_attempts_total"}}': "9x20"},
     ),
     Case(
+        "TachographRecordsRefused",
+        {f'tachograph_records_refused_total{{{SERVICE}, kind="trace"}}': "0x5 3x30"},
+        "15m", {"job": "tachograph", "instance": "a:9923", "kind": "trace", "severity": "warning"},
+        "a:9923 set records aside",
+        "The store refused 3 records (trace) in the last 15 minutes. Their neighbours are stored; `tachograph refused list` "
+        "shows them with the reason.",
+        {f'tachograph_records_refused_total{{{SERVICE}, kind="trace"}}': "3x40"},
+    ),
+    Case(
         "TachographWorkflowMetricsMissing",
         {f"tachograph_workflow_metrics_shown{{{SERVICE}}}": "0x20",
          'tachograph_workflow_metrics_shown{job="tachograph", instance="b:9923"}': "1x4 0x20"},

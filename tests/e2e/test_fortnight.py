@@ -74,7 +74,10 @@ class House:
                         "metrics_path": f"/{service.port}/metrics" if kind == TEXT else "/metrics",
                         "static_configs": [{"targets": [f"127.0.0.1:{proxy.port if kind == TEXT else service.port}"]}],
                         # One job for both, as shipped; the path of the proxy needs two.
-                        "relabel_configs": [{"target_label": "job", "replacement": "tachograph"}],
+                        "relabel_configs": [
+                            {"target_label": "job", "replacement": "tachograph"},
+                            {"target_label": "instance", "replacement": f"127.0.0.1:{service.port}"},
+                        ],
                         "metric_relabel_configs": relabel,
                     }
                     for service in self.services
@@ -83,7 +86,8 @@ class House:
             address = prometheus(yaml.safe_dump(configuration), *([FEATURES] if kind == NATIVE else []))
             self.prometheus[kind] = address
         for address in self.prometheus.values():
-            eventually(lambda address=address: samples(address, "tachograph_workflow_metrics_shown"))  # type: ignore[misc]
+            # Each has scraped both services, before anything is counted.
+            eventually(lambda: len(samples(address, "tachograph_workflow_metrics_shown")) == 2)  # noqa: B023
 
     def start(self, services: list[Server]) -> None:
         """Start services again, on their ports."""
