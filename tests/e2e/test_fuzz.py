@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.conftest import Server, get
 from tests.e2e.fuzzing import MAX_MEMORY_MIB, TOKEN, Fuzzer, report
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "12"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "8"))
 # The same requests each time, unless there is time for others.
 FIRST_ROUND = 0 if SECONDS < 60 else random.SystemRandom().randrange(1 << 30)
 
@@ -39,6 +39,6 @@ def test_no_request_is_an_error_of_the_service(service: Server, capsys: pytest.C
     assert not fuzzer.failures, "\n".join(fuzzer.failures[:20])
     assert fuzzer.memory_mib < MAX_MEMORY_MIB
     assert get(f"{service.address}/-/ready")[0] == 200
-    assert fuzzer.count > 100
+    assert fuzzer.count > 50
     log = service.log.read_text()
     assert "Traceback" not in log, log[-4000:]

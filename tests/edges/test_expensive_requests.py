@@ -168,9 +168,10 @@ async def test_a_large_document_is_checked_off_the_event_loop(api: Api) -> None:
     slowest = 0.0
     checks = [asyncio.create_task(check()) for _ in range(3)]
     while not all(task.done() for task in checks):
-        started = time.monotonic()
+        # The event loop's own processor time: a busy machine does not count.
+        started = time.thread_time()
         await asyncio.sleep(0.005)
-        slowest = max(slowest, time.monotonic() - started)
+        slowest = max(slowest, time.thread_time() - started)
     assert {await task for task in checks} == {200}
     # On the event loop each of them takes over a second.
-    assert slowest < 0.7
+    assert slowest < 0.5

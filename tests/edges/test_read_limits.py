@@ -215,9 +215,10 @@ async def test_the_service_goes_on_while_a_long_trace_is_read(api: Api, long_tra
                              (f"/tempo/api/traces/{TRACE}", "application/protobuf"))
     ]  # fmt: skip
     while not all(task.done() for task in tasks):
-        started = time.monotonic()
+        # The event loop's own processor time: a busy machine does not count.
+        started = time.thread_time()
         await asyncio.sleep(0)
-        slowest = max(slowest, time.monotonic() - started)
+        slowest = max(slowest, time.thread_time() - started)
     await asyncio.gather(*tasks)
     # Encoding it on the event loop takes over a second.
     assert slowest < 0.5

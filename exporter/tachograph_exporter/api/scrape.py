@@ -22,6 +22,9 @@ from tachograph_exporter.api.routes import Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 
+WAIT_SECONDS: Final = 0.8
+"""How long a scrape waits for what was recorded before it; after that it shows what is known."""
+
 
 class Scraped(NamedTuple):
     """The body of a scrape, and the generation of the newest series in it (see `Births`)."""
@@ -60,8 +63,9 @@ class Scraper:
 
     def _render(self, form: Format, is_gzip: bool, names: Sequence[str]) -> Scraped:
         # Events recorded before the scrape belong to it.
-        self._recorder.queues["store"].flush(0.5)
-        self.workflow_metrics.refresh()
+        end = time.monotonic() + WAIT_SECONDS
+        self._recorder.queues["store"].flush(WAIT_SECONDS / 2)
+        self.workflow_metrics.refresh(max(0.0, end - time.monotonic()))
         started = time.perf_counter()
         generation = self.workflow_metrics.births.scraping()
         renderer = render_gzip if is_gzip else render
