@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import defaultdict
@@ -21,7 +22,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
 from tachograph.clock import NS
-from tachograph.metrics.children import CounterChild, GaugeChild, HistogramChild
+from tachograph.metrics.children import Child, CounterChild, GaugeChild, HistogramChild
 from tachograph.metrics.self_metrics import WORKFLOW_METRICS_SHOWN
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import EXECUTIONS_RUNNING, OLDEST_RUNNING, STEPS_RUNNING
@@ -163,9 +164,12 @@ class WorkflowMetrics(Collector):
                     series[series_key.step, series_key.code] = ShownValue(None, child.value)
         gauges: dict[str, float | None] = {}
         if (name := self._gauges.get(key)) is not None:
-            for spec in (EXECUTIONS_RUNNING, STEPS_RUNNING, OLDEST_RUNNING):
+            for spec in _RUNNING:
                 gauge = self.shown.families[spec.name].find(*name)
-                gauges[spec.name] = gauge.value if isinstance(gauge, GaugeChild) else None
+                if isinstance(gauge, GaugeChild):
+                    gauges[spec.name] = gauge.value
+                elif spec is OLDEST_RUNNING and EXECUTIONS_RUNNING.name in gauges:
+                    gauges[spec.name] = None
         return ShownMetrics(series, gauges)
 
     def _refreshing(self) -> Future[None]:
@@ -254,24 +258,26 @@ class WorkflowMetrics(Collector):
     def _show_running(self, runs: dict[Key, Running]) -> None:
         families = self.shown.families
         self._running = runs
-        present: dict[Key, tuple[str, str]] = {}
-        for key in self._by_workflow:
-            if (name := self._names.get(key)) is None:
-                continue
-            present[key] = name
-            run = runs.get(key, _NOTHING)
-            _set(child_of(families[EXECUTIONS_RUNNING.name], name), run.executions)
-            _set(child_of(families[STEPS_RUNNING.name], name), run.steps)
-            if run.executions:
-                _set(child_of(families[OLDEST_RUNNING.name], name), run.oldest_ns / NS)
-            elif (child := families[OLDEST_RUNNING.name].find(*name)) is not None:
-                families[OLDEST_RUNNING.name].remove(*child.labels)
-            self.shown.show_more(SeriesKey(key, "", STARTED), run.executions)
+        self._gauges = {key: name for key in self._by_workflow if (name := self._names.get(key)) is not None}
+        # By child, because those beyond the limit on label sets share one.
+        values: dict[str, dict[Child, float]] = {spec.name: {} for spec in _RUNNING}
+        executions, steps, oldest = (values[spec.name] for spec in _RUNNING)
         for key, name in self._gauges.items():
-            if key not in present and name not in present.values():
-                for spec in (EXECUTIONS_RUNNING, STEPS_RUNNING, OLDEST_RUNNING):
-                    families[spec.name].remove(*name)
-        self._gauges = present
+            run = runs.get(key, _NOTHING)
+            child = child_of(families[EXECUTIONS_RUNNING.name], name)
+            executions[child] = executions.get(child, 0) + run.executions
+            child = child_of(families[STEPS_RUNNING.name], name)
+            steps[child] = steps.get(child, 0) + run.steps
+            if run.executions:
+                child = child_of(families[OLDEST_RUNNING.name], name)
+                oldest[child] = min(oldest.get(child, math.inf), run.oldest_ns / NS)
+            self.shown.show_started(SeriesKey(key, "", STARTED), run.executions + run.unsettled)
+        for metric, by_child in values.items():
+            for child in families[metric].children():
+                if (value := by_child.get(child)) is not None:
+                    _set(child, value)
+                else:
+                    families[metric].remove(*child.labels)
 
     def _absorb(self, born: Collection[SeriesKey]) -> None:
         births: dict[Key, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -291,6 +297,7 @@ class WorkflowMetrics(Collector):
 
 
 _NOTHING: Final = Running(0, 0, 0)
+_RUNNING: Final = (EXECUTIONS_RUNNING, STEPS_RUNNING, OLDEST_RUNNING)
 
 
 def _is_announcement(entry: tuple[int, Key, Delta]) -> bool:
