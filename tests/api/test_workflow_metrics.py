@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -322,6 +323,52 @@ async def test_a_deleted_workflow_leaves_and_one_of_its_name_begins_at_zero(api:
     await api.run("w")
     await api.metrics()
     assert value(await scraped(api), DURATION, workflow="w", status="completed") == 1
+
+
+async def test_a_service_that_cannot_tell_that_another_took_over_shows_nothing(
+    any_database_url: str, handlers: HandlerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SILENCE_SECONDS", 1.5)
+    monkeypatch.setattr(lease, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(workflow_metrics, "BEAT_SECONDS", 0.1)
+    config = Config(database=any_database_url, grace_seconds=0.1)
+    shown = ("tachograph_workflow_metrics_shown", frozenset[Any]())
+    away = threading.Event()
+
+    async with running(config, handlers) as a, running(config, handlers) as b:
+        await a.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "s"}]})
+        await a.run("w")
+        await scraped(a)
+        assert value(await scraped(a), DURATION, workflow="w", status="completed") == 1
+        # The connections of the one that shows them hang.
+        look, run = a.service.database.look, a.service.database.run
+
+        def hung(work: Any) -> Any:
+            away.wait(20)
+            return look(work)
+
+        async def hung_write(work: Any, lane: Any) -> Any:
+            await asyncio.to_thread(away.wait, 20)
+            return run(work)
+
+        monkeypatch.setattr(a.service.database, "look", hung)
+        monkeypatch.setattr(a.service.database, "write", hung_write)
+        # A short silence hides nothing.
+        assert value(await scraped(a), DURATION, workflow="w", status="completed") == 1
+        try:
+            for _ in range(100):
+                of_a, of_b = await asyncio.gather(scraped(a), scraped(b))
+                assert of_a[shown] + of_b[shown] <= 1
+                if of_b[shown]:
+                    break
+                await asyncio.sleep(0.05)
+            assert of_b[shown]
+            await b.run("w")
+            assert value(await scraped(b), DURATION, workflow="w", status="completed") == 2
+        finally:
+            away.set()
+        monkeypatch.setattr(a.service.database, "look", look)
+        assert (await scraped(a))[shown] == 0
 
 
 async def test_without_the_database_the_last_values_are_shown_and_then_none(

@@ -29,6 +29,7 @@ from tachograph.metrics.specs import EXECUTIONS_RUNNING, OLDEST_RUNNING, STEPS_R
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.metrics.births import Births
 from tachograph_exporter.metrics.shown_series import SeriesKey, ShownMetrics, ShownSeries, ShownValue, child_of
+from tachograph_exporter.store import lease
 from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.lease import BEAT_SECONDS, Lease
 from tachograph_exporter.store.rollups.counting import Key
@@ -42,7 +43,7 @@ LEASE: Final = "workflow_metrics"
 REFRESH_SECONDS: Final = 1.0
 """How long a scrape waits for the database; after that it shows what it last knew."""
 BLIND_SECONDS: Final = 30.0
-"""Without the database for so long, they are not shown: another service may show them by now."""
+"""Not read for so long, they are not shown."""
 ABSORB_SECONDS: Final = 30.0
 ABSORB_DELTAS: Final = 200
 """Deltas are absorbed when there are so many, or after so long."""
@@ -72,6 +73,10 @@ class WorkflowMetrics(Collector):
         self.shown = ShownSeries(series, measures)
         self.births: Births[SeriesKey] = Births()
         self._lease = Lease(LEASE)
+        # Until then (monotonic) nobody else can have taken the lease without our knowing.
+        self._ours_until = 0.0
+        # What is shown has been read since the lease was taken.
+        self._is_current = False
         self._lock = threading.Lock()
         # Held while what is shown changes.
         self._changing = threading.Lock()
@@ -87,8 +92,13 @@ class WorkflowMetrics(Collector):
 
     @property
     def are_shown(self) -> bool:
-        """Whether this service shows the workflow metrics now."""
-        return self._lease.is_held and time.monotonic() - self._contact < BLIND_SECONDS
+        """Whether this service shows the workflow metrics now.
+
+        Not while another one may show them: values that differ between two of one name are counter resets.
+        """
+        now = time.monotonic()
+        is_ours = self._lease.is_held and now < self._ours_until
+        return is_ours and self._is_current and now - self._contact < BLIND_SECONDS
 
     def collect(self) -> Iterator[Metric]:
         """The families, if this service shows them, and whether it does."""
@@ -114,9 +124,13 @@ class WorkflowMetrics(Collector):
             await self._beat()
 
     async def _beat(self) -> None:
-        was_held = self._lease.is_held
+        was_held, began = self._lease.is_held, time.monotonic()
         try:
             is_held = await self._database.write(self._lease.renew, Lane.VITAL)
+            if is_held:
+                self._ours_until = max(self._ours_until, began + lease.SILENCE_SECONDS)
+            else:
+                self._is_current = False
             if is_held and (not was_held or self._is_due()):
                 await asyncio.wrap_future(self._refreshing())
                 if self._is_due():
@@ -182,13 +196,17 @@ class WorkflowMetrics(Collector):
             return pending
 
     def _refresh(self) -> None:
+        began = time.monotonic()
         try:
             read = self._database.look(self._read)
             self._contact = time.monotonic()
             if read is None:
+                self._is_current = False
                 return
             with self._changing:
                 self._take(read)
+            self._ours_until = max(self._ours_until, began + lease.LOOK_SECONDS)
+            self._is_current = True
             if born := self.births.born():
                 self._absorb(born)
         except Exception as error:
