@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 from tests.api.test_otlp import sent, span
 from tests.conftest import Api, make_execution, make_step, running
 from tests.store.test_recovery import dead_identity
+from tests.store.test_series import everything
 from tests.test_four_views import samples
 
 from tachograph.clock import NS
-from tachograph.events import ExecutionFinished, ExecutionStarted, ExecutionStatus, StepStarted
+from tachograph.events import ExecutionFinished, ExecutionStarted, ExecutionStatus, StepCost, StepMeasured, StepStarted
 from tachograph.metrics.negotiation import Format
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
@@ -345,6 +347,52 @@ async def test_a_deleted_workflow_leaves_and_one_of_its_name_begins_at_zero(api:
     assert value(await scraped(api), DURATION, workflow="w", status="completed") == 1
 
 
+async def test_a_service_that_cannot_tell_that_another_took_over_shows_nothing(
+    any_database_url: str, handlers: HandlerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SILENCE_SECONDS", 1.5)
+    monkeypatch.setattr(lease, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(workflow_metrics, "BEAT_SECONDS", 0.1)
+    config = Config(database=any_database_url, grace_seconds=0.1)
+    shown = ("tachograph_workflow_metrics_shown", frozenset[Any]())
+    away = threading.Event()
+
+    async with running(config, handlers) as a, running(config, handlers) as b:
+        await a.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "s"}]})
+        await a.run("w")
+        await scraped(a)
+        assert value(await scraped(a), DURATION, workflow="w", status="completed") == 1
+        # The connections of the one that shows them hang.
+        look, run = a.service.database.look, a.service.database.run
+
+        def hung(work: Any) -> Any:
+            away.wait(20)
+            return look(work)
+
+        async def hung_write(work: Any, lane: Any) -> Any:
+            await asyncio.to_thread(away.wait, 20)
+            return run(work)
+
+        monkeypatch.setattr(a.service.database, "look", hung)
+        monkeypatch.setattr(a.service.database, "write", hung_write)
+        # A short silence hides nothing.
+        assert value(await scraped(a), DURATION, workflow="w", status="completed") == 1
+        try:
+            for _ in range(100):
+                of_a, of_b = await asyncio.gather(scraped(a), scraped(b))
+                assert of_a[shown] + of_b[shown] <= 1
+                if of_b[shown]:
+                    break
+                await asyncio.sleep(0.05)
+            assert of_b[shown]
+            await b.run("w")
+            assert value(await scraped(b), DURATION, workflow="w", status="completed") == 2
+        finally:
+            away.set()
+        monkeypatch.setattr(a.service.database, "look", look)
+        assert (await scraped(a))[shown] == 0
+
+
 async def test_without_the_database_the_last_values_are_shown_and_then_none(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,3 +411,110 @@ async def test_without_the_database_the_last_values_are_shown_and_then_none(
     assert metrics["tachograph_workflow_metrics_shown", frozenset()] == 0
     monkeypatch.undo()
     assert value(await scraped(api), DURATION, workflow="w", status="completed") == 1
+
+
+STARTED = "workflow_executions_started_total"
+
+
+async def test_a_restart_while_a_trace_may_still_grow_lets_no_counter_fall(
+    any_database_url: str, handlers: HandlerRegistry
+) -> None:
+    config = Config(database=any_database_url, grace_seconds=0.1)
+    async with running(config, handlers) as api:
+        for trace in (1, 2, 3):
+            await sent(api, span("nightly", 1, 0, 0, 9, trace=trace), span("load", 2, 1, 0, 9, trace=trace))
+        await scraped(api)
+        assert value(await scraped(api), STARTED, workflow="nightly") == 3
+        # It runs, then it has ended, but for a span whose parent is missing.
+        await sent(api, span("nightly", 1, 0, 0, None, trace=4))
+        assert value(await scraped(api), STARTED, workflow="nightly") == 4
+        await sent(api, span("nightly", 1, 0, 0, 9, trace=4), span("orphan", 3, 2, 1, 3, trace=4))
+        before = await scraped(api)
+        assert value(before, DURATION, workflow="nightly", status="completed") == 3
+        assert value(before, STARTED, workflow="nightly") == 4
+        (item, *_) = (await api.get("/api/workflows/executions"))["items"]
+        reconciliation = await api.get(f"/api/workflows/executions/{item['execution_id']}/reconcile")
+        assert reconciliation["differences"] == []
+    async with running(config, handlers) as api:
+        assert value(await scraped(api), STARTED, workflow="nightly") == 4
+
+
+async def test_a_label_with_any_characters_stops_no_other_series(
+    any_database_url: str, handlers: HandlerRegistry
+) -> None:
+    config = Config(database=any_database_url, grace_seconds=0.1, measures=("rows",))
+    events = everything("etl", time.time_ns())
+    step = events[1].step  # type: ignore[union-attr]
+    events[4:6] = [
+        StepMeasured(step=step, time_ns=time.time_ns(), sequence=1, name="rows", value=7.5, unit="a\x1fb\x1f"),
+        StepCost(step=step, time_ns=time.time_ns(), sequence=2, usd=0.25, tokens_in=10, model='\x1f"m\n\x1f'),
+    ]
+    for _ in range(2):
+        async with running(config, handlers) as api:
+            if events:
+                api.service.writer.apply(events)
+                events = []
+            await scraped(api)
+            metrics = await scraped(api)
+            assert value(metrics, "workflow_step_attempts_total", workflow="etl", step="b", outcome="failed") == 1
+            assert sum(v for (name, _), v in metrics.items() if name == "workflow_step_cost_usd_total") == 0.25
+            assert sum(v for (name, _), v in metrics.items() if name == "workflow_step_measure_count") == 1
+            (item,) = (await api.get("/api/workflows/executions"))["items"]
+            reconciliation = await api.get(f"/api/workflows/executions/{item['execution_id']}/reconcile")
+            assert [d for d in reconciliation["differences"] if d["field"].startswith("workflow_")] == []
+
+
+async def test_beyond_the_limit_other_is_what_all_the_others_are_together(
+    database_url: str, handlers: HandlerRegistry
+) -> None:
+    config = Config(database=database_url, grace_seconds=0.1, series_limit=2)
+    names = ("a", "b", "c", "d")
+    oldest, success = (
+        "workflow_execution_oldest_running_start_timestamp_seconds",
+        "workflow_execution_last_success_timestamp_seconds",
+    )
+
+    def of_others(metrics: dict[Any, float], name: str) -> float | None:
+        return metrics.get((name, frozenset({"workspace": "other", "workflow": "other"}.items())))
+
+    async with running(config, handlers) as api:
+        ids = {}
+        for name in names:
+            _, body = await api.call("POST", "/api/workflows", {"name": name, "steps": [{"name": "s"}]})
+            ids[name] = body["id"]
+            await api.run(name)
+        now = time.time_ns()
+        runs = [make_execution(name) for name in ("a", "b", "c", "d", "d")]
+        starts = [ExecutionStarted(execution=run, time_ns=now + i, step_count=0) for i, run in enumerate(runs)]
+        api.service.writer.apply(starts)
+        await scraped(api)
+        metrics = await scraped(api)
+        assert of_others(metrics, STARTED) == 5
+        assert of_others(metrics, "workflow_executions_running") == 3
+        assert of_others(metrics, oldest) == (now + 2) / 1e9
+        assert of_others(metrics, success) == pytest.approx(time.time(), abs=60)
+        ends = [
+            ExecutionFinished(
+                execution=run, time_ns=now + 9, status=ExecutionStatus.COMPLETED, started_ns=now, step_count=0
+            )
+            for run in runs
+        ]
+        api.service.writer.apply(ends)
+        metrics = await scraped(api)
+        assert of_others(metrics, STARTED) == 5
+        assert of_others(metrics, "workflow_executions_running") == 0
+        assert of_others(metrics, oldest) is None
+        (item, *_) = (await api.get("/api/workflows/c/executions"))["items"]
+        reconciliation = await api.get(f"/api/workflows/executions/{item['execution_id']}/reconcile")
+        assert reconciliation["differences"] == []
+    # After a restart it is the same, and it stays when a workflow that is part of it is deleted and comes back.
+    async with running(config, handlers) as api:
+        assert of_others(await scraped(api), STARTED) == 5
+        for name in ("c", "d"):
+            await api.call("DELETE", f"/api/workflows/{ids[name]}")
+            assert of_others(await scraped(api), STARTED) == 5
+            await api.call("POST", "/api/workflows", {"name": name, "steps": [{"name": "s"}]})
+            assert of_others(await scraped(api), STARTED) == 5
+        await api.run("d")
+        await scraped(api)
+        assert of_others(await scraped(api), STARTED) == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,11 +31,13 @@ from tachograph.events import (
     StepStatus,
 )
 from tachograph.identity import ExecutionRef, workspace_id
+from tachograph_exporter.store import archiving
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.migrations import downgrade
 from tachograph_exporter.store.rollups import rebuild
 from tachograph_exporter.store.schema import series_deltas, workflow_series
 from tachograph_exporter.store.series import rows
+from tachograph_exporter.store.series.checking import check_series
 from tachograph_exporter.store.series.recount import differing, recount_one, recounted
 from tachograph_exporter.store.series.values import Series, StepSeries, Value
 from tachograph_exporter.store.writer import StoreWriter
@@ -378,6 +381,43 @@ def test_an_older_database_counts_what_it_has(any_database_url: str) -> None:
     assert database.look(lambda c: c.execute(select(series_deltas.c.id)).all()) != []  # Every workflow is announced.
     upgrade_is_whole = database.look(lambda c: differing(current, recounted(c, key) or {}))
     assert upgrade_is_whole == []
+    database.close()
+
+
+def test_an_upgrade_after_archiving_counts_what_is_left_and_is_no_difference_for_ever(
+    database_url: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    database = Database(database_url)
+    writer = StoreWriter(database)
+    for _ in range(2):
+        writer.apply(everything("etl", time.time_ns()))
+    archiving.archive(database, time.time_ns() + 2 * 86_400 * NS, tmp_path / "archive")
+    writer.apply(events := everything("etl", time.time_ns()))
+    writer.apply(given_up(lost := everything("etl", time.time_ns())))
+    key = key_of(events)
+    database.run(lambda c: downgrade(c, "0007"))
+    database.close()
+    database = Database(database_url)
+    writer = StoreWriter(database)
+
+    def check() -> dict[tuple[str, str], object]:
+        checked = database.look(lambda c: check_series(c, key, execution_of(events).execution_id))
+        assert checked.wrong == []
+        assert "archived" in checked.reason
+        assert checked.steps == 3
+        return summary(checked.current)
+
+    before = check()
+    assert before["", "execution\x1ffailed"] == (1, 100)
+    assert before["", "execution\x1flost"] == (1, 100)
+    # What is counted can be taken back, and later ones are added.
+    writer.apply([lost[-1]])
+    writer.apply(everything("etl", time.time_ns()))
+    after = check()
+    assert after["", "execution\x1ffailed"] == (3, 300)
+    assert after["", "execution\x1flost"] == (0, 0)
+    assert after["", "started"] == 3
     database.close()
 
 

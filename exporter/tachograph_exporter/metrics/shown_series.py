@@ -13,7 +13,7 @@ from tachograph.metrics.families import CounterFamily, Family, GaugeFamily, Hist
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import LAST_SUCCESS, METRICS
 from tachograph_exporter.store.rollups.counting import Key
-from tachograph_exporter.store.series.values import KINDS, MEASURE, SEPARATOR, Code, Series, Value
+from tachograph_exporter.store.series.values import KINDS, MEASURE, SEPARATOR, STARTED, Code, Series, Value
 
 
 class ShownValue(NamedTuple):
@@ -82,7 +82,11 @@ class ShownSeries:
             if shown is None:
                 return
         elif shown.series is not series:
+            if shown.is_shared and shown.series.created < series.created:
+                shown.before = None  # Its workflow was deleted and is back.
             shown.series = series
+        if shown.is_shared and key.code == STARTED:
+            return  # With those that run, see `show_started`.
         # A gauge says what is now: it has no increase that a zero would have to come before.
         if series.born or isinstance(shown.child, GaugeChild):
             _show_shared(shown) if shown.is_shared else _show(shown.child, series, shown.scale)
@@ -107,15 +111,27 @@ class ShownSeries:
         shown = self._shown.get(key)
         return shown.child if shown is not None else None
 
-    def show_more(self, key: SeriesKey, more: int) -> None:
-        """Show a counter as larger than it is stored; it never becomes smaller."""
+    def show_started(self, key: SeriesKey, uncounted: int) -> None:
+        """Show how many executions have started: those that are stored, and those that are not counted yet.
+
+        It never becomes smaller.
+        """
         shown = self._shown.get(key)
-        if shown is None or shown.is_shared or not shown.series.born:
+        if shown is None or not shown.series.born:
             return
         child, value = shown.child, shown.series.value
-        if isinstance(child, CounterChild) and isinstance(value, int) and value + more > child.value:
+        assert isinstance(child, CounterChild)  # noqa: S101
+        assert isinstance(value, int)  # noqa: S101
+        value += uncounted
+        before = shown.before if isinstance(shown.before, int) else 0
+        if shown.is_shared and value > before:
+            shown.before = value
             with child.lock:
-                child.value = quotient(value + more, 1)
+                child.value += quotient(value - before, 1)
+                child.is_changed = True
+        elif not shown.is_shared and value > child.value:
+            with child.lock:
+                child.value = quotient(value, 1)
                 child.is_changed = True
 
     def is_shared(self, key: SeriesKey) -> bool:
@@ -129,12 +145,13 @@ class ShownSeries:
         return not shown.is_shared and shown.child.created < series.created
 
     def remove(self, keys: Iterable[SeriesKey]) -> None:
-        """Show these series no longer."""
+        """Show these series no longer. What they added to a child that they share stays: it must not become smaller."""
         for key in keys:
             shown = self._shown.pop(key)
             if self._owners.get(shown.child) == key:
                 del self._owners[shown.child]
-                self.families[shown.child.metric].remove(*shown.child.labels)
+                if not shown.is_shared:
+                    self.families[shown.child.metric].remove(*shown.child.labels)
 
 
 def child_of(family: Family, labels: tuple[str, ...]) -> Child:
@@ -174,7 +191,7 @@ def _fill(child: HistogramChild, values: Distribution) -> None:
 
 
 def _show_shared(shown: _Shown) -> None:
-    """Add what a series has grown by to the child that it shares."""
+    """Add what a series has grown by to the child that it shares; a gauge, which is a time, shows the latest."""
     child, value = shown.child, shown.series.value
     with child.lock:
         if isinstance(child, HistogramChild):
@@ -188,7 +205,10 @@ def _show_shared(shown: _Shown) -> None:
             total = child.total + grown.sum
             _fill(child, whole)
             child.total = total
-        elif isinstance(child, CounterChild | GaugeChild):
+        elif isinstance(child, GaugeChild):
+            assert isinstance(value, int)  # noqa: S101
+            child.value = max(child.value, quotient(value, shown.scale))
+        elif isinstance(child, CounterChild):
             assert isinstance(value, int)  # noqa: S101
             before = shown.before if isinstance(shown.before, int) else 0
             child.value += quotient(value - before, shown.scale)

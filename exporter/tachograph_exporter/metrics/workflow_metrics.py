@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import defaultdict
@@ -21,13 +22,14 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
 from tachograph.clock import NS
-from tachograph.metrics.children import CounterChild, GaugeChild, HistogramChild
+from tachograph.metrics.children import Child, CounterChild, GaugeChild, HistogramChild
 from tachograph.metrics.self_metrics import WORKFLOW_METRICS_SHOWN
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import EXECUTIONS_RUNNING, OLDEST_RUNNING, STEPS_RUNNING
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.metrics.births import Births
 from tachograph_exporter.metrics.shown_series import SeriesKey, ShownMetrics, ShownSeries, ShownValue, child_of
+from tachograph_exporter.store import lease
 from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.lease import BEAT_SECONDS, Lease
 from tachograph_exporter.store.rollups.counting import Key
@@ -42,7 +44,7 @@ LEASE: Final = "workflow_metrics"
 REFRESH_SECONDS: Final = 1.0
 """How long a scrape waits for the database; after that it shows what it last knew."""
 BLIND_SECONDS: Final = 30.0
-"""Without the database for so long, they are not shown: another service may show them by now."""
+"""Not read for so long, they are not shown."""
 ABSORB_SECONDS: Final = 30.0
 ABSORB_DELTAS: Final = 200
 """Deltas are absorbed when there are so many, or after so long."""
@@ -72,6 +74,10 @@ class WorkflowMetrics(Collector):
         self.shown = ShownSeries(series, measures)
         self.births: Births[SeriesKey] = Births()
         self._lease = Lease(LEASE)
+        # Until then (monotonic) nobody else can have taken the lease without our knowing.
+        self._ours_until = 0.0
+        # What is shown has been read since the lease was taken.
+        self._is_current = False
         self._lock = threading.Lock()
         # Held while what is shown changes.
         self._changing = threading.Lock()
@@ -82,16 +88,19 @@ class WorkflowMetrics(Collector):
         self._names: dict[Key, tuple[str, str]] = {}
         self._unabsorbed = 0
         self._absorbed_at = self._contact = time.monotonic()
-        self._is_read = False
-        """Whether the series have been read since this service took the lease."""
         self._remembered: dict[str, float] = {}
         self._gauges: dict[Key, tuple[str, str]] = {}
         self._running: dict[Key, Running] = {}
 
     @property
     def are_shown(self) -> bool:
-        """Whether this service shows the workflow metrics now."""
-        return self._lease.is_held and self._is_read and time.monotonic() - self._contact < BLIND_SECONDS
+        """Whether this service shows the workflow metrics now.
+
+        Not while another one may show them: values that differ between two of one name are counter resets.
+        """
+        now = time.monotonic()
+        is_ours = self._lease.is_held and now < self._ours_until
+        return is_ours and self._is_current and now - self._contact < BLIND_SECONDS
 
     def collect(self) -> Iterator[Metric]:
         """The families, if this service shows them, and whether it does."""
@@ -117,14 +126,15 @@ class WorkflowMetrics(Collector):
             await self._beat()
 
     async def _beat(self) -> None:
-        was_held = self._lease.is_held
+        was_held, began = self._lease.is_held, time.monotonic()
         try:
             if not was_held:
                 self._remembered = await self._database.read(scrapers_of, Lane.VITAL)
             is_held = await self._database.write(self._lease.renew, Lane.VITAL)
             if not is_held:
-                self._is_read = False
+                self._is_current = False
                 return
+            self._ours_until = max(self._ours_until, began + lease.SILENCE_SECONDS)
             if not was_held:
                 # They scraped the service that showed the series before.
                 self.births.expect(self._remembered)
@@ -186,9 +196,12 @@ class WorkflowMetrics(Collector):
                     series[series_key.step, series_key.code] = ShownValue(None, child.value)
         gauges: dict[str, float | None] = {}
         if (name := self._gauges.get(key)) is not None:
-            for spec in (EXECUTIONS_RUNNING, STEPS_RUNNING, OLDEST_RUNNING):
+            for spec in _RUNNING:
                 gauge = self.shown.families[spec.name].find(*name)
-                gauges[spec.name] = gauge.value if isinstance(gauge, GaugeChild) else None
+                if isinstance(gauge, GaugeChild):
+                    gauges[spec.name] = gauge.value
+                elif spec is OLDEST_RUNNING and EXECUTIONS_RUNNING.name in gauges:
+                    gauges[spec.name] = None
         return ShownMetrics(series, gauges)
 
     def _refreshing(self) -> Future[None]:
@@ -201,15 +214,17 @@ class WorkflowMetrics(Collector):
             return pending
 
     def _refresh(self) -> None:
+        began = time.monotonic()
         try:
             read = self._database.look(self._read)
             self._contact = time.monotonic()
             if read is None:
-                self._is_read = False
+                self._is_current = False
                 return
             with self._changing:
                 self._take(read)
-            self._is_read = True
+            self._ours_until = max(self._ours_until, began + lease.LOOK_SECONDS)
+            self._is_current = True
             if born := self.births.born():
                 self._absorb(born)
         except Exception as error:
@@ -279,24 +294,26 @@ class WorkflowMetrics(Collector):
     def _show_running(self, runs: dict[Key, Running]) -> None:
         families = self.shown.families
         self._running = runs
-        present: dict[Key, tuple[str, str]] = {}
-        for key in self._by_workflow:
-            if (name := self._names.get(key)) is None:
-                continue
-            present[key] = name
-            run = runs.get(key, _NOTHING)
-            _set(child_of(families[EXECUTIONS_RUNNING.name], name), run.executions)
-            _set(child_of(families[STEPS_RUNNING.name], name), run.steps)
-            if run.executions:
-                _set(child_of(families[OLDEST_RUNNING.name], name), run.oldest_ns / NS)
-            elif (child := families[OLDEST_RUNNING.name].find(*name)) is not None:
-                families[OLDEST_RUNNING.name].remove(*child.labels)
-            self.shown.show_more(SeriesKey(key, "", STARTED), run.executions)
+        self._gauges = {key: name for key in self._by_workflow if (name := self._names.get(key)) is not None}
+        # By child, because those beyond the limit on label sets share one.
+        values: dict[str, dict[Child, float]] = {spec.name: {} for spec in _RUNNING}
+        executions, steps, oldest = (values[spec.name] for spec in _RUNNING)
         for key, name in self._gauges.items():
-            if key not in present and name not in present.values():
-                for spec in (EXECUTIONS_RUNNING, STEPS_RUNNING, OLDEST_RUNNING):
-                    families[spec.name].remove(*name)
-        self._gauges = present
+            run = runs.get(key, _NOTHING)
+            child = child_of(families[EXECUTIONS_RUNNING.name], name)
+            executions[child] = executions.get(child, 0) + run.executions
+            child = child_of(families[STEPS_RUNNING.name], name)
+            steps[child] = steps.get(child, 0) + run.steps
+            if run.executions:
+                child = child_of(families[OLDEST_RUNNING.name], name)
+                oldest[child] = min(oldest.get(child, math.inf), run.oldest_ns / NS)
+            self.shown.show_started(SeriesKey(key, "", STARTED), run.executions + run.unsettled)
+        for metric, by_child in values.items():
+            for child in families[metric].children():
+                if (value := by_child.get(child)) is not None:
+                    _set(child, value)
+                else:
+                    families[metric].remove(*child.labels)
 
     def _absorb(self, born: Collection[SeriesKey]) -> None:
         births: dict[Key, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -316,6 +333,7 @@ class WorkflowMetrics(Collector):
 
 
 _NOTHING: Final = Running(0, 0, 0)
+_RUNNING: Final = (EXECUTIONS_RUNNING, STEPS_RUNNING, OLDEST_RUNNING)
 
 
 def _is_announcement(entry: tuple[int, Key, Delta]) -> bool:

@@ -518,6 +518,7 @@ def prepare(connection: Connection) -> None:
 
 def refresh(connection: Connection) -> None:
     """Rebuild what a migration marked as stale: the rollups, and the series of ``/metrics``."""
+    from tachograph_exporter.store import state
     from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
     from tachograph_exporter.store.schema import store_state
     from tachograph_exporter.store.series import rows as series_rows
@@ -531,7 +532,9 @@ def refresh(connection: Connection) -> None:
             rollup_rebuild.rebuild_all(connection)
         else:
             for key in rollup_rebuild.workflows_with_executions(connection):
-                recount_one(connection, key, born=True)
+                recount_one(connection, key, born=True, is_first=True)
+            if watermark := state.watermark_of(connection):
+                state.set_state(connection, series_rows.SINCE, str(watermark))
             for key in series_rows.names(connection):
                 series_rows.announce(connection, key, (), time.time_ns())
         connection.execute(delete(store_state).where(is_stale))

@@ -21,6 +21,8 @@ BEAT_SECONDS: Final = 2.0
 """How often the holder renews it, and others look."""
 SILENCE_SECONDS: Final = 6.0
 """Unchanged for this long, it is taken: with `BEAT_SECONDS`, within 8 s of the holder's death."""
+LOOK_SECONDS: Final = 2.0
+"""How long it may be relied on that it is ours after we have looked."""
 
 _state = store_state.c
 

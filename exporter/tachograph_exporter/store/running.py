@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, func, select
 
 from tachograph_exporter.store.executions import IS_OPEN
+from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
 from tachograph_exporter.store.rollups.counting import Key
-from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
+from tachograph_exporter.store.schema import series_unsettled, workflow_executions, workflow_step_executions
 from tachograph_exporter.store.steps import decode_folded
 
 _executions = workflow_executions.c
@@ -16,11 +17,19 @@ _steps = workflow_step_executions.c
 
 
 class Running(NamedTuple):
-    """What runs of a workflow. ``oldest_ns``: when the execution that has run longest started (unix ns)."""
+    """What runs of a workflow.
+
+    Attributes:
+        executions: how many run.
+        steps: how many of their steps run.
+        oldest_ns: when the execution that has run longest started (unix ns).
+        unsettled: how many executions have started and ended, but are not in the series of ``/metrics`` yet.
+    """
 
     executions: int
     steps: int
     oldest_ns: int
+    unsettled: int = 0
 
 
 _EXECUTIONS: Final = (
@@ -39,10 +48,16 @@ _FOLDED: Final = (
     .join_from(workflow_executions, workflow_step_executions, _steps.execution_id == _executions.execution_id)
     .where(IS_OPEN, _executions.started_ns.is_not(None), _steps.status == "running", _steps.folded.is_not(None))
 )
+_UNSETTLED: Final = (
+    select(_executions.workspace_id, _executions.workflow_id, func.count())
+    .join_from(series_unsettled, workflow_executions, _executions.execution_id == series_unsettled.c.execution_id)
+    .where(_executions.rank >= FIRST_TERMINAL_RANK, _executions.started_ns.is_not(None))
+    .group_by(_executions.workspace_id, _executions.workflow_id)
+)
 
 
 def running(connection: Connection) -> dict[Key, Running]:
-    """What runs now, by workflow; without those of which nothing runs."""
+    """What runs now, by workflow; without those of which nothing runs and nothing is unsettled."""
     by_workflow: dict[Key, Running] = {
         (workspace, workflow): Running(executions, 0, oldest_ns)
         for workspace, workflow, executions, oldest_ns in connection.execute(_EXECUTIONS)
@@ -53,4 +68,7 @@ def running(connection: Connection) -> dict[Key, Running]:
         for key, steps in counts:
             if (entry := by_workflow.get(key)) is not None:
                 by_workflow[key] = entry._replace(steps=entry.steps + steps)
+    for workspace, workflow, unsettled in connection.execute(_UNSETTLED):
+        entry = by_workflow.get((workspace, workflow), Running(0, 0, 0))
+        by_workflow[workspace, workflow] = entry._replace(unsettled=unsettled)
     return by_workflow

@@ -42,7 +42,7 @@ def shown_differences(
         else:
             due = _shown(series.value if series.born or code == SUCCESS else None, code)
             if code == STARTED and series.born:
-                due = due._replace(total=due.total + checked.running.executions)
+                due = due._replace(total=due.total + checked.running.executions + checked.running.unsettled)
         if value.values is not None and value.values != due.values:
             yield _difference(step, code, "_count", {"metrics": value.values, "database": due.values}, ids)
         elif not _is_close(value.total, due.total):

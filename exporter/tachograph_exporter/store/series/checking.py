@@ -12,10 +12,10 @@ from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
 from tachograph_exporter.store.rollups import read
 from tachograph_exporter.store.rollups.counting import Key, count
 from tachograph_exporter.store.running import Running, running
-from tachograph_exporter.store.schema import series_unsettled, workflow_executions
+from tachograph_exporter.store.schema import series_unsettled, store_state, workflow_executions
 from tachograph_exporter.store.series.counting import SeriesCounter
 from tachograph_exporter.store.series.recount import differing, recounted
-from tachograph_exporter.store.series.rows import current_series
+from tachograph_exporter.store.series.rows import SINCE, current_series
 from tachograph_exporter.store.series.values import (
     CRITICAL,
     DURATION,
@@ -34,6 +34,7 @@ MAX_STEPS: Final = 50_000
 """Most steps (and executions) of a workflow that are counted again."""
 
 _executions = workflow_executions.c
+_BEGAN_LATE: Final = select(store_state.c.name).where(store_state.c.name == SINCE)
 
 
 class WrongSeries(NamedTuple):
@@ -78,6 +79,11 @@ def check_series(connection: Connection, key: Key, execution_id: str) -> Checked
         due = recounted(connection, key)
         wrong = [WrongSeries(*entry, "executions") for entry in differing(current, due or {})]
         return CheckedSeries(current, wrong, steps, runs, reason)
+    if connection.execute(_BEGAN_LATE).first() is not None:
+        reason = (
+            reason or "executions had been archived before these metrics were kept: nothing says what they should be"
+        )
+        return CheckedSeries(current, [], steps, runs, reason)
     wrong = list(_unlike_rollups(connection, key, current))
     return CheckedSeries(current, wrong, steps, runs, reason or f"compared with the rollups only: {why}")
 

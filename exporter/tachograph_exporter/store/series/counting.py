@@ -36,6 +36,7 @@ from tachograph_exporter.store.series.values import (
     Exemplar,
     Observed,
     Value,
+    code_of,
     empty,
 )
 from tachograph_exporter.store.totals import CountedReport, critical_ns_of, decode_folded
@@ -245,7 +246,7 @@ class SeriesCounter:
             return
         counts = self.counted.step(entry[0], report.step)
         if report.kind == "measure":
-            counts.of(f"{MEASURE}{SEPARATOR}{report.name}{SEPARATOR}{report.unit}").observe(report.value)
+            counts.of(code_of(MEASURE, report.name, report.unit)).observe(report.value)
         elif report.kind == "cost":
             _count_spent(counts, report.name, report.value, report.tokens_in, report.tokens_out)
 
@@ -272,10 +273,10 @@ def attempts_of(connection: Connection, ids: Iterable[str]) -> dict[tuple[str, s
 
 def _count_spent(counts: _StepCounts, model: str, usd: float, tokens_in: int, tokens_out: int) -> None:
     if usd:
-        counts.count(f"{COST}{SEPARATOR}{model}", billionths(usd))
+        counts.count(code_of(COST, model), billionths(usd))
     for kind, tokens in (("input", tokens_in), ("output", tokens_out)):
         if tokens:
-            counts.count(f"{TOKENS}{SEPARATOR}{model}{SEPARATOR}{kind}", tokens)
+            counts.count(code_of(TOKENS, model, kind), tokens)
 
 
 def _count_folded(counts: _StepCounts, folded: Folded) -> None:
@@ -293,8 +294,7 @@ def _count_folded(counts: _StepCounts, folded: Folded) -> None:
     for model in folded.models:
         _count_spent(counts, model.model, model.usd, model.tokens_in, model.tokens_out)
     for measure in folded.measures:
-        code = f"{MEASURE}{SEPARATOR}{measure.name}{SEPARATOR}{measure.unit}"
-        counts.of(code).add(_measured(measure))
+        counts.of(code_of(MEASURE, measure.name, measure.unit)).add(_measured(measure))
 
 
 def _durations(runs: FoldedRuns) -> Distribution:

@@ -24,8 +24,11 @@ def recounted(connection: Connection, key: Key) -> dict[str, dict[str, Value]] |
 
     It cannot once executions have been archived or deleted: the series keep counting those.
     """
-    if watermark_of(connection):
-        return None
+    return None if watermark_of(connection) else recounted_from_rows(connection, key)
+
+
+def recounted_from_rows(connection: Connection, key: Key) -> dict[str, dict[str, Value]]:
+    """What the executions that still have rows add up to, by step and code."""
     ids = connection.execute(
         select(_executions.execution_id).where(
             _executions.workspace_id == key[0],
@@ -65,13 +68,16 @@ def distribution_parts(values: Distribution) -> tuple[object, ...]:
     return values.count, values.total, values.native.zero_count, values.classic
 
 
-def recount_one(connection: Connection, key: Key, *, write: bool = True, born: bool = False) -> int:
+def recount_one(
+    connection: Connection, key: Key, *, write: bool = True, born: bool = False, is_first: bool = False
+) -> int:
     """Count the series of a workflow again. Returns how many were wrong.
 
     They are corrected without any becoming smaller before Prometheus' eyes. ``born``: new ones are shown at once.
+    ``is_first``: there are none yet, so they begin with whatever executions have not been archived.
     """
     locking.lock(connection)
-    due = recounted(connection, key)
+    due = recounted_from_rows(connection, key) if is_first else recounted(connection, key)
     if due is None:
         return 0
     if write:

@@ -47,6 +47,8 @@ ABSORBED: Final = "series_absorbed"
 """State: the number of the newest delta that was absorbed."""
 EPOCH: Final = "series_epoch"
 """State: grows when series are replaced or removed rather than added to, so that readers read them all again."""
+SINCE: Final = "series_since"
+"""State: executions that had been archived before the series were kept, up to this moment (unix s), are not in them."""
 MAX_DELTAS: Final = 1_000
 """Deltas that may wait while no service absorbs them; then a writer does."""
 

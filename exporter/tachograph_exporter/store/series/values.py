@@ -38,6 +38,8 @@ SEPARATOR: Final = "\x1f"
 Code: TypeAlias = str
 """A metric's short name and the values of its labels after workspace, workflow and step."""
 
+_REPLACEMENT: Final = "\ufffd"
+
 EXECUTION: Final = "execution"
 STARTED: Final = "started"
 SUCCESS: Final = "success"
@@ -50,6 +52,11 @@ CRITICAL: Final = "critical"
 COST: Final = "cost"
 TOKENS: Final = "tokens"
 MEASURE: Final = "measure"
+
+
+def code_of(metric: str, *labels: str) -> Code:
+    """The code of a metric's series with these labels, which may be any text: a separator in them is replaced."""
+    return SEPARATOR.join((metric, *[label.replace(SEPARATOR, _REPLACEMENT) for label in labels]))
 
 
 class Kind(NamedTuple):
