@@ -157,8 +157,8 @@ CASES = [
         {f'tachograph_records_refused_total{{{SERVICE}, kind="trace"}}': "0x5 3x30"},
         "15m", {"job": "tachograph", "instance": "a:9923", "kind": "trace", "severity": "warning"},
         "a:9923 set records aside",
-        "The store refused 3 records (trace) in the last 15 minutes. Their neighbours are stored; `tachograph refused list` "
-        "shows them with the reason.",
+        "The store refused 3 records (trace) in the last 15 minutes. Their neighbours are stored; "
+        "`tachograph refused list` shows them with the reason.",
         {f'tachograph_records_refused_total{{{SERVICE}, kind="trace"}}': "3x40"},
     ),
     Case(
