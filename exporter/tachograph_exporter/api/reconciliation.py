@@ -229,7 +229,8 @@ def _series(
     # What is shown is read a little later than the rows, and both change all the time: a difference must last.
     checked = stored.checked
     for _ in range(_LOOKS):
-        metrics.refresh()
+        if not metrics.refresh():
+            return stored, SeriesEvidence(checked, "the series could not be read in time to see what is shown of them")
         shown = metrics.shown_of(key)
         if not any(shown_differences(checked, shown)):
             break

@@ -169,10 +169,16 @@ class WorkflowMetrics(Collector):
 
     # A scrape
 
-    def refresh(self, wait_seconds: float = REFRESH_SECONDS) -> None:
-        """Read what has been committed; blocks, but no longer than that. Call it before rendering."""
-        with contextlib.suppress(Exception):  # Logged where it failed.
+    def refresh(self, wait_seconds: float = REFRESH_SECONDS) -> bool:
+        """Read what has been committed; blocks, but no longer than that. Call it before rendering.
+
+        Returns whether that was done in time.
+        """
+        try:
             self._refreshing().result(wait_seconds)
+        except Exception:  # Logged where it failed.
+            return False
+        return True
 
     def shown_of(self, key: Key) -> ShownMetrics:
         """What is shown of a workflow, without series that share a child with others."""
