@@ -297,6 +297,38 @@ async def test_after_a_restart_every_prometheus_still_sees_a_new_series_at_zero(
         assert [await completed(second), await completed(first)] == [1, 1]
 
 
+async def test_an_expired_series_comes_back_with_its_old_value_first(
+    database_url: str, handlers: HandlerRegistry
+) -> None:
+    config = Config(database=database_url, grace_seconds=0.1, series_limit=4, series_expire_seconds=0.5)
+    names = ("a", "b", "c", "d", "e", "f")
+    others = ("workflow_executions_started_total", frozenset({"workspace": "other", "workflow": "other"}.items()))
+    async with running(config, handlers) as api:
+        for name in names:
+            await api.call("POST", "/api/workflows", {"name": name, "steps": [{"name": "s"}]})
+            await api.run(name)
+
+        async def counts() -> tuple[float | None, float | None, float | None]:
+            metrics = await scraped(api)
+            completed = value(metrics, DURATION, workflow="a", status="completed")
+            return completed, value(metrics, others[0], workflow="a"), metrics.get(others)
+
+        await counts()
+        assert await counts() == (1, 1, 2)
+        # What many share goes on, while the series of a workflow that does not run are gone.
+        for number in range(3, 100):
+            await api.run("f")
+            seen = await counts()
+            assert seen[2] == number
+            if seen[:2] == (None, None):
+                break
+            await asyncio.sleep(0.1)
+        assert seen[:2] == (None, None)
+        await api.run("a")
+        assert (await counts())[:2] == (1, 1)
+        assert (await counts())[:2] == (2, 2)
+
+
 async def test_spans_that_come_child_after_grandchild_are_counted_as_what_they_are(api: Api) -> None:
     root, child, grandchild = span("nightly", 1, 0, 0, 9), span("extract", 2, 1, 0, 4), span("select", 3, 2, 1, 3)
     for one in (grandchild, root, child):

@@ -35,6 +35,7 @@ from tachograph_exporter.store import archiving
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.migrations import downgrade
 from tachograph_exporter.store.rollups import rebuild
+from tachograph_exporter.store.running import running
 from tachograph_exporter.store.schema import series_deltas, workflow_series
 from tachograph_exporter.store.series import rows
 from tachograph_exporter.store.series.checking import check_series
@@ -381,6 +382,28 @@ def test_an_older_database_counts_what_it_has(any_database_url: str) -> None:
     assert database.look(lambda c: c.execute(select(series_deltas.c.id)).all()) != []  # Every workflow is announced.
     upgrade_is_whole = database.look(lambda c: differing(current, recounted(c, key) or {}))
     assert upgrade_is_whole == []
+    database.close()
+
+
+def test_an_execution_of_spans_that_ended_and_runs_again_is_counted_once(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    writer = StoreWriter(database)
+    events = everything("etl", time.time_ns())
+    key, ids = key_of(events), {execution_of(events).execution_id}
+
+    def replaced(events: list[Event], *, is_settled: bool) -> object:
+        unsettled = frozenset[str]() if is_settled else frozenset(ids)
+        database.run(lambda c: writer.replace(c, events, known=ids, unsettled=unsettled))
+        return summary(database.look(lambda c: rows.current_series(c, key))).get(("", "started"), 0)
+
+    # Its root had ended, then a step came that still runs; then both ended, and a late span comes.
+    assert replaced(events, is_settled=False) == 0
+    assert replaced(events[:-1], is_settled=False) == 0
+    assert database.look(running)[key] == (1, 0, events[0].time_ns, 0)
+    assert replaced(events, is_settled=True) == 1
+    assert replaced(events, is_settled=True) == 1
+    current = database.look(lambda c: rows.current_series(c, key))
+    assert database.look(lambda c: differing(current, recounted(c, key) or {})) == []
     database.close()
 
 

@@ -39,9 +39,14 @@ class SeriesKey(NamedTuple):
 
 
 class _Shown:
-    """A series and its child. ``before``: what a child that several series share has got from this one so far."""
+    """A series and its child.
 
-    __slots__ = ("before", "child", "is_shared", "scale", "series")
+    Attributes:
+        before: what a child that several series share has got from this one so far.
+        is_back: it had expired, and is shown as it was then until that has been seen: as a new one is shown as zero.
+    """
+
+    __slots__ = ("before", "child", "is_back", "is_shared", "scale", "series")
 
     def __init__(self, series: Series, child: Child, scale: int, *, is_shared: bool) -> None:
         self.series = series
@@ -49,6 +54,7 @@ class _Shown:
         self.scale = scale
         self.is_shared = is_shared
         self.before: Value | None = None
+        self.is_back = False
 
 
 class ShownSeries:
@@ -64,6 +70,8 @@ class ShownSeries:
         self.measures = frozenset(measures)
         self._shown: dict[SeriesKey, _Shown] = {}
         self._owners: dict[Child, SeriesKey] = {}
+        # As they were when label sets last expired; those that did not expire are among them.
+        self._earlier: dict[SeriesKey, _Shown] = {}
         self._generation = registry.generation
 
     def __iter__(self) -> Iterator[SeriesKey]:
@@ -74,6 +82,7 @@ class ShownSeries:
         if self._generation != self.registry.generation:
             # Label sets expired. Those of series that change now come back, with all they ever counted.
             self._generation = self.registry.generation
+            self._earlier |= self._shown
             self._shown.clear()
             self._owners.clear()
         shown = self._shown.get(key)
@@ -88,7 +97,7 @@ class ShownSeries:
         if shown.is_shared and key.code == STARTED:
             return  # With those that run, see `show_started`.
         # A gauge says what is now: it has no increase that a zero would have to come before.
-        if series.born or isinstance(shown.child, GaugeChild):
+        if (series.born and not shown.is_back) or isinstance(shown.child, GaugeChild):
             _show_shared(shown) if shown.is_shared else _show(shown.child, series, shown.scale)
 
     def _bind(self, key: SeriesKey, series: Series, name: tuple[str, str]) -> _Shown | None:
@@ -104,7 +113,24 @@ class ShownSeries:
         if not is_shared:
             child.created = series.created
         shown = self._shown[key] = _Shown(series, child, kind.scale, is_shared=is_shared)
+        earlier = self._earlier.pop(key, None)
+        if earlier is not None and earlier.series.created == series.created:
+            if earlier.child is child:
+                shown.before, shown.is_back = earlier.before, earlier.is_back
+            elif series.born and not is_shared and not earlier.is_shared:
+                _copy(earlier.child, child)
+                shown.is_back = True
         return shown
+
+    def is_back(self, key: SeriesKey) -> bool:
+        """Whether a series is shown again as it was when it expired."""
+        shown = self._shown.get(key)
+        return shown is not None and shown.is_back
+
+    def seen(self, key: SeriesKey) -> None:
+        """What is shown of a new series, or of one that is back, has been seen."""
+        if (shown := self._shown.get(key)) is not None:
+            shown.is_back = False
 
     def child(self, key: SeriesKey) -> Child | None:
         """The child that shows a series."""
@@ -117,7 +143,7 @@ class ShownSeries:
         It never becomes smaller.
         """
         shown = self._shown.get(key)
-        if shown is None or not shown.series.born:
+        if shown is None or shown.is_back or not shown.series.born:
             return
         child, value = shown.child, shown.series.value
         assert isinstance(child, CounterChild)  # noqa: S101
@@ -176,6 +202,17 @@ def _show(child: Child, series: Series, scale: int) -> None:
             assert isinstance(value, int)  # noqa: S101
             exact = quotient(value, scale)
             child.value = max(child.value, exact) if isinstance(child, CounterChild) else exact
+        child.is_changed = True
+
+
+def _copy(expired: Child, child: Child) -> None:
+    """Show what a label set showed before it expired."""
+    with child.lock:
+        if isinstance(child, HistogramChild) and isinstance(expired, HistogramChild):
+            child.counts, child.total, child.native = expired.counts, expired.total, expired.native
+            child.exemplars = expired.exemplars
+        elif isinstance(child, CounterChild) and isinstance(expired, CounterChild):
+            child.value = expired.value
         child.is_changed = True
 
 

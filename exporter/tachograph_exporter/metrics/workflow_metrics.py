@@ -193,7 +193,7 @@ class WorkflowMetrics(Collector):
     def _shown_of(self, key: Key) -> ShownMetrics:
         series: dict[tuple[str, str], ShownValue] = {}
         for series_key in [series_key for series_key in self.shown if series_key.workflow == key]:
-            if not self.shown.is_shared(series_key):
+            if not self.shown.is_shared(series_key) and not self.shown.is_back(series_key):
                 child = self.shown.child(series_key)
                 if isinstance(child, HistogramChild):
                     with child.lock:
@@ -294,7 +294,8 @@ class WorkflowMetrics(Collector):
             return  # Deleted.
         series = self._series_of(key)
         self.shown.show(key, series, name)
-        if not series.born and key.code != SUCCESS and self.shown.child(key) is not None:
+        is_new = not series.born or self.shown.is_back(key)
+        if is_new and key.code != SUCCESS and self.shown.child(key) is not None:
             self.births.add(key)
 
     def _show_running(self, runs: dict[Key, Running]) -> None:
@@ -333,6 +334,7 @@ class WorkflowMetrics(Collector):
                 series = self._by_workflow.get(key.workflow, {}).get(key.step, StepSeries()).by_code.get(key.code)
                 if series is not None:
                     series.born = True
+                    self.shown.seen(key)
                     self._show(key)
                 self.births.forget(key)
             self._show_running(self._running)

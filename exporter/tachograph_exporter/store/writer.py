@@ -210,7 +210,7 @@ class StoreWriter:
         counter.counted.add(counted_before.counted, -1)
         self._deltas += series_rows.record(connection, counter.counted, time.time_ns())
         if unsettled or counted_before.skipped:
-            series_rows.set_unsettled(connection, counted_before.skipped, unsettled & {*ended, *before})
+            series_rows.set_unsettled(connection, counted_before.skipped, unsettled & ended)
 
     def replace(
         self,
