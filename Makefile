@@ -3,10 +3,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 # Single tests spread over the cores better than whole files do; loadgroup keeps those together that share a fixture.
-PARALLEL := -n auto --dist loadgroup
-UNIT := -m "not e2e and not edges"
+# One more than there are processors: many tests wait for real components.
+PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadgroup
+UNIT := -m "not e2e and not edges and not slow"
 
-.PHONY: demo test check lint unit test-all fuzz chaos coverage bench peers docs dashboards preview pictures vendor clean help
+.PHONY: demo test check slow lint unit test-all fuzz chaos coverage bench peers docs dashboards preview pictures vendor clean help
 
 demo: $(VENV)/.exporter  ## Install, run the example workflows, and serve the API, the page and the metrics
 	$(BIN)/tachograph demo $(DEMO_OPTIONS)
@@ -15,7 +16,10 @@ test: $(VENV)/.test system-packages node-packages  ## Install everything the tes
 	$(MAKE) check
 
 check: lint  ## Format, lint, types and all tests
-	$(BIN)/pytest $(PARALLEL) $(PYTEST_OPTIONS)
+	$(BIN)/pytest $(PARALLEL) -m "not slow" $(PYTEST_OPTIONS)
+
+slow: $(VENV)/.test system-packages  ## The tests that take longest: alerts over simulated weeks
+	$(BIN)/pytest $(PARALLEL) -m slow $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.test  ## Format, lint and types
 	$(BIN)/ruff format --check .
@@ -35,7 +39,7 @@ test-all:  ## The unit tests and those of the edges on every supported Python th
 	  done; \
 	  if [ -z "$$python" ]; then echo "Python $$version is not installed: skipped"; continue; fi; \
 	  echo "Python $$version: $$python"; tested="$$tested $$version"; \
-	  $(MAKE) --no-print-directory unit UNIT='-m "not e2e"' VENV=.venv-$$version PYTHON="$$python" || failed="$$failed $$version"; \
+	  $(MAKE) --no-print-directory unit UNIT='-m "not e2e and not slow"' VENV=.venv-$$version PYTHON="$$python" || failed="$$failed $$version"; \
 	done; \
 	if [ -z "$$tested" ]; then echo "no supported Python is installed" >&2; exit 1; fi; \
 	if [ -n "$$failed" ]; then echo "failed on Python:$$failed" >&2; exit 1; fi; \

@@ -227,6 +227,7 @@ def expression(expr: str, at: int, labels: Iterable[str]) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_nightly_workflow(tmp_path: Path) -> None:
     length = 9 * DAY
     day_6, day_7, day_8 = (number * DAY for number in (6, 7, 8))
@@ -304,6 +305,7 @@ def test_a_weekly_workflow(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_weekly_workflow_that_stops(tmp_path: Path) -> None:
     length = 18 * DAY
     # Nothing else is scraped of it, which saves most of the time.
@@ -322,6 +324,7 @@ def test_a_weekly_workflow_that_stops(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_workflow_that_runs_a_thousand_times_an_hour(tmp_path: Path) -> None:
     length, since = 8 * DAY + 18 * HOUR, 8 * DAY
     share = 1000 * TICK / HOUR

@@ -12,6 +12,7 @@ import pytest
 from tests.chaos.world import World, table
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_whatever_fails_what_was_acknowledged_is_there_once(kind: str, tmp_path: Path) -> None:
     if shutil.which("faketime") is None:
