@@ -34,6 +34,8 @@ class Births(Generic[T]):
         self._waiting: dict[T, int] = {}
         self._scrapers: dict[str, _Scraper] = {}
         self._seen = 0
+        # When the first of the scrapers came.
+        self._began = 0.0
 
     def __contains__(self, series: T) -> bool:
         return series in self._waiting
@@ -70,6 +72,8 @@ class Births(Generic[T]):
                 self._scrapers = {name: s for name, s in self._scrapers.items() if _is_active(s, now)}
                 if len(self._scrapers) >= MAX_SCRAPERS:
                     return
+            if not self._scrapers:
+                self._began = now
             known = self._scrapers[scraper] = _Scraper(now)
         else:
             known.interval, known.last = now - known.last, now
@@ -80,6 +84,11 @@ class Births(Generic[T]):
         if not self._waiting:
             return []
         now = time.monotonic()
+        if self._scrapers:
+            # After a start, the others have not come yet: those with such an interval have, one and a half later.
+            intervals = [s.interval for s in self._scrapers.values() if s.interval]
+            if not intervals or now - self._began < 1.5 * min(intervals):
+                return []
         seen = min([self._seen, *[s.seen for s in self._scrapers.values() if _is_active(s, now)]])
         return [series for series, generation in self._waiting.items() if generation <= seen]
 
