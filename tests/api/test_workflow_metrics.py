@@ -277,7 +277,7 @@ async def test_every_prometheus_sees_a_new_series_at_zero(
 
 async def test_after_a_start_the_other_prometheus_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(births_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     births = births_module.Births[str]()
     births.add("series")
 
