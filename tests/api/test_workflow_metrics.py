@@ -23,6 +23,7 @@ from tachograph.metrics.negotiation import Format
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
 from tachograph_exporter.metrics import workflow_metrics
+from tachograph_exporter.metrics.births import Births
 from tachograph_exporter.store import archiving, lease
 from tachograph_exporter.store.database import Database
 
@@ -297,6 +298,27 @@ async def test_after_a_restart_every_prometheus_still_sees_a_new_series_at_zero(
         assert [await completed(second), await completed(first)] == [1, 1]
 
 
+async def test_after_a_start_the_other_prometheus_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    births = Births[str]()
+    births.add("series")
+
+    def scrape(name: str) -> bool:
+        is_born = bool(births.born())
+        births.scraped(births.scraping(), name)
+        return is_born
+
+    assert not scrape("first")
+    now = 115.0
+    assert not scrape("first")
+    # It came later than the second scrape of the first one, because the service was not up when it tried.
+    now = 117.0
+    assert not scrape("second")
+    now = 130.0
+    assert scrape("first")
+
+
 async def test_an_expired_series_comes_back_with_its_old_value_first(
     database_url: str, handlers: HandlerRegistry
 ) -> None:
@@ -517,13 +539,15 @@ async def test_beyond_the_limit_other_is_what_all_the_others_are_together(
             await api.run(name)
         now = time.time_ns()
         runs = [make_execution(name) for name in ("a", "b", "c", "d", "d")]
-        starts = [ExecutionStarted(execution=run, time_ns=now + i, step_count=0) for i, run in enumerate(runs)]
+        starts = [
+            ExecutionStarted(execution=run, time_ns=now - (10 - i) * 10**9, step_count=0) for i, run in enumerate(runs)
+        ]
         api.service.writer.apply(starts)
         await scraped(api)
         metrics = await scraped(api)
         assert of_others(metrics, STARTED) == 5
         assert of_others(metrics, "workflow_executions_running") == 3
-        assert of_others(metrics, oldest) == (now + 2) / 1e9
+        assert of_others(metrics, oldest) == pytest.approx((now - 8 * 10**9) / 1e9, abs=0.01)
         assert of_others(metrics, success) == pytest.approx(time.time(), abs=60)
         ends = [
             ExecutionFinished(

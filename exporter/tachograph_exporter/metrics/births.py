@@ -40,6 +40,8 @@ class Births(Generic[T]):
         self._waiting: dict[T, int] = {}
         self._scrapers: dict[str, _Scraper] = {}
         self._seen = 0
+        # When the first of the scrapers came; None: they are known from before.
+        self._began: float | None = None
 
     def __contains__(self, series: T) -> bool:
         return series in self._waiting
@@ -74,6 +76,8 @@ class Births(Generic[T]):
         if known is None:
             if not self._has_room(now):
                 return
+            if not self._scrapers:
+                self._began = now
             known = self._scrapers[scraper] = _Scraper(now)
         else:
             pause, known.last = now - known.last, now
@@ -95,6 +99,8 @@ class Births(Generic[T]):
     def expect(self, scrapers: Mapping[str, float]) -> None:
         """Wait for these, too: they scraped whoever showed the series before, with these seconds between scrapes."""
         now = self.clock()
+        if scrapers:
+            self._began = None
         for name, interval in scrapers.items():
             if name not in self._scrapers and self._has_room(now):
                 self._scrapers[name] = _Scraper(now, interval)
@@ -104,7 +110,15 @@ class Births(Generic[T]):
         if not self._waiting:
             return []
         now = self.clock()
-        seen = min([self._seen, *[s.seen for s in self._scrapers.values() if _is_active(s, now)]])
+        active = [scraper for scraper in self._scrapers.values() if _is_active(scraper, now)]
+        if active and self._began is not None:
+            # After a start that no other came before, some have not come yet: those with such an interval have, one
+            # and a half later.
+            intervals = [scraper.interval for scraper in active if scraper.interval]
+            if not intervals or now - self._began < 1.5 * min(intervals):
+                return []
+            self._began = None
+        seen = min([self._seen, *[scraper.seen for scraper in active]])
         return [series for series, generation in self._waiting.items() if generation <= seen]
 
 
