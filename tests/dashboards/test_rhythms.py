@@ -272,6 +272,7 @@ def test_a_nightly_workflow(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_weekly_workflow(tmp_path: Path) -> None:
     length = 15 * DAY
     second, third = WEEK, 2 * WEEK

@@ -202,15 +202,25 @@ _connections: Final[weakref.WeakKeyDictionary[Engine, weakref.WeakSet[Any]]] = w
 
 async def close_engine(engine: AsyncEngine, seconds: float) -> None:
     """Close an engine's connections. Those that are not closed in time are cut off."""
-    closing = asyncio.ensure_future(engine.dispose())
-    await asyncio.wait({closing}, timeout=seconds)
-    closing.cancel()
-    await asyncio.gather(closing, return_exceptions=True)
-    for connection in list(_connections.get(engine.sync_engine, ())):
-        if not connection.is_closed():
-            connection.terminate()
+    # Not by the pool, which logs a traceback for each that does not close.
+    connections = [
+        connection for connection in list(_connections.get(engine.sync_engine, ())) if connection is not None
+    ]
+    await asyncio.gather(*[_close(connection, seconds) for connection in connections])
+    engine.sync_engine.dispose(close=False)
     # What was cut off is closed in the loop's next turn.
     await asyncio.sleep(0)
+
+
+async def _close(connection: Any, seconds: float) -> None:
+    if connection.is_closed():
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            await connection.close()
+    except Exception:
+        # In use, or the server does not answer.
+        connection.terminate()
 
 
 async def _connect(connections: weakref.WeakSet[Any], *arguments: Any, **options: Any) -> Any:
