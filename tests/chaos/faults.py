@@ -200,7 +200,7 @@ class Proxy:
                     await asyncio.sleep(self.delay)
                 writer.write(data)
                 await writer.drain()
-        except OSError:
+        except (OSError, RuntimeError):  # Broken, or one direction of it was ended.
             pass
         finally:
             writer.transport.abort() if writer.is_closing() else writer.close()
