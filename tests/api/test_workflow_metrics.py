@@ -7,12 +7,13 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from tests.api.test_otlp import sent, span
 from tests.conftest import Api, make_execution, make_step, running
+from tests.metrics.test_exposition import messages
 from tests.store.test_recovery import dead_identity
 from tests.store.test_series import everything
 from tests.test_four_views import samples
@@ -99,22 +100,6 @@ async def test_runs_of_a_process_that_lives_two_seconds_are_shown_each_series_at
     assert created is not None
     assert success is not None
     assert created <= success + 1
-
-
-def messages(body: bytes) -> Iterator[bytes]:
-    """The metric families of a body in protobuf, each after its length as a varint."""
-    at = 0
-    while at < len(body):
-        length = shift = 0
-        while True:
-            byte = body[at]
-            at += 1
-            length |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                break
-        yield body[at : at + length]
-        at += length
 
 
 COUNTED = ("_total", "_count", "_sum", "_bucket")

@@ -195,9 +195,8 @@ def varints(data: bytes) -> list[int]:
     return numbers
 
 
-def decode(data: bytes) -> list[dict[str, Any]]:
-    """The families in a delimited stream."""
-    families = []
+def messages(data: bytes) -> Iterator[bytes]:
+    """The messages in a delimited stream, each after its length as a varint."""
     at = 0
     while at < len(data):
         length = shift = 0
@@ -208,10 +207,14 @@ def decode(data: bytes) -> list[dict[str, Any]]:
             shift += 7
             if byte < 0x80:
                 break
-        families.append(family(data[at : at + length]))
+        yield data[at : at + length]
         at += length
     assert at == len(data)
-    return families
+
+
+def decode(data: bytes) -> list[dict[str, Any]]:
+    """The families in a delimited stream."""
+    return [family(message) for message in messages(data)]
 
 
 def family(data: bytes) -> dict[str, Any]:

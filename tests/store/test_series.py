@@ -47,10 +47,10 @@ times_ns = st.one_of(st.integers(0, 10**9), st.integers(10**9, 10**15), st.just(
 
 
 def distribution(values: Sequence[int]) -> Distribution:
-    made = Distribution()
+    values_seen = Distribution()
     for value in values:
-        made.observe_ns(value)
-    return made
+        values_seen.observe_ns(value)
+    return values_seen
 
 
 def parts(values: Distribution) -> tuple[object, ...]:

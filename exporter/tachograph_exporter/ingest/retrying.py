@@ -31,11 +31,11 @@ def retry(writer: StoreWriter, spans: SpanStore, record: RefusedRecord) -> str:
 
 
 def _store_trace(store: SpanStore, record: RefusedRecord) -> None:
-    found = list(records(parse(record.payload, is_json=False)))
-    faults = [fault for fault in found if isinstance(fault, str)]
+    decoded = list(records(parse(record.payload, is_json=False)))
+    faults = [fault for fault in decoded if isinstance(fault, str)]
     if faults:
         raise ValueError("; ".join(faults[:3]))
-    spans = [span for span in found if isinstance(span, SpanRecord)]
+    spans = [span for span in decoded if isinstance(span, SpanRecord)]
     taken = store.commit(
         lambda c: ((result := store.take(c, record.workspace_id, record.workspace, spans)), result.events)
     )

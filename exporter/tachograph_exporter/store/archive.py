@@ -23,7 +23,8 @@ from tachograph_exporter.store.schema import (
     workflow_step_executions,
     workflow_step_reports,
 )
-from tachograph_exporter.store.steps import StoredStep, decode_folded, position
+from tachograph_exporter.store.steps import StoredStep, position
+from tachograph_exporter.store.totals import decode_folded
 
 PART_TABLES: Final = {
     "steps": workflow_step_executions,

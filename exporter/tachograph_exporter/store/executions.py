@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple, cast
 
 from sqlalchemy import Connection, Row, bindparam, func, select, text
 
-from tachograph_exporter.store.rollups import read
 from tachograph_exporter.store.schema import (
     workflow_definitions,
     workflow_executions,
@@ -132,22 +131,3 @@ def open_executions(connection: Connection) -> Sequence[Row[Any]]:
         .where(IS_OPEN)
     )
     return cast("Sequence[Row[Any]]", connection.execute(statement).all())
-
-
-def last_successes(connection: Connection) -> list[tuple[str, str, int]]:
-    """(workspace slug, workflow, unix ns) of each workflow's last completed execution."""
-    names = select(_definitions.workspace_id, _definitions.id, _definitions.name, workspaces.c.slug).join(
-        workspaces, workspaces.c.id == _definitions.workspace_id
-    )
-    definitions_by_workspace: dict[str, list[Any]] = {}
-    for row in connection.execute(names):
-        definitions_by_workspace.setdefault(row.workspace_id, []).append(row)
-    successes = []
-    for workspace_id, definitions in definitions_by_workspace.items():
-        totals_by_workflow = read.totals(connection, workspace_id)
-        for definition in definitions:
-            totals = totals_by_workflow.get(definition.id)
-            completed = totals.executions.get("completed") if totals is not None else None
-            if completed is not None and completed.count:
-                successes.append((definition.slug, definition.name, completed.last_ns))
-    return successes

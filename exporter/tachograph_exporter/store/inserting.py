@@ -1,4 +1,4 @@
-"""Inserting many rows with few statements, directly through the driver."""
+"""Inserting rows: many with few statements, directly through the driver, or in place of those with their keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Table
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Dialect
 
 _MAX_PARAMETERS: Final = 30_000
 """Most values in one statement (SQLite's own limit is 32,766)."""
@@ -44,3 +46,17 @@ def _multi_row(statement: str, width: int, count: int) -> str:
     if not values:
         raise ValueError(f"no row of {width} parameters in: {statement}")
     return f"{head}{', '.join([row] * count)}{tail}"
+
+
+def upsert(dialect: Dialect, table: Table) -> Any:
+    """An INSERT that replaces a row with the same primary key."""
+    return _upsert(dialect.name, table)
+
+
+@functools.cache
+def _upsert(dialect_name: str, table: Table) -> Any:
+    insert = (postgresql if dialect_name == "postgresql" else sqlite).insert(table)
+    values = [column.name for column in table.columns if not column.primary_key]
+    return insert.on_conflict_do_update(
+        index_elements=list(table.primary_key), set_={value: insert.excluded[value] for value in values}
+    )

@@ -10,7 +10,7 @@ from tachograph_exporter.store.executions import IS_OPEN
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
 from tachograph_exporter.store.rollups.counting import Key
 from tachograph_exporter.store.schema import series_unsettled, workflow_executions, workflow_step_executions
-from tachograph_exporter.store.steps import decode_folded
+from tachograph_exporter.store.totals import decode_folded
 
 _executions = workflow_executions.c
 _steps = workflow_step_executions.c

@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 from sqlalchemy import Connection, select
-from sqlalchemy.dialects import postgresql, sqlite
 
+from tachograph_exporter.store.inserting import upsert
 from tachograph_exporter.store.schema import store_state
 
 WATERMARK: Final = "archived_before_s"
@@ -46,7 +46,5 @@ def set_scrapers(connection: Connection, scrapers: Mapping[str, float]) -> None:
 
 def set_state(connection: Connection, name: str, value: str) -> None:
     """Store a value under a name, replacing the previous one."""
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(store_state)
     values = {"name": name, "value": value, "updated_ns": time.time_ns()}
-    updates = {key: insert.excluded[key] for key in ("value", "updated_ns")}
-    connection.execute(insert.values(values).on_conflict_do_update(index_elements=["name"], set_=updates))
+    connection.execute(upsert(connection.dialect, store_state), values)

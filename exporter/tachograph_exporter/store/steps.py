@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, bindparam, select
 
 from tachograph.events import Folded
 from tachograph_exporter.store.schema import workflow_step_executions
+from tachograph_exporter.store.totals import decode_folded
 
 
 class StoredStep(msgspec.Struct, gc=False):
@@ -51,7 +52,6 @@ class StoredStep(msgspec.Struct, gc=False):
 
 
 STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]
-decode_folded: Final = msgspec.json.Decoder(Folded).decode
 _decode_ids: Final = msgspec.json.Decoder(list[str]).decode
 STEPS: Final = select(*STEP_COLUMNS).where(workflow_step_executions.c.execution_id == bindparam("id"))
 

@@ -25,7 +25,8 @@ from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
 from tachograph_exporter.store.rollups.checking import CountedRow
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
-from tachograph_exporter.store.steps import StoredStep, by_step, decode_folded, status_counts
+from tachograph_exporter.store.steps import StoredStep, by_step, status_counts
+from tachograph_exporter.store.totals import decode_folded
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.executions import execution_summary
 from tachograph_exporter.views.impossible import impossible

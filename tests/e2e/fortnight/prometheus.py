@@ -22,12 +22,12 @@ def samples(address: str, series: str) -> list[tuple[dict[str, str], list[float]
     """The labels and raw values (of a native histogram, its counts) of every series that matches."""
     status, body = get(f"{address}/api/v1/query?{urlencode({'query': f'{series}[{RANGE}]'})}")
     assert status == 200, body
-    found = []
+    matching = []
     for item in body["data"]["result"]:
         values = [float(value) for _, value in item.get("values", [])]
         values += [float(histogram["count"]) for _, histogram in item.get("histograms", [])]
-        found.append((item["metric"], values))
-    return found
+        matching.append((item["metric"], values))
+    return matching
 
 
 def increase(values: Sequence[float]) -> float:

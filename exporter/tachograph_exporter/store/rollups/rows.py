@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, Table, bindparam, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Dialect
+from sqlalchemy import Connection, bindparam, delete, func, select
 
 from tachograph.clock import NS
+from tachograph_exporter.store.inserting import upsert
 from tachograph_exporter.store.rollups.counting import Key, count_exactly
 from tachograph_exporter.store.rollups.expected import ROWS_BETWEEN, expected_rows
 from tachograph_exporter.store.rollups.periods import (
@@ -87,7 +85,7 @@ class RollupRows:
         if self.head is None:
             return
         values = {**self._ids, "head_s": self.head, "revision": self._revision + 1, "closed_revision": self._closed}
-        self._connection.execute(_upsert(self._connection.dialect, rollup_heads), values)
+        self._connection.execute(upsert(self._connection.dialect, rollup_heads), values)
 
     def add(self, bucket: int, totals: WorkflowTotals) -> None:
         """Add the totals of one five minutes."""
@@ -179,7 +177,7 @@ class RollupRows:
         if period != "5m":
             self._closed += 1
         values = {**self._ids, "period": period, "start_s": start, "executions": encoded[0], "steps": encoded[1]}
-        self._connection.execute(_upsert(self._connection.dialect, workflow_rollups), values)
+        self._connection.execute(upsert(self._connection.dialect, workflow_rollups), values)
 
     def _delete(self, period: str, low: int, high: int) -> None:
         if period != "5m":
@@ -208,22 +206,9 @@ class RollupRows:
         self._closed += 1
         self.head = max((start for period, start in rows if period == "5m"), default=None)
         if values:
-            self._connection.execute(_upsert(self._connection.dialect, workflow_rollups), values)
+            self._connection.execute(upsert(self._connection.dialect, workflow_rollups), values)
         else:
             forget(self._connection, (self._key["workspace"], self._key["workflow"]))
-
-
-@functools.cache
-def _upsert_for(name: str, table: Table) -> Any:
-    insert = (postgresql if name == "postgresql" else sqlite).insert(table)
-    values = [column.name for column in table.columns if not column.primary_key]
-    return insert.on_conflict_do_update(
-        index_elements=list(table.primary_key), set_={value: insert.excluded[value] for value in values}
-    )
-
-
-def _upsert(dialect: Dialect, table: Table) -> Any:
-    return _upsert_for(dialect.name, table)
 
 
 def forget(connection: Connection, key: Key) -> None:

@@ -324,25 +324,25 @@ def _count_old_waits(counts: _StepCounts, folded: Folded) -> None:
     )
     for code, times, total_ns in waits:
         if times:
-            one = Distribution()
-            one.observe_ns(total_ns // times)
-            counts.of(code).add(_repeated(one, times, total_ns))
+            average = Distribution()
+            average.observe_ns(total_ns // times)
+            counts.of(code).add(_repeated(average, times, total_ns))
 
 
-def _repeated(one: Distribution, times: int, total: Sum) -> Distribution:
+def _repeated(average: Distribution, times: int, total: Sum) -> Distribution:
     """A single value's distribution, as if it had been seen a number of times."""
-    native = one.native
+    native = average.native
     native.count, native.zero_count = times, times if native.zero_count else 0
     native.positive, native.negative = dict.fromkeys(native.positive, times), dict.fromkeys(native.negative, times)
-    one.classic = dict.fromkeys(one.classic, times)
-    one.total = total
-    return one
+    average.classic = dict.fromkeys(average.classic, times)
+    average.total = total
+    return average
 
 
 def _measured(measure: FoldedMeasure) -> Distribution:
     if measure.values is not None:
         return Distribution.from_row(measure.values)
     # Recorded by a version that kept only number, sum and extremes: all as large as their average.
-    one, total = Distribution.of_measures(), ExactSum.parse(measure.total)
-    one.observe(total.value / measure.count)
-    return _repeated(one, measure.count, total)
+    average, total = Distribution.of_measures(), ExactSum.parse(measure.total)
+    average.observe(total.value / measure.count)
+    return _repeated(average, measure.count, total)

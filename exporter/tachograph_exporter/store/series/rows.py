@@ -12,11 +12,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from tachograph.clock import NS
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.store import locking, state
+from tachograph_exporter.store.inserting import upsert
 from tachograph_exporter.store.rollups.counting import CHUNK, Key
 from tachograph_exporter.store.schema import (
     series_deltas,
@@ -209,15 +209,11 @@ def _read(connection: Connection, key: Key, steps: Iterable[str]) -> dict[str, S
 def _write(connection: Connection, key: Key, by_step: Mapping[str, StepSeries]) -> None:
     if not by_step:
         return
-    insertion = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(workflow_series)
-    statement = insertion.on_conflict_do_update(
-        index_elements=list(workflow_series.primary_key), set_={"series": insertion.excluded.series}
-    )
     rows = [
         {"workspace_id": key[0], "workflow_id": key[1], "step": step, "series": series.encode()}
         for step, series in sorted(by_step.items())
     ]
-    connection.execute(statement, rows)
+    connection.execute(upsert(connection.dialect, workflow_series), rows)
 
 
 def waiting_deltas(connection: Connection) -> int:

@@ -94,8 +94,6 @@ _OF_STEPS: Final = (
     RETRIES,
     CRITICAL,
 )
-FORESEEN: Final = frozenset({*_OF_EXECUTIONS, *_OF_STEPS})
-"""The series that every workflow and each of its steps has, whatever has happened."""
 
 Value: TypeAlias = int | Distribution
 Exemplar: TypeAlias = tuple[int, str, str, int]
