@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import databases
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection, text
@@ -76,12 +76,12 @@ def traces(now_ns: int) -> Iterator[list[SpanRecord]]:
             if is_special:
                 name = "seldom run" if index == 0 else "seldom"
             length = 60 * S if is_special else rng.randrange(2 * S)
-            span = Span(trace_id=trace_id, span_id=rng.randbytes(8), parent_span_id=parent, name=name, kind=1,
+            span = Span(trace_id=trace_id, span_id=rng.randbytes(8), parent_span_id=parent, name=name, kind=Span.SPAN_KIND_INTERNAL,
                         start_time_unix_nano=start + index, end_time_unix_nano=start + index + length)  # fmt: skip
             span.attributes.add(key="attempt").value.int_value = index % 3
             span.attributes.add(key="workflow.execution.id").value.string_value = trace_id.hex()
             if is_special:
-                span.status.code = 2
+                span.status.code = Status.STATUS_CODE_ERROR
             parent = parent or span.span_id
             spans.append(record(span, service, "bench", service, resource, {"service.name": service}))
         yield spans

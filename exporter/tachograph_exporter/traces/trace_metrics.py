@@ -192,7 +192,8 @@ class _Reading:
 
 
 def _from_columns(row: Row[Any], resources: dict[str, Mapping[str, Any]]) -> SpanRecord:
-    trace_id, span_id, parent, name, service, start_ns, end_ns, kind, status, payload, *_ = row
+    columns: Any = row
+    trace_id, span_id, parent, name, service, start_ns, end_ns, kind, status, payload, *_ = columns
     if status is None:
         whole = stored_record(payload, b"", "")
         kind, status = whole.kind, whole.status_code
