@@ -76,8 +76,15 @@ def traces(now_ns: int) -> Iterator[list[SpanRecord]]:
             if is_special:
                 name = "seldom run" if index == 0 else "seldom"
             length = 60 * S if is_special else rng.randrange(2 * S)
-            span = Span(trace_id=trace_id, span_id=rng.randbytes(8), parent_span_id=parent, name=name, kind=Span.SPAN_KIND_INTERNAL,
-                        start_time_unix_nano=start + index, end_time_unix_nano=start + index + length)  # fmt: skip
+            span = Span(
+                trace_id=trace_id,
+                span_id=rng.randbytes(8),
+                parent_span_id=parent,
+                name=name,
+                kind=Span.SPAN_KIND_INTERNAL,
+                start_time_unix_nano=start + index,
+                end_time_unix_nano=start + index + length,
+            )
             span.attributes.add(key="attempt").value.int_value = index % 3
             span.attributes.add(key="workflow.execution.id").value.string_value = trace_id.hex()
             if is_special:
