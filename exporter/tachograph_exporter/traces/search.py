@@ -118,7 +118,8 @@ def trace(
 class Search(msgspec.Struct, kw_only=True):
     """Which traces to find. Times and durations are nanoseconds.
 
-    ``service``, ``name`` and ``tags`` are those of one span; ``query`` is TraceQL and must match, too.
+    ``service``, ``name``, ``tags``, ``span_min_ns`` and ``span_max_ns`` are those of one span; ``query`` is TraceQL and
+    must match, too.
     """
 
     query: TraceQuery = msgspec.field(default_factory=everything)
@@ -129,6 +130,8 @@ class Search(msgspec.Struct, kw_only=True):
     end_ns: int | None = None
     min_ns: int | None = None
     max_ns: int | None = None
+    span_min_ns: int | None = None
+    span_max_ns: int | None = None
     limit: int = 20
 
     def match(self, trace: Trace) -> Trace | None:
@@ -140,7 +143,8 @@ class Search(msgspec.Struct, kw_only=True):
         matched = self.query.find(trace.spans, summary)
         if matched is None:
             return None
-        if self.service is not None or self.name is not None or self.tags:
+        lengths = (self.span_min_ns, self.span_max_ns)
+        if self.service is not None or self.name is not None or self.tags or lengths != (None, None):
             matched = [span for span in trace.spans if self._fits(span)]
             if not matched:
                 return None
@@ -151,6 +155,9 @@ class Search(msgspec.Struct, kw_only=True):
             return False
         if self.name is not None and span.name != self.name:
             return False
+        length = max(0, span.end_ns - span.start_ns)
+        if (self.span_min_ns or 0) > length or (self.span_max_ns is not None and length > self.span_max_ns):
+            return False
         return all(_has(span, key, value) for key, value in self.tags.items())
 
 
@@ -158,7 +165,18 @@ def _has(span: SpanRecord, key: str, text: str) -> bool:
     if key == "error" and "error" not in span.attributes:
         return span.is_error is (text == "true")
     value = span.attributes.get(key, span.resource_attributes.get(key))
+    if value is None and key in _SHOWN_AS_TAGS:
+        value = _SHOWN_AS_TAGS[key](span) or None
     return as_text(value) == text if value is not None else False
+
+
+# What Jaeger shows as tags although OTLP has it elsewhere: its UI searches for what it shows.
+_SHOWN_AS_TAGS: Final[Mapping[str, Callable[[SpanRecord], str]]] = {
+    "span.kind": lambda span: KINDS.get(span.kind) or "internal",
+    "otel.scope.name": lambda span: span.scope,
+    "otel.status_code": lambda span: "ERROR" if span.is_error else "",
+    "otel.status_description": lambda span: span.status_message,
+}
 
 
 def as_text(value: Any) -> str:
