@@ -357,7 +357,7 @@ async def test_monitor_page_shows_the_figures_of_the_metrics(api: Api) -> None:
     for lookback in (2 * 86_400_000, 30 * 86_400_000, 600 * 86_400_000):
         (metric,) = (await family("calls", lookback=lookback)).metrics
         assert len(metric.metricPoints) <= 601
-        assert metric.metricPoints[-1].gaugeValue.doubleValue > 0
+        assert float(metric.metricPoints[-1].gaugeValue.doubleValue) > 0
     assert (await api.get("/jaeger/api/metrics/minstep"))["data"] == 300_000
     status, body = await api.call("GET", "/jaeger/api/metrics/latencies?quantile=95")
     assert (status, {error["at"] for error in body["errors"]}) == (422, {"quantile", "service"})
