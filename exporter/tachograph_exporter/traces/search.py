@@ -15,15 +15,16 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from sqlalchemy import Connection, func, select
 
-from tachograph.spans import semconv
+from tachograph_exporter.attribute_text import as_text as as_text
 from tachograph_exporter.ingest.span_rows import stream_trace
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
-from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.store import span_index_reading as index
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
-from tachograph_exporter.store.schema import span_operations, workflow_executions
 from tachograph_exporter.store.schema import spans as spans_table
 from tachograph_exporter.store.schema import traces as traces_table
+from tachograph_exporter.store.schema import workflow_executions
+from tachograph_exporter.store.span_index_reading import ALWAYS, Days
 from tachograph_exporter.traces.trace_query import TraceQuery, TraceSummary, everything
 from tachograph_exporter.views.otlp_spans import SERVICE, spans_of_run
 
@@ -43,7 +44,6 @@ KINDS: Final = {0: "", 1: "internal", 2: "server", 3: "client", 4: "producer", 5
 
 _spans = spans_table.c
 _traces = traces_table.c
-_operations = span_operations.c
 _executions = workflow_executions.c
 
 
@@ -179,17 +179,6 @@ _SHOWN_AS_TAGS: Final[Mapping[str, Callable[[SpanRecord], str]]] = {
 }
 
 
-def as_text(value: Any) -> str:
-    """An attribute's value as text, as viewers show it and search for it."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, bytes):
-        return value.hex()
-    return msgspec.json.encode(value).decode() if isinstance(value, list | dict) else str(value)
-
-
 def search(
     connection: Connection, workspace_id: str, slug: str, request: Search, take: Callable[[Trace], object]
 ) -> int:
@@ -254,28 +243,17 @@ def _between(statement: Any, column: Any, request: Search) -> Any:
     return statement
 
 
-def services(connection: Connection, workspace_id: str) -> list[str]:
-    """The services that have spans."""
-    rows = connection.execute(
-        select(_operations.service).where(_operations.workspace_id == workspace_id).distinct()
-    ).scalars()
-    recorded = select(_executions.execution_id).where(
-        _executions.workspace_id == workspace_id, func.coalesce(_executions.process, "") != INGESTED_PROCESS
-    )
-    return sorted({*rows, *([SERVICE] if connection.execute(recorded.limit(1)).first() is not None else [])})
+def services(connection: Connection, workspace_id: str, days: Days = ALWAYS) -> list[str]:
+    """The services that have spans on these days."""
+    return index.services(connection, workspace_id, days)
 
 
-def operations(connection: Connection, workspace_id: str, service: str | None = None) -> list[tuple[str, str]]:
-    """The span names of a service (None: of all services), each with its kind."""
-    names: set[tuple[str, str]] = set()
-    if service in (None, SERVICE):
-        rows, _ = definition_rows.definitions(connection, workspace_id, None, 0, MAX_NAMES)
-        names |= {(semconv.run_span_name(row.name), "server") for row in rows}
-    statement = select(_operations.name, _operations.kind).where(_operations.workspace_id == workspace_id).distinct()
-    if service is not None:
-        statement = statement.where(_operations.service == service)
-    names |= {(row[0], KINDS.get(row[1], "")) for row in connection.execute(statement.limit(MAX_NAMES))}
-    return sorted(names)
+def operations(
+    connection: Connection, workspace_id: str, service: str | None = None, days: Days = ALWAYS
+) -> list[tuple[str, str]]:
+    """The span names of a service (None: of all services) on these days, each with its kind."""
+    names = index.operations(connection, workspace_id, service, days)
+    return sorted({(name, KINDS.get(kind, "")) for name, kind in names})
 
 
 def dependencies(
