@@ -214,7 +214,7 @@ def test_an_upgrade_keeps_what_was_known(any_database_url: str) -> None:
     workspace = workspace_id(RUN[0].execution.workspace)
     before = {name: database.look(lambda c, n=name: reading.operations(c, n, None)) for name in ("w", workspace)}  # type: ignore[misc]
     assert [name for name, _ in before[workspace]][-1] == f"run {RUN[0].execution.workflow}"
-    database.run(lambda c: downgrade(c, "0009"))
+    database.run(lambda c: downgrade(c, "0010"))
     database.run(prepare)
     # Attempts are not in the rows of steps; attributes of earlier days are not known, and nobody says that they are.
     after = {name: database.look(lambda c, n=name: reading.operations(c, n, None)) for name in ("w", workspace)}  # type: ignore[misc]

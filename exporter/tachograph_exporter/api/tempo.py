@@ -1,6 +1,6 @@
 """Tempo's query API, as far as Grafana's Tempo data source needs it.
 
-Shapes: https://grafana.com/docs/tempo/latest/api_docs/. Metrics from traces are not supported: they are answered 400.
+Shapes: https://grafana.com/docs/tempo/latest/api_docs/. Searches and metrics have files of their own.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from typing import Any, Final
 from aiohttp import web
 
 from tachograph.version import version
-from tachograph_exporter.api import problems
 from tachograph_exporter.api.jaeger import read, requested_trace
 from tachograph_exporter.api.request import json_response
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.api.spool import send
+from tachograph_exporter.api.tempo_metrics import MAX_EXEMPLARS, tempo_metrics, tempo_metrics_range
+from tachograph_exporter.api.tempo_search import parsed, tempo_search
 from tachograph_exporter.api.viewer_query import ViewerQuery
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, write_otlp, write_otlp_json
-from tachograph_exporter.traces import search, traceql
-from tachograph_exporter.traces.search import Search, Trace, as_text
-from tachograph_exporter.traces.trace_query import INTRINSICS, TraceQuery, everything
+from tachograph_exporter.traces import search
+from tachograph_exporter.traces.search import Search
+from tachograph_exporter.traces.traceql.fields import INTRINSICS
 
 TEMPO_VERSION: Final = "2.6.0"
 """The version of Tempo whose API this is. Grafana asks for it, to know which features it can use."""
@@ -85,91 +86,9 @@ def _varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-def _any_value(value: Any) -> dict[str, Any]:
-    """An attribute's value as OTLP's JSON has it."""
-    if isinstance(value, bool):
-        return {"boolValue": value}
-    if isinstance(value, int):
-        return {"intValue": str(value)}
-    if isinstance(value, float):
-        return {"doubleValue": value}
-    return {"stringValue": as_text(value)}
-
-
-def _parse(query: ViewerQuery) -> TraceQuery:
-    text = query.text("q")
-    if text is None:
-        return everything()
-    try:
-        return traceql.parse(text)
-    except traceql.TraceQLError as error:
-        raise problems.not_supported(f"TraceQL: {error}") from None
-
-
-async def tempo_search(request: web.Request) -> web.Response:
-    """``GET /tempo/api/search``: Tempo's query API: traces by a TraceQL query (`q`) or by `tags`.
-
-    TraceQL: spansets of comparisons (`=` `!=` `>` `>=` `<` `<=` `=~` `!~`) of attributes and intrinsics, joined by `&&`
-    and `||`: `{ resource.service.name = "x" && span.key > 5 && (status = error || duration > 5s) }`. The newest traces
-    come first; `metrics.inspectedTraces` says how many were inspected.
-    """
-    query = ViewerQuery(request)
-    tags = query.logfmt("tags")
-    criteria = Search(
-        query=_parse(query),
-        service=tags.pop("service.name", None),
-        name=tags.pop("name", None),
-        tags=tags,
-        start_ns=query.time("start"),
-        end_ns=query.time("end"),
-        min_ns=query.duration("minDuration"),
-        max_ns=query.duration("maxDuration"),
-        limit=query.integer("limit", 20, 1, search.MAX_TRACES),
-    )
-    shown = query.integer("spss", 3, 0, 1000)
-    query.done()
-    traces: list[dict[str, Any]] = []
-    inspected = await read(
-        request,
-        lambda c, workspace, slug: search.search(
-            c, workspace, slug, criteria, lambda trace: traces.append(_summary(trace, shown))
-        ),
-    )
-    return json_response(
-        {
-            "traces": traces,
-            "metrics": {"inspectedTraces": inspected, "totalBlocks": 1, "completedJobs": 1, "totalJobs": 1},
-        }
-    )
-
-
-def _summary(trace: Trace, shown: int) -> dict[str, Any]:
-    root = trace.root
-    spans = {"spans": [_span(span) for span in trace.matched[: shown or None]], "matched": len(trace.matched)}
-    return {
-        "traceID": trace.trace_id,
-        "rootServiceName": root.service,
-        "rootTraceName": root.name,
-        "startTimeUnixNano": str(trace.start_ns),
-        "durationMs": trace.duration_ns // 1_000_000,
-        "spanSet": spans,
-        "spanSets": [spans],
-    }
-
-
-def _span(span: SpanRecord) -> dict[str, Any]:
-    return {
-        "spanID": span.span_id,
-        "name": span.name,
-        "startTimeUnixNano": str(span.start_ns),
-        "durationNanos": str(max(0, span.end_ns - span.start_ns)),
-        "attributes": [{"key": "service.name", "value": _any_value(span.service)}],
-    }
-
-
 async def _attributes(request: web.Request, query: ViewerQuery) -> dict[str, dict[str, dict[str, Any]]]:
     """Attributes of the traces that match: by scope and name, each value by its text."""
-    criteria = Search(query=_parse(query), start_ns=query.time("start"), end_ns=query.time("end"))
+    criteria = Search(query=parsed(query.text("q")), start_ns=query.time("start"), end_ns=query.time("end"))
     query.done()
     attributes: dict[str, dict[str, dict[str, Any]]] = await read(
         request, lambda c, workspace, slug: search.attributes(c, workspace, slug, criteria)
@@ -258,16 +177,6 @@ def _type(value: Any) -> str:
     return "string"
 
 
-async def tempo_metrics(_request: web.Request) -> web.Response:
-    """``GET /tempo/api/metrics/query``: Tempo's TraceQL metrics: not supported, answered 400."""
-    raise problems.not_supported("metrics from traces are not supported; use the histograms of /metrics")
-
-
-async def tempo_metrics_range(request: web.Request) -> web.Response:
-    """``GET /tempo/api/metrics/query_range``: Tempo's TraceQL metrics: not supported, answered 400."""
-    return await tempo_metrics(request)
-
-
 _ANY = dict[str, Any]
 _MISSING: Final = ("trace_not_found",)
 _RANGE: Final = (
@@ -283,6 +192,15 @@ _NAMES: Final = (
 )  # fmt: skip
 _VALUES: Final = (_Q, *_RANGE, _NAMES[-1])
 _NONE: Final = ("not_supported",)
+_METRICS: Final = (
+    Parameter(name="q", description="A TraceQL query that ends with a metric.",
+              example="{ status = error } | rate() by (resource.service.name)"),
+    Parameter(name="query", description="The same, under its older name."),
+    Parameter(name="start", kind="time", description="Begin of the range; unix seconds or nanoseconds, or RFC 3339."),
+    Parameter(name="end", kind="time", description="End of the range; default: now."),
+    Parameter(name="since", kind="duration", description="Length of the range before its end, if it has no start.",
+              default="1h"),
+)  # fmt: skip
 
 ROUTES: Sequence[Route] = (
     Route(method="GET", path="/tempo/api/echo", handler=tempo_echo, in_workspace=False, media=("text/plain",)),
@@ -306,8 +224,11 @@ ROUTES: Sequence[Route] = (
           query=_VALUES),
     Route(method="GET", path="/tempo/api/v2/search/tag/{tag}/values", handler=tempo_values_v2, response=_ANY,
           codes=_NONE, query=_VALUES),
-    Route(method="GET", path="/tempo/api/metrics/query", handler=tempo_metrics, in_workspace=False, status=400,
-          codes=_NONE),
-    Route(method="GET", path="/tempo/api/metrics/query_range", handler=tempo_metrics_range, in_workspace=False,
-          status=400, codes=_NONE),
+    Route(method="GET", path="/tempo/api/metrics/query", handler=tempo_metrics, response=_ANY, codes=_NONE,
+          query=_METRICS),
+    Route(method="GET", path="/tempo/api/metrics/query_range", handler=tempo_metrics_range, response=_ANY, codes=_NONE,
+          query=(*_METRICS,
+                 Parameter(name="step", description="Time between values: `1m`, or seconds; default: 1/240."),
+                 Parameter(name="exemplars", kind="integer", default=0,
+                           description=f"Spans to name with the values; {MAX_EXEMPLARS} at most."))),
 )  # fmt: skip

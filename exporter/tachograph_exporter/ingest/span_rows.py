@@ -65,7 +65,8 @@ class SpanRows:
             keys = list(table.primary_key)
             return str(statement.on_conflict_do_update(index_elements=keys, set_=changes).compile(dialect=dialect))
 
-        columns = ("parent_span_id", "name", "service", "start_ns", "end_ns", "resource_id", "payload", "told")
+        columns = ("parent_span_id", "name", "service", "start_ns", "end_ns", "resource_id", "payload", "told", "kind",
+                   "status")  # fmt: skip
         self._put_span = upsert(spans, *columns)
         self._put_trace = upsert(traces, *[c.name for c in traces.columns if not c.primary_key])
         self._put_resource = str(insert(span_resources).on_conflict_do_nothing().compile(dialect=dialect))
@@ -96,7 +97,7 @@ class SpanRows:
                 resources[span.resource_id] = span.resource
                 rows.append(
                     (workspace_id, trace_id, span.span_id, span.parent_span_id, span.name, span.service, span.start_ns,
-                     span.end_ns, span.resource_id, span.payload, told)
+                     span.end_ns, span.resource_id, span.payload, told, _small(span.kind), _small(span.status_code))
                 )  # fmt: skip
                 day = day_of(workspace_id, span.start_ns)
                 index.note_operation(notes, day, span.service, span.name, span.kind)
@@ -147,6 +148,11 @@ class SpanRows:
                 (workspace_id, trace_id, counts[trace_id], now, start, end, rank, root_start, service, name, due_ns)
             )
         insert_many(connection, self._put_trace, changed)
+
+
+def _small(number: int) -> int:
+    """An enum's number as a SMALLINT; those that OTLP does not define are 0."""
+    return number if 0 <= number <= 5 else 0
 
 
 def trace_rows(connection: Connection, workspace_id: str, trace_ids: Sequence[str]) -> dict[str, Row[Any]]:

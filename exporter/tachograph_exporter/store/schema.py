@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0010"
+HEAD: Final = "0011"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -286,6 +286,10 @@ archived_executions: Final = Table(
     Index("ix_archived_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
 )
 
+FAILED_OR_UNKNOWN: Final = "status = 2 OR status IS NULL"
+"""Spans whose status is an error, or was not written by an earlier version."""
+IS_ROOT: Final = "parent_span_id = ''"
+
 # Spans that arrived by OTLP. ``payload`` is the OTLP span; resource and scope are stored once, in ``span_resources``.
 spans: Final = Table(
     "spans",
@@ -302,10 +306,19 @@ spans: Final = Table(
     Column("payload", LargeBinary, nullable=False),
     # What has been reported of it to listeners: 0 nothing, 1 everything, 2 only that its execution started.
     Column("told", SmallInteger, nullable=False, server_default="1"),
+    # OTLP's numbers; NULL in rows of earlier versions.
+    Column("kind", SmallInteger),
+    Column("status", SmallInteger),
     Index("ix_spans_service", "workspace_id", "service", text("start_ns DESC")),
     Index("ix_spans_start", "start_ns"),
+    # A name may be longer than PostgreSQL can index.
+    Index("ix_spans_name", "workspace_id", text("substr(name, 1, 100)"), text("start_ns DESC"), "end_ns", "status"),
+    Index("ix_spans_failed", "workspace_id", text("start_ns DESC"), sqlite_where=text(FAILED_OR_UNKNOWN),
+          postgresql_where=text(FAILED_OR_UNKNOWN)),
+    Index("ix_spans_root", "workspace_id", text("start_ns DESC"), sqlite_where=text(IS_ROOT),
+          postgresql_where=text(IS_ROOT)),
     sqlite_with_rowid=False,
-)
+)  # fmt: skip
 
 # One row per trace of ``spans``, so that lists need not read spans. ``root_rank`` is 1 if the root is a span without a
 # parent, 0 if it is the earliest span. ``due_ns``: when to assemble its executions (again), if ever.

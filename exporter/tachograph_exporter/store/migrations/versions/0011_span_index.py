@@ -3,8 +3,8 @@
 from alembic import op
 from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, text
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 
 # Sources: 0 spans that arrived, 1 executions recorded here. What: 0 services, 1 operations. Attributes are noted from
 # now on; readers look at traces of earlier days.
