@@ -342,30 +342,11 @@ class Maker:
         )  # fmt: skip
         counts = function in ("rate", "count_over_time")
         name = self.rng.choice(("duration", "span.n", "span.f"))
-        get = in_seconds("" if counts else name)
         by = self.rng.sample(("name", "status", "resource.service.name", "span.s", "rootName"), self.rng.randrange(3))
         argument = "" if counts else f"{name}, 0.5, 1" if function == "quantile_over_time" else name
         text = f"{stage_text} | {function}({argument})" + (f" by ({', '.join(by)})" if by else "")
 
-        def table(traces: Sequence[Trace], steps: Steps) -> Table:
-            cells: dict[tuple[Any, ...], dict[int, list[float]]] = {}
-            for span in (span for trace in traces for span in choose(trace, trace.spans)):
-                step, value = steps.of(span.start), get(span)
-                if step is None or value is None:
-                    continue
-                labels = [(label, shown(FIELDS[label][1](span))) for label in by]
-                labels = [label for label in labels if label[1] is not None]
-                if function == "histogram_over_time":
-                    edge = bucket(value, is_duration=name == "duration")
-                    if edge is None:
-                        continue
-                    labels.append(("__bucket", edge))
-                elif not labels and function != "quantile_over_time":
-                    labels = [(by[0], "nil")] if by else [("__name__", function)]
-                cells.setdefault(tuple(labels), {}).setdefault(step, []).append(value)
-            return finished(function, cells, steps, is_alone=not by and counts)
-
-        return text, table
+        return text, lambda traces, steps: table_of(traces, steps, choose, function, name, by)
 
     def _filter(self) -> tuple[str, Callable[[Trace, list[Span]], list[Span]]]:
         text, test = self.condition(1)
@@ -388,6 +369,35 @@ class Steps:
 
 
 Table = dict[tuple[Any, ...], dict[int, float | tuple[float, ...]]]
+
+
+def table_of(
+    traces: Sequence[Trace],
+    steps: Steps,
+    choose: Callable[[Trace, list[Span]], list[Span]],
+    function: str,
+    name: str,
+    by: Sequence[str],
+) -> Table:
+    """What ``{…} | function(name) by (…)`` gives; ``choose`` is what is before it."""
+    counts = function in ("rate", "count_over_time")
+    get = in_seconds("" if counts else name)
+    cells: dict[tuple[Any, ...], dict[int, list[float]]] = {}
+    for span in (span for trace in traces for span in choose(trace, trace.spans)):
+        step, value = steps.of(span.start), get(span)
+        if step is None or value is None:
+            continue
+        labels = [(label, shown(FIELDS[label][1](span))) for label in by]
+        labels = [label for label in labels if label[1] is not None]
+        if function == "histogram_over_time":
+            edge = bucket(value, is_duration=name == "duration")
+            if edge is None:
+                continue
+            labels.append(("__bucket", edge))
+        elif not labels and function != "quantile_over_time":
+            labels = [(by[0], "nil")] if by else [("__name__", function)]
+        cells.setdefault(tuple(labels), {}).setdefault(step, []).append(value)
+    return finished(function, cells, steps, is_alone=not by and counts)
 
 
 def in_seconds(name: str) -> Callable[[Span], float | None]:

@@ -132,8 +132,9 @@ def _series(series: Series, steps: TimeSteps) -> dict[str, Any]:
         ],
         "promLabels": _prom_labels(series.labels),
     }
-    if series.exemplars:
-        encoded["exemplars"] = [_exemplar(exemplar, series, steps) for exemplar in series.exemplars]
+    exemplars = [exemplar for exemplar in series.exemplars if steps.index(exemplar.time_ns) in values]
+    if exemplars:
+        encoded["exemplars"] = [_exemplar(exemplar, series, steps) for exemplar in exemplars]
     return encoded
 
 
