@@ -5,13 +5,14 @@ Days are whole: a list of a range has what was said on each day that the range t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, and_, delete, select
+from sqlalchemy import Column, Connection, Table, and_, delete, func, select
 
 from tachograph_exporter.attribute_text import ValueKind
 from tachograph_exporter.store import state
-from tachograph_exporter.store.schema import span_index
+from tachograph_exporter.store.schema import span_index, traces, workflow_executions
 from tachograph_exporter.store.span_index import DAY_NS, MAX_CHARACTERS, Source, What
 
 MAX_LISTED: Final = 10_000
@@ -108,5 +109,19 @@ def noted_since(connection: Connection) -> int:
 
 
 def drop_days(connection: Connection, source: Source, before_ns: int) -> None:
-    """Delete the days of a source that ended before a moment."""
-    connection.execute(delete(span_index).where(_index.source == source.value, _index.day < before_ns // DAY_NS))
+    """Delete the days of a source that ended before a moment, but not those from which something is still there."""
+    table, started = _OLDEST[source]
+    for workspace_id in connection.execute(select(_index.workspace_id).distinct()).scalars().all():
+        oldest = connection.execute(select(func.min(started)).where(table.c.workspace_id == workspace_id)).scalar()
+        end_ns = before_ns if oldest is None else min(before_ns, oldest)
+        connection.execute(
+            delete(span_index).where(
+                _index.workspace_id == workspace_id, _index.source == source.value, _index.day < end_ns // DAY_NS
+            )
+        )
+
+
+_OLDEST: Final[Mapping[Source, tuple[Table, Column[Any]]]] = {
+    Source.ARRIVED: (traces, traces.c.start_ns),
+    Source.RECORDED: (workflow_executions, workflow_executions.c.created_ns),
+}
