@@ -15,6 +15,7 @@ from aiohttp import web
 
 from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, QueryTimeout, StoreUnavailable
 from tachograph.quiet_log import QuietLog
+from tachograph_exporter.api.jaeger_errors import add_jaeger_error
 from tachograph_exporter.store.idempotency import KeyReused
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -88,6 +89,10 @@ def project_exists(slug: str) -> Problem:
 
 def trace_not_found(name: str) -> Problem:
     return Problem(404, "trace_not_found", f'there is no trace "{name}" in this workspace')
+
+
+def no_traces() -> Problem:
+    return Problem(404, "trace_not_found", "no trace matches the query")
 
 
 def token_not_found(name: str) -> Problem:
@@ -316,6 +321,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @web.middleware
 async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Respond to every error with a problem. Unexpected errors are logged, and the response reveals no details."""
+    return add_jaeger_error(request, await _response(request, handler))
+
+
+async def _response(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except Problem as problem:

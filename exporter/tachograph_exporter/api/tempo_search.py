@@ -15,9 +15,10 @@ from tachograph_exporter.api import problems
 from tachograph_exporter.api.jaeger import read
 from tachograph_exporter.api.request import json_response
 from tachograph_exporter.api.viewer_query import ViewerQuery
+from tachograph_exporter.attribute_text import as_text
 from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.traces import search
-from tachograph_exporter.traces.search import Search, Trace, as_text
+from tachograph_exporter.traces.search import Search, Trace
 from tachograph_exporter.traces.traceql.columns import Column, columns_of
 from tachograph_exporter.traces.traceql.fields import Several, TraceView, first
 from tachograph_exporter.traces.traceql.lexer import Duration, TraceQLError

@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0010"
+HEAD: Final = "0011"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -342,15 +342,18 @@ traces: Final = Table(
     sqlite_with_rowid=False,
 )  # fmt: skip
 
-# Services and their operations, for viewers' lists. ``last_ns`` is precise to the hour.
-span_operations: Final = Table(
-    "span_operations",
+# What spans say, by day, for viewers' lists (see `store.span_index`). ``day`` counts days since 1970 in UTC; ``what``
+# and ``source`` are its `What` and `Source`.
+span_index: Final = Table(
+    "span_index",
     metadata,
     Column("workspace_id", String(36), primary_key=True),
-    Column("service", String(200), primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("what", SmallInteger, primary_key=True),
     Column("name", String(200), primary_key=True),
+    Column("source", SmallInteger, primary_key=True),
     Column("kind", SmallInteger, primary_key=True),
-    Column("last_ns", BigInteger, nullable=False),
+    Column("value", String(200), primary_key=True),
     sqlite_with_rowid=False,
 )
 

@@ -308,3 +308,14 @@ def traces_of_executions(connection: Connection, workspace_id: str, window: Wind
         statement = statement.where(_executions.created_ns <= window.end_ns)
     for row in connection.execute(statement.distinct()):
         yield Place(0, row[0])
+
+
+def recorded_ids(
+    connection: Connection, workspace_id: str, start_ns: int | None, end_ns: int | None, limit: int
+) -> Sequence[str]:
+    """Ids of the newest executions recorded here that were created in a range (unix nanoseconds, both inclusive)."""
+    statement = _within(
+        select(_executions.execution_id).where(_executions.workspace_id == workspace_id, _IS_RECORDED),
+        _executions.created_ns, Window(start_ns, end_ns),
+    ).order_by(_executions.created_ns.desc()).limit(limit)  # fmt: skip
+    return connection.execute(statement).scalars().all()

@@ -25,6 +25,7 @@ from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
 from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.recorded_names import RecordedNames
 from tachograph_exporter.store.rollups import counting, folding
 from tachograph_exporter.store.schema import (
     ATTEMPT_ROWS,
@@ -85,6 +86,7 @@ class StoreWriter:
         self._upserts = [(rows, rows.upsert(dialect)) for rows in (EXECUTION_ROWS, STEP_ROWS, ATTEMPT_ROWS)]
         insert = (postgresql if dialect.name == "postgresql" else sqlite).insert
         self._insert_report = str(insert(workflow_step_reports).on_conflict_do_nothing().compile(dialect=dialect))
+        self._names = RecordedNames(dialect)
 
     def apply(self, events: Sequence[Event]) -> None:
         """Commit a batch of events. Raises `StoreUnavailable` when the database is unavailable."""
@@ -101,6 +103,7 @@ class StoreWriter:
         """Write events on an open connection, without committing them; `stored` must be called after the commit."""
         batch = Batch(events)
         self.write(connection, batch)
+        batch.notes = self._names.note(connection, batch, reassigned(events, self._same_as))
         self.append_log(connection, events)
         return batch
 
@@ -108,6 +111,8 @@ class StoreWriter:
         """Note that a batch was committed, and tell whoever waits for commits."""
         self._registered.update(batch.workflows)
         self._months |= batch.months
+        if batch.notes is not None:
+            self._names.remember(batch.notes)
         if self._committed is not None:
             self._committed()
 

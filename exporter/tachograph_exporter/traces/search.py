@@ -16,12 +16,11 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, func, select
 
-from tachograph.spans import semconv
+from tachograph_exporter.attribute_text import as_text
 from tachograph_exporter.ingest.spans import SpanRecord
-from tachograph_exporter.store import definitions as definition_rows
-from tachograph_exporter.store.recovery import INGESTED_PROCESS
-from tachograph_exporter.store.schema import span_operations, workflow_executions
+from tachograph_exporter.store import span_index_reading as index
 from tachograph_exporter.store.schema import spans as spans_table
+from tachograph_exporter.store.span_index_reading import ALWAYS, Days
 from tachograph_exporter.store.span_search import SpanCriteria, Window
 from tachograph_exporter.traces.reading import (
     MAX_SEARCHED_SPANS,
@@ -35,9 +34,8 @@ from tachograph_exporter.traces.reading import (
 from tachograph_exporter.traces.traceql.pipelines import Evaluate, Spanset, stage
 from tachograph_exporter.traces.traceql.requirements import both, criteria_of
 from tachograph_exporter.traces.traceql.syntax import EVERYTHING, Query
-from tachograph_exporter.views.otlp_spans import SERVICE
 
-__all__ = ["Search", "Trace", "record_of", "search", "spans_of_trace", "trace"]
+__all__ = ["MAX_SEARCHED_SPANS", "Search", "Trace", "record_of", "search", "spans_of_trace", "trace"]
 
 MAX_TRACES: Final = 500
 """Traces one search returns at most."""
@@ -53,14 +51,13 @@ KINDS: Final = {0: "", 1: "internal", 2: "server", 3: "client", 4: "producer", 5
 """Jaeger's names of span kinds."""
 
 _spans = spans_table.c
-_operations = span_operations.c
-_executions = workflow_executions.c
 
 
 class Search(msgspec.Struct, kw_only=True):
     """Which traces to find. Times and durations are nanoseconds.
 
-    ``service``, ``name`` and ``tags`` are those of one span; ``query`` is TraceQL and must match, too.
+    ``service``, ``name``, ``tags``, ``span_min_ns`` and ``span_max_ns`` are those of one span; ``query`` is TraceQL and
+    must match, too.
     """
 
     query: Query = EVERYTHING
@@ -71,6 +68,8 @@ class Search(msgspec.Struct, kw_only=True):
     end_ns: int | None = None
     min_ns: int | None = None
     max_ns: int | None = None
+    span_min_ns: int | None = None
+    span_max_ns: int | None = None
     limit: int = 20
 
     @property
@@ -78,8 +77,9 @@ class Search(msgspec.Struct, kw_only=True):
         """What a span of every trace has that is searched for: one of these."""
         is_error = self.tags.get("error") == "true"
         of_span = SpanCriteria(
-            service=self.service, name=self.name, status=_ERROR if is_error else None, trace_min_ns=self.min_ns
-        )
+            service=self.service, name=self.name, status=_ERROR if is_error else None,
+            min_ns=self.span_min_ns, trace_min_ns=self.min_ns,
+        )  # fmt: skip
         return tuple(both((of_span,), criteria_of(self.query)))
 
     @property
@@ -98,15 +98,23 @@ class Search(msgspec.Struct, kw_only=True):
         if (self.min_ns is not None and duration < self.min_ns) or (self.max_ns is not None and duration > self.max_ns):
             return None
         spansets = evaluate([Spanset(trace.spans)], view)
-        if spansets and (self.service is not None or self.name is not None or self.tags):
+        if spansets and self._is_of_span:
             fitting = [span for span in trace.spans if self._fits(span)]
             spansets = [Spanset(fitting)] if fitting else []
         return trace._replace(spansets=spansets) if spansets else None
+
+    @property
+    def _is_of_span(self) -> bool:
+        of_span = (self.service, self.name, self.span_min_ns, self.span_max_ns)
+        return bool(self.tags) or any(each is not None for each in of_span)
 
     def _fits(self, span: SpanRecord) -> bool:
         if self.service is not None and span.service != self.service:
             return False
         if self.name is not None and span.name != self.name:
+            return False
+        length = max(0, span.end_ns - span.start_ns)
+        if (self.span_min_ns or 0) > length or (self.span_max_ns is not None and length > self.span_max_ns):
             return False
         return all(_has(span, key, value) for key, value in self.tags.items())
 
@@ -115,18 +123,18 @@ def _has(span: SpanRecord, key: str, text: str) -> bool:
     if key == "error" and "error" not in span.attributes:
         return span.is_error is (text == "true")
     value = span.attributes.get(key, span.resource_attributes.get(key))
+    if value is None and key in _SHOWN_AS_TAGS:
+        value = _SHOWN_AS_TAGS[key](span) or None
     return as_text(value) == text if value is not None else False
 
 
-def as_text(value: Any) -> str:
-    """An attribute's value as text, as viewers show it and search for it."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, bytes):
-        return value.hex()
-    return msgspec.json.encode(value).decode() if isinstance(value, list | dict) else str(value)
+# What Jaeger shows as tags although OTLP has it elsewhere: its UI searches for what it shows.
+_SHOWN_AS_TAGS: Final[Mapping[str, Callable[[SpanRecord], str]]] = {
+    "span.kind": lambda span: KINDS.get(span.kind) or "internal",
+    "otel.scope.name": lambda span: span.scope,
+    "otel.status_code": lambda span: "ERROR" if span.is_error else "",
+    "otel.status_description": lambda span: span.status_message,
+}
 
 
 def search(
@@ -152,28 +160,17 @@ def search(
     return inspected
 
 
-def services(connection: Connection, workspace_id: str) -> list[str]:
-    """The services that have spans."""
-    rows = connection.execute(
-        select(_operations.service).where(_operations.workspace_id == workspace_id).distinct()
-    ).scalars()
-    recorded = select(_executions.execution_id).where(
-        _executions.workspace_id == workspace_id, func.coalesce(_executions.process, "") != INGESTED_PROCESS
-    )
-    return sorted({*rows, *([SERVICE] if connection.execute(recorded.limit(1)).first() is not None else [])})
+def services(connection: Connection, workspace_id: str, days: Days = ALWAYS) -> list[str]:
+    """The services that have spans on these days."""
+    return index.services(connection, workspace_id, days)
 
 
-def operations(connection: Connection, workspace_id: str, service: str | None = None) -> list[tuple[str, str]]:
-    """The span names of a service (None: of all services), each with its kind."""
-    names: set[tuple[str, str]] = set()
-    if service in (None, SERVICE):
-        rows, _ = definition_rows.definitions(connection, workspace_id, None, 0, MAX_NAMES)
-        names |= {(semconv.run_span_name(row.name), "server") for row in rows}
-    statement = select(_operations.name, _operations.kind).where(_operations.workspace_id == workspace_id).distinct()
-    if service is not None:
-        statement = statement.where(_operations.service == service)
-    names |= {(row[0], KINDS.get(row[1], "")) for row in connection.execute(statement.limit(MAX_NAMES))}
-    return sorted(names)
+def operations(
+    connection: Connection, workspace_id: str, service: str | None = None, days: Days = ALWAYS
+) -> list[tuple[str, str]]:
+    """The span names of a service (None: of all services) on these days, each with its kind."""
+    names = index.operations(connection, workspace_id, service, days)
+    return sorted({(name, KINDS.get(kind, "")) for name, kind in names})
 
 
 def dependencies(
