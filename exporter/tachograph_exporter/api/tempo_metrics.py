@@ -6,7 +6,6 @@ Older versions of Grafana also read ``promLabels``. Grafana reads an instant ans
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ from aiohttp import web
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.jaeger import read
 from tachograph_exporter.api.request import json_response
-from tachograph_exporter.api.tempo_search import any_value, parsed
+from tachograph_exporter.api.tempo_search import any_value, json_number, parsed
 from tachograph_exporter.api.viewer_query import ViewerQuery
 from tachograph_exporter.times import parse_go_duration
 from tachograph_exporter.traces.series import MAX_SERIES, Exemplar, Labels, Series
@@ -109,7 +108,9 @@ async def tempo_metrics(request: web.Request) -> web.Response:
     tree = _query(query)
     answer = await _computed(request, tree, TimeSteps.instant(*_range(query)), 0)
     series = [
-        {"labels": _labels(each.labels), "value": _number(each.values[0])} for each in answer.series if 0 in each.values
+        {"labels": _labels(each.labels), "value": json_number(each.values[0])}
+        for each in answer.series
+        if 0 in each.values
     ]
     return json_response({"series": series, "metrics": _inspected(answer)})
 
@@ -128,7 +129,8 @@ def _series(series: Series, steps: TimeSteps) -> dict[str, Any]:
     encoded: dict[str, Any] = {
         "labels": _labels(series.labels),
         "samples": [
-            {"timestampMs": str(steps.timestamp_ms(step)), "value": _number(values[step])} for step in sorted(values)
+            {"timestampMs": str(steps.timestamp_ms(step)), "value": json_number(values[step])}
+            for step in sorted(values)
         ],
         "promLabels": _prom_labels(series.labels),
     }
@@ -136,13 +138,6 @@ def _series(series: Series, steps: TimeSteps) -> dict[str, Any]:
     if exemplars:
         encoded["exemplars"] = [_exemplar(exemplar, series, steps) for exemplar in exemplars]
     return encoded
-
-
-def _number(value: float) -> float | str:
-    """A number in protobuf's JSON."""
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _labels(labels: Labels) -> list[dict[str, Any]]:
@@ -177,6 +172,6 @@ def _exemplar(exemplar: Exemplar, series: Series, steps: TimeSteps) -> dict[str,
             {"key": "span:id", "value": {"stringValue": exemplar.span_id}},
             {"key": "name", "value": {"stringValue": exemplar.name}},
         ],
-        "value": _number(value),
+        "value": json_number(value),
         "timestampMs": str(exemplar.time_ns // 1_000_000),
     }

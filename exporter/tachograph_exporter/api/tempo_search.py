@@ -6,6 +6,7 @@ strictly: a field that its version does not know is an error there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,10 +54,17 @@ def any_value(value: Any) -> dict[str, Any]:
     if isinstance(value, int):
         return {"intValue": str(value)}
     if isinstance(value, float):
-        return {"doubleValue": value}
+        return {"doubleValue": json_number(value)}
     if isinstance(value, list):
         return {"arrayValue": {"values": [any_value(item) for item in value]}}
     return {"stringValue": str(as_text(value))}
+
+
+def json_number(value: float) -> float | str:
+    """A number in protobuf's JSON, where those that are not finite are texts."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 async def tempo_search(request: web.Request) -> web.Response:

@@ -315,9 +315,9 @@ spans: Final = Table(
     Index("ix_spans_name", "workspace_id", text("substr(name, 1, 100)"), text("start_ns DESC"), "end_ns", "status"),
     Index("ix_spans_failed", "workspace_id", text("start_ns DESC"), sqlite_where=text(FAILED_OR_UNKNOWN),
           postgresql_where=text(FAILED_OR_UNKNOWN)),
-    # With all that most metrics of roots read.
+    # With all that most metrics of roots read; SQLite looks at the parent again.
     Index("ix_spans_root", "workspace_id", text("start_ns DESC"), "end_ns", "kind", "status", "service",
-          sqlite_where=text(IS_ROOT), postgresql_where=text(IS_ROOT)),
+          "parent_span_id", sqlite_where=text(IS_ROOT), postgresql_where=text(IS_ROOT)),
     sqlite_with_rowid=False,
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
@@ -62,7 +63,9 @@ def number_of(field: Field) -> Callable[[SpanRecord, TraceView], float | None]:
         value = first(get(span, view))
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        return value / NS if isinstance(value, Duration) else float(value)
+        if isinstance(value, Duration):
+            return value / NS
+        return float(value) if math.isfinite(value) else None
 
     return number
 

@@ -220,7 +220,8 @@ def _group(node: GroupBy) -> Evaluate:
 
 def key_of(value: Any) -> Any:
     """What tells values apart: 1, 1.0, true and "1" are four values."""
-    return type(value), repr(value) if isinstance(value, list | dict) else value
+    # A float that is not a number does not even equal itself.
+    return type(value), repr(value) if isinstance(value, list | dict | float) else value
 
 
 def _scalar_filter(node: ScalarFilter) -> Evaluate:

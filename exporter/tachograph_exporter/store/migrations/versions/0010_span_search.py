@@ -23,7 +23,7 @@ def upgrade() -> None:
     )
     for name, where, columns in (
         ("ix_spans_failed", _FAILED, []),
-        ("ix_spans_root", _ROOT, ["end_ns", "kind", "status", "service"]),
+        ("ix_spans_root", _ROOT, ["end_ns", "kind", "status", "service", "parent_span_id"]),
     ):
         key: list[Any] = ["workspace_id", text("start_ns DESC"), *columns]
         op.create_index(name, "spans", key, sqlite_where=where, postgresql_where=where)
