@@ -16,6 +16,7 @@ from tests.traces.test_oracle import TRACES, exported
 
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
+from tachograph_exporter.traces import trace_metrics
 
 
 @pytest.fixture
@@ -130,3 +131,19 @@ async def test_hostile_values_are_answered_in_json(api: Api) -> None:
                       f"histogram_over_time({name})", "compare({ status = error })"):  # fmt: skip
             for path in ("query", "query_range"):
                 await api.get(f"/tempo/api/metrics/{path}", params={"q": f"{{ }} | {query}", **window})
+
+
+async def test_a_sample_stands_for_all(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids of these traces end with every two digits equally often."""
+    await sent(api, *(span("one" if number % 2 else "two", 1, trace=number + 1) for number in range(512)))
+    window = {"start": str(T0 // S - 600), "end": str(T0 // S + 600)}
+    for query, most in (("sample=true", 100_000), ("sample=0.25", 100_000), ("sample=true", 100), ("sample=2", 1)):
+        monkeypatch.setattr(trace_metrics, "MAX_SAMPLED", most)
+        parameters = {"q": f"{{ }} | count_over_time() by (name) with({query})", **window}
+        body = await api.get("/tempo/api/metrics/query", params=parameters)
+        assert {series["value"] for series in body["series"]} == {256}, query
+        read = {"sample=0.25": 128, "sample=true": 512 if most > 512 else 100, "sample=2": 512}[query]
+        assert int(body["metrics"]["inspectedSpans"]) == read
+        parameters["q"] = f"{{ nestedSetParent < 0 }} | max_over_time(duration) with({query})"
+        body = await api.get("/tempo/api/metrics/query", params=parameters)
+        assert [series["value"] for series in body["series"]] == [1]

@@ -286,8 +286,11 @@ def spans_between(
     with_payload: bool,
     with_trace: bool,
     with_name: bool,
+    sample: str | None = None,
 ) -> Iterator[Row[Any]]:
     """Spans that arrived, that started in the window and may have one of the criteria, in no order.
+
+    ``sample``: only of traces whose id ends with less than these two hexadecimal digits.
 
     A row has ``trace_id span_id parent_span_id name service start_ns end_ns kind status payload``, with
     ``with_payload`` also ``resource resource_id`` (without it, ``payload`` is there only if the status is not), with
@@ -331,9 +334,19 @@ def spans_between(
             statement = statement.where(text(f"({IS_ROOT})"))
         if is_known is not None:
             statement = statement.where(_spans.status.is_not(None) if is_known else _spans.status.is_(None))
+        if sample is not None:
+            statement = statement.where(func.substr(_spans.trace_id, 31, 2) < sample)
         statement = _within(statement, _spans.start_ns, window)
         with connection.execute(statement, execution_options={"yield_per": 2_000}) as rows:
             yield from rows
+
+
+def count_between(connection: Connection, workspace_id: str, window: Window, *, is_root: bool) -> int:
+    """How many spans arrived that started in the window: all, or those without a parent."""
+    statement = select(func.count()).select_from(spans).where(_spans.workspace_id == workspace_id)
+    if is_root:
+        statement = statement.where(text(f"({IS_ROOT})"))
+    return int(connection.execute(_within(statement, _spans.start_ns, window)).scalar_one())
 
 
 def traces_with_spans(connection: Connection, workspace_id: str, window: Window) -> Iterator[Place]:

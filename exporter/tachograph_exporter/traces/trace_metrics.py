@@ -2,6 +2,9 @@
 
 Where the query asks something of spans alone, they are read one by one, without their payload if their columns say it
 all; otherwise (structure, aggregates) trace by trace. Executions recorded here are always read trace by trace.
+
+With the hint ``sample``, and only then, not all spans are read where they are many: those of some of the traces, chosen
+by their ids, stand for all of them.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from tachograph_exporter.ingest.spans import SpanRecord, stored_record
 from tachograph_exporter.store.span_search import (
     SpanCriteria,
     Window,
+    count_between,
     rootless_traces,
     spans_between,
     traces_of_executions,
@@ -69,9 +73,27 @@ def compute(
         reading.spans(alone, _need_of_metrics(metrics) | need_of(alone))
     else:
         reading.traces()
-    series = staged(taking.series(), metrics.stages)
+    made = taking.series()
+    if reading.sampled < _ALL and metrics_name(metrics) in _COUNTING:
+        made = [_scaled(each, _ALL / reading.sampled) for each in made]
+    series = staged(made, metrics.stages)
     is_partial = taking.is_partial or len(series) > MAX_SERIES
     return Answer(series[:MAX_SERIES], reading.inspected, is_partial)
+
+
+MAX_SAMPLED: Final = 100_000
+"""Spans that a query with the hint ``sample=true`` reads, about, if there are more."""
+_ALL: Final = 256
+_COUNTING: Final = ("rate", "count_over_time", "histogram_over_time", "sum_over_time", "compare")
+
+
+def metrics_name(metrics: Metrics) -> str:
+    """The name of the function."""
+    return "compare" if isinstance(metrics.function, Compare) else metrics.function.function
+
+
+def _scaled(series: Series, factor: float) -> Series:
+    return series._replace(values={step: value * factor for step, value in series.values.items()})
 
 
 def spans_alone(pipeline: Pipeline, metrics: Metrics) -> Expression | None:
@@ -146,7 +168,10 @@ class _Reading:
         # Exemplars show the name.
         self._with_name = exemplars > 0 or Intrinsic("name") in _fields_of(query)
         self._add = taking.add
+        self._sample = dict(query.hints).get("sample")
         self.inspected = 0
+        self.sampled = _ALL
+        """Of 256 traces, how many are read."""
 
     def traces(self) -> None:
         """All spans, trace by trace."""
@@ -173,7 +198,9 @@ class _Reading:
         """Spans one by one, those of executions recorded here trace by trace."""
         whole = {place.trace_id: place for place in self._executions()}
         criteria = _criteria(test)
-        if all(each.is_root for each in criteria):
+        is_root = all(each.is_root for each in criteria)
+        self.sampled = self._share(is_root)
+        if is_root:
             for place in rootless_traces(self._connection, self._workspace_id, self._window):
                 whole[place.trace_id] = place
         is_matching = condition(test)
@@ -181,7 +208,18 @@ class _Reading:
             self.inspected += 1
             if is_matching(span, view):
                 self._add(span, view)
+        if self.sampled < _ALL:
+            whole = {trace_id: place for trace_id, place in whole.items() if int(trace_id[-2:], 16) < self.sampled}
         self._whole(whole)
+
+    def _share(self, is_root: bool) -> int:
+        """Of 256 traces, how many to read: all, unless the query has the hint ``sample``."""
+        if self._sample is True:
+            count = count_between(self._connection, self._workspace_id, self._window, is_root=is_root)
+            return _ALL if count <= MAX_SAMPLED else max(1, _ALL * MAX_SAMPLED // count)
+        if isinstance(self._sample, float) and 0 < self._sample < 1:
+            return max(1, round(_ALL * self._sample))
+        return _ALL
 
     def _arrived(
         self, criteria: tuple[SpanCriteria, ...], need: Need, left_out: Collection[str]
@@ -190,6 +228,7 @@ class _Reading:
         rows = spans_between(
             self._connection, self._workspace_id, criteria, self._window, with_payload=with_payload,
             with_trace=with_trace, with_name=self._with_name,
+            sample=f"{self.sampled:02x}" if self.sampled < _ALL else None,
         )  # fmt: skip
         view = TraceView("", "", "", 0)
         resources: dict[str, Mapping[str, Any]] = {}
