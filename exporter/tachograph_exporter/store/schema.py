@@ -289,6 +289,8 @@ archived_executions: Final = Table(
 FAILED_OR_UNKNOWN: Final = "status = 2 OR status IS NULL"
 """Spans whose status is an error, or was not written by an earlier version."""
 IS_ROOT: Final = "parent_span_id = ''"
+IS_ROOTLESS: Final = "root_rank = 0"
+"""Traces of whose spans all have a parent."""
 
 # Spans that arrived by OTLP. ``payload`` is the OTLP span; resource and scope are stored once, in ``span_resources``.
 spans: Final = Table(
@@ -338,6 +340,8 @@ traces: Final = Table(
     Column("root_name", String(200), nullable=False),
     Column("due_ns", BigInteger),
     Index("ix_traces_start", "workspace_id", text("start_ns DESC"), "end_ns"),
+    Index("ix_traces_rootless", "workspace_id", text("start_ns DESC"), "end_ns", "root_rank",
+          sqlite_where=text(IS_ROOTLESS), postgresql_where=text(IS_ROOTLESS)),
     Index("ix_traces_root_name", "workspace_id", "root_name", text("start_ns DESC")),
     Index("ix_traces_root_service", "workspace_id", "root_service", text("start_ns DESC")),
     Index("ix_traces_due", "due_ns", sqlite_where=text("due_ns IS NOT NULL"),

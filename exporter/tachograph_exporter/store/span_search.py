@@ -30,6 +30,7 @@ from tachograph_exporter.store.recovery import INGESTED_PROCESS
 from tachograph_exporter.store.schema import (
     FAILED_OR_UNKNOWN,
     IS_ROOT,
+    IS_ROOTLESS,
     span_resources,
     spans,
     traces,
@@ -358,7 +359,7 @@ def traces_with_spans(connection: Connection, workspace_id: str, window: Window)
 
 def rootless_traces(connection: Connection, workspace_id: str, window: Window) -> Iterator[Place]:
     """Traces around the window of whose spans all have a parent."""
-    statement = select(_traces.trace_id).where(_traces.workspace_id == workspace_id, _traces.root_rank == 0)
+    statement = select(_traces.trace_id).where(_traces.workspace_id == workspace_id, text(f"({IS_ROOTLESS})"))
     if window.start_ns is not None:
         statement = statement.where(_traces.start_ns >= window.start_ns - LONGEST_NS)
         statement = statement.where(_traces.end_ns >= window.start_ns)

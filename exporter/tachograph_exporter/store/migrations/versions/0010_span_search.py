@@ -29,6 +29,14 @@ def upgrade() -> None:
         op.create_index(name, "spans", key, sqlite_where=where, postgresql_where=where)
     op.drop_index("ix_traces_start", "traces")
     op.create_index("ix_traces_start", "traces", ["workspace_id", text("start_ns DESC"), "end_ns"])
+    rootless = text("root_rank = 0")
+    op.create_index(
+        "ix_traces_rootless",
+        "traces",
+        ["workspace_id", text("start_ns DESC"), "end_ns", "root_rank"],
+        sqlite_where=rootless,
+        postgresql_where=rootless,
+    )
     for column in ("root_name", "root_service"):
         op.create_index(f"ix_traces_{column}", "traces", ["workspace_id", column, text("start_ns DESC")])
 
@@ -36,6 +44,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Back."""
     op.drop_index("ix_traces_root_service", "traces")
+    op.drop_index("ix_traces_rootless", "traces")
     op.drop_index("ix_traces_root_name", "traces")
     op.drop_index("ix_traces_start", "traces")
     op.create_index("ix_traces_start", "traces", ["workspace_id", text("start_ns DESC")])
