@@ -1,7 +1,12 @@
-"""How many spans a request carries, counted before it is read: a span of two bytes takes a hundred in memory."""
+"""Protobuf's wire format without its parser: how many spans a request carries, and where its parts begin and end.
+
+Spans are counted before a request is read: a span of two bytes takes a hundred in memory. Format:
+https://protobuf.dev/programming-guides/encoding/
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 MAX_MESSAGES: Final = 200_000
@@ -38,6 +43,33 @@ def is_too_much(body: bytes, *, is_json: bool) -> bool:
             else:
                 break
     return False
+
+
+class Malformed(ValueError):
+    """Bytes that are not a protobuf message."""
+
+
+def fields(message: bytes) -> Iterator[tuple[int, bool, int, int, int]]:
+    """Each field of a message: its number, whether it is bytes (or a message), where it starts, where its value begins
+    and where it ends. Raises `Malformed`.
+    """
+    at, end = 0, len(message)
+    while at < end:
+        start = at
+        tag, at = _varint(message, at, end)
+        kind, begin = tag & 7, at
+        if kind == 2:
+            length, begin = _varint(message, at, end)
+            at = begin + length
+        elif kind == 0:
+            _, at = _varint(message, at, end)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise Malformed(f"a field at {start} has an unknown type")
+        if at > end or begin > end or tag >> 3 == 0:
+            raise Malformed(f"a field at {start} is cut off")
+        yield tag >> 3, kind == 2, start, begin, at
 
 
 def _varint(body: bytes, at: int, end: int) -> tuple[int, int]:

@@ -18,9 +18,10 @@ from sqlalchemy import Connection
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
+from tachograph_exporter.ingest import reading
 from tachograph_exporter.ingest.envelope import is_too_much
 from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore
-from tachograph_exporter.ingest.spans import MAX_SPANS, BadRequest, SpanRecord, parse, records
+from tachograph_exporter.ingest.spans import BadRequest, SpanRecord
 
 quiet = QuietLog(logging.getLogger(__name__))
 
@@ -222,16 +223,8 @@ def _read(request: _Request) -> _ReadRequest | None:
     if is_too_much(request.body, is_json=request.is_json):
         request.answer.set_exception(BadRequest("the request carries too many spans or attributes; send it in parts"))
         return None
-    spans: list[SpanRecord] = []
-    rejections: list[str] = []
     try:
-        for span in records(parse(request.body, is_json=request.is_json)):
-            if isinstance(span, str):
-                rejections.append(span)
-            elif len(spans) >= MAX_SPANS:
-                rejections.append(f"a request may carry at most {MAX_SPANS} spans")
-            else:
-                spans.append(span)
+        spans, rejections = reading.read(request.body, is_json=request.is_json)
     except Exception as error:
         if not isinstance(error, BadRequest):
             quiet.exception(("read", type(error)), "a request could not be read")

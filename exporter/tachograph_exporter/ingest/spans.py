@@ -13,23 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-from google.protobuf.message import DecodeError
+from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesData
 
 from tachograph.clock import NS
 
-MAX_SPANS: Final = 100_000
-"""Spans one request may carry."""
 EARLIEST_NS: Final = 946_684_800 * NS
 """The year 2000: a clock that shows an earlier time was never set."""
 AHEAD_SECONDS: Final = 86_400.0
 """How far a span's clock may be ahead of this one."""
 LONGEST_SECONDS: Final = 366 * 86_400.0
 """How long a span may last: a longer one began before its clock was set."""
-_MAX_FIXED64: Final = (1 << 64) - 1
 
 
 class BadRequest(ValueError):
@@ -96,59 +92,6 @@ def value_of(value: AnyValue) -> Any:
     if kind == "kvlist_value":
         return attributes_of(value.kvlist_value.values)
     return getattr(value, kind)
-
-
-def parse(body: bytes, *, is_json: bool) -> ExportTraceServiceRequest:
-    """Decode a request's body. Raises `BadRequest`."""
-    if not is_json:
-        try:
-            return ExportTraceServiceRequest.FromString(body)
-        except DecodeError as error:
-            raise BadRequest(f"the body is not a protobuf ExportTraceServiceRequest: {error}") from None
-    try:
-        document = msgspec.json.decode(body)
-        return ParseDict(_ids_to_base64(document), ExportTraceServiceRequest(), ignore_unknown_fields=True)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {error}") from None
-    except (ParseError, ValueError, TypeError, AttributeError) as error:
-        raise BadRequest(f"the body is not a JSON ExportTraceServiceRequest: {error}") from None
-
-
-def _ids_to_base64(value: Any) -> Any:
-    """OTLP's JSON has ids in hex, where protobuf's own JSON mapping has bytes in base64."""
-    if isinstance(value, list):
-        return [_ids_to_base64(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    converted = {}
-    for key, item in value.items():
-        if key in _TIMES:
-            converted[key] = _in_range(item)
-        elif key in ("traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"):
-            if not isinstance(item, str):
-                raise ValueError(f"{key} is not a string")
-            try:
-                converted[key] = base64.b64encode(bytes.fromhex(item)).decode()
-            except ValueError:
-                raise ValueError(f"{key} {item[:40]!r} is not hex") from None
-        else:
-            converted[key] = _ids_to_base64(item)
-    return converted
-
-
-_TIMES: Final = frozenset({
-    "startTimeUnixNano", "endTimeUnixNano", "timeUnixNano",
-    "start_time_unix_nano", "end_time_unix_nano", "time_unix_nano",
-})  # fmt: skip
-
-
-def _in_range(value: Any) -> Any:
-    """A time that protobuf can hold. One that it cannot would cost the whole request; so it costs its span only."""
-    try:
-        number = int(value) if isinstance(value, str | int) else None
-    except ValueError:
-        return value
-    return value if number is None or 0 <= number <= _MAX_FIXED64 else str(min(max(number, 0), _MAX_FIXED64))
 
 
 def records(request: ExportTraceServiceRequest, now_ns: int | None = None) -> Iterator[SpanRecord | str]:
@@ -239,8 +182,8 @@ def export_request(spans: Iterable[SpanRecord]) -> bytes:
 
 
 def request_as_json(body: bytes) -> dict[str, Any]:
-    """An OTLP request (protobuf) as OTLP JSON. Raises `BadRequest`."""
-    groups = parse(body, is_json=False).resource_spans
+    """A stored OTLP request (protobuf) as OTLP JSON."""
+    groups = ExportTraceServiceRequest.FromString(body).resource_spans
     return {"resourceSpans": [_ids_to_hex(MessageToDict(group)) for group in groups]}
 
 
