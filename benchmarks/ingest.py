@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection, Executable, delete, insert
 
-from tachograph_exporter.ingest.reading import read
+from tachograph_exporter.ingest.spans import SpanRecord, parse, records
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.inserting import insert_many
 from tachograph_exporter.store.schema import span_resources, spans
@@ -75,7 +75,9 @@ def build_request() -> bytes:
 
 def bulk(database: Database, bodies: list[bytes]) -> float:
     """Spans per second for the same rows into the same table, with one INSERT and one commit per request."""
-    groups = [read(body, is_json=False)[0] for body in bodies]
+    groups = [
+        [record for record in records(parse(body).resource_spans) if isinstance(record, SpanRecord)] for body in bodies
+    ]
     statement = str(insert(spans).compile(dialect=database.dialect))
     start = time.perf_counter()
     for group in groups:

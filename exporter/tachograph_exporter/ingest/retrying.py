@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tachograph.errors import StoreUnavailable
-from tachograph_exporter.ingest.reading import read
 from tachograph_exporter.ingest.span_store import SpanStore
+from tachograph_exporter.ingest.spans import SpanRecord, parse, records
 from tachograph_exporter.store import refused
 from tachograph_exporter.store.refused import RefusedRecord
 from tachograph_exporter.store.writer import StoreWriter
@@ -31,9 +31,11 @@ def retry(writer: StoreWriter, spans: SpanStore, record: RefusedRecord) -> str:
 
 
 def _store_trace(store: SpanStore, record: RefusedRecord) -> None:
-    spans, faults = read(record.payload, is_json=False)
+    decoded = list(records(parse(record.payload).resource_spans))
+    faults = [fault for fault in decoded if isinstance(fault, str)]
     if faults:
         raise ValueError("; ".join(faults[:3]))
+    spans = [span for span in decoded if isinstance(span, SpanRecord)]
     taken = store.commit(
         lambda c: ((result := store.take(c, record.workspace_id, record.workspace, spans)), result.events)
     )

@@ -14,22 +14,22 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesData
 
 from tachograph.clock import NS
+from tachograph_exporter.ingest.envelope import ScopeOfSpans, not_protobuf
 
+MAX_SPANS: Final = 100_000
+"""Spans one request may carry."""
 EARLIEST_NS: Final = 946_684_800 * NS
 """The year 2000: a clock that shows an earlier time was never set."""
 AHEAD_SECONDS: Final = 86_400.0
 """How far a span's clock may be ahead of this one."""
 LONGEST_SECONDS: Final = 366 * 86_400.0
 """How long a span may last: a longer one began before its clock was set."""
-
-
-class BadRequest(ValueError):
-    """A body that is not a trace export request; says what is wrong."""
 
 
 class SpanRecord(msgspec.Struct, gc=False):
@@ -94,16 +94,36 @@ def value_of(value: AnyValue) -> Any:
     return getattr(value, kind)
 
 
-def records(request: ExportTraceServiceRequest, now_ns: int | None = None) -> Iterator[SpanRecord | str]:
-    """Each span of a request; for a span that is not valid, the reason as text.
+def parse(body: bytes) -> ExportTraceServiceRequest:
+    """Decode a request's body (protobuf) as a whole. Raises `BadRequest`."""
+    try:
+        return ExportTraceServiceRequest.FromString(body)
+    except DecodeError as error:
+        raise not_protobuf(error) from None
+
+
+def records_of(scopes: Iterable[ScopeOfSpans]) -> Iterator[SpanRecord | str]:
+    """Each span, a few of them in memory at a time; see `records`."""
+    for scope in scopes:
+        for piece in scope.pieces():
+            if isinstance(piece, str):
+                yield piece
+            else:
+                yield from records([piece])
+
+
+def records(groups: Iterable[ResourceSpans], now_ns: int | None = None) -> Iterator[SpanRecord | str]:
+    """Each span of these groups; for a span that is not valid, the reason as text.
 
     ``now_ns``: the time that spans may not be far ahead of (default: now).
     """
     latest_ns = (time.time_ns() if now_ns is None else now_ns) + round(AHEAD_SECONDS * NS)
-    for group in request.resource_spans:
+    for group in groups:
         attributes = attributes_of(group.resource.attributes)
         service = _service(attributes)
         for scope_spans in group.scope_spans:
+            if not scope_spans.spans:
+                continue
             bare = ResourceSpans(resource=group.resource, schema_url=group.schema_url)
             bare.scope_spans.add(schema_url=scope_spans.schema_url).scope.CopyFrom(scope_spans.scope)
             resource = bare.SerializeToString(deterministic=True)
@@ -182,8 +202,8 @@ def export_request(spans: Iterable[SpanRecord]) -> bytes:
 
 
 def request_as_json(body: bytes) -> dict[str, Any]:
-    """A stored OTLP request (protobuf) as OTLP JSON."""
-    groups = ExportTraceServiceRequest.FromString(body).resource_spans
+    """An OTLP request (protobuf) as OTLP JSON. Raises `BadRequest`."""
+    groups = parse(body).resource_spans
     return {"resourceSpans": [_ids_to_hex(MessageToDict(group)) for group in groups]}
 
 
