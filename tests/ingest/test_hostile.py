@@ -38,7 +38,7 @@ ONE = {**IDS, "name": "j", "startTimeUnixNano": str(T0), "endTimeUnixNano": str(
 
 @pytest.fixture
 async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
-    async for api in serve(Config(database=database_url, grace_seconds=0.1, max_body_bytes=30_000_000), handlers):
+    async for api in serve(Config(database=database_url, grace_seconds=0.1, max_otlp_body_bytes=30_000_000), handlers):
         yield api
 
 
