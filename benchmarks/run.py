@@ -17,6 +17,7 @@ import metrics
 import page
 import recorder
 import scrape
+import search
 import stream
 import timeline
 import writer
@@ -32,6 +33,7 @@ BENCHMARKS = {
     "ingest": ingest.main,
     "page": page.main,
     "stream": stream.main,
+    "search": search.main,
     "attacks": attacks.main,
 }
 

@@ -209,12 +209,63 @@ async def test_the_chrome_format_is_what_trace_viewers_read(api: Api) -> None:
     execution = await api.run(await register(api, RETRY))
     trace = await api.get(f"/api/workflows/executions/{execution}/timeline?format=chrome")
     complete = [event for event in trace["traceEvents"] if event["ph"] == "X"]
-    assert [event["name"] for event in complete] == ["run retry", "flaky", "last", "bad"]
+    assert [event["name"] for event in complete] == [
+        "run retry", "flaky", "flaky attempt 1", "backoff", "flaky attempt 2", "last", "bad",
+    ]  # fmt: skip
     for event in complete:
         assert event["dur"] >= 0
         assert event["ts"] >= 0
         assert isinstance(event["pid"], int)
         assert isinstance(event["tid"], int)
+    (flaky, *inner) = complete[1:5]
+    assert flaky["ts"] <= inner[0]["ts"]
+    assert inner[1]["ts"] == pytest.approx(inner[0]["ts"] + inner[0]["dur"], abs=0.01)
+    assert inner[1]["dur"] >= 20_000
+    assert {event["tid"] for event in inner} == {flaky["tid"]}
+    # An arrow begins and ends within the slices that it joins.
+    slices = {event["name"]: event for event in complete}
+    starts = {event["id"]: event for event in trace["traceEvents"] if event["ph"] == "s"}
+    ends = {event["id"]: event for event in trace["traceEvents"] if event["ph"] == "f"}
+    assert starts.keys() == ends.keys()
+    joined = set()
+    for flow, start in starts.items():
+        (before, after) = [
+            [e["name"] for e in (slices["flaky"], slices["last"], slices["bad"])
+             if e["tid"] == event["tid"] and e["ts"] <= event["ts"] < e["ts"] + max(e["dur"], 0.001)]
+            for event in (start, ends[flow])
+        ]  # fmt: skip
+        joined.add((before[0], after[-1]))
+    assert joined == {("flaky", "last"), ("last", "bad")}
+
+
+async def test_what_runs_reaches_to_now_in_the_chrome_format(api: Api) -> None:
+    again = {"initial_seconds": 600, "max_seconds": 600, "jitter": 0}
+    document = {
+        "name": "long",
+        "steps": [
+            {"name": "sleep", "config": {"handler": "sleep", "seconds": 600}},
+            {"name": "again", "config": {"handler": "fail"}, "max_retries": 2, "retry_backoff": again},
+        ],
+    }
+    identifier = await register(api, document)
+    _, body = await api.call("POST", f"/api/workflows/{identifier}/execute")
+    path = f"/api/workflows/executions/{body['execution_id']}/timeline?format=chrome"
+
+    async def durations() -> dict[str, float]:
+        trace = await api.get(path)
+        return {e["name"]: e["dur"] for e in trace["traceEvents"] if e["ph"] == "X" and e["args"].get("open")}
+
+    async with asyncio.timeout(20):
+        while not {"sleep", "backoff"} <= (first := await durations()).keys():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)
+    second = await durations()
+    # No heartbeat is due so soon: it is the clock that moves.
+    for name in ("run long", "sleep", "again", "backoff"):
+        assert second[name] >= first[name] + 300_000
+    await api.call("POST", f"/api/workflows/executions/{body['execution_id']}/cancel")
+    await api.finished(body["execution_id"])
+    assert await durations() == {}
 
 
 async def test_executions_are_listed_newest_first_and_filtered(api: Api) -> None:

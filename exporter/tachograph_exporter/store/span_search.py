@@ -31,7 +31,7 @@ _spans = spans.c
 _traces = traces.c
 _executions = workflow_executions.c
 _steps = workflow_step_executions.c
-_NAME: Final[ColumnElement[str]] = literal_column(f"substr(spans.name, 1, {_INDEXED_NAME})")
+_name_start: ColumnElement[str] = literal_column(f"substr(spans.name, 1, {_INDEXED_NAME})")
 _IS_RECORDED: Final = func.coalesce(_executions.process, "") != INGESTED_PROCESS
 LONGEST_NS: Final = 31 * 86_400 * 1_000_000_000
 """How long before a window executions and traces are looked for that reach into it."""
@@ -123,7 +123,7 @@ def _by_index(criteria: Sequence[SpanCriteria]) -> ColumnElement[bool] | None:
     """The condition by which an index finds the spans, or None if only that of traces helps."""
     if all(each.status == _ERROR for each in criteria):
         return text(f"({FAILED_OR_UNKNOWN})")  # type: ignore[return-value]
-    for column, field in ((_NAME, "name"), (_spans.service, "service")):
+    for column, field in ((_name_start, "name"), (_spans.service, "service")):
         values = {getattr(each, field) for each in criteria}
         if None not in values:
             cut = [value[:_INDEXED_NAME] if field == "name" else value for value in values]
@@ -131,12 +131,18 @@ def _by_index(criteria: Sequence[SpanCriteria]) -> ColumnElement[bool] | None:
     return None
 
 
+def _is_named(name: str) -> ColumnElement[bool]:
+    """A condition on the expression that is indexed: SQLite does not find the index beside one on the name itself."""
+    begins = _name_start == name[:_INDEXED_NAME]
+    return begins if len(name) < _INDEXED_NAME else and_(begins, func.coalesce(_spans.name, "") == name)
+
+
 def _of_span(criteria: SpanCriteria) -> ColumnElement[bool]:
     conditions: list[ColumnElement[bool]] = [_spans.start_ns > 0]
     if criteria.service is not None:
         conditions.append(_spans.service == criteria.service)
     if criteria.name is not None:
-        conditions.append(_spans.name == criteria.name)
+        conditions.append(_is_named(criteria.name))
     if criteria.status is not None:
         conditions.append(or_(_spans.status == criteria.status, _spans.status.is_(None)))
     if criteria.kind is not None:
@@ -222,7 +228,8 @@ def recorded_runs(connection: Connection, workspace: str, trace_ids: Sequence[st
 def _recorded(workspace: str, trace_ids: Sequence[str]) -> ColumnElement[bool]:
     return and_(
         _executions.trace_id.in_(trace_ids),
-        _executions.workspace_id == workspace,
+        # An expression, or SQLite would choose an index on the workspace.
+        func.coalesce(_executions.workspace_id, "") == workspace,
         _IS_RECORDED,
     )
 

@@ -19,7 +19,7 @@ from tachograph_exporter.traces.series import (
 )
 from tachograph_exporter.traces.time_steps import NS, TimeSteps
 from tachograph_exporter.traces.traceql.expressions import condition
-from tachograph_exporter.traces.traceql.fields import Getter, TraceView, first, getter_of
+from tachograph_exporter.traces.traceql.fields import SERVICE, Getter, TraceView, first, getter_of
 from tachograph_exporter.traces.traceql.lexer import Duration
 from tachograph_exporter.traces.traceql.pipelines import key_of
 from tachograph_exporter.traces.traceql.syntax import Compare, Field, Intrinsic, OverTime, text_of
@@ -30,6 +30,7 @@ MAX_VALUES: Final = 2_000
 """Values of one attribute that `compare` counts, in the selection and outside; further ones are left out."""
 _ZERO_FILLED: Final = ("rate", "count_over_time", "histogram_over_time")
 _META: Final = "__meta_type"
+_TEXTS: Final = tuple(Intrinsic(name) for name in ("name", "status", "kind", "rootName", "rootServiceName"))
 
 
 class Collector(Protocol):
@@ -73,11 +74,17 @@ class _Groups:
         self._names = [text_of(field) for field in by]
         self._getters = [getter_of(field) for field in by]
         self._values: dict[Any, list[Any]] = {}
+        # Values of these are always texts: they can be told apart as they are.
+        self._is_text = all(field == SERVICE or field in _TEXTS for field in by)
 
     def key(self, span: SpanRecord, view: TraceView) -> Any:
         """What the span belongs to, or None if there are too many groups."""
-        values = [first(get(span, view)) for get in self._getters]
-        key = tuple(map(key_of, values))
+        if self._is_text:
+            values = [get(span, view) for get in self._getters]
+            key: Any = tuple(values)
+        else:
+            values = [first(get(span, view)) for get in self._getters]
+            key = tuple(map(key_of, values))
         if key not in self._values:
             if len(self._values) >= MAX_GROUPS:
                 return None

@@ -180,7 +180,7 @@ class _Reading:
         view = TraceView("", "", "", 0)
         resources: dict[str, Mapping[str, Any]] = {}
         for row in rows:
-            if row.trace_id in left_out:
+            if left_out and row.trace_id in left_out:
                 continue
             if with_trace:
                 duration_ns = row.trace_end_ns - row.trace_start_ns
@@ -192,8 +192,8 @@ class _Reading:
 
 
 def _from_columns(row: Row[Any], resources: dict[str, Mapping[str, Any]]) -> SpanRecord:
-    columns: tuple[Any, ...] = row[:10]
-    trace_id, span_id, parent, name, service, start_ns, end_ns, kind, status, payload = columns
+    columns: Any = row
+    trace_id, span_id, parent, name, service, start_ns, end_ns, kind, status, payload, *_ = columns
     if status is None:
         whole = stored_record(payload, b"", "")
         kind, status = whole.kind, whole.status_code

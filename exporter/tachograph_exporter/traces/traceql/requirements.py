@@ -63,8 +63,20 @@ def _of_stage(stage: Stage) -> Alternatives:
             return _either(left, right)
         if stage.operator.startswith("!"):
             return right
-        return right if is_anything(left) or len(right) < len(left) else left
+        return max(left, right, key=_selectivity)
     return _NOTHING_KNOWN
+
+
+def _selectivity(alternatives: Alternatives) -> tuple[int, int]:
+    """How much a database is helped by alternatives: as much as by the worst of them."""
+    worst = min(
+        8 * (each.status == _STATUS_CODES["error"])
+        + 4 * (each.name is not None or each.root_name is not None)
+        + 2 * (each.min_ns is not None or each.trace_min_ns is not None)
+        + (each.service is not None or each.root_service is not None)
+        for each in alternatives
+    )
+    return worst, -len(alternatives)
 
 
 def of_condition(condition: Expression) -> Alternatives:
