@@ -315,8 +315,9 @@ spans: Final = Table(
     Index("ix_spans_name", "workspace_id", text("substr(name, 1, 100)"), text("start_ns DESC"), "end_ns", "status"),
     Index("ix_spans_failed", "workspace_id", text("start_ns DESC"), sqlite_where=text(FAILED_OR_UNKNOWN),
           postgresql_where=text(FAILED_OR_UNKNOWN)),
-    Index("ix_spans_root", "workspace_id", text("start_ns DESC"), sqlite_where=text(IS_ROOT),
-          postgresql_where=text(IS_ROOT)),
+    # With all that most metrics of roots read.
+    Index("ix_spans_root", "workspace_id", text("start_ns DESC"), "end_ns", "kind", "status", "service",
+          sqlite_where=text(IS_ROOT), postgresql_where=text(IS_ROOT)),
     sqlite_with_rowid=False,
 )  # fmt: skip
 
@@ -336,7 +337,9 @@ traces: Final = Table(
     Column("root_service", String(200), nullable=False),
     Column("root_name", String(200), nullable=False),
     Column("due_ns", BigInteger),
-    Index("ix_traces_start", "workspace_id", text("start_ns DESC")),
+    Index("ix_traces_start", "workspace_id", text("start_ns DESC"), "end_ns"),
+    Index("ix_traces_root_name", "workspace_id", "root_name", text("start_ns DESC")),
+    Index("ix_traces_root_service", "workspace_id", "root_service", text("start_ns DESC")),
     Index("ix_traces_due", "due_ns", sqlite_where=text("due_ns IS NOT NULL"),
           postgresql_where=text("due_ns IS NOT NULL")),
     sqlite_with_rowid=False,

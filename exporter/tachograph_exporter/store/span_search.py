@@ -5,10 +5,25 @@ Each gives what may match. Rows of earlier versions have no kind and status: the
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, exists, func, literal_column, or_, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    case,
+    exists,
+    func,
+    literal,
+    literal_column,
+    null,
+    or_,
+    select,
+    text,
+    true,
+)
 
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
@@ -23,6 +38,7 @@ from tachograph_exporter.store.schema import (
 )
 
 _CHUNK: Final = 500
+_FIRST: Final = 20
 _ERROR: Final = 2
 _INDEXED_NAME: Final = 100
 """Characters of a name that are in its index."""
@@ -93,41 +109,66 @@ def arrived_traces(
 def _by_spans(
     connection: Connection,
     workspace_id: str,
-    index: ColumnElement[bool],
+    index: _Index,
     criteria: Sequence[SpanCriteria],
     window: Window,
 ) -> Generator[Place, None, None]:
     statement = (
         select(_spans.start_ns, _spans.trace_id)
-        .where(_spans.workspace_id == workspace_id, index, or_(*[_of_span(each) for each in criteria]))
+        .where(
+            _spans.workspace_id == workspace_id, index.condition, or_(*[_of_span(each, index.of) for each in criteria])
+        )
         .order_by(_spans.start_ns.desc())
     )
-    # No span starts before its trace.
-    statement = _within(statement, _spans.start_ns, window._replace(end_ns=None))
-    if window.end_ns is not None:
-        statement = statement.where(
-            exists().where(
-                _traces.workspace_id == workspace_id, _traces.trace_id == _spans.trace_id,
-                _traces.start_ns <= window.end_ns,
-            )
-        )  # fmt: skip
+    # No span starts before its trace, nor very long after it.
+    latest_ns = None if window.end_ns is None else window.end_ns + LONGEST_NS
+    statement = _within(statement, _spans.start_ns, window._replace(end_ns=latest_ns))
     given: set[str] = set()
+    size = _FIRST
     with connection.execute(statement, execution_options=_STREAM) as rows:
+        fresh: dict[str, Place] = {}
         for row in rows:
-            if row[1] not in given:
-                given.add(row[1])
-                yield Place(row[0], row[1])
+            if row[1] in given:
+                continue
+            given.add(row[1])
+            fresh[row[1]] = Place(row[0], row[1])
+            if len(fresh) >= size:
+                yield from _begun(connection, workspace_id, fresh, window)
+                fresh, size = {}, min(size * 2, _CHUNK)
+        yield from _begun(connection, workspace_id, fresh, window)
 
 
-def _by_index(criteria: Sequence[SpanCriteria]) -> ColumnElement[bool] | None:
-    """The condition by which an index finds the spans, or None if only that of traces helps."""
+def _begun(connection: Connection, workspace_id: str, places: Mapping[str, Place], window: Window) -> Sequence[Place]:
+    """The places of the traces that started in the window."""
+    if window.end_ns is None or not places:
+        return list(places.values())
+    # Not a part of the search: PostgreSQL would rather read all traces and sort.
+    statement = select(_traces.trace_id).where(
+        _traces.workspace_id == workspace_id, _traces.trace_id.in_(list(places)), _traces.start_ns <= window.end_ns
+    )
+    begun = set(connection.execute(statement).scalars())
+    return [place for trace_id, place in places.items() if trace_id in begun]
+
+
+class _Index(NamedTuple):
+    """A condition by which an index finds spans, and what it is an index of.
+
+    Conditions on what other indexes are of are written as expressions, or SQLite might choose those.
+    """
+
+    condition: Any
+    of: str
+
+
+def _by_index(criteria: Sequence[SpanCriteria]) -> _Index | None:
+    """The index that finds the spans, or None if only those of traces help."""
     if all(each.status == _ERROR for each in criteria):
-        return text(f"({FAILED_OR_UNKNOWN})")  # type: ignore[return-value]
+        return _Index(text(f"({FAILED_OR_UNKNOWN})"), "status")
     for column, field in ((_name_start, "name"), (_spans.service, "service")):
         values = {getattr(each, field) for each in criteria}
         if None not in values:
             cut = [value[:_INDEXED_NAME] if field == "name" else value for value in values]
-            return column == cut[0] if len(cut) == 1 else column.in_(cut)
+            return _Index(column == cut[0] if len(cut) == 1 else column.in_(cut), field)
     return None
 
 
@@ -137,23 +178,25 @@ def _is_named(name: str) -> ColumnElement[bool]:
     return begins if len(name) < _INDEXED_NAME else and_(begins, func.coalesce(_spans.name, "") == name)
 
 
-def _of_span(criteria: SpanCriteria) -> ColumnElement[bool]:
-    conditions: list[ColumnElement[bool]] = [_spans.start_ns > 0]
+def _of_span(criteria: SpanCriteria, indexed: str) -> ColumnElement[bool]:
+    conditions: list[ColumnElement[bool]] = []
     if criteria.service is not None:
-        conditions.append(_spans.service == criteria.service)
+        service = _spans.service if indexed == "service" else func.coalesce(_spans.service, "")
+        conditions.append(service == criteria.service)
     if criteria.name is not None:
-        conditions.append(_is_named(criteria.name))
+        is_named = _is_named(criteria.name) if indexed == "name" else func.coalesce(_spans.name, "") == criteria.name
+        conditions.append(is_named)
     if criteria.status is not None:
         conditions.append(or_(_spans.status == criteria.status, _spans.status.is_(None)))
     if criteria.kind is not None:
         conditions.append(or_(_spans.kind == criteria.kind, _spans.kind.is_(None)))
     if criteria.min_ns is not None:
         conditions.append(_spans.end_ns - _spans.start_ns >= criteria.min_ns)
-    return and_(*conditions)
+    return and_(true(), *conditions)
 
 
 def _of_trace(criteria: SpanCriteria) -> ColumnElement[bool]:
-    conditions: list[ColumnElement[bool]] = [_traces.span_count > 0]
+    conditions: list[ColumnElement[bool]] = []
     lengths = [length for length in (criteria.min_ns, criteria.trace_min_ns) if length is not None]
     if lengths:
         conditions.append(_traces.end_ns - _traces.start_ns >= max(lengths))
@@ -161,7 +204,7 @@ def _of_trace(criteria: SpanCriteria) -> ColumnElement[bool]:
         conditions.append(_traces.root_name == criteria.root_name[:_ROOT_NAME])
     if criteria.root_service is not None:
         conditions.append(_traces.root_service == criteria.root_service)
-    return and_(*conditions)
+    return and_(true(), *conditions)
 
 
 def _within(statement: Any, column: Any, window: Window) -> Any:
@@ -194,7 +237,7 @@ def recorded_traces(
 
 
 def _of_execution(criteria: SpanCriteria, run_name: str) -> ColumnElement[bool]:
-    conditions: list[ColumnElement[bool]] = [_executions.created_ns > 0]
+    conditions: list[ColumnElement[bool]] = []
     if criteria.root_name is not None:
         conditions.append(_executions.workflow == criteria.root_name.removeprefix(run_name))
     if criteria.name is not None and not criteria.name.startswith(run_name) and " attempt " not in criteria.name:
@@ -202,7 +245,7 @@ def _of_execution(criteria: SpanCriteria, run_name: str) -> ColumnElement[bool]:
     if criteria.status == _ERROR:
         failed = or_(_steps.error_type.is_not(None), _steps.attempt > 1)
         conditions.append(or_(_executions.error_type.is_not(None), _has_step(failed)))
-    return and_(*conditions)
+    return and_(true(), *conditions)
 
 
 def _has_step(condition: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -242,39 +285,55 @@ def spans_between(
     *,
     with_payload: bool,
     with_trace: bool,
+    with_name: bool,
 ) -> Iterator[Row[Any]]:
     """Spans that arrived, that started in the window and may have one of the criteria, in no order.
 
     A row has ``trace_id span_id parent_span_id name service start_ns end_ns kind status payload``, with
     ``with_payload`` also ``resource resource_id`` (without it, ``payload`` is there only if the status is not), with
-    ``with_trace`` also ``root_name root_service trace_start_ns trace_end_ns`` of its trace.
+    ``with_trace`` also ``root_name root_service trace_start_ns trace_end_ns`` of its trace. The name is empty unless
+    ``with_name``.
     """
-    columns: list[Any] = [
-        _spans.trace_id, _spans.span_id, _spans.parent_span_id, _spans.name, _spans.service, _spans.start_ns,
-        _spans.end_ns, _spans.kind, _spans.status,
-    ]  # fmt: skip
-    joined: Any = spans
-    if with_payload:
-        columns += [_spans.payload, span_resources.c.payload.label("resource"), _spans.resource_id]
-        joined = joined.join(span_resources, span_resources.c.id == _spans.resource_id)
-    else:
-        columns.append(case((_spans.status.is_(None), _spans.payload)).label("payload"))
-    if with_trace:
-        columns += [_traces.root_name, _traces.root_service, _traces.start_ns.label("trace_start_ns"),
-                    _traces.end_ns.label("trace_end_ns")]  # fmt: skip
-        joined = joined.join(
-            traces, and_(_traces.workspace_id == _spans.workspace_id, _traces.trace_id == _spans.trace_id)
-        )
-    conditions = [and_(_of_span(each), _of_trace(each)) if with_trace else _of_span(each) for each in criteria]
-    statement = select(*columns).select_from(joined).where(_spans.workspace_id == workspace_id, or_(*conditions))
     index = _by_index(criteria)
-    if index is not None:
-        statement = statement.where(index)
-    if all(each.is_root for each in criteria):
-        statement = statement.where(text(f"({IS_ROOT})"))
-    statement = _within(statement, _spans.start_ns, window)
-    with connection.execute(statement, execution_options={"yield_per": 2_000}) as rows:
-        yield from rows
+    is_root = all(each.is_root for each in criteria)
+    if is_root and (index is None or index.of == "service"):
+        index = _Index(true(), "root")
+    # What such an index has can be read without the rows, where the status is known.
+    is_enough = index is not None and index.of in ("root", "name")
+    for is_known in (True, False) if is_enough and not with_payload else (None,):
+        columns: list[Any] = [
+            _spans.trace_id, _spans.span_id, literal("").label("parent_span_id") if is_root else _spans.parent_span_id,
+            _spans.name if with_name else literal("").label("name"), _spans.service, _spans.start_ns, _spans.end_ns,
+            _spans.kind, _spans.status,
+        ]  # fmt: skip
+        joined: Any = spans
+        if with_payload:
+            columns += [_spans.payload, span_resources.c.payload.label("resource"), _spans.resource_id]
+            joined = joined.join(span_resources, span_resources.c.id == _spans.resource_id)
+        elif is_known:
+            columns.append(null().label("payload"))
+        else:
+            columns.append(case((_spans.status.is_(None), _spans.payload)).label("payload"))
+        if with_trace:
+            columns += [_traces.root_name, _traces.root_service, _traces.start_ns.label("trace_start_ns"),
+                        _traces.end_ns.label("trace_end_ns")]  # fmt: skip
+            joined = joined.join(
+                traces, and_(_traces.workspace_id == _spans.workspace_id, _traces.trace_id == _spans.trace_id)
+            )
+        of = index.of if index is not None else ""
+        conditions = [
+            and_(_of_span(each, of), _of_trace(each)) if with_trace else _of_span(each, of) for each in criteria
+        ]
+        statement = select(*columns).select_from(joined).where(_spans.workspace_id == workspace_id, or_(*conditions))
+        if index is not None:
+            statement = statement.where(index.condition)
+        if is_root:
+            statement = statement.where(text(f"({IS_ROOT})"))
+        if is_known is not None:
+            statement = statement.where(_spans.status.is_not(None) if is_known else _spans.status.is_(None))
+        statement = _within(statement, _spans.start_ns, window)
+        with connection.execute(statement, execution_options={"yield_per": 2_000}) as rows:
+            yield from rows
 
 
 def traces_with_spans(connection: Connection, workspace_id: str, window: Window) -> Iterator[Place]:

@@ -33,14 +33,17 @@ from tachograph_exporter.traces.traceql.syntax import (
     Binary,
     Compare,
     Expression,
+    Field,
     Filter,
     Intrinsic,
     Literal,
     Metrics,
+    OverTime,
     Pipeline,
     Query,
     Select,
     Unary,
+    expressions_of,
     fields_of,
 )
 
@@ -60,7 +63,7 @@ def compute(
     metrics = query.metrics
     assert metrics is not None  # noqa: S101
     taking = collector(metrics.function, steps, exemplars)
-    reading = _Reading(connection, workspace_id, slug, query, steps, taking)
+    reading = _Reading(connection, workspace_id, slug, query, steps, taking, exemplars)
     alone = spans_alone(query.pipeline, metrics)
     if alone is not None:
         reading.spans(alone, _need_of_metrics(metrics) | need_of(alone))
@@ -114,6 +117,14 @@ def _need_of_metrics(metrics: Metrics) -> Need:
     return need
 
 
+def _fields_of(query: Query) -> set[Field]:
+    fields = {field for expression in expressions_of(query.pipeline) for field in fields_of(expression)}
+    function = query.metrics.function if query.metrics is not None else None
+    if isinstance(function, OverTime):
+        fields |= {*function.by, *([function.of] if function.of is not None else [])}
+    return fields
+
+
 class _Reading:
     """Spans on their way from the database to a collector."""
 
@@ -125,12 +136,15 @@ class _Reading:
         query: Query,
         steps: TimeSteps,
         taking: Collector,
+        exemplars: int,
     ) -> None:
         self._connection, self._workspace_id, self._slug = connection, workspace_id, slug
         # A step begins after its start; one that is the whole range, at it.
         self._window = Window(steps.start_ns + (not steps.is_instant), steps.end_ns)
         self._steps = steps
         self._evaluate = stage(query.pipeline)
+        # Exemplars show the name.
+        self._with_name = exemplars > 0 or Intrinsic("name") in _fields_of(query)
         self._add = taking.add
         self.inspected = 0
 
@@ -175,7 +189,7 @@ class _Reading:
         with_payload, with_trace = Need.SPAN in need, Need.SUMMARY in need
         rows = spans_between(
             self._connection, self._workspace_id, criteria, self._window, with_payload=with_payload,
-            with_trace=with_trace,
+            with_trace=with_trace, with_name=self._with_name,
         )  # fmt: skip
         view = TraceView("", "", "", 0)
         resources: dict[str, Mapping[str, Any]] = {}

@@ -1,4 +1,6 @@
-"""The kind and status of a span, and indexes on its name and status, for searches."""
+"""The kind and status of a span, and indexes for searches on spans and traces."""
+
+from typing import Any
 
 from alembic import op
 from sqlalchemy import Column, SmallInteger, text
@@ -19,14 +21,24 @@ def upgrade() -> None:
         "spans",
         ["workspace_id", text("substr(name, 1, 100)"), text("start_ns DESC"), "end_ns", "status"],
     )
-    for name, where in (("ix_spans_failed", _FAILED), ("ix_spans_root", _ROOT)):
-        op.create_index(
-            name, "spans", ["workspace_id", text("start_ns DESC")], sqlite_where=where, postgresql_where=where
-        )
+    for name, where, columns in (
+        ("ix_spans_failed", _FAILED, []),
+        ("ix_spans_root", _ROOT, ["end_ns", "kind", "status", "service"]),
+    ):
+        key: list[Any] = ["workspace_id", text("start_ns DESC"), *columns]
+        op.create_index(name, "spans", key, sqlite_where=where, postgresql_where=where)
+    op.drop_index("ix_traces_start", "traces")
+    op.create_index("ix_traces_start", "traces", ["workspace_id", text("start_ns DESC"), "end_ns"])
+    for column in ("root_name", "root_service"):
+        op.create_index(f"ix_traces_{column}", "traces", ["workspace_id", column, text("start_ns DESC")])
 
 
 def downgrade() -> None:
     """Back."""
+    op.drop_index("ix_traces_root_service", "traces")
+    op.drop_index("ix_traces_root_name", "traces")
+    op.drop_index("ix_traces_start", "traces")
+    op.create_index("ix_traces_start", "traces", ["workspace_id", text("start_ns DESC")])
     op.drop_index("ix_spans_root", "spans")
     op.drop_index("ix_spans_failed", "spans")
     op.drop_index("ix_spans_name", "spans")
