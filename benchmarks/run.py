@@ -20,6 +20,7 @@ import scrape
 import search
 import stream
 import timeline
+import viewers
 import writer
 from rich.console import Console
 
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "page": page.main,
     "stream": stream.main,
     "search": search.main,
+    "viewers": viewers.main,
     "attacks": attacks.main,
 }
 

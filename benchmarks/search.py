@@ -107,6 +107,7 @@ def fill(database: Database, now_ns: int) -> None:
             rows.put_traces(connection, WORKSPACE, batch, counts, {}, {}, now_ns)
 
         database.run(work, is_long=True)
+        rows.settle(is_committed=True)
         batch.clear()
 
     for spans in traces(now_ns):

@@ -63,32 +63,40 @@ _ROWS: Final[Day] = ("", 0)
 """Stands for the days of rows."""
 
 
-def _places(rows: Rows, *names: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+def _places(rows: Rows, *names: str) -> list[int]:
     columns = [column.name for column in rows.table.columns]
-    return itemgetter(*[columns.index(name) for name in names])
+    return [columns.index(name) for name in names]
 
 
-_OF_STEP: Final = _places(STEP_ROWS, "step_id", "name", "status", "attempt", "error_type")
-_STEP_TIMES: Final = _places(STEP_ROWS, "started_ns", "attempt_started_ns", "finished_ns")
-_OF_EXECUTION: Final = _places(EXECUTION_ROWS, "workflow_id", "version", "status", "error_type")
-_CREATED: Final = [column.name for column in EXECUTION_ROWS.table.columns].index("created_ns")
-_OF_ATTEMPT: Final = _places(ATTEMPT_ROWS, "step_id", "attempt", "status", "error_type")
-_ATTEMPT_STARTED: Final = [column.name for column in ATTEMPT_ROWS.table.columns].index("started_ns")
+_STEP_ID, _STATUS, _ATTEMPT, _ERROR, _STARTED, _ATTEMPT_STARTED, _FINISHED = _places(
+    STEP_ROWS, "step_id", "status", "attempt", "error_type", "started_ns", "attempt_started_ns", "finished_ns"
+)
+_OF_EXECUTION: Final = itemgetter(*_places(EXECUTION_ROWS, "workflow_id", "version", "status", "error_type"))
+_OF_ATTEMPT: Final = itemgetter(*_places(ATTEMPT_ROWS, "step_id", "attempt", "status", "error_type"))
+_STEP_PLACES: Final = 5
+(_CREATED,) = _places(EXECUTION_ROWS, "created_ns")
+(_BEGAN,) = _places(ATTEMPT_ROWS, "started_ns")
 
 
 def _rows_of(batch: Batch) -> set[tuple[Any, ...]]:
     """All that says what the spans of these rows say, but for times and ids, with their days."""
-    rows = set()
-    for row in batch.steps.values():
-        first, second, third = _STEP_TIMES(row)
-        time_ns = first or second or third
-        # What waits has no span.
-        if time_ns is not None:
-            rows.add((time_ns // DAY_NS, *_OF_STEP(row)))
+    steps = batch.steps.values()
+    # Nearly all rows are of this kind, so it is one pass without calls.
+    rows: set[tuple[Any, ...]] = {
+        (row[_STARTED] // DAY_NS, row[_STEP_ID], row[_STATUS], row[_ATTEMPT], row[_ERROR])
+        for row in steps
+        if row[_STARTED] is not None
+    }
+    for row in steps:
+        if row[_STARTED] is None:
+            time_ns = row[_ATTEMPT_STARTED] or row[_FINISHED]
+            # What waits has no span.
+            if time_ns is not None:
+                rows.add((time_ns // DAY_NS, row[_STEP_ID], row[_STATUS], row[_ATTEMPT], row[_ERROR]))
     for row in batch.executions.values():
-        rows.add((row[_CREATED] // DAY_NS, *_OF_EXECUTION(row)))
+        rows.add((row[_CREATED] // DAY_NS, _OF_EXECUTION(row)))
     for row in batch.attempts.values():
-        rows.add((row[_ATTEMPT_STARTED] // DAY_NS, *_OF_ATTEMPT(row)))
+        rows.add((row[_BEGAN] // DAY_NS, _OF_ATTEMPT(row)))
     for row in batch.reports:
         if row[4] == "cost":
             rows.add((row[5] // DAY_NS, row[6], bool(row[8]), bool(row[9] or row[10])))
@@ -110,11 +118,16 @@ class RecordedNames:
         notes = self._index.begin()
         if self._epoch != self._index.epoch or len(self._rows) > _MAX_ROWS:
             self._rows, self._epoch = set(), self._index.epoch
-        rows = _rows_of(batch)
-        if rows <= self._rows:
+        fresh = _rows_of(batch) - self._rows
+        if not fresh:
             return None
-        notes.shapes += [(_ROWS, row) for row in rows]
+        notes.shapes += [(_ROWS, row) for row in fresh]
+        # Of steps that say nothing new, no event is looked at.
+        step_ids = {row[1] for row in fresh}
+        is_of_steps_only = all(len(row) == _STEP_PLACES for row in fresh)
         for event in events:
+            if is_of_steps_only and ((step := getattr(event, "step", None)) is None or step.step_id not in step_ids):
+                continue
             note = _NOTES.get(type(event))
             if note is not None and event.execution.origin is not Origin.INGESTED:
                 note(self, notes, event)

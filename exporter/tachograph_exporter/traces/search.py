@@ -19,6 +19,7 @@ from sqlalchemy import Connection, func, select
 from tachograph_exporter.attribute_text import as_text
 from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store import span_index_reading as index
+from tachograph_exporter.store.recorded_names import UNIQUE
 from tachograph_exporter.store.schema import spans as spans_table
 from tachograph_exporter.store.span_index_reading import ALWAYS, Days
 from tachograph_exporter.store.span_search import SpanCriteria, Window
@@ -144,6 +145,8 @@ def search(
 
     Of a trace with more than `MAX_SEARCHED_SPANS` spans, only the first ones are there.
     """
+    if not _may_exist(connection, workspace_id, request):
+        return 0
     count, inspected, span_count = 0, 0, 0
     match = request.matcher()
     candidates = places(connection, workspace_id, request.criteria, request.window)
@@ -158,6 +161,17 @@ def search(
             if count >= request.limit or span_count >= MAX_INSPECTED_SPANS:
                 break
     return inspected
+
+
+def _may_exist(connection: Connection, workspace_id: str, request: Search) -> bool:
+    """Whether a span may have all of the tags that are searched for, as far as the index knows."""
+    # A span of a trace may start after the range in which the trace started.
+    days = Days(request.start_ns)
+    return all(
+        key == "error" or key in _SHOWN_AS_TAGS or key in UNIQUE
+        or index.has_value(connection, workspace_id, key, text, days)
+        for key, text in request.tags.items()
+    )  # fmt: skip
 
 
 def services(connection: Connection, workspace_id: str, days: Days = ALWAYS) -> list[str]:
