@@ -24,14 +24,9 @@ from tachograph_exporter.api.request import DATABASE, WORKERS, json_response, re
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.api.spool import Spool, send, spooled
 from tachograph_exporter.api.viewer_query import ViewerQuery
-from tachograph_exporter.ingest.spans import (
-    BadRequest,
-    SpanRecord,
-    StoredSpan,
-    attributes_of,
-    parse,
-    records,
-)
+from tachograph_exporter.ingest.envelope import BadRequest
+from tachograph_exporter.ingest.otlp_json import scopes_of_json
+from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, attributes_of, records_of
 from tachograph_exporter.store.database import Lane
 from tachograph_exporter.traces import search
 from tachograph_exporter.traces.search import KINDS, Search
@@ -268,7 +263,7 @@ def _transformed(body: bytes) -> Spool:
     traces: dict[str, list[SpanRecord]] = {}
     faults: list[dict[str, Any]] = []
     try:
-        for span in records(parse(body, is_json=True)):
+        for span in records_of(scopes_of_json(body)):
             if isinstance(span, SpanRecord):
                 traces.setdefault(span.trace_id, []).append(span)
             else:
