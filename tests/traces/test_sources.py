@@ -16,6 +16,7 @@ from tests.traces.test_oracle import TRACES, exported
 
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
+from tachograph_exporter.store import span_search
 from tachograph_exporter.traces import trace_metrics
 
 
@@ -107,6 +108,18 @@ async def test_spans_of_an_earlier_version_are_found_too(api: Api) -> None:
     assert all(before[1])
     await api.service.database.write(lambda c: c.execute(text("UPDATE spans SET kind = NULL, status = NULL")))
     assert await answers() == before
+
+
+async def test_a_search_goes_on_where_its_first_look_ended(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several spans of a trace match, and some start at the same time."""
+    await sent(api, *(span("same", number, 0 if number == 1 else 1, start=trace // 2, trace=trace)
+                      for trace in range(1, 9) for number in (1, 2, 3)))  # fmt: skip
+    monkeypatch.setattr(span_search, "FIRST_SPANS", 4)
+    assert len(await found(api, "{ name = `same` }")) == 24
+    newest = await api.get("/tempo/api/search", params={"q": '{ resource.service.name = "etl" }', "limit": "3"})
+    assert {int(trace["traceID"], 16) for trace in newest["traces"]} <= {5, 6, 7, 8}
+    early = await api.get("/tempo/api/search", params={"q": "{ name = `same` }", "end": str(T0 // S + 1)})
+    assert {int(trace["traceID"], 16) for trace in early["traces"]} == {1, 2, 3}
 
 
 async def test_hostile_values_are_answered_in_json(api: Api) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Select,
     and_,
     case,
     exists,
@@ -40,6 +41,8 @@ from tachograph_exporter.store.schema import (
 
 _CHUNK: Final = 500
 _FIRST: Final = 20
+FIRST_SPANS: Final = 2_000
+"""Spans that are looked for at first."""
 _ERROR: Final = 2
 _INDEXED_NAME: Final = 100
 """Characters of a name that are in its index."""
@@ -126,17 +129,30 @@ def _by_spans(
     statement = _within(statement, _spans.start_ns, window._replace(end_ns=latest_ns))
     given: set[str] = set()
     size = _FIRST
-    with connection.execute(statement, execution_options=_STREAM) as rows:
-        fresh: dict[str, Place] = {}
+    fresh: dict[str, Place] = {}
+    for start_ns, trace_id in _newest(connection, statement):
+        if trace_id in given:
+            continue
+        given.add(trace_id)
+        fresh[trace_id] = Place(start_ns, trace_id)
+        if len(fresh) >= size:
+            yield from _begun(connection, workspace_id, fresh, window)
+            fresh, size = {}, min(size * 2, _CHUNK)
+    yield from _begun(connection, workspace_id, fresh, window)
+
+
+def _newest(connection: Connection, statement: Select[Any]) -> Iterator[tuple[int, str]]:
+    """The rows, some of them twice. Most readers want few: with a limit, PostgreSQL does not sort all of them."""
+    last_ns: int | None = None
+    count = 0
+    with connection.execute(statement.limit(FIRST_SPANS), execution_options=_STREAM) as rows:
         for row in rows:
-            if row[1] in given:
-                continue
-            given.add(row[1])
-            fresh[row[1]] = Place(row[0], row[1])
-            if len(fresh) >= size:
-                yield from _begun(connection, workspace_id, fresh, window)
-                fresh, size = {}, min(size * 2, _CHUNK)
-        yield from _begun(connection, workspace_id, fresh, window)
+            count, last_ns = count + 1, row[0]
+            yield row[0], row[1]
+    if count == FIRST_SPANS:
+        with connection.execute(statement.where(_spans.start_ns <= last_ns), execution_options=_STREAM) as rows:
+            for row in rows:
+                yield row[0], row[1]
 
 
 def _begun(connection: Connection, workspace_id: str, places: Mapping[str, Place], window: Window) -> Sequence[Place]:
