@@ -300,7 +300,7 @@ async def test_problems_are_in_the_words_of_jaeger_too(api: Api) -> None:
 
 
 async def test_jaeger_ui_uploads_otlp(api: Api) -> None:
-    spans = [s for s in records(export([*PLAIN, *OTHERS])) if not isinstance(s, str)]
+    spans = [s for s in records(export([*PLAIN, *OTHERS]).resource_spans) if not isinstance(s, str)]
     body = msgspec.json.encode(otlp_json(spans))
     headers = {"Content-Type": "text/plain;charset=UTF-8"}
     async with api.session.post(f"{api.address}/jaeger/api/transform", data=body, headers=headers) as response:

@@ -24,14 +24,9 @@ from tachograph_exporter.api.request import DATABASE, WORKERS, json_response, re
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.api.spool import Spool, send, spooled
 from tachograph_exporter.api.viewer_query import ViewerQuery
-from tachograph_exporter.ingest.spans import (
-    BadRequest,
-    SpanRecord,
-    StoredSpan,
-    attributes_of,
-    parse,
-    records,
-)
+from tachograph_exporter.ingest.envelope import BadRequest
+from tachograph_exporter.ingest.otlp_json import scopes_of_json
+from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, attributes_of, records_of
 from tachograph_exporter.store.database import Lane
 from tachograph_exporter.traces import search
 from tachograph_exporter.traces.search import KINDS, Search
@@ -259,6 +254,9 @@ async def jaeger_transform(request: web.Request) -> web.StreamResponse:
 
     Nothing is stored. Spans that are not valid are left out, and `errors` says why.
     """
+    kind = request.headers.get("Content-Type", "")
+    if request.content_type != "application/json" and not _PLAIN_TEXT.fullmatch(kind):
+        raise problems.not_json(kind)
     body = await read_body(request)
     return await send(request, await request.app[WORKERS].run(lambda: _transformed(body)), "application/json")
 
@@ -268,7 +266,7 @@ def _transformed(body: bytes) -> Spool:
     traces: dict[str, list[SpanRecord]] = {}
     faults: list[dict[str, Any]] = []
     try:
-        for span in records(parse(body, is_json=True)):
+        for span in records_of(scopes_of_json(body)):
             if isinstance(span, SpanRecord):
                 traces.setdefault(span.trace_id, []).append(span)
             else:
@@ -286,6 +284,8 @@ def _transformed(body: bytes) -> Spool:
     return spooled(write)
 
 
+# Jaeger's UI does not say what it sends: this is what a browser says of any text.
+_PLAIN_TEXT: Final = re.compile(r"text/plain(?:; *charset=[\w-]+)?", re.IGNORECASE)
 _ANY = dict[str, Any]
 _SERVICE: Final = Parameter(name="service", description="The service.")
 
@@ -320,7 +320,6 @@ ROUTES: Sequence[Route] = (
         Parameter(name="lookback", description="Not used; see `start` and `end`."))),
     Route(method="GET", path="/jaeger/api/traces/{trace_id}", handler=jaeger_trace, response=_ANY,
           codes=("trace_not_found",), query=(Parameter(name="prettyPrint", description="Not used."),)),
-    # Jaeger's UI does not say what it sends.
     Route(method="POST", path="/jaeger/api/transform", handler=jaeger_transform, in_workspace=False, response=_ANY,
           body=ExportRequest, media=("text/plain",), body_example={"resourceSpans": []}),
 )  # fmt: skip
