@@ -35,12 +35,19 @@ class ErrorDetails(msgspec.Struct, kw_only=True, gc=False):
     error_stack: str | None = None
 
 
+class ExecutionResults(msgspec.Struct, kw_only=True):
+    """Outputs and statuses of the steps that have ended, by step id; summarised as in the timeline."""
+
+    step_outputs: dict[str, msgspec.Raw]
+    step_statuses: dict[str, str]
+
+
 class WorkflowExecutionResponse(msgspec.Struct, kw_only=True):
     """An execution in a list. One that ran inside a step of another execution names both of them.
 
     ``execution_number`` counts the executions of the workflow from 1, in the order in which they were first stored.
     ``duration`` is ``duration_seconds`` under the name that older clients read. ``updated_at`` is when the execution
-    was last heard of.
+    was last heard of. ``results`` is null in lists: outputs are stored with the steps.
     """
 
     id: str
@@ -60,6 +67,7 @@ class WorkflowExecutionResponse(msgspec.Struct, kw_only=True):
     duration: float | None
     elapsed_seconds: float | None
     input_variables: msgspec.Raw | None
+    results: ExecutionResults | None = None
     error_type: str | None
     error_message: str | None
     error_details: ErrorDetails | None
@@ -73,13 +81,6 @@ class WorkflowExecutionResponse(msgspec.Struct, kw_only=True):
     critical_path_seconds: float | None
     work_seconds: float | None
     is_archived: bool = False
-
-
-class ExecutionResults(msgspec.Struct, kw_only=True):
-    """Outputs and statuses of the steps that have ended, by step id; summarised as in the timeline."""
-
-    step_outputs: dict[str, msgspec.Raw]
-    step_statuses: dict[str, str]
 
 
 class WorkflowStepExecutionResponse(msgspec.Struct, kw_only=True, gc=False):
@@ -112,7 +113,6 @@ class WorkflowExecutionDetailedResponse(WorkflowExecutionResponse, kw_only=True)
     error_stack: str | None
     input_summary: msgspec.Raw | None
     last_seen_at: str | None
-    results: ExecutionResults | None
     step_executions: list[WorkflowStepExecutionResponse]
     timeline: WorkflowExecutionTimeline
 
