@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from tests.conftest import ROOT, Api
+from tests.conftest import ROOT, Api, running
 
+from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.config import Config
 from tachograph_exporter.stream import hub
 
 Shape = Mapping[str, Any]
@@ -301,35 +303,38 @@ async def test_definitions(api: Api) -> None:
     assert checks.count > 200
 
 
-async def test_an_inactive_workflow_is_listed_and_not_executed(api: Api) -> None:
-    identifier = await created(api, {**BROKEN, "is_active": False})
-    await created(api, SLOW)
-    path = f"/api/workflows/{identifier}"
-    assert (await api.get(path))["is_active"] is False
-    for query, names in (("", ["Broken", "Slow"]), ("?is_active=false", ["Broken"]), ("?is_active=True", ["Slow"])):
-        page = await api.get(f"/api/workflows/{query}")
-        assert ([item["name"] for item in page["items"]], page["total"]) == (names, len(names))
-    status, body = await api.call("POST", f"{path}/execute", {"input_variables": {}})
-    assert (status, body["code"]) == (400, "workflow_inactive")
-    assert "inactive" in body["detail"]
-    assert (await api.get(f"{path}/executions"))["total"] == 0
-    # Other changes leave it inactive; a program may still record runs of it.
-    assert (await api.call("PATCH", path, {"description": "new"}))[1]["is_active"] is False
-    status, body = await api.call("PATCH", path, {"is_active": True})
-    assert (status, body["is_active"], body["description"]) == (200, True, "new")
-    key = {"Idempotency-Key": "once"}
-    status, body = await api.call("POST", f"{path}/execute", {}, headers=key)
-    assert status == 202
-    await api.finished(body["execution_id"])
-    assert (await api.call("PATCH", path, {"is_active": False}))[1]["is_active"] is False
-    # What was accepted before is answered again; nothing else starts.
-    assert (await api.call("POST", f"{path}/execute", {}, headers=key))[1] == body
-    assert (await api.call("POST", f"{path}/execute", {}))[0] == 400
-    assert (await api.get(f"{path}/executions"))["total"] == 1
-    for wrong in ("no", 1, []):
-        status, body = await api.call("PATCH", path, {"is_active": wrong})
-        assert (status, body["errors"][0]["at"]) == (422, "is_active")
-    assert (await api.call("GET", "/api/workflows?is_active=perhaps"))[0] == 422
+async def test_an_inactive_workflow_is_listed_and_not_executed(
+    any_database_url: str, handlers: HandlerRegistry
+) -> None:
+    async with running(Config(database=any_database_url, grace_seconds=0.2), handlers) as api:
+        identifier = await created(api, {**BROKEN, "is_active": False})
+        await created(api, SLOW)
+        path = f"/api/workflows/{identifier}"
+        assert (await api.get(path))["is_active"] is False
+        for query, names in (("", ["Broken", "Slow"]), ("?is_active=false", ["Broken"]), ("?is_active=True", ["Slow"])):
+            page = await api.get(f"/api/workflows/{query}")
+            assert ([item["name"] for item in page["items"]], page["total"]) == (names, len(names))
+        status, body = await api.call("POST", f"{path}/execute", {"input_variables": {}})
+        assert (status, body["code"]) == (400, "workflow_inactive")
+        assert "inactive" in body["detail"]
+        assert (await api.get(f"{path}/executions"))["total"] == 0
+        # Other changes leave it inactive; a program may still record runs of it.
+        assert (await api.call("PATCH", path, {"description": "new"}))[1]["is_active"] is False
+        status, body = await api.call("PATCH", path, {"is_active": True})
+        assert (status, body["is_active"], body["description"]) == (200, True, "new")
+        key = {"Idempotency-Key": "once"}
+        status, body = await api.call("POST", f"{path}/execute", {}, headers=key)
+        assert status == 202
+        await api.finished(body["execution_id"])
+        assert (await api.call("PATCH", path, {"is_active": False}))[1]["is_active"] is False
+        # What was accepted before is answered again; nothing else starts.
+        assert (await api.call("POST", f"{path}/execute", {}, headers=key))[1] == body
+        assert (await api.call("POST", f"{path}/execute", {}))[0] == 400
+        assert (await api.get(f"{path}/executions"))["total"] == 1
+        for wrong in ("no", 1, "true"):
+            status, body = await api.call("PATCH", path, {"is_active": wrong})
+            assert (status, body["errors"][0]["at"]) == (422, "is_active")
+        assert (await api.call("GET", "/api/workflows?is_active=perhaps"))[0] == 422
 
 
 async def test_executions(api: Api) -> None:
