@@ -214,6 +214,15 @@ def not_durable() -> Problem:
     return Problem(503, "store_unavailable", detail, headers={"Retry-After": "5"})
 
 
+def acceptance_unknown(*, is_keyed: bool) -> Problem:
+    detail = "the database became unavailable meanwhile, and it is not known whether the execution was accepted; "
+    if is_keyed:
+        detail += "send the request again with the same Idempotency-Key: the execution runs once"
+    else:
+        detail += "no step of it will run; send the request again, with an Idempotency-Key to be sure that it runs once"
+    return Problem(503, "store_unavailable", detail, headers={"Retry-After": "5"})
+
+
 def store_unavailable() -> Problem:
     return Problem(503, "store_unavailable", "the database is unavailable", headers={"Retry-After": "5"})
 

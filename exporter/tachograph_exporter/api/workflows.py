@@ -23,6 +23,7 @@ from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import active_flag, parse
 from tachograph.workflow.validation import Report, validate_document
 from tachograph_exporter import bundled_workflows
+from tachograph_exporter.admission import AdmissionUnknown
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caching import check_preconditions, strong_tag
 from tachograph_exporter.api.idempotency import answer, find_answer, keyed_request, once, respond
@@ -233,8 +234,9 @@ async def templates(_request: web.Request) -> web.Response:
 async def execute(request: web.Request) -> web.Response:
     """``POST /api/workflows/{workflow_id}/execute``: start an execution; 202 once it is durably stored.
 
-    It starts when it is stored, so that one answered with 503 was not started. Whether it was is not known when no
-    answer comes: send an `Idempotency-Key` to try again without starting another.
+    It starts when it is stored, so that no step of one answered with 503 runs; the answer says so if the execution may
+    be stored all the same, and then it ends as cancelled. Whether it started is not known when no answer comes. In both
+    cases, send an `Idempotency-Key` to try again without starting another.
     """
     workspace = await workspace_of(request)
     row = await workflow_of(request, workspace)
@@ -276,6 +278,9 @@ async def execute(request: web.Request) -> web.Response:
         given = await request.app[ADMISSION].admit(accepted, expected, keyed)
     except KeyReused as error:
         raise problems.key_reused(error) from None
+    except AdmissionUnknown as error:
+        quiet.warning("not known", "it is not known whether an execution of %s was accepted: %s", row.name, error)
+        raise problems.acceptance_unknown(is_keyed=keyed is not None) from None
     except StoreUnavailable as error:
         quiet.warning("not accepted", "an execution of %s was not accepted: %s", row.name, error)
         raise problems.not_durable() from None
