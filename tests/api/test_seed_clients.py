@@ -98,6 +98,7 @@ ETL: Final = {
     ],
     "steps": [
         {"name": "prepare", "step_type": "task", "step_order": 1, "timeout_seconds": 120, "max_retries": 1,
+         "description": "Read it",
          "depends_on_steps": [], "config": {"handler": "fail", "times": 1}, "metadata": {}},
         {"name": "process", "step_type": "agent", "step_order": 2, "depends_on_steps": ["prepare"],
          "config": {"assignment_strategy": "round_robin", "required_capabilities": ["x"]},
@@ -253,6 +254,8 @@ async def test_definitions(api: Api) -> None:
     status, workflow = await api.call("POST", "/api/workflows/", {**ETL, "project_id": "default"})
     checks.equal("create: status", status, 201)
     checks.shape("workflow", workflow, WORKFLOW)
+    # Whatever a definition may say is kept.
+    assert [step["description"] for step in workflow["steps"]] == ["Read it", "", "", ""]
     _, plain = await api.call("POST", "/api/workflows/", {"name": "plain", "steps": BROKEN["steps"]})
     checks.equal("workflow.timeout_seconds by default", plain["timeout_seconds"], 3600)
     checks.equal("workflow.max_retries by default", plain["max_retries"], 3)
@@ -400,6 +403,9 @@ async def test_executions(api: Api) -> None:
     status, _ = await api.call("GET", f"/api/workflows/{workflow}/executions?status=finished")
     checks.equal("list executions: unknown status: status", status, 400)
 
+    status, nothing = await api.call("POST", f"/api/workflows/{broken}/execute", {"input_variables": None})
+    checks.check("execute: no inputs: status", status in (200, 202), nothing)
+    await api.finished(nothing["execution_id"])
     checks.check("delete: running: status", (await api.call("DELETE", f"/api/workflows/{slow}"))[0] in (400, 409))
     status, cancelled = await api.call("POST", f"/api/workflows/executions/{waiting}/cancel")
     checks.equal("cancel: status", status, 200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Sequence
@@ -10,11 +11,13 @@ from pathlib import Path
 
 from msgspec.structs import replace
 from sqlalchemy import select, text
-from tests.conftest import make_execution
+from tests.conftest import make_execution, running
 
 from tachograph.clock import NS
 from tachograph.events import Event, ExecutionFinished, ExecutionQueued, ExecutionStarted, ExecutionStatus
 from tachograph.identity import ExecutionRef
+from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.config import Config
 from tachograph_exporter.store import archiving, numbers, removal, runs
 from tachograph_exporter.store.database import Database, prepare
 from tachograph_exporter.store.migrations import downgrade
@@ -147,9 +150,28 @@ def test_executions_of_an_earlier_version_are_numbered_as_they_were_created(
     assert stored_numbers(database) == dict(zip(ids(stored), (1, 2, 3, 4, 5), strict=True))
     StoreWriter(database).apply(events := a_run())
     assert stored_numbers(database)[ids([events])[0]] == 6
-    # A process of the earlier version still writes: its executions get a number with their next event.
-    database.run(lambda c: c.execute(text("UPDATE workflow_executions SET number = NULL WHERE number = 6")))
-    assert database.look(lambda c: numbers.of_stored(c, ids([events]))) == {}
+    # A process of the earlier version still writes: its executions get a number with their next event, or from the
+    # service.
+    StoreWriter(database).apply(others := [*a_run("other"), *a_run("other")])
+    database.run(lambda c: c.execute(text("UPDATE workflow_executions SET number = NULL WHERE number IN (2, 3, 6)")))
+    assert database.look(lambda c: numbers.of_stored(c, ids([events, others]))) == {}
     StoreWriter(database).apply(events[-1:])
     assert stored_numbers(database)[ids([events])[0]] == 7
+    assert database.run(numbers.fill) == 3
+    assert database.run(numbers.fill) == 0
+    assert sorted(stored_numbers(database).values()) == [1, 2, 4, 5, 7, 8]
+    assert sorted(stored_numbers(database, "other").values()) == [1, 4, 5]
+    StoreWriter(database).apply(a_run())
+    assert max(stored_numbers(database).values()) == 9
     database.close()
+
+
+async def test_a_service_numbers_what_an_earlier_version_stored(database_url: str, handlers: HandlerRegistry) -> None:
+    database = Database(database_url)
+    StoreWriter(database).apply(events := a_run())
+    database.run(lambda c: c.execute(text("UPDATE workflow_executions SET number = NULL")))
+    database.close()
+    path = f"/api/workflows/executions/{events[0].execution.execution_id}"
+    async with running(Config(database=database_url, grace_seconds=0.1), handlers) as api, asyncio.timeout(20):
+        while (await api.get(path))["execution_number"] != 2:
+            await asyncio.sleep(0.01)

@@ -263,7 +263,7 @@ async def execute(request: web.Request) -> web.Response:
             version=row.version,
             project=row.project,
         )
-        accepted = executor.accept(_parse(row.document), new.input_variables, execution=execution)
+        accepted = executor.accept(_parse(row.document), new.input_variables or {}, execution=execution)
     except InvalidInputs as error:
         raise problems.invalid_inputs(error.faults) from None
     except InvalidWorkflow as error:

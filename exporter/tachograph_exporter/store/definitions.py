@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from tachograph.identity import ExecutionRef, new_id, workspace_id
 from tachograph.workflow.definition import Workflow
-from tachograph.workflow.document import to_document
+from tachograph.workflow.document import read, to_document
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.executions import IS_OPEN
 from tachograph_exporter.store.schema import (
@@ -236,7 +236,8 @@ def register_or_change(
         return "created"
     if row.document is not None and skip_existing:
         return "skipped, already registered"
-    is_same = row.document == definition_values(workflow, now_ns)["document"]
+    # Compared as definitions: an earlier version wrote fewer fields.
+    is_same = row.document is not None and read(row.document)[0] == workflow
     if is_same and is_active in (None, row.is_active):
         return "unchanged"
     change(connection, row.id, workflow, now_ns, is_active=is_active)

@@ -7,11 +7,13 @@ deleted or assembled from spans again. Only deleting the workflow starts again a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
 
+from tachograph_exporter.store import locking
 from tachograph_exporter.store.schema import EXECUTION_ROWS, execution_numbers, workflow_executions
 
 _CHUNK: Final = 500
@@ -30,6 +32,16 @@ _LAST: Final = select(_numbers.workflow_id, _numbers.last).where(
 )
 _SET_LAST: Final = (
     update(execution_numbers).where(_numbers.workflow_id == bindparam("id")).values(last=bindparam("highest"))
+)
+
+
+_UNNUMBERED: Final = (
+    select(_executions.execution_id, _executions.workflow_id)
+    .where(text("number IS NULL"))
+    .order_by(_executions.created_ns, _executions.execution_id)
+)
+_SET_NUMBER: Final = (
+    update(workflow_executions).where(_executions.execution_id == bindparam("id")).values(number=bindparam("given"))
 )
 
 
@@ -65,23 +77,39 @@ def assign(
             rows[execution_id] = (*row[:-1], known.number)
         else:
             unnumbered.setdefault(row[_WORKFLOW], []).append(execution_id)
-    if not unnumbered:
-        return
-    workflow_ids = sorted(unnumbered)
+    for workflow_id, first in _take(connection, {key: len(ids) for key, ids in unnumbered.items()}).items():
+        ids = sorted(unnumbered[workflow_id], key=lambda execution_id: (rows[execution_id][_CREATED], execution_id))
+        for number, execution_id in enumerate(ids, first):
+            rows[execution_id] = (*rows[execution_id][:-1], number)
+
+
+def fill(connection: Connection) -> int:
+    """Number stored executions that have no number, and return how many there were.
+
+    A process of a version that knew no numbers stores such executions while the services are upgraded one by one.
+    """
+    locking.lock(connection)
+    rows = connection.execute(_UNNUMBERED).all()
+    following = _take(connection, Counter(row.workflow_id for row in rows))
+    for row in rows:
+        connection.execute(_SET_NUMBER, {"id": row.execution_id, "given": following[row.workflow_id]})
+        following[row.workflow_id] += 1
+    return len(rows)
+
+
+def _take(connection: Connection, counts: Mapping[str, int]) -> dict[str, int]:
+    """Take so many numbers of each workflow; returns the first of them."""
+    workflow_ids = sorted(counts)
     last: dict[str, int] = {}
     for i in range(0, len(workflow_ids), _CHUNK):
-        last.update(
-            (row.workflow_id, row.last) for row in connection.execute(_LAST, {"ids": workflow_ids[i : i + _CHUNK]})
-        )
-    for workflow_id, execution_ids in unnumbered.items():
-        execution_ids.sort(key=lambda execution_id: (rows[execution_id][_CREATED], execution_id))
-        for number, execution_id in enumerate(execution_ids, last.get(workflow_id, 0) + 1):
-            rows[execution_id] = (*rows[execution_id][:-1], number)
-    highest = {workflow_id: last.get(workflow_id, 0) + len(unnumbered[workflow_id]) for workflow_id in workflow_ids}
+        stored = connection.execute(_LAST, {"ids": workflow_ids[i : i + _CHUNK]})
+        last.update((row.workflow_id, row.last) for row in stored)
+    highest = {workflow_id: last.get(workflow_id, 0) + counts[workflow_id] for workflow_id in workflow_ids}
     if changed := [{"id": key, "highest": value} for key, value in highest.items() if key in last]:
         connection.execute(_SET_LAST, changed)
-    if first := [{"workflow_id": key, "last": value} for key, value in highest.items() if key not in last]:
-        connection.execute(insert(execution_numbers), first)
+    if added := [{"workflow_id": key, "last": value} for key, value in highest.items() if key not in last]:
+        connection.execute(insert(execution_numbers), added)
+    return {workflow_id: last.get(workflow_id, 0) + 1 for workflow_id in workflow_ids}
 
 
 def forget(connection: Connection, workflow_id: str) -> None:

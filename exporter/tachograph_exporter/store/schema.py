@@ -128,6 +128,12 @@ workflow_executions: Final = Table(
         sqlite_where=text("status IN ('pending', 'running')"),
         postgresql_where=text("status IN ('pending', 'running')"),
     ),
+    Index(
+        "ix_executions_unnumbered",
+        "created_ns",
+        sqlite_where=text("number IS NULL"),
+        postgresql_where=text("number IS NULL"),
+    ),
 )
 
 # The highest number that an execution of a workflow has, see `numbers`.

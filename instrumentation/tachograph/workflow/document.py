@@ -320,7 +320,7 @@ _STEP: Final[Mapping[str, _Field]] = {
     "config": _Field(_config, "config"),
     "metadata": _Field(_mapping, "metadata"),
     "meta_data": _Field(_mapping, "metadata"),
-    "description": _Field(_text(_LONG), None),
+    "description": _Field(_text(_LONG), "description"),
     "agent_definition_id": _Field(_anything, None),
     "agent_instance_id": _Field(_anything, None),
     **_FOREIGN,

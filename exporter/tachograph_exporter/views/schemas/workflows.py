@@ -74,7 +74,7 @@ class ValidationResult(msgspec.Struct):
 class NewExecution(msgspec.Struct, forbid_unknown_fields=True):
     """An execution to start."""
 
-    input_variables: dict[str, Any] = {}
+    input_variables: dict[str, Any] | None = None
     # Sent by older clients beside the inputs.
     workflow_id: str | None = None
     metadata: dict[str, Any] | None = None

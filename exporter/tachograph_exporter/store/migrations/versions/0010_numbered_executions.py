@@ -1,7 +1,7 @@
 """Numbers of executions, and workflows that the API does not execute."""
 
 from alembic import op
-from sqlalchemy import BigInteger, Boolean, Column, String, true
+from sqlalchemy import BigInteger, Boolean, Column, String, text, true
 
 revision = "0010"
 down_revision = "0009"
@@ -34,12 +34,21 @@ def upgrade() -> None:
     for table in ("workflow_executions", "archived_executions"):
         op.add_column(table, Column("number", BigInteger))
         op.execute(_FILL.format(table=table))
+    is_unnumbered = text("number IS NULL")
+    op.create_index(
+        "ix_executions_unnumbered",
+        "workflow_executions",
+        ["created_ns"],
+        sqlite_where=is_unnumbered,
+        postgresql_where=is_unnumbered,
+    )
     op.execute(_LAST)
     op.execute("DROP TABLE numbered")
 
 
 def downgrade() -> None:
     """Back."""
+    op.drop_index("ix_executions_unnumbered", "workflow_executions")
     for table in ("workflow_executions", "archived_executions"):
         op.drop_column(table, "number")
     op.drop_table("execution_numbers")
