@@ -68,7 +68,7 @@ from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
-from tachograph_exporter.store import archiving, idempotency, partitions, recovery
+from tachograph_exporter.store import archiving, idempotency, numbers, partitions, recovery
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.probing import Probe
@@ -296,13 +296,14 @@ class Service:
             return len(traces)
 
     async def _apply_retention(self) -> None:
-        """Archive or delete old executions as configured, now and every hour."""
+        """Archive or delete old executions as configured, and whatever else is due once an hour; now and every hour."""
         config = self.config
         days = config.archive_after_days if config.archive_after_days is not None else config.delete_after_days
         while True:
             try:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 await asyncio.to_thread(self.database.run, idempotency.prune)
+                await asyncio.to_thread(self.database.run, numbers.fill)
                 if days is not None:
                     before = time.time_ns() - round(days * 86_400 * NS)
                     moved = await asyncio.to_thread(archiving.archive, self.database, before, config.archive_directory)

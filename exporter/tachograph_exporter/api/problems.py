@@ -132,6 +132,10 @@ def not_runnable(name: str) -> Problem:
     )
 
 
+def workflow_inactive(name: str) -> Problem:
+    return Problem(400, "workflow_inactive", f'workflow "{name}" is inactive; set is_active with PATCH to execute it')
+
+
 def workflow_busy(name: str, count: int, ids: Sequence[str]) -> Problem:
     """``ids``: of those of the ``count`` open executions that the problem names."""
     faults = [Fault("open_execution", f"/api/workflows/executions/{i}", f"execution {i} is open") for i in ids]
@@ -279,6 +283,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "bad_request": (400, "The request is not valid HTTP, or its body cannot be read."),
     "invalid_json": (400, "The body is not JSON."),
     "not_supported": (400, "A viewer asked for a feature of its own backend that is missing here; see detail."),
+    "workflow_inactive": (400, "The workflow is registered with `is_active: false`, so it is not executed."),
     "unauthorized": (401, "A token is required, or the one sent is unknown, expired or revoked."),
     "forbidden": (403, "The token does not allow this."),
     "foreign_page": (403, "A page of another site sent the request (Origin, Sec-Fetch-Site)."),
