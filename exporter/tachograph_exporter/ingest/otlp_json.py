@@ -61,6 +61,8 @@ def scopes_of_json(body: bytes) -> list[ScopeOfSpans]:
     if body.count(b"{") + body.count(b"[") > MAX_VALUES or body.count(b",") > 2 * MAX_VALUES:
         raise too_much()
     try:
+        # Whether it is JSON at all.
+        msgspec.json.decode(body, type=msgspec.Raw)
         return _scopes_of(body)
     except (msgspec.ValidationError, ParseError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, BadRequest):
