@@ -347,14 +347,13 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
         # A request that never ends must not keep the process from ending.
         shutdown_timeout=SHUTDOWN_SECONDS,
         max_connections_per_peer=config.max_connections_per_peer,
+        tls=config.tls(),
         access_log=None,
         handle_signals=False,
     )
     await runner.setup()
     try:
-        site = web.TCPSite(
-            runner, config.host, config.port, reuse_address=True, ssl_context=config.tls(), backlog=connections.BACKLOG
-        )
+        site = web.TCPSite(runner, config.host, config.port, reuse_address=True, backlog=connections.BACKLOG)
         try:
             await site.start()
         except OSError as error:
