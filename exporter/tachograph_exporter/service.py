@@ -59,6 +59,7 @@ from tachograph_exporter.api import (
 from tachograph_exporter.api.caching import caching_middleware
 from tachograph_exporter.api.problems import problem_middleware
 from tachograph_exporter.api.request import ADMISSION, CONFIG, DATABASE, EXECUTOR, RECORDER, WORKERS, WORKSPACE_CACHE
+from tachograph_exporter.api.room import ROOM, Room, room_middleware
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
@@ -189,7 +190,7 @@ class Service:
     def application(self) -> web.Application:
         """The aiohttp application, which starts and stops the service's background tasks."""
         app = web.Application(
-            middlewares=[caching_middleware, problem_middleware, guard.guard],
+            middlewares=[room_middleware, caching_middleware, problem_middleware, guard.guard],
             client_max_size=self.config.max_body_bytes,
             # Bodies are decoded off the event loop, see `encodings`; whoever runs the application.
             handler_args={"auto_decompress": False},
@@ -207,6 +208,7 @@ class Service:
         app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
+        app[ROOM] = Room()
         app[otlp.RECEIVER] = self.receiver
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
@@ -349,14 +351,13 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
         # A request that never ends must not keep the process from ending.
         shutdown_timeout=SHUTDOWN_SECONDS,
         max_connections_per_peer=config.max_connections_per_peer,
+        tls=config.tls(),
         access_log=None,
         handle_signals=False,
     )
     await runner.setup()
     try:
-        site = web.TCPSite(
-            runner, config.host, config.port, reuse_address=True, ssl_context=config.tls(), backlog=connections.BACKLOG
-        )
+        site = web.TCPSite(runner, config.host, config.port, reuse_address=True, backlog=connections.BACKLOG)
         try:
             await site.start()
         except OSError as error:

@@ -34,8 +34,8 @@ from tachograph_exporter.api.request import (
     DATABASE,
     EXECUTOR,
     WORKERS,
-    decode,
     decode_document,
+    decode_long,
     find_workflow,
     json_response,
     project_of,
@@ -241,7 +241,7 @@ async def execute(request: web.Request) -> web.Response:
     workspace = await workspace_of(request)
     row = await workflow_of(request, workspace)
     body = await read_body(request)
-    new = decode(body, NewExecution) if body.strip() else NewExecution()
+    new = await decode_long(request, body, NewExecution) if body.strip() else NewExecution()
     if row.document is None:
         raise problems.not_runnable(row.name)
     keyed = keyed_request(request, body, workspace.id)
@@ -253,6 +253,10 @@ async def execute(request: web.Request) -> web.Response:
     limit = config.max_executions + config.max_queued_executions
     if executor.open_executions >= limit:
         raise problems.too_many_executions(limit)
+    try:
+        workflow = await _parse(request, row.document)
+    except InvalidWorkflow as error:
+        raise problems.invalid_workflow(error.faults) from None
     token = otel_context.attach(extract(request.headers))
     try:
         execution = new_execution_ref(
@@ -263,11 +267,9 @@ async def execute(request: web.Request) -> web.Response:
             version=row.version,
             project=row.project,
         )
-        accepted = executor.accept(_parse(row.document), new.input_variables or {}, execution=execution)
+        accepted = executor.accept(workflow, new.input_variables or {}, execution=execution)
     except InvalidInputs as error:
         raise problems.invalid_inputs(error.faults) from None
-    except InvalidWorkflow as error:
-        raise problems.invalid_workflow(error.faults) from None
     except ExecutorClosed:
         raise problems.shutting_down() from None
     finally:
@@ -288,10 +290,14 @@ async def execute(request: web.Request) -> web.Response:
 
 
 _MAX_PARSED: Final = 64
+_MAX_KEPT: Final = 100_000
+"""Characters of a document that is parsed on the event loop, and kept parsed."""
 _parsed: dict[str, Workflow] = {}
 
 
-def _parse(document: str) -> Workflow:
+async def _parse(request: web.Request, document: str) -> Workflow:
+    if len(document) > _MAX_KEPT:
+        return await request.app[WORKERS].run(lambda: parse(document))
     workflow = _parsed.get(document)
     if workflow is None:
         if len(_parsed) >= _MAX_PARSED:

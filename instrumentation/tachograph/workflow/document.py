@@ -17,6 +17,7 @@ import msgspec
 
 from tachograph.errors import Fault, InvalidWorkflow
 from tachograph.workflow.definition import Backoff, DataType, Step, StepType, TriggerRule, Variable, Workflow
+from tachograph.workflow.faults import Faults
 from tachograph.workflow.hints import did_you_mean
 
 MAX_STEPS: Final = 100_000
@@ -83,7 +84,7 @@ class _Reader:
     """Reads a document by the tables below and collects faults instead of stopping at the first."""
 
     def __init__(self) -> None:
-        self.faults: list[Fault] = []
+        self.faults = Faults()
 
     def fault(self, code: str, at: str, message: str) -> None:
         self.faults.append(Fault(code, at, message))
