@@ -40,6 +40,13 @@ def test_hosts_of_a_url(url: str, hosts: postgres_hosts.Hosts) -> None:
                                                                   reversed(hosts)) + "/runs")  # fmt: skip
 
 
+def test_a_url_is_shown_as_it_is_written_without_its_password() -> None:
+    for url in ("postgresql://u@a:1,[::1]:2/runs?sslmode=require", "postgresql://a:1,b:2/runs", "postgresql://u@a:1/x"):
+        assert postgres_hosts.display(make_url(postgres_hosts.with_hosts_as_options(url))) == url
+    shown = postgres_hosts.display(make_url(postgres_hosts.with_hosts_as_options("postgresql://u:secret@a,b/runs")))
+    assert shown == "postgresql://u:***@a:5432,b:5432/runs"
+
+
 @pytest.mark.parametrize("url", ["postgresql://u@a:1,b:x/runs", "postgresql://u@a,/runs", "postgresql://u@,/runs"])
 def test_what_is_no_host_is_refused(url: str) -> None:
     with pytest.raises(BadDatabaseURL):

@@ -162,10 +162,10 @@ class Database:
     @property
     def name(self) -> str:
         """The URL without its password, for display."""
-        url = postgres_hosts.display(self.url)
+        url = self.url
         if secrets := {key: "***" for key in url.query if key.lower() in _SECRET_OPTIONS}:
             url = url.update_query_dict(secrets)
-        return url.render_as_string(hide_password=True)
+        return postgres_hosts.display(url)
 
     def run(self, work: Callable[[Connection], T], *, is_long: bool = False) -> T:
         """Call ``work`` in a transaction that may write; blocks the calling thread.

@@ -63,12 +63,18 @@ def split(url: URL) -> tuple[URL, Hosts]:
     return url.difference_update_query(["host", "port"]), tuple(hosts)
 
 
-def display(url: URL) -> URL:
-    """A URL that shows several hosts as they are usually written."""
+def display(url: URL) -> str:
+    """A URL without its password, with several hosts as they are usually written."""
     rest, hosts = split(url)
+    text = rest.render_as_string(hide_password=True)
     if not hosts:
-        return url
-    return rest.set(host=",".join(f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name, port in hosts))
+        return text
+    scheme, _, after = text.partition("://")
+    user, _, path = after.partition("/")
+    if user and not user.endswith("@"):
+        user += "@"
+    named = ",".join(f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name, port in hosts)
+    return f"{scheme}://{user}{named}/{path}"
 
 
 async def connect_to(url: URL) -> Any:
