@@ -64,8 +64,10 @@ class Turns:
         if not waiting:
             return
         self._schedule()
-        while waiting and self._starts > 0 and time.perf_counter() < self._deadline:
+        while waiting:
             go_on = next(iter(waiting))
             del waiting[go_on]
             go_on()
+            if self._starts <= 0 or time.perf_counter() >= self._deadline:
+                break
         self._waiting = waiting | self._waiting
