@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -73,7 +74,11 @@ async def test_what_follows_from_a_step_is_done_in_slices(work: HandlerRegistry,
             done[ticks.count] += 1
 
     executor = Executor(listen, handlers=work)
-    configs = {"ready": {}, "skipped": {"handler": "fail"}, "cancelled": {"handler": "sleep", "seconds": 60}}
+    configs: dict[str, dict[str, Any]] = {
+        "ready": {},
+        "skipped": {"handler": "fail"},
+        "cancelled": {"handler": "sleep", "seconds": 60},
+    }
     steps = [Step(name="first", config=configs[kind])]
     steps += [Step(name=f"s{i}", depends_on_steps=("first",)) for i in range(300)]
     ref, task = executor.submit(Workflow(name="fan", steps=tuple(steps)))
