@@ -76,7 +76,7 @@ def build_request() -> bytes:
 def bulk(database: Database, bodies: list[bytes]) -> float:
     """Spans per second for the same rows into the same table, with one INSERT and one commit per request."""
     groups = [
-        [record for record in records(parse(body, is_json=False)) if isinstance(record, SpanRecord)] for body in bodies
+        [record for record in records(parse(body).resource_spans) if isinstance(record, SpanRecord)] for body in bodies
     ]
     statement = str(insert(spans).compile(dialect=database.dialect))
     start = time.perf_counter()

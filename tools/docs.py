@@ -29,7 +29,7 @@ from tachograph.workflow.handlers import registry
 from tachograph_exporter import handler_sources
 from tachograph_exporter.api.openapi import EXAMPLES
 from tachograph_exporter.api.problems import CODES
-from tachograph_exporter.cli import app as cli
+from tachograph_exporter.cli import load as load_cli
 from tachograph_exporter.cli.terminal import TimelineView
 from tachograph_exporter.config import Config
 from tachograph_exporter.ingest.built_in_rules import RULES
@@ -77,7 +77,7 @@ def code_table() -> str:
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Every command by its words, subcommands flattened."""
-    group = typer.main.get_command(cli)
+    group = typer.main.get_command(load_cli())
     for name, command in sorted(getattr(group, "commands", {}).items()):
         subcommands = getattr(command, "commands", None)
         if subcommands:

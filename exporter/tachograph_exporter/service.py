@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Final
 
-import msgspec
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics_core import Metric
@@ -199,7 +198,7 @@ class Service:
             handler: Route(method="GET", path=path, handler=handler, scope=None, in_workspace=False)
             for path, handler in page.PAGES
         }
-        app[openapi.DOCUMENT] = msgspec.json.encode(openapi.document(ROUTES))
+        app[openapi.DOCUMENT] = openapi.Document(ROUTES)
         app[CONFIG] = self.config
         app[DATABASE] = self.database
         app[RECORDER] = self.recorder

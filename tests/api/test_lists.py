@@ -121,3 +121,23 @@ async def test_large_responses_to_other_machines_are_compressed(runs: tuple[Api,
     async with api.session.get(path, headers={"Accept-Encoding": "gzip"}) as plain:
         assert "Content-Encoding" not in plain.headers
         assert body == await plain.read()
+
+
+@pytest.mark.parametrize(
+    ("accept", "coding"),
+    [
+        ("gzip", "gzip"), ("GZIP", "gzip"), ("x-gzip", "gzip"), ("gzip;q=0.5", "gzip"), ("*", "gzip"),
+        ("gzip, deflate, br", "gzip"), ("deflate", "deflate"), ("gzip;q=0.1, deflate", "deflate"),
+        ("gzip;q=0", None), ("gzip; q=0.000", None), ("", None), ("identity", None), ("br", None), ("*;q=0", None),
+        ("gzip;q=nonsense", None), ("identity, gzip;q=0.5", None), ("gzip;q=0, *", "deflate"), ("notgzip", None),
+    ],
+)  # fmt: skip
+async def test_a_response_is_compressed_as_the_client_accepts(api: Api, accept: str, coding: str | None) -> None:
+    headers = {"Accept-Encoding": accept, "X-Forwarded-For": "192.0.2.7"}
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        for path, offered in (("/metrics", {"gzip"}), ("/api/openapi.json", {"gzip", "deflate"})):
+            async with session.get(api.address + path, headers=headers) as response:
+                assert response.status == 200
+                got = response.headers.get("Content-Encoding")
+                assert got == coding or (coding not in offered and got in (None, "gzip")), path
+                assert "Accept-Encoding" in response.headers["Vary"]

@@ -81,7 +81,7 @@ def store(database_url: str) -> Iterator[Store]:
 
 
 def records_of(spans: Sequence[Span]) -> list[SpanRecord]:
-    return [record for record in records(export(spans)) if isinstance(record, SpanRecord)]
+    return [record for record in records(export(spans).resource_spans) if isinstance(record, SpanRecord)]
 
 
 def assembled(*spans: Span, now_ns: int = SOON) -> list[AssembledExecution]:

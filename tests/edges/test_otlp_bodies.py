@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import time
 import zlib
@@ -17,14 +18,28 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
 
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.api import encodings
 from tachograph_exporter.api.encodings import NoRoom, TooLarge, Unreadable, decoded
 from tachograph_exporter.config import Config
-from tachograph_exporter.ingest.envelope import MAX_MESSAGES, is_too_much
+from tachograph_exporter.ingest.envelope import (
+    MAX_FIELDS,
+    MAX_HEAD_BYTES,
+    MAX_MESSAGES,
+    PIECE_BYTES,
+    BadRequest,
+    field,
+    scopes_of,
+)
+from tachograph_exporter.ingest.otlp_json import scopes_of_json
 from tachograph_exporter.ingest.receiver import MAX_BYTES
+from tachograph_exporter.ingest.spans import SpanRecord, parse, records, records_of
 from tachograph_exporter.service import Service
 from tests.conftest import Api, serve
 
@@ -188,10 +203,6 @@ def varint(number: int) -> bytes:
     return encoded + bytes([number])
 
 
-def field(number: int, content: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + varint(len(content)) + content
-
-
 MANY = MAX_MESSAGES + 1
 SWARMS = {
     "spans": (field(1, field(2, b"\x12\x00" * MANY)), PROTOBUF),
@@ -206,27 +217,137 @@ SWARMS = {
 @pytest.mark.parametrize("name", SWARMS)
 async def test_a_swarm_of_tiny_spans_is_refused_before_it_is_read(api: Api, name: str) -> None:
     body, kind = SWARMS[name]
-    assert is_too_much(body, is_json=kind != PROTOBUF)
+    with pytest.raises(BadRequest, match="too many"):
+        (scopes_of if kind == PROTOBUF else scopes_of_json)(body)
     slowest = 0.0
     sending = [asyncio.create_task(send(api, gzip.compress(body), kind, Content_Encoding="gzip")) for _ in range(4)]
     while not all(task.done() for task in sending):
-        started = time.monotonic()
+        # The event loop's own processor time: a busy machine does not count.
+        started = time.thread_time()
         assert (await api.call("GET", "/-/healthy"))[0] == 200
-        slowest = max(slowest, time.monotonic() - started)
+        slowest = max(slowest, time.thread_time() - started)
     assert {(await task)[0] for task in sending} == {400}
     assert slowest < 1
 
 
 @given(st.binary(max_size=200))
 def test_counting_ends_whatever_it_reads(body: bytes) -> None:
-    assert not is_too_much(body, is_json=False)
+    with contextlib.suppress(BadRequest):
+        list(records_of(scopes_of(body)))
 
 
 def test_an_ordinary_request_is_not_too_much() -> None:
     request = ExportTraceServiceRequest.FromString(export())
     spans = request.resource_spans[0].scope_spans[0].spans
     spans.extend([spans[0]] * 99_999)
-    assert not is_too_much(request.SerializeToString(), is_json=False)
+    (scope,) = scopes_of(request.SerializeToString())
+    assert len(scope.spans) == 2 * 100_000
+
+
+def spans_read(body: bytes) -> list[SpanRecord | str]:
+    return list(records_of(scopes_of(body)))
+
+
+@given(st.data())
+def test_a_request_in_pieces_says_what_it_says_as_a_whole(data: st.DataObject) -> None:
+    request = ExportTraceServiceRequest()
+    for _ in range(data.draw(st.integers(0, 3))):
+        group = request.resource_spans.add(schema_url=data.draw(st.sampled_from(["", "u"])))
+        group.resource.attributes.add(key="service.name").value.string_value = data.draw(st.text(max_size=3))
+        for _ in range(data.draw(st.integers(0, 3))):
+            scope = group.scope_spans.add()
+            scope.scope.name = data.draw(st.text(max_size=3))
+            for i in range(data.draw(st.integers(0, 4))):
+                name = data.draw(st.text(max_size=3))
+                span = scope.spans.add(trace_id=b"t" * 16, span_id=bytes([i + 1]) * 8, name=name)
+                span.start_time_unix_nano = span.end_time_unix_nano = 1_790_000_000_000_000_000
+                span.attributes.add(key="k").value.array_value.values.add().int_value = i
+    body = request.SerializeToString()
+    if body and data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(body) - 1))
+        body = body[:at] + data.draw(st.binary(max_size=2)) + body[at + 1 :]
+    try:
+        whole = list(records(parse(body).resource_spans))
+    except BadRequest:
+        # What no span belongs to is not read, and may be anything.
+        with contextlib.suppress(BadRequest):
+            spans_read(body)
+    else:
+        assert spans_read(body) == whole
+
+
+def test_fields_in_any_order_and_twice() -> None:
+    request = ExportTraceServiceRequest.FromString(export())
+    (group,) = request.resource_spans
+    (scope,) = group.scope_spans
+    named = ScopeSpans()
+    named.scope.name = "s"
+    parts = [field(2, scope.spans[0].SerializeToString()), named.SerializeToString()]
+    resources = []
+    for key in "ab":
+        resource = ResourceSpans()
+        resource.resource.attributes.add(key=key).value.string_value = key
+        resources.append(resource.SerializeToString())
+    for scopes in (parts, parts[::-1]):
+        body = field(1, resources[0] + field(2, b"".join(scopes)) + resources[1]) + field(2, b"unknown")
+        assert spans_read(body) == list(records(parse(body).resource_spans))
+        (span,) = spans_read(body)
+        assert isinstance(span, SpanRecord)
+        assert (span.scope, dict(span.resource_attributes)) == ("s", {"a": "a", "b": "b"})
+
+
+def span_of(content: bytes) -> bytes:
+    return field(1, field(2, field(2, field(1, b"t" * 16) + field(2, b"s" * 8) + content)))
+
+
+@pytest.mark.parametrize("content", [
+    b"\x4a\x00" * MAX_FIELDS, b"\x5a\x00" * MAX_FIELDS, field(11, b"\x1a\x00" * MAX_FIELDS),
+    field(9, field(2, field(5, b"\x0a\x00" * MAX_FIELDS))), field(9, field(2, field(6, b"\x0a\x00" * MAX_FIELDS))),
+])  # fmt: skip
+def test_a_span_of_too_many_fields_is_refused(content: bytes) -> None:
+    with pytest.raises(BadRequest, match="too many"):
+        spans_read(span_of(content))
+    with pytest.raises(BadRequest, match="too many"):
+        spans_read(field(1, field(1, b"\x0a\x00" * MAX_FIELDS) + field(2, field(2, b""))))
+
+
+def test_a_long_span_of_few_fields_is_read() -> None:
+    text = field(9, field(1, b"prompt") + field(2, field(1, b"x" * 5_000_000)))
+    times = b"\x39" + (1_790_000_000_000_000_000).to_bytes(8, "little")
+    (span,) = spans_read(span_of(times + text))
+    assert isinstance(span, SpanRecord)
+    assert len(span.attributes["prompt"]) == 5_000_000
+
+
+def test_a_resource_is_not_stored_a_thousand_times() -> None:
+    """Each scope has a copy of its resource."""
+    large = field(1, field(1, field(1, b"k") + field(2, field(1, b"x" * 1_000_000))))
+    scope = field(2, field(2, b""))
+    assert len(scopes_of(field(1, large + scope * 20))) == 20
+    with pytest.raises(BadRequest, match="too many scopes"):
+        scopes_of(field(1, large + scope * (MAX_HEAD_BYTES // 1_000_000 + 1)))
+
+
+async def test_a_large_request_is_stored_in_parts_or_not_at_all(api: Api) -> None:
+    request = ExportTraceServiceRequest()
+    spans = request.resource_spans.add().scope_spans.add().spans
+    for i in range(1, 12_001):
+        at = time.time_ns()
+        spans.add(trace_id=(i // 100 + 1).to_bytes(16, "big"), span_id=i.to_bytes(8, "big"), name="a",
+                  start_time_unix_nano=at, end_time_unix_nano=at)  # fmt: skip
+    spans[7].span_id = b""
+    body = request.SerializeToString()
+    assert len(body) > PIECE_BYTES
+    assert (await send(api, body[:-1]))[0] == 400
+    assert api.service.receiver.stored == 0
+    async with api.session.post(f"{api.address}/v1/traces", data=body, headers={"Content-Type": PROTOBUF}) as response:
+        assert response.status == 200
+        answer = ExportTraceServiceResponse.FromString(await response.read())
+    assert answer.partial_success.rejected_spans == 1
+    assert "no valid span id" in answer.partial_success.error_message
+    assert api.service.receiver.stored == 11_999
+    trace = await api.get(f"/jaeger/api/traces/{(50).to_bytes(16, 'big').hex()}")
+    assert len(trace["data"][0]["spans"]) == 100
 
 
 async def open_post(api: Api, length: int, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 from tachograph.errors import ExecutionNotFound
 from tachograph.events import ExecutionStatus, StepStatus
 from tachograph_exporter.api import problems
-from tachograph_exporter.api.caching import is_remote
+from tachograph_exporter.api.caching import compress
 from tachograph_exporter.api.large_runs import lane_of
 from tachograph_exporter.api.query import Query, encode_cursor
 from tachograph_exporter.api.request import (
@@ -121,8 +121,8 @@ async def _stream(
     """All matching executions in NDJSON, read page by page; each page is as the database was when it was read."""
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
     # Compressed data has an end, which a response to HEAD must not have.
-    if is_remote(request) and request.method != "HEAD":
-        response.enable_compression()
+    if request.method != "HEAD":
+        compress(request, response)
     position = after
     execution_filter: ExecutionFilter | None = None
     while True:

@@ -18,10 +18,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from sqlalchemy import Connection
 
 from tachograph_exporter.api import problems
-from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import DATABASE, json_response, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.api.spool import Spool, send, spooled
+from tachograph_exporter.api.viewer_query import ViewerQuery
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, attributes_of
 from tachograph_exporter.store.database import Lane
 from tachograph_exporter.traces import search
@@ -144,14 +144,14 @@ def _span(span: SpanRecord, process: str) -> dict[str, Any]:
 
 async def jaeger_services(request: web.Request) -> web.Response:
     """``GET /jaeger/api/services``: Jaeger's query API: the services that have spans."""
-    Query(request).done()
+    ViewerQuery(request).done()
     services = await read(request, lambda c, workspace, _: search.services(c, workspace))
     return json_response(_body(services))
 
 
 async def jaeger_operations(request: web.Request) -> web.Response:
     """``GET /jaeger/api/services/{service}/operations``: Jaeger's query API: a service's span names."""
-    Query(request).done()
+    ViewerQuery(request).done()
     service = request.match_info["service"]
     operations = await read(request, lambda c, workspace, _: search.operations(c, workspace, service))
     return json_response(_body(sorted({name for name, _ in operations})))
@@ -159,7 +159,7 @@ async def jaeger_operations(request: web.Request) -> web.Response:
 
 async def jaeger_trace(request: web.Request) -> web.StreamResponse:
     """``GET /jaeger/api/traces/{trace_id}``: Jaeger's query API: one trace."""
-    Query(request).done()
+    ViewerQuery(request).done()
 
     def write(spans: Iterator[SpanRecord | StoredSpan], put: Callable[[bytes], object]) -> None:
         put(_START)
@@ -171,7 +171,7 @@ async def jaeger_trace(request: web.Request) -> web.StreamResponse:
 
 async def jaeger_search(request: web.Request) -> web.StreamResponse:
     """``GET /jaeger/api/traces``: Jaeger's query API: traces by service, name, tags, time and duration."""
-    query = Query(request)
+    query = ViewerQuery(request)
     criteria = Search(
         service=query.text("service"),
         name=query.text("operation"),
@@ -201,7 +201,7 @@ async def jaeger_search(request: web.Request) -> web.StreamResponse:
 
 async def jaeger_all_operations(request: web.Request) -> web.Response:
     """``GET /jaeger/api/operations``: Jaeger's query API: a service's span names, with their kinds."""
-    query = Query(request)
+    query = ViewerQuery(request)
     service, kind = query.text("service"), query.text("spanKind")
     query.done()
     operations = await read(request, lambda c, workspace, _: search.operations(c, workspace, service))
@@ -211,7 +211,7 @@ async def jaeger_all_operations(request: web.Request) -> web.Response:
 
 async def jaeger_dependencies(request: web.Request) -> web.Response:
     """``GET /jaeger/api/dependencies``: Jaeger's query API: which services call which, in a range of time."""
-    query = Query(request)
+    query = ViewerQuery(request)
     end, lookback = query.milliseconds("endTs"), query.milliseconds("lookback")
     query.done()
     calls = await read(request, lambda c, workspace, _: search.dependencies(c, workspace, end, lookback))
@@ -245,8 +245,8 @@ ROUTES: Sequence[Route] = (
                   high=1 << 53),
         Parameter(name="minDuration", kind="duration", description="Only traces at least this long."),
         Parameter(name="maxDuration", kind="duration", description="Only traces at most this long."),
-        Parameter(name="limit", kind="integer", description="Traces to return at most.", default=20, low=1,
-                  high=search.MAX_TRACES),
+        Parameter(name="limit", kind="integer", default=20,
+                  description=f"Traces to return at most; {search.MAX_TRACES} at most."),
         Parameter(name="lookback", description="Not used; see `start` and `end`."))),
     Route(method="GET", path="/jaeger/api/traces/{trace_id}", handler=jaeger_trace, response=_ANY,
           codes=("trace_not_found",), query=(Parameter(name="prettyPrint", description="Not used."),)),

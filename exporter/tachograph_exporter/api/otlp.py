@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from typing import Any, Final
 
 import msgspec
@@ -15,8 +16,8 @@ from tachograph.errors import StoreUnavailable
 from tachograph_exporter.api import encodings
 from tachograph_exporter.api.request import CONFIG, workspace_of
 from tachograph_exporter.api.routes import Route
-from tachograph_exporter.ingest.receiver import Receiver
-from tachograph_exporter.ingest.spans import BadRequest
+from tachograph_exporter.ingest.envelope import BadRequest
+from tachograph_exporter.ingest.receiver import Answer, Receiver
 from tachograph_exporter.store.tokens import INGEST
 
 RECEIVER: Final = web.AppKey("receiver", Receiver)
@@ -34,7 +35,7 @@ async def traces(request: web.Request) -> web.Response:
     kind = request.content_type
     if kind not in (_JSON, _PROTOBUF):
         return _refused(_JSON, 415, 3, f"send {_PROTOBUF} or {_JSON}, not {kind}")
-    limit = request.app[CONFIG].max_body_bytes
+    limit = request.app[CONFIG].max_otlp_body_bytes
     workspace = await workspace_of(request)
     receiver = request.app[RECEIVER]
     reserved = 0
@@ -60,8 +61,7 @@ async def traces(request: web.Request) -> web.Response:
         except (encodings.Unreadable, web.HTTPException, web.RequestPayloadError, ValueError) as error:
             return _closing(_refused(kind, 400, 3, f"the body cannot be read: {error}"))
         try:
-            pending = receiver.submit(workspace.id, workspace.slug, body, is_json=kind == _JSON)
-            result = await asyncio.wrap_future(pending)
+            result = await _stored(receiver.submit(workspace.id, workspace.slug, body, is_json=kind == _JSON))
         except BadRequest as error:
             return _refused(kind, 400, 3, str(error))
         except (StoreUnavailable, MemoryError):
@@ -73,6 +73,14 @@ async def traces(request: web.Request) -> web.Response:
         message.partial_success.rejected_spans = result.rejected
         message.partial_success.error_message = result.why
     return _answer(kind, 200, message)
+
+
+async def _stored(pending: Future[Answer]) -> Answer:
+    try:
+        return await asyncio.wrap_future(pending)
+    finally:
+        # An exception refers to this frame: it would keep itself and the body until the next collection of garbage.
+        del pending
 
 
 def _closing(answer: web.Response) -> web.Response:

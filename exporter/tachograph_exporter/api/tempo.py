@@ -13,10 +13,10 @@ from aiohttp import web
 from tachograph.version import version
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.jaeger import read, requested_trace
-from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import json_response
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.api.spool import send
+from tachograph_exporter.api.viewer_query import ViewerQuery
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, write_otlp, write_otlp_json
 from tachograph_exporter.traces import search, traceql
 from tachograph_exporter.traces.search import Search, Trace, as_text
@@ -45,7 +45,7 @@ def _wants_protobuf(request: web.Request) -> bool:
 
 async def tempo_trace(request: web.Request) -> web.StreamResponse:
     """``GET /tempo/api/traces/{trace_id}``: Tempo's query API: one trace, as OTLP."""
-    Query(request).done()
+    ViewerQuery(request).done()
     if _wants_protobuf(request):
         # Tempo's Trace message and OTLP's TracesData are the same on the wire.
         return await send(request, await requested_trace(request, write_otlp, by_resource=True), _PROTOBUF)
@@ -66,7 +66,7 @@ def _in_json(
 
 async def tempo_trace_v2(request: web.Request) -> web.StreamResponse:
     """``GET /tempo/api/v2/traces/{trace_id}``: Tempo's query API, version 2: one trace, as OTLP."""
-    Query(request).done()
+    ViewerQuery(request).done()
     if _wants_protobuf(request):
         inner = await requested_trace(request, write_otlp, by_resource=True)
         # TraceByIDResponse: field 1 is the trace.
@@ -96,7 +96,7 @@ def _any_value(value: Any) -> dict[str, Any]:
     return {"stringValue": as_text(value)}
 
 
-def _parse(query: Query) -> TraceQuery:
+def _parse(query: ViewerQuery) -> TraceQuery:
     text = query.text("q")
     if text is None:
         return everything()
@@ -113,7 +113,7 @@ async def tempo_search(request: web.Request) -> web.Response:
     and `||`: `{ resource.service.name = "x" && span.key > 5 && (status = error || duration > 5s) }`. The newest traces
     come first; `metrics.inspectedTraces` says how many were inspected.
     """
-    query = Query(request)
+    query = ViewerQuery(request)
     tags = query.logfmt("tags")
     criteria = Search(
         query=_parse(query),
@@ -167,7 +167,7 @@ def _span(span: SpanRecord) -> dict[str, Any]:
     }
 
 
-async def _attributes(request: web.Request, query: Query) -> dict[str, dict[str, dict[str, Any]]]:
+async def _attributes(request: web.Request, query: ViewerQuery) -> dict[str, dict[str, dict[str, Any]]]:
     """Attributes of the traces that match: by scope and name, each value by its text."""
     criteria = Search(query=_parse(query), start_ns=query.time("start"), end_ns=query.time("end"))
     query.done()
@@ -179,7 +179,7 @@ async def _attributes(request: web.Request, query: Query) -> dict[str, dict[str,
 
 async def tempo_tags(request: web.Request) -> web.Response:
     """``GET /tempo/api/search/tags``: Tempo's query API: names of attributes, of the newest traces."""
-    query = Query(request)
+    query = ViewerQuery(request)
     scope = query.choice("scope", _SCOPES, "none")
     query.integer("limit", 0, 0, 1 << 31)
     by_scope = await _attributes(request, query)
@@ -191,7 +191,7 @@ async def tempo_tags(request: web.Request) -> web.Response:
 
 async def tempo_tags_v2(request: web.Request) -> web.Response:
     """``GET /tempo/api/v2/search/tags``: Tempo's query API, version 2: names of attributes, by scope."""
-    query = Query(request)
+    query = ViewerQuery(request)
     scope = query.choice("scope", _SCOPES, "none")
     query.integer("limit", 0, 0, 1 << 31)
     names: Mapping[str, Sequence[str]] = {
@@ -205,7 +205,7 @@ async def tempo_tags_v2(request: web.Request) -> web.Response:
 _SCOPES: Final = ("none", "resource", "span", "intrinsic")
 
 
-def _without_range(query: Query) -> None:
+def _without_range(query: ViewerQuery) -> None:
     """Read and ignore the query and the range: all values are returned."""
     query.text("q"), query.time("start"), query.time("end")
     query.done()
@@ -213,7 +213,7 @@ def _without_range(query: Query) -> None:
 
 async def _values(request: web.Request) -> dict[str, Any]:
     """Values of the attribute or intrinsic in the path, by their text."""
-    query = Query(request)
+    query = ViewerQuery(request)
     query.integer("limit", 0, 0, 1 << 31)
     tag = request.match_info["tag"]
     scope, _, name = tag.partition(".")
@@ -279,7 +279,7 @@ _Q: Final = Parameter(
 )
 _NAMES: Final = (
     _Q, *_RANGE, Parameter(name="scope", description="Only names of this scope.", choices=_SCOPES, default="none"),
-    Parameter(name="limit", kind="integer", description="Not used.", low=0, high=1 << 31),
+    Parameter(name="limit", kind="integer", description="Not used."),
 )  # fmt: skip
 _VALUES: Final = (_Q, *_RANGE, _NAMES[-1])
 _NONE: Final = ("not_supported",)
@@ -295,10 +295,10 @@ ROUTES: Sequence[Route] = (
         _Q, Parameter(name="tags", description="logfmt: `service.name=etl key=value`."), *_RANGE,
         Parameter(name="minDuration", kind="duration", description="Only traces at least this long."),
         Parameter(name="maxDuration", kind="duration", description="Only traces at most this long."),
-        Parameter(name="limit", kind="integer", description="Traces to return at most.", default=20, low=1,
-                  high=search.MAX_TRACES),
-        Parameter(name="spss", kind="integer", description="Matching spans to return of each trace; 0: all.", default=3,
-                  low=0, high=1000))),
+        Parameter(name="limit", kind="integer", default=20,
+                  description=f"Traces to return at most; {search.MAX_TRACES} at most."),
+        Parameter(name="spss", kind="integer", default=3,
+                  description="Matching spans to return of each trace; 0: all; 1000 at most."))),
     Route(method="GET", path="/tempo/api/search/tags", handler=tempo_tags, response=_ANY, codes=_NONE, query=_NAMES),
     Route(method="GET", path="/tempo/api/v2/search/tags", handler=tempo_tags_v2, response=_ANY, codes=_NONE,
           query=_NAMES),

@@ -1,46 +1,183 @@
-"""How many spans a request carries, counted before it is read: a span of two bytes takes a hundred in memory."""
+"""An export request, taken apart without reading its spans: a large one never is in memory as a whole.
+
+Two bytes can be a message that takes fifty in memory. So the number of spans is known before one of them is read, and
+they are read a piece at a time. Wire format: https://protobuf.dev/programming-guides/encoding/, field numbers as in
+opentelemetry/proto/trace/v1/trace.proto and common/v1/common.proto.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+
+PIECE_BYTES: Final = 256 << 10
+"""Bytes of spans that are read at once, unless a single span has more."""
 MAX_MESSAGES: Final = 200_000
 """Spans, and the groups around them, that one request may carry."""
-MAX_JSON_VALUES: Final = 500_000
-"""Objects and lists that one request in JSON may carry."""
+MAX_FIELDS: Final = 200_000
+"""Fields (attributes, events, values …) of one span, or of a resource with its scope, that is longer than a piece."""
+MAX_HEAD_BYTES: Final = 32 << 20
+"""Bytes of resources and scopes, each counted as often as spans are stored with it."""
+
+_MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
+    "ResourceSpans": {1: "Resource", 2: "ScopeSpans"}, "Resource": {1: "KeyValue"},
+    "ScopeSpans": {1: "Scope", 2: "Span"}, "Scope": {3: "KeyValue"},
+    "Span": {9: "KeyValue", 11: "Event", 13: "Link"}, "Event": {3: "KeyValue"}, "Link": {4: "KeyValue"},
+    "KeyValue": {2: "AnyValue"}, "AnyValue": {5: "ArrayValue", 6: "KeyValueList"},
+    "ArrayValue": {1: "AnyValue"}, "KeyValueList": {1: "KeyValue"},
+}  # fmt: skip
+"""The messages in messages, by the number of their field."""
 
 
-def is_too_much(body: bytes, *, is_json: bool) -> bool:
-    """Whether a request carries more than may be read at once. A body that is not valid is not: reading it says why."""
-    if is_json:
-        return body.count(b"{") + body.count(b"[") > MAX_JSON_VALUES
+class BadRequest(ValueError):
+    """A body that is not a trace export request; says what is wrong."""
+
+
+def too_much() -> BadRequest:
+    """A request carries more than may be read."""
+    return BadRequest("the request carries too many spans or attributes; send it in parts")
+
+
+class ScopeOfSpans(NamedTuple):
+    """The spans of one scope.
+
+    ``head``: the encoded `ResourceSpans` without scopes, and ``scope``: the `ScopeSpans` without spans.
+    ``spans``: start and end of each span in ``source``, its tag included. ``rejections``: for each further span, why it
+    cannot be read.
+    """
+
+    head: bytes
+    scope: bytes
+    source: bytes
+    spans: array[int]
+    rejections: Sequence[str] = ()
+
+    def pieces(self) -> Iterator[ResourceSpans | str]:
+        """The spans in messages of about `PIECE_BYTES`; for a span that cannot be read, the reason."""
+        yield from self.rejections
+        start = size = 0
+        for i in range(0, len(self.spans), 2):
+            length = self.spans[i + 1] - self.spans[i]
+            if size and size + length > PIECE_BYTES:
+                yield from self._piece(start, i)
+                start, size = i, 0
+            size += length
+        if size:
+            yield from self._piece(start, len(self.spans))
+
+    def _piece(self, start: int, end: int) -> Iterator[ResourceSpans | str]:
+        source, spans = self.source, self.spans
+        parts = [source[spans[i] : spans[i + 1]] for i in range(start, end, 2)]
+        try:
+            yield self._message(*parts)
+        except DecodeError:
+            # A text that is not UTF-8, for instance: it costs its span, and no other.
+            for number, part in enumerate(parts, start // 2 + 1):
+                try:
+                    yield self._message(part)
+                except DecodeError as error:
+                    yield f"span {number} of its scope cannot be read: {error}"
+
+    def _message(self, *spans: bytes) -> ResourceSpans:
+        return ResourceSpans.FromString(self.head + field(2, self.scope + b"".join(spans)))
+
+
+def scopes_of(body: bytes) -> list[ScopeOfSpans]:
+    """The scopes of an encoded ``ExportTraceServiceRequest`` that have spans. Raises `BadRequest`."""
+    scopes = []
+    count = heads = 0
+    _, groups = _split(body, 0, len(body), 1, MAX_MESSAGES)
+    for group in range(0, len(groups), 2):
+        _, at = varint(body, groups[group], len(body))
+        _, at = varint(body, at, len(body))
+        head, scope_spans = _split(body, at, groups[group + 1], 2, MAX_MESSAGES - count)
+        count += 1 + len(scope_spans) // 2
+        is_checked = False
+        for i in range(0, len(scope_spans), 2):
+            _, at = varint(body, scope_spans[i], len(body))
+            _, at = varint(body, at, len(body))
+            scope, spans = _split(body, at, scope_spans[i + 1], 2, MAX_MESSAGES - count)
+            count += len(spans) // 2
+            if not spans:
+                continue
+            heads += len(head) + len(scope)
+            if heads > MAX_HEAD_BYTES:
+                raise BadRequest("the request has too many scopes for a resource of this size; send it in parts")
+            if len(head) > PIECE_BYTES and not is_checked:
+                check_fields(head, 0, len(head), "ResourceSpans")
+                is_checked = True
+            if len(scope) > PIECE_BYTES:
+                check_fields(scope, 0, len(scope), "ScopeSpans")
+            for k in range(0, len(spans), 2):
+                if spans[k + 1] - spans[k] > PIECE_BYTES:
+                    check_fields(body, spans[k], spans[k + 1], "ScopeSpans")
+            scopes.append(ScopeOfSpans(head, scope, body, spans))
+    return scopes
+
+
+def check_fields(body: bytes, start: int, end: int, kind: str) -> None:
+    """Raise `BadRequest` if a message has more than `MAX_FIELDS`, those of the messages in it included."""
     count = 0
-    # (start, end, depth) of messages: the request, its resource spans (field 1), their scope spans and spans (field 2).
-    pending = [(0, len(body), 0)]
+    pending = [(start, end, kind)]
     while pending:
-        at, end, depth = pending.pop()
+        at, end, kind = pending.pop()
+        nested = _MESSAGES[kind]
         while at < end:
-            tag, at = _varint(body, at, end)
-            kind = tag & 7
-            if kind == 2:
-                length, at = _varint(body, at, end)
-                if tag >> 3 == (1 if depth == 0 else 2):
-                    count += 1
-                    if count > MAX_MESSAGES:
-                        return True
-                    if depth < 2:
-                        pending.append((at, min(at + length, end), depth + 1))
-                at += length
-            elif kind == 0:
-                _, at = _varint(body, at, end)
-            elif kind in (1, 5):
-                at += 8 if kind == 1 else 4
-            else:
-                break
-    return False
+            count += 1
+            if count > MAX_FIELDS:
+                raise too_much()
+            tag, at = varint(body, at, end)
+            stop = _end_of(body, at, end, tag & 7)
+            if tag & 7 == 2 and (inner := nested.get(tag >> 3)) is not None:
+                _, at = varint(body, at, end)
+                pending.append((at, stop, inner))
+            at = stop
 
 
-def _varint(body: bytes, at: int, end: int) -> tuple[int, int]:
+def _split(body: bytes, at: int, end: int, number: int, most: int) -> tuple[bytes, array[int]]:
+    """A message without the messages in its field ``number``, and where each of these starts and ends."""
+    rest: list[bytes] = []
+    found = array("Q")
+    while at < end:
+        start = at
+        tag, at = varint(body, at, end)
+        if tag < 8:
+            raise not_protobuf("a field has no number")
+        at = _end_of(body, at, end, tag & 7)
+        if tag & 7 == 2 and tag >> 3 == number:
+            if len(found) >= 2 * most:
+                raise too_much()
+            found.append(start)
+            found.append(at)
+        else:
+            if len(rest) >= MAX_FIELDS:
+                raise too_much()
+            rest.append(body[start:at])
+    return b"".join(rest), found
+
+
+def _end_of(body: bytes, at: int, end: int, kind: int) -> int:
+    """Where the value that starts at ``at`` ends. Raises `BadRequest`."""
+    if kind == 2:
+        length, at = varint(body, at, end)
+        at += length
+    elif kind == 0:
+        _, at = varint(body, at, end)
+    elif kind in (1, 5):
+        at += 8 if kind == 1 else 4
+    else:
+        raise not_protobuf(f"unknown type {kind} of a field")
+    if at > end:
+        raise not_protobuf("its end is missing")
+    return at
+
+
+def varint(body: bytes, at: int, end: int) -> tuple[int, int]:
+    """The number at ``at``, and where what follows starts. Raises `BadRequest`."""
     value = shift = 0
     while at < end and shift < 70:
         byte = body[at]
@@ -49,4 +186,20 @@ def _varint(body: bytes, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
-    return 0, end
+    raise not_protobuf("a number does not end")
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A message as a field of another one."""
+    encoded = bytearray([number << 3 | 2])
+    size = len(content)
+    while size > 0x7F:
+        encoded.append(size & 0x7F | 0x80)
+        size >>= 7
+    encoded.append(size)
+    return bytes(encoded) + content
+
+
+def not_protobuf(why: object) -> BadRequest:
+    """A body is not what its content type says."""
+    return BadRequest(f"the body is not a protobuf ExportTraceServiceRequest: {str(why)[:300]}")

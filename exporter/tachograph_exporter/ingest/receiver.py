@@ -1,5 +1,7 @@
 """The receiver of OTLP requests: they wait in a queue, and one thread reads and stores them, many in a transaction.
 
+A large request is stored in several transactions, because its spans take many times its length in memory.
+
 One thread, because reading spans and writing rows both hold the interpreter lock: more threads would only contend for
 it. A request is answered once its spans are committed, so nothing acknowledged is lost.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Final, NamedTuple
 
@@ -18,9 +20,10 @@ from sqlalchemy import Connection
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
-from tachograph_exporter.ingest.envelope import is_too_much
+from tachograph_exporter.ingest.envelope import PIECE_BYTES, BadRequest, ScopeOfSpans, scopes_of
+from tachograph_exporter.ingest.otlp_json import scopes_of_json
 from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore
-from tachograph_exporter.ingest.spans import MAX_SPANS, BadRequest, SpanRecord, parse, records
+from tachograph_exporter.ingest.spans import MAX_SPANS, SpanRecord, records_of
 
 quiet = QuietLog(logging.getLogger(__name__))
 
@@ -28,6 +31,8 @@ MAX_BYTES: Final = 64 << 20
 """Bytes of requests that may wait; further requests are asked to retry."""
 CLOSE_SECONDS: Final = 3.0
 _BATCH_BYTES: Final = 4 << 20
+_BATCH_SPANS: Final = 5_000
+_PART_BYTES: Final = 2 << 20
 _BATCH_REQUESTS: Final = 64
 _MAX_REASONS: Final = 5
 
@@ -49,6 +54,8 @@ class _Request(NamedTuple):
 
 
 class _ReadRequest(NamedTuple):
+    """A request that was read, or a part of one, with an ``answer`` of its own."""
+
     request: _Request
     spans: list[SpanRecord]
     rejections: list[str]
@@ -120,7 +127,7 @@ class Receiver:
     def _store_next(self, requests: list[_Request]) -> bool:
         """Store a batch of waiting requests, which are added to ``requests``. Returns False when it is time to stop."""
         batch: list[_ReadRequest] = []
-        size = 0
+        size = count = 0
         is_open = True
         request = self._queue.get()
         while True:
@@ -129,20 +136,53 @@ class Receiver:
                 break
             requests.append(request)
             size += len(request.body)
+            if len(request.body) > PIECE_BYTES:
+                self._store(batch)
+                batch = []
+                self._store_in_parts(request)
+                break
             if (read := _read(request)) is not None:
                 batch.append(read)
-            if size >= _BATCH_BYTES or len(batch) >= _BATCH_REQUESTS:
+                count += len(read.spans)
+            if size >= _BATCH_BYTES or count >= _BATCH_SPANS or len(batch) >= _BATCH_REQUESTS:
                 break
             try:
                 request = self._queue.get_nowait()
             except queue.Empty:
                 break
-        if batch:
-            self._store(batch)
+        self._store(batch)
         return is_open
+
+    def _store_in_parts(self, request: _Request) -> None:
+        """Read and store a large request, a few thousand spans at a time. It is answered when all are committed."""
+        if not request.answer.set_running_or_notify_cancel():
+            return
+        stored = rejected = count = 0
+        reasons: list[str] = []
+        try:
+            for spans, rejections in _parts(_scopes(request)):
+                count += len(spans)
+                if count > MAX_SPANS:
+                    over = min(len(spans), count - MAX_SPANS)
+                    del spans[len(spans) - over :]
+                    rejections += [_TOO_MANY] * over
+                part = _ReadRequest(request._replace(answer=Future()), spans, rejections)
+                self._store([part] if spans else ())
+                answer = part.request.answer.result() if spans else _answer(0, rejections)
+                stored, rejected = stored + answer.stored, rejected + answer.rejected
+                reasons += [answer.why] if answer.why else []
+        except Exception as error:
+            if not isinstance(error, BadRequest | StoreUnavailable):
+                quiet.exception(("read", type(error)), "a request could not be read")
+            _fail(request, error)
+            return
+        why = "; ".join(list(dict.fromkeys(reasons))[:_MAX_REASONS])
+        request.answer.set_result(Answer(stored, rejected, why))
 
     def _store(self, batch: Sequence[_ReadRequest]) -> None:
         """Commit a batch and answer its requests. If something in it is refused, find it by storing the halves."""
+        if not batch:
+            return
         try:
             answers = self.store.commit(lambda connection: self._take(connection, batch))
         except StoreUnavailable as error:
@@ -183,7 +223,7 @@ class Receiver:
                     stored += answer.stored
                     rejections += [answer.why] * answer.rejected
         except Exception as error:
-            read.request.answer.set_exception(error)
+            _fail(read.request, error)
             return
         self.stored += stored
         self.rejected += len(rejections)
@@ -215,27 +255,55 @@ def _answer(stored: int, rejections: Sequence[str]) -> Answer:
     return Answer(stored, len(rejections), "; ".join(dict.fromkeys(rejections[:_MAX_REASONS])))
 
 
+_TOO_MANY: Final = f"a request may carry at most {MAX_SPANS} spans"
+
+
+def _scopes(request: _Request) -> list[ScopeOfSpans]:
+    return scopes_of_json(request.body) if request.is_json else scopes_of(request.body)
+
+
+def _fail(request: _Request, error: BaseException) -> None:
+    """Answer a request with an error. Its traceback would keep the request, which keeps the error: for minutes."""
+    request.answer.set_exception(error.with_traceback(None))
+
+
+def _parts(scopes: Sequence[ScopeOfSpans]) -> Iterator[tuple[list[SpanRecord], list[str]]]:
+    """Spans, and reasons why others are rejected, as many as may be in memory at a time."""
+    spans: list[SpanRecord] = []
+    rejections: list[str] = []
+    size = 0
+    resource_id = ""
+    for span in records_of(scopes):
+        if isinstance(span, str):
+            rejections.append(span)
+            continue
+        size += len(span.payload)
+        if span.resource_id != resource_id:
+            resource_id = span.resource_id
+            size += len(span.resource)
+        spans.append(span)
+        if len(spans) + len(rejections) >= _BATCH_SPANS or size >= _PART_BYTES:
+            yield spans, rejections
+            spans, rejections, size, resource_id = [], [], 0, ""
+    yield spans, rejections
+
+
 def _read(request: _Request) -> _ReadRequest | None:
     """A request's spans; None when it has already been answered."""
     if not request.answer.set_running_or_notify_cancel():
         return None
-    if is_too_much(request.body, is_json=request.is_json):
-        request.answer.set_exception(BadRequest("the request carries too many spans or attributes; send it in parts"))
-        return None
     spans: list[SpanRecord] = []
     rejections: list[str] = []
     try:
-        for span in records(parse(request.body, is_json=request.is_json)):
+        for span in records_of(_scopes(request)):
             if isinstance(span, str):
                 rejections.append(span)
-            elif len(spans) >= MAX_SPANS:
-                rejections.append(f"a request may carry at most {MAX_SPANS} spans")
             else:
                 spans.append(span)
     except Exception as error:
         if not isinstance(error, BadRequest):
             quiet.exception(("read", type(error)), "a request could not be read")
-        request.answer.set_exception(error)
+        _fail(request, error)
         return None
     if not spans:
         request.answer.set_result(_answer(0, rejections))

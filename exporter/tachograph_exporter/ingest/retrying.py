@@ -31,7 +31,7 @@ def retry(writer: StoreWriter, spans: SpanStore, record: RefusedRecord) -> str:
 
 
 def _store_trace(store: SpanStore, record: RefusedRecord) -> None:
-    decoded = list(records(parse(record.payload, is_json=False)))
+    decoded = list(records(parse(record.payload).resource_spans))
     faults = [fault for fault in decoded if isinstance(fault, str)]
     if faults:
         raise ValueError("; ".join(faults[:3]))

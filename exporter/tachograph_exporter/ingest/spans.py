@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesData
 
 from tachograph.clock import NS
+from tachograph_exporter.ingest.envelope import ScopeOfSpans, not_protobuf
 
 MAX_SPANS: Final = 100_000
 """Spans one request may carry."""
@@ -29,11 +30,6 @@ AHEAD_SECONDS: Final = 86_400.0
 """How far a span's clock may be ahead of this one."""
 LONGEST_SECONDS: Final = 366 * 86_400.0
 """How long a span may last: a longer one began before its clock was set."""
-_MAX_FIXED64: Final = (1 << 64) - 1
-
-
-class BadRequest(ValueError):
-    """A body that is not a trace export request; says what is wrong."""
 
 
 class SpanRecord(msgspec.Struct, gc=False):
@@ -98,69 +94,36 @@ def value_of(value: AnyValue) -> Any:
     return getattr(value, kind)
 
 
-def parse(body: bytes, *, is_json: bool) -> ExportTraceServiceRequest:
-    """Decode a request's body. Raises `BadRequest`."""
-    if not is_json:
-        try:
-            return ExportTraceServiceRequest.FromString(body)
-        except DecodeError as error:
-            raise BadRequest(f"the body is not a protobuf ExportTraceServiceRequest: {error}") from None
+def parse(body: bytes) -> ExportTraceServiceRequest:
+    """Decode a request's body (protobuf) as a whole. Raises `BadRequest`."""
     try:
-        document = msgspec.json.decode(body)
-        return ParseDict(_ids_to_base64(document), ExportTraceServiceRequest(), ignore_unknown_fields=True)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {error}") from None
-    except (ParseError, ValueError, TypeError, AttributeError) as error:
-        raise BadRequest(f"the body is not a JSON ExportTraceServiceRequest: {error}") from None
+        return ExportTraceServiceRequest.FromString(body)
+    except DecodeError as error:
+        raise not_protobuf(error) from None
 
 
-def _ids_to_base64(value: Any) -> Any:
-    """OTLP's JSON has ids in hex, where protobuf's own JSON mapping has bytes in base64."""
-    if isinstance(value, list):
-        return [_ids_to_base64(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    converted = {}
-    for key, item in value.items():
-        if key in _TIMES:
-            converted[key] = _in_range(item)
-        elif key in ("traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"):
-            if not isinstance(item, str):
-                raise ValueError(f"{key} is not a string")
-            try:
-                converted[key] = base64.b64encode(bytes.fromhex(item)).decode()
-            except ValueError:
-                raise ValueError(f"{key} {item[:40]!r} is not hex") from None
-        else:
-            converted[key] = _ids_to_base64(item)
-    return converted
+def records_of(scopes: Iterable[ScopeOfSpans]) -> Iterator[SpanRecord | str]:
+    """Each span, a few of them in memory at a time; see `records`."""
+    for scope in scopes:
+        for piece in scope.pieces():
+            if isinstance(piece, str):
+                yield piece
+            else:
+                yield from records([piece])
 
 
-_TIMES: Final = frozenset({
-    "startTimeUnixNano", "endTimeUnixNano", "timeUnixNano",
-    "start_time_unix_nano", "end_time_unix_nano", "time_unix_nano",
-})  # fmt: skip
-
-
-def _in_range(value: Any) -> Any:
-    """A time that protobuf can hold. One that it cannot would cost the whole request; so it costs its span only."""
-    try:
-        number = int(value) if isinstance(value, str | int) else None
-    except ValueError:
-        return value
-    return value if number is None or 0 <= number <= _MAX_FIXED64 else str(min(max(number, 0), _MAX_FIXED64))
-
-
-def records(request: ExportTraceServiceRequest, now_ns: int | None = None) -> Iterator[SpanRecord | str]:
-    """Each span of a request; for a span that is not valid, the reason as text.
+def records(groups: Iterable[ResourceSpans], now_ns: int | None = None) -> Iterator[SpanRecord | str]:
+    """Each span of these groups; for a span that is not valid, the reason as text.
 
     ``now_ns``: the time that spans may not be far ahead of (default: now).
     """
     latest_ns = (time.time_ns() if now_ns is None else now_ns) + round(AHEAD_SECONDS * NS)
-    for group in request.resource_spans:
+    for group in groups:
         attributes = attributes_of(group.resource.attributes)
         service = _service(attributes)
         for scope_spans in group.scope_spans:
+            if not scope_spans.spans:
+                continue
             bare = ResourceSpans(resource=group.resource, schema_url=group.schema_url)
             bare.scope_spans.add(schema_url=scope_spans.schema_url).scope.CopyFrom(scope_spans.scope)
             resource = bare.SerializeToString(deterministic=True)
@@ -240,7 +203,7 @@ def export_request(spans: Iterable[SpanRecord]) -> bytes:
 
 def request_as_json(body: bytes) -> dict[str, Any]:
     """An OTLP request (protobuf) as OTLP JSON. Raises `BadRequest`."""
-    groups = parse(body, is_json=False).resource_spans
+    groups = parse(body).resource_spans
     return {"resourceSpans": [_ids_to_hex(MessageToDict(group)) for group in groups]}
 
 

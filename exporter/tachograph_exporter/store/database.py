@@ -280,7 +280,11 @@ class Database:
         if not done:
             answer.cancel()
             raise DatabaseUnavailable(f"the database {self.name} is unavailable: no answer in {ANSWER_SECONDS:g} s")
-        return answer.result()
+        try:
+            return answer.result()
+        finally:
+            # What is raised refers to this frame. It would keep itself, and all that was read, until a collection.
+            del pending, answer, done
 
     def _lane_threads(self, lane: Lane) -> ThreadPoolExecutor:
         threads = self._threads.get(lane)
