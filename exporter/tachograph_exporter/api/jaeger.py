@@ -254,6 +254,9 @@ async def jaeger_transform(request: web.Request) -> web.StreamResponse:
 
     Nothing is stored. Spans that are not valid are left out, and `errors` says why.
     """
+    kind = request.headers.get("Content-Type", "")
+    if request.content_type != "application/json" and not _PLAIN_TEXT.fullmatch(kind):
+        raise problems.not_json(kind)
     body = await read_body(request)
     return await send(request, await request.app[WORKERS].run(lambda: _transformed(body)), "application/json")
 
@@ -281,6 +284,8 @@ def _transformed(body: bytes) -> Spool:
     return spooled(write)
 
 
+# Jaeger's UI does not say what it sends: this is what a browser says of any text.
+_PLAIN_TEXT: Final = re.compile(r"text/plain(?:; *charset=[\w-]+)?", re.IGNORECASE)
 _ANY = dict[str, Any]
 _SERVICE: Final = Parameter(name="service", description="The service.")
 
@@ -315,7 +320,6 @@ ROUTES: Sequence[Route] = (
         Parameter(name="lookback", description="Not used; see `start` and `end`."))),
     Route(method="GET", path="/jaeger/api/traces/{trace_id}", handler=jaeger_trace, response=_ANY,
           codes=("trace_not_found",), query=(Parameter(name="prettyPrint", description="Not used."),)),
-    # Jaeger's UI does not say what it sends.
     Route(method="POST", path="/jaeger/api/transform", handler=jaeger_transform, in_workspace=False, response=_ANY,
           body=ExportRequest, media=("text/plain",), body_example={"resourceSpans": []}),
 )  # fmt: skip
