@@ -168,7 +168,7 @@ async def real_examples() -> dict[str, str]:
                     await asyncio.sleep(0.02)
                 return str(accepted["execution_id"])
 
-            for item in (await call("GET", "/api/workflows/templates"))["items"]:
+            for item in await call("GET", "/api/workflows/templates"):
                 await call("POST", "/api/workflows", item)
             submitted = await call("POST", "/api/workflows/basic_sequence/execute", {"input_variables": {}})
             parts["example-submitted"] = as_json(submitted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import time
@@ -19,6 +20,7 @@ from sqlalchemy import Connection
 
 from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable, TachographError
+from tachograph.events import Event
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import METRICS
@@ -59,6 +61,7 @@ from tachograph_exporter.api import (
 from tachograph_exporter.api.caching import caching_middleware
 from tachograph_exporter.api.problems import problem_middleware
 from tachograph_exporter.api.request import ADMISSION, CONFIG, DATABASE, EXECUTOR, RECORDER, WORKERS, WORKSPACE_CACHE
+from tachograph_exporter.api.room import ROOM, Room, room_middleware
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
@@ -68,7 +71,7 @@ from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
-from tachograph_exporter.store import archiving, idempotency, partitions, recovery
+from tachograph_exporter.store import archiving, idempotency, numbers, partitions, recovery
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.probing import Probe
@@ -168,6 +171,7 @@ class Service:
         self.receiver = Receiver(self.span_store)
         self._reassembling = asyncio.Lock()
         self._silences = recovery.Silences()
+        self._closing = recovery.Closing()
         self.registry.register(SelfMetricsCollector(self.recorder, series))
         self.registry.register(DefaultRegistryCollector())
         self.executor = Executor(
@@ -189,7 +193,7 @@ class Service:
     def application(self) -> web.Application:
         """The aiohttp application, which starts and stops the service's background tasks."""
         app = web.Application(
-            middlewares=[caching_middleware, problem_middleware, guard.guard],
+            middlewares=[room_middleware, caching_middleware, problem_middleware, guard.guard],
             client_max_size=self.config.max_body_bytes,
             # Bodies are decoded off the event loop, see `encodings`; whoever runs the application.
             handler_args={"auto_decompress": False},
@@ -207,6 +211,7 @@ class Service:
         app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
+        app[ROOM] = Room()
         app[otlp.RECEIVER] = self.receiver
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
@@ -252,17 +257,17 @@ class Service:
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
         lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns(), silences=self._silences))
         for run in lost:
-            try:
-                closing = list(recovery.lost_events(*run))
-            except Exception as error:
-                # One that cannot be closed must not keep the others open.
-                quiet.exception(type(error), "execution %s was lost and cannot be closed", run.execution.execution_id)
-                continue
+            # In a thread: a run may have thousands of steps.
+            closing: list[Event] = await asyncio.to_thread(self._closing.events, run)
             for event in closing:
                 self.recorder(event)
             log.warning("execution %s of %s was lost", run.execution.execution_id, run.execution.workflow)
         if lost:
-            await asyncio.to_thread(self.recorder.queues["store"].flush, 10.0)
+            queue = self.recorder.queues["store"]
+            goal = queue.delivered + len(queue)
+            await asyncio.to_thread(queue.flush, 10.0)
+            if queue.delivered >= goal:  # Or refused; while the database is away, they wait.
+                self._closing.delivered(lost)
         return len(lost)
 
     async def _sweep_periodically(self) -> None:
@@ -296,13 +301,14 @@ class Service:
             return len(traces)
 
     async def _apply_retention(self) -> None:
-        """Archive or delete old executions as configured, now and every hour."""
+        """Archive or delete old executions as configured, and whatever else is due once an hour; now and every hour."""
         config = self.config
         days = config.archive_after_days if config.archive_after_days is not None else config.delete_after_days
         while True:
             try:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 await asyncio.to_thread(self.database.run, idempotency.prune)
+                await asyncio.to_thread(self.database.run, numbers.fill)
                 if days is not None:
                     before = time.time_ns() - round(days * 86_400 * NS)
                     moved = await asyncio.to_thread(archiving.archive, self.database, before, config.archive_directory)
@@ -348,14 +354,13 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
         # A request that never ends must not keep the process from ending.
         shutdown_timeout=SHUTDOWN_SECONDS,
         max_connections_per_peer=config.max_connections_per_peer,
+        tls=config.tls(),
         access_log=None,
         handle_signals=False,
     )
     await runner.setup()
     try:
-        site = web.TCPSite(
-            runner, config.host, config.port, reuse_address=True, ssl_context=config.tls(), backlog=connections.BACKLOG
-        )
+        site = web.TCPSite(runner, config.host, config.port, reuse_address=True, backlog=connections.BACKLOG)
         try:
             await site.start()
         except OSError as error:
@@ -367,6 +372,9 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
                 loop.add_signal_handler(number, stop.set)
         port = site._server.sockets[0].getsockname()[1] if site._server is not None else config.port  # type: ignore[attr-defined]
         host = f"[{config.host}]" if ":" in config.host else config.host
+        # What the service consists of stays; a collection of garbage, which stops every thread, need not go through it.
+        gc.collect()
+        gc.freeze()
         if on_ready is not None:
             on_ready(f"{config.scheme}://{host}:{port}")
         await stop.wait()

@@ -310,7 +310,7 @@ def _execution_row(
         failure.type[:300] if failure else None,
         failure.message if failure else None,
         failure.stack if failure else None,
-        inputs, path, ref.parent_execution_id, ref.parent_step_id,
+        inputs, path, ref.parent_execution_id, ref.parent_step_id, None,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ _definitions = workflow_definitions.c
 _executions = workflow_executions.c
 
 EXECUTION_COLUMNS: Final = [
-    column for column in workflow_executions.columns if column.name not in ("rank", "workspace_id", "critical_path")
+    column for column in workflow_executions.columns if column.name not in ("rank", "critical_path")
 ]
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -27,11 +28,12 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     text,
+    true,
 )
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0011"
+HEAD: Final = "0012"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -74,6 +76,8 @@ workflow_definitions: Final = Table(
     Column("document", Text),
     Column("created_ns", BigInteger, nullable=False),
     Column("updated_ns", BigInteger, nullable=False),
+    # Whether the API may execute it.
+    Column("is_active", Boolean, nullable=False, server_default=true()),
     UniqueConstraint("workspace_id", "name"),
 )
 
@@ -112,6 +116,8 @@ workflow_executions: Final = Table(
     # The execution, and its step, that this one ran inside.
     _column("parent_execution_id", String(36), Merge.FIRST),
     _column("parent_step_id", String(36), Merge.FIRST),
+    # Its place among the executions of its workflow, see `numbers`. The last column: the writer fills it in.
+    _column("number", BigInteger, Merge.FIRST),
     Index("ix_executions_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
     Index("ix_executions_workspace", "workspace_id", text("created_ns DESC")),
     Index("ix_executions_finished", "workspace_id", "workflow_id", "finished_ns"),
@@ -122,6 +128,21 @@ workflow_executions: Final = Table(
         sqlite_where=text("status IN ('pending', 'running')"),
         postgresql_where=text("status IN ('pending', 'running')"),
     ),
+    Index(
+        "ix_executions_unnumbered",
+        "created_ns",
+        sqlite_where=text("number IS NULL"),
+        postgresql_where=text("number IS NULL"),
+    ),
+)
+
+# The highest number that an execution of a workflow has, see `numbers`.
+execution_numbers: Final = Table(
+    "execution_numbers",
+    metadata,
+    Column("workflow_id", String(36), primary_key=True),
+    Column("last", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # Clustered by execution: a timeline is one range of the table.

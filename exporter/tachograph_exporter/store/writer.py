@@ -20,7 +20,7 @@ from tachograph.events import Event
 from tachograph.identity import new_id
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
-from tachograph_exporter.store import archive, definitions, locking, partitions, refused, state
+from tachograph_exporter.store import archive, definitions, locking, numbers, partitions, refused, state
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
@@ -173,6 +173,8 @@ class StoreWriter:
         counted_before = SeriesCounter(connection)
         before = self._ended_before(connection, touched, batch.ended, counted_before)
         self._register(connection, batch)
+        if batch.executions:
+            numbers.assign(connection, batch.executions)
         self._put(connection, batch)
         if before or batch.ended:
             self._count(connection, before, batch.ended, counted_before, frozenset())
@@ -242,10 +244,12 @@ class StoreWriter:
         stored = [execution_id for execution_id in ids if execution_id in known]
         counted_before = SeriesCounter(connection)
         before = counting.ended_executions(connection, stored, counted_before) if stored else {}
+        numbered = numbers.of_stored(connection, stored)
         for rows in (workflow_step_reports, ATTEMPT_ROWS.table, STEP_ROWS.table, EXECUTION_ROWS.table):
             for i in range(0, len(stored), _CHUNK):
                 connection.execute(delete(rows).where(rows.c.execution_id.in_(stored[i : i + _CHUNK])))
         self._register(connection, batch)
+        numbers.assign(connection, batch.executions, numbered)
         self._put(connection, batch)
         self._count(connection, before, batch.ended, counted_before, unsettled)
 
