@@ -22,6 +22,7 @@ from tests.conftest import Api, serve
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
 from tachograph_exporter.ingest.spans import otlp_json, records
+from tachograph_exporter.traces import search
 
 T = TypeVar("T")
 Hex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
@@ -222,6 +223,14 @@ async def test_jaeger_ui_searches_summaries(api: Api) -> None:
     assert [summary["traceId"] for summary in found["summaries"]] == [OTHER]
 
 
+async def test_the_summary_of_a_long_trace_counts_all_of_its_spans(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    await sent(api, *PLAIN)
+    whole = await api.get("/jaeger/api/v3/trace-summaries?query.serviceName=etl")
+    monkeypatch.setattr(search, "MAX_SEARCHED_SPANS", 2)
+    assert await api.get("/jaeger/api/v3/trace-summaries?query.serviceName=etl") == whole
+    assert whole["summaries"][0]["spanCount"] == 4
+
+
 async def test_jaeger_ui_opens_and_compares_traces(api: Api) -> None:
     await sent(api, *PLAIN)
     await sent(api, *OTHERS)
@@ -378,9 +387,9 @@ async def test_grafanas_jaeger_source(api: Api) -> None:
     micros = {"start": T0 // 1000 - 60_000_000, "end": T0 // 1000 + 120_000_000}
     assert (await answer(api, Names, "/api/services")).data == ["etl"]
     assert "load" in (await answer(api, Names, "/api/services/etl/operations")).data
-    search = {**micros, "service": "etl", "operation": "load", "tags": '{"error":"true"}', "limit": 501,
+    form = {**micros, "service": "etl", "operation": "load", "tags": '{"error":"true"}', "limit": 501,
               "minDuration": "100µs", "maxDuration": "1h30m"}  # fmt: skip
-    assert [trace.traceID for trace in (await answer(api, Traces, "/api/traces", **search)).data] == [TRACE]
+    assert [trace.traceID for trace in (await answer(api, Traces, "/api/traces", **form)).data] == [TRACE]
     # "Time range in query" is on.
     (trace,) = (await answer(api, Traces, f"/api/traces/{TRACE}", **micros)).data
     assert len(trace.spans) == 4

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 from tests.store.test_writer import RUN
 
 from tachograph.identity import workspace_id
@@ -131,6 +131,45 @@ def test_lists_are_bounded_and_say_so(database: Database, monkeypatch: pytest.Mo
     listed = [number for number in range(9) if values(database, f"n{number}")]
     assert [f"n{number}" for number in listed] == [name for name in names if name.startswith("n")]
     assert may_have("n8", "w")
+
+
+def test_names_without_end_cost_no_rows_without_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_VALUES", 5)
+    index = SpanIndex(database.dialect, Source.ARRIVED)
+    for number in range(30):
+        note(database, index, {f"a{number}": "x"}, service=f"s{number}", name=f"op {number}")
+    count = select(func.count()).select_from(span_index)
+    # Five of each, their values and operations, and a row each that says of a list that it is full.
+    rows = database.look(lambda c: c.execute(count).scalar())
+    assert rows == 5 + 5 + 5 + 5 + 1 + 5 + 3
+    assert len(database.look(lambda c: reading.operations(c, "w", None))) == 5
+    # A process that starts later asks no more of a full list than this one.
+    later = SpanIndex(database.dialect, Source.ARRIVED)
+    note(database, later, {"a0": "x"}, service="s0", name="op 0")
+    notes = later.begin()
+    later.note_attributes(notes, day_of("w", AT), {"a0": "x"})
+    assert notes.pending == {}
+
+
+def test_lists_of_all_days_are_found_by_index(database: Database) -> None:
+    index = SpanIndex(database.dialect, Source.ARRIVED)
+    for offset in (0, 1, 5, 900):
+        note(database, index, {"a": str(offset)}, at=AT + offset * DAY_NS)
+    assert set(values(database, "a")) == {"0", "1", "5", "900"}
+    assert set(values(database, "a", days=Days(AT + DAY_NS, AT + 5 * DAY_NS))) == {"1", "5"}
+    assert set(values(database, "a", days=Days(AT + 2 * DAY_NS, AT + 4 * DAY_NS))) == set()
+    assert set(values(database, "a", days=Days(None, AT + 4 * DAY_NS))) == {"0", "1"}
+    if database.is_sqlite:
+        statements: list[str] = []
+
+        def plan(connection: Any) -> list[str]:
+            event.listen(connection, "before_cursor_execute", lambda *args: statements.append(args[2]))
+            reading.operations(connection, "w", "etl")
+            last = statements[-1]
+            return [row[-1] for row in connection.exec_driver_sql(
+                "EXPLAIN QUERY PLAN " + last.replace("?", "1")).all()]  # fmt: skip
+
+        assert any("workspace_id=? AND day=? AND what=? AND name=?" in step for step in database.look(plan))
 
 
 def test_a_day_has_a_bound_of_its_own(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

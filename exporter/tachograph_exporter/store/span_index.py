@@ -74,7 +74,12 @@ Entry: TypeAlias = str | tuple[int, str]
 """A value: text, or its kind and its text. Text alone, the most frequent one, needs no tuple."""
 
 _SERVICES: Final = List(What.SERVICE, "")
-_NAMES: Final = {What.RESOURCE_VALUE: List(What.RESOURCE_NAME, ""), What.SPAN_VALUE: List(What.SPAN_NAME, "")}
+_NAMES: Final = {
+    What.OPERATION: _SERVICES,
+    What.RESOURCE_VALUE: List(What.RESOURCE_NAME, ""),
+    What.SPAN_VALUE: List(What.SPAN_NAME, ""),
+}
+"""The list that names the lists of a kind."""
 
 
 class Known(Protocol):
@@ -116,6 +121,8 @@ class Notes:
         self.shapes: list[tuple[Day, Any]] = []
         self.learned: dict[tuple[Day, List], set[Entry]] = {}
         self.full: set[tuple[Day, List]] = set()
+        self.unnamed: set[tuple[Day, List]] = set()
+        """Those of them whose service or attribute is one too many itself."""
         self.counts: dict[Day, int] = {}
 
     def add(self, day: Day, key: List, entry: Entry) -> None:
@@ -193,6 +200,8 @@ class SpanIndex:
             if known.count is None:
                 known.count = self._stored_count(connection, day)
                 known.full |= self._stored_full(connection, day)
+                known.lists |= self._stored(connection, day, _NAMES.values())
+                known.attributes |= {key.name: _FULL for key in known.full if key.what is What.SPAN_VALUE}
             stored = self._stored(connection, day, [key for key in lists if key not in known.lists])
             room = MAX_ROWS - known.count
             # Names come before values.
@@ -204,7 +213,7 @@ class SpanIndex:
                 room -= len(accepted)
                 rows += [self._row(day, key, entry) for entry in accepted]
                 notes.learned[day, key] = present.union(accepted)
-                if (day, key) in notes.full:
+                if (day, key) in notes.full and (day, key) not in notes.unnamed:
                     rows.append(self._row(day, List(What.FULL, key.name), (key.what.value, "")))
             notes.counts[day] = MAX_ROWS - known.count - room
         insert_many(connection, self._insert, rows)
@@ -214,7 +223,7 @@ class SpanIndex:
         for (day, key), entries in notes.learned.items():
             known = self._days.setdefault(day, _KnownDay())
             before = known.lists.setdefault(key, set())
-            self._entries += len(entries) - len(before)
+            self._entries += 1 + len(entries - before)
             before |= entries
             if (day, key) in notes.full:
                 known.full.add(key)
@@ -235,10 +244,11 @@ class SpanIndex:
         names = _NAMES.get(key.what)
         if names is not None:
             learned = notes.learned.get((day, names))
-            known = self._days[day].known(names) if learned is None else learned
-            if key.name not in known:
-                # The attribute itself is one too many.
+            admitted = self._days[day].lists.get(names, _NOTHING) if learned is None else learned
+            if key.name not in admitted:
+                # The service or attribute itself is one too many; the list that lacks it is known to be full.
                 notes.full.add((day, key))
+                notes.unnamed.add((day, key))
                 return []
         accepted = fresh[: max(0, min(MAX_VALUES - len(present), room))]
         if len(accepted) < len(fresh) or len(present) + len(accepted) >= MAX_VALUES:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Column, Connection, Table, and_, delete, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Table, and_, delete, func, select
 
 from tachograph_exporter.attribute_text import ValueKind
 from tachograph_exporter.store import state
@@ -17,6 +17,8 @@ from tachograph_exporter.store.span_index import DAY_NS, MAX_CHARACTERS, Source,
 
 MAX_LISTED: Final = 10_000
 """Entries that a list of many days has at most."""
+MAX_DAYS: Final = 400
+"""Days that a list is of, the newest ones that have anything."""
 SINCE: Final = "span_index_since"
 """Name of the moment (unix nanoseconds) since which attributes are noted, if there were spans before."""
 
@@ -29,26 +31,30 @@ class Days(NamedTuple):
     start_ns: int | None = None
     end_ns: int | None = None
 
-    def condition(self) -> list[Any]:
-        """The days that it touches."""
-        conditions = []
-        if self.start_ns is not None:
-            conditions.append(_index.day >= self.start_ns // DAY_NS)
-        if self.end_ns is not None:
-            conditions.append(_index.day <= self.end_ns // DAY_NS)
-        return conditions
-
 
 ALWAYS: Final = Days()
 _VALUES: Final = (What.SPAN_VALUE.value, What.RESOURCE_VALUE.value)
 _NAMES: Final = (What.SPAN_NAME.value, What.RESOURCE_NAME.value)
 
 
+def _of_days(connection: Connection, workspace_id: str, days: Days) -> ColumnElement[bool]:
+    """The rows of a workspace of these days: those that have any, by number, so that an index finds each list."""
+    newest = select(func.max(_index.day)).where(_index.workspace_id == workspace_id)
+    found: list[int] = []
+    below = None if days.end_ns is None else days.end_ns // DAY_NS + 1
+    while len(found) < MAX_DAYS:
+        statement = newest if below is None else newest.where(_index.day < below)
+        below = connection.execute(statement).scalar()
+        if below is None or (days.start_ns is not None and below < days.start_ns // DAY_NS):
+            break
+        found.append(below)
+    return and_(_index.workspace_id == workspace_id, _index.day.in_(found))
+
+
 def _rows(connection: Connection, workspace_id: str, what: What, name: str | None, days: Days) -> list[tuple[int, str]]:
     """(kind, value) of a list, sorted by value; ``name`` None: of all lists of the kind."""
-    statement = select(_index.kind, _index.value).where(
-        _index.workspace_id == workspace_id, _index.what == what.value, *days.condition()
-    )
+    of_days = _of_days(connection, workspace_id, days)
+    statement = select(_index.kind, _index.value).where(of_days, _index.what == what.value)
     if name is not None:
         statement = statement.where(_index.name == name[:MAX_CHARACTERS])
     rows = connection.execute(statement.distinct().limit(MAX_LISTED))
@@ -92,13 +98,13 @@ def has_value(connection: Connection, workspace_id: str, name: str, text: str, d
     """
     if (days.start_ns is None and noted_since(connection)) or (days.start_ns or 0) < noted_since(connection):
         return True
-    of_days = (_index.workspace_id == workspace_id, *days.condition())
+    of_days = _of_days(connection, workspace_id, days)
     name = name[:MAX_CHARACTERS]
     is_value = and_(_index.what.in_(_VALUES), _index.name == name, _index.value == text[:MAX_CHARACTERS])
     # Its own values, or attributes.
     is_full = and_(_index.what == What.FULL.value, _index.name.in_((name, "")), _index.kind.in_((*_VALUES, *_NAMES)))
     return any(
-        connection.execute(select(_index.day).where(*of_days, condition).limit(1)).first() is not None
+        connection.execute(select(_index.day).where(of_days, condition).limit(1)).first() is not None
         for condition in (is_value, is_full)
     )
 
