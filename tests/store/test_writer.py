@@ -226,6 +226,8 @@ def test_a_file_that_is_no_database_and_one_from_the_future_are_refused(tmp_path
         Database(f"sqlite:///{tmp_path}/y.db")
 
 
+@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
+@pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
 def test_migrations_lead_to_the_schema_in_the_code_and_back_with_data_in_place(any_database_url: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
@@ -235,7 +237,7 @@ def test_migrations_lead_to_the_schema_in_the_code_and_back_with_data_in_place(a
     assert database.look(lambda c: MigrationContext.configure(c).get_current_revision()) == HEAD
     differences = database.look(lambda c: compare_metadata(MigrationContext.configure(c), metadata))
     # Alembic cannot compare descending index columns, and partitions are not in the metadata.
-    indexes = ("ix_executions", "ix_archived", "ix_spans", "ix_traces_start")
+    indexes = ("ix_executions", "ix_archived", "ix_spans", "ix_traces")
     ours = [d for d in differences if not any(name in str(d) for name in indexes)]
     assert [d for d in ours if d[0] != "remove_table" and "workflow_" not in str(d)] == []
     StoreWriter(database).apply(RUN)
