@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from tachograph_exporter import service
-from tachograph_exporter.cli import app, serving
+from tachograph_exporter.cli import load, serving
 
 EVERY_SECONDS = 0.01
 
@@ -43,4 +43,4 @@ if __name__ == "__main__":
     with path.open("r+b") as file:
         _shared = mmap.mmap(file.fileno(), 16)
     setattr(serving, "serve_until_stopped", _serve)  # noqa: B010 - the command is what is measured
-    app()
+    load(sys.argv[1:])()

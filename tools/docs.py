@@ -29,7 +29,7 @@ from tachograph.workflow.handlers import registry
 from tachograph_exporter import handler_sources
 from tachograph_exporter.api.openapi import EXAMPLES
 from tachograph_exporter.api.problems import CODES
-from tachograph_exporter.cli import app as cli
+from tachograph_exporter.cli import load as load_cli
 from tachograph_exporter.cli.terminal import TimelineView
 from tachograph_exporter.config import Config
 from tachograph_exporter.ingest.built_in_rules import RULES
@@ -77,7 +77,7 @@ def code_table() -> str:
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Every command by its words, subcommands flattened."""
-    group = typer.main.get_command(cli)
+    group = typer.main.get_command(load_cli())
     for name, command in sorted(getattr(group, "commands", {}).items()):
         subcommands = getattr(command, "commands", None)
         if subcommands:
@@ -168,7 +168,7 @@ async def real_examples() -> dict[str, str]:
                     await asyncio.sleep(0.02)
                 return str(accepted["execution_id"])
 
-            for item in (await call("GET", "/api/workflows/templates"))["items"]:
+            for item in await call("GET", "/api/workflows/templates"):
                 await call("POST", "/api/workflows", item)
             submitted = await call("POST", "/api/workflows/basic_sequence/execute", {"input_variables": {}})
             parts["example-submitted"] = as_json(submitted)
@@ -242,7 +242,10 @@ async def responses(call: Any, execution: str) -> dict[str, Any]:
             path.replace("{workspace}", "default").replace("{service}", "tachograph").replace("{tag}", "service.name")
         )
         path = path.replace("{trace_id}", trace_id)
-        query = {"/api/workflows/executions/compare": f"?execution={execution}"}.get(path, "")
+        query = {
+            "/api/workflows/executions/compare": f"?execution={execution}",
+            **{f"/jaeger/api/metrics/{name}": "?service=tachograph" for name in ("calls", "errors", "latencies")},
+        }.get(path, "")
         examples[f"{route.method} {route.path}"] = _short(await call("GET", path + query))
     return examples
 

@@ -2,6 +2,10 @@
 
 Executions that ask to be admitted while a commit is under way are committed together by the next one. Whoever waits
 holds no thread.
+
+When the connection is lost during the commit, or the commit takes too long, nobody knows whether the execution is
+stored. Its request is told so (`AdmissionUnknown`), and once it is known, an execution that is stored ends as cancelled
+before any step of it begins. If the service dies before that, the execution is lost, as every pending one is.
 """
 
 from __future__ import annotations
@@ -35,6 +39,10 @@ _SETTLE_SECONDS: Final = 1.0
 _NOT_IN_TIME: Final = "it was not accepted: the database did not store it in time"
 
 
+class AdmissionUnknown(StoreUnavailable):
+    """It is not known whether the execution was stored. Without a key, no step of it ever begins; with one, it may."""
+
+
 class _Candidate:
     """An execution that waits to be admitted, and what its request is answered then."""
 
@@ -49,6 +57,11 @@ class _Candidate:
     def execution_id(self) -> str:
         """The id of its execution."""
         return self.accepted.queued.execution.execution_id
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it runs if it is stored: with a key, the request comes again and gets the answer that is stored."""
+        return not self.is_withdrawn or self.request is not None
 
     def settle(self, result: Answer | BaseException) -> None:
         """Tell the request, if it still waits."""
@@ -82,7 +95,8 @@ class Admission:
         """Commit the execution's `ExecutionQueued`, with the answer if there is a key, then start the execution.
 
         Returns the answer: ``answer``, or the one that an earlier request with the same key got, and then nothing
-        starts. Raises `StoreUnavailable`, or `KeyReused`; then nothing starts, and the execution is withdrawn.
+        starts. Raises `StoreUnavailable`, or `KeyReused`; then nothing starts, and the execution is withdrawn. Raises
+        `AdmissionUnknown` if it may be stored.
         """
         candidate = _Candidate(accepted, answer, request)
         self._waiting.append(candidate)
@@ -96,7 +110,8 @@ class Admission:
         if candidate in self._waiting:
             self._waiting.remove(candidate)
             accepted.withdraw()
-        raise StoreUnavailable("the database did not store the execution in time")
+            raise StoreUnavailable("the database did not store the execution in time")
+        raise AdmissionUnknown("the database has not stored the execution in time")
 
     async def close(self) -> None:
         """Wait until what is under way has been committed or has failed."""
@@ -133,10 +148,13 @@ class Admission:
                 for candidate in group:
                     await self._commit([candidate])
                 return
+            if not isinstance(error, Exception):
+                # The service stops, and the commit may go through without it: then the execution is lost.
+                for candidate in group:
+                    self._refuse(candidate, AdmissionUnknown("the service is shutting down"))
+                raise
             for candidate in group:
                 self._refuse(candidate, error)
-            if not isinstance(error, Exception):
-                raise
             return
         self._writer.stored(work.batch)
         waiting = deque(group)
@@ -157,21 +175,21 @@ class Admission:
 
     def _start(self, candidate: _Candidate) -> None:
         self._publish([candidate.accepted.queued])
-        is_wanted = not candidate.is_withdrawn or candidate.request is not None
-        # With a key, the request will come again and get the answer that is stored.
-        candidate.accepted.start()
-        if not is_wanted:
+        if not candidate.is_wanted:
+            # Before the start, so that no step begins.
             self._executor.cancel(candidate.execution_id, _NOT_IN_TIME)
+        candidate.accepted.start()
         candidate.settle(candidate.answer)
 
     def _refuse(self, candidate: _Candidate, result: Answer | BaseException | None) -> None:
+        candidate.is_withdrawn = True
         candidate.accepted.withdraw()
         candidate.settle(result if result is not None else StoreUnavailable("the execution was withdrawn"))
 
     def _keep_unsure(self, candidate: _Candidate, error: StoreUnavailable) -> None:
         """The connection was lost during the commit: whether it went through is seen when the database is back."""
         candidate.is_withdrawn = True
-        candidate.settle(error)
+        candidate.settle(AdmissionUnknown(str(error)))
         self._unsure[candidate.execution_id] = candidate
         if self._settling is None:
             self._settling = asyncio.create_task(self._settle_unsure(), name="tachograph admission settling")
@@ -181,8 +199,11 @@ class Admission:
             while self._unsure:
                 await asyncio.sleep(_SETTLE_SECONDS)
                 ids = list(self._unsure)[:_MAX_GROUP]
+                database = self._writer.database
                 try:
-                    stored = await self._writer.database.read(partial(execution_rows.stored_among, ids=ids), Lane.WRITE)
+                    # A commit may go on after its connection was lost. It is over when its lock is free.
+                    await database.read(locking.lock, Lane.WRITE)
+                    stored = await database.read(partial(execution_rows.stored_among, ids=ids), Lane.WRITE)
                 except (StoreUnavailable, QueryTimeout):
                     continue
                 for execution_id in ids:

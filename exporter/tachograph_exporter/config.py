@@ -37,8 +37,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     service stops. ``max_executions`` run at once, ``max_queued_executions`` more may wait. ``mapping`` is a file of
     rules that map spans to executions and steps. ``max_stream_clients`` may follow live events at once.
 
-    Bounds. One address may have ``max_connections_per_peer`` connections, streams not counted. Reading for a request
-    may take ``read_timeout_seconds``.
+    Bounds. A body may have ``max_body_bytes``, and one with spans ``max_otlp_body_bytes`` (default: as much as the
+    OpenTelemetry Collector accepts), as it was sent and when it is decoded. One address may have
+    ``max_connections_per_peer`` connections, streams not counted. Reading for a request may take
+    ``read_timeout_seconds``.
 
     ``http_allow`` names what the handler ``http`` may reach besides public addresses (see `AddressPolicy`).
 
@@ -54,6 +56,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None
     grace_seconds: float = 10.0
     max_body_bytes: int = 10_000_000
+    max_otlp_body_bytes: int = 20 << 20
     max_executions: int = 100
     max_queued_executions: int = 10_000
     workspace: str = "default"

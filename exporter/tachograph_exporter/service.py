@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Final
 
-import msgspec
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics_core import Metric
@@ -41,6 +40,8 @@ from tachograph_exporter.api import (
     guard,
     health,
     jaeger,
+    jaeger_monitor,
+    jaeger_v3,
     metrics,
     openapi,
     otlp,
@@ -68,7 +69,7 @@ from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
-from tachograph_exporter.store import archiving, idempotency, partitions, recovery
+from tachograph_exporter.store import archiving, idempotency, numbers, partitions, recovery
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.probing import Probe
@@ -101,6 +102,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     *health.ROUTES,
     *otlp.ROUTES,
     *jaeger.ROUTES,
+    *jaeger_v3.ROUTES,
+    *jaeger_monitor.ROUTES,
     *tempo.ROUTES,
     *stream.ROUTES,
     *page.ROUTES,
@@ -197,7 +200,7 @@ class Service:
             handler: Route(method="GET", path=path, handler=handler, scope=None, in_workspace=False)
             for path, handler in page.PAGES
         }
-        app[openapi.DOCUMENT] = msgspec.json.encode(openapi.document(ROUTES))
+        app[openapi.DOCUMENT] = openapi.Document(ROUTES)
         app[CONFIG] = self.config
         app[DATABASE] = self.database
         app[RECORDER] = self.recorder
@@ -295,13 +298,14 @@ class Service:
             return len(traces)
 
     async def _apply_retention(self) -> None:
-        """Archive or delete old executions as configured, now and every hour."""
+        """Archive or delete old executions as configured, and whatever else is due once an hour; now and every hour."""
         config = self.config
         days = config.archive_after_days if config.archive_after_days is not None else config.delete_after_days
         while True:
             try:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 await asyncio.to_thread(self.database.run, idempotency.prune)
+                await asyncio.to_thread(self.database.run, numbers.fill)
                 if days is not None:
                     before = time.time_ns() - round(days * 86_400 * NS)
                     moved = await asyncio.to_thread(archiving.archive, self.database, before, config.archive_directory)

@@ -13,6 +13,10 @@ _SECONDS_BY_UNIT: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 8
 _MAX_NS: Final = 1 << 63
 """Times are 64-bit integers: from the year 1677 to 2262."""
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)?")
+# The micro sign and the Greek letter.
+_GO_NS: Final = {"ns": 1, "us": 1_000, "\u00b5s": 1_000, "\u03bcs": 1_000, "ms": 1_000_000, "s": NS, "m": 60 * NS,
+                 "h": 3600 * NS, "d": 86_400 * NS, "w": 604_800 * NS}  # fmt: skip
+_GO_PART: Final = re.compile(r"([0-9]{0,20})(?:\.([0-9]{0,30}))?(ns|us|\u00b5s|\u03bcs|ms|s|m|h|d|w)")
 
 
 @lru_cache(maxsize=65_536)
@@ -75,6 +79,31 @@ def parse_duration(text: str) -> int:
     raise ValueError(
         f"{text!r} is not a valid duration: expected seconds (0.25) or a number with a unit (250ms, 90s, 1.5h)"
     )
+
+
+def parse_go_duration(text: str) -> int:
+    """Nanoseconds of a duration as Go writes it: numbers with units, added up (``1h30m``, ``1.5s``, ``100µs``, ``0``).
+
+    A number without a unit is seconds; ``d`` and ``w`` are days and weeks. Raises ValueError.
+    Source: https://pkg.go.dev/time#ParseDuration.
+    """
+    if re.fullmatch(r"[0-9]{1,10}(?:\.[0-9]{1,9})?", text):
+        text += "s"
+    total, at = 0, 1 if text.startswith("+") else 0
+    is_valid = at < len(text) <= 200
+    while is_valid and at < len(text):
+        part = _GO_PART.match(text, at)
+        if part is None or not (part[1] or part[2]):
+            is_valid = False
+            break
+        unit, fraction = _GO_NS[part[3]], part[2] or ""
+        total += int(part[1] or 0) * unit + int(fraction or 0) * unit // 10 ** len(fraction)
+        at = part.end()
+    if not is_valid:
+        raise ValueError(f"{text[:40]!r} is not a valid duration: expected numbers with units (250ms, 1.5s, 1h30m)")
+    if total >= _MAX_NS:
+        raise ValueError(f"{text[:40]!r} is too large: durations end at 292 years")
+    return total
 
 
 def format_duration(duration_ns: int | None) -> str:

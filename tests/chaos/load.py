@@ -47,6 +47,7 @@ class Oracle:
     Attributes:
         acknowledged: inputs of executions that were accepted; they must be there once.
         refused: inputs that were refused, in so many words; they must not be there.
+        unknown: inputs of which the service said that it did not know; no step of theirs may have begun.
         traces: ids of traces that were accepted.
         scripts: ids of runs whose process ended well.
     """
@@ -54,6 +55,7 @@ class Oracle:
     def __init__(self) -> None:
         self.acknowledged: set[str] = set()
         self.refused: set[str] = set()
+        self.unknown: set[str] = set()
         self.traces: set[str] = set()
         self.scripts: set[str] = set()
         self.answers: dict[int, int] = {}
@@ -90,23 +92,26 @@ class Load:
         self._is_over = True
         await asyncio.gather(*self._tasks)
 
-    async def _request(self, session: aiohttp.ClientSession, path: str, body: Any, **headers: str) -> int | None:
-        """The status; None if there was no answer."""
+    async def _request(
+        self, session: aiohttp.ClientSession, path: str, body: Any, **headers: str
+    ) -> tuple[int | None, str]:
+        """The status and the body; no status if there was no answer."""
         try:
             async with session.post(self._address + path, json=body, headers=headers, timeout=PATIENCE) as response:
-                await response.read()
+                text = await response.text()
                 status = response.status
         except (TimeoutError, aiohttp.ClientError, OSError):
-            return None
+            return None, ""
         self.oracle.answers[status] = self.oracle.answers.get(status, 0) + 1
         if status >= 400 and status not in (429, 503):
             self.oracle.surprises.append(f"{path} answered {status}")
-        return status
+        return status, text
 
     async def _until(self, accepted: int, session: aiohttp.ClientSession, path: str, body: Any, **headers: str) -> None:
         """Send a request again and again until it is accepted."""
         while True:
-            if await self._request(session, path, body, **headers) == accepted:
+            status, _ = await self._request(session, path, body, **headers)
+            if status == accepted:
                 return
             await asyncio.sleep(0.2)
 
@@ -117,9 +122,11 @@ class Load:
                 body = {"input_variables": {"n": name}}
                 path = "/api/workflows/probe/execute"
                 if not is_keyed:
-                    status = await self._request(session, path, body)
+                    status, text = await self._request(session, path, body)
                     if status == 202:
                         self.oracle.acknowledged.add(name)
+                    elif "it is not known whether" in text:
+                        self.oracle.unknown.add(name)
                     elif status is not None:
                         self.oracle.refused.add(name)
                 else:

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.rollups import rebuild
-from tachograph_exporter.store.schema import workflow_executions
+from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
 from tachograph_exporter.store.series.recount import recount_one
 from tests.chaos.faults import ON_POSTGRES, ON_SQLITE, Fault, Postgres
 from tests.chaos.load import WORKFLOW, Load
@@ -30,6 +30,17 @@ from tests.e2e.conftest import environment
 
 RECOVERY_SECONDS = 60.0
 """How long to wait for an execution to be accepted after a fault, at most."""
+
+
+# Only steps that were retried have rows of attempts; all that began have a start.
+_BEGUN_STEPS = (
+    select(func.count())
+    .where(
+        workflow_step_executions.c.execution_id == workflow_executions.c.execution_id,
+        workflow_step_executions.c.started_ns.is_not(None),
+    )
+    .scalar_subquery()
+)
 
 
 class ServiceProcess:
@@ -163,7 +174,7 @@ class World:
         database = await asyncio.to_thread(Database, self.database)
         statement = select(
             workflow_executions.c.workflow, workflow_executions.c.execution_id, workflow_executions.c.trace_id,
-            workflow_executions.c.inputs, workflow_executions.c.status,
+            workflow_executions.c.inputs, workflow_executions.c.status, _BEGUN_STEPS.label("begun_steps"),
         )  # fmt: skip
         rows: list[Any] = []
         # What was spooled is delivered, and what a killed process left open is given up, within a lease.
@@ -174,13 +185,19 @@ class World:
             if not is_open and oracle.scripts <= present:
                 break
             await asyncio.sleep(1)
-        inputs = Counter(msgspec.json.decode(row.inputs)["n"] for row in rows if row.workflow == "probe" and row.inputs)
+        probes = [(msgspec.json.decode(row.inputs)["n"], row) for row in rows if row.workflow == "probe" and row.inputs]
+        inputs = Counter(n for n, _ in probes)
         ids = {row.execution_id for row in rows}
         traces = Counter(row.trace_id for row in rows if row.workflow == "spans")
         faults += [
             f"{n} was acknowledged and is there {inputs[n]} times" for n in oracle.acknowledged if inputs[n] != 1
         ]
-        faults += [f"{n} was refused, and ran" for n in oracle.refused if inputs[n]]
+        faults += [f"{n} was refused, and is there" for n in oracle.refused if inputs[n]]
+        faults += [
+            f"nobody knew whether {n} was accepted; it is {row.status}, and {row.begun_steps} of its steps began"
+            for n, row in probes
+            if n in oracle.unknown and (row.status not in ("cancelled", "lost") or row.begun_steps)
+        ]
         faults += [
             f"trace {t} was acknowledged and is there {traces[t]} times" for t in oracle.traces if traces[t] != 1
         ]
@@ -196,7 +213,8 @@ class World:
         faults += await self._unlike_metrics(rows)
         await asyncio.to_thread(database.close)
         counts = {"acknowledged": len(oracle.acknowledged), "refused": len(oracle.refused),
-                  "traces": len(oracle.traces), "scripts": len(oracle.scripts), "starts": self.service.starts,
+                  "unknown": len(oracle.unknown), "traces": len(oracle.traces),
+                  "scripts": len(oracle.scripts), "starts": self.service.starts,
                   **{f"answered {status}": count for status, count in sorted(oracle.answers.items())}}  # fmt: skip
         return Verdict(recoveries, faults, counts)
 

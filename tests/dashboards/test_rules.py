@@ -83,14 +83,14 @@ CASES = [
     ),
     Case(
         "WorkflowNoSuccess",
-        {f"workflow_execution_last_success_timestamp_seconds{{{WORKFLOW}}}": "0x2500",
-         f"workflow:execution_success_gap_seconds:max_15d{{{WORKFLOW}}}": "86400x2500"},
+        {f"workflow_execution_last_success_timestamp_seconds{{{WORKFLOW}}}": "0x650",
+         f"workflow:execution_success_gap_seconds:max_15d{{{WORKFLOW}}}": "86400x650"},
         "200h", {**LABELS, "severity": "warning"}, "nightly (team) has not succeeded for too long",
         "The last success was 8d 8h 0m 0s ago.",
         # Once a week is usual.
-        {f"workflow_execution_last_success_timestamp_seconds{{{WORKFLOW}}}": "0x2500",
-         f"workflow:execution_success_gap_seconds:max_15d{{{WORKFLOW}}}": "604800x2500"},
-        "5m",
+        {f"workflow_execution_last_success_timestamp_seconds{{{WORKFLOW}}}": "0x650",
+         f"workflow:execution_success_gap_seconds:max_15d{{{WORKFLOW}}}": "604800x650"},
+        "20m",
     ),
     Case(
         "WorkflowStepRegression",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.command import tachograph
 from tests.conftest import ROOT
 from tests.e2e.conftest import TACHOGRAPH, environment, eventually, free_port, get
 
@@ -19,29 +20,28 @@ from tachograph_exporter import bundled_workflows
 FLOWS = bundled_workflows.workflow_directory()
 
 
-def tachograph(directory: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def in_a_process(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*TACHOGRAPH, *words], capture_output=True, text=True, cwd=directory, env=environment(**variables),
-        timeout=60, check=False,
-    )  # fmt: skip
+        [*TACHOGRAPH, *words], capture_output=True, text=True, cwd=directory, env=environment(), timeout=60, check=False
+    )
 
 
 def test_run_draws_the_timeline_and_exits_with_the_outcome(tmp_path: Path) -> None:
-    good = tachograph(tmp_path, "run", str(FLOWS / "with_retries.json"))
+    good = in_a_process(tmp_path, "run", str(FLOWS / "with_retries.json"))
     assert good.returncode == 0, good.stderr
     assert "✔ with_retries completed" in good.stdout
     assert "█" in good.stdout
     assert "↻" in good.stdout
     assert "◆ critical path" in good.stdout
-    bad = tachograph(tmp_path, "run", str(FLOWS / "data_pipeline.json"), "-i", "minimum_rows=1000000")
+    bad = in_a_process(tmp_path, "run", str(FLOWS / "data_pipeline.json"), "-i", "minimum_rows=1000000")
     assert bad.returncode == 1
     assert "upstream failed" in bad.stdout
     assert "fewer than minimum_rows" in bad.stdout
     # Both are recorded in the working directory's database.
-    last = tachograph(tmp_path, "timeline", "last")
+    last = in_a_process(tmp_path, "timeline", "last")
     assert last.returncode == 0
     assert "data_pipeline failed" in last.stdout
-    metrics = tachograph(tmp_path, "metrics", "data_pipeline")
+    metrics = in_a_process(tmp_path, "metrics", "data_pipeline")
     assert "1 failed" in metrics.stdout
 
 

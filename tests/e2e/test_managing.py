@@ -11,12 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import trustme
+from tests.command import tachograph
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free_port, get
-
-
-def tachograph(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TACHOGRAPH, *words], cwd=directory, env=environment(), capture_output=True, text=True,
-                          check=False, timeout=60)  # fmt: skip
 
 
 def test_workspaces_projects_and_tokens(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from tests.command import tachograph
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free_port
 
 SLOW = {
@@ -118,16 +119,8 @@ def test_what_cannot_be_watched_is_reported(server: Callable[..., Server], tmp_p
         (["nothing"], token, "no such workflow"),
         (["--workspace", "none"], token, "no such workflow or execution"),
     ):
-        ran = subprocess.run(
-            watch(service, *words),
-            env=environment(**variables),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        ran = tachograph(tmp_path, "watch", *words, "--url", service.address, **variables)
         assert (ran.returncode, message in ran.stderr) == (2, True), ran.stderr
     unknown = "01a20fe6-7932-72e3-b686-ac14d2e75b4a"
-    command = [*TACHOGRAPH, "watch", unknown, "--url", f"http://127.0.0.1:{free_port()}"]
-    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    ran = tachograph(tmp_path, "watch", unknown, "--url", f"http://127.0.0.1:{free_port()}")
     assert (ran.returncode, "does not answer" in ran.stderr) == (2, True), ran.stderr

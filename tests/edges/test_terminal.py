@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tachograph.events import Event
 from tachograph.workflow import Executor, WorkflowBuilder, registry
 from tachograph_exporter.cli.common import json_text
 from tachograph_exporter.cli.terminal import PlainConsole, shown
-from tests.e2e.conftest import TACHOGRAPH, environment
+from tests.command import tachograph
 
 HOSTILE = "load[/x] [bold]b[/] [link=http://e]l\x1b[2J\x1b]0;title\x07\x9b31m\u202egnp\r\b:boom: \\[red] \\"
 HARMFUL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -30,12 +29,6 @@ DOCUMENT = {
          "config": {"handler": "fail", "message": f"broken {HOSTILE}"}},
     ],
 }  # fmt: skip
-
-
-def tachograph(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*TACHOGRAPH, *words], capture_output=True, text=True, cwd=directory, env=environment(), timeout=60, check=False
-    )
 
 
 @pytest.mark.e2e

@@ -38,7 +38,7 @@ ONE = {**IDS, "name": "j", "startTimeUnixNano": str(T0), "endTimeUnixNano": str(
 
 @pytest.fixture
 async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
-    async for api in serve(Config(database=database_url, grace_seconds=0.1, max_body_bytes=30_000_000), handlers):
+    async for api in serve(Config(database=database_url, grace_seconds=0.1, max_otlp_body_bytes=30_000_000), handlers):
         yield api
 
 
@@ -138,13 +138,6 @@ async def test_an_invalid_span_is_rejected_with_a_reason_and_the_others_are_kept
         (b'{"resourceSpans":' + b"[" * 90 + b"]" * 90 + b"}", "application/json", {}, 400, "not a JSON Export"),
         (b'{"resourceSpans": "\xff"}', "application/json", {}, 400, "JSON"),
         (
-            b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":5}]}]}]}',
-            "application/json",
-            {},
-            400,
-            "not a string",
-        ),
-        (
             gzip.compress(b"\0" * 200_000_000),
             "application/x-protobuf",
             {"Content-Encoding": "gzip"},
@@ -156,7 +149,7 @@ async def test_an_invalid_span_is_rejected_with_a_reason_and_the_others_are_kept
         (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "application/x-protobuf", {}, 400, "not a protobuf"),
         (b"\x00" * 31_000_000, "application/x-protobuf", {}, 413, "larger than"),
     ],
-    ids=["deep", "deeper", "arrays", "bytes", "number", "gzip bomb", "no gzip", "encoding", "length", "large"],
+    ids=["deep", "deeper", "arrays", "bytes", "gzip bomb", "no gzip", "encoding", "length", "large"],
 )
 async def test_a_body_that_is_not_a_request_is_refused(
     api: Api, body: bytes, kind: str, headers: dict[str, str], status: int, says: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy import select
 from tests.api.test_otlp import send
+from tests.command import tachograph
 from tests.conftest import ROOT, Api, make_execution, make_run, serve
 from tests.store.test_rollups import differing
 
@@ -194,10 +194,7 @@ async def test_a_trace_that_cannot_be_assembled_again_stops_no_other(api: Api, m
 
 def command(database: Database, *words: Any) -> subprocess.CompletedProcess[str]:
     url = database.url.set(drivername=database.url.get_backend_name()).render_as_string(hide_password=False)
-    return subprocess.run(
-        [sys.executable, "-m", "tachograph_exporter", "refused", *words, "--database", url],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+    return tachograph(ROOT, "refused", *words, "--database", url)
 
 
 def test_an_event_that_no_database_takes_is_set_aside_and_costs_no_other(any_database_url: str) -> None:

@@ -39,7 +39,7 @@ from prometheus_client.samples import Exemplar
 from tachograph.histogram import ExponentialHistogram
 from tachograph.metrics.exposition import render, render_gzip
 from tachograph.metrics.families import OTHER
-from tachograph.metrics.negotiation import Format, choose_format
+from tachograph.metrics.negotiation import Escaping, Format, choose_format, negotiate
 from tachograph.metrics.series_registry import SeriesRegistry
 
 
@@ -318,6 +318,49 @@ def test_native_buckets_survive_the_wire(observed: list[float]) -> None:
 )
 def test_the_scraper_gets_the_format_it_likes_best(accept: str, form: Format) -> None:
     assert choose_format(accept) is form
+
+
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;"
+    "version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+"""What Prometheus 3 sends without native histograms."""
+PROTOBUF_3 = (
+    "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;"
+    "escaping=allow-utf-8;q=0.7,"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "ends"),
+    [
+        (PROMETHEUS_3, "version=1.0.0; charset=utf-8; escaping=allow-utf-8"),
+        (PROTOBUF_3 + PROMETHEUS_3, "encoding=delimited; escaping=allow-utf-8"),
+        (PROMETHEUS_3.replace("allow-utf-8", "values"), "charset=utf-8; escaping=values"),
+        (PROMETHEUS_3.replace("allow-utf-8", "dots"), "charset=utf-8; escaping=underscores"),
+        ("text/plain;version=1.0.0;escaping=allow-utf-8", "version=1.0.0; charset=utf-8; escaping=allow-utf-8"),
+        ("text/plain;version=1.0.0", "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"),
+        ("text/plain;version=0.0.4;escaping=allow-utf-8", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text", "version=1.0.0; charset=utf-8; escaping=underscores"),
+    ],
+)
+def test_names_are_written_as_the_scraper_asks(accept: str, ends: str) -> None:
+    negotiated = negotiate(accept)
+    assert negotiated.content_type.endswith(ends)
+    registry = CollectorRegistry()
+    gauge = Gauge("my.gauge", "Dots", ["my.label"], registry=registry)
+    gauge.labels("x").set(1)
+    body = render(registry, negotiated.form, escaping=negotiated.escaping)
+    if negotiated.escaping is Escaping.ALLOW_UTF_8:
+        assert b"my.gauge" in body
+        assert b"my.label" in body
+    else:
+        assert b"my." not in body
+    if negotiated.form is Format.PROTOBUF:
+        return
+    # The client's own writer says the same.
+    writer = openmetrics.generate_latest if negotiated.form is Format.OPENMETRICS else generate_latest
+    assert body == writer(registry, negotiated.escaping.value)
 
 
 def test_a_scrape_can_be_narrowed_to_names_and_compressed() -> None:

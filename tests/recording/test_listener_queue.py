@@ -193,7 +193,7 @@ def test_a_thread_that_could_not_start_is_started_later(
         queue.put(heartbeat(number))
     started = time.monotonic()
     assert not queue.flush(10)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     CannotStart.refuse = False
     number = 100
 
@@ -309,7 +309,7 @@ def test_a_listener_that_is_away_for_ever_does_not_hold_up_the_end(
         queue.put(heartbeat(number))
     started = time.monotonic()
     queue.close(1)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     if isinstance(collector, Keeper):
         assert (collector.kept, queue.spooled, dict(queue.dropped)) == (list(range(10)), 10, {})
     else:
@@ -333,7 +333,7 @@ def test_a_listener_that_hangs_has_its_events_kept(wait_until: Wait) -> None:
     queue.put(heartbeat(1))
     started = time.monotonic()
     queue.close(0.2)
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 10
     assert keeper.kept == [0, 1]
     release.set()
 
@@ -347,7 +347,7 @@ def test_a_disk_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPa
     queue.put(heartbeat(0))
     started = time.monotonic()
     queue.close(0.2)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert queue.dropped == {"spool_failed": 1}
     release.set()
 
@@ -410,7 +410,7 @@ def test_a_fork_does_not_wait_for_a_listener_that_is_away(wait_until: Wait) -> N
     for _ in range(20):
         queue.before_fork(1.0)
         queue.after_fork_in_parent()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     collector.refuse = lambda events: None
     assert queue.flush(5)
     queue.close(1)

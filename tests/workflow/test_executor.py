@@ -396,6 +396,34 @@ async def test_submitted_runs_wait_for_room_and_can_be_cancelled_while_they_wait
     assert not executor.cancel("nobody")
 
 
+@pytest.mark.parametrize("is_started_first", [True, False])
+@pytest.mark.parametrize("max_executions", [None, 1])
+async def test_an_accepted_run_that_is_cancelled_at_its_start_begins_no_step(
+    work: HandlerRegistry, is_started_first: bool, max_executions: int | None
+) -> None:
+    begun: list[str] = []
+
+    @work.register("begin")
+    def begin(context: StepContext) -> None:
+        begun.append(context.step.name)
+
+    events: list[Event] = []
+    executor = Executor(events.append, handlers=work, max_executions=max_executions)
+    flow = WorkflowBuilder("two").step("a", handler="begin").step("b", handler="begin", after=["a"]).build()
+    accepted = executor.accept(flow)
+    executor.emit(accepted.queued)
+    if is_started_first:
+        task = accepted.start()
+    assert executor.cancel(accepted.queued.execution.execution_id, "nobody waits for it")
+    if not is_started_first:
+        task = accepted.start()
+    result = await task
+    assert result.status == "cancelled"
+    assert begun == []
+    assert not [event for event in events if isinstance(event, StepReady | StepStarted)]
+    check_invariants(result, events)
+
+
 async def test_draining_lets_running_steps_finish_and_starts_no_others(work: HandlerRegistry) -> None:
     executor = Executor(lambda event: None, handlers=work)
     flow = WorkflowBuilder("w").step("a", handler="sleep", config={"seconds": 0.1}).step("b", after="a").build()

@@ -11,6 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
+from tachograph_exporter.api.encodings import accepted_coding
 from tachograph_exporter.api.problems import Handler, precondition_failed
 from tachograph_exporter.config import is_loopback
 
@@ -41,11 +42,18 @@ async def caching_middleware(request: web.Request, handler: Handler) -> web.Stre
     response.headers.setdefault("Cache-Control", "no-store")
     if isinstance(body, bytes) and response.content_type in _COMPRESSIBLE and len(body) >= MIN_COMPRESSED_BYTES:
         response.headers.setdefault("Vary", "Accept-Encoding")
-        if is_remote(request):
-            response.enable_compression()
-            if (sent := response.headers.get("ETag")) is not None:
-                response.headers["ETag"] = _weak(sent)
+        if compress(request, response) and (sent := response.headers.get("ETag")) is not None:
+            response.headers["ETag"] = _weak(sent)
     return response
+
+
+def compress(request: web.Request, response: web.StreamResponse) -> bool:
+    """Let a response be compressed if its client is on another machine and accepts that; whether it is."""
+    coding = accepted_coding(request.headers.get("Accept-Encoding", ""), ("gzip", "deflate"))
+    if coding == "identity" or not is_remote(request):
+        return False
+    response.enable_compression(web.ContentCoding(coding))
+    return True
 
 
 def is_remote(request: web.Request) -> bool:

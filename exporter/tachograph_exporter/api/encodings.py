@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -59,6 +59,26 @@ def encoding_of(request: web.Request) -> str:
         hint = " (zstd needs pip install 'tachograph[zstd]')" if encoding == "zstd" else ""
         raise UnsupportedEncoding(f"send the body as {', '.join(SUPPORTED)}, not {encoding[:40]}{hint}")
     return encoding
+
+
+def accepted_coding(accept: str, offered: Sequence[str] = ("gzip",)) -> str:
+    """The first of the ``offered`` codings with the highest quality in an Accept-Encoding header, or ``identity``.
+
+    Source: RFC 9110, section 12.5.3. An empty header accepts no coding; ``gzip;q=0`` refuses one.
+    """
+    qualities: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        name, *parameters = (word.strip() for word in part.split(";"))
+        try:
+            quality = next((float(word[2:]) for word in parameters if word.startswith("q=")), 1.0)
+        except ValueError:
+            quality = 0.0
+        qualities["gzip" if name == "x-gzip" else name] = quality if 0 <= quality <= 1 else 0.0
+    others = qualities.get("*", 0.0)
+    best = max(offered, key=lambda coding: qualities.get(coding, others))
+    quality = qualities.get(best, others)
+    # Uncompressed is worse than any accepted coding, unless the client says otherwise.
+    return best if quality > 0 and quality >= qualities.get("identity", 0.0) else "identity"
 
 
 async def read(request: web.Request, limit: int, reserve: Callable[[int], bool]) -> bytes:

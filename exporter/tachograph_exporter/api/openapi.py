@@ -5,6 +5,7 @@ Format: https://spec.openapis.org/oas/v3.1.1
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -272,10 +273,25 @@ def _schema(kind: Any) -> Any:
 
 async def openapi(request: web.Request) -> web.Response:
     """``GET /api/openapi.json``: this document."""
-    return web.Response(body=request.app[DOCUMENT], content_type="application/json")
+    body = await asyncio.to_thread(request.app[DOCUMENT].encoded)
+    return web.Response(body=body, content_type="application/json")
 
 
-DOCUMENT: Final = web.AppKey("document", bytes)
+class Document:
+    """The document of some routes, made when somebody asks for it: that takes as long as starting the service."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._routes = routes
+        self._encoded = b""
+
+    def encoded(self) -> bytes:
+        """As JSON."""
+        if not self._encoded:
+            self._encoded = msgspec.json.encode(document(self._routes))
+        return self._encoded
+
+
+DOCUMENT: Final = web.AppKey("document", Document)
 
 ROUTES: Final = (
     Route(method="GET", path="/api/openapi.json", handler=openapi, scope=None, in_workspace=False,

@@ -35,7 +35,7 @@ async def traces(request: web.Request) -> web.Response:
     kind = request.content_type
     if kind not in (_JSON, _PROTOBUF):
         return _refused(_JSON, 415, 3, f"send {_PROTOBUF} or {_JSON}, not {kind}")
-    limit = request.app[CONFIG].max_body_bytes
+    limit = request.app[CONFIG].max_otlp_body_bytes
     workspace = await workspace_of(request)
     receiver = request.app[RECEIVER]
     reserved = 0

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, QueryTimeout, StoreUnavailable
 from tachograph.quiet_log import QuietLog
+from tachograph_exporter.api.jaeger_errors import add_jaeger_error
 from tachograph_exporter.store.idempotency import KeyReused
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -96,6 +97,10 @@ def trace_not_found(name: str) -> Problem:
     return Problem(404, "trace_not_found", f'there is no trace "{name}" in this workspace')
 
 
+def no_traces() -> Problem:
+    return Problem(404, "trace_not_found", "no trace matches the query")
+
+
 def token_not_found(name: str) -> Problem:
     return Problem(404, "token_not_found", f'there is no token "{name}"')
 
@@ -131,6 +136,10 @@ def not_runnable(name: str) -> Problem:
     return Problem(
         409, "not_runnable", f'workflow "{name}" is known from recorded executions only and has no definition to run'
     )
+
+
+def workflow_inactive(name: str) -> Problem:
+    return Problem(400, "workflow_inactive", f'workflow "{name}" is inactive; set is_active with PATCH to execute it')
 
 
 def workflow_busy(name: str, count: int, ids: Sequence[str]) -> Problem:
@@ -225,6 +234,15 @@ def not_durable() -> Problem:
     return Problem(503, "store_unavailable", detail, headers={"Retry-After": "5"})
 
 
+def acceptance_unknown(*, is_keyed: bool) -> Problem:
+    detail = "the database became unavailable meanwhile, and it is not known whether the execution was accepted; "
+    if is_keyed:
+        detail += "send the request again with the same Idempotency-Key: the execution runs once"
+    else:
+        detail += "no step of it will run; send the request again, with an Idempotency-Key to be sure that it runs once"
+    return Problem(503, "store_unavailable", detail, headers={"Retry-After": "5"})
+
+
 def store_unavailable() -> Problem:
     return Problem(503, "store_unavailable", "the database is unavailable", headers={"Retry-After": "5"})
 
@@ -280,6 +298,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "bad_request": (400, "The request is not valid HTTP, or its body cannot be read."),
     "invalid_json": (400, "The body is not JSON."),
     "not_supported": (400, "A viewer asked for a feature of its own backend that is missing here; see detail."),
+    "workflow_inactive": (400, "The workflow is registered with `is_active: false`, so it is not executed."),
     "unauthorized": (401, "A token is required, or the one sent is unknown, expired or revoked."),
     "forbidden": (403, "The token does not allow this."),
     "foreign_page": (403, "A page of another site sent the request (Origin, Sec-Fetch-Site)."),
@@ -332,6 +351,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @web.middleware
 async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Respond to every error with a problem. Unexpected errors are logged, and the response reveals no details."""
+    return add_jaeger_error(request, await _response(request, handler))
+
+
+async def _response(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except Problem as problem:

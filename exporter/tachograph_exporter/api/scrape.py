@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -14,10 +14,11 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from tachograph.metrics.exposition import render, render_gzip
-from tachograph.metrics.negotiation import Format, choose_format
+from tachograph.metrics.negotiation import Escaping, Format, Negotiated, negotiate
 from tachograph.metrics.self_metrics import SelfMetrics
 from tachograph.recording.recorder import Recorder
 from tachograph_exporter.api import problems
+from tachograph_exporter.api.encodings import accepted_coding
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
@@ -48,20 +49,20 @@ class Scraper:
         self._recorder = recorder
         self._self_metrics = self_metrics
         self._workers = Workers("scrape")
-        self._pending: dict[tuple[Format, bool, frozenset[str]], asyncio.Future[Scraped]] = {}
+        self._pending: dict[tuple[Format, Escaping, bool, frozenset[str]], asyncio.Future[Scraped]] = {}
 
-    async def scrape(self, form: Format, *, is_gzip: bool, names: frozenset[str]) -> Scraped:
+    async def scrape(self, negotiated: Negotiated, *, is_gzip: bool, names: frozenset[str]) -> Scraped:
         """A scrape, optionally compressed with gzip. No ``names``: all metrics."""
-        key = (form, is_gzip, names)
+        key = (negotiated.form, negotiated.escaping, is_gzip, names)
         pending = self._pending.get(key)
         if pending is None:
-            pending = asyncio.ensure_future(self._workers.run(partial(self._render, form, is_gzip, tuple(names))))
+            pending = asyncio.ensure_future(self._workers.run(partial(self._render, *key)))
             self._pending[key] = pending
             pending.add_done_callback(lambda _: self._pending.pop(key, None))
         # A scraper that disconnects must not cancel the others.
         return await asyncio.shield(pending)
 
-    def _render(self, form: Format, is_gzip: bool, names: Sequence[str]) -> Scraped:
+    def _render(self, form: Format, escaping: Escaping, is_gzip: bool, names: Collection[str]) -> Scraped:
         # Events recorded before the scrape belong to it.
         end = time.monotonic() + WAIT_SECONDS
         self._recorder.queues["store"].flush(WAIT_SECONDS / 2)
@@ -69,7 +70,7 @@ class Scraper:
         started = time.perf_counter()
         generation = self.workflow_metrics.births.scraping()
         renderer = render_gzip if is_gzip else render
-        body = renderer(self._registry, form, names=names, wait=lambda: time.sleep(0))
+        body = renderer(self._registry, form, escaping=escaping, names=tuple(names), wait=lambda: time.sleep(0))
         self._self_metrics.scraped(form.name.lower(), time.perf_counter() - started, len(body))
         return Scraped(body, generation)
 
@@ -80,8 +81,8 @@ SCRAPER: Final = web.AppKey("scraper", Scraper)
 async def exposition(request: web.Request) -> web.Response:
     """``GET /metrics``: for Prometheus, in protobuf, OpenMetrics or text by Accept; ``name[]`` selects metrics."""
     began = time.perf_counter()
-    form = choose_format(request.headers.get("Accept", ""))
-    is_gzip = "gzip" in request.headers.get("Accept-Encoding", "")
+    negotiated = negotiate(request.headers.get("Accept", ""))
+    is_gzip = accepted_coding(request.headers.get("Accept-Encoding", "")) == "gzip"
     names = frozenset(request.query.getall("name[]", []))
     try:
         timeout = float(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds", "nan"))
@@ -91,7 +92,7 @@ async def exposition(request: web.Request) -> web.Response:
         # The scraper discards an answer after its timeout.
         scraper = request.app[SCRAPER]
         async with asyncio.timeout(timeout if 0 < timeout < 3600 else None):
-            scraped = await scraper.scrape(form, is_gzip=is_gzip, names=names)
+            scraped = await scraper.scrape(negotiated, is_gzip=is_gzip, names=names)
     except TimeoutError:
         raise problems.scrape_timeout(timeout) from None
     # The scraper's clock started before ours: so late, it may have given up.
@@ -99,7 +100,7 @@ async def exposition(request: web.Request) -> web.Response:
     # Nobody has seen the series of a response to HEAD.
     if not names and request.method != "HEAD" and not is_late:
         scraper.workflow_metrics.births.scraped(scraped.generation, _regular(request))
-    headers = {"Content-Type": form.value, "Vary": "Accept, Accept-Encoding"}
+    headers = {"Content-Type": negotiated.content_type, "Vary": "Accept, Accept-Encoding"}
     if is_gzip:
         headers["Content-Encoding"] = "gzip"
     return web.Response(body=scraped.body, headers=headers)

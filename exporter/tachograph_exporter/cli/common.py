@@ -9,12 +9,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import msgspec
 import typer
 from rich.logging import RichHandler
-from sqlalchemy import Connection
 
 from tachograph.errors import Fault, InvalidInputs, InvalidWorkflow, SetupError, StoreError, WorkflowError
 from tachograph.recording.setup import DATABASE_VARIABLE, WORKSPACE_VARIABLE
@@ -26,7 +25,11 @@ from tachograph.workflow.validation import validate_document
 from tachograph_exporter import handler_sources
 from tachograph_exporter.cli.terminal import PlainConsole, shown
 from tachograph_exporter.config import DEFAULT_DATABASE, ConfigError
-from tachograph_exporter.store.database import Database
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from tachograph_exporter.store.database import Database
 
 del _builtin
 
@@ -110,6 +113,9 @@ def open_database(url: str, *, must_exist: bool = False) -> Iterator[Database]:
     name = url.removeprefix("sqlite:///")
     if must_exist and name != url and not Path(name).exists():
         fail(f"no database at {name}; set one with --database or {DATABASE_VARIABLE}")
+    # The commands that follow a service need no database.
+    from tachograph_exporter.store.database import Database
+
     database = Database(url)
     try:
         yield database

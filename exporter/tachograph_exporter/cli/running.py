@@ -127,7 +127,7 @@ def run(
 
 @app.command()
 def replay(
-    file: Annotated[Path, typer.Argument(help="Recorded execution in WfFormat 1.5.")],
+    file: Annotated[Path, typer.Argument(help="Recorded execution in WfFormat (1.3 to 1.6).")],
     speed: Annotated[float, typer.Option(help="Divide run times by this factor.")] = 1.0,
     database: DatabaseOption = DATABASE,
     workspace: WorkspaceOption = "default",

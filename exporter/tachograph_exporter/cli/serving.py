@@ -87,6 +87,9 @@ def serve(
     max_connections_per_peer: Annotated[
         int, typer.Option(min=1, help="Connections of one address, streams not counted; raise it behind a proxy.")
     ] = 500,
+    max_otlp_body: Annotated[
+        float, typer.Option(min=0.001, help="Largest body with spans in MiB, as it was sent and when it is decoded.")
+    ] = 20,
     read_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that reading for a request may take.")] = 10.0,
     trace_url: Annotated[
         str | None, typer.Option(help="URL of your trace viewer for links on the page, with {trace_id} in it.")
@@ -117,6 +120,7 @@ def serve(
             mapping=mapping,
             max_stream_clients=max_stream_clients,
             max_connections_per_peer=max_connections_per_peer,
+            max_otlp_body_bytes=round(max_otlp_body * (1 << 20)),
             read_timeout_seconds=read_timeout,
             http_allow=tuple(http_allow or ()),
             trace_url=trace_url,

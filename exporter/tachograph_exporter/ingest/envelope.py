@@ -8,7 +8,7 @@ opentelemetry/proto/trace/v1/trace.proto and common/v1/common.proto.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -46,35 +46,44 @@ class ScopeOfSpans(NamedTuple):
     """The spans of one scope.
 
     ``head``: the encoded `ResourceSpans` without scopes, and ``scope``: the `ScopeSpans` without spans.
-    ``spans``: start and end of each span in ``source``, its tag included.
+    ``spans``: start and end of each span in ``source``, its tag included. ``rejections``: for each further span, why it
+    cannot be read.
     """
 
     head: bytes
     scope: bytes
     source: bytes
     spans: array[int]
+    rejections: Sequence[str] = ()
 
-    def pieces(self) -> Iterator[ResourceSpans]:
-        """The spans in messages of about `PIECE_BYTES`. Raises `BadRequest`."""
+    def pieces(self) -> Iterator[ResourceSpans | str]:
+        """The spans in messages of about `PIECE_BYTES`; for a span that cannot be read, the reason."""
+        yield from self.rejections
         start = size = 0
         for i in range(0, len(self.spans), 2):
             length = self.spans[i + 1] - self.spans[i]
             if size and size + length > PIECE_BYTES:
-                yield self._piece(start, i)
+                yield from self._piece(start, i)
                 start, size = i, 0
             size += length
-            if length > PIECE_BYTES:
-                check_fields(self.source, self.spans[i], self.spans[i + 1], "ScopeSpans")
         if size:
-            yield self._piece(start, len(self.spans))
+            yield from self._piece(start, len(self.spans))
 
-    def _piece(self, start: int, end: int) -> ResourceSpans:
+    def _piece(self, start: int, end: int) -> Iterator[ResourceSpans | str]:
         source, spans = self.source, self.spans
         parts = [source[spans[i] : spans[i + 1]] for i in range(start, end, 2)]
         try:
-            return ResourceSpans.FromString(self.head + field(2, self.scope + b"".join(parts)))
-        except DecodeError as error:
-            raise not_protobuf(error) from None
+            yield self._message(*parts)
+        except DecodeError:
+            # A text that is not UTF-8, for instance: it costs its span, and no other.
+            for number, part in enumerate(parts, start // 2 + 1):
+                try:
+                    yield self._message(part)
+                except DecodeError as error:
+                    yield f"span {number} of its scope cannot be read: {error}"
+
+    def _message(self, *spans: bytes) -> ResourceSpans:
+        return ResourceSpans.FromString(self.head + field(2, self.scope + b"".join(spans)))
 
 
 def scopes_of(body: bytes) -> list[ScopeOfSpans]:
@@ -103,6 +112,9 @@ def scopes_of(body: bytes) -> list[ScopeOfSpans]:
                 is_checked = True
             if len(scope) > PIECE_BYTES:
                 check_fields(scope, 0, len(scope), "ScopeSpans")
+            for k in range(0, len(spans), 2):
+                if spans[k + 1] - spans[k] > PIECE_BYTES:
+                    check_fields(body, spans[k], spans[k + 1], "ScopeSpans")
             scopes.append(ScopeOfSpans(head, scope, body, spans))
     return scopes
 

@@ -160,11 +160,7 @@ class Receiver:
         stored = rejected = count = 0
         reasons: list[str] = []
         try:
-            scopes = _scopes(request)
-            for scope in scopes:
-                for _ in scope.pieces():
-                    pass  # What cannot be read is found before anything is stored.
-            for spans, rejections in _parts(scopes):
+            for spans, rejections in _parts(_scopes(request)):
                 count += len(spans)
                 if count > MAX_SPANS:
                     over = min(len(spans), count - MAX_SPANS)

@@ -104,10 +104,13 @@ def parse(body: bytes) -> ExportTraceServiceRequest:
 
 
 def records_of(scopes: Iterable[ScopeOfSpans]) -> Iterator[SpanRecord | str]:
-    """Each span, a few of them in memory at a time; see `records`. Raises `BadRequest`."""
+    """Each span, a few of them in memory at a time; see `records`."""
     for scope in scopes:
         for piece in scope.pieces():
-            yield from records([piece])
+            if isinstance(piece, str):
+                yield piece
+            else:
+                yield from records([piece])
 
 
 def records(groups: Iterable[ResourceSpans], now_ns: int | None = None) -> Iterator[SpanRecord | str]:

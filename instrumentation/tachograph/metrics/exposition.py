@@ -24,7 +24,7 @@ from prometheus_client.samples import Sample
 
 from tachograph.metrics.children import Child
 from tachograph.metrics.families import Family
-from tachograph.metrics.negotiation import LEGACY_NAME, Format
+from tachograph.metrics.negotiation import LEGACY_NAME, Escaping, Format
 from tachograph.metrics.protobuf import CHUNK, family_message, metric_message
 from tachograph.metrics.series_registry import FamilyMetric
 from tachograph.metrics.text import escape, number
@@ -34,6 +34,7 @@ def render(
     registry: Collector,
     form: Format = Format.TEXT,
     *,
+    escaping: Escaping = Escaping.UNDERSCORES,
     names: Sequence[str] = (),
     wait: Callable[[], None] | None = None,
 ) -> bytes:
@@ -42,23 +43,34 @@ def render(
     Args:
         registry: any prometheus_client registry or collector.
         form: the format.
+        escaping: how names with unusual characters are written.
         names: render only these metrics, each by its name or that of one of its samples.
         wait: called between chunks, for instance to let other threads run.
     """
-    return b"".join(_chunks(registry, form, names=names, wait=wait))
+    return b"".join(_chunks(registry, form, escaping, names=names, wait=wait))
 
 
 def render_gzip(
-    registry: Collector, form: Format, *, names: Sequence[str] = (), wait: Callable[[], None] | None = None
+    registry: Collector,
+    form: Format,
+    *,
+    escaping: Escaping = Escaping.UNDERSCORES,
+    names: Sequence[str] = (),
+    wait: Callable[[], None] | None = None,
 ) -> bytes:
     """`render` with gzip, compressing chunk by chunk."""
     compressor = zlib.compressobj(6, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-    compressed = [compressor.compress(chunk) for chunk in _chunks(registry, form, names=names, wait=wait)]
+    compressed = [compressor.compress(chunk) for chunk in _chunks(registry, form, escaping, names=names, wait=wait)]
     return b"".join([*compressed, compressor.flush()])
 
 
 def _chunks(
-    registry: Collector, form: Format, *, names: Sequence[str] = (), wait: Callable[[], None] | None = None
+    registry: Collector,
+    form: Format,
+    escaping: Escaping,
+    *,
+    names: Sequence[str] = (),
+    wait: Callable[[], None] | None = None,
 ) -> Iterator[bytes]:
     selected = frozenset(names)
     for metric in registry.collect():
@@ -72,11 +84,11 @@ def _chunks(
                 if wait is not None:
                     wait()
         elif form is Format.PROTOBUF:
-            yield metric_message(metric)
+            yield metric_message(_escaped(metric, escaping))
         elif form is Format.OPENMETRICS:
-            yield _openmetrics_metric(metric)
+            yield _openmetrics_metric(_escaped(metric, escaping))
         else:
-            yield _text_metric(metric)
+            yield _text_metric(_escaped(metric, escaping))
     if form is Format.OPENMETRICS:
         yield b"# EOF\n"
 
@@ -146,9 +158,34 @@ def _is_plain(metric: Metric) -> bool:
     return LEGACY_NAME.fullmatch(metric.name) is not None
 
 
+def _escaped(metric: Metric, escaping: Escaping) -> Metric:
+    """The metric with names that every scraper reads, unless it asks for the names as they are."""
+    labels = {name for sample in metric.samples for name in sample.labels}
+    is_plain = _is_plain(metric) and all(_is_plain_label(name) for name in labels)
+    if is_plain or escaping is Escaping.ALLOW_UTF_8:
+        return metric
+    scheme = escaping.value
+    own_name = client_openmetrics.escape_metric_name(metric.name, scheme)
+    escaped = Metric(own_name, metric.documentation, metric.type)
+    escaped.unit = metric.unit
+    label_names = {name: client_openmetrics.escape_label_name(name, scheme) for name in labels}
+    escaped.samples = [
+        sample._replace(
+            name=own_name + sample.name.removeprefix(metric.name),
+            labels={label_names[name]: value for name, value in sample.labels.items()},
+        )
+        for sample in metric.samples
+    ]
+    return escaped
+
+
+def _is_plain_label(name: str) -> bool:
+    return LEGACY_NAME.fullmatch(name) is not None and ":" not in name
+
+
 def _text_metric(metric: Metric) -> bytes:
     if not _is_plain(metric):
-        text: bytes = client_text.generate_latest(_SingleMetric(metric))
+        text: bytes = client_text.generate_latest(_SingleMetric(metric), Escaping.ALLOW_UTF_8.value)
         return text
     name, kind = metric.name, metric.type
     if kind == "counter":
@@ -181,8 +218,8 @@ def _sample_name(sample: Sample) -> str:
 @lru_cache(maxsize=65_536)
 def _label(name: str, value: str) -> str:
     """``name="value"``, cached: most labels of a registry repeat."""
-    if not LEGACY_NAME.fullmatch(name) or ":" in name:
-        name = client_openmetrics.escape_label_name(name)
+    if not _is_plain_label(name):
+        name = client_openmetrics.escape_label_name(name, Escaping.ALLOW_UTF_8.value)
     return f'{name}="{escape(value)}"'
 
 
@@ -195,7 +232,9 @@ _cached_number: Final = lru_cache(maxsize=65_536)(number)
 
 
 def _client_openmetrics(metric: Metric) -> bytes:
-    text: bytes = client_openmetrics.generate_latest(_SingleMetric(metric))  # type: ignore[no-untyped-call]
+    text: bytes = client_openmetrics.generate_latest(  # type: ignore[no-untyped-call]
+        _SingleMetric(metric), Escaping.ALLOW_UTF_8.value
+    )
     return text.removesuffix(b"# EOF\n")
 
 

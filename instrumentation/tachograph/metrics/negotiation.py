@@ -1,4 +1,7 @@
-"""Choosing the exposition format by a scraper's ``Accept`` header."""
+"""Choosing the exposition format, and how names are written, by a scraper's ``Accept`` header.
+
+Parameters: https://prometheus.io/docs/instrumenting/content_negotiation/
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,38 @@ class Format(Enum):
     PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 
 
+class Escaping(Enum):
+    """How names are written that have other characters than ASCII letters, digits and ``_``.
+
+    Source: https://prometheus.io/docs/instrumenting/escaping_schemes/. The scheme ``dots``, which changes every name
+    with an underscore, is not supported.
+    """
+
+    UNDERSCORES = "underscores"
+    VALUES = "values"
+    ALLOW_UTF_8 = "allow-utf-8"
+
+
+class Negotiated(NamedTuple):
+    """The format of a response and how names are written in it. ``is_text_1``: version 1.0.0 of the text format."""
+
+    form: Format
+    escaping: Escaping
+    is_text_1: bool = False
+
+    @property
+    def content_type(self) -> str:
+        """Of the response: names the escaping where the scraper may not assume it."""
+        if self.is_text_1:
+            return f"text/plain; version=1.0.0; charset=utf-8; escaping={self.escaping.value}"
+        form: str = self.form.value
+        if self.form is Format.OPENMETRICS:
+            return form.replace("underscores", self.escaping.value)
+        if self.form is Format.PROTOBUF and self.escaping is not Escaping.UNDERSCORES:
+            return f"{form}; escaping={self.escaping.value}"
+        return form
+
+
 class _MediaRange(NamedTuple):
     """A media range of an ``Accept`` header."""
 
@@ -28,12 +63,27 @@ class _MediaRange(NamedTuple):
 
 def choose_format(accept: str) -> Format:
     """The supported format that the scraper prefers; text by default."""
-    best, weight = Format.TEXT, 0.0
+    return negotiate(accept).form
+
+
+def negotiate(accept: str) -> Negotiated:
+    """The supported format that the scraper prefers, and the escaping that it asks for; text by default."""
+    best, weight = Negotiated(Format.TEXT, Escaping.UNDERSCORES), 0.0
     for media_range in _media_ranges(accept):
         form = _format(media_range)
         if form is not None and media_range.weight > weight:
-            best, weight = form, media_range.weight
+            is_text_1 = form is Format.TEXT and media_range.parameters.get("version") == "1.0.0"
+            has_escaping = is_text_1 or form is not Format.TEXT
+            escaping = _escaping(media_range.parameters.get("escaping", "")) if has_escaping else Escaping.UNDERSCORES
+            best, weight = Negotiated(form, escaping, is_text_1), media_range.weight
     return best
+
+
+def _escaping(name: str) -> Escaping:
+    try:
+        return Escaping(name.lower())
+    except ValueError:
+        return Escaping.UNDERSCORES
 
 
 def _media_ranges(accept: str) -> Iterator[_MediaRange]:

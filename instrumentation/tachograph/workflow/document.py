@@ -2,7 +2,8 @@
 
 The tables at the end are the format. Documents written for the system that Tachograph's API is compatible with are
 accepted, too: keys that only that system uses (`project_id`, `agent_definition_id`, …) are ignored, ``meta_data`` is
-read as ``metadata``, and its names of data types are understood.
+read as ``metadata``, and its names of data types are understood. ``is_active`` is about a registered definition, not
+part of it: see `active_flag`.
 """
 
 from __future__ import annotations
@@ -65,6 +66,12 @@ def read(document: bytes | str | Mapping[str, Any]) -> tuple[Workflow | None, li
         reader.fault("missing_field", "name", "a workflow needs a name")
         fields["name"] = ""
     return Workflow(**fields), reader.faults
+
+
+def active_flag(document: Mapping[str, Any]) -> bool | None:
+    """What a document says about whether a service may execute it (``is_active``); None if it says nothing."""
+    flag = document.get("is_active")
+    return flag if isinstance(flag, bool) else None
 
 
 def to_document(workflow: Workflow) -> dict[str, Any]:
@@ -274,7 +281,6 @@ _FOREIGN: Final[Mapping[str, _Field]] = {
     "workflow_id": _Field(_anything, None),
     "created_at": _Field(_anything, None),
     "updated_at": _Field(_anything, None),
-    "is_active": _Field(_anything, None),
 }
 
 _WORKFLOW: Final[Mapping[str, _Field]] = {
@@ -288,6 +294,7 @@ _WORKFLOW: Final[Mapping[str, _Field]] = {
     "meta_data": _Field(_mapping, "metadata"),
     "variables": _Field(lambda r, v, at: r.list(v, at, _variable, 1000), "variables"),
     "steps": _Field(lambda r, v, at: r.list(v, at, _step, MAX_STEPS), "steps"),
+    "is_active": _Field(_boolean, None),
     **_FOREIGN,
 }
 _VARIABLE: Final[Mapping[str, _Field]] = {
@@ -314,7 +321,7 @@ _STEP: Final[Mapping[str, _Field]] = {
     "config": _Field(_config, "config"),
     "metadata": _Field(_mapping, "metadata"),
     "meta_data": _Field(_mapping, "metadata"),
-    "description": _Field(_text(_LONG), None),
+    "description": _Field(_text(_LONG), "description"),
     "agent_definition_id": _Field(_anything, None),
     "agent_instance_id": _Field(_anything, None),
     **_FOREIGN,
