@@ -43,4 +43,4 @@ if __name__ == "__main__":
     with path.open("r+b") as file:
         _shared = mmap.mmap(file.fileno(), 16)
     setattr(serving, "serve_until_stopped", _serve)  # noqa: B010 - the command is what is measured
-    load(sys.argv[1:])()
+    load()()

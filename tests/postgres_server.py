@@ -26,10 +26,11 @@ class PostgresServer:
     """A server on a free port with a data directory of its own. Skips the test where PostgreSQL is not installed."""
 
     def __init__(self, **settings: str | int) -> None:
-        initdb, pg_ctl = binary("initdb"), binary("pg_ctl")
-        if initdb is None or pg_ctl is None:
+        initdb, pg_ctl, basebackup = binary("initdb"), binary("pg_ctl"), binary("pg_basebackup")
+        if initdb is None or pg_ctl is None or basebackup is None:
             pytest.skip("needs PostgreSQL (apt-get install postgresql)")
         self._pg_ctl = pg_ctl
+        self._basebackup = basebackup
         # The server refuses to run as root, so the package's user runs it, in a directory that this user can enter.
         self.directory = Path(tempfile.mkdtemp(prefix="tachograph-pg-", dir="/tmp"))
         self._prefix: list[str] = []
@@ -39,8 +40,12 @@ class PostgresServer:
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.port: int = server.getsockname()[1]
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}"
-        self._run([initdb, "-D", self.data, "-A", "trust", "-U", "postgres", "--locale=C.UTF-8"])
         self.settings: dict[str, str | int] = {"fsync": "off", "max_connections": 200, **settings}
+        self._initdb = initdb
+        self._fill()
+
+    def _fill(self) -> None:
+        self._run([self._initdb, "-D", self.data, "-A", "trust", "-U", "postgres", "--locale=C.UTF-8"])
         self.start()
 
     @property
@@ -73,14 +78,29 @@ class PostgresServer:
         self.stop()
         self.start()
 
-    def sql(self, statement: str, *, settings: str = "") -> str:
+    def follow(self, primary: PostgresServer) -> None:
+        """Become a standby of another server, with a new copy of its data; must not be running."""
+        shutil.rmtree(self.data, ignore_errors=True)
+        source = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres"]
+        self._run([self._basebackup, "-D", self.data, *source, "--write-recovery-conf", "--checkpoint=fast"])
+        self.start()
+
+    def promote(self) -> None:
+        """End being a standby: from now on it is a primary."""
+        self._run([self._pg_ctl, "-D", self.data, "-w", "promote"])
+
+    def sql(
+        self, statement: str, *, database: str = "postgres", settings: str = "", timeout: float | None = None
+    ) -> str:
         """Execute a statement as the superuser; its output. ``settings``: the session's own, as ``-c name=value``."""
         psql = binary("psql")
         assert psql is not None
-        command = [psql, "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-qAt", "-c", statement]
+        command = [psql, "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", database]
+        command += ["-qAt", "-c", statement]
         done = subprocess.run(
-            command, check=True, capture_output=True, text=True, cwd="/tmp", env={**os.environ, "PGOPTIONS": settings}
-        )
+            command, check=True, capture_output=True, text=True, cwd="/tmp", timeout=timeout,
+            env={**os.environ, "PGOPTIONS": settings},
+        )  # fmt: skip
         return done.stdout.strip()
 
     def process_ids(self) -> list[int]:
@@ -94,3 +114,14 @@ class PostgresServer:
         with contextlib.suppress(subprocess.CalledProcessError):  # A test has stopped it.
             self.stop("immediate")
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class PostgresStandby(PostgresServer):
+    """A standby that follows another server."""
+
+    def __init__(self, primary: PostgresServer) -> None:
+        self._first_primary = primary
+        super().__init__(**primary.settings)
+
+    def _fill(self) -> None:
+        self.follow(self._first_primary)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -52,6 +53,21 @@ class _Candidate:
         self.request = request
         self.result: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.is_withdrawn = False
+        self._is_claimed = False
+        # SQLite's transaction is in another thread.
+        self._lock = threading.Lock()
+
+    def claim(self) -> bool:
+        """Called by the transaction that stores it: whether it may. From then on it may be stored."""
+        with self._lock:
+            self._is_claimed = not self.is_withdrawn
+            return self._is_claimed
+
+    def withdraw(self) -> bool:
+        """Give it up; whether it is certain that it is not stored and never will be."""
+        with self._lock:
+            self.is_withdrawn = True
+            return not self._is_claimed
 
     @property
     def execution_id(self) -> str:
@@ -106,10 +122,11 @@ class Admission:
         if done:
             return candidate.result.result()
         # If its commit is under way and goes through, the execution is cancelled.
-        candidate.is_withdrawn = True
+        is_certain = candidate.withdraw()
         if candidate in self._waiting:
             self._waiting.remove(candidate)
             accepted.withdraw()
+        if is_certain:
             raise StoreUnavailable("the database did not store the execution in time")
         raise AdmissionUnknown("the database has not stored the execution in time")
 
@@ -234,7 +251,7 @@ class _Work:
         locking.lock(connection)
         for candidate in self._group:
             # Whoever waited too long for the lock has been told that it was not accepted.
-            if candidate.is_withdrawn or self._is_answered(connection, candidate):
+            if not candidate.claim() or self._is_answered(connection, candidate):
                 continue
             self.admitted.add(candidate)
         events: list[Event] = [c.accepted.queued for c in self._group if c in self.admitted]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import time
@@ -19,6 +20,7 @@ from sqlalchemy import Connection
 
 from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable, TachographError
+from tachograph.events import Event
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import METRICS
@@ -169,6 +171,7 @@ class Service:
         self.receiver = Receiver(self.span_store)
         self._reassembling = asyncio.Lock()
         self._silences = recovery.Silences()
+        self._closing = recovery.Closing()
         self.registry.register(SelfMetricsCollector(self.recorder, series))
         self.registry.register(DefaultRegistryCollector())
         self.executor = Executor(
@@ -254,17 +257,17 @@ class Service:
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
         lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns(), silences=self._silences))
         for run in lost:
-            try:
-                closing = list(recovery.lost_events(*run))
-            except Exception as error:
-                # One that cannot be closed must not keep the others open.
-                quiet.exception(type(error), "execution %s was lost and cannot be closed", run.execution.execution_id)
-                continue
+            # In a thread: a run may have thousands of steps.
+            closing: list[Event] = await asyncio.to_thread(self._closing.events, run)
             for event in closing:
                 self.recorder(event)
             log.warning("execution %s of %s was lost", run.execution.execution_id, run.execution.workflow)
         if lost:
-            await asyncio.to_thread(self.recorder.queues["store"].flush, 10.0)
+            queue = self.recorder.queues["store"]
+            goal = queue.delivered + len(queue)
+            await asyncio.to_thread(queue.flush, 10.0)
+            if queue.delivered >= goal:  # Or refused; while the database is away, they wait.
+                self._closing.delivered(lost)
         return len(lost)
 
     async def _sweep_periodically(self) -> None:
@@ -369,6 +372,9 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
                 loop.add_signal_handler(number, stop.set)
         port = site._server.sockets[0].getsockname()[1] if site._server is not None else config.port  # type: ignore[attr-defined]
         host = f"[{config.host}]" if ":" in config.host else config.host
+        # What the service consists of stays; a collection of garbage, which stops every thread, need not go through it.
+        gc.collect()
+        gc.freeze()
         if on_ready is not None:
             on_ready(f"{config.scheme}://{host}:{port}")
         await stop.wait()

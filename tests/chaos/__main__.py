@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos.world import World, table
+from tests.chaos.world import World
 
 
 def main() -> int:
@@ -26,10 +26,10 @@ def main() -> int:
         random.seed(seed)
         directory = Path(tempfile.mkdtemp(prefix="tachograph-chaos-"))
         verdict = asyncio.run(World(directory, kind).run(options.seconds))
-        print(f"\n{kind}, seed {seed}, log in {directory}\n\n{table(verdict)}\n\n{verdict.counts}")
-        for fault in verdict.faults[:50]:
-            print("FAULT:", fault)
-        has_failed |= bool(verdict.faults)
+        print(f"\n{kind}, seed {seed}, log in {directory}\n\n{verdict.table()}\n\n{verdict.counts}")
+        for wrong in verdict.wrongs[:50]:
+            print("WRONG:", wrong.kind, wrong.text)
+        has_failed |= bool(verdict.wrongs)
     return int(has_failed)
 
 

@@ -9,6 +9,7 @@ import random
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import aiohttp
@@ -45,36 +46,36 @@ class Oracle:
     """What was promised.
 
     Attributes:
-        acknowledged: inputs of executions that were accepted; they must be there once.
+        acknowledged: inputs of executions that were accepted, with the time; they must be there once.
         refused: inputs that were refused, in so many words; they must not be there.
         unknown: inputs of which the service said that it did not know; no step of theirs may have begun.
-        traces: ids of traces that were accepted.
-        scripts: ids of runs whose process ended well.
+        traces: ids of traces that were accepted, with the time.
+        scripts: ids of runs whose process ended well, with the time.
     """
 
     def __init__(self) -> None:
-        self.acknowledged: set[str] = set()
+        self.acknowledged: dict[str, float] = {}
         self.refused: set[str] = set()
         self.unknown: set[str] = set()
-        self.traces: set[str] = set()
-        self.scripts: set[str] = set()
+        self.traces: dict[str, float] = {}
+        self.scripts: dict[str, float] = {}
         self.answers: dict[int, int] = {}
         self.surprises: list[str] = []
 
 
 class Load:
-    """Sends load to a service until it is stopped.
+    """Sends load to the services until it is stopped.
 
     Args:
-        address: of the service.
+        addresses: of the services; each request goes to one of them.
         database: URL of the database that scripts record to.
         spool: where scripts leave what the database did not take.
     """
 
-    def __init__(self, address: str, database: str, spool: str) -> None:
+    def __init__(self, addresses: Sequence[str], database: str, spool: str) -> None:
         self.oracle = Oracle()
         self.scripts: set[asyncio.subprocess.Process] = set()
-        self._address = address
+        self._addresses = addresses
         self._environment = environment(
             TACHOGRAPH_DATABASE_URL=database, TACHOGRAPH_SPOOL_DIR=spool, PYTHONPATH=str(ROOT)
         )
@@ -97,7 +98,9 @@ class Load:
     ) -> tuple[int | None, str]:
         """The status and the body; no status if there was no answer."""
         try:
-            async with session.post(self._address + path, json=body, headers=headers, timeout=PATIENCE) as response:
+            async with session.post(
+                random.choice(self._addresses) + path, json=body, headers=headers, timeout=PATIENCE
+            ) as response:
                 text = await response.text()
                 status = response.status
         except (TimeoutError, aiohttp.ClientError, OSError):
@@ -124,7 +127,7 @@ class Load:
                 if not is_keyed:
                     status, text = await self._request(session, path, body)
                     if status == 202:
-                        self.oracle.acknowledged.add(name)
+                        self.oracle.acknowledged[name] = time.time()
                     elif "it is not known whether" in text:
                         self.oracle.unknown.add(name)
                     elif status is not None:
@@ -132,7 +135,7 @@ class Load:
                 else:
                     # Sent again until it is accepted: it must run once.
                     await self._until(202, session, path, body, **{"Idempotency-Key": name})
-                    self.oracle.acknowledged.add(name)
+                    self.oracle.acknowledged[name] = time.time()
                 await asyncio.sleep(0.02)
 
     async def _post_spans(self) -> None:
@@ -141,7 +144,7 @@ class Load:
                 trace_id = secrets.token_hex(16)
                 body = _trace(trace_id)
                 await self._until(200, session, "/v1/traces", body)
-                self.oracle.traces.add(trace_id)
+                self.oracle.traces[trace_id] = time.time()
                 await asyncio.sleep(0.1)
 
     async def _run_scripts(self) -> None:
@@ -156,7 +159,7 @@ class Load:
             out, _ = await process.communicate()
             self.scripts.discard(process)
             if process.returncode == 0:
-                self.oracle.scripts.add(out.decode().strip())
+                self.oracle.scripts[out.decode().strip()] = time.time()
             await asyncio.sleep(0.3)
 
     def kill_a_script(self) -> None:

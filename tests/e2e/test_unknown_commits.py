@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from tests.chaos.faults import Proxy
+from tests.chaos.proxy import Proxy
 from tests.conftest import Api, running
 from tests.e2e.conftest import Server
 from tests.postgres_server import PostgresServer

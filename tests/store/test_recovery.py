@@ -8,14 +8,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.conftest import make_execution, make_step
+from sqlalchemy import Connection, update
+from tests.conftest import make_execution, make_step, running
 
 from tachograph import process
 from tachograph.clock import NS
 from tachograph.events import (
+    Event,
     ExecutionFinished,
     ExecutionStarted,
     ExecutionStatus,
@@ -24,10 +28,14 @@ from tachograph.events import (
     StepReady,
     StepStarted,
 )
-from tachograph.identity import ExecutionRef
+from tachograph.identity import ExecutionRef, workspace_id
+from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.config import Config
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import recovery
+from tachograph_exporter.store.batch import Batch
 from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.schema import workflow_step_executions
 from tachograph_exporter.store.steps import steps_of
 from tachograph_exporter.store.writer import StoreWriter
 
@@ -100,12 +108,51 @@ def test_a_run_declared_lost_too_early_takes_its_real_outcome(database_url: str)
     writer.apply([lost])
     writer.apply([real])
     writer.apply([lost])
-    from tachograph.identity import workspace_id
-
     row = database.look(lambda c: execution_rows.execution(c, workspace_id("default"), run.execution_id))
     assert row is not None
     assert (row.status, row.finished_ns) == ("completed", 90)
     database.close()
+
+
+@pytest.mark.parametrize("column", ["depends_on", "status", "refused"])
+async def test_a_lost_run_whose_steps_cannot_be_closed_is_closed_without_them(
+    any_database_url: str, handlers: HandlerRegistry, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(Config(database=any_database_url, grace_seconds=0.2), handlers) as api:
+        database, owner = api.service.database, dead_identity()
+        runs = []
+        for name in ("broken", "sound"):
+            runs.append(run := make_execution(name))
+            step = make_step(run, "a")
+            api.service.writer.apply([
+                ExecutionStarted(execution=run, time_ns=1, process=owner, step_count=1),
+                StepReady(step=step, time_ns=2), StepStarted(step=step, time_ns=3),
+            ])  # fmt: skip
+        if column == "refused":
+            put = StoreWriter.put
+
+            def refusing(self: StoreWriter, connection: Connection, events: Sequence[Event]) -> Batch:
+                if any(isinstance(e, StepFinished) and e.execution == runs[0] for e in events):
+                    raise ValueError("cannot be stored")
+                ended = [e for e in events if isinstance(e, ExecutionFinished) and e.execution == runs[0]]
+                if any(e.work_ns or e.critical_path for e in ended):
+                    raise ValueError("cannot be stored either")
+                return put(self, connection, events)
+
+            monkeypatch.setattr(StoreWriter, "put", refusing)
+        else:
+            broken = update(workflow_step_executions).where(
+                workflow_step_executions.c.execution_id == runs[0].execution_id
+            )
+            database.run(lambda c: c.execute(broken.values({column: "no such thing"})))
+        for _ in range(2):
+            await api.service.sweep()
+        for run in runs:
+            find = partial(execution_rows.execution, workspace=workspace_id("default"), execution_id=run.execution_id)
+            row = database.look(find)
+            assert row is not None
+            assert row.status == "lost"
+        assert await api.service.sweep() == 0
 
 
 def open_run(writer: StoreWriter, name: str, seen_ns: int, owner: str = "elsewhere/b/1/2") -> ExecutionRef:

@@ -34,7 +34,7 @@ from tachograph.errors import (
     QueryTimeout,
     StoreError,
 )
-from tachograph_exporter.store import failures, locking
+from tachograph_exporter.store import failures, locking, postgres_hosts
 from tachograph_exporter.store.deadline import Deadline
 from tachograph_exporter.store.engines import SqliteFile, close_engine, postgres_engine, sqlite_engine
 from tachograph_exporter.store.schema import HEAD
@@ -165,7 +165,7 @@ class Database:
         url = self.url
         if secrets := {key: "***" for key in url.query if key.lower() in _SECRET_OPTIONS}:
             url = url.update_query_dict(secrets)
-        return url.render_as_string(hide_password=True)
+        return postgres_hosts.display(url)
 
     def run(self, work: Callable[[Connection], T], *, is_long: bool = False) -> T:
         """Call ``work`` in a transaction that may write; blocks the calling thread.
@@ -411,8 +411,9 @@ def _may_open_later(error: BaseException) -> bool:
 
 def _parse(url: str) -> URL:
     try:
-        parsed = make_url(url)
+        parsed = make_url(postgres_hosts.with_hosts_as_options(url))
         backend = parsed.get_backend_name()
+        postgres_hosts.split(parsed)
     except (ArgumentError, NoSuchModuleError, ValueError):
         raise BadDatabaseURL(f"not a database URL; expected {_EXAMPLES}") from None
     if backend in ("postgresql", "postgres"):

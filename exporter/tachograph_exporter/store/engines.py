@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sqlite3
 import time
 import weakref
@@ -17,17 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, create_engine, event, util
-from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine import URL, Engine, ExceptionContext
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
 
 from tachograph.errors import BadDatabaseURL
+from tachograph_exporter.store import postgres_hosts
+from tachograph_exporter.store.postgres_hosts import CONNECT_SECONDS, Hosts
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-CONNECT_SECONDS: Final = 5.0
-"""How long opening a connection to PostgreSQL may take."""
 POOL_SECONDS: Final = 5.0
 """How long a caller waits for a connection of the pool."""
 _SQLITE_CONNECTIONS: Final = 12
@@ -37,8 +36,8 @@ _IDLE_SECONDS: Final = 2.0
 _CHECK_SECONDS: Final = 2.0
 _SMALLEST_FILE: Final = 512
 """Bytes of SQLite's smallest page: a file with a schema is at least as long."""
-_KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
-"""A peer that vanished is noticed after 25 seconds of silence, or when sent data was not acknowledged for 20."""
+_READ_ONLY: Final = "25006"
+"""SQLSTATE of a write on a server that is, by now, read-only: a standby, perhaps."""
 
 
 class SqliteFile:
@@ -155,6 +154,7 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
     Raises `BadDatabaseURL` when the driver is not installed.
     """
     connections: weakref.WeakSet[Any] = weakref.WeakSet()
+    url, hosts = postgres_hosts.split(url)
     try:
         from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -166,7 +166,7 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
             connect_args={
                 "timeout": CONNECT_SECONDS,
                 "command_timeout": command_seconds,
-                "async_creator_fn": partial(_connect, connections),
+                "async_creator_fn": partial(_connect, connections, hosts),
             },
         )
     except ImportError as error:
@@ -191,6 +191,12 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
         except Exception as error:
             # The pool opens another one instead.
             raise DisconnectionError(str(error)) from error
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def on_error(context: ExceptionContext) -> None:
+        # The server may have become a standby; another connection finds the primary, if there is one.
+        if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+            context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
 
     _connections[engine.sync_engine] = connections
     return engine
@@ -223,16 +229,7 @@ async def _close(connection: Any, seconds: float) -> None:
         connection.terminate()
 
 
-async def _connect(connections: weakref.WeakSet[Any], *arguments: Any, **options: Any) -> Any:
-    import asyncpg
-
-    connection = await asyncpg.connect(*arguments, **options)
+async def _connect(connections: weakref.WeakSet[Any], hosts: Hosts, **options: Any) -> Any:
+    connection = await postgres_hosts.connect(hosts, **options)
     connections.add(connection)
-    transport = getattr(connection, "_transport", None)
-    connected = transport.get_extra_info("socket") if transport is not None else None
-    if connected is not None and connected.family != getattr(socket, "AF_UNIX", None):
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if (option := getattr(socket, name, None)) is not None:
-                connected.setsockopt(socket.IPPROTO_TCP, option, value)
     return connection

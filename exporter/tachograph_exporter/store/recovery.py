@@ -7,6 +7,7 @@ the stored ids, so spans end under their real parent, and they go through the re
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
@@ -32,11 +33,14 @@ from tachograph.events import (
 from tachograph.folding import Fold
 from tachograph.identity import ExecutionRef, Origin, StepRef, new_span_id
 from tachograph.process import identity, is_alive
+from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.steps import StoredStep, by_step, steps_of
+
+quiet = QuietLog(logging.getLogger(__name__))
 
 INGESTED_PROCESS: Final = "otlp"
 """The process of an execution that is assembled from spans."""
@@ -111,8 +115,33 @@ def find_lost(
         # On another host, or where the process cannot be checked, the lease decides.
         if state is False or (state is None and expired):
             attempts = execution_rows.attempts(connection, row.execution_id)
-            lost.append(LostRun(row, steps_of(connection, row.execution_id), attempts))
+            try:
+                steps = steps_of(connection, row.execution_id)
+            except (msgspec.MsgspecError, ValueError):  # What one row has cannot be read.
+                steps, attempts = [], []
+            lost.append(LostRun(row, steps, attempts))
     return lost
+
+
+class Closing:
+    """Closes lost executions, also those whose rows make no sense: such a one is closed without its steps."""
+
+    def __init__(self) -> None:
+        self._closed: dict[str, None] = {}
+
+    def events(self, run: LostRun) -> list[Event]:
+        """The events that close it."""
+        execution_id = run.execution.execution_id
+        if execution_id not in self._closed:
+            try:
+                return list(lost_events(*run))
+            except Exception as error:
+                quiet.exception(type(error), "the steps of the lost execution %s cannot be closed", execution_id)
+        return list(lost_events(run.execution, ()))
+
+    def delivered(self, runs: Iterable[LostRun]) -> None:
+        """The store has received their events. If they are found again, it has refused some of them."""
+        self._closed = dict.fromkeys(run.execution.execution_id for run in runs)
 
 
 def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequence[Row[Any]] = ()) -> Iterator[Event]:

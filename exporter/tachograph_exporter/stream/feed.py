@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from tachograph.quiet_log import QuietLog
-from tachograph_exporter.store import event_log
+from tachograph_exporter.store import event_log, postgres_hosts
 from tachograph_exporter.store.database import Database, Lane
 from tachograph_exporter.store.event_log import EventsMissed, Logged
 
@@ -125,12 +125,11 @@ class Feed:
         while True:
             connection: Any = None
             try:
-                url = self._database.url.set(drivername="postgresql")
-                connection = await asyncpg.connect(url.render_as_string(hide_password=False))
+                connection = await postgres_hosts.connect_to(self._database.url)
                 await connection.add_listener(event_log.CHANNEL, lambda *_: self._log_grew.set())
                 while not connection.is_closed():  # noqa: ASYNC110 - asyncpg has no event for a closed connection
                     await asyncio.sleep(1)
-            except (OSError, asyncpg.PostgresError):
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                 log.warning("no notifications from PostgreSQL; polling every %g s until it is back", POLL_SECONDS)
             finally:
                 if connection is not None and not connection.is_closed():

@@ -219,11 +219,18 @@ def address(url: str) -> str:
     authority, _, path = rest.partition("/")
     path, _, query = path.partition("?")
     options = urllib.parse.parse_qs(query)
-    host, _, port = authority.rpartition("@")[2].rpartition(":")
-    if (not host and not port.isdecimal()) or port.endswith("]"):
-        host, port = (f"{host}:{port}" if host else port), ""
-    host = options.get("host", [host])[-1].lower() or "localhost"
-    return f"{scheme.replace('postgresql', 'postgres')}:{host}:{options.get('port', [port])[-1] or '5432'}:{path}"
+    named = ",".join(options.get("host", [authority.rpartition("@")[2]])).split(",")
+    ports = options.get("port", [""])[-1].split(",")
+    hosts = {_host(host, ports[i] if len(ports) == len(named) else ports[0]) for i, host in enumerate(named)}
+    return f"{scheme.replace('postgresql', 'postgres')}:{','.join(sorted(hosts))}:{path}"
+
+
+def _host(text: str, port: str) -> str:
+    """A host with its port, which may be given elsewhere."""
+    host, _, own_port = text.rpartition(":")
+    if (not host and not own_port.isdecimal()) or own_port.endswith("]"):
+        host, own_port = (f"{host}:{own_port}" if host else own_port), ""
+    return f"{host.lower() or 'localhost'}:{port or own_port or '5432'}"
 
 
 def _make_private(directory: Path) -> None:

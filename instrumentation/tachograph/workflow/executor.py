@@ -14,18 +14,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from tachograph.clock import AnchoredClock, Clock
-from tachograph.errors import ExecutorClosed, InvalidWorkflow
+from tachograph.errors import ExecutorClosed
 from tachograph.events import Event, ExecutionQueued, ExecutionStatus, Listener
 from tachograph.identity import ExecutionRef, new_execution_ref, random01
 from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.process import identity
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.handlers import HandlerRegistry, registry
-from tachograph.workflow.inputs import bind
+from tachograph.workflow.plan import Plan, make_plan
 from tachograph.workflow.result import ExecutionResult
 from tachograph.workflow.run import Host, Run
 from tachograph.workflow.runner import LocalRunner, Runner
-from tachograph.workflow.validation import validate
+from tachograph.workflow.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Executor:
         random01: Callable[[], float] = random01,
     ) -> None:
         self.handlers = handlers
-        self._host = Host(self.emit, handlers, runner or LocalRunner(), max_concurrency, carrier, random01)
+        self._host = Host(self.emit, handlers, runner or LocalRunner(), max_concurrency, carrier, random01, Turns())
         self._listener = listener
         self._clock = clock
         self._runs: dict[str, Run] = {}
@@ -122,7 +122,8 @@ class Executor:
         Raises `InvalidWorkflow` or `InvalidInputs` (naming every fault) or `ExecutorClosed` before anything is
         recorded. When the caller is cancelled, the execution is first cancelled and recorded as such.
         """
-        run = self._open(workflow, inputs, workspace, execution)
+        self._check_open()
+        run = self._open(self.plan(workflow, inputs, workspace=workspace, execution=execution))
         task = self._start(run, queued=False)
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
@@ -163,7 +164,32 @@ class Executor:
 
         The caller stores and emits the event, then starts the execution or withdraws it. Raises what `run` raises.
         """
-        run = self._open(workflow, inputs, workspace, execution)
+        self._check_open()
+        return self.accept_plan(self.plan(workflow, inputs, workspace=workspace, execution=execution))
+
+    def plan(
+        self,
+        workflow: Workflow,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        workspace: str = "default",
+        execution: ExecutionRef | None = None,
+    ) -> Plan:
+        """Work out an execution for `accept_plan`. Of thousands of steps, in a thread: that takes a while.
+
+        Raises `InvalidWorkflow` or `InvalidInputs`, naming every fault.
+        """
+        ref = execution or new_execution_ref(
+            workspace=workspace,
+            workflow=workflow.name,
+            workflow_id=make_workflow_id(workspace, workflow.name),
+            version=workflow.version,
+        )
+        return make_plan(workflow, inputs or {}, ref, self.handlers)
+
+    def accept_plan(self, plan: Plan) -> Accepted:
+        """Accept an execution as `accept` does. Raises `ExecutorClosed`."""
+        run = self._open(plan)
         queued = ExecutionQueued(execution=run.ref, time_ns=run.clock(), inputs=run.inputs_summary, process=identity())
         return Accepted(
             queued,
@@ -195,23 +221,14 @@ class Executor:
         if tasks := list(self._tasks.values()):
             await asyncio.wait(tasks, timeout=5)
 
-    def _open(
-        self, workflow: Workflow, inputs: Mapping[str, Any] | None, workspace: str, execution: ExecutionRef | None
-    ) -> Run:
+    def _open(self, plan: Plan) -> Run:
+        self._check_open()
+        run = self._runs[plan.execution.execution_id] = Run(self._host, plan, self._clock())
+        return run
+
+    def _check_open(self) -> None:
         if self._closed:
             raise ExecutorClosed("the executor is shutting down")
-        if errors := validate(workflow, self.handlers).errors:
-            raise InvalidWorkflow(errors, name=workflow.name)
-        values = bind(workflow, inputs or {})
-        ref = execution or new_execution_ref(
-            workspace=workspace,
-            workflow=workflow.name,
-            workflow_id=make_workflow_id(workspace, workflow.name),
-            version=workflow.version,
-        )
-        run = Run(self._host, workflow, values, ref, self._clock())
-        self._runs[ref.execution_id] = run
-        return run
 
     def _start(self, run: Run, *, queued: bool) -> asyncio.Task[ExecutionResult]:
         execution_id = run.ref.execution_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final
@@ -21,13 +21,11 @@ from tachograph.events import (
     ExecutionStatus,
     Failure,
     Listener,
+    PathStep,
     SkipReason,
     StepSkipped,
     StepStatus,
 )
-from tachograph.identity import ExecutionRef, StepRef, new_span_id
-from tachograph.identity import step_id as make_step_id
-from tachograph.names import clean_name
 from tachograph.process import identity
 from tachograph.redaction import mask_text
 from tachograph.summary import failure as describe
@@ -35,23 +33,28 @@ from tachograph.summary import is_clean_exit, summarise
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.conditions import compile_condition
 from tachograph.workflow.context import StepContext
-from tachograph.workflow.definition import Backoff, Workflow
-from tachograph.workflow.graph import Graph
+from tachograph.workflow.definition import Backoff
 from tachograph.workflow.handlers import HandlerRegistry
 from tachograph.workflow.node import OUTCOMES, Node
+from tachograph.workflow.plan import Plan
 from tachograph.workflow.references import has_reference, resolve
 from tachograph.workflow.reporter import Reporter, current_reporter
 from tachograph.workflow.result import ExecutionResult
 from tachograph.workflow.runner import Runner
 from tachograph.workflow.settled import Outputs, SettledSteps
 from tachograph.workflow.step_counts import StepCounts
-from tachograph.workflow.triggers import Decision, Outcome, Upstream, decide
+from tachograph.workflow.triggers import Decision, Outcome, decide
+from tachograph.workflow.turns import Turns
 from tachograph.workflow.worker_threads import DaemonThreads
 
 log = logging.getLogger(__name__)
 
 _DEFAULT_BACKOFF: Final = Backoff()
 _threads: Final = DaemonThreads()
+_FEW: Final = 16
+"""Steps that are passed on without a look at the time."""
+_LARGE: Final = 1_000
+"""Of an execution with more steps, the critical path is computed off the event loop."""
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -63,6 +66,7 @@ class Host(msgspec.Struct, frozen=True):
     max_concurrency: int | None
     carrier: Callable[[], Mapping[str, str]]
     random01: Callable[[], float]
+    turns: Turns
 
 
 class Run:
@@ -72,83 +76,62 @@ class Run:
     in whose task it happened (see `_settle`).
     """
 
-    def __init__(self, host: Host, workflow: Workflow, inputs: dict[str, Any], ref: ExecutionRef, clock: Clock) -> None:
+    def __init__(self, host: Host, plan: Plan, clock: Clock) -> None:
         self._host = host
-        self.workflow = workflow
-        self.inputs = inputs
-        self.inputs_summary = summarise(inputs)
-        self.ref = ref
+        self.workflow = plan.workflow
+        self.inputs = plan.inputs
+        self.inputs_summary = plan.inputs_summary
+        self.ref = plan.execution
         self.clock = clock
         self.emit = host.emit
         self.aborted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._abort: tuple[ExecutionStatus, str] | None = None
         self._hold_reason: str | None = None
-        self._limit = workflow.max_concurrency or host.max_concurrency
+        self._limit = plan.workflow.max_concurrency or host.max_concurrency
         self._running = 0
         self._ready: deque[Node] = deque()
+        self._to_consider: deque[Node] = deque()
+        self._to_skip: deque[tuple[Node, SkipReason]] = deque()
         self._settled: deque[tuple[Node, Outcome]] = deque()
-        self._is_settling = self._is_pumping = False
+        self._passing_on: deque[tuple[Node, Outcome, Iterator[int]]] = deque()
+        self._is_settling = self._is_pumping = self._is_deferred = False
         self._started_ns = 0
         self._has_finished = False
         self._timer: asyncio.TimerHandle | None = None
-        self._graph = Graph(workflow.steps)
-        self._nodes = self._build()
+        self._graph = plan.graph
+        self._nodes = plan.nodes
         self._unsettled = len(self._nodes)
         self.counts = StepCounts()
         self.settled = SettledSteps(self._nodes, self._graph.positions)
         self.outputs = Outputs(self._nodes, self._graph.positions)
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def _build(self) -> list[Node]:
-        graph, ref, steps = self._graph, self.ref, self.workflow.steps
-        names = [clean_name(step.name) for step in steps]
-        step_ids = [make_step_id(ref.workflow_id, name) for name in names]
-        span_ids = [new_span_id() for _ in steps]
-        nodes: list[Node] = []
-        # After a barrier many steps wait for the same ones: they share the two lists.
-        shared: dict[tuple[int, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {}
-        for i, step in enumerate(steps):
-            upstream = graph.upstream[i]
-            key = tuple(upstream)
-            if key not in shared:
-                shared[key] = (tuple(step_ids[j] for j in key), tuple(span_ids[j] for j in key))
-            depends_on, links = shared[key]
-            handler = self._host.handlers.find(step.handler)
-            assert handler is not None  # noqa: S101 - validated before
-            step_ref = StepRef(
-                execution=ref,
-                step_id=step_ids[i],
-                name=names[i],
-                span_id=span_ids[i],
-                parent_span_id=ref.span_id,
-                step_type=str(step.step_type),
-                step_order=step.step_order or i + 1,
-                depends_on=depends_on,
-                links=links,
-            )
-            nodes.append(Node(i, step, step_ref, handler, Upstream(len(upstream))))
-        for fallback, primary in graph.fallback_of.items():
-            nodes[primary].fallback = nodes[fallback]
-            nodes[fallback].is_fallback_of = nodes[primary]
-        for i in graph.fallback_of:
-            # The trigger rule does not count the steps it stands in for: the fallback runs *because* they failed.
-            nodes[i].upstream.total -= sum(nodes[i].stands_in_for(nodes[j]) for j in graph.upstream[i])
-        return nodes
-
     async def execute(self) -> ExecutionResult:
         """Run to the end. When this task is cancelled, the execution is; once it has ended, the task is cancelled."""
         self._begin()
-        cancelled: asyncio.CancelledError | None = None
-        while not self._done.done():
-            try:
-                await asyncio.wait((self._done,))
-            except asyncio.CancelledError as error:
-                cancelled = error
-                self.cancel("its task was cancelled")
-        result = self._finish()
+        cancelled = await self._wait_for(self._done)
+        finished_ns = self.clock()
+        path: Sequence[PathStep] | None = None
+        if len(self._nodes) > _LARGE:
+            computing = self._loop.create_task(_threads.run(partial(critical_path_of, self._nodes)))
+            cancelled = await self._wait_for(computing) or cancelled
+            # Without a thread it is computed here.
+            path = computing.result() if not computing.cancelled() and computing.exception() is None else None
+        result = self._finish(finished_ns, path)
         if cancelled is not None:
             raise cancelled
         return result
+
+    async def _wait_for(self, future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+        """Wait until it is done. When this task is cancelled meanwhile, the execution is; returns the error."""
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.wait((future,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self.cancel("its task was cancelled")
+        return cancelled
 
     def _begin(self) -> None:
         self._started_ns = self.clock()
@@ -172,9 +155,7 @@ class Run:
             self._timer = self._loop.call_later(
                 self.workflow.timeout_seconds, self.abort, ExecutionStatus.TIMEOUT, reason
             )
-        for node in self._nodes:
-            if not node.upstream.total and node.is_fallback_of is None:
-                self._consider(node)
+        self._to_consider.extend(n for n in self._nodes if not n.upstream.total and n.is_fallback_of is None)
         self._advance()
 
     def cancel(self, reason: str) -> None:
@@ -196,8 +177,8 @@ class Run:
         for node in self._nodes:
             if node.status is StepStatus.RUNNING:
                 self._end(node, self.clock(), StepStatus.CANCELLED, self._stopped())
-        self._advance()
-        self._finish()
+        self._advance(to_the_end=True)
+        self._finish(self.clock())
 
     def hold(self, reason: str) -> None:
         """Start no more steps. The execution ends as cancelled once its running steps have ended."""
@@ -228,7 +209,7 @@ class Run:
             if node.status is StepStatus.PENDING:
                 if node.task is not None and not node.has_slot:
                     node.task.cancel()  # Its condition is still being evaluated.
-                self._skip(node, skip_reason)
+                self._to_skip.append((node, skip_reason))
             elif node.status is StepStatus.RETRYING:
                 if node.retry_timer is not None:
                     node.retry_timer.cancel()
@@ -239,11 +220,11 @@ class Run:
                 node.task.cancel()
         self._advance()
 
-    def _finish(self) -> ExecutionResult:
+    def _finish(self, finished_ns: int, path: Sequence[PathStep] | None = None) -> ExecutionResult:
+        """``path``: the critical path, if it has been computed."""
         self._has_finished = True
         if self._timer is not None:
             self._timer.cancel()
-        finished_ns = self.clock()
         self.counts.close_open_steps(finished_ns)
         status, failure = self._outcome()
         self.emit(
@@ -257,7 +238,7 @@ class Run:
                 failed_step_count=self.counts.failed,
                 skipped_step_count=self.counts.skipped,
                 work_ns=self.counts.work_ns,
-                critical_path=critical_path_of(self._nodes),
+                critical_path=critical_path_of(self._nodes) if path is None else tuple(path),
                 failure=failure,
                 inputs=self.inputs_summary,
             )
@@ -333,10 +314,10 @@ class Run:
         except asyncio.CancelledError:
             return
         except Exception as error:
-            if node.status is StepStatus.PENDING:
+            if node.status is StepStatus.PENDING and self._abort is None:
                 self._fail_before_start(node, error)
         else:
-            if node.status is StepStatus.PENDING:
+            if node.status is StepStatus.PENDING and self._abort is None:
                 self._follow_condition(node, holds)
         node.task = None
         self._advance()
@@ -372,38 +353,79 @@ class Run:
         self.emit(attempts.started(now))
         self._end(node, now, StepStatus.FAILED, describe(error, stack=not issubclass(type(error), ConditionError)))
 
-    def _advance(self) -> None:
-        """Pass every settled outcome on to the steps after it, then start what is ready. Never recurses."""
+    def _advance(self, *, to_the_end: bool = False) -> None:
+        """Pass every settled outcome on to the steps after it, then start what is ready. Never recurses.
+
+        What does not fit into this turn of the event loop follows in later ones, unless ``to_the_end``.
+        """
         if self._is_settling:
             return
-        self._is_settling = True
-        try:
-            while self._settled:
-                node, outcome = self._settled.popleft()
-                self._unsettled -= 1
-                if node.fallback is not None:
-                    self._consider(node.fallback)
-                    if node.has_failed:
-                        continue  # Steps after it get its outcome together with the fallback's.
-                self._pass_on(node, outcome)
-                primary = node.is_fallback_of
-                while primary is not None and primary.has_failed:
-                    self._pass_on(primary, Outcome.SUCCESS if outcome is Outcome.SUCCESS else Outcome.FAILED)
-                    primary = primary.is_fallback_of
-        finally:
-            self._is_settling = False
+        if not self._is_deferred or to_the_end:
+            self._is_settling = True
+            try:
+                self._work_off(to_the_end)
+            finally:
+                self._is_settling = False
         self._pump()
         if self._hold_reason is not None and self._running == 0 and self._unsettled and self._abort is None:
             self.abort(ExecutionStatus.CANCELLED, self._hold_reason)
         elif self._unsettled == 0 and not self._done.done():
             self._done.set_result(None)
 
-    def _pass_on(self, node: Node, outcome: Outcome) -> None:
-        for position in self._graph.downstream[node.position]:
-            after = self._nodes[position]
-            if not after.stands_in_for(node):
-                after.upstream.settle(outcome)
-                self._consider(after)
+    def _go_on(self) -> None:
+        """In a later turn."""
+        self._is_deferred = False
+        try:
+            self._base.copy().run(self._advance)
+        except Exception as error:
+            log.exception("the steps after a settled one could not be considered")
+            self.abort(ExecutionStatus.FAILED, describe(error).message)
+
+    def _work_off(self, to_the_end: bool) -> None:
+        """Consider and skip what is waiting for that, and what is waiting then, until nothing is left."""
+        nodes, passing_on, count = self._nodes, self._passing_on, 0
+        while True:
+            if passing_on:
+                node, outcome, positions = passing_on[0]
+                for position in positions:
+                    after = nodes[position]
+                    if not after.stands_in_for(node):
+                        after.upstream.settle(outcome)
+                        self._consider(after)
+                    count += 1
+                    if count == _FEW:
+                        break
+                else:
+                    passing_on.popleft()
+            elif self._settled:
+                self._settle_one(*self._settled.popleft())
+            elif self._to_skip:
+                self._skip(*self._to_skip.popleft())
+                count += 1
+            elif self._to_consider:
+                self._consider(self._to_consider.popleft())
+                count += 1
+            else:
+                return
+            if count >= _FEW and not to_the_end:
+                if self._host.turns.is_over(self._go_on):
+                    self._is_deferred = True
+                    return
+                count = 0
+
+    def _settle_one(self, node: Node, outcome: Outcome) -> None:
+        self._unsettled -= 1
+        if node.fallback is not None:
+            self._consider(node.fallback)
+            if node.has_failed:
+                return  # Steps after it get its outcome together with the fallback's.
+        downstream = self._graph.downstream
+        self._passing_on.append((node, outcome, iter(downstream[node.position])))
+        primary = node.is_fallback_of
+        while primary is not None and primary.has_failed:
+            rescued = Outcome.SUCCESS if outcome is Outcome.SUCCESS else Outcome.FAILED
+            self._passing_on.append((primary, rescued, iter(downstream[primary.position])))
+            primary = primary.is_fallback_of
 
     def _pump(self) -> None:
         if self._hold_reason is not None or self._is_pumping:
@@ -411,6 +433,8 @@ class Run:
         self._is_pumping = True  # A task may run at once, in an event loop with eager tasks.
         try:
             while self._ready and (self._limit is None or self._running < self._limit):
+                if not self._host.turns.may_start(self._pump):
+                    break
                 node = self._ready.popleft()
                 self._running += 1
                 node.has_slot = True
