@@ -3,8 +3,9 @@
     python benchmarks/run.py attacks
 
 Each attack is repeated by several clients for `SECONDS`; another process measures. The goals: 100 ms for
-``/-/healthy``, 1 s for ``/metrics``. Where there are few cores, the attackers, the database and the measuring take
-them from the service.
+``/-/healthy``, 1 s for ``/metrics``, 300 MB of memory. Where there are few cores, the attackers, the database and the
+measuring take them from the service, and latencies show that, too. So the service also measures itself: how late its
+event loop was, and the most processor time that the loop took at a stretch, which nobody else has a part in.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tools.local_service import LocalService, eventually
+from tools.local_service import TACHOGRAPH, LocalService, eventually
+
+from tachograph_exporter.ingest.envelope import field
 
 SECONDS = 6.0
 CLIENTS = 6
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 JSON = {"Content-Type": "application/json"}
 LONG_TRACE = b"long trace......"
+MAX_MEMORY_MIB = 300
 GOALS_MS = {"/-/healthy": 100.0, "/metrics": 1000.0}
 
 Attack = Callable[[aiohttp.ClientSession, str], Awaitable[None]]
@@ -71,8 +75,10 @@ def _search(query: str) -> Attack:
 
 
 def _document(document: dict[str, Any]) -> Attack:
-    body = msgspec.json.encode(document)
+    return _json(msgspec.json.encode(document))
 
+
+def _json(body: bytes) -> Attack:
     async def attack(session: aiohttp.ClientSession, address: str) -> None:
         await _post(session, f"{address}/api/workflows/validate", body, JSON)
 
@@ -104,11 +110,11 @@ def _condition(expression: str) -> Attack:
     return attack
 
 
-def _body(body: bytes) -> Attack:
+def _body(body: bytes, kind: dict[str, str] = PROTOBUF) -> Attack:
     compressed = gzip.compress(body)
 
     async def attack(session: aiohttp.ClientSession, address: str) -> None:
-        await _post(session, f"{address}/v1/traces", compressed, {**PROTOBUF, "Content-Encoding": "gzip"})
+        await _post(session, f"{address}/v1/traces", compressed, {**kind, "Content-Encoding": "gzip"})
 
     return attack
 
@@ -146,6 +152,7 @@ async def _nonsense(session: aiohttp.ClientSession, address: str) -> None:
         await _get(session, address + path)  # fmt: skip
 
 
+_SPAN_OF_MANY = field(1, field(2, field(2, b"\x4a\x00" * 4_900_000)))
 _EMPTY_PARTS = gzip.compress(b"") * 400_000
 
 
@@ -164,6 +171,11 @@ ATTACKS: dict[str, Attack] = {
     "gzip: a million tiny spans": _body(b"\x0a\x82\x89\x7a" + b"\x12\x00" * 1_000_001),
     "gzip: 300 MB of zeros": _body(b"\0" * 300_000_000),
     "gzip: 400,000 empty parts": _parts,
+    "a span of 4,900,000 attributes": _body(_SPAN_OF_MANY),
+    "OTLP in JSON: 249,000 objects": _body(b'{"resourceSpans":[' + b",".join([b'{"a":1}'] * 249_000) + b"]}", JSON),
+    "a document with 90,000 faulty steps": _json(
+        b'{"name":"w","steps":[' + b",".join([b'{"x":"a","depends_on_steps":["q"]}'] * 90_000) + b"]}"
+    ),
     "idle posts and unfinished heads": _idle,
     "times, texts and numbers without end": _nonsense,
     # Last: what they started waits for its turn long after.
@@ -195,15 +207,48 @@ async def _fill(address: str) -> None:
             await _post(session, f"{address}/v1/traces", _spans([LONG_TRACE], 50_000), PROTOBUF)
 
 
-def _is_settled(service: LocalService) -> bool:
-    """Whether the spans have become executions: a scrape takes milliseconds again."""
-    for _ in range(10):
-        started = time.monotonic()
-        service.get("/metrics")
-        if time.monotonic() - started > 0.25:
-            time.sleep(1)
-            return False
-    return True
+class AttackedService(LocalService):
+    """A service that measures its own event loop."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        super().__init__(directory, *options)
+        self._lag = directory / "lag"
+        program = str(Path(__file__).parent / "attacked_service.py")
+        self._command = [sys.executable, program, str(self._lag), *self._command[len(TACHOGRAPH) :]]
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self.process is not None
+        return self.process.pid
+
+    def lag_ms(self) -> tuple[float, float]:
+        """How late the loop was at most, and the most processor time it took at a stretch, since `reset`."""
+        late, most = struct.unpack("dd", self._lag.read_bytes())
+        return 1000 * late, 1000 * most
+
+    def memory_mib(self) -> float:
+        """The most memory it had since `reset`."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+    def reset(self) -> None:
+        """Measure from here on."""
+        with self._lag.open("r+b") as file:
+            file.write(bytes(16))
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def cpu_seconds(self) -> float:
+        """Processor time so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _is_settled(service: AttackedService) -> bool:
+    """Whether the service does nothing: the spans have become executions."""
+    before = service.cpu_seconds()
+    time.sleep(2)
+    return service.cpu_seconds() - before < 0.1
 
 
 async def _attack(address: str, attack: Attack) -> int:
@@ -246,19 +291,15 @@ def measure(address: str, started: Event, stop: Event, results: Any) -> None:
     results.put(asyncio.run(work()))
 
 
-def _memory_mib(service: LocalService) -> float:
-    assert service.process is not None
-    status = Path(f"/proc/{service.process.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
-
-
-def _row(service: LocalService, name: str, attack: Attack) -> list[str]:
+def _row(service: AttackedService, name: str, attack: Attack) -> list[str]:
     context = multiprocessing.get_context("spawn")
     started, stop, results = context.Event(), context.Event(), context.Queue()
     process = context.Process(target=measure, args=(service.address, started, stop, results))
     process.start()
     started.wait(60)
+    service.reset()
     count = asyncio.run(_attack(service.address, attack))
+    late, most = service.lag_ms()
     stop.set()
     taken = results.get(timeout=60)
     process.join()
@@ -266,8 +307,9 @@ def _row(service: LocalService, name: str, attack: Attack) -> list[str]:
     for path, goal in GOALS_MS.items():
         latencies = sorted(taken[path])
         share = sum(latency <= goal for latency in latencies) / len(latencies)
-        cells.append(f"{latencies[len(latencies) // 2]:.0f} / {latencies[-1]:.0f} ms, {100 * share:.1f} %")
-    return [*cells, f"{_memory_mib(service):.0f} MiB"]
+        cells.append(f"{latencies[len(latencies) // 2]:.0f} / {latencies[-1]:.0f}, {100 * share:.1f} %")
+    memory = service.memory_mib()
+    return [*cells, f"{late:.0f} / {most:.0f}", f"{memory:.0f}{'!' if memory > MAX_MEMORY_MIB else ''}"]
 
 
 def main(console: Console) -> None:
@@ -277,11 +319,12 @@ def main(console: Console) -> None:
             if url is None:
                 console.print(f"{database} is not installed")
                 continue
-            with LocalService(Path(directory), "--database", url) as service:
+            with AttackedService(Path(directory), "--database", url) as service:
                 asyncio.run(_fill(service.address))
                 eventually(functools.partial(_is_settled, service), 180)
-                goals = [f"{path}: median / longest, within {goal:g} ms" for path, goal in GOALS_MS.items()]
-                table = Table(f"{database}: attack", "times", *goals, "memory")
+                goals = [f"{path}: median / longest ms, within {goal:g}" for path, goal in GOALS_MS.items()]
+                loop = "loop: late / busy, longest ms"
+                table = Table(f"{database}: attack", "times", *goals, loop, "memory MiB")
                 for name, attack in ATTACKS.items():
                     table.add_row(*_row(service, name, attack))
                 console.print(table)

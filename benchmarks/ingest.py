@@ -83,7 +83,7 @@ def bulk(database: Database, bodies: list[bytes]) -> float:
     for group in groups:
         rows = [
             ("w", span.trace_id, span.span_id, span.parent_span_id, span.name, span.service, span.start_ns, span.end_ns,
-             span.resource_id, span.payload, 1)
+             span.resource_id, span.payload, 1, span.kind, span.status_code)
             for span in group
         ]  # fmt: skip
         database.run(partial(insert_many, statement=statement, rows=rows))

@@ -17,8 +17,10 @@ import metrics
 import page
 import recorder
 import scrape
+import search
 import stream
 import timeline
+import viewers
 import writer
 from rich.console import Console
 
@@ -32,6 +34,8 @@ BENCHMARKS = {
     "ingest": ingest.main,
     "page": page.main,
     "stream": stream.main,
+    "search": search.main,
+    "viewers": viewers.main,
     "attacks": attacks.main,
 }
 

@@ -23,7 +23,7 @@ def show(address: str) -> None:
     """Run an example workflow and print its slowest step and critical path."""
     api = f"{address}/api/workflows"
     registered = {item["name"] for item in call("GET", api)["items"]}
-    (template,) = [item for item in call("GET", f"{api}/templates")["items"] if item["name"] == "data_pipeline"]
+    (template,) = [item for item in call("GET", f"{api}/templates") if item["name"] == "data_pipeline"]
     if template["name"] not in registered:
         call("POST", api, template)
     execution = call("POST", f"{api}/data_pipeline/execute", {"input_variables": {"minimum_rows": 5}})["execution_id"]

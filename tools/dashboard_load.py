@@ -38,7 +38,7 @@ def write_fast_rules(directory: Path, *, fire_at_once: bool = False) -> Path:
 
 def run_load(service: Client, seconds: float) -> None:
     """Run all example workflows repeatedly. Some retry, some skip steps, some fail, some report costs."""
-    for document in service.get("/api/workflows/templates")["items"]:
+    for document in service.get("/api/workflows/templates"):
         service.post("/api/workflows", document)
     service.post("/api/workflows", LONG_WORKFLOW)
     service.post("/api/workflows/long/execute")

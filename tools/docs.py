@@ -168,7 +168,7 @@ async def real_examples() -> dict[str, str]:
                     await asyncio.sleep(0.02)
                 return str(accepted["execution_id"])
 
-            for item in (await call("GET", "/api/workflows/templates"))["items"]:
+            for item in await call("GET", "/api/workflows/templates"):
                 await call("POST", "/api/workflows", item)
             submitted = await call("POST", "/api/workflows/basic_sequence/execute", {"input_variables": {}})
             parts["example-submitted"] = as_json(submitted)
@@ -242,7 +242,10 @@ async def responses(call: Any, execution: str) -> dict[str, Any]:
             path.replace("{workspace}", "default").replace("{service}", "tachograph").replace("{tag}", "service.name")
         )
         path = path.replace("{trace_id}", trace_id)
-        query = {"/api/workflows/executions/compare": f"?execution={execution}"}.get(path, "")
+        query = {
+            "/api/workflows/executions/compare": f"?execution={execution}",
+            **{f"/jaeger/api/metrics/{name}": "?service=tachograph" for name in ("calls", "errors", "latencies")},
+        }.get(path, "")
         examples[f"{route.method} {route.path}"] = _short(await call("GET", path + query))
     return examples
 

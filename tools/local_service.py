@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 TACHOGRAPH = [sys.executable, "-m", "tachograph_exporter"]
 STOP_TIMEOUT_SECONDS = 20
@@ -74,7 +74,7 @@ class LocalService:
         self._command = [*TACHOGRAPH, "serve", "--listen", f"127.0.0.1:{self.port}", "--handlers", "examples",
                          "--database", database, *options]  # fmt: skip
 
-    def __enter__(self) -> LocalService:
+    def __enter__(self) -> Self:
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment())  # noqa: S603 - ours
         eventually(self._is_ready)

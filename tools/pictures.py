@@ -85,7 +85,7 @@ def main() -> None:
 
 def take_pictures(service: LocalService) -> None:
     """Run the workflows and write every picture."""
-    for document in service.get("/api/workflows/templates")["items"]:
+    for document in service.get("/api/workflows/templates"):
         service.post("/api/workflows", document)
     rng = random.Random(7)  # noqa: S311
     workflow_id = service.post("/api/workflows", nightly())["id"]

@@ -42,6 +42,8 @@ from tachograph_exporter.api import (
     guard,
     health,
     jaeger,
+    jaeger_monitor,
+    jaeger_v3,
     metrics,
     openapi,
     otlp,
@@ -59,6 +61,7 @@ from tachograph_exporter.api import (
 from tachograph_exporter.api.caching import caching_middleware
 from tachograph_exporter.api.problems import problem_middleware
 from tachograph_exporter.api.request import ADMISSION, CONFIG, DATABASE, EXECUTOR, RECORDER, WORKERS, WORKSPACE_CACHE
+from tachograph_exporter.api.room import ROOM, Room, room_middleware
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
@@ -68,7 +71,7 @@ from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
-from tachograph_exporter.store import archiving, idempotency, partitions, recovery
+from tachograph_exporter.store import archiving, idempotency, numbers, partitions, recovery
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.probing import Probe
@@ -101,6 +104,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     *health.ROUTES,
     *otlp.ROUTES,
     *jaeger.ROUTES,
+    *jaeger_v3.ROUTES,
+    *jaeger_monitor.ROUTES,
     *tempo.ROUTES,
     *stream.ROUTES,
     *page.ROUTES,
@@ -188,7 +193,7 @@ class Service:
     def application(self) -> web.Application:
         """The aiohttp application, which starts and stops the service's background tasks."""
         app = web.Application(
-            middlewares=[caching_middleware, problem_middleware, guard.guard],
+            middlewares=[room_middleware, caching_middleware, problem_middleware, guard.guard],
             client_max_size=self.config.max_body_bytes,
             # Bodies are decoded off the event loop, see `encodings`; whoever runs the application.
             handler_args={"auto_decompress": False},
@@ -206,6 +211,7 @@ class Service:
         app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
+        app[ROOM] = Room()
         app[otlp.RECEIVER] = self.receiver
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
@@ -295,13 +301,14 @@ class Service:
             return len(traces)
 
     async def _apply_retention(self) -> None:
-        """Archive or delete old executions as configured, now and every hour."""
+        """Archive or delete old executions as configured, and whatever else is due once an hour; now and every hour."""
         config = self.config
         days = config.archive_after_days if config.archive_after_days is not None else config.delete_after_days
         while True:
             try:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 await asyncio.to_thread(self.database.run, idempotency.prune)
+                await asyncio.to_thread(self.database.run, numbers.fill)
                 if days is not None:
                     before = time.time_ns() - round(days * 86_400 * NS)
                     moved = await asyncio.to_thread(archiving.archive, self.database, before, config.archive_directory)
@@ -347,14 +354,13 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
         # A request that never ends must not keep the process from ending.
         shutdown_timeout=SHUTDOWN_SECONDS,
         max_connections_per_peer=config.max_connections_per_peer,
+        tls=config.tls(),
         access_log=None,
         handle_signals=False,
     )
     await runner.setup()
     try:
-        site = web.TCPSite(
-            runner, config.host, config.port, reuse_address=True, ssl_context=config.tls(), backlog=connections.BACKLOG
-        )
+        site = web.TCPSite(runner, config.host, config.port, reuse_address=True, backlog=connections.BACKLOG)
         try:
             await site.start()
         except OSError as error:

@@ -22,7 +22,7 @@ TEXT_LIMIT: Final = 4096
 _SECRET_WORDS: Final = frozenset({
     "password", "passwd", "passphrase", "passcode", "pass", "pwd", "secret", "secrets", "token", "tokens",
     "apikey", "apikeys", "authorization", "auth", "credential", "credentials", "creds", "cookie", "cookies",
-    "signature", "dsn", "jwt", "bearer",
+    "signature", "dsn", "jwt", "bearer", "otp", "sessionid", "jsessionid", "phpsessid",
 })  # fmt: skip
 # Before "key" (or as one word with it), these make a secret; "primary key" and "sort key" are none.
 _KEY_KINDS: Final = frozenset({
@@ -42,7 +42,7 @@ _ABOUT: Final = frozenset({
     "provider", "field", "column", "header", "budget", "per", "number", "num", "second", "seconds", "minute",
     "hour", "day", "at", "age",
     "version", "algorithm", "alg", "strength", "hint", "reset", "prompt", "completion", "input", "output",
-    "cached", "reasoning",
+    "cached", "reasoning", "consent",
 })  # fmt: skip
 _WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
@@ -50,7 +50,8 @@ _WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _TRACES: Final = (
     "pass", "pwd", "secret", "token", "key", "auth", "cred", "cookie", "signature", "dsn", "jwt", "bearer", "basic",
     "://", "-----begin", "eyj", "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-",
-    "sk_", "rk_", "xox", "aiza", "tgr_", "hf_", "npm_", "pypi-", "sg.", "ya29.",
+    "sk_", "rk_", "xox", "aiza", "tgr_", "hf_", "npm_", "pypi-", "sg.", "ya29.", "_v1_", "sig=", "curl", "mysql", "otp",
+    "sess", "jdbc:",
 )  # fmt: skip
 _SHAPES: Final = re.compile(
     r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?"  # JSON Web Token, RFC 7519
@@ -58,8 +59,25 @@ _SHAPES: Final = re.compile(
     r"|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_[A-Za-z0-9_]{16,}|\bglpat-[A-Za-z0-9_-]{16,}"
     r"|\b(?:sk|rk|pk)[-_](?:live|test|proj|ant|or|svcacct|admin)[-_A-Za-z0-9]{12,}|\bsk-[A-Za-z0-9]{16,}"
     r"|\bxox[abeprs]-[A-Za-z0-9-]{8,}|\bAIza[A-Za-z0-9_-]{24,}|\btgr_[A-Za-z0-9_-]{16,}|\bhf_[A-Za-z0-9]{20,}"
-    r"|\bnpm_[A-Za-z0-9]{20,}|\bpypi-[A-Za-z0-9_-]{16,}|\bSG\.[A-Za-z0-9_-]{12,}|\bya29\.[A-Za-z0-9_-]{16,}"
+    r"|\bnpm_[A-Za-z0-9]{20,}|\bpypi-[A-Za-z0-9_-]{16,}|\bSG\.[A-Za-z0-9_-]{12,}(?:\.[A-Za-z0-9_-]+)?|\bya29\.[A-Za-z0-9_-]{16,}"
+    r"|\bdo[opr]_v1_[a-f0-9]{32,}|\bkey-[0-9a-f]{32}\b"
 )
+# Where a secret stands without a key and a separator. The first group is the secret.
+_PLACES: Final = (
+    re.compile(
+        r"\b(?:password|passwd|passphrase|secret|token|api key)[ \t]+(?:is[ \t]+)?[\"'`]([^\"'`\n]+)", re.IGNORECASE
+    ),
+    re.compile(r"\blogin[ \t\n]+\S{1,200}[ \t\n]+password[ \t\n]+(\S+)"),  # .netrc
+    re.compile(r"\bjdbc:oracle:\w{1,20}:[^/@\s]{1,200}/([^@\s]+)@", re.IGNORECASE),
+    re.compile(r"[?&;]sig=([^&\s\"']+)", re.IGNORECASE),  # a shared access signature
+    re.compile(r"://hooks\.slack\.com/(?:services|workflows)/([^\s\"']+)"),
+    re.compile(r"://(?:\w{1,20}\.)?discord(?:app)?\.com/api/webhooks/\d{1,30}/([^\s\"']+)"),
+    re.compile(r"\bcurl\b[^\n]{0,400}?\s(?:-u|--user)[ =]?[\"']?[^\s:\"']{0,200}:([^\s\"']+)"),
+    re.compile(r"\bmysql(?:dump|admin)?\b[^\n]{0,200}?\s-p([^\s\"']+)"),
+    re.compile(r"\bsshpass[ \t]+-p[ \t]*(\S+)"),
+)
+_HEADER_PAIR: Final = re.compile(r"\(b?[\"']([A-Za-z][\w.-]{0,60})[\"'],[ \t]*b?[\"']([^\"'\n]+)[\"']\)")
+_KEY_VARIABLE: Final = re.compile(r"\b[A-Z][A-Z0-9_]{0,60}_KEY[ \t]*[=:][ \t]*[\"']?([A-Za-z0-9+/_-]{14,})")
 _PEM_BEGIN: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}(?:PRIVATE KEY|SECRET)[A-Z0-9 ]{0,40}-----")
 _SCHEME: Final = re.compile(r"\b(bearer|basic|digest|negotiate)[ \t]+([A-Za-z0-9._~+/=\-]{8,})", re.IGNORECASE)
 _DIGIT: Final = re.compile(r"\d")
@@ -69,6 +87,7 @@ _VALUE_END: Final = re.compile(r"[\s&;,\"'`<>)\]}|]")
 _QUOTES: Final = "\"'`"
 _FLAG: Final = re.compile(r"(?<!\S)--?([A-Za-z][\w.-]{0,60})[ \t]+([^\s-]\S*)")
 _ELEMENT: Final = re.compile(r"<([A-Za-z][\w:.-]{0,60})>([^<]+)")
+_MIN_TOKEN: Final = 15
 _URL_END: Final = re.compile(r"[\s\"'`<>?#]")
 _AUTH_WORDS: Final = frozenset({"bearer", "basic", "digest", "negotiate", "token", "apikey", "key"})
 # Header fields whose value goes on to the end of the line, RFC 9110 section 5.5.
@@ -140,6 +159,11 @@ def _mask(text: str, lowered: str) -> str:
     # "basic training" is a word, not a credential.
     spans += [match.span(2) for match in _SCHEME.finditer(text) if not match[2].islower() or _DIGIT.search(match[2])]
     spans += [match.span() for match in _SHAPES.finditer(text)]
+    spans += [match.span(1) for place in _PLACES for match in place.finditer(text)]
+    if "," in text:
+        spans += [match.span(2) for match in _HEADER_PAIR.finditer(text) if is_secret_key(match[1])]
+    if "_KEY" in text:
+        spans += [match.span(1) for match in _KEY_VARIABLE.finditer(text) if _is_random(match[1])]
     if not spans:
         return text
     spans.sort()
@@ -152,6 +176,11 @@ def _mask(text: str, lowered: str) -> str:
             pieces += [text[at:start], MASK]
         at = end
     return "".join(pieces) + text[at:]
+
+
+def _is_random(text: str) -> bool:
+    """Whether a text is no name: it has digits, and upper and lower case."""
+    return _DIGIT.search(text) is not None and text != text.lower() and text != text.upper()
 
 
 def _pem_blocks(text: str) -> list[tuple[int, int]]:
@@ -176,6 +205,9 @@ def _url_passwords(text: str) -> list[tuple[int, int]]:
         end = match.start() if match is not None else len(text)
         sign = text.rfind("@", start, end)
         colon = text.find(":", start, sign) if sign > 0 else -1
+        is_token = sign - start >= _MIN_TOKEN and _DIGIT.search(text, start, sign) is not None
+        if colon < 0 and is_token and text.find("/", start, sign) < 0:
+            spans.append((start, sign))  # in the place of the user
         if colon >= 0:
             slash = text.find("/", start, colon)
             port_end = text.find("/", colon, sign)
@@ -200,7 +232,7 @@ def _pairs(text: str) -> list[tuple[int, int]]:
             key_end -= 1
         quote = text[key_end - 1] if key_end > low and text[key_end - 1] in _QUOTES else ""
         key_end -= len(quote)
-        if quote and key_end > low and text[key_end - 1] == "\\":
+        while quote and key_end > low and text[key_end - 1] == "\\":
             key_end -= 1  # JSON within JSON
         key_start = key_end
         while key_start > low and text[key_start - 1] in _KEY_CHARACTERS:
@@ -216,7 +248,7 @@ def _pairs(text: str) -> list[tuple[int, int]]:
             start += 1
         end = _value_end(text, start, key.lower() in _HEADERS and match[0] == ":" and not quote)
         if end > start:
-            if text[start] == "\\":
+            while start + 1 < end and text[start] == "\\":
                 start += 1
             quoted = text[start] in _QUOTES
             spans.append((start + quoted, end - (quoted and end > start + 1 and text[end - 1] == text[start])))
@@ -231,8 +263,11 @@ def _value_end(text: str, start: int, to_line_end: bool) -> int:
         return start
     line_end = text.find("\n", start)
     line_end = size if line_end < 0 else line_end
-    if text[start] == "\\" and start + 1 < size and text[start + 1] in _QUOTES:
-        closing = text.find(text[start : start + 2], start + 2)
+    quote_at = start
+    while quote_at < size and text[quote_at] == "\\":
+        quote_at += 1
+    if start < quote_at < size and text[quote_at] in _QUOTES:
+        closing = text.find(text[start : quote_at + 1], quote_at + 1)
         return closing if closing >= 0 else line_end
     if text[start] in _QUOTES:
         quote, at = text[start], start + 1

@@ -11,6 +11,8 @@ import pytest
 from tests.api.test_api import RETRY, register
 from tests.conftest import Api
 
+from tachograph_exporter.views import workflows as workflow_views
+
 NAP = {
     "name": "nap",
     "variables": [{"name": "n", "data_type": "float"}, {"name": "who", "data_type": "string", "default_value": "me"}],
@@ -121,6 +123,23 @@ async def test_large_responses_to_other_machines_are_compressed(runs: tuple[Api,
     async with api.session.get(path, headers={"Accept-Encoding": "gzip"}) as plain:
         assert "Content-Encoding" not in plain.headers
         assert body == await plain.read()
+
+
+async def test_a_list_of_workflows_has_their_definitions_up_to_a_size(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow_views, "MAX_LISTED_BYTES", 5_000)
+    big = {"steps": [{"name": "a"}], "config": {"text": "x" * 3_000}}
+    for name in ("1", "2", "3"):
+        await register(api, {"name": name, **(big if name != "3" else {"steps": [{"name": "b"}]})})
+    listed = [(item["name"], "steps" in item, "config" in item) for item in (await api.get("/api/workflows"))["items"]]
+    assert listed == [("1", True, True), ("2", False, False), ("3", True, True)]
+    for item in (await api.get("/api/workflows?include_steps=false"))["items"]:
+        assert not {"steps", "variables", "config", "metadata", "timeout_seconds", "max_retries"} & item.keys()
+        assert item["is_active"] is True
+    detail = await api.get("/api/workflows/2?include_steps=no")
+    assert (detail["steps"], detail["variables"], len(detail["config"]["text"])) == ([], [], 3_000)
+    assert (await api.call("GET", "/api/workflows/2?include_steps=2"))[0] == 422
 
 
 @pytest.mark.parametrize(

@@ -368,7 +368,7 @@ async def test_trace_viewers_read_ingested_and_recorded_executions(api: Api) -> 
         answer = await api.get(f"/tempo/api/search?{query}")
         assert [trace["rootTraceName"] for trace in answer["traces"]] == names, query
     status, body = await api.call("GET", "/tempo/api/search?q={} | rate()")
-    assert (status, body["code"], "pipelines" in body["detail"]) == (400, "not_supported", True)
+    assert (status, body["code"], "query_range" in body["detail"]) == (400, "not_supported", True)
     assert (await api.call("GET", f"/jaeger/api/traces/{'9' * 32}"))[1]["code"] == "trace_not_found"
     otlp = await api.get(f"/api/workflows/executions/{execution}/timeline?format=otlp")
     assert len(otlp["resourceSpans"][0]["scopeSpans"][0]["spans"]) == 3

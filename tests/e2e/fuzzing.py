@@ -1,7 +1,7 @@
 """Requests that a machine made up: to every route, from the OpenAPI document, and OTLP bodies of all kinds.
 
 A round sends a few requests to each route. What it finds are failures: a status of 500 or more, an answer that took
-longer than `MAX_SECONDS` (twice: a busy machine stalls anything once), an error that is no problem document.
+longer than `MAX_SECONDS` (three times: a busy machine stalls anything), an error that is no problem document.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Fuzzer:
 
     def _check(self, send: Callable[[], requests.Response], what: Any) -> None:
         self.count += 1
-        for attempt in range(2):
+        for attempt in range(3):
             started = time.monotonic()
             try:
                 response = send()

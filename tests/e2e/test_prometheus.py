@@ -35,7 +35,7 @@ def configuration(port: int) -> str:
 
 
 def seed_and_run(server: Server) -> None:
-    for template in server.get("/api/workflows/templates")["items"]:
+    for template in server.get("/api/workflows/templates"):
         server.post("/api/workflows", template)
     for name in ("basic_sequence", "with_retries", "data_pipeline", "basic_sequence"):
         execution = server.post(f"/api/workflows/{name}/execute")["execution_id"]

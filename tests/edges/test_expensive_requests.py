@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from tachograph.workflow import registry
 from tachograph.workflow.validation import validate_document
 from tachograph_exporter.traces.pattern import MAX_CHARACTERS, Pattern, PatternError
-from tachograph_exporter.traces.traceql import TraceQLError, parse
+from tachograph_exporter.traces.traceql.parser import TraceQLError, parse
+from tachograph_exporter.traces.traceql.pipelines import Spanset, stage
 from tests.conftest import Api
-from tests.traces.test_traceql import SPANS, TRACE
+from tests.traces.test_traceql import SPANS, view
 
 EVIL = (
     "|" * 100 + ".*" * 400 + "!", ".*a" * 600 + "!", ".+" * 990 + "!", "|||.*.*.*.*.*.*.*.*.*!", ".*.*|" * 300 + "!",
@@ -33,9 +34,9 @@ def test_a_pattern_takes_linear_time(pattern: str) -> None:
     for text in ("a" * 2000, "ab" * 1000, "x" * 100_000, "!" * 1999):
         match(text)
     assert time.process_time() - started < 0.25
-    query = parse(f'{{name=~"{pattern}"}}')
+    evaluate = stage(parse(f'{{name=~"{pattern}"}}').pipeline)
     started = time.process_time()
-    query.find(SPANS * 100, TRACE)
+    evaluate([Spanset(SPANS * 100)], view(SPANS))
     assert time.process_time() - started < 0.5
 
 
@@ -48,12 +49,11 @@ def test_patterns_mean_what_regular_expressions_mean(tokens: list[str], text: st
     assert Pattern(pattern)(text) is (re.fullmatch(pattern, text, re.DOTALL) is not None)
 
 
-@pytest.mark.parametrize(("pattern", "at"), [("a[b]", 2), ("(a+)+", 1), ("a*", 2), ("\\", 1), ("a\\d", 2), ("x{2}", 2),
-                                             ("^a", 1), ("a$", 2), (".**", 3), ("?", 1)])  # fmt: skip
-def test_other_patterns_are_refused_with_their_place(pattern: str, at: int) -> None:
-    with pytest.raises(PatternError, match=f"at {at}, not"):
+@pytest.mark.parametrize("pattern", ["a[b", "(a+", "\\", "x{2000}", "(?=a)", "a**b)", "(a{999}){999}", "?", "\\1"])
+def test_other_patterns_are_refused_with_their_place(pattern: str) -> None:
+    with pytest.raises(PatternError, match="not a valid pattern"):
         Pattern(pattern)
-    with pytest.raises(TraceQLError, match=r"patterns support only.* at \d+"):
+    with pytest.raises(TraceQLError, match=r"not a valid pattern.* at 11"):
         parse("{ name =~ `" + pattern + "` }")
 
 

@@ -707,7 +707,7 @@ def test_the_terminal_and_the_stream_say_how_many_more(record: Any) -> None:
     folded = [e for e in recording.events if isinstance(e, StepFinished) and e.step.folded_as is not None]
     assert len(folded) == 1_500
     assert build_message(folded[0], 8) is None
-    trace = chrome_trace(seen.run, seen.timeline)
+    trace = chrome_trace(seen.run, seen.timeline, now_ns=0)
     assert "load ×1,500 more" in {event["name"] for event in trace["traceEvents"]}
 
 

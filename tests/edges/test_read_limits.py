@@ -232,3 +232,14 @@ async def test_an_answer_has_a_longest_length(api: Api, long_trace: int, monkeyp
         assert (status, problem["code"]) == (400, "not_supported")
         assert "ask for less" in problem["detail"]
     await api.service.database.read(lambda c: c.exec_driver_sql("SELECT 1").scalar(), Lane.SEARCH)
+
+
+async def test_comparing_views_has_a_deadline(api: Api) -> None:
+    await api.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "a"}]})
+    path = f"/api/workflows/executions/{await api.run('w')}/reconcile"
+    assert (await api.call("GET", path))[0] == 200
+    api.service.database.read_seconds = 1e-9
+    status, body = await api.call("GET", path)
+    assert (status, body["code"]) == (503, "query_timeout")
+    api.service.database.read_seconds = 10.0
+    assert (await api.call("GET", path))[0] == 200

@@ -75,8 +75,23 @@ SHAPES = [
     f"Config(user='x', api_key='{S}')", f"login(password={S!r}) failed", f"token={S}&x=1", f"X-Auth-Token: {S}",
     f"x-amz-security-token: {S}", f"X-Vault-Token: {S}",
 ]  # fmt: skip
+MORE_PLACES = [
+    f"login failed for user bob with password '{S}'", f'the token is "{S}"',
+    f"machine api.example login me password {S}",
+    f"jdbc:oracle:thin:scott/{S}@h:1521:x", f"https://x.blob.example.net/c?sv=2022&sig={S}%3D&se=2027",
+    f"https://hooks.slack.com/services/T000/B000/{S}", f"https://discord.com/api/webhooks/123456/{S}",
+    f'{{"a":"{{\\\\\\"api_key\\\\\\": \\\\\\"{S}\\\\\\"}}"}}', f"[('X-Api-Key', '{S}'), ('Host', 'x')]",
+    f"[(b'Cookie', b'{S}')]", f"export STRIPE_KEY='{S}'", f"MAPS_KEY={S}", f"curl -s -u admin:{S} https://x",
+    f"curl --user 'admin:{S}' https://x", f"mysql -uroot -p{S} db", f"sshpass -p {S} ssh h", f"SG.abcdefghijkl0.{S}",
+    f"otp={S}", f"https://{S}@github.com/a/b.git", f"sessionid={S}", f"JSESSIONID={S}; Path=/", f"csrftoken={S}",
+    f"mongodb+srv://u:{S}@c.mongodb.example/x?retryWrites=true", f"snowflake://u:{S}@acc/db",
+    f"Endpoint=sb://x.example;SharedAccessKeyName=Root;SharedAccessKey={S}=", f"//registry.example/:_authToken={S}",
+    f"environ({{'PATH': '/bin', 'AWS_SECRET_ACCESS_KEY': '{S}', 'HOME': '/'}})", f'declare -x DB_PASS="{S}"',
+    f"The above exception was the direct cause: AuthError(token='{S}')", f"#access_token={S}&token_type=bearer",
+    f"https://s3.example/b/k?X-Amz-Signature={S}&X-Amz-Date=1", f"[default]\naws_secret_access_key = {S}",
+]  # fmt: skip
 AWS = ["AKIAHUNTER2SUPERSECRET", "ASIAHUNTER2SUPERSECRET", "id AKIAHUNTER2SUPERSECRET used"]
-FORMS = [*BY_KEY, *SHAPES, *AWS]
+FORMS = [*BY_KEY, *SHAPES, *MORE_PLACES, *AWS]
 
 INNOCENT = (
     "primary_key=42", "foreign_key: id", "sort_key=created_at", "partition_key=day", "key=value", "the key: value pair",
@@ -97,6 +112,13 @@ INNOCENT = (
     "sk", "sk-", "skip=3", "task-1", "risk-averse", "desk_live", "ghp", "akia", "AKIA", "eyJ", "eye", "xoxo", "AIza",
     "SG.", "hf_", "npm install", "pypi-mirror", "-----BEGIN CERTIFICATE-----", "basic training", "a bearer of news",
     "the basic idea", "digest of the day", "naïve ☃ résumé", "価格: 100円", "C:\\path\\file", "select * from tokens",
+    "cookie_consent=true", "sk-learn version 1.2", "hf_hub version", "http://host:8080/path@v1", "pass 1 of 2",
+    "docker run -u 1000:1000 image", "curl -u is an option", "mysql -h db -P 3306", "('key', 'value')", "SORT_KEY=name",
+    "PARTITION_KEY=customer_2026_month", "https://ann@example.org/x", "https://example.org/?signal=1", "config=1",
+    "session duration: 5s", "session_count=5", "'tokens', 'words'", "password is required",
+    "keystone: x", "passed: 12 of 12", "signed_at: 2026-01-01", "public_key_url=https://x", "key-value store",
+    "jdbc:postgresql://h/db", "https://hooks.slack.com/docs", "login as root", "optional=true", "potpourri: rose",
+    "design=new", "https://example.org/a?assign=me",
 )  # fmt: skip
 
 

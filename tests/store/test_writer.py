@@ -248,7 +248,7 @@ def test_migrations_lead_to_the_schema_in_the_code_and_back_with_data_in_place(a
     after = rows(database)
     # These did not exist in that version; everything else is as it was.
     new = {
-        "workflow_executions": ("critical_path", "parent_execution_id", "parent_step_id"),
+        "workflow_executions": ("critical_path", "parent_execution_id", "parent_step_id", "number"),
         "workflow_step_executions": (
             "child_execution_id",
             "dependency_count",

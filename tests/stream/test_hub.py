@@ -76,8 +76,8 @@ def test_every_streamed_event_has_a_message_with_the_documented_fields() -> None
     ]  # fmt: skip
     for message in messages:
         assert list(message) == [
-            "event_type", "timestamp", "workspace_id", "workflow_id", "workflow_execution_id", "workflow_step_id",
-            "data", "message", "sequence",
+            "event_type", "event", "timestamp", "workspace_id", "workflow_id", "workflow_execution_id",
+            "workflow_step_id", "task_id", "run_id", "agent_id", "data", "message", "sequence",
         ]  # fmt: skip
         assert message["workflow_execution_id"] == execution.execution_id
         assert message["data"]["workflow_name"] == "etl"

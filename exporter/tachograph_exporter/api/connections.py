@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import ssl
 from typing import Any, Final
 
 from aiohttp import web
@@ -29,6 +30,8 @@ READ_SECONDS: Final = 60.0
 """How long a client may leave a response unread in the socket's buffers."""
 LINGERING_SECONDS: Final = 2.0
 """How long what still comes of a body is read and thrown away, so that the client sees the response to it."""
+MAX_HANDSHAKES: Final = 100
+"""TLS handshakes of one address at the same time; each may take `HEAD_SECONDS`."""
 BACKLOG: Final = 1_024
 """Connections that may wait to be accepted; with fewer places a flood keeps others waiting for seconds."""
 MAX_DESCRIPTORS: Final = 65_536
@@ -171,15 +174,87 @@ def becomes_stream(request: web.Request) -> None:
         request.protocol.become_stream()
 
 
+class _Early(asyncio.Protocol):
+    """Keeps what follows a handshake until the connection's own protocol is there: often it is in the same packet."""
+
+    def __init__(self) -> None:
+        self.data: list[bytes] = []
+        self.is_lost = False
+
+    def data_received(self, data: bytes) -> None:
+        """Keep it."""
+        self.data.append(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """There is nothing to go on with."""
+        self.is_lost = True
+
+
+class _Handshake(asyncio.Protocol):
+    """A connection until it is encrypted. asyncio's own listener does not know its address then, and waits a minute."""
+
+    def __init__(self, server: _Server, context: ssl.SSLContext) -> None:
+        self._server = server
+        self._context = context
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the handshake; the oldest one of an address with too many makes room."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101
+        # What comes belongs to the handshake.
+        transport.pause_reading()
+        peer = peer_of(transport.get_extra_info("peername"))
+        waiting = self._server.handshakes.setdefault(peer, {})
+        if len(waiting) >= MAX_HANDSHAKES:
+            oldest = next(iter(waiting))
+            del waiting[oldest]
+            oldest.abort()
+        waiting[transport] = None
+        self._task = asyncio.get_running_loop().create_task(self._encrypt(transport, peer))
+
+    async def _encrypt(self, transport: asyncio.Transport, peer: str) -> None:
+        early = _Early()
+        encrypted: asyncio.Transport | None = None
+        try:
+            encrypted = await asyncio.get_running_loop().start_tls(
+                transport, early, self._context, server_side=True, ssl_handshake_timeout=HEAD_SECONDS
+            )
+        except (OSError, RuntimeError) as error:
+            # Any client can cause this, so it is not logged.
+            log.debug("no TLS with %s: %s", peer, error)
+        finally:
+            waiting = self._server.handshakes.get(peer, {})
+            waiting.pop(transport, None)
+            if not waiting:
+                self._server.handshakes.pop(peer, None)
+            if encrypted is None:
+                transport.abort()
+        if encrypted is None or early.is_lost or transport.is_closing():
+            return
+        connection = self._server.connection()
+        encrypted.set_protocol(connection)
+        connection.connection_made(encrypted)
+        for data in early.data:
+            connection.data_received(data)
+
+
 class _Server(web.Server):
-    def __init__(self, limit: int, *arguments: Any, **options: Any) -> None:
+    def __init__(self, limit: int, context: ssl.SSLContext | None, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.limit = limit
+        self.handshakes: dict[str, dict[asyncio.Transport, None]] = {}
+        """Connections that are not encrypted yet, by address, in the order in which they came."""
+        self._context = context
         # By address, in the order in which they last asked for something.
         self._counted: dict[str, dict[_Connection, None]] = {}
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
-    def __call__(self) -> RequestHandler:
+    def __call__(self) -> Any:
+        """The protocol of a connection that is accepted."""
+        return self.connection() if self._context is None else _Handshake(self, self._context)
+
+    def connection(self) -> _Connection:
+        """The protocol of a connection that speaks HTTP."""
         return _Connection(self, loop=self._loop, **self._kwargs)
 
     def admit(self, connection: _Connection) -> bool:
@@ -223,22 +298,31 @@ class _Server(web.Server):
         """Close all connections."""
         if self._timer is not None:
             self._timer.cancel()
+        for waiting in self.handshakes.values():
+            for transport in waiting:
+                transport.abort()
         await super().shutdown(timeout)
 
 
 class Runner(web.AppRunner):
     """Serves an application to bounded connections that answer everything with problems.
 
-    ``max_connections_per_peer`` is how many connections one address may have, streams not counted.
+    ``max_connections_per_peer`` is how many connections one address may have, streams not counted. ``tls`` encrypts
+    them: it is given here, not to the site that listens.
     """
 
-    def __init__(self, app: web.Application, *, max_connections_per_peer: int, **options: Any) -> None:
+    def __init__(
+        self, app: web.Application, *, max_connections_per_peer: int, tls: ssl.SSLContext | None = None, **options: Any
+    ) -> None:
         super().__init__(app, keepalive_timeout=KEEPALIVE_SECONDS, lingering_time=LINGERING_SECONDS, **options)
         self._limit = max_connections_per_peer
+        self._tls = tls
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(self._limit, server.request_handler, request_factory=server.request_factory, **server._kwargs)
+        return _Server(
+            self._limit, self._tls, server.request_handler, request_factory=server.request_factory, **server._kwargs
+        )
 
 
 def raise_descriptor_limit() -> None:

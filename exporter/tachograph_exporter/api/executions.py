@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 from sqlalchemy import Connection, Row
 
+from tachograph.clock import NS
 from tachograph.errors import ExecutionNotFound
 from tachograph.events import ExecutionStatus, StepStatus
 from tachograph_exporter.api import problems
@@ -43,6 +44,7 @@ from tachograph_exporter.views.schemas.executions import (
     WorkflowExecutionDetailedResponse,
 )
 
+_RECENT_NS: Final = 24 * 3600 * NS
 _STREAM_PAGE: Final = 1_000
 """Rows read at a time for a response in NDJSON."""
 
@@ -194,13 +196,17 @@ async def statistics(request: web.Request) -> web.Response:
     """``GET /api/workflows/executions/stats``: the workspace's executions, counted by status and workflow."""
     Query(request).done()
     workspace = await workspace_of(request)
+    active = request.app[EXECUTOR].open_executions
 
     def read(connection: Connection) -> ExecutionStats:
         workflows, _ = definition_rows.definitions(connection, workspace.id, None, 0, 100_000)
+        recent = ExecutionFilter(workspace=workspace.id, from_ns=time.time_ns() - _RECENT_NS)
         return execution_stats(
             read_rollups.totals(connection, workspace.id),
             execution_rows.open_by_workflow(connection, workspace.id),
             {row.id: row.name for row in workflows},
+            execution_list.count_executions(connection, recent),
+            active,
         )
 
     return json_response(await request.app[DATABASE].read(read))

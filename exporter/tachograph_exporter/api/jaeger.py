@@ -6,6 +6,7 @@ source): times and durations are microseconds.
 
 from __future__ import annotations
 
+import base64
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,22 +19,41 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from sqlalchemy import Connection
 
 from tachograph_exporter.api import problems
-from tachograph_exporter.api.request import DATABASE, json_response, workspace_of
+from tachograph_exporter.api.otlp import ExportRequest
+from tachograph_exporter.api.request import DATABASE, WORKERS, json_response, read_body, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.api.spool import Spool, send, spooled
 from tachograph_exporter.api.viewer_query import ViewerQuery
-from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, attributes_of
+from tachograph_exporter.ingest.envelope import BadRequest
+from tachograph_exporter.ingest.otlp_json import scopes_of_json
+from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, attributes_of, records_of
 from tachograph_exporter.store.database import Lane
 from tachograph_exporter.traces import search
 from tachograph_exporter.traces.search import KINDS, Search
 
 _TRACE_ID: Final = re.compile(r"[0-9a-fA-F]{1,32}")
+_BASE64_TRACE_ID: Final = re.compile(r"[0-9A-Za-z+/_-]{21}[AQgw](?:==)?")
+"""Sixteen bytes: the last character carries two bits."""
 
 
 async def read(request: web.Request, work: Callable[[Connection, str, str], Any]) -> Any:
     """The result of ``work`` on a connection, given the id and slug of the request's workspace."""
     workspace = await workspace_of(request)
     return await request.app[DATABASE].read(lambda c: work(c, workspace.id, workspace.slug), Lane.SEARCH)
+
+
+def trace_id_of(text: str) -> str | None:
+    """A trace id in hex, which viewers may write without leading zeros or in base64; None if it is neither."""
+    if _TRACE_ID.fullmatch(text):
+        return text
+    if not _BASE64_TRACE_ID.fullmatch(text):
+        return None
+    return base64.b64decode(text.rstrip("=").replace("-", "+").replace("_", "/") + "==").hex()
+
+
+def end_of(span: SpanRecord, now: int) -> int:
+    """When a span ended, or ``now`` while it is open. Unix nanoseconds."""
+    return span.end_ns or max(span.start_ns, now)
 
 
 async def requested_trace(
@@ -43,9 +63,9 @@ async def requested_trace(
     by_resource: bool = False,
 ) -> Spool:
     """What ``write`` writes of the spans of the trace in the path. Raises 404."""
-    trace_id = request.match_info["trace_id"]
-    if not _TRACE_ID.fullmatch(trace_id):
-        raise problems.trace_not_found(trace_id)
+    trace_id = trace_id_of(request.match_info["trace_id"])
+    if trace_id is None:
+        raise problems.trace_not_found(request.match_info["trace_id"])
 
     def work(connection: Connection, workspace_id: str, slug: str) -> Spool | None:
         spans = search.spans_of_trace(connection, workspace_id, slug, trace_id, by_resource=by_resource)
@@ -82,8 +102,8 @@ def _tags(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
 _START: Final = b'{"data":['
 
 
-def _end(count: int) -> bytes:
-    return b'],"total":%d,"limit":0,"offset":0,"errors":null}' % count
+def _end(count: int, errors: Sequence[Mapping[str, Any]] = ()) -> bytes:
+    return b'],"total":%d,"limit":0,"offset":0,"errors":%b}' % (count, msgspec.json.encode(errors or None))
 
 
 def _write_trace(spans: Iterable[SpanRecord | StoredSpan], write: Callable[[bytes], object]) -> None:
@@ -127,7 +147,7 @@ def _span(span: SpanRecord, process: str) -> dict[str, Any]:
         }
         for event in message.events
     ]
-    duration = (span.end_ns or max(span.start_ns, time.time_ns())) - span.start_ns
+    duration = end_of(span, time.time_ns()) - span.start_ns
     return {
         "traceID": span.trace_id,
         "spanID": span.span_id,
@@ -170,29 +190,39 @@ async def jaeger_trace(request: web.Request) -> web.StreamResponse:
 
 
 async def jaeger_search(request: web.Request) -> web.StreamResponse:
-    """``GET /jaeger/api/traces``: Jaeger's query API: traces by service, name, tags, time and duration."""
+    """``GET /jaeger/api/traces``: Jaeger's query API: traces by id, or by service, name, tags, time and duration."""
     query = ViewerQuery(request)
     criteria = Search(
         service=query.text("service"),
         name=query.text("operation"),
-        tags=query.tags("tags"),
+        tags=query.tags("tags") | query.pairs("tag"),
         start_ns=query.microseconds("start"),
         end_ns=query.microseconds("end"),
-        min_ns=query.duration("minDuration"),
-        max_ns=query.duration("maxDuration"),
+        span_min_ns=query.duration("minDuration"),
+        span_max_ns=query.duration("maxDuration"),
         limit=query.integer("limit", 20, 1, search.MAX_TRACES),
     )
+    given_ids = list(dict.fromkeys(query.all("traceID")))[: search.MAX_TRACES]
     query.done()
 
     def work(connection: Connection, workspace_id: str, slug: str) -> Spool:
         def write(put: Callable[[bytes], object]) -> None:
-            trace_ids: list[str] = []
-            search.search(connection, workspace_id, slug, criteria, lambda trace: trace_ids.append(trace.trace_id))
+            found: list[str] = []
+            if not given_ids:
+                search.search(connection, workspace_id, slug, criteria, lambda trace: found.append(trace.trace_id))
             put(_START)
-            for i, trace_id in enumerate(trace_ids):
-                put(b"," if i else b"")
-                _write_trace(search.spans_of_trace(connection, workspace_id, slug, trace_id), put)
-            put(_end(len(trace_ids)))
+            count, errors = 0, []
+            for text in given_ids or found:
+                trace_id = trace_id_of(text)
+                spans = iter(search.spans_of_trace(connection, workspace_id, slug, trace_id) if trace_id else ())
+                first = next(spans, None)
+                if first is None:
+                    errors.append({"code": 404, "msg": "trace not found", "traceID": text})
+                    continue
+                put(b"," if count else b"")
+                _write_trace(chain((first,), spans), put)
+                count += 1
+            put(_end(count, errors))
 
         return spooled(write)
 
@@ -219,6 +249,43 @@ async def jaeger_dependencies(request: web.Request) -> web.Response:
     return json_response(_body(data))
 
 
+async def jaeger_transform(request: web.Request) -> web.StreamResponse:
+    """``POST /jaeger/api/transform``: Jaeger's query API: OTLP JSON as Jaeger's, for its UI's upload of a file.
+
+    Nothing is stored. Spans that are not valid are left out, and `errors` says why.
+    """
+    kind = request.headers.get("Content-Type", "")
+    if request.content_type != "application/json" and not _PLAIN_TEXT.fullmatch(kind):
+        raise problems.not_json(kind)
+    body = await read_body(request)
+    return await send(request, await request.app[WORKERS].run(lambda: _transformed(body)), "application/json")
+
+
+def _transformed(body: bytes) -> Spool:
+    """Raises 400 if the body is no OTLP JSON."""
+    traces: dict[str, list[SpanRecord]] = {}
+    faults: list[dict[str, Any]] = []
+    try:
+        for span in records_of(scopes_of_json(body)):
+            if isinstance(span, SpanRecord):
+                traces.setdefault(span.trace_id, []).append(span)
+            else:
+                faults.append({"code": 400, "msg": span})
+    except BadRequest as error:
+        raise problems.invalid_json(str(error)) from None
+
+    def write(put: Callable[[bytes], object]) -> None:
+        put(_START)
+        for i, spans in enumerate(traces.values()):
+            put(b"," if i else b"")
+            _write_trace(spans, put)
+        put(_end(len(traces), faults))
+
+    return spooled(write)
+
+
+# Jaeger's UI does not say what it sends: this is what a browser says of any text.
+_PLAIN_TEXT: Final = re.compile(r"text/plain(?:; *charset=[\w-]+)?", re.IGNORECASE)
 _ANY = dict[str, Any]
 _SERVICE: Final = Parameter(name="service", description="The service.")
 
@@ -236,18 +303,23 @@ ROUTES: Sequence[Route] = (
     Route(method="GET", path="/jaeger/api/traces", handler=jaeger_search, response=_ANY, query=(
         Parameter(name="service", description="Only traces with a span of this service."),
         Parameter(name="operation", description="Only traces with a span of this name."),
+        Parameter(name="traceID", kind="texts", description="These traces, and nothing else; may be repeated."),
         Parameter(name="tags",
                   description="Only traces with a span that has these attributes: a JSON object of strings.",
                   example='{"error":"true"}'),
+        Parameter(name="tag", kind="texts",
+                  description="Only traces with a span that has this attribute: `key:value`; may be repeated."),
         Parameter(name="start", kind="integer", description="Start of the range, in unix microseconds.", low=0,
                   high=1 << 53),
         Parameter(name="end", kind="integer", description="End of the range, in unix microseconds.", low=0,
                   high=1 << 53),
-        Parameter(name="minDuration", kind="duration", description="Only traces at least this long."),
-        Parameter(name="maxDuration", kind="duration", description="Only traces at most this long."),
+        Parameter(name="minDuration", kind="duration", description="Only traces with a span at least this long."),
+        Parameter(name="maxDuration", kind="duration", description="Only traces with a span at most this long."),
         Parameter(name="limit", kind="integer", default=20,
                   description=f"Traces to return at most; {search.MAX_TRACES} at most."),
         Parameter(name="lookback", description="Not used; see `start` and `end`."))),
     Route(method="GET", path="/jaeger/api/traces/{trace_id}", handler=jaeger_trace, response=_ANY,
           codes=("trace_not_found",), query=(Parameter(name="prettyPrint", description="Not used."),)),
+    Route(method="POST", path="/jaeger/api/transform", handler=jaeger_transform, in_workspace=False, response=_ANY,
+          body=ExportRequest, media=("text/plain",), body_example={"resourceSpans": []}),
 )  # fmt: skip

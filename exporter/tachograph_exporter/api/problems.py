@@ -15,6 +15,7 @@ from aiohttp import web
 
 from tachograph.errors import ArchiveError, ExecutionNotFound, Fault, QueryTimeout, StoreUnavailable
 from tachograph.quiet_log import QuietLog
+from tachograph_exporter.api.jaeger_errors import add_jaeger_error
 from tachograph_exporter.store.idempotency import KeyReused
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -68,7 +69,13 @@ class Problem(Exception):
             content_type="application/problem+json",
             headers=self.headers,
         )
-        if self.code in ("bad_request", "body_too_large", "unsupported_media_type", "request_timeout"):
+        if self.code in (
+            "bad_request",
+            "body_too_large",
+            "unsupported_media_type",
+            "request_timeout",
+            "too_many_requests",
+        ):
             # What follows on the connection may be the rest of a body that was not read.
             response.force_close()
         return response
@@ -88,6 +95,10 @@ def project_exists(slug: str) -> Problem:
 
 def trace_not_found(name: str) -> Problem:
     return Problem(404, "trace_not_found", f'there is no trace "{name}" in this workspace')
+
+
+def no_traces() -> Problem:
+    return Problem(404, "trace_not_found", "no trace matches the query")
 
 
 def token_not_found(name: str) -> Problem:
@@ -125,6 +136,10 @@ def not_runnable(name: str) -> Problem:
     return Problem(
         409, "not_runnable", f'workflow "{name}" is known from recorded executions only and has no definition to run'
     )
+
+
+def workflow_inactive(name: str) -> Problem:
+    return Problem(400, "workflow_inactive", f'workflow "{name}" is inactive; set is_active with PATCH to execute it')
 
 
 def workflow_busy(name: str, count: int, ids: Sequence[str]) -> Problem:
@@ -180,6 +195,15 @@ def unsupported_encoding(reason: str) -> Problem:
 
 def too_large(limit: int) -> Problem:
     return Problem(413, "body_too_large", f"the body is larger than {limit} bytes, the limit of this service")
+
+
+def too_many_values(limit: int) -> Problem:
+    return Problem(413, "body_too_large", f"the body has more than {limit:,} values, the limit of this service")
+
+
+def too_many_requests() -> Problem:
+    detail = "large requests are being worked on, and there is no room for more; retry later"
+    return Problem(429, "too_many_requests", detail, headers={"Retry-After": "1"})
 
 
 def too_many_executions(limit: int) -> Problem:
@@ -274,6 +298,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "bad_request": (400, "The request is not valid HTTP, or its body cannot be read."),
     "invalid_json": (400, "The body is not JSON."),
     "not_supported": (400, "A viewer asked for a feature of its own backend that is missing here; see detail."),
+    "workflow_inactive": (400, "The workflow is registered with `is_active: false`, so it is not executed."),
     "unauthorized": (401, "A token is required, or the one sent is unknown, expired or revoked."),
     "forbidden": (403, "The token does not allow this."),
     "foreign_page": (403, "A page of another site sent the request (Origin, Sec-Fetch-Site)."),
@@ -306,6 +331,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "invalid_inputs": (422, "The input variables do not match the definition; every fault is listed."),
     "idempotency_key_reused": (422, "The Idempotency-Key was sent before with another request."),
     "upgrade_required": (426, "The route speaks WebSocket only."),
+    "too_many_requests": (429, "Large bodies take all the room that there is for them; see Retry-After."),
     "too_many_executions": (429, "The limit of running and queued executions is reached; see Retry-After."),
     "internal_error": (500, "Unexpected error; the service's log has the details."),
     "store_unavailable": (503, "The database is unavailable; see Retry-After."),
@@ -325,6 +351,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @web.middleware
 async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Respond to every error with a problem. Unexpected errors are logged, and the response reveals no details."""
+    return add_jaeger_error(request, await _response(request, handler))
+
+
+async def _response(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except Problem as problem:

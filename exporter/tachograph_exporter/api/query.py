@@ -22,6 +22,10 @@ from tachograph_exporter.times import checked, parse_duration, parse_time
 
 _LOGFMT: Final = re.compile(r'([^\s=]+)=("[^"]*"|\S*)')
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
+_BOOLEANS: Final = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
 _WORKSPACE_PARAMETERS: Final = ("workspace_id", "workspace_slug", "project_id")
 _BAD_CURSOR: Final = "not a valid cursor; use `next` of the previous page"
 
@@ -106,6 +110,17 @@ class Query:
         declared = self._declared[name]
         number = self.integer(name, -1, declared.low or 0, declared.high or 0)
         return None if number < 0 else number
+
+    def boolean(self, name: str) -> bool | None:
+        """True or false, in the words that other APIs take too."""
+
+        def parse(text: str) -> bool:
+            value = _BOOLEANS.get(text.lower())
+            if value is None:
+                raise ValueError(f"{text[:40]!r} is neither true nor false")
+            return value
+
+        return self._read(name, parse)
 
     def page(self) -> tuple[int, int]:
         """``skip`` and ``limit``."""

@@ -27,6 +27,7 @@ from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 from tachograph_exporter.store import event_log, execution_list
 from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.deadline import Deadline
 from tachograph_exporter.store.event_log import LoggedExecution
 from tachograph_exporter.store.execution_list import ExecutionFilter
 from tachograph_exporter.store.executions import StoredRun
@@ -43,9 +44,9 @@ FLUSH_SECONDS: Final = 1.0
 """How long to wait for listeners that are behind, each time."""
 MAX_AT_ONCE: Final = 1_000
 """Executions of a workflow that were created in the same nanosecond and are searched for one of them."""
-MAX_TRACE_SPANS: Final = 50_000
-_LAST_NS: Final = (1 << 63) - 1
+MAX_TRACE_SPANS: Final = 20_000
 """Stored spans of a trace that are read."""
+_LAST_NS: Final = (1 << 63) - 1
 _EARLIER_NS: Final = 5 * NS
 _LATER_NS: Final = 600 * NS
 """How long before an execution was created, and after it ended, its events may have been committed."""
@@ -74,14 +75,18 @@ def reconcile_execution(
 ) -> Reconciliation:
     """Read an execution from the database and from this process's listeners, and compare its views.
 
+    Raises `QueryTimeout` if reading takes longer than the database's ``read_seconds``.
+
     ``metrics``: what shows the series of the database in this process.
     """
     # What was recorded before the rows are read must be in all views: one that is merely behind does not differ.
     read = functools.partial(_read, workspace_id=workspace.id, execution_id=execution_id)
     behind = _flush(recorder.queues)
-    stored = database.look(read)
+    deadline = Deadline(database.read_seconds)
+    look = functools.partial(database.look, read, deadline)
+    stored = look()
     behind |= _flush(recorder.queues)
-    stored, series = _series(database, stored, metrics, read)
+    stored, series = _series(stored, metrics, look)
     evidence = Evidence(
         run=stored.run,
         workspace=workspace.slug,
@@ -206,11 +211,11 @@ def _spans(recorder: Recorder, stored: _Stored, behind: Collection[str]) -> Expo
 
 
 def _series(
-    database: Database, stored: _Stored, metrics: WorkflowMetrics | None, read: Callable[[Connection], _Stored]
+    stored: _Stored, metrics: WorkflowMetrics | None, look: Callable[[], _Stored]
 ) -> tuple[_Stored, SeriesEvidence | str]:
     """The series beside what is shown of them, and the state that they are of: ``stored``, or a newer one.
 
-    ``read``: reads what is stored.
+    ``look``: reads what is stored.
     """
     if stored.is_archived:
         return stored, "archived: the series keep what was counted"
@@ -235,7 +240,7 @@ def _series(
         if not any(shown_differences(checked, shown)):
             break
         # All of it, since the execution may have changed, too.
-        again = database.look(read)
+        again = look()
         if again.checked is None:
             break
         stored, checked = again, again.checked

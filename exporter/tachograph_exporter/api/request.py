@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -15,6 +16,7 @@ from tachograph.workflow.executor import Executor
 from tachograph_exporter.admission import Admission
 from tachograph_exporter.api import encodings, problems
 from tachograph_exporter.api.caller import caller_of
+from tachograph_exporter.api.room import ROOM
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config
 from tachograph_exporter.store import definitions as definition_rows
@@ -60,11 +62,14 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 
 async def read_body(request: web.Request) -> bytes:
     """The decoded body. Raises 413 if it exceeds the limit, before reading what exceeds it; 400 and 415 if it cannot be
-    read; 408 if it does not arrive in time.
+    read; 408 if it does not arrive in time; 429 if there is no room for it now.
     """
     limit = request.app[CONFIG].max_body_bytes
+    room = request.app[ROOM]
     try:
-        return await encodings.read(request, limit, lambda _size: True)
+        body = await encodings.read(request, limit, lambda size: room.take(request, size))
+    except encodings.NoRoom:
+        raise problems.too_many_requests() from None
     except encodings.TooLarge:
         raise problems.too_large(limit) from None
     except encodings.TooSlow as error:
@@ -73,6 +78,8 @@ async def read_body(request: web.Request) -> bytes:
         raise problems.unsupported_encoding(str(error)) from None
     except encodings.Unreadable as error:
         raise problems.unreadable("the body", f"cannot be read: {error}") from None
+    await room.take_values(request, body)
+    return body
 
 
 def is_text(text: str) -> bool:
@@ -103,17 +110,28 @@ def _check_values(body: bytes) -> None:
     """Raise 422 with the place of a text with U+0000 or of an integer beyond 64 bits: no database stores them."""
     if not _SUSPICIOUS.search(body):
         return
-    pending: list[tuple[str, Any]] = [("$", msgspec.json.decode(body))]
-    while pending:
-        place, value = pending.pop()
-        if isinstance(value, str) and "\0" in value:
-            raise problems.invalid_body(f"the text at {place} has the character U+0000")
-        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-            raise problems.invalid_body(f"the integer at {place} does not fit into 64 bits")
+    # One iterator for each level: a list of what is left would take more memory than the document.
+    levels: list[Iterator[tuple[str, Any]]] = [iter([("$", msgspec.json.decode(body))])]
+    places: list[str] = []
+    while levels:
+        key, value = next(levels[-1], (None, None))
+        if key is None:
+            levels.pop()
+            places = places[: max(0, len(levels) - 1)]
+            continue
+        fault = ""
+        if (isinstance(value, str) and "\0" in value) or "\0" in key:
+            fault = "the text at {} has the character U+0000"
+        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            fault = "the integer at {} does not fit into 64 bits"
+        if fault:
+            raise problems.invalid_body(fault.format("".join([*places, key])[:200]))
         if isinstance(value, list):
-            pending += [(f"{place}[{i}]", item) for i, item in enumerate(value)]
+            places.append(key)
+            levels.append((f"[{i}]", item) for i, item in enumerate(value))
         elif isinstance(value, dict):
-            pending += [(f"{place}.{key}"[:200], part) for key, item in value.items() for part in (key, item)]
+            places.append(key)
+            levels.append((f".{name}", item) for name, item in value.items())
 
 
 def decode(body: bytes, kind: type[T]) -> T:
@@ -127,6 +145,13 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise problems.invalid_json(str(error)) from None
 
 
+async def decode_long(request: web.Request, body: bytes, kind: type[T]) -> T:
+    """The body as ``kind``, a long one decoded off the event loop. Raises as `decode` does."""
+    if len(body) < _MIN_THREADED_BYTES:
+        return decode(body, kind)
+    return await request.app[WORKERS].run(lambda: decode(body, kind))
+
+
 async def read_document(request: web.Request) -> dict[str, Any]:
     """The body as a JSON object, a long one decoded off the event loop. Raises as `read_body` and `decode` do."""
     return await decode_document(request, await read_body(request))
@@ -134,9 +159,7 @@ async def read_document(request: web.Request) -> dict[str, Any]:
 
 async def decode_document(request: web.Request, body: bytes) -> dict[str, Any]:
     """A body as a JSON object, a long one decoded off the event loop. Raises as `decode` does."""
-    if len(body) < _MIN_THREADED_BYTES:
-        return decode(body, dict[str, Any])
-    return await request.app[WORKERS].run(lambda: decode(body, dict[str, Any]))
+    return await decode_long(request, body, dict[str, Any])
 
 
 async def workspace_of(request: web.Request) -> Workspace:

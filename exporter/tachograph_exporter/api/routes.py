@@ -97,6 +97,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
             codes.append("execution_not_found")
         if self.body is not None:
             codes += ["invalid_json", "invalid_body", "unsupported_media_type", "body_too_large", "request_timeout"]
+            codes.append("too_many_requests")
         unknown = set(codes) - CODES.keys()
         if unknown:
             raise ValueError(f"{self.method} {self.path}: unknown problem code: {', '.join(sorted(unknown))}")

@@ -25,7 +25,7 @@ from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.stream.hub import STALL_SECONDS, Closing, Hub, StreamFilter, TooSlow
-from tachograph_exporter.stream.messages import EVENT_TYPES, STATE_TYPES, Message, StreamMessage
+from tachograph_exporter.stream.messages import CONNECTED, EVENT_TYPES, STATE_TYPES, Message, StreamMessage
 
 HUB: Final = web.AppKey("hub", Hub)
 SELF_METRICS: Final = web.AppKey("own_series", SelfMetrics)
@@ -89,13 +89,17 @@ def _check_limit(request: web.Request) -> None:
         raise problems.too_many_clients(limit)
 
 
-async def _websocket(request: web.Request, stream_filter: StreamFilter, after: int | None) -> web.WebSocketResponse:
+async def _websocket(
+    request: web.Request, stream_filter: StreamFilter, after: int | None, *, says_connected: bool
+) -> web.WebSocketResponse:
     _check_limit(request)
     socket = web.WebSocketResponse(
         heartbeat=30.0, max_msg_size=_MAX_CLIENT_FRAME_BYTES, compress=False, protocols=(PROTOCOL,), timeout=2.0
     )
     async with contextlib.aclosing(request.app[HUB].follow(stream_filter, after)) as messages:
         first = await _first(messages)
+        if not says_connected:
+            first = [message for message in first if message.event_type != CONNECTED]
         await socket.prepare(request)
         becomes_stream(request)
         with request.app[SELF_METRICS].stream_client("websocket"):
@@ -206,6 +210,11 @@ async def ws_stream(request: web.Request) -> web.StreamResponse:
     return await _open(request)
 
 
+async def ws_everything(request: web.Request) -> web.StreamResponse:
+    """``GET /ws/stream``: Live events of a workspace, by WebSocket, for older clients: without `connected`."""
+    return await _open(request, says_connected=False)
+
+
 async def ws_workflow(request: web.Request) -> web.StreamResponse:
     """``GET /ws/workflows/{workflow_id}``: Live events of a workflow, by WebSocket."""
     return await _open(request, workflow=request.match_info["workflow_id"])
@@ -221,14 +230,28 @@ async def ws_step(request: web.Request) -> web.StreamResponse:
     return await _open(request, step=request.match_info["step_id"])
 
 
+async def ws_step_of_workflow(request: web.Request) -> web.StreamResponse:
+    """``GET /ws/workflows/{workflow_id}/step/{step_id}``: Live events of a step of a workflow, by WebSocket.
+
+    For older clients: without `connected`.
+    """
+    path = request.match_info
+    return await _open(request, workflow=path["workflow_id"], step=path["step_id"], says_connected=False)
+
+
 async def _open(
-    request: web.Request, *, workflow: str | None = None, execution: str | None = None, step: str | None = None
+    request: web.Request,
+    *,
+    workflow: str | None = None,
+    execution: str | None = None,
+    step: str | None = None,
+    says_connected: bool = True,
 ) -> web.StreamResponse:
     query = Query(request)
     stream_filter, after = await _subscription(request, query, workflow=workflow, execution=execution, step=step)
     if request.method != "GET" or request.headers.get("Upgrade", "").lower() != "websocket":
         raise problems.upgrade_required()
-    return await _websocket(request, stream_filter, after)
+    return await _websocket(request, stream_filter, after, says_connected=says_connected)
 
 
 async def sse_stream(request: web.Request) -> web.StreamResponse:
@@ -289,6 +312,9 @@ ROUTES: Final = (
     Route(method="GET", path="/ws/workflows/steps/{step_id}", handler=ws_step, query=_QUERY, status=101, codes=_CODES),
     Route(method="GET", path="/ws/workflows/{workflow_id}", handler=ws_workflow, query=_QUERY, status=101,
           codes=_CODES),
+    Route(method="GET", path="/ws/workflows/{workflow_id}/step/{step_id}", handler=ws_step_of_workflow, query=_QUERY,
+          status=101, codes=_CODES),
+    Route(method="GET", path="/ws/stream", handler=ws_everything, query=_QUERY, status=101, codes=_CODES),
     Route(method="GET", path="/api/stream", handler=sse_stream, response=StreamMessage, media=("text/event-stream",),
           codes=("too_many_clients", "workflow_not_found", "execution_not_found"), query=(
               *_QUERY,

@@ -43,8 +43,11 @@ async def timeline(request: web.Request) -> web.Response:
         run = find_run(connection, workspace.id, execution_id)
         if format_name == "otlp":
             return msgspec.json.encode(otlp_json(spans_of_run(run, workspace.slug)))
-        run_timeline = build_timeline(run, step_filter, now_ns=time.time_ns())
-        return msgspec.json.encode(chrome_trace(run, run_timeline) if format_name == "chrome" else run_timeline)
+        now_ns = time.time_ns()
+        run_timeline = build_timeline(run, step_filter, now_ns=now_ns)
+        if format_name == "chrome":
+            return msgspec.json.encode(chrome_trace(run, run_timeline, now_ns=now_ns))
+        return msgspec.json.encode(run_timeline)
 
     database = request.app[DATABASE]
     body = await database.read(read, await lane_of(database, workspace.id, execution_id))

@@ -14,7 +14,7 @@ import msgspec
 
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.query import Query
-from tachograph_exporter.times import parse_go_duration
+from tachograph_exporter.times import parse_go_duration, parse_time
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,30}")
 
@@ -38,6 +38,15 @@ class ViewerQuery(Query):
         """A duration in nanoseconds: as Go writes it (``1h30m``, ``500us``), or in seconds."""
         return self._read(name, parse_go_duration)
 
+    def time(self, name: str) -> int | None:
+        """A time in unix nanoseconds, as `Query.time` reads it."""
+        # Grafana's Jaeger source does not escape the plus of a zone, which then reads as a space.
+        return self._read(name, lambda text: parse_time(text.replace(" ", "+"), self.now_ns))
+
+    def given(self, *names: str) -> str:
+        """The first of a parameter's names that has a value in this query; its first name if none has."""
+        return next((name for name in names if self._values.get(name)), names[0])
+
     def all(self, name: str) -> list[str]:
         """Every value of a parameter that is repeated, the empty ones left out."""
         self._check(name)
@@ -54,6 +63,16 @@ class ViewerQuery(Query):
             else:
                 tags |= {key: _text(value) for key, value in pairs.items()}
         return tags
+
+    def pairs(self, name: str) -> dict[str, str]:
+        """Values ``key:value`` of a parameter that is repeated."""
+        pairs: dict[str, str] = {}
+        for text in self.all(name):
+            key, colon, value = text.partition(":")
+            if not colon:
+                self.fault(name, f"{text[:40]!r} is not a key and a value (key:value)")
+            pairs[key] = value
+        return pairs
 
     def done(self) -> None:
         """Raise 422 with every fault, if there are any. Unknown parameters are none."""

@@ -20,7 +20,7 @@ from tachograph.identity import ExecutionRef, new_execution_ref
 from tachograph.quiet_log import QuietLog
 from tachograph.spans.propagation import caller
 from tachograph.workflow.definition import Workflow
-from tachograph.workflow.document import parse
+from tachograph.workflow.document import active_flag, parse
 from tachograph.workflow.executor import Executor
 from tachograph.workflow.plan import Plan
 from tachograph.workflow.validation import Report, validate_document
@@ -36,8 +36,8 @@ from tachograph_exporter.api.request import (
     DATABASE,
     EXECUTOR,
     WORKERS,
-    decode,
     decode_document,
+    decode_long,
     find_workflow,
     json_response,
     project_of,
@@ -47,7 +47,7 @@ from tachograph_exporter.api.request import (
     workflow_of,
     workspace_of,
 )
-from tachograph_exporter.api.routes import PAGE, Route
+from tachograph_exporter.api.routes import PAGE, Parameter, Route
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.idempotency import Answer, KeyReused
@@ -61,7 +61,7 @@ from tachograph_exporter.views.schemas.workflows import (
     WorkflowDetail,
     WorkflowSummary,
 )
-from tachograph_exporter.views.workflows import workflow_detail, workflow_summary
+from tachograph_exporter.views.workflows import template, validation_result, workflow_detail, workflow_list
 
 quiet = QuietLog(logging.getLogger(__name__))
 
@@ -76,13 +76,19 @@ async def list_workflows(request: web.Request) -> web.Response:
     """``GET /api/workflows``: the workflows, sorted by name."""
     query = Query(request)
     skip, limit = query.page()
+    is_active, with_definitions = query.boolean("is_active"), query.boolean("include_steps") is not False
     query.done()
     workspace = await workspace_of(request)
     project = await project_of(request, workspace)
-    rows, total = await request.app[DATABASE].read(
-        lambda c: definition_rows.definitions(c, workspace.id, project, skip, limit)
-    )
-    return json_response(Page([workflow_summary(row) for row in rows], total, skip, limit))
+
+    def read_page(connection: Connection) -> bytes:
+        # Built and encoded off the event loop: definitions may be large.
+        rows, total = definition_rows.definitions(connection, workspace.id, project, skip, limit, is_active=is_active)
+        items = workflow_list(rows, with_definitions=with_definitions)
+        return msgspec.json.encode(Page(items, total, skip, limit))
+
+    body = await request.app[DATABASE].read(read_page)
+    return web.Response(body=body, content_type="application/json")
 
 
 async def create(request: web.Request) -> web.Response:
@@ -100,7 +106,9 @@ async def create(request: web.Request) -> web.Response:
     now = time.time_ns()
 
     def save(connection: Connection) -> Answer:
-        row = definition_rows.register(connection, workspace.id, project or "default", workflow, now)
+        row = definition_rows.register(
+            connection, workspace.id, project or "default", workflow, now, is_active=active_flag(document)
+        )
         if row is None:
             raise problems.workflow_exists(workflow.name)
         return answer(workflow_detail(row, report.warnings), 201, f"/api/workflows/{row.id}", version_tag(row))
@@ -116,8 +124,11 @@ async def read(request: web.Request) -> web.Response:
 
     `ETag` is the version of the definition, see `PATCH`.
     """
+    query = Query(request)
+    with_steps = query.boolean("include_steps") is not False
+    query.done()
     row = await workflow_of(request, await workspace_of(request))
-    return json_response(workflow_detail(row), headers={"ETag": version_tag(row)})
+    return json_response(workflow_detail(row, with_steps=with_steps), headers={"ETag": version_tag(row)})
 
 
 def version_tag(row: Row[Any]) -> str:
@@ -144,17 +155,31 @@ async def change(request: web.Request) -> web.Response:
         check_preconditions(request, version_tag(row))
         if row.document is None:
             raise problems.not_runnable(row.name)
-        workflow, report = await _validated(request, {**msgspec.json.decode(row.document), **changes})
-        if workflow is None:
-            raise problems.invalid_workflow(report.errors)
+        is_active = active_flag(changes)
+        workflow, report = None, Report([], [])
+        # A definition that could not be registered any more, for instance without its handlers, can be switched off.
+        if is_active is None or changes.keys() != {"is_active"}:
+            workflow, report = await _validated(request, {**msgspec.json.decode(row.document), **changes})
+            if workflow is None:
+                raise problems.invalid_workflow(report.errors)
         # If somebody else changed it meanwhile, these fields are replaced in what it is then.
-        saved = await request.app[DATABASE].write(partial(_replace, workspace.id, row, workflow, now))
+        saved = await request.app[DATABASE].write(partial(_replace, workspace.id, row, workflow, is_active, now))
         if saved is not None:
             return json_response(workflow_detail(saved, report.warnings), headers={"ETag": version_tag(saved)})
 
 
-def _replace(workspace_id: str, row: Row[Any], workflow: Workflow, now: int, connection: Connection) -> Row[Any] | None:
-    """Put a definition in the place of ``row``; None if that is no longer the newest version."""
+def _replace(
+    workspace_id: str,
+    row: Row[Any],
+    workflow: Workflow | None,
+    is_active: bool | None,
+    now: int,
+    connection: Connection,
+) -> Row[Any] | None:
+    """Put a definition in the place of ``row``; None if that is no longer the newest version.
+
+    ``workflow`` and ``is_active``: None leaves them as they are.
+    """
     locking.lock(connection)
     newest = definition_rows.definition(connection, workspace_id, identifier=row.id)
     if newest is None:
@@ -162,9 +187,12 @@ def _replace(workspace_id: str, row: Row[Any], workflow: Workflow, now: int, con
     if version_tag(newest) != version_tag(row):
         return None
     try:
-        definition_rows.change(connection, row.id, workflow, now)
+        if workflow is not None:
+            definition_rows.change(connection, row.id, workflow, now, is_active=is_active)
+        elif is_active is not None:
+            definition_rows.set_active(connection, row.id, is_active=is_active, now_ns=now)
     except IntegrityError:
-        raise problems.workflow_exists(workflow.name) from None
+        raise problems.workflow_exists(workflow.name if workflow is not None else row.name) from None
     saved = definition_rows.definition(connection, workspace_id, identifier=row.id)
     assert saved is not None  # noqa: S101 - just written
     return saved
@@ -194,14 +222,15 @@ async def remove(request: web.Request) -> web.Response:
 
 async def validate(request: web.Request) -> web.Response:
     """``POST /api/workflows/validate``: list every fault of a definition; 200 whether or not it is valid."""
-    _, report = await _validated(request, await read_document(request))
-    return json_response(ValidationResult(report.is_valid, report.errors, report.warnings))
+    document = await read_document(request)
+    _, report = await _validated(request, document)
+    return json_response(validation_result(document, report))
 
 
 async def templates(_request: web.Request) -> web.Response:
     """``GET /api/workflows/templates``: example definitions, ready to be posted."""
-    documents = [msgspec.json.decode(path.read_bytes()) for path in bundled_workflows.workflow_files()]
-    return json_response(Page(documents, len(documents), 0, len(documents)))
+    files = bundled_workflows.workflow_files()
+    return json_response([template(path.stem, msgspec.json.decode(path.read_bytes())) for path in files])
 
 
 async def execute(request: web.Request) -> web.Response:
@@ -214,12 +243,14 @@ async def execute(request: web.Request) -> web.Response:
     workspace = await workspace_of(request)
     row = await workflow_of(request, workspace)
     body = await read_body(request)
-    new = decode(body, NewExecution) if body.strip() else NewExecution()
+    new = await decode_long(request, body, NewExecution) if body.strip() else NewExecution()
     if row.document is None:
         raise problems.not_runnable(row.name)
     keyed = keyed_request(request, body, workspace.id)
     if keyed is not None and (earlier := await find_answer(request, keyed)) is not None:
         return respond(earlier, is_replayed=True)
+    if not row.is_active:
+        raise problems.workflow_inactive(row.name)
     executor, config = request.app[EXECUTOR], request.app[CONFIG]
     limit = config.max_executions + config.max_queued_executions
     if executor.open_executions >= limit:
@@ -234,7 +265,7 @@ async def execute(request: web.Request) -> web.Response:
             version=row.version,
             project=row.project,
         )
-        plan = partial(_plan, executor, row.document, new.input_variables, execution)
+        plan = partial(_plan, executor, row.document, new.input_variables or {}, execution)
         is_large = len(row.document) > _LARGE_DOCUMENT
         accepted = executor.accept_plan(await request.app[WORKERS].run(plan) if is_large else plan())
     except InvalidInputs as error:
@@ -267,10 +298,14 @@ def _plan(executor: Executor, document: str, inputs: Mapping[str, Any], executio
 _LARGE_DOCUMENT: Final = 16_384
 """Characters. A larger definition, of some 200 steps, is read off the event loop: that takes more than 5 ms."""
 _MAX_PARSED: Final = 64
+_MAX_KEPT: Final = 100_000
+"""Characters of a document that is kept parsed."""
 _parsed: dict[str, Workflow] = {}
 
 
 def _parse(document: str) -> Workflow:
+    if len(document) > _MAX_KEPT:
+        return parse(document)
     workflow = _parsed.get(document)
     if workflow is None:
         while len(_parsed) >= _MAX_PARSED:
@@ -290,16 +325,22 @@ _EXAMPLE: Final = {
 }
 
 ROUTES: Final = (
-    Route(method="GET", path="/api/workflows", handler=list_workflows, query=PAGE, response=Page[WorkflowSummary],
-          codes=("project_not_found",)),
+    Route(method="GET", path="/api/workflows", handler=list_workflows, response=Page[WorkflowSummary],
+          codes=("project_not_found",), query=(
+              *PAGE,
+              Parameter(name="is_active", kind="boolean", description="Only workflows that are active, or are not."),
+              Parameter(name="include_steps", kind="boolean", default=True,
+                        description="Whether to list their definitions too."))),
     Route(method="POST", path="/api/workflows", handler=create, scope=WRITE, body=Document, body_example=_EXAMPLE,
           creates=True, response=WorkflowDetail, status=201,
           codes=("project_not_found", "workflow_exists", "invalid_workflow")),
     Route(method="POST", path="/api/workflows/validate", handler=validate, body=Document, body_example=_EXAMPLE,
           in_workspace=False, response=ValidationResult),
     Route(method="GET", path="/api/workflows/templates", handler=templates, in_workspace=False,
-          response=Page[Document]),
-    Route(method="GET", path="/api/workflows/{workflow_id}", handler=read, response=WorkflowDetail),
+          response=list[Document]),
+    Route(method="GET", path="/api/workflows/{workflow_id}", handler=read, response=WorkflowDetail, query=(
+              Parameter(name="include_steps", kind="boolean", default=True,
+                        description="Whether to include its variables and steps."),)),
     Route(method="PATCH", path="/api/workflows/{workflow_id}", handler=change, scope=WRITE, body=Document,
           body_example={"version": "2"}, response=WorkflowDetail,
           codes=("not_runnable", "workflow_exists", "invalid_workflow", "precondition_failed")),
@@ -307,5 +348,6 @@ ROUTES: Final = (
           codes=("workflow_busy", "precondition_failed")),
     Route(method="POST", path="/api/workflows/{workflow_id}/execute", handler=execute, scope=WRITE, body=NewExecution,
           creates=True, body_is_optional=True, body_example={"input_variables": {"rows": 50}}, response=Submitted,
-          status=202, codes=("not_runnable", "invalid_inputs", "invalid_workflow", "too_many_executions")),
+          status=202, codes=("not_runnable", "workflow_inactive", "invalid_inputs", "invalid_workflow",
+                              "too_many_executions")),
 )  # fmt: skip

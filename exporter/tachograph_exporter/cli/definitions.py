@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 from sqlalchemy import Connection
 
 from tachograph.workflow.definition import Workflow
+from tachograph.workflow.document import active_flag
 from tachograph.workflow.validation import validate_document
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.cli.common import (
@@ -31,7 +34,7 @@ from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import workspaces as workspace_rows
 from tachograph_exporter.store.database import Database
-from tachograph_exporter.views.schemas.workflows import ValidationResult
+from tachograph_exporter.views.workflows import validation_result
 
 
 @app.command()
@@ -48,7 +51,7 @@ def validate(
         fail(f"cannot read {file}: {error.strerror}")
     workflow, report = validate_document(document, load_handlers(["examples", *(handlers or [])], allow_handler))
     if as_json:
-        print_json(ValidationResult(report.is_valid, report.errors, report.warnings))
+        print_json(validation_result(_decoded(document), report))
     else:
         print_faults(report.warnings, "warning")
         print_faults(report.errors, "error")
@@ -78,28 +81,48 @@ def seed(
         if not paths:
             fail(f"no definitions (*.json) in {directory}")
         valid: list[tuple[Path, Workflow]] = []
+        flags: dict[str, bool | None] = {}
         invalid_count = 0
         for path in paths:
-            workflow, report = validate_document(path.read_bytes(), registry)
+            document = path.read_bytes()
+            workflow, report = validate_document(document, registry)
             if workflow is None:
                 invalid_count += 1
                 out.print(f"[red]✘[/] {shown(path.name)}: {len(report.errors)} error(s)")
                 print_faults(report.errors, "error")
             else:
                 valid.append((path, workflow))
+                flags[workflow.name] = active_flag(_decoded(document))
         with open_database(database) as store:
-            outcomes = seed_workflows(store, workspace, project, [w for _, w in valid], skip_existing=skip_existing)
+            outcomes = seed_workflows(
+                store, workspace, project, [w for _, w in valid], skip_existing=skip_existing, active=flags
+            )
         for (path, workflow), outcome in zip(valid, outcomes, strict=True):
             out.print(f"[green]✔[/] {shown(path.name)}: {shown(workflow.name)}, {len(workflow.steps)} steps, {outcome}")
     raise typer.Exit(1 if invalid_count else 0)
 
 
+def _decoded(document: bytes) -> dict[str, Any]:
+    """A document that was validated as a JSON object, or {} if it is none."""
+    try:
+        return msgspec.json.decode(document, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+
+
 def seed_workflows(
-    store: Database, workspace: str, project: str, workflows: list[Workflow], *, skip_existing: bool = False
+    store: Database,
+    workspace: str,
+    project: str,
+    workflows: list[Workflow],
+    *,
+    skip_existing: bool = False,
+    active: Mapping[str, bool | None] | None = None,
 ) -> list[str]:
     """Register definitions in one transaction. Returns an outcome for each: created, changed, unchanged or skipped.
 
-    The workspace and the project are looked up by id or slug; those called ``default`` are created if missing.
+    ``active``: whether the API may execute them, by name, where their documents say so. The workspace and the project
+    are looked up by id or slug; those called ``default`` are created if missing.
     """
 
     def work(connection: Connection) -> list[str]:
@@ -116,7 +139,13 @@ def seed_workflows(
             fail(f'no project "{project}" in workspace "{workspace_row.slug}"')
         return [
             definition_rows.register_or_change(
-                connection, workspace_row.id, project_row.slug, workflow, now, skip_existing=skip_existing
+                connection,
+                workspace_row.id,
+                project_row.slug,
+                workflow,
+                now,
+                skip_existing=skip_existing,
+                is_active=(active or {}).get(workflow.name),
             )
             for workflow in workflows
         ]

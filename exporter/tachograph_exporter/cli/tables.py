@@ -34,9 +34,11 @@ def metrics_text(summary: WorkflowMetricsSummary) -> Group:
     if summary.open_executions:
         counts += f"{', ' if counts else ''}{summary.open_executions} open"
     text.append(f"  executions  {summary.total_executions} ({counts or 'none yet'})\n")
-    text.append(f"  success     {_percent(summary.success_rate)}\n")
+    is_rated = summary.successful_executions + summary.failed_executions > 0
+    text.append(f"  success     {_percent(summary.success_rate if is_rated else None)}\n")
+    has_ended = summary.min_duration_seconds is not None
     text.append(
-        f"  duration    {_duration(summary.average_duration_seconds)} on average, "
+        f"  duration    {_duration(summary.average_duration_seconds if has_ended else None)} on average, "
         f"{_duration(summary.min_duration_seconds)} to {_duration(summary.max_duration_seconds)}\n"
     )
     text.append(

@@ -14,7 +14,8 @@ from tachograph.clock import NS
 from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
 from tachograph_exporter.store.inserting import insert_many
-from tachograph_exporter.store.schema import span_operations, span_resources, spans, traces
+from tachograph_exporter.store.schema import span_resources, spans, traces
+from tachograph_exporter.store.span_index import Notes, Source, SpanIndex, day_of
 
 MAX_AT_ONCE: Final = 2_000
 """A trace with at most this many spans is assembled whenever a span arrives, a longer one later."""
@@ -23,8 +24,6 @@ LATER_SECONDS: Final = 1.0
 SPANS_PER_SECOND: Final = 10_000
 """A longer trace waits another second for every so many spans, so that assembling it repeatedly stays cheap."""
 _CHUNK: Final = 500
-_OPERATION_NS: Final = 3600 * NS
-_MAX_OPERATIONS: Final = 20_000
 _MAX_NAME: Final = 200
 
 _spans = spans.c
@@ -66,13 +65,13 @@ class SpanRows:
             keys = list(table.primary_key)
             return str(statement.on_conflict_do_update(index_elements=keys, set_=changes).compile(dialect=dialect))
 
-        columns = ("parent_span_id", "name", "service", "start_ns", "end_ns", "resource_id", "payload", "told")
+        columns = ("parent_span_id", "name", "service", "start_ns", "end_ns", "resource_id", "payload", "told", "kind",
+                   "status")  # fmt: skip
         self._put_span = upsert(spans, *columns)
         self._put_trace = upsert(traces, *[c.name for c in traces.columns if not c.primary_key])
-        self._put_operation = upsert(span_operations, "last_ns")
         self._put_resource = str(insert(span_resources).on_conflict_do_nothing().compile(dialect=dialect))
-        # Operations written lately, with the time of the newest span, so that few spans write one.
-        self._operations: dict[tuple[str, str, str, int], int] = {}
+        self._index = SpanIndex(dialect, Source.ARRIVED)
+        self._notes: list[Notes] = []
 
     def put(
         self,
@@ -82,12 +81,12 @@ class SpanRows:
         counts: Mapping[str, int],
         withheld: Mapping[str, AbstractSet[str]],
     ) -> None:
-        """Write spans (by trace id) with their resources and operations.
+        """Write spans (by trace id) with their resources, and note in the index what they say.
 
         ``counts``: spans in all, by trace id. ``withheld``: see `Update`.
         """
         resources: dict[str, bytes] = {}
-        operations: dict[tuple[str, str, str, int], int] = {}
+        index, notes = self._index, self._index.begin()
         rows = []
         for trace_id, trace_spans in fresh.items():
             is_announced = counts[trace_id] <= MAX_AT_ONCE and trace_id not in withheld
@@ -98,18 +97,24 @@ class SpanRows:
                 resources[span.resource_id] = span.resource
                 rows.append(
                     (workspace_id, trace_id, span.span_id, span.parent_span_id, span.name, span.service, span.start_ns,
-                     span.end_ns, span.resource_id, span.payload, told)
+                     span.end_ns, span.resource_id, span.payload, told, _small(span.kind), _small(span.status_code))
                 )  # fmt: skip
-                operation = (workspace_id, span.service, span.name[:_MAX_NAME], span.kind)
-                if span.start_ns - self._operations.get(operation, 0) >= _OPERATION_NS:
-                    operations[operation] = max(operations.get(operation, 0), span.start_ns)
+                day = day_of(workspace_id, span.start_ns)
+                index.note_operation(notes, day, span.service, span.name, span.kind)
+                index.note_resource(notes, day, span.resource_id, span.resource_attributes)
+                index.note_attributes(notes, day, span.attributes)
         insert_many(connection, self._put_resource, list(resources.items()))
         insert_many(connection, self._put_span, rows)
-        if operations:
-            insert_many(connection, self._put_operation, [(*key, last) for key, last in operations.items()])
-            if len(self._operations) > _MAX_OPERATIONS:
-                self._operations.clear()
-            self._operations |= operations
+        if notes.pending:
+            index.write(connection, notes)
+        self._notes.append(notes)
+
+    def settle(self, *, is_committed: bool) -> None:
+        """The transaction of the last `put` was committed, or rolled back."""
+        notes, self._notes = self._notes, []
+        if is_committed:
+            for note in notes:
+                self._index.remember(note)
 
     def put_traces(
         self,
@@ -143,6 +148,11 @@ class SpanRows:
                 (workspace_id, trace_id, counts[trace_id], now, start, end, rank, root_start, service, name, due_ns)
             )
         insert_many(connection, self._put_trace, changed)
+
+
+def _small(number: int) -> int:
+    """An enum's number as a SMALLINT; those that OTLP does not define are 0."""
+    return number if 0 <= number <= 5 else 0
 
 
 def trace_rows(connection: Connection, workspace_id: str, trace_ids: Sequence[str]) -> dict[str, Row[Any]]:

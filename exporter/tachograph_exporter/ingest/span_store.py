@@ -67,7 +67,12 @@ class SpanStore:
         """
         # An execution's events are published in order, whichever thread assembled it.
         with self._publishing:
-            result, events = self._writer.commit(work)
+            is_committed = False
+            try:
+                result, events = self._writer.commit(work)
+                is_committed = True
+            finally:
+                self._rows.settle(is_committed=is_committed)
             if events:
                 self._publish(events)
         return result

@@ -21,6 +21,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesDa
 
 from tachograph.clock import NS
 from tachograph_exporter.ingest.envelope import ScopeOfSpans, not_protobuf
+from tachograph_exporter.ingest.span_json import span_json
 
 MAX_SPANS: Final = 100_000
 """Spans one request may carry."""
@@ -249,7 +250,7 @@ def write_otlp_json(spans: Iterable[SpanRecord | StoredSpan], write: Callable[[b
             write(_opened(group) + b'"scopeSpans":[' + _opened(scope) + b'"spans":[')
         else:
             write(b",")
-        write(msgspec.json.encode(_ids_to_hex(MessageToDict(Span.FromString(span.payload)))))
+        write(msgspec.json.encode(span_json(Span.FromString(span.payload))))
     write(_JSON_END + b"]" if resource_id is not None else b"]")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +23,7 @@ QUIET_SECONDS: Final = 10.0
 ENDED_SECONDS: Final = 300.0
 """How long after its last span an execution has ended whose engine exports no span for it: with its last step."""
 _CHUNK: Final = 500
+_MAX_EVENTS: Final = 5_000
 
 _executions = workflow_executions.c
 _COLUMNS: Final = [_executions[name] for name in ("execution_id", "workspace_id", "trace_id", "process", "status")]
@@ -119,10 +120,14 @@ class TraceExecutions:
         }
         # Executions that the traces seemed to be when fewer of their spans had arrived.
         outdated = ours - ids_now
-        if events or outdated:
-            self._writer.replace(connection, events, outdated, known=ours, unsettled=unsettled)
-        if new:
-            self._writer.append_log(connection, new)
+        gone: AbstractSet[str] = outdated
+        for some in _parts(events):
+            self._writer.replace(connection, some, gone, known=ours, unsettled=unsettled)
+            gone = frozenset()
+        if gone:
+            self._writer.replace(connection, (), gone, known=ours, unsettled=unsettled)
+        for i in range(0, len(new), _MAX_EVENTS):
+            self._writer.append_log(connection, new[i : i + _MAX_EVENTS])
         return Update(new, due, withheld)
 
     def _avoid_taken_ids(
@@ -154,6 +159,16 @@ class TraceExecutions:
                     workspace, reading.spans, now, self._book, avoid=ids, is_quiet=reading.is_quiet
                 )
         return avoided
+
+
+def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+    """Events, those of an execution together, in parts of which the rows may be in memory at the same time."""
+    start = 0
+    for i in range(1, len(events) + 1):
+        is_last = i == len(events)
+        if is_last or (i - start >= _MAX_EVENTS and events[i].execution != events[i - 1].execution):
+            yield events[start:i]
+            start = i
 
 
 def _has_ended(row: Row[Any] | None) -> bool:

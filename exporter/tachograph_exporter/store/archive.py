@@ -42,7 +42,9 @@ _decode_ids: Final = msgspec.json.Decoder(list[str]).decode
 def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun | None:
     """An archived execution of a workspace, or None. Raises `ArchiveError` if its file cannot be read."""
     row = connection.execute(
-        select(_archived.archive).where(_archived.execution_id == execution_id, _archived.workspace_id == workspace)
+        select(_archived.archive, _archived.number).where(
+            _archived.execution_id == execution_id, _archived.workspace_id == workspace
+        )
     ).first()
     if row is None:
         return None
@@ -59,7 +61,8 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
             fields["folded"] = decode_folded(fields["folded"])
         steps.append(StoredStep(**{**fields, "depends_on": _decode_ids(part["depends_on"])}))
     steps.sort(key=position)
-    execution = SimpleNamespace(**{**_NO_EXECUTION, **record}, archive=row.archive)
+    # Files of earlier versions lack the number.
+    execution = SimpleNamespace(**{**_NO_EXECUTION, **record, "number": row.number}, archive=row.archive)
     return StoredRun(
         cast("Row[Any]", execution),
         steps,

@@ -28,15 +28,16 @@ from tachograph.errors import ArchiveError
 from tachograph_exporter.store import locking, partitions, state
 from tachograph_exporter.store.archive import PART_TABLES, load_pyarrow, parquet_schema, read_records
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
-from tachograph_exporter.store.rollups.periods import DAY, HOUR, floor
+from tachograph_exporter.store.rollups.periods import DAY, floor
 from tachograph_exporter.store.schema import (
     archived_executions,
-    span_operations,
     span_resources,
     spans,
     traces,
     workflow_executions,
 )
+from tachograph_exporter.store.span_index import Source
+from tachograph_exporter.store.span_index_reading import drop_days
 
 if TYPE_CHECKING:
     from tachograph_exporter.store.database import Database
@@ -99,6 +100,7 @@ def archive(
         on_day(_date(day), moved_today)
         if moved_today < len(ids):
             break  # Some are being written to right now; they stay for the next run.
+    database.run(functools.partial(drop_days, source=Source.RECORDED, before_ns=cutoff * NS))
     if directory is None:
         delete_spans(database, cutoff * NS)
     database.run(_drop_empty_partitions)
@@ -127,8 +129,7 @@ def _delete_spans(connection: Connection, before_ns: int) -> int | None:
         .limit(CHUNK)
     ).all()
     if not old:
-        operations = span_operations.c
-        connection.execute(delete(span_operations).where(operations.last_ns < before_ns - HOUR * NS))
+        drop_days(connection, Source.ARRIVED, before_ns)
         connection.execute(delete(span_resources).where(span_resources.c.id.not_in(select(spans.c.resource_id))))
         return None
     trace_ids: dict[str, list[str]] = {}

@@ -34,6 +34,7 @@ from tachograph.identity import ExecutionRef, StepRef, workspace_id
 from tachograph_exporter.store import partitions
 from tachograph_exporter.store.merging import Rows, execution_rank, folded_rank, step_rank
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
+from tachograph_exporter.store.span_index import Notes
 
 _encode: Final = msgspec.json.Encoder().encode
 _NO_DEPENDENCIES: Final = "[]"
@@ -79,6 +80,8 @@ class Batch:
         self.seen: dict[str, int] = {}
         self.ended: set[str] = set()
         self.months: set[partitions.Month] = set()
+        self.notes: Notes | None = None
+        """What its spans say that was not in the index, if anything."""
         events = list(events)
         # The end of a step that never retried repeats everything its earlier events said.
         ended_first = {event.step.span_id for event in events if type(event) is StepFinished and event.attempt == 1}
@@ -307,7 +310,7 @@ def _execution_row(
         failure.type[:300] if failure else None,
         failure.message if failure else None,
         failure.stack if failure else None,
-        inputs, path, ref.parent_execution_id, ref.parent_step_id,
+        inputs, path, ref.parent_execution_id, ref.parent_step_id, None,
     )  # fmt: skip
 
 

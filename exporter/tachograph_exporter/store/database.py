@@ -181,11 +181,14 @@ class Database:
                 return work(connection)
         return self._require_side_loop().run(work, is_long=is_long)
 
-    def look(self, work: Callable[[Connection], T]) -> T:
+    def look(self, work: Callable[[Connection], T], deadline: Deadline | None = None) -> T:
         """Call ``work`` in a transaction that only reads; blocks the calling thread.
 
-        All its statements see the same state.
+        All its statements see the same state. Raises `QueryTimeout` after the deadline.
         """
+        if deadline is not None:
+            until = self._look_until if self.engine is not None else self._side_until
+            return until(deadline, work)
         with self._watching(is_write=False):
             return self._look(work)
 
@@ -228,10 +231,13 @@ class Database:
                 return deadline.call(work, connection)
 
     def _search_until(self, deadline: Deadline, work: Callable[[Connection], T]) -> T:
+        return self._side_until(deadline, work, self._require_search_loop())
+
+    def _side_until(self, deadline: Deadline, work: Callable[[Connection], T], loop: _SideLoop | None = None) -> T:
         with self._watching(is_write=False):
             deadline.check()
             try:
-                return self._require_search_loop().run(work, timeout=deadline.left, options=_SNAPSHOT)
+                return (loop or self._require_side_loop()).run(work, timeout=deadline.left, options=_SNAPSHOT)
             except TimeoutError:
                 deadline.check()
                 raise

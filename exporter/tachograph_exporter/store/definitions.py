@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from tachograph.identity import ExecutionRef, new_id, workspace_id
 from tachograph.workflow.definition import Workflow
-from tachograph.workflow.document import to_document
+from tachograph.workflow.document import read, to_document
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.executions import IS_OPEN
 from tachograph_exporter.store.schema import (
@@ -92,10 +92,18 @@ def overview(connection: Connection, workspace_id: str, id_or_name: str, from_ns
 
 
 def definitions(
-    connection: Connection, workspace_id: str, project: str | None, skip: int, limit: int
+    connection: Connection,
+    workspace_id: str,
+    project: str | None,
+    skip: int,
+    limit: int,
+    *,
+    is_active: bool | None = None,
 ) -> tuple[Sequence[Row[Any]], int]:
     """(a page of a workspace's workflows by name, the number of all of them)."""
     conditions = [_definitions.workspace_id == workspace_id]
+    if is_active is not None:
+        conditions.append(_definitions.is_active == is_active)
     if project is not None:
         conditions.append(_definitions.project == project)
     total = connection.execute(select(func.count()).select_from(workflow_definitions).where(*conditions)).scalar_one()
@@ -115,15 +123,23 @@ def definition_values(workflow: Workflow, now_ns: int) -> dict[str, Any]:
 
 
 def register(
-    connection: Connection, workspace_id: str, project: str, workflow: Workflow, now_ns: int
+    connection: Connection,
+    workspace_id: str,
+    project: str,
+    workflow: Workflow,
+    now_ns: int,
+    *,
+    is_active: bool | None = None,
 ) -> Row[Any] | None:
     """Store a new definition. Returns its row, or None if the workspace has a definition of this name.
 
-    A workflow known only from recorded runs keeps its id and gets this definition.
+    A workflow known only from recorded runs keeps its id and gets this definition. It is active unless it says that it
+    is not.
     """
     # Of two that find the workflow without a definition at the same time, one would replace the other's.
     locking.lock(connection)
     values = {"workspace_id": workspace_id, "project": project, **definition_values(workflow, now_ns)}
+    values["is_active"] = is_active is not False
     row = definition(connection, workspace_id, name=workflow.name)
     if row is None:
         statement = insert(workflow_definitions).values(id=new_id(now_ns), created_ns=now_ns, **values)
@@ -143,14 +159,24 @@ def _announce(connection: Connection, row: Row[Any], workflow: Workflow, now_ns:
     series_rows.announce(connection, (row.workspace_id, row.id), [step.name for step in workflow.steps], now_ns)
 
 
-def change(connection: Connection, definition_id: str, workflow: Workflow, now_ns: int) -> None:
-    """Replace a stored definition; its id, project and creation time stay."""
+def change(
+    connection: Connection, definition_id: str, workflow: Workflow, now_ns: int, *, is_active: bool | None = None
+) -> None:
+    """Replace a stored definition; its id, project and creation time stay, and whether it is active if it is None."""
     locking.lock(connection)
     values = definition_values(workflow, now_ns)
+    if is_active is not None:
+        values["is_active"] = is_active
     connection.execute(update(workflow_definitions).where(_definitions.id == definition_id).values(values))
     row = connection.execute(select(workflow_definitions).where(_definitions.id == definition_id)).first()
     if row is not None:
         _announce(connection, row, workflow, now_ns)
+
+
+def set_active(connection: Connection, definition_id: str, *, is_active: bool, now_ns: int) -> None:
+    """Say whether the API may execute a workflow."""
+    values = {"is_active": is_active, "updated_ns": now_ns}
+    connection.execute(update(workflow_definitions).where(_definitions.id == definition_id).values(values))
 
 
 _EXISTING: Final = select(_definitions.id).where(_definitions.id.in_(bindparam("ids", expanding=True)))
@@ -190,20 +216,29 @@ def register_recorded(connection: Connection, ref: ExecutionRef, now_ns: int) ->
 
 
 def register_or_change(
-    connection: Connection, workspace_id: str, project: str, workflow: Workflow, now_ns: int, *, skip_existing: bool
+    connection: Connection,
+    workspace_id: str,
+    project: str,
+    workflow: Workflow,
+    now_ns: int,
+    *,
+    skip_existing: bool,
+    is_active: bool | None = None,
 ) -> str:
     """Store a definition, replacing the one of its name. Returns the outcome: created, changed, unchanged or skipped.
 
-    With ``skip_existing`` a definition that exists is not replaced.
+    With ``skip_existing`` a definition that exists is not replaced. ``is_active``: see `register` and `change`.
     """
     locking.lock(connection)
     row = definition(connection, workspace_id, name=workflow.name)
     if row is None:
-        register(connection, workspace_id, project, workflow, now_ns)
+        register(connection, workspace_id, project, workflow, now_ns, is_active=is_active)
         return "created"
     if row.document is not None and skip_existing:
         return "skipped, already registered"
-    if row.document == definition_values(workflow, now_ns)["document"]:
+    # Compared as definitions: an earlier version wrote fewer fields.
+    is_same = row.document is not None and read(row.document)[0] == workflow
+    if is_same and is_active in (None, row.is_active):
         return "unchanged"
-    change(connection, row.id, workflow, now_ns)
+    change(connection, row.id, workflow, now_ns, is_active=is_active)
     return "changed"

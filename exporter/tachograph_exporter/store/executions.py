@@ -14,13 +14,13 @@ from tachograph_exporter.store.schema import (
     workflow_step_reports,
     workspaces,
 )
-from tachograph_exporter.store.steps import StoredStep, steps_of
+from tachograph_exporter.store.steps import StoredStep, steps_of, steps_of_many
 
 _definitions = workflow_definitions.c
 _executions = workflow_executions.c
 
 EXECUTION_COLUMNS: Final = [
-    column for column in workflow_executions.columns if column.name not in ("rank", "workspace_id", "critical_path")
+    column for column in workflow_executions.columns if column.name not in ("rank", "critical_path")
 ]
 
 
@@ -79,6 +79,24 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
         attempts(connection, execution_id),
         connection.execute(_REPORTS, {"id": execution_id}).all(),
     )
+
+
+def runs(connection: Connection, workspace: str, ids: Sequence[str]) -> list[StoredRun]:
+    """Those of these executions that are in the tables, with their steps, attempts and reports."""
+    rows = connection.execute(
+        select(*EXECUTION_COLUMNS).where(_executions.execution_id.in_(ids), _executions.workspace_id == workspace)
+    ).all()
+    steps = steps_of_many(connection, ids)
+    by_execution: dict[str, tuple[list[Row[Any]], list[Row[Any]]]] = {row.execution_id: ([], []) for row in rows}
+    for kind, table, order in (
+        (0, workflow_step_attempts, workflow_step_attempts.c.attempt),
+        (1, workflow_step_reports, workflow_step_reports.c.sequence),
+    ):
+        statement = select(table).where(table.c.execution_id.in_(ids)).order_by(table.c.step_id, order)
+        for row in connection.execute(statement):
+            if row.execution_id in by_execution:
+                by_execution[row.execution_id][kind].append(row)
+    return [StoredRun(row, steps.get(row.execution_id, []), *by_execution[row.execution_id]) for row in rows]
 
 
 def attempts(connection: Connection, execution_id: str) -> Sequence[Row[Any]]:

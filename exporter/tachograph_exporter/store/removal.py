@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, delete, func, select
 
-from tachograph_exporter.store import archive, locking
+from tachograph_exporter.store import archive, locking, numbers
 from tachograph_exporter.store.executions import IS_OPEN
 from tachograph_exporter.store.rollups import rows as rollup_rows
 from tachograph_exporter.store.schema import (
@@ -50,6 +50,7 @@ def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str)
     connection.execute(delete(workflow_executions).where(of_workflow))
     rollup_rows.forget(connection, (workspace_id, workflow_id))
     series_rows.forget(connection, (workspace_id, workflow_id))
+    numbers.forget(connection, workflow_id)
     archive.forget_workflow(connection, workspace_id, workflow_id)
     connection.execute(delete(workflow_definitions).where(workflow_definitions.c.id == workflow_id))
     return OpenExecutions(0, ())

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -27,11 +28,12 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     text,
+    true,
 )
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0009"
+HEAD: Final = "0012"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -74,6 +76,8 @@ workflow_definitions: Final = Table(
     Column("document", Text),
     Column("created_ns", BigInteger, nullable=False),
     Column("updated_ns", BigInteger, nullable=False),
+    # Whether the API may execute it.
+    Column("is_active", Boolean, nullable=False, server_default=true()),
     UniqueConstraint("workspace_id", "name"),
 )
 
@@ -112,6 +116,8 @@ workflow_executions: Final = Table(
     # The execution, and its step, that this one ran inside.
     _column("parent_execution_id", String(36), Merge.FIRST),
     _column("parent_step_id", String(36), Merge.FIRST),
+    # Its place among the executions of its workflow, see `numbers`. The last column: the writer fills it in.
+    _column("number", BigInteger, Merge.FIRST),
     Index("ix_executions_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
     Index("ix_executions_workspace", "workspace_id", text("created_ns DESC")),
     Index("ix_executions_finished", "workspace_id", "workflow_id", "finished_ns"),
@@ -122,6 +128,21 @@ workflow_executions: Final = Table(
         sqlite_where=text("status IN ('pending', 'running')"),
         postgresql_where=text("status IN ('pending', 'running')"),
     ),
+    Index(
+        "ix_executions_unnumbered",
+        "created_ns",
+        sqlite_where=text("number IS NULL"),
+        postgresql_where=text("number IS NULL"),
+    ),
+)
+
+# The highest number that an execution of a workflow has, see `numbers`.
+execution_numbers: Final = Table(
+    "execution_numbers",
+    metadata,
+    Column("workflow_id", String(36), primary_key=True),
+    Column("last", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # Clustered by execution: a timeline is one range of the table.
@@ -286,6 +307,12 @@ archived_executions: Final = Table(
     Index("ix_archived_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
 )
 
+FAILED_OR_UNKNOWN: Final = "status = 2 OR status IS NULL"
+"""Spans whose status is an error, or was not written by an earlier version."""
+IS_ROOT: Final = "parent_span_id = ''"
+IS_ROOTLESS: Final = "root_rank = 0"
+"""Traces of whose spans all have a parent."""
+
 # Spans that arrived by OTLP. ``payload`` is the OTLP span; resource and scope are stored once, in ``span_resources``.
 spans: Final = Table(
     "spans",
@@ -302,10 +329,20 @@ spans: Final = Table(
     Column("payload", LargeBinary, nullable=False),
     # What has been reported of it to listeners: 0 nothing, 1 everything, 2 only that its execution started.
     Column("told", SmallInteger, nullable=False, server_default="1"),
+    # OTLP's numbers; NULL in rows of earlier versions.
+    Column("kind", SmallInteger),
+    Column("status", SmallInteger),
     Index("ix_spans_service", "workspace_id", "service", text("start_ns DESC")),
     Index("ix_spans_start", "start_ns"),
+    # A name may be longer than PostgreSQL can index.
+    Index("ix_spans_name", "workspace_id", text("substr(name, 1, 100)"), text("start_ns DESC"), "end_ns", "status"),
+    Index("ix_spans_failed", "workspace_id", text("start_ns DESC"), sqlite_where=text(FAILED_OR_UNKNOWN),
+          postgresql_where=text(FAILED_OR_UNKNOWN)),
+    # With all that most metrics of roots read; SQLite looks at the parent again.
+    Index("ix_spans_root", "workspace_id", text("start_ns DESC"), "end_ns", "kind", "status", "service",
+          "parent_span_id", sqlite_where=text(IS_ROOT), postgresql_where=text(IS_ROOT)),
     sqlite_with_rowid=False,
-)
+)  # fmt: skip
 
 # One row per trace of ``spans``, so that lists need not read spans. ``root_rank`` is 1 if the root is a span without a
 # parent, 0 if it is the earliest span. ``due_ns``: when to assemble its executions (again), if ever.
@@ -323,21 +360,28 @@ traces: Final = Table(
     Column("root_service", String(200), nullable=False),
     Column("root_name", String(200), nullable=False),
     Column("due_ns", BigInteger),
-    Index("ix_traces_start", "workspace_id", text("start_ns DESC")),
+    Index("ix_traces_start", "workspace_id", text("start_ns DESC"), "end_ns"),
+    Index("ix_traces_rootless", "workspace_id", text("start_ns DESC"), "end_ns", "root_rank",
+          sqlite_where=text(IS_ROOTLESS), postgresql_where=text(IS_ROOTLESS)),
+    Index("ix_traces_root_name", "workspace_id", "root_name", text("start_ns DESC")),
+    Index("ix_traces_root_service", "workspace_id", "root_service", text("start_ns DESC")),
     Index("ix_traces_due", "due_ns", sqlite_where=text("due_ns IS NOT NULL"),
           postgresql_where=text("due_ns IS NOT NULL")),
     sqlite_with_rowid=False,
 )  # fmt: skip
 
-# Services and their operations, for viewers' lists. ``last_ns`` is precise to the hour.
-span_operations: Final = Table(
-    "span_operations",
+# What spans say, by day, for viewers' lists (see `store.span_index`). ``day`` counts days since 1970 in UTC; ``what``
+# and ``source`` are its `What` and `Source`.
+span_index: Final = Table(
+    "span_index",
     metadata,
     Column("workspace_id", String(36), primary_key=True),
-    Column("service", String(200), primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("what", SmallInteger, primary_key=True),
     Column("name", String(200), primary_key=True),
+    Column("source", SmallInteger, primary_key=True),
     Column("kind", SmallInteger, primary_key=True),
-    Column("last_ns", BigInteger, nullable=False),
+    Column("value", String(200), primary_key=True),
     sqlite_with_rowid=False,
 )
 

@@ -21,7 +21,7 @@ SCRAPERS: Final = "workflow_metrics_scrapers"
 
 def watermark_of(connection: Connection) -> int:
     """The watermark in unix seconds; 0 if nothing was ever archived."""
-    value = connection.execute(select(store_state.c.value).where(store_state.c.name == WATERMARK)).scalar()
+    value = state_of(connection, WATERMARK)
     return int(value) if value is not None else 0
 
 
@@ -32,7 +32,7 @@ def set_watermark(connection: Connection, moment_s: int) -> None:
 
 def scrapers_of(connection: Connection) -> dict[str, float]:
     """Who scrapes the workflow metrics, with the seconds between two scrapes (0: not known)."""
-    value = connection.execute(select(store_state.c.value).where(store_state.c.name == SCRAPERS)).scalar()
+    value = state_of(connection, SCRAPERS)
     try:
         return msgspec.json.decode(value or "{}", type=dict[str, float])
     except msgspec.DecodeError:
@@ -42,6 +42,12 @@ def scrapers_of(connection: Connection) -> dict[str, float]:
 def set_scrapers(connection: Connection, scrapers: Mapping[str, float]) -> None:
     """Store who scrapes the workflow metrics."""
     set_state(connection, SCRAPERS, msgspec.json.encode(scrapers).decode())
+
+
+def state_of(connection: Connection, name: str) -> str | None:
+    """The value stored under a name."""
+    value: str | None = connection.execute(select(store_state.c.value).where(store_state.c.name == name)).scalar()
+    return value
 
 
 def set_state(connection: Connection, name: str, value: str) -> None:

@@ -60,15 +60,30 @@ def steps_of(connection: Connection, execution_id: str) -> list[StoredStep]:
     """The steps of one execution, in timeline order (see `position`)."""
     result = connection.execute(STEPS, {"id": execution_id})
     # The driver's own tuples: this halves the time to read a timeline of ten thousand steps.
-    steps = [StoredStep(*row) for row in cast(Any, result.cursor).fetchall()]
+    steps = [_decoded(StoredStep(*row)) for row in cast(Any, result.cursor).fetchall()]
     result.close()
-    for step in steps:
-        encoded = cast(str, step.depends_on)
-        step.depends_on = () if encoded == "[]" else _decode_ids(encoded)
-        if step.folded is not None:
-            step.folded = decode_folded(cast(str, step.folded))
     steps.sort(key=position)
     return steps
+
+
+def steps_of_many(connection: Connection, execution_ids: Sequence[str]) -> dict[str, list[StoredStep]]:
+    """The steps of some executions, by the execution's id, each in timeline order."""
+    column = workflow_step_executions.c.execution_id
+    result = connection.execute(select(column, *STEP_COLUMNS).where(column.in_(execution_ids)))
+    steps: dict[str, list[StoredStep]] = {}
+    for row in result:
+        steps.setdefault(row[0], []).append(_decoded(StoredStep(*row[1:])))
+    for of_one in steps.values():
+        of_one.sort(key=position)
+    return steps
+
+
+def _decoded(step: StoredStep) -> StoredStep:
+    encoded = cast(str, step.depends_on)
+    step.depends_on = () if encoded == "[]" else _decode_ids(encoded)
+    if step.folded is not None:
+        step.folded = decode_folded(cast(str, step.folded))
+    return step
 
 
 def by_step(rows: Iterable[Row[Any]]) -> dict[str, list[Row[Any]]]:

@@ -20,11 +20,12 @@ from tachograph.events import Event
 from tachograph.identity import new_id
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
-from tachograph_exporter.store import archive, definitions, locking, partitions, refused, state
+from tachograph_exporter.store import archive, definitions, locking, numbers, partitions, refused, state
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
 from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.recorded_names import RecordedNames
 from tachograph_exporter.store.rollups import counting, folding
 from tachograph_exporter.store.schema import (
     ATTEMPT_ROWS,
@@ -85,6 +86,7 @@ class StoreWriter:
         self._upserts = [(rows, rows.upsert(dialect)) for rows in (EXECUTION_ROWS, STEP_ROWS, ATTEMPT_ROWS)]
         insert = (postgresql if dialect.name == "postgresql" else sqlite).insert
         self._insert_report = str(insert(workflow_step_reports).on_conflict_do_nothing().compile(dialect=dialect))
+        self._names = RecordedNames(dialect)
 
     def apply(self, events: Sequence[Event]) -> None:
         """Commit a batch of events. Raises `StoreUnavailable` when the database is unavailable."""
@@ -101,6 +103,7 @@ class StoreWriter:
         """Write events on an open connection, without committing them; `stored` must be called after the commit."""
         batch = Batch(events)
         self.write(connection, batch)
+        batch.notes = self._names.note(connection, batch, reassigned(events, self._same_as))
         self.append_log(connection, events)
         return batch
 
@@ -108,6 +111,8 @@ class StoreWriter:
         """Note that a batch was committed, and tell whoever waits for commits."""
         self._registered.update(batch.workflows)
         self._months |= batch.months
+        if batch.notes is not None:
+            self._names.remember(batch.notes)
         if self._committed is not None:
             self._committed()
 
@@ -168,6 +173,8 @@ class StoreWriter:
         counted_before = SeriesCounter(connection)
         before = self._ended_before(connection, touched, batch.ended, counted_before)
         self._register(connection, batch)
+        if batch.executions:
+            numbers.assign(connection, batch.executions)
         self._put(connection, batch)
         if before or batch.ended:
             self._count(connection, before, batch.ended, counted_before, frozenset())
@@ -237,10 +244,12 @@ class StoreWriter:
         stored = [execution_id for execution_id in ids if execution_id in known]
         counted_before = SeriesCounter(connection)
         before = counting.ended_executions(connection, stored, counted_before) if stored else {}
+        numbered = numbers.of_stored(connection, stored)
         for rows in (workflow_step_reports, ATTEMPT_ROWS.table, STEP_ROWS.table, EXECUTION_ROWS.table):
             for i in range(0, len(stored), _CHUNK):
                 connection.execute(delete(rows).where(rows.c.execution_id.in_(stored[i : i + _CHUNK])))
         self._register(connection, batch)
+        numbers.assign(connection, batch.executions, numbered)
         self._put(connection, batch)
         self._count(connection, before, batch.ended, counted_before, unsettled)
 

@@ -3,6 +3,9 @@
 A message is a JSON object with ``event_type timestamp workspace_id workflow_id workflow_execution_id workflow_step_id
 data message sequence``. ``sequence`` increases; a client that was away resumes after the last one it received. Messages
 carry no inputs and outputs: the timeline has them.
+
+Some facts stand twice, under the names that older clients read, too: ``event`` is ``event_type``; ``data`` repeats the
+ids and the time, and has ``duration`` ``error`` ``completed_steps`` ``failed_steps`` ``skipped_steps``.
 """
 
 from __future__ import annotations
@@ -40,19 +43,29 @@ STATE_TYPES: Final = (
 DETAIL_TYPES: Final = ("workflow_queued", "step_measured", "step_cost", "step_logged")
 """What a follower receives only when it asks for it."""
 EVENT_TYPES: Final = STATE_TYPES + DETAIL_TYPES
-CONTROL_TYPES: Final = ("connected", "heartbeat", "coalesced", "reload")
+CONNECTED: Final = "connected"
+HEARTBEAT: Final = "heartbeat"
+CONTROL_TYPES: Final = (CONNECTED, HEARTBEAT, "coalesced", "reload")
 """Messages about the stream itself; sent whatever types a follower asks for."""
 
 
 class StreamMessage(msgspec.Struct, kw_only=True):
-    """One message. Ids that do not apply are null; ``data`` depends on ``event_type``."""
+    """One message. Ids that do not apply are null; ``data`` depends on ``event_type``.
+
+    ``type`` is there in a heartbeat only. ``task_id run_id agent_id`` are those of older clients, always null.
+    """
 
     event_type: str
+    event: str = ""
+    type: str | msgspec.UnsetType = msgspec.UNSET
     timestamp: str
     workspace_id: str | None = None
     workflow_id: str | None = None
     workflow_execution_id: str | None = None
     workflow_step_id: str | None = None
+    task_id: None = None
+    run_id: None = None
+    agent_id: None = None
     data: dict[str, Any] = {}
     message: str = ""
     sequence: int = 0
@@ -104,7 +117,15 @@ class Message:
 def control_message(event_type: str, time_ns: int, sequence: int, text: str = "", **data: Any) -> Message:
     """A message about the stream itself."""
     return Message(
-        StreamMessage(event_type=event_type, timestamp=rfc3339(time_ns), sequence=sequence, message=text, data=data)
+        StreamMessage(
+            event_type=event_type,
+            event=event_type,
+            type=HEARTBEAT if event_type == HEARTBEAT else msgspec.UNSET,
+            timestamp=rfc3339(time_ns),
+            sequence=sequence,
+            message=text,
+            data=data,
+        )
     )
 
 
@@ -118,14 +139,19 @@ def build_message(event: Event, sequence: int) -> Message | None:
     if step is not None and step.folded_as is not None and type(event) is not StepsFolded:
         return None
     event_type, text, data = describe(event)
+    timestamp = rfc3339(event.time_ns)
+    ids = {"execution_id": execution.execution_id, "workflow_id": execution.workflow_id}
+    if step is not None:
+        ids["step_id"] = step.step_id
     message = StreamMessage(
         event_type=event_type,
-        timestamp=rfc3339(event.time_ns),
+        event=event_type,
+        timestamp=timestamp,
         workspace_id=workspace_id(execution.workspace),
         workflow_id=execution.workflow_id,
         workflow_execution_id=execution.execution_id,
         workflow_step_id=step.step_id if step is not None else None,
-        data={"workflow_name": execution.workflow, **data},
+        data={"workflow_name": execution.workflow, **ids, "timestamp": timestamp, **data},
         message=text,
         sequence=sequence,
     )
@@ -167,10 +193,14 @@ def _finished(event: ExecutionFinished) -> _Description:
         "started_at": rfc3339(event.started_ns),
         "completed_at": rfc3339(event.time_ns),
         "duration_seconds": event.duration_ns / NS,
+        "duration": event.duration_ns / NS,
         "step_count": event.step_count,
         "completed_step_count": event.completed_step_count,
         "failed_step_count": event.failed_step_count,
         "skipped_step_count": event.skipped_step_count,
+        "completed_steps": event.completed_step_count,
+        "failed_steps": event.failed_step_count,
+        "skipped_steps": event.skipped_step_count,
         "critical_path_seconds": sum(part.duration_ns for part in event.critical_path) / NS,
         "work_seconds": event.work_ns / NS,
         **_error_data(event.failure),
@@ -181,8 +211,8 @@ def _finished(event: ExecutionFinished) -> _Description:
 
 def _error_data(failure: Failure | None) -> dict[str, Any]:
     if failure is None:
-        return {"error_type": None, "error_message": None}
-    return {"error_type": failure.type, "error_message": failure.message}
+        return {"error_type": None, "error_message": None, "error": None}
+    return {"error_type": failure.type, "error_message": failure.message, "error": failure.message}
 
 
 def _step_data(step: StepRef) -> dict[str, Any]:
@@ -218,6 +248,7 @@ def _step_retrying(event: StepRetrying) -> _Description:
         **_step_data(event.step),
         "status": StepStatus.RETRYING,
         "attempt": event.attempt,
+        "retry_count": event.attempt - 1,
         "attempt_status": event.status,
         "attempt_started_at": rfc3339(event.started_ns),
         "attempt_completed_at": rfc3339(event.time_ns),
@@ -236,10 +267,12 @@ def _step_finished(event: StepFinished) -> _Description:
         **_step_data(event.step),
         "status": event.status,
         "attempt": event.attempt,
+        "retry_count": event.attempt - 1,
         "started_at": rfc3339(event.started_ns),
         "completed_at": rfc3339(event.time_ns),
         "attempt_started_at": rfc3339(event.attempt_started_ns),
         "duration_seconds": event.duration_ns / NS,
+        "duration": event.duration_ns / NS,
         "run_seconds": event.run_ns / NS,
         "wait": {
             "dependency": event.dependency_ns / NS, "queue": event.queue_ns / NS, "backoff": event.backoff_ns / NS,

@@ -1,71 +1,63 @@
-"""Patterns from outside, matched in linear time: text, ``.``, ``.*``, ``.+`` and ``|``, as in a regular expression.
+"""Patterns from outside, matched in linear time by RE2.
 
-A backtracking matcher (such as `re`) can be made to run for hours. This one follows all ways to match at once, as the
-bits of an integer, so that a character of the text costs the same whatever came before it.
+A backtracking matcher (such as `re`) can be made to run for hours. Syntax: https://github.com/google/re2/wiki/Syntax,
+which is also what Tempo and Prometheus take. As there, a pattern must match the whole text, and ``.`` any character.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
+import re2
+
 MAX_CHARACTERS: Final = 2000
-"""Length of a pattern at most, and of the text before which the rest is ignored."""
+"""Length of a pattern at most."""
+MAX_TEXT: Final = 5_000
+"""Characters of a text after which the rest is ignored: one match takes milliseconds at most."""
+_MAX_MEMORY: Final = 1 << 20
+"""Bytes that a compiled pattern may take."""
 
 
 class PatternError(ValueError):
-    """A pattern that is not supported; says what and where."""
+    """A pattern that is not valid or too large; says what is wrong."""
+
+
+def _options() -> re2.Options:
+    options = re2.Options()
+    options.max_mem = _MAX_MEMORY
+    options.log_errors = False
+    options.dot_nl = True
+    options.never_capture = True
+    return options
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(pattern: str) -> re2._Regexp:
+    return re2.compile(pattern, _options())
 
 
 class Pattern:
     """A pattern that a whole text must match. Raises `PatternError`.
 
-    >>> Pattern("ch.*|x")("charge")
+    >>> Pattern("ch(ar|oo)[a-z]+")("charge")
     True
     """
+
+    __slots__ = ("_match",)
 
     def __init__(self, pattern: str) -> None:
         if len(pattern) > MAX_CHARACTERS:
             raise PatternError(f"patterns longer than {MAX_CHARACTERS} characters are not supported")
-        # State i of an alternative: its first i characters have matched. `_loops`: states that any character keeps.
-        self._starts = self._ends = self._loops = self._any = 0
-        self._literals: dict[str, int] = {}
-        bit = 1
-        self._starts |= bit
-        at = 0
-        while at < len(pattern):
-            character, following = pattern[at], pattern[at + 1 : at + 2]
-            if character == "|":
-                self._ends |= bit
-                bit <<= 1
-                self._starts |= bit
-                at += 1
-            elif character == "." and following == "*":
-                self._loops |= bit
-                at += 2
-            elif character == ".":
-                self._any |= bit
-                bit <<= 1
-                if following == "+":
-                    self._loops |= bit
-                at += 2 if following == "+" else 1
-            else:
-                is_escape = character == "\\" and following != "" and not following.isalnum()
-                if not is_escape and character in "\\*+?()[]{}^$":
-                    raise PatternError(
-                        f"patterns support only text, ., .*, .+ and |: expected one of them at {at + 1}, not "
-                        f"{pattern[at : at + 20]!r}"
-                    )
-                literal = following if is_escape else character
-                self._literals[literal] = self._literals.get(literal, 0) | bit
-                bit <<= 1
-                at += 2 if is_escape else 1
-        self._ends |= bit
+        try:
+            self._match = _compiled(pattern).fullmatch
+        except re2.error as error:
+            reason = error.args[0] if error.args else ""
+            text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+            raise PatternError(f"not a valid pattern ({text})") from None
+        except UnicodeEncodeError:
+            raise PatternError("not a valid pattern (half a surrogate pair)") from None
 
     def __call__(self, text: str) -> bool:
-        """Whether the text (its first `MAX_CHARACTERS`) matches as a whole."""
-        states, loops, any_character, literals = self._starts, self._loops, self._any, self._literals
-        for character in text[:MAX_CHARACTERS]:
-            states = ((states & (any_character | literals.get(character, 0))) << 1) | (states & loops)
-            if not states:
-                return False
-        return states & self._ends != 0
+        """Whether the text (its first `MAX_TEXT` characters) matches as a whole."""
+        return self._match(text[:MAX_TEXT]) is not None

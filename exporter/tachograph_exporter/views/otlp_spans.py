@@ -30,9 +30,10 @@ from tachograph.spans.ended_spans import EndedSpan
 from tachograph.version import version
 from tachograph_exporter.ingest.spans import SpanRecord, record
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.span_index import RECORDED_SERVICE
 from tachograph_exporter.store.steps import StoredStep, by_step
 
-SERVICE: Final = "tachograph"
+SERVICE: Final = RECORDED_SERVICE
 _RESOURCE_ATTRIBUTES: Final = {"service.name": SERVICE}
 # Trace flags "sampled", and that it is known whether the parent is remote (it is not).
 _FLAGS_LOCAL_PARENT: Final = 0x101

@@ -399,8 +399,9 @@ def _execution_facts(execution: Row[Any]) -> Facts:
 
 
 def _only(columns: Facts, execution: Row[Any]) -> Facts:
-    """The columns that a reader of the execution's row sees. Heartbeats are not logged."""
-    return {name: value for name, value in columns.items() if name != "last_seen_ns" and hasattr(execution, name)}
+    """The columns that a reader of the execution's row sees. Heartbeats are not logged; storing gives it a number."""
+    left_out = ("last_seen_ns", "number")
+    return {name: value for name, value in columns.items() if name not in left_out and hasattr(execution, name)}
 
 
 def _entry_facts(entry: WorkflowStepTimelineEntry, *, has_all_attempts: bool) -> Facts:

@@ -93,6 +93,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     fallback_step: str | None = None
     config: Mapping[str, Any] = {}
     metadata: Mapping[str, Any] = {}
+    description: str = ""
 
     @property
     def handler(self) -> str:

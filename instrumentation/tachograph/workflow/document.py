@@ -2,7 +2,8 @@
 
 The tables at the end are the format. Documents written for the system that Tachograph's API is compatible with are
 accepted, too: keys that only that system uses (`project_id`, `agent_definition_id`, …) are ignored, ``meta_data`` is
-read as ``metadata``, and its names of data types are understood.
+read as ``metadata``, and its names of data types are understood. ``is_active`` is about a registered definition, not
+part of it: see `active_flag`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 
 from tachograph.errors import Fault, InvalidWorkflow
 from tachograph.workflow.definition import Backoff, DataType, Step, StepType, TriggerRule, Variable, Workflow
+from tachograph.workflow.faults import Faults
 from tachograph.workflow.hints import did_you_mean
 
 MAX_STEPS: Final = 100_000
@@ -66,6 +68,12 @@ def read(document: bytes | str | Mapping[str, Any]) -> tuple[Workflow | None, li
     return Workflow(**fields), reader.faults
 
 
+def active_flag(document: Mapping[str, Any]) -> bool | None:
+    """What a document says about whether a service may execute it (``is_active``); None if it says nothing."""
+    flag = document.get("is_active")
+    return flag if isinstance(flag, bool) else None
+
+
 def to_document(workflow: Workflow) -> dict[str, Any]:
     """The definition as JSON-ready values; `parse` reads them back as an equal definition."""
     document: dict[str, Any] = msgspec.to_builtins(workflow)
@@ -76,7 +84,7 @@ class _Reader:
     """Reads a document by the tables below and collects faults instead of stopping at the first."""
 
     def __init__(self) -> None:
-        self.faults: list[Fault] = []
+        self.faults = Faults()
 
     def fault(self, code: str, at: str, message: str) -> None:
         self.faults.append(Fault(code, at, message))
@@ -273,7 +281,6 @@ _FOREIGN: Final[Mapping[str, _Field]] = {
     "workflow_id": _Field(_anything, None),
     "created_at": _Field(_anything, None),
     "updated_at": _Field(_anything, None),
-    "is_active": _Field(_anything, None),
 }
 
 _WORKFLOW: Final[Mapping[str, _Field]] = {
@@ -287,6 +294,7 @@ _WORKFLOW: Final[Mapping[str, _Field]] = {
     "meta_data": _Field(_mapping, "metadata"),
     "variables": _Field(lambda r, v, at: r.list(v, at, _variable, 1000), "variables"),
     "steps": _Field(lambda r, v, at: r.list(v, at, _step, MAX_STEPS), "steps"),
+    "is_active": _Field(_boolean, None),
     **_FOREIGN,
 }
 _VARIABLE: Final[Mapping[str, _Field]] = {
@@ -313,7 +321,7 @@ _STEP: Final[Mapping[str, _Field]] = {
     "config": _Field(_config, "config"),
     "metadata": _Field(_mapping, "metadata"),
     "meta_data": _Field(_mapping, "metadata"),
-    "description": _Field(_text(_LONG), None),
+    "description": _Field(_text(_LONG), "description"),
     "agent_definition_id": _Field(_anything, None),
     "agent_instance_id": _Field(_anything, None),
     **_FOREIGN,

@@ -11,6 +11,7 @@ from tachograph.errors import ConditionError, Fault
 from tachograph.workflow.conditions import compile_condition
 from tachograph.workflow.definition import Step, StepType, TriggerRule, Workflow
 from tachograph.workflow.document import read
+from tachograph.workflow.faults import Faults
 from tachograph.workflow.graph import Graph
 from tachograph.workflow.handlers import HandlerRegistry
 from tachograph.workflow.hints import did_you_mean
@@ -41,13 +42,14 @@ def validate_document(
     """Read and validate a document. The workflow is None if there are errors."""
     workflow, faults = read(document)
     report = validate(workflow, handlers) if workflow is not None else Report([], [])
-    report.errors[:0] = faults
+    faults += report.errors
+    report.errors = faults
     return (workflow if report.is_valid else None), report
 
 
 def validate(workflow: Workflow, handlers: HandlerRegistry | None = None) -> Report:
     """Validate a definition's variables, graph, conditions, trigger rules and (given a registry) handlers."""
-    report = Report([], [])
+    report = Report(Faults(), Faults())
     _variables(workflow, report)
     if not workflow.steps:
         report.errors.append(Fault("no_steps", "steps", "a workflow needs at least one step"))

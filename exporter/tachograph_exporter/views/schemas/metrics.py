@@ -55,7 +55,8 @@ class WorkflowMetricsSummary(msgspec.Struct, kw_only=True):
     """Metrics of the executions of a workflow that ended in a range, and the number of open ones.
 
     ``success_rate`` is the percentage of completed executions among the completed and failed ones; cancelled ones do
-    not count. Durations are those of ended executions in seconds, null if none ended. ``percentile_error`` is the
+    not count; 0 if there are neither. Durations are those of ended executions in seconds; if none ended, their average
+    is 0 and the others are null. ``percentile_error`` is the
     maximum relative error of percentiles. ``distribution`` is a histogram of the completed executions' durations: at
     most 24 buckets of constant growth factor, without the empty ones. ``steps`` are sorted by share of the critical
     path, largest first.
@@ -67,9 +68,9 @@ class WorkflowMetricsSummary(msgspec.Struct, kw_only=True):
     successful_executions: int
     failed_executions: int
     open_executions: int
-    success_rate: float | None
+    success_rate: float
     total_duration_seconds: float
-    average_duration_seconds: float | None
+    average_duration_seconds: float
     min_duration_seconds: float | None
     max_duration_seconds: float | None
     p50: float | None

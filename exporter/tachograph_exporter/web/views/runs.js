@@ -37,7 +37,7 @@ export class RunsView {
 
   async open() {
     document.title = "Runs · Tachograph";
-    const { items } = await get("api/workflows", { limit: 1000 });
+    const { items } = await get("api/workflows", { limit: 1000, include_steps: false });
     this.workflows = items;
     this.build();
     await this.read();

@@ -62,7 +62,8 @@ export class WorkflowView {
     );
     const facts = [
       ["Runs", String(metrics.total_executions)],
-      ["Success", percent(metrics.success_rate)],
+      // Without outcomes the rate is 0, which would read as if everything had failed.
+      ["Success", percent(metrics.successful_executions + metrics.failed_executions ? metrics.success_rate : null)],
       ["Median", duration(metrics.p50)],
       ["95th percentile", duration(metrics.p95)],
       ["99th percentile", duration(metrics.p99)],
