@@ -226,6 +226,7 @@ def test_a_file_that_is_no_database_and_one_from_the_future_are_refused(tmp_path
         Database(f"sqlite:///{tmp_path}/y.db")
 
 
+# Alembic cannot compare indexes of expressions.
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
 @pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
 def test_migrations_lead_to_the_schema_in_the_code_and_back_with_data_in_place(any_database_url: str) -> None:

@@ -160,10 +160,11 @@ def _begun(connection: Connection, workspace_id: str, places: Mapping[str, Place
     if window.end_ns is None or not places:
         return list(places.values())
     # Not a part of the search: PostgreSQL would rather read all traces and sort.
-    statement = select(_traces.trace_id).where(
-        _traces.workspace_id == workspace_id, _traces.trace_id.in_(list(places)), _traces.start_ns <= window.end_ns
+    # Nor is the end of the window: SQLite would rather read all traces up to it.
+    statement = select(_traces.trace_id, _traces.start_ns).where(
+        _traces.workspace_id == workspace_id, _traces.trace_id.in_(list(places))
     )
-    begun = set(connection.execute(statement).scalars())
+    begun = {trace_id for trace_id, start_ns in connection.execute(statement) if start_ns <= window.end_ns}
     return [place for trace_id, place in places.items() if trace_id in begun]
 
 
