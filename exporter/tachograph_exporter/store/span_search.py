@@ -39,6 +39,7 @@ from tachograph_exporter.store.schema import (
 )
 
 _CHUNK: Final = 500
+_PAGE: Final = 1_000
 _FIRST: Final = 20
 _ERROR: Final = 2
 _INDEXED_NAME: Final = 100
@@ -102,9 +103,8 @@ def arrived_traces(
         select(_traces.start_ns, _traces.trace_id).where(_traces.workspace_id == workspace_id),
         _traces.start_ns, window,
     ).where(or_(*[_of_trace(each) for each in criteria])).order_by(_traces.start_ns.desc())  # fmt: skip
-    with connection.execute(statement, execution_options=_STREAM) as rows:
-        for row in rows:
-            yield Place(row[0], row[1])
+    for row in _newest_first(connection, statement, _traces.start_ns):
+        yield Place(row[0], row[1])
 
 
 def _by_spans(
@@ -126,17 +126,28 @@ def _by_spans(
     statement = _within(statement, _spans.start_ns, window._replace(end_ns=latest_ns))
     given: set[str] = set()
     size = _FIRST
-    with connection.execute(statement, execution_options=_STREAM) as rows:
-        fresh: dict[str, Place] = {}
-        for row in rows:
-            if row[1] in given:
-                continue
-            given.add(row[1])
-            fresh[row[1]] = Place(row[0], row[1])
-            if len(fresh) >= size:
-                yield from _begun(connection, workspace_id, fresh, window)
-                fresh, size = {}, min(size * 2, _CHUNK)
-        yield from _begun(connection, workspace_id, fresh, window)
+    fresh: dict[str, Place] = {}
+    for row in _newest_first(connection, statement, _spans.start_ns):
+        if row[1] in given:
+            continue
+        given.add(row[1])
+        fresh[row[1]] = Place(row[0], row[1])
+        if len(fresh) >= size:
+            yield from _begun(connection, workspace_id, fresh, window)
+            fresh, size = {}, min(size * 2, _CHUNK)
+    yield from _begun(connection, workspace_id, fresh, window)
+
+
+def _newest_first(connection: Connection, statement: Any, start: Any) -> Generator[Any, None, None]:
+    """Rows of a statement that orders them by ``start``, its first column; some of them twice.
+
+    The first ones are read with a limit: PostgreSQL plans a statement without one for reading all of it, and sorts.
+    """
+    first = connection.execute(statement.limit(_PAGE)).all()
+    yield from first
+    if len(first) == _PAGE:
+        with connection.execute(statement.where(start <= first[-1][0]), execution_options=_STREAM) as rows:
+            yield from rows
 
 
 def _begun(connection: Connection, workspace_id: str, places: Mapping[str, Place], window: Window) -> Sequence[Place]:
