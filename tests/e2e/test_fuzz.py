@@ -14,9 +14,19 @@ import pytest
 from tests.e2e.conftest import Server, get
 from tests.e2e.fuzzing import MAX_MEMORY_MIB, TOKEN, Fuzzer, report
 
+from tachograph_exporter.ingest.envelope import field
+
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "8"))
 # The same requests each time, unless there is time for others.
 FIRST_ROUND = 0 if SECONDS < 60 else random.SystemRandom().randrange(1 << 30)
+
+
+DENSE = [
+    ("/v1/traces", "application/x-protobuf", field(1, field(2, field(2, b"\x4a\x00" * 4_900_000)))),
+    ("/v1/traces", "application/json", b'{"resourceSpans":[' + b"1," * 900_000 + b"1]}"),
+    ("/v1/traces", "application/json", b'{"resourceSpans":[' + b",".join([b'{"a":1}'] * 500_000) + b"]}"),
+    ("/api/workflows/validate", "application/json", b'{"name":"w","metadata":[' + b"{}," * 3_000_000 + b"1]}"),
+]
 
 
 @pytest.fixture
@@ -33,6 +43,8 @@ def test_no_request_is_an_error_of_the_service(service: Server, capsys: pytest.C
     assert service.process is not None
     fuzzer = Fuzzer(service.address, service.process.pid)
     fuzzer.run(SECONDS, FIRST_ROUND)
+    # A hundred times as large in memory as they are sent, if they are read as a whole.
+    assert {fuzzer.post(*body) for body in DENSE for _ in range(2)} == {400, 413}
     fuzzer.session.close()
     with capsys.disabled():
         print(f"\nseed {FIRST_ROUND}: {report(fuzzer)}")

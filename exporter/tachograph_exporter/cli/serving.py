@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,9 @@ def serve(
 
 def run_service(service: Service, on_ready: Callable[[str], None]) -> None:
     """Serve until the process is asked to stop. ``on_ready`` is called with the address."""
+    # What was imported stays: looking through all of it again would hold the event loop for tens of milliseconds.
+    gc.collect()
+    gc.freeze()
     try:
         asyncio.run(serve_until_stopped(service, on_ready))
     except (CannotListen, StoreError) as error:
