@@ -41,7 +41,7 @@ from tachograph_exporter.store.schema import (
 
 _CHUNK: Final = 500
 _FIRST: Final = 20
-FIRST_SPANS: Final = 2_000
+FIRST_SPANS: Final = 1_000
 """Spans that are looked for at first."""
 _ERROR: Final = 2
 _INDEXED_NAME: Final = 100
@@ -105,9 +105,8 @@ def arrived_traces(
         select(_traces.start_ns, _traces.trace_id).where(_traces.workspace_id == workspace_id),
         _traces.start_ns, window,
     ).where(or_(*[_of_trace(each) for each in criteria])).order_by(_traces.start_ns.desc())  # fmt: skip
-    with connection.execute(statement, execution_options=_STREAM) as rows:
-        for row in rows:
-            yield Place(row[0], row[1])
+    for row in _newest_first(connection, statement, _traces.start_ns):
+        yield Place(row[0], row[1])
 
 
 def _by_spans(
@@ -130,29 +129,27 @@ def _by_spans(
     given: set[str] = set()
     size = _FIRST
     fresh: dict[str, Place] = {}
-    for start_ns, trace_id in _newest(connection, statement):
-        if trace_id in given:
+    for row in _newest_first(connection, statement, _spans.start_ns):
+        if row[1] in given:
             continue
-        given.add(trace_id)
-        fresh[trace_id] = Place(start_ns, trace_id)
+        given.add(row[1])
+        fresh[row[1]] = Place(row[0], row[1])
         if len(fresh) >= size:
             yield from _begun(connection, workspace_id, fresh, window)
             fresh, size = {}, min(size * 2, _CHUNK)
     yield from _begun(connection, workspace_id, fresh, window)
 
 
-def _newest(connection: Connection, statement: Select[Any]) -> Iterator[tuple[int, str]]:
-    """The rows, some of them twice. Most readers want few: with a limit, PostgreSQL does not sort all of them."""
-    last_ns: int | None = None
-    count = 0
-    with connection.execute(statement.limit(FIRST_SPANS), execution_options=_STREAM) as rows:
-        for row in rows:
-            count, last_ns = count + 1, row[0]
-            yield row[0], row[1]
-    if count == FIRST_SPANS:
-        with connection.execute(statement.where(_spans.start_ns <= last_ns), execution_options=_STREAM) as rows:
-            for row in rows:
-                yield row[0], row[1]
+def _newest_first(connection: Connection, statement: Any, start: Any) -> Generator[Any, None, None]:
+    """Rows of a statement that orders them by ``start``, its first column; some of them twice.
+
+    The first ones are read with a limit: PostgreSQL plans a statement without one for reading all of it, and sorts.
+    """
+    first = connection.execute(statement.limit(FIRST_SPANS)).all()
+    yield from first
+    if len(first) == FIRST_SPANS:
+        with connection.execute(statement.where(start <= first[-1][0]), execution_options=_STREAM) as rows:
+            yield from rows
 
 
 def _begun(connection: Connection, workspace_id: str, places: Mapping[str, Place], window: Window) -> Sequence[Place]:
