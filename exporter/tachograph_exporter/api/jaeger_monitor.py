@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tachograph.clock import NS
 from tachograph_exporter.api.jaeger import read
-from tachograph_exporter.api.request import json_response
+from tachograph_exporter.api.request import json_response, workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.api.viewer_query import ViewerQuery
 from tachograph_exporter.times import rfc3339
@@ -28,6 +28,7 @@ _TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 
 async def _family(request: web.Request, query: ViewerQuery, name: str, help_text: str,
                   value: Callable[[Point], float | None]) -> web.Response:  # fmt: skip
+    await workspace_of(request)  # Named wrongly, it is the first thing to say.
     services = query.all("service")
     kinds = query.all("spanKind") or [_KIND]
     by_operation = query.text("groupByOperation") in _TRUE

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.jaeger import read
-from tachograph_exporter.api.request import json_response
+from tachograph_exporter.api.request import json_response, workspace_of
 from tachograph_exporter.api.tempo_search import any_value, json_number, parsed
 from tachograph_exporter.api.viewer_query import ViewerQuery
 from tachograph_exporter.times import parse_go_duration
@@ -75,6 +75,7 @@ async def tempo_metrics_range(request: web.Request) -> web.Response:
     A value belongs to the spans that started in the `step` that ends at its time. `docs/trace-viewers.md` says what of
     TraceQL is supported.
     """
+    await workspace_of(request)  # Named wrongly, it is the first thing to say.
     query = ViewerQuery(request)
     tree = _query(query)
     exemplars = query.integer("exemplars", 0, 0, MAX_EXEMPLARS)
@@ -104,6 +105,7 @@ def _step(text: str) -> int:
 
 async def tempo_metrics(request: web.Request) -> web.Response:
     """``GET /tempo/api/metrics/query``: Tempo's query API: TraceQL metrics of a whole range: one value a series."""
+    await workspace_of(request)  # Named wrongly, it is the first thing to say.
     query = ViewerQuery(request)
     tree = _query(query)
     answer = await _computed(request, tree, TimeSteps.instant(*_range(query)), 0)
