@@ -12,14 +12,19 @@ from unittest import mock
 
 from typer.testing import CliRunner
 
-from tachograph_exporter.cli import load
+from tachograph_exporter.cli import common, load
 from tests.e2e.conftest import environment
 
 
 def tachograph(directory: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a directory, with more environment variables. ``stderr`` has a traceback, as a process' has."""
     runner = CliRunner()
-    with contextlib.chdir(directory), mock.patch.dict("os.environ", environment(**variables), clear=True):
+    with (
+        contextlib.chdir(directory),
+        mock.patch.dict("os.environ", environment(**variables), clear=True),
+        mock.patch.object(common.out, "_width", 120),
+        mock.patch.object(common.err, "_width", 120),
+    ):
         result = runner.invoke(load(), list(words), prog_name="tachograph")
     error = result.exception
     trouble = f"Traceback: {error!r}" if error is not None and not isinstance(error, SystemExit) else ""

@@ -60,7 +60,7 @@ def test_watching_everything_prints_a_line_per_event(server: Callable[..., Serve
         service.post("/api/workflows/bad/execute")
         service.post("/api/workflows/slow/execute")
         eventually(lambda: "slow completed after" in lines.read_text())
-        eventually(lambda: documents.read_text().count('"workflow_failed"') == 2)
+        eventually(lambda: documents.read_text().count('"event_type":"workflow_failed"') == 2)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
     text = lines.read_text()

@@ -98,7 +98,10 @@ def seed(
                 store, workspace, project, [w for _, w in valid], skip_existing=skip_existing, active=flags
             )
         for (path, workflow), outcome in zip(valid, outcomes, strict=True):
-            out.print(f"[green]✔[/] {shown(path.name)}: {shown(workflow.name)}, {len(workflow.steps)} steps, {outcome}")
+            out.print(
+                f"[green]✔[/] {shown(path.name)}: {shown(workflow.name)}, {len(workflow.steps)} steps, {outcome}",
+                soft_wrap=True,
+            )
     raise typer.Exit(1 if invalid_count else 0)
 
 
