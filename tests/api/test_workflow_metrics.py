@@ -22,6 +22,7 @@ from tachograph.clock import NS
 from tachograph.events import ExecutionFinished, ExecutionStarted, ExecutionStatus, StepCost, StepMeasured, StepStarted
 from tachograph.metrics.negotiation import Format
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api import scrape
 from tachograph_exporter.config import Config
 from tachograph_exporter.metrics import workflow_metrics
 from tachograph_exporter.metrics.births import Births
@@ -559,3 +560,21 @@ async def test_beyond_the_limit_other_is_what_all_the_others_are_together(
         await api.run("d")
         await scraped(api)
         assert of_others(await scraped(api), STARTED) == 6
+
+
+async def test_a_scrape_waits_less_when_the_one_before_it_waited_in_vain(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    answers = iter([False, False, True, True])
+
+    def refresh(seconds: float) -> bool:
+        waits.append(seconds)
+        return next(answers)
+
+    monkeypatch.setattr(api.service.workflow_metrics, "refresh", refresh)
+    for _ in range(4):
+        await api.get("/metrics")
+    first, second, third, fourth = waits
+    assert max(second, third) <= scrape.BEHIND_SECONDS < first <= scrape.WAIT_SECONDS
+    assert fourth > scrape.BEHIND_SECONDS

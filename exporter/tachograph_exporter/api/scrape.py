@@ -25,6 +25,8 @@ from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 
 WAIT_SECONDS: Final = 0.8
 """How long a scrape waits for what was recorded before it; after that it shows what is known."""
+BEHIND_SECONDS: Final = 0.3
+"""How long it waits when the one before it waited in vain: it shows at least what that one waited for."""
 
 
 class Scraped(NamedTuple):
@@ -49,6 +51,7 @@ class Scraper:
         self._recorder = recorder
         self._self_metrics = self_metrics
         self._workers = Workers("scrape")
+        self._is_behind = False
         self._pending: dict[tuple[Format, Escaping, bool, frozenset[str]], asyncio.Future[Scraped]] = {}
 
     async def scrape(self, negotiated: Negotiated, *, is_gzip: bool, names: frozenset[str]) -> Scraped:
@@ -64,9 +67,10 @@ class Scraper:
 
     def _render(self, form: Format, escaping: Escaping, is_gzip: bool, names: Collection[str]) -> Scraped:
         # Events recorded before the scrape belong to it.
-        end = time.monotonic() + WAIT_SECONDS
-        self._recorder.queues["store"].flush(WAIT_SECONDS / 2)
-        self.workflow_metrics.refresh(max(0.0, end - time.monotonic()))
+        wait = BEHIND_SECONDS if self._is_behind else WAIT_SECONDS
+        end = time.monotonic() + wait
+        self._recorder.queues["store"].flush(wait / 2)
+        self._is_behind = not self.workflow_metrics.refresh(max(0.0, end - time.monotonic()))
         started = time.perf_counter()
         generation = self.workflow_metrics.births.scraping()
         renderer = render_gzip if is_gzip else render
