@@ -117,7 +117,7 @@ async def test_no_parameter_is_an_error_of_the_service(api: Api) -> None:
             status, headers, content = await raw(api, head + kind + b"Connection: close\r\n\r\n" + body)
             if status >= 500 and status != 503:
                 failures.append((status, route.method, target[:120], content[:100]))
-            if time.monotonic() - started > 2:
+            if time.monotonic() - started > 10:
                 failures.append((status, route.method, target[:120], "slow"))
             if status >= 400 and not headers.get("content-type", "").endswith("json"):
                 failures.append((status, route.method, target[:120], headers))
