@@ -51,6 +51,7 @@ _EARLIER_NS: Final = 5 * NS
 _LATER_NS: Final = 600 * NS
 """How long before an execution was created, and after it ended, its events may have been committed."""
 _LOOKS: Final = 5
+_REFRESH_SECONDS: Final = 3.0
 
 
 async def compare_views(request: web.Request) -> web.Response:
@@ -234,7 +235,7 @@ def _series(
     # What is shown is read a little later than the rows, and both change all the time: a difference must last.
     checked = stored.checked
     for _ in range(_LOOKS):
-        if not metrics.refresh():
+        if not metrics.refresh(_REFRESH_SECONDS):
             return stored, SeriesEvidence(checked, "the series could not be read in time to see what is shown of them")
         shown = metrics.shown_of(key)
         if not any(shown_differences(checked, shown)):
