@@ -27,6 +27,8 @@ def upgrade() -> None:
     ):
         key: list[Any] = ["workspace_id", text("start_ns DESC"), *columns]
         op.create_index(name, "spans", key, sqlite_where=where, postgresql_where=where)
+    op.drop_index("ix_spans_service", "spans")
+    op.create_index("ix_spans_service", "spans", ["workspace_id", "service", text("start_ns DESC"), "end_ns"])
     op.drop_index("ix_traces_start", "traces")
     op.create_index("ix_traces_start", "traces", ["workspace_id", text("start_ns DESC"), "end_ns"])
     rootless = text("root_rank = 0")
@@ -49,6 +51,8 @@ def downgrade() -> None:
     op.drop_index("ix_traces_start", "traces")
     op.create_index("ix_traces_start", "traces", ["workspace_id", text("start_ns DESC")])
     op.drop_index("ix_spans_root", "spans")
+    op.drop_index("ix_spans_service", "spans")
+    op.create_index("ix_spans_service", "spans", ["workspace_id", "service", text("start_ns DESC")])
     op.drop_index("ix_spans_failed", "spans")
     op.drop_index("ix_spans_name", "spans")
     op.drop_column("spans", "status")
