@@ -314,17 +314,16 @@ def _row(service: AttackedService, name: str, attack: Attack) -> list[str]:
 
 def main(console: Console) -> None:
     """Print a table for each database."""
-    for database, opened in databases.ALL.items():
-        with opened() as url, tempfile.TemporaryDirectory() as directory:
-            if url is None:
-                console.print(f"{database} is not installed")
-                continue
-            with AttackedService(Path(directory), "--database", url) as service:
-                asyncio.run(_fill(service.address))
-                eventually(functools.partial(_is_settled, service), 180)
-                goals = [f"{path}: median / longest ms, within {goal:g}" for path, goal in GOALS_MS.items()]
-                loop = "loop: late / busy, longest ms"
-                table = Table(f"{database}: attack", "times", *goals, loop, "memory MiB")
-                for name, attack in ATTACKS.items():
-                    table.add_row(*_row(service, name, attack))
-                console.print(table)
+    for database, url in databases.installed(console):
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            AttackedService(Path(directory), "--database", url) as service,
+        ):
+            asyncio.run(_fill(service.address))
+            eventually(functools.partial(_is_settled, service), 180)
+            goals = [f"{path}: median / longest ms, within {goal:g}" for path, goal in GOALS_MS.items()]
+            loop = "loop: late / busy, longest ms"
+            table = Table(f"{database}: attack", "times", *goals, loop, "memory MiB")
+            for name, attack in ATTACKS.items():
+                table.add_row(*_row(service, name, attack))
+            console.print(table)

@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.console import Console
+
 
 def _binary(name: str) -> str | None:
     path = shutil.which(name)
@@ -58,3 +60,13 @@ def postgresql() -> Iterator[str | None]:
 
 
 ALL = {"SQLite": sqlite, "PostgreSQL": postgresql}
+
+
+def installed(console: Console) -> Iterator[tuple[str, str]]:
+    """Name and URL of a new database of each kind; says which kind is not installed."""
+    for name, opened in ALL.items():
+        with opened() as url:
+            if url is None:
+                console.print(f"{name} is not installed")
+            else:
+                yield name, url

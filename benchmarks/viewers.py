@@ -19,7 +19,6 @@ import search
 from ingest import tachograph
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import text
 
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.times import rfc3339
@@ -70,22 +69,16 @@ def measure(address: str, path: str, parameters: dict[str, Any]) -> tuple[float,
 def main(console: Console) -> None:
     """Measure on every database that is installed."""
     now_ns = time.time_ns()
-    for name, start in databases.ALL.items():
-        with start() as url:
-            if url is None:
-                console.print(f"{name}: not installed")
-                continue
-            database = Database(url)
-            search.fill(database, now_ns)
-            if not database.is_sqlite:
-                database.run(lambda c: c.execute(text("ANALYZE")), is_long=True)
-            database.close()
-            table = Table("request", "ms", "listed", title=f"{name}: {search.SPANS:,} spans of a day")
-            with tachograph(url) as address:
-                for what, path, parameters in requests(now_ns):
-                    took, count = measure(address, path, parameters)
-                    table.add_row(what, f"{took:,.1f}{' (!)' if took > MAX_MS else ''}", f"{count:,}")
-            console.print(table)
+    for name, url in databases.installed(console):
+        database = Database(url)
+        search.fill(database, now_ns)
+        database.close()
+        table = Table("request", "ms", "listed", title=f"{name}: {search.SPANS:,} spans of a day")
+        with tachograph(url) as address:
+            for what, path, parameters in requests(now_ns):
+                took, count = measure(address, path, parameters)
+                table.add_row(what, f"{took:,.1f}{' (!)' if took > MAX_MS else ''}", f"{count:,}")
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -132,22 +132,18 @@ def main(console: Console) -> None:
         "steps/s",
         "writer / bulk insert (paired median)",
     )
-    for name, open_database in databases.ALL.items():
-        with open_database() as url:
-            if url is None:
-                console.print(f"{name} is not installed")
-                continue
-            database = Database(url)
-            bulk: list[float] = []
-            ours: list[float] = []
-            for number in range(ROUNDS + 1):
-                for side, rates in ((inserted, bulk), (recorded, ours)):
-                    rates.append(side(database))
-                if number == 0:
-                    bulk.clear()
-                    ours.clear()
-            database.run(clear)
-            database.close()
+    for name, url in databases.installed(console):
+        database = Database(url)
+        bulk: list[float] = []
+        ours: list[float] = []
+        for number in range(ROUNDS + 1):
+            for side, rates in ((inserted, bulk), (recorded, ours)):
+                rates.append(side(database))
+            if number == 0:
+                bulk.clear()
+                ours.clear()
+        database.run(clear)
+        database.close()
         ratio = statistics.median(a / b for a, b in zip(ours, bulk, strict=True))
         rate = statistics.median(ours)
         table.add_row(name, f"{statistics.median(bulk):,.0f}", f"{rate:,.0f}", f"{rate * STEPS:,.0f}", f"{ratio:.2f}")

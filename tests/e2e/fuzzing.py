@@ -22,9 +22,9 @@ import zstandard
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from schemathesis.generation import GenerationMode
+from tests.otlp_values import any_value
 
 MAX_SECONDS = 2.0
 MAX_MEMORY_MIB = 300
@@ -216,26 +216,6 @@ _TIMES = st.one_of(
 )  # fmt: skip
 
 
-def _value(value: Any) -> AnyValue:
-    if isinstance(value, bool):
-        return AnyValue(bool_value=value)
-    if isinstance(value, int):
-        return AnyValue(int_value=value)
-    if isinstance(value, float):
-        return AnyValue(double_value=value)
-    if isinstance(value, str):
-        return AnyValue(string_value=value)
-    if isinstance(value, bytes):
-        return AnyValue(bytes_value=value)
-    result = AnyValue()
-    if isinstance(value, list):
-        result.array_value.values.extend(_value(item) for item in value)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            result.kvlist_value.values.add(key=key).value.CopyFrom(_value(item))
-    return result
-
-
 _VALUES = st.recursive(
     st.one_of(
         st.none(), st.booleans(), st.integers(-(1 << 63), (1 << 63) - 1), st.floats(), _TEXTS, st.binary(max_size=9)
@@ -252,7 +232,7 @@ def export_requests(draw: Any) -> ExportTraceServiceRequest:
     for _ in range(draw(st.integers(0, 2))):
         group = request.resource_spans.add(schema_url=draw(_TEXTS))
         for key, value in draw(st.dictionaries(_KEYS, _VALUES, max_size=3)).items():
-            group.resource.attributes.add(key=key).value.CopyFrom(_value(value))
+            group.resource.attributes.add(key=key).value.CopyFrom(any_value(value))
         scope = group.scope_spans.add()
         scope.scope.name = draw(_TEXTS)
         for _ in range(draw(st.integers(0, 4))):
@@ -265,10 +245,10 @@ def export_requests(draw: Any) -> ExportTraceServiceRequest:
             span.status.code = draw(st.integers(0, 9))
             span.status.message = draw(_TEXTS)
             for key, value in draw(st.dictionaries(_KEYS, _VALUES, max_size=4)).items():
-                span.attributes.add(key=key).value.CopyFrom(_value(value))
+                span.attributes.add(key=key).value.CopyFrom(any_value(value))
             for name in draw(st.lists(st.sampled_from(["exception", "log", "\0"]), max_size=2)):
                 event = span.events.add(name=name, time_unix_nano=draw(_TIMES))
-                event.attributes.add(key=draw(_KEYS)).value.CopyFrom(_value(draw(_VALUES)))
+                event.attributes.add(key=draw(_KEYS)).value.CopyFrom(any_value(draw(_VALUES)))
             if draw(st.booleans()):
                 span.links.add(trace_id=draw(_IDS), span_id=draw(st.binary(max_size=8)))
             scope.spans.append(span)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 from tests.api.test_otlp import send
 from tests.conftest import Api, serve
+from tests.otlp_values import any_value
 from tests.traces.oracle import MINUTE, T0, Maker, S, Span, Steps, Trace, made_up_traces
 
 from tachograph.workflow import HandlerRegistry
@@ -21,18 +21,6 @@ SEARCHES, METRICS = 200, 100
 TRACES = made_up_traces(seed=7, count=24)
 STATUSES = {"unset": 0, "ok": 1, "error": 2}
 KINDS = {"internal": 1, "server": 2, "client": 3, "producer": 4, "consumer": 5}
-
-
-def any_value(value: Any) -> AnyValue:
-    if isinstance(value, bool):
-        return AnyValue(bool_value=value)
-    if isinstance(value, int):
-        return AnyValue(int_value=value)
-    if isinstance(value, float):
-        return AnyValue(double_value=value)
-    if isinstance(value, list):
-        return AnyValue(array_value=ArrayValue(values=[any_value(item) for item in value]))
-    return AnyValue(string_value=value)
 
 
 def exported(spans: Sequence[Span]) -> ExportTraceServiceRequest:

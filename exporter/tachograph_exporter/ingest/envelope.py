@@ -141,7 +141,7 @@ def check_fields(body: bytes, start: int, end: int, kind: str) -> None:
 def _split(body: bytes, at: int, end: int, number: int, most: int) -> tuple[bytes, array[int]]:
     """A message without the messages in its field ``number``, and where each of these starts and ends."""
     rest: list[bytes] = []
-    found = array("Q")
+    places = array("Q")
     while at < end:
         start = at
         tag, at = varint(body, at, end)
@@ -149,15 +149,15 @@ def _split(body: bytes, at: int, end: int, number: int, most: int) -> tuple[byte
             raise not_protobuf("a field has no number")
         at = _end_of(body, at, end, tag & 7)
         if tag & 7 == 2 and tag >> 3 == number:
-            if len(found) >= 2 * most:
+            if len(places) >= 2 * most:
                 raise too_much()
-            found.append(start)
-            found.append(at)
+            places.append(start)
+            places.append(at)
         else:
             if len(rest) >= MAX_FIELDS:
                 raise too_much()
             rest.append(body[start:at])
-    return b"".join(rest), found
+    return b"".join(rest), places
 
 
 def _end_of(body: bytes, at: int, end: int, kind: int) -> int:
