@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
+from hypothesis import HealthCheck, settings
 
 from tachograph.events import (
     Event,
@@ -32,6 +33,10 @@ from tachograph_exporter.config import Config
 from tachograph_exporter.service import Service
 from tachograph_exporter.store.database import Database
 from tests.postgres_server import PostgresServer
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 

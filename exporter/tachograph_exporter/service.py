@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -39,6 +39,7 @@ from tachograph_exporter.api import (
     comparison,
     connections,
     executions,
+    exports,
     guard,
     health,
     jaeger,
@@ -79,6 +80,9 @@ from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.store.writer import StoreWriter
 from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.hub import Hub
+
+if TYPE_CHECKING:
+    from tachograph_exporter.api.otlp_grpc import GrpcDoor
 
 log = logging.getLogger(__name__)
 quiet = QuietLog(log)
@@ -183,6 +187,7 @@ class Service:
         self.admission = Admission(self.executor, self.writer, publish)
         self.workers = Workers("work")
         self.life = health.Lifecycle()
+        self.grpc_door: GrpcDoor | None = None
         self.database.run(self._prepare)
 
     def _prepare(self, connection: Connection) -> None:
@@ -212,7 +217,7 @@ class Service:
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
         app[ROOM] = Room()
-        app[otlp.RECEIVER] = self.receiver
+        app[exports.EXPORTS] = exports.Exports(self.receiver, self.self_metrics.otlp_answered)
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
         app[health.LIFECYCLE] = self.life
@@ -229,7 +234,26 @@ class Service:
                     # Its responses lose their body when they are sent (RFC 9110, section 9.3.2).
                     app.router.add_route("HEAD", path, route.handler)
         app.cleanup_ctx.append(self._background)
+        if self.config.otlp_grpc is not None:
+            app.cleanup_ctx.append(self._otlp_grpc)
+            app.on_shutdown.append(self._close_otlp_grpc)
         return app
+
+    async def _otlp_grpc(self, app: web.Application) -> AsyncIterator[None]:
+        # Only here: grpcio is optional, and takes its time.
+        from tachograph_exporter.api.otlp_grpc import CannotBind, GrpcDoor
+
+        self.grpc_door = door = GrpcDoor(app)
+        try:
+            await door.start()
+        except CannotBind as error:
+            raise CannotListen(str(error)) from None
+        yield
+        await door.stop(0)
+
+    async def _close_otlp_grpc(self, _app: web.Application) -> None:
+        if self.grpc_door is not None:
+            await self.grpc_door.stop(SHUTDOWN_SECONDS)
 
     async def _background(self, _app: web.Application) -> AsyncIterator[None]:
         try:
@@ -344,7 +368,7 @@ class CannotListen(TachographError):
 async def serve(service: Service, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal stops at once.
 
-    ``on_ready`` is called with the address once requests are accepted. Raises `CannotListen` when the address is not
+    ``on_ready`` is called with the address once requests are accepted. Raises `CannotListen` when an address is not
     available.
     """
     config = service.config
@@ -358,8 +382,8 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
         access_log=None,
         handle_signals=False,
     )
-    await runner.setup()
     try:
+        await runner.setup()
         site = web.TCPSite(runner, config.host, config.port, reuse_address=True, backlog=connections.BACKLOG)
         try:
             await site.start()

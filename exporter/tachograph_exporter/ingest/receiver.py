@@ -22,6 +22,7 @@ from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest.envelope import PIECE_BYTES, BadRequest, ScopeOfSpans, scopes_of
 from tachograph_exporter.ingest.otlp_json import scopes_of_json
+from tachograph_exporter.ingest.signals import TRACES, Signal
 from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore
 from tachograph_exporter.ingest.spans import MAX_SPANS, SpanRecord, records_of
 
@@ -49,6 +50,7 @@ class _Request(NamedTuple):
     workspace_id: str
     workspace: str
     body: bytes
+    signal: Signal
     is_json: bool
     answer: Future[Answer]
 
@@ -88,7 +90,9 @@ class Receiver:
         with self._lock:
             self._waiting -= size
 
-    def submit(self, workspace_id: str, workspace: str, body: bytes, *, is_json: bool) -> Future[Answer]:
+    def submit(
+        self, workspace_id: str, workspace: str, body: bytes, signal: Signal = TRACES, *, is_json: bool
+    ) -> Future[Answer]:
         """Queue a request's body. The future raises `BadRequest` or `StoreUnavailable`.
 
         Raises `StoreUnavailable` when no thread can be started.
@@ -101,7 +105,7 @@ class Receiver:
                 raise StoreUnavailable(f"no thread can be started now: {error}") from error
             self._thread = thread
         answer: Future[Answer] = Future()
-        self._queue.put(_Request(workspace_id, workspace, body, is_json, answer))
+        self._queue.put(_Request(workspace_id, workspace, body, signal, is_json, answer))
         return answer
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ The recorder counts in plain integers that a scrape reads, so recording an event
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Final
 
@@ -58,9 +59,16 @@ STREAM_REFUSED: Final = CounterSpec(
     ("reason",),
 )
 
+OTLP_REQUESTS: Final = CounterSpec(
+    "tachograph_otlp_requests_total",
+    "Export requests by OTLP, by protocol, signal and outcome.",
+    ("protocol", "signal", "outcome"),
+)
+_OTLP_LABELS: Final = (("http", "grpc"), ("traces",), ("stored", "refused", "busy", "unavailable", "failed"))
+
 SELF_METRICS: Final[tuple[MetricSpec, ...]] = (
     EVENTS, DELIVERED, DROPPED, QUEUE_LENGTH, STORE_WRITE, SERIES_LIMITED, LABEL_SETS, SCRAPE_DURATION, SCRAPE_SIZE,
-    WORKFLOW_METRICS_SHOWN, REFUSED, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, BUILD_INFO,
+    WORKFLOW_METRICS_SHOWN, REFUSED, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, OTLP_REQUESTS, BUILD_INFO,
 )  # fmt: skip
 """Every metric about Tachograph itself."""
 
@@ -115,7 +123,10 @@ class SelfMetrics:
         self._messages = series.counter(STREAM_MESSAGES.name, STREAM_MESSAGES.help).labels()
         self._refused = series.counter(STREAM_REFUSED.name, STREAM_REFUSED.help, STREAM_REFUSED.labels)
         self._records_refused = series.counter(REFUSED.name, REFUSED.help, REFUSED.labels)
+        self._otlp_requests = series.counter(OTLP_REQUESTS.name, OTLP_REQUESTS.help, OTLP_REQUESTS.labels)
         # Every series exists from the start: rate() does not see the first increase of a new one.
+        for labels in itertools.product(*_OTLP_LABELS):
+            self._otlp_requests.labels(*labels)
         for kind in ("event", "trace"):
             self._records_refused.labels(kind)
         for kind in ("websocket", "sse"):
@@ -145,6 +156,10 @@ class SelfMetrics:
     def record_refused(self, kind: str) -> None:
         """Count a record that the store refused."""
         self._records_refused.labels(kind).inc()
+
+    def otlp_answered(self, protocol: str, signal: str, outcome: str) -> None:
+        """Count an export request that was answered."""
+        self._otlp_requests.labels(protocol, signal, outcome).inc()
 
     def store_committed(self, seconds: float) -> None:
         """Record the duration of a commit."""
