@@ -19,6 +19,7 @@ from tachograph.metrics.self_metrics import (
     DROPPED,
     EVENTS,
     LABEL_SETS,
+    OTLP_DROPPED,
     OTLP_REQUESTS,
     QUEUE_LENGTH,
     REFUSED,
@@ -197,7 +198,7 @@ def self_monitoring() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "OTLP requests",
-                "Requests per second, by protocol and signal: stored, and those with another outcome.",
+                "Requests per second, by protocol: stored, and with another outcome; log records and points not kept.",
                 [
                     (
                         rate(
@@ -213,6 +214,7 @@ def self_monitoring() -> dashboard.Dashboard:
                         ),
                         "{{protocol}}: {{outcome}}",
                     ),
+                    (rate(OTLP_DROPPED, selected, by="signal, reason"), "not kept: {{signal}} {{reason}}"),
                 ],
                 "short",
             ),

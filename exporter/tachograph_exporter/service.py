@@ -45,6 +45,7 @@ from tachograph_exporter.api import (
     jaeger,
     jaeger_monitor,
     jaeger_v3,
+    logs,
     metrics,
     openapi,
     otlp,
@@ -72,7 +73,7 @@ from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
-from tachograph_exporter.store import archiving, idempotency, numbers, partitions, recovery
+from tachograph_exporter.store import archiving, idempotency, log_rows, numbers, partitions, process_rows, recovery
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.probing import Probe
@@ -99,6 +100,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *trends.ROUTES,
     *executions.ROUTES,
     *timeline.ROUTES,
+    *logs.ROUTES,
     *reconciliation.ROUTES,
     *metrics.ROUTES,
     *scrape.ROUTES,
@@ -172,7 +174,7 @@ class Service:
         # Ingested events are stored with the spans they were read from, in the transaction that acknowledges them.
         publish = partial(self.recorder.publish, delivered_to=("store",))
         self.span_store = SpanStore(self.writer, publish, rules)
-        self.receiver = Receiver(self.span_store)
+        self.receiver = Receiver(self.span_store, self.self_metrics.otlp_dropped)
         self._reassembling = asyncio.Lock()
         self._silences = recovery.Silences()
         self._closing = recovery.Closing()
@@ -333,6 +335,9 @@ class Service:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 await asyncio.to_thread(self.database.run, idempotency.prune)
                 await asyncio.to_thread(self.database.run, numbers.fill)
+                await asyncio.to_thread(self._prune_logs)
+                oldest_ns = time.time_ns() - process_rows.KEPT_SECONDS * NS
+                await asyncio.to_thread(self.database.run, partial(process_rows.prune, before_ns=oldest_ns))
                 if days is not None:
                     before = time.time_ns() - round(days * 86_400 * NS)
                     moved = await asyncio.to_thread(archiving.archive, self.database, before, config.archive_directory)
@@ -343,6 +348,10 @@ class Service:
             except Exception:
                 log.exception("archiving or deleting old executions failed; trying again later")
             await asyncio.sleep(RETENTION_SECONDS)
+
+    def _prune_logs(self) -> None:
+        while self.database.run(lambda c: log_rows.prune_unknown(c, time.time_ns())):
+            pass
 
     async def stop_work(self) -> None:
         """Accept no more work, let running steps finish within the grace period, and cancel what is left."""

@@ -15,7 +15,7 @@ from tachograph_exporter.api.exports import BUSY, EXPORTS, FAILED, HTTP, REFUSED
 from tachograph_exporter.api.request import CONFIG, Workspace, workspace_of
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.ingest.envelope import BadRequest
-from tachograph_exporter.ingest.signals import TRACES, Signal
+from tachograph_exporter.ingest.signals import LOGS, METRICS, TRACES, Signal
 from tachograph_exporter.store.tokens import INGEST
 
 _JSON: Final = "application/json"
@@ -30,6 +30,25 @@ async def traces(request: web.Request) -> web.Response:
     documentation has the mapping.
     """
     return await _export(request, TRACES)
+
+
+async def ingest_logs(request: web.Request) -> web.Response:
+    """``POST /v1/logs``: ingest log records; 200 once they are committed.
+
+    As `/v1/traces`. Records are kept with the span they were written in, and are read as logs of its execution. An
+    exception that was sent as a log record gives the step its error, as a span event does. Records that name no trace
+    are counted and dropped.
+    """
+    return await _export(request, LOGS)
+
+
+async def ingest_metrics(request: web.Request) -> web.Response:
+    """``POST /v1/metrics``: ingest what processes measure of themselves (`process.*`); 200 once it is committed.
+
+    As `/v1/traces`. A process is known by its resource: `service.instance.id`, or host and `process.pid`. Everything
+    else is counted and dropped.
+    """
+    return await _export(request, METRICS)
 
 
 async def _export(request: web.Request, signal: Signal) -> web.Response:
@@ -101,15 +120,32 @@ class ExportRequest(msgspec.Struct):
     resourceSpans: list[dict[str, Any]] = []  # noqa: N815 - OTLP's own name
 
 
+class ExportLogsRequest(msgspec.Struct):
+    """An OTLP ``ExportLogsServiceRequest`` in JSON."""
+
+    resourceLogs: list[dict[str, Any]] = []  # noqa: N815
+
+
+class ExportMetricsRequest(msgspec.Struct):
+    """An OTLP ``ExportMetricsServiceRequest`` in JSON."""
+
+    resourceMetrics: list[dict[str, Any]] = []  # noqa: N815
+
+
 class ExportResponse(msgspec.Struct):
-    """An OTLP ``ExportTraceServiceResponse`` in JSON; for failures a ``google.rpc.Status``."""
+    """The response to an OTLP request in JSON; for failures a ``google.rpc.Status``."""
 
     partialSuccess: dict[str, Any] = {}  # noqa: N815
     code: int | None = None
     message: str | None = None
 
 
-ROUTES = (
-    Route(method="POST", path="/v1/traces", handler=traces, scope=INGEST, body=ExportRequest, response=ExportResponse,
-          other_statuses=(400, 408, 413, 415, 429, 503), media=(_PROTOBUF,), body_example={"resourceSpans": []}),
+ROUTES = tuple(
+    Route(method="POST", path=f"/v1/{signal.name}", handler=handler, scope=INGEST, body=body, response=ExportResponse,
+          other_statuses=(400, 408, 413, 415, 429, 503), media=(_PROTOBUF,), body_example={signal.groups[0]: []})
+    for signal, handler, body in (
+        (TRACES, traces, ExportRequest),
+        (LOGS, ingest_logs, ExportLogsRequest),
+        (METRICS, ingest_metrics, ExportMetricsRequest),
+    )
 )  # fmt: skip
