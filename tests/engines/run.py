@@ -35,13 +35,13 @@ QUIET_SECONDS: Final = 1.5
 """Longer than the delay of the programs' span processors: then all spans of a scene have come."""
 
 
-def engines() -> dict[str, Any]:
-    """What is known of each engine."""
-    return tomllib.loads((Path(__file__).parent / "environments.toml").read_text())
+KNOWN: Final[dict[str, Any]] = tomllib.loads((Path(__file__).parent / "environments.toml").read_text())
+ENGINES: Final[dict[str, Any]] = KNOWN["engines"]
 
 
-def python_of(name: str, requirements: list[str]) -> str:
-    """The Python of an engine's environment, which is made where it is missing or has other requirements."""
+def python_of(name: str) -> str:
+    """The Python of an environment, which is made where it is missing or has other requirements."""
+    requirements = KNOWN["environments"][name] + KNOWN["environments"]["every"]
     directory = ENVIRONMENTS / name
     python, marker = directory / "bin" / "python", directory / "requirements.txt"
     text = "\n".join(requirements)
@@ -55,9 +55,8 @@ def python_of(name: str, requirements: list[str]) -> str:
     return str(python)
 
 
-def versions(python: str, requirements: list[str]) -> str:
-    """The first requirement's version, as it is installed."""
-    package = requirements[0].partition("==")[0].partition("[")[0]
+def version_of(python: str, package: str) -> str:
+    """A package's version, as it is installed."""
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
@@ -104,10 +103,10 @@ def save(name: str, engine: str, entry: dict[str, Any], scene: Scene, requests: 
 
 def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[str]:
     """Run an engine's program; returns what differs."""
-    entry = engines()[name]
-    python = python_of(entry.get("environment", name), entry["requirements"])
+    entry = ENGINES[name]
+    python = python_of(entry["environment"])
     engine = entry.get("engine", name)
-    version = versions(python, entry["requirements"])
+    version = version_of(python, entry.get("package", engine))
     problems: list[str] = []
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"engine-{name}-")))
@@ -137,16 +136,20 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
 def main() -> int:
     """Run the engines that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("engines", nargs="*", metavar="ENGINE", help=", ".join(engines()))
+    parser.add_argument("engines", nargs="*", metavar="ENGINE", help=", ".join(ENGINES))
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--scene", action="append", default=[], dest="scenes")
     parser.add_argument("--seconds", type=float, default=15.0, help="how long the service may take to show a scene")
     arguments = parser.parse_args()
     problems = []
-    for name in arguments.engines or engines():
+    for name in arguments.engines or ENGINES:
         print(f"== {name}", flush=True)
         start = time.monotonic()
-        problems += play(name, record=arguments.record, scenes=arguments.scenes, seconds=arguments.seconds)
+        try:
+            problems += play(name, record=arguments.record, scenes=arguments.scenes, seconds=arguments.seconds)
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            print(error)
+            problems.append(f"{name} does not run here")
         print(f"   {time.monotonic() - start:.0f} s", flush=True)
     return 1 if problems else 0
 
