@@ -17,7 +17,7 @@ span's name (``span:name``). The first of a list that has a value is used::
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import msgspec
 
@@ -25,6 +25,7 @@ from tachograph_exporter.config import ConfigError
 from tachograph_exporter.ingest.built_in_rules import RESULTS, RULES
 from tachograph_exporter.ingest.rules import Read, Role, Rule, Rulebook, own_name
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.usage import usage_of
 
 _Names = str | list[str]
 _Outcome = Literal["completed", "failed", "cancelled", "timeout", "skipped"]
@@ -103,7 +104,8 @@ def _rule(rule: _Rule) -> Rule:
         lasting=rule.lasting,
         opens=rule.opens,
         retries=rule.retries,
-        **{field: _reader(getattr(rule, field)) for field in _READERS},
+        usage=usage_of,
+        **cast("dict[str, Any]", {field: _reader(getattr(rule, field)) for field in _READERS}),
     )
 
 

@@ -61,6 +61,7 @@ class AssembledExecution(NamedTuple):
             span, or a key that several spans share.
         is_named: whether the spans name its workflow; otherwise the name is a guess.
         spans: its spans without the root.
+        may_be_a_step: a span that has not arrived may show that it is no execution.
         settles: how a step ended is only certain when no more spans arrive, because a step may have several spans, or
             outlast its parent.
     """
@@ -72,6 +73,7 @@ class AssembledExecution(NamedTuple):
     is_named: bool
     spans: Sequence[SpanRecord]
     may_change: bool
+    may_be_a_step: bool
 
     @property
     def is_finished(self) -> bool:
@@ -181,17 +183,20 @@ class _Run:
             or any(may_grow(step) for step in steps)
             or any(run.ended_ns is None or run.may_change for run in nested)
             or self._has_orphans()
-            or self._may_be_inside_another()
         )
         if end_ns is not None and status is not ExecutionStatus.COMPLETED and blamed is not None:
             self.failure = failure_of(blamed, trace.rules.get(blamed.span_id) or rule)
 
-    def _may_be_inside_another(self) -> bool:
-        """Whether the span above it has not arrived, which may show that it is a step of another agent's run."""
-        root = self.root
-        if root is None or not self.rule.is_outermost:
+    @property
+    def may_be_a_step(self) -> bool:
+        """Whether a span above it has not arrived, which may show that it is a step of another agent's run."""
+        span, seen = self.root, set[str]()
+        if span is None or not self.rule.is_outermost:
             return False
-        return bool(root.parent_span_id) and root.parent_span_id not in self.trace.spans_by_id
+        while span.span_id not in seen and (above := self.trace.spans_by_id.get(span.parent_span_id)) is not None:
+            seen.add(span.span_id)
+            span = above
+        return bool(span.parent_span_id) and span.span_id not in seen
 
     def _has_orphans(self) -> bool:
         """Whether what is a step depends on a span that has not arrived: where no rule says which spans are steps."""
@@ -283,7 +288,9 @@ class _Run:
         else:
             events.append(Heartbeat(execution=ref, time_ns=now_ns))
         sources.append(ref.execution_id)
-        return AssembledExecution(ref, self.root, events, sources, self.is_named, self.spans, self.may_change)
+        return AssembledExecution(
+            ref, self.root, events, sources, self.is_named, self.spans, self.may_change, self.may_be_a_step
+        )
 
 
 def _is_lasting(rule: Rule, steps: Sequence[AssembledStep]) -> bool:
