@@ -88,6 +88,14 @@ def graph_node(span: SpanRecord) -> Any:
     return f"{span.parent_span_id}/{namespace}" if namespace else None
 
 
+def graph_index(span: SpanRecord) -> int | None:
+    """The index that LangGraph gives one of several runs of a node that were asked for at once (``Send``)."""
+    path = _parsed(span.attributes.get("metadata")).get("langgraph_path")
+    if graph_node(span) is None or not isinstance(path, list) or path[:1] != ["__pregel_push"]:
+        return None
+    return next((item for item in path[1:] if isinstance(item, int) and not isinstance(item, bool)), None)
+
+
 def _step(engine: str, step_type: str, name: Read, **more: Any) -> Rule:
     return Rule(engine=engine, role=Role.STEP, step_type=step_type, name=name, usage=usage_of, state=outcome,
                 states=_OUTCOMES, of_agent=True, **more)  # fmt: skip
@@ -165,8 +173,8 @@ OPENINFERENCE: Final[tuple[Rule, ...]] = (
     # What LangGraph and LangChain run around and between the nodes of a graph.
     Rule(engine="langchain", role=Role.INSIDE, of_agent=True, scopes=("openinference.instrumentation.langchain",),
          names=("RunnableCallable", "ChannelWrite", "ChannelRead"), **_kind("CHAIN")),
-    _agent("openinference", "agent", _name_or_span("agent.name"), key=graph_node, **_kind("AGENT")),
-    _agent("openinference", "chain", _name_or_span(), key=graph_node, **_kind("CHAIN")),
+    _agent("openinference", "agent", _name_or_span("agent.name"), key=graph_node, index=graph_index, **_kind("AGENT")),
+    _agent("openinference", "chain", _name_or_span(), key=graph_node, index=graph_index, **_kind("CHAIN")),
     _step("openinference", "llm", model_call, is_model_call=True, **_kind("LLM")),
     _step("openinference", "embedding", model_call, is_model_call=True, **_kind("EMBEDDING")),
     _step("openinference", "tool", _TOOL_NAME, **_kind("TOOL")),
