@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from tachograph.spans import semconv
+from tachograph_exporter.ingest.agent_rules import AGENT_RULES
 from tachograph_exporter.ingest.rules import (
     RETRYING,
     Kind,
@@ -25,6 +26,7 @@ from tachograph_exporter.ingest.rules import (
     of_resource,
 )
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.usage import usage_of
 
 
 def after_colon(span: SpanRecord) -> str:
@@ -177,7 +179,7 @@ TACHOGRAPH: Final = (
          attempt=attribute(semconv.STEP_ATTEMPT), state=attribute(semconv.STEP_STATUS), states=RESULTS),
     Rule(engine="tachograph", role=Role.STEP, has=(semconv.STEP_NAME,), name=attribute(semconv.STEP_NAME),
          run_id=attribute(semconv.EXECUTION_ID), attempt=attribute(semconv.STEP_ATTEMPT),
-         state=attribute(semconv.STEP_STATUS), states=RESULTS, links=Links.IF_ANY),
+         state=attribute(semconv.STEP_STATUS), states=RESULTS, links=Links.IF_ANY, usage=usage_of),
     Rule(engine="tachograph", role=Role.EXECUTION, has=(semconv.EXECUTION_ID, semconv.WORKFLOW_NAME),
          name=attribute(semconv.WORKFLOW_NAME), run_id=attribute(semconv.EXECUTION_ID),
          workflow_id=attribute(semconv.WORKFLOW_ID), version=attribute(semconv.WORKFLOW_VERSION),
@@ -382,7 +384,7 @@ N8N: Final = (
 
 ENGINES: Final[tuple[tuple[Rule, ...], ...]] = (
     TACHOGRAPH, CICD, GITHUB, AIRFLOW, PREFECT, TEMPORAL, CELERY, DAGSTER, RQ, ARQ, DRAMATIQ, TASKIQ, RAY, HATCHET,
-    METAFLOW, N8N,
+    METAFLOW, N8N, AGENT_RULES,
 )  # fmt: skip
 RULES: Final[tuple[Rule, ...]] = tuple(rule for rules in ENGINES for rule in rules)
 
