@@ -67,6 +67,8 @@ class Moment(NamedTuple):
 
 Read = Callable[[SpanRecord], Any]
 
+RUNNING: Final = "running"
+"""The status of an execution that goes on though its span has ended."""
 RETRYING: Final = "retrying"
 """The status of an attempt that failed when another one is due."""
 
@@ -108,7 +110,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     ``first_attempt``), ``state`` a key of ``states``, ``why`` the reason of a failure. ``outcome`` is the status where
     no state says otherwise. Steps with the same ``key`` are attempts of the same step; without a key, steps of the same
     name and parent are, if each but the last failed before the next one began. ``moments`` reads attempts that only
-    events tell of. ``workflow`` names the workflow when the execution has no span of its own.
+    events tell of. ``workflow`` names the workflow when the execution has no span of its own; of role INSIDE, the
+    span asked for the execution of the same ``series``.
 
     Times in unix nanoseconds: ``queued`` reads when an execution was queued and ``began`` when it started, where its
     span does not say so; ``due`` the time before which an attempt was not to start (a countdown, an ETA).
