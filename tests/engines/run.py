@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.engines import processes
-from tests.engines.play import Program, Scene, Viewer
+from tests.engines.play import SCENE_SECONDS, Program, Scene, Viewer
 from tests.ingest.truth import RECORDINGS
 from tools.local_service import LocalService
 from tools.record_engine import Recorder
@@ -117,8 +117,9 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
         variables |= entry.get("variables", {})
         mask = Mask([ROOT, directory, directory.resolve(), Path(python).parents[1], sys.base_prefix, Path.home()])
         program = Program(
-            python, entry["program"], *addresses, *(scenes or entry.get("scenes", [])), directory=directory, variables=variables
-        )
+            python, entry["program"], *addresses, *(scenes or entry.get("scenes", [])), directory=directory,
+            variables=variables, scene_seconds=entry.get("scene_seconds", SCENE_SECONDS),
+        )  # fmt: skip
         viewer = Viewer(service.get)
         for scene in program:
             quiet(recorder)
