@@ -20,7 +20,7 @@ from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_rows import MAX_AT_ONCE, SpanRows, ends_of, stored_spans, trace_rows
-from tachograph_exporter.ingest.spans import SpanRecord, export_request
+from tachograph_exporter.ingest.spans import SpanRecord, export_request, told_apart
 from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
 from tachograph_exporter.store import locking, refused
 from tachograph_exporter.store.writer import StoreWriter
@@ -58,6 +58,7 @@ class SpanStore:
         self._writer = writer
         self._publish = publish
         self._publishing = threading.Lock()
+        self._book = book
         self._rows = SpanRows(writer.database.dialect)
 
     def commit(self, work: Callable[[Connection], tuple[_T, Sequence[Event]]]) -> _T:
@@ -87,6 +88,8 @@ class SpanStore:
         locking.lock(connection)
         candidates: dict[str, dict[str, SpanRecord]] = defaultdict(dict)
         for span in arrived:
+            if repetition := self._book.repetition(span):
+                span = told_apart(span, repetition)
             trace_spans = candidates[span.trace_id]
             other = trace_spans.get(span.span_id)
             if other is None or span.end_ns > other.end_ns:

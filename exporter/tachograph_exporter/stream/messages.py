@@ -218,6 +218,7 @@ def _error_data(failure: Failure | None) -> dict[str, Any]:
 def _step_data(step: StepRef) -> dict[str, Any]:
     return {
         "step_name": step.name,
+        "map_index": step.map_index,
         "step_type": step.step_type,
         "step_order": step.step_order,
         "depends_on": step.depends_on,

@@ -45,6 +45,8 @@ class TimelineFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _ALL_STEPS = TimelineFilter()
+_DIGITS = 16
+"""Of a number that every reader of JSON keeps."""
 
 
 def build_timeline(
@@ -161,7 +163,7 @@ def _entry(
     return WorkflowStepTimelineEntry(
         step_id=step.step_id,
         step_name=step.name,
-        step_index=step.repetition if is_one_of_many else None,
+        step_index=_index(step, is_one_of_many=is_one_of_many),
         step_type=step.step_type,
         step_order=step.step_order,
         status=step.status,
@@ -196,6 +198,12 @@ def _entry(
         else tuple([LogLine(log.level, log.message, rfc3339(log.time_ns)) for log in step.folded.logs]),
         folded=_folded(step.folded) if step.folded is not None else None,
     )
+
+
+def _index(step: StoredStep, *, is_one_of_many: bool) -> int | str | None:
+    if step.map_index is not None:
+        return int(step.map_index) if step.map_index.isdecimal() and len(step.map_index) < _DIGITS else step.map_index
+    return step.repetition if is_one_of_many else None
 
 
 def _folded(folded: Folded) -> FoldedSteps:

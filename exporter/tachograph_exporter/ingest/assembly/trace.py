@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Final
 
-from tachograph_exporter.ingest.built_in_rules import ANY
-from tachograph_exporter.ingest.rules import Role, Rule, Rulebook
+from tachograph_exporter.ingest.built_in_rules import ANY, RECEIVED, SENT
+from tachograph_exporter.ingest.rules import Kind, Role, Rule, Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
 
 _UNKNOWN: Final = "?"
+_RECEIVING: Final = frozenset({int(Kind.SERVER), int(Kind.CONSUMER)})
 
 
 def start_order(span: SpanRecord) -> tuple[int, str]:
@@ -28,6 +29,18 @@ class TraceSpans:
         self.roots = frozenset(
             span_id for span_id, rule in self.rules.items() if rule is not None and rule.role is Role.EXECUTION
         )
+        if not self.roots:
+            # An engine that has executions of its own says when they end, whoever still reads its messages.
+            self._read_kinds()
+
+    def _read_kinds(self) -> None:
+        """A message that was sent and processed is a step, also where no rule knows the spans."""
+        rules, spans_by_id = self.rules, self.spans_by_id
+        for span in self.order:
+            if span.kind in _RECEIVING and rules[span.span_id] is None:
+                sender = spans_by_id.get(span.parent_span_id)
+                if sender is not None and sender.kind == Kind.PRODUCER and rules[sender.span_id] in (None, SENT):
+                    rules[sender.span_id], rules[span.span_id] = SENT, RECEIVED
 
     def role(self, span_id: str) -> Role | None:
         """The role of a span, or None if it is unknown."""
