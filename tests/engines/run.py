@@ -93,6 +93,7 @@ def save(name: str, engine: str, entry: dict[str, Any], scene: Scene, requests: 
         "engine": engine,
         "engine_version": name,
         "instrumentation": entry["instrumentation"],
+        "tolerance_seconds": entry.get("tolerance_seconds", 0.5),
         "spans": sum(spans_in(request.body) for request in requests),
         **scene.truth,
     }
@@ -126,7 +127,7 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
             requests = recorder.take()
             if record:
                 save(version, engine, entry, scene, requests, mask)
-            differences = viewer.problems(scene, seconds=seconds)
+            differences = viewer.problems(scene, seconds=seconds, tolerance_seconds=entry.get("tolerance_seconds", 1.0))
             print(f"{'WRONG' if differences else 'right'}  {scene.name}")
             for difference in differences:
                 print(f"       {difference}")

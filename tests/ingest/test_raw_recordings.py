@@ -41,13 +41,14 @@ def delivered(requests: list[list[SpanRecord]], delivery: str) -> list[list[Span
 def test_a_recording_becomes_what_happened(name: str, intake: Callable[[], Intake]) -> None:
     problems: dict[str, str] = {}
     requests = requests_of(name)
-    assert sum(len(request) for request in requests) == read_truth(name)["spans"]
+    truth = read_truth(name)
+    assert sum(len(request) for request in requests) == truth["spans"]
     for delivery in DELIVERIES:
         service = intake()
         for request in delivered(requests, delivery):
             service.take(request)
         service.settle()
-        for problem in problems_of(name, service):
+        for problem in problems_of(name, service, tolerance=truth["tolerance_seconds"]):
             problems.setdefault(problem, delivery)
         service.close()
     report = "\n".join(f"{problem} ({delivery})" for problem, delivery in problems.items())

@@ -12,7 +12,7 @@ os.environ["DAGSTER_HOME"] = os.path.abspath("dagster-home")
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
 from dagster import DagsterEventType, DagsterInstance, RunsFilter
-from telling import at, execution, step, stop_at_sigterm, tell
+from telling import at, execution, step, stop_at_sigterm, tell, without_module
 
 HERE = Path(__file__).parent
 STATUSES = {"SUCCESS": "completed", "FAILURE": "failed", "STARTED": "lost", "CANCELED": "cancelled"}
@@ -54,8 +54,7 @@ def told_of(instance, job):
             statuses[key] = status
             if kind is DagsterEventType.STEP_FAILURE:
                 cause = event.event_specific_data.error.cause or event.event_specific_data.error
-                kind_of_error, _, message = cause.message.strip().partition(": ")
-                errors[key] = f"{kind_of_error.rpartition('.')[2]}: {message}"
+                errors[key] = without_module(cause.message.strip())
         elif kind is DagsterEventType.STEP_SKIPPED:
             statuses[key] = "skipped"
     steps = []

@@ -20,7 +20,7 @@ from opentelemetry_instrumentation_rq import RQInstrumentor
 from redis import Redis
 from rq import Queue, Retry, Worker
 from rq.results import Result
-from telling import execution, step, stop_at_sigterm, tell
+from telling import execution, step, stop_at_sigterm, tell, without_module
 
 
 def instrument():
@@ -78,8 +78,10 @@ def told(job, names, *, index=None, **more):
     """A step by what RQ keeps of a job. ``names``: the steps of the jobs that it may depend on."""
     job.refresh()
     status = job.get_status().value
-    tries = [{"status": OUTCOMES[result.type]} for result in reversed(job.results())]
-    tries = [{"attempt": number, **attempt} for number, attempt in enumerate(tries, 1)]
+    retries = job.number_of_retries or 0
+    tries = [{"attempt": number, "status": "failed"} for number in range(1, retries + 1)]
+    if job.latest_result() is not None:
+        tries.append({"attempt": retries + 1, "status": OUTCOMES[job.latest_result().type]})
     times = {}
     if len(tries) == 1:
         # RQ keeps the start of the last try only.
@@ -87,7 +89,7 @@ def told(job, names, *, index=None, **more):
     result = job.latest_result()
     error = None
     if status == "failed":
-        error = result.exc_string.strip().splitlines()[-1]
+        error = without_module(result.exc_string.strip().splitlines()[-1])
     name = f"__main__.{job.func_name.rpartition('.')[2]}"
     return step(
         "rq_kinds." + name.rpartition(".")[2],

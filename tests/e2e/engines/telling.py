@@ -40,6 +40,14 @@ def execution(workflow, status, steps=None, **more):
     return may_be_open(fields if steps is None else {**fields, "steps": steps})
 
 
+def without_module(error):
+    """``package.module.Kind: message`` → ``Kind: message``; None stays None."""
+    if error is None:
+        return None
+    kind, _, message = error.partition(": ")
+    return f"{kind.rpartition('.')[2]}: {message}"
+
+
 def step(name, status, attempts, depends_on=None, *, index=None, **more):
     """A step of the truth. Without ``depends_on`` nothing is claimed of what it waited for."""
     fields = {"name": name, "index": index, "status": status, "attempts": attempts}
