@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -135,6 +136,12 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
     return problems
 
 
+def processor_seconds() -> float:
+    """What processes that have ended have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> int:
     """Run the engines that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -146,13 +153,13 @@ def main() -> int:
     problems = []
     for name in arguments.engines or ENGINES:
         print(f"== {name}", flush=True)
-        start = time.monotonic()
+        start, before = time.monotonic(), processor_seconds()
         try:
             problems += play(name, record=arguments.record, scenes=arguments.scenes, seconds=arguments.seconds)
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             print(error)
             problems.append(f"{name} does not run here")
-        print(f"   {time.monotonic() - start:.0f} s", flush=True)
+        print(f"   {time.monotonic() - start:.0f} s, {processor_seconds() - before:.0f} s of processor time", flush=True)
     return 1 if problems else 0
 
 

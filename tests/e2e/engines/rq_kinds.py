@@ -74,11 +74,13 @@ def wait(job, *statuses):
         time.sleep(0.05)
 
 
-def told(job, names, *, index=None, **more):
-    """A step by what RQ keeps of a job. ``names``: the steps of the jobs that it may depend on."""
+def told(job, names, *, index=None, retries=0, **more):
+    """A step by what RQ keeps of a job. ``names``: the steps of the jobs that it may depend on; ``retries``: how many
+    it may have."""
     job.refresh()
     status = job.get_status().value
-    retries = job.number_of_retries or 0
+    if retries:
+        retries -= int(job.connection.hget(job.key, "retries_left") or 0)
     tries = [{"attempt": number, "status": "failed"} for number in range(1, retries + 1)]
     if job.latest_result() is not None:
         tries.append({"attempt": retries + 1, "status": OUTCOMES[job.latest_result().type]})
@@ -117,7 +119,7 @@ def pipeline(queue):
     names = {extracted.id: "rq_kinds.extract", merged.id: "rq_kinds.merge"}
     names |= {job.id: f"rq_kinds.work#{i}" for i, job in enumerate(works)}
     steps = [told(extracted, names), *(told(job, names, index=i) for i, job in enumerate(works)),
-             told(merged, names), told(last, names)]  # fmt: skip
+             told(merged, names), told(last, names, retries=2)]  # fmt: skip
     return [execution("rq nightly", "completed", steps)], []
 
 
