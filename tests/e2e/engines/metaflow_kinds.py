@@ -19,27 +19,23 @@ SETTINGS = {
 os.environ |= SETTINGS
 
 from metaflow import Flow, namespace
-from telling import execution, step, stop_at_sigterm, tell
+from telling import execution, step, stop_at_sigterm, tell, without_module
 
 EDGES = {"start": [], "work": ["start"], "merge": ["work#0", "work#1", "work#2"], "flaky": ["merge"], "end": ["flaky"]}
-
-
-def when(value):
-    return None if value is None else f"{value.astimezone(None):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 def told_of():
     namespace(None)
     run = Flow("Nightly").latest_run
     steps = []
-    for found in reversed(list(run.steps())):
-        tasks = sorted(found.tasks(), key=lambda task: int(task.id))
+    for flow_step in reversed(list(run.steps())):
+        tasks = sorted(flow_step.tasks(), key=lambda task: int(task.id))
         for index, task in enumerate(tasks):
             attempts = int(task.metadata_dict["attempt"]) + 1
             status = "completed" if task.successful else "failed"
-            error = None if task.exception is None else f"{task.exception.type}: {task.exception.exception}"
+            error = None if task.exception is None else without_module(f"{task.exception.type}: {task.exception.exception}")
             steps.append(
-                step(found.id, status, attempts, EDGES[found.id], index=index if len(tasks) > 1 else None, error=error,
+                step(flow_step.id, status, attempts, EDGES[flow_step.id], index=index if len(tasks) > 1 else None, error=error,
                      run_id=task.id)
             )  # fmt: skip
     status = "completed" if run.successful else "failed"
@@ -66,7 +62,7 @@ def main(names):
     for scene in (nightly, failed):
         if not names or scene.__name__ in names:
             executions = scene()
-            tell(f"metaflow_{scene.__name__}", executions, index_from="recording", edges_from="recording",
+            tell(f"metaflow_{scene.__name__}", executions, index_from="engine", edges_from="recording",
                  truth_from="Metaflow's client; edges from the flow")  # fmt: skip
 
 
