@@ -318,6 +318,7 @@ class _Run:
                     work_ns += event.run_ns if step.parent is None else 0
                 elif type(event) is StepSkipped:
                     counts[StepStatus.SKIPPED] += 1
+                    work_ns += event.run_ns if step.parent is None else 0
                     step.started_ns = event.started_ns  # As stored: what never ran is on no critical path.
         if end_ns is not None:
             ended = [step for step in steps if step.finished_ns is not None]

@@ -147,7 +147,13 @@ def _add_steps(tries: list[Try], spans: Sequence[Matched]) -> None:
         if place and span.start_ns < tries[place - 1].start_ns:
             # One span for all attempts: what lies before the first one is waiting.
             attempt = tries[0]
-        if span.start_ns < attempt.start_ns and (attempt.ready_ns is None or span.start_ns < attempt.ready_ns):
+        # What lies before a further attempt is its backoff: an engine that says when it queued it does not say why.
+        is_first = attempt is tries[0]
+        if (
+            is_first
+            and span.start_ns < attempt.start_ns
+            and (attempt.ready_ns is None or span.start_ns < attempt.ready_ns)
+        ):
             attempt.ready_ns = span.start_ns
 
 
