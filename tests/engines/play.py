@@ -77,7 +77,6 @@ class Program:
             process.stdout.close()
             process.wait()
 
-
     def _limit(self, process: subprocess.Popen[str]) -> threading.Timer:
         """Ends a program that is stuck."""
         timer = threading.Timer(self._scene_seconds, process.terminate)

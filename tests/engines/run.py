@@ -159,7 +159,9 @@ def main() -> int:
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             print(error)
             problems.append(f"{name} does not run here")
-        print(f"   {time.monotonic() - start:.0f} s, {processor_seconds() - before:.0f} s of processor time", flush=True)
+        print(
+            f"   {time.monotonic() - start:.0f} s, {processor_seconds() - before:.0f} s of processor time", flush=True
+        )
     return 1 if problems else 0
 
 

@@ -1,4 +1,4 @@
-"""What real engines sent, request by request as it arrived, becomes what happened; so it does in another order, and once."""
+"""What real engines sent, request by request as it arrived, becomes what happened, in another order too, and once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ NOT_YET: Final = frozenset({
 
 
 def requests_of(name: str) -> list[list[SpanRecord]]:
-    return [spans_of(json.dumps(request.body).encode()) for request in read(FILES[name]) if request.path == "/v1/traces"]
+    return [
+        spans_of(json.dumps(request.body).encode()) for request in read(FILES[name]) if request.path == "/v1/traces"
+    ]
 
 
 def taken(service: Intake, requests: list[list[SpanRecord]]) -> None:
@@ -48,7 +50,7 @@ def test_a_recording_becomes_what_happened(name: str, intake: Callable[[], Intak
     assert sum(len(request) for request in requests) == truth["spans"]
     service = intake()
     taken(service, requests)
-    problems = {problem: "as it arrived" for problem in problems_of(name, service, tolerance=tolerance)}
+    problems = dict.fromkeys(problems_of(name, service, tolerance=tolerance), "as it arrived")
     before = lasting(service), service.counted()
     taken(service, requests)
     assert (lasting(service), service.counted()) == before, "arriving twice changes it"

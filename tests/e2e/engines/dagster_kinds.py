@@ -27,7 +27,12 @@ EDGES = {
 
 
 def run(name):
-    command = [Path(sys.executable).with_name("opentelemetry-instrument"), sys.executable, HERE / "dagster_jobs.py", name]
+    command = [
+        Path(sys.executable).with_name("opentelemetry-instrument"),
+        sys.executable,
+        HERE / "dagster_jobs.py",
+        name,
+    ]
     variables = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_METRICS_EXPORTER": "none",
                  "OTEL_BSP_SCHEDULE_DELAY": "200"}  # fmt: skip
     with open("job.log", "ab") as log:
@@ -78,6 +83,14 @@ UNKNOWABLE = {
 }
 
 
+UNKNOWN = {
+    "nightly": ["when the run began and ended, and how: a run has no span", "what was skipped: no span"],
+    "failing": ["when the run began and ended, and how: a run has no span", "what was skipped: no span"],
+    "dying": ["that the process was killed: the span of its step died with it"],
+}
+"""What spans cannot tell of a scene, in words."""
+
+
 def main(names):
     stop_at_sigterm()
     os.makedirs(os.environ["DAGSTER_HOME"], exist_ok=True)
@@ -90,6 +103,7 @@ def main(names):
                     f"dagster113_{job}",
                     [told_of(instance, job)],
                     unknowable=UNKNOWABLE[job],
+                    unknown=UNKNOWN.get(job, []),
                     index_from="engine",
                     edges_from="recording",
                     truth_from="the run's record and event log; edges from the job's definition",

@@ -18,8 +18,9 @@ SETTINGS = {
 }
 os.environ |= SETTINGS
 
-from metaflow import Flow, namespace
-from telling import execution, step, stop_at_sigterm, tell, without_module
+# Metaflow reads its settings when it is imported.
+from metaflow import Flow, namespace  # noqa: E402
+from telling import execution, step, stop_at_sigterm, tell, without_module  # noqa: E402
 
 EDGES = {"start": [], "work": ["start"], "merge": ["work#0", "work#1", "work#2"], "flaky": ["merge"], "end": ["flaky"]}
 
@@ -33,10 +34,12 @@ def told_of():
         for index, task in enumerate(tasks):
             attempts = int(task.metadata_dict["attempt"]) + 1
             status = "completed" if task.successful else "failed"
-            error = None if task.exception is None else without_module(f"{task.exception.type}: {task.exception.exception}")
+            error = (
+                None if task.exception is None else without_module(f"{task.exception.type}: {task.exception.exception}")
+            )
             steps.append(
-                step(flow_step.id, status, attempts, EDGES[flow_step.id], index=index if len(tasks) > 1 else None, error=error,
-                     run_id=task.id)
+                step(flow_step.id, status, attempts, EDGES[flow_step.id], run_id=task.id, error=error,
+                     index=index if len(tasks) > 1 else None)
             )  # fmt: skip
     status = "completed" if run.successful else "failed"
     return execution("Nightly", status, steps, run_id=run.id, workflow_also=["metaflow_flow.py", "metaflow_flow"])

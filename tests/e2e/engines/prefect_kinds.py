@@ -6,14 +6,13 @@ The truth is from the server's API: flow runs, task runs, their states and input
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import httpx
 import prefect
-from telling import execution, step, stop_at_sigterm, tell
+from telling import execution, spawn, step, stop_at_sigterm, tell
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -34,8 +33,7 @@ class Server:
         home = {"PREFECT_HOME": os.path.abspath("prefect-home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
                 "PREFECT_CLI_PROMPT": "false", "DO_NOT_TRACK": "1"}  # fmt: skip
         command = [BIN / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        with open("server.log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=PLAIN | home, start_new_session=True)
+        self.process = spawn(command, "server.log", env=PLAIN | home)
         self.environment = PLAIN | OTEL | home | {
             "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
             "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
@@ -60,8 +58,7 @@ class Server:
 
     def start_flow(self, name):
         command = [BIN / "opentelemetry-instrument", sys.executable, HERE / "prefect_flows.py", name]
-        with open("flow.log", "ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=self.environment, start_new_session=True)
+        return spawn(command, "flow.log", env=self.environment)
 
     def ask(self, path, **body):
         answer = self.client.post(path, json=body)
@@ -128,8 +125,8 @@ def steps_of(server, flow_run, numbers):
         told = step(
             name, STATUSES[run["state_type"]], 1 if child else len(tries) or (run["state_type"] == "COMPLETED"),
             # Where an input is a plain value Prefect does not know where it is from: nothing is claimed.
-            [n if i is None else f"{n}#{i}" for n, i in depends_on] or None, index=index, engine_status=run["state_name"],
-            run_id=run["id"], tries=tries if tries and not child else None,
+            [n if i is None else f"{n}#{i}" for n, i in depends_on] or None, index=index,
+            engine_status=run["state_name"], run_id=run["id"], tries=tries if tries and not child else None,
             started_at=run["start_time"], ended_at=run["end_time"],
             error=message.partition("with an exception: ")[2] or message.partition("exception ")[2] or None
             if run["state_type"] == "FAILED" else None, **more,
@@ -209,6 +206,15 @@ def killed(server, seen):
     return executions, [{"field": "status"}, {"field": "started_at"}]
 
 
+UNKNOWN = {
+    "nightly": ["the name of the flow, only its id", "what a mapped task waits for, and its index"],
+    "failing": ["a task that was not ready: no span"],
+    "twice": ["the end of a flow that was tried again: its span ends with the first try"],
+    "slow": ["the name of the flow, only its id"],
+    "killed": ["that the flow's process was killed: its span never came"],
+}
+"""What spans cannot tell of a scene, in words."""
+
 SCENES = [nightly, failing, twice, slow, killed]
 
 
@@ -225,6 +231,7 @@ def main(names):
                     f"prefect{version}_{scene.__name__}",
                     executions,
                     unknowable=[*NAMELESS, *unknowable],
+                    unknown=UNKNOWN.get(scene.__name__, []),
                     index_from="none",
                     edges_from="recording",
                     truth_from="the server's API: flow runs, task runs, states, inputs",

@@ -3,6 +3,7 @@
 The truth is from Ray's state API (each attempt of each task); what waits for what is from the program.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -69,7 +70,9 @@ def told_of(names, edges, **more):
     deadline, last = time.monotonic() + 60, None
     while True:
         # The state API learns of the tasks' ends a second later.
-        tasks = [task for task in list_tasks(detail=True, limit=1000) if task.func_or_class_name.rpartition(".")[2] in names]
+        tasks = [
+            task for task in list_tasks(detail=True, limit=1000) if task.func_or_class_name.rpartition(".")[2] in names
+        ]
         ended = [task for task in tasks if task.state in ("FINISHED", "FAILED") and task.end_time_ms]
         if tasks and len(ended) == len(tasks) and len(tasks) == last:
             break
@@ -93,8 +96,8 @@ def told_of(names, edges, **more):
             for number, task in enumerate(attempts, 1)
         ]  # fmt: skip
         steps.append(
-            step(f"ray_kinds.{name}", tries[-1]["status"], len(tries), edges[name], index=index, tries=tries, also=[name],
-                 engine_status=attempts[-1].state, ended_at=tries[-1]["ended_at"],
+            step(f"ray_kinds.{name}", tries[-1]["status"], len(tries), edges[name], index=index, tries=tries,
+                 also=[name], engine_status=attempts[-1].state, ended_at=tries[-1]["ended_at"],
                  started_at=tries[0].get("started_at"), **more)
         )  # fmt: skip
     return steps
@@ -115,10 +118,8 @@ def pipeline():
 
 def failed():
     reference = broken.remote(1)
-    try:
+    with contextlib.suppress(ray.exceptions.RayTaskError):
         ray.get(reference)
-    except ray.exceptions.RayTaskError:
-        pass
     steps = told_of({"broken"}, {"broken": []}, error="RuntimeError: no item 1")
     return [execution("ray_kinds.broken", "failed", steps, workflow_also=["broken"])], []
 
@@ -130,6 +131,12 @@ def process_killed():
     unknowable = [{"step": "ray_kinds.survive", "field": field} for field in ("attempts", "started_at")]
     return [execution("ray killed", "completed", told_of({"survive"}, {"survive": []}))], unknowable
 
+
+UNKNOWN = {
+    "pipeline": ["what waits for what: all tasks are asked for at once"],
+    "process_killed": ["the first try: its span died with its process"],
+}
+"""What spans cannot tell of a scene, in words."""
 
 SCENES = [pipeline, failed, process_killed]
 
@@ -145,6 +152,7 @@ def main(names):
                     f"ray_{scene.__name__}",
                     executions,
                     unknowable=unknowable,
+                    unknown=UNKNOWN.get(scene.__name__, []),
                     index_from="order",
                     edges_from="order",
                     truth_from="the state API; edges from the program",

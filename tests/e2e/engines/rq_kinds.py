@@ -8,7 +8,6 @@ The truth is from the jobs and their results as RQ keeps them in Redis.
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -20,7 +19,7 @@ from opentelemetry_instrumentation_rq import RQInstrumentor
 from redis import Redis
 from rq import Queue, Retry, Worker
 from rq.results import Result
-from telling import execution, step, stop_at_sigterm, tell, without_module
+from telling import execution, spawn, step, stop_at_sigterm, tell, without_module
 
 
 def instrument():
@@ -97,7 +96,10 @@ def told(job, names, *, index=None, retries=0, **more):
         "rq_kinds." + name.rpartition(".")[2],
         STATUSES[status],
         len(tries),
-        sorted(names[key] for key in [getattr(key, "decode", lambda key=key: key)().rpartition(":")[2] for key in job.dependency_ids]),
+        sorted(
+            names[key]
+            for key in [getattr(key, "decode", lambda key=key: key)().rpartition(":")[2] for key in job.dependency_ids]
+        ),
         index=index,
         tries=tries,
         engine_status=status,
@@ -155,8 +157,15 @@ def killed(queue):
     entry = told(job, {}, status_or=["lost"])
     run = execution("rq_kinds.die", "failed", [entry], workflow_also=["die"], status_or=["lost"])
     # The process that had the job's spans was killed; its parent makes spans of that it handled the failure.
-    return [run], [{"step": "rq_kinds.die", "field": field} for field in ("started_at", "ended_at", "attempts", "error")]
+    return [run], [
+        {"step": "rq_kinds.die", "field": field} for field in ("started_at", "ended_at", "attempts", "error")
+    ]
 
+
+UNKNOWN = {
+    "killed": ["when the job ran: the process that had its spans was killed"],
+}
+"""What spans cannot tell of a scene, in words."""
 
 SCENES = [pipeline, failed, alone, timed_out, killed]
 
@@ -169,9 +178,8 @@ def main(address, names):
         Worker([queue], connection=connection).work()
         return
     stop_at_sigterm()
-    with open("worker.log", "ab") as log:
-        command = [sys.executable, __file__, address, "--worker"]
-        worker = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    command = [sys.executable, __file__, address, "--worker"]
+    worker = spawn(command, "worker.log")
     try:
         for scene in SCENES:
             if not names or scene.__name__ in names:
@@ -180,6 +188,7 @@ def main(address, names):
                     f"rq_{scene.__name__}",
                     executions,
                     unknowable=unknowable,
+                    unknown=UNKNOWN.get(scene.__name__, []),
                     index_from="order",
                     edges_from="recording",
                     truth_from="the jobs and their results in Redis",

@@ -7,9 +7,9 @@ The truth is from the workflows' histories on the server; what waits for what is
 """
 
 import asyncio
+import contextlib
 import os
 import signal
-import subprocess
 import sys
 from datetime import timedelta
 
@@ -17,7 +17,7 @@ from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from telling import execution, step, stop_at_sigterm, tell
+from telling import execution, spawn, step, stop_at_sigterm, tell
 from temporalio import activity, workflow
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError
@@ -75,9 +75,7 @@ class Nightly:
     @workflow.run
     async def run(self) -> None:
         await workflow.execute_activity(fetch, 0, start_to_close_timeout=LIMIT)
-        await asyncio.gather(
-            *(workflow.execute_activity(fetch, i, start_to_close_timeout=LIMIT) for i in range(1, 3))
-        )
+        await asyncio.gather(*(workflow.execute_activity(fetch, i, start_to_close_timeout=LIMIT) for i in range(1, 3)))
         await workflow.execute_activity(charge, 1, start_to_close_timeout=LIMIT, retry_policy=QUICKLY)
         await asyncio.sleep(0.4)
         await workflow.wait_condition(lambda: self.approved)
@@ -232,9 +230,7 @@ class Stage:
 
     async def start(self, run, *arguments, task_queue="kinds", **options):
         name = run.__qualname__.partition(".")[0].lower()
-        return await self.client.start_workflow(
-            run, args=arguments, id=self.id(name), task_queue=task_queue, **options
-        )
+        return await self.client.start_workflow(run, args=arguments, id=self.id(name), task_queue=task_queue, **options)
 
     async def until_done(self, handle, activity_name):
         """Wait until a workflow's activity has completed."""
@@ -246,10 +242,8 @@ class Stage:
 
 
 async def ended(handle):
-    try:
+    with contextlib.suppress(WorkflowFailureError):
         await handle.result()
-    except WorkflowFailureError:
-        pass
 
 
 async def nightly(stage):
@@ -333,22 +327,21 @@ async def next_run(client, workflow_id, run_id):
 
 async def worker_killed(stage):
     command = [sys.executable, __file__, stage.address, "--worker"]
-    with open("worker.log", "ab") as log:
-        worker = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        try:
-            handle = await stage.start(Slow.run, task_queue="killed")
-            await stage.until_done(handle, "fetch")
-            while not (await started(handle)):
-                await asyncio.sleep(0.05)
-            await asyncio.sleep(0.6)  # spans are sent every 0.2 s
-            os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
-            worker = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-            await ended(handle)
-            await asyncio.sleep(0.6)
-        finally:
-            os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+    worker = spawn(command, "worker.log")
+    try:
+        handle = await stage.start(Slow.run, task_queue="killed")
+        await stage.until_done(handle, "fetch")
+        while not (await started(handle)):  # noqa: ASYNC110 - only the server knows
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.6)  # spans are sent every 0.2 s
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+        worker = spawn(command, "worker.log")
+        await ended(handle)
+        await asyncio.sleep(0.6)
+    finally:
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
     run, activities = await history(stage.client, handle.id)
     # The span of the first attempt of `hang` died with the worker.
     steps = steps_of(activities, [[], ["fetch"]])
@@ -361,6 +354,15 @@ async def started(handle):
     # PENDING_ACTIVITY_STATE_STARTED
     return any(activity.activity_type.name == "hang" and activity.state == 2 for activity in pending)
 
+
+UNKNOWN = {
+    "nightly": ["the timer: no span"],
+    "cancelled": ["that the run was cancelled: no span says so"],
+    "terminated": ["that the run was terminated: no span says so"],
+    "timed_out": ["that the run's time was up: no span says so"],
+    "worker_killed": ["the first attempt of `hang`: its span died with the worker"],
+}
+"""What spans cannot tell of a scene, in words."""
 
 SCENES = [nightly, refused, cancelled, terminated, timed_out, continued, worker_killed]
 
@@ -378,6 +380,7 @@ async def main(address, names):
                 executions, unknowable = await scene(stage)
                 spans_sent()
                 told = {"index_from": "order", "edges_from": "order", "unknowable": unknowable,
+                        "unknown": UNKNOWN.get(scene.__name__, []),
                         "truth_from": "the histories on the server; edges from the program"}  # fmt: skip
                 await asyncio.to_thread(tell, f"{prefix}_{scene.__name__}", executions, **told)
 
