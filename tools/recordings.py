@@ -80,7 +80,8 @@ class Mask:
 
     def __init__(self, paths: Sequence[str | Path] = ()) -> None:
         names = {socket.gethostname(), socket.getfqdn()} - {"localhost", ""}
-        self._names = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in sorted(names, key=len, reverse=True)))
+        patterns = [rf"\b{re.escape(name)}\b" for name in sorted(names, key=len, reverse=True)]
+        self._names = re.compile("|".join(patterns) or "(?!)")
         self._paths = sorted({str(path) for path in paths}, key=len, reverse=True)
         self._process_ids: dict[str, int] = {}
 
@@ -137,6 +138,7 @@ def read(path: Path) -> Iterator[Request]:
     content = path.read_bytes()
     if path.suffix == ".gz":
         content = gzip.decompress(content)
-    for line in content.decode().splitlines():
+    # JSON strings may hold other characters that end a line.
+    for line in content.decode().rstrip("\n").split("\n"):
         fields = json.loads(line)
         yield Request(fields["offset_seconds"], fields["path"], fields["request"])

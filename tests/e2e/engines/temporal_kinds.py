@@ -329,7 +329,7 @@ async def worker_killed(stage):
     command = [sys.executable, __file__, stage.address, "--worker"]
     worker = spawn(command, "worker.log")
     try:
-        handle = await stage.start(Slow.run, task_queue="killed")
+        handle = await stage.start(Slow.run, task_queue="killed", task_timeout=timedelta(seconds=2))
         await stage.until_done(handle, "fetch")
         while not (await started(handle)):  # noqa: ASYNC110 - only the server knows
             await asyncio.sleep(0.05)
@@ -370,7 +370,11 @@ SCENES = [nightly, refused, cancelled, terminated, timed_out, continued, worker_
 async def main(address, names):
     client = await connect(address)
     if names == ["--worker"]:
-        async with Worker(client, task_queue="killed", workflows=WORKFLOWS, activities=ACTIVITIES):
+        soon = timedelta(seconds=1)  # a task that only the killed worker may take is given to another one
+        async with Worker(
+            client, task_queue="killed", workflows=WORKFLOWS, activities=ACTIVITIES,
+            sticky_queue_schedule_to_start_timeout=soon,
+        ):  # fmt: skip
             await asyncio.Event().wait()
     stage = Stage(client, address)
     prefix = "temporal_plugin" if PLUGIN else "temporal"
