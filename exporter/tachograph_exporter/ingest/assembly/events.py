@@ -74,8 +74,8 @@ def step_events(
     ready_ns = place.start_ns if asked_ns is None else min(at(asked_ns), place.start_ns)
     earlier = [end for step_id in step.depends_on if (end := ends.get(step_id)) is not None and end <= ready_ns]
     if step.after is not None and asked_ns is not None:
-        # The step that asked for it had done so before it ended.
-        earlier.append(ready_ns)
+        # The step that asked for it had done so before it ended; whether it was due at once is another matter.
+        earlier.append(ready_ns if step.asked_ns is None else min(at(step.asked_ns), ready_ns))
     met_ns = max([limits.start_ns, *earlier])
     if asked_ns is not None:
         attempts.ready(ready_ns, met_ns)

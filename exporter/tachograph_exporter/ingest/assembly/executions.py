@@ -125,10 +125,10 @@ def assemble(
 
 def _successions(heads: Mapping[str, tuple[str, SpanRecord | None, Rule]]) -> dict[str, int]:
     """When the next execution of its series began, for executions that have one."""
-    series: dict[Any, list[tuple[int, str]]] = defaultdict(list)
+    series: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
     for key, (_, root, rule) in heads.items():
         if root is not None and rule.series is not None and (value := rule.series(root)) is not None:
-            series[rule.engine, value].append((root.start_ns, key))
+            series[rule.engine, repr(value)].append((root.start_ns, key))
     return {
         key: following
         for members in series.values()
