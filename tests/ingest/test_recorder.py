@@ -79,7 +79,8 @@ def test_names_of_the_machine_are_masked_and_nothing_else() -> None:
     host = socket.gethostname()
     request = export(
         **{"host.name": host, "code.filepath": f"{os.getcwd()}/shop.py", "process.pid": 4711,
-           "process.parent_pid": 4712, "process.owner": "root", "celery.hostname": f"gen4711@{host}", "order": 4711, "customer": "root"}
+           "process.parent_pid": 4712, "process.owner": "root", "celery.hostname": f"gen4711@{host}",
+           "order": 4711, "customer": "root"}
     )  # fmt: skip
     masked = Mask([os.getcwd()])(otlp_json(request))
     (span,) = records_of(scopes_of_json(json.dumps(masked).encode()))

@@ -25,6 +25,9 @@ from telling import at, execution, spawn, step, stop_at_sigterm, tell
 BROKER = os.environ.get("BROKER") or os.environ.setdefault("BROKER", sys.argv[1])
 # A process that the worker stops has time to send a span that it ends, only if it sends it at once.
 AT_ONCE = os.environ.get("SPANS_AT_ONCE") == "1"
+# Then each run is the root of a trace, with a link to the span that sent its message.
+LINKS = os.environ.get("SPAN_LINKS") == "1"
+PREFIX = "celery_at_once" if AT_ONCE else "celery_links" if LINKS else "celery"
 app = Celery("celery_kinds", broker=BROKER, backend=BROKER)
 app.conf.update(
     broker_connection_retry_on_startup=True,
@@ -42,7 +45,7 @@ def instrument(**_):
         SimpleSpanProcessor(exporter) if AT_ONCE else BatchSpanProcessor(exporter, schedule_delay_millis=200)
     )
     trace.set_tracer_provider(provider)
-    CeleryInstrumentor().instrument()
+    CeleryInstrumentor().instrument(use_span_links=LINKS)
 
 
 @app.task
@@ -418,7 +421,7 @@ def main(names):
                 executions, unknowable = scene(stage)
                 spans_sent()
                 tell(
-                    f"celery_{'at_once_' if AT_ONCE else ''}{scene.__name__}",
+                    f"{PREFIX}_{scene.__name__}",
                     executions,
                     unknowable=unknowable,
                     unknown=UNKNOWN.get(scene.__name__, []),

@@ -10,12 +10,15 @@ import time
 
 from dagster import (
     DagsterInstance,
+    Definitions,
     DynamicOut,
     DynamicOutput,
     Failure,
     Out,
     Output,
     RetryPolicy,
+    asset,
+    define_asset_job,
     graph,
     job,
     op,
@@ -104,6 +107,28 @@ def die(number):
 @job
 def dying():
     die(extract())
+
+
+@asset
+def orders():
+    time.sleep(0.05)
+    return [1, 2]
+
+
+@asset
+def customers():
+    time.sleep(0.05)
+    return [3]
+
+
+@asset
+def report(orders, customers):
+    time.sleep(0.05)
+    return len(orders) + len(customers)
+
+
+assets = Definitions(assets=[orders, customers, report], jobs=[define_asset_job("warehouse")])
+warehouse = assets.resolve_job_def("warehouse")
 
 
 if __name__ == "__main__":

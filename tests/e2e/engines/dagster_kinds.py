@@ -22,6 +22,7 @@ EDGES = {
         "flaky": ["merge"], "choose": ["flaky"], "never": ["choose"], "store": ["choose"], "sub.load": ["flaky"],
     },
     "failing": {"extract": [], "broken": ["extract"], "load": ["broken"]},
+    "warehouse": {"orders": [], "customers": [], "report": ["orders", "customers"]},
     "dying": {"extract": [], "die": ["extract"]},
 }  # fmt: skip
 
@@ -79,6 +80,7 @@ def told_of(instance, job):
 UNKNOWABLE = {
     "nightly": [{"field": "started_at"}, {"field": "status"}, {"field": "ended_at"}, {"step": "never"}],
     "failing": [{"field": "started_at"}, {"field": "status"}, {"field": "ended_at"}, {"step": "load"}],
+    "warehouse": [{"field": "started_at"}, {"field": "status"}, {"field": "ended_at"}],
     "dying": [{"field": "started_at"}, {"field": "status"}, {"step": "die"}],
 }
 
@@ -86,6 +88,7 @@ UNKNOWABLE = {
 UNKNOWN = {
     "nightly": ["when the run began and ended, and how: a run has no span", "what was skipped: no span"],
     "failing": ["when the run began and ended, and how: a run has no span", "what was skipped: no span"],
+    "warehouse": ["when the run began and ended, and how: a run has no span"],
     "dying": ["that the process was killed: the span of its step died with it"],
 }
 """What spans cannot tell of a scene, in words."""

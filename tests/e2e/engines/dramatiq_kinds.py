@@ -129,6 +129,12 @@ def alone():
     return [execution("extract", "completed", [told(message)])], []
 
 
+def delayed():
+    message = extract.send_with_options(delay=1000)
+    wait(message, "completed")
+    return [execution("extract", "completed", [told(message)])], []
+
+
 def failed():
     message = broken.send()
     wait(message, "failed", 2)
@@ -143,7 +149,7 @@ UNKNOWN = {
 }
 """What spans cannot tell of a scene, in words."""
 
-SCENES = [pipeline, group, alone, failed]
+SCENES = [pipeline, group, alone, delayed, failed]
 
 
 def main(names):

@@ -61,8 +61,24 @@ def survive(path):
 
 
 @ray.remote
+class Counter:
+    def __init__(self):
+        self.total = 0
+
+    def add(self, number):
+        time.sleep(0.05)
+        self.total += number
+        return self.total
+
+
+@ray.remote
 def broken(number):
     raise RuntimeError("no item 1")
+
+
+def function_of(task):
+    """The function's name, or class and method, without the module."""
+    return task.func_or_class_name if task.type.startswith("ACTOR") else task.func_or_class_name.rpartition(".")[2]
 
 
 def told_of(names, edges, **more):
@@ -70,9 +86,7 @@ def told_of(names, edges, **more):
     deadline, last = time.monotonic() + 60, None
     while True:
         # The state API learns of the tasks' ends a second later.
-        tasks = [
-            task for task in list_tasks(detail=True, limit=1000) if task.func_or_class_name.rpartition(".")[2] in names
-        ]
+        tasks = [task for task in list_tasks(detail=True, limit=1000) if function_of(task) in names]
         ended = [task for task in tasks if task.state in ("FINISHED", "FAILED") and task.end_time_ms]
         if tasks and len(ended) == len(tasks) and len(tasks) == last:
             break
@@ -85,7 +99,7 @@ def told_of(names, edges, **more):
         by_task.setdefault(task.task_id, []).append(task)
     counts, steps = {}, []
     for attempts in by_task.values():
-        name = attempts[0].func_or_class_name.rpartition(".")[2]
+        name = function_of(attempts[0])
         several = sum(task[0].func_or_class_name == attempts[0].func_or_class_name for task in by_task.values()) > 1
         index = counts.get(name, 0) if several else None
         counts[name] = counts.get(name, 0) + 1
@@ -116,6 +130,19 @@ def pipeline():
     return [execution("ray nightly", "completed", told_of(edges, edges))], [{"edge": "*"}]
 
 
+def actor():
+    with trace.get_tracer("shop").start_as_current_span("ray actor"):
+        counter = Counter.remote()
+        ray.get([counter.add.remote(i) for i in range(2)])
+    edges = {"Counter.__init__": [], "Counter.add": []}
+    steps = told_of(edges, edges)
+    for told in steps:
+        # An actor does one thing after the other.
+        del told["depends_on"]
+        told["also"].append(told["name"].rpartition(".")[2])
+    return [execution("ray actor", "completed", steps)], []
+
+
 def failed():
     reference = broken.remote(1)
     with contextlib.suppress(ray.exceptions.RayTaskError):
@@ -138,7 +165,7 @@ UNKNOWN = {
 }
 """What spans cannot tell of a scene, in words."""
 
-SCENES = [pipeline, failed, process_killed]
+SCENES = [pipeline, actor, failed, process_killed]
 
 
 def main(names):

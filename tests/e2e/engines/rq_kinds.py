@@ -125,6 +125,13 @@ def pipeline(queue):
     return [execution("rq nightly", "completed", steps)], []
 
 
+def retry_later(queue):
+    path = os.path.abspath(f"flaky-{time.time_ns()}")
+    job = queue.enqueue("rq_kinds.flaky", path, retry=Retry(max=1, interval=1))
+    wait(job, "finished")
+    return [execution("rq_kinds.flaky", "completed", [told(job, {}, retries=1)], workflow_also=["flaky"])], []
+
+
 def failed(queue):
     with trace.get_tracer("shop").start_as_current_span("rq failing"):
         extracted = queue.enqueue("rq_kinds.extract")
@@ -167,7 +174,7 @@ UNKNOWN = {
 }
 """What spans cannot tell of a scene, in words."""
 
-SCENES = [pipeline, failed, alone, timed_out, killed]
+SCENES = [pipeline, retry_later, failed, alone, timed_out, killed]
 
 
 def main(address, names):
@@ -175,7 +182,7 @@ def main(address, names):
     connection = Redis.from_url(address)
     queue = Queue(connection=connection)
     if names == ["--worker"]:
-        Worker([queue], connection=connection).work()
+        Worker([queue], connection=connection).work(with_scheduler=True)
         return
     stop_at_sigterm()
     command = [sys.executable, __file__, address, "--worker"]

@@ -124,7 +124,29 @@ class Slow:
         await workflow.execute_activity(hang, 1, start_to_close_timeout=timedelta(seconds=3), retry_policy=QUICKLY)
 
 
-WORKFLOWS = [Nightly, Child, Refused, Waiting, Looping, Slow]
+@workflow.defn
+class Asked:
+    """Answers a query, and ends after an update."""
+
+    def __init__(self) -> None:
+        self.answer = 0
+
+    @workflow.query
+    def state(self) -> int:
+        return self.answer
+
+    @workflow.update
+    async def change(self, number: int) -> int:
+        await workflow.execute_activity(store, number, start_to_close_timeout=LIMIT)
+        self.answer = number
+        return number
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: self.answer > 0)
+
+
+WORKFLOWS = [Asked, Nightly, Child, Refused, Waiting, Looping, Slow]
 ACTIVITIES = [fetch, charge, refuse, hang, store]
 PLUGIN = os.environ.get("TEMPORAL_PLUGIN") == "1"
 
@@ -273,6 +295,15 @@ async def refused(stage):
     return [run_of("Refused", run, steps_of(activities, [[], ["fetch"]]))], []
 
 
+async def asked(stage):
+    handle = await stage.start(Asked.run)
+    await handle.query(Asked.state)
+    await handle.execute_update(Asked.change, 1)
+    await ended(handle)
+    run, activities = await history(stage.client, handle.id)
+    return [run_of("Asked", run, steps_of(activities, [[]]))], []
+
+
 async def cancelled(stage):
     handle = await stage.start(Waiting.run)
     await stage.until_done(handle, "fetch")
@@ -364,7 +395,7 @@ UNKNOWN = {
 }
 """What spans cannot tell of a scene, in words."""
 
-SCENES = [nightly, refused, cancelled, terminated, timed_out, continued, worker_killed]
+SCENES = [nightly, asked, refused, cancelled, terminated, timed_out, continued, worker_killed]
 
 
 async def main(address, names):
