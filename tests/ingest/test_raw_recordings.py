@@ -23,11 +23,7 @@ FILES: Final = {
     if json.loads(RECORDINGS.joinpath(f"{path.name.partition('.jsonl')[0]}.truth.json").read_bytes())["format"]
     == "otlp-requests"
 }
-NOT_YET: Final = frozenset({
-    "arq_timed_out", "celery_at_once_hard_time_limit", "celery_at_once_terminated", "dagster113_dying",
-    "metaflow_nightly", "prefect34_twice", "prefect39_twice", "taskiq_failed", "taskiq_two",
-    "temporal_plugin_nightly", "temporal_plugin_terminated", "temporal_plugin_timed_out",
-})  # fmt: skip
+NOT_YET: Final = frozenset[str]()
 """Recordings that do not come out right yet."""
 
 
