@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from tests.ingest.intake import Intake, in_order, recorded_spans
+from tests.ingest.intake import Intake
+from tests.ingest.recorded import in_order, recorded_spans
 from tests.otlp_values import any_value
 from tests.traces.test_traceql import span
 

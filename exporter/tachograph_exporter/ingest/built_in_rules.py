@@ -210,6 +210,7 @@ _AIRFLOW_TASK: Final[dict[str, Any]] = {
     "engine": "airflow", "has": ("airflow.task_id",), "name": attribute("airflow.task_id"),
     "index": airflow_index, "workflow": attribute("airflow.dag_id"), "run_id": attribute("airflow.dag_run.run_id"),
     "attempt": attribute("airflow.task_instance.try_number"), "key": airflow_task, "states": RESULTS,
+    "blocks": True,
 }  # fmt: skip
 AIRFLOW: Final = (
     Rule(role=Role.ATTEMPT, names=("worker.",), **_AIRFLOW_TASK),
@@ -369,9 +370,21 @@ METAFLOW: Final = (
          first_attempt=0),
 )  # fmt: skip
 
+# n8n: its ExecutionLevelTracer, 2.19 and later.
+N8N: Final = (
+    Rule(engine="n8n", role=Role.INSIDE, names=("workflow.execute.started", "node.execute.started")),
+    Rule(engine="n8n", role=Role.EXECUTION, names=("workflow.execute",), has=("n8n.workflow.name",),
+         name=attribute("n8n.workflow.name"), version=attribute("n8n.workflow.version_id"),
+         state=attribute("n8n.execution.status"), why=attribute("n8n.execution.error_type"),
+         states={**RESULTS, "canceled": "cancelled"}),
+    Rule(engine="n8n", role=Role.STEP, names=("node.execute",), has=("n8n.node.name",),
+         name=attribute("n8n.node.name"), why=attribute("n8n.node.termination_reason"),
+         state=attribute("n8n.node.termination_reason"), states={"workflow_cancelled": "cancelled"}),
+)  # fmt: skip
+
 ENGINES: Final[tuple[tuple[Rule, ...], ...]] = (
     TACHOGRAPH, CICD, GITHUB, AIRFLOW, PREFECT, TEMPORAL, CELERY, DAGSTER, RQ, ARQ, DRAMATIQ, TASKIQ, RAY, HATCHET,
-    METAFLOW, AGENT_RULES,
+    METAFLOW, N8N, AGENT_RULES,
 )  # fmt: skip
 RULES: Final[tuple[Rule, ...]] = tuple(rule for rules in ENGINES for rule in rules)
 

@@ -32,6 +32,8 @@ from tachograph_exporter.ingest.spans import SpanRecord, clean
 OUTCOMES: Final = frozenset({"completed", "failed", "cancelled", "timeout"})
 ABANDONED: Final = Failure("Abandoned", "still running when its run ended")
 """Why an execution inside another one is a lost step of it: its end is unknown, the other one's is known."""
+UNHEARD: Final = Failure("Lost", "it was asked for, and no span tells whether it ran")
+"""Why a step is lost that was still queued, as far as the spans tell, when its execution ended."""
 MAX_ATTEMPT: Final = (1 << 31) - 1
 """The greatest number of an attempt that a database holds."""
 E = TypeVar("E", StepReady, StepStarted, StepRetrying, StepFinished)
@@ -57,6 +59,9 @@ def step_events(
 
     if step.is_blocked and ended_ns is not None:
         yield StepSkipped(step=step.ref, time_ns=ended_ns, reason=SkipReason.UPSTREAM_FAILED)
+        return
+    if step.is_pending and ended_ns is not None:
+        yield from _unheard(step, attempts, ended_ns, at)
         return
     if step.is_pending:
         ready_ns = step.ready_ns if step.ready_ns is not None else step.first_ns
@@ -137,6 +142,14 @@ def _run_events(
     failure = run.failure if run.status is not None else ABANDONED
     finished = attempts.finished(at(ended_ns), status, failure if status is not StepStatus.COMPLETED else None)
     yield _shown(finished, ended_ns, started_ns=started_ns, attempt_started_ns=started_ns)
+
+
+def _unheard(step: AssembledStep, attempts: StepAttempts, ended_ns: int, at: Callable[[int], int]) -> Iterator[Event]:
+    """A step that was asked for, of an execution that ended: whether it ever ran is not known."""
+    asked_ns = min(step.ready_ns if step.ready_ns is not None else step.first_ns, ended_ns)
+    _shown(attempts.started(at(asked_ns)), asked_ns)
+    finished = attempts.finished(at(ended_ns), StepStatus.LOST, UNHEARD)
+    yield _shown(finished, ended_ns, started_ns=asked_ns, attempt_started_ns=asked_ns)
 
 
 def _skipped(step: AssembledStep, time_ns: int) -> StepSkipped:

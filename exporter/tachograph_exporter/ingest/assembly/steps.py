@@ -16,7 +16,7 @@ from tachograph.events import FAILED, Failure
 from tachograph.identity import StepRef
 from tachograph.run_window import Place, RunWindow
 from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, WithinExecution, start_order
-from tachograph_exporter.ingest.assembly.tries import Matched, Try, set_ready, tries_of
+from tachograph_exporter.ingest.assembly.tries import Matched, Try, set_ready, tries_of, with_lost_ones
 from tachograph_exporter.ingest.built_in_rules import ANY, CONSUMED
 from tachograph_exporter.ingest.rules import RETRYING, Kind, Role, Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
@@ -122,14 +122,20 @@ class AssembledStep:
             if not self.tries and ready:
                 self.ready_ns = ready[-1][1].start_ns
         tries = self.tries
+        if tries and tries[-1].number is not None:
+            tries = self.tries = with_lost_ones(tries)
         if not tries:
             self.first = queued[0][1]
             return
         if len(spans) > 1:
             self.first = min([span for _, span in spans], key=start_order)
         self.started_ns = tries[0].start_ns
-        if tries[0].ready_ns is not None:
-            self.ready_ns = tries[0].ready_ns
+        first = tries[0]
+        if first.ready_ns is not None:
+            self.ready_ns = first.ready_ns
+        if first.due_ns is not None and self.ready_ns is not None and self.ready_ns < first.due_ns:
+            # Until then it was to wait; only after that it waited for a worker.
+            self.ready_ns = min(first.due_ns, first.start_ns)
         if not self.is_between_attempts and tries[-1].end_ns:
             self.finished_ns = tries[-1].end_ns
             if self.attempts and spans:

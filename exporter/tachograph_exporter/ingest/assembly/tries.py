@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Final
 
 from tachograph_exporter.ingest.assembly.trace import start_order
 from tachograph_exporter.ingest.rules import Rule
 from tachograph_exporter.ingest.spans import SpanRecord
 
+MAX_LOST: Final = 20
+"""Attempts without spans that are shown at most."""
+LOST: Final = ("Lost", "no span tells of this attempt, only the number of the next one", "")
 Matched = tuple[Rule, SpanRecord]
 """A span, and the rule that it matches."""
 
@@ -67,6 +71,29 @@ def tries_of(spans: Sequence[Matched], attempts: Sequence[Matched], outcomes: Se
         _add_steps(tries, spans)
     _add_outcomes(tries, outcomes)
     return tries
+
+
+def with_lost_ones(tries: list[Try]) -> list[Try]:
+    """The attempts with those that only the numbers of later ones tell of: their processes died, or their spans were
+    lost. When they ran is not known; no time is claimed for them."""
+    if all(attempt.number is None or attempt.number <= place + 1 for place, attempt in enumerate(tries)):
+        return tries
+    complete: list[Try] = []
+    for attempt in tries:
+        missing = (attempt.number or 0) - 1 - len(complete)
+        if 0 < missing <= MAX_LOST:
+            at_ns = max(complete[-1].end_ns if complete else 0, attempt.ready_ns or attempt.start_ns)
+            at_ns = min(at_ns, attempt.start_ns)
+            complete += [_lost(attempt, at_ns) for _ in range(missing)]
+        complete.append(attempt)
+    return complete
+
+
+def _lost(later: Try, at_ns: int) -> Try:
+    attempt = Try(later.rule, later.span)
+    attempt.start_ns = attempt.end_ns = at_ns
+    attempt.status, attempt.exception, attempt.ready_ns = "failed", LOST, None
+    return attempt
 
 
 def _by_moments(rule: Rule, span: SpanRecord) -> list[Try]:
