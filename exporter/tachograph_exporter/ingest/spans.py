@@ -74,6 +74,11 @@ class SpanRecord(msgspec.Struct, gc=False):
     events: tuple[SpanEvent, ...] = ()
 
     @property
+    def size(self) -> int:
+        """About how many bytes it takes, without its resource."""
+        return len(self.payload)
+
+    @property
     def is_error(self) -> bool:
         """Whether its status is an error."""
         return self.status_code == 2
@@ -136,7 +141,7 @@ def records(groups: Iterable[ResourceSpans], now_ns: int | None = None) -> Itera
     latest_ns = (time.time_ns() if now_ns is None else now_ns) + round(AHEAD_SECONDS * NS)
     for group in groups:
         attributes = attributes_of(group.resource.attributes)
-        service = _service(attributes)
+        service = service_of(attributes)
         for scope_spans in group.scope_spans:
             if not scope_spans.spans:
                 continue
@@ -257,10 +262,11 @@ def _read_resource(resource: bytes) -> tuple[str, str, Mapping[str, Any]]:
     message = ResourceSpans.FromString(resource)
     attributes = attributes_of(message.resource.attributes)
     scope = message.scope_spans[0].scope.name if message.scope_spans else ""
-    return _service(attributes), scope, attributes
+    return service_of(attributes), scope, attributes
 
 
-def _service(resource_attributes: Mapping[str, Any]) -> str:
+def service_of(resource_attributes: Mapping[str, Any]) -> str:
+    """The name of the service with these resource attributes."""
     return clean(str(resource_attributes.get("service.name", "unknown_service")))[:200]
 
 
