@@ -126,12 +126,12 @@ def mapping_table() -> str:
         ]
         conditions += [f"no `{name}`" for name in rule.lacks]
         conditions += [f"`{name}` on its resource" for name in rule.resource_has]
+        if rule.kinds:
+            conditions.append("kind " + " or ".join(Kind(kind).name for kind in rule.kinds))
         if rule.scopes:
             conditions.append("a scope that starts with " + ", ".join(f"`{name}`" for name in rule.scopes))
         if rule.named:
             conditions.append("the name " + " or ".join(f"`{name}`" for name in rule.named))
-        if rule.kinds:
-            conditions.append("kind " + " or ".join(Kind(kind).name for kind in rule.kinds))
         if rule.names:
             conditions.append("a name that starts with " + ", ".join(f"`{name}`" for name in rule.names))
         role = "an execution, or a step if an agent is around it" if rule.is_outermost else _ROLES[rule.role]

@@ -87,7 +87,7 @@ def airflow_task(span: SpanRecord) -> str:
 def airflow_index(span: SpanRecord) -> Any:
     """The map index of a task instance; it is negative for a task that is not mapped."""
     value = span.attributes.get("airflow.task_instance.map_index")
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if type(value) is int and value >= 0 else None
 
 
 _INSTANCE: Final = re.compile(r"(?s)(.*)\[([^\[\]]*)\]")
