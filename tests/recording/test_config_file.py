@@ -92,7 +92,7 @@ def test_without_the_package_that_reads_it_the_problem_says_what_to_install(
         "[not, a, mapping",
         "file_format: 99",
         CONSOLE + "  sampler: {unknown: {}}",
-        CONSOLE.replace("console: {}", f"otlp_http: {{headers: [{{name: authorization, value: Bearer {TOKEN}}}], x: 1}}"),
+        CONSOLE.replace("console: {}", f"otlp_http: {{headers: [{{name: a, value: Bearer {TOKEN}}}], x: 1}}"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_costs_only_the_spans(
