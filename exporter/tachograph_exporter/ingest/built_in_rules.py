@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from tachograph.spans import semconv
+from tachograph_exporter.ingest.agent_rules import AGENT_RULES
 from tachograph_exporter.ingest.rules import Role, Rule, Rulebook, attribute, of_resource
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.usage import usage_of
 
 
 def after_colon(span: SpanRecord) -> str:
@@ -44,7 +46,7 @@ RULES: Final[tuple[Rule, ...]] = (
          attempt=attribute(semconv.STEP_ATTEMPT), state=attribute(semconv.STEP_STATUS), states=RESULTS),
     Rule(engine="tachograph", role=Role.STEP, has=(semconv.STEP_NAME,), name=attribute(semconv.STEP_NAME),
          run_id=attribute(semconv.EXECUTION_ID), attempt=attribute(semconv.STEP_ATTEMPT),
-         state=attribute(semconv.STEP_STATUS), states=RESULTS),
+         state=attribute(semconv.STEP_STATUS), states=RESULTS, usage=usage_of),
     Rule(engine="tachograph", role=Role.EXECUTION, has=(semconv.EXECUTION_ID, semconv.WORKFLOW_NAME),
          name=attribute(semconv.WORKFLOW_NAME), run_id=attribute(semconv.EXECUTION_ID),
          workflow_id=attribute(semconv.WORKFLOW_ID), version=attribute(semconv.WORKFLOW_VERSION),
@@ -101,6 +103,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(engine="dagster", role=Role.STEP, has=("dagster.run_id", "dagster.step_key"), lasting=True, follows=True,
          name=attribute("dagster.step_key"), workflow=attribute("dagster.job_name"), run_id=attribute("dagster.run_id"),
          attempt=attribute("dagster.retry_number"), first_attempt=0, key=attribute("dagster.step_key")),
+    *AGENT_RULES,
 )  # fmt: skip
 
 

@@ -16,7 +16,9 @@ from typing import Any
 
 import msgspec
 
+from tachograph_exporter.ingest.prices import NO_PRICES, Prices
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.usage import Usage
 
 
 class Role(Enum):
@@ -65,8 +67,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """Which spans it matches, and how to read them.
 
     A span matches when it has all attributes of ``has``, none of ``lacks`` and the values of ``equals``, its resource
-    has all of ``resource_has``, and its name and instrumentation scope start with one of ``names`` and ``scopes``, if
-    those are given.
+    has all of ``resource_has``, its name is one of ``named`` and starts with one of ``names``, and its instrumentation
+    scope with one of ``scopes``, if those are given.
 
     ``name`` reads the name of the workflow or step, ``run_id`` the engine's id of the execution, ``attempt`` the number
     of the attempt (the engine counts from ``first_attempt``), ``state`` a key of ``states``, ``why`` the reason of a
@@ -77,6 +79,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     ends with its last step, not with the span above them. ``opens``: a zero-length span marks the start of an
     execution, and one of role END its end. ``retries``: a failed step may be retried for as long as its execution runs.
     ``series``: executions of which this reads the same value follow each other, so none of them ran inside another.
+
+    ``step_type`` is what kind of step it is. ``usage`` reads tokens and cost, and ``cause`` the type of an error where
+    the span's exception is not it. ``of_agent``: part of an agent's run, in which the steps inside a step wait for each
+    other in the order they ran. ``is_outermost``: an execution only where no span above it is one by such a rule, else
+    a step. ``is_model_call``: what it spent includes what spans below it say. ``is_frame``: it does nothing itself, so
+    what waits for it waits for the last steps inside it. ``ends_as_last_agent``: the execution's own span always says
+    that all went well, so it failed if the last frame in it failed.
     """
 
     engine: str
@@ -86,6 +95,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     equals: Mapping[str, Any] = {}
     resource_has: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
     name: Read = own_name
     workflow: Read | None = None
@@ -103,12 +113,22 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     lasting: bool = False
     opens: bool = False
     retries: bool = False
+    step_type: str = ""
+    usage: Callable[[SpanRecord], Usage | None] | None = None
+    cause: Read | None = None
+    of_agent: bool = False
+    is_outermost: bool = False
+    is_model_call: bool = False
+    is_frame: bool = False
+    ends_as_last_agent: bool = False
 
     def matches(self, span: SpanRecord) -> bool:
         """Whether the span matches."""
         # Loops, because every rule checks every span: `all` and `any` cost four times as much.
         attributes, resource = span.attributes, span.resource_attributes
         if self.names and not span.name.startswith(self.names):
+            return False
+        if self.named and span.name not in self.named:
             return False
         for name in self.has:
             if name not in attributes:
@@ -132,10 +152,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rulebook:
-    """Rules in order of precedence."""
+    """Rules in order of precedence, and the prices of models for spans that say no cost."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], prices: Prices = NO_PRICES) -> None:
         self.rules = tuple(rules)
+        self.prices = prices
         # Most spans match no rule; these sets show that without trying every rule.
         self._attributes = frozenset(name for rule in rules for name in (*rule.has, *rule.equals))
         self._resource = frozenset(name for rule in rules for name in rule.resource_has)

@@ -11,6 +11,7 @@ from tachograph.events import (
     Event,
     Failure,
     SkipReason,
+    StepCost,
     StepFinished,
     StepReady,
     StepRetrying,
@@ -21,6 +22,7 @@ from tachograph.events import (
 from tachograph.redaction import mask_text
 from tachograph.run_window import RunWindow
 from tachograph.workflow.attempts import StepAttempts
+from tachograph_exporter.ingest.assembly.agents import Spent
 from tachograph_exporter.ingest.assembly.steps import AssembledStep, bounds
 from tachograph_exporter.ingest.assembly.trace import start_order
 from tachograph_exporter.ingest.rules import Rule
@@ -105,6 +107,20 @@ def step_events(step: AssembledStep, ends: Mapping[str, int | None], window: Run
     yield _shown(finished, last.end_ns, started_ns=parts[0][1].start_ns, attempt_started_ns=newest.start_ns)
 
 
+def step_costs(step: AssembledStep, spent: Mapping[str, Spent]) -> Iterator[StepCost]:
+    """What a step's attempts spent on models, as far as the spans tell. ``spent``: by span id."""
+    assert step.ref is not None  # noqa: S101
+    for number, span in enumerate(sorted(step.spans, key=start_order), start=1):
+        cost = spent.get(span.span_id)
+        if cost is not None:
+            usage = cost.usage
+            yield StepCost(
+                step=step.ref, time_ns=span.end_ns or span.start_ns, sequence=number, attempt=number,
+                usd=cost.usd or 0.0, tokens_in=usage.tokens_in, tokens_out=usage.tokens_out,
+                model=usage.model,
+            )  # fmt: skip
+
+
 def _shown(event: E, time_ns: int, **times: int) -> E:
     """The event with the times that the spans say."""
     times["time_ns"] = time_ns
@@ -124,7 +140,8 @@ def _attempt_number(rule: Rule, span: SpanRecord, default: int) -> int:
 def failure_of(span: SpanRecord, rule: Rule) -> Failure:
     """What a failed span says went wrong; secrets are masked."""
     kind, message, stack = span.exception or ("", "", "")
-    kind = kind or str(span.attributes.get("error.type") or "Error")
+    cause = rule.cause(span) if rule.cause is not None else None
+    kind = cause or kind or str(span.attributes.get("error.type") or "Error")
     reason = rule.why(span) if rule.why is not None else None
     message = message or span.status_message or str(reason or "") or "the span gives no reason"
     return Failure(

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from tachograph.clock import MAX_NS
 from tachograph.critical_path import critical_path_of
 from tachograph.events import (
@@ -27,7 +29,7 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, Origin, workflow_id
 from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import start_of
-from tachograph_exporter.ingest.assembly.events import OUTCOMES, failure_of, step_events
+from tachograph_exporter.ingest.assembly.events import OUTCOMES, failure_of, step_costs, step_events
 from tachograph_exporter.ingest.assembly.steps import (
     NAME_LIMIT,
     AssembledStep,
@@ -36,6 +38,7 @@ from tachograph_exporter.ingest.assembly.steps import (
     identify,
     may_grow,
     place,
+    stand_in,
     steps_of,
 )
 from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of, nesting, run_of
@@ -150,6 +153,9 @@ class _Run:
         """Find the steps, and the end. ``nested``: the executions inside this one, settled."""
         root, rule, trace = self.root, self.rule, self.trace
         steps = self.steps = steps_of(root, self.spans, trace, [run.nested() for run in nested])
+        if root is not None and rule.of_agent and root.span_id in trace.spent:
+            # Only the span of the whole run says what it spent.
+            stand_in(steps, self.name, msgspec.structs.replace(rule, role=Role.STEP), root)
         end_span = next((span for span in self.spans if trace.role(span.span_id) is Role.END), None)
         end_rule = trace.rules[end_span.span_id] if end_span is not None else None
         end_ns, status, blamed = _end(root, rule, steps, end_span, end_rule or rule, is_quiet)
@@ -159,6 +165,11 @@ class _Run:
                 failed = next((step for step in steps if has_failed(step)), None)
                 if failed is not None:
                     status, blamed = ExecutionStatus.FAILED, failed.last
+            if status is ExecutionStatus.COMPLETED and rule.ends_as_last_agent:
+                agents = [step for step in steps if step.rule.is_frame and step.parent is None]
+                last_agent = max(agents, key=lambda step: step.finished_ns or end_ns, default=None)
+                if last_agent is not None and has_failed(last_agent):
+                    status, blamed = ExecutionStatus.FAILED, last_agent.last
             for step in steps:
                 if step.run is not None and step.finished_ns is None:
                     step.finished_ns = max(end_ns, step.first_ns)
@@ -170,9 +181,17 @@ class _Run:
             or any(may_grow(step) for step in steps)
             or any(run.ended_ns is None or run.may_change for run in nested)
             or self._has_orphans()
+            or self._may_be_inside_another()
         )
         if end_ns is not None and status is not ExecutionStatus.COMPLETED and blamed is not None:
-            self.failure = failure_of(blamed, rule)
+            self.failure = failure_of(blamed, trace.rules.get(blamed.span_id) or rule)
+
+    def _may_be_inside_another(self) -> bool:
+        """Whether the span above it has not arrived, which may show that it is a step of another agent's run."""
+        root = self.root
+        if root is None or not self.rule.is_outermost:
+            return False
+        return bool(root.parent_span_id) and root.parent_span_id not in self.trace.spans_by_id
 
     def _has_orphans(self) -> bool:
         """Whether what is a step depends on a span that has not arrived: where no rule says which spans are steps."""
@@ -231,6 +250,9 @@ class _Run:
             if end_ns is None and step.rule.retries and step.finished_ns is not None and has_failed(step):
                 # It may be retried as long as the execution runs.
                 step.is_queued_again, step.finished_ns, ends[step.step_id] = True, None, None
+            for cost in step_costs(step, self.trace.spent):
+                events.append(cost)
+                sources.append(step.source)
             for event in step_events(step, ends, window):
                 events.append(event)
                 sources.append(step.source)

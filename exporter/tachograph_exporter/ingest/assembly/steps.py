@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from tachograph.events import FAILED, Failure
 from tachograph.identity import ExecutionRef, StepRef, step_id
-from tachograph.inferred_dependencies import Dependencies, InferredDependencies
+from tachograph.inferred_dependencies import MAX_DEPENDENCIES, Dependencies, InferredDependencies
 from tachograph.run_window import Place, RunWindow
 from tachograph.spans import semconv
 from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, WithinExecution, start_order
@@ -191,6 +191,16 @@ def steps_of(
     return steps
 
 
+def stand_in(steps: list[AssembledStep], name: str, rule: Rule, root: SpanRecord) -> None:
+    """Add a step for an execution's own span, around all others."""
+    step = AssembledStep(name, rule, root)
+    step.settle()
+    for other in steps:
+        if other.parent is None:
+            other.parent = step
+    steps.insert(0, step)
+
+
 def _step_name(rule: Rule, span: SpanRecord) -> str:
     return clean(str(rule.name(span) or span.name or "unnamed"))[:NAME_LIMIT]
 
@@ -330,26 +340,54 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
 def _step_type(step: AssembledStep) -> str:
     if step.run is not None:
         return "workflow"
-    kind = step.last.attributes.get(semconv.STEP_TYPE)
+    kind = step.rule.step_type or step.last.attributes.get(semconv.STEP_TYPE)
     return clean(kind) if isinstance(kind, str) and 0 < len(kind) <= TYPE_LIMIT else "task"
 
 
 def _inferred(steps: list[AssembledStep]) -> dict[str, Dependencies]:
+    """What each step waited for, from the order in which they ran; of steps inside others only those of an agent."""
     moments: list[tuple[int, int, int, AssembledStep]] = []
     for number, step in enumerate(steps):
-        if step.parent is None and step.started_ns is not None:
+        if (step.parent is None or step.rule.of_agent) and step.started_ns is not None:
             # What a step waited for had ended when it was asked for; after that it waited for a slot.
             began = step.started_ns if step.ready_ns is None else min(step.ready_ns, step.started_ns)
             moments.append((began, 1, number, step))
             if step.finished_ns is not None:
                 # At the same moment ends come before starts, but a step of zero length ends after its own start.
                 moments.append((step.finished_ns, 0 if step.finished_ns > began else 2, number, step))
-    order = InferredDependencies()
+    orders: dict[str, InferredDependencies] = defaultdict(InferredDependencies)
     inferred: dict[str, Dependencies] = {}
     moments.sort(key=_MOMENT)
     for time_ns, kind, _, step in moments:
+        order = orders[step.parent.step_id if step.parent is not None else ""]
         if kind == 1:
             inferred[step.step_id] = order.started(step.step_id, time_ns)
         else:
             order.finished(step.step_id, time_ns)
+    _pass_through_frames(steps, inferred, orders)
     return inferred
+
+
+def _pass_through_frames(
+    steps: list[AssembledStep], inferred: dict[str, Dependencies], orders: Mapping[str, InferredDependencies]
+) -> None:
+    """Let the first steps inside a frame wait for the last ones inside the frame before it."""
+    frames = {step.step_id for step in steps if step.rule.is_frame}
+    if not frames:
+        return
+
+    def last_inside(step_id: str) -> list[str]:
+        if step_id not in frames or step_id not in orders:
+            return [step_id]
+        return [last for _, inner in orders[step_id].frontier() for last in last_inside(inner)]
+
+    for step in steps:
+        frame = step.parent
+        if frame is None or frame.step_id not in frames or step.rule.is_frame or inferred.get(step.step_id, _NONE)[0]:
+            continue
+        ids = [last for step_id in inferred.get(frame.step_id, _NONE)[0] for last in last_inside(step_id)]
+        if step.step_id in inferred and ids:
+            inferred[step.step_id] = (tuple(ids[-MAX_DEPENDENCIES:]), len(ids) if len(ids) > MAX_DEPENDENCIES else 0)
+
+
+_NONE: Final[Dependencies] = ((), 0)
