@@ -360,6 +360,7 @@ async def test_the_sdk_sends_a_programs_log_lines_and_the_exception_of_a_step(ap
         ("loading", None),
         ("", "disk full"),
     ]
+    assert page["items"][0]["level"] == "info"
 
 
 async def test_what_a_step_recorded_here_is_listed_with_what_arrived(api: Api) -> None:
