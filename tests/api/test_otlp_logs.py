@@ -186,6 +186,8 @@ async def test_an_exception_sent_as_a_log_is_the_error_of_its_step(api: Api, is_
         assert by_log[key] == by_event[key], key
     assert (by_log["error_message"], by_log["error_stack"]) == ("disk full", "Traceback: …")
     assert (await api.get("/api/workflows/nightly/metrics"))["total_executions"] == 2
+    for item in page["items"]:
+        assert (await api.get(f"/api/workflows/executions/{item['execution_id']}/reconcile"))["agrees"]
 
 
 async def test_a_logged_exception_fails_no_step_that_completed(local: Api) -> None:

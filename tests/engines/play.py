@@ -34,7 +34,9 @@ class Scene(NamedTuple):
 class Program:
     """A program that plays scenes. Iterate over it; the program goes on when the next scene is asked for."""
 
-    def __init__(self, python: str, script: str, *arguments: str, directory: Path, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, python: str, script: str, *arguments: str, directory: Path, variables: Mapping[str, str]
+    ) -> None:
         self._log = directory / f"{Path(script).stem}.log"
         self._command = [python, str(PROGRAMS / script), *arguments]
         self._directory = directory
@@ -72,7 +74,6 @@ class Program:
             process.stdin.close()
             process.stdout.close()
             process.wait()
-
 
     @staticmethod
     def _limit(process: subprocess.Popen[str]) -> threading.Timer:

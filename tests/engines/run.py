@@ -117,7 +117,12 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
         variables |= entry.get("variables", {})
         mask = Mask([ROOT, directory, directory.resolve(), Path(python).parents[1], sys.base_prefix, Path.home()])
         program = Program(
-            python, entry["program"], *addresses, *(scenes or entry.get("scenes", [])), directory=directory, variables=variables
+            python,
+            entry["program"],
+            *addresses,
+            *(scenes or entry.get("scenes", [])),
+            directory=directory,
+            variables=variables,
         )
         viewer = Viewer(service.get)
         for scene in program:

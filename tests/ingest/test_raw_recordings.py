@@ -28,7 +28,9 @@ DELIVERIES: Final = ("as it arrived", "the last request first", "a span at a tim
 
 
 def requests_of(name: str) -> list[list[SpanRecord]]:
-    return [spans_of(json.dumps(request.body).encode()) for request in read(FILES[name]) if request.path == "/v1/traces"]
+    return [
+        spans_of(json.dumps(request.body).encode()) for request in read(FILES[name]) if request.path == "/v1/traces"
+    ]
 
 
 def delivered(requests: list[list[SpanRecord]], delivery: str) -> list[list[SpanRecord]]:

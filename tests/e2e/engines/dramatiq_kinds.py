@@ -103,7 +103,10 @@ def told(message, depends_on=(), **more):
 
 # The instrumentor says OK of every try: a failed one is known from the next of its message, the last one never.
 def fails_silently(name):
-    return [{"execution": 0, "field": "status"}, *({"step": name, "field": field} for field in ("status", "error", "tries"))]
+    return [
+        {"execution": 0, "field": "status"},
+        *({"step": name, "field": field} for field in ("status", "error", "tries")),
+    ]
 
 
 def pipeline():

@@ -93,7 +93,10 @@ def told(job, names, *, index=None, **more):
         "rq_kinds." + name.rpartition(".")[2],
         STATUSES[status],
         len(tries),
-        sorted(names[key] for key in [getattr(key, "decode", lambda key=key: key)().rpartition(":")[2] for key in job.dependency_ids]),
+        sorted(
+            names[key]
+            for key in [getattr(key, "decode", lambda key=key: key)().rpartition(":")[2] for key in job.dependency_ids]
+        ),
         index=index,
         tries=tries,
         engine_status=status,
@@ -151,7 +154,9 @@ def killed(queue):
     entry = told(job, {}, status_or=["lost"])
     run = execution("rq_kinds.die", "failed", [entry], workflow_also=["die"], status_or=["lost"])
     # The process that had the job's spans was killed; its parent makes spans of that it handled the failure.
-    return [run], [{"step": "rq_kinds.die", "field": field} for field in ("started_at", "ended_at", "attempts", "error")]
+    return [run], [
+        {"step": "rq_kinds.die", "field": field} for field in ("started_at", "ended_at", "attempts", "error")
+    ]
 
 
 SCENES = [pipeline, failed, alone, timed_out, killed]

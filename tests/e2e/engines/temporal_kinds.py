@@ -75,9 +75,7 @@ class Nightly:
     @workflow.run
     async def run(self) -> None:
         await workflow.execute_activity(fetch, 0, start_to_close_timeout=LIMIT)
-        await asyncio.gather(
-            *(workflow.execute_activity(fetch, i, start_to_close_timeout=LIMIT) for i in range(1, 3))
-        )
+        await asyncio.gather(*(workflow.execute_activity(fetch, i, start_to_close_timeout=LIMIT) for i in range(1, 3)))
         await workflow.execute_activity(charge, 1, start_to_close_timeout=LIMIT, retry_policy=QUICKLY)
         await asyncio.sleep(0.4)
         await workflow.wait_condition(lambda: self.approved)
@@ -232,9 +230,7 @@ class Stage:
 
     async def start(self, run, *arguments, task_queue="kinds", **options):
         name = run.__qualname__.partition(".")[0].lower()
-        return await self.client.start_workflow(
-            run, args=arguments, id=self.id(name), task_queue=task_queue, **options
-        )
+        return await self.client.start_workflow(run, args=arguments, id=self.id(name), task_queue=task_queue, **options)
 
     async def until_done(self, handle, activity_name):
         """Wait until a workflow's activity has completed."""
