@@ -4,6 +4,7 @@ said to models stays in the spans, without secrets."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,25 @@ def test_a_tool_that_is_called_again_after_a_failure_is_a_step_of_its_own_and_a_
     ]  # fmt: skip
     spent = [event for event in execution.events if isinstance(event, StepCost)]
     assert [(event.attempt, event.sequence, event.tokens_in) for event in spent] == [(1, 1, 100), (2, 2, 100)]
+
+
+def test_agents_inside_agents_inside_agents_cost_no_more_than_others() -> None:
+    scope = "openinference.instrumentation.openai_agents"
+    spans = [span("0", "Agent workflow", 9, {"openinference.span.kind": "AGENT"})]
+    for depth in range(1, 4_000):
+        for side in range(2):
+            # Two frames beside each other in every frame.
+            agent = {"openinference.span.kind": "AGENT", "agent.name": "a"}
+            above = f"{depth - 1}.0" if depth > 1 else "0"
+            spans.append(shifted(span(f"{depth}.{side}", "a", 1, agent, parent=above), 2 * side))
+        model = {"openinference.span.kind": "LLM", **SPENT}
+        spans.append(span(f"{depth}.m", "generation", 1, model, parent=f"{depth}.1"))
+    for each in spans:
+        each.scope = scope
+    began = time.monotonic()
+    execution = only(*spans)
+    assert time.monotonic() - began < 20
+    assert sum(isinstance(event, StepCost) for event in execution.events) == 3_999
 
 
 def shifted(record: SpanRecord, seconds: float) -> SpanRecord:
