@@ -38,7 +38,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     Work. ``workspace`` is the default workspace. ``grace_seconds`` is how long running steps may continue when the
     service stops. ``max_executions`` run at once, ``max_queued_executions`` more may wait. ``mapping`` is a file of
-    rules that map spans to executions and steps. ``max_stream_clients`` may follow live events at once.
+    rules that map spans to executions and steps, ``prices`` one of what models cost. ``max_stream_clients`` may follow
+    live events at once.
 
     Bounds. A body may have ``max_body_bytes``, and one with spans ``max_otlp_body_bytes`` (default: as much as the
     OpenTelemetry Collector accepts), as it was sent and when it is decoded. One address may have
@@ -78,6 +79,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     delete_after_days: float | None = None
     measures: tuple[str, ...] = ()
     mapping: Path | None = None
+    prices: Path | None = None
     max_stream_clients: int = 2000
     max_connections_per_peer: int = 500
     read_timeout_seconds: float = 10.0

@@ -68,9 +68,11 @@ from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.prices import read_prices
 from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
+from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 from tachograph_exporter.store import archiving, idempotency, log_rows, numbers, partitions, process_rows, recovery
@@ -147,6 +149,8 @@ class Service:
         self.config = config
         # First, because it may fail: nothing has to be closed yet.
         rules = read_rules(config.mapping) if config.mapping is not None else BUILT_IN
+        if config.prices is not None:
+            rules = Rulebook(rules.rules, read_prices(config.prices))
         self.database = Database(config.database)
         self.database.read_seconds = config.read_timeout_seconds
         try:

@@ -177,8 +177,8 @@ ENGINES: dict[str, tuple[list[Span], str, dict[str, tuple[str, int]]]] = {
         "sales completed", {"pull": ("completed", 2), "mail": ("skipped", 0)},
     ),
     "prefect": (
-        [span("etl", 1, 0, 0, 5, of=prefect("flow", run_name="wise-owl", flow_name="etl", run_id=OWN)),
-         span("pull-1", 2, 1, 0, 2, of=prefect("task", run_name="pull-1", task_name="pull"))],
+        [span("wise-owl", 1, 0, 0, 5, of=prefect("flow", run_name="wise-owl", flow_id="etl", run_id=OWN)),
+         span("pull-1f3", 2, 1, 0, 2, of=prefect("task", run_name="pull-1f3"))],
         "etl completed", {"pull": ("completed", 1)},
     ),
     "temporal": (

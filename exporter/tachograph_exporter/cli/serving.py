@@ -85,6 +85,10 @@ def serve(
     mapping: Annotated[
         Path | None, typer.Option(help="TOML file of rules that map received spans to executions and steps.")
     ] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of prices of models, for received spans that say tokens and no cost."),
+    ] = None,
     http_allow: Annotated[
         list[str] | None,
         typer.Option(
@@ -131,6 +135,7 @@ def serve(
             delete_after_days=delete_after,
             measures=tuple(measure or ()),
             mapping=mapping,
+            prices=prices,
             max_stream_clients=max_stream_clients,
             max_connections_per_peer=max_connections_per_peer,
             max_otlp_body_bytes=round(max_otlp_body * (1 << 20)),

@@ -2,7 +2,8 @@
 
 Sources: OpenTelemetry's GenAI conventions (open-telemetry/semantic-conventions-genai, ``gen_ai.operation.name``), as
 pydantic-ai and logfire follow them; OpenInference (``openinference.span.kind``), as its instrumentors of LangChain,
-LangGraph and the OpenAI Agents SDK do; logfire's spans of the OpenAI Agents SDK (scope ``logfire.openai_agents``).
+LangGraph and the OpenAI Agents SDK do; logfire's spans of the OpenAI Agents SDK (scope ``logfire.openai_agents``);
+OpenLLMetry (``traceloop.span.kind``), as opentelemetry-instrumentation-langchain does.
 
 The outermost agent, workflow, graph or chain of a trace is the execution, whatever is around it; all below it are
 steps inside each other. Prompts, messages, arguments and results are never read here: they stay in the spans.
@@ -23,7 +24,6 @@ _OUTCOMES: Final = {"completed": "completed", "failed": "failed", "cancelled": "
 _CANCELLED: Final = frozenset({"CancelledError", "KeyboardInterrupt", "GeneratorExit"})
 _OPENINFERENCE_AGENTS: Final = "openinference.instrumentation.openai_agents"
 _LOGFIRE_AGENTS: Final = "logfire.openai_agents"
-_NODE_KINDS: Final = frozenset({"CHAIN", "AGENT"})
 
 
 def outcome(span: SpanRecord) -> str:
@@ -63,7 +63,7 @@ def logged_error(span: SpanRecord) -> str | None:
     return str(message) if message is not None else None
 
 
-@functools.lru_cache(maxsize=1_024)
+@functools.lru_cache(maxsize=256)
 def _parsed_text(text: str) -> Mapping[str, Any]:
     try:
         value = json.loads(text)
@@ -86,6 +86,14 @@ def graph_node(span: SpanRecord) -> Any:
     if metadata.get("langgraph_node") != span.name or not isinstance(namespace, str):
         return None
     return f"{span.parent_span_id}/{namespace}" if namespace else None
+
+
+def graph_index(span: SpanRecord) -> int | None:
+    """The index that LangGraph gives one of several runs of a node that were asked for at once (``Send``)."""
+    path = _parsed(span.attributes.get("metadata")).get("langgraph_path")
+    if graph_node(span) is None or not isinstance(path, list) or path[:1] != ["__pregel_push"]:
+        return None
+    return next((item for item in path[1:] if isinstance(item, int) and not isinstance(item, bool)), None)
 
 
 def _step(engine: str, step_type: str, name: Read, **more: Any) -> Rule:
@@ -140,7 +148,14 @@ GEN_AI: Final[tuple[Rule, ...]] = (
     *[_step("gen_ai", "embedding" if name == "embeddings" else "llm", model_call, is_model_call=True,
             **_operation(name)) for name in _CALLS_OF_MODELS],
     _step("gen_ai", "retriever", model_call, **_operation("retrieval")),
+    # OpenLLMetry's names for what LangChain and LangGraph run.
+    Rule(engine="langchain", role=Role.INSIDE, of_agent=True, named=("execute_task RunnableCallable",),
+         **_operation("execute_task")),
+    _step("gen_ai", "chain", _name_or_span("gen_ai.task.name"), retries=True, **_operation("execute_task")),
+    _step("gen_ai", "retriever", _name_or_span("traceloop.entity.name"), **_operation("vector_db_retrieve")),
     *[_step("gen_ai", "task", model_call, **_operation(name)) for name in ("create_agent", "plan")],
+    # A model is called, by an operation of another name or by an instrumentation that names none.
+    _step("gen_ai", "llm", model_call, is_model_call=True, has=("gen_ai.request.model",)),
     # pydantic-ai with an instrumentation version below 3.
     _agent("gen_ai", "agent", _AGENT_NAME, scopes=("pydantic-ai",), names=("agent run",), has=("agent_name",)),
     _step("gen_ai", "tool", _TOOL_NAME, scopes=("pydantic-ai",), names=("running tool",), has=("gen_ai.tool.name",),
@@ -158,8 +173,8 @@ OPENINFERENCE: Final[tuple[Rule, ...]] = (
     # What LangGraph and LangChain run around and between the nodes of a graph.
     Rule(engine="langchain", role=Role.INSIDE, of_agent=True, scopes=("openinference.instrumentation.langchain",),
          names=("RunnableCallable", "ChannelWrite", "ChannelRead"), **_kind("CHAIN")),
-    _agent("openinference", "agent", _name_or_span("agent.name"), key=graph_node, **_kind("AGENT")),
-    _agent("openinference", "chain", _name_or_span(), key=graph_node, **_kind("CHAIN")),
+    _agent("openinference", "agent", _name_or_span("agent.name"), key=graph_node, index=graph_index, **_kind("AGENT")),
+    _agent("openinference", "chain", _name_or_span(), key=graph_node, index=graph_index, **_kind("CHAIN")),
     _step("openinference", "llm", model_call, is_model_call=True, **_kind("LLM")),
     _step("openinference", "embedding", model_call, is_model_call=True, **_kind("EMBEDDING")),
     _step("openinference", "tool", _TOOL_NAME, **_kind("TOOL")),
@@ -167,11 +182,18 @@ OPENINFERENCE: Final[tuple[Rule, ...]] = (
       for kind in ("RETRIEVER", "RERANKER", "GUARDRAIL", "EVALUATOR", "PROMPT")],
 )  # fmt: skip
 
-AGENT_RULES: Final = (*OPENAI_AGENTS_BY_LOGFIRE, *GEN_AI, *OPENINFERENCE)
+OPENLLMETRY: Final[tuple[Rule, ...]] = (
+    *[_agent("openllmetry", kind, _name_or_span("traceloop.entity.name"), equals={"traceloop.span.kind": kind})
+      for kind in ("workflow", "agent")],
+    _step("openllmetry", "task", _name_or_span("traceloop.entity.name"), equals={"traceloop.span.kind": "task"}),
+    _step("openllmetry", "tool", _name_or_span("traceloop.entity.name"), equals={"traceloop.span.kind": "tool"}),
+)  # fmt: skip
+
+AGENT_RULES: Final = (*OPENAI_AGENTS_BY_LOGFIRE, *GEN_AI, *OPENINFERENCE, *OPENLLMETRY)
 
 
-def is_same_graph(node: SpanRecord, span: SpanRecord) -> bool:
-    """Whether a span is the graph that a node of LangGraph is, with no name of its own: nothing but the node again."""
+def is_nameless_graph(node: SpanRecord, span: SpanRecord) -> bool:
+    """Whether a span is the graph that a node of LangGraph is, and has no name of its own."""
     inner = _parsed(span.attributes.get("metadata"))
     outer = _parsed(node.attributes.get("metadata"))
     namespace = inner.get("langgraph_checkpoint_ns")
@@ -179,6 +201,5 @@ def is_same_graph(node: SpanRecord, span: SpanRecord) -> bool:
         namespace is not None
         and namespace == outer.get("langgraph_checkpoint_ns")
         and outer.get("langgraph_node") == node.name
-        and span.name in (node.name, "LangGraph")
-        and span.attributes.get("openinference.span.kind") in _NODE_KINDS
+        and span.name == "LangGraph"
     )

@@ -60,19 +60,19 @@ class Prices:
         self._prefixes = sorted(patterns, key=lambda pattern: len(pattern[0]), reverse=True)
 
     def of(self, usage: Usage) -> float | None:
-        """What a usage cost: what its span says, else by the price of the model that answered or was asked for."""
+        """What a usage cost: what its span says, else by the price of the model that answered or was asked for.
+
+        A whole name comes before one that ends with ``*``.
+        """
         if usage.usd is not None:
             return usage.usd
-        for model in (usage.model, usage.requested):
-            if model and (price := self._price(model)) is not None:
-                return price.of(usage)
-        return None
-
-    def _price(self, model: str) -> Price | None:
-        exact = self._exact.get(model)
-        if exact is not None:
-            return exact
-        return next((price for prefix, price in self._prefixes if model.startswith(prefix)), None)
+        names = [name for name in (usage.model, usage.requested) if name]
+        for name in names:
+            if name in self._exact:
+                return self._exact[name].of(usage)
+        fitting = (price for prefix, price in self._prefixes if any(name.startswith(prefix) for name in names))
+        price = next(fitting, None)
+        return price.of(usage) if price is not None else None
 
 
 NO_PRICES: Final = Prices({})

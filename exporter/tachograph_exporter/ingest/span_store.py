@@ -30,7 +30,7 @@ from tachograph_exporter.ingest.span_rows import (
     stored_spans,
     trace_rows,
 )
-from tachograph_exporter.ingest.spans import SpanRecord, export_request
+from tachograph_exporter.ingest.spans import SpanRecord, export_request, told_apart
 from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
 from tachograph_exporter.store import locking, refused
 from tachograph_exporter.store.log_rows import errors_of
@@ -69,6 +69,7 @@ class SpanStore:
         self._writer = writer
         self._publish = publish
         self._publishing = threading.Lock()
+        self._book = book
         self._rows = SpanRows(writer.database.dialect)
 
     def commit(self, work: Callable[[Connection], tuple[_T, Sequence[Event]]]) -> _T:
@@ -98,6 +99,8 @@ class SpanStore:
         locking.lock(connection)
         candidates: dict[str, dict[str, SpanRecord]] = defaultdict(dict)
         for span in arrived:
+            if repetition := self._book.repetition(span):
+                span = told_apart(span, repetition)
             trace_spans = candidates[span.trace_id]
             other = trace_spans.get(span.span_id)
             if other is None or span.end_ns > other.end_ns:

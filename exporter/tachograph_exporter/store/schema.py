@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0013"
+HEAD: Final = "0017"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -186,6 +186,8 @@ workflow_step_executions: Final = Table(
     # What the repetitions add up to that share this row (a `tachograph.events.Folded` as JSON), and their number.
     _column("folded", Text, Merge.NEWEST),
     _column("folded_count", BigInteger, Merge.NEWEST),
+    # What its engine calls an instance of a mapped step: a number or a key.
+    _column("map_index", String(200)),
     sqlite_with_rowid=False,
 )
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tachograph_exporter.ingest.agent_rules import is_same_graph
+from tachograph_exporter.ingest.agent_rules import is_nameless_graph
 from tachograph_exporter.ingest.prices import Prices
 from tachograph_exporter.ingest.rules import Role, Rule
 from tachograph_exporter.ingest.spans import SpanRecord
@@ -17,7 +17,8 @@ from tachograph_exporter.ingest.usage import Usage
 def within_agents(spans_by_id: Mapping[str, SpanRecord], rules: dict[str, Rule | None]) -> dict[str, Rule | None]:
     """The rules of a trace's spans: only the outermost agent, graph or chain is an execution, the others are steps.
 
-    A graph that is all that a node of another graph runs, without a name of its own, is no step beside that node.
+    One with the name of the one right above it is that one again, and no step: a run and the graph it runs, a node and
+    the graph it is.
     """
     outermost = {span_id for span_id, rule in rules.items() if rule is not None and rule.is_outermost}
     if not outermost:
@@ -29,8 +30,11 @@ def within_agents(spans_by_id: Mapping[str, SpanRecord], rules: dict[str, Rule |
         rule = rules[span_id]
         assert rule is not None  # noqa: S101
         span = spans_by_id[span_id]
-        node = spans_by_id.get(span.parent_span_id)
-        is_step = node is None or not is_same_graph(node, span)
+        above = spans_by_id.get(span.parent_span_id)
+        above_rule = rules.get(span.parent_span_id)
+        is_step = True
+        if above is not None and above_rule is not None and above_rule.is_outermost:
+            is_step = above_rule.name(above) != rule.name(span) and not is_nameless_graph(above, span)
         made, role = (steps, Role.STEP) if is_step else (plumbing, Role.INSIDE)
         if id(rule) not in made:
             made[id(rule)] = msgspec.structs.replace(rule, role=role, ends_as_last_agent=False)
