@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ def build_timeline(
     slacks = slack(within) if not is_open else {}
     attempts, reports = by_step(run.attempts), by_step(run.reports)
     counts = status_counts(steps)
+    repeated = {name for name, count in Counter(step.name for step in steps).items() if count > 1}
     work = sum(
         _run_ns(step, attempts.get(step.step_id, ()), window) or 0 for step in steps if step.parent_step_id is None
     )
@@ -106,6 +108,7 @@ def build_timeline(
                 trace_id,
                 window,
                 now_ns,
+                is_one_of_many=step.name in repeated,
             )
             for step in steps
             if _is_selected(step, step_filter)
@@ -122,6 +125,8 @@ def _entry(
     trace_id: str,
     window: RunWindow,
     now_ns: int,
+    *,
+    is_one_of_many: bool,
 ) -> WorkflowStepTimelineEntry:
     started, finished = step.started_ns, step.finished_ns
     started_at = rfc3339(started) if started is not None else None
@@ -156,6 +161,7 @@ def _entry(
     return WorkflowStepTimelineEntry(
         step_id=step.step_id,
         step_name=step.name,
+        step_index=step.repetition if is_one_of_many else None,
         step_type=step.step_type,
         step_order=step.step_order,
         status=step.status,

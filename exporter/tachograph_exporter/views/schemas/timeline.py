@@ -76,6 +76,7 @@ class FoldedSteps(msgspec.Struct, kw_only=True, gc=False):
 class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     """One step of a timeline.
 
+    ``step_index`` tells steps of the same name apart (of a mapped task, a loop, a fan-out), else it is null.
     ``duration_seconds`` spans from the start of the first attempt to the end of the last; ``run_seconds`` is the time
     in attempts alone. ``wait_seconds`` is all waiting; together with ``run_seconds`` it covers the time from the start
     of the execution (for a step inside another one: of that step) to the end of the step.
@@ -90,6 +91,7 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
 
     step_id: str
     step_name: str
+    step_index: int | str | None
     step_type: str
     step_order: int
     status: str
