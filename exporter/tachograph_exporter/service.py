@@ -44,6 +44,7 @@ from tachograph_exporter.api import (
     jaeger,
     jaeger_monitor,
     jaeger_v3,
+    lineage,
     metrics,
     openapi,
     otlp,
@@ -66,6 +67,7 @@ from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.lineage.receiver import LineageReceiver
 from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
@@ -103,6 +105,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *tokens.ROUTES,
     *health.ROUTES,
     *otlp.ROUTES,
+    *lineage.ROUTES,
     *jaeger.ROUTES,
     *jaeger_v3.ROUTES,
     *jaeger_monitor.ROUTES,
@@ -169,6 +172,7 @@ class Service:
         publish = partial(self.recorder.publish, delivered_to=("store",))
         self.span_store = SpanStore(self.writer, publish, rules)
         self.receiver = Receiver(self.span_store)
+        self.lineage = LineageReceiver(self.span_store)
         self._reassembling = asyncio.Lock()
         self._silences = recovery.Silences()
         self._closing = recovery.Closing()
@@ -213,6 +217,7 @@ class Service:
         app[WORKERS] = self.workers
         app[ROOM] = Room()
         app[otlp.RECEIVER] = self.receiver
+        app[lineage.LINEAGE] = self.lineage
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
         app[health.LIFECYCLE] = self.life
@@ -329,7 +334,8 @@ class Service:
     async def close(self) -> None:
         """Stop work, deliver what was recorded, and close the database."""
         await self.stop_work()
-        await asyncio.gather(asyncio.to_thread(self.receiver.close), self.feed.close())
+        receivers = (self.receiver, self.lineage)
+        await asyncio.gather(*[asyncio.to_thread(receiver.close) for receiver in receivers], self.feed.close())
         self.workers.close()
         release(self.recorder)
         await asyncio.to_thread(self.recorder.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tachograph.spans import semconv
+from tachograph_exporter.ingest.lineage.vocabulary import LINEAGE_RULES
 from tachograph_exporter.ingest.rules import Role, Rule, Rulebook, attribute, of_resource
 from tachograph_exporter.ingest.spans import SpanRecord
 
@@ -39,6 +40,7 @@ RESULTS: Final = {
 }  # fmt: skip
 
 RULES: Final[tuple[Rule, ...]] = (
+    *LINEAGE_RULES,
     Rule(engine="tachograph", role=Role.ATTEMPT, has=(semconv.STEP_NAME, semconv.STEP_ATTEMPT),
          lacks=(semconv.TASK_NAME,), name=attribute(semconv.STEP_NAME), run_id=attribute(semconv.EXECUTION_ID),
          attempt=attribute(semconv.STEP_ATTEMPT), state=attribute(semconv.STEP_STATUS), states=RESULTS),

@@ -18,11 +18,13 @@ from sqlalchemy import Connection, Row
 from tachograph.events import Event
 from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.lineage.lineage_store import Arrived, LineageStore
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_rows import MAX_AT_ONCE, SpanRows, ends_of, stored_spans, trace_rows
 from tachograph_exporter.ingest.spans import SpanRecord, export_request
 from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
 from tachograph_exporter.store import locking, refused
+from tachograph_exporter.store.lineage import LineageRows
 from tachograph_exporter.store.writer import StoreWriter
 
 MAX_TRACE_SPANS: Final = 200_000
@@ -59,6 +61,8 @@ class SpanStore:
         self._publish = publish
         self._publishing = threading.Lock()
         self._rows = SpanRows(writer.database.dialect)
+        self.lineage = LineageStore(self.executions, self._rows, LineageRows(writer.database.dialect))
+        """Stores what OpenLineage events tell of the same runs."""
 
     def commit(self, work: Callable[[Connection], tuple[_T, Sequence[Event]]]) -> _T:
         """Run ``work`` in a transaction, publish the events it returns once they are committed, return the rest.
@@ -81,6 +85,10 @@ class SpanStore:
         """Keep spans of a trace that were refused, with the reason. Raises `StoreUnavailable`."""
         trace_id = spans[0].trace_id
         self._writer.set_record_aside(refused.TRACE, workspace, trace_id, error, export_request(spans))
+
+    def set_event_aside(self, workspace: str, arrived: Arrived, error: BaseException) -> None:
+        """Keep an OpenLineage event that was refused, with the reason. Raises `StoreUnavailable`."""
+        self._writer.set_record_aside(refused.LINEAGE, workspace, arrived.event.run_id, error, arrived.payload)
 
     def take(self, connection: Connection, workspace_id: str, workspace: str, arrived: Iterable[SpanRecord]) -> Taken:
         """Store spans and bring the executions of their traces up to date."""

@@ -64,18 +64,28 @@ class TraceExecutions:
         self._book = book
 
     def update(
-        self, connection: Connection, workspace_id: str, workspace: str, readings: Mapping[str, Reading], now: int
+        self,
+        connection: Connection,
+        workspace_id: str,
+        workspace: str,
+        readings: Mapping[str, Reading],
+        now: int,
+        emptied: AbstractSet[str] = frozenset(),
     ) -> Update:
-        """Replace the stored executions of these traces, and log the events that are new."""
-        if not readings:
+        """Replace the stored executions of these traces, and log the events that are new.
+
+        ``emptied``: traces whose spans have moved into others; their executions are removed.
+        """
+        if not readings and not emptied:
             return Update([], {}, {})
         assembled = {
             trace_id: assemble(workspace, reading.spans, now, self._book, is_quiet=reading.is_quiet)
             for trace_id, reading in readings.items()
         }
         ids = [execution.execution.execution_id for executions in assembled.values() for execution in executions]
-        rows = _stored_executions(connection, readings, ids)
-        avoided = self._avoid_taken_ids(workspace_id, workspace, readings, now, assembled, rows)
+        own_traces = readings.keys() | emptied
+        rows = _stored_executions(connection, own_traces, ids)
+        avoided = self._avoid_taken_ids(workspace_id, workspace, readings, now, assembled, rows, emptied)
         # Whoever ran an execution recorded it in this very database, and knows more than its spans say.
         recorded = {row.execution_id for row in rows.values() if row.process != INGESTED_PROCESS}
         recorded_traces = {row.trace_id for row in rows.values() if row.execution_id in recorded}
@@ -116,7 +126,7 @@ class TraceExecutions:
         ours = {
             row.execution_id
             for row in rows.values()
-            if row.workspace_id == workspace_id and row.trace_id in readings and row.process == INGESTED_PROCESS
+            if row.workspace_id == workspace_id and row.trace_id in own_traces and row.process == INGESTED_PROCESS
         }
         # Executions that the traces seemed to be when fewer of their spans had arrived.
         outdated = ours - ids_now
@@ -138,19 +148,21 @@ class TraceExecutions:
         now: int,
         assembled: dict[str, list[AssembledExecution]],
         rows: Mapping[str, Row[Any]],
+        emptied: AbstractSet[str],
     ) -> dict[str, frozenset[str]]:
         """Assemble traces again whose executions have ids of another workspace or trace; those ids, by trace id."""
         taken = {
             row.execution_id
             for row in rows.values()
-            if row.workspace_id != workspace_id or row.trace_id not in readings
+            if row.workspace_id != workspace_id or (row.trace_id not in readings and row.trace_id not in emptied)
         }
         avoided: dict[str, frozenset[str]] = {}
         for trace_id, executions in assembled.items():
             ids = frozenset(
                 execution_id
                 for execution_id in (execution.execution.execution_id for execution in executions)
-                if execution_id in taken or ((row := rows.get(execution_id)) is not None and row.trace_id != trace_id)
+                if execution_id in taken
+                or ((row := rows.get(execution_id)) is not None and row.trace_id != trace_id and row.trace_id not in emptied)
             )
             if ids:
                 avoided[trace_id] = ids

@@ -27,6 +27,10 @@ from tachograph_exporter.ingest.rules import Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
 OUTCOMES: Final = frozenset({"completed", "failed", "cancelled", "timeout"})
+_STEP_OUTCOMES: Final = OUTCOMES | {"skipped", "lost"}
+_SKIP_REASONS: Final = {"upstream_failed": SkipReason.UPSTREAM_FAILED}
+"""Why a step did not start, by engines' words."""
+LOST: Final = Failure("Lost", "its end was never told")
 ABANDONED: Final = Failure("Abandoned", "still running when its run ended")
 """Why an execution inside another one is a lost step of it: its end is unknown, the other one's is known."""
 E = TypeVar("E", StepReady, StepStarted, StepRetrying, StepFinished)
@@ -50,8 +54,8 @@ def step_events(step: AssembledStep, ends: Mapping[str, int | None], window: Run
         yield _shown(attempts.ready(at(last.start_ns)), last.start_ns)
         return
     outcome = rule.status(last)
-    if outcome == "skipped" and last.end_ns and step.run is None:
-        yield StepSkipped(step=ref, time_ns=last.end_ns, reason=SkipReason.CONDITION)
+    if outcome == "skipped" and last.end_ns and step.run is None and not _has_run(step):
+        yield StepSkipped(step=ref, time_ns=last.end_ns, reason=_skip_reason(rule, last))
         return
     # When it was asked for, if a span says so; without, nothing proves that it waited for a slot.
     asked_ns = step.ready_ns
@@ -96,13 +100,27 @@ def step_events(step: AssembledStep, ends: Mapping[str, int | None], window: Run
         yield started
         return
     newest = parts[-1][1]
-    status = StepStatus(outcome) if outcome in OUTCOMES else StepStatus.FAILED
+    status = StepStatus(outcome) if outcome in _STEP_OUTCOMES else StepStatus.FAILED
     blamed = last if last.is_error or last.exception else newest
-    failure = failure_of(blamed, rule) if status is not StepStatus.COMPLETED else None
+    failure = None
+    if status is StepStatus.LOST:
+        failure = LOST
+    elif status not in (StepStatus.COMPLETED, StepStatus.SKIPPED):
+        failure = failure_of(blamed, rule)
     finished = attempts.finished(
         at(last.end_ns), status, failure, attempt_ended_ns=at(newest.end_ns or newest.start_ns)
     )
     yield _shown(finished, last.end_ns, started_ns=parts[0][1].start_ns, attempt_started_ns=newest.start_ns)
+
+
+def _has_run(step: AssembledStep) -> bool:
+    """Whether a step that says that it was skipped has decided so itself, as it ran."""
+    return step.rule.knows_own_skips and (len(step.spans) > 1 or step.last.end_ns > step.last.start_ns)
+
+
+def _skip_reason(rule: Rule, span: SpanRecord) -> SkipReason:
+    word = rule.state(span) if rule.state is not None else None
+    return _SKIP_REASONS.get(str(word).lower(), SkipReason.CONDITION)
 
 
 def _shown(event: E, time_ns: int, **times: int) -> E:

@@ -275,18 +275,15 @@ def _break_cycles(steps: Sequence[AssembledStep]) -> None:
 
 def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
     """Set every step's id and dependencies: from links and queueing spans, else inferred from the order they ran in."""
-    repetitions: dict[str, int] = defaultdict(int)
     by_span = {span.span_id: step for step in steps for span in step.spans if not step.is_pending}
-    for step in steps:
-        index = repetitions[step.name]
-        repetitions[step.name] += 1
+    indexes = _indexes(steps)
+    for step, index in zip(steps, indexes, strict=True):
         step.step_id = step_id(ref.workflow_id, step.name, index)
     has_links = any(step.after is not None for step in steps) or any(
         link in by_span for step in steps for span in step.spans for link in span.links
     )
     runs = {step.step_id for step in steps if step.run is not None}
     inferred = _inferred(steps) if runs or not has_links else {}
-    repetitions.clear()
     spans_of = {step.step_id: step.spans[0].span_id for step in steps}
     for order, step in enumerate(steps):
         dependency_count, after = 0, inferred.get(step.step_id)
@@ -302,7 +299,7 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
                 else:
                     ids += [other for other in after[0] if other in runs]
             depends_on = tuple(dict.fromkeys(ids))
-        elif after is not None:
+        elif after is not None and not step.rule.knows_dependencies:
             depends_on, dependency_count = after
         else:
             depends_on = ()
@@ -317,14 +314,36 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
             parent_span_id=first.parent_span_id or ref.span_id,
             step_type=_step_type(step),
             step_order=order + 1,
-            index=repetitions[step.name],
+            index=indexes[order],
             depends_on=depends_on,
             dependency_count=dependency_count,
             links=tuple([spans_of[other] for other in depends_on if other in spans_of]),
             parent_step_id=step.parent_step_id,
             child_execution_id=step.child_execution_id,
         )
-        repetitions[step.name] += 1
+
+
+def _indexes(steps: Sequence[AssembledStep]) -> list[int]:
+    """The number of each step among those of its name: the engine's, else in the order of their starts."""
+    own: dict[int, int] = {}
+    taken: set[tuple[str, int]] = set()
+    for number, step in enumerate(steps):
+        value = step.rule.index(step.last) if step.rule.index is not None else None
+        if isinstance(value, int) and 0 <= value < 1 << 31 and (step.name, value) not in taken:
+            own[number] = value
+            taken.add((step.name, value))
+    next_index: dict[str, int] = defaultdict(int)
+    indexes: list[int] = []
+    for number, step in enumerate(steps):
+        index = own.get(number)
+        if index is None:
+            index = next_index[step.name]
+            while (step.name, index) in taken:
+                index += 1
+            taken.add((step.name, index))
+            next_index[step.name] = index + 1
+        indexes.append(index)
+    return indexes
 
 
 def _step_type(step: AssembledStep) -> str:

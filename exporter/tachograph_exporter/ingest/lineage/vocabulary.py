@@ -56,7 +56,7 @@ def _step_rule(letters: str) -> Rule:
         engine=SCOPE, role=Role.STEP, equals={TRAITS: letters}, name=attribute(STEP_NAME), workflow=attribute(WORKFLOW),
         run_id=attribute(EXECUTION), key=attribute(STEP), attempt=attribute(TRY), index=attribute(STEP_INDEX),
         state=attribute(STATE), states=STATES, knows_dependencies=KNOWN_EDGES in letters, retries=MAY_RETRY in letters,
-        lasting=ROOTLESS in letters,
+        knows_own_skips=True, lasting=ROOTLESS in letters,
     )  # fmt: skip
 
 

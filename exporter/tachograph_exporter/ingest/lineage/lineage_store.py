@@ -1,0 +1,200 @@
+"""OpenLineage events stored whole, and the executions that they tell of, in one transaction.
+
+An event that arrives again changes nothing. The runs that events name together (a run, the one above it, the topmost
+one) are in one trace; whenever an event of it arrives, its spans are made anew from all its events, and its executions
+are assembled from its spans. Where an engine sends spans of its own as well (Airflow), both are in one trace.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection
+
+from tachograph.clock import NS
+from tachograph.events import Event
+from tachograph_exporter.ingest.announcements import Announced
+from tachograph_exporter.ingest.lineage import vocabulary
+from tachograph_exporter.ingest.lineage.events import LineageEvent
+from tachograph_exporter.ingest.lineage.keys import keys_of
+from tachograph_exporter.ingest.lineage.translation import spans_of, trace_id_of
+from tachograph_exporter.ingest.span_rows import (
+    LATER_SECONDS,
+    MAX_AT_ONCE,
+    SPANS_PER_SECOND,
+    SpanRows,
+    stored_spans,
+    trace_rows,
+)
+from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
+from tachograph_exporter.store import lineage as rows
+from tachograph_exporter.store import locking
+from tachograph_exporter.store.lineage import LineageRows, StoredEvent
+
+MAX_TRACE_EVENTS: Final = 200_000
+"""Events that are kept of a trace."""
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decoder: Final = msgspec.msgpack.Decoder(LineageEvent)
+
+
+class Arrived(NamedTuple):
+    """An event, and its JSON."""
+
+    event: LineageEvent
+    payload: bytes
+
+
+class TakenEvents(NamedTuple):
+    """What became of events: those for listeners, the number that was new, and the ids of those without room."""
+
+    events: list[Event]
+    stored: int
+    refused: AbstractSet[str]
+
+
+class LineageStore:
+    """Stores events and their executions. ``span_rows``: writes spans; its owner settles it after each transaction."""
+
+    def __init__(self, executions: TraceExecutions, span_rows: SpanRows, lineage_rows: LineageRows) -> None:
+        self._executions = executions
+        self._span_rows = span_rows
+        self._rows = lineage_rows
+
+    def take(
+        self, connection: Connection, workspace_id: str, workspace: str, arrived: Sequence[Arrived]
+    ) -> TakenEvents:
+        """Store events, and bring the executions of their traces up to date."""
+        locking.lock(connection)
+        now = time.time_ns()
+        by_trace, emptied = self._placed(connection, workspace_id, arrived)
+        changed: list[str] = []
+        stored, refused = 0, set[str]()
+        for trace_id, events in by_trace.items():
+            count = rows.count_events(connection, workspace_id, trace_id)
+            known = rows.known_events(connection, workspace_id, trace_id, list(events)) if count else set()
+            fresh = [StoredEvent(key, e.event.time_ns, _encode(e.event), e.payload)
+                     for key, e in events.items() if key not in known]  # fmt: skip
+            room = MAX_TRACE_EVENTS - count
+            refused.update(event.event_id for event in fresh[max(0, room) :])
+            fresh = fresh[: max(0, room)]
+            if not fresh:
+                continue
+            stored += len(fresh)
+            is_long = count + len(fresh) > MAX_AT_ONCE
+            self._rows.put_events(connection, workspace_id, trace_id, fresh, is_read=not is_long)
+            if is_long:
+                seconds = LATER_SECONDS + (count + len(fresh)) / SPANS_PER_SECOND
+                rows.put_due(connection, workspace_id, trace_id, now, now + round(seconds * NS))
+            else:
+                changed.append(trace_id)
+        new = self._bring_up_to_date(connection, workspace_id, workspace, changed, emptied, now)
+        return TakenEvents(new, stored, refused)
+
+    def refresh(self, connection: Connection, workspace_id: str, workspace: str, trace_id: str) -> list[Event]:
+        """Bring a long trace up to date with events that arrived since; returns what listeners have not received."""
+        locking.lock(connection)
+        if not rows.has_unread(connection, workspace_id, trace_id):
+            return []
+        rows.mark_read(connection, workspace_id, trace_id)
+        return self._bring_up_to_date(connection, workspace_id, workspace, [trace_id], frozenset(), time.time_ns())
+
+    def _placed(
+        self, connection: Connection, workspace_id: str, arrived: Iterable[Arrived]
+    ) -> tuple[dict[str, dict[str, Arrived]], AbstractSet[str]]:
+        """The events by trace and id, and the traces that have been moved into others by what the events say."""
+        events = list({item.event.event_id: item for item in arrived}.values())
+        keys = {item.event.event_id: keys_of(item.event) for item in events}
+        stored = rows.traces_of(connection, workspace_id, sorted({key for own in keys.values() for key in own}))
+        trace_of = dict(stored)
+        moved: dict[str, str] = {}
+
+        def final(trace_id: str) -> str:
+            while trace_id in moved:
+                trace_id = moved[trace_id]
+            return trace_id
+
+        for item in events:
+            own = keys[item.event.event_id]
+            targets = sorted({final(trace_of[key]) for key in own if key in trace_of})
+            if not targets:
+                event = item.event
+                top = event.root or event.parent
+                target = trace_id_of(workspace_id, top.run_id if top is not None else event.run_id)
+            else:
+                target = targets[0] if len(targets) == 1 else self._best(connection, workspace_id, targets)
+                moved |= {other: target for other in targets if other != target}
+            trace_of |= dict.fromkeys(own, target)
+        emptied = frozenset(moved)
+        for source in emptied:
+            self.move(connection, workspace_id, source, final(source))
+        settled = {key: final(trace_id) for key, trace_id in trace_of.items()}
+        self._rows.put_keys(connection, workspace_id, {k: t for k, t in settled.items() if stored.get(k) != t})
+        by_trace: dict[str, dict[str, Arrived]] = defaultdict(dict)
+        for item in events:
+            by_trace[settled[keys[item.event.event_id][0]]][item.event.event_id] = item
+        return by_trace, emptied
+
+    def _best(self, connection: Connection, workspace_id: str, trace_ids: Sequence[str]) -> str:
+        """Into which of these traces the others move: one that an engine's own spans are in, if there is one."""
+        spans, _ = stored_spans(connection, workspace_id, trace_ids)
+        for trace_id in trace_ids:
+            if any(span.scope != vocabulary.SCOPE for span in spans[trace_id].values()):
+                return trace_id
+        return trace_ids[0]
+
+    def move(self, connection: Connection, workspace_id: str, source: str, target: str) -> None:
+        """Move the events of a trace into another one; their spans are made there."""
+        rows.move(connection, workspace_id, source, target)
+        spans, _ = stored_spans(connection, workspace_id, [source])
+        own = [span.span_id for span in spans[source].values() if span.scope == vocabulary.SCOPE]
+        rows.delete_spans(connection, workspace_id, source, own)
+        if len(own) == len(spans[source]):
+            rows.delete_trace(connection, workspace_id, source)
+
+    def spans_of(self, connection: Connection, workspace_id: str, trace_id: str) -> list[SpanRecord]:
+        """The spans that stand for the events of a trace."""
+        events = [_decoder.decode(summary) for summary in rows.summaries(connection, workspace_id, trace_id)]
+        return spans_of(events, trace_id) if events else []
+
+    def _bring_up_to_date(
+        self,
+        connection: Connection,
+        workspace_id: str,
+        workspace: str,
+        trace_ids: Sequence[str],
+        emptied: AbstractSet[str],
+        now: int,
+    ) -> list[Event]:
+        """Make the spans of these traces anew, store those that changed, and replace the executions."""
+        stored, announced = stored_spans(connection, workspace_id, trace_ids)
+        readings: dict[str, Reading] = {}
+        fresh: dict[str, list[SpanRecord]] = {}
+        counts: dict[str, int] = {}
+        for trace_id in trace_ids:
+            before, states = stored[trace_id], announced[trace_id]
+            spans = self.spans_of(connection, workspace_id, trace_id)
+            kept = {key: span for key, span in before.items() if span.scope != vocabulary.SCOPE}
+            whole = {**kept, **{span.span_id: span for span in spans}}
+            rows.delete_spans(connection, workspace_id, trace_id, sorted(before.keys() - whole.keys()))
+            changed = [span for span in spans if _differs(before.get(span.span_id), span)]
+            counts[trace_id] = len(whole)
+            if changed:
+                fresh[trace_id] = changed
+            earlier = [span for span in before.values() if states.get(span.span_id) is Announced.EVERYTHING]
+            if whole:
+                readings[trace_id] = Reading(list(whole.values()), states, earlier)
+        update = self._executions.update(connection, workspace_id, workspace, readings, now, emptied)
+        self._span_rows.put(connection, workspace_id, fresh, counts, update.withheld)
+        trace_states = trace_rows(connection, workspace_id, list(fresh))
+        self._span_rows.put_traces(connection, workspace_id, fresh, counts, trace_states, update.due, now)
+        return update.new
+
+
+def _differs(before: SpanRecord | None, span: SpanRecord) -> bool:
+    return before is None or before.payload != span.payload or before.resource_id != span.resource_id

@@ -1,0 +1,166 @@
+"""The receiver of OpenLineage events: requests wait in a queue, and one thread stores many of them in a transaction.
+
+Clients send an event a request, so a transaction for each would cost more than the events. A request is answered once
+its events are committed, so nothing acknowledged is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection
+
+from tachograph.errors import StoreUnavailable
+from tachograph.events import Event
+from tachograph.quiet_log import QuietLog
+from tachograph_exporter.ingest.lineage.lineage_store import MAX_TRACE_EVENTS, Arrived
+from tachograph_exporter.ingest.span_store import SpanStore
+
+quiet = QuietLog(logging.getLogger(__name__))
+
+CLOSE_SECONDS: Final = 3.0
+_BATCH_REQUESTS: Final = 256
+_BATCH_EVENTS: Final = 5_000
+
+
+class Stored(NamedTuple):
+    """What became of the events of a request: how many were new, and why others were refused, by their id."""
+
+    stored: int
+    refused: dict[str, str]
+
+
+class _Request(NamedTuple):
+    workspace_id: str
+    workspace: str
+    events: Sequence[Arrived]
+    answer: Future[Stored]
+
+
+class LineageReceiver:
+    """Takes events and stores them in ``store``."""
+
+    def __init__(self, store: SpanStore) -> None:
+        self.store = store
+        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, workspace_id: str, workspace: str, events: Sequence[Arrived]) -> Future[Stored]:
+        """Queue a request's events. The future raises `StoreUnavailable`.
+
+        Raises `StoreUnavailable` when no thread can be started.
+        """
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                thread = threading.Thread(target=self._work, name="tachograph-lineage", daemon=True)
+                try:
+                    thread.start()
+                except (RuntimeError, MemoryError) as error:
+                    raise StoreUnavailable(f"no thread can be started now: {error}") from error
+                self._thread = thread
+        answer: Future[Stored] = Future()
+        self._queue.put(_Request(workspace_id, workspace, events, answer))
+        return answer
+
+    def close(self) -> None:
+        """Store what waits, then stop; what is not stored within `CLOSE_SECONDS` has not been acknowledged."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(None)
+            thread.join(CLOSE_SECONDS)
+
+    def _work(self) -> None:
+        is_open = True
+        while is_open:
+            requests: list[_Request] = []
+            try:
+                is_open = self._next(requests)
+                self._store([request for request in requests if request.answer.set_running_or_notify_cancel()])
+            except BaseException as error:
+                # Out of memory, for instance. Whoever waits must get an answer.
+                for request in requests:
+                    if not request.answer.done():
+                        request.answer.set_exception(error)
+                quiet.exception(type(error), "a batch of lineage events could not be stored")
+
+    def _next(self, requests: list[_Request]) -> bool:
+        """Add requests that wait to ``requests``. Returns False when it is time to stop."""
+        request, count = self._queue.get(), 0
+        while request is not None:
+            requests.append(request)
+            count += len(request.events)
+            if count >= _BATCH_EVENTS or len(requests) >= _BATCH_REQUESTS:
+                return True
+            try:
+                request = self._queue.get_nowait()
+            except queue.Empty:
+                return True
+        return False
+
+    def _store(self, requests: Sequence[_Request]) -> None:
+        """Commit requests and answer them. If something in them is refused, find it by storing the halves."""
+        if not requests:
+            return
+        try:
+            answers = self.store.commit(lambda connection: self._take(connection, requests))
+        except StoreUnavailable as error:
+            quiet.warning("unavailable", "lineage events could not be stored: %s", error)
+            for request in requests:
+                request.answer.set_exception(StoreUnavailable(str(error)))
+        except Exception as error:
+            if len(requests) > 1:
+                self._store(requests[: len(requests) // 2])
+                self._store(requests[len(requests) // 2 :])
+            elif len(requests[0].events) > 1:
+                self._store_by_halves(requests[0])
+            else:
+                self._refuse(requests[0], error)
+        else:
+            for request, answer in zip(requests, answers, strict=True):
+                request.answer.set_result(answer)
+
+    def _store_by_halves(self, request: _Request) -> None:
+        """Store the halves of a request's events by themselves, and answer for both."""
+        stored, refused = 0, dict[str, str]()
+        half = len(request.events) // 2
+        for events in (request.events[:half], request.events[half:]):
+            part = request._replace(events=events, answer=Future())
+            self._store([part])
+            try:
+                answer = part.answer.result()
+            except Exception as error:
+                request.answer.set_exception(error.with_traceback(None))
+                return
+            stored, refused = stored + answer.stored, refused | answer.refused
+        request.answer.set_result(Stored(stored, refused))
+
+    def _refuse(self, request: _Request, error: Exception) -> None:
+        (item,) = request.events
+        quiet.exception(("refused", type(error)), "lineage event %s could not be stored", item.event.event_id)
+        self.store.set_event_aside(request.workspace, item, error)
+        why = f"the event could not be stored and was set aside: {type(error).__name__}"
+        request.answer.set_result(Stored(0, {item.event.event_id: why}))
+
+    def _take(self, connection: Connection, requests: Sequence[_Request]) -> tuple[list[Stored], list[Event]]:
+        by_workspace: dict[tuple[str, str], list[_Request]] = {}
+        for request in requests:
+            by_workspace.setdefault((request.workspace_id, request.workspace), []).append(request)
+        answers: dict[int, Stored] = {}
+        events: list[Event] = []
+        for (workspace_id, workspace), own in by_workspace.items():
+            arrived = [item for request in own for item in request.events]
+            taken = self.store.lineage.take(connection, workspace_id, workspace, arrived)
+            events += taken.events
+            why = f"its run has {MAX_TRACE_EVENTS} events, and no room for more"
+            for i, request in enumerate(own):
+                refused = {item.event.event_id: why for item in request.events if item.event.event_id in taken.refused}
+                # The events of these requests were stored together; the first one counts them.
+                answers[id(request)] = Stored(taken.stored if i == 0 else 0, refused)
+        return [answers[id(request)] for request in requests], events

@@ -1,0 +1,152 @@
+"""The rows of OpenLineage events, and the traces that their runs are in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Dialect
+
+from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.schema import lineage_events, spans, trace_keys, traces
+
+_CHUNK: Final = 500
+_events = lineage_events.c
+_keys = trace_keys.c
+_TRACES_OF: Final = select(_keys.key, _keys.trace_id).where(
+    _keys.workspace_id == bindparam("workspace"), _keys.key.in_(bindparam("keys", expanding=True))
+)
+_KNOWN: Final = select(_events.event_id).where(
+    _events.workspace_id == bindparam("workspace"),
+    _events.trace_id == bindparam("trace"),
+    _events.event_id.in_(bindparam("ids", expanding=True)),
+)
+_SUMMARIES: Final = select(_events.summary).where(
+    _events.workspace_id == bindparam("workspace"), _events.trace_id == bindparam("trace")
+)
+
+
+class StoredEvent(NamedTuple):
+    """An event as its row has it."""
+
+    event_id: str
+    time_ns: int
+    summary: bytes
+    payload: bytes
+
+
+class LineageRows:
+    """Writes events, and in which trace their runs are."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        insert_into = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+        self._put_event = str(insert_into(lineage_events).on_conflict_do_nothing().compile(dialect=dialect))
+        statement = insert_into(trace_keys)
+        self._put_key = str(
+            statement.on_conflict_do_update(
+                index_elements=list(trace_keys.primary_key), set_={"trace_id": statement.excluded.trace_id}
+            ).compile(dialect=dialect)
+        )
+
+    def put_events(
+        self, connection: Connection, workspace_id: str, trace_id: str, events: Sequence[StoredEvent], *, is_read: bool
+    ) -> None:
+        """Insert events of one trace."""
+        insert_many(
+            connection,
+            self._put_event,
+            [(workspace_id, trace_id, e.event_id, e.time_ns, int(is_read), e.summary, e.payload) for e in events],
+        )
+
+    def put_keys(self, connection: Connection, workspace_id: str, trace_ids: Mapping[str, str]) -> None:
+        """Note in which trace the runs with these keys are."""
+        insert_many(connection, self._put_key, [(workspace_id, key, trace) for key, trace in sorted(trace_ids.items())])
+
+
+def traces_of(connection: Connection, workspace_id: str, keys: Sequence[str]) -> dict[str, str]:
+    """The traces that runs with these keys are in, by key."""
+    result: dict[str, str] = {}
+    for i in range(0, len(keys), _CHUNK):
+        parameters = {"workspace": workspace_id, "keys": keys[i : i + _CHUNK]}
+        result |= {row[0]: row[1] for row in connection.execute(_TRACES_OF, parameters)}
+    return result
+
+
+def known_events(connection: Connection, workspace_id: str, trace_id: str, event_ids: Sequence[str]) -> set[str]:
+    """Those of these events that are stored already."""
+    known: set[str] = set()
+    for i in range(0, len(event_ids), _CHUNK):
+        parameters = {"workspace": workspace_id, "trace": trace_id, "ids": event_ids[i : i + _CHUNK]}
+        known.update(connection.execute(_KNOWN, parameters).scalars())
+    return known
+
+
+def count_events(connection: Connection, workspace_id: str, trace_id: str) -> int:
+    """How many events a trace has."""
+    query = select(func.count()).select_from(lineage_events).where(_in_trace(workspace_id, trace_id))
+    return int(connection.execute(query).scalar_one())
+
+
+def summaries(connection: Connection, workspace_id: str, trace_id: str) -> Iterable[bytes]:
+    """What is read of the events of a trace."""
+    return connection.execute(_SUMMARIES, {"workspace": workspace_id, "trace": trace_id}).scalars()
+
+
+def has_unread(connection: Connection, workspace_id: str, trace_id: str) -> bool:
+    """Whether a trace has events that its spans do not have yet."""
+    query = select(_events.event_id).where(_in_trace(workspace_id, trace_id), _events.is_read == 0).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def mark_read(connection: Connection, workspace_id: str, trace_id: str) -> None:
+    """The spans of a trace have all its events."""
+    connection.execute(
+        update(lineage_events).where(_in_trace(workspace_id, trace_id), _events.is_read == 0).values(is_read=1)
+    )
+
+
+def move(connection: Connection, workspace_id: str, source: str, target: str) -> None:
+    """Move the events and runs of a trace into another one."""
+    there = select(_events.event_id).where(_in_trace(workspace_id, target))
+    connection.execute(delete(lineage_events).where(_in_trace(workspace_id, source), _events.event_id.in_(there)))
+    connection.execute(update(lineage_events).where(_in_trace(workspace_id, source)).values(trace_id=target))
+    is_source = (_keys.workspace_id == workspace_id) & (_keys.trace_id == source)
+    connection.execute(update(trace_keys).where(is_source).values(trace_id=target))
+
+
+def delete_spans(connection: Connection, workspace_id: str, trace_id: str, span_ids: Sequence[str]) -> None:
+    """Delete spans of a trace that stand for nothing any more."""
+    for i in range(0, len(span_ids), _CHUNK):
+        connection.execute(
+            delete(spans).where(
+                spans.c.workspace_id == workspace_id,
+                spans.c.trace_id == trace_id,
+                spans.c.span_id.in_(span_ids[i : i + _CHUNK]),
+            )
+        )
+
+
+def delete_trace(connection: Connection, workspace_id: str, trace_id: str) -> None:
+    """Delete the row of a trace that has no spans any more."""
+    connection.execute(delete(traces).where(traces.c.workspace_id == workspace_id, traces.c.trace_id == trace_id))
+
+
+def put_due(connection: Connection, workspace_id: str, trace_id: str, now_ns: int, due_ns: int) -> None:
+    """Have a trace assembled at ``due_ns``, unless it is due before. Makes its row if it has none."""
+    is_trace = (traces.c.workspace_id == workspace_id) & (traces.c.trace_id == trace_id)
+    row = connection.execute(select(traces.c.due_ns).where(is_trace)).first()
+    if row is None:
+        values: dict[str, Any] = {
+            "workspace_id": workspace_id, "trace_id": trace_id, "span_count": 0, "changed_ns": now_ns,
+            "start_ns": now_ns, "end_ns": now_ns, "root_rank": 0, "root_start_ns": now_ns, "root_service": "openlineage",
+            "root_name": "", "due_ns": due_ns,
+        }  # fmt: skip
+        connection.execute(insert(traces), values)
+    elif row.due_ns is None or row.due_ns > due_ns:
+        connection.execute(update(traces).where(is_trace).values(due_ns=due_ns, changed_ns=now_ns))
+
+
+def _in_trace(workspace_id: str, trace_id: str) -> Any:
+    return (_events.workspace_id == workspace_id) & (_events.trace_id == trace_id)
