@@ -76,7 +76,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     ``follows``: the step above a span is a dependency, not an enclosing step. ``lasting``: an execution with such spans
     ends with its last step, not with the span above them. ``opens``: a zero-length span marks the start of an
     execution, and one of role END its end. ``retries``: a failed step may be retried for as long as its execution runs.
-    ``index``: reads the engine's number of one of several steps of a name. ``knows_dependencies``: the links of a span
+    ``index``: reads the engine's number of one of several steps of a name. ``ready``: reads when a
+    step was queued, in unix nanoseconds. ``knows_dependencies``: the links of a span
     are all that its step waited for, so nothing is inferred from the order in which steps ran. ``knows_own_skips``: a
     skipped step whose span has a length ran, and skipped itself.
     ``series``: executions of which this reads the same value follow each other, so none of them ran inside another.
@@ -102,6 +103,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     states: Mapping[str, str] = {}
     key: Read | None = None
     index: Read | None = None
+    ready: Read | None = None
     series: Read | None = None
     follows: bool = False
     lasting: bool = False

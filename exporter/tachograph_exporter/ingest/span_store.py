@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Row
 from tachograph.events import Event
 from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.lineage.joining import engine_key
 from tachograph_exporter.ingest.lineage.lineage_store import Arrived, LineageStore
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_rows import MAX_AT_ONCE, SpanRows, ends_of, stored_spans, trace_rows
@@ -100,6 +101,7 @@ class SpanStore:
             if other is None or span.end_ns > other.end_ns:
                 trace_spans[span.span_id] = span
         now = time.time_ns()
+        emptied = self._join(connection, workspace_id, candidates)
         rows = trace_rows(connection, workspace_id, list(candidates))
         short = [trace_id for trace_id, row in rows.items() if row.span_count <= MAX_AT_ONCE]
         stored, announced = stored_spans(connection, workspace_id, short)
@@ -133,10 +135,30 @@ class SpanStore:
                 states = announced.get(trace_id, {})
                 earlier = [span for span in before.values() if states.get(span.span_id) is Announced.EVERYTHING]
                 readings[trace_id] = Reading(list(whole.values()), states, earlier)
-        update = self.executions.update(connection, workspace_id, workspace, readings, now)
+        update = self.executions.update(connection, workspace_id, workspace, readings, now, emptied)
         self._rows.put(connection, workspace_id, fresh, counts, update.withheld)
         self._rows.put_traces(connection, workspace_id, fresh, counts, rows, update.due, now)
         return Taken(update.new, sum(map(len, fresh.values())), refused)
+
+
+    def _join(
+        self, connection: Connection, workspace_id: str, candidates: Mapping[str, dict[str, SpanRecord]]
+    ) -> AbstractSet[str]:
+        """Add the spans that stand for lineage of the same runs; the traces that these have left."""
+        keys = {
+            key: trace_id
+            for trace_id, spans in candidates.items()
+            for span in spans.values()
+            if (key := engine_key(span)) is not None
+        }
+        if not keys:
+            return frozenset()
+        left = self.lineage.join(connection, workspace_id, keys)
+        for target in left.values():
+            candidates[target].update(
+                {span.span_id: span for span in self.lineage.spans_of(connection, workspace_id, target)}
+            )
+        return left.keys()
 
 
 def _ends(

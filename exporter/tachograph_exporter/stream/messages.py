@@ -283,6 +283,8 @@ def _step_finished(event: StepFinished) -> _Description:
         **_error_data(event.failure),
     }  # fmt: skip
     text = f"{event.step.name} {event.status} after {format_duration(event.duration_ns)}"
+    if event.status is StepStatus.SKIPPED:
+        return "step_skipped", text, data  # It skipped itself.
     return "step_completed" if is_completed else "step_failed", text, data
 
 

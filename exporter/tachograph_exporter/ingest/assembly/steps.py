@@ -98,6 +98,9 @@ class AssembledStep:
         if attempts is not spans and spans[0].start_ns < self.started_ns:
             self.ready_ns = spans[0].start_ns
         self.finished_ns = None if self.is_queued_again else self.last.end_ns or None
+        if self.rule.ready is not None:
+            ready_ns = self.rule.ready(min(attempts, key=start_order))
+            self.ready_ns = ready_ns if isinstance(ready_ns, int) and ready_ns <= self.started_ns else self.ready_ns
 
 
 def may_grow(step: AssembledStep) -> bool:

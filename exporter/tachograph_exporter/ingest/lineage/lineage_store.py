@@ -157,6 +157,24 @@ class LineageStore:
         if len(own) == len(spans[source]):
             rows.delete_trace(connection, workspace_id, source)
 
+    def join(self, connection: Connection, workspace_id: str, keys: Mapping[str, str]) -> dict[str, str]:
+        """Note in which traces an engine's spans are, by the keys of their runs, and move lineage of these there.
+
+        Returns the traces that lineage has left, with those that it is in now.
+        """
+        stored = rows.traces_of(connection, workspace_id, sorted(keys))
+        self._rows.put_keys(connection, workspace_id, {k: t for k, t in keys.items() if k not in stored})
+        left: dict[str, str] = {}
+        for key, target in keys.items():
+            source = stored.get(key, target)
+            if source == target or source in left:
+                continue
+            spans, _ = stored_spans(connection, workspace_id, [source])
+            if spans[source] and all(span.scope == vocabulary.SCOPE for span in spans[source].values()):
+                self.move(connection, workspace_id, source, target)
+                left[source] = target
+        return left
+
     def spans_of(self, connection: Connection, workspace_id: str, trace_id: str) -> list[SpanRecord]:
         """The spans that stand for the events of a trace."""
         events = [_decoder.decode(summary) for summary in rows.summaries(connection, workspace_id, trace_id)]

@@ -18,6 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 from tachograph_exporter.ingest.lineage import vocabulary as words
 from tachograph_exporter.ingest.lineage.edges import NEVER_STARTED, complete
 from tachograph_exporter.ingest.lineage.events import LineageError, LineageEvent
+from tachograph_exporter.ingest.lineage.keys import airflow_key
 from tachograph_exporter.ingest.lineage.runs import Run, Step, number_of, runs_of, steps_of
 from tachograph_exporter.ingest.spans import SpanRecord, record
 
@@ -86,6 +87,7 @@ def _step_spans(step: Step, trace_id: str) -> list[SpanRecord]:
         attributes |= {words.STATE: step.word, words.TRAITS: traits}
         stand_in = Run(_untold_id(step), execution.namespace, f"{execution.job}.{step.name}")
         stand_in.engine, stand_in.integration = execution.engine, execution.integration
+        stand_in.facts = execution.facts
         parent = span_id_of(execution.run_id)
         return [_span(stand_in, trace_id, parent, step.started_ns, step.ended_ns, attributes, None, links)]
     return [
@@ -151,7 +153,9 @@ def _span(
         start_time_unix_nano=started_ns,
         end_time_unix_nano=ended_ns,
     )
-    own = {words.RUN: run.run_id, words.JOB: run.job, words.NAMESPACE: run.namespace, words.JOB_TYPE: run.job_type}
+    facts = run.facts
+    key = airflow_key(facts.dag_id, facts.run_id) if facts is not None and facts.dag_id and facts.run_id else None
+    own = {words.KEY: key, words.RUN: run.run_id, words.JOB: run.job, words.NAMESPACE: run.namespace, words.JOB_TYPE: run.job_type}
     for key, value in {**own, **attributes}.items():
         if value is None or (value == "" and key != words.TRAITS):
             continue

@@ -26,6 +26,10 @@ STEP: Final = "openlineage.step"
 STEP_NAME: Final = "openlineage.step.name"
 STEP_INDEX: Final = "openlineage.step.index"
 TRY: Final = "openlineage.step.try"
+READY: Final = "openlineage.step.ready"
+"""When the try was queued, in unix nanoseconds, if a span of the engine says so."""
+KEY: Final = "openlineage.engine.key"
+"""The key of the run by its engine's own id, by which spans of the engine find it (see `keys`)."""
 STATE: Final = "openlineage.state"
 """How it ended, in the engine's word."""
 TRAITS: Final = "openlineage.traits"
@@ -54,7 +58,7 @@ def traits(*, has_edges: bool, may_retry: bool, is_rootless: bool) -> str:
 def _step_rule(letters: str) -> Rule:
     return Rule(
         engine=SCOPE, role=Role.STEP, equals={TRAITS: letters}, name=attribute(STEP_NAME), workflow=attribute(WORKFLOW),
-        run_id=attribute(EXECUTION), key=attribute(STEP), attempt=attribute(TRY), index=attribute(STEP_INDEX),
+        run_id=attribute(EXECUTION), key=attribute(STEP), attempt=attribute(TRY), index=attribute(STEP_INDEX), ready=attribute(READY),
         state=attribute(STATE), states=STATES, knows_dependencies=KNOWN_EDGES in letters, retries=MAY_RETRY in letters,
         knows_own_skips=True, lasting=ROOTLESS in letters,
     )  # fmt: skip
