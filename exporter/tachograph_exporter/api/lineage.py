@@ -85,7 +85,7 @@ async def lineage(request: web.Request) -> web.Response:
     """
     workspace = await workspace_of(request)
     body = await read_body(request, request.app[CONFIG].max_otlp_body_bytes)
-    arrived, failed = await _read(request, [body])
+    arrived, failed = await _read(request, [body], is_batch=False)
     if failed:
         raise _refused(failed, is_batch=False)
     refused = await _stored(request, workspace.id, workspace.slug, arrived)
@@ -109,7 +109,7 @@ async def lineage_batch(request: web.Request) -> web.Response:
         raise problems.invalid_json(str(error)) from None
     if len(bodies) > MAX_EVENTS:
         raise problems.too_many_events(MAX_EVENTS)
-    arrived, failed = await _read(request, [bytes(raw) for raw in bodies])
+    arrived, failed = await _read(request, [bytes(raw) for raw in bodies], is_batch=True)
     failed += await _stored(request, workspace.id, workspace.slug, arrived)
     if bodies and len(failed) == len(bodies):
         raise _refused(failed, is_batch=True)
@@ -117,7 +117,7 @@ async def lineage_batch(request: web.Request) -> web.Response:
 
 
 async def _read(
-    request: web.Request, bodies: Sequence[bytes]
+    request: web.Request, bodies: Sequence[bytes], *, is_batch: bool
 ) -> tuple[list[tuple[int, Arrived]], list[FailedEvent]]:
     """The run events among these, with their places, and those that are not valid."""
 
@@ -128,6 +128,8 @@ async def _read(
             try:
                 event = read_event(body)
             except BadEvent as error:
+                if not (error.is_json or is_batch):
+                    raise problems.invalid_json(str(error).removeprefix("the event is not JSON: ")) from None
                 failed.append(FailedEvent(index, str(error)))
                 continue
             if event is not None:

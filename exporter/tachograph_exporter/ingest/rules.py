@@ -33,6 +33,15 @@ class Role(Enum):
     """Part of a step: stored and shown in traces, but not in timelines."""
 
 
+class Links(Enum):
+    """What it means that a step has no link to another one, and was asked for by none."""
+
+    UNKNOWN = "unknown"
+    """Nothing: its dependencies are inferred from when it was ready."""
+    COMPLETE = "complete"
+    """It waited for nothing."""
+
+
 Read = Callable[[SpanRecord], Any]
 
 
@@ -76,10 +85,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     ``follows``: the step above a span is a dependency, not an enclosing step. ``lasting``: an execution with such spans
     ends with its last step, not with the span above them. ``opens``: a zero-length span marks the start of an
     execution, and one of role END its end. ``retries``: a failed step may be retried for as long as its execution runs.
-    ``index``: reads the engine's number of one of several steps of a name. ``ready``: reads when a
-    step was queued, in unix nanoseconds. ``knows_dependencies``: the links of a span
-    are all that its step waited for, so nothing is inferred from the order in which steps ran. ``knows_own_skips``: a
-    skipped step whose span has a length ran, and skipped itself.
+    ``index`` reads the engine's number of one of several steps of a name, ``ready`` when a step was queued, in unix
+    nanoseconds. ``links``: what it means that a step has none. ``knows_own_skips``: a skipped step whose span has a
+    length ran, and skipped itself.
     ``series``: executions of which this reads the same value follow each other, so none of them ran inside another.
     """
 
@@ -109,7 +117,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     lasting: bool = False
     opens: bool = False
     retries: bool = False
-    knows_dependencies: bool = False
+    links: Links = Links.UNKNOWN
     knows_own_skips: bool = False
 
     def matches(self, span: SpanRecord) -> bool:

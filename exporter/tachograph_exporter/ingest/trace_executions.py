@@ -12,6 +12,7 @@ from tachograph.clock import NS
 from tachograph.events import Event, ExecutionStatus
 from tachograph_exporter.ingest.announcements import Announced, keys_of, start_key, unannounced
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey, assemble
+from tachograph_exporter.ingest.lineage.vocabulary import SCOPE
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
@@ -82,7 +83,12 @@ class TraceExecutions:
             trace_id: assemble(workspace, reading.spans, now, self._book, is_quiet=reading.is_quiet)
             for trace_id, reading in readings.items()
         }
-        ids = [execution.execution.execution_id for executions in assembled.values() for execution in executions]
+        ids = [
+            execution.execution.execution_id
+            for executions in assembled.values()
+            for execution in executions
+            if _may_be_given(execution)
+        ]
         own_traces = readings.keys() | emptied
         rows = _stored_executions(connection, own_traces, ids)
         avoided = self._avoid_taken_ids(workspace_id, workspace, readings, now, assembled, rows, emptied)
@@ -183,6 +189,12 @@ def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
             start = i
 
 
+def _may_be_given(execution: AssembledExecution) -> bool:
+    """Whether its id may come from an engine, and be any execution's: ours derive from the trace, as UUIDs version 5."""
+    first = execution.root if execution.root is not None else execution.spans[0]
+    return execution.execution.execution_id[14] != "5" or first.scope == SCOPE
+
+
 def _has_ended(row: Row[Any] | None) -> bool:
     return row is not None and ExecutionStatus(row.status).is_terminal and row.status != ExecutionStatus.LOST
 
@@ -194,8 +206,7 @@ def _stored_executions(connection: Connection, trace_ids: Iterable[str], ids: Se
     for i in range(0, len(trace_list), _CHUNK):
         batch = connection.execute(_OF_TRACES, {"traces": trace_list[i : i + _CHUNK]})
         rows |= {row.execution_id: row for row in batch}
-    # Ids of UUID version 5 are derived from the trace; others come from an engine and may be any execution's.
-    given = [execution_id for execution_id in ids if execution_id not in rows and execution_id[14] != "5"]
+    given = [execution_id for execution_id in ids if execution_id not in rows]
     for i in range(0, len(given), _CHUNK):
         batch = connection.execute(_OF_IDS, {"ids": given[i : i + _CHUNK]})
         rows |= {row.execution_id: row for row in batch}

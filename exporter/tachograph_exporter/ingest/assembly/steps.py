@@ -19,7 +19,7 @@ from tachograph.run_window import Place, RunWindow
 from tachograph.spans import semconv
 from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, WithinExecution, start_order
 from tachograph_exporter.ingest.built_in_rules import ANY
-from tachograph_exporter.ingest.rules import Role, Rule
+from tachograph_exporter.ingest.rules import Links, Role, Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
 NAME_LIMIT: Final = 200
@@ -302,7 +302,7 @@ def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
                 else:
                     ids += [other for other in after[0] if other in runs]
             depends_on = tuple(dict.fromkeys(ids))
-        elif after is not None and not step.rule.knows_dependencies:
+        elif after is not None and step.rule.links is Links.UNKNOWN:
             depends_on, dependency_count = after
         else:
             depends_on = ()

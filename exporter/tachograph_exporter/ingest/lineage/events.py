@@ -88,12 +88,11 @@ class LineageEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class BadEvent(ValueError):
-    """An event is not what the specification says. ``at``: the place in the event."""
+    """An event is not what the specification says; the message names the place in it. ``is_json``: it is JSON."""
 
-    def __init__(self, at: str, why: str) -> None:
+    def __init__(self, at: str, why: str, *, is_json: bool = True) -> None:
         super().__init__(f"{at} {why}" if at else why)
-        self.at = at
-        self.why = why
+        self.is_json = is_json
 
 
 def read_event(body: bytes, now_ns: int | None = None) -> LineageEvent | None:
@@ -106,9 +105,9 @@ def read_event(body: bytes, now_ns: int | None = None) -> LineageEvent | None:
     try:
         event = msgspec.json.decode(body)
     except RecursionError:
-        raise BadEvent("", "the event is nested too deeply") from None
+        raise BadEvent("", "the event is nested too deeply", is_json=False) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadEvent("", f"the event is not JSON: {str(error)[:200]}") from None
+        raise BadEvent("", f"the event is not JSON: {str(error)[:200]}", is_json=False) from None
     if not isinstance(event, dict):
         raise BadEvent("", "an event is an object")
     time_ns = _time(event.get("eventTime"), time.time_ns() if now_ns is None else now_ns)

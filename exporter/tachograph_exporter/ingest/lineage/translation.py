@@ -108,8 +108,8 @@ def _try_span(
     if ended_ns is None and execution.ended_ns is not None:
         # Its end never came. What the engine says of it holds; otherwise nobody knows.
         ended_ns, word = max(execution.ended_ns, started_ns), (step.word if is_last else "") or "lost"
-    facts = run.facts
-    may_retry = facts is not None and run.end == "FAIL" and facts.try_number <= facts.retries
+    newest = step.last.facts
+    may_retry = newest is not None and step.last.end == "FAIL" and newest.try_number <= newest.retries
     traits = words.traits(
         has_edges=step.knows_dependencies, may_retry=may_retry, is_rootless=not execution.is_told
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import Final
 
-from tachograph_exporter.ingest.rules import Role, Rule, attribute
+from tachograph_exporter.ingest.rules import Links, Role, Rule, attribute
 
 SCOPE: Final = "openlineage"
 """The instrumentation scope of these spans."""
@@ -59,7 +59,7 @@ def _step_rule(letters: str) -> Rule:
     return Rule(
         engine=SCOPE, role=Role.STEP, equals={TRAITS: letters}, name=attribute(STEP_NAME), workflow=attribute(WORKFLOW),
         run_id=attribute(EXECUTION), key=attribute(STEP), attempt=attribute(TRY), index=attribute(STEP_INDEX), ready=attribute(READY),
-        state=attribute(STATE), states=STATES, knows_dependencies=KNOWN_EDGES in letters, retries=MAY_RETRY in letters,
+        state=attribute(STATE), states=STATES, links=Links.COMPLETE if KNOWN_EDGES in letters else Links.UNKNOWN, retries=MAY_RETRY in letters,
         knows_own_skips=True, lasting=ROOTLESS in letters,
     )  # fmt: skip
 
