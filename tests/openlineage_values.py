@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -82,8 +82,8 @@ def airflow_task(
         }
     }  # fmt: skip
     if error:
-        facets["errorMessage"] = {"message": error, "programmingLanguage": "python",
-                                  "stackTrace": f"Traceback (most recent call last):\nValueError: {error}\n"}  # fmt: skip
+        stack = f"Traceback (most recent call last):\nValueError: {error}\n"
+        facets["errorMessage"] = {"message": error, "programmingLanguage": "python", "stackTrace": stack}
     name = f"{dag}.{task}.{try_number}.{map_index}"
     return event(kind, seconds, name, f"{dag}.{task}", parent=(dag, dag), root=(dag, dag), facets=facets,
                  job_type=("AIRFLOW", "TASK"))  # fmt: skip
@@ -93,14 +93,16 @@ def airflow_dag(
     kind: str,
     seconds: float,
     *,
-    tasks: dict[str, Sequence[str]] | None = None,
+    tasks: Mapping[str, Sequence[str]] | None = None,
     groups: dict[str, str] | None = None,
     states: dict[str, str | None] | None = None,
     durations: dict[str, float] | None = None,
     dag: str = "sales",
 ) -> dict[str, Any]:
     """A DAG run's event as Airflow's provider sends it. ``tasks``: the tasks after each one."""
-    facets: dict[str, Any] = {"airflowDagRun": {"dag": {"dag_id": dag}, "dagRun": {"dag_id": dag, "run_id": "manual__1"}}}
+    facets: dict[str, Any] = {
+        "airflowDagRun": {"dag": {"dag_id": dag}, "dagRun": {"dag_id": dag, "run_id": "manual__1"}}
+    }
     job_facets: dict[str, Any] = {}
     if tasks is not None:
         details = {

@@ -43,8 +43,8 @@ async def post(api: Api, path: str, body: bytes, **headers: str) -> tuple[int, A
 
 
 def success(count: int = 1) -> dict[str, Any]:
-    return {"status": "success", "failed_events": [],
-            "summary": {"received": count, "successful": count, "failed": 0, "retriable": 0, "non_retriable": 0}}  # fmt: skip
+    summary = {"received": count, "successful": count, "failed": 0, "retriable": 0, "non_retriable": 0}
+    return {"status": "success", "failed_events": [], "summary": summary}
 
 
 async def timelines(api: Api) -> list[Any]:
@@ -90,7 +90,9 @@ async def test_bodies_may_be_compressed(api: Api, encoding: str) -> None:
 async def test_job_and_dataset_events_are_accepted_and_make_no_execution(api: Api) -> None:
     job = event("START", 0, "r", "job")
     del job["run"], job["eventType"]
-    dataset = {k: job[k] for k in ("eventTime", "producer", "schemaURL")} | {"dataset": {"namespace": "db", "name": "t"}}
+    dataset = {k: job[k] for k in ("eventTime", "producer", "schemaURL")} | {
+        "dataset": {"namespace": "db", "name": "t"}
+    }
     assert await post(api, ONE, encoded(job)) == (200, success())
     assert await post(api, BATCH, encoded([job, dataset])) == (200, success(2))
     assert (await api.get("/api/workflows/executions"))["total"] == 0
@@ -144,7 +146,11 @@ async def test_a_bad_event_is_refused_with_its_place(api: Api, value: Any, why: 
 
 async def test_a_batch_of_bad_events_only_is_refused_whole(api: Api) -> None:
     status, problem = await post(api, BATCH, encoded([{}, 5]))
-    assert (status, problem["code"], [fault["at"] for fault in problem["errors"]]) == (422, "invalid_body", ["[0]", "[1]"])
+    assert (status, problem["code"], [fault["at"] for fault in problem["errors"]]) == (
+        422,
+        "invalid_body",
+        ["[0]", "[1]"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,10 +177,11 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "facets of other shapes": {"parent": [], "errorMessage": "?", "airflow": 3, "airflowState": {"tasksState": [1]}},
     "parts of other shapes": {"parent": {"run": {"runId": 5}, "job": {"name": {}}}, "airflow": {"task": {"task_id": 4}},
                               "airflow_mappedTask": {"mapIndex": "x"}},
-    "numbers out of range": {"airflow": {"dagRun": {"dag_id": "d", "run_id": "r"}, "task": {"task_id": "t", "retries": 1e300},
-                             "taskInstance": {"map_index": 10**30, "try_number": -5}}},
+    "numbers out of range": {"airflow": {"dagRun": {"dag_id": "d", "run_id": "r"},
+                                         "task": {"task_id": "t", "retries": 1e300},
+                                         "taskInstance": {"map_index": 10**30, "try_number": -5}}},
     "nul": {"airflow": {"dagRun": {"dag_id": "d\0", "run_id": "r\0"}, "task": {"task_id": "t\0"}}},
-    "long": {"airflow": {"dagRun": {"dag_id": "d" * 10_000, "run_id": "r" * 10_000}, "task": {"task_id": "t" * 10_000}}},
+    "long": {"airflow": {"dagRun": {"dag_id": "d" * 9_999, "run_id": "r" * 9_999}, "task": {"task_id": "t" * 9_999}}},
     "durations": {"airflowState": {"tasksState": {"a": "success", "b": None, "c": "?" * 5000},
                                    "tasksDuration": {"a": -1, "b": 1e308, "c": "x"}}},
 }  # fmt: skip

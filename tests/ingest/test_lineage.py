@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Table, func, select
 from tests.ingest.lineage_intake import LineageIntake, arrived
 from tests.openlineage_values import airflow_dag, airflow_task, encoded, event, run_id
 
@@ -47,6 +47,10 @@ def reference(entry: Mapping[str, Any]) -> str:
 def edges(timeline: Mapping[str, Any]) -> set[str]:
     names = {entry["step_id"]: reference(entry) for entry in timeline["step_timeline"]}
     return {f"{names[other]}->{reference(e)}" for e in timeline["step_timeline"] for other in e["depends_on"]}
+
+
+def rows_of(intake: LineageIntake, table: Table) -> int:
+    return intake.database.look(lambda c: c.execute(select(func.count()).select_from(table)).scalar_one())
 
 
 def spark(kind: str, seconds: float, job: str, **fields: Any) -> dict[str, Any]:
@@ -277,22 +281,20 @@ def test_runs_that_are_found_to_belong_together_become_one_execution(intake: Lin
     (timeline,) = intake.timelines()
     assert (timeline["workflow_name"], steps(timeline)) == ("a", {"b": "completed", "c": "completed"})
     assert shown.keys() >= {"a"}
-    with intake.database.engine.connect() as connection:
-        assert connection.execute(select(func.count()).select_from(traces)).scalar() == 1
+    assert rows_of(intake, traces) == 1
 
 
 CIRCLES: dict[str, Sequence[dict[str, Any]]] = {
     "itself": [event("START", 0, "a", "a", parent=("a", "a")), event("COMPLETE", 1, "a", "a", parent=("a", "a"))],
-    "each other": [event("COMPLETE", 1, "a", "a", parent=("b", "b")), event("COMPLETE", 1, "b", "b", parent=("a", "a"))],
+    "each other": [event("COMPLETE", 1, "a", "a", parent=("b", "b")),
+                   event("COMPLETE", 1, "b", "b", parent=("a", "a"))],
     "root below": [event("START", 0, "a", "a", parent=("b", "b"), root=("a", "a")),
                    event("COMPLETE", 2, "b", "b", parent=("a", "a"))],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("events", CIRCLES.values(), ids=CIRCLES)
-def test_no_run_is_inside_itself_whatever_events_say(
-    intake: LineageIntake, events: Sequence[dict[str, Any]]
-) -> None:
+def test_no_run_is_inside_itself_whatever_events_say(intake: LineageIntake, events: Sequence[dict[str, Any]]) -> None:
     shown = timelines(intake, *events)
     assert len(shown) == 1
     assert intake.rows_to_correct() == 0
@@ -316,6 +318,5 @@ def test_a_long_run_is_assembled_a_little_later(intake: LineageIntake, monkeypat
 def test_events_are_deleted_with_the_spans_that_stand_for_them(intake: LineageIntake) -> None:
     timelines(intake, *application())
     assert archiving.delete_spans(intake.database, 1 << 62) > 0
-    with intake.database.engine.connect() as connection:
-        for table in (lineage_events, trace_keys, spans, traces):
-            assert connection.execute(select(func.count()).select_from(table)).scalar() == 0, table.name
+    for table in (lineage_events, trace_keys, spans, traces):
+        assert rows_of(intake, table) == 0, table.name

@@ -25,7 +25,7 @@ QUEUED_SECONDS: Final = 0.5
 
 
 def _ns(text: str) -> int:
-    return round(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1_000_000) * 1000
+    return round(datetime.fromisoformat(text).timestamp() * 1_000_000) * 1000
 
 
 def _id(name: str) -> bytes:
@@ -143,7 +143,8 @@ def test_a_try_of_which_only_a_span_tells_counts(intake: Callable[[], LineageInt
 def test_spans_below_a_task_stay_below_it(intake: Callable[[], LineageIntake]) -> None:
     service = intake()
     inner = _span("run sync", "worker.load#1", _ns("2026-11-25T03:50:56.4Z"), _ns("2026-11-25T03:50:56.5Z"),
-                  {"workflow.execution.id": "0198f000-0000-7000-8000-000000000001", "workflow.definition.name": "sync"})  # fmt: skip
+                  {"workflow.execution.id": "0198f000-0000-7000-8000-000000000001",
+                   "workflow.definition.name": "sync"})  # fmt: skip
     service.take_events(recorded_events(NAME))
     service.take([*airflow_spans(), inner])
     service.settle()

@@ -1,4 +1,4 @@
-"""OpenLineage ingest (https://openlineage.io/apidocs/openapi/): events of Airflow, dbt, Spark, Flink, Trino and others."""
+"""OpenLineage ingest (https://openlineage.io/apidocs/openapi/): events of Airflow, dbt, Spark, Flink and others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LineageJob(msgspec.Struct):
 
 
 class LineageEventBody(msgspec.Struct):
-    """An OpenLineage run event. Job events (without ``run``) and dataset events (with ``dataset``) are accepted, too."""
+    """An OpenLineage run event. Job events (without ``run``) and dataset events (``dataset``) are accepted, too."""
 
     eventTime: str  # noqa: N815
     run: LineageRun

@@ -17,7 +17,7 @@ span's name (``span:name``). The first of a list that has a value is used::
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import msgspec
 
@@ -103,7 +103,7 @@ def _rule(rule: _Rule) -> Rule:
         lasting=rule.lasting,
         opens=rule.opens,
         retries=rule.retries,
-        **{field: _reader(getattr(rule, field)) for field in _READERS},
+        **cast("dict[str, Any]", {field: _reader(getattr(rule, field)) for field in _READERS}),
     )
 
 

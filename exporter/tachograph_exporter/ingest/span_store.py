@@ -140,7 +140,6 @@ class SpanStore:
         self._rows.put_traces(connection, workspace_id, fresh, counts, rows, update.due, now)
         return Taken(update.new, sum(map(len, fresh.values())), refused)
 
-
     def _join(
         self, connection: Connection, workspace_id: str, candidates: Mapping[str, dict[str, SpanRecord]]
     ) -> AbstractSet[str]:

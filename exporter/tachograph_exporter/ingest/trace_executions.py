@@ -168,7 +168,11 @@ class TraceExecutions:
                 execution_id
                 for execution_id in (execution.execution.execution_id for execution in executions)
                 if execution_id in taken
-                or ((row := rows.get(execution_id)) is not None and row.trace_id != trace_id and row.trace_id not in emptied)
+                or (
+                    (row := rows.get(execution_id)) is not None
+                    and row.trace_id != trace_id
+                    and row.trace_id not in emptied
+                )
             )
             if ids:
                 avoided[trace_id] = ids
@@ -190,7 +194,7 @@ def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
 
 
 def _may_be_given(execution: AssembledExecution) -> bool:
-    """Whether its id may come from an engine, and be any execution's: ours derive from the trace, as UUIDs version 5."""
+    """Whether its id may come from an engine, and be any execution's. Ours derive from the trace (UUID version 5)."""
     first = execution.root if execution.root is not None else execution.spans[0]
     return execution.execution.execution_id[14] != "5" or first.scope == SCOPE
 

@@ -140,8 +140,8 @@ def put_due(connection: Connection, workspace_id: str, trace_id: str, now_ns: in
     if row is None:
         values: dict[str, Any] = {
             "workspace_id": workspace_id, "trace_id": trace_id, "span_count": 0, "changed_ns": now_ns,
-            "start_ns": now_ns, "end_ns": now_ns, "root_rank": 0, "root_start_ns": now_ns, "root_service": "openlineage",
-            "root_name": "", "due_ns": due_ns,
+            "start_ns": now_ns, "end_ns": now_ns, "root_rank": 0, "root_start_ns": now_ns,
+            "root_service": "openlineage", "root_name": "", "due_ns": due_ns,
         }  # fmt: skip
         connection.execute(insert(traces), values)
     elif row.due_ns is None or row.due_ns > due_ns:

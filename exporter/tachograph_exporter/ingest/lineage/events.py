@@ -129,7 +129,10 @@ def _run_event(event: Mapping[str, Any], time_ns: int, event_id: str) -> Lineage
     run_id = _text(event, "run", "runId").lower()
     if not _UUID.fullmatch(run_id):
         raise BadEvent("run.runId", f"is {run_id[:60]!r}, not a UUID")
-    job_facets, run_facets = facet(event["job"] if _is_map(event.get("job")) else {}, "facets"), facet(event["run"], "facets")
+    job_facets, run_facets = (
+        facet(event["job"] if _is_map(event.get("job")) else {}, "facets"),
+        facet(event["run"], "facets"),
+    )
     job_type, node = facet(job_facets, "jobType"), facet(job_facets, "dbt_node")
     parent, root = _parents(facet(run_facets, "parent"), run_id)
     return LineageEvent(
@@ -181,18 +184,22 @@ def _time(value: Any, now_ns: int) -> int:
     if not isinstance(value, str):
         raise BadEvent("eventTime", "is missing" if value is None else "is not a text")
     match = _TIME.fullmatch(value.strip())
-    try:
-        if match is None:
-            raise ValueError
-        moment = datetime.fromisoformat(match[1].upper() + ("+00:00" if (match[3] or "Z") in "Zz" else match[3]))
-    except ValueError:
-        raise BadEvent("eventTime", f"is {value[:60]!r}, not a time as in RFC 3339") from None
+    moment = _moment(match[1], match[3] or "Z") if match is not None else None
+    if match is None or moment is None:
+        raise BadEvent("eventTime", f"is {value[:60]!r}, not a time as in RFC 3339")
     time_ns = int(moment.astimezone(UTC).timestamp()) * NS + int((match[2] or "").ljust(9, "0"))
     if time_ns < EARLIEST_NS:
         raise BadEvent("eventTime", "is before the year 2000: check the clock of its host")
     if time_ns > now_ns + round(AHEAD_SECONDS * NS):
         raise BadEvent("eventTime", "is more than a day from now: check the clock of its host")
     return time_ns
+
+
+def _moment(text: str, zone: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text.upper() + ("+00:00" if zone in "Zz" else zone))
+    except ValueError:
+        return None
 
 
 def _parents(parent: Mapping[str, Any], run_id: str) -> tuple[JobRun | None, JobRun | None]:
@@ -217,10 +224,11 @@ def _datasets(event: Mapping[str, Any], name: str) -> tuple[str, ...]:
     values = event.get(name)
     if not isinstance(values, list):
         return ()
-    names = []
-    for value in values[:MAX_DATASETS]:
-        if isinstance(value, dict) and isinstance(value.get("name"), str):
-            names.append(f"{_word(value.get('namespace'), MAX_NAME)}/{_word(value['name'], MAX_NAME)}")
+    names = [
+        f"{_word(value.get('namespace'), MAX_NAME)}/{_word(value['name'], MAX_NAME)}"
+        for value in values[:MAX_DATASETS]
+        if isinstance(value, dict) and isinstance(value.get("name"), str)
+    ]
     return tuple(dict.fromkeys(names))
 
 

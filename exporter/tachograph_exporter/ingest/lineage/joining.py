@@ -112,7 +112,9 @@ def _join(lineage: Sequence[SpanRecord], theirs: Iterable[SpanRecord], aliases: 
             lineage_try = told.get(_Try(step, number))
             if lineage_try is None:
                 is_last = number == max([*tries, *[s.attributes[words.TRY] for s in known]])
-                added.append(_attempt(span, step, number, parent_id, by_step.get(step, lineage), of_task, is_last=is_last))
+                added.append(
+                    _attempt(span, step, number, parent_id, by_step.get(step, lineage), of_task, is_last=is_last)
+                )
             else:
                 # Spans below Airflow's stay below it.
                 aliases[lineage_try.span_id] = span.span_id
@@ -122,7 +124,9 @@ def _join(lineage: Sequence[SpanRecord], theirs: Iterable[SpanRecord], aliases: 
                 aliases[untold.span_id] = added[0].span_id
                 del result[untold.span_id]
         result |= {span.span_id: span for span in added}
-    return [_with_ready(span, queued) if span.attributes[words.EXECUTION] == newest else span for span in result.values()]
+    return [
+        _with_ready(span, queued) if span.attributes[words.EXECUTION] == newest else span for span in result.values()
+    ]
 
 
 def _sorted_out(spans: Iterable[SpanRecord]) -> tuple[list[SpanRecord], dict[str, _TaskSpans]]:
@@ -146,7 +150,9 @@ def _sorted_out(spans: Iterable[SpanRecord]) -> tuple[list[SpanRecord], dict[str
 
 def _merged(one: SpanRecord, other: SpanRecord) -> SpanRecord:
     first, last = sorted((one, other), key=lambda span: (span.start_ns, span.span_id))
-    return replace(last, span_id=first.span_id, start_ns=first.start_ns, end_ns=last.end_ns and max(first.end_ns, last.end_ns))
+    return replace(
+        last, span_id=first.span_id, start_ns=first.start_ns, end_ns=last.end_ns and max(first.end_ns, last.end_ns)
+    )
 
 
 def _number(span: SpanRecord) -> int:

@@ -16,7 +16,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from tachograph_exporter.ingest.lineage import vocabulary as words
-from tachograph_exporter.ingest.lineage.edges import NEVER_STARTED, complete
+from tachograph_exporter.ingest.lineage.edges import complete
 from tachograph_exporter.ingest.lineage.events import LineageError, LineageEvent
 from tachograph_exporter.ingest.lineage.keys import airflow_key
 from tachograph_exporter.ingest.lineage.runs import Run, Step, number_of, runs_of, steps_of
@@ -69,7 +69,9 @@ def _execution_span(run: Run, trace_id: str, steps: Sequence[Step]) -> SpanRecor
         error = failed[0] if failed else error
     attributes = {words.EXECUTION: run.run_id, words.WORKFLOW: run.job, words.STATE: word or None}
     parent = span_id_of(run.above.run_id) if run.above is not None else ""
-    return _span(run, trace_id, parent, run.started_ns, run.ended_ns or 0, attributes, error if run.end == "FAIL" else None)
+    return _span(
+        run, trace_id, parent, run.started_ns, run.ended_ns or 0, attributes, error if run.end == "FAIL" else None
+    )
 
 
 def _step_spans(step: Step, trace_id: str) -> list[SpanRecord]:
@@ -110,9 +112,7 @@ def _try_span(
         ended_ns, word = max(execution.ended_ns, started_ns), (step.word if is_last else "") or "lost"
     newest = step.last.facts
     may_retry = newest is not None and step.last.end == "FAIL" and newest.try_number <= newest.retries
-    traits = words.traits(
-        has_edges=step.knows_dependencies, may_retry=may_retry, is_rootless=not execution.is_told
-    )
+    traits = words.traits(has_edges=step.knows_dependencies, may_retry=may_retry, is_rootless=not execution.is_told)
     own = {
         **attributes,
         words.TRY: number_of(run) or number,
@@ -155,7 +155,13 @@ def _span(
     )
     facts = run.facts
     key = airflow_key(facts.dag_id, facts.run_id) if facts is not None and facts.dag_id and facts.run_id else None
-    own = {words.KEY: key, words.RUN: run.run_id, words.JOB: run.job, words.NAMESPACE: run.namespace, words.JOB_TYPE: run.job_type}
+    own = {
+        words.KEY: key,
+        words.RUN: run.run_id,
+        words.JOB: run.job,
+        words.NAMESPACE: run.namespace,
+        words.JOB_TYPE: run.job_type,
+    }
     for key, value in {**own, **attributes}.items():
         if value is None or (value == "" and key != words.TRAITS):
             continue

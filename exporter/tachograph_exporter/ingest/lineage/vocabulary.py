@@ -56,10 +56,11 @@ def traits(*, has_edges: bool, may_retry: bool, is_rootless: bool) -> str:
 
 
 def _step_rule(letters: str) -> Rule:
+    links = Links.COMPLETE if KNOWN_EDGES in letters else Links.UNKNOWN
     return Rule(
         engine=SCOPE, role=Role.STEP, equals={TRAITS: letters}, name=attribute(STEP_NAME), workflow=attribute(WORKFLOW),
-        run_id=attribute(EXECUTION), key=attribute(STEP), attempt=attribute(TRY), index=attribute(STEP_INDEX), ready=attribute(READY),
-        state=attribute(STATE), states=STATES, links=Links.COMPLETE if KNOWN_EDGES in letters else Links.UNKNOWN, retries=MAY_RETRY in letters,
+        run_id=attribute(EXECUTION), key=attribute(STEP), attempt=attribute(TRY), index=attribute(STEP_INDEX),
+        ready=attribute(READY), state=attribute(STATE), states=STATES, links=links, retries=MAY_RETRY in letters,
         knows_own_skips=True, lasting=ROOTLESS in letters,
     )  # fmt: skip
 
