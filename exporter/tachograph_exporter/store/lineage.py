@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
@@ -18,14 +19,14 @@ _keys = trace_keys.c
 _TRACES_OF: Final = select(_keys.key, _keys.trace_id).where(
     _keys.workspace_id == bindparam("workspace"), _keys.key.in_(bindparam("keys", expanding=True))
 )
-_KNOWN: Final = select(_events.event_id).where(
-    _events.workspace_id == bindparam("workspace"),
-    _events.trace_id == bindparam("trace"),
-    _events.event_id.in_(bindparam("ids", expanding=True)),
+_OF_TRACES: Final = (_events.workspace_id == bindparam("workspace")) & _events.trace_id.in_(
+    bindparam("traces", expanding=True)
 )
-_SUMMARIES: Final = select(_events.summary).where(
-    _events.workspace_id == bindparam("workspace"), _events.trace_id == bindparam("trace")
+_KNOWN: Final = select(_events.trace_id, _events.event_id).where(
+    _OF_TRACES, _events.event_id.in_(bindparam("ids", expanding=True))
 )
+_COUNTS: Final = select(_events.trace_id, func.count()).where(_OF_TRACES).group_by(_events.trace_id)
+_SUMMARIES: Final = select(_events.trace_id, _events.summary).where(_OF_TRACES)
 
 
 class StoredEvent(NamedTuple):
@@ -51,14 +52,19 @@ class LineageRows:
         )
 
     def put_events(
-        self, connection: Connection, workspace_id: str, trace_id: str, events: Sequence[StoredEvent], *, is_read: bool
+        self,
+        connection: Connection,
+        workspace_id: str,
+        events: Mapping[str, Sequence[StoredEvent]],
+        unread: AbstractSet[str],
     ) -> None:
-        """Insert events of one trace."""
+        """Insert events, by trace. ``unread``: traces whose spans are not made of them yet."""
         insert_many(
             connection,
             self._put_event,
-            [(workspace_id, trace_id, e.event_id, e.time_ns, int(is_read), e.summary, e.payload) for e in events],
-        )
+            [(workspace_id, trace_id, e.event_id, e.time_ns, int(trace_id not in unread), e.summary, e.payload)
+             for trace_id, own in events.items() for e in own],
+        )  # fmt: skip
 
     def put_keys(self, connection: Connection, workspace_id: str, trace_ids: Mapping[str, str]) -> None:
         """Note in which trace the runs with these keys are."""
@@ -74,24 +80,35 @@ def traces_of(connection: Connection, workspace_id: str, keys: Sequence[str]) ->
     return result
 
 
-def known_events(connection: Connection, workspace_id: str, trace_id: str, event_ids: Sequence[str]) -> set[str]:
-    """Those of these events that are stored already."""
-    known: set[str] = set()
+def known_events(
+    connection: Connection, workspace_id: str, trace_ids: Sequence[str], event_ids: Sequence[str]
+) -> set[tuple[str, str]]:
+    """Those of these events that are stored already, as (trace id, event id)."""
+    known: set[tuple[str, str]] = set()
     for i in range(0, len(event_ids), _CHUNK):
-        parameters = {"workspace": workspace_id, "trace": trace_id, "ids": event_ids[i : i + _CHUNK]}
-        known.update(connection.execute(_KNOWN, parameters).scalars())
+        for k in range(0, len(trace_ids), _CHUNK):
+            parameters = {
+                "workspace": workspace_id, "traces": trace_ids[k : k + _CHUNK], "ids": event_ids[i : i + _CHUNK],
+            }  # fmt: skip
+            known.update((row[0], row[1]) for row in connection.execute(_KNOWN, parameters))
     return known
 
 
-def count_events(connection: Connection, workspace_id: str, trace_id: str) -> int:
-    """How many events a trace has."""
-    query = select(func.count()).select_from(lineage_events).where(_in_trace(workspace_id, trace_id))
-    return int(connection.execute(query).scalar_one())
+def counts_of(connection: Connection, workspace_id: str, trace_ids: Sequence[str]) -> dict[str, int]:
+    """How many events each of these traces has."""
+    counts: dict[str, int] = {}
+    for i in range(0, len(trace_ids), _CHUNK):
+        parameters = {"workspace": workspace_id, "traces": trace_ids[i : i + _CHUNK]}
+        counts |= {row[0]: row[1] for row in connection.execute(_COUNTS, parameters)}
+    return counts
 
 
-def summaries(connection: Connection, workspace_id: str, trace_id: str) -> Iterable[bytes]:
-    """What is read of the events of a trace."""
-    return connection.execute(_SUMMARIES, {"workspace": workspace_id, "trace": trace_id}).scalars()
+def summaries(connection: Connection, workspace_id: str, trace_ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """What is read of the events of these traces, each with its trace."""
+    for i in range(0, len(trace_ids), _CHUNK):
+        parameters = {"workspace": workspace_id, "traces": trace_ids[i : i + _CHUNK]}
+        for row in connection.execute(_SUMMARIES, parameters):
+            yield row[0], row[1]
 
 
 def has_unread(connection: Connection, workspace_id: str, trace_id: str) -> bool:

@@ -72,29 +72,39 @@ class LineageStore:
         """Store events, and bring the executions of their traces up to date."""
         locking.lock(connection)
         now = time.time_ns()
-        by_trace, emptied = self._placed(connection, workspace_id, arrived)
-        changed: list[str] = []
-        stored, refused = 0, set[str]()
+        by_trace, known_traces, emptied = self._placed(connection, workspace_id, arrived)
+        old = [trace_id for trace_id in by_trace if trace_id in known_traces]
+        counts = rows.counts_of(connection, workspace_id, old)
+        ids = [event_id for trace_id in old for event_id in by_trace[trace_id]]
+        known = rows.known_events(connection, workspace_id, old, ids)
+        fresh: dict[str, list[StoredEvent]] = {}
+        changed: dict[str, list[LineageEvent]] = {}
+        long: dict[str, int] = {}
+        refused: set[str] = set()
         for trace_id, events in by_trace.items():
-            count = rows.count_events(connection, workspace_id, trace_id)
-            known = rows.known_events(connection, workspace_id, trace_id, list(events)) if count else set()
-            fresh = [StoredEvent(key, e.event.time_ns, _encode(e.event), e.payload)
-                     for key, e in events.items() if key not in known]  # fmt: skip
-            room = MAX_TRACE_EVENTS - count
-            refused.update(event.event_id for event in fresh[max(0, room) :])
-            fresh = fresh[: max(0, room)]
-            if not fresh:
+            own = [item for event_id, item in events.items() if (trace_id, event_id) not in known]
+            count = counts.get(trace_id, 0)
+            room = max(0, MAX_TRACE_EVENTS - count)
+            refused.update(item.event.event_id for item in own[room:])
+            if not own[:room]:
                 continue
-            stored += len(fresh)
-            is_long = count + len(fresh) > MAX_AT_ONCE
-            self._rows.put_events(connection, workspace_id, trace_id, fresh, is_read=not is_long)
-            if is_long:
-                seconds = LATER_SECONDS + (count + len(fresh)) / SPANS_PER_SECOND
-                rows.put_due(connection, workspace_id, trace_id, now, now + round(seconds * NS))
+            fresh[trace_id] = [
+                StoredEvent(item.event.event_id, item.event.time_ns, _encode(item.event), item.payload)
+                for item in own[:room]
+            ]
+            if count + len(own) > MAX_AT_ONCE:
+                long[trace_id] = count + len(own)
             else:
-                changed.append(trace_id)
-        new = self._bring_up_to_date(connection, workspace_id, workspace, changed, emptied, now)
-        return TakenEvents(new, stored, refused)
+                changed[trace_id] = [item.event for item in own]
+        self._rows.put_events(connection, workspace_id, fresh, long.keys())
+        for trace_id, count in long.items():
+            due_ns = now + round((LATER_SECONDS + count / SPANS_PER_SECOND) * NS)
+            rows.put_due(connection, workspace_id, trace_id, now, due_ns)
+        # All events of a new trace have just arrived.
+        stored = [trace_id for trace_id in changed if trace_id in counts]
+        changed |= self._events_of(connection, workspace_id, stored)
+        new = self._bring_up_to_date(connection, workspace_id, workspace, changed, emptied, now, known_traces)
+        return TakenEvents(new, sum(map(len, fresh.values())), refused)
 
     def refresh(self, connection: Connection, workspace_id: str, workspace: str, trace_id: str) -> list[Event]:
         """Bring a long trace up to date with events that arrived since; returns what listeners have not received."""
@@ -102,12 +112,15 @@ class LineageStore:
         if not rows.has_unread(connection, workspace_id, trace_id):
             return []
         rows.mark_read(connection, workspace_id, trace_id)
-        return self._bring_up_to_date(connection, workspace_id, workspace, [trace_id], frozenset(), time.time_ns())
+        events = self._events_of(connection, workspace_id, [trace_id])
+        return self._bring_up_to_date(
+            connection, workspace_id, workspace, events, frozenset(), time.time_ns(), events.keys()
+        )
 
     def _placed(
         self, connection: Connection, workspace_id: str, arrived: Iterable[Arrived]
-    ) -> tuple[dict[str, dict[str, Arrived]], AbstractSet[str]]:
-        """The events by trace and id, and the traces that have been moved into others by what the events say."""
+    ) -> tuple[dict[str, dict[str, Arrived]], AbstractSet[str], AbstractSet[str]]:
+        """The events by trace and id, the traces that were known, and those of them that have moved into others."""
         events = list({item.event.event_id: item for item in arrived}.values())
         keys = {item.event.event_id: keys_of(item.event) for item in events}
         stored = rows.traces_of(connection, workspace_id, sorted({key for own in keys.values() for key in own}))
@@ -138,7 +151,7 @@ class LineageStore:
         by_trace: dict[str, dict[str, Arrived]] = defaultdict(dict)
         for item in events:
             by_trace[settled[keys[item.event.event_id][0]]][item.event.event_id] = item
-        return by_trace, emptied
+        return by_trace, {final(trace_id) for trace_id in stored.values()}, emptied
 
     def _best(self, connection: Connection, workspace_id: str, trace_ids: Sequence[str]) -> str:
         """Into which of these traces the others move: one that an engine's own spans are in, if there is one."""
@@ -177,26 +190,36 @@ class LineageStore:
 
     def spans_of(self, connection: Connection, workspace_id: str, trace_id: str) -> list[SpanRecord]:
         """The spans that stand for the events of a trace."""
-        events = [_decoder.decode(summary) for summary in rows.summaries(connection, workspace_id, trace_id)]
-        return spans_of(events, trace_id) if events else []
+        return spans_of(self._events_of(connection, workspace_id, [trace_id])[trace_id], trace_id)
+
+    def _events_of(
+        self, connection: Connection, workspace_id: str, trace_ids: Sequence[str]
+    ) -> dict[str, list[LineageEvent]]:
+        events: dict[str, list[LineageEvent]] = {trace_id: [] for trace_id in trace_ids}
+        for trace_id, summary in rows.summaries(connection, workspace_id, trace_ids):
+            events[trace_id].append(_decoder.decode(summary))
+        return events
 
     def _bring_up_to_date(
         self,
         connection: Connection,
         workspace_id: str,
         workspace: str,
-        trace_ids: Sequence[str],
+        events: Mapping[str, Sequence[LineageEvent]],
         emptied: AbstractSet[str],
         now: int,
+        known_traces: AbstractSet[str],
     ) -> list[Event]:
-        """Make the spans of these traces anew, store those that changed, and replace the executions."""
-        stored, announced = stored_spans(connection, workspace_id, trace_ids)
+        """Make the spans of traces anew from all their events, store those that changed, replace the executions."""
+        stored, announced = stored_spans(
+            connection, workspace_id, [trace_id for trace_id in events if trace_id in known_traces]
+        )
         readings: dict[str, Reading] = {}
         fresh: dict[str, list[SpanRecord]] = {}
         counts: dict[str, int] = {}
-        for trace_id in trace_ids:
-            before, states = stored[trace_id], announced[trace_id]
-            spans = self.spans_of(connection, workspace_id, trace_id)
+        for trace_id, own in events.items():
+            before, states = stored.get(trace_id, {}), announced.get(trace_id, {})
+            spans = spans_of(own, trace_id)
             kept = {key: span for key, span in before.items() if span.scope != vocabulary.SCOPE}
             whole = {**kept, **{span.span_id: span for span in spans}}
             rows.delete_spans(connection, workspace_id, trace_id, sorted(before.keys() - whole.keys()))
@@ -209,7 +232,9 @@ class LineageStore:
                 readings[trace_id] = Reading(list(whole.values()), states, earlier)
         update = self._executions.update(connection, workspace_id, workspace, readings, now, emptied)
         self._span_rows.put(connection, workspace_id, fresh, counts, update.withheld)
-        trace_states = trace_rows(connection, workspace_id, list(fresh))
+        trace_states = trace_rows(
+            connection, workspace_id, [trace_id for trace_id in fresh if trace_id in known_traces]
+        )
         self._span_rows.put_traces(connection, workspace_id, fresh, counts, trace_states, update.due, now)
         return update.new
 
