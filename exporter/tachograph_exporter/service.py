@@ -74,6 +74,7 @@ from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 from tachograph_exporter.store import archiving, idempotency, numbers, partitions, recovery
+from tachograph_exporter.store import lineage as lineage_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.probing import Probe
@@ -258,8 +259,9 @@ class Service:
         await self.hub.close()
 
     async def sweep(self) -> int:
-        """Store what other processes spooled, then close executions whose process died as ``lost``; their number."""
+        """Store what others left behind, then close executions whose process died as ``lost``; returns their number."""
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
+        self.lineage.resume(await self.database.read(lineage_rows.unread))
         lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns(), silences=self._silences))
         for run in lost:
             # In a thread: a run may have thousands of steps.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.api.test_guard import SERVICE_TOKEN, bearer, token_for
 from tests.conftest import Api, serve
+from tests.ingest.lineage_intake import LineageIntake, arrived
 from tests.ingest.truth import RECORDINGS, differences, read_truth
 from tests.openlineage_values import encoded, event, run_id
 from tests.store.test_rollups import differing
@@ -215,3 +216,43 @@ async def test_what_clients_send_is_kept_in_their_workspace_with_the_scope_inges
     own = await guarded.get("/api/workflows/executions", headers=bearer(SERVICE_TOKEN))
     assert own["total"] == 1
     assert own["items"][0]["execution_id"] != theirs["items"][0]["execution_id"]
+
+
+async def eventually_timelines(api: Api, count: int) -> list[Any]:
+    """The timelines once there are so many of ended executions."""
+    async with asyncio.timeout(60):
+        while True:
+            page = await api.get("/api/workflows/executions?limit=1000")
+            if sum(item["completed_at"] is not None for item in page["items"]) == count:
+                return [await api.get(f"/api/workflows/executions/{i['execution_id']}/timeline") for i in page["items"]]
+            await asyncio.sleep(0.05)
+
+
+def many_runs(count: int) -> list[dict[str, Any]]:
+    return [
+        event(kind, seconds, run, job, parent=parent)
+        for number in range(count)
+        for kind, seconds in (("START", 0), ("COMPLETE", 1))
+        for run, job, parent in ((f"r{number}", "job", None), (f"s{number}", "job.step", (f"r{number}", "job")))
+    ]
+
+
+async def test_of_many_events_at_once_none_is_lost(api: Api) -> None:
+    events = many_runs(60)
+    assert await post(api, BATCH, encoded(events)) == (200, success(240))
+    shown = await eventually_timelines(api, 60)
+    assert {tuple(step["status"] for step in timeline["step_timeline"]) for timeline in shown} == {("completed",)}
+    assert await post(api, BATCH, encoded(events)) == (200, success(240))
+    assert await eventually_timelines(api, 60) == shown
+
+
+async def test_what_a_killed_service_left_unread_is_read_by_the_next_one(
+    any_database_url: str, handlers: HandlerRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tachograph_exporter.ingest.lineage.receiver.RESUME_SECONDS", 0.0)
+    intake = LineageIntake(any_database_url)
+    intake.take_events([arrived(encoded(item)) for item in many_runs(3)], is_hurried=True)
+    assert intake.timelines() == []
+    intake.close()
+    async for api in serve(Config(database=any_database_url, grace_seconds=0.1), handlers):
+        assert len(await eventually_timelines(api, 3)) == 3

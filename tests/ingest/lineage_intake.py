@@ -11,6 +11,7 @@ from tests.ingest.truth import RECORDINGS
 
 from tachograph_exporter.ingest.lineage.events import ENDS, read_event
 from tachograph_exporter.ingest.lineage.lineage_store import Arrived
+from tachograph_exporter.store.lineage import unread
 
 ORDERS: Final = ("as arrived", "reversed", "shuffled", "ends first")
 PIECES: Final = (0, 1, 5)
@@ -51,10 +52,25 @@ def in_pieces(events: Sequence[Arrived], size: int) -> Iterator[Sequence[Arrived
 class LineageIntake(Intake):
     """Takes OpenLineage events, and spans, into a database."""
 
-    def take_events(self, events: Sequence[Arrived]) -> int:
+    def take_events(self, events: Sequence[Arrived], *, is_hurried: bool = False) -> int:
         """Store the events of one request; returns how many of them were new."""
+        lineage = self.store.lineage
         taken = self.store.commit(
-            lambda c: (result := self.store.lineage.take(c, self.workspace_id, WORKSPACE, events), result.events)
+            lambda c: (
+                (result := lineage.take(c, self.workspace_id, WORKSPACE, events, is_hurried=is_hurried)),
+                result.events,
+            )
         )
         assert not taken.refused
         return taken.stored
+
+    def refresh(self, trace_id: str) -> None:
+        """Bring a trace up to date with events whose assembly was deferred."""
+        lineage = self.store.lineage
+        self.store.commit(lambda c: (None, lineage.refresh(c, self.workspace_id, WORKSPACE, [trace_id])))
+
+    def settle(self) -> None:
+        """Let so much time pass without an event that every execution is assembled for the last time."""
+        for trace in self.database.look(unread):
+            self.refresh(trace.trace_id)
+        super().settle()

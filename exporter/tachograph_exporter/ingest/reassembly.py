@@ -17,7 +17,7 @@ from tachograph_exporter.ingest import span_rows, trace_executions
 from tachograph_exporter.ingest.announcements import Announced, mark_reassembled
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.ingest.trace_executions import Reading
-from tachograph_exporter.store import lineage, locking
+from tachograph_exporter.store import locking
 from tachograph_exporter.store.schema import traces, workspaces
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -86,10 +86,6 @@ def reassemble(store: SpanStore, due: DueTrace) -> None:
 
 
 def _reassemble(store: SpanStore, due: DueTrace) -> None:
-    if store.database.look(lambda c: lineage.has_unread(c, due.workspace_id, due.trace_id)):
-        # Its spans, first: they stand for events that have arrived since.
-        store.commit(lambda c: (None, store.lineage.refresh(c, due.workspace_id, due.workspace, due.trace_id)))
-        return
     kept = store.database.look(lambda c: span_rows.of_trace(c, due.workspace_id, due.trace_id, is_slim=True))
     if not kept:
         return

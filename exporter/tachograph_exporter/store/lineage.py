@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from tachograph_exporter.store.inserting import insert_many
-from tachograph_exporter.store.schema import lineage_events, spans, trace_keys, traces
+from tachograph_exporter.store.schema import lineage_events, spans, trace_keys, traces, workspaces
 
 _CHUNK: Final = 500
 _events = lineage_events.c
@@ -36,6 +36,14 @@ class StoredEvent(NamedTuple):
     time_ns: int
     summary: bytes
     payload: bytes
+
+
+class UnreadTrace(NamedTuple):
+    """A trace with events that its spans do not have yet."""
+
+    workspace_id: str
+    workspace: str
+    trace_id: str
 
 
 class LineageRows:
@@ -111,17 +119,25 @@ def summaries(connection: Connection, workspace_id: str, trace_ids: Sequence[str
             yield row[0], row[1]
 
 
-def has_unread(connection: Connection, workspace_id: str, trace_id: str) -> bool:
-    """Whether a trace has events that its spans do not have yet."""
-    query = select(_events.event_id).where(_in_trace(workspace_id, trace_id), _events.is_read == 0).limit(1)
-    return connection.execute(query).first() is not None
-
-
-def mark_read(connection: Connection, workspace_id: str, trace_id: str) -> None:
-    """The spans of a trace have all its events."""
-    connection.execute(
-        update(lineage_events).where(_in_trace(workspace_id, trace_id), _events.is_read == 0).values(is_read=1)
+def unread(connection: Connection, limit: int = 1_000) -> list[UnreadTrace]:
+    """Traces with events that their spans do not have yet."""
+    query = (
+        select(_events.workspace_id, workspaces.c.slug, _events.trace_id)
+        .join(workspaces, workspaces.c.id == _events.workspace_id)
+        .where(_events.is_read == 0)
+        .distinct()
+        .limit(limit)
     )
+    return [UnreadTrace(*row) for row in connection.execute(query)]
+
+
+def mark_read(connection: Connection, workspace_id: str, trace_ids: Sequence[str]) -> list[str]:
+    """From now on the spans of these traces have all their events. Returns the traces of which they did not."""
+    is_unread = (_events.workspace_id == workspace_id) & _events.trace_id.in_(trace_ids) & (_events.is_read == 0)
+    changed = sorted(connection.execute(select(_events.trace_id).where(is_unread).distinct()).scalars())
+    if changed:
+        connection.execute(update(lineage_events).where(is_unread).values(is_read=1))
+    return changed
 
 
 def move(connection: Connection, workspace_id: str, source: str, target: str) -> None:
@@ -148,21 +164,6 @@ def delete_spans(connection: Connection, workspace_id: str, trace_id: str, span_
 def delete_trace(connection: Connection, workspace_id: str, trace_id: str) -> None:
     """Delete the row of a trace that has no spans any more."""
     connection.execute(delete(traces).where(traces.c.workspace_id == workspace_id, traces.c.trace_id == trace_id))
-
-
-def put_due(connection: Connection, workspace_id: str, trace_id: str, now_ns: int, due_ns: int) -> None:
-    """Have a trace assembled at ``due_ns``, unless it is due before. Makes its row if it has none."""
-    is_trace = (traces.c.workspace_id == workspace_id) & (traces.c.trace_id == trace_id)
-    row = connection.execute(select(traces.c.due_ns).where(is_trace)).first()
-    if row is None:
-        values: dict[str, Any] = {
-            "workspace_id": workspace_id, "trace_id": trace_id, "span_count": 0, "changed_ns": now_ns,
-            "start_ns": now_ns, "end_ns": now_ns, "root_rank": 0, "root_start_ns": now_ns,
-            "root_service": "openlineage", "root_name": "", "due_ns": due_ns,
-        }  # fmt: skip
-        connection.execute(insert(traces), values)
-    elif row.due_ns is None or row.due_ns > due_ns:
-        connection.execute(update(traces).where(is_trace).values(due_ns=due_ns, changed_ns=now_ns))
 
 
 def _in_trace(workspace_id: str, trace_id: str) -> Any:

@@ -383,7 +383,9 @@ lineage_events: Final = Table(
     Column("is_read", SmallInteger, nullable=False),
     Column("summary", LargeBinary, nullable=False),
     Column("payload", LargeBinary, nullable=False),
-)
+    Index("ix_lineage_unread", "workspace_id", "trace_id", sqlite_where=text("is_read = 0"),
+          postgresql_where=text("is_read = 0")),
+)  # fmt: skip
 
 # The trace in which a run is that something else than a span names: an OpenLineage run, or a run by its engine's id.
 trace_keys: Final = Table(

@@ -51,11 +51,16 @@ class Arrived(NamedTuple):
 
 
 class TakenEvents(NamedTuple):
-    """What became of events: those for listeners, the number that was new, and the ids of those without room."""
+    """What became of events: those for listeners, the number that was new, and the ids of those without room.
+
+    ``deferred``: traces whose executions do not have the new events yet, and when `LineageStore.refresh` is to give
+    them to these, in unix nanoseconds.
+    """
 
     events: list[Event]
     stored: int
     refused: AbstractSet[str]
+    deferred: Mapping[str, int] = {}
 
 
 class LineageStore:
@@ -67,9 +72,15 @@ class LineageStore:
         self._rows = lineage_rows
 
     def take(
-        self, connection: Connection, workspace_id: str, workspace: str, arrived: Sequence[Arrived]
+        self,
+        connection: Connection,
+        workspace_id: str,
+        workspace: str,
+        arrived: Sequence[Arrived],
+        *,
+        is_hurried: bool = False,
     ) -> TakenEvents:
-        """Store events, and bring the executions of their traces up to date."""
+        """Store events, and bring the executions of their traces up to date; ``is_hurried``: the latter is deferred."""
         locking.lock(connection)
         now = time.time_ns()
         by_trace, known_traces, emptied = self._placed(connection, workspace_id, arrived)
@@ -79,7 +90,7 @@ class LineageStore:
         known = rows.known_events(connection, workspace_id, old, ids)
         fresh: dict[str, list[StoredEvent]] = {}
         changed: dict[str, list[LineageEvent]] = {}
-        long: dict[str, int] = {}
+        deferred: dict[str, int] = {}
         refused: set[str] = set()
         for trace_id, events in by_trace.items():
             own = [item for event_id, item in events.items() if (trace_id, event_id) not in known]
@@ -92,27 +103,28 @@ class LineageStore:
                 StoredEvent(item.event.event_id, item.event.time_ns, _encode(item.event), item.payload)
                 for item in own[:room]
             ]
-            if count + len(own) > MAX_AT_ONCE:
-                long[trace_id] = count + len(own)
+            count += len(own)
+            if count > MAX_AT_ONCE:
+                deferred[trace_id] = now + round((LATER_SECONDS + count / SPANS_PER_SECOND) * NS)
+            elif is_hurried:
+                deferred[trace_id] = now
             else:
                 changed[trace_id] = [item.event for item in own]
-        self._rows.put_events(connection, workspace_id, fresh, long.keys())
-        for trace_id, count in long.items():
-            due_ns = now + round((LATER_SECONDS + count / SPANS_PER_SECOND) * NS)
-            rows.put_due(connection, workspace_id, trace_id, now, due_ns)
+        self._rows.put_events(connection, workspace_id, fresh, deferred.keys())
+        rows.mark_read(connection, workspace_id, [trace_id for trace_id in changed if trace_id in counts])
         # All events of a new trace have just arrived.
         stored = [trace_id for trace_id in changed if trace_id in counts]
         changed |= self._events_of(connection, workspace_id, stored)
         new = self._bring_up_to_date(connection, workspace_id, workspace, changed, emptied, now, known_traces)
-        return TakenEvents(new, sum(map(len, fresh.values())), refused)
+        return TakenEvents(new, sum(map(len, fresh.values())), refused, deferred)
 
-    def refresh(self, connection: Connection, workspace_id: str, workspace: str, trace_id: str) -> list[Event]:
-        """Bring a long trace up to date with events that arrived since; returns what listeners have not received."""
+    def refresh(
+        self, connection: Connection, workspace_id: str, workspace: str, trace_ids: Sequence[str]
+    ) -> list[Event]:
+        """Bring executions of traces up to date with events that were deferred; the events for listeners."""
         locking.lock(connection)
-        if not rows.has_unread(connection, workspace_id, trace_id):
-            return []
-        rows.mark_read(connection, workspace_id, trace_id)
-        events = self._events_of(connection, workspace_id, [trace_id])
+        unread = rows.mark_read(connection, workspace_id, trace_ids)
+        events = self._events_of(connection, workspace_id, unread)
         return self._bring_up_to_date(
             connection, workspace_id, workspace, events, frozenset(), time.time_ns(), events.keys()
         )

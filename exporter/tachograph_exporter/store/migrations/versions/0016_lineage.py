@@ -1,7 +1,7 @@
 """OpenLineage events, and the traces that their runs are in."""
 
 from alembic import op
-from sqlalchemy import BigInteger, Column, LargeBinary, SmallInteger, String
+from sqlalchemy import BigInteger, Column, LargeBinary, SmallInteger, String, text
 
 revision = "0016"
 down_revision = "0012"
@@ -18,6 +18,14 @@ def upgrade() -> None:
         Column("is_read", SmallInteger, nullable=False),
         Column("summary", LargeBinary, nullable=False),
         Column("payload", LargeBinary, nullable=False),
+    )
+    is_unread = text("is_read = 0")
+    op.create_index(
+        "ix_lineage_unread",
+        "lineage_events",
+        ["workspace_id", "trace_id"],
+        sqlite_where=is_unread,
+        postgresql_where=is_unread,
     )
     op.create_table(
         "trace_keys",
