@@ -151,6 +151,7 @@ def counts_of(timelines: Sequence[dict[str, Any]]) -> Counter[tuple[str, ...]]:
             step = entry["step_name"]
             if entry["skip_reason"] is not None:
                 counts[name, step, SKIPPED, entry["skip_reason"]] += 1
+                continue
             if entry["completed_at"] is not None and entry["started_at"] is not None:
                 counts[name, step, DURATION, entry["status"]] += 1
             for attempt in entry["attempts"]:

@@ -72,10 +72,10 @@ def step_state_attributes(
 ) -> dict[str, Any]:
     """A step's status, last attempt and waits (of all attempts), and its result once it has ended.
 
-    A step that was skipped before it started has a reason instead of waits; its attempt is 0.
+    A skipped step has a reason instead of waits; its attempt is 0.
     """
     attributes: dict[str, Any] = {semconv.STEP_ATTEMPT: attempt, semconv.STEP_STATUS: status.value}
-    if status is StepStatus.SKIPPED and skip_reason is not None:
+    if status is StepStatus.SKIPPED:
         attributes[semconv.STEP_SKIP_REASON] = skip_reason
     else:
         attributes[semconv.STEP_WAIT] = wait_ns / NS

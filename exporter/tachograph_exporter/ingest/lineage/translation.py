@@ -85,7 +85,7 @@ def _step_spans(step: Step, trace_id: str) -> list[SpanRecord]:
         words.STEP_INDEX: step.index,
     }
     if step.is_untold:
-        traits = words.traits(has_edges=step.knows_dependencies, may_retry=False, is_rootless=not execution.is_told)
+        traits = words.traits(has_edges=step.knows_dependencies, is_rootless=not execution.is_told)
         attributes |= {words.STATE: step.word, words.TRAITS: traits}
         stand_in = Run(_untold_id(step), execution.namespace, f"{execution.job}.{step.name}")
         stand_in.engine, stand_in.integration = execution.engine, execution.integration
@@ -103,16 +103,17 @@ def _try_span(
     execution, is_last = step.execution, run is step.last
     word, started_ns, ended_ns = run.end.lower(), run.started_ns, run.ended_ns
     if run.end == "ABORT" and run.integration == "DBT":
-        # dbt's word for a node that it did not run.
-        word, started_ns = "skipped", ended_ns or started_ns
+        # A node that dbt did not run, because one before it failed.
+        word, started_ns = "upstream_failed", ended_ns or started_ns
     if is_last and step.word:
         word = step.word
     if ended_ns is None and execution.ended_ns is not None:
         # Its end never came. What the engine says of it holds; otherwise nobody knows.
         ended_ns, word = max(execution.ended_ns, started_ns), (step.word if is_last else "") or "lost"
-    newest = step.last.facts
-    may_retry = newest is not None and step.last.end == "FAIL" and newest.try_number <= newest.retries
-    traits = words.traits(has_edges=step.knows_dependencies, may_retry=may_retry, is_rootless=not execution.is_told)
+    facts = run.facts
+    if is_last and word == "fail" and execution.ended_ns is None and facts is not None:
+        word = "up_for_retry" if facts.try_number <= facts.retries else word
+    traits = words.traits(has_edges=step.knows_dependencies, is_rootless=not execution.is_told)
     own = {
         **attributes,
         words.TRY: number_of(run) or number,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import Final
 
-from tachograph_exporter.ingest.rules import Links, Role, Rule, attribute
+from tachograph_exporter.ingest.rules import RETRYING, Links, Role, Rule, attribute
 
 SCOPE: Final = "openlineage"
 """The instrumentation scope of these spans."""
@@ -33,26 +33,24 @@ KEY: Final = "openlineage.engine.key"
 STATE: Final = "openlineage.state"
 """How it ended, in the engine's word."""
 TRAITS: Final = "openlineage.traits"
-"""Letters: see `KNOWN_EDGES`, `MAY_RETRY`, `ROOTLESS`."""
+"""Letters: see `KNOWN_EDGES`, `ROOTLESS`."""
 KNOWN_EDGES: Final = "e"
 """Its links are all that the step waited for."""
-MAY_RETRY: Final = "r"
-"""The engine tries it again if it failed."""
 ROOTLESS: Final = "o"
 """No event of its execution's own run has arrived."""
 
 STATES: Final = {
     "complete": "completed", "success": "completed", "completed": "completed",
-    "fail": "failed", "failed": "failed", "up_for_retry": "failed", "error": "failed",
+    "fail": "failed", "failed": "failed", "up_for_retry": RETRYING, "error": "failed",
     "abort": "cancelled", "cancelled": "cancelled", "lost": "lost", "timeout": "timeout",
     "skipped": "skipped", "upstream_failed": "skipped", "removed": "skipped", "not_started": "skipped",
 }  # fmt: skip
 """Statuses by OpenLineage's event types and by engines' words."""
 
 
-def traits(*, has_edges: bool, may_retry: bool, is_rootless: bool) -> str:
+def traits(*, has_edges: bool, is_rootless: bool) -> str:
     """The value of `TRAITS`."""
-    return KNOWN_EDGES * has_edges + MAY_RETRY * may_retry + ROOTLESS * is_rootless
+    return KNOWN_EDGES * has_edges + ROOTLESS * is_rootless
 
 
 def _step_rule(letters: str) -> Rule:
@@ -60,14 +58,12 @@ def _step_rule(letters: str) -> Rule:
     return Rule(
         engine=SCOPE, role=Role.STEP, equals={TRAITS: letters}, name=attribute(STEP_NAME), workflow=attribute(WORKFLOW),
         run_id=attribute(EXECUTION), key=attribute(STEP), attempt=attribute(TRY), index=attribute(STEP_INDEX),
-        ready=attribute(READY), state=attribute(STATE), states=STATES, links=links, retries=MAY_RETRY in letters,
-        knows_own_skips=True, lasting=ROOTLESS in letters,
+        ready=attribute(READY), state=attribute(STATE), states=STATES, links=links, lasting=ROOTLESS in letters,
     )  # fmt: skip
 
 
 LINEAGE_RULES: Final = (
     Rule(engine=SCOPE, role=Role.EXECUTION, has=(EXECUTION,), lacks=(STEP,), name=attribute(WORKFLOW),
          run_id=attribute(EXECUTION), state=attribute(STATE), states=STATES),
-    *[_step_rule(traits(has_edges=e, may_retry=r, is_rootless=o))
-      for e, r, o in itertools.product((False, True), repeat=3)],
+    *[_step_rule(traits(has_edges=e, is_rootless=o)) for e, o in itertools.product((False, True), repeat=2)],
 )  # fmt: skip

@@ -210,7 +210,7 @@ class SeriesCounter:
             if step_id in execution.critical_path:
                 counts.count(CRITICAL, decoded.busy_ns)
             return
-        if status == "skipped" and started is None:
+        if status == "skipped":
             counts.count(f"{SKIPPED}{SEPARATOR}{skip_reason or ''}", 1)
             return
         if started is None:
