@@ -32,7 +32,7 @@ MAX_AT_ONCE: Final = 200
 """With so many events in a transaction, executions are assembled in it; with more, right after."""
 MAX_DELAY_SECONDS: Final = 5.0
 """How long executions may lack events that were acknowledged while further ones keep arriving."""
-PAUSE_SECONDS: Final = 0.05
+PAUSE_SECONDS: Final = 0.25
 """How long nothing has to arrive until deferred executions are assembled."""
 RESUME_SECONDS: Final = 5.0
 """How long events wait that were found without an execution: another service may be about to assemble it."""
