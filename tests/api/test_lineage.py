@@ -65,6 +65,9 @@ async def test_a_recording_becomes_what_happened_in_requests_side_by_side(api: A
     assert await post(api, BATCH, b"[" + b",".join(lines) + b"]") == (200, success(len(lines)))
     assert await timelines(api) == before
     assert differing(api.service.database) == 0
+    for timeline in before:
+        report = await api.get(f"/api/workflows/executions/{timeline['execution_id']}/reconcile")
+        assert report["differences"] == [], report
 
 
 async def test_one_event_and_many_are_acknowledged(api: Api) -> None:

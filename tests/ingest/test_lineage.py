@@ -198,6 +198,27 @@ def test_a_mapped_task_waits_for_all_of_another_mapped_task_in_its_group(intake:
     assert edges(shown) == {"g.a#0->g.b#0", "g.a#1->g.b#0", "g.a#0->g.b#1", "g.a#1->g.b#1"}
 
 
+def test_queries_of_trino_have_a_name_that_is_not_an_id(intake: LineageIntake) -> None:
+    facets = {"nominalTime": {"nominalStartTime": "2026-11-25T04:00:00Z"}}
+    events = [event(kind, at, f"q{n}", f"20261125_04000{n}_00042_ab3x9", job_type=("TRINO", "QUERY"), facets=facets)
+              for n in range(2) for kind, at in (("START", n), ("COMPLETE", n + 1))]  # fmt: skip
+    intake.take_events([arrived(encoded(item)) for item in events])
+    assert [(shown["workflow_name"], shown["status"]) for shown in intake.timelines()] == [("query", "completed")] * 2
+
+
+def test_a_step_lists_those_that_ended_last_of_very_many(
+    intake: LineageIntake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tachograph_exporter.ingest.lineage.edges.MAX_EDGES", 8)
+    monkeypatch.setattr("tachograph_exporter.ingest.lineage.edges.MIN_DEPENDENCIES", 2)
+    tasks = [airflow_task(kind, at + i, "a", map_index=i, mapped=True) for i in range(4)
+             for kind, at in (("START", 1), ("COMPLETE", 2))]  # fmt: skip
+    tasks += [airflow_task(kind, at, "b", map_index=i, mapped=True, upstream=["a"]) for i in range(4)
+              for kind, at in (("START", 7), ("COMPLETE", 8))]  # fmt: skip
+    shown = timelines(intake, airflow_dag("START", 0), *tasks, airflow_dag("COMPLETE", 9, states={}))["sales"]
+    assert edges(shown) == {f"a#{source}->b#{target}" for source in (2, 3) for target in range(4)}
+
+
 def test_what_has_no_end_when_its_run_ends_is_lost(intake: LineageIntake) -> None:
     shown = timelines(
         intake,

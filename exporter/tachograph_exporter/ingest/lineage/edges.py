@@ -11,8 +11,11 @@ from tachograph_exporter.ingest.lineage.airflow import AirflowFacts
 from tachograph_exporter.ingest.lineage.runs import Run, Step
 
 NEVER_STARTED: Final = frozenset({"skipped", "upstream_failed", "removed", "not_started"})
-_MAX_INSTANCES: Final = 1_000
-"""Instances of a mapped task that are listed among the dependencies of one step."""
+MAX_DEPENDENCIES: Final = 1_000
+"""Dependencies that are listed of one step: those that ended last."""
+MAX_EDGES: Final = 20_000
+"""Edges that are listed into all instances of a mapped task, unless these are more than `MIN_DEPENDENCIES` of each."""
+MIN_DEPENDENCIES: Final = 32
 
 
 def complete(execution: Run, steps: list[Step]) -> None:
@@ -26,8 +29,10 @@ def complete(execution: Run, steps: list[Step]) -> None:
             execution.instances[facts.task_id, step.index] = step
     steps += _by_state(execution, by_task)
     for same in by_task.values():
+        most = min(MAX_DEPENDENCIES, max(MIN_DEPENDENCIES, MAX_EDGES // len(same)))
+        last: dict[str, tuple[Step, ...]] = {}
         for step in same:
-            _set_upstream(execution, step, by_task)
+            _set_upstream(execution, step, by_task, last, most)
     _set_times(execution, [step for same in by_task.values() for step in same])
     _by_datasets([step for step in steps if not step.knows_dependencies and step.tries])
 
@@ -52,7 +57,10 @@ def _by_state(execution: Run, by_task: dict[str, list[Step]]) -> list[Step]:
     return added
 
 
-def _set_upstream(execution: Run, step: Step, by_task: Mapping[str, Sequence[Step]]) -> None:
+def _set_upstream(
+    execution: Run, step: Step, by_task: Mapping[str, list[Step]], last: dict[str, tuple[Step, ...]], most: int
+) -> None:
+    """Set what a task waited for: at most so many steps. ``last``: by task, those of its instances that ended last."""
     facts = step.last.facts if step.tries else None
     dag = execution.dag
     downstream = dag.downstream if dag is not None else None
@@ -71,8 +79,16 @@ def _set_upstream(execution: Run, step: Step, by_task: Mapping[str, Sequence[Ste
             same_index = execution.instances.get((other_id, step.index))
             depends_on += [same_index] if same_index is not None else []
         else:
-            depends_on += others[:_MAX_INSTANCES]
-    step.depends_on = tuple(depends_on[:_MAX_INSTANCES])
+            if other_id not in last:
+                last[other_id] = _last_ones(others, most)
+            depends_on += last[other_id]
+    step.depends_on = _last_ones(depends_on, most)
+
+
+def _last_ones(steps: list[Step], most: int) -> tuple[Step, ...]:
+    if len(steps) > most:
+        steps = sorted(steps, key=lambda step: (step.ended_ns, step.key))[-most:]
+    return tuple(steps)
 
 
 def _upstream_of(execution: Run, downstream: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
@@ -151,5 +167,5 @@ def _by_datasets(steps: Sequence[Step]) -> None:
             for dataset in dict.fromkeys(name for run in step.tries for name in run.inputs):
                 earlier = [w for w in writers.get(dataset, ()) if w is not step and w.started_ns < step.started_ns]
                 ended = [w for w in earlier if w.ended_ns and w.ended_ns <= step.started_ns]
-                waited_for |= {id(writer): writer for writer in (ended or earlier)[-_MAX_INSTANCES:]}
-            step.depends_on = tuple(waited_for.values())
+                waited_for |= {id(writer): writer for writer in ended or earlier}
+            step.depends_on = _last_ones(list(waited_for.values()), MAX_DEPENDENCIES)

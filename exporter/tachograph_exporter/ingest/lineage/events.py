@@ -60,6 +60,7 @@ class LineageEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
         kind: one of `KINDS`.
         job_type, integration: of the job facet ``jobType`` (``TASK`` of ``AIRFLOW``, for instance).
         parent, root: of the run facet ``parent``.
+        nominal: when it was scheduled to start, of the run facet ``nominalTime``.
         node: dbt's unique id of the node that ran, of the job facet ``dbt_node``.
         inputs, outputs: datasets, with their namespaces.
     """
@@ -79,6 +80,7 @@ class LineageEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     outputs: tuple[str, ...] = ()
     error: LineageError | None = None
     node: str = ""
+    nominal: str = ""
     airflow: AirflowFacts | None = None
 
     @property
@@ -151,6 +153,7 @@ def _run_event(event: Mapping[str, Any], time_ns: int, event_id: str) -> Lineage
         outputs=_datasets(event, "outputs"),
         error=_error(facet(run_facets, "errorMessage")),
         node=_word(node.get("unique_id"), MAX_NAME),
+        nominal=_word(facet(run_facets, "nominalTime").get("nominalStartTime")),
         airflow=airflow_facts(run_facets, job_facets),
     )
 

@@ -138,12 +138,17 @@ class LineageStore:
         keys = {item.event.event_id: keys_of(item.event) for item in events}
         stored = rows.traces_of(connection, workspace_id, sorted({key for own in keys.values() for key in own}))
         trace_of = dict(stored)
+        known = set(stored.values())
         moved: dict[str, str] = {}
 
         def final(trace_id: str) -> str:
+            target = trace_id
+            while target in moved:
+                target = moved[target]
             while trace_id in moved:
-                trace_id = moved[trace_id]
-            return trace_id
+                # The next look is shorter.
+                moved[trace_id], trace_id = target, moved[trace_id]
+            return target
 
         for item in events:
             own = keys[item.event.event_id]
@@ -153,10 +158,11 @@ class LineageStore:
                 top = event.root or event.parent
                 target = trace_id_of(workspace_id, top.run_id if top is not None else event.run_id)
             else:
-                target = targets[0] if len(targets) == 1 else self._best(connection, workspace_id, targets)
+                old = [trace_id for trace_id in targets if trace_id in known] or targets
+                target = old[0] if len(old) == 1 else self._best(connection, workspace_id, old)
                 moved |= {other: target for other in targets if other != target}
             trace_of |= dict.fromkeys(own, target)
-        emptied = frozenset(moved)
+        emptied = frozenset(moved.keys() & known)
         for source in emptied:
             self.move(connection, workspace_id, source, final(source))
         settled = {key: final(trace_id) for key, trace_id in trace_of.items()}

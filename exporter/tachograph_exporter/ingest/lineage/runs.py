@@ -7,6 +7,7 @@ wherever it runs. Any other run is a step of the execution that it ran in, or a 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
@@ -17,6 +18,15 @@ from tachograph_exporter.ingest.lineage.events import ENDS, JobRun, LineageError
 _WORKFLOWS: Final = frozenset({"DAG", "APPLICATION", "JOB", "WORKFLOW", "PIPELINE", "FLOW"})
 """Job types of runs that are executions wherever they run."""
 _END_ORDER: Final = {"COMPLETE": 0, "ABORT": 1, "FAIL": 2}
+
+
+_QUERY_ID: Final = re.compile(r"[0-9]{8}_[0-9]{6}_[0-9]{5}_[0-9a-z]{5}")
+"""Trino names a job after its query, which has another id each time."""
+
+
+def workflow_of(run: Run) -> str:
+    """The name of an execution's workflow."""
+    return _QUERY_ID.sub("query", run.job)
 
 
 class Run:
@@ -43,6 +53,7 @@ class Run:
         self.inputs: tuple[str, ...] = ()
         self.outputs: tuple[str, ...] = ()
         self.error: LineageError | None = None
+        self.nominal = ""
         self.facts: AirflowFacts | None = None
         # The DAG as its run's first event has it, and how its tasks ended as the last one has it.
         self.dag: AirflowFacts | None = None
@@ -91,6 +102,7 @@ class Run:
             self.parent = event.parent or self.parent
             self.root = event.root or self.root
             self.error = event.error or self.error
+            self.nominal = event.nominal or self.nominal
             inputs |= dict.fromkeys(event.inputs)
             outputs |= dict.fromkeys(event.outputs)
             facts = event.airflow
@@ -190,10 +202,15 @@ def _place(runs: Mapping[str, Run]) -> None:
 
 
 def name_of(run: Run) -> str:
-    """The name of a step: its task or node, else its job without the name of the job around it.
+    """The name of a step: its own, after that of the step around it if its job's name begins with that one's."""
+    name, above = _own_name(run), run.told_above
+    if above is None or above.execution is above or not run.job.startswith(f"{above.job}."):
+        return name
+    return f"{_own_name(above)}.{name}"
 
-    A step inside another one has the name of that one in front.
-    """
+
+def _own_name(run: Run) -> str:
+    """A task or node, else the job without the name of the job around it."""
     if run.facts is not None and run.facts.task_id and run.job_type in ("", "TASK"):
         return run.facts.task_id
     kind, _, rest = run.node.partition(".")
@@ -206,10 +223,8 @@ def name_of(run: Run) -> str:
         return node
     outer = run.parent.name if run.parent is not None else ""
     if outer and run.job.startswith(f"{outer}.") and len(run.job) > len(outer) + 1:
-        name = run.job[len(outer) + 1 :]
-        above = run.told_above
-        return name if above is None or above.execution is above else f"{name_of(above)}.{name}"
-    return run.job
+        return run.job[len(outer) + 1 :]
+    return _QUERY_ID.sub("query", run.job)
 
 
 def steps_of(execution: Run, runs: Iterable[Run]) -> list[Step]:

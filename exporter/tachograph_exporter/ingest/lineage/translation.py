@@ -19,7 +19,7 @@ from tachograph_exporter.ingest.lineage import vocabulary as words
 from tachograph_exporter.ingest.lineage.edges import complete
 from tachograph_exporter.ingest.lineage.events import LineageError, LineageEvent
 from tachograph_exporter.ingest.lineage.keys import airflow_key
-from tachograph_exporter.ingest.lineage.runs import Run, Step, number_of, runs_of, steps_of
+from tachograph_exporter.ingest.lineage.runs import Run, Step, number_of, runs_of, steps_of, workflow_of
 from tachograph_exporter.ingest.spans import SpanRecord, record
 
 _INTERNAL: Final = 1
@@ -67,7 +67,7 @@ def _execution_span(run: Run, trace_id: str, steps: Sequence[Step]) -> SpanRecor
     if error is not None and not error.stack and error.message in _REASONS:
         failed = [step.last.error for step in steps if step.tries and step.last.end == "FAIL" and step.last.error]
         error = failed[0] if failed else error
-    attributes = {words.EXECUTION: run.run_id, words.WORKFLOW: run.job, words.STATE: word or None}
+    attributes = {words.EXECUTION: run.run_id, words.WORKFLOW: workflow_of(run), words.STATE: word or None}
     parent = span_id_of(run.above.run_id) if run.above is not None else ""
     return _span(
         run, trace_id, parent, run.started_ns, run.ended_ns or 0, attributes, error if run.end == "FAIL" else None
@@ -79,7 +79,7 @@ def _step_spans(step: Step, trace_id: str) -> list[SpanRecord]:
     links = [_first_span_id(other) for other in step.depends_on]
     attributes: dict[str, Any] = {
         words.EXECUTION: execution.run_id,
-        words.WORKFLOW: execution.job,
+        words.WORKFLOW: workflow_of(execution),
         words.STEP: step.key,
         words.STEP_NAME: step.name,
         words.STEP_INDEX: step.index,
