@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Self
 
 from aiohttp import ClientSession, web
-
 from tools.recordings import Mask, Request, decoded, write
 
 MAX_BODY_BYTES = 64 << 20

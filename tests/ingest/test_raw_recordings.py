@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
-from tests.ingest.intake import Intake, spans_of
+from tests.ingest.intake import Intake
+from tests.ingest.recorded import spans_of
 from tests.ingest.test_recordings import intake, lasting, problems_of
 from tests.ingest.truth import RECORDINGS, read_truth
 from tools.recordings import read

@@ -88,7 +88,7 @@ def airflow_task(span: SpanRecord) -> str:
 def airflow_index(span: SpanRecord) -> Any:
     """The map index of a task instance; it is negative for a task that is not mapped."""
     value = span.attributes.get("airflow.task_instance.map_index")
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if type(value) is int and value >= 0 else None
 
 
 _INSTANCE: Final = re.compile(r"(?s)(.*)\[([^\[\]]*)\]")
@@ -211,6 +211,7 @@ _AIRFLOW_TASK: Final[dict[str, Any]] = {
     "engine": "airflow", "has": ("airflow.task_id",), "name": attribute("airflow.task_id"),
     "index": airflow_index, "workflow": attribute("airflow.dag_id"), "run_id": attribute("airflow.dag_run.run_id"),
     "attempt": attribute("airflow.task_instance.try_number"), "key": airflow_task, "states": RESULTS,
+    "blocks": True,
 }  # fmt: skip
 AIRFLOW: Final = (
     Rule(role=Role.ATTEMPT, names=("worker.",), **_AIRFLOW_TASK),
@@ -370,9 +371,21 @@ METAFLOW: Final = (
          first_attempt=0),
 )  # fmt: skip
 
+# n8n: its ExecutionLevelTracer, 2.19 and later.
+N8N: Final = (
+    Rule(engine="n8n", role=Role.INSIDE, names=("workflow.execute.started", "node.execute.started")),
+    Rule(engine="n8n", role=Role.EXECUTION, names=("workflow.execute",), has=("n8n.workflow.name",),
+         name=attribute("n8n.workflow.name"), version=attribute("n8n.workflow.version_id"),
+         state=attribute("n8n.execution.status"), why=attribute("n8n.execution.error_type"),
+         states={**RESULTS, "canceled": "cancelled"}),
+    Rule(engine="n8n", role=Role.STEP, names=("node.execute",), has=("n8n.node.name",),
+         name=attribute("n8n.node.name"), why=attribute("n8n.node.termination_reason"),
+         state=attribute("n8n.node.termination_reason"), states={"workflow_cancelled": "cancelled"}),
+)  # fmt: skip
+
 ENGINES: Final[tuple[tuple[Rule, ...], ...]] = (
     TACHOGRAPH, CICD, GITHUB, AIRFLOW, PREFECT, TEMPORAL, CELERY, DAGSTER, RQ, ARQ, DRAMATIQ, TASKIQ, RAY, HATCHET,
-    METAFLOW, AGENT_RULES,
+    METAFLOW, N8N, AGENT_RULES,
 )  # fmt: skip
 RULES: Final[tuple[Rule, ...]] = (*LINEAGE_RULES, *[rule for rules in ENGINES for rule in rules])
 

@@ -115,11 +115,12 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     ``ready`` when it was queued.
 
     ``links``: what it means that a step has none. ``follows``: the step above a span is a dependency, not an enclosing
-    step. ``waits``: a step that was asked for (QUEUED) waits for its dependencies first. ``lasting``: an execution with
-    such spans ends with its last step, not with the span above them. ``opens``: a zero-length span marks the start of
-    an execution, and one of role END its end. ``retries``: a failed step may be retried for as long as its execution
-    runs. ``series``: executions of which this reads the same value follow each other, so none of them ran inside
-    another, and only the last of them can be open. ``reused``: the engine gives all attempts the same span id.
+    step. ``blocks``: what follows a failed step does not run, so no step that ran waited for one. ``waits``: a step
+    that was asked for (QUEUED) waits for its dependencies first. ``lasting``: an execution with such spans ends with
+    its last step, not with the span above them. ``opens``: a zero-length span marks the start of an execution, and one
+    of role END its end. ``retries``: a failed step may be retried for as long as its execution runs. ``series``:
+    executions of which this reads the same value follow each other, so none of them ran inside another, and only the
+    last of them can be open. ``reused``: the engine gives all attempts the same span id.
 
     ``step_type`` is what kind of step it is. ``usage`` reads tokens and cost, and ``cause`` the type of an error where
     the span's exception is not it. ``of_agent``: part of an agent's run, in which the steps inside a step wait for each
@@ -160,6 +161,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     series: Read | None = None
     links: Links = Links.UNKNOWN
     follows: bool = False
+    blocks: bool = False
     waits: bool = False
     lasting: bool = False
     opens: bool = False

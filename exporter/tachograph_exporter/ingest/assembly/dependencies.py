@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from tachograph.events import FAILED
 from tachograph.identity import ExecutionRef, StepRef, step_id
 from tachograph.inferred_dependencies import MAX_DEPENDENCIES, Dependencies, InferredDependencies
 from tachograph.spans import semconv
@@ -157,8 +158,16 @@ def _is_inferred(step: AssembledStep, told: dict[str, tuple[str, ...]]) -> bool:
     return step.run is not None or links is Links.UNKNOWN or (links is Links.IF_ANY and not told)
 
 
+def _released(step: AssembledStep) -> bool:
+    """Whether others may have waited for its end: what was skipped released nobody."""
+    if step.finished_ns is None or not step.tries:
+        return step.finished_ns is not None
+    status = step.tries[-1].status
+    return status != "skipped" and not (step.rule.blocks and status in FAILED)
+
+
 def _inferred(steps: Sequence[AssembledStep]) -> dict[str, Dependencies]:
-    """What had ended when each step was ready; what never ran released nobody.
+    """What had ended when each step was ready.
 
     Steps inside a step are left out, but for those of agents: they waited for each other.
     """
@@ -168,7 +177,7 @@ def _inferred(steps: Sequence[AssembledStep]) -> dict[str, Dependencies]:
             # What a step waited for had ended when it was asked for; after that it waited for a slot.
             began = step.started_ns if step.ready_ns is None else min(step.ready_ns, step.started_ns)
             moments.append((began, 1, number, step))
-            if step.finished_ns is not None and not (step.tries and step.tries[-1].status == "skipped"):
+            if step.finished_ns is not None and _released(step):
                 # At the same moment ends come before starts, but a step of zero length ends after its own start.
                 moments.append((step.finished_ns, 0 if step.finished_ns > began else 2, number, step))
     orders: dict[str, InferredDependencies] = defaultdict(InferredDependencies)

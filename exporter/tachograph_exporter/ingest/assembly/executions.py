@@ -138,10 +138,10 @@ def assemble(
 
 def _successions(heads: Mapping[str, tuple[str, SpanRecord | None, Rule]]) -> dict[str, int]:
     """When the next execution of its series began, for executions that have one."""
-    series: dict[Any, list[tuple[int, str]]] = defaultdict(list)
+    series: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
     for key, (_, root, rule) in heads.items():
         if root is not None and rule.series is not None and (value := rule.series(root)) is not None:
-            series[rule.engine, value].append((root.start_ns, key))
+            series[rule.engine, repr(value)].append((root.start_ns, key))
     return {
         key: following
         for members in series.values()
@@ -353,6 +353,7 @@ class _Run:
                     work_ns += event.run_ns if step.parent is None else 0
                 elif type(event) is StepSkipped:
                     counts[StepStatus.SKIPPED] += 1
+                    work_ns += event.run_ns if step.parent is None else 0
                     step.started_ns = event.started_ns  # As stored: what never ran is on no critical path.
         if end_ns is not None:
             ended = [step for step in steps if step.finished_ns is not None]
