@@ -52,6 +52,7 @@ from tachograph_exporter.ingest.assembly.steps import (
 )
 from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of, nesting, run_of
 from tachograph_exporter.ingest.built_in_rules import ANY, BUILT_IN
+from tachograph_exporter.ingest.lineage.joining import joined
 from tachograph_exporter.ingest.rules import RETRYING, RUNNING, Role, Rule, Rulebook
 from tachograph_exporter.ingest.spans import EARLIEST_NS, SpanRecord, clean
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
@@ -117,7 +118,7 @@ def assemble(
     ``avoid``: execution ids in use in other workspaces; an execution with such an id from its engine gets another one.
     ``is_quiet``: no span has arrived for so long that an execution without a root has ended with its last step.
     """
-    trace = TraceSpans(spans, book)
+    trace = TraceSpans(joined(spans), book)
     heads, groups = executions_of(trace)
     around = nesting(heads, groups, trace)
     runs = {key: _Run(workspace, trace, *head, groups.get(key, []), avoid) for key, head in heads.items()}
