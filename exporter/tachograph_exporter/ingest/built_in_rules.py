@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from tachograph.spans import semconv
+from tachograph_exporter.ingest.agent_rules import AGENT_RULES
 from tachograph_exporter.ingest.rules import (
     RETRYING,
+    RUNNING,
     Kind,
     Links,
     Moment,
@@ -25,6 +27,7 @@ from tachograph_exporter.ingest.rules import (
     of_resource,
 )
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.usage import usage_of
 
 
 def after_colon(span: SpanRecord) -> str:
@@ -74,6 +77,13 @@ def by_exception(span: SpanRecord) -> str:
     if span.exception is None and not span.is_error:
         return "success"
     return "cancellation" if span.exception is not None and is_cancellation(span.exception[0]) else "failure"
+
+
+def arq_state(span: SpanRecord) -> str:
+    """How a job ended: its span says OK when it went well, and nothing when it was cancelled, by its timeout too."""
+    if span.exception is not None and span.exception[0] == "arq.worker.Retry":
+        return "retry"
+    return "success" if span.status_code == 1 else "failure"
 
 
 def airflow_task(span: SpanRecord) -> str:
@@ -177,7 +187,7 @@ TACHOGRAPH: Final = (
          attempt=attribute(semconv.STEP_ATTEMPT), state=attribute(semconv.STEP_STATUS), states=RESULTS),
     Rule(engine="tachograph", role=Role.STEP, has=(semconv.STEP_NAME,), name=attribute(semconv.STEP_NAME),
          run_id=attribute(semconv.EXECUTION_ID), attempt=attribute(semconv.STEP_ATTEMPT),
-         state=attribute(semconv.STEP_STATUS), states=RESULTS, links=Links.IF_ANY),
+         state=attribute(semconv.STEP_STATUS), states=RESULTS, links=Links.IF_ANY, usage=usage_of),
     Rule(engine="tachograph", role=Role.EXECUTION, has=(semconv.EXECUTION_ID, semconv.WORKFLOW_NAME),
          name=attribute(semconv.WORKFLOW_NAME), run_id=attribute(semconv.EXECUTION_ID),
          workflow_id=attribute(semconv.WORKFLOW_ID), version=attribute(semconv.WORKFLOW_VERSION),
@@ -226,29 +236,31 @@ PREFECT: Final = (
     Rule(engine="prefect", role=Role.STEP, equals={"prefect.run.type": "task"}, name=prefect_task,
          moments=prefect_moments, state=prefect_state, states=RESULTS, links=Links.IF_ANY),
     Rule(engine="prefect", role=Role.EXECUTION, equals={"prefect.run.type": "flow"}, name=prefect_flow,
-         run_id=attribute("prefect.run.id"), state=prefect_state, states=RESULTS),
+         run_id=attribute("prefect.run.id"), state=prefect_state, states={**RESULTS, "running": RUNNING}),
 )  # fmt: skip
 
 # Temporal: temporalio.contrib.opentelemetry. The Python interceptor exports zero-length spans inside a workflow,
 # because the workflow may be replayed; its plugin and the interceptors of Go, Java and TypeScript export one span for
 # the run.
+_TEMPORAL_ID: Final = attribute("temporalWorkflowID")
 TEMPORAL: Final = (
     Rule(engine="temporal", role=Role.EXECUTION, has=("temporalWorkflowID",), names=("RunWorkflow:",), opens=True,
-         name=after_colon, run_id=attribute("temporalRunID"), series=attribute("temporalWorkflowID"),
+         name=after_colon, run_id=attribute("temporalRunID"), series=_TEMPORAL_ID,
          state=by_exception, states=RESULTS),
     Rule(engine="temporal", role=Role.END, has=("temporalRunID",), names=("CompleteWorkflow:",), name=after_colon,
-         run_id=attribute("temporalRunID"), state=by_exception, states=RESULTS),
+         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, state=by_exception, states=RESULTS),
     Rule(engine="temporal", role=Role.STEP, has=("temporalActivityID",), names=("RunActivity:",), name=after_colon,
-         run_id=attribute("temporalRunID"), key=joined("temporalRunID", "temporalActivityID"), state=by_exception,
-         states=RESULTS, retries=True),
+         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, key=joined("temporalRunID", "temporalActivityID"),
+         state=by_exception, states=RESULTS, retries=True),
     Rule(engine="temporal", role=Role.QUEUED, names=("StartActivity:",), has=("temporalRunID",), name=after_colon,
-         run_id=attribute("temporalRunID")),
+         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID),
+    Rule(engine="temporal", role=Role.INSIDE, has=("temporalWorkflowID",), workflow=after_colon, series=_TEMPORAL_ID,
+         names=("StartWorkflow:", "SignalWithStartWorkflow:", "StartUpdateWithStartWorkflow:")),
     Rule(engine="temporal", role=Role.INSIDE,
          has=("temporalWorkflowID",), run_id=attribute("temporalRunID"),
-         names=("StartWorkflow:", "SignalWithStartWorkflow", "StartUpdateWithStartWorkflow:", "SignalWorkflow:",
-                "HandleSignal:", "QueryWorkflow:", "HandleQuery:", "StartChildWorkflow:", "SignalChildWorkflow:",
-                "SignalExternalWorkflow:", "ValidateUpdate:", "HandleUpdate:", "StartWorkflowUpdate:",
-                "StartNexusOperation:")),
+         names=("SignalWithStartWorkflow", "SignalWorkflow:", "HandleSignal:", "QueryWorkflow:", "HandleQuery:",
+                "StartChildWorkflow:", "SignalChildWorkflow:", "SignalExternalWorkflow:", "ValidateUpdate:",
+                "HandleUpdate:", "StartWorkflowUpdate:", "StartNexusOperation:")),
 )  # fmt: skip
 
 # Celery: opentelemetry-instrumentation-celery 0.66.
@@ -289,8 +301,7 @@ RQ: Final = (
 ARQ: Final = (
     Rule(engine="arq", role=Role.STEP, has=("arq.job.name", "arq.job.try"), name=attribute("arq.job.name"),
          key=attribute("arq.job.id"), attempt=attribute("arq.job.try"), due=milliseconds("arq.job.score"),
-         state=lambda span: "retry" if span.exception is not None and span.exception[0] == "arq.worker.Retry" else None,
-         states=RESULTS, lasting=True),
+         state=arq_state, states=RESULTS, lasting=True),
     Rule(engine="arq", role=Role.QUEUED, has=("arq.job.name", "arq.job.queue"), name=attribute("arq.job.name"),
          key=attribute("arq.job.id"), lasting=True),
 )  # fmt: skip
@@ -308,8 +319,9 @@ DRAMATIQ: Final = (
 TASKIQ: Final = (
     Rule(engine="taskiq", role=Role.QUEUED, equals={"taskiq.action": "send"}, name=attribute("taskiq.task_name"),
          key=_MESSAGE, lasting=True),
+    # The number of retries is the next attempt's if there is one: it says nothing of this one.
     Rule(engine="taskiq", role=Role.STEP, equals={"taskiq.action": "execute"}, name=attribute("taskiq.task_name"),
-         attempt=attribute("taskiq._retries"), first_attempt=0, why=attribute("taskiq.retry.reason"),
+         why=attribute("taskiq.retry.reason"),
          state=lambda span: "failed" if "taskiq.retry.reason" in span.attributes else None, states=RESULTS,
          lasting=True),
 )  # fmt: skip
@@ -382,7 +394,7 @@ N8N: Final = (
 
 ENGINES: Final[tuple[tuple[Rule, ...], ...]] = (
     TACHOGRAPH, CICD, GITHUB, AIRFLOW, PREFECT, TEMPORAL, CELERY, DAGSTER, RQ, ARQ, DRAMATIQ, TASKIQ, RAY, HATCHET,
-    METAFLOW, N8N,
+    METAFLOW, N8N, AGENT_RULES,
 )  # fmt: skip
 RULES: Final[tuple[Rule, ...]] = tuple(rule for rules in ENGINES for rule in rules)
 

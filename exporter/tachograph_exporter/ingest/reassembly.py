@@ -15,7 +15,7 @@ from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest import span_rows, trace_executions
 from tachograph_exporter.ingest.announcements import Announced, mark_reassembled
-from tachograph_exporter.ingest.span_store import SpanStore
+from tachograph_exporter.ingest.span_store import SpanStore, add_logged_errors
 from tachograph_exporter.ingest.trace_executions import Reading
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.schema import traces, workspaces
@@ -102,6 +102,7 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
         announced = span_rows.announced_of(connection, due.workspace_id, due.trace_id)
         earlier = [span for span in kept if announced.get(span.span_id) is Announced.EVERYTHING]
         reading = Reading(kept, announced, earlier, due.is_quiet and changed == due.changed_ns)
+        add_logged_errors(connection, due.workspace_id, {due.trace_id: reading})
         now = time.time_ns()
         result = store.executions.update(connection, due.workspace_id, due.workspace, {due.trace_id: reading}, now)
         states = {span.span_id: announced.get(span.span_id, Announced.EVERYTHING) for span in kept}

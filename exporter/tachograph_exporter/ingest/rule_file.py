@@ -26,6 +26,7 @@ from tachograph_exporter.config import ConfigError
 from tachograph_exporter.ingest.built_in_rules import RESULTS, RULES
 from tachograph_exporter.ingest.rules import Kind, Links, Read, Role, Rule, Rulebook, own_name
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.usage import usage_of
 
 _Names = str | list[str]
 _Outcome = Literal["completed", "failed", "cancelled", "timeout", "skipped", "retrying"]
@@ -116,6 +117,7 @@ def _rule(rule: _Rule) -> Rule:
         lasting=rule.lasting,
         opens=rule.opens,
         retries=rule.retries,
+        usage=usage_of,
         **readers,
     )
 

@@ -12,7 +12,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from tachograph_exporter.ingest.prices import NO_PRICES, Prices
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.usage import Usage
 
 
 class Kind(IntEnum):
@@ -65,6 +67,8 @@ class Moment(NamedTuple):
 
 Read = Callable[[SpanRecord], Any]
 
+RUNNING: Final = "running"
+"""The status of an execution that goes on though its span has ended."""
 RETRYING: Final = "retrying"
 """The status of an attempt that failed when another one is due."""
 
@@ -98,15 +102,16 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """Which spans it matches, and how to read them.
 
     A span matches when it has all attributes of ``has``, none of ``lacks`` and the values of ``equals``, its resource
-    has all of ``resource_has``, it is of one of ``kinds``, and its name and instrumentation scope start with one of
-    ``names`` and ``scopes``, if those are given.
+    has all of ``resource_has``, it is of one of ``kinds``, its name is one of ``named`` and starts with one of
+    ``names``, and its instrumentation scope with one of ``scopes``, if those are given.
 
     ``name`` reads the name of the workflow or step, ``index`` what tells it from others of that name (of a mapped
     task), ``run_id`` the engine's id of the execution, ``attempt`` the number of the attempt (the engine counts from
     ``first_attempt``), ``state`` a key of ``states``, ``why`` the reason of a failure. ``outcome`` is the status where
     no state says otherwise. Steps with the same ``key`` are attempts of the same step; without a key, steps of the same
     name and parent are, if each but the last failed before the next one began. ``moments`` reads attempts that only
-    events tell of. ``workflow`` names the workflow when the execution has no span of its own.
+    events tell of. ``workflow`` names the workflow when the execution has no span of its own; of role INSIDE, the
+    span asked for the execution of the same ``series``.
 
     Times in unix nanoseconds: ``queued`` reads when an execution was queued and ``began`` when it started, where its
     span does not say so; ``due`` the time before which an attempt was not to start (a countdown, an ETA).
@@ -118,6 +123,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     of role END its end. ``retries``: a failed step may be retried for as long as its execution runs. ``series``:
     executions of which this reads the same value follow each other, so none of them ran inside another, and only the
     last of them can be open. ``reused``: the engine gives all attempts the same span id.
+
+    ``step_type`` is what kind of step it is. ``usage`` reads tokens and cost, and ``cause`` the type of an error where
+    the span's exception is not it. ``of_agent``: part of an agent's run, in which the steps inside a step wait for each
+    other in the order they ran. ``is_outermost``: an execution only where no span above it is one by such a rule, else
+    a step. ``is_model_call``: what it spent includes what spans below it say. ``is_frame``: it does nothing itself, so
+    what waits for it waits for the last steps inside it. ``ends_as_last_agent``: the execution's own span always says
+    that all went well, so it failed if the last frame in it failed.
     """
 
     engine: str
@@ -128,6 +140,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     resource_has: tuple[str, ...] = ()
     kinds: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
     name: Read = own_name
     index: Read | None = None
@@ -155,12 +168,22 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     opens: bool = False
     retries: bool = False
     reused: bool = False
+    step_type: str = ""
+    usage: Callable[[SpanRecord], Usage | None] | None = None
+    cause: Read | None = None
+    of_agent: bool = False
+    is_outermost: bool = False
+    is_model_call: bool = False
+    is_frame: bool = False
+    ends_as_last_agent: bool = False
 
     def matches(self, span: SpanRecord) -> bool:
         """Whether the span matches."""
         # Loops, because every rule checks every span: `all` and `any` cost four times as much.
         attributes, resource = span.attributes, span.resource_attributes
         if self.names and not span.name.startswith(self.names):
+            return False
+        if self.named and span.name not in self.named:
             return False
         if self.kinds and span.kind not in self.kinds:
             return False
@@ -206,10 +229,11 @@ def is_cancellation(exception_type: str) -> bool:
 
 
 class Rulebook:
-    """Rules in order of precedence."""
+    """Rules in order of precedence, and the prices of models for spans that say no cost."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], prices: Prices = NO_PRICES) -> None:
         self.rules = tuple(rules)
+        self.prices = prices
         # Most spans match no rule; these sets show that without trying every rule.
         self._attributes = frozenset(name for rule in rules for name in (*rule.has, *rule.equals))
         self._resource = frozenset(name for rule in rules for name in rule.resource_has)

@@ -15,14 +15,25 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Row
 
+from tachograph.clock import NS
 from tachograph.events import Event
 from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.log_records import EXCEPTION
 from tachograph_exporter.ingest.rules import Rulebook
-from tachograph_exporter.ingest.span_rows import MAX_AT_ONCE, SpanRows, ends_of, stored_spans, trace_rows
+from tachograph_exporter.ingest.span_rows import (
+    LATER_SECONDS,
+    MAX_AT_ONCE,
+    SpanRows,
+    ends_of,
+    make_due,
+    stored_spans,
+    trace_rows,
+)
 from tachograph_exporter.ingest.spans import SpanRecord, export_request, told_apart
 from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
 from tachograph_exporter.store import locking, refused
+from tachograph_exporter.store.log_rows import errors_of
 from tachograph_exporter.store.writer import StoreWriter
 
 MAX_TRACE_SPANS: Final = 200_000
@@ -125,13 +136,51 @@ class SpanStore:
             if counts[trace_id] <= MAX_AT_ONCE:
                 before = stored.get(trace_id, {})
                 whole = {**before, **{span.span_id: span for span in chosen}}
-                states = announced.get(trace_id, {})
-                earlier = [span for span in before.values() if states.get(span.span_id) is Announced.EVERYTHING]
-                readings[trace_id] = Reading(list(whole.values()), states, earlier)
+                readings[trace_id] = _reading(whole, before, announced.get(trace_id, {}))
+        add_logged_errors(connection, workspace_id, readings)
         update = self.executions.update(connection, workspace_id, workspace, readings, now)
         self._rows.put(connection, workspace_id, fresh, counts, update.withheld)
         self._rows.put_traces(connection, workspace_id, fresh, counts, rows, update.due, now)
         return Taken(update.new, sum(map(len, fresh.values())), refused)
+
+    def refresh(
+        self, connection: Connection, workspace_id: str, workspace: str, trace_ids: AbstractSet[str]
+    ) -> Sequence[Event]:
+        """Assemble traces again whose log records tell of new exceptions; events that listeners have not received.
+
+        A long trace is assembled later.
+        """
+        rows = trace_rows(connection, workspace_id, sorted(trace_ids))
+        short = [trace_id for trace_id, row in rows.items() if row.span_count <= MAX_AT_ONCE]
+        stored, announced = stored_spans(connection, workspace_id, short)
+        readings = {trace_id: _reading(stored[trace_id], stored[trace_id], announced[trace_id]) for trace_id in short}
+        # Where the spans say it themselves, nothing changes.
+        readings = add_logged_errors(connection, workspace_id, readings)
+        now = time.time_ns()
+        make_due(connection, workspace_id, rows.keys() - set(short), now + round(LATER_SECONDS * NS))
+        return self.executions.update(connection, workspace_id, workspace, readings, now).new
+
+
+def _reading(
+    spans: Mapping[str, SpanRecord], before: Mapping[str, SpanRecord], states: Mapping[str, Announced]
+) -> Reading:
+    earlier = [span for span in before.values() if states.get(span.span_id) is Announced.EVERYTHING]
+    return Reading(list(spans.values()), states, earlier)
+
+
+def add_logged_errors(connection: Connection, workspace_id: str, readings: Mapping[str, Reading]) -> dict[str, Reading]:
+    """Give spans the exceptions that were sent as log records, as if they were events of theirs.
+
+    A record that only mentions an exception counts for a span that failed. Returns the readings that changed.
+    """
+    changed = {}
+    for trace_id, errors in errors_of(connection, workspace_id, sorted(readings)).items():
+        for span in readings[trace_id].spans:
+            error = errors.get(span.span_id)
+            if error is not None and span.exception is None and (span.is_error or error.event_name == EXCEPTION):
+                span.exception = (error.type, error.message, error.stack)
+                changed[trace_id] = readings[trace_id]
+    return changed
 
 
 def _ends(

@@ -21,6 +21,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesDa
 
 from tachograph.clock import NS
 from tachograph_exporter.ingest.envelope import ScopeOfSpans, not_protobuf
+from tachograph_exporter.ingest.messages import mask_messages
 from tachograph_exporter.ingest.span_json import span_json
 
 MAX_SPANS: Final = 100_000
@@ -71,6 +72,11 @@ class SpanRecord(msgspec.Struct, gc=False):
     exception: tuple[str, str, str] | None = None
     resource_attributes: Mapping[str, Any] = {}
     events: tuple[SpanEvent, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes, without its resource."""
+        return len(self.payload)
 
     @property
     def is_error(self) -> bool:
@@ -135,7 +141,7 @@ def records(groups: Iterable[ResourceSpans], now_ns: int | None = None) -> Itera
     latest_ns = (time.time_ns() if now_ns is None else now_ns) + round(AHEAD_SECONDS * NS)
     for group in groups:
         attributes = attributes_of(group.resource.attributes)
-        service = _service(attributes)
+        service = service_of(attributes)
         for scope_spans in group.scope_spans:
             if not scope_spans.spans:
                 continue
@@ -148,6 +154,7 @@ def records(groups: Iterable[ResourceSpans], now_ns: int | None = None) -> Itera
                 if fault is not None:
                     yield fault
                 else:
+                    mask_messages(span)
                     yield record(span, service, scope_spans.scope.name, resource_id, resource, attributes)
 
 
@@ -256,10 +263,11 @@ def _read_resource(resource: bytes) -> tuple[str, str, Mapping[str, Any]]:
     message = ResourceSpans.FromString(resource)
     attributes = attributes_of(message.resource.attributes)
     scope = message.scope_spans[0].scope.name if message.scope_spans else ""
-    return _service(attributes), scope, attributes
+    return service_of(attributes), scope, attributes
 
 
-def _service(resource_attributes: Mapping[str, Any]) -> str:
+def service_of(resource_attributes: Mapping[str, Any]) -> str:
+    """The name of the service with these resource attributes."""
     return clean(str(resource_attributes.get("service.name", "unknown_service")))[:200]
 
 

@@ -314,9 +314,10 @@ def _step_measured(event: StepMeasured) -> _Description:
 
 
 def _step_cost(event: StepCost) -> _Description:
-    data = {"step_name": event.step.name, "usd": event.usd, "tokens_in": event.tokens_in,
+    data = {"step_name": event.step.name, "usd": event.usd or None, "tokens_in": event.tokens_in,
             "tokens_out": event.tokens_out, "model": event.model}  # fmt: skip
-    return "step_cost", f"{event.step.name} spent ${event.usd:.4g}", data
+    spent = f"${event.usd:.4g}" if event.usd else f"{event.tokens_in + event.tokens_out} tokens"
+    return "step_cost", f"{event.step.name} spent {spent}", data
 
 
 def _step_logged(event: StepLogged) -> _Description:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tachograph.events import FAILED
 from tachograph.identity import ExecutionRef, StepRef, step_id
-from tachograph.inferred_dependencies import Dependencies, InferredDependencies
+from tachograph.inferred_dependencies import MAX_DEPENDENCIES, Dependencies, InferredDependencies
 from tachograph.spans import semconv
 from tachograph_exporter.ingest.assembly.steps import AssembledStep, has_failed
 from tachograph_exporter.ingest.assembly.tries import Matched
@@ -19,6 +19,7 @@ from tachograph_exporter.ingest.spans import clean
 TYPE_LIMIT: Final = 16
 MAX_INDEX: Final = 1_000_000
 """The greatest index of an engine that is also the number of the repetition here."""
+_NONE: Final[Dependencies] = ((), 0)
 _MOMENT: Final = operator.itemgetter(0, 1, 2)
 
 
@@ -166,29 +167,56 @@ def _released(step: AssembledStep) -> bool:
 
 
 def _inferred(steps: Sequence[AssembledStep]) -> dict[str, Dependencies]:
-    """What had ended when each step was ready."""
+    """What had ended when each step was ready.
+
+    Steps inside a step are left out, but for those of agents: they waited for each other.
+    """
     moments: list[tuple[int, int, int, AssembledStep]] = []
     for number, step in enumerate(steps):
-        if step.parent is None and step.started_ns is not None:
+        if (step.parent is None or step.rule.of_agent) and step.started_ns is not None:
             # What a step waited for had ended when it was asked for; after that it waited for a slot.
             began = step.started_ns if step.ready_ns is None else min(step.ready_ns, step.started_ns)
             moments.append((began, 1, number, step))
             if step.finished_ns is not None and _released(step):
                 # At the same moment ends come before starts, but a step of zero length ends after its own start.
                 moments.append((step.finished_ns, 0 if step.finished_ns > began else 2, number, step))
-    order = InferredDependencies()
+    orders: dict[str, InferredDependencies] = defaultdict(InferredDependencies)
     inferred: dict[str, Dependencies] = {}
     moments.sort(key=_MOMENT)
     for time_ns, kind, _, step in moments:
+        order = orders[step.parent.step_id if step.parent is not None else ""]
         if kind == 1:
             inferred[step.step_id] = order.started(step.step_id, time_ns)
         else:
             order.finished(step.step_id, time_ns)
+    _pass_through_frames(steps, inferred, orders)
     return inferred
+
+
+def _pass_through_frames(
+    steps: Sequence[AssembledStep], inferred: dict[str, Dependencies], orders: Mapping[str, InferredDependencies]
+) -> None:
+    """Let the first steps inside a frame wait for the last ones inside the frame before it."""
+    frames = {step.step_id for step in steps if step.rule.is_frame}
+    if not frames:
+        return
+
+    def last_inside(step_id: str) -> list[str]:
+        if step_id not in frames or step_id not in orders:
+            return [step_id]
+        return [last for _, inner in orders[step_id].frontier() for last in last_inside(inner)]
+
+    for step in steps:
+        frame = step.parent
+        if frame is None or frame.step_id not in frames or step.rule.is_frame or inferred.get(step.step_id, _NONE)[0]:
+            continue
+        ids = [last for step_id in inferred.get(frame.step_id, _NONE)[0] for last in last_inside(step_id)]
+        if step.step_id in inferred and ids:
+            inferred[step.step_id] = (tuple(ids[-MAX_DEPENDENCIES:]), len(ids) if len(ids) > MAX_DEPENDENCIES else 0)
 
 
 def _step_type(step: AssembledStep) -> str:
     if step.run is not None:
         return "workflow"
-    kind = step.first.attributes.get(semconv.STEP_TYPE)
+    kind = step.rule.step_type or step.first.attributes.get(semconv.STEP_TYPE)
     return clean(kind) if isinstance(kind, str) and 0 < len(kind) <= TYPE_LIMIT else "task"

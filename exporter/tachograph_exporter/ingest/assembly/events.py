@@ -11,6 +11,7 @@ from tachograph.events import (
     Event,
     Failure,
     SkipReason,
+    StepCost,
     StepFinished,
     StepReady,
     StepRetrying,
@@ -21,7 +22,9 @@ from tachograph.events import (
 from tachograph.redaction import mask_text
 from tachograph.run_window import RunWindow
 from tachograph.workflow.attempts import StepAttempts
+from tachograph_exporter.ingest.assembly.agents import Spent
 from tachograph_exporter.ingest.assembly.steps import AssembledStep, NestedRun, bounds
+from tachograph_exporter.ingest.assembly.trace import start_order
 from tachograph_exporter.ingest.assembly.tries import Try
 from tachograph_exporter.ingest.rules import Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
@@ -113,6 +116,20 @@ def step_events(
     yield _skipped_itself(finished) if is_skipped else finished
 
 
+def step_costs(step: AssembledStep, spent: Mapping[str, Spent]) -> Iterator[StepCost]:
+    """What a step's attempts spent on models, as far as the spans tell. ``spent``: by span id."""
+    assert step.ref is not None  # noqa: S101
+    for number, (_, span) in enumerate(sorted(step.spans, key=lambda matched: start_order(matched[1])), start=1):
+        cost = spent.get(span.span_id)
+        if cost is not None:
+            usage = cost.usage
+            yield StepCost(
+                step=step.ref, time_ns=span.end_ns or span.start_ns, sequence=number, attempt=number,
+                usd=cost.usd or 0.0, tokens_in=usage.tokens_in, tokens_out=usage.tokens_out,
+                model=usage.model,
+            )  # fmt: skip
+
+
 def _run_events(
     step: AssembledStep, run: NestedRun, attempts: StepAttempts, at: Callable[[int], int], met_ns: int
 ) -> Iterator[Event]:
@@ -192,7 +209,8 @@ def tells_why(rule: Rule, span: SpanRecord) -> bool:
 def failure_of(span: SpanRecord, rule: Rule, exception: tuple[str, str, str] | None = None) -> Failure:
     """What a failed span says went wrong (or ``exception``, if that is known better); secrets are masked."""
     kind, message, stack = exception or span.exception or ("", "", "")
-    kind = kind or str(span.attributes.get("error.type") or "Error")
+    cause = rule.cause(span) if rule.cause is not None else None
+    kind = str(cause or kind) or str(span.attributes.get("error.type") or "Error")
     reason = rule.why(span) if rule.why is not None else None
     message = message or span.status_message or str(reason or "") or "the span gives no reason"
     return Failure(

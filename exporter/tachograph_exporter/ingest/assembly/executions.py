@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from tachograph.clock import MAX_NS
 from tachograph.critical_path import critical_path_of
 from tachograph.events import (
@@ -30,7 +32,14 @@ from tachograph.identity import ExecutionRef, Origin, workflow_id
 from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import start_of
 from tachograph_exporter.ingest.assembly.dependencies import identify, mark_blocked
-from tachograph_exporter.ingest.assembly.events import OUTCOMES, failure_of, failure_of_try, step_events, tells_why
+from tachograph_exporter.ingest.assembly.events import (
+    OUTCOMES,
+    failure_of,
+    failure_of_try,
+    step_costs,
+    step_events,
+    tells_why,
+)
 from tachograph_exporter.ingest.assembly.steps import (
     NAME_LIMIT,
     AssembledStep,
@@ -38,11 +47,12 @@ from tachograph_exporter.ingest.assembly.steps import (
     has_failed,
     may_grow,
     place,
+    stand_in,
     steps_of,
 )
 from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of, nesting, run_of
 from tachograph_exporter.ingest.built_in_rules import ANY, BUILT_IN
-from tachograph_exporter.ingest.rules import Role, Rule, Rulebook
+from tachograph_exporter.ingest.rules import RETRYING, RUNNING, Role, Rule, Rulebook
 from tachograph_exporter.ingest.spans import EARLIEST_NS, SpanRecord, clean
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
 
@@ -62,6 +72,7 @@ class AssembledExecution(NamedTuple):
             span, or a key that several spans share.
         is_named: whether the spans name its workflow; otherwise the name is a guess.
         spans: its spans without the root.
+        may_be_a_step: a span that has not arrived may show that it is no execution.
         settles: how a step ended is only certain when no more spans arrive, because a step may have several spans, or
             outlast its parent.
     """
@@ -73,6 +84,7 @@ class AssembledExecution(NamedTuple):
     is_named: bool
     spans: Sequence[SpanRecord]
     may_change: bool
+    may_be_a_step: bool
 
     @property
     def is_finished(self) -> bool:
@@ -154,7 +166,7 @@ class _Run:
         self.root = root
         self.rule = rule
         self.spans = spans
-        self.name, self.is_named = _name_of(root, rule, spans)
+        self.name, self.is_named = _name_of(root, rule, spans, trace)
         run = run_of(rule, root if root is not None else spans[0])
         self.execution_id = _execution_id(workspace, rule, run, trace.trace_id, head, avoid)
         self.started_ns = root.start_ns if root is not None else min([span.start_ns for span in spans])
@@ -183,6 +195,9 @@ class _Run:
         """Find the steps, and the end. ``nested``: the executions inside this one, settled."""
         root, rule, trace = self.root, self.rule, self.trace
         steps = self.steps = steps_of(root, self.spans, trace, [run.nested() for run in nested])
+        if root is not None and rule.of_agent and root.span_id in trace.spent:
+            # Only the span of the whole run says what it spent.
+            stand_in(steps, self.name, msgspec.structs.replace(rule, role=Role.STEP), root)
         mark_blocked(steps)
         end_ns, status, blamed = self._end(is_quiet)
         if end_ns is not None:
@@ -190,6 +205,11 @@ class _Run:
             if status is ExecutionStatus.COMPLETED and is_lasting and any(map(has_failed, steps)):
                 # No span above these steps waited for them, so none of them says that a step failed.
                 status = ExecutionStatus.FAILED
+            if status is ExecutionStatus.COMPLETED and rule.ends_as_last_agent:
+                agents = [step for step in steps if step.rule.is_frame and step.parent is None]
+                last = max(agents, key=lambda step: step.finished_ns or end_ns, default=None)
+                if last is not None and has_failed(last):
+                    status, blamed = ExecutionStatus.FAILED, (last.rule, last.first)
             for step in steps:
                 if step.run is not None and step.finished_ns is None:
                     step.finished_ns = max(end_ns, step.first_ns)
@@ -239,7 +259,7 @@ class _Run:
             if not (is_lasting and is_quiet and ends) or has_open:
                 return is_open
             return max(ends), _COMPLETED, None
-        if not root.end_ns or (is_lasting and has_open):
+        if not root.end_ns or (is_lasting and has_open) or _goes_on(rule, root):
             return is_open
         if not is_lasting:
             return root.end_ns, _outcome(rule, root), (rule, root)
@@ -248,6 +268,17 @@ class _Run:
             # The root is a step, or asked for one, and that step has the outcome.
             return end_ns, _COMPLETED, None
         return end_ns, _outcome(rule, root), (rule, root)
+
+    @property
+    def may_be_a_step(self) -> bool:
+        """Whether a span above it has not arrived, which may show that it is a step of another agent's run."""
+        span, seen = self.root, set[str]()
+        if span is None or not self.rule.is_outermost:
+            return False
+        while span.span_id not in seen and (above := self.trace.spans_by_id.get(span.parent_span_id)) is not None:
+            seen.add(span.span_id)
+            span = above
+        return bool(span.parent_span_id) and span.span_id not in seen
 
     def _has_orphans(self) -> bool:
         """Whether what is a step depends on a span that has not arrived: where no rule says which spans are steps."""
@@ -310,6 +341,9 @@ class _Run:
             if end_ns is None and step.rule.retries and step.finished_ns is not None and has_failed(step):
                 # It may be retried as long as the execution runs.
                 step.is_queued_again, step.finished_ns, ends[step.step_id] = True, None, None
+            for cost in step_costs(step, self.trace.spent):
+                events.append(cost)
+                sources.append(step.source)
             for event in step_events(step, ends, window, ended_ns=end_ns):
                 events.append(event)
                 sources.append(step.source)
@@ -341,7 +375,9 @@ class _Run:
         else:
             events.append(Heartbeat(execution=ref, time_ns=now_ns))
         sources.append(ref.execution_id)
-        return AssembledExecution(ref, self.root, events, sources, self.is_named, self.spans, self.may_change)
+        return AssembledExecution(
+            ref, self.root, events, sources, self.is_named, self.spans, self.may_change, self.may_be_a_step
+        )
 
 
 def _is_lasting(rule: Rule, steps: Sequence[AssembledStep]) -> bool:
@@ -358,17 +394,40 @@ def _version(rule: Rule, root: SpanRecord | None) -> str:
     return clean(str(version or "1"))[:NAME_LIMIT]
 
 
-def _name_of(root: SpanRecord | None, rule: Rule, spans: list[SpanRecord]) -> tuple[str, bool]:
+def _goes_on(rule: Rule, root: SpanRecord) -> bool:
+    """Whether an execution goes on though its span has ended: it is tried again, in a process without a span of it."""
+    return rule.role is Role.EXECUTION and rule.status(root) in (RUNNING, RETRYING)
+
+
+def _asked_name(rule: Rule, spans: Sequence[SpanRecord], trace: TraceSpans) -> Any:
+    """What the span calls the workflow that asked for an execution without a span of its own."""
+    series = rule.series(spans[0]) if rule.series is not None else None
+    if series is None:
+        return None
+    for span in trace.order:
+        asking = trace.rules[span.span_id]
+        if asking is None or asking.role is not Role.INSIDE or asking.workflow is None or asking.series is None:
+            continue
+        if asking.engine == rule.engine and asking.series(span) == series:
+            return asking.workflow(span)
+    return None
+
+
+def _name_of(root: SpanRecord | None, rule: Rule, spans: list[SpanRecord], trace: TraceSpans) -> tuple[str, bool]:
     """The name of an execution's workflow, and whether the spans say so (see `AssembledExecution.is_named`)."""
     if root is not None:
         return clean(str(rule.name(root) or root.name or "unnamed"))[:NAME_LIMIT], True
     if rule.workflow is not None and (name := rule.workflow(spans[0])) is not None:
         return clean(str(name))[:NAME_LIMIT], True
+    if (name := _asked_name(rule, spans, trace)) is not None:
+        return clean(str(name))[:NAME_LIMIT], True
     for span in spans:
         for attribute in ("workflow.definition.name", "cicd.pipeline.name"):
             if attribute in span.attributes:
                 return clean(str(span.attributes[attribute]))[:NAME_LIMIT], False
-    return spans[0].service[:NAME_LIMIT], False
+    service = spans[0].service
+    # Where an engine's span is missing, its service is surely not what the workflow is called.
+    return (service if rule.engine == ANY.engine else f"unnamed ({service})")[:NAME_LIMIT], False
 
 
 def _execution_id(workspace: str, rule: Rule, run: Any, trace_id: str, key: str, avoid: frozenset[str]) -> str:

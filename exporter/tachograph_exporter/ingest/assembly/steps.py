@@ -245,6 +245,17 @@ def steps_of(
     return assembled
 
 
+def stand_in(steps: list[AssembledStep], name: str, rule: Rule, root: SpanRecord) -> None:
+    """Add a step for an execution's own span, around all others."""
+    step = AssembledStep(name, rule, root)
+    step.spans.append((rule, root))
+    step.settle()
+    for other in steps:
+        if other.parent is None:
+            other.parent = step
+    steps.insert(0, step)
+
+
 def _step_name(rule: Rule, span: SpanRecord) -> str:
     return clean(str(rule.name(span) or span.name or "unnamed"))[:NAME_LIMIT]
 
@@ -272,6 +283,9 @@ def _repeated(step: AssembledStep, *, is_failure: bool = False) -> Any:
     """What attempts of a step without a key have in common; None: it has a key, or (``is_failure``) did not fail."""
     rule, span = step.rule, step.first
     if rule.key is not None or rule.attempt is not None or rule.lasting or len(step.spans) != 1:
+        return None
+    if rule.of_agent and not rule.retries:
+        # An agent that calls a tool again after a failure was told of it in between.
         return None
     if is_failure and (not span.end_ns or rule.status(span) not in (*FAILED, RETRYING)):
         return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Final
 
+from tachograph_exporter.ingest.assembly.agents import Spent, spent_by_span, within_agents
 from tachograph_exporter.ingest.built_in_rules import ANY, RECEIVED, SENT
 from tachograph_exporter.ingest.rules import Kind, Role, Rule, Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
@@ -23,7 +25,9 @@ class TraceSpans:
 
     def __init__(self, spans: Sequence[SpanRecord], book: Rulebook) -> None:
         self.spans_by_id = {span.span_id: span for span in spans}
-        self.rules = {span.span_id: book.find(span) for span in self.spans_by_id.values()}
+        matched = {span.span_id: book.find(span) for span in self.spans_by_id.values()}
+        self.rules = within_agents(self.spans_by_id, matched)
+        self._prices = book.prices
         self.order = sorted(self.spans_by_id.values(), key=start_order)
         self.trace_id = self.order[0].trace_id
         self.roots = frozenset(
@@ -41,6 +45,11 @@ class TraceSpans:
                 sender = spans_by_id.get(span.parent_span_id)
                 if sender is not None and sender.kind == Kind.PRODUCER and rules[sender.span_id] in (None, SENT):
                     rules[sender.span_id], rules[span.span_id] = SENT, RECEIVED
+
+    @functools.cached_property
+    def spent(self) -> Mapping[str, Spent]:
+        """What its spans spent on models, by span id."""
+        return spent_by_span(self.spans_by_id, self.rules, self._prices)
 
     def role(self, span_id: str) -> Role | None:
         """The role of a span, or None if it is unknown."""
@@ -133,6 +142,10 @@ def executions_of(
             head = None
         if head is not None and (head != span.span_id or (rule is not None and rule.role is Role.STEP)):
             groups[head].append(span)
+    for head in [head for head, (_, root, _) in heads.items() if root is None]:
+        if not any((rule := rules[span.span_id]) is None or rule.role is not Role.INSIDE for span in groups[head]):
+            # A signal, a query: what they belong to is in another trace.
+            del heads[head], groups[head]
     return heads, groups
 
 
@@ -190,7 +203,10 @@ def _is_same(inner: tuple[str, SpanRecord | None, Rule], around: tuple[str, Span
 
 def _belongs(rule: Rule | None, span: SpanRecord) -> bool:
     """Whether a span is part of an execution whose root is another span, arrived or not."""
-    return rule is not None and (rule.role in (Role.INSIDE, Role.END) or run_of(rule, span) is not None)
+    if rule is None or rule.of_agent:
+        # Where no agent's run is known, a call of a model is a step of whatever is around it.
+        return False
+    return rule.role in (Role.INSIDE, Role.END) or run_of(rule, span) is not None
 
 
 def run_of(rule: Rule | None, span: SpanRecord) -> Any:
