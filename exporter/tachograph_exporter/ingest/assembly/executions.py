@@ -213,7 +213,10 @@ class _Run:
                 agents = [step for step in steps if step.rule.is_frame and step.parent is None]
                 last = max(agents, key=lambda step: step.finished_ns or end_ns, default=None)
                 if last is not None and has_failed(last):
-                    status, blamed = ExecutionStatus.FAILED, (last.rule, last.first)
+                    # What the agent was doing at its end may know more than the agent's span.
+                    doing = max([step for step in steps if not step.rule.is_frame], key=_end_of, default=last)
+                    blamed_step = doing if has_failed(doing) and doing.first.exception is not None else last
+                    status, blamed = ExecutionStatus.FAILED, (blamed_step.rule, blamed_step.first)
             for step in steps:
                 if step.run is not None and step.finished_ns is None:
                     step.finished_ns = max(end_ns, step.first_ns)
@@ -383,6 +386,10 @@ class _Run:
         return AssembledExecution(
             ref, self.root, events, sources, self.is_named, self.spans, self.may_change, self.may_be_a_step
         )
+
+
+def _end_of(step: AssembledStep) -> int:
+    return step.finished_ns or 0
 
 
 def _is_lasting(rule: Rule, steps: Sequence[AssembledStep]) -> bool:
