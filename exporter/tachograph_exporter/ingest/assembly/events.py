@@ -163,8 +163,12 @@ def _skip_reason(step: AssembledStep) -> SkipReason:
     word = str(newest.rule.state(newest.blamed)).lower() if newest.rule.state is not None else ""
     if word == "upstream_failed":
         return SkipReason.UPSTREAM_FAILED
-    # Only the span of its process proves that it ran.
-    return SkipReason.ITSELF if step.attempts else SkipReason.CONDITION
+    # That it ran, the span of its process proves, or the length of a numbered attempt where that is not its queue too.
+    has_length = any(
+        rule.attempt is not None and rule.number(span) is not None and not rule.reused and span.end_ns > span.start_ns
+        for rule, span in step.spans
+    )
+    return SkipReason.ITSELF if step.attempts or has_length else SkipReason.CONDITION
 
 
 def _skipped_itself(event: StepFinished) -> StepSkipped:
