@@ -26,6 +26,7 @@ from tachograph_exporter.ingest.assembly.agents import Spent
 from tachograph_exporter.ingest.assembly.steps import AssembledStep, NestedRun, bounds
 from tachograph_exporter.ingest.assembly.trace import start_order
 from tachograph_exporter.ingest.assembly.tries import Try
+from tachograph_exporter.ingest.lineage.vocabulary import SKIPPED_ITSELF
 from tachograph_exporter.ingest.rules import Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
@@ -163,8 +164,8 @@ def _skip_reason(step: AssembledStep) -> SkipReason:
     word = str(newest.rule.state(newest.blamed)).lower() if newest.rule.state is not None else ""
     if word == "upstream_failed":
         return SkipReason.UPSTREAM_FAILED
-    # Only the span of its process proves that it ran.
-    return SkipReason.ITSELF if step.attempts else SkipReason.CONDITION
+    # Only the span of its process proves that it ran, or events of its run.
+    return SkipReason.ITSELF if step.attempts or word == SKIPPED_ITSELF else SkipReason.CONDITION
 
 
 def _skipped_itself(event: StepFinished) -> StepSkipped:
