@@ -116,7 +116,7 @@ def assemble(
     """The executions in one trace. Costs O(spans).
 
     ``avoid``: execution ids in use in other workspaces; an execution with such an id from its engine gets another one.
-    ``is_quiet``: no span has arrived for so long that an execution without a root has ended with its last step.
+    ``is_quiet``: no span has arrived for so long that an execution without a root has ended, if a step of it failed.
     """
     trace = TraceSpans(joined(spans), book)
     heads, groups = executions_of(trace)
