@@ -115,7 +115,7 @@ def main() -> None:
             threading.Event().wait()
         except KeyboardInterrupt:
             requests = recorder.take()
-    paths = [os.getcwd(), sys.prefix, sys.base_prefix, Path.home()]
+    paths: list[str | Path] = [os.getcwd(), sys.prefix, sys.base_prefix, Path.home()]
     print(f"{len(requests)} requests in {write(arguments.recording, requests, Mask(paths))}")
 
 

@@ -41,7 +41,13 @@ ASIDE: Final[dict[str, list[dict[str, str]]]] = {
         # They had ended when it was ready, and there are no links: who is to know that it waited for another one only?
         {"edge": "checks.*->choose"},
     ],
-}
+    # The flow's span ended with its first attempt; Prefect made none for the second. Calls in a row have no links.
+    "prefect39_twice": [
+        {"field": "status"}, {"field": "ended_at"}, {"edge": "extract#0->extract#1"},
+    ],
+    # The flow's own span never came.
+    "prefect39_killed": [{"field": "started_at"}],
+}  # fmt: skip
 """What need not be right though the truth does not say that it is unknowable."""
 NOT_YET: Final = frozenset[str]()
 """Recordings that do not come out right yet."""

@@ -30,8 +30,8 @@ def intake(tmp_path: Path, empty_database: Path) -> Iterator[Callable[[], Intake
         made.close()
 
 
-def problems_of(name: str, intake: Intake) -> list[str]:
-    tolerance = TOLERANCES.get(name, TOLERANCE)
+def problems_of(name: str, intake: Intake, *, tolerance: float | None = None) -> list[str]:
+    tolerance = TOLERANCES.get(name, TOLERANCE) if tolerance is None else tolerance
     timelines = intake.timelines()
     problems = differences(read_truth(name), timelines, tolerance_seconds=tolerance, aside=ASIDE.get(name, ()))
     counted, due = intake.counted(), counts_of(timelines)

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 from tachograph.spans import semconv
 from tachograph_exporter.ingest.agent_rules import AGENT_RULES
+from tachograph_exporter.ingest.lineage.vocabulary import LINEAGE_RULES
 from tachograph_exporter.ingest.rules import (
     RETRYING,
+    RUNNING,
     Kind,
     Links,
     Moment,
@@ -76,6 +78,18 @@ def by_exception(span: SpanRecord) -> str:
     if span.exception is None and not span.is_error:
         return "success"
     return "cancellation" if span.exception is not None and is_cancellation(span.exception[0]) else "failure"
+
+
+def arq_state(span: SpanRecord) -> str:
+    """How a job ended: its span says OK when it went well, and nothing when it was cancelled, by its timeout too."""
+    if span.exception is not None and span.exception[0] == "arq.worker.Retry":
+        return "retry"
+    return "success" if span.status_code == 1 else "failure"
+
+
+def celery_state(span: SpanRecord) -> Any:
+    """The state of a task. It has none if its process was told to stop, and came to end its span."""
+    return span.attributes.get("celery.state") or ("failure" if span.is_error else "revoked")
 
 
 def airflow_task(span: SpanRecord) -> str:
@@ -228,29 +242,31 @@ PREFECT: Final = (
     Rule(engine="prefect", role=Role.STEP, equals={"prefect.run.type": "task"}, name=prefect_task,
          moments=prefect_moments, state=prefect_state, states=RESULTS, links=Links.IF_ANY),
     Rule(engine="prefect", role=Role.EXECUTION, equals={"prefect.run.type": "flow"}, name=prefect_flow,
-         run_id=attribute("prefect.run.id"), state=prefect_state, states=RESULTS),
+         run_id=attribute("prefect.run.id"), state=prefect_state, states={**RESULTS, "running": RUNNING}),
 )  # fmt: skip
 
 # Temporal: temporalio.contrib.opentelemetry. The Python interceptor exports zero-length spans inside a workflow,
 # because the workflow may be replayed; its plugin and the interceptors of Go, Java and TypeScript export one span for
 # the run.
+_TEMPORAL_ID: Final = attribute("temporalWorkflowID")
 TEMPORAL: Final = (
     Rule(engine="temporal", role=Role.EXECUTION, has=("temporalWorkflowID",), names=("RunWorkflow:",), opens=True,
-         name=after_colon, run_id=attribute("temporalRunID"), series=attribute("temporalWorkflowID"),
+         name=after_colon, run_id=attribute("temporalRunID"), series=_TEMPORAL_ID,
          state=by_exception, states=RESULTS),
     Rule(engine="temporal", role=Role.END, has=("temporalRunID",), names=("CompleteWorkflow:",), name=after_colon,
-         run_id=attribute("temporalRunID"), state=by_exception, states=RESULTS),
+         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, state=by_exception, states=RESULTS),
     Rule(engine="temporal", role=Role.STEP, has=("temporalActivityID",), names=("RunActivity:",), name=after_colon,
-         run_id=attribute("temporalRunID"), key=joined("temporalRunID", "temporalActivityID"), state=by_exception,
-         states=RESULTS, retries=True),
+         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, key=joined("temporalRunID", "temporalActivityID"),
+         state=by_exception, states=RESULTS, retries=True),
     Rule(engine="temporal", role=Role.QUEUED, names=("StartActivity:",), has=("temporalRunID",), name=after_colon,
-         run_id=attribute("temporalRunID")),
+         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID),
+    Rule(engine="temporal", role=Role.INSIDE, has=("temporalWorkflowID",), workflow=after_colon, series=_TEMPORAL_ID,
+         names=("StartWorkflow:", "SignalWithStartWorkflow:", "StartUpdateWithStartWorkflow:")),
     Rule(engine="temporal", role=Role.INSIDE,
          has=("temporalWorkflowID",), run_id=attribute("temporalRunID"),
-         names=("StartWorkflow:", "SignalWithStartWorkflow", "StartUpdateWithStartWorkflow:", "SignalWorkflow:",
-                "HandleSignal:", "QueryWorkflow:", "HandleQuery:", "StartChildWorkflow:", "SignalChildWorkflow:",
-                "SignalExternalWorkflow:", "ValidateUpdate:", "HandleUpdate:", "StartWorkflowUpdate:",
-                "StartNexusOperation:")),
+         names=("SignalWithStartWorkflow", "SignalWorkflow:", "HandleSignal:", "QueryWorkflow:", "HandleQuery:",
+                "StartChildWorkflow:", "SignalChildWorkflow:", "SignalExternalWorkflow:", "ValidateUpdate:",
+                "HandleUpdate:", "StartWorkflowUpdate:", "StartNexusOperation:")),
 )  # fmt: skip
 
 # Celery: opentelemetry-instrumentation-celery 0.66.
@@ -259,7 +275,7 @@ CELERY: Final = (
     Rule(engine="celery", role=Role.QUEUED, equals={"celery.action": "apply_async"}, name=attribute("celery.task_name"),
          key=_MESSAGE, lasting=True),
     Rule(engine="celery", role=Role.STEP, equals={"celery.action": "run"}, name=attribute("celery.task_name"),
-         attempt=attribute("celery.retries"), first_attempt=0, state=attribute("celery.state"), states=RESULTS,
+         attempt=attribute("celery.retries"), first_attempt=0, state=celery_state, states=RESULTS,
          why=attribute("celery.retry.reason"), key=_MESSAGE, due=moment("celery.eta"), lasting=True),
 )  # fmt: skip
 
@@ -291,8 +307,7 @@ RQ: Final = (
 ARQ: Final = (
     Rule(engine="arq", role=Role.STEP, has=("arq.job.name", "arq.job.try"), name=attribute("arq.job.name"),
          key=attribute("arq.job.id"), attempt=attribute("arq.job.try"), due=milliseconds("arq.job.score"),
-         state=lambda span: "retry" if span.exception is not None and span.exception[0] == "arq.worker.Retry" else None,
-         states=RESULTS, lasting=True),
+         state=arq_state, states=RESULTS, lasting=True),
     Rule(engine="arq", role=Role.QUEUED, has=("arq.job.name", "arq.job.queue"), name=attribute("arq.job.name"),
          key=attribute("arq.job.id"), lasting=True),
 )  # fmt: skip
@@ -310,8 +325,9 @@ DRAMATIQ: Final = (
 TASKIQ: Final = (
     Rule(engine="taskiq", role=Role.QUEUED, equals={"taskiq.action": "send"}, name=attribute("taskiq.task_name"),
          key=_MESSAGE, lasting=True),
+    # The number of retries is the next attempt's if there is one: it says nothing of this one.
     Rule(engine="taskiq", role=Role.STEP, equals={"taskiq.action": "execute"}, name=attribute("taskiq.task_name"),
-         attempt=attribute("taskiq._retries"), first_attempt=0, why=attribute("taskiq.retry.reason"),
+         why=attribute("taskiq.retry.reason"),
          state=lambda span: "failed" if "taskiq.retry.reason" in span.attributes else None, states=RESULTS,
          lasting=True),
 )  # fmt: skip
@@ -358,7 +374,17 @@ def metaflow_task(span: SpanRecord) -> str | None:
     return None if None in (run, step, task) else f"{run}/{step}/{task}"
 
 
+def metaflow_inputs(span: SpanRecord) -> list[str]:
+    """The keys of the tasks that a task waited for: ``run/step/1,run/step/2``, or in short ``run/step/:1,2``."""
+    text = _INPUTS(span)
+    if text is None:
+        return []
+    prefix, colon, rest = text.partition(":")
+    return [prefix + part for part in rest.split(",")] if colon else text.split(",")
+
+
 _STEP: Final = _command(" step")
+_INPUTS: Final = _command("--input-paths")
 _RUN_ID: Final = _command("--run-id")
 _TASK_ID: Final = _command("--task-id")
 # Metaflow: metaflow.tracing 2.19; its commands are spans, with their command line as ``cmd``.
@@ -367,7 +393,7 @@ METAFLOW: Final = (
          scopes=("metaflow.tracing",), name=metaflow_flow),
     Rule(engine="metaflow", role=Role.STEP, names=("cli/step",), has=("cmd", "pid"), scopes=("metaflow.tracing",),
          name=_STEP, index=_command("--split-index"), key=metaflow_task, attempt=_command("--retry-count"),
-         first_attempt=0),
+         first_attempt=0, waits_for=metaflow_inputs, links=Links.COMPLETE),
 )  # fmt: skip
 
 # n8n: its ExecutionLevelTracer, 2.19 and later.
@@ -386,7 +412,7 @@ ENGINES: Final[tuple[tuple[Rule, ...], ...]] = (
     TACHOGRAPH, CICD, GITHUB, AIRFLOW, PREFECT, TEMPORAL, CELERY, DAGSTER, RQ, ARQ, DRAMATIQ, TASKIQ, RAY, HATCHET,
     METAFLOW, N8N, AGENT_RULES,
 )  # fmt: skip
-RULES: Final[tuple[Rule, ...]] = tuple(rule for rules in ENGINES for rule in rules)
+RULES: Final[tuple[Rule, ...]] = (*LINEAGE_RULES, *[rule for rules in ENGINES for rule in rules])
 
 
 def _sent_to(span: SpanRecord) -> str:
