@@ -13,6 +13,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from tachograph.errors import StoreUnavailable
+from tachograph.spans.open_span_requests import LEASE_HEADER
 from tachograph_exporter.api import encodings
 from tachograph_exporter.api.request import CONFIG, workspace_of
 from tachograph_exporter.api.routes import Route
@@ -29,8 +30,9 @@ async def traces(request: web.Request) -> web.Response:
     """``POST /v1/traces``: ingest spans; 200 once they are committed.
 
     Protobuf or JSON as in OTLP/HTTP, optionally compressed with gzip, deflate or zstd. Spans that are rejected are
-    reported as a partial success. Executions, steps and attempts are assembled from the spans; the
-    documentation has the mapping.
+    reported as a partial success. A span without an end is running: it is lost when it has not been sent again for as
+    long as the response's header `Tachograph-Lease-Seconds` says. Executions, steps and attempts are assembled from the
+    spans; the documentation has the mapping.
     """
     kind = request.content_type
     if kind not in (_JSON, _PROTOBUF):
@@ -72,7 +74,7 @@ async def traces(request: web.Request) -> web.Response:
     if result.rejected:
         message.partial_success.rejected_spans = result.rejected
         message.partial_success.error_message = result.why
-    return _answer(kind, 200, message)
+    return _answer(kind, 200, message, {LEASE_HEADER: f"{request.app[CONFIG].lease_seconds:g}"})
 
 
 async def _stored(pending: Future[Answer]) -> Answer:

@@ -1,6 +1,7 @@
 """Spans stored whole, and the executions they describe, in one transaction.
 
-A span that arrives again changes nothing. The executions of a trace are assembled whenever some of its spans arrive;
+A span that arrives again changes nothing, except that one that has not ended is alive (see `store.open_spans`). The
+executions of a trace are assembled whenever some of its spans arrive;
 those of a long trace later, and those of a trace without its root once more when it has been quiet (see `reassembly`).
 """
 
@@ -18,11 +19,13 @@ from sqlalchemy import Connection, Row
 from tachograph.events import Event
 from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.leases import Leases, says_more
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_rows import MAX_AT_ONCE, SpanRows, ends_of, stored_spans, trace_rows
 from tachograph_exporter.ingest.spans import SpanRecord, export_request
 from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
 from tachograph_exporter.store import locking, refused
+from tachograph_exporter.store.open_spans import OpenSpans
 from tachograph_exporter.store.writer import StoreWriter
 
 MAX_TRACE_SPANS: Final = 200_000
@@ -59,6 +62,7 @@ class SpanStore:
         self._publish = publish
         self._publishing = threading.Lock()
         self._rows = SpanRows(writer.database.dialect)
+        self._open_spans = OpenSpans(writer.database.dialect)
 
     def commit(self, work: Callable[[Connection], tuple[_T, Sequence[Event]]]) -> _T:
         """Run ``work`` in a transaction, publish the events it returns once they are committed, return the rest.
@@ -85,15 +89,12 @@ class SpanStore:
     def take(self, connection: Connection, workspace_id: str, workspace: str, arrived: Iterable[SpanRecord]) -> Taken:
         """Store spans and bring the executions of their traces up to date."""
         locking.lock(connection)
-        candidates: dict[str, dict[str, SpanRecord]] = defaultdict(dict)
-        for span in arrived:
-            trace_spans = candidates[span.trace_id]
-            other = trace_spans.get(span.span_id)
-            if other is None or span.end_ns > other.end_ns:
-                trace_spans[span.span_id] = span
+        candidates = _newest(arrived)
         now = time.time_ns()
         rows = trace_rows(connection, workspace_id, list(candidates))
-        short = [trace_id for trace_id, row in rows.items() if row.span_count <= MAX_AT_ONCE]
+        leases = Leases(connection, workspace_id, list(rows), now)
+        leases.take_heartbeats(candidates)
+        short = [trace_id for trace_id in candidates if trace_id in rows and rows[trace_id].span_count <= MAX_AT_ONCE]
         stored, announced = stored_spans(connection, workspace_id, short)
         fresh: dict[str, list[SpanRecord]] = {}
         refused: set[SpanKey] = set()
@@ -110,25 +111,41 @@ class SpanStore:
                         refused.add((trace_id, span_id))
                         continue
                     count += 1
-                elif span.end_ns <= end:
+                elif not leases.says_more(span, end):
                     continue
                 chosen.append(span)
             if chosen:
                 fresh[trace_id], counts[trace_id] = chosen, count
-        if not fresh:
-            return Taken([], 0, refused)
+                leases.take(chosen)
         readings = {}
         for trace_id, chosen in fresh.items():
             if counts[trace_id] <= MAX_AT_ONCE:
                 before = stored.get(trace_id, {})
                 whole = {**before, **{span.span_id: span for span in chosen}}
                 states = announced.get(trace_id, {})
-                earlier = [span for span in before.values() if states.get(span.span_id) is Announced.EVERYTHING]
-                readings[trace_id] = Reading(list(whole.values()), states, earlier)
+                earlier = [
+                    span
+                    for span in leases.as_told(trace_id, before.values())
+                    if states.get(span.span_id) is Announced.EVERYTHING
+                ]
+                readings[trace_id] = Reading(leases.as_known(trace_id, whole.values()), states, earlier)
         update = self.executions.update(connection, workspace_id, workspace, readings, now)
-        self._rows.put(connection, workspace_id, fresh, counts, update.withheld)
-        self._rows.put_traces(connection, workspace_id, fresh, counts, rows, update.due, now)
+        if fresh:
+            self._rows.put(connection, workspace_id, fresh, counts, update.withheld)
+            self._rows.put_traces(connection, workspace_id, fresh, counts, rows, update.due, now)
+        leases.write(connection, self._open_spans, fresh, readings)
         return Taken(update.new, sum(map(len, fresh.values())), refused)
+
+
+def _newest(arrived: Iterable[SpanRecord]) -> dict[str, dict[str, SpanRecord]]:
+    """The spans that arrived, by trace id and span id; of one that is there twice the version that says more."""
+    newest: dict[str, dict[str, SpanRecord]] = defaultdict(dict)
+    for span in arrived:
+        trace_spans = newest[span.trace_id]
+        other = trace_spans.get(span.span_id)
+        if other is None or says_more(span, other.end_ns, len(other.payload)):
+            trace_spans[span.span_id] = span
+    return newest
 
 
 def _ends(

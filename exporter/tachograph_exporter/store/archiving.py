@@ -31,6 +31,7 @@ from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
 from tachograph_exporter.store.rollups.periods import DAY, floor
 from tachograph_exporter.store.schema import (
     archived_executions,
+    open_spans,
     span_resources,
     spans,
     traces,
@@ -137,7 +138,7 @@ def _delete_spans(connection: Connection, before_ns: int) -> int | None:
         trace_ids.setdefault(workspace, []).append(trace)
     deleted = 0
     for workspace, ids in trace_ids.items():
-        for table in (traces, spans):
+        for table in (open_spans, traces, spans):
             result = connection.execute(
                 delete(table).where(table.c.workspace_id == workspace, table.c.trace_id.in_(ids))
             )

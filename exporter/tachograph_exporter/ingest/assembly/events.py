@@ -21,19 +21,26 @@ from tachograph.events import (
 from tachograph.redaction import mask_text
 from tachograph.run_window import RunWindow
 from tachograph.workflow.attempts import StepAttempts
-from tachograph_exporter.ingest.assembly.steps import AssembledStep, bounds
+from tachograph_exporter.ingest.assembly.steps import AssembledStep, bounds, outcome_of
 from tachograph_exporter.ingest.assembly.trace import start_order
 from tachograph_exporter.ingest.rules import Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
-OUTCOMES: Final = frozenset({"completed", "failed", "cancelled", "timeout"})
+OUTCOMES: Final = frozenset({"completed", "failed", "cancelled", "timeout", "lost"})
 ABANDONED: Final = Failure("Abandoned", "still running when its run ended")
 """Why an execution inside another one is a lost step of it: its end is unknown, the other one's is known."""
+SILENT: Final = Failure("Lost", "its process died: no sign of life of this span since")
+"""Why a span is lost that never ended."""
+_ATTEMPT_STATUSES: Final = {"timeout": StepStatus.TIMEOUT, "lost": StepStatus.LOST}
 E = TypeVar("E", StepReady, StepStarted, StepRetrying, StepFinished)
 
 
-def step_events(step: AssembledStep, ends: Mapping[str, int | None], window: RunWindow) -> Iterator[Event]:
+def step_events(
+    step: AssembledStep, ends: Mapping[str, int | None], window: RunWindow, lost_ns: int | None = None
+) -> Iterator[Event]:
     """A step's events. ``window`` is the time of the execution; ``ends`` are the ends of all steps' places by id.
+
+    ``lost_ns``: when the execution was last seen, if it is lost; whether a step that had been asked for ran is unknown.
 
     Events have the times that spans say; waits and running time are those of the step's place in the execution.
     """
@@ -48,8 +55,11 @@ def step_events(step: AssembledStep, ends: Mapping[str, int | None], window: Run
 
     if step.is_pending:
         yield _shown(attempts.ready(at(last.start_ns)), last.start_ns)
+        if lost_ns is not None:
+            attempts.started(at(lost_ns))
+            yield attempts.finished(at(lost_ns), StepStatus.LOST, SILENT)
         return
-    outcome = rule.status(last)
+    outcome = outcome_of(rule, last)
     if outcome == "skipped" and last.end_ns and step.run is None:
         yield StepSkipped(step=ref, time_ns=last.end_ns, reason=SkipReason.CONDITION)
         return
@@ -80,19 +90,21 @@ def step_events(step: AssembledStep, ends: Mapping[str, int | None], window: Run
     final = None if step.is_queued_again else len(parts) - 1
     for i, (part_rule, span) in enumerate(parts):
         number = max(len(parts), _attempt_number(rule, last, len(parts))) if i == final else i + 1
-        begin_ns, end_ns = span.start_ns, span.end_ns
+        begin_ns, end_ns = span.start_ns, span.over_ns
         started = _shown(attempts.started(at(begin_ns), attempt=number, ready_ns=met_ns), begin_ns)
         if i != final and end_ns:
             retrying = attempts.retrying(
                 at(end_ns),
-                StepStatus.TIMEOUT if part_rule.status(span) == "timeout" else StepStatus.FAILED,
+                _ATTEMPT_STATUSES.get(outcome_of(part_rule, span), StepStatus.FAILED),
                 max(0, parts[i + 1][1].start_ns - end_ns) if i + 1 < len(parts) else 0,
                 failure_of(span, part_rule),
             )
             yield _shown(retrying, end_ns, started_ns=begin_ns)
     if final is None:
+        if lost_ns is not None:
+            yield attempts.finished(at(lost_ns), StepStatus.LOST, SILENT)
         return
-    if not last.end_ns:
+    if not last.over_ns:
         yield started
         return
     newest = parts[-1][1]
@@ -100,9 +112,9 @@ def step_events(step: AssembledStep, ends: Mapping[str, int | None], window: Run
     blamed = last if last.is_error or last.exception else newest
     failure = failure_of(blamed, rule) if status is not StepStatus.COMPLETED else None
     finished = attempts.finished(
-        at(last.end_ns), status, failure, attempt_ended_ns=at(newest.end_ns or newest.start_ns)
+        at(last.over_ns), status, failure, attempt_ended_ns=at(newest.over_ns or newest.start_ns)
     )
-    yield _shown(finished, last.end_ns, started_ns=parts[0][1].start_ns, attempt_started_ns=newest.start_ns)
+    yield _shown(finished, last.over_ns, started_ns=parts[0][1].start_ns, attempt_started_ns=newest.start_ns)
 
 
 def _shown(event: E, time_ns: int, **times: int) -> E:
@@ -122,7 +134,9 @@ def _attempt_number(rule: Rule, span: SpanRecord, default: int) -> int:
 
 
 def failure_of(span: SpanRecord, rule: Rule) -> Failure:
-    """What a failed span says went wrong; secrets are masked."""
+    """What a failed span says went wrong; secrets are masked. Of a lost one, that nothing was heard of it."""
+    if span.is_lost:
+        return SILENT
     kind, message, stack = span.exception or ("", "", "")
     kind = kind or str(span.attributes.get("error.type") or "Error")
     reason = rule.why(span) if rule.why is not None else None

@@ -45,6 +45,7 @@ from tachograph_exporter.ingest.spans import SpanRecord, clean
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_LOST: Final = frozenset({StepStatus.LOST.value, ExecutionStatus.LOST.value})
 _NAMESPACE: Final = uuid.UUID("5b7ac6a1-5c1e-5f8e-8a55-0f6f746c7021")
 
 
@@ -81,7 +82,9 @@ class AssembledExecution(NamedTuple):
             if isinstance(event, StepRetrying | StepFinished):
                 # A span arrives when the attempt has ended, so the start is implied.
                 yield (StepStarted, source, event.attempt), start_of(event)
-            yield (type(event), source, getattr(event, "attempt", 0)), event
+            # What is lost may end after all, and that is another event.
+            key = source if getattr(event, "status", "") not in _LOST else ("lost", source)
+            yield (type(event), key, getattr(event, "attempt", 0)), event
 
 
 EventKey = tuple[type[Event], Any, int]
@@ -155,10 +158,13 @@ class _Run:
         end_ns, status, blamed = _end(root, rule, steps, end_span, end_rule or rule, is_quiet)
         if end_ns is not None:
             if status is ExecutionStatus.COMPLETED and _is_lasting(rule, steps):
-                # No span above these steps waited for them, so none of them says that a step failed.
+                # No span above these steps waited for them, so none of them says that a step failed or was lost.
                 failed = next((step for step in steps if has_failed(step)), None)
+                lost = next((step for step in steps if step.run is None and step.last.is_lost), None)
                 if failed is not None:
                     status, blamed = ExecutionStatus.FAILED, failed.last
+                elif lost is not None:
+                    status, blamed = ExecutionStatus.LOST, lost.last
             for step in steps:
                 if step.run is not None and step.finished_ns is None:
                     step.finished_ns = max(end_ns, step.first_ns)
@@ -226,12 +232,13 @@ class _Run:
         sources: list[Any] = [ref.execution_id]
         counts: dict[str, int] = defaultdict(int)
         work_ns = 0
+        lost_ns = end_ns if self.status is ExecutionStatus.LOST else None
         ends = {step.step_id: step.place.end_ns if step.place is not None else None for step in steps}
         for step in steps:
             if end_ns is None and step.rule.retries and step.finished_ns is not None and has_failed(step):
                 # It may be retried as long as the execution runs.
                 step.is_queued_again, step.finished_ns, ends[step.step_id] = True, None, None
-            for event in step_events(step, ends, window):
+            for event in step_events(step, ends, window, lost_ns):
                 events.append(event)
                 sources.append(step.source)
                 if type(event) is StepFinished:
@@ -277,7 +284,7 @@ def _end(
     is_quiet: bool,
 ) -> tuple[int | None, ExecutionStatus, SpanRecord | None]:
     """When an execution ended (None: not yet), how, and the span that says why. ``end_span`` has the role END."""
-    if root is None or (rule.opens and root.end_ns <= root.start_ns):
+    if root is None or (rule.opens and 0 < root.end_ns <= root.start_ns):
         if end_span is not None:
             return end_span.end_ns or end_span.start_ns, ExecutionStatus(_outcome(end_rule, end_span)), end_span
         if root is not None:
@@ -287,6 +294,10 @@ def _end(
         if not (is_lasting and is_quiet and steps) or any(step.finished_ns is None for step in steps):
             return None, ExecutionStatus.RUNNING, None
         return max(step.finished_ns or 0 for step in steps), ExecutionStatus.COMPLETED, None
+    is_open = any(step.finished_ns is None and not (step.is_pending or step.is_queued_again) for step in steps)
+    if root.is_lost and not is_open:
+        # Nothing runs any more, or is known to.
+        return max([root.lost_ns, *[step.finished_ns or 0 for step in steps]]), ExecutionStatus.LOST, root
     end_ns = root.end_ns
     if not end_ns or (is_lasting and any(step.finished_ns is None for step in steps)):
         return None, ExecutionStatus.RUNNING, None

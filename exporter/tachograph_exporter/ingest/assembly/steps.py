@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from tachograph.events import FAILED, Failure
+from tachograph.events import FAILED, Failure, StepStatus
 from tachograph.identity import ExecutionRef, StepRef, step_id
 from tachograph.inferred_dependencies import Dependencies, InferredDependencies
 from tachograph.run_window import Place, RunWindow
@@ -97,7 +97,7 @@ class AssembledStep:
         self.started_ns = min([span.start_ns for span in attempts])
         if attempts is not spans and spans[0].start_ns < self.started_ns:
             self.ready_ns = spans[0].start_ns
-        self.finished_ns = None if self.is_queued_again else self.last.end_ns or None
+        self.finished_ns = None if self.is_queued_again else self.last.over_ns or None
 
 
 def may_grow(step: AssembledStep) -> bool:
@@ -106,9 +106,14 @@ def may_grow(step: AssembledStep) -> bool:
     return bool(step.attempts) or rule.key is not None or rule.lasting or rule.retries or rule.role is Role.ATTEMPT
 
 
+def outcome_of(rule: Rule, span: SpanRecord) -> str:
+    """How a span ended, or that it was lost: whatever it says so far was not its end."""
+    return StepStatus.LOST.value if span.is_lost else rule.status(span)
+
+
 def has_failed(step: AssembledStep) -> bool:
     """Whether it has ended as failed."""
-    status = step.rule.status(step.last) if step.run is None else step.run.status
+    status = outcome_of(step.rule, step.last) if step.run is None else step.run.status
     return step.finished_ns is not None and status in FAILED
 
 
