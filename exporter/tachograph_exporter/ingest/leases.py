@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection
 
+from tachograph_exporter.ingest.span_rows import ends_of
 from tachograph_exporter.ingest.spans import SpanRecord, read_resource
 from tachograph_exporter.store import open_spans
 from tachograph_exporter.store.open_spans import OpenSpan, OpenSpans, Sighting
@@ -35,7 +36,9 @@ class Leases:
     """
 
     def __init__(self, connection: Connection, workspace_id: str, trace_ids: Sequence[str], now_ns: int) -> None:
+        self._connection = connection
         self._workspace_id = workspace_id
+        self._trace_ids = trace_ids
         self._now_ns = now_ns
         self._rows = open_spans.of_traces(connection, workspace_id, trace_ids)
         self._sightings: list[Sighting] = []
@@ -43,7 +46,10 @@ class Leases:
         self._alive: dict[str, set[str]] = {}
 
     def take_heartbeats(self, candidates: dict[str, dict[str, SpanRecord]]) -> None:
-        """Take out of ``candidates`` the spans that are open still and say nothing new: their traces need no look."""
+        """Take out of ``candidates`` the open spans that say nothing new, so that their traces need no look.
+
+        They are alive, or have ended meanwhile: then they were sent before their end was.
+        """
         for trace_spans in candidates.values():
             self._processes.update([process_of(span) for span in trace_spans.values()])
         for trace_id, known in self._rows.items():
@@ -52,6 +58,12 @@ class Leases:
                 span = trace_spans.get(span_id)
                 if span is not None and not says_more(span, 0, row.size):
                     self._see(trace_spans.pop(span_id))
+        for trace_id in self._trace_ids:
+            trace_spans = candidates[trace_id]
+            unsure = [span_id for span_id, span in trace_spans.items() if not span.end_ns]
+            for span_id, end_ns in ends_of(self._connection, self._workspace_id, trace_id, unsure).items():
+                if end_ns:
+                    del trace_spans[span_id]
             if not trace_spans:
                 del candidates[trace_id]
 
@@ -90,13 +102,12 @@ class Leases:
 
     def write(
         self,
-        connection: Connection,
         writer: OpenSpans,
         fresh: Mapping[str, Sequence[SpanRecord]],
         assembled: Collection[str],
     ) -> None:
         """Write what changed. ``fresh``: the spans that were stored; ``assembled``: the traces that were assembled."""
-        workspace_id = self._workspace_id
+        connection, workspace_id = self._connection, self._workspace_id
         open_spans.note_processes(connection, workspace_id, self._processes - {""}, self._now_ns)
         writer.see(connection, self._sightings)
         ended = [

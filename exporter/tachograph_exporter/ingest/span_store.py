@@ -133,7 +133,7 @@ class SpanStore:
         if fresh:
             self._rows.put(connection, workspace_id, fresh, counts, update.withheld)
             self._rows.put_traces(connection, workspace_id, fresh, counts, rows, update.due, now)
-        leases.write(connection, self._open_spans, fresh, readings)
+        leases.write(self._open_spans, fresh, readings)
         return Taken(update.new, sum(map(len, fresh.values())), refused)
 
 
