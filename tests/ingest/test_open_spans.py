@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from sqlalchemy import select
 from tests.api.test_otlp import T0, S, export, send, sent, span, timeline
 from tests.conftest import Api, running, serve
@@ -342,6 +342,40 @@ async def test_a_lost_attempt_is_followed_by_the_next_one(api: Api, clock: Clock
     await becomes(api, run="completed", add="completed")
     (step,) = (await timeline(api))["step_timeline"]
     assert [attempt["status"] for attempt in step["attempts"]] == ["lost", "completed"]
+
+
+CELERY: dict[str, str | int] = {"celery.action": "apply_async", "celery.task_name": "add", "messaging.message.id": "m1"}
+
+
+async def of_celery(api: Api, *messages: Span) -> None:
+    request = export(messages)
+    for group in request.resource_spans:
+        group.scope_spans[0].scope.name = "opentelemetry.instrumentation.celery"
+    assert (await send(api, request.SerializeToString()))[0] == 200
+
+
+async def test_a_task_of_celery_is_seen_running_though_its_span_says_what_it_is_when_it_ends(
+    api: Api, clock: Clock
+) -> None:
+    await of_celery(api, span("apply_async/add", 1, 0, 0, 0.1, of=CELERY))
+    assert await states(api) == {"": "running", "add": "pending"}
+    await of_celery(api, span("run/add", 2, 1, 1, None))
+    assert await states(api) == {"": "running", "add": "running"}
+    assert (await timeline(api))["workflow_name"] == "add"
+    await clock.pass_(40)
+    await becomes(api, run="lost", add="lost")
+    await of_celery(api, celery_run(2, 1, 1, 9, "m1"))
+    assert await states(api) == {"": "completed", "add": "completed"}
+
+
+async def test_a_second_attempt_of_a_task_is_one_while_it_runs(api: Api) -> None:
+    await of_celery(api, span("apply_async/add", 1, 0, 0, 0.1, of=CELERY))
+    failed = celery_run(2, 1, 1, 2, "m1")
+    failed.status.code = Status.STATUS_CODE_ERROR
+    await of_celery(api, failed, span("apply_async/add", 3, 2, 1.9, 2, of=CELERY), span("run/add", 4, 3, 3, None))
+    assert await states(api) == {"": "running", "add": "running"}
+    (step,) = (await timeline(api))["step_timeline"]
+    assert [attempt["status"] for attempt in step["attempts"]] == ["failed", "running"]
 
 
 def pending(number: int, real: int, parent: int, name: str, start: float) -> Span:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection
 
+from tachograph_exporter.ingest.early_spans import with_early_attributes
 from tachograph_exporter.ingest.span_rows import ends_of
 from tachograph_exporter.ingest.spans import SpanRecord, read_resource
 from tachograph_exporter.store import open_spans
@@ -152,10 +153,12 @@ def _process(resource: bytes) -> str:
 def with_losses(spans: Iterable[SpanRecord], lost_at: Mapping[str, int]) -> list[SpanRecord]:
     """The spans of a trace, the lost ones marked. ``lost_at``: when each of these was last seen, by span id.
 
-    A span was alive as long as what ran inside it, so it is lost no earlier than that ended or was lost.
+    Open ones say what they will say when they end, as far as it is known (see `early_spans`). A span was alive as long
+    as what ran inside it, so it is lost no earlier than that ended or was lost.
     """
+    spans = with_early_attributes(list(spans))
     if not any(lost_at.values()):
-        return list(spans)
+        return spans
     marked = {
         span.span_id: msgspec.structs.replace(span, lost_ns=lost_ns)
         if (lost_ns := lost_at.get(span.span_id, 0)) and not span.end_ns
