@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import http.server
 import json
@@ -27,9 +28,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import Status, StatusCode
-from tests.conftest import Api, serve
+from tests.conftest import Api, make_execution, make_step, serve
 
+from tachograph import Recorder, SpanListener
 from tachograph.errors import SetupError
+from tachograph.events import ExecutionStarted, StepStarted
 from tachograph.spans import LiveSpanProcessor
 from tachograph.spans.live_span_processor import SHUTDOWN_SECONDS
 from tachograph.spans.open_span_requests import LEASE_HEADER, destination
@@ -187,7 +190,7 @@ def test_one_request_is_the_heartbeat_of_all_open_spans_with_what_they_say_now(
 
 
 def test_a_span_that_has_ended_counts_as_open_until_its_exporter_has_surely_sent_it(
-    receiver: Receiver, provide: Provide, monkeypatch: pytest.MonkeyPatch
+    receiver: Receiver, provide: Provide
 ) -> None:
     receiver.lease = "0.3"
     provider, processor = provide(endpoint=receiver.url)
@@ -496,8 +499,6 @@ def states_at(url: str) -> dict[str, str]:
 
 
 async def test_a_program_is_seen_running_and_its_end_is_what_its_exporter_says(api: Api) -> None:
-    import asyncio
-
     def program() -> None:
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(f"{api.address}/v1/traces")))
@@ -513,9 +514,40 @@ async def test_a_program_is_seen_running_and_its_end_is_what_its_exporter_says(a
     await asyncio.to_thread(program)
 
 
-async def test_a_killed_program_is_lost_after_its_lease_and_the_gauges_fall(api: Api) -> None:
-    import asyncio
+async def test_what_is_open_when_a_program_ends_is_lost_after_its_lease(api: Api) -> None:
+    def program() -> None:
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(LiveSpanProcessor(api.address))
+        tracer = provider.get_tracer("program")
+        with tracer.start_as_current_span("nightly"):
+            left_open = tracer.start_span("extract")
+            eventually(lambda: states_at(api.address) == {"": "running", "extract": "running"})
+        provider.shutdown()
+        assert left_open.is_recording()
+        # The run says how it ended; its step cannot any more.
+        eventually(lambda: states_at(api.address) == {"": "completed", "extract": "lost"})
 
+    await asyncio.to_thread(program)
+
+
+async def test_runs_that_the_library_records_are_seen_running_elsewhere(api: Api) -> None:
+    def program() -> None:
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(LiveSpanProcessor(api.address))
+        recorder = Recorder()
+        recorder.set_spans(SpanListener(provider))
+        execution = make_execution()
+        recorder(ExecutionStarted(execution=execution, time_ns=time.time_ns(), step_count=1))
+        step = make_step(execution, "extract")
+        recorder(StepStarted(step=step, time_ns=time.time_ns(), attempt=1))
+        eventually(lambda: states_at(api.address) == {"": "running", "extract": "running"})
+        recorder.close(5)
+        provider.shutdown()
+
+    await asyncio.to_thread(program)
+
+
+async def test_a_killed_program_is_lost_after_its_lease_and_the_gauges_fall(api: Api) -> None:
     def program() -> None:
         with launched(api.address, TACHOGRAPH_LIVE_SPANS="1") as killed:
             eventually(lambda: states_at(api.address) == {"": "running", "extract": "running"})
