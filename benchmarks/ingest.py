@@ -1,5 +1,5 @@
-"""Spans per second by OTLP/HTTP until they are durable, through the real service. Compared with the database's own
-bulk insert of the same span rows, and with arize-phoenix receiving the same requests.
+"""Spans per second by OTLP/HTTP and OTLP/gRPC until they are durable, through the real service. Compared with the
+database's own bulk insert of the same span rows, and with arize-phoenix receiving the same requests.
 
     python benchmarks/run.py ingest
 
@@ -25,12 +25,14 @@ import time
 import urllib.error
 import urllib.request
 import venv
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import databases
+import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +48,7 @@ TRACES = 50
 REQUESTS = 40
 CLIENTS = 4
 ROUNDS = 5
+EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
 def build_request() -> bytes:
@@ -115,6 +118,28 @@ async def _send(address: str, bodies: list[bytes]) -> None:
         await asyncio.gather(*[client() for _ in range(CLIENTS)])
 
 
+async def _send_by_grpc(address: str, bodies: list[bytes]) -> None:
+    waiting = list(bodies)
+
+    async def client() -> None:
+        # Each with a connection of its own, as programs have.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options) as channel:
+            export: Any = channel.unary_unary(EXPORT)
+            while waiting:
+                body = waiting.pop()
+                while True:
+                    try:
+                        await export(body)
+                        break
+                    except grpc.aio.AioRpcError as error:
+                        if error.code() not in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):
+                            raise
+                    await asyncio.sleep(0.05)
+
+    await asyncio.gather(*[client() for _ in range(CLIENTS)])
+
+
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
@@ -130,23 +155,24 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def tachograph(url: str) -> Iterator[str]:
-    """A Tachograph service on the database; its address."""
-    port = _free_port()
-    command = [sys.executable, "-m", "tachograph_exporter", "serve", "--database", url, "--listen", f"127.0.0.1:{port}"]
+def tachograph(url: str) -> Iterator[tuple[str, str]]:
+    """A Tachograph service on the database; its addresses for HTTP and gRPC."""
+    port, grpc_address = _free_port(), f"127.0.0.1:{_free_port()}"
+    command = [sys.executable, "-m", "tachograph_exporter", "serve", "--database", url,
+               "--listen", f"127.0.0.1:{port}", "--otlp-grpc", grpc_address]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(f"http://127.0.0.1:{port}/-/ready", process)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", grpc_address
     finally:
         process.terminate()
         process.wait(30)
 
 
-def ours(address: str, bodies: list[bytes]) -> float:
+def ours(sending: Coroutine[Any, Any, None], bodies: list[bytes]) -> float:
     """Spans per second, counted when the requests are answered."""
     start = time.perf_counter()
-    asyncio.run(_send(address, bodies))
+    asyncio.run(sending)
     return len(bodies) * TRACES * SPANS / (time.perf_counter() - start)
 
 
@@ -213,18 +239,22 @@ def main(console: Console) -> None:
     peer = phoenix_python()
     with contextlib.ExitStack() as stack:
         peer_service = stack.enter_context(phoenix(peer)) if peer is not None else None
-        sides: dict[str, tuple[Database, str]] = {}
+        sides: dict[str, tuple[Database, tuple[str, str]]] = {}
         for name, open_database in databases.ALL.items():
             url, plain = stack.enter_context(open_database()), stack.enter_context(open_database())
             if url is not None and plain is not None:
                 sides[name] = (Database(plain), stack.enter_context(tachograph(url)))
         for number in range(ROUNDS + 1):
-            for name, (plain_database, address) in sides.items():
+            for name, (plain_database, (address, grpc_address)) in sides.items():
                 bodies = [build_request() for _ in range(REQUESTS)]
-                inserted, taken = bulk(plain_database, bodies), ours(address, bodies)
+                inserted = bulk(plain_database, bodies)
                 rates.setdefault(f"{name}, bulk insert", []).append(inserted)
-                rates.setdefault(f"Tachograph on {name}", []).append(taken)
-                ratios.setdefault(f"Tachograph on {name}", []).append(taken / inserted)
+                for protocol, send, target in (("HTTP", _send, address), ("gRPC", _send_by_grpc, grpc_address)):
+                    bodies = [build_request() for _ in range(REQUESTS)]
+                    taken = ours(send(target, bodies), bodies)
+                    side = f"Tachograph on {name}, {protocol}"
+                    rates.setdefault(side, []).append(taken)
+                    ratios.setdefault(side, []).append(taken / inserted)
             if peer_service is not None:
                 # Fewer requests: it is much slower.
                 rates.setdefault("Phoenix on SQLite", []).append(

@@ -74,7 +74,7 @@ def main(console: Console) -> None:
         search.fill(database, now_ns)
         database.close()
         table = Table("request", "ms", "listed", title=f"{name}: {search.SPANS:,} spans of a day")
-        with tachograph(url) as address:
+        with tachograph(url) as (address, _):
             for what, path, parameters in requests(now_ns):
                 took, count = measure(address, path, parameters)
                 table.add_row(what, f"{took:,.1f}{' (!)' if took > MAX_MS else ''}", f"{count:,}")

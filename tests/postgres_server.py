@@ -45,7 +45,7 @@ class PostgresServer:
         self._fill()
 
     def _fill(self) -> None:
-        self._run([self._initdb, "-D", self.data, "-A", "trust", "-U", "postgres", "--locale=C.UTF-8"])
+        self._run([self._initdb, "-D", self.data, "-A", "trust", "-U", "postgres", "--locale=C.UTF-8", "--no-sync"])
         self.start()
 
     @property

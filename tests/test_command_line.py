@@ -8,7 +8,8 @@ import sys
 import pytest
 import typer
 
-from tachograph_exporter.cli import COMMANDS, load
+from tachograph_exporter.cli import load
+from tachograph_exporter.cli.application import COMMANDS, outline
 
 NAMES = """
 import sys
@@ -38,6 +39,22 @@ def test_a_command_imports_what_it_needs(command: str, commands: list[str], modu
     assert loaded(command, "--help") == (commands, modules)
 
 
-def test_every_command_is_known_by_its_name() -> None:
-    commands = typer.main.get_command(load()).commands  # type: ignore[attr-defined]
-    assert sorted(commands) == sorted(name for names in COMMANDS.values() for name in names)
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_no_command(option: str) -> None:
+    program = (
+        "import sys\nfrom tachograph_exporter import main\n"
+        "try:\n    main()\nfinally:\n    print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, option], capture_output=True, text=True, check=True)
+    assert ("Usage" if option == "--help" else "tachograph ") in ran.stdout
+    assert {"tachograph", "sqlalchemy", "aiohttp", "opentelemetry"}.isdisjoint(ran.stderr.split())
+
+
+def test_the_help_says_of_each_command_what_the_command_says() -> None:
+    quick = typer.main.get_command(outline()).commands  # type: ignore[attr-defined]
+    whole = typer.main.get_command(load()).commands  # type: ignore[attr-defined]
+    assert list(quick) == list(COMMANDS)
+    assert sorted(whole) == sorted(COMMANDS)
+    for name, command in whole.items():
+        summary = " ".join((command.help or "").partition("\n\n")[0].split())
+        assert (name, summary, command.rich_help_panel) == (name, COMMANDS[name].summary, COMMANDS[name].panel)

@@ -124,9 +124,14 @@ def mapping_table() -> str:
         ]
         conditions += [f"no `{name}`" for name in rule.lacks]
         conditions += [f"`{name}` on its resource" for name in rule.resource_has]
+        if rule.scopes:
+            conditions.append("a scope that starts with " + ", ".join(f"`{name}`" for name in rule.scopes))
+        if rule.named:
+            conditions.append("the name " + " or ".join(f"`{name}`" for name in rule.named))
         if rule.names:
             conditions.append("a name that starts with " + ", ".join(f"`{name}`" for name in rule.names))
-        rows.append(f"| {rule.engine} | {'; '.join(conditions)} | {_ROLES[rule.role]} |")
+        role = "an execution, or a step if an agent is around it" if rule.is_outermost else _ROLES[rule.role]
+        rows.append(f"| {rule.engine} | {'; '.join(conditions)} | {role} |")
     rows.append("| any other | no parent | an execution |")
     rows.append("| any other | the execution's span as its parent | a step |")
     return "\n".join(rows)

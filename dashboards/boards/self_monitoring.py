@@ -19,6 +19,8 @@ from tachograph.metrics.self_metrics import (
     DROPPED,
     EVENTS,
     LABEL_SETS,
+    OTLP_DROPPED,
+    OTLP_REQUESTS,
     QUEUE_LENGTH,
     REFUSED,
     SCRAPE_DURATION,
@@ -193,7 +195,32 @@ def self_monitoring() -> dashboard.Dashboard:
     layout.row(
         5,
         (
-            12,
+            8,
+            panels.lines(
+                "OTLP requests",
+                "Requests per second, by protocol: stored, and with another outcome; log records and points not kept.",
+                [
+                    (
+                        rate(
+                            OTLP_REQUESTS, selector('instance=~"$instance"', 'outcome="stored"'), by="protocol, signal"
+                        ),
+                        "{{protocol}} {{signal}}",
+                    ),
+                    (
+                        rate(
+                            OTLP_REQUESTS,
+                            selector('instance=~"$instance"', 'outcome!="stored"'),
+                            by="protocol, outcome",
+                        ),
+                        "{{protocol}}: {{outcome}}",
+                    ),
+                    (rate(OTLP_DROPPED, selected, by="signal, reason"), "not kept: {{signal}} {{reason}}"),
+                ],
+                "short",
+            ),
+        ),
+        (
+            8,
             panels.lines(
                 "Shows the workflow metrics",
                 "1 for the service that shows the workflow metrics; of several services on one database, one does.",
@@ -202,7 +229,7 @@ def self_monitoring() -> dashboard.Dashboard:
             ),
         ),
         (
-            12,
+            8,
             panels.table(
                 "Versions",
                 "The version each instance runs.",

@@ -8,9 +8,9 @@ import sys
 def main() -> None:
     """Run the ``tachograph`` command."""
     try:
-        from tachograph_exporter.cli import load
+        from tachograph_exporter.cli import application
 
-        app = load(sys.argv[1:])
+        app = application(sys.argv[1:])
     except ImportError as error:
         if (error.name or "").startswith("tachograph"):
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,8 @@ from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.workflow.builtin.addresses import AddressPolicy
 
 DEFAULT_LISTEN: Final = "127.0.0.1:9923"
+DEFAULT_OTLP_GRPC: Final = "127.0.0.1:4317"
+"""Where exporters send by default."""
 DEFAULT_DATABASE: Final = "sqlite:///tachograph.db"
 TOKEN_VARIABLE: Final = "TACHOGRAPH_TOKEN"  # noqa: S105 - the name of the variable
 MIN_TOKEN_LENGTH: Final = 16
@@ -38,12 +41,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     Work. ``workspace`` is the default workspace. ``grace_seconds`` is how long running steps may continue when the
     service stops. ``max_executions`` run at once, ``max_queued_executions`` more may wait. ``mapping`` is a file of
-    rules that map spans to executions and steps. ``max_stream_clients`` may follow live events at once.
+    rules that map spans to executions and steps, ``prices`` one of what models cost. ``max_stream_clients`` may follow
+    live events at once.
 
     Bounds. A body may have ``max_body_bytes``, and one with spans ``max_otlp_body_bytes`` (default: as much as the
     OpenTelemetry Collector accepts), as it was sent and when it is decoded. One address may have
     ``max_connections_per_peer`` connections, streams not counted. Reading for a request may take
     ``read_timeout_seconds``.
+
+    ``otlp_grpc`` is the host and port where OTLP/gRPC is taken too; None: nowhere. Its callers need a token as those of
+    the other address do, and beyond loopback in any case.
 
     Leases. A span that has not ended is lost when nothing was heard of it for ``lease_seconds``; an execution that
     another host records after as long a silence, but not before `LEASE_SECONDS`: its heartbeats come every ten seconds.
@@ -78,12 +85,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     delete_after_days: float | None = None
     measures: tuple[str, ...] = ()
     mapping: Path | None = None
+    prices: Path | None = None
     max_stream_clients: int = 2000
     max_connections_per_peer: int = 500
     read_timeout_seconds: float = 10.0
     lease_seconds: float = LEASE_SECONDS
     http_allow: tuple[str, ...] = ()
     trace_url: str | None = None
+    otlp_grpc: tuple[str, int] | None = None
 
     @property
     def needs_token(self) -> bool:
@@ -91,8 +100,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return not self.is_insecure and (self.is_token_required or self.token is not None or not self.is_loopback)
 
     @property
+    def needs_grpc_token(self) -> bool:
+        """Whether callers by OTLP/gRPC need a token."""
+        is_open = self.otlp_grpc is not None and not is_loopback(self.otlp_grpc[0])
+        return self.needs_token or (is_open and not self.is_insecure)
+
+    @property
     def is_loopback(self) -> bool:
-        """Whether the service listens on loopback only."""
+        """Whether the service's API listens on loopback only."""
         return is_loopback(self.host)
 
     @property
@@ -128,9 +143,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         if self.token is None and not has_tokens:
             if self.is_token_required:
                 raise ConfigError(f"a token is required, but none exists: {_TOKEN_HELP}")
-            if not self.is_loopback and not self.is_insecure:
+            hosts = [self.host, *([self.otlp_grpc[0]] if self.otlp_grpc is not None else [])]
+            public = next((host for host in hosts if not is_loopback(host)), None)
+            if public is not None and not self.is_insecure:
                 raise ConfigError(
-                    f"listening on {self.host} is open to other machines, so a token is required: {_TOKEN_HELP}, "
+                    f"listening on {public} is open to other machines, so a token is required: {_TOKEN_HELP}, "
                     "listen on 127.0.0.1, or use --insecure if access is restricted by other means"
                 )
         if not MIN_LEASE_SECONDS <= self.lease_seconds <= MAX_LEASE_SECONDS:
@@ -154,6 +171,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             AddressPolicy(self.http_allow)
         except ValueError as error:
             raise ConfigError(f"--http-allow: {error}") from None
+        if self.otlp_grpc is not None and find_spec("grpc") is None:
+            raise ConfigError("OTLP/gRPC needs grpcio: pip install 'tachograph[grpc]'")
         self.tls()
 
 

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -40,11 +40,13 @@ from tachograph_exporter.api import (
     comparison,
     connections,
     executions,
+    exports,
     guard,
     health,
     jaeger,
     jaeger_monitor,
     jaeger_v3,
+    logs,
     metrics,
     openapi,
     otlp,
@@ -67,12 +69,23 @@ from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.prices import read_prices
 from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
+from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
-from tachograph_exporter.store import archiving, idempotency, numbers, open_spans, partitions, recovery
+from tachograph_exporter.store import (
+    archiving,
+    idempotency,
+    log_rows,
+    numbers,
+    open_spans,
+    partitions,
+    process_rows,
+    recovery,
+)
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.probing import Probe
@@ -80,6 +93,9 @@ from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.store.writer import StoreWriter
 from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.hub import Hub
+
+if TYPE_CHECKING:
+    from tachograph_exporter.api.otlp_grpc import GrpcDoor
 
 log = logging.getLogger(__name__)
 quiet = QuietLog(log)
@@ -98,6 +114,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *trends.ROUTES,
     *executions.ROUTES,
     *timeline.ROUTES,
+    *logs.ROUTES,
     *reconciliation.ROUTES,
     *metrics.ROUTES,
     *scrape.ROUTES,
@@ -144,6 +161,8 @@ class Service:
         self.config = config
         # First, because it may fail: nothing has to be closed yet.
         rules = read_rules(config.mapping) if config.mapping is not None else BUILT_IN
+        if config.prices is not None:
+            rules = Rulebook(rules.rules, read_prices(config.prices))
         self.database = Database(config.database)
         self.database.read_seconds = config.read_timeout_seconds
         try:
@@ -171,7 +190,7 @@ class Service:
         # Ingested events are stored with the spans they were read from, in the transaction that acknowledges them.
         publish = partial(self.recorder.publish, delivered_to=("store",))
         self.span_store = SpanStore(self.writer, publish, rules)
-        self.receiver = Receiver(self.span_store)
+        self.receiver = Receiver(self.span_store, self.self_metrics.otlp_dropped)
         self._reassembling = asyncio.Lock()
         self._silences = recovery.Silences()
         self._closing = recovery.Closing()
@@ -189,6 +208,7 @@ class Service:
         self.admission = Admission(self.executor, self.writer, publish)
         self.workers = Workers("work")
         self.life = health.Lifecycle()
+        self.grpc_door: GrpcDoor | None = None
         self.database.run(self._prepare)
 
     def _prepare(self, connection: Connection) -> None:
@@ -218,7 +238,7 @@ class Service:
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
         app[ROOM] = Room()
-        app[otlp.RECEIVER] = self.receiver
+        app[exports.EXPORTS] = exports.Exports(self.receiver, self.self_metrics.otlp_answered)
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
         app[health.LIFECYCLE] = self.life
@@ -235,7 +255,26 @@ class Service:
                     # Its responses lose their body when they are sent (RFC 9110, section 9.3.2).
                     app.router.add_route("HEAD", path, route.handler)
         app.cleanup_ctx.append(self._background)
+        if self.config.otlp_grpc is not None:
+            app.cleanup_ctx.append(self._otlp_grpc)
+            app.on_shutdown.append(self._close_otlp_grpc)
         return app
+
+    async def _otlp_grpc(self, app: web.Application) -> AsyncIterator[None]:
+        # Only here: grpcio is optional, and takes its time.
+        from tachograph_exporter.api.otlp_grpc import CannotBind, GrpcDoor
+
+        self.grpc_door = door = GrpcDoor(app)
+        try:
+            await door.start()
+        except CannotBind as error:
+            raise CannotListen(str(error)) from None
+        yield
+        await door.stop(0)
+
+    async def _close_otlp_grpc(self, _app: web.Application) -> None:
+        if self.grpc_door is not None:
+            await self.grpc_door.stop(SHUTDOWN_SECONDS)
 
     async def _background(self, _app: web.Application) -> AsyncIterator[None]:
         try:
@@ -345,6 +384,9 @@ class Service:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 await asyncio.to_thread(self.database.run, idempotency.prune)
                 await asyncio.to_thread(self.database.run, numbers.fill)
+                await asyncio.to_thread(self._prune_logs)
+                oldest_ns = time.time_ns() - process_rows.KEPT_SECONDS * NS
+                await asyncio.to_thread(self.database.run, partial(process_rows.prune, before_ns=oldest_ns))
                 if days is not None:
                     before = time.time_ns() - round(days * 86_400 * NS)
                     moved = await asyncio.to_thread(archiving.archive, self.database, before, config.archive_directory)
@@ -355,6 +397,10 @@ class Service:
             except Exception:
                 log.exception("archiving or deleting old executions failed; trying again later")
             await asyncio.sleep(RETENTION_SECONDS)
+
+    def _prune_logs(self) -> None:
+        while self.database.run(lambda c: log_rows.prune_unknown(c, time.time_ns())):
+            pass
 
     async def stop_work(self) -> None:
         """Accept no more work, let running steps finish within the grace period, and cancel what is left."""
@@ -380,7 +426,7 @@ class CannotListen(TachographError):
 async def serve(service: Service, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully; a second signal stops at once.
 
-    ``on_ready`` is called with the address once requests are accepted. Raises `CannotListen` when the address is not
+    ``on_ready`` is called with the address once requests are accepted. Raises `CannotListen` when an address is not
     available.
     """
     config = service.config
@@ -394,8 +440,8 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
         access_log=None,
         handle_signals=False,
     )
-    await runner.setup()
     try:
+        await runner.setup()
         site = web.TCPSite(runner, config.host, config.port, reuse_address=True, backlog=connections.BACKLOG)
         try:
             await site.start()

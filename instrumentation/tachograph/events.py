@@ -75,6 +75,8 @@ class SkipReason(StrEnum):
     """Its trigger rule cannot be met because upstream steps failed."""
     FALLBACK_NOT_NEEDED = "fallback_not_needed"
     """It is the fallback of a step that did not fail."""
+    ITSELF = "itself"
+    """It ran, and found that it had nothing to do."""
     EXECUTION_CANCELLED = "execution_cancelled"
     EXECUTION_TIMEOUT = "execution_timeout"
     EXECUTION_LOST = "execution_lost"
@@ -222,9 +224,11 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
 
 
 class StepSkipped(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_skipped"):
-    """A step will not start."""
+    """A step will not start; or (``reason`` is itself) it did at ``started_ns``, and decided to be skipped."""
 
     reason: SkipReason
+    attempt: int = 0
+    started_ns: int | None = None
 
 
 class FoldedRuns(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -72,6 +72,19 @@ def join_buckets(buckets: Mapping[int, int], by: int) -> dict[int, int]:
     return joined
 
 
+def runs(buckets: Iterable[int]) -> list[tuple[int, int]]:
+    """Runs of neighbouring indexes as (gap to the run before, length); the first gap is the first index."""
+    spans: list[tuple[int, int]] = []
+    end = 0
+    for index in sorted(buckets):
+        if spans and index == end:
+            spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+        else:
+            spans.append((index - end, 1))
+        end = index + 1
+    return spans
+
+
 class ExponentialHistogram:
     """Counts of values by exponential bucket, with their count, sum, minimum and maximum.
 

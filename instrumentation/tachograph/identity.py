@@ -121,7 +121,7 @@ class StepRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``child_execution_id`` names the execution that the step ran. ``dependency_count`` is how many steps it waited for
     where ``depends_on`` names only some of them (see `tachograph.inferred_dependencies`), else 0. ``folded_as`` is set
     for a repetition that is recorded together with others, which share a ``step_id`` (see `tachograph.folding`): the
-    name under which they are.
+    name under which they are. ``map_index`` is what its engine calls an instance of a mapped step: a number or a key.
     """
 
     execution: ExecutionRef
@@ -138,6 +138,7 @@ class StepRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     child_execution_id: str | None = None
     dependency_count: int = 0
     folded_as: str | None = None
+    map_index: str | None = None
 
     @property
     def counted_as(self) -> str:

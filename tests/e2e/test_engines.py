@@ -129,7 +129,8 @@ def test_a_celery_chain_and_chord(server: Callable[..., Server], redis: str, tmp
     assert critical_path_of(chord)[-1] == last["step_name"]
     total = next(step for step in chord["step_timeline"] if step["step_name"] == "celery_shop.total")
     header = {step["step_id"] for step in chord["step_timeline"] if step["step_name"] == "celery_shop.fetch"}
-    assert total["depends_on"] and header.issuperset(total["depends_on"])
+    assert total["depends_on"]
+    assert header.issuperset(total["depends_on"])
     assert (broken["status"], steps_of(broken)) == ("failed", [("celery_shop.broken", "failed", 1)])
     assert (broken["step_timeline"][0]["error_type"], broken["error_message"]) == ("RuntimeError", "no item 7")
     shows(

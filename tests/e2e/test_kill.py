@@ -42,7 +42,10 @@ while True:
 def test_after_each_kill_every_acknowledged_execution_is_stored_and_counted_once(any_database_url: str) -> None:
     rng = random.Random()
     acknowledged: set[str] = set()
-    for _ in range(4):
+    kills = 0
+    # A slow machine acknowledges little before it is killed.
+    while kills < 4 or len(acknowledged) <= 100:
+        kills += 1
         process = subprocess.Popen(
             [sys.executable, "-c", LOAD, any_database_url], cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)),
             stdout=subprocess.PIPE, text=True,
@@ -62,7 +65,6 @@ def test_after_each_kill_every_acknowledged_execution_is_stored_and_counted_once
         process.wait()
     database = Database(any_database_url)
     stored = set(database.look(lambda c: c.execute(select(workflow_executions.c.execution_id)).scalars().all()))
-    assert len(acknowledged) > 100
     assert acknowledged <= stored
     ended = select(func.count()).where(workflow_executions.c.finished_ns.is_not(None))
     totals = database.look(lambda c: read.read(c, KEY))

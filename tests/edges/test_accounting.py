@@ -362,8 +362,10 @@ def test_of_clocks_that_agree_the_parts_are_the_time_from_the_start_to_the_end(
 # Runs inside runs
 
 
-PREFECT_FLOW = {"prefect.run.type": "flow", "prefect.run.name": "daring-coot", "prefect.run.id": "6ec4ce37"}
-PREFECT_CHILD = {"prefect.run.type": "flow", "prefect.run.name": "tomato-jellyfish", "prefect.run.id": "e1928746"}
+PREFECT_FLOW = {"prefect.run.type": "flow", "prefect.run.name": "daring-coot", "prefect.run.id": "6ec4ce37",
+                "prefect.flow.id": "5b59cb96"}  # fmt: skip
+PREFECT_CHILD = {"prefect.run.type": "flow", "prefect.run.name": "tomato-jellyfish", "prefect.run.id": "e1928746",
+                 "prefect.flow.id": "61f4db69"}  # fmt: skip
 TEMPORAL = {"temporalWorkflowID": "nightly", "temporalRunID": "01a210bd-1e9e-704c-b1f9-f5b51b5450f7"}
 TEMPORAL_CHILD = {"temporalWorkflowID": "nightly-child", "temporalRunID": "01a210bd-2e68-7c78-b23b-000000000001"}
 
@@ -396,19 +398,19 @@ def test_a_prefect_subflow_is_a_step_of_its_flow_and_on_its_critical_path(store:
         span("load-60a", 6, 1, 8, 10, of=task("load-60a"), links=[3]),
     ]
     runs = by_workflow(assembled(*(reversed(spans) if is_reversed else spans)))
-    parent, child = runs["daring-coot"], runs["tomato-jellyfish"]
-    end = is_inside(parent, child, "tomato-jellyfish")
+    parent, child = runs["5b59cb96"], runs["61f4db69"]
+    end = is_inside(parent, child, "61f4db69")
     assert (end.step.step_type, end.status, end.run_ns) == ("workflow", StepStatus.COMPLETED, 4 * S)
     finished = parent.events[-1]
     assert isinstance(finished, ExecutionFinished)
     path = [part.step for part in finished.critical_path]
-    assert path == ["extract-523", "flaky-a1b", "tomato-jellyfish", "load-60a"]
+    assert path == ["extract", "flaky", "61f4db69", "load"]
     assert (finished.step_count, finished.completed_step_count) == (4, 4)
-    assert ends_of(child.events).keys() == {"load-e7f"}
+    assert ends_of(child.events).keys() == {"load"}
     store.add([*parent.events, *child.events])
     timeline = store.timeline(parent.execution.execution_id)
     assert timeline.unaccounted_seconds == seconds(0)
-    assert steps_of(timeline)["tomato-jellyfish"].child_execution_id == child.execution.execution_id
+    assert steps_of(timeline)["61f4db69"].child_execution_id == child.execution.execution_id
     inner = store.timeline(child.execution.execution_id)
     assert (inner.parent_execution_id, inner.parent_step_id) == (timeline.execution_id, end.step.step_id)
 
@@ -447,7 +449,7 @@ def test_a_run_that_another_one_continued_as_is_beside_it_and_not_inside() -> No
 
 
 def test_a_failed_and_an_abandoned_child_are_failed_and_lost_steps(store: Store) -> None:
-    abandoned = {**PREFECT_CHILD, "prefect.run.id": "e2", "prefect.run.name": "owl"}
+    abandoned = {**PREFECT_CHILD, "prefect.run.id": "e2", "prefect.run.name": "owl", "prefect.flow.id": "70a1"}
     runs = by_workflow(
         assembled(
             span("daring-coot", 1, 0, 0, 10, of=PREFECT_FLOW),
@@ -455,13 +457,13 @@ def test_a_failed_and_an_abandoned_child_are_failed_and_lost_steps(store: Store)
             span("owl", 3, 1, 5, None, of=abandoned),
         )
     )
-    ends = ends_of(runs["daring-coot"].events)
-    assert ends["tomato-jellyfish"].status is StepStatus.FAILED
-    assert ends["tomato-jellyfish"].failure == Failure("ValueError", "disk full")
-    assert (ends["owl"].status, ends["owl"].run_ns) == (StepStatus.LOST, 5 * S)
-    assert isinstance(runs["owl"].events[-1], ExecutionFinished) is False
-    store.add(runs["daring-coot"].events)
-    assert store.timeline(runs["daring-coot"].execution.execution_id).failed_step_count == 1
+    ends = ends_of(runs["5b59cb96"].events)
+    assert ends["61f4db69"].status is StepStatus.FAILED
+    assert ends["61f4db69"].failure == Failure("ValueError", "disk full")
+    assert (ends["70a1"].status, ends["70a1"].run_ns) == (StepStatus.LOST, 5 * S)
+    assert isinstance(runs["70a1"].events[-1], ExecutionFinished) is False
+    store.add(runs["5b59cb96"].events)
+    assert store.timeline(runs["5b59cb96"].execution.execution_id).failed_step_count == 1
 
 
 def test_a_step_that_ran_one_execution_stands_for_it_and_one_that_ran_two_has_them_inside() -> None:
@@ -470,20 +472,20 @@ def test_a_step_that_ran_one_execution_stands_for_it_and_one_that_ran_two_has_th
            "celery.state": "SUCCESS"}  # fmt: skip
     root = span("weekly", 1, 0, 0, 10, of=PREFECT_FLOW)
     outer = span("run/tasks.report", 2, 1, 1, 9, of=ran)
-    other = {**PREFECT_CHILD, "prefect.run.id": "e3", "prefect.run.name": "owl"}
+    other = {**PREFECT_CHILD, "prefect.run.id": "e3", "prefect.run.name": "owl", "prefect.flow.id": "70a1"}
     one = by_workflow(assembled(root, outer, span("tomato-jellyfish", 3, 2, 2, 4, of=PREFECT_CHILD)))
-    assert is_inside(one["daring-coot"], one["tomato-jellyfish"], "tasks.report").step.step_type == "task"
+    assert is_inside(one["5b59cb96"], one["61f4db69"], "tasks.report").step.step_type == "task"
     two = by_workflow(
         assembled(
             root, outer, span("tomato-jellyfish", 3, 2, 2, 4, of=PREFECT_CHILD), span("owl", 4, 2, 5, 8, of=other)
         )
     )
-    task_end = ends_of(two["daring-coot"].events)["tasks.report"]
+    task_end = ends_of(two["5b59cb96"].events)["tasks.report"]
     assert task_end.step.child_execution_id is None
-    for name in ("tomato-jellyfish", "owl"):
-        end = is_inside(two["daring-coot"], two[name], name)
+    for name in ("61f4db69", "70a1"):
+        end = is_inside(two["5b59cb96"], two[name], name)
         assert end.step.parent_step_id == task_end.step.step_id
-    finished = two["daring-coot"].events[-1]
+    finished = two["5b59cb96"].events[-1]
     assert isinstance(finished, ExecutionFinished)
     assert finished.work_ns == 8 * S
 

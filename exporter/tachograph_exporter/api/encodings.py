@@ -93,6 +93,11 @@ async def read(request: web.Request, limit: int, reserve: Callable[[int], bool])
     body = await _arrived(request, limit, reserve)
     if encoding == "identity" or not body:
         return body
+    return await decode(body, encoding, limit, reserve)
+
+
+async def decode(body: bytes, encoding: str, limit: int, reserve: Callable[[int], bool]) -> bytes:
+    """A compressed body, decoded off the event loop. Raises as `decoded` does."""
     return await _workers.run(lambda: decoded(body, encoding, limit, reserve))
 
 

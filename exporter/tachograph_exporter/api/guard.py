@@ -48,7 +48,10 @@ class Authenticator:
 
     async def caller(self, request: web.Request) -> Caller | None:
         """The caller identified by the request's token, or None without a token. Raises 401 for an invalid one."""
-        header = request.headers.get("Authorization") or _websocket_authorization(request)
+        return await self.identified(request.headers.get("Authorization") or _websocket_authorization(request))
+
+    async def identified(self, header: str | None) -> Caller | None:
+        """The caller that an ``Authorization`` header identifies, or None without one. Raises 401 as `caller` does."""
         if header is None:
             return None
         scheme, _, token = header.partition(" ")

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import Future
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 from google.protobuf.json_format import MessageToDict
 from google.rpc.status_pb2 import Status
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from tachograph.errors import StoreUnavailable
 from tachograph.spans.open_span_requests import LEASE_HEADER
 from tachograph_exporter.api import encodings
-from tachograph_exporter.api.request import CONFIG, workspace_of
+from tachograph_exporter.api.exports import BUSY, EXPORTS, FAILED, HTTP, REFUSED, STORED, UNAVAILABLE, Exports
+from tachograph_exporter.api.request import CONFIG, Workspace, workspace_of
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.ingest.envelope import BadRequest
-from tachograph_exporter.ingest.receiver import Answer, Receiver
+from tachograph_exporter.ingest.signals import LOGS, METRICS, TRACES, Signal
 from tachograph_exporter.store.tokens import INGEST
 
-RECEIVER: Final = web.AppKey("receiver", Receiver)
 _JSON: Final = "application/json"
 _PROTOBUF: Final = "application/x-protobuf"
 
@@ -34,55 +31,75 @@ async def traces(request: web.Request) -> web.Response:
     long as the response's header `Tachograph-Lease-Seconds` says. Executions, steps and attempts are assembled from the
     spans; the documentation has the mapping.
     """
+    return await _export(request, TRACES)
+
+
+async def ingest_logs(request: web.Request) -> web.Response:
+    """``POST /v1/logs``: ingest log records; 200 once they are committed.
+
+    As `/v1/traces`. Records are kept with the span they were written in, and are read as logs of its execution. An
+    exception that was sent as a log record gives the step its error, as a span event does. Records that name no trace
+    are counted and dropped.
+    """
+    return await _export(request, LOGS)
+
+
+async def ingest_metrics(request: web.Request) -> web.Response:
+    """``POST /v1/metrics``: ingest what processes measure of themselves (`process.*`); 200 once it is committed.
+
+    As `/v1/traces`. A process is known by its resource: `service.instance.id`, or host and `process.pid`. Everything
+    else is counted and dropped.
+    """
+    return await _export(request, METRICS)
+
+
+async def _export(request: web.Request, signal: Signal) -> web.Response:
+    exports = request.app[EXPORTS]
+    outcome = FAILED
+    try:
+        outcome, response = await _answered(request, signal, exports)
+        return response
+    finally:
+        exports.count(HTTP, signal.name, outcome)
+
+
+async def _answered(request: web.Request, signal: Signal, exports: Exports) -> tuple[str, web.Response]:
+    """The outcome of a request, and the response to it."""
     kind = request.content_type
     if kind not in (_JSON, _PROTOBUF):
-        return _refused(_JSON, 415, 3, f"send {_PROTOBUF} or {_JSON}, not {kind}")
+        return REFUSED, _refused(_JSON, 415, 3, f"send {_PROTOBUF} or {_JSON}, not {kind}")
     limit = request.app[CONFIG].max_otlp_body_bytes
     workspace = await workspace_of(request)
-    receiver = request.app[RECEIVER]
-    reserved = 0
-
-    def reserve(size: int) -> bool:
-        nonlocal reserved
-        if not receiver.reserve(size):
-            return False
-        reserved += size
-        return True
-
-    try:
+    with exports.room() as room:
         try:
-            body = await encodings.read(request, limit, reserve)
+            body = await encodings.read(request, limit, room.reserve)
         except encodings.UnsupportedEncoding as error:
-            return _closing(_refused(kind, 415, 3, str(error)))
+            return REFUSED, _closing(_refused(kind, 415, 3, str(error)))
         except encodings.TooLarge:
-            return _closing(_refused(kind, 413, 3, f"the body is larger than {limit} bytes"))
+            return REFUSED, _closing(_refused(kind, 413, 3, f"the body is larger than {limit} bytes"))
         except encodings.TooSlow as error:
-            return _closing(_refused(kind, 408, 4, str(error)))
+            return REFUSED, _closing(_refused(kind, 408, 4, str(error)))
         except encodings.NoRoom:
-            return _closing(_refused(kind, 429, 8, "too many requests are waiting; retry later", retry_after=1))
+            why = "too many requests are waiting; retry later"
+            return BUSY, _closing(_refused(kind, 429, 8, why, retry_after=1))
         except (encodings.Unreadable, web.HTTPException, web.RequestPayloadError, ValueError) as error:
-            return _closing(_refused(kind, 400, 3, f"the body cannot be read: {error}"))
-        try:
-            result = await _stored(receiver.submit(workspace.id, workspace.slug, body, is_json=kind == _JSON))
-        except BadRequest as error:
-            return _refused(kind, 400, 3, str(error))
-        except (StoreUnavailable, MemoryError):
-            return _refused(kind, 503, 14, "the database is unavailable; retry later", retry_after=5)
-    finally:
-        receiver.release(reserved)
-    message = ExportTraceServiceResponse()
-    if result.rejected:
-        message.partial_success.rejected_spans = result.rejected
-        message.partial_success.error_message = result.why
-    return _answer(kind, 200, message, {LEASE_HEADER: f"{request.app[CONFIG].lease_seconds:g}"})
+            return REFUSED, _closing(_refused(kind, 400, 3, f"the body cannot be read: {error}"))
+        outcome, response = await _stored(exports, workspace, body, signal, kind)
+    if outcome == STORED and signal is TRACES:
+        response.headers[LEASE_HEADER] = f"{request.app[CONFIG].lease_seconds:g}"
+    return outcome, response
 
 
-async def _stored(pending: Future[Answer]) -> Answer:
+async def _stored(
+    exports: Exports, workspace: Workspace, body: bytes, signal: Signal, kind: str
+) -> tuple[str, web.Response]:
     try:
-        return await asyncio.wrap_future(pending)
-    finally:
-        # An exception refers to this frame: it would keep itself and the body until the next collection of garbage.
-        del pending
+        message = await exports.store(workspace, body, signal, is_json=kind == _JSON)
+    except BadRequest as error:
+        return REFUSED, _refused(kind, 400, 3, str(error))
+    except (StoreUnavailable, MemoryError):
+        return UNAVAILABLE, _refused(kind, 503, 14, "the database is unavailable; retry later", retry_after=5)
+    return STORED, _answer(kind, 200, message)
 
 
 def _closing(answer: web.Response) -> web.Response:
@@ -108,15 +125,32 @@ class ExportRequest(msgspec.Struct):
     resourceSpans: list[dict[str, Any]] = []  # noqa: N815 - OTLP's own name
 
 
+class ExportLogsRequest(msgspec.Struct):
+    """An OTLP ``ExportLogsServiceRequest`` in JSON."""
+
+    resourceLogs: list[dict[str, Any]] = []  # noqa: N815
+
+
+class ExportMetricsRequest(msgspec.Struct):
+    """An OTLP ``ExportMetricsServiceRequest`` in JSON."""
+
+    resourceMetrics: list[dict[str, Any]] = []  # noqa: N815
+
+
 class ExportResponse(msgspec.Struct):
-    """An OTLP ``ExportTraceServiceResponse`` in JSON; for failures a ``google.rpc.Status``."""
+    """The response to an OTLP request in JSON; for failures a ``google.rpc.Status``."""
 
     partialSuccess: dict[str, Any] = {}  # noqa: N815
     code: int | None = None
     message: str | None = None
 
 
-ROUTES = (
-    Route(method="POST", path="/v1/traces", handler=traces, scope=INGEST, body=ExportRequest, response=ExportResponse,
-          other_statuses=(400, 408, 413, 415, 429, 503), media=(_PROTOBUF,), body_example={"resourceSpans": []}),
+ROUTES = tuple(
+    Route(method="POST", path=f"/v1/{signal.name}", handler=handler, scope=INGEST, body=body, response=ExportResponse,
+          other_statuses=(400, 408, 413, 415, 429, 503), media=(_PROTOBUF,), body_example={signal.groups[0]: []})
+    for signal, handler, body in (
+        (TRACES, traces, ExportRequest),
+        (LOGS, ingest_logs, ExportLogsRequest),
+        (METRICS, ingest_metrics, ExportMetricsRequest),
+    )
 )  # fmt: skip

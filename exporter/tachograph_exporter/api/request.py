@@ -15,7 +15,7 @@ from tachograph.recording.recorder import Recorder
 from tachograph.workflow.executor import Executor
 from tachograph_exporter.admission import Admission
 from tachograph_exporter.api import encodings, problems
-from tachograph_exporter.api.caller import caller_of
+from tachograph_exporter.api.caller import Caller, caller_of
 from tachograph_exporter.api.room import ROOM
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config
@@ -168,16 +168,21 @@ async def workspace_of(request: web.Request) -> Workspace:
     Defaults to the workspace of the caller's token, else to the service's own. Raises 404 if there is no such
     workspace or the caller's token is bound to another; 422 if header and parameter name different ones.
     """
-    bound_id = caller_of(request).workspace_id
     identifier = _header_or_parameter(request, "X-Workspace-Id", "workspace_id")
     slug = _header_or_parameter(request, "X-Workspace-Slug", "workspace_slug")
+    return await named_workspace(request.app, caller_of(request), identifier, slug)
+
+
+async def named_workspace(app: web.Application, caller: Caller, identifier: str | None, slug: str | None) -> Workspace:
+    """The workspace with this id or slug, else the caller's, else the service's own. Raises as `workspace_of` does."""
+    bound_id = caller.workspace_id
     if identifier is None and slug is None:
-        identifier, slug = (bound_id, None) if bound_id is not None else (None, request.app[CONFIG].workspace)
+        identifier, slug = (bound_id, None) if bound_id is not None else (None, app[CONFIG].workspace)
     # A workspace never changes its id or slug and is never deleted, so entries cannot go stale.
-    cache = request.app[WORKSPACE_CACHE]
+    cache = app[WORKSPACE_CACHE]
     workspace = cache.get((identifier, slug))
     if workspace is None:
-        row = await request.app[DATABASE].read(
+        row = await app[DATABASE].read(
             lambda c: workspace_rows.workspace(c, identifier=identifier, slug=slug), Lane.VITAL
         )
         if row is not None:

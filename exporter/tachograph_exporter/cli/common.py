@@ -17,12 +17,12 @@ from rich.logging import RichHandler
 
 from tachograph.errors import Fault, InvalidInputs, InvalidWorkflow, SetupError, StoreError, WorkflowError
 from tachograph.recording.setup import DATABASE_VARIABLE, WORKSPACE_VARIABLE
-from tachograph.version import version
 from tachograph.workflow import builtin as _builtin
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.handlers import HandlerRegistry, registry
 from tachograph.workflow.validation import validate_document
 from tachograph_exporter import handler_sources
+from tachograph_exporter.cli.application import new_application
 from tachograph_exporter.cli.terminal import PlainConsole, shown
 from tachograph_exporter.config import DEFAULT_DATABASE, ConfigError
 
@@ -41,14 +41,7 @@ EXIT_USAGE: Final = 2
 out: Final = PlainConsole(highlight=False)
 err: Final = PlainConsole(stderr=True, highlight=False)
 
-app: Final = typer.Typer(
-    name="tachograph",
-    help="The flight recorder for workflows.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app: Final = new_application()
 
 DatabaseOption = Annotated[
     str,
@@ -176,18 +169,3 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     handler = RichHandler(console=err, show_path=False, log_time_format="%H:%M:%S")
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def _show_version(is_requested: bool) -> None:
-    if is_requested:
-        out.print(f"tachograph {version()}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """The flight recorder for workflows: every run as spans, histograms, a timeline and a live stream."""

@@ -25,7 +25,7 @@ from tachograph_exporter.cli.common import (
     report_errors,
 )
 from tachograph_exporter.cli.definitions import seed_workflows
-from tachograph_exporter.cli.serving import ListenOption, print_addresses, run_service
+from tachograph_exporter.cli.serving import GrpcOption, ListenOption, print_addresses, run_service
 from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.config import DEFAULT_LISTEN, Config, parse_listen
 from tachograph_exporter.service import Service
@@ -36,13 +36,21 @@ from tachograph_exporter.store import definitions as definition_rows
 def demo(
     listen: ListenOption = DEFAULT_LISTEN,
     database: DatabaseOption = "sqlite:///tachograph-demo.db",
+    otlp_grpc: GrpcOption = None,
     interval: Annotated[float, typer.Option(min=0, help="Seconds between further executions; 0 for none.")] = 10.0,
 ) -> None:
     """Register the example workflows, run them several times, and serve everything."""
     with report_errors():
         host, port = parse_listen(listen)
         log_to_stderr()
-        config = Config(host=host, port=port, database=database, grace_seconds=3, measures=("rows", "database"))
+        config = Config(
+            host=host,
+            port=port,
+            database=database,
+            grace_seconds=3,
+            measures=("rows", "database"),
+            otlp_grpc=parse_listen(otlp_grpc) if otlp_grpc is not None else None,
+        )
         workflows = [parse(path.read_bytes()) for path in bundled_workflows.workflow_files()]
         with open_database(database) as store:
             seed_workflows(store, "default", "default", workflows)

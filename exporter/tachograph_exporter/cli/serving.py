@@ -29,6 +29,7 @@ from tachograph_exporter.cli.common import (
 from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.config import (
     DEFAULT_LISTEN,
+    DEFAULT_OTLP_GRPC,
     MAX_LEASE_SECONDS,
     MIN_LEASE_SECONDS,
     TOKEN_VARIABLE,
@@ -39,6 +40,12 @@ from tachograph_exporter.config import (
 from tachograph_exporter.service import CannotListen, Service
 from tachograph_exporter.service import serve as serve_until_stopped
 
+GrpcOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help=f"Take spans by OTLP/gRPC on this address too, for instance {DEFAULT_OTLP_GRPC}."
+    ),
+]
 ListenOption = Annotated[str, typer.Option(help="Address to listen on, HOST:PORT.")]
 
 
@@ -83,6 +90,10 @@ def serve(
     mapping: Annotated[
         Path | None, typer.Option(help="TOML file of rules that map received spans to executions and steps.")
     ] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of prices of models, for received spans that say tokens and no cost."),
+    ] = None,
     http_allow: Annotated[
         list[str] | None,
         typer.Option(
@@ -100,6 +111,7 @@ def serve(
     max_otlp_body: Annotated[
         float, typer.Option(min=0.001, help="Largest body with spans in MiB, as it was sent and when it is decoded.")
     ] = 20,
+    otlp_grpc: GrpcOption = None,
     read_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that reading for a request may take.")] = 10.0,
     lease: Annotated[
         float,
@@ -137,6 +149,7 @@ def serve(
             delete_after_days=delete_after,
             measures=tuple(measure or ()),
             mapping=mapping,
+            prices=prices,
             max_stream_clients=max_stream_clients,
             max_connections_per_peer=max_connections_per_peer,
             max_otlp_body_bytes=round(max_otlp_body * (1 << 20)),
@@ -144,6 +157,7 @@ def serve(
             lease_seconds=lease,
             http_allow=tuple(http_allow or ()),
             trace_url=trace_url,
+            otlp_grpc=parse_listen(otlp_grpc) if otlp_grpc is not None else None,
         )
         log_to_stderr()
         service = Service(config, load_handlers(handlers, allow_handler))
@@ -173,3 +187,5 @@ def print_addresses(address: str, service: Service) -> None:
         ("API documentation", "/docs"),
     ):
         out.print(f"  {name:<24}{address}{path}", soft_wrap=True)
+    if service.grpc_door is not None:
+        out.print(f"  {'OTLP/gRPC':<24}{service.grpc_door.address}", soft_wrap=True)

@@ -45,8 +45,10 @@ def metrics_text(summary: WorkflowMetricsSummary) -> Group:
         f"  percentiles p50 {_duration(summary.p50)}, p90 {_duration(summary.p90)}, p95 {_duration(summary.p95)}, "
     )
     text.append(f"p99 {_duration(summary.p99)}")
-    if summary.cost_usd:
-        text.append(f"\n  cost        {summary.cost_usd:.4f} USD, {summary.tokens_in + summary.tokens_out} tokens")
+    tokens = summary.tokens_in + summary.tokens_out
+    if summary.cost_usd or tokens:
+        cost = f"{summary.cost_usd:.4f} USD" if summary.cost_usd else "not known"
+        text.append(f"\n  cost        {cost}, {tokens} tokens")
     table = Table("step", "runs", "success", "p50", "p95", "p99", "wait", "retries", "path", box=None)
     for step in summary.steps[:MAX_ROWS]:
         wait = step.wait.dependency + step.wait.queue + step.wait.backoff if step.wait is not None else None

@@ -222,6 +222,8 @@ def _footer(timeline: WorkflowExecutionTimeline) -> Iterator[Text]:
         line.append(f" · {work} of work, parallelism {timeline.parallelism:.2f}")
     if timeline.cost_usd:
         line.append(f" · ${timeline.cost_usd:.4g}")
+    if tokens := timeline.tokens_in + timeline.tokens_out:
+        line.append(f" · {tokens} tokens")
     yield line
     if timeline.critical_path:
         seconds = timeline.critical_path_seconds

@@ -1,12 +1,32 @@
-"""The rules for spans of known engines; the first match wins."""
+"""The rules for spans of known engines; the first match wins.
+
+Every attribute that a rule reads is set by the source named beside it; the versions are those that were read.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
 
 from tachograph.spans import semconv
-from tachograph_exporter.ingest.rules import Role, Rule, Rulebook, attribute, of_resource
+from tachograph_exporter.ingest.agent_rules import AGENT_RULES
+from tachograph_exporter.ingest.rules import (
+    RETRYING,
+    Kind,
+    Links,
+    Moment,
+    Read,
+    Role,
+    Rule,
+    Rulebook,
+    attribute,
+    is_cancellation,
+    of_resource,
+)
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.usage import usage_of
 
 
 def after_colon(span: SpanRecord) -> str:
@@ -14,96 +34,358 @@ def after_colon(span: SpanRecord) -> str:
     return span.name.partition(":")[2] or span.name
 
 
-def parent(span: SpanRecord) -> str | None:
-    """The id of the parent span."""
-    return span.parent_span_id or None
+def joined(*names: str) -> Read:
+    """Reads all of these attributes as one value; None if the span lacks one of them."""
+
+    def read(span: SpanRecord) -> str | None:
+        values = [span.attributes.get(name) for name in names]
+        return None if None in values else "/".join(map(str, values))
+
+    return read
+
+
+def moment(name: str) -> Read:
+    """Reads an attribute that is a time as text (ISO 8601, with an offset) as unix nanoseconds."""
+
+    def read(span: SpanRecord) -> int | None:
+        value = span.attributes.get(name)
+        try:
+            time = datetime.fromisoformat(value) if isinstance(value, str) else None
+        except ValueError:
+            return None
+        if time is None or time.tzinfo is None:
+            return None
+        elapsed = time - datetime(1970, 1, 1, tzinfo=UTC)
+        return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000_000 + elapsed.microseconds * 1_000
+
+    return read
+
+
+def milliseconds(name: str) -> Read:
+    """Reads an attribute that is a unix time in milliseconds as nanoseconds."""
+
+    def read(span: SpanRecord) -> int | None:
+        value = span.attributes.get(name)
+        return value * 1_000_000 if isinstance(value, int) and 0 < value < 1 << 43 else None
+
+    return read
 
 
 def by_exception(span: SpanRecord) -> str:
     """The outcome of a span that has an exception, but no error status, when it failed."""
     if span.exception is None and not span.is_error:
         return "success"
-    return "cancellation" if span.exception is not None and "Cancel" in span.exception[0] else "failure"
+    return "cancellation" if span.exception is not None and is_cancellation(span.exception[0]) else "failure"
 
 
 def airflow_task(span: SpanRecord) -> str:
     """The key of a task instance, the same for all its tries."""
-    return f"{span.attributes.get('airflow.task_id')}[{span.attributes.get('airflow.task_instance.map_index', -1)}]"
+    attributes = span.attributes
+    return f"{attributes.get('airflow.task_id')}[{attributes.get('airflow.task_instance.map_index', -1)}]"
+
+
+def airflow_index(span: SpanRecord) -> Any:
+    """The map index of a task instance; it is negative for a task that is not mapped."""
+    value = span.attributes.get("airflow.task_instance.map_index")
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+_INSTANCE: Final = re.compile(r"(?s)(.*)\[([^\[\]]*)\]")
+
+
+def without_index(name: str) -> Read:
+    """Reads an attribute without the part in brackets at its end: ``work[eu]`` → ``work``."""
+
+    def read(span: SpanRecord) -> str:
+        value = str(span.attributes.get(name))
+        match = _INSTANCE.fullmatch(value)
+        return match[1] if match is not None and match[1] else value
+
+    return read
+
+
+def index_in(name: str) -> Read:
+    """Reads the part in brackets at the end of an attribute: ``work[eu]`` → ``eu``."""
+
+    def read(span: SpanRecord) -> str | None:
+        match = _INSTANCE.fullmatch(str(span.attributes.get(name)))
+        return match[2] if match is not None and match[1] else None
+
+    return read
+
+
+_RUN_SUFFIX: Final = re.compile(r"(?s)(.+)-(?:[0-9a-f]{3}|\d+)")
+
+
+def prefect_task(span: SpanRecord) -> str:
+    """The name of a task: its run is called like it, with the first three hex digits (or the number) of its key."""
+    name = str(span.attributes.get("prefect.run.name") or span.name)
+    match = _RUN_SUFFIX.fullmatch(name)
+    return match[1] if match is not None else name
+
+
+def prefect_flow(span: SpanRecord) -> str:
+    """What is the same in all runs of a flow. Their own names are made up anew for each, and spans have no others."""
+    return str(span.attributes.get("prefect.flow.id") or span.service)
+
+
+def prefect_state(span: SpanRecord) -> str | None:
+    """The last state of a run, by its name where that says more than its type."""
+    for event in reversed(span.events):
+        kind = event.attributes.get("prefect.state.type")
+        if kind is not None:
+            name = str(event.attributes.get("prefect.state.name"))
+            return name if name in ("NotReady", "TimedOut", "AwaitingRetry") else str(kind)
+    return None
+
+
+def prefect_moments(span: SpanRecord) -> Sequence[Moment]:
+    """The attempts of a run: from each state of type RUNNING to the next state of another type.
+
+    A run that was paused or suspended goes on with the same attempt.
+    """
+    moments: list[Moment] = []
+    exception: tuple[str, str, str] | None = None
+    began_ns = 0
+    for event in span.events:
+        kind = event.attributes.get("prefect.state.type")
+        if event.name == "exception" and kind is None:
+            found = event.attributes
+            exception = (str(found.get("exception.type", "")), str(found.get("exception.message", "")), "")
+        elif kind == "RUNNING":
+            began_ns = began_ns or event.time_ns
+        elif began_ns and kind == "SCHEDULED" and event.name == "AwaitingRetry":
+            moments.append(Moment(began_ns, event.time_ns, RETRYING, exception))
+            began_ns, exception = 0, None
+    if began_ns:
+        status = RESULTS.get(str(prefect_state(span)).lower(), "failed" if span.is_error else "completed")
+        failed = span.exception if status != "completed" else None
+        moments.append(Moment(began_ns, span.end_ns, status if span.end_ns else "running", failed))
+    return moments
 
 
 RESULTS: Final = {
     "success": "completed", "failure": "failed", "error": "failed", "timeout": "timeout", "cancellation": "cancelled",
     "skip": "skipped", "completed": "completed", "failed": "failed", "cancelled": "cancelled", "lost": "failed",
-    "skipped": "skipped", "upstream_failed": "skipped", "removed": "skipped", "retry": "failed", "revoked": "cancelled",
-    "up_for_retry": "failed", "timed_out": "timeout", "neutral": "completed", "stale": "cancelled",
+    "skipped": "skipped", "upstream_failed": "skipped", "removed": "skipped", "retry": RETRYING, "revoked": "cancelled",
+    "up_for_retry": RETRYING, "retrying": RETRYING, "timed_out": "timeout", "neutral": "completed",
+    "stale": "cancelled", "crashed": "failed", "timedout": "timeout", "notready": "skipped", "awaitingretry": RETRYING,
+    "rejected": "cancelled",
 }  # fmt: skip
 
-RULES: Final[tuple[Rule, ...]] = (
+TACHOGRAPH: Final = (
     Rule(engine="tachograph", role=Role.ATTEMPT, has=(semconv.STEP_NAME, semconv.STEP_ATTEMPT),
          lacks=(semconv.TASK_NAME,), name=attribute(semconv.STEP_NAME), run_id=attribute(semconv.EXECUTION_ID),
          attempt=attribute(semconv.STEP_ATTEMPT), state=attribute(semconv.STEP_STATUS), states=RESULTS),
     Rule(engine="tachograph", role=Role.STEP, has=(semconv.STEP_NAME,), name=attribute(semconv.STEP_NAME),
          run_id=attribute(semconv.EXECUTION_ID), attempt=attribute(semconv.STEP_ATTEMPT),
-         state=attribute(semconv.STEP_STATUS), states=RESULTS),
+         state=attribute(semconv.STEP_STATUS), states=RESULTS, links=Links.IF_ANY, usage=usage_of),
     Rule(engine="tachograph", role=Role.EXECUTION, has=(semconv.EXECUTION_ID, semconv.WORKFLOW_NAME),
          name=attribute(semconv.WORKFLOW_NAME), run_id=attribute(semconv.EXECUTION_ID),
          workflow_id=attribute(semconv.WORKFLOW_ID), version=attribute(semconv.WORKFLOW_VERSION),
          state=attribute(semconv.EXECUTION_STATUS), states=RESULTS),
+)  # fmt: skip
+
+# OpenTelemetry's CI/CD conventions: https://opentelemetry.io/docs/specs/semconv/cicd/cicd-spans/
+CICD: Final = (
     Rule(engine="cicd", role=Role.STEP, has=("cicd.pipeline.task.name",), name=attribute("cicd.pipeline.task.name"),
          state=attribute("cicd.pipeline.task.run.result", "cicd.pipeline.task.run.status",
                          "cicd.pipeline.run.task.status"), states=RESULTS),
     Rule(engine="cicd", role=Role.EXECUTION, has=("cicd.pipeline.name",), name=attribute("cicd.pipeline.name"),
          run_id=attribute("cicd.pipeline.run.id"), state=attribute("cicd.pipeline.result"), states=RESULTS),
+)  # fmt: skip
+
+# The collector's githubreceiver describes a run and a job on their resource.
+GITHUB: Final = (
     Rule(engine="github", role=Role.INSIDE, has=("cicd.pipeline.run.queue.duration",)),
     Rule(engine="github", role=Role.STEP, resource_has=("cicd.pipeline.task.run.id",),
          state=of_resource("cicd.pipeline.run.task.status", "cicd.pipeline.task.run.status"), states=RESULTS),
     Rule(engine="github", role=Role.EXECUTION, resource_has=("cicd.pipeline.run.id", "cicd.pipeline.name"),
          name=of_resource("cicd.pipeline.name"), state=of_resource("cicd.pipeline.run.status"), states=RESULTS),
-    Rule(engine="airflow", role=Role.ATTEMPT, has=("airflow.task_id",), names=("worker.",),
-         name=attribute("airflow.task_id"), attempt=attribute("airflow.task_instance.try_number")),
-    Rule(engine="airflow", role=Role.STEP, has=("airflow.task_id",), names=("task_run.",),
-         name=attribute("airflow.task_id"), workflow=attribute("airflow.dag_id"),
-         run_id=attribute("airflow.dag_run.run_id"),
-         attempt=attribute("airflow.task_instance.try_number"), state=attribute("airflow.task_instance.state"),
-         states=RESULTS, key=airflow_task),
-    Rule(engine="airflow", role=Role.EXECUTION, names=("dag_run.",),
-         has=("airflow.dag_run.run_id",), name=attribute("airflow.dag_id", "airflow.dag_run.dag_id"),
-         run_id=attribute("airflow.dag_run.run_id"), state=attribute("airflow.dag_run.state"), states=RESULTS),
-    Rule(engine="airflow", role=Role.EXECUTION, equals={"airflow.category": "DAG runs"},
-         name=attribute("airflow.dag_run.dag_id"), run_id=attribute("airflow.dag_run.run_id"),
-         state=attribute("airflow.dag_run.state"), states=RESULTS),
-    Rule(engine="prefect", role=Role.STEP, equals={"prefect.run.type": "task"},
-         name=attribute("prefect.task.name", "prefect.run.name")),
-    Rule(engine="prefect", role=Role.EXECUTION, equals={"prefect.run.type": "flow"},
-         name=attribute("prefect.flow.name", "prefect.run.name"), run_id=attribute("prefect.run.id")),
-    # The Python SDK exports zero-length spans inside a workflow, because the workflow may be replayed. The SDKs of Go,
-    # Java and TypeScript export one span for the run.
+)  # fmt: skip
+
+# Airflow 3.3: airflow.models.dagrun (dag_run), the execution API's task_instances (task_run: one for each try, all with
+# the same span id, from when it was queued), the task SDK's task_runner (worker, the process of a try).
+_AIRFLOW_TASK: Final[dict[str, Any]] = {
+    "engine": "airflow", "has": ("airflow.task_id",), "name": attribute("airflow.task_id"),
+    "index": airflow_index, "workflow": attribute("airflow.dag_id"), "run_id": attribute("airflow.dag_run.run_id"),
+    "attempt": attribute("airflow.task_instance.try_number"), "key": airflow_task, "states": RESULTS,
+}  # fmt: skip
+AIRFLOW: Final = (
+    Rule(role=Role.ATTEMPT, names=("worker.",), **_AIRFLOW_TASK),
+    Rule(role=Role.STEP, names=("task_run.",), state=attribute("airflow.task_instance.state"), reused=True,
+         **_AIRFLOW_TASK),
+    Rule(engine="airflow", role=Role.INSIDE, names=("trigger.",), has=("airflow.trigger.name",),
+         run_id=attribute("airflow.dag_run.run_id")),
+    Rule(engine="airflow", role=Role.EXECUTION, names=("dag_run.",), has=("airflow.dag_run.run_id",),
+         name=attribute("airflow.dag_id"), run_id=attribute("airflow.dag_run.run_id"),
+         queued=moment("airflow.dag_run.queued_at"), began=moment("airflow.dag_run.start_date")),
+)  # fmt: skip
+
+# Prefect 3.4 and 3.9: prefect.telemetry.run_telemetry; states are events of a run's span.
+PREFECT: Final = (
+    Rule(engine="prefect", role=Role.STEP, equals={"prefect.run.type": "task"}, name=prefect_task,
+         moments=prefect_moments, state=prefect_state, states=RESULTS, links=Links.IF_ANY),
+    Rule(engine="prefect", role=Role.EXECUTION, equals={"prefect.run.type": "flow"}, name=prefect_flow,
+         run_id=attribute("prefect.run.id"), state=prefect_state, states=RESULTS),
+)  # fmt: skip
+
+# Temporal: temporalio.contrib.opentelemetry. The Python interceptor exports zero-length spans inside a workflow,
+# because the workflow may be replayed; its plugin and the interceptors of Go, Java and TypeScript export one span for
+# the run.
+TEMPORAL: Final = (
     Rule(engine="temporal", role=Role.EXECUTION, has=("temporalWorkflowID",), names=("RunWorkflow:",), opens=True,
-         name=after_colon, run_id=attribute("temporalRunID"), series=attribute("temporalWorkflowID")),
+         name=after_colon, run_id=attribute("temporalRunID"), series=attribute("temporalWorkflowID"),
+         state=by_exception, states=RESULTS),
     Rule(engine="temporal", role=Role.END, has=("temporalRunID",), names=("CompleteWorkflow:",), name=after_colon,
          run_id=attribute("temporalRunID"), state=by_exception, states=RESULTS),
     Rule(engine="temporal", role=Role.STEP, has=("temporalActivityID",), names=("RunActivity:",), name=after_colon,
-         run_id=attribute("temporalRunID"), key=parent, retries=True),
+         run_id=attribute("temporalRunID"), key=joined("temporalRunID", "temporalActivityID"), state=by_exception,
+         states=RESULTS, retries=True),
     Rule(engine="temporal", role=Role.QUEUED, names=("StartActivity:",), has=("temporalRunID",), name=after_colon,
          run_id=attribute("temporalRunID")),
     Rule(engine="temporal", role=Role.INSIDE,
          has=("temporalWorkflowID",), run_id=attribute("temporalRunID"),
-         names=("StartWorkflow:", "SignalWithStartWorkflow:", "StartUpdateWithStartWorkflow:", "SignalWorkflow:",
+         names=("StartWorkflow:", "SignalWithStartWorkflow", "StartUpdateWithStartWorkflow:", "SignalWorkflow:",
                 "HandleSignal:", "QueryWorkflow:", "HandleQuery:", "StartChildWorkflow:", "SignalChildWorkflow:",
-                "SignalExternalWorkflow:", "ValidateUpdate:", "HandleUpdate:", "StartWorkflowUpdate:")),
-    Rule(engine="celery", role=Role.QUEUED, equals={"celery.action": "apply_async"}, lasting=True,
-         name=attribute("celery.task_name"), key=attribute("messaging.message.id", "messaging.message_id")),
-    Rule(engine="celery", role=Role.STEP, equals={"celery.action": "run"}, lasting=True,
-         name=attribute("celery.task_name"), attempt=attribute("celery.retries"), first_attempt=0,
-         state=attribute("celery.state"), states=RESULTS, why=attribute("celery.retry.reason"),
-         key=attribute("messaging.message.id", "messaging.message_id")),
-    # A step's parent is the first step that it waited for, with links to the others.
-    Rule(engine="dagster", role=Role.STEP, has=("dagster.run_id", "dagster.step_key"), lasting=True, follows=True,
-         name=attribute("dagster.step_key"), workflow=attribute("dagster.job_name"), run_id=attribute("dagster.run_id"),
-         attempt=attribute("dagster.retry_number"), first_attempt=0, key=attribute("dagster.step_key")),
+                "SignalExternalWorkflow:", "ValidateUpdate:", "HandleUpdate:", "StartWorkflowUpdate:",
+                "StartNexusOperation:")),
 )  # fmt: skip
+
+# Celery: opentelemetry-instrumentation-celery 0.66.
+_MESSAGE: Final = attribute("messaging.message.id", "messaging.message_id")
+CELERY: Final = (
+    Rule(engine="celery", role=Role.QUEUED, equals={"celery.action": "apply_async"}, name=attribute("celery.task_name"),
+         key=_MESSAGE, lasting=True),
+    Rule(engine="celery", role=Role.STEP, equals={"celery.action": "run"}, name=attribute("celery.task_name"),
+         attempt=attribute("celery.retries"), first_attempt=0, state=attribute("celery.state"), states=RESULTS,
+         why=attribute("celery.retry.reason"), key=_MESSAGE, due=moment("celery.eta"), lasting=True),
+)  # fmt: skip
+
+# Dagster: dagster-otel 0.5. A step's parent is the first step that it waited for, with links to the others.
+DAGSTER: Final = (
+    Rule(engine="dagster", role=Role.STEP, has=("dagster.run_id", "dagster.step_key"), follows=True,
+         name=without_index("dagster.step_key"), index=index_in("dagster.step_key"),
+         workflow=attribute("dagster.job_name"), run_id=attribute("dagster.run_id"),
+         attempt=attribute("dagster.retry_number"), first_attempt=0,
+         key=joined("dagster.run_id", "dagster.step_key"), links=Links.COMPLETE, lasting=True),
+)  # fmt: skip
+
+# RQ: opentelemetry-instrumentation-rq 0.1. A job with dependencies is published when they are met; its worker's parent
+# process notes how a job ended, also when the process of the job was killed.
+_RQ: Final[dict[str, Any]] = {
+    "engine": "rq", "has": ("rq.job.id", "messaging.operation.name"), "name": attribute("rq.job.function"),
+    "key": attribute("rq.job.id"), "links": Links.COMPLETE, "lasting": True,
+}  # fmt: skip
+RQ: Final = (
+    Rule(role=Role.QUEUED, names=("setup dependencies",), waits=True, **_RQ),
+    Rule(role=Role.QUEUED, names=("publish", "schedule"), **_RQ),
+    Rule(role=Role.STEP, names=("consume",), **_RQ),
+    Rule(role=Role.OUTCOME, names=("perform", "handle_job_success"), **_RQ),
+    Rule(role=Role.OUTCOME, names=("handle_job_failure",), outcome="failed", **_RQ),
+    Rule(role=Role.INSIDE, names=("success_callback", "failure_callback", "stopped_callback"), **_RQ),
+)  # fmt: skip
+
+# arq: opentelemetry-instrumentation-arq 0.50. The score is when the job was due, in milliseconds.
+ARQ: Final = (
+    Rule(engine="arq", role=Role.STEP, has=("arq.job.name", "arq.job.try"), name=attribute("arq.job.name"),
+         key=attribute("arq.job.id"), attempt=attribute("arq.job.try"), due=milliseconds("arq.job.score"),
+         state=lambda span: "retry" if span.exception is not None and span.exception[0] == "arq.worker.Retry" else None,
+         states=RESULTS, lasting=True),
+    Rule(engine="arq", role=Role.QUEUED, has=("arq.job.name", "arq.job.queue"), name=attribute("arq.job.name"),
+         key=attribute("arq.job.id"), lasting=True),
+)  # fmt: skip
+
+# Dramatiq: opentelemetry-instrumentor-dramatiq 0.1.
+DRAMATIQ: Final = (
+    Rule(engine="dramatiq", role=Role.QUEUED, has=("actor_name", "message_id"), names=("dramatiq.producer.",),
+         name=attribute("actor_name"), key=attribute("message_id"), lasting=True),
+    Rule(engine="dramatiq", role=Role.STEP, has=("actor_name", "message_id"), names=("dramatiq.worker.",),
+         name=attribute("actor_name"), key=attribute("message_id"), lasting=True),
+)  # fmt: skip
+
+# taskiq: taskiq.middlewares.opentelemetry_middleware 0.13. Only the message has its id; a failure that is to be retried
+# has its reason in an attribute.
+TASKIQ: Final = (
+    Rule(engine="taskiq", role=Role.QUEUED, equals={"taskiq.action": "send"}, name=attribute("taskiq.task_name"),
+         key=_MESSAGE, lasting=True),
+    Rule(engine="taskiq", role=Role.STEP, equals={"taskiq.action": "execute"}, name=attribute("taskiq.task_name"),
+         attempt=attribute("taskiq._retries"), first_attempt=0, why=attribute("taskiq.retry.reason"),
+         state=lambda span: "failed" if "taskiq.retry.reason" in span.attributes else None, states=RESULTS,
+         lasting=True),
+)  # fmt: skip
+
+# Ray: ray.util.tracing.tracing_helper 2.60.
+RAY: Final = (
+    Rule(engine="ray", role=Role.QUEUED, has=("ray.remote", "ray.function"), kinds=(Kind.PRODUCER,),
+         name=attribute("ray.function"), lasting=True),
+    Rule(engine="ray", role=Role.STEP, has=("ray.remote", "ray.function"), kinds=(Kind.CONSUMER,),
+         name=attribute("ray.function"), lasting=True),
+)  # fmt: skip
+
+# Hatchet: hatchet_sdk.opentelemetry.instrumentor 1.43. All spans inside a task have its attributes. A run has no span.
+HATCHET: Final = (
+    Rule(engine="hatchet", role=Role.STEP, has=("hatchet.step_run_id", "hatchet.workflow_run_id"),
+         names=("hatchet.start_step_run",), kinds=(Kind.CONSUMER,),
+         name=attribute("hatchet.step_name", "hatchet.action_name"),
+         workflow=attribute("hatchet.workflow_name"), run_id=attribute("hatchet.workflow_run_id"),
+         key=attribute("hatchet.step_run_id"), attempt=attribute("hatchet.retry_count"), first_attempt=0, lasting=True),
+    Rule(engine="hatchet", role=Role.INSIDE, equals={"instrumentor": "hatchet"}),
+)  # fmt: skip
+
+
+def _command(option: str) -> Read:
+    """Reads what follows an option in the command line."""
+    pattern = re.compile(rf"{re.escape(option)}[= ](\S+)")
+
+    def read(span: SpanRecord) -> str | None:
+        match = pattern.search(str(span.attributes.get("cmd", "")))
+        return match[1] if match is not None else None
+
+    return read
+
+
+def metaflow_flow(span: SpanRecord) -> str:
+    """The flow's file without its folder and ending: the span has only the command line."""
+    command = str(span.attributes.get("cmd", "")).split()
+    return command[0].rpartition("/")[2].removesuffix(".py") if command else span.name
+
+
+def metaflow_task(span: SpanRecord) -> str | None:
+    """The key of a task, the same for all its attempts."""
+    run, step, task = _RUN_ID(span), _STEP(span), _TASK_ID(span)
+    return None if None in (run, step, task) else f"{run}/{step}/{task}"
+
+
+_STEP: Final = _command(" step")
+_RUN_ID: Final = _command("--run-id")
+_TASK_ID: Final = _command("--task-id")
+# Metaflow: metaflow.tracing 2.19; its commands are spans, with their command line as ``cmd``.
+METAFLOW: Final = (
+    Rule(engine="metaflow", role=Role.EXECUTION, names=("cli/run", "cli/resume"), has=("cmd", "pid"),
+         scopes=("metaflow.tracing",), name=metaflow_flow),
+    Rule(engine="metaflow", role=Role.STEP, names=("cli/step",), has=("cmd", "pid"), scopes=("metaflow.tracing",),
+         name=_STEP, index=_command("--split-index"), key=metaflow_task, attempt=_command("--retry-count"),
+         first_attempt=0),
+)  # fmt: skip
+
+ENGINES: Final[tuple[tuple[Rule, ...], ...]] = (
+    TACHOGRAPH, CICD, GITHUB, AIRFLOW, PREFECT, TEMPORAL, CELERY, DAGSTER, RQ, ARQ, DRAMATIQ, TASKIQ, RAY, HATCHET,
+    METAFLOW, AGENT_RULES,
+)  # fmt: skip
+RULES: Final[tuple[Rule, ...]] = tuple(rule for rules in ENGINES for rule in rules)
+
+
+def _sent_to(span: SpanRecord) -> str:
+    return f"{span.parent_span_id}/{span.service}/{span.name}"
 
 
 BUILT_IN: Final = Rulebook(RULES)
 ANY: Final = Rule(engine="any", role=Role.STEP)
 """Stands in for a rule when only the shape of the trace says that a span is an execution or a step."""
+CONSUMED: Final = Rule(engine="any", role=Role.STEP, kinds=(Kind.CONSUMER,), lasting=True)
+"""A child of the root that may outlast it, because of its kind."""
+SENT: Final = Rule(engine="any", role=Role.QUEUED, kinds=(Kind.PRODUCER,), lasting=True)
+"""A message of which the receiver's span is there."""
+RECEIVED: Final = Rule(engine="any", role=Role.STEP, kinds=(Kind.CONSUMER, Kind.SERVER), lasting=True, key=_sent_to)
+"""The processing of a message that was sent; each service does so by itself."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+
+from tachograph_exporter.ingest.signals import TRACES, Signal
+from tachograph_exporter.ingest.signals import BadRequest as BadRequest
 
 PIECE_BYTES: Final = 256 << 10
 """Bytes of spans that are read at once, unless a single span has more."""
@@ -23,27 +25,36 @@ MAX_FIELDS: Final = 200_000
 MAX_HEAD_BYTES: Final = 32 << 20
 """Bytes of resources and scopes, each counted as often as spans are stored with it."""
 
-_MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
+_SPANS: Final[Mapping[str, Mapping[int, str]]] = {
     "ResourceSpans": {1: "Resource", 2: "ScopeSpans"}, "Resource": {1: "KeyValue"},
     "ScopeSpans": {1: "Scope", 2: "Span"}, "Scope": {3: "KeyValue"},
     "Span": {9: "KeyValue", 11: "Event", 13: "Link"}, "Event": {3: "KeyValue"}, "Link": {4: "KeyValue"},
     "KeyValue": {2: "AnyValue"}, "AnyValue": {5: "ArrayValue", 6: "KeyValueList"},
     "ArrayValue": {1: "AnyValue"}, "KeyValueList": {1: "KeyValue"},
 }  # fmt: skip
+_LOGS: Final[Mapping[str, Mapping[int, str]]] = {
+    "ResourceLogs": {1: "Resource", 2: "ScopeLogs"}, "ScopeLogs": {1: "Scope", 2: "LogRecord"},
+    "LogRecord": {5: "AnyValue", 6: "KeyValue"},
+}  # fmt: skip
+_METRICS: Final[Mapping[str, Mapping[int, str]]] = {
+    "ResourceMetrics": {1: "Resource", 2: "ScopeMetrics"}, "ScopeMetrics": {1: "Scope", 2: "Metric"},
+    "Metric": {5: "Numbers", 7: "Numbers", 9: "Histogram", 10: "Exponential", 11: "Summary", 12: "KeyValue"},
+    "Numbers": {1: "Number"}, "Number": {5: "Exemplar", 7: "KeyValue"}, "Exemplar": {7: "KeyValue"},
+    "Histogram": {1: "Buckets"}, "Buckets": {8: "Exemplar", 9: "KeyValue"},
+    "Exponential": {1: "Exponents"}, "Exponents": {1: "KeyValue", 8: "Range", 9: "Range", 11: "Exemplar"}, "Range": {},
+    "Summary": {1: "Quantiles"}, "Quantiles": {6: "Quantile", 7: "KeyValue"}, "Quantile": {},
+}  # fmt: skip
+_MESSAGES: Final = {**_SPANS, **_LOGS, **_METRICS}
 """The messages in messages, by the number of their field."""
-
-
-class BadRequest(ValueError):
-    """A body that is not a trace export request; says what is wrong."""
 
 
 def too_much() -> BadRequest:
     """A request carries more than may be read."""
-    return BadRequest("the request carries too many spans or attributes; send it in parts")
+    return BadRequest("the request carries too many items or attributes; send it in parts")
 
 
 class ScopeOfSpans(NamedTuple):
-    """The spans of one scope.
+    """The spans of one scope (or log records, or metrics: what its ``signal`` consists of).
 
     ``head``: the encoded `ResourceSpans` without scopes, and ``scope``: the `ScopeSpans` without spans.
     ``spans``: start and end of each span in ``source``, its tag included. ``rejections``: for each further span, why it
@@ -55,8 +66,9 @@ class ScopeOfSpans(NamedTuple):
     source: bytes
     spans: array[int]
     rejections: Sequence[str] = ()
+    signal: Signal = TRACES
 
-    def pieces(self) -> Iterator[ResourceSpans | str]:
+    def pieces(self) -> Iterator[Any]:
         """The spans in messages of about `PIECE_BYTES`; for a span that cannot be read, the reason."""
         yield from self.rejections
         start = size = 0
@@ -69,7 +81,7 @@ class ScopeOfSpans(NamedTuple):
         if size:
             yield from self._piece(start, len(self.spans))
 
-    def _piece(self, start: int, end: int) -> Iterator[ResourceSpans | str]:
+    def _piece(self, start: int, end: int) -> Iterator[Any]:
         source, spans = self.source, self.spans
         parts = [source[spans[i] : spans[i + 1]] for i in range(start, end, 2)]
         try:
@@ -80,14 +92,14 @@ class ScopeOfSpans(NamedTuple):
                 try:
                     yield self._message(part)
                 except DecodeError as error:
-                    yield f"span {number} of its scope cannot be read: {error}"
+                    yield f"{self.signal.item} {number} of its scope cannot be read: {error}"
 
-    def _message(self, *spans: bytes) -> ResourceSpans:
-        return ResourceSpans.FromString(self.head + field(2, self.scope + b"".join(spans)))
+    def _message(self, *spans: bytes) -> Any:
+        return self.signal.group.FromString(self.head + field(2, self.scope + b"".join(spans)))
 
 
-def scopes_of(body: bytes) -> list[ScopeOfSpans]:
-    """The scopes of an encoded ``ExportTraceServiceRequest`` that have spans. Raises `BadRequest`."""
+def scopes_of(body: bytes, signal: Signal = TRACES) -> list[ScopeOfSpans]:
+    """The scopes of an encoded export request that have spans, log records or metrics. Raises `BadRequest`."""
     scopes = []
     count = heads = 0
     _, groups = _split(body, 0, len(body), 1, MAX_MESSAGES)
@@ -108,14 +120,14 @@ def scopes_of(body: bytes) -> list[ScopeOfSpans]:
             if heads > MAX_HEAD_BYTES:
                 raise BadRequest("the request has too many scopes for a resource of this size; send it in parts")
             if len(head) > PIECE_BYTES and not is_checked:
-                check_fields(head, 0, len(head), "ResourceSpans")
+                check_fields(head, 0, len(head), signal.group.DESCRIPTOR.name)
                 is_checked = True
             if len(scope) > PIECE_BYTES:
-                check_fields(scope, 0, len(scope), "ScopeSpans")
+                check_fields(scope, 0, len(scope), signal.scope)
             for k in range(0, len(spans), 2):
                 if spans[k + 1] - spans[k] > PIECE_BYTES:
-                    check_fields(body, spans[k], spans[k + 1], "ScopeSpans")
-            scopes.append(ScopeOfSpans(head, scope, body, spans))
+                    check_fields(body, spans[k], spans[k + 1], signal.scope)
+            scopes.append(ScopeOfSpans(head, scope, body, spans, signal=signal))
     return scopes
 
 
@@ -202,4 +214,4 @@ def field(number: int, content: bytes) -> bytes:
 
 def not_protobuf(why: object) -> BadRequest:
     """A body is not what its content type says."""
-    return BadRequest(f"the body is not a protobuf ExportTraceServiceRequest: {str(why)[:300]}")
+    return BadRequest(f"the body is not a protobuf export request: {str(why)[:300]}")

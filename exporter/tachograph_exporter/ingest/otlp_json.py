@@ -10,25 +10,25 @@ the values of a JSON document take many times its length.
 from __future__ import annotations
 
 import base64
+import functools
 import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from tachograph_exporter.ingest.envelope import (
     MAX_HEAD_BYTES,
     MAX_MESSAGES,
     PIECE_BYTES,
-    BadRequest,
     ScopeOfSpans,
     field,
     too_much,
 )
+from tachograph_exporter.ingest.signals import LOGS, METRICS, TRACES, BadRequest, Signal
 
 MAX_VALUES: Final = 500_000
 """Objects and lists that one request may carry, and half of the values in them."""
@@ -37,30 +37,33 @@ MAX_SPAN_VALUES: Final = 100_000
 _MAX_FIXED64: Final = (1 << 64) - 1
 _NULL: Final = msgspec.Raw(b"null")
 _UNREADABLE: Final = (ParseError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError)
-_S = TypeVar("_S", bound=msgspec.Struct)
 
 
-class _Request(msgspec.Struct):
-    resourceSpans: list[msgspec.Raw] | None = None  # noqa: N815 - OTLP's own names
-    resource_spans: list[msgspec.Raw] | None = None
+class _Shapes(NamedTuple):
+    """A request, a group and a scope of a signal, whose values are not decoded."""
+
+    request: type[Any]
+    group: type[Any]
+    scope: type[Any]
 
 
-class _Group(msgspec.Struct):
-    resource: msgspec.Raw = _NULL
-    scopeSpans: list[msgspec.Raw] | None = None  # noqa: N815
-    scope_spans: list[msgspec.Raw] | None = None
-    schemaUrl: msgspec.Raw = _NULL  # noqa: N815
-    schema_url: msgspec.Raw = _NULL
+@functools.cache
+def _shapes(signal: Signal) -> _Shapes:
+    raw_lists: Any = list[msgspec.Raw] | None
+
+    def shape(name: str, lists: tuple[str, str], *values: str) -> type[Any]:
+        fields = [(field_name, raw_lists, None) for field_name in dict.fromkeys(lists)]
+        return msgspec.defstruct(name, [*fields, *[(value, msgspec.Raw, _NULL) for value in values]])
+
+    schema = ("schemaUrl", "schema_url")
+    return _Shapes(
+        shape("_Request", signal.groups),
+        shape("_Group", signal.scopes, "resource", *schema),
+        shape("_Scope", signal.items, "scope", *schema),
+    )
 
 
-class _Scope(msgspec.Struct):
-    scope: msgspec.Raw = _NULL
-    spans: list[msgspec.Raw] | None = None
-    schemaUrl: msgspec.Raw = _NULL  # noqa: N815
-    schema_url: msgspec.Raw = _NULL
-
-
-def scopes_of_json(body: bytes) -> list[ScopeOfSpans]:
+def scopes_of_json(body: bytes, signal: Signal = TRACES) -> list[ScopeOfSpans]:
     """The scopes of a request that have spans, as protobuf. Raises `BadRequest` where there are no spans to count."""
     if body.count(b"{") + body.count(b"[") > MAX_VALUES or body.count(b",") > 2 * MAX_VALUES:
         raise too_much()
@@ -71,59 +74,65 @@ def scopes_of_json(body: bytes) -> list[ScopeOfSpans]:
         _check_syntax(body)
     scopes: list[ScopeOfSpans] = []
     heads = count = 0
-    request = _shaped(body, _Request, "the body")
-    for i, raw_group in enumerate(_either(request.resourceSpans, request.resource_spans, "resourceSpans")):
-        at = f"resourceSpans[{i}]"
-        group = _shaped(raw_group, _Group, at)
+    shapes = _shapes(signal)
+    request = _shaped(body, shapes.request, "the body", signal)
+    for i, raw_group in enumerate(_either(request, signal.groups, signal.groups[0], signal)):
+        at = f"{signal.groups[0]}[{i}]"
+        group = _shaped(raw_group, shapes.group, at, signal)
         fields = {"resource": group.resource, "schemaUrl": group.schemaUrl, "schema_url": group.schema_url}
-        head, fault = _encoded(fields, ResourceSpans(), at)
-        for j, raw_scope in enumerate(_either(group.scopeSpans, group.scope_spans, f"{at}.scopeSpans")):
-            place = f"{at}.scopeSpans[{j}]"
-            scope = _shaped(raw_scope, _Scope, place)
-            if not scope.spans:
+        head, fault = _encoded(fields, signal.group(), at)
+        for j, raw_scope in enumerate(_either(group, signal.scopes, f"{at}.{signal.scopes[0]}", signal)):
+            place = f"{at}.{signal.scopes[0]}[{j}]"
+            scope = _shaped(raw_scope, shapes.scope, place, signal)
+            items = _either(scope, signal.items, f"{place}.{signal.items[0]}", signal)
+            if not items:
                 continue
-            count += len(scope.spans)
+            count += len(items)
             if count > MAX_MESSAGES:
                 raise too_much()
             fields = {"scope": scope.scope, "schemaUrl": scope.schemaUrl, "schema_url": scope.schema_url}
-            encoded, scope_fault = _encoded(fields, ScopeSpans(), place)
+            encoded, scope_fault = _encoded(fields, signal.scope_type(), place)
             heads += len(head) + len(encoded)
             if heads > MAX_HEAD_BYTES:
                 raise BadRequest("the request has too many scopes for a resource of this size; send it in parts")
             if fault or scope_fault:
-                scopes.append(ScopeOfSpans(b"", b"", b"", array("Q"), [fault or scope_fault] * len(scope.spans)))
+                rejections = [fault or scope_fault] * len(items)
+                scopes.append(ScopeOfSpans(b"", b"", b"", array("Q"), rejections, signal))
             else:
-                scopes.append(_scope_of_spans(head, encoded, scope.spans, place))
+                scopes.append(_scope_of_items(head, encoded, items, place, signal))
     return scopes
 
 
-def _scope_of_spans(head: bytes, scope: bytes, spans: Sequence[msgspec.Raw], at: str) -> ScopeOfSpans:
+def _scope_of_items(head: bytes, scope: bytes, items: Sequence[msgspec.Raw], at: str, signal: Signal) -> ScopeOfSpans:
     source, places = bytearray(), array("Q")
     rejections = []
-    for k, raw in enumerate(spans):
+    convert = _CONVERSIONS[signal]
+    for k, raw in enumerate(items):
         document = None
         try:
             document = _decoded(raw)
-            encoded = field(2, ParseDict(_span(document), Span(), ignore_unknown_fields=True).SerializeToString())
+            message = ParseDict(convert(document), signal.item_type(), ignore_unknown_fields=True)
+            encoded = field(2, message.SerializeToString())
         except BadRequest:
             raise
         except _UNREADABLE as error:
             name = document.get("name") if isinstance(document, dict) else None
-            what = f'span "{name[:80]}"' if isinstance(name, str) and name else f"{at}.spans[{k}]"
+            place = f"{at}.{signal.items[0]}[{k}]"
+            what = f'{signal.item} "{name[:80]}"' if isinstance(name, str) and name else place
             rejections.append(_reason(what, error))
         else:
             places.append(len(source))
             source += encoded
             places.append(len(source))
-    return ScopeOfSpans(head, scope, bytes(source), places, rejections)
+    return ScopeOfSpans(head, scope, bytes(source), places, rejections, signal)
 
 
-def _shaped(raw: bytes | msgspec.Raw, kind: type[_S], what: str) -> _S:
+def _shaped(raw: bytes | msgspec.Raw, kind: type[Any], what: str, signal: Signal) -> Any:
     """An object of the request, whose values are not decoded yet. Raises `BadRequest`."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"the body is not a JSON ExportTraceServiceRequest: {what}: {str(error)[:300]}") from None
+        raise BadRequest(f"the body is not a JSON {signal.request}: {what}: {str(error)[:300]}") from None
 
 
 def _check_syntax(raw: bytes | msgspec.Raw) -> None:
@@ -137,12 +146,11 @@ def _reason(what: str, error: Exception) -> str:
     return f"{what} cannot be read: {str(error)[:200] or type(error).__name__}"
 
 
-def _either(
-    camel: Sequence[msgspec.Raw] | None, snake: Sequence[msgspec.Raw] | None, what: str
-) -> Sequence[msgspec.Raw]:
+def _either(shape: Any, names: tuple[str, str], what: str, signal: Signal) -> Sequence[msgspec.Raw]:
     """A list by either name that protobuf's JSON mapping knows."""
-    if camel is not None and snake is not None:
-        raise BadRequest(f"the body is not a JSON ExportTraceServiceRequest: {what} has two names")
+    camel, snake = (getattr(shape, name) for name in names)
+    if camel is not None and snake is not None and names[0] != names[1]:
+        raise BadRequest(f"the body is not a JSON {signal.request}: {what} has two names")
     return camel or snake or ()
 
 
@@ -233,3 +241,32 @@ _SPAN: Final[Mapping[str, Callable[[Any], Any]]] = {
     "links": _links,
     "events": _events,
 }
+
+
+def _log_record(record: Any) -> dict[str, Any]:
+    """A log record in protobuf's own JSON mapping."""
+    return _converted(record, _LOG_RECORD)
+
+
+def _metric(metric: Any) -> dict[str, Any]:
+    """A metric as it is: exemplars, which have ids, are not read."""
+    converted = _converted(metric, {})
+    for kind in ("gauge", "sum", "histogram", "exponentialHistogram", "exponential_histogram"):
+        data = converted.get(kind)
+        if isinstance(data, dict):
+            converted[kind] = _converted(data, {"dataPoints": _points, "data_points": _points})
+    return converted
+
+
+def _points(value: Any) -> list[Any]:
+    return [{key: item for key, item in _converted(point, {}).items() if key != "exemplars"} for point in value]
+
+
+_LOG_RECORD: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "traceId": _id, "spanId": _id, "trace_id": _id, "span_id": _id,
+    "timeUnixNano": _in_range, "observedTimeUnixNano": _in_range,
+    "time_unix_nano": _in_range, "observed_time_unix_nano": _in_range,
+}  # fmt: skip
+_CONVERSIONS: Final[Mapping[Signal, Callable[[Any], dict[str, Any]]]] = {
+    TRACES: _span, LOGS: _log_record, METRICS: _metric
+}  # fmt: skip

@@ -16,7 +16,7 @@ from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest import span_rows, trace_executions
 from tachograph_exporter.ingest.announcements import Announced, mark_reassembled
 from tachograph_exporter.ingest.leases import lost_as_told, lost_now, with_losses
-from tachograph_exporter.ingest.span_store import SpanStore
+from tachograph_exporter.ingest.span_store import SpanStore, add_logged_errors
 from tachograph_exporter.ingest.trace_executions import Reading
 from tachograph_exporter.store import locking, open_spans
 from tachograph_exporter.store.schema import traces, workspaces
@@ -106,6 +106,7 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
         earlier = [span for span in told if announced.get(span.span_id) is Announced.EVERYTHING]
         is_quiet = due.is_quiet and changed == due.changed_ns
         reading = Reading(with_losses(kept, lost_now(leases)), announced, earlier, is_quiet)
+        add_logged_errors(connection, due.workspace_id, {due.trace_id: reading})
         now = time.time_ns()
         result = store.executions.update(connection, due.workspace_id, due.workspace, {due.trace_id: reading}, now)
         states = {span.span_id: announced.get(span.span_id, Announced.EVERYTHING) for span in kept}

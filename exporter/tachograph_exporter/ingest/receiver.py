@@ -12,9 +12,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection
 
@@ -22,7 +24,12 @@ from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest.envelope import PIECE_BYTES, BadRequest, ScopeOfSpans, scopes_of
+from tachograph_exporter.ingest.log_records import log_records
+from tachograph_exporter.ingest.log_store import LogStore
 from tachograph_exporter.ingest.otlp_json import scopes_of_json
+from tachograph_exporter.ingest.process_metrics import measurements
+from tachograph_exporter.ingest.process_store import ProcessStore
+from tachograph_exporter.ingest.signals import LOGS, METRICS, TRACES, Signal
 from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore
 from tachograph_exporter.ingest.spans import MAX_SPANS, SpanRecord, records_of
 
@@ -50,24 +57,31 @@ class _Request(NamedTuple):
     workspace_id: str
     workspace: str
     body: bytes
+    signal: Signal
     is_json: bool
     answer: Future[Answer]
     since: float = 0.0
 
 
 class _ReadRequest(NamedTuple):
-    """A request that was read, or a part of one, with an ``answer`` of its own."""
+    """A request that was read, or a part of one, with an ``answer`` of its own. ``items``: what its signal has."""
 
     request: _Request
-    spans: list[SpanRecord]
+    items: list[Any]
     rejections: list[str]
 
 
 class Receiver:
-    """Takes requests and stores their spans in ``store``."""
+    """Takes requests and stores their spans in ``store``, with log records and metrics of processes.
 
-    def __init__(self, store: SpanStore) -> None:
+    ``dropped`` is told the signal, the reason and the number of what is taken and not kept.
+    """
+
+    def __init__(self, store: SpanStore, dropped: Callable[[str, str, int], None] = lambda *_: None) -> None:
         self.store = store
+        self._logs = LogStore(store, store.database.dialect)
+        self._processes = ProcessStore(store.database.dialect)
+        self._dropped = dropped
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = 0
@@ -92,7 +106,9 @@ class Receiver:
         with self._lock:
             self._waiting -= size
 
-    def submit(self, workspace_id: str, workspace: str, body: bytes, *, is_json: bool) -> Future[Answer]:
+    def submit(
+        self, workspace_id: str, workspace: str, body: bytes, signal: Signal = TRACES, *, is_json: bool
+    ) -> Future[Answer]:
         """Queue a request's body. The future raises `BadRequest` or `StoreUnavailable`.
 
         Raises `StoreUnavailable` when no thread can be started.
@@ -105,7 +121,7 @@ class Receiver:
                 raise StoreUnavailable(f"no thread can be started now: {error}") from error
             self._thread = thread
         answer: Future[Answer] = Future()
-        self._queue.put(_Request(workspace_id, workspace, body, is_json, answer, time.monotonic()))
+        self._queue.put(_Request(workspace_id, workspace, body, signal, is_json, answer, time.monotonic()))
         return answer
 
     def behind_seconds(self) -> float:
@@ -155,7 +171,7 @@ class Receiver:
                 break
             if (read := _read(request)) is not None:
                 batch.append(read)
-                count += len(read.spans)
+                count += len(read.items)
             if size >= _BATCH_BYTES or count >= _BATCH_SPANS or len(batch) >= _BATCH_REQUESTS:
                 break
             try:
@@ -172,15 +188,15 @@ class Receiver:
         stored = rejected = count = 0
         reasons: list[str] = []
         try:
-            for spans, rejections in _parts(_scopes(request)):
-                count += len(spans)
+            for items, rejections in _parts(_items(request)):
+                count += len(items)
                 if count > MAX_SPANS:
-                    over = min(len(spans), count - MAX_SPANS)
-                    del spans[len(spans) - over :]
-                    rejections += [_TOO_MANY] * over
-                part = _ReadRequest(request._replace(answer=Future()), spans, rejections)
-                self._store([part] if spans else ())
-                answer = part.request.answer.result() if spans else _answer(0, rejections)
+                    over = min(len(items), count - MAX_SPANS)
+                    del items[len(items) - over :]
+                    rejections += [f"a request may carry at most {MAX_SPANS} {request.signal.item}s"] * over
+                part = _ReadRequest(request._replace(answer=Future()), items, rejections)
+                self._store([part] if items else ())
+                answer = part.request.answer.result() if items else _answer(0, rejections)
                 stored, rejected = stored + answer.stored, rejected + answer.rejected
                 reasons += [answer.why] if answer.why else []
         except Exception as error:
@@ -196,7 +212,7 @@ class Receiver:
         if not batch:
             return
         try:
-            answers = self.store.commit(lambda connection: self._take(connection, batch))
+            answers, dropped = self.store.commit(lambda connection: self._take(connection, batch))
         except StoreUnavailable as error:
             quiet.warning("unavailable", "spans could not be stored: %s", error)
             for read in batch:
@@ -208,30 +224,40 @@ class Receiver:
             else:
                 self._store_by_trace(batch[0])
         else:
+            self._note_dropped(dropped)
             for read, answer in zip(batch, answers, strict=True):
                 self.stored += answer.stored
                 self.rejected += answer.rejected
                 read.request.answer.set_result(answer)
 
+    def _note_dropped(self, dropped: _Dropped) -> None:
+        for (signal, reason), count in dropped.items():
+            self._dropped(signal, reason, count)
+
     def _store_by_trace(self, read: _ReadRequest) -> None:
-        """Store each trace of a request by itself. One that is refused is set aside, and its spans are rejected."""
-        spans_by_trace: dict[str, list[SpanRecord]] = {}
-        for span in read.spans:
-            spans_by_trace.setdefault(span.trace_id, []).append(span)
+        """Store each trace of a request by itself. One that is refused is rejected, and its spans are set aside."""
+        items_by_trace: dict[str, list[Any]] = {}
+        for item in read.items:
+            items_by_trace.setdefault(item.trace_id, []).append(item)
         stored, rejections = 0, list(read.rejections)
         try:
-            for trace_id, spans in spans_by_trace.items():
-                part = read._replace(spans=spans, rejections=[])
+            for trace_id, items in items_by_trace.items():
+                part = read._replace(items=items, rejections=[])
                 try:
-                    (answer,) = self.store.commit(lambda c, part=part: self._take(c, [part]))  # type: ignore[misc]
+                    (answer,), dropped = self.store.commit(lambda c, part=part: self._take(c, [part]))  # type: ignore[misc]
                 except StoreUnavailable:
                     raise
                 except Exception as error:
-                    quiet.exception(("refused", type(error)), "trace %s could not be stored", trace_id)
-                    self.store.set_aside(read.request.workspace, spans, error)
-                    why = f"trace {trace_id} could not be stored and was set aside: {type(error).__name__}"
-                    rejections += [why] * len(spans)
+                    what = f"trace {trace_id}" if read.request.signal is TRACES else f"{read.request.signal.item}s"
+                    quiet.exception(("refused", type(error)), "%s could not be stored", what)
+                    if read.request.signal is TRACES:
+                        self.store.set_aside(read.request.workspace, items, error)
+                        what += " could not be stored and was set aside"
+                    else:
+                        what += " could not be stored"
+                    rejections += [f"{what}: {type(error).__name__}"] * len(items)
                 else:
+                    self._note_dropped(dropped)
                     stored += answer.stored
                     rejections += [answer.why] * answer.rejected
         except Exception as error:
@@ -241,37 +267,85 @@ class Receiver:
         self.rejected += len(rejections)
         read.request.answer.set_result(_answer(stored, rejections))
 
-    def _take(self, connection: Connection, batch: Sequence[_ReadRequest]) -> tuple[list[Answer], list[Event]]:
+    def _take(
+        self, connection: Connection, batch: Sequence[_ReadRequest]
+    ) -> tuple[tuple[list[Answer], _Dropped], list[Event]]:
         by_workspace: dict[tuple[str, str], list[_ReadRequest]] = {}
         for read in batch:
             by_workspace.setdefault((read.request.workspace_id, read.request.workspace), []).append(read)
         answers: dict[int, Answer] = {}
+        dropped: _Dropped = Counter()
         events: list[Event] = []
         for (workspace_id, workspace), reads in by_workspace.items():
-            spans = [span for read in reads for span in read.spans]
-            taken = self.store.take(connection, workspace_id, workspace, spans)
-            events += taken.events
-            for i, read in enumerate(reads):
-                rejections = list(read.rejections)
-                if taken.refused:
-                    refused = [span for span in read.spans if (span.trace_id, span.span_id) in taken.refused]
-                    rejections += [
-                        f"trace {span.trace_id} has {MAX_TRACE_SPANS} spans, and no room for more" for span in refused
-                    ]
-                # The spans of these requests were stored together; the first one counts them.
-                answers[id(read)] = _answer(taken.stored if i == 0 else 0, rejections)
-        return [answers[id(read)] for read in batch], events
+            by_signal: dict[Signal, list[_ReadRequest]] = {}
+            for read in reads:
+                by_signal.setdefault(read.request.signal, []).append(read)
+            # Logs before spans: then executions are assembled once, with the exceptions that were sent as logs.
+            for signal in sorted(by_signal, key=lambda signal: signal is TRACES):
+                of_signal = by_signal[signal]
+                items = [item for read in of_signal for item in read.items]
+                refused: AbstractSet[tuple[str, str]] = frozenset()
+                new: Sequence[Event]
+                if signal is TRACES:
+                    taken = self.store.take(connection, workspace_id, workspace, items)
+                    stored, refused, new = taken.stored, taken.refused, taken.events
+                else:
+                    stored, reasons, new = self._take_others(connection, signal, workspace_id, workspace, items)
+                    dropped.update({(signal.name, reason): count for reason, count in reasons.items()})
+                events.extend(new)
+                for i, read in enumerate(of_signal):
+                    # What these requests carry was stored together; the first one counts it.
+                    answers[id(read)] = _answer(stored if i == 0 else 0, [*read.rejections, *_full(read, refused)])
+        return ([answers[id(read)] for read in batch], dropped), events
+
+    def _take_others(
+        self, connection: Connection, signal: Signal, workspace_id: str, workspace: str, items: Sequence[Any]
+    ) -> tuple[int, Counter[str], Sequence[Event]]:
+        """Store what are no spans: the number of new items, that of others by reason, and new events."""
+        if signal is LOGS:
+            return self._logs.take(connection, workspace_id, workspace, items)
+        taken = self._processes.take(connection, workspace_id, items)
+        return taken.stored, taken.dropped, ()
+
+
+_Dropped: TypeAlias = Counter[tuple[str, str]]
+"""Numbers of what is not kept, by signal and reason."""
+
+
+def _full(read: _ReadRequest, refused: AbstractSet[tuple[str, str]]) -> list[str]:
+    """Why spans of a request were refused."""
+    if not refused:
+        return []
+    return [
+        f"trace {span.trace_id} has {MAX_TRACE_SPANS} spans, and no room for more"
+        for span in read.items
+        if (span.trace_id, span.span_id) in refused
+    ]
 
 
 def _answer(stored: int, rejections: Sequence[str]) -> Answer:
     return Answer(stored, len(rejections), "; ".join(dict.fromkeys(rejections[:_MAX_REASONS])))
 
 
-_TOO_MANY: Final = f"a request may carry at most {MAX_SPANS} spans"
+def _items(request: _Request) -> Iterator[Any]:
+    """What a request carries, a few items in memory at a time; for one that is not valid, the reason as text."""
+    read = scopes_of_json if request.is_json else scopes_of
+    scopes = read(request.body, request.signal)
+    if request.signal is TRACES:
+        return records_of(scopes)
+    return _read_groups(scopes, _READERS[request.signal])
 
 
-def _scopes(request: _Request) -> list[ScopeOfSpans]:
-    return scopes_of_json(request.body) if request.is_json else scopes_of(request.body)
+def _read_groups(scopes: Sequence[ScopeOfSpans], items_of: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+    for scope in scopes:
+        for piece in scope.pieces():
+            if isinstance(piece, str):
+                yield piece
+            else:
+                yield from items_of(piece)
+
+
+_READERS: Final[Mapping[Signal, Callable[[Any], Iterator[Any]]]] = {LOGS: log_records, METRICS: measurements}
 
 
 def _fail(request: _Request, error: BaseException) -> None:
@@ -279,45 +353,42 @@ def _fail(request: _Request, error: BaseException) -> None:
     request.answer.set_exception(error.with_traceback(None))
 
 
-def _parts(scopes: Sequence[ScopeOfSpans]) -> Iterator[tuple[list[SpanRecord], list[str]]]:
-    """Spans, and reasons why others are rejected, as many as may be in memory at a time."""
-    spans: list[SpanRecord] = []
+def _parts(items: Iterator[Any]) -> Iterator[tuple[list[Any], list[str]]]:
+    """Items, and reasons why others are rejected, as many as may be in memory at a time."""
+    taken: list[Any] = []
     rejections: list[str] = []
     size = 0
     resource_id = ""
-    for span in records_of(scopes):
-        if isinstance(span, str):
-            rejections.append(span)
+    for item in items:
+        if isinstance(item, str):
+            rejections.append(item)
             continue
-        size += len(span.payload)
-        if span.resource_id != resource_id:
-            resource_id = span.resource_id
-            size += len(span.resource)
-        spans.append(span)
-        if len(spans) + len(rejections) >= _BATCH_SPANS or size >= _PART_BYTES:
-            yield spans, rejections
-            spans, rejections, size, resource_id = [], [], 0, ""
-    yield spans, rejections
+        size += item.size
+        if isinstance(item, SpanRecord) and item.resource_id != resource_id:
+            resource_id = item.resource_id
+            size += len(item.resource)
+        taken.append(item)
+        if len(taken) + len(rejections) >= _BATCH_SPANS or size >= _PART_BYTES:
+            yield taken, rejections
+            taken, rejections, size, resource_id = [], [], 0, ""
+    yield taken, rejections
 
 
 def _read(request: _Request) -> _ReadRequest | None:
-    """A request's spans; None when it has already been answered."""
+    """A request's items; None when it has already been answered."""
     if not request.answer.set_running_or_notify_cancel():
         return None
-    spans: list[SpanRecord] = []
+    items: list[Any] = []
     rejections: list[str] = []
     try:
-        for span in records_of(_scopes(request)):
-            if isinstance(span, str):
-                rejections.append(span)
-            else:
-                spans.append(span)
+        for item in _items(request):
+            (rejections if isinstance(item, str) else items).append(item)
     except Exception as error:
         if not isinstance(error, BadRequest):
             quiet.exception(("read", type(error)), "a request could not be read")
         _fail(request, error)
         return None
-    if not spans:
+    if not items:
         request.answer.set_result(_answer(0, rejections))
         return None
-    return _ReadRequest(request, spans, rejections)
+    return _ReadRequest(request, items, rejections)

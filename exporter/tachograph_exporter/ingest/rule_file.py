@@ -5,7 +5,8 @@ span's name (``span:name``). The first of a list that has a value is used::
 
     [[rule]]
     engine = "acme"
-    role = "step"                    # execution, step, attempt, queued, end, inside
+    role = "step"                    # execution, step, attempt, queued, outcome, end, inside
+    kind = "consumer"                # internal, server, client, producer, consumer; or a list of them
     has = ["acme.task"]
     equals = { "acme.kind" = "task" }
     name = ["acme.task.title", "acme.task"]
@@ -23,11 +24,13 @@ import msgspec
 
 from tachograph_exporter.config import ConfigError
 from tachograph_exporter.ingest.built_in_rules import RESULTS, RULES
-from tachograph_exporter.ingest.rules import Read, Role, Rule, Rulebook, own_name
+from tachograph_exporter.ingest.rules import Kind, Links, Read, Role, Rule, Rulebook, own_name
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.usage import usage_of
 
 _Names = str | list[str]
-_Outcome = Literal["completed", "failed", "cancelled", "timeout", "skipped"]
+_Outcome = Literal["completed", "failed", "cancelled", "timeout", "skipped", "retrying"]
+_Kind = Literal["internal", "server", "client", "producer", "consumer"]
 
 
 class _Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -39,9 +42,11 @@ class _Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     lacks: list[str] = []
     equals: dict[str, str | int | bool] = {}
     resource_has: list[str] = []
+    kind: _Kind | list[_Kind] = []
     names: list[str] = []
     scopes: list[str] = []
     name: _Names = "span:name"
+    index: _Names = []
     workflow: _Names = []
     run_id: _Names = []
     workflow_id: _Names = []
@@ -51,8 +56,11 @@ class _Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     state: _Names = []
     why: _Names = []
     states: dict[str, _Outcome] = {}
+    outcome: _Outcome | Literal[""] = ""
     key: _Names = []
+    links: Links = Links.UNKNOWN
     follows: bool = False
+    waits: bool = False
     lasting: bool = False
     opens: bool = False
     retries: bool = False
@@ -62,7 +70,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     rule: list[_Rule]
 
 
-_READERS: Final = ("workflow", "run_id", "workflow_id", "version", "attempt", "state", "why", "key")
+_READERS: Final = ("index", "workflow", "run_id", "workflow_id", "version", "attempt", "state", "why", "key")
 
 
 def read_rules(path: Path) -> Rulebook:
@@ -78,15 +86,17 @@ def read_rules(path: Path) -> Rulebook:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the mapping {path} is not TOML: {error}") from None
     for number, rule in enumerate(file.rule):
-        if not (rule.has or rule.equals or rule.resource_has or rule.names or rule.scopes):
+        if not (rule.has or rule.equals or rule.resource_has or rule.kind or rule.names or rule.scopes):
             raise ConfigError(
                 f"the mapping {path}: rule[{number}] would match every span; narrow it with has, equals, resource_has, "
-                "names or scopes"
+                "kind, names or scopes"
             )
     return Rulebook([*map(_rule, file.rule), *RULES])
 
 
 def _rule(rule: _Rule) -> Rule:
+    kinds = [rule.kind] if isinstance(rule.kind, str) else rule.kind
+    readers: dict[str, Any] = {field: _reader(getattr(rule, field)) for field in _READERS}
     return Rule(
         engine=rule.engine,
         role=rule.role,
@@ -94,16 +104,21 @@ def _rule(rule: _Rule) -> Rule:
         lacks=tuple(rule.lacks),
         equals=rule.equals,
         resource_has=tuple(rule.resource_has),
+        kinds=tuple(Kind[kind.upper()] for kind in kinds),
         names=tuple(rule.names),
         scopes=tuple(rule.scopes),
         name=_reader(rule.name) or own_name,
         first_attempt=rule.first_attempt,
         states={**RESULTS, **{word.lower(): status for word, status in rule.states.items()}},
+        outcome=rule.outcome,
+        links=rule.links,
         follows=rule.follows,
+        waits=rule.waits,
         lasting=rule.lasting,
         opens=rule.opens,
         retries=rule.retries,
-        **{field: _reader(getattr(rule, field)) for field in _READERS},
+        usage=usage_of,
+        **readers,
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, Row, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
@@ -177,6 +177,13 @@ def stored_spans(
             records[row[3]][span.span_id] = span
             announced[row[3]][span.span_id] = Announced(row[4])
     return records, announced
+
+
+def make_due(connection: Connection, workspace_id: str, trace_ids: Iterable[str], due_ns: int) -> None:
+    """Assemble traces again at a time, unless they are due already."""
+    for trace_id in sorted(trace_ids):
+        is_trace = (_traces.workspace_id == workspace_id) & (_traces.trace_id == trace_id) & _traces.due_ns.is_(None)
+        connection.execute(update(traces).where(is_trace).values(due_ns=due_ns))
 
 
 def announced_of(connection: Connection, workspace_id: str, trace_id: str) -> dict[str, Announced]:

@@ -16,15 +16,26 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Row
 
+from tachograph.clock import NS
 from tachograph.events import Event
 from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
-from tachograph_exporter.ingest.leases import Leases, says_more
+from tachograph_exporter.ingest.leases import Leases, lost_as_told, lost_now, says_more, with_losses
+from tachograph_exporter.ingest.log_records import EXCEPTION
 from tachograph_exporter.ingest.rules import Rulebook
-from tachograph_exporter.ingest.span_rows import MAX_AT_ONCE, SpanRows, ends_of, stored_spans, trace_rows
-from tachograph_exporter.ingest.spans import SpanRecord, export_request
+from tachograph_exporter.ingest.span_rows import (
+    LATER_SECONDS,
+    MAX_AT_ONCE,
+    SpanRows,
+    ends_of,
+    make_due,
+    stored_spans,
+    trace_rows,
+)
+from tachograph_exporter.ingest.spans import SpanRecord, export_request, told_apart
 from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
-from tachograph_exporter.store import locking, refused
+from tachograph_exporter.store import locking, open_spans, refused
+from tachograph_exporter.store.log_rows import errors_of
 from tachograph_exporter.store.open_spans import OpenSpans
 from tachograph_exporter.store.writer import StoreWriter
 
@@ -61,6 +72,7 @@ class SpanStore:
         self._writer = writer
         self._publish = publish
         self._publishing = threading.Lock()
+        self._book = book
         self._rows = SpanRows(writer.database.dialect)
         self._open_spans = OpenSpans(writer.database.dialect)
 
@@ -89,7 +101,7 @@ class SpanStore:
     def take(self, connection: Connection, workspace_id: str, workspace: str, arrived: Iterable[SpanRecord]) -> Taken:
         """Store spans and bring the executions of their traces up to date."""
         locking.lock(connection)
-        candidates = _newest(arrived)
+        candidates = self._newest(arrived)
         now = time.time_ns()
         rows = trace_rows(connection, workspace_id, list(candidates))
         leases = Leases(connection, workspace_id, list(rows), now)
@@ -122,13 +134,9 @@ class SpanStore:
             if counts[trace_id] <= MAX_AT_ONCE:
                 before = stored.get(trace_id, {})
                 whole = {**before, **{span.span_id: span for span in chosen}}
-                states = announced.get(trace_id, {})
-                earlier = [
-                    span
-                    for span in leases.as_told(trace_id, before.values())
-                    if states.get(span.span_id) is Announced.EVERYTHING
-                ]
-                readings[trace_id] = Reading(leases.as_known(trace_id, whole.values()), states, earlier)
+                known, told = leases.as_known(trace_id, whole.values()), leases.as_told(trace_id, before.values())
+                readings[trace_id] = _reading(known, told, announced.get(trace_id, {}))
+        add_logged_errors(connection, workspace_id, readings)
         update = self.executions.update(connection, workspace_id, workspace, readings, now)
         if fresh:
             self._rows.put(connection, workspace_id, fresh, counts, update.withheld)
@@ -136,16 +144,62 @@ class SpanStore:
         leases.write(self._open_spans, fresh, readings)
         return Taken(update.new, sum(map(len, fresh.values())), refused)
 
+    def _newest(self, arrived: Iterable[SpanRecord]) -> dict[str, dict[str, SpanRecord]]:
+        """The spans that arrived, by trace id and span id; of one that is there twice the version that says more."""
+        newest: dict[str, dict[str, SpanRecord]] = defaultdict(dict)
+        for span in arrived:
+            if repetition := self._book.repetition(span):
+                span = told_apart(span, repetition)
+            trace_spans = newest[span.trace_id]
+            other = trace_spans.get(span.span_id)
+            if other is None or says_more(span, other.end_ns, len(other.payload)):
+                trace_spans[span.span_id] = span
+        return newest
 
-def _newest(arrived: Iterable[SpanRecord]) -> dict[str, dict[str, SpanRecord]]:
-    """The spans that arrived, by trace id and span id; of one that is there twice the version that says more."""
-    newest: dict[str, dict[str, SpanRecord]] = defaultdict(dict)
-    for span in arrived:
-        trace_spans = newest[span.trace_id]
-        other = trace_spans.get(span.span_id)
-        if other is None or says_more(span, other.end_ns, len(other.payload)):
-            trace_spans[span.span_id] = span
-    return newest
+    def refresh(
+        self, connection: Connection, workspace_id: str, workspace: str, trace_ids: AbstractSet[str]
+    ) -> Sequence[Event]:
+        """Assemble traces again whose log records tell of new exceptions; events that listeners have not received.
+
+        A long trace is assembled later.
+        """
+        rows = trace_rows(connection, workspace_id, sorted(trace_ids))
+        short = [trace_id for trace_id, row in rows.items() if row.span_count <= MAX_AT_ONCE]
+        stored, announced = stored_spans(connection, workspace_id, short)
+        leases = open_spans.of_traces(connection, workspace_id, short)
+        readings = {}
+        for trace_id in short:
+            spans, known = stored[trace_id].values(), leases.get(trace_id, {})
+            told = with_losses(spans, lost_as_told(known))
+            readings[trace_id] = _reading(with_losses(spans, lost_now(known)), told, announced[trace_id])
+        # Where the spans say it themselves, nothing changes.
+        readings = add_logged_errors(connection, workspace_id, readings)
+        now = time.time_ns()
+        make_due(connection, workspace_id, rows.keys() - set(short), now + round(LATER_SECONDS * NS))
+        events = self.executions.update(connection, workspace_id, workspace, readings, now).new
+        open_spans.mark_told(connection, workspace_id, sorted(readings.keys() & leases.keys()))
+        return events
+
+
+def _reading(spans: Sequence[SpanRecord], told: Sequence[SpanRecord], states: Mapping[str, Announced]) -> Reading:
+    """What is known of a trace. ``told``: its spans as listeners know them."""
+    earlier = [span for span in told if states.get(span.span_id) is Announced.EVERYTHING]
+    return Reading(spans, states, earlier)
+
+
+def add_logged_errors(connection: Connection, workspace_id: str, readings: Mapping[str, Reading]) -> dict[str, Reading]:
+    """Give spans the exceptions that were sent as log records, as if they were events of theirs.
+
+    A record that only mentions an exception counts for a span that failed. Returns the readings that changed.
+    """
+    changed = {}
+    for trace_id, errors in errors_of(connection, workspace_id, sorted(readings)).items():
+        for span in readings[trace_id].spans:
+            error = errors.get(span.span_id)
+            if error is not None and span.exception is None and (span.is_error or error.event_name == EXCEPTION):
+                span.exception = (error.type, error.message, error.stack)
+                changed[trace_id] = readings[trace_id]
+    return changed
 
 
 def _ends(

@@ -92,6 +92,11 @@ class TraceExecutions:
             if reading.earlier:
                 avoid = avoided.get(trace_id, frozenset())
                 announced = keys_of(assemble(workspace, reading.earlier, now, self._book, avoid=avoid))
+            # Listeners hear nothing of what may turn out to be a step of something else.
+            is_uncertain = not reading.is_quiet and any(execution.may_be_a_step for execution in executions)
+            if is_uncertain:
+                withheld[trace_id] = set()
+                due[trace_id] = now + round(QUIET_SECONDS * NS)
             for execution in executions:
                 execution_id = execution.execution.execution_id
                 is_stray = execution.root is None and not execution.is_named and trace_id in recorded_traces
@@ -99,6 +104,9 @@ class TraceExecutions:
                     continue
                 ids_now.add(execution_id)
                 events += execution.events
+                if is_uncertain:
+                    unsettled.add(execution_id)
+                    continue
                 is_withheld = execution.is_named and execution.may_change and not reading.is_quiet
                 first = execution.root if execution.root is not None else execution.spans[0]
                 if starts and any(span.span_id in starts for span in (first, *execution.spans)):

@@ -25,7 +25,7 @@ from sqlalchemy import Connection, delete, func, insert, literal, select
 
 from tachograph.clock import NS
 from tachograph.errors import ArchiveError
-from tachograph_exporter.store import locking, partitions, state
+from tachograph_exporter.store import locking, log_rows, partitions, state
 from tachograph_exporter.store.archive import PART_TABLES, load_pyarrow, parquet_schema, read_records
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
 from tachograph_exporter.store.rollups.periods import DAY, floor
@@ -104,6 +104,7 @@ def archive(
     database.run(functools.partial(drop_days, source=Source.RECORDED, before_ns=cutoff * NS))
     if directory is None:
         delete_spans(database, cutoff * NS)
+        delete_logs(database, cutoff * NS)
     database.run(_drop_empty_partitions)
     return Moved(moved, tuple(files), size, left)
 
@@ -119,6 +120,19 @@ def delete_spans(database: Database, before_ns: int) -> int:
         if deleted is None:
             return total
         total += deleted
+
+
+def delete_logs(database: Database, before_ns: int) -> None:
+    """Delete the log records of traces without spans that have received nothing since a moment."""
+    while database.run(functools.partial(_delete_logs, before_ns=before_ns)):
+        pass
+
+
+def _delete_logs(connection: Connection, before_ns: int) -> int:
+    old = log_rows.old_traces(connection, before_ns, CHUNK)
+    for workspace, trace in old:
+        log_rows.forget_traces(connection, workspace, [trace])
+    return len(old)
 
 
 def _delete_spans(connection: Connection, before_ns: int) -> int | None:
@@ -138,6 +152,7 @@ def _delete_spans(connection: Connection, before_ns: int) -> int | None:
         trace_ids.setdefault(workspace, []).append(trace)
     deleted = 0
     for workspace, ids in trace_ids.items():
+        log_rows.forget_traces(connection, workspace, ids)
         for table in (open_spans, traces, spans):
             result = connection.execute(
                 delete(table).where(table.c.workspace_id == workspace, table.c.trace_id.in_(ids))

@@ -202,7 +202,7 @@ class Batch:
             event.dependency_ns, event.queue_ns, event.backoff_ns, event.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, event.inputs, event.output, step.child_execution_id, step.dependency_count, event.unaccounted_ns,
-            None, None,
+            None, None, step.map_index,
         )  # fmt: skip
         key = (execution_id, step_id)
         old = self.steps.get(key)
@@ -214,7 +214,10 @@ class Batch:
             )  # fmt: skip
 
     def step_skipped(self, event: StepSkipped) -> None:
-        row = _step_row(event.step, StepStatus.SKIPPED, 0, finished=event.time_ns, skip_reason=event.reason._value_)
+        row = _step_row(
+            event.step, StepStatus.SKIPPED, event.attempt, started=event.started_ns, attempt_started=event.started_ns,
+            finished=event.time_ns, skip_reason=event.reason._value_,
+        )  # fmt: skip
         self._step(row)
 
     def steps_folded(self, event: StepsFolded) -> None:
@@ -230,7 +233,7 @@ class Batch:
             folded.dependency_ns, sum(r.queue_ns for r in runs), sum(r.backoff_ns for r in runs), folded.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, None, None, None, step.dependency_count, folded.unaccounted_ns,
-            _encode(folded).decode(), folded.count,
+            _encode(folded).decode(), folded.count, step.map_index,
         )  # fmt: skip
         self._step(row)
 
@@ -339,4 +342,5 @@ def _step_row(
         step.parent_step_id, step.span_id, step.parent_span_id, depends_on, step_rank(status, attempt),
         status._value_, attempt, ready, started, attempt_started, finished, *waits, None, *error,
         skip_reason, inputs, None, step.child_execution_id, step.dependency_count, unaccounted, None, None,
+        step.map_index,
     )  # fmt: skip

@@ -308,4 +308,5 @@ def _step_ref(ref: ExecutionRef, row: StoredStep, spans: Mapping[str, str]) -> S
         parent_step_id=row.parent_step_id,
         child_execution_id=row.child_execution_id,
         dependency_count=row.dependency_count,
+        map_index=row.map_index,
     )

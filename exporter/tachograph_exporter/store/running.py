@@ -14,6 +14,7 @@ from tachograph_exporter.store.totals import decode_folded
 
 _executions = workflow_executions.c
 _steps = workflow_step_executions.c
+_unsettled = series_unsettled.c
 
 
 class Running(NamedTuple):
@@ -32,27 +33,34 @@ class Running(NamedTuple):
     unsettled: int = 0
 
 
+# Expressions that match no index, so that SQLite starts with the few that are open or unsettled, and looks up the rest.
+# It would walk all executions, in the order of an index, to group those few; or all steps, to look up their executions.
+_WORKFLOW: Final = (_executions.workspace_id.concat(""), _executions.workflow_id.concat(""))
+_HAS_STARTED: Final = (_executions.started_ns + 0).is_not(None)
+
 _EXECUTIONS: Final = (
-    select(_executions.workspace_id, _executions.workflow_id, func.count(), func.min(_executions.started_ns))
-    .where(IS_OPEN, _executions.started_ns.is_not(None))
-    .group_by(_executions.workspace_id, _executions.workflow_id)
+    select(*_WORKFLOW, func.count(), func.min(_executions.started_ns)).where(IS_OPEN, _HAS_STARTED).group_by(*_WORKFLOW)
 )
 _STEPS: Final = (
-    select(_executions.workspace_id, _executions.workflow_id, func.count())
-    .join_from(workflow_executions, workflow_step_executions, _steps.execution_id == _executions.execution_id)
-    .where(IS_OPEN, _executions.started_ns.is_not(None), _steps.status == "running", _steps.folded.is_(None))
-    .group_by(_executions.workspace_id, _executions.workflow_id)
+    select(*_WORKFLOW, func.count())
+    .join_from(
+        workflow_executions, workflow_step_executions, _steps.execution_id == _executions.execution_id.concat("")
+    )
+    .where(IS_OPEN, _HAS_STARTED, _steps.status == "running", _steps.folded.is_(None))
+    .group_by(*_WORKFLOW)
 )
 _FOLDED: Final = (
-    select(_executions.workspace_id, _executions.workflow_id, _steps.folded)
-    .join_from(workflow_executions, workflow_step_executions, _steps.execution_id == _executions.execution_id)
-    .where(IS_OPEN, _executions.started_ns.is_not(None), _steps.status == "running", _steps.folded.is_not(None))
+    select(*_WORKFLOW, _steps.folded)
+    .join_from(
+        workflow_executions, workflow_step_executions, _steps.execution_id == _executions.execution_id.concat("")
+    )
+    .where(IS_OPEN, _HAS_STARTED, _steps.status == "running", _steps.folded.is_not(None))
 )
 _UNSETTLED: Final = (
-    select(_executions.workspace_id, _executions.workflow_id, func.count())
-    .join_from(series_unsettled, workflow_executions, _executions.execution_id == series_unsettled.c.execution_id)
-    .where(_executions.rank >= FIRST_TERMINAL_RANK, _executions.started_ns.is_not(None))
-    .group_by(_executions.workspace_id, _executions.workflow_id)
+    select(*_WORKFLOW, func.count())
+    .join_from(series_unsettled, workflow_executions, _executions.execution_id == _unsettled.execution_id.concat(""))
+    .where(_executions.rank + 0 >= FIRST_TERMINAL_RANK, _HAS_STARTED)
+    .group_by(*_WORKFLOW)
 )
 
 

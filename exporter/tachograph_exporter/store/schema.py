@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0015"
+HEAD: Final = "0017"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -186,6 +186,8 @@ workflow_step_executions: Final = Table(
     # What the repetitions add up to that share this row (a `tachograph.events.Folded` as JSON), and their number.
     _column("folded", Text, Merge.NEWEST),
     _column("folded_count", BigInteger, Merge.NEWEST),
+    # What its engine calls an instance of a mapped step: a number or a key.
+    _column("map_index", String(200)),
     sqlite_with_rowid=False,
 )
 
@@ -415,6 +417,84 @@ span_resources: Final = Table(
     metadata,
     Column("id", String(32), primary_key=True),
     Column("payload", LargeBinary, nullable=False),
+)
+
+IS_ERROR: Final = "error_type IS NOT NULL"
+IS_UNKNOWN: Final = "NOT is_known"
+"""Traces of log records of which neither spans nor an execution have been seen."""
+
+# Log records that arrived by OTLP, with the span they were written in ("": they name only their trace). ``id`` is a
+# digest of the record. ``error_*``: the exception that the record tells of.
+span_logs: Final = Table(
+    "span_logs",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("trace_id", String(32), primary_key=True),
+    Column("span_id", String(16), primary_key=True),
+    Column("time_ns", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", String(16), primary_key=True),
+    Column("severity", SmallInteger, nullable=False),
+    Column("service", String(200), nullable=False),
+    Column("event_name", String(200), nullable=False),
+    Column("body", Text, nullable=False),
+    # A JSON object.
+    Column("attributes", Text),
+    Column("error_type", String(300)),
+    Column("error_message", Text),
+    Column("error_stack", Text),
+    Index("ix_span_logs_error", "workspace_id", "trace_id", "span_id", sqlite_where=text(IS_ERROR),
+          postgresql_where=text(IS_ERROR)),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+
+# One row per trace of ``span_logs``.
+log_traces: Final = Table(
+    "log_traces",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("trace_id", String(32), primary_key=True),
+    Column("record_count", Integer, nullable=False),
+    Column("dropped_count", BigInteger, nullable=False),
+    Column("changed_ns", BigInteger, nullable=False),
+    Column("is_known", Boolean, nullable=False),
+    Index("ix_log_traces_changed", "changed_ns"),
+    Index("ix_log_traces_unknown", "changed_ns", sqlite_where=text(IS_UNKNOWN), postgresql_where=text(IS_UNKNOWN)),
+    sqlite_with_rowid=False,
+)
+
+# Processes that sent metrics about themselves by OTLP. ``process_id`` is a digest of what identifies them.
+processes: Final = Table(
+    "processes",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("process_id", String(32), primary_key=True),
+    Column("service", String(200), nullable=False),
+    Column("instance_id", String(200), nullable=False),
+    Column("host", String(200), nullable=False),
+    Column("pid", BigInteger),
+    Column("seen_ns", BigInteger, nullable=False),
+    Index("ix_processes_seen", "workspace_id", "seen_ns"),
+    Index("ix_processes_host", "workspace_id", "host", "pid"),
+    sqlite_with_rowid=False,
+)
+
+# What they measured: one row per series and window, see `store.process_rows`. ``attributes`` is a JSON object.
+process_metrics: Final = Table(
+    "process_metrics",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("process_id", String(32), primary_key=True),
+    Column("name", String(200), primary_key=True),
+    Column("attributes", String(500), primary_key=True),
+    Column("window_s", BigInteger, primary_key=True, autoincrement=False),
+    Column("unit", String(50), nullable=False),
+    Column("kind", String(10), nullable=False),
+    Column("latest", Double, nullable=False),
+    Column("low", Double, nullable=False),
+    Column("high", Double, nullable=False),
+    Column("latest_ns", BigInteger, nullable=False),
+    Index("ix_process_metrics_window", "window_s"),
+    sqlite_with_rowid=False,
 )
 
 # Facts about the database itself, by name.

@@ -49,6 +49,7 @@ class StoredStep(msgspec.Struct, gc=False):
     dependency_count: int = 0
     unaccounted_ns: int | None = None
     folded: Folded | None = None
+    map_index: str | None = None
 
 
 STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]

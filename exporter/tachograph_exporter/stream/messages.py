@@ -218,6 +218,7 @@ def _error_data(failure: Failure | None) -> dict[str, Any]:
 def _step_data(step: StepRef) -> dict[str, Any]:
     return {
         "step_name": step.name,
+        "map_index": step.map_index,
         "step_type": step.step_type,
         "step_order": step.step_order,
         "depends_on": step.depends_on,
@@ -313,9 +314,10 @@ def _step_measured(event: StepMeasured) -> _Description:
 
 
 def _step_cost(event: StepCost) -> _Description:
-    data = {"step_name": event.step.name, "usd": event.usd, "tokens_in": event.tokens_in,
+    data = {"step_name": event.step.name, "usd": event.usd or None, "tokens_in": event.tokens_in,
             "tokens_out": event.tokens_out, "model": event.model}  # fmt: skip
-    return "step_cost", f"{event.step.name} spent ${event.usd:.4g}", data
+    spent = f"${event.usd:.4g}" if event.usd else f"{event.tokens_in + event.tokens_out} tokens"
+    return "step_cost", f"{event.step.name} spent {spent}", data
 
 
 def _step_logged(event: StepLogged) -> _Description:

@@ -21,6 +21,7 @@ from tachograph_exporter.store.totals import Totals, WorkflowTotals
 from tachograph_exporter.times import format_duration, rfc3339, rfc3339_or_none, seconds
 from tachograph_exporter.views.metrics import COMPLETED
 from tachograph_exporter.views.schemas.comparison import Baseline, ComparedRun, ComparedStep, ExecutionComparison
+from tachograph_exporter.views.spending import dollars, spending_of
 
 MIN_SLOWDOWN: Final = 0.05
 """Relative increase in duration from which an execution counts as slower; below it is noise."""
@@ -130,6 +131,7 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
             average_duration_seconds=completed.sum_ns / NS / completed.count if completed.count else None,
             p50=histogram.quantile(0.5),
             p95=histogram.quantile(0.95),
+            average_cost_usd=dollars(round(completed.cost_nano_usd / completed.count)) if completed.count else None,
         ),
         difference_seconds=seconds(difference),
         ratio=_ratio(duration, median_ns),
@@ -150,7 +152,7 @@ def _path(run: StoredRun) -> frozenset[str]:
 
 
 def _side(run: StoredRun) -> ComparedRun:
-    row = run.execution
+    row, spending = run.execution, spending_of(run)
     queued = row.started_ns - row.queued_ns if row.started_ns is not None and row.queued_ns is not None else None
     return ComparedRun(
         execution_id=row.execution_id,
@@ -159,6 +161,9 @@ def _side(run: StoredRun) -> ComparedRun:
         duration_seconds=seconds(_duration(run)),
         critical_path_seconds=(row.critical_path_ns or 0) / NS,
         queued_seconds=seconds(queued),
+        cost_usd=spending.usd,
+        tokens_in=spending.tokens_in,
+        tokens_out=spending.tokens_out,
         error_message=row.error_message,
     )
 

@@ -13,7 +13,6 @@ from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store.rollups import read, rows
 from tachograph_exporter.store.totals import (
     MEASURE_SEPARATOR,
-    NANO,
     Measure,
     StepTotals,
     Totals,
@@ -28,6 +27,7 @@ from tachograph_exporter.views.schemas.metrics import (
     StepMetrics,
     WorkflowMetricsSummary,
 )
+from tachograph_exporter.views.spending import dollars
 
 COMPLETED: Final = ExecutionStatus.COMPLETED.value
 MAX_DISTRIBUTION_BUCKETS: Final = 24
@@ -69,7 +69,7 @@ def metrics_summary(
         retry_count=all_ended.retries,
         critical_path_seconds=all_ended.critical_ns / NS,
         work_seconds=all_ended.run_ns / NS,
-        cost_usd=all_ended.cost_nano_usd / NANO,
+        cost_usd=dollars(all_ended.cost_nano_usd),
         tokens_in=all_ended.tokens_in,
         tokens_out=all_ended.tokens_out,
         distribution=[DistributionBucket(*bar) for bar in completed.histogram().bars(MAX_DISTRIBUTION_BUCKETS)]
@@ -98,7 +98,7 @@ def _step_metrics(name: str, step: StepTotals, critical_ns: int) -> StepMetrics:
         wait=_average_wait(runs),
         critical_path_seconds=runs.critical_ns / NS,
         critical_path_share=runs.critical_ns / critical_ns if critical_ns else None,
-        cost_usd=runs.cost_nano_usd / NANO,
+        cost_usd=dollars(runs.cost_nano_usd),
         tokens_in=runs.tokens_in,
         tokens_out=runs.tokens_out,
         measures=measure_summaries(step.measures),

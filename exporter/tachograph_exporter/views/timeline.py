@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,14 +15,13 @@ from tachograph.events import FAILED, OPEN_STEP, Folded, StepStatus
 from tachograph.run_window import RunWindow, placed
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.steps import StoredStep, by_step, status_counts
-from tachograph_exporter.store.totals import MEASURE_SEPARATOR, NANO, Totals, combined
+from tachograph_exporter.store.totals import MEASURE_SEPARATOR, Totals, combined
 from tachograph_exporter.store.totals import Measure as TotalMeasure
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
 from tachograph_exporter.views.metrics import average_seconds, measure_summaries
 from tachograph_exporter.views.schemas.common import Wait
 from tachograph_exporter.views.schemas.timeline import (
     Attempt,
-    Cost,
     CriticalStep,
     FoldedSteps,
     LogLine,
@@ -29,6 +29,7 @@ from tachograph_exporter.views.schemas.timeline import (
     WorkflowExecutionTimeline,
     WorkflowStepTimelineEntry,
 )
+from tachograph_exporter.views.spending import cost_of, folded_cost, spending_of
 
 
 class TimelineFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +45,8 @@ class TimelineFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _ALL_STEPS = TimelineFilter()
+_DIGITS = 16
+"""Of a number that every reader of JSON keeps."""
 
 
 def build_timeline(
@@ -61,6 +64,8 @@ def build_timeline(
     slacks = slack(within) if not is_open else {}
     attempts, reports = by_step(run.attempts), by_step(run.reports)
     counts = status_counts(steps)
+    spending = spending_of(run)
+    repeated = {name for name, count in Counter(step.name for step in steps).items() if count > 1}
     work = sum(
         _run_ns(step, attempts.get(step.step_id, ()), window) or 0 for step in steps if step.parent_step_id is None
     )
@@ -95,7 +100,9 @@ def build_timeline(
         unaccounted_seconds=(elapsed - sum(lengths)) / NS if elapsed is not None else None,
         work_seconds=work / NS,
         parallelism=work / elapsed if elapsed else None,
-        cost_usd=sum(row.value for row in run.reports if row.kind == "cost") + _folded_nano_usd(steps) / NANO,
+        cost_usd=spending.usd,
+        tokens_in=spending.tokens_in,
+        tokens_out=spending.tokens_out,
         step_timeline=[
             _entry(
                 step,
@@ -106,6 +113,7 @@ def build_timeline(
                 trace_id,
                 window,
                 now_ns,
+                is_one_of_many=step.name in repeated,
             )
             for step in steps
             if _is_selected(step, step_filter)
@@ -122,6 +130,8 @@ def _entry(
     trace_id: str,
     window: RunWindow,
     now_ns: int,
+    *,
+    is_one_of_many: bool,
 ) -> WorkflowStepTimelineEntry:
     started, finished = step.started_ns, step.finished_ns
     started_at = rfc3339(started) if started is not None else None
@@ -156,6 +166,7 @@ def _entry(
     return WorkflowStepTimelineEntry(
         step_id=step.step_id,
         step_name=step.name,
+        step_index=_index(step, is_one_of_many=is_one_of_many),
         step_type=step.step_type,
         step_order=step.step_order,
         status=step.status,
@@ -184,12 +195,18 @@ def _entry(
         trace_id=trace_id,
         span_id=step.span_id,
         measures=tuple([Measure(r.name, r.value, r.unit, rfc3339(r.time_ns)) for r in reports if r.kind == "measure"]),
-        cost=_cost([r for r in reports if r.kind == "cost"]) if step.folded is None else _folded_cost(step.folded),
+        cost=cost_of(reports) if step.folded is None else folded_cost(step.folded),
         logs=tuple([LogLine(r.unit, r.name, rfc3339(r.time_ns)) for r in reports if r.kind == "log"])
         if step.folded is None
         else tuple([LogLine(log.level, log.message, rfc3339(log.time_ns)) for log in step.folded.logs]),
         folded=_folded(step.folded) if step.folded is not None else None,
     )
+
+
+def _index(step: StoredStep, *, is_one_of_many: bool) -> int | str | None:
+    if step.map_index is not None:
+        return int(step.map_index) if step.map_index.isdecimal() and len(step.map_index) < _DIGITS else step.map_index
+    return step.repetition if is_one_of_many else None
 
 
 def _folded(folded: Folded) -> FoldedSteps:
@@ -217,22 +234,6 @@ def _folded(folded: Folded) -> FoldedSteps:
             }
         ),
     )
-
-
-def _folded_cost(folded: Folded) -> Cost | None:
-    runs = folded.by_status.values()
-    cost = Cost(
-        usd=sum(r.cost_nano_usd for r in runs) / NANO,
-        tokens_in=sum(r.tokens_in for r in runs),
-        tokens_out=sum(r.tokens_out for r in runs),
-        models=sorted(m.model for m in folded.models if m.model),
-    )
-    return cost if cost.usd or cost.tokens_in or cost.tokens_out else None
-
-
-def _folded_nano_usd(steps: Iterable[StoredStep]) -> int:
-    folded = [step.folded for step in steps if step.folded is not None]
-    return sum(runs.cost_nano_usd for each in folded for runs in each.by_status.values())
 
 
 def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ...]:
@@ -305,17 +306,6 @@ def _is_selected(step: StoredStep, step_filter: TimelineFilter) -> bool:
         return False
     duration = (step.finished_ns or step.started_ns) - step.started_ns
     return (low is None or duration >= low) and (high is None or duration <= high)
-
-
-def _cost(rows: Sequence[Row[Any]]) -> Cost | None:
-    if not rows:
-        return None
-    return Cost(
-        usd=sum(row.value for row in rows),
-        tokens_in=sum(row.tokens_in for row in rows),
-        tokens_out=sum(row.tokens_out for row in rows),
-        models=sorted({row.name for row in rows if row.name}),
-    )
 
 
 def _raw(text: str | None) -> msgspec.Raw | None:

@@ -9,11 +9,12 @@ from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
 from tachograph_exporter.store.rollups import counting, periods, read
-from tachograph_exporter.store.totals import NANO, Measure, StepTotals, Totals, WorkflowTotals, combined
+from tachograph_exporter.store.totals import Measure, StepTotals, Totals, WorkflowTotals, combined
 from tachograph_exporter.times import format_duration, rfc3339
 from tachograph_exporter.views.changepoints import Shift, shifts
 from tachograph_exporter.views.metrics import COMPLETED, average_seconds, failures, measure_summaries, success_rate
 from tachograph_exporter.views.schemas.trends import ChangePoint, TrendBucket, WorkflowTrends
+from tachograph_exporter.views.spending import dollars
 
 BUCKETS: Final = {"5m": periods.FIVE_MINUTES, "1h": periods.HOUR, "1d": periods.DAY}
 """Bucket sizes in seconds, by name."""
@@ -90,7 +91,7 @@ def _trend_bucket(start_s: int, by_status: Mapping[str, Totals], measures: Mappi
         average_wait_seconds=average_seconds(
             total.dependency_ns + total.unaccounted_ns + total.queue_ns + total.backoff_ns, total.count
         ),
-        cost_usd=total.cost_nano_usd / NANO,
+        cost_usd=dollars(total.cost_nano_usd),
         tokens_in=total.tokens_in,
         tokens_out=total.tokens_out,
         measures=measure_summaries(measures),

@@ -25,7 +25,7 @@ class Child:
 
     __slots__ = (
         "changed_at", "created", "is_changed", "is_counted", "labels", "lock", "metric",
-        "openmetrics", "text", "wire", "wire_labels",
+        "openmetrics", "openmetrics2", "text", "wire", "wire_labels",
     )  # fmt: skip
 
     def __init__(self, labels: tuple[str, ...]) -> None:
@@ -38,6 +38,7 @@ class Child:
         self.metric = ""
         self.text: str | None = None
         self.openmetrics: str | None = None
+        self.openmetrics2: str | None = None
         self.wire: bytes | None = None
         self.wire_labels: bytes | None = None
 

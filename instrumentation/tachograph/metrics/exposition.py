@@ -1,10 +1,10 @@
-"""Rendering a registry for a scrape: text 0.0.4, OpenMetrics 1.0.0 and protobuf.
+"""Rendering a registry for a scrape: text 0.0.4, OpenMetrics 1.0.0 and 2.0.0, and protobuf.
 
 `render` accepts any prometheus_client registry. Tachograph's own families (`SeriesRegistry`) are rendered
-incrementally, from what has changed since the last scrape; other metrics sample by sample. Text equals, byte for byte,
-what prometheus_client writes for the same registry. Protobuf (``io.prometheus.client.MetricFamily``, each message
-prefixed by its length as a varint) is what Prometheus prefers when native histograms are on, and the only format that
-carries them.
+incrementally, from what has changed since the last scrape; other metrics sample by sample. Text and OpenMetrics 1.0.0
+equal, byte for byte, what prometheus_client writes for the same registry. Protobuf (delimited
+``io.prometheus.client.MetricFamily`` messages) is what Prometheus prefers when native histograms are on; OpenMetrics
+2.0.0 carries them, too.
 
 Wire format: https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import exposition as client_text
 from prometheus_client.metrics_core import Metric
@@ -22,6 +22,7 @@ from prometheus_client.openmetrics import exposition as client_openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from tachograph.metrics import openmetrics2
 from tachograph.metrics.children import Child
 from tachograph.metrics.families import Family
 from tachograph.metrics.negotiation import LEGACY_NAME, Escaping, Format
@@ -87,9 +88,11 @@ def _chunks(
             yield metric_message(_escaped(metric, escaping))
         elif form is Format.OPENMETRICS:
             yield _openmetrics_metric(_escaped(metric, escaping))
+        elif form is Format.OPENMETRICS_2:
+            yield "".join(openmetrics2.metric_text(_escaped(metric, escaping))).encode()
         else:
             yield _text_metric(_escaped(metric, escaping))
-    if form is Format.OPENMETRICS:
+    if form in (Format.OPENMETRICS, Format.OPENMETRICS_2):
         yield b"# EOF\n"
 
 
@@ -101,46 +104,61 @@ def _is_selected(metric: Metric, names: frozenset[str]) -> bool:
 _SUFFIXES: Final = frozenset({"_total", "_created", "_bucket", "_count", "_sum", "_info", "_gcount", "_gsum"})
 
 
+class _Writing(NamedTuple):
+    """How a text format writes a family: its header, the text of a label set, and the attribute that caches that."""
+
+    header: Callable[[Family], str]
+    child_text: Callable[[Family, Child], str]
+    cache: str
+
+
+def _text_header(family: Family) -> str:
+    help_text = family.help.replace("\\", r"\\").replace("\n", r"\n")
+    return f"# HELP {family.name} {help_text}\n# TYPE {family.name} {family.kind}\n"
+
+
+def _openmetrics_header(family: Family) -> str:
+    return f"# HELP {family.family_name} {escape(family.help)}\n# TYPE {family.family_name} {family.kind}\n"
+
+
+_WRITING: Final = {
+    Format.TEXT: _Writing(_text_header, lambda family, child: family.text_of(child), "text"),
+    Format.OPENMETRICS: _Writing(
+        _openmetrics_header, lambda family, child: family.openmetrics_of(child), "openmetrics"
+    ),
+    Format.OPENMETRICS_2: _Writing(openmetrics2.family_header, openmetrics2.child_text, "openmetrics2"),
+}
+
+
 def _family_text(family: Family, form: Format) -> Iterator[bytes]:
     version, children = family.version, family.children()
-    is_openmetrics = form is Format.OPENMETRICS
-    name = family.family_name if is_openmetrics or family.kind != "counter" else family.name
-    help_text = family.help.replace("\\", r"\\").replace("\n", r"\n")
-    if is_openmetrics:
-        help_text = help_text.replace('"', r"\"")
-    yield f"# HELP {name} {help_text}\n# TYPE {name} {family.kind}\n".encode()
-    render_child = family.openmetrics_of if is_openmetrics else family.text_of
+    header, child_text, cache = _WRITING[form]
+    yield header(family).encode()
     for begin in range(0, len(children), CHUNK):
         lines: list[str] = []
         for child in children[begin : begin + CHUNK]:
-            if child.is_changed:
+            text: str | None = None if child.is_changed else getattr(child, cache)
+            if text is None:
                 with child.lock:
-                    # Cleared first: rendering a gauge that has a source sets it again.
-                    child.is_changed = False
-                    child.text = child.openmetrics = child.wire = None
-                    text = render_child(child)
-            else:
-                cached = child.openmetrics if is_openmetrics else child.text
-                if cached is not None:
-                    lines.append(cached)
-                    continue
-                with child.lock:
-                    text = render_child(child)
-            if is_openmetrics:
-                child.openmetrics = text
-            else:
-                child.text = text
+                    if child.is_changed:
+                        # Cleared first: rendering a gauge that has a source sets it again.
+                        child.is_changed = False
+                        child.text = child.openmetrics = child.openmetrics2 = child.wire = None
+                    text = child_text(family, child)
+                    # Under the lock: another scrape could clear it between, and this would put an old text back.
+                    setattr(child, cache, text)
             lines.append(text)
         yield "".join(lines).encode()
-    if not is_openmetrics and family.kind != "gauge" and children:
-        yield _created(family, version, children, help_text)
+    if form is Format.TEXT and family.kind != "gauge" and children:
+        yield _created(family, version, children)
 
 
-def _created(family: Family, version: int, children: Sequence[Child], help_text: str) -> bytes:
+def _created(family: Family, version: int, children: Sequence[Child]) -> bytes:
     """The ``_created`` samples, cached until a label set comes or goes."""
     if family.created_text is None or family.created_text[0] != version:
         name = f"{family.family_name}_created"
         lines = [f"{family.prefix(child, '_created')} {number(child.created)}\n" for child in children]
+        help_text = family.help.replace("\\", r"\\").replace("\n", r"\n")
         text = f"# HELP {name} {help_text}\n# TYPE {name} gauge\n{''.join(lines)}"
         family.created_text = (version, text.encode())
     return family.created_text[1]

@@ -18,6 +18,7 @@ class Format(Enum):
 
     TEXT = "text/plain; version=0.0.4; charset=utf-8"
     OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores"
+    OPENMETRICS_2 = "application/openmetrics-text; version=2.0.0; charset=utf-8; escaping=underscores"
     PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 
 
@@ -46,11 +47,17 @@ class Negotiated(NamedTuple):
         if self.is_text_1:
             return f"text/plain; version=1.0.0; charset=utf-8; escaping={self.escaping.value}"
         form: str = self.form.value
-        if self.form is Format.OPENMETRICS:
+        if self.form in (Format.OPENMETRICS, Format.OPENMETRICS_2):
             return form.replace("underscores", self.escaping.value)
         if self.form is Format.PROTOBUF and self.escaping is not Escaping.UNDERSCORES:
             return f"{form}; escaping={self.escaping.value}"
         return form
+
+
+_OPENMETRICS: Final = {
+    "0.0.1": Format.OPENMETRICS, "1.0.0": Format.OPENMETRICS, "2.0.0": Format.OPENMETRICS_2,
+}  # fmt: skip
+"""The format by version; the oldest unless a scraper asks for a newer one."""
 
 
 class _MediaRange(NamedTuple):
@@ -103,7 +110,7 @@ def _format(media_range: _MediaRange) -> Format | None:
         message = (parameters.get("proto"), parameters.get("encoding"))
         return Format.PROTOBUF if message == ("io.prometheus.client.MetricFamily", "delimited") else None
     if media_type == "application/openmetrics-text":
-        return Format.OPENMETRICS if parameters.get("version", "1.0.0") in ("1.0.0", "0.0.1") else None
+        return _OPENMETRICS.get(parameters.get("version", "1.0.0"))
     if media_type in ("text/plain", "text/*", "*/*"):
         return Format.TEXT
     return None

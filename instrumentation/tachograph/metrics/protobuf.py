@@ -15,7 +15,7 @@ from typing import Any, Final
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar, Sample
 
-from tachograph.histogram import ZERO_THRESHOLD, ExponentialHistogram
+from tachograph.histogram import ZERO_THRESHOLD, ExponentialHistogram, runs
 from tachograph.metrics.children import Child, CounterChild, HistogramChild
 from tachograph.metrics.families import Family, GaugeFamily, HistogramFamily
 
@@ -85,7 +85,7 @@ def family_message(family: Family) -> Iterator[bytes]:
             with child.lock:
                 if child.is_changed:
                     child.is_changed = False
-                    child.text = child.openmetrics = None
+                    child.text = child.openmetrics = child.openmetrics2 = None
                 wire = child.wire = _child_wire(family, child, bounds)
         parts.append(wire)
     if len(parts) > 1:
@@ -144,21 +144,12 @@ def _spans(buckets: dict[int, int], span_field: int, delta_field: int) -> bytes:
     """Runs of filled buckets as (gap to the previous run, length), and counts as differences."""
     if not buckets:
         return b""
-    spans: list[tuple[int, int]] = []
     deltas: list[bytes] = []
-    previous, previous_count, start, length = None, 0, 0, 0
-    end = 0
+    previous = 0
     for index in sorted(buckets):
-        if previous is None or index != previous + 1:
-            if previous is not None:
-                spans.append((start - end, length))
-                end = start + length
-            start, length = index, 0
-        length += 1
-        deltas.append(_varint(_zigzag(buckets[index] - previous_count)))
-        previous, previous_count = index, buckets[index]
-    spans.append((start - end, length))
-    encoded = b"".join([_field(span_field, _uint(1, _zigzag(gap)) + _uint(2, run)) for gap, run in spans])
+        deltas.append(_varint(_zigzag(buckets[index] - previous)))
+        previous = buckets[index]
+    encoded = b"".join([_field(span_field, _uint(1, _zigzag(gap)) + _uint(2, run)) for gap, run in runs(buckets)])
     return encoded + _field(delta_field, b"".join(deltas))
 
 

@@ -6,6 +6,7 @@ The recorder counts in plain integers that a scrape reads, so recording an event
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Final
 
@@ -58,9 +59,29 @@ STREAM_REFUSED: Final = CounterSpec(
     ("reason",),
 )
 
+OTLP_REQUESTS: Final = CounterSpec(
+    "tachograph_otlp_requests_total",
+    "Export requests by OTLP, by protocol, signal and outcome.",
+    ("protocol", "signal", "outcome"),
+)
+OTLP_DROPPED: Final = CounterSpec(
+    "tachograph_otlp_dropped_total",
+    "Log records and points of metrics that were taken by OTLP and not kept, by reason.",
+    ("signal", "reason"),
+)
+_OTLP_REASONS: Final = {
+    "logs": ("no_trace", "limit"), "metrics": ("not_process", "no_process", "not_number", "limit")
+}  # fmt: skip
+_OTLP_LABELS: Final = (
+    ("http", "grpc"),
+    ("traces", "logs", "metrics"),
+    ("stored", "refused", "busy", "unavailable", "failed"),
+)
+
 SELF_METRICS: Final[tuple[MetricSpec, ...]] = (
     EVENTS, DELIVERED, DROPPED, QUEUE_LENGTH, STORE_WRITE, SERIES_LIMITED, LABEL_SETS, SCRAPE_DURATION, SCRAPE_SIZE,
-    WORKFLOW_METRICS_SHOWN, REFUSED, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, BUILD_INFO,
+    WORKFLOW_METRICS_SHOWN, REFUSED, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, OTLP_REQUESTS, OTLP_DROPPED,
+    BUILD_INFO,
 )  # fmt: skip
 """Every metric about Tachograph itself."""
 
@@ -115,7 +136,14 @@ class SelfMetrics:
         self._messages = series.counter(STREAM_MESSAGES.name, STREAM_MESSAGES.help).labels()
         self._refused = series.counter(STREAM_REFUSED.name, STREAM_REFUSED.help, STREAM_REFUSED.labels)
         self._records_refused = series.counter(REFUSED.name, REFUSED.help, REFUSED.labels)
+        self._otlp_requests = series.counter(OTLP_REQUESTS.name, OTLP_REQUESTS.help, OTLP_REQUESTS.labels)
+        self._otlp_dropped = series.counter(OTLP_DROPPED.name, OTLP_DROPPED.help, OTLP_DROPPED.labels)
         # Every series exists from the start: rate() does not see the first increase of a new one.
+        for signal, reasons in _OTLP_REASONS.items():
+            for reason in reasons:
+                self._otlp_dropped.labels(signal, reason)
+        for labels in itertools.product(*_OTLP_LABELS):
+            self._otlp_requests.labels(*labels)
         for kind in ("event", "trace"):
             self._records_refused.labels(kind)
         for kind in ("websocket", "sse"):
@@ -145,6 +173,14 @@ class SelfMetrics:
     def record_refused(self, kind: str) -> None:
         """Count a record that the store refused."""
         self._records_refused.labels(kind).inc()
+
+    def otlp_answered(self, protocol: str, signal: str, outcome: str) -> None:
+        """Count an export request that was answered."""
+        self._otlp_requests.labels(protocol, signal, outcome).inc()
+
+    def otlp_dropped(self, signal: str, reason: str, count: int) -> None:
+        """Count what was taken and is not kept."""
+        self._otlp_dropped.labels(signal, reason).inc(count)
 
     def store_committed(self, seconds: float) -> None:
         """Record the duration of a commit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -11,6 +11,7 @@ from tachograph.events import (
     Event,
     Failure,
     SkipReason,
+    StepCost,
     StepFinished,
     StepReady,
     StepRetrying,
@@ -21,8 +22,10 @@ from tachograph.events import (
 from tachograph.redaction import mask_text
 from tachograph.run_window import RunWindow
 from tachograph.workflow.attempts import StepAttempts
-from tachograph_exporter.ingest.assembly.steps import AssembledStep, bounds, outcome_of
+from tachograph_exporter.ingest.assembly.agents import Spent
+from tachograph_exporter.ingest.assembly.steps import AssembledStep, NestedRun, bounds
 from tachograph_exporter.ingest.assembly.trace import start_order
+from tachograph_exporter.ingest.assembly.tries import Try
 from tachograph_exporter.ingest.rules import Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
@@ -32,36 +35,39 @@ ABANDONED: Final = Failure("Abandoned", "still running when its run ended")
 SILENT: Final = Failure("Lost", "its process died: no sign of life of this span since")
 """Why a span is lost that never ended."""
 _ATTEMPT_STATUSES: Final = {"timeout": StepStatus.TIMEOUT, "lost": StepStatus.LOST}
+MAX_ATTEMPT: Final = (1 << 31) - 1
+"""The greatest number of an attempt that a database holds."""
 E = TypeVar("E", StepReady, StepStarted, StepRetrying, StepFinished)
 
 
 def step_events(
-    step: AssembledStep, ends: Mapping[str, int | None], window: RunWindow, lost_ns: int | None = None
+    step: AssembledStep, ends: Mapping[str, int | None], window: RunWindow, *, ended_ns: int | None
 ) -> Iterator[Event]:
     """A step's events. ``window`` is the time of the execution; ``ends`` are the ends of all steps' places by id.
 
-    ``lost_ns``: when the execution was last seen, if it is lost; whether a step that had been asked for ran is unknown.
+    ``ended_ns``: the end of the execution, if it has ended.
 
     Events have the times that spans say; waits and running time are those of the step's place in the execution.
     """
     assert step.ref is not None  # noqa: S101
     assert step.place is not None  # noqa: S101
-    ref, rule, last, place = step.ref, step.rule, step.last, step.place
     limits = bounds(step, window)
-    attempts = StepAttempts(ref, limits.start_ns)
+    place, shift_ns = step.place, step.place.shift_ns
+    attempts = StepAttempts(step.ref, limits.start_ns)
 
     def at(time_ns: int) -> int:
-        return limits.cut(time_ns + place.shift_ns)
+        return limits.cut(time_ns + shift_ns)
 
-    if step.is_pending:
-        yield _shown(attempts.ready(at(last.start_ns)), last.start_ns)
-        if lost_ns is not None:
-            attempts.started(at(lost_ns))
-            yield attempts.finished(at(lost_ns), StepStatus.LOST, SILENT)
+    if step.is_blocked and ended_ns is not None:
+        yield StepSkipped(step=step.ref, time_ns=ended_ns, reason=SkipReason.UPSTREAM_FAILED)
         return
-    outcome = outcome_of(rule, last)
-    if outcome == "skipped" and last.end_ns and step.run is None:
-        yield StepSkipped(step=ref, time_ns=last.end_ns, reason=SkipReason.CONDITION)
+    if step.is_pending:
+        ready_ns = step.ready_ns if step.ready_ns is not None else step.first_ns
+        yield _shown(attempts.ready(at(ready_ns)), ready_ns)
+        return
+    tries = step.tries
+    if tries and tries[-1].status == "skipped" and step.finished_ns is not None:
+        yield _skipped(step, step.finished_ns)
         return
     # When it was asked for, if a span says so; without, nothing proves that it waited for a slot.
     asked_ns = step.ready_ns
@@ -74,47 +80,99 @@ def step_events(
     if asked_ns is not None:
         attempts.ready(ready_ns, met_ns)
     if step.run is not None:
-        started_ns, ended_ns = step.run.started_ns, step.finished_ns
-        started = _shown(attempts.started(place.start_ns, ready_ns=met_ns), started_ns)
-        if ended_ns is None:
-            yield started
-            return
-        status = StepStatus(step.run.status) if step.run.status is not None else StepStatus.LOST
-        failure = step.run.failure if step.run.status is not None else ABANDONED
-        finished = attempts.finished(at(ended_ns), status, failure if status is not StepStatus.COMPLETED else None)
-        yield _shown(finished, ended_ns, started_ns=started_ns, attempt_started_ns=started_ns)
+        yield from _run_events(step, step.run, attempts, at, met_ns)
         return
-    parts = [(rule, span) for span in step.spans] if len(step.spans) > 1 else (step.attempts or [(rule, last)])
-    if len(parts) > 1:
-        parts = sorted(parts, key=lambda part: start_order(part[1]))
-    final = None if step.is_queued_again else len(parts) - 1
-    for i, (part_rule, span) in enumerate(parts):
-        number = max(len(parts), _attempt_number(rule, last, len(parts))) if i == final else i + 1
-        begin_ns, end_ns = span.start_ns, span.over_ns
+    final = None if step.is_between_attempts else len(tries) - 1
+    for i, attempt in enumerate(tries):
+        number = _number(tries, i)
+        begin_ns, end_ns = attempt.start_ns, attempt.end_ns
+        if i:
+            _back_off(attempts, attempt, at)
         started = _shown(attempts.started(at(begin_ns), attempt=number, ready_ns=met_ns), begin_ns)
-        if i != final and end_ns:
-            retrying = attempts.retrying(
-                at(end_ns),
-                _ATTEMPT_STATUSES.get(outcome_of(part_rule, span), StepStatus.FAILED),
-                max(0, parts[i + 1][1].start_ns - end_ns) if i + 1 < len(parts) else 0,
-                failure_of(span, part_rule),
-            )
-            yield _shown(retrying, end_ns, started_ns=begin_ns)
+        if i == final or not end_ns:
+            continue
+        retrying = attempts.retrying(
+            at(end_ns),
+            _ATTEMPT_STATUSES.get(attempt.status, StepStatus.FAILED),
+            max(0, tries[i + 1].start_ns - end_ns) if i + 1 < len(tries) else 0,
+            failure_of_try(attempt),
+        )
+        yield _shown(retrying, end_ns, started_ns=begin_ns)
     if final is None:
-        if lost_ns is not None:
-            yield attempts.finished(at(lost_ns), StepStatus.LOST, SILENT)
+        if ended_ns is not None:
+            # Whether it was tried again is not known.
+            yield attempts.finished(at(ended_ns), StepStatus.LOST, SILENT)
         return
-    if not last.over_ns:
+    newest = tries[-1]
+    if step.finished_ns is None:
         yield started
         return
-    newest = parts[-1][1]
-    status = StepStatus(outcome) if outcome in OUTCOMES else StepStatus.FAILED
-    blamed = last if last.is_error or last.exception else newest
-    failure = failure_of(blamed, rule) if status is not StepStatus.COMPLETED else None
+    status = StepStatus(newest.status) if newest.status in OUTCOMES else StepStatus.FAILED
+    failure = failure_of_try(newest) if status is not StepStatus.COMPLETED else None
     finished = attempts.finished(
-        at(last.over_ns), status, failure, attempt_ended_ns=at(newest.over_ns or newest.start_ns)
+        at(step.finished_ns), status, failure, attempt_ended_ns=at(newest.end_ns or newest.start_ns)
     )
-    yield _shown(finished, last.over_ns, started_ns=parts[0][1].start_ns, attempt_started_ns=newest.start_ns)
+    yield _shown(finished, step.finished_ns, started_ns=tries[0].start_ns, attempt_started_ns=newest.start_ns)
+
+
+def step_costs(step: AssembledStep, spent: Mapping[str, Spent]) -> Iterator[StepCost]:
+    """What a step's attempts spent on models, as far as the spans tell. ``spent``: by span id."""
+    assert step.ref is not None  # noqa: S101
+    for number, (_, span) in enumerate(sorted(step.spans, key=lambda matched: start_order(matched[1])), start=1):
+        cost = spent.get(span.span_id)
+        if cost is not None:
+            usage = cost.usage
+            yield StepCost(
+                step=step.ref, time_ns=span.end_ns or span.start_ns, sequence=number, attempt=number,
+                usd=cost.usd or 0.0, tokens_in=usage.tokens_in, tokens_out=usage.tokens_out,
+                model=usage.model,
+            )  # fmt: skip
+
+
+def _run_events(
+    step: AssembledStep, run: NestedRun, attempts: StepAttempts, at: Callable[[int], int], met_ns: int
+) -> Iterator[Event]:
+    """The events of a step that is an execution of its own."""
+    assert step.place is not None  # noqa: S101
+    started_ns, ended_ns = run.started_ns, step.finished_ns
+    started = _shown(attempts.started(step.place.start_ns, ready_ns=met_ns), started_ns)
+    if ended_ns is None:
+        yield started
+        return
+    status = StepStatus(run.status) if run.status is not None else StepStatus.LOST
+    failure = run.failure if run.status is not None else ABANDONED
+    finished = attempts.finished(at(ended_ns), status, failure if status is not StepStatus.COMPLETED else None)
+    yield _shown(finished, ended_ns, started_ns=started_ns, attempt_started_ns=started_ns)
+
+
+def _skipped(step: AssembledStep, time_ns: int) -> StepSkipped:
+    """A step that was skipped; it may have run, and skipped itself."""
+    assert step.ref is not None  # noqa: S101
+    newest = step.tries[-1]
+    word = str(newest.rule.state(newest.blamed)).lower() if newest.rule.state is not None else ""
+    if word == "upstream_failed":
+        return StepSkipped(step=step.ref, time_ns=time_ns, reason=SkipReason.UPSTREAM_FAILED)
+    if newest.end_ns <= newest.start_ns:
+        return StepSkipped(step=step.ref, time_ns=time_ns, reason=SkipReason.CONDITION)
+    return StepSkipped(
+        step=step.ref, time_ns=time_ns, reason=SkipReason.ITSELF, attempt=_number(step.tries, len(step.tries) - 1),
+        started_ns=step.started_ns,
+    )  # fmt: skip
+
+
+def _number(tries: Sequence[Try], place: int) -> int:
+    """The number of an attempt: the engine's, but at least its place."""
+    number = tries[place].number
+    if number is None or place < len(tries) - 1:
+        return place + 1
+    return max(place + 1, min(number, MAX_ATTEMPT))
+
+
+def _back_off(attempts: StepAttempts, attempt: Try, at: Callable[[int], int]) -> None:
+    """What a further attempt waited for: for its time to come, then for a slot."""
+    moments = [time_ns for time_ns in (attempt.ready_ns, attempt.due_ns) if time_ns is not None]
+    if moments:
+        attempts.backed_off(at(min(max(moments), attempt.start_ns)))
 
 
 def _shown(event: E, time_ns: int, **times: int) -> E:
@@ -125,20 +183,27 @@ def _shown(event: E, time_ns: int, **times: int) -> E:
     return msgspec.structs.replace(event, **times)
 
 
-def _attempt_number(rule: Rule, span: SpanRecord, default: int) -> int:
-    value = rule.attempt(span) if rule.attempt is not None else None
-    try:
-        return int(value) - rule.first_attempt + 1 if value is not None else default
-    except (TypeError, ValueError):
-        return default
+def failure_of_try(attempt: Try) -> Failure:
+    """What went wrong in an attempt."""
+    return failure_of(attempt.blamed, attempt.rule, attempt.exception)
 
 
-def failure_of(span: SpanRecord, rule: Rule) -> Failure:
-    """What a failed span says went wrong; secrets are masked. Of a lost one, that nothing was heard of it."""
-    if span.is_lost:
+def tells_why(rule: Rule, span: SpanRecord) -> bool:
+    """Whether a failed span says what went wrong."""
+    reason = rule.why(span) if rule.why is not None else None
+    return bool(span.exception or span.status_message or reason or span.attributes.get("error.type"))
+
+
+def failure_of(span: SpanRecord, rule: Rule, exception: tuple[str, str, str] | None = None) -> Failure:
+    """What a failed span says went wrong (or ``exception``, if that is known better); secrets are masked.
+
+    Of a lost one, that nothing was heard of it.
+    """
+    if span.is_lost and exception is None:
         return SILENT
-    kind, message, stack = span.exception or ("", "", "")
-    kind = kind or str(span.attributes.get("error.type") or "Error")
+    kind, message, stack = exception or span.exception or ("", "", "")
+    cause = rule.cause(span) if rule.cause is not None else None
+    kind = str(cause or kind) or str(span.attributes.get("error.type") or "Error")
     reason = rule.why(span) if rule.why is not None else None
     message = message or span.status_message or str(reason or "") or "the span gives no reason"
     return Failure(

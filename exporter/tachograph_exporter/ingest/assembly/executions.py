@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from tachograph.clock import MAX_NS
 from tachograph.critical_path import critical_path_of
@@ -14,6 +17,7 @@ from tachograph.events import (
     FAILED,
     Event,
     ExecutionFinished,
+    ExecutionQueued,
     ExecutionStarted,
     ExecutionStatus,
     Failure,
@@ -27,23 +31,35 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, Origin, workflow_id
 from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import start_of
-from tachograph_exporter.ingest.assembly.events import OUTCOMES, failure_of, step_events
+from tachograph_exporter.ingest.assembly.dependencies import identify, mark_blocked
+from tachograph_exporter.ingest.assembly.events import (
+    OUTCOMES,
+    SILENT,
+    failure_of,
+    failure_of_try,
+    step_costs,
+    step_events,
+    tells_why,
+)
 from tachograph_exporter.ingest.assembly.steps import (
     NAME_LIMIT,
     AssembledStep,
     NestedRun,
     has_failed,
-    identify,
     may_grow,
     place,
+    stand_in,
     steps_of,
+    was_lost,
 )
 from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of, nesting, run_of
-from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.built_in_rules import ANY, BUILT_IN
 from tachograph_exporter.ingest.rules import Role, Rule, Rulebook
-from tachograph_exporter.ingest.spans import SpanRecord, clean
+from tachograph_exporter.ingest.spans import EARLIEST_NS, SpanRecord, clean
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
 
+_COMPLETED: Final = ExecutionStatus.COMPLETED
+_OF_STEPS: Final = frozenset({Role.STEP, Role.ATTEMPT, Role.QUEUED})
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LOST: Final = frozenset({StepStatus.LOST.value, ExecutionStatus.LOST.value})
 _NAMESPACE: Final = uuid.UUID("5b7ac6a1-5c1e-5f8e-8a55-0f6f746c7021")
@@ -59,6 +75,7 @@ class AssembledExecution(NamedTuple):
             span, or a key that several spans share.
         is_named: whether the spans name its workflow; otherwise the name is a guess.
         spans: its spans without the root.
+        may_be_a_step: a span that has not arrived may show that it is no execution.
         settles: how a step ended is only certain when no more spans arrive, because a step may have several spans, or
             outlast its parent.
     """
@@ -70,6 +87,7 @@ class AssembledExecution(NamedTuple):
     is_named: bool
     spans: Sequence[SpanRecord]
     may_change: bool
+    may_be_a_step: bool
 
     @property
     def is_finished(self) -> bool:
@@ -108,6 +126,8 @@ def assemble(
     heads, groups = executions_of(trace)
     around = nesting(heads, groups, trace)
     runs = {key: _Run(workspace, trace, *head, groups.get(key, []), avoid) for key, head in heads.items()}
+    for key, following in _successions(heads).items():
+        runs[key].followed_ns = following
     nested: dict[str, list[_Run]] = defaultdict(list)
     for key, outer in around.items():
         nested[outer].append(runs[key])
@@ -118,6 +138,19 @@ def assemble(
     for key in reversed(inner_first):
         runs[key].identify(runs[around[key]] if key in around else None)
     return [run.assembled(now_ns) for run in runs.values()]
+
+
+def _successions(heads: Mapping[str, tuple[str, SpanRecord | None, Rule]]) -> dict[str, int]:
+    """When the next execution of its series began, for executions that have one."""
+    series: dict[Any, list[tuple[int, str]]] = defaultdict(list)
+    for key, (_, root, rule) in heads.items():
+        if root is not None and rule.series is not None and (value := rule.series(root)) is not None:
+            series[rule.engine, value].append((root.start_ns, key))
+    return {
+        key: following
+        for members in series.values()
+        for (_, key), (following, _) in itertools.pairwise(sorted(members))
+    }
 
 
 class _Run:
@@ -142,6 +175,11 @@ class _Run:
         run = run_of(rule, root if root is not None else spans[0])
         self.execution_id = _execution_id(workspace, rule, run, trace.trace_id, head, avoid)
         self.started_ns = root.start_ns if root is not None else min([span.start_ns for span in spans])
+        self.queued_ns: int | None = None
+        if root is not None and rule.began is not None:
+            self._read_times(root, rule)
+        self.followed_ns: int | None = None
+        """When the next execution of its series began: then this one had ended."""
         self.ended_ns: int | None = None
         self.status = ExecutionStatus.RUNNING
         self.failure: Failure | None = None
@@ -149,25 +187,41 @@ class _Run:
         self.steps: list[AssembledStep] = []
         self.ref: ExecutionRef | None = None
 
+    def _read_times(self, root: SpanRecord, rule: Rule) -> None:
+        """When it was queued and when it started, where its span begins with the former."""
+        began = rule.began(root) if rule.began is not None else None
+        if isinstance(began, int) and root.start_ns <= began <= max(root.end_ns, root.start_ns):
+            self.started_ns = began
+        queued = rule.queued(root) if rule.queued is not None else None
+        if isinstance(queued, int) and EARLIEST_NS <= queued <= self.started_ns:
+            self.queued_ns = queued
+
     def settle(self, nested: Sequence[_Run], is_quiet: bool) -> None:
         """Find the steps, and the end. ``nested``: the executions inside this one, settled."""
         root, rule, trace = self.root, self.rule, self.trace
         steps = self.steps = steps_of(root, self.spans, trace, [run.nested() for run in nested])
-        end_span = next((span for span in self.spans if trace.role(span.span_id) is Role.END), None)
-        end_rule = trace.rules[end_span.span_id] if end_span is not None else None
-        end_ns, status, blamed = _end(root, rule, steps, end_span, end_rule or rule, is_quiet)
+        if root is not None and rule.of_agent and root.span_id in trace.spent:
+            # Only the span of the whole run says what it spent.
+            stand_in(steps, self.name, msgspec.structs.replace(rule, role=Role.STEP), root)
+        mark_blocked(steps)
+        end_ns, status, blamed = self._end(is_quiet)
         if end_ns is not None:
-            if status is ExecutionStatus.COMPLETED and _is_lasting(rule, steps):
-                # No span above these steps waited for them, so none of them says that a step failed or was lost.
-                failed = next((step for step in steps if has_failed(step)), None)
-                lost = next((step for step in steps if step.run is None and step.last.is_lost), None)
-                if failed is not None:
-                    status, blamed = ExecutionStatus.FAILED, failed.last
-                elif lost is not None:
-                    status, blamed = ExecutionStatus.LOST, lost.last
+            is_lasting = _is_lasting(rule, steps)
+            if status is ExecutionStatus.COMPLETED and is_lasting and any(map(has_failed, steps)):
+                # No span above these steps waited for them, so none of them says that a step failed.
+                status = ExecutionStatus.FAILED
+            if status is ExecutionStatus.COMPLETED and is_lasting and any(map(was_lost, steps)):
+                status = ExecutionStatus.LOST
+            if status is ExecutionStatus.COMPLETED and rule.ends_as_last_agent:
+                agents = [step for step in steps if step.rule.is_frame and step.parent is None]
+                last = max(agents, key=lambda step: step.finished_ns or end_ns, default=None)
+                if last is not None and has_failed(last):
+                    status, blamed = ExecutionStatus.FAILED, (last.rule, last.first)
             for step in steps:
                 if step.run is not None and step.finished_ns is None:
                     step.finished_ns = max(end_ns, step.first_ns)
+            if status is not ExecutionStatus.COMPLETED:
+                self.failure = self._failure(status, blamed)
         self.ended_ns, self.status = end_ns, status
         # What is not final of an execution inside this one is not final of its step.
         self.may_change = (
@@ -177,13 +231,72 @@ class _Run:
             or any(run.ended_ns is None or run.may_change for run in nested)
             or self._has_orphans()
         )
-        if end_ns is not None and status is not ExecutionStatus.COMPLETED and blamed is not None:
-            self.failure = failure_of(blamed, rule)
+
+    def _failure(self, status: ExecutionStatus, blamed: tuple[Rule, SpanRecord] | None) -> Failure | None:
+        """Why it failed: what its own span says; if that says nothing, the first of its steps that failed."""
+        if status is ExecutionStatus.LOST:
+            return SILENT
+        if blamed is not None and tells_why(*blamed):
+            return failure_of(blamed[1], blamed[0])
+        failed = [step for step in self.steps if has_failed(step)] if status.value in FAILED else []
+        if failed:
+            first = min(failed, key=lambda step: (step.finished_ns or 0, step.first.span_id))
+            failure = failure_of_try(first.tries[-1]) if first.run is None else first.run.failure
+            if failure is not None:
+                return failure
+        return failure_of(blamed[1], blamed[0]) if blamed is not None else None
+
+    def _end(self, is_quiet: bool) -> tuple[int | None, ExecutionStatus, tuple[Rule, SpanRecord] | None]:
+        """When it ended (None: not yet), how, and the span that says so."""
+        root, rule, steps = self.root, self.rule, self.steps
+        is_open = None, ExecutionStatus.RUNNING, None
+        if root is None or (rule.opens and 0 < root.end_ns <= root.start_ns):
+            for span in self.spans:
+                end_rule = self.trace.rules[span.span_id]
+                if end_rule is not None and end_rule.role is Role.END:
+                    return span.end_ns or span.start_ns, _outcome(end_rule, span), (end_rule, span)
+            if root is not None:
+                if self.followed_ns is None:
+                    return is_open
+                # It was continued: only one execution of a series can be open.
+                ends = [step.finished_ns for step in steps if step.finished_ns is not None]
+                return max([root.start_ns, *[min(end, self.followed_ns) for end in ends]]), _COMPLETED, None
+        is_lasting = _is_lasting(rule, steps)
+        has_open = any(step.finished_ns is None and not step.is_blocked for step in steps)
+        ends = [step.finished_ns for step in steps if step.finished_ns is not None]
+        if root is None:
+            if not (is_lasting and is_quiet and ends) or has_open:
+                return is_open
+            return max(ends), _COMPLETED, None
+        if root.is_lost and not any(step.finished_ns is None and step.is_running for step in steps):
+            # Nothing runs any more, or is known to.
+            return max([root.lost_ns, *ends]), ExecutionStatus.LOST, (rule, root)
+        if not root.end_ns or (is_lasting and has_open):
+            return is_open
+        if not is_lasting:
+            return root.end_ns, _outcome(rule, root), (rule, root)
+        end_ns = max([root.end_ns, *ends])
+        if rule.role in (Role.STEP, Role.QUEUED):
+            # The root is a step, or asked for one, and that step has the outcome.
+            return end_ns, _COMPLETED, None
+        return end_ns, _outcome(rule, root), (rule, root)
+
+    @property
+    def may_be_a_step(self) -> bool:
+        """Whether a span above it has not arrived, which may show that it is a step of another agent's run."""
+        span, seen = self.root, set[str]()
+        if span is None or not self.rule.is_outermost:
+            return False
+        while span.span_id not in seen and (above := self.trace.spans_by_id.get(span.parent_span_id)) is not None:
+            seen.add(span.span_id)
+            span = above
+        return bool(span.parent_span_id) and span.span_id not in seen
 
     def _has_orphans(self) -> bool:
         """Whether what is a step depends on a span that has not arrived: where no rule says which spans are steps."""
         trace = self.trace
-        if any(trace.role(span.span_id) in (Role.STEP, Role.ATTEMPT, Role.QUEUED) for span in self.spans):
+        rules = (trace.rules[span.span_id] for span in self.spans)
+        if any(r is not None and r.engine != ANY.engine and r.role in _OF_STEPS for r in rules):
             return False
         return any(span.parent_span_id and span.parent_span_id not in trace.spans_by_id for span in self.spans)
 
@@ -230,15 +343,20 @@ class _Run:
             ExecutionStarted(execution=ref, time_ns=self.started_ns, step_count=len(steps), process=INGESTED_PROCESS)
         ]
         sources: list[Any] = [ref.execution_id]
+        if self.queued_ns is not None:
+            events.insert(0, ExecutionQueued(execution=ref, time_ns=self.queued_ns, process=INGESTED_PROCESS))
+            sources.append(ref.execution_id)
         counts: dict[str, int] = defaultdict(int)
         work_ns = 0
-        lost_ns = end_ns if self.status is ExecutionStatus.LOST else None
         ends = {step.step_id: step.place.end_ns if step.place is not None else None for step in steps}
         for step in steps:
             if end_ns is None and step.rule.retries and step.finished_ns is not None and has_failed(step):
                 # It may be retried as long as the execution runs.
                 step.is_queued_again, step.finished_ns, ends[step.step_id] = True, None, None
-            for event in step_events(step, ends, window, lost_ns):
+            for cost in step_costs(step, self.trace.spent):
+                events.append(cost)
+                sources.append(step.source)
+            for event in step_events(step, ends, window, ended_ns=end_ns):
                 events.append(event)
                 sources.append(step.source)
                 if type(event) is StepFinished:
@@ -246,7 +364,7 @@ class _Run:
                     work_ns += event.run_ns if step.parent is None else 0
                 elif type(event) is StepSkipped:
                     counts[StepStatus.SKIPPED] += 1
-                    step.started_ns = None  # As stored: what never ran is on no critical path.
+                    step.started_ns = event.started_ns  # As stored: what never ran is on no critical path.
         if end_ns is not None:
             ended = [step for step in steps if step.finished_ns is not None]
             events.append(
@@ -268,50 +386,18 @@ class _Run:
         else:
             events.append(Heartbeat(execution=ref, time_ns=now_ns))
         sources.append(ref.execution_id)
-        return AssembledExecution(ref, self.root, events, sources, self.is_named, self.spans, self.may_change)
+        return AssembledExecution(
+            ref, self.root, events, sources, self.is_named, self.spans, self.may_change, self.may_be_a_step
+        )
 
 
 def _is_lasting(rule: Rule, steps: Sequence[AssembledStep]) -> bool:
     return rule.lasting or any(step.rule.lasting for step in steps)
 
 
-def _end(
-    root: SpanRecord | None,
-    rule: Rule,
-    steps: Sequence[AssembledStep],
-    end_span: SpanRecord | None,
-    end_rule: Rule,
-    is_quiet: bool,
-) -> tuple[int | None, ExecutionStatus, SpanRecord | None]:
-    """When an execution ended (None: not yet), how, and the span that says why. ``end_span`` has the role END."""
-    if root is None or (rule.opens and 0 < root.end_ns <= root.start_ns):
-        if end_span is not None:
-            return end_span.end_ns or end_span.start_ns, ExecutionStatus(_outcome(end_rule, end_span)), end_span
-        if root is not None:
-            return None, ExecutionStatus.RUNNING, None
-    is_lasting = _is_lasting(rule, steps)
-    if root is None:
-        if not (is_lasting and is_quiet and steps) or any(step.finished_ns is None for step in steps):
-            return None, ExecutionStatus.RUNNING, None
-        return max(step.finished_ns or 0 for step in steps), ExecutionStatus.COMPLETED, None
-    is_open = any(step.finished_ns is None and not (step.is_pending or step.is_queued_again) for step in steps)
-    if root.is_lost and not is_open:
-        # Nothing runs any more, or is known to.
-        return max([root.lost_ns, *[step.finished_ns or 0 for step in steps]]), ExecutionStatus.LOST, root
-    end_ns = root.end_ns
-    if not end_ns or (is_lasting and any(step.finished_ns is None for step in steps)):
-        return None, ExecutionStatus.RUNNING, None
-    if is_lasting:
-        end_ns = max([end_ns, *[step.finished_ns or 0 for step in steps]])
-        if rule.role in (Role.STEP, Role.QUEUED):
-            # The root is a step, or queued one, and that step has the outcome.
-            return end_ns, ExecutionStatus.COMPLETED, None
-    return end_ns, ExecutionStatus(_outcome(rule, root)), root
-
-
-def _outcome(rule: Rule, span: SpanRecord) -> str:
+def _outcome(rule: Rule, span: SpanRecord) -> ExecutionStatus:
     outcome = rule.status(span)
-    return outcome if outcome in OUTCOMES else "completed"
+    return ExecutionStatus(outcome) if outcome in OUTCOMES else _COMPLETED
 
 
 def _version(rule: Rule, root: SpanRecord | None) -> str:

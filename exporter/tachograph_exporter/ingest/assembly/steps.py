@@ -7,24 +7,23 @@ without its root is running; a step without its parent is a step of the executio
 
 from __future__ import annotations
 
-import operator
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from tachograph.events import FAILED, Failure, StepStatus
-from tachograph.identity import ExecutionRef, StepRef, step_id
-from tachograph.inferred_dependencies import Dependencies, InferredDependencies
+from tachograph.events import FAILED, Failure
+from tachograph.identity import StepRef
 from tachograph.run_window import Place, RunWindow
-from tachograph.spans import semconv
 from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, WithinExecution, start_order
-from tachograph_exporter.ingest.built_in_rules import ANY
-from tachograph_exporter.ingest.rules import Role, Rule
+from tachograph_exporter.ingest.assembly.tries import Matched, Try, set_ready, status_of, tries_of
+from tachograph_exporter.ingest.built_in_rules import ANY, CONSUMED
+from tachograph_exporter.ingest.rules import RETRYING, Kind, Role, Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
 NAME_LIMIT: Final = 200
-TYPE_LIMIT: Final = 16
-_MOMENT: Final = operator.itemgetter(0, 1, 2)
+_FAILURES: Final = frozenset({*FAILED, RETRYING, "lost"})
+"""How an attempt ended that another one followed."""
 
 
 class NestedRun(NamedTuple):
@@ -41,36 +40,51 @@ class NestedRun(NamedTuple):
 
 
 class AssembledStep:
-    """A step during assembly: its spans, one per attempt or one for all attempts.
+    """A step during assembly.
 
-    A step that was queued and has not started has the span that queued it, and ``is_pending``. A step that is an
-    execution of its own has the root span of that one, and ``run``.
+    A step that is an execution of its own has the root span of that one, and ``run``.
+
+    Attributes:
+        spans: its own; those of attempts if it has no others.
+        attempts: spans of attempts only.
+        queued: spans that asked for it; they are all it has if it has not started.
+        outcomes: spans that only say how an attempt ended.
+        tries: its attempts, first to last.
+        is_queued_again: it ran, and was asked for again since.
+        is_blocked: it will not start, because a step that it waits for failed.
+        asked_ns: when it was asked for, if a span says so.
+        ready_ns: when its dependencies were met, if a span says so: from then on it waited for a worker.
+        after: the step that asked for it, or whose span is above its own as a dependency.
     """
 
     __slots__ = (
-        "after", "attempts", "child_execution_id", "depends_on", "finished_ns", "is_pending", "is_queued_again",
-        "last", "name", "parent", "parent_step_id", "place", "ready_ns", "ref", "rule", "run", "source", "spans",
-        "started_ns", "step_id",
+        "after", "asked_ns", "attempts", "child_execution_id", "dependency_count", "depends_on", "finished_ns", "first",
+        "index", "is_blocked", "is_queued_again", "name", "outcomes", "parent", "parent_step_id", "place", "queued",
+        "ready_ns", "ref", "rule", "run", "source", "spans", "started_ns", "step_id", "tries",
     )  # fmt: skip
 
-    def __init__(self, name: str, rule: Rule, span: SpanRecord, key: Any = None, *, is_pending: bool = False) -> None:
+    def __init__(self, name: str, rule: Rule, first: SpanRecord, key: Any = None) -> None:
         self.name = name
         self.rule = rule
-        self.source = span.span_id if key is None else key
-        self.spans = [span]
-        self.attempts: list[tuple[Rule, SpanRecord]] = []
-        self.is_pending = is_pending
-        # It has run, and was queued again since.
+        self.first = first
+        self.source = first.span_id if key is None else key
+        self.spans: list[Matched] = []
+        self.attempts: list[Matched] = []
+        self.queued: list[Matched] = []
+        self.outcomes: list[Matched] = []
+        self.tries: list[Try] = []
         self.is_queued_again = False
+        self.is_blocked = False
+        self.index: str | None = None
         self.parent: AssembledStep | None = None
         self.ref: StepRef | None = None
-        self.last = span
         self.run: NestedRun | None = None
         self.child_execution_id: str | None = None
         self.place: Place | None = None
-        # When it was queued, if a span says so, and the step it follows, if that one's span is above its own.
+        self.asked_ns: int | None = None
         self.ready_ns: int | None = None
         self.after: AssembledStep | None = None
+        self.dependency_count = 0
         # What `tachograph.critical_path` reads.
         self.step_id = ""
         self.depends_on: tuple[str, ...] = ()
@@ -79,25 +93,58 @@ class AssembledStep:
         self.finished_ns: int | None = None
 
     @property
+    def is_pending(self) -> bool:
+        """Whether it was asked for and has not started."""
+        return not self.tries and self.run is None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether an attempt of it runs, as far as is known."""
+        return self.run is not None or (bool(self.tries) and not self.is_between_attempts and not self.is_blocked)
+
+    @property
     def first_ns(self) -> int:
-        """When it started, or was queued."""
-        return self.started_ns if self.started_ns is not None else self.last.start_ns
+        """When it started, or was asked for."""
+        return self.started_ns if self.started_ns is not None else self.first.start_ns
+
+    @property
+    def is_between_attempts(self) -> bool:
+        """Whether its last attempt failed and another one is due."""
+        return self.is_queued_again or (bool(self.tries) and self.tries[-1].status == RETRYING)
 
     def settle(self) -> None:
-        """Set start and end, once all its spans are assigned."""
-        spans = self.spans
-        self.last = spans[0] if len(spans) == 1 else max(spans, key=start_order)
-        if self.is_pending:
-            return
+        """Find its attempts, start and end, once all its spans are assigned."""
         if self.run is not None:
             self.started_ns, self.finished_ns = self.run.started_ns, self.run.ended_ns
             return
-        # If attempts have spans of their own, the time before the first one is waiting.
-        attempts = spans if len(spans) > 1 or not self.attempts else [span for _, span in self.attempts]
-        self.started_ns = min([span.start_ns for span in attempts])
-        if attempts is not spans and spans[0].start_ns < self.started_ns:
-            self.ready_ns = spans[0].start_ns
-        self.finished_ns = None if self.is_queued_again else self.last.over_ns or None
+        spans = self.spans
+        if spans or self.attempts or self.outcomes:
+            self.tries = tries_of(spans, self.attempts, self.outcomes)
+        queued = self.queued
+        if queued:
+            queued.sort(key=lambda matched: start_order(matched[1]))
+            self.asked_ns = queued[0][1].start_ns
+            ready = [matched for matched in queued if not matched[0].waits]
+            self.is_queued_again = set_ready(self.tries, ready) and bool(self.tries)
+            if not self.tries and ready:
+                self.ready_ns = ready[-1][1].start_ns
+        tries = self.tries
+        if not tries:
+            self.first = queued[0][1]
+            return
+        if len(spans) > 1:
+            self.first = min([span for _, span in spans], key=start_order)
+        self.started_ns = tries[0].start_ns
+        if tries[0].ready_ns is not None:
+            self.ready_ns = tries[0].ready_ns
+        if not self.is_between_attempts and tries[-1].end_ns:
+            self.finished_ns = tries[-1].end_ns
+            if self.attempts and spans:
+                # Its own span, if it is one for all attempts, says when it ended.
+                ends = [span.over_ns for _, span in spans]
+                self.finished_ns = max(ends) if all(ends) and max(ends) >= tries[-1].start_ns else tries[-1].end_ns
+                if not all(ends) and len(spans) == 1:
+                    self.finished_ns = None
 
 
 def may_grow(step: AssembledStep) -> bool:
@@ -106,15 +153,53 @@ def may_grow(step: AssembledStep) -> bool:
     return bool(step.attempts) or rule.key is not None or rule.lasting or rule.retries or rule.role is Role.ATTEMPT
 
 
-def outcome_of(rule: Rule, span: SpanRecord) -> str:
-    """How a span ended, or that it was lost: whatever it says so far was not its end."""
-    return StepStatus.LOST.value if span.is_lost else rule.status(span)
-
-
 def has_failed(step: AssembledStep) -> bool:
     """Whether it has ended as failed."""
-    status = outcome_of(step.rule, step.last) if step.run is None else step.run.status
-    return step.finished_ns is not None and status in FAILED
+    if step.finished_ns is None:
+        return False
+    status = step.tries[-1].status if step.run is None else step.run.status
+    return status in FAILED
+
+
+def was_lost(step: AssembledStep) -> bool:
+    """Whether nothing was heard of it any more while it ran."""
+    return step.run is None and bool(step.tries) and step.tries[-1].status == "lost"
+
+
+class _Steps:
+    """The steps of an execution while its spans are assigned to them."""
+
+    def __init__(self, trace: TraceSpans) -> None:
+        self.trace = trace
+        self.by_span: dict[str, AssembledStep] = {}
+        self.by_key: dict[Any, AssembledStep] = {}
+
+    def key_of(self, rule: Rule, span: SpanRecord) -> Any:
+        """What attempts of one step have in common: the key of the span, or of the span that asked for it."""
+        key = rule.key(span) if rule.key is not None else None
+        if key is None:
+            above = self.trace.rules.get(span.parent_span_id)
+            if above is not None and above.role is Role.QUEUED and above.engine == rule.engine:
+                key = above.key(self.trace.spans_by_id[span.parent_span_id]) if above.key is not None else None
+                if key is None and rule.engine != ANY.engine:
+                    key = span.parent_span_id
+        return (rule.engine, key) if key is not None else None
+
+    def add(self, rule: Rule, span: SpanRecord, kind: str) -> AssembledStep:
+        """Assign a span to the step with its key, or to a new one."""
+        key = self.key_of(rule, span)
+        step = self.by_key.get(key) if key is not None else None
+        if step is None:
+            step = AssembledStep(_step_name(rule, span), rule, span, key[1] if key is not None else None)
+            if rule.index is not None and (index := rule.index(span)) is not None:
+                step.index = clean(str(index))[:NAME_LIMIT]
+            if key is not None:
+                self.by_key[key] = step
+        elif kind == "spans" and step.rule.role is not Role.STEP:
+            step.rule, step.name = rule, _step_name(rule, span)
+        getattr(step, kind).append((rule, span))
+        self.by_span[span.span_id] = step
+        return step
 
 
 def steps_of(
@@ -122,109 +207,166 @@ def steps_of(
 ) -> list[AssembledStep]:
     """The steps among an execution's spans, ordered by their start; the executions inside it are steps, too."""
     spans_by_id, rules = trace.spans_by_id, trace.rules
-    by_span: dict[str, AssembledStep] = {}
-    by_key: dict[Any, AssembledStep] = {}
-    attempts: list[tuple[Rule, SpanRecord]] = []
-    queued = [span for span in spans if trace.role(span.span_id) is Role.QUEUED]
-    if root is not None and trace.role(root.span_id) is Role.QUEUED:
-        queued.insert(0, root)
-    has_steps = bool(queued) or any(trace.role(span.span_id) in (Role.STEP, Role.ATTEMPT) for span in spans)
-    top = root.span_id if root is not None else None
+    steps = _Steps(trace)
+    attempts: list[Matched] = []
+    outcomes: list[Matched] = []
+    queued: list[Matched] = []
+    unknown: list[SpanRecord] = []
+    has_steps = False
+    if root is not None and (rule := rules[root.span_id]) is not None and rule.role is Role.QUEUED:
+        queued.append((rule, root))
+        has_steps = rule.engine != ANY.engine
     for span in spans:
         rule = rules[span.span_id]
-        if rule is not None and rule.role is Role.ATTEMPT:
+        if rule is None:
+            unknown.append(span)
+            continue
+        role = rule.role
+        if role is Role.STEP:
+            steps.add(rule, span, "spans")
+        elif role is Role.ATTEMPT:
             attempts.append((rule, span))
+        elif role is Role.QUEUED:
+            queued.append((rule, span))
+        elif role is Role.OUTCOME:
+            outcomes.append((rule, span))
             continue
-        is_step = rule is not None and rule.role is Role.STEP
-        if not is_step and not has_steps and (span.parent_span_id == top or span.parent_span_id not in spans_by_id):
-            # Spans of unknown kind: the children of the root are the steps.
-            is_step = rule is None
-            rule = ANY
-        if not is_step or rule is None:
-            continue
-        key = rule.key(span) if rule.key is not None else None
-        same = by_key.get((rule.engine, key)) if key is not None else None
-        if same is not None:
-            same.spans.append(span)
-            by_span[span.span_id] = same
-            continue
-        step = by_span[span.span_id] = AssembledStep(_step_name(rule, span), rule, span, key)
-        if key is not None:
-            by_key[rule.engine, key] = step
-    ancestor = NearestAncestor(spans_by_id, WithinExecution(by_span, trace))
-    orphans: list[tuple[Rule, SpanRecord]] = []
-    for rule, span in attempts:
-        owner = ancestor(span.span_id)
-        if owner in by_span:
-            by_span[owner].attempts.append((rule, span))
         else:
-            orphans.append((rule, span))
-    for rule, span in orphans:
-        # The step's own span has not arrived: its attempts stand in for it.
-        name = _step_name(rule, span)
-        owner_step = by_key.get((rule.engine, "attempts of", name))
-        if owner_step is None:
-            owner_step = by_key[rule.engine, "attempts of", name] = AssembledStep(name, rule, span, name)
-        else:
-            owner_step.spans.append(span)
-        by_span[span.span_id] = owner_step
-    _add_pending(queued, spans, trace, by_span, by_key)
-    _add_nested(nested, trace, by_span)
-    steps = list({id(step): step for step in by_span.values()}.values())
-    ancestor = NearestAncestor(spans_by_id, WithinExecution(by_span, trace))
-    for step in steps:
-        step.settle()
-        if step.run is not None:
-            step.parent = by_span.get(ancestor(step.run.root.span_id) or "")
             continue
-        first = min(step.spans, key=start_order)
-        queueing = step.spans[0] if step.is_pending else spans_by_id.get(first.parent_span_id)
-        if queueing is not None and trace.role(queueing.span_id) is not Role.QUEUED:
-            queueing = None
-        outer = by_span.get(ancestor(first.span_id if queueing is None else queueing.span_id) or "")
-        if outer is step:
-            outer = None
-        if queueing is not None:
-            # It follows the step that queued it and is not inside it: that step did not wait for it.
-            step.ready_ns, step.after = queueing.start_ns, outer
-        elif step.rule.follows and outer is not None and outer.rule.follows:
-            step.after = outer
-        else:
-            step.parent = outer
-    _break_cycles(steps)
-    steps.sort(key=lambda step: (step.first_ns, step.spans[0].span_id))
-    return steps
+        has_steps = has_steps or rule.engine != ANY.engine
+    if not has_steps:
+        # Spans of unknown kind: the children of the root are the steps.
+        top = root.span_id if root is not None else None
+        for span in unknown:
+            if span.parent_span_id == top or span.parent_span_id not in spans_by_id:
+                steps.add(CONSUMED if span.kind == Kind.CONSUMER else ANY, span, "spans")
+    _merge_repetitions(steps)
+    _add_attempts(attempts, steps)
+    _add_outcomes(outcomes, steps)
+    _add_queued(queued, steps)
+    _add_nested(nested, steps)
+    assembled = list({id(step): step for step in steps.by_span.values()}.values())
+    _place_within(assembled, steps)
+    assembled.sort(key=lambda step: (step.first_ns, step.first.span_id))
+    return assembled
+
+
+def stand_in(steps: list[AssembledStep], name: str, rule: Rule, root: SpanRecord) -> None:
+    """Add a step for an execution's own span, around all others."""
+    step = AssembledStep(name, rule, root)
+    step.spans.append((rule, root))
+    step.settle()
+    for other in steps:
+        if other.parent is None:
+            other.parent = step
+    steps.insert(0, step)
 
 
 def _step_name(rule: Rule, span: SpanRecord) -> str:
     return clean(str(rule.name(span) or span.name or "unnamed"))[:NAME_LIMIT]
 
 
-def _add_pending(
-    queued: Sequence[SpanRecord],
-    spans: Sequence[SpanRecord],
-    trace: TraceSpans,
-    by_span: dict[str, AssembledStep],
-    by_key: dict[Any, AssembledStep],
-) -> None:
-    """Add steps that were queued and have not started, or not started again."""
-    started = {span.parent_span_id for span in spans if trace.role(span.span_id) is Role.STEP}
-    for span in queued:
-        rule = trace.rules[span.span_id]
-        if span.span_id in started or rule is None:
-            continue
-        key = rule.key(span) if rule.key is not None else None
-        same = by_key.get((rule.engine, key)) if key is not None else None
-        if same is None:
-            step = by_span[span.span_id] = AssembledStep(_step_name(rule, span), rule, span, key, is_pending=True)
-            if key is not None:
-                by_key[rule.engine, key] = step
+def _merge_repetitions(steps: _Steps) -> None:
+    """Steps without a key, of the same name and parent, are attempts of one if each but the last failed before the next
+    began: a loop that goes on after a success is several steps."""
+    failed = {key for step in steps.by_span.values() if (key := _repeated(step, is_failure=True)) is not None}
+    if not failed:
+        return
+    groups: dict[Any, list[AssembledStep]] = defaultdict(list)
+    for step in steps.by_span.values():
+        if (key := _repeated(step)) in failed:
+            groups[key].append(step)
+    for group in groups.values():
+        group.sort(key=lambda step: start_order(step.first))
+        first, *others = group
+        if others and _are_attempts([step.spans[0] for step in group]):
+            for step in others:
+                first.spans += step.spans
+                steps.by_span[step.first.span_id] = first
+
+
+def _repeated(step: AssembledStep, *, is_failure: bool = False) -> Any:
+    """What attempts of a step without a key have in common; None: it has a key, or (``is_failure``) did not fail."""
+    rule, span = step.rule, step.first
+    if rule.key is not None or rule.attempt is not None or rule.lasting or len(step.spans) != 1:
+        return None
+    if rule.of_agent and not rule.retries:
+        # An agent that calls a tool again after a failure was told of it in between.
+        return None
+    if is_failure and status_of(rule, span) not in _FAILURES:
+        return None
+    return (rule.engine, step.name, span.parent_span_id, step.index)
+
+
+def _are_attempts(spans: Sequence[Matched]) -> bool:
+    for (rule, span), (_, following) in itertools.pairwise(spans):
+        if span.over_ns > following.start_ns or status_of(rule, span) not in _FAILURES:
+            return False
+    return True
+
+
+def _add_attempts(attempts: Sequence[Matched], steps: _Steps) -> None:
+    trace = steps.trace
+    ancestor = NearestAncestor(trace.spans_by_id, WithinExecution(steps.by_span, trace)) if attempts else None
+    orphans: list[Matched] = []
+    for rule, span in attempts:
+        key = steps.key_of(rule, span)
+        owner = steps.by_key.get(key) if key is not None else None
+        if owner is None and key is None and ancestor is not None:
+            owner = steps.by_span.get(ancestor(span.span_id) or "")
+        if owner is not None:
+            owner.attempts.append((rule, span))
         else:
-            same.is_queued_again = True
+            orphans.append((rule, span))
+    for rule, span in orphans:
+        # The step's own span has not arrived: its attempts stand in for it.
+        key = steps.key_of(rule, span) or (rule.engine, "attempts of", _step_name(rule, span))
+        owner = steps.by_key.get(key)
+        if owner is None:
+            owner = steps.by_key[key] = AssembledStep(_step_name(rule, span), rule, span, key[-1])
+            if rule.index is not None and (index := rule.index(span)) is not None:
+                owner.index = clean(str(index))[:NAME_LIMIT]
+        owner.spans.append((rule, span))
+        steps.by_span[span.span_id] = owner
 
 
-def _add_nested(nested: Sequence[NestedRun], trace: TraceSpans, by_span: dict[str, AssembledStep]) -> None:
+def _add_outcomes(outcomes: Sequence[Matched], steps: _Steps) -> None:
+    for rule, span in outcomes:
+        owner = steps.by_span.get(span.parent_span_id)
+        if owner is None and (key := steps.key_of(rule, span)) is not None:
+            owner = steps.by_key.get(key)
+            if owner is None:
+                owner = steps.by_key[key] = AssembledStep(_step_name(rule, span), rule, span, key[1])
+                steps.by_span[span.span_id] = owner
+        if owner is not None:
+            owner.outcomes.append((rule, span))
+
+
+def _add_queued(queued: Sequence[Matched], steps: _Steps) -> None:
+    """Assign the spans that asked for steps; some of those have not started, or not started again."""
+    if not queued:
+        return
+    below: dict[str, dict[int, AssembledStep]] = defaultdict(dict)
+    for step in steps.by_span.values():
+        for _, span in step.spans:
+            below[span.parent_span_id][id(step)] = step
+    for rule, span in queued:
+        owners = below.get(span.span_id)
+        if owners is None:
+            steps.add(rule, span, "queued")
+            continue
+        for owner in owners.values():
+            owner.queued.append((rule, span))
+            steps.by_span.setdefault(span.span_id, owner)
+            if (key := steps.key_of(rule, span)) is not None:
+                steps.by_key.setdefault(key, owner)
+
+
+def _add_nested(nested: Sequence[NestedRun], steps: _Steps) -> None:
     """Add the executions inside this one. Where it is the only one inside a step, that step stands for it."""
+    if not nested:
+        return
+    trace, by_span = steps.trace, steps.by_span
     ancestor = NearestAncestor(trace.spans_by_id, WithinExecution(by_span, trace))
     around = [by_span.get(ancestor(run.root.span_id) or "") for run in nested]
     counts: dict[int, int] = defaultdict(int)
@@ -239,8 +381,31 @@ def _add_nested(nested: Sequence[NestedRun], trace: TraceSpans, by_span: dict[st
         asked = trace.spans_by_id.get(run.root.parent_span_id)
         if asked is not None and trace.role(asked.span_id) in (Role.INSIDE, Role.QUEUED):
             # The span that asked for the execution.
-            step.ready_ns = asked.start_ns
+            step.asked_ns = step.ready_ns = asked.start_ns
         by_span[run.root.span_id] = step
+
+
+def _place_within(assembled: Iterable[AssembledStep], steps: _Steps) -> None:
+    """Find each step's attempts, and the step that it is inside, or that it follows."""
+    trace, by_span = steps.trace, steps.by_span
+    ancestor = NearestAncestor(trace.spans_by_id, WithinExecution(by_span, trace))
+    for step in assembled:
+        step.settle()
+        if step.run is not None:
+            step.parent = by_span.get(ancestor(step.run.root.span_id) or "")
+            continue
+        asking = step.queued[0][1] if step.queued else None
+        outer = by_span.get(ancestor(step.first.span_id if asking is None else asking.span_id) or "")
+        if outer is step:
+            outer = None
+        if asking is not None:
+            # It follows the step that asked for it and is not inside it: that step did not wait for it.
+            step.after = outer
+        elif step.rule.follows and outer is not None and outer.rule.follows:
+            step.after = outer
+        else:
+            step.parent = outer
+    _break_cycles(assembled)
 
 
 def place(steps: Sequence[AssembledStep], window: RunWindow) -> None:
@@ -261,7 +426,7 @@ def bounds(step: AssembledStep, window: RunWindow) -> RunWindow:
     return window if outer is None else RunWindow(outer.start_ns, window.end_ns)
 
 
-def _break_cycles(steps: Sequence[AssembledStep]) -> None:
+def _break_cycles(steps: Iterable[AssembledStep]) -> None:
     """Make sure that no step is inside itself, whatever the spans say."""
     safe: set[int] = set()
     for step in steps:
@@ -276,85 +441,3 @@ def _break_cycles(steps: Sequence[AssembledStep]) -> None:
             on_path.add(id(current))
             current = current.parent
         safe.update(on_path)
-
-
-def identify(ref: ExecutionRef, steps: list[AssembledStep]) -> None:
-    """Set every step's id and dependencies: from links and queueing spans, else inferred from the order they ran in."""
-    repetitions: dict[str, int] = defaultdict(int)
-    by_span = {span.span_id: step for step in steps for span in step.spans if not step.is_pending}
-    for step in steps:
-        index = repetitions[step.name]
-        repetitions[step.name] += 1
-        step.step_id = step_id(ref.workflow_id, step.name, index)
-    has_links = any(step.after is not None for step in steps) or any(
-        link in by_span for step in steps for span in step.spans for link in span.links
-    )
-    runs = {step.step_id for step in steps if step.run is not None}
-    inferred = _inferred(steps) if runs or not has_links else {}
-    repetitions.clear()
-    spans_of = {step.step_id: step.spans[0].span_id for step in steps}
-    for order, step in enumerate(steps):
-        dependency_count, after = 0, inferred.get(step.step_id)
-        if has_links:
-            linked = [by_span[link] for span in step.spans for link in span.links if link in by_span]
-            if step.after is not None:
-                linked.insert(0, step.after)
-            ids = [other.step_id for other in linked if other is not step]
-            if runs and after is not None:
-                # Nothing says what a nested execution waited for, nor what waited for it: the program ran on after it.
-                if step.run is not None and not ids:
-                    ids, dependency_count = [*after[0]], after[1]
-                else:
-                    ids += [other for other in after[0] if other in runs]
-            depends_on = tuple(dict.fromkeys(ids))
-        elif after is not None:
-            depends_on, dependency_count = after
-        else:
-            depends_on = ()
-        step.depends_on = depends_on
-        step.parent_step_id = step.parent.step_id if step.parent is not None else None
-        first = step.spans[0] if len(step.spans) == 1 else min(step.spans, key=start_order)
-        step.ref = StepRef(
-            execution=ref,
-            step_id=step.step_id,
-            name=step.name,
-            span_id=first.span_id,
-            parent_span_id=first.parent_span_id or ref.span_id,
-            step_type=_step_type(step),
-            step_order=order + 1,
-            index=repetitions[step.name],
-            depends_on=depends_on,
-            dependency_count=dependency_count,
-            links=tuple([spans_of[other] for other in depends_on if other in spans_of]),
-            parent_step_id=step.parent_step_id,
-            child_execution_id=step.child_execution_id,
-        )
-        repetitions[step.name] += 1
-
-
-def _step_type(step: AssembledStep) -> str:
-    if step.run is not None:
-        return "workflow"
-    kind = step.last.attributes.get(semconv.STEP_TYPE)
-    return clean(kind) if isinstance(kind, str) and 0 < len(kind) <= TYPE_LIMIT else "task"
-
-
-def _inferred(steps: list[AssembledStep]) -> dict[str, Dependencies]:
-    moments: list[tuple[int, int, int, AssembledStep]] = []
-    for number, step in enumerate(steps):
-        if step.parent is None and step.started_ns is not None:
-            # What a step waited for had ended when it was asked for; after that it waited for a slot.
-            began = step.started_ns if step.ready_ns is None else min(step.ready_ns, step.started_ns)
-            moments.append((began, 1, number, step))
-            if step.finished_ns is not None:
-                # At the same moment ends come before starts, but a step of zero length ends after its own start.
-                moments.append((step.finished_ns, 0 if step.finished_ns > began else 2, number, step))
-    order = InferredDependencies()
-    inferred: dict[str, Dependencies] = {}
-    moments.sort(key=_MOMENT)
-    for time_ns, kind, _, step in moments:
-        if kind == 1:
-            inferred[step.step_id] = order.started(step.step_id, time_ns)
-        else:
-            order.finished(step.step_id, time_ns)
-    return inferred

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Final
 
-from tachograph_exporter.ingest.built_in_rules import ANY
-from tachograph_exporter.ingest.rules import Role, Rule, Rulebook
+from tachograph_exporter.ingest.assembly.agents import Spent, spent_by_span, within_agents
+from tachograph_exporter.ingest.built_in_rules import ANY, RECEIVED, SENT
+from tachograph_exporter.ingest.rules import Kind, Role, Rule, Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
 
 _UNKNOWN: Final = "?"
+_RECEIVING: Final = frozenset({int(Kind.SERVER), int(Kind.CONSUMER)})
 
 
 def start_order(span: SpanRecord) -> tuple[int, str]:
@@ -22,12 +25,31 @@ class TraceSpans:
 
     def __init__(self, spans: Sequence[SpanRecord], book: Rulebook) -> None:
         self.spans_by_id = {span.span_id: span for span in spans}
-        self.rules = {span.span_id: book.find(span) for span in self.spans_by_id.values()}
+        matched = {span.span_id: book.find(span) for span in self.spans_by_id.values()}
+        self.rules = within_agents(self.spans_by_id, matched)
+        self._prices = book.prices
         self.order = sorted(self.spans_by_id.values(), key=start_order)
         self.trace_id = self.order[0].trace_id
         self.roots = frozenset(
             span_id for span_id, rule in self.rules.items() if rule is not None and rule.role is Role.EXECUTION
         )
+        if not self.roots:
+            # An engine that has executions of its own says when they end, whoever still reads its messages.
+            self._read_kinds()
+
+    def _read_kinds(self) -> None:
+        """A message that was sent and processed is a step, also where no rule knows the spans."""
+        rules, spans_by_id = self.rules, self.spans_by_id
+        for span in self.order:
+            if span.kind in _RECEIVING and rules[span.span_id] is None:
+                sender = spans_by_id.get(span.parent_span_id)
+                if sender is not None and sender.kind == Kind.PRODUCER and rules[sender.span_id] in (None, SENT):
+                    rules[sender.span_id], rules[span.span_id] = SENT, RECEIVED
+
+    @functools.cached_property
+    def spent(self) -> Mapping[str, Spent]:
+        """What its spans spent on models, by span id."""
+        return spent_by_span(self.spans_by_id, self.rules, self._prices)
 
     def role(self, span_id: str) -> Role | None:
         """The role of a span, or None if it is unknown."""
@@ -177,7 +199,10 @@ def _is_same(inner: tuple[str, SpanRecord | None, Rule], around: tuple[str, Span
 
 def _belongs(rule: Rule | None, span: SpanRecord) -> bool:
     """Whether a span is part of an execution whose root is another span, arrived or not."""
-    return rule is not None and (rule.role in (Role.INSIDE, Role.END) or run_of(rule, span) is not None)
+    if rule is None or rule.of_agent:
+        # Where no agent's run is known, a call of a model is a step of whatever is around it.
+        return False
+    return rule.role in (Role.INSIDE, Role.END) or run_of(rule, span) is not None
 
 
 def run_of(rule: Rule | None, span: SpanRecord) -> Any:

@@ -37,7 +37,8 @@ def fold(
             continue
         if old == new:
             continue
-        if old.execution == new.execution and _is_part(old.steps, new.steps) and _is_part(old.reports, new.reports):
+        is_same = old.key == new.key and old.execution == new.execution
+        if is_same and _is_part(old.steps, new.steps) and _is_part(old.reports, new.reports):
             totals = added[new.key][new.bucket]
             for step_id, step in new.steps.items():
                 if step_id not in old.steps:

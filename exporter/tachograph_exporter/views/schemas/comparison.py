@@ -14,11 +14,17 @@ class ComparedRun(msgspec.Struct, kw_only=True):
     duration_seconds: float | None
     critical_path_seconds: float
     queued_seconds: float | None
+    cost_usd: float | None
+    tokens_in: int
+    tokens_out: int
     error_message: str | None
 
 
 class Baseline(msgspec.Struct, kw_only=True):
-    """The usual as one side of a comparison: the completed executions of a range."""
+    """The usual as one side of a comparison: the completed executions of a range.
+
+    ``average_cost_usd`` is null if none of them says what it cost.
+    """
 
     start: str
     end: str
@@ -26,6 +32,7 @@ class Baseline(msgspec.Struct, kw_only=True):
     average_duration_seconds: float | None
     p50: float | None
     p95: float | None
+    average_cost_usd: float | None
 
 
 class ComparedStep(msgspec.Struct, kw_only=True):

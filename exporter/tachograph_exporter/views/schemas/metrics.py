@@ -45,7 +45,7 @@ class StepMetrics(DurationSummary, kw_only=True):
     wait: Wait | None
     critical_path_seconds: float
     critical_path_share: float | None
-    cost_usd: float
+    cost_usd: float | None
     tokens_in: int
     tokens_out: int
     measures: list[MeasureSummary]
@@ -83,7 +83,7 @@ class WorkflowMetricsSummary(msgspec.Struct, kw_only=True):
     retry_count: int
     critical_path_seconds: float
     work_seconds: float
-    cost_usd: float
+    cost_usd: float | None
     tokens_in: int
     tokens_out: int
     distribution: list[DistributionBucket]

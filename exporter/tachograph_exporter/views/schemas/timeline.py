@@ -42,9 +42,9 @@ class LogLine(msgspec.Struct):
 
 
 class Cost(msgspec.Struct):
-    """Cost that a step reported: the sum of all its reports."""
+    """What a step spent: the sum of all its reports. ``usd`` is null if nothing says what it cost."""
 
-    usd: float
+    usd: float | None
     tokens_in: int
     tokens_out: int
     models: list[str]
@@ -76,6 +76,7 @@ class FoldedSteps(msgspec.Struct, kw_only=True, gc=False):
 class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     """One step of a timeline.
 
+    ``step_index`` tells steps of the same name apart (of a mapped task, a loop, a fan-out), else it is null.
     ``duration_seconds`` spans from the start of the first attempt to the end of the last; ``run_seconds`` is the time
     in attempts alone. ``wait_seconds`` is all waiting; together with ``run_seconds`` it covers the time from the start
     of the execution (for a step inside another one: of that step) to the end of the step.
@@ -90,6 +91,7 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
 
     step_id: str
     step_name: str
+    step_index: int | str | None
     step_type: str
     step_order: int
     status: str
@@ -136,7 +138,9 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
 
     ``unaccounted_seconds`` is the time in which no step of the critical path ran: waits for a slot, and what the
     program did itself; together with ``critical_path_seconds`` it is the whole time of the run.
-    ``parent_execution_id`` and ``parent_step_id`` name the execution and its step that this one ran inside.
+    ``cost_usd`` is what its steps spent, null if nothing says so; it and the tokens are without those of executions
+    inside this one. ``parent_execution_id`` and ``parent_step_id`` name the execution and its step that this one ran
+    inside.
     """
 
     execution_id: str
@@ -167,7 +171,9 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     unaccounted_seconds: float | None
     work_seconds: float
     parallelism: float | None
-    cost_usd: float
+    cost_usd: float | None
+    tokens_in: int
+    tokens_out: int
     step_timeline: list[WorkflowStepTimelineEntry]
 
 

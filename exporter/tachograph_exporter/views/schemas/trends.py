@@ -21,7 +21,7 @@ class TrendBucket(msgspec.Struct, kw_only=True):
     p99: float | None
     retry_count: int
     average_wait_seconds: float | None
-    cost_usd: float
+    cost_usd: float | None
     tokens_in: int
     tokens_out: int
     measures: list[MeasureSummary]

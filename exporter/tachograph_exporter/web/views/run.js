@@ -279,6 +279,9 @@ export class RunView {
       ["Parallelism", run.isOpen || timeline.parallelism === null ? "–" : timeline.parallelism.toFixed(2)],
       ["Critical path", run.isOpen ? "–" : `${duration(timeline.critical_path_seconds)} (${percent(share, 0)})`],
       timeline.cost_usd ? ["Cost", dollars(timeline.cost_usd)] : null,
+      timeline.tokens_in || timeline.tokens_out
+        ? ["Tokens", `${timeline.tokens_in.toLocaleString()} in, ${timeline.tokens_out.toLocaleString()} out`]
+        : null,
       ["Run", this.copyableId(this.id)],
       timeline.parent_execution_id ? ["Inside run", this.parentLink()] : null,
       ["Trace", this.traceLink()],

@@ -33,7 +33,7 @@ export function stepDetails(run, step, { select, trace }) {
     entry.cost
       ? [
           "Cost",
-          `${dollars(entry.cost.usd)}, ${entry.cost.tokens_in} tokens in, ${entry.cost.tokens_out} out${entry.cost.models.length ? ` (${entry.cost.models.join(", ")})` : ""}`,
+          `${entry.cost.usd ? dollars(entry.cost.usd) : "not known"}, ${entry.cost.tokens_in} tokens in, ${entry.cost.tokens_out} out${entry.cost.models.length ? ` (${entry.cost.models.join(", ")})` : ""}`,
         ]
       : null,
     entry.outside_run_seconds

@@ -6,7 +6,7 @@ from alembic import op
 from sqlalchemy import BigInteger, Column, Integer, String, text
 
 revision = "0015"
-down_revision = "0012"
+down_revision = "0013"
 
 # A span that is open already was last heard of when its trace changed. Executions that were silent for an hour were
 # given up by earlier versions.

@@ -1,0 +1,131 @@
+"""Log lines of an execution, and its processes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+from sqlalchemy import Connection
+
+from tachograph_exporter.api.large_runs import lane_of
+from tachograph_exporter.api.query import Query, encode_cursor
+from tachograph_exporter.api.request import DATABASE, workspace_of
+from tachograph_exporter.api.routes import Parameter, Route
+from tachograph_exporter.ingest.process_metrics import process_of
+from tachograph_exporter.ingest.spans import attributes_of
+from tachograph_exporter.store import execution_list, log_rows, process_rows
+from tachograph_exporter.store.log_rows import Position
+from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.views.logs import SEVERITIES, Owners, arrived_lines, is_selected, recorded_lines
+from tachograph_exporter.views.processes import build_processes
+from tachograph_exporter.views.schemas.logs import LogPage, ProcessPage
+
+_SORT: Final = "time"
+_LIMIT: Final = Parameter(
+    name="limit", kind="integer", description="Maximum number of lines to return.", default=100, low=1, high=1000
+)
+
+
+async def logs(request: web.Request) -> web.Response:
+    """``GET /api/workflows/executions/{execution_id}/logs``: log lines, those that steps recorded and those by OTLP.
+
+    In order of time. A line belongs to the step whose span it was written in, or the nearest span above it. A line
+    whose span is not known belongs to every execution of its trace, and to no step.
+    """
+    query = Query(request)
+    names = query.texts("step")
+    severity = SEVERITIES[level] if (level := query.choice("level", SEVERITIES, "")) else 0
+    after = _position(query.cursor("after", _SORT))
+    limit = query.integer("limit", _LIMIT.default, _LIMIT.low or 0, _LIMIT.high or 0)
+    query.done()
+    workspace = await workspace_of(request)
+    execution_id = request.match_info["execution_id"]
+
+    def read(connection: Connection) -> bytes:
+        run = find_run(connection, workspace.id, execution_id)
+        trace_id, owners = run.execution.trace_id, Owners.of(run).steps
+        logged = log_rows.span_ids_of(connection, workspace.id, trace_id)
+        nearest = log_rows.ancestors_of(connection, workspace.id, trace_id, logged, owners)
+        steps = {span_id: owners[at] for span_id, at in nearest.items()}
+        chosen = [span_id for span_id in logged if is_selected(steps.get(span_id), names)]
+        rows = log_rows.page(
+            connection, workspace.id, trace_id, chosen, after=after, min_severity=severity, limit=limit + 1
+        )
+        lines = [*recorded_lines(run, names, after, severity), *arrived_lines(rows, steps)]
+        lines.sort(key=lambda line: line.position)
+        last = lines[limit - 1].position if len(lines) > limit else None
+        page = LogPage(
+            items=[line.entry for line in lines[:limit]],
+            next=encode_cursor(_SORT, _encoded(last)) if last is not None else None,
+            dropped_count=log_rows.dropped_of(connection, workspace.id, trace_id),
+        )
+        return msgspec.json.encode(page)
+
+    database = request.app[DATABASE]
+    body = await database.read(read, await lane_of(database, workspace.id, execution_id))
+    return web.Response(body=body, content_type="application/json")
+
+
+def _encoded(position: Position) -> execution_list.Position:
+    return execution_list.Position(position.time_ns, f"{position.span_id}/{position.id}")
+
+
+def _position(cursor: execution_list.Position | None) -> Position | None:
+    if cursor is None:
+        return None
+    span_id, _, key = cursor.execution_id.partition("/")
+    return Position(cursor.value, span_id, key)
+
+
+async def processes(request: web.Request) -> web.Response:
+    """``GET /api/workflows/executions/{execution_id}/processes``: what its processes measured of themselves meanwhile.
+
+    Processes are those whose spans the execution has, or the one that recorded it; their metrics arrive at
+    `/v1/metrics`. Of every minute there is the latest, the lowest and the highest value.
+    """
+    Query(request).done()
+    workspace = await workspace_of(request)
+    execution_id = request.match_info["execution_id"]
+
+    def read(connection: Connection) -> bytes:
+        execution = find_run(connection, workspace.id, execution_id).execution
+        resources = process_rows.resources_of(connection, workspace.id, execution.trace_id)
+        described = [process_of(attributes_of(ResourceSpans.FromString(r).resource.attributes)) for r in resources]
+        ids = sorted({process.id for process in described if process is not None})
+        host, _, place = (execution.process or "").partition("/")
+        pid = place.split("/")[1] if place.count("/") == 2 else ""
+        rows = process_rows.of_processes(connection, workspace.id, ids, host, int(pid) if pid.isdecimal() else None)
+        start = execution.started_ns if execution.started_ns is not None else execution.created_ns
+        end = execution.finished_ns if execution.finished_ns is not None else execution.last_seen_ns
+        windows = process_rows.windows_of(connection, workspace.id, [row.process_id for row in rows], start, end)
+        return msgspec.json.encode(ProcessPage(build_processes(rows, windows)))
+
+    database = request.app[DATABASE]
+    body = await database.read(read, await lane_of(database, workspace.id, execution_id))
+    return web.Response(body=body, content_type="application/json")
+
+
+ROUTES: Final = (
+    Route(
+        method="GET",
+        path="/api/workflows/executions/{execution_id}/logs",
+        handler=logs,
+        query=(
+            Parameter(name="step", kind="texts", description="Only lines of steps with these names or ids."),
+            Parameter(name="level", description="Only lines of this level or above.", choices=tuple(SEVERITIES)),
+            Parameter(name="after", description="`next` of the previous page."),
+            _LIMIT,
+        ),
+        response=LogPage,
+        codes=("archive_unavailable",),
+    ),
+    Route(
+        method="GET",
+        path="/api/workflows/executions/{execution_id}/processes",
+        handler=processes,
+        response=ProcessPage,
+        codes=("archive_unavailable",),
+    ),
+)

@@ -1,0 +1,185 @@
+"""The attempts of a step, from the spans of its attempts, of the step itself, of its queueing and of its outcome."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Final
+
+from tachograph_exporter.ingest.assembly.trace import start_order
+from tachograph_exporter.ingest.rules import Rule
+from tachograph_exporter.ingest.spans import SpanRecord
+
+Matched = tuple[Rule, SpanRecord]
+"""A span, and the rule that it matches."""
+
+
+_UNDECIDED: Final = ("completed", "running", "lost")
+"""Statuses of an attempt that a span of another kind may correct."""
+
+
+def status_of(rule: Rule, span: SpanRecord) -> str:
+    """How a span ended, as `Rule.status` has it; or that it is running, or was lost: what it says so far is no end."""
+    if not span.end_ns:
+        return "lost" if span.is_lost else "running"
+    return rule.status(span)
+
+
+class Try:
+    """One attempt. ``end_ns`` is 0 while it runs; ``status`` as `Rule.status` has it.
+
+    ``ready_ns`` is when it was asked for, if a span says so, ``due_ns`` when it was to start at the earliest.
+    ``exception`` is (type, message, stack); without it, ``blamed`` says why it failed.
+    """
+
+    __slots__ = ("blamed", "due_ns", "end_ns", "exception", "number", "ready_ns", "rule", "span", "start_ns", "status")
+
+    def __init__(self, rule: Rule, span: SpanRecord, number: int | None = None) -> None:
+        self.rule = rule
+        self.span = self.blamed = span
+        self.number = number
+        self.start_ns = span.start_ns
+        self.end_ns = span.over_ns
+        self.status = status_of(rule, span)
+        self.exception = span.exception
+        self.ready_ns: int | None = None
+        self.due_ns: int | None = _time(rule, span) if rule.due is not None else None
+
+    def continue_with(self, rule: Rule, span: SpanRecord) -> None:
+        """Another span of the same attempt, which was put aside in between (deferred, rescheduled)."""
+        self.start_ns = min(self.start_ns, span.start_ns)
+        if not span.over_ns or (self.end_ns and span.over_ns >= self.end_ns):
+            self.rule, self.blamed, self.end_ns = rule, span, span.over_ns
+            self.status = status_of(rule, span)
+            self.exception = span.exception or self.exception
+
+    def decide(self, rule: Rule, span: SpanRecord) -> None:
+        """A span of another kind says how the attempt ended."""
+        status = rule.status(span)
+        if not span.end_ns or (status == "completed" and self.status not in _UNDECIDED):
+            return
+        if status != "completed" or self.status != "completed":
+            self.status = status if self.status in _UNDECIDED else self.status
+            self.end_ns = self.end_ns or span.end_ns
+        self.exception = self.exception or span.exception
+
+
+def tries_of(spans: Sequence[Matched], attempts: Sequence[Matched], outcomes: Sequence[Matched]) -> list[Try]:
+    """The attempts of a step, first to last.
+
+    ``spans`` are the step's own (one for all attempts or one for each), ``attempts`` those of attempts only.
+    """
+    if len(spans) == 1 and not attempts and not outcomes:
+        rule, span = spans[0]
+        if rule.moments is not None and (tries := _by_moments(rule, span)):
+            return tries
+        return [Try(rule, span, rule.number(span) if rule.attempt is not None else None)]
+    tries = _numbered(attempts) if attempts else _numbered(spans)
+    if attempts:
+        _add_steps(tries, spans)
+    _add_outcomes(tries, outcomes)
+    return tries
+
+
+def _by_moments(rule: Rule, span: SpanRecord) -> list[Try]:
+    assert rule.moments is not None  # noqa: S101
+    tries = []
+    for moment in rule.moments(span):
+        attempt = Try(rule, span)
+        attempt.start_ns, attempt.end_ns, attempt.status, attempt.exception = moment
+        tries.append(attempt)
+    return tries
+
+
+def _numbered(spans: Sequence[Matched]) -> list[Try]:
+    """One attempt for each number, or for each span where the spans have no numbers; in the order they began."""
+    tries: list[Try] = []
+    by_number: dict[int, Try] = {}
+    for rule, span in sorted(spans, key=_start):
+        number = rule.number(span) if rule.attempt is not None else None
+        same = by_number.get(number) if number is not None else None
+        if same is not None:
+            same.continue_with(rule, span)
+            continue
+        attempt = Try(rule, span, number)
+        tries.append(attempt)
+        if number is not None:
+            by_number[number] = attempt
+    return tries
+
+
+def _add_steps(tries: list[Try], spans: Sequence[Matched]) -> None:
+    """What the step's own spans say of its attempts: how they ended, and that there were more of them."""
+    by_number = {attempt.number: attempt for attempt in tries if attempt.number is not None}
+    for rule, span in sorted(spans, key=_start):
+        number = rule.number(span)
+        attempt = by_number.get(number) if number is not None else tries[-1]
+        if attempt is None:
+            # Its own span has not arrived, or its process died.
+            attempt = Try(rule, span, number)
+            earlier = [other.end_ns for other in tries if (other.number or 0) < (number or 0)]
+            attempt.start_ns = max([span.start_ns, *earlier])
+            attempt.end_ns = max(attempt.end_ns, attempt.start_ns) if attempt.end_ns else 0
+            tries.append(attempt)
+            tries.sort(key=lambda other: (other.start_ns, other.number or 0))
+        elif span.is_lost:
+            if not attempt.end_ns:
+                attempt.status, attempt.end_ns = "lost", span.lost_ns
+        elif span.end_ns:
+            attempt.status = rule.status(span)
+            attempt.exception = attempt.exception or span.exception
+            if span.status_message or not attempt.blamed.is_error:
+                attempt.rule, attempt.blamed = rule, span
+            attempt.end_ns = attempt.end_ns or span.end_ns
+        place = tries.index(attempt)
+        if place and span.start_ns < tries[place - 1].start_ns:
+            # One span for all attempts: what lies before the first one is waiting.
+            attempt = tries[0]
+        if span.start_ns < attempt.start_ns and (attempt.ready_ns is None or span.start_ns < attempt.ready_ns):
+            attempt.ready_ns = span.start_ns
+
+
+def _add_outcomes(tries: list[Try], outcomes: Sequence[Matched]) -> None:
+    by_span = {attempt.span.span_id: attempt for attempt in tries}
+    for rule, span in sorted(outcomes, key=_start):
+        attempt = by_span.get(span.parent_span_id)
+        if attempt is not None:
+            attempt.decide(rule, span)
+            continue
+        # Nothing else tells of this attempt: whoever ran it was killed.
+        attempt = by_span[span.parent_span_id] = Try(rule, span)
+        tries.append(attempt)
+        tries.sort(key=lambda other: other.start_ns)
+
+
+def _start(matched: Matched) -> tuple[int, str]:
+    return start_order(matched[1])
+
+
+def _time(rule: Rule, span: SpanRecord) -> int | None:
+    value = rule.due(span) if rule.due is not None else None
+    return value if isinstance(value, int) else None
+
+
+def set_ready(tries: Sequence[Try], queued: Sequence[Matched]) -> bool:
+    """Say of each attempt when it was asked for. Returns whether one more was asked for, which has not started yet.
+
+    ``queued``: the spans that asked for the step, by start.
+    """
+    if not queued:
+        return False
+    asked = [span.start_ns for _, span in queued]
+    ids = {span.span_id: span.start_ns for _, span in queued}
+    before = -1
+    last_used = -1
+    for attempt in tries:
+        # The span above it; or else the last one since the attempt before it.
+        time_ns = ids.get(attempt.span.parent_span_id)
+        if time_ns is None or time_ns <= before:
+            place = bisect_right(asked, attempt.start_ns) - 1
+            time_ns = asked[place] if place >= 0 and asked[place] > before else None
+        if time_ns is not None and attempt.ready_ns is None:
+            attempt.ready_ns = min(time_ns, attempt.start_ns)
+        before = attempt.start_ns
+        last_used = max(last_used, time_ns if time_ns is not None else attempt.start_ns)
+    return asked[-1] > last_used

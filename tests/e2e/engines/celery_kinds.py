@@ -1,0 +1,418 @@
+"""A Celery application as users write it, instrumented only with opentelemetry-instrumentation-celery.
+
+python celery_kinds.py redis://… [SCENE …]
+
+Plays scenes with workers of its own. The truth is from the workers' events, the order in which the program asked for
+tasks, and the result backend.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+from celery import Celery, chain, chord, group
+from celery.signals import worker_process_init
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.celery import CeleryInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from telling import at, execution, step, stop_at_sigterm, tell
+
+BROKER = os.environ.get("BROKER") or os.environ.setdefault("BROKER", sys.argv[1])
+# A process that the worker stops has time to send a span that it ends, only if it sends it at once.
+AT_ONCE = os.environ.get("SPANS_AT_ONCE") == "1"
+app = Celery("celery_kinds", broker=BROKER, backend=BROKER)
+app.conf.update(
+    broker_connection_retry_on_startup=True,
+    result_extended=True,
+    task_track_started=True,
+    worker_prefetch_multiplier=1,
+)
+
+
+@worker_process_init.connect(weak=False)
+def instrument(**_):
+    provider = TracerProvider()
+    exporter = OTLPSpanExporter()
+    provider.add_span_processor(
+        SimpleSpanProcessor(exporter) if AT_ONCE else BatchSpanProcessor(exporter, schedule_delay_millis=200)
+    )
+    trace.set_tracer_provider(provider)
+    CeleryInstrumentor().instrument()
+
+
+@app.task
+def fetch(number):
+    time.sleep(0.1)
+    return number
+
+
+@app.task(bind=True, max_retries=2)
+def price(self, number):
+    time.sleep(0.05)
+    if self.request.retries < 1:
+        raise self.retry(exc=ValueError("no price yet"), countdown=0.5)
+    return number
+
+
+@app.task(bind=True, autoretry_for=(ConnectionError,), max_retries=2, default_retry_delay=0)
+def unreachable(self, number):
+    raise ConnectionError("no route to the shop")
+
+
+@app.task
+def store(number):
+    time.sleep(0.05)
+    return number
+
+
+@app.task
+def total(numbers):
+    time.sleep(0.05)
+    return sum(numbers)
+
+
+@app.task
+def broken(number):
+    raise RuntimeError(f"no item {number}")
+
+
+@app.task
+def hang(number):
+    time.sleep(60)
+
+
+@app.task
+def die(number):
+    # What the out-of-memory killer does.
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def survive(path):
+    if not os.path.exists(path):
+        with open(path, "w"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+
+
+@app.task
+def order(number):
+    time.sleep(0.05)
+    fetch.delay(number)
+    store.delay(number)
+    time.sleep(0.05)
+
+
+class Events:
+    """What the workers say of each task, by its id."""
+
+    def __init__(self):
+        self.by_task = {}
+        self.changed = threading.Condition()
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        with app.connection() as connection:
+            receiver = app.events.Receiver(connection, handlers={"*": self.keep})
+            receiver.capture(limit=None, timeout=None, wakeup=False)
+
+    def keep(self, event):
+        if "uuid" in event:
+            with self.changed:
+                self.by_task.setdefault(event["uuid"], []).append(event)
+                self.changed.notify_all()
+
+    def of(self, task_id, kind):
+        with self.changed:
+            return [event for event in self.by_task.get(task_id, []) if event["type"] == kind]
+
+    def wait(self, task_id, *kinds, count=1, seconds=60):
+        with self.changed:
+            if not self.changed.wait_for(
+                lambda: sum(e["type"] in kinds for e in self.by_task.get(task_id, [])) >= count, seconds
+            ):
+                raise TimeoutError(f"no {kinds} of {task_id}: {self.by_task.get(task_id)}")
+
+    def named(self, name, parent):
+        """The id of the task of a name that another task sent."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.find(name, parent), 60):
+                raise TimeoutError(f"{parent} sent no {name}")
+            return self.find(name, parent)
+
+    def find(self, name, parent):
+        for task_id, events in self.by_task.items():
+            for event in events:
+                if event.get("name") == name and event.get("parent_id") == parent:
+                    return task_id
+        return None
+
+
+STATUSES = {"SUCCESS": "completed", "FAILURE": "failed", "REVOKED": "cancelled", "STARTED": "lost", "RETRY": "lost"}
+
+
+class Stage:
+    """Workers, their events, and what is told of tasks."""
+
+    def __init__(self):
+        self.worker = None
+        self.log = open("worker.log", "ab")
+        self.events = Events()
+
+    @contextmanager
+    def working(self):
+        self.start()
+        try:
+            yield self
+        finally:
+            self.worker.terminate()
+            self.worker.wait(20)
+
+    def start(self):
+        command = [sys.executable, "-m", "celery", "-A", "celery_kinds", "worker", "-E", "--concurrency", "3",
+                   "--loglevel", "INFO", "--without-mingle", "--without-gossip"]  # fmt: skip
+        self.worker = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
+        while not app.control.ping(timeout=0.3):
+            if self.worker.poll() is not None:
+                raise RuntimeError("the worker has ended")
+
+    def kill(self):
+        os.killpg(self.worker.pid, signal.SIGKILL)
+        self.worker.wait()
+
+    def step(self, task_id, depends_on=(), *, index=None, status=None, **more):
+        """A step by the events and the result of a task that has reached its last state."""
+        tries = []
+        for event in self.events.by_task.get(task_id, []):
+            when, kind = at(event["timestamp"]), event["type"]
+            if kind == "task-started":
+                tries.append({"attempt": len(tries) + 1, "status": "lost", "started_at": when})
+            elif kind in ("task-succeeded", "task-failed", "task-retried", "task-revoked") and tries:
+                outcome = {"task-succeeded": "completed", "task-revoked": "cancelled"}.get(kind, "failed")
+                last = tries[-1]
+                if outcome == "failed":
+                    # The next try may have started before the worker tells how this one ended.
+                    last = next((attempt for attempt in tries if "ended_at" not in attempt), last)
+                last.update(status=outcome, ended_at=when)
+        result = app.AsyncResult(task_id)
+        if tries and status and tries[-1]["status"] == "lost":
+            tries[-1]["status"] = status
+        error = f"{type(result.result).__name__}: {result.result}" if result.state == "FAILURE" else None
+        return step(
+            result.name or next(e["name"] for e in self.events.by_task[task_id] if "name" in e),
+            status or STATUSES[result.state],
+            len(tries),
+            [*depends_on],
+            index=index,
+            started_at=tries[0]["started_at"] if tries else None,
+            ended_at=tries[-1].get("ended_at") if tries else None,
+            tries=tries,
+            engine_status=result.state,
+            error=error,
+            **more,
+        )
+
+
+def ids_of(result):
+    """The ids of a chain's tasks, the first one first."""
+    ids = []
+    while result is not None:
+        ids.insert(0, result.id)
+        result = result.parent
+    return ids
+
+
+def spans_sent():
+    trace.get_tracer_provider().force_flush()
+
+
+NAME = "celery_kinds."
+
+
+def chain_with_retry(stage):
+    fetched, priced, stored = ids_of(chain(fetch.s(1), price.s(), store.s()).apply_async())
+    stage.events.wait(stored, "task-succeeded")
+    steps = [
+        stage.step(fetched),
+        stage.step(priced, [NAME + "fetch"]),
+        stage.step(stored, [NAME + "price"]),
+    ]
+    return [execution(None, "completed", steps, workflow_also=[NAME + "fetch"])], ()
+
+
+def chain_failed(stage):
+    fetched, failing, stored = ids_of(chain(fetch.s(1), broken.s(), store.s()).apply_async())
+    stage.events.wait(failing, "task-failed")
+    steps = [
+        stage.step(fetched),
+        stage.step(failing, [NAME + "fetch"]),
+        # Never sent: Celery has no record of it.
+        step(NAME + "store", "skipped", 0, [NAME + "broken"], run_id=stored),
+    ]
+    run = execution(None, "failed", steps, workflow_also=[NAME + "fetch"], error="RuntimeError: no item 1")
+    return [run], [{"step": NAME + "store"}]
+
+
+def retries_exhausted(stage):
+    result = unreachable.delay(1)
+    stage.events.wait(result.id, "task-failed")
+    run = execution(NAME + "unreachable", "failed", [stage.step(result.id)])
+    return [run], ()
+
+
+def group_bare(stage):
+    results = group(fetch.s(i) for i in range(3)).apply_async().results
+    for result in results:
+        stage.events.wait(result.id, "task-succeeded")
+    return roots(stage, [stage.step(r.id, index=i, run_id=r.id) for i, r in enumerate(results)]), ()
+
+
+def roots(stage, steps):
+    """An execution for each root id that Celery gives: to each task that is sent on its own, so to each of a group."""
+    by_root = {}
+    for told in steps:
+        root = stage.events.of(told["run_id"], "task-received")[0]["root_id"]
+        by_root.setdefault(root, []).append(told)
+    executions = []
+    for together in by_root.values():
+        names = {f"{other['name']}#{other['index']}" for other in together}
+        told = [{**one, "index": None, "depends_on": [n.partition("#")[0] for n in one["depends_on"] if n in names]}
+                for one in together]  # fmt: skip
+        executions.append(execution(told[0]["name"], "completed", told))
+    return executions
+
+
+def group_in_span(stage):
+    with trace.get_tracer("shop").start_as_current_span("nightly fetch"):
+        results = group(fetch.s(i) for i in range(3)).apply_async().results
+    for result in results:
+        stage.events.wait(result.id, "task-succeeded")
+    steps = [stage.step(result.id, index=i) for i, result in enumerate(results)]
+    return [execution("nightly fetch", "completed", steps)], ()
+
+
+def chord_steps(stage, result):
+    header = [r.id for r in result.parent.results]
+    stage.events.wait(result.id, "task-succeeded")
+    steps = [stage.step(task_id, index=i, run_id=task_id) for i, task_id in enumerate(header)]
+    names = [f"{NAME}fetch#{i}" for i in range(3)]
+    return [*steps, stage.step(result.id, names, run_id=result.id)]
+
+
+def chord_in_span(stage):
+    with trace.get_tracer("shop").start_as_current_span("report"):
+        result = chord([fetch.s(i) for i in range(3)], total.s()).apply_async()
+    # The body's span hangs under the header's task that ended last.
+    unknowable = [{"execution": 0, "edge": f"{NAME}fetch#{i}->{NAME}total"} for i in range(3)]
+    return [execution("report", "completed", chord_steps(stage, result))], unknowable
+
+
+def chord_bare(stage):
+    result = chord([fetch.s(i) for i in range(3)], total.s()).apply_async()
+    return roots(stage, chord_steps(stage, result)), ()
+
+
+def countdown(stage):
+    result = store.apply_async((1,), countdown=1.5)
+    stage.events.wait(result.id, "task-succeeded")
+    received = stage.events.of(result.id, "task-received")[0]
+    told = stage.step(result.id, scheduled_at=received["eta"])
+    return [execution(NAME + "store", "completed", [told])], ()
+
+
+def nested(stage):
+    result = order.delay(1)
+    fetched = stage.events.named(NAME + "fetch", result.id)
+    stored = stage.events.named(NAME + "store", result.id)
+    for task_id in (result.id, fetched, stored):
+        stage.events.wait(task_id, "task-succeeded")
+    steps = [stage.step(result.id), stage.step(fetched), stage.step(stored)]
+    for told in steps[1:]:
+        # They run beside the task that sent them, or after it.
+        del told["depends_on"]
+    return [execution(NAME + "order", "completed", steps)], ()
+
+
+def never_told(name):
+    """The process that has the run's span was killed: only that the task was sent is known from spans."""
+    fields = ("status", "attempts", "started_at", "ended_at", "error")
+    return [{"execution": 0, "field": "status"}, *({"step": name, "field": field} for field in fields)]
+
+
+def hard_time_limit(stage):
+    result = hang.apply_async((1,), time_limit=1)
+    result.get(timeout=60, propagate=False)
+    told = stage.step(result.id, status="timeout")
+    return [execution(NAME + "hang", "timeout", [told])], never_told(NAME + "hang")
+
+
+def revoked(stage):
+    result = store.apply_async((1,), countdown=1)
+    result.revoke()
+    stage.events.wait(result.id, "task-revoked")
+    # The worker drops the message.
+    return [execution(NAME + "store", "cancelled", [stage.step(result.id)])], never_told(NAME + "store")
+
+
+def terminated(stage):
+    result = hang.delay(1)
+    stage.events.wait(result.id, "task-started")
+    result.revoke(terminate=True)
+    stage.events.wait(result.id, "task-revoked")
+    return [execution(NAME + "hang", "cancelled", [stage.step(result.id)])], never_told(NAME + "hang")
+
+
+def process_killed(stage):
+    result = die.delay(1)
+    stage.events.wait(result.id, "task-failed")
+    return [execution(NAME + "die", "failed", [stage.step(result.id)])], never_told(NAME + "die")
+
+
+def worker_killed(stage):
+    fetched, hanging = ids_of(chain(fetch.s(1), hang.s()).apply_async())
+    stage.events.wait(hanging, "task-started")
+    time.sleep(0.5)  # the spans of `fetch` are sent every 0.2 s
+    stage.kill()
+    stage.start()
+    steps = [stage.step(fetched), stage.step(hanging, [NAME + "fetch"], status="lost")]
+    run = execution(None, "lost", steps, workflow_also=[NAME + "fetch"])
+    return [run], never_told(NAME + "hang")[1:]
+
+
+def redelivered(stage):
+    result = survive.delay(os.path.abspath(f"survived-{time.time_ns()}"))
+    stage.events.wait(result.id, "task-succeeded")
+    unknowable = [{"step": NAME + "survive", "field": field} for field in ("attempts", "started_at")]
+    return [execution(NAME + "survive", "completed", [stage.step(result.id)])], unknowable
+
+
+SCENES = [chain_with_retry, chain_failed, retries_exhausted, group_bare, group_in_span, chord_bare, chord_in_span, countdown,
+          nested, hard_time_limit, revoked, terminated, process_killed, worker_killed, redelivered]  # fmt: skip
+
+
+def main(names):
+    stop_at_sigterm()
+    instrument()
+    with Stage().working() as stage:
+        for scene in SCENES:
+            if not names or scene.__name__ in names:
+                executions, unknowable = scene(stage)
+                spans_sent()
+                tell(
+                    f"celery_{'at_once_' if AT_ONCE else ''}{scene.__name__}",
+                    executions,
+                    unknowable=unknowable,
+                    index_from="order",
+                    edges_from="recording",
+                    truth_from="the workers' events and the result backend; edges from the program",
+                )
+
+
+if __name__ == "__main__":
+    main(sys.argv[2:])

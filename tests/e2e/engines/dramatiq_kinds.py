@@ -1,0 +1,173 @@
+"""Dramatiq actors as users write them, instrumented only with opentelemetry-instrumentor-dramatiq.
+
+python dramatiq_kinds.py redis://… [SCENE …]       plays scenes, with a worker of its own
+
+The truth is from a middleware in the worker: Dramatiq keeps no record of messages.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry_instrumentor_dramatiq import DramatiqInstrumentor
+from telling import at, execution, step, stop_at_sigterm, tell
+
+BROKER = os.environ.get("BROKER") or os.environ.setdefault("BROKER", sys.argv[1])
+JOURNAL = os.environ.setdefault("JOURNAL", os.path.abspath("dramatiq.jsonl"))
+
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter()))
+trace.set_tracer_provider(provider)
+DramatiqInstrumentor().instrument()
+
+
+class Journal(dramatiq.Middleware):
+    """Writes down when a message's processing starts and how it ends."""
+
+    def write(self, message, kind, error=None):
+        entry = {"id": message.message_id, "actor": message.actor_name, "kind": kind, "at": time.time(), "error": error}
+        with open(JOURNAL, "a") as journal:
+            journal.write(json.dumps(entry) + "\n")
+
+    def before_process_message(self, broker, message):
+        self.write(message, "started")
+
+    def after_process_message(self, broker, message, *, result=None, exception=None):
+        error = f"{type(exception).__name__}: {exception}" if exception else None
+        self.write(message, "failed" if exception else "completed", error)
+
+
+broker = RedisBroker(url=BROKER)
+broker.add_middleware(Journal())
+dramatiq.set_broker(broker)
+
+
+@dramatiq.actor
+def extract(*_):
+    time.sleep(0.1)
+
+
+@dramatiq.actor
+def work(*_):
+    time.sleep(0.1)
+
+
+@dramatiq.actor(max_retries=3, min_backoff=300, max_backoff=300)
+def flaky(path, *_):
+    if not os.path.exists(path):
+        with open(path, "w"):
+            raise ConnectionError("no route to the shop")
+    time.sleep(0.05)
+
+
+@dramatiq.actor(max_retries=1, min_backoff=100, max_backoff=100)
+def broken(*_):
+    raise RuntimeError("no item 1")
+
+
+def entries(message):
+    if not os.path.exists(JOURNAL):
+        return []
+    with open(JOURNAL) as journal:
+        return [entry for entry in map(json.loads, journal) if entry["id"] == message.message_id]
+
+
+def wait(message, kind, count=1):
+    deadline = time.monotonic() + 60
+    while sum(entry["kind"] == kind for entry in entries(message)) < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{message.actor_name}: {entries(message)}")
+        time.sleep(0.05)
+
+
+def told(message, depends_on=(), **more):
+    tries = []
+    for entry in entries(message):
+        if entry["kind"] == "started":
+            tries.append({"attempt": len(tries) + 1, "started_at": at(entry["at"])})
+        else:
+            tries[-1].update(status=entry["kind"], ended_at=at(entry["at"]))
+            error = entry["error"]
+    return step(message.actor_name, tries[-1]["status"], len(tries), [*depends_on], tries=tries, run_id=message.message_id,
+                started_at=tries[0]["started_at"], ended_at=tries[-1]["ended_at"],
+                error=error, **more)  # fmt: skip
+
+
+# The instrumentor says OK of every try: a failed one is known from the next of its message, the last one never.
+def fails_silently(name):
+    return [
+        {"execution": 0, "field": "status"},
+        *({"step": name, "field": field} for field in ("status", "error", "tries")),
+    ]
+
+
+def pipeline():
+    path = os.path.abspath(f"flaky-{time.time_ns()}")
+    with trace.get_tracer("shop").start_as_current_span("dramatiq nightly"):
+        messages = [extract.message(), work.message(), flaky.message_with_options(args=(path,), pipe_ignore=True)]
+        dramatiq.pipeline(messages).run()
+    wait(messages[-1], "completed")
+    first, second, last = messages
+    steps = [told(first), told(second, ["extract"]), told(last, ["work"])]
+    # All messages are made by the sender before the first is sent.
+    edges = [{"edge": "extract->work"}, {"edge": "work->flaky"}]
+    return [execution("dramatiq nightly", "completed", steps)], edges
+
+
+def group():
+    with trace.get_tracer("shop").start_as_current_span("dramatiq group"):
+        messages = [work.message() for _ in range(3)]
+        dramatiq.group(messages).run()
+    for message in messages:
+        wait(message, "completed")
+    steps = [told(message, index=i) for i, message in enumerate(messages)]
+    return [execution("dramatiq group", "completed", steps)], []
+
+
+def alone():
+    message = extract.send()
+    wait(message, "completed")
+    return [execution("extract", "completed", [told(message)])], []
+
+
+def failed():
+    message = broken.send()
+    wait(message, "failed", 2)
+    return [execution("broken", "failed", [told(message)])], fails_silently("broken")
+
+
+SCENES = [pipeline, group, alone, failed]
+
+
+def main(names):
+    stop_at_sigterm()
+    with open("worker.log", "ab") as log:
+        command = [sys.executable, "-m", "dramatiq", "dramatiq_kinds", "--processes", "1", "--threads", "4"]
+        worker = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for scene in SCENES:
+            if not names or scene.__name__ in names:
+                executions, unknowable = scene()
+                tell(
+                    f"dramatiq_{scene.__name__}",
+                    executions,
+                    unknowable=unknowable,
+                    index_from="order",
+                    edges_from="order",
+                    truth_from="a middleware in the worker; edges from the program",
+                )
+    finally:
+        worker.terminate()
+        worker.wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[2:])

@@ -1,0 +1,111 @@
+"""Prefect flows as users write them; Prefect traces them itself.
+
+opentelemetry-instrument python prefect_flows.py FLOW
+"""
+
+import sys
+import time
+
+from prefect import flow, task
+
+
+@task
+def extract():
+    time.sleep(0.1)
+    return [0, 1, 2]
+
+
+@task
+def work(number):
+    time.sleep(0.1 + 0.1 * number)
+    return number
+
+
+@task
+def merge(numbers):
+    time.sleep(0.05)
+    return sum(numbers)
+
+
+@task(retries=2, retry_delay_seconds=1)
+def flaky(number):
+    from prefect.runtime import task_run
+
+    time.sleep(0.05)
+    if task_run.run_count == 1:
+        raise ConnectionError("no route to the shop")
+    return number
+
+
+@task(cache_key_fn=lambda *_: "the same", persist_result=True)
+def cached():
+    time.sleep(0.05)
+    return 1
+
+
+@task
+def load(number):
+    time.sleep(0.1)
+
+
+@task
+def broken(number):
+    raise RuntimeError("no item 1")
+
+
+@task
+def unreachable(number):
+    raise AssertionError("never run")
+
+
+@flow
+def child(number):
+    load(number)
+
+
+@flow
+def nightly():
+    numbers = extract()
+    total = merge(work.map(numbers))
+    cached()
+    cached()
+    total = flaky(total)
+    child(total)
+    load(total)
+
+
+@flow
+def failing():
+    extracted = extract.submit()
+    failed = broken.submit(extracted)
+    after = unreachable.submit(failed)
+    return after.result()
+
+
+@flow(retries=1, retry_delay_seconds=1)
+def twice():
+    from prefect.runtime import flow_run
+
+    extract()
+    if flow_run.run_count == 1:
+        raise ConnectionError("no route to the shop")
+
+
+@flow(timeout_seconds=2)
+def slow():
+    extract()
+    time.sleep(60)
+
+
+@flow
+def sleeping():
+    extract()
+    with open("asleep", "w"):
+        time.sleep(60)
+
+
+if __name__ == "__main__":
+    try:
+        globals()[sys.argv[1]]()
+    except Exception as error:
+        print(repr(error), file=sys.stderr)

@@ -1,0 +1,233 @@
+"""Plays Prefect flows on a Prefect server of its own. python prefect_kinds.py [SCENE …]
+
+The truth is from the server's API: flow runs, task runs, their states and inputs.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import prefect
+from telling import execution, step, stop_at_sigterm, tell
+
+HERE = Path(__file__).parent
+BIN = Path(sys.executable).parent
+STATUSES = {
+    "COMPLETED": "completed", "FAILED": "failed", "CRASHED": "failed", "CANCELLED": "cancelled", "PENDING": "skipped",
+    "RUNNING": "lost", "SCHEDULED": "skipped",
+}  # fmt: skip
+OTEL = {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+PLAIN = {name: value for name, value in os.environ.items() if name not in OTEL}
+
+
+class Server:
+    """A Prefect server with a database below this directory."""
+
+    def __init__(self):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        home = {"PREFECT_HOME": os.path.abspath("prefect-home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                "PREFECT_CLI_PROMPT": "false", "DO_NOT_TRACK": "1"}  # fmt: skip
+        command = [BIN / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        with open("server.log", "ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=PLAIN | home, start_new_session=True)
+        self.environment = PLAIN | OTEL | home | {
+            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_METRICS_EXPORTER": "none",
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
+        }  # fmt: skip
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=30)
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                if self.client.get("/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            if time.monotonic() > deadline:
+                raise TimeoutError(Path("server.log").read_text())
+            time.sleep(0.2)
+
+    def stop(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def start_flow(self, name):
+        command = [BIN / "opentelemetry-instrument", sys.executable, HERE / "prefect_flows.py", name]
+        with open("flow.log", "ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=self.environment, start_new_session=True)
+
+    def ask(self, path, **body):
+        answer = self.client.post(path, json=body)
+        answer.raise_for_status()
+        return answer.json()
+
+    def flow_runs(self, seen):
+        """The runs that earlier scenes did not have, in order of start."""
+        runs = [run for run in self.ask("/flow_runs/filter", limit=50) if run["id"] not in seen]
+        seen.update(run["id"] for run in runs)
+        return sorted(runs, key=lambda run: run["start_time"] or "")
+
+    def settled(self, run_id):
+        """The task runs of a flow run, once all that it says has come: states of tasks travel as events."""
+        last, since = None, time.monotonic()
+        while time.monotonic() - since < 1.5:
+            runs = self.ask("/task_runs/filter", flow_runs={"id": {"any_": [run_id]}}, limit=100)
+            now = {run["id"]: run["state"]["timestamp"] for run in runs}
+            if now != last:
+                last, since = now, time.monotonic()
+            time.sleep(0.2)
+        return sorted(runs, key=lambda run: (run["start_time"] or "9", int(run["dynamic_key"].rpartition("-")[2] or 0)
+                                             if run["dynamic_key"].isdigit() else 0))  # fmt: skip
+
+
+def task_name(run):
+    # A task run is called NAME-xxx, a subflow's NAME-0.
+    return run["name"].rpartition("-")[0]
+
+
+def tries_of(server, run):
+    tries = []
+    states = server.client.get("/task_run_states/", params={"task_run_id": run["id"]}).json()
+    for state in sorted(states, key=lambda state: state["timestamp"]):
+        when, name = state["timestamp"], state["name"]
+        if name in ("Running", "Retrying"):
+            tries.append({"attempt": len(tries) + 1, "status": "lost", "started_at": when})
+        elif tries and "ended_at" not in tries[-1] and state["type"] != "PENDING":
+            status = "completed" if state["type"] == "COMPLETED" else "failed"
+            tries[-1].update(status=status, ended_at=when)
+    return tries
+
+
+def steps_of(server, flow_run, numbers):
+    runs = server.settled(flow_run["id"])
+    names, counts = {}, {}
+    for run in runs:
+        name = task_name(run)
+        several = sum(task_name(other) == name for other in runs) > 1
+        index = counts.get(name, 0) if several else None
+        counts[name] = counts.get(name, 0) + 1
+        names[run["id"]] = (name, index)
+    steps = []
+    for run in runs:
+        name, index = names[run["id"]]
+        inputs = [i["id"] for values in run["task_inputs"].values() for i in values if i["input_type"] == "task_run"]
+        depends_on = [names[i] for i in dict.fromkeys(inputs) if i in names]
+        more = {}
+        child = run["state"].get("state_details", {}).get("child_flow_run_id")
+        if child:
+            more = {"optional": True, "child_run": f"executions/{numbers[child]}"}
+        tries = tries_of(server, run)
+        message = run["state"].get("message")
+        told = step(
+            name, STATUSES[run["state_type"]], 1 if child else len(tries) or (run["state_type"] == "COMPLETED"),
+            [n if i is None else f"{n}#{i}" for n, i in depends_on], index=index, engine_status=run["state_name"],
+            run_id=run["id"], tries=tries if tries and not child else None,
+            started_at=run["start_time"], ended_at=run["end_time"],
+            error=message.partition("with an exception: ")[2] or message.partition("exception ")[2] or None
+            if run["state_type"] == "FAILED" else None, **more,
+        )  # fmt: skip
+        told["attempts"] = int(told["attempts"])
+        steps.append(told)
+    return steps
+
+
+def executions_of(server, seen):
+    runs = server.flow_runs(seen)
+    numbers = {run["id"]: number for number, run in enumerate(runs)}
+    by_task = {}
+    executions = []
+    for run in runs:
+        name = server.client.get(f"/flows/{run['flow_id']}").json()["name"]
+        steps = steps_of(server, run, numbers)
+        by_task.update({told["run_id"]: numbers[run["id"]] for told in steps})
+        state = run["state"]
+        status = "timeout" if state["name"] == "TimedOut" else STATUSES[state["type"]]
+        told = execution(
+            name, status, steps, run_id=run["id"], run_name=run["name"], engine_status=state["name"],
+            workflow_not=[run["name"], "prefect"], started_at=run["start_time"], ended_at=run["end_time"],
+        )  # fmt: skip
+        if run["parent_task_run_id"]:
+            told["parent"] = f"executions/{by_task[run['parent_task_run_id']]}"
+        executions.append(told)
+    return executions
+
+
+# Spans have the name of the run and the flow's id, not its name.
+NAMELESS = [{"field": "workflow"}]
+
+
+def play(server, name, seen):
+    process = server.start_flow(name)
+    if process.wait(120) != 0:
+        raise RuntimeError(Path("flow.log").read_text()[-3000:])
+    return executions_of(server, seen)
+
+
+def nightly(server, seen):
+    executions = play(server, "nightly", seen)
+    # A mapped task's parameter is the mapped value, so its span has no link; nor has it an index.
+    return executions, [{"step": "work", "field": "index"}, {"step": "cached", "field": "index"},
+                        {"execution": 0, "edge": "extract->work*"}]  # fmt: skip
+
+
+def failing(server, seen):
+    return play(server, "failing", seen), [{"step": "unreachable"}]
+
+
+def twice(server, seen):
+    return play(server, "twice", seen), [{"step": "extract", "field": "index"}]
+
+
+def slow(server, seen):
+    executions = play(server, "slow", seen)
+    # The span has a failure; that time was up is in its message.
+    executions[0]["status_or"] = ["failed"]
+    return executions, []
+
+
+def killed(server, seen):
+    process = server.start_flow("sleeping")
+    deadline = time.monotonic() + 60
+    while not os.path.exists("asleep"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(Path("flow.log").read_text()[-3000:])
+        time.sleep(0.1)
+    time.sleep(0.6)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return executions_of(server, seen), [{"field": "status"}]
+
+
+SCENES = [nightly, failing, twice, slow, killed]
+
+
+def main(names):
+    stop_at_sigterm()
+    version = "".join(prefect.__version__.split(".")[:2])
+    server = Server()
+    seen = set()
+    try:
+        for scene in SCENES:
+            if not names or scene.__name__ in names:
+                executions, unknowable = scene(server, seen)
+                tell(
+                    f"prefect{version}_{scene.__name__}",
+                    executions,
+                    unknowable=[*NAMELESS, *unknowable],
+                    index_from="none",
+                    edges_from="recording",
+                    truth_from="the server's API: flow runs, task runs, states, inputs",
+                )
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

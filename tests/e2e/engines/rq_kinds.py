@@ -1,0 +1,194 @@
+"""RQ jobs as users write them, instrumented only with opentelemetry-instrumentation-rq.
+
+python rq_kinds.py redis://… [SCENE …]      plays scenes, with a worker of its own
+python rq_kinds.py redis://… --worker       that worker
+
+The truth is from the jobs and their results as RQ keeps them in Redis.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry_instrumentation_rq import RQInstrumentor
+from redis import Redis
+from rq import Queue, Retry, Worker
+from rq.results import Result
+from telling import execution, step, stop_at_sigterm, tell
+
+
+def instrument():
+    provider = TracerProvider()
+    # RQ forks a process for each job, which leaves without running what is registered for its end.
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    RQInstrumentor().instrument()
+
+
+def extract():
+    time.sleep(0.1)
+
+
+def work(number):
+    time.sleep(0.05 + 0.05 * number)
+
+
+def merge():
+    time.sleep(0.05)
+
+
+def flaky(path):
+    if not os.path.exists(path):
+        with open(path, "w"):
+            raise ConnectionError("no route to the shop")
+    time.sleep(0.05)
+
+
+def broken():
+    raise RuntimeError("no item 1")
+
+
+def hang():
+    time.sleep(60)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+STATUSES = {"finished": "completed", "failed": "failed", "deferred": "pending", "canceled": "cancelled"}
+OUTCOMES = {Result.Type.SUCCESSFUL: "completed", Result.Type.FAILED: "failed", Result.Type.RETRIED: "failed"}
+
+
+def wait(job, *statuses):
+    deadline = time.monotonic() + 60
+    while job.get_status(refresh=True).value not in statuses:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{job.func_name} is {job.get_status()}")
+        time.sleep(0.05)
+
+
+def told(job, names, *, index=None, **more):
+    """A step by what RQ keeps of a job. ``names``: the steps of the jobs that it may depend on."""
+    job.refresh()
+    status = job.get_status().value
+    tries = [{"status": OUTCOMES[result.type]} for result in reversed(job.results())]
+    tries = [{"attempt": number, **attempt} for number, attempt in enumerate(tries, 1)]
+    times = {}
+    if len(tries) == 1:
+        # RQ keeps the start of the last try only.
+        times = {"started_at": job.started_at, "ended_at": job.ended_at}
+    result = job.latest_result()
+    error = None
+    if status == "failed":
+        error = result.exc_string.strip().splitlines()[-1]
+    name = f"__main__.{job.func_name.rpartition('.')[2]}"
+    return step(
+        "rq_kinds." + name.rpartition(".")[2],
+        STATUSES[status],
+        len(tries),
+        sorted(
+            names[key]
+            for key in [getattr(key, "decode", lambda key=key: key)().rpartition(":")[2] for key in job.dependency_ids]
+        ),
+        index=index,
+        tries=tries,
+        engine_status=status,
+        error=error,
+        also=[name.rpartition(".")[2]],
+        **{key: f"{value:%Y-%m-%dT%H:%M:%S.%f}Z" for key, value in times.items() if value},
+        **more,
+    )
+
+
+def pipeline(queue):
+    with trace.get_tracer("shop").start_as_current_span("rq nightly"):
+        extracted = queue.enqueue("rq_kinds.extract")
+        works = [queue.enqueue("rq_kinds.work", i, depends_on=extracted) for i in range(3)]
+        merged = queue.enqueue("rq_kinds.merge", depends_on=works)
+        path = os.path.abspath(f"flaky-{time.time_ns()}")
+        last = queue.enqueue("rq_kinds.flaky", path, depends_on=merged, retry=Retry(max=2))
+    wait(last, "finished")
+    names = {extracted.id: "rq_kinds.extract", merged.id: "rq_kinds.merge"}
+    names |= {job.id: f"rq_kinds.work#{i}" for i, job in enumerate(works)}
+    steps = [told(extracted, names), *(told(job, names, index=i) for i, job in enumerate(works)),
+             told(merged, names), told(last, names)]  # fmt: skip
+    return [execution("rq nightly", "completed", steps)], []
+
+
+def failed(queue):
+    with trace.get_tracer("shop").start_as_current_span("rq failing"):
+        extracted = queue.enqueue("rq_kinds.extract")
+        failing = queue.enqueue("rq_kinds.broken", depends_on=extracted)
+        after = queue.enqueue("rq_kinds.merge", depends_on=failing)
+    wait(failing, "failed")
+    names = {extracted.id: "rq_kinds.extract", failing.id: "rq_kinds.broken"}
+    # RQ keeps a job whose dependency has failed as deferred for ever.
+    steps = [told(extracted, names), told(failing, names), told(after, names, status_or=["skipped", "lost"])]
+    return [execution("rq failing", "failed", steps, error="RuntimeError: no item 1")], []
+
+
+def alone(queue):
+    job = queue.enqueue("rq_kinds.extract")
+    wait(job, "finished")
+    return [execution("rq_kinds.extract", "completed", [told(job, {})], workflow_also=["extract"])], []
+
+
+def timed_out(queue):
+    job = queue.enqueue("rq_kinds.hang", job_timeout=1)
+    wait(job, "failed")
+    run = execution("rq_kinds.hang", "failed", [told(job, {}, status_or=["timeout"])], workflow_also=["hang"],
+                    status_or=["timeout"])  # fmt: skip
+    return [run], []
+
+
+def killed(queue):
+    job = queue.enqueue("rq_kinds.die")
+    wait(job, "failed")
+    entry = told(job, {}, status_or=["lost"])
+    run = execution("rq_kinds.die", "failed", [entry], workflow_also=["die"], status_or=["lost"])
+    # The process that had the job's spans was killed; its parent makes spans of that it handled the failure.
+    return [run], [
+        {"step": "rq_kinds.die", "field": field} for field in ("started_at", "ended_at", "attempts", "error")
+    ]
+
+
+SCENES = [pipeline, failed, alone, timed_out, killed]
+
+
+def main(address, names):
+    instrument()
+    connection = Redis.from_url(address)
+    queue = Queue(connection=connection)
+    if names == ["--worker"]:
+        Worker([queue], connection=connection).work()
+        return
+    stop_at_sigterm()
+    with open("worker.log", "ab") as log:
+        command = [sys.executable, __file__, address, "--worker"]
+        worker = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for scene in SCENES:
+            if not names or scene.__name__ in names:
+                executions, unknowable = scene(queue)
+                tell(
+                    f"rq_{scene.__name__}",
+                    executions,
+                    unknowable=unknowable,
+                    index_from="order",
+                    edges_from="recording",
+                    truth_from="the jobs and their results in Redis",
+                )
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,127 @@
+"""Taskiq tasks as users write them, instrumented only with taskiq's own middleware.
+
+python taskiq_kinds.py redis://… [SCENE …]       plays scenes, with a worker of its own
+
+The truth is from the result backend; how often a task was tried is from a journal that the tasks write.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from taskiq import SimpleRetryMiddleware
+from taskiq.middlewares.opentelemetry_middleware import OpenTelemetryMiddleware
+from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
+from telling import execution, step, stop_at_sigterm, tell
+
+BROKER = os.environ.get("BROKER") or os.environ.setdefault("BROKER", sys.argv[1])
+JOURNAL = os.environ.setdefault("JOURNAL", os.path.abspath("taskiq.txt"))
+
+provider = TracerProvider()
+provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=200))
+trace.set_tracer_provider(provider)
+broker = (
+    ListQueueBroker(BROKER)
+    .with_result_backend(RedisAsyncResultBackend(BROKER))
+    .with_middlewares(OpenTelemetryMiddleware(), SimpleRetryMiddleware(default_retry_count=3))
+)
+
+
+def note(name):
+    with open(JOURNAL, "a") as journal:
+        journal.write(f"{name}\n")
+
+
+def tries_of(name):
+    with open(JOURNAL) as journal:
+        return sum(line.strip() == name for line in journal)
+
+
+@broker.task
+async def extract():
+    note("extract")
+    await asyncio.sleep(0.1)
+
+
+@broker.task(retry_on_error=True, max_retries=3)
+async def flaky():
+    note("flaky")
+    if tries_of("flaky") == 1:
+        raise ConnectionError("no route to the shop")
+    await asyncio.sleep(0.05)
+
+
+@broker.task(retry_on_error=True, max_retries=2)
+async def broken():
+    note("broken")
+    raise RuntimeError("no item 1")
+
+
+@broker.task(timeout=1)
+async def hang():
+    note("hang")
+    await asyncio.sleep(60)
+
+
+async def told(name, task, **more):
+    result = await task.wait_result(timeout=60, check_interval=0.05)
+    count = tries_of(name)
+    error = f"{type(result.error).__name__}: {result.error}" if result.is_err else None
+    tries = [{"attempt": number, "status": "failed"} for number in range(1, count)]
+    tries.append({"attempt": count, "status": "failed" if result.is_err else "completed"})
+    return step(f"taskiq_kinds:{name}", tries[-1]["status"], count, [], tries=tries, run_id=task.task_id, error=error,
+                also=[name, f"__main__:{name}"], **more)  # fmt: skip
+
+
+async def two():
+    with trace.get_tracer("shop").start_as_current_span("taskiq nightly"):
+        tasks = [await extract.kiq(), await flaky.kiq()]
+    steps = [await told("extract", tasks[0]), await told("flaky", tasks[1])]
+    return [execution("taskiq nightly", "completed", steps)], []
+
+
+async def failed():
+    task = await broken.kiq()
+    run = execution("taskiq_kinds:broken", "failed", [await told("broken", task)], error="RuntimeError: no item 1")
+    return [run], []
+
+
+async def timed_out():
+    task = await hang.kiq()
+    entry = await told("hang", task, status_or=["timeout"])
+    return [execution("taskiq_kinds:hang", "failed", [entry], status_or=["timeout"])], []
+
+
+SCENES = [two, failed, timed_out]
+
+
+async def main(names):
+    await broker.startup()
+    with open("worker.log", "ab") as log:
+        command = [sys.executable, "-m", "taskiq", "worker", "taskiq_kinds:broker", "--workers", "1"]
+        worker = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for scene in SCENES:
+            if not names or scene.__name__ in names:
+                executions, unknowable = await scene()
+                provider.force_flush()
+                more = {"index_from": None, "edges_from": "recording", "unknowable": unknowable,
+                        "truth_from": "the result backend; how often a task ran from a journal of the tasks"}  # fmt: skip
+                await asyncio.to_thread(tell, f"taskiq_{scene.__name__}", executions, **more)
+    finally:
+        worker.terminate()
+        worker.wait()
+        await broker.shutdown()
+
+
+if __name__ == "__main__":
+    # The worker knows the tasks by this name, and so must the sender.
+    import taskiq_kinds
+
+    stop_at_sigterm()
+    asyncio.run(taskiq_kinds.main(sys.argv[2:]))

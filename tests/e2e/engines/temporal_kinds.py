@@ -1,0 +1,384 @@
+"""Temporal workflows as users write them, traced only by the SDK's own interceptor or plugin.
+
+python temporal_kinds.py ADDRESS [SCENE …]        plays scenes, with a worker of its own
+python temporal_kinds.py ADDRESS --worker         the worker that gets killed
+
+The truth is from the workflows' histories on the server; what waits for what is from the program.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from telling import execution, step, stop_at_sigterm, tell
+from temporalio import activity, workflow
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Worker
+
+LIMIT = timedelta(seconds=20)
+ONCE = RetryPolicy(maximum_attempts=1)
+QUICKLY = RetryPolicy(initial_interval=timedelta(milliseconds=300), backoff_coefficient=1.0, maximum_attempts=3)
+
+
+@activity.defn
+async def fetch(number: int) -> int:
+    await asyncio.sleep(0.1)
+    return number
+
+
+@activity.defn
+async def charge(number: int) -> int:
+    await asyncio.sleep(0.05)
+    if activity.info().attempt < 2:
+        raise ApplicationError("card declined")
+    return number
+
+
+@activity.defn
+async def refuse(number: int) -> None:
+    raise ApplicationError("no such customer")
+
+
+@activity.defn
+async def hang(number: int) -> None:
+    if activity.info().attempt == 1:
+        await asyncio.sleep(60)
+    await asyncio.sleep(0.1)
+
+
+@activity.defn
+async def store(number: int) -> None:
+    await asyncio.sleep(0.05)
+
+
+@workflow.defn
+class Nightly:
+    """Fetch three at once, charge with a retry, a timer, a signal, a child, a local activity."""
+
+    def __init__(self) -> None:
+        self.approved = False
+
+    @workflow.signal
+    def approve(self) -> None:
+        self.approved = True
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity(fetch, 0, start_to_close_timeout=LIMIT)
+        await asyncio.gather(*(workflow.execute_activity(fetch, i, start_to_close_timeout=LIMIT) for i in range(1, 3)))
+        await workflow.execute_activity(charge, 1, start_to_close_timeout=LIMIT, retry_policy=QUICKLY)
+        await asyncio.sleep(0.4)
+        await workflow.wait_condition(lambda: self.approved)
+        await workflow.execute_child_workflow(Child.run, 1, id=f"{workflow.info().workflow_id}-child")
+        await workflow.execute_local_activity(store, 1, start_to_close_timeout=LIMIT)
+
+
+@workflow.defn
+class Child:
+    @workflow.run
+    async def run(self, number: int) -> None:
+        await workflow.execute_activity(store, number, start_to_close_timeout=LIMIT)
+
+
+@workflow.defn
+class Refused:
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity(fetch, 1, start_to_close_timeout=LIMIT)
+        await workflow.execute_activity(refuse, 1, start_to_close_timeout=LIMIT, retry_policy=ONCE)
+        await workflow.execute_activity(store, 1, start_to_close_timeout=LIMIT)
+
+
+@workflow.defn
+class Waiting:
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity(fetch, 1, start_to_close_timeout=LIMIT)
+        await asyncio.sleep(3600)
+
+
+@workflow.defn
+class Looping:
+    @workflow.run
+    async def run(self, left: int) -> None:
+        await workflow.execute_activity(fetch, left, start_to_close_timeout=LIMIT)
+        if left:
+            workflow.continue_as_new(left - 1)
+
+
+@workflow.defn
+class Slow:
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity(fetch, 1, start_to_close_timeout=LIMIT)
+        await workflow.execute_activity(hang, 1, start_to_close_timeout=timedelta(seconds=3), retry_policy=QUICKLY)
+
+
+WORKFLOWS = [Nightly, Child, Refused, Waiting, Looping, Slow]
+ACTIVITIES = [fetch, charge, refuse, hang, store]
+PLUGIN = os.environ.get("TEMPORAL_PLUGIN") == "1"
+
+
+async def connect(address):
+    if PLUGIN:
+        from temporalio.contrib.opentelemetry import OpenTelemetryPlugin, create_tracer_provider
+
+        provider = create_tracer_provider()
+    else:
+        provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=200))
+    trace.set_tracer_provider(provider)
+    if PLUGIN:
+        return await Client.connect(address, plugins=[OpenTelemetryPlugin(add_temporal_spans=True)])
+    from temporalio.contrib.opentelemetry import TracingInterceptor
+
+    return await Client.connect(address, interceptors=[TracingInterceptor()])
+
+
+def spans_sent():
+    # The plugin's provider has no such method of its own.
+    getattr(trace.get_tracer_provider(), "force_flush", lambda: None)()
+
+
+STATUSES = {
+    "COMPLETED": "completed", "FAILED": "failed", "CANCELED": "cancelled", "TERMINATED": "cancelled",
+    "TIMED_OUT": "timeout", "CONTINUED_AS_NEW": "completed", "RUNNING": "running",
+}  # fmt: skip
+
+
+def time_of(event):
+    return event.event_time.ToJsonString()
+
+
+async def history(client, workflow_id, run_id=None):
+    """A run as the server's history has it: times, and what each activity did."""
+    handle = client.get_workflow_handle(workflow_id, run_id=run_id)
+    description = await handle.describe()
+    activities, started, ended = {}, None, None
+    async for event in handle.fetch_history_events():
+        kind = EventType.Name(event.event_type).removeprefix("EVENT_TYPE_")
+        if kind == "WORKFLOW_TASK_STARTED":
+            started = started or time_of(event)
+        elif kind.startswith("WORKFLOW_EXECUTION_") and kind.rpartition("_")[2] in (
+            "COMPLETED", "FAILED", "CANCELED", "TERMINATED", "OUT", "NEW",
+        ):  # fmt: skip
+            ended = time_of(event)
+        elif kind == "ACTIVITY_TASK_SCHEDULED":
+            details = event.activity_task_scheduled_event_attributes
+            activities[event.event_id] = {"name": details.activity_type.name, "queued_at": time_of(event)}
+        elif kind == "ACTIVITY_TASK_STARTED":
+            details = event.activity_task_started_event_attributes
+            activities[details.scheduled_event_id].update(started_at=time_of(event), attempts=details.attempt)
+        elif kind.startswith("ACTIVITY_TASK_") and kind != "ACTIVITY_TASK_CANCEL_REQUESTED":
+            status = kind.removeprefix("ACTIVITY_TASK_")
+            details = getattr(event, f"{kind.lower()}_event_attributes")
+            told = activities[details.scheduled_event_id]
+            told.update(ended_at=time_of(event), engine_status=status, status=STATUSES[status])
+            if status == "FAILED":
+                failure = details.failure
+                kind_of_error = failure.application_failure_info.type or "ApplicationError"
+                told["error"] = f"{kind_of_error}: {failure.message}"
+    status = description.status.name
+    run = {
+        "status": STATUSES[status], "run_id": description.run_id, "workflow_id": workflow_id,
+        "engine_status": status, "started_at": started, "ended_at": ended,
+    }  # fmt: skip
+    return run, list(activities.values())
+
+
+def steps_of(activities, waits, *, only=None):
+    """The steps of a run. ``waits``: what each activity waits for, in the order they were scheduled."""
+    counts, steps = {}, []
+    names = [told["name"] for told in activities]
+    for told, depends_on in zip(activities, waits, strict=True):
+        name = told["name"]
+        index = counts.get(name, 0) if names.count(name) > 1 else None
+        counts[name] = counts.get(name, 0) + 1
+        # The history has the start of the last attempt only.
+        times = {} if told.get("attempts", 0) > 1 else {"started_at": told.get("started_at")}
+        steps.append(
+            step(name, told.get("status", "running"), told.get("attempts", 0), depends_on, index=index,
+                 ended_at=told.get("ended_at"), engine_status=told.get("engine_status"), error=told.get("error"),
+                 **times)
+        )  # fmt: skip
+    return steps
+
+
+def run_of(name, run, steps, **more):
+    return execution(name, run.pop("status"), steps, **run, **more)
+
+
+class Stage:
+    """The client, the id of the next workflow, and a worker within this process."""
+
+    def __init__(self, client, address):
+        self.client, self.address, self.count = client, address, 0
+
+    def id(self, name):
+        self.count += 1
+        return f"{name}-{self.count}"
+
+    async def start(self, run, *arguments, task_queue="kinds", **options):
+        name = run.__qualname__.partition(".")[0].lower()
+        return await self.client.start_workflow(run, args=arguments, id=self.id(name), task_queue=task_queue, **options)
+
+    async def until_done(self, handle, activity_name):
+        """Wait until a workflow's activity has completed."""
+        while True:
+            _, activities = await history(self.client, handle.id)
+            if any(a["name"] == activity_name and a.get("status") == "completed" for a in activities):
+                return
+            await asyncio.sleep(0.05)
+
+
+async def ended(handle):
+    try:
+        await handle.result()
+    except WorkflowFailureError:
+        pass
+
+
+async def nightly(stage):
+    handle = await stage.start(Nightly.run)
+    await stage.until_done(handle, "charge")
+    await asyncio.sleep(0.6)
+    await handle.signal(Nightly.approve)
+    await ended(handle)
+    run, activities = await history(stage.client, handle.id)
+    steps = steps_of(activities, [[], ["fetch#0"], ["fetch#0"], ["fetch#1", "fetch#2"]])
+    # A local activity is a marker of its workflow's history.
+    steps.append(step("store", "completed", 1, []))
+    del steps[-1]["depends_on"]
+    child, inner = await history(stage.client, f"{handle.id}-child")
+    steps.append({**step("Child", "completed", 1), "optional": True, "child_run": child["run_id"]})
+    executions = [
+        run_of("Nightly", run, steps),
+        {**run_of("Child", child, steps_of(inner, [[]])), "parent": "executions/0"},
+    ]
+    return executions, []
+
+
+async def refused(stage):
+    handle = await stage.start(Refused.run)
+    await ended(handle)
+    run, activities = await history(stage.client, handle.id)
+    return [run_of("Refused", run, steps_of(activities, [[], ["fetch"]]))], []
+
+
+async def cancelled(stage):
+    handle = await stage.start(Waiting.run)
+    await stage.until_done(handle, "fetch")
+    await handle.cancel()
+    await ended(handle)
+    run, activities = await history(stage.client, handle.id)
+    if PLUGIN:
+        # The plugin's span of a cancelled run ends as that of a good one does.
+        return [run_of("Waiting", run, steps_of(activities, [[]]), status_or=["completed"])], []
+    return [run_of("Waiting", run, steps_of(activities, [[]]))], end_unknown()
+
+
+async def terminated(stage):
+    handle = await stage.start(Waiting.run)
+    await stage.until_done(handle, "fetch")
+    await handle.terminate("enough")
+    await ended(handle)
+    run, activities = await history(stage.client, handle.id)
+    return [run_of("Waiting", run, steps_of(activities, [[]]))], end_unknown()
+
+
+async def timed_out(stage):
+    handle = await stage.start(Waiting.run, execution_timeout=timedelta(seconds=2))
+    await ended(handle)
+    run, activities = await history(stage.client, handle.id)
+    return [run_of("Waiting", run, steps_of(activities, [[]]))], end_unknown()
+
+
+def end_unknown():
+    """The server ends these runs, or the workflow's own code without a span."""
+    return [{"execution": 0, "field": "status"}, {"execution": 0, "field": "ended_at"}]
+
+
+async def continued(stage):
+    handle = await stage.start(Looping.run, 2)
+    await ended(handle)
+    executions, run_id = [], handle.first_execution_run_id
+    while run_id:
+        run, activities = await history(stage.client, handle.id, run_id)
+        executions.append(run_of("Looping", run, steps_of(activities, [[]])))
+        run_id = await next_run(stage.client, handle.id, run_id)
+    return executions, []
+
+
+async def next_run(client, workflow_id, run_id):
+    async for event in client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history_events():
+        details = event.workflow_execution_continued_as_new_event_attributes
+        if details.new_execution_run_id:
+            return details.new_execution_run_id
+    return None
+
+
+async def worker_killed(stage):
+    command = [sys.executable, __file__, stage.address, "--worker"]
+    with open("worker.log", "ab") as log:
+        worker = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            handle = await stage.start(Slow.run, task_queue="killed")
+            await stage.until_done(handle, "fetch")
+            while not (await started(handle)):
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.6)  # spans are sent every 0.2 s
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+            worker = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            await ended(handle)
+            await asyncio.sleep(0.6)
+        finally:
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+    run, activities = await history(stage.client, handle.id)
+    # The span of the first attempt of `hang` died with the worker.
+    steps = steps_of(activities, [[], ["fetch"]])
+    return [run_of("Slow", run, steps)], [{"step": "hang", "field": "attempts"}]
+
+
+async def started(handle):
+    description = await handle.describe()
+    pending = description.raw_description.pending_activities
+    # PENDING_ACTIVITY_STATE_STARTED
+    return any(activity.activity_type.name == "hang" and activity.state == 2 for activity in pending)
+
+
+SCENES = [nightly, refused, cancelled, terminated, timed_out, continued, worker_killed]
+
+
+async def main(address, names):
+    client = await connect(address)
+    if names == ["--worker"]:
+        async with Worker(client, task_queue="killed", workflows=WORKFLOWS, activities=ACTIVITIES):
+            await asyncio.Event().wait()
+    stage = Stage(client, address)
+    prefix = "temporal_plugin" if PLUGIN else "temporal"
+    async with Worker(client, task_queue="kinds", workflows=WORKFLOWS, activities=ACTIVITIES):
+        for scene in SCENES:
+            if not names or scene.__name__ in names:
+                executions, unknowable = await scene(stage)
+                spans_sent()
+                told = {"index_from": "order", "edges_from": "order", "unknowable": unknowable,
+                        "truth_from": "the histories on the server; edges from the program"}  # fmt: skip
+                await asyncio.to_thread(tell, f"{prefix}_{scene.__name__}", executions, **told)
+
+
+if __name__ == "__main__":
+    if "--worker" not in sys.argv:
+        stop_at_sigterm()
+    asyncio.run(main(sys.argv[1], sys.argv[2:]))

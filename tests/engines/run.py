@@ -1,0 +1,163 @@
+"""`make engines`: starts real engines, each in an environment of its own, and compares what the service shows of their
+runs with what the engines say.
+
+    python -m tests.engines.run [ENGINE …] [--record] [--scene NAME …]
+
+``--record`` writes what the engine sent, raw and in order of arrival, and the truth beside it, into
+``tests/ingest/recordings``. The exit status is 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tests.engines import processes
+from tests.engines.play import Program, Scene, Viewer
+from tests.ingest.truth import RECORDINGS
+from tools.local_service import LocalService
+from tools.record_engine import Recorder
+from tools.recordings import Mask, Request, write
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+ENVIRONMENTS: Final = ROOT / ".venv-engines"
+QUIET_SECONDS: Final = 1.5
+"""Longer than the delay of the programs' span processors: then all spans of a scene have come."""
+
+
+KNOWN: Final[dict[str, Any]] = tomllib.loads((Path(__file__).parent / "environments.toml").read_text())
+ENGINES: Final[dict[str, Any]] = KNOWN["engines"]
+
+
+def python_of(name: str) -> str:
+    """The Python of an environment, which is made where it is missing or has other requirements."""
+    requirements = KNOWN["environments"][name] + KNOWN["environments"]["every"]
+    directory = ENVIRONMENTS / name
+    python, marker = directory / "bin" / "python", directory / "requirements.txt"
+    text = "\n".join(requirements)
+    if not marker.exists() or marker.read_text() != text:
+        start = time.monotonic()
+        venv.create(directory, with_pip=True, clear=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+        subprocess.run(command, check=True)
+        marker.write_text(text)
+        print(f"{name}: installed in {time.monotonic() - start:.0f} s")
+    return str(python)
+
+
+def version_of(python: str, package: str) -> str:
+    """A package's version, as it is installed."""
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@contextlib.contextmanager
+def services(names: list[str], directory: Path, python: str) -> Iterator[list[str]]:
+    """The addresses of the services that an engine needs."""
+    with contextlib.ExitStack() as stack:
+        addresses = []
+        for name in names:
+            start = processes.redis(directory) if name == "redis" else processes.temporal(directory, python)
+            addresses.append(stack.enter_context(start))
+        yield addresses
+
+
+def quiet(recorder: Recorder) -> None:
+    """Wait until no more spans come."""
+    start = time.monotonic()
+    while time.monotonic() - max(start, recorder.last_arrival) < QUIET_SECONDS:
+        time.sleep(0.1)
+
+
+def spans_in(body: Any) -> int:
+    groups = body.get("resourceSpans", ()) if isinstance(body, dict) else ()
+    return sum(len(scope["spans"]) for group in groups for scope in group["scopeSpans"])
+
+
+def save(name: str, engine: str, entry: dict[str, Any], scene: Scene, requests: list[Request], mask: Mask) -> None:
+    """Write a recording and its truth."""
+    recording = write(RECORDINGS / scene.name, requests, mask)
+    truth = {
+        "recording": recording.name,
+        "format": "otlp-requests",
+        "engine": engine,
+        "engine_version": name,
+        "instrumentation": entry["instrumentation"],
+        "spans": sum(spans_in(request.body) for request in requests),
+        **scene.truth,
+    }
+    file = RECORDINGS / f"{scene.name}.truth.json"
+    file.write_text(json.dumps(mask(truth), indent=1, ensure_ascii=False) + "\n")
+    print(f"  {recording.name}: {len(requests)} requests, {recording.stat().st_size} bytes")
+
+
+def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[str]:
+    """Run an engine's program; returns what differs."""
+    entry = ENGINES[name]
+    python = python_of(entry["environment"])
+    engine = entry.get("engine", name)
+    version = version_of(python, entry.get("package", engine))
+    problems: list[str] = []
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"engine-{name}-")))
+        service = stack.enter_context(LocalService(directory))
+        recorder = stack.enter_context(Recorder(forward=service.address))
+        addresses = stack.enter_context(services(entry.get("services", []), directory, python))
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": recorder.address, "OTEL_SERVICE_NAME": engine}
+        variables |= entry.get("variables", {})
+        mask = Mask([ROOT, directory, directory.resolve(), Path(python).parents[1], sys.base_prefix, Path.home()])
+        program = Program(
+            python,
+            entry["program"],
+            *addresses,
+            *(scenes or entry.get("scenes", [])),
+            directory=directory,
+            variables=variables,
+        )
+        viewer = Viewer(service.get)
+        for scene in program:
+            quiet(recorder)
+            requests = recorder.take()
+            if record:
+                save(version, engine, entry, scene, requests, mask)
+            differences = viewer.problems(scene, seconds=seconds)
+            print(f"{'WRONG' if differences else 'right'}  {scene.name}")
+            for difference in differences:
+                print(f"       {difference}")
+            problems += differences
+    return problems
+
+
+def main() -> int:
+    """Run the engines that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engines", nargs="*", metavar="ENGINE", help=", ".join(ENGINES))
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--scene", action="append", default=[], dest="scenes")
+    parser.add_argument("--seconds", type=float, default=15.0, help="how long the service may take to show a scene")
+    arguments = parser.parse_args()
+    problems = []
+    for name in arguments.engines or ENGINES:
+        print(f"== {name}", flush=True)
+        start = time.monotonic()
+        try:
+            problems += play(name, record=arguments.record, scenes=arguments.scenes, seconds=arguments.seconds)
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            print(error)
+            problems.append(f"{name} does not run here")
+        print(f"   {time.monotonic() - start:.0f} s", flush=True)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""An intake without a service around it: spans go into a database, timelines and metrics come out of it."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, cast
+
+import msgspec
+from sqlalchemy import select, update
+from tests.ingest.truth import RECORDINGS
+from tests.store.test_rollups import differing
+
+from tachograph.distribution import Distribution
+from tachograph.events import Event
+from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.otlp_json import scopes_of_json
+from tachograph_exporter.ingest.reassembly import claim_due, reassemble
+from tachograph_exporter.ingest.rules import Rulebook
+from tachograph_exporter.ingest.span_store import SpanStore
+from tachograph_exporter.ingest.spans import SpanRecord, records_of
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.store.schema import traces, workflow_executions
+from tachograph_exporter.store.series.rows import current_series
+from tachograph_exporter.store.series.values import ATTEMPTS, DURATION, EXECUTION, RETRIES, SEPARATOR, SKIPPED
+from tachograph_exporter.store.workspaces import add_workspace
+from tachograph_exporter.store.writer import StoreWriter
+from tachograph_exporter.views.timeline import build_timeline
+
+WORKSPACE: Final = "default"
+DELIVERIES: Final = (
+    ("as recorded", 0), ("by end", 1), ("by end", 3), ("reversed", 1), ("shuffled", 3), ("shuffled", 1),
+)  # fmt: skip
+"""Orders in which spans arrive, and how many in a request (0: all of them)."""
+_LATER_NS: Final = 3_600_000_000_000
+
+
+def recorded_spans(name: str) -> list[SpanRecord]:
+    """The spans of a recording, in its order."""
+    return spans_of((RECORDINGS / f"{name}.json").read_bytes())
+
+
+def spans_of(body: bytes) -> list[SpanRecord]:
+    """The spans of an OTLP/JSON request; none of them may be refused."""
+    spans = list(records_of(scopes_of_json(body)))
+    refused = [span for span in spans if isinstance(span, str)]
+    assert not refused, refused
+    return [span for span in spans if isinstance(span, SpanRecord)]
+
+
+def in_order(spans: Sequence[SpanRecord], order: str) -> list[SpanRecord]:
+    """The spans in one of the orders of `DELIVERIES`."""
+    if order == "by end":
+        # As a `BatchSpanProcessor` sends them.
+        return sorted(spans, key=lambda span: span.end_ns or span.start_ns)
+    if order == "reversed":
+        return list(reversed(spans))
+    if order == "shuffled":
+        shuffled = list(spans)
+        random.Random(20).shuffle(shuffled)
+        return shuffled
+    return list(spans)
+
+
+def in_pieces(spans: Sequence[SpanRecord], size: int) -> Iterator[Sequence[SpanRecord]]:
+    """The spans, ``size`` to a request (0: all in one)."""
+    size = size or max(1, len(spans))
+    for i in range(0, len(spans), size):
+        yield spans[i : i + size]
+
+
+class Intake:
+    """Takes spans into the database with this URL."""
+
+    def __init__(self, url: str, rules: Rulebook = BUILT_IN) -> None:
+        self.database = Database(url)
+        self.events: list[Event] = []
+        """What listeners received."""
+        self.store = SpanStore(StoreWriter(self.database), self.events.extend, rules)
+        self.workspace_id = self.database.run(lambda c: add_workspace(c, WORKSPACE, time.time_ns()))
+
+    def take(self, spans: Sequence[SpanRecord]) -> int:
+        """Store the spans of one request; returns how many of them were new."""
+        taken = self.store.commit(
+            lambda c: (result := self.store.take(c, self.workspace_id, WORKSPACE, spans), result.events)
+        )
+        assert not taken.refused
+        return taken.stored
+
+    def settle(self) -> None:
+        """Let so much time pass without a span that every trace is assembled for the last time."""
+        for _ in range(10):
+            is_due = traces.c.due_ns.is_not(None)
+            values = {"due_ns": 1, "changed_ns": traces.c.changed_ns - _LATER_NS}
+            self.database.run(lambda c, due=is_due, new=values: c.execute(update(traces).where(due).values(new)))  # type: ignore[misc]
+            due = self.database.run(claim_due)
+            if not due:
+                return
+            for trace in due:
+                reassemble(self.store, trace)
+        raise AssertionError("a trace is due again and again")
+
+    def timelines(self) -> list[dict[str, Any]]:
+        """The timelines of all executions, as the API gives them, by start."""
+        columns = workflow_executions.c
+        query = select(columns.execution_id).order_by(columns.started_ns, columns.execution_id)
+        ids = self.database.look(lambda c: [row[0] for row in c.execute(query)])
+        return [self.timeline(execution_id) for execution_id in ids]
+
+    def timeline(self, execution_id: str) -> dict[str, Any]:
+        run = self.database.look(lambda c: find_run(c, self.workspace_id, execution_id))
+        encoded = msgspec.json.encode(build_timeline(run, now_ns=time.time_ns()))
+        return cast("dict[str, Any]", json.loads(encoded))
+
+    def counted(self) -> Counter[tuple[str, ...]]:
+        """How many executions, steps, attempts and retries the metrics show: by workflow, step, metric and label."""
+        names = {timeline["workflow_id"]: timeline["workflow_name"] for timeline in self.timelines()}
+        counts: Counter[tuple[str, ...]] = Counter()
+        for workflow_id, name in names.items():
+            key = (self.workspace_id, workflow_id)
+            for step, series in self.database.look(lambda c, key=key: current_series(c, key)).items():  # type: ignore[misc]
+                for code, one in series.by_code.items():
+                    metric, *labels = code.split(SEPARATOR)
+                    if metric in (EXECUTION, DURATION, ATTEMPTS, RETRIES, SKIPPED):
+                        value = one.value.count if isinstance(one.value, Distribution) else one.value
+                        counts[name, step, metric, *labels[:1]] += int(value)
+        return +counts
+
+    def rows_to_correct(self) -> int:
+        """How many rollup rows do not hold what their executions add up to."""
+        return differing(self.database)
+
+    def close(self) -> None:
+        self.database.close()
+
+
+def counts_of(timelines: Sequence[dict[str, Any]]) -> Counter[tuple[str, ...]]:
+    """What `Intake.counted` must be, going by the timelines."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for timeline in timelines:
+        name = timeline["workflow_name"]
+        if timeline["completed_at"] is None:
+            # An execution counts when it ends.
+            continue
+        counts[name, "", EXECUTION, timeline["status"]] += 1
+        for entry in timeline["step_timeline"]:
+            step = entry["step_name"]
+            if entry["skip_reason"] is not None:
+                counts[name, step, SKIPPED, entry["skip_reason"]] += 1
+                continue
+            if entry["completed_at"] is not None and entry["started_at"] is not None:
+                counts[name, step, DURATION, entry["status"]] += 1
+            for attempt in entry["attempts"]:
+                if attempt["completed_at"] is not None:
+                    counts[name, step, ATTEMPTS, attempt["status"]] += 1
+            counts[name, step, RETRIES] += max(0, len(entry["attempts"]) - 1)
+    return +counts
