@@ -370,6 +370,17 @@ async def test_a_task_of_celery_is_seen_running_though_its_span_says_what_it_is_
     assert await states(api) == {"": "completed", "add": "completed"}
 
 
+async def test_what_a_lost_run_had_asked_for_is_lost_with_it(api: Api, clock: Clock) -> None:
+    second = CELERY | {"messaging.message.id": "m2"}
+    await of_celery(api, span("nightly", 9, 0, 0, None), span("apply_async/add", 1, 9, 1, 1.1, of=second))
+    assert await states(api) == {"": "running", "add": "pending"}
+    await clock.pass_(40)
+    await becomes(api, run="lost", add="lost")
+    assert differing(api.service.database) == 0
+    await of_celery(api, celery_run(2, 1, 60, 61, "m2"))
+    assert (await states(api))["add"] == "completed"
+
+
 async def test_a_second_attempt_of_a_task_is_one_while_it_runs(api: Api) -> None:
     await of_celery(api, span("apply_async/add", 1, 0, 0, 0.1, of=CELERY))
     failed = celery_run(2, 1, 1, 2, "m1")

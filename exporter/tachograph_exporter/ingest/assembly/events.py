@@ -32,12 +32,14 @@ from tachograph_exporter.ingest.spans import SpanRecord, clean
 OUTCOMES: Final = frozenset({"completed", "failed", "cancelled", "timeout", "lost"})
 ABANDONED: Final = Failure("Abandoned", "still running when its run ended")
 """Why an execution inside another one is a lost step of it: its end is unknown, the other one's is known."""
-SILENT: Final = Failure("Lost", "its process died: no sign of life of this span since")
-"""Why a span is lost that never ended."""
-_ATTEMPT_STATUSES: Final = {"timeout": StepStatus.TIMEOUT, "lost": StepStatus.LOST}
+UNHEARD: Final = Failure("Lost", "it was asked for, and no span tells whether it ran")
+"""Why a step is lost that was still queued, as far as the spans tell, when its execution ended."""
 MAX_ATTEMPT: Final = (1 << 31) - 1
 """The greatest number of an attempt that a database holds."""
 E = TypeVar("E", StepReady, StepStarted, StepRetrying, StepFinished)
+SILENT: Final = Failure("Lost", "its process died: no sign of life of this span since")
+"""Why a span is lost that never ended."""
+_ATTEMPT_STATUSES: Final = {"timeout": StepStatus.TIMEOUT, "lost": StepStatus.LOST}
 
 
 def step_events(
@@ -60,6 +62,9 @@ def step_events(
 
     if step.is_blocked and ended_ns is not None:
         yield StepSkipped(step=step.ref, time_ns=ended_ns, reason=SkipReason.UPSTREAM_FAILED)
+        return
+    if step.is_pending and ended_ns is not None:
+        yield from _unheard(step, attempts, ended_ns, at)
         return
     if step.is_pending:
         ready_ns = step.ready_ns if step.ready_ns is not None else step.first_ns
@@ -101,7 +106,7 @@ def step_events(
     if final is None:
         if ended_ns is not None:
             # Whether it was tried again is not known.
-            yield attempts.finished(at(ended_ns), StepStatus.LOST, SILENT)
+            yield attempts.finished(at(ended_ns), StepStatus.LOST, UNHEARD)
         return
     newest = tries[-1]
     if step.finished_ns is None:
@@ -143,6 +148,14 @@ def _run_events(
     failure = run.failure if run.status is not None else ABANDONED
     finished = attempts.finished(at(ended_ns), status, failure if status is not StepStatus.COMPLETED else None)
     yield _shown(finished, ended_ns, started_ns=started_ns, attempt_started_ns=started_ns)
+
+
+def _unheard(step: AssembledStep, attempts: StepAttempts, ended_ns: int, at: Callable[[int], int]) -> Iterator[Event]:
+    """A step that was asked for, of an execution that ended: whether it ever ran is not known."""
+    asked_ns = min(step.ready_ns if step.ready_ns is not None else step.first_ns, ended_ns)
+    _shown(attempts.started(at(asked_ns)), asked_ns)
+    finished = attempts.finished(at(ended_ns), StepStatus.LOST, UNHEARD)
+    yield _shown(finished, ended_ns, started_ns=asked_ns, attempt_started_ns=asked_ns)
 
 
 def _skipped(step: AssembledStep, time_ns: int) -> StepSkipped:
