@@ -126,6 +126,17 @@ async def test_a_span_without_heartbeats_is_lost_after_its_lease_and_no_sooner(a
     assert differing(api.service.database) == 0
 
 
+async def test_what_runs_and_what_is_lost_is_the_same_in_every_view(api: Api, clock: Clock) -> None:
+    await sent(api, ROOT, EXTRACT, span("load", 3, 1, 2, 3))
+    (item,) = (await api.get("/api/workflows/executions"))["items"]
+    path = f"/api/workflows/executions/{item['execution_id']}/reconcile"
+    for status in ("running", "lost"):
+        await becomes(api, run=status, extract=status, load="completed")
+        report = await api.get(path)
+        assert report["differences"] == []
+        await clock.pass_(40)
+
+
 async def test_heartbeats_keep_spans_running_whatever_clock_their_sender_has(api: Api, clock: Clock) -> None:
     ahead = [msg(ROOT, hours=5), msg(EXTRACT, hours=5)]
     await sent(api, *ahead)

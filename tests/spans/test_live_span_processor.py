@@ -323,6 +323,17 @@ def test_a_span_that_cannot_be_encoded_costs_no_other(receiver: Receiver, provid
         del broken
 
 
+def test_large_spans_are_sent_in_several_requests(receiver: Receiver, provide: Provide) -> None:
+    provider, processor = provide(endpoint=receiver.url)
+    tracer = provider.get_tracer("program")
+    spans = [tracer.start_span(f"s{i}", attributes={"prompt": "x" * 1_500_000}) for i in range(5)]
+    assert processor.force_flush(60_000)
+    assert sorted({*receiver.open_names()}) == [f"s{i}" for i in range(5)]
+    assert max(map(len, receiver.bodies)) < 5 << 20
+    for span in spans:
+        span.end()
+
+
 def test_threads_may_change_spans_while_they_are_sent(receiver: Receiver, provide: Provide) -> None:
     receiver.lease = "0.05"
     provider, _ = provide(endpoint=receiver.url, delay_seconds=0.01)

@@ -33,7 +33,7 @@ from tachograph.spans.open_span_requests import (
     open_spans_request,
 )
 
-quiet = QuietLog(logging.getLogger(__name__))
+log = logging.getLogger(__name__)
 
 DELAY_SECONDS: Final = 0.1
 """A span is sent when it has been open for this long; one that ends before is only sent as it ended."""
@@ -47,6 +47,7 @@ ASK_AGAIN_SECONDS: Final = 300.0
 """After how long a receiver that does not take open spans is asked again."""
 _MAX_RETRY_SECONDS: Final = 30.0
 _SPANS_PER_REQUEST: Final = 5_000
+_BYTES_PER_REQUEST: Final = 4 << 20
 _IS_SAMPLED: Final = 1
 
 
@@ -79,10 +80,11 @@ class LiveSpanProcessor(SpanProcessor):
         max_spans: int = MAX_SPANS,
     ) -> None:
         self._destination: Destination | None = None
+        self._begin()
         try:
             self._destination = destination(endpoint, headers)
         except Exception as error:
-            quiet.warning("destination", "no open spans are sent: %s", error)
+            self._quiet.warning("destination", "no open spans are sent: %s", error)
         self._asks = asks
         self._sends_ends = sends_ends
         self._delay = max(0.0, delay_seconds)
@@ -94,13 +96,14 @@ class LiveSpanProcessor(SpanProcessor):
         self.is_taken: bool | None = None
         """Whether the receiver takes open spans; None: it has not been asked yet."""
         self._is_closed = False
-        self._begin()
         if hasattr(os, "register_at_fork"):
             mine = weakref.ref(self)
             os.register_at_fork(after_in_child=lambda: _after_fork(mine))
 
     def _begin(self) -> None:
         """Start with nothing open: at first, and in a forked child, whose parent goes on sending what it has open."""
+        # A lock of another one may be held in the parent.
+        self._quiet = QuietLog(log)
         # By span id: the span, and since when (monotonic) it is open.
         self._open: dict[int, tuple[weakref.ref[ReadableSpan], float]] = {}
         # The ids of those that have been sent.
@@ -135,7 +138,7 @@ class LiveSpanProcessor(SpanProcessor):
             if not self._is_awake:
                 self._wake_up()
         except Exception:
-            quiet.exception("start", "a span that started could not be noted")
+            self._quiet.exception("start", "a span that started could not be noted")
 
     def on_end(self, span: ReadableSpan) -> None:
         """Note a span that has ended."""
@@ -154,7 +157,7 @@ class LiveSpanProcessor(SpanProcessor):
             elif was_open is not None and context.span_id in self._told and len(self._lingering) < self._max_spans:
                 self._lingering[context.span_id] = (span, time.monotonic() + self._linger_seconds)
         except Exception:
-            quiet.exception("end", "a span that ended could not be noted")
+            self._quiet.exception("end", "a span that ended could not be noted")
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Send what is open now; returns whether that was done within the time."""
@@ -198,7 +201,7 @@ class LiveSpanProcessor(SpanProcessor):
     def _drop(self) -> None:
         self.dropped += 1
         if self.dropped == 1:
-            quiet.warning(
+            self._quiet.warning(
                 "dropped", "more than %d spans are open or wait; the others are not shown running", self._max_spans
             )
 
@@ -222,7 +225,7 @@ class LiveSpanProcessor(SpanProcessor):
         try:
             self._pass()
         except Exception:
-            quiet.exception("pass", "open spans could not be sent")
+            self._quiet.exception("pass", "open spans could not be sent")
         with self._passed:
             self._passes += 1
             self._passed.notify_all()
@@ -266,11 +269,19 @@ class LiveSpanProcessor(SpanProcessor):
         # Before they are sent: one that ends meanwhile has been told of.
         self._told.update(spans.keys() & self._open.keys())
         for part in in_parts(spans.values(), _SPANS_PER_REQUEST):
-            if self._send(open_spans_request(part)) is None:
+            if not self._send_open(part):
                 self._next_beat = 0.0
                 return
         if is_beat:
             self._next_beat = now + self._heartbeat
+
+    def _send_open(self, spans: list[ReadableSpan]) -> bool:
+        """Send open spans, in as many requests as their size needs."""
+        body = open_spans_request(spans)
+        if len(body) > _BYTES_PER_REQUEST and len(spans) > 1:
+            half = len(spans) // 2
+            return self._send_open(spans[:half]) and self._send_open(spans[half:])
+        return self._send(body) is not None
 
     def _send_ended(self) -> None:
         waiting = [self._ended.popleft() for _ in range(min(len(self._ended), _SPANS_PER_REQUEST))]
@@ -287,7 +298,7 @@ class LiveSpanProcessor(SpanProcessor):
         self.is_taken = answer.lease_seconds is not None
         if not self.is_taken:
             self._ask_at = now + ASK_AGAIN_SECONDS
-            quiet.warning(
+            self._quiet.warning(
                 "untaken",
                 "%s does not say that it takes spans that have not ended, so none are sent; for a collector that "
                 "passes them on to Tachograph set TACHOGRAPH_LIVE_SPANS=always",
@@ -315,7 +326,9 @@ class LiveSpanProcessor(SpanProcessor):
         self._failures += 1
         pause = min(self._heartbeat, _MAX_RETRY_SECONDS, 0.5 * 2.0 ** min(self._failures, 10))
         self._not_before = time.monotonic() + pause
-        quiet.warning("unsent", "open spans could not be sent to %s, trying again: %s", self._destination.url, why)
+        self._quiet.warning(
+            "unsent", "open spans could not be sent to %s, trying again: %s", self._destination.url, why
+        )
         return None
 
 
