@@ -381,6 +381,44 @@ async def test_a_task_of_celery_is_seen_running_though_its_span_says_what_it_is_
     assert await states(api) == {"": "completed", "add": "completed"}
 
 
+async def test_that_a_task_runs_is_told_at_once_and_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tachograph_exporter.ingest.trace_executions.QUIET_SECONDS", 0.5)
+    subscription = api.service.recorder.subscribe()
+    events: list[Event] = []
+
+    def told() -> list[tuple[str, str]]:
+        events.extend(subscription.drain())
+        return [(type(event).__name__, str(getattr(event, "attempt", ""))) for event in events]
+
+    await of_celery(api, span("apply_async/add", 1, 0, 0, 0.1, of=CELERY), span("run/add", 2, 1, 1, None))
+    assert told() == [("ExecutionStarted", ""), ("StepStarted", "1")]
+    # Another span of the trace changes nothing, nor does the end of the attempt: there may be another one.
+    await of_celery(api, span("query", 3, 2, 1.1, 1.2))
+    failed = celery_run(2, 1, 1, 2, "m1")
+    failed.status.code = Status.STATUS_CODE_ERROR
+    await of_celery(api, failed, span("apply_async/add", 4, 2, 1.9, 2, of=CELERY))
+    assert told() == [("ExecutionStarted", ""), ("StepStarted", "1")]
+    await of_celery(api, span("run/add", 5, 4, 3, None))
+    assert told()[2:] == [("StepStarted", "2")]
+    await of_celery(api, celery_run(5, 4, 3, 4, "m1"))
+
+    async def has_ended() -> bool:
+        return bool(told()) and told()[-1][0] == "ExecutionFinished"
+
+    await eventually(has_ended)
+    assert sorted(told()[3:]) == [("ExecutionFinished", ""), ("StepFinished", "2"), ("StepRetrying", "1")]
+
+
+async def test_that_a_task_runs_is_told_once_though_its_span_came_before_its_sender(api: Api) -> None:
+    subscription = api.service.recorder.subscribe()
+    await of_celery(api, span("run/add", 2, 1, 1, None))
+    await of_celery(api, span("apply_async/add", 1, 0, 0, 0.1, of=CELERY))
+    for number in range(10, 13):
+        await of_celery(api, span("query", number, 2, 1.1, 1.2))
+    assert await states(api) == {"": "running", "add": "running"}
+    assert [type(event).__name__ for event in subscription.drain()] == ["ExecutionStarted", "StepStarted"]
+
+
 async def test_what_a_lost_run_had_asked_for_is_lost_with_it(api: Api, clock: Clock) -> None:
     second = CELERY | {"messaging.message.id": "m2"}
     await of_celery(api, span("nightly", 9, 0, 0, None), span("apply_async/add", 1, 9, 1, 1.1, of=second))

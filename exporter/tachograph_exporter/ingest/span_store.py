@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
 from tachograph.events import Event
-from tachograph_exporter.ingest.announcements import Announced
+from tachograph_exporter.ingest.announcements import Announced, mark_started
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.leases import Leases, lost_as_told, lost_now, says_more, with_losses
 from tachograph_exporter.ingest.log_records import EXCEPTION
@@ -42,6 +42,7 @@ from tachograph_exporter.store.writer import StoreWriter
 MAX_TRACE_SPANS: Final = 200_000
 """Spans that are kept of a trace."""
 
+EVERYTHING: Final = Announced.EVERYTHING
 SpanKey: TypeAlias = tuple[str, str]
 """(trace id, span id)"""
 _T = TypeVar("_T")
@@ -141,6 +142,11 @@ class SpanStore:
         if fresh:
             self._rows.put(connection, workspace_id, fresh, counts, update.withheld)
             self._rows.put_traces(connection, workspace_id, fresh, counts, rows, update.due, now)
+            for trace_id, states in update.withheld.items():
+                # Of spans that had arrived before, too.
+                told_before = announced.get(trace_id, {})
+                later = {i: told for i, told in states.items() if told_before.get(i, told) not in (told, EVERYTHING)}
+                mark_started(connection, workspace_id, trace_id, later)
         leases.write(self._open_spans, fresh, readings)
         return Taken(update.new, sum(map(len, fresh.values())), refused)
 
@@ -183,7 +189,7 @@ class SpanStore:
 
 def _reading(spans: Sequence[SpanRecord], told: Sequence[SpanRecord], states: Mapping[str, Announced]) -> Reading:
     """What is known of a trace. ``told``: its spans as listeners know them."""
-    earlier = [span for span in told if states.get(span.span_id) is Announced.EVERYTHING]
+    earlier = [span for span in told if states.get(span.span_id) is EVERYTHING]
     return Reading(spans, states, earlier)
 
 

@@ -222,3 +222,16 @@ def failure_of(span: SpanRecord, rule: Rule, exception: tuple[str, str, str] | N
     return Failure(
         clean(kind)[:300], clean(mask_text(message))[:4000], clean(mask_text(stack))[:20_000] if stack else None
     )
+
+
+def attempts_of(step: AssembledStep) -> Iterator[tuple[str, int]]:
+    """The id of each attempt's span, and the attempt's number."""
+    for place, attempt in enumerate(step.tries):
+        yield attempt.span.span_id, _number(step.tries, place)
+
+
+def running_span(step: AssembledStep) -> str | None:
+    """The id of the span of the attempt that runs, if one does."""
+    if step.run is not None or not step.tries or step.finished_ns is not None or step.is_between_attempts:
+        return None
+    return step.tries[-1].span.span_id if not step.tries[-1].end_ns else None

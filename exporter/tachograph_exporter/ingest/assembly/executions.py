@@ -7,6 +7,7 @@ import re
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -35,8 +36,10 @@ from tachograph_exporter.ingest.assembly.dependencies import identify, mark_bloc
 from tachograph_exporter.ingest.assembly.events import (
     OUTCOMES,
     SILENT,
+    attempts_of,
     failure_of,
     failure_of_try,
+    running_span,
     step_costs,
     step_events,
     tells_why,
@@ -76,6 +79,8 @@ class AssembledExecution(NamedTuple):
         is_named: whether the spans name its workflow; otherwise the name is a guess.
         spans: its spans without the root.
         may_be_a_step: a span that has not arrived may show that it is no execution.
+        starts: the keys of the starts of attempts, by the id of the attempt's span.
+        running: those of these spans that have not ended.
         settles: how a step ended is only certain when no more spans arrive, because a step may have several spans, or
             outlast its parent.
     """
@@ -88,6 +93,8 @@ class AssembledExecution(NamedTuple):
     spans: Sequence[SpanRecord]
     may_change: bool
     may_be_a_step: bool
+    starts: Mapping[str, EventKey] = {}
+    running: AbstractSet[str] = frozenset()
 
     @property
     def is_finished(self) -> bool:
@@ -387,8 +394,10 @@ class _Run:
             events.append(Heartbeat(execution=ref, time_ns=now_ns))
         sources.append(ref.execution_id)
         return AssembledExecution(
-            ref, self.root, events, sources, self.is_named, self.spans, self.may_change, self.may_be_a_step
-        )
+            ref, self.root, events, sources, self.is_named, self.spans, self.may_change, self.may_be_a_step,
+            {span_id: (StepStarted, step.source, number) for step in steps for span_id, number in attempts_of(step)},
+            frozenset([span_id for step in steps if (span_id := running_span(step)) is not None]),
+        )  # fmt: skip
 
 
 def _is_lasting(rule: Rule, steps: Sequence[AssembledStep]) -> bool:
