@@ -70,7 +70,7 @@ from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.prices import read_prices
-from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
+from tachograph_exporter.ingest.reassembly import DueTrace, claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.rules import Rulebook
@@ -192,6 +192,8 @@ class Service:
         self.span_store = SpanStore(self.writer, publish, rules)
         self.receiver = Receiver(self.span_store, self.self_metrics.otlp_dropped)
         self._reassembling = asyncio.Lock()
+        # Traces that are claimed and could not be assembled, because the database was unavailable.
+        self._claimed: list[DueTrace] = []
         self._silences = recovery.Silences()
         self._closing = recovery.Closing()
         # Time between two looks counts at most twice: nobody could be heard while this process was held up.
@@ -368,11 +370,17 @@ class Service:
     async def reassemble_due_traces(self) -> int:
         """Assemble the executions of traces that are due again; returns the number of traces."""
         async with self._reassembling:
-            if not await self.database.read(has_due):
-                return 0
-            traces = await self.database.write(claim_due)
-            for trace in traces:
-                await asyncio.to_thread(reassemble, self.span_store, trace)
+            traces, self._claimed = self._claimed, []
+            if not traces:
+                if not await self.database.read(has_due):
+                    return 0
+                traces = await self.database.write(claim_due)
+            for i, trace in enumerate(traces):
+                try:
+                    await asyncio.to_thread(reassemble, self.span_store, trace)
+                except StoreUnavailable:
+                    self._claimed = traces[i:]
+                    raise
             return len(traces)
 
     async def _apply_retention(self) -> None:

@@ -42,7 +42,7 @@ from tachograph_exporter.store.writer import StoreWriter
 MAX_TRACE_SPANS: Final = 200_000
 """Spans that are kept of a trace."""
 
-EVERYTHING: Final = Announced.EVERYTHING
+BEGUN: Final = Announced.BEGUN
 SpanKey: TypeAlias = tuple[str, str]
 """(trace id, span id)"""
 _T = TypeVar("_T")
@@ -145,7 +145,9 @@ class SpanStore:
             for trace_id, states in update.withheld.items():
                 # Of spans that had arrived before, too.
                 told_before = announced.get(trace_id, {})
-                later = {i: told for i, told in states.items() if told_before.get(i, told) not in (told, EVERYTHING)}
+                later = {
+                    i: told for i, told in states.items() if told is BEGUN and told_before.get(i, told) is not told
+                }
                 mark_started(connection, workspace_id, trace_id, later)
         leases.write(self._open_spans, fresh, readings)
         return Taken(update.new, sum(map(len, fresh.values())), refused)
@@ -189,7 +191,7 @@ class SpanStore:
 
 def _reading(spans: Sequence[SpanRecord], told: Sequence[SpanRecord], states: Mapping[str, Announced]) -> Reading:
     """What is known of a trace. ``told``: its spans as listeners know them."""
-    earlier = [span for span in told if states.get(span.span_id) is EVERYTHING]
+    earlier = [span for span in told if states.get(span.span_id) is Announced.EVERYTHING]
     return Reading(spans, states, earlier)
 
 

@@ -116,8 +116,8 @@ class TraceExecutions:
                 if is_withheld:
                     states = withheld.setdefault(trace_id, {})
                     states[first.span_id] = Announced.START
-                    told = {i for i in execution.running if reading.announced.get(i) is not Announced.EVERYTHING}
-                    states |= dict.fromkeys(begun & execution.starts.keys() | told, Announced.BEGUN)
+                    now_begun = {i for i in execution.running if execution.starts[i] not in announced}
+                    states |= dict.fromkeys(begun & execution.starts.keys() | now_begun, Announced.BEGUN)
                 if is_withheld or not (execution.is_named or reading.is_quiet):
                     unsettled.add(execution_id)
                 has_ended = not execution.may_change and _has_ended(rows.get(execution_id))
