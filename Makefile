@@ -7,7 +7,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadgroup
 UNIT := -m "not e2e and not edges and not slow"
 
-.PHONY: demo test check slow lint unit test-all fuzz chaos coverage bench peers docs dashboards preview pictures vendor clean help
+.PHONY: demo test check slow lint unit test-all fuzz chaos coverage bench engines peers docs dashboards preview pictures vendor clean help
 
 demo: $(VENV)/.exporter  ## Install, run the example workflows, and serve the API, the page and the metrics
 	$(BIN)/tachograph demo $(DEMO_OPTIONS)
@@ -58,6 +58,10 @@ coverage: $(VENV)/.test  ## The unit tests with a coverage report; PYTEST_OPTION
 bench: $(VENV)/.exporter  ## Benchmarks beside the alternatives
 	$(BIN)/python $(PIP) --editable '.[bench,postgres]'
 	$(BIN)/python benchmarks/run.py
+
+# `make engines ENGINE="prefect airflow"`: these alone; ENGINE_OPTIONS=--record writes the recordings that `make check` replays.
+engines: $(VENV)/.test system-packages  ## Start real engines, each in its own environment, and compare their runs with what they say
+	$(BIN)/python -m tests.engines.run $(ENGINE) $(ENGINE_OPTIONS)
 
 peers:  ## Benchmarks beside Prefect, Dagster and Temporal; each is installed in its own environment
 	$(BIN)/python benchmarks/peers/run.py
@@ -134,7 +138,7 @@ format-js:  ## Format the page
 	$(PRETTIER) --write $(WEB) tools/eslint.config.mjs '!$(WEB)/vendor'
 
 clean:  ## Remove environments, caches and builds
-	rm -rf $(VENV) .venv-3.* .mypy_cache .pytest_cache .ruff_cache .coverage* htmlcov dist
+	rm -rf $(VENV) .venv-3.* .venv-engines .mypy_cache .pytest_cache .ruff_cache .coverage* htmlcov dist
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18

@@ -33,13 +33,14 @@ from tachograph_exporter.cli import load as load_cli
 from tachograph_exporter.cli.terminal import TimelineView
 from tachograph_exporter.config import Config
 from tachograph_exporter.ingest.built_in_rules import RULES
-from tachograph_exporter.ingest.rules import Role
+from tachograph_exporter.ingest.rules import Kind, Role
 from tachograph_exporter.service import ROUTES, Service
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.views.timeline import build_timeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.ingest.proven import engine_table
 from tools.python_api import python_api
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,7 +110,8 @@ _ROLES = {
     Role.EXECUTION: "an execution",
     Role.STEP: "a step",
     Role.ATTEMPT: "an attempt",
-    Role.QUEUED: "a queued step; the span below it is its run",
+    Role.QUEUED: "a queued step; the span below it, or with its key, is its run",
+    Role.OUTCOME: "how an attempt ended",
     Role.END: "the end of an execution",
     Role.INSIDE: "part of a step",
 }
@@ -124,6 +126,8 @@ def mapping_table() -> str:
         ]
         conditions += [f"no `{name}`" for name in rule.lacks]
         conditions += [f"`{name}` on its resource" for name in rule.resource_has]
+        if rule.kinds:
+            conditions.append("kind " + " or ".join(Kind(kind).name for kind in rule.kinds))
         if rule.scopes:
             conditions.append("a scope that starts with " + ", ".join(f"`{name}`" for name in rule.scopes))
         if rule.named:
@@ -134,11 +138,14 @@ def mapping_table() -> str:
         rows.append(f"| {rule.engine} | {'; '.join(conditions)} | {role} |")
     rows.append("| any other | no parent | an execution |")
     rows.append("| any other | the execution's span as its parent | a step |")
+    rows.append("| any other | kind PRODUCER; a span of kind CONSUMER or SERVER below it | a queued step |")
+    rows.append("| any other | kind CONSUMER or SERVER; a span of kind PRODUCER above it | a step |")
     return "\n".join(rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "mapping": mapping_table,
+    "engines": engine_table,
     "codes": code_table,
     "commands": command_table,
     "serve-options": serve_option_table,

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Self
 
 from aiohttp import ClientSession, web
-
 from tools.recordings import Mask, Request, decoded, write
 
 MAX_BODY_BYTES = 64 << 20
@@ -116,7 +115,7 @@ def main() -> None:
             threading.Event().wait()
         except KeyboardInterrupt:
             requests = recorder.take()
-    paths = [os.getcwd(), sys.prefix, sys.base_prefix, Path.home()]
+    paths: list[str | Path] = [os.getcwd(), sys.prefix, sys.base_prefix, Path.home()]
     print(f"{len(requests)} requests in {write(arguments.recording, requests, Mask(paths))}")
 
 

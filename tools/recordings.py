@@ -30,7 +30,7 @@ MESSAGES: Final[Mapping[str, type[Message]]] = {
     "/v1/metrics": ExportMetricsServiceRequest,
 }
 _IDS: Final = frozenset({"traceId", "spanId", "parentSpanId"})
-_PROCESS_IDS: Final = frozenset({"process.pid", "process.parent_pid"})
+_PROCESS_IDS: Final = frozenset({"process.pid", "process.parent_pid", "pid", "ray.pid"})
 _USERS: Final = frozenset({"process.owner", "user.name", "enduser.id"})
 _CELERY_CLIENT: Final = re.compile(r"\bgen(\d+)@")
 _FIRST_PROCESS_ID: Final = 101
@@ -80,7 +80,8 @@ class Mask:
 
     def __init__(self, paths: Sequence[str | Path] = ()) -> None:
         names = {socket.gethostname(), socket.getfqdn()} - {"localhost", ""}
-        self._names = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in sorted(names, key=len, reverse=True)))
+        patterns = [rf"\b{re.escape(name)}\b" for name in sorted(names, key=len, reverse=True)]
+        self._names = re.compile("|".join(patterns) or "(?!)")
         self._paths = sorted({str(path) for path in paths}, key=len, reverse=True)
         self._process_ids: dict[str, int] = {}
 
@@ -93,8 +94,10 @@ class Mask:
         if not isinstance(value, dict):
             return value
         if isinstance(value.get("value"), dict):
-            if value.get("key") in _PROCESS_IDS and "intValue" in value["value"]:
-                return {**value, "value": {"intValue": str(self._process_id(str(value["value"]["intValue"])))}}
+            if value.get("key") in _PROCESS_IDS:
+                # One of intValue and stringValue; both are strings.
+                masked = {kind: str(self._process_id(str(item))) for kind, item in value["value"].items()}
+                return {**value, "value": masked}
             if value.get("key") in _USERS and "stringValue" in value["value"]:
                 return {**value, "value": {"stringValue": "app"}}
         return {key: self(item) for key, item in value.items()}
@@ -135,6 +138,7 @@ def read(path: Path) -> Iterator[Request]:
     content = path.read_bytes()
     if path.suffix == ".gz":
         content = gzip.decompress(content)
-    for line in content.decode().splitlines():
+    # JSON strings may hold other characters that end a line.
+    for line in content.decode().rstrip("\n").split("\n"):
         fields = json.loads(line)
         yield Request(fields["offset_seconds"], fields["path"], fields["request"])

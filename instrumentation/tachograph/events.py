@@ -224,11 +224,19 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
 
 
 class StepSkipped(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_skipped"):
-    """A step will not start; or (``reason`` is itself) it did at ``started_ns``, and decided to be skipped."""
+    """A step will not start; or (``reason`` is itself) it did at ``started_ns``, and found nothing to do.
+
+    In that case the other times are as in `StepFinished`.
+    """
 
     reason: SkipReason
     attempt: int = 0
     started_ns: int | None = None
+    dependency_ns: int = 0
+    unaccounted_ns: int = 0
+    queue_ns: int = 0
+    backoff_ns: int = 0
+    run_ns: int = 0
 
 
 class FoldedRuns(msgspec.Struct, frozen=True, array_like=True, gc=False):

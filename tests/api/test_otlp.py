@@ -174,7 +174,7 @@ ENGINES: dict[str, tuple[list[Span], str, dict[str, tuple[str, int]]]] = {
          span("task_run.pull", 3, 1, 9, 15, of=airflow("pull", 2, "success")),
          span("worker.pull", 4, 3, 10, 15, of=airflow("pull", 2)),
          span("task_run.mail", 5, 1, 15, 20, of=airflow("mail", 1, "skipped"))],
-        "sales completed", {"pull": ("completed", 2), "mail": ("skipped", 1)},
+        "sales completed", {"pull": ("completed", 2), "mail": ("skipped", 0)},
     ),
     "prefect": (
         [span("wise-owl", 1, 0, 0, 5, of=prefect("flow", run_name="wise-owl", flow_id="etl", run_id=OWN)),
@@ -263,9 +263,8 @@ async def test_engines_traces_become_timelines_however_they_arrive(
             due = await api.service.reassemble_due_traces()
             is_counted = not due and bool((await counted(api))["workflow_execution_duration_seconds_count"])
             await asyncio.sleep(0.05)
-    # A task that skipped itself counts as skipped, not as an attempt.
-    counts = [count for status, count in steps.values() if status != "skipped"]
-    attempts, ran = sum(counts), sum(count > 0 for count in counts)
+    attempts = sum(count for _, count in steps.values())
+    ran = sum(count > 0 for _, count in steps.values())
     assert await counted(api) == {
         "workflow_executions_started_total": 1,
         "workflow_execution_duration_seconds_count": 1,

@@ -35,11 +35,13 @@ class Program:
     """A program that plays scenes. Iterate over it; the program goes on when the next scene is asked for."""
 
     def __init__(
-        self, python: str, script: str, *arguments: str, directory: Path, variables: Mapping[str, str]
-    ) -> None:
+        self, python: str, script: str, *arguments: str, directory: Path, variables: Mapping[str, str],
+        scene_seconds: float = SCENE_SECONDS,
+    ) -> None:  # fmt: skip
         self._log = directory / f"{Path(script).stem}.log"
         self._command = [python, str(PROGRAMS / script), *arguments]
         self._directory = directory
+        self._scene_seconds = scene_seconds
         self._variables = {"PYTHONPATH": str(PROGRAMS), **variables}
 
     def __iter__(self) -> Iterator[Scene]:
@@ -75,10 +77,9 @@ class Program:
             process.stdout.close()
             process.wait()
 
-    @staticmethod
-    def _limit(process: subprocess.Popen[str]) -> threading.Timer:
+    def _limit(self, process: subprocess.Popen[str]) -> threading.Timer:
         """Ends a program that is stuck."""
-        timer = threading.Timer(SCENE_SECONDS, process.terminate)
+        timer = threading.Timer(self._scene_seconds, process.terminate)
         timer.daemon = True
         timer.start()
         return timer

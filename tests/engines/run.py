@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.engines import processes
-from tests.engines.play import Program, Scene, Viewer
+from tests.engines.play import SCENE_SECONDS, Program, Scene, Viewer
 from tests.ingest.truth import RECORDINGS
 from tools.local_service import LocalService
 from tools.record_engine import Recorder
@@ -93,6 +94,7 @@ def save(name: str, engine: str, entry: dict[str, Any], scene: Scene, requests: 
         "engine": engine,
         "engine_version": name,
         "instrumentation": entry["instrumentation"],
+        "tolerance_seconds": entry.get("tolerance_seconds", 0.5),
         "spans": sum(spans_in(request.body) for request in requests),
         **scene.truth,
     }
@@ -117,25 +119,27 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
         variables |= entry.get("variables", {})
         mask = Mask([ROOT, directory, directory.resolve(), Path(python).parents[1], sys.base_prefix, Path.home()])
         program = Program(
-            python,
-            entry["program"],
-            *addresses,
-            *(scenes or entry.get("scenes", [])),
-            directory=directory,
-            variables=variables,
-        )
+            python, entry["program"], *addresses, *(scenes or entry.get("scenes", [])), directory=directory,
+            variables=variables, scene_seconds=entry.get("scene_seconds", SCENE_SECONDS),
+        )  # fmt: skip
         viewer = Viewer(service.get)
         for scene in program:
             quiet(recorder)
             requests = recorder.take()
             if record:
                 save(version, engine, entry, scene, requests, mask)
-            differences = viewer.problems(scene, seconds=seconds)
+            differences = viewer.problems(scene, seconds=seconds, tolerance_seconds=entry.get("tolerance_seconds", 1.0))
             print(f"{'WRONG' if differences else 'right'}  {scene.name}")
             for difference in differences:
                 print(f"       {difference}")
             problems += differences
     return problems
+
+
+def processor_seconds() -> float:
+    """What processes that have ended have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> int:
@@ -149,13 +153,15 @@ def main() -> int:
     problems = []
     for name in arguments.engines or ENGINES:
         print(f"== {name}", flush=True)
-        start = time.monotonic()
+        start, before = time.monotonic(), processor_seconds()
         try:
             problems += play(name, record=arguments.record, scenes=arguments.scenes, seconds=arguments.seconds)
         except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
             print(error)
             problems.append(f"{name} does not run here")
-        print(f"   {time.monotonic() - start:.0f} s", flush=True)
+        print(
+            f"   {time.monotonic() - start:.0f} s, {processor_seconds() - before:.0f} s of processor time", flush=True
+        )
     return 1 if problems else 0
 
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import msgspec
 from sqlalchemy import select, update
-from tests.ingest.truth import RECORDINGS
 from tests.store.test_rollups import differing
 
 from tachograph.distribution import Distribution
 from tachograph.events import Event
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
-from tachograph_exporter.ingest.otlp_json import scopes_of_json
 from tachograph_exporter.ingest.reassembly import claim_due, reassemble
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_store import SpanStore
-from tachograph_exporter.ingest.spans import SpanRecord, records_of
+from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.schema import traces, workflow_executions
@@ -32,45 +29,7 @@ from tachograph_exporter.store.writer import StoreWriter
 from tachograph_exporter.views.timeline import build_timeline
 
 WORKSPACE: Final = "default"
-DELIVERIES: Final = (
-    ("as recorded", 0), ("by end", 1), ("by end", 3), ("reversed", 1), ("shuffled", 3), ("shuffled", 1),
-)  # fmt: skip
-"""Orders in which spans arrive, and how many in a request (0: all of them)."""
 _LATER_NS: Final = 3_600_000_000_000
-
-
-def recorded_spans(name: str) -> list[SpanRecord]:
-    """The spans of a recording, in its order."""
-    return spans_of((RECORDINGS / f"{name}.json").read_bytes())
-
-
-def spans_of(body: bytes) -> list[SpanRecord]:
-    """The spans of an OTLP/JSON request; none of them may be refused."""
-    spans = list(records_of(scopes_of_json(body)))
-    refused = [span for span in spans if isinstance(span, str)]
-    assert not refused, refused
-    return [span for span in spans if isinstance(span, SpanRecord)]
-
-
-def in_order(spans: Sequence[SpanRecord], order: str) -> list[SpanRecord]:
-    """The spans in one of the orders of `DELIVERIES`."""
-    if order == "by end":
-        # As a `BatchSpanProcessor` sends them.
-        return sorted(spans, key=lambda span: span.end_ns or span.start_ns)
-    if order == "reversed":
-        return list(reversed(spans))
-    if order == "shuffled":
-        shuffled = list(spans)
-        random.Random(20).shuffle(shuffled)
-        return shuffled
-    return list(spans)
-
-
-def in_pieces(spans: Sequence[SpanRecord], size: int) -> Iterator[Sequence[SpanRecord]]:
-    """The spans, ``size`` to a request (0: all in one)."""
-    size = size or max(1, len(spans))
-    for i in range(0, len(spans), size):
-        yield spans[i : i + size]
 
 
 class Intake:

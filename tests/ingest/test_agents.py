@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from tests.ingest.intake import Intake, in_order, recorded_spans
+from tests.ingest.intake import Intake
+from tests.ingest.recorded import in_order, recorded_spans
 from tests.otlp_values import any_value
 from tests.traces.test_traceql import span
 
@@ -192,6 +193,7 @@ SECRET = "hunter2hunter2"
         ("llm.input_messages.0.message.content", f"token: {SECRET}\nkept"),
         ("gen_ai.tool.call.arguments", json.dumps({"nested": json.dumps({"password": SECRET, "q": "kept"})})),
         ("pydantic_ai.all_messages", f'{{"broken": "password={SECRET}\nkept'),
+        ("output.value", '{"kept": 123456789012345678901234567890, "password": "' + SECRET + '"}'),
         ("output.value", json.dumps({"kept": "x" * 100_000, "password": SECRET})),
     ],
 )

@@ -1,13 +1,14 @@
-"""What real engines sent, request by request as it arrived, becomes what happened; so it does in other orders, and once."""
+"""What real engines sent, request by request as it arrived, becomes what happened, in another order too, and once."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import pytest
-from tests.ingest.intake import Intake, spans_of
+from tests.ingest.intake import Intake
+from tests.ingest.recorded import spans_of
 from tests.ingest.test_recordings import intake, lasting, problems_of
 from tests.ingest.truth import RECORDINGS, read_truth
 from tools.recordings import read
@@ -22,9 +23,8 @@ FILES: Final = {
     if json.loads(RECORDINGS.joinpath(f"{path.name.partition('.jsonl')[0]}.truth.json").read_bytes())["format"]
     == "otlp-requests"
 }
-NOT_YET: Final = frozenset({"celery_at_once_hard_time_limit", "celery_at_once_terminated", "temporal_continued"})
+NOT_YET: Final = frozenset[str]()
 """Recordings that do not come out right yet."""
-DELIVERIES: Final = ("as it arrived", "the last request first", "a span at a time", "a span at a time, the last first")
 
 
 def requests_of(name: str) -> list[list[SpanRecord]]:
@@ -33,39 +33,29 @@ def requests_of(name: str) -> list[list[SpanRecord]]:
     ]
 
 
-def delivered(requests: list[list[SpanRecord]], delivery: str) -> list[list[SpanRecord]]:
-    if delivery.startswith("a span at a time"):
-        requests = [[span] for request in requests for span in request]
-    return requests[::-1] if delivery.endswith("first") else requests
+def taken(service: Intake, requests: list[list[SpanRecord]]) -> None:
+    for request in requests:
+        service.take(request)
+    service.settle()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_recording_becomes_what_happened(name: str, intake: Callable[[], Intake]) -> None:
-    problems: dict[str, str] = {}
-    requests = requests_of(name)
-    assert sum(len(request) for request in requests) == read_truth(name)["spans"]
-    for delivery in DELIVERIES:
-        service = intake()
-        for request in delivered(requests, delivery):
-            service.take(request)
-        service.settle()
-        for problem in problems_of(name, service):
-            problems.setdefault(problem, delivery)
-        service.close()
+    requests, truth = requests_of(name), read_truth(name)
+    tolerance: float = truth["tolerance_seconds"]
+    assert sum(len(request) for request in requests) == truth["spans"]
+    service = intake()
+    taken(service, requests)
+    problems = dict.fromkeys(problems_of(name, service, tolerance=tolerance), "as it arrived")
+    before = lasting(service), service.counted()
+    taken(service, requests)
+    assert (lasting(service), service.counted()) == before, "arriving twice changes it"
+    service.close()
+    backwards = intake()
+    taken(backwards, [[span] for request in requests[::-1] for span in request[::-1]])
+    for problem in problems_of(name, backwards, tolerance=tolerance):
+        problems.setdefault(problem, "a span at a time, the last first")
     report = "\n".join(f"{problem} ({delivery})" for problem, delivery in problems.items())
-    if name in NOT_YET:
-        assert problems, "it comes out right now: remove it from NOT_YET"
+    if name in NOT_YET and problems:
         pytest.xfail(report)
     assert not problems, report
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_requests_that_arrive_twice_change_nothing(name: str, intake: Callable[[], Intake]) -> None:
-    service = intake()
-    states: list[Any] = []
-    for _ in range(2):
-        for request in requests_of(name):
-            service.take(request)
-        service.settle()
-        states.append((lasting(service), service.counted()))
-    assert states[0] == states[1]

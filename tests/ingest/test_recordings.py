@@ -5,31 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
-from tests.ingest.intake import DELIVERIES, Intake, counts_of, in_order, in_pieces, recorded_spans
-from tests.ingest.truth import RECORDINGS, differences, read_truth
-
-NAMES: Final = sorted(
-    path.name.removesuffix(".truth.json")
-    for path in RECORDINGS.glob("*.truth.json")
-    if path.with_name(path.name.replace(".truth", "")).exists()
-)
-TOLERANCES: Final = {"airflow3_nightly": 0.6, "celery_pipeline": 0.4}
-"""Seconds that times may be apart where it is not `TOLERANCE`: a task's process starts before its first span does, and
-the sender's span before the first task."""
-TOLERANCE: Final = 0.35
-ASIDE: Final = {
-    "airflow3_nightly": [
-        # Airflow counts 19 s and 24 s, in which the first processes of a scheduler started; no span says so.
-        *({"step": step, "field": field} for step in ("extract", "skipper") for field in ("started_at", "queued_at")),
-        # They had ended when it was ready, and there are no links: who is to know that it waited for another one only?
-        {"edge": "checks.*->choose"},
-    ],
-}
-NOT_YET: Final = frozenset[str]()
-"""Recordings that do not come out right yet."""
+from tests.ingest.intake import Intake, counts_of
+from tests.ingest.proven import ASIDE, NAMES, NOT_YET, TOLERANCE, TOLERANCES
+from tests.ingest.recorded import DELIVERIES, in_order, in_pieces, recorded_spans
+from tests.ingest.truth import differences, read_truth
 
 
 @pytest.fixture
@@ -48,8 +30,8 @@ def intake(tmp_path: Path, empty_database: Path) -> Iterator[Callable[[], Intake
         made.close()
 
 
-def problems_of(name: str, intake: Intake) -> list[str]:
-    tolerance = TOLERANCES.get(name, TOLERANCE)
+def problems_of(name: str, intake: Intake, *, tolerance: float | None = None) -> list[str]:
+    tolerance = TOLERANCES.get(name, TOLERANCE) if tolerance is None else tolerance
     timelines = intake.timelines()
     problems = differences(read_truth(name), timelines, tolerance_seconds=tolerance, aside=ASIDE.get(name, ()))
     counted, due = intake.counted(), counts_of(timelines)

@@ -14,6 +14,7 @@ from tachograph.spans import semconv
 from tachograph_exporter.ingest.agent_rules import AGENT_RULES
 from tachograph_exporter.ingest.rules import (
     RETRYING,
+    RUNNING,
     Kind,
     Links,
     Moment,
@@ -78,6 +79,18 @@ def by_exception(span: SpanRecord) -> str:
     return "cancellation" if span.exception is not None and is_cancellation(span.exception[0]) else "failure"
 
 
+def arq_state(span: SpanRecord) -> str:
+    """How a job ended: its span says OK when it went well, and nothing when it was cancelled, by its timeout too."""
+    if span.exception is not None and span.exception[0] == "arq.worker.Retry":
+        return "retry"
+    return "success" if span.status_code == 1 else "failure"
+
+
+def celery_state(span: SpanRecord) -> Any:
+    """The state of a task. It has none if its process was told to stop, and came to end its span."""
+    return span.attributes.get("celery.state") or ("failure" if span.is_error else "revoked")
+
+
 def airflow_task(span: SpanRecord) -> str:
     """The key of a task instance, the same for all its tries."""
     attributes = span.attributes
@@ -87,7 +100,7 @@ def airflow_task(span: SpanRecord) -> str:
 def airflow_index(span: SpanRecord) -> Any:
     """The map index of a task instance; it is negative for a task that is not mapped."""
     value = span.attributes.get("airflow.task_instance.map_index")
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if type(value) is int and value >= 0 else None
 
 
 _INSTANCE: Final = re.compile(r"(?s)(.*)\[([^\[\]]*)\]")
@@ -210,6 +223,7 @@ _AIRFLOW_TASK: Final[dict[str, Any]] = {
     "engine": "airflow", "has": ("airflow.task_id",), "name": attribute("airflow.task_id"),
     "index": airflow_index, "workflow": attribute("airflow.dag_id"), "run_id": attribute("airflow.dag_run.run_id"),
     "attempt": attribute("airflow.task_instance.try_number"), "key": airflow_task, "states": RESULTS,
+    "blocks": True,
 }  # fmt: skip
 AIRFLOW: Final = (
     Rule(role=Role.ATTEMPT, names=("worker.",), **_AIRFLOW_TASK),
@@ -227,29 +241,31 @@ PREFECT: Final = (
     Rule(engine="prefect", role=Role.STEP, equals={"prefect.run.type": "task"}, name=prefect_task,
          moments=prefect_moments, state=prefect_state, states=RESULTS, links=Links.IF_ANY),
     Rule(engine="prefect", role=Role.EXECUTION, equals={"prefect.run.type": "flow"}, name=prefect_flow,
-         run_id=attribute("prefect.run.id"), state=prefect_state, states=RESULTS),
+         run_id=attribute("prefect.run.id"), state=prefect_state, states={**RESULTS, "running": RUNNING}),
 )  # fmt: skip
 
 # Temporal: temporalio.contrib.opentelemetry. The Python interceptor exports zero-length spans inside a workflow,
 # because the workflow may be replayed; its plugin and the interceptors of Go, Java and TypeScript export one span for
 # the run.
+_TEMPORAL_ID: Final = attribute("temporalWorkflowID")
 TEMPORAL: Final = (
     Rule(engine="temporal", role=Role.EXECUTION, has=("temporalWorkflowID",), names=("RunWorkflow:",), opens=True,
-         name=after_colon, run_id=attribute("temporalRunID"), series=attribute("temporalWorkflowID"),
+         name=after_colon, run_id=attribute("temporalRunID"), series=_TEMPORAL_ID,
          state=by_exception, states=RESULTS),
     Rule(engine="temporal", role=Role.END, has=("temporalRunID",), names=("CompleteWorkflow:",), name=after_colon,
-         run_id=attribute("temporalRunID"), state=by_exception, states=RESULTS),
+         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, state=by_exception, states=RESULTS),
     Rule(engine="temporal", role=Role.STEP, has=("temporalActivityID",), names=("RunActivity:",), name=after_colon,
-         run_id=attribute("temporalRunID"), key=joined("temporalRunID", "temporalActivityID"), state=by_exception,
-         states=RESULTS, retries=True),
+         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, key=joined("temporalRunID", "temporalActivityID"),
+         state=by_exception, states=RESULTS, retries=True),
     Rule(engine="temporal", role=Role.QUEUED, names=("StartActivity:",), has=("temporalRunID",), name=after_colon,
-         run_id=attribute("temporalRunID")),
+         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID),
+    Rule(engine="temporal", role=Role.INSIDE, has=("temporalWorkflowID",), workflow=after_colon, series=_TEMPORAL_ID,
+         names=("StartWorkflow:", "SignalWithStartWorkflow:", "StartUpdateWithStartWorkflow:")),
     Rule(engine="temporal", role=Role.INSIDE,
          has=("temporalWorkflowID",), run_id=attribute("temporalRunID"),
-         names=("StartWorkflow:", "SignalWithStartWorkflow", "StartUpdateWithStartWorkflow:", "SignalWorkflow:",
-                "HandleSignal:", "QueryWorkflow:", "HandleQuery:", "StartChildWorkflow:", "SignalChildWorkflow:",
-                "SignalExternalWorkflow:", "ValidateUpdate:", "HandleUpdate:", "StartWorkflowUpdate:",
-                "StartNexusOperation:")),
+         names=("SignalWithStartWorkflow", "SignalWorkflow:", "HandleSignal:", "QueryWorkflow:", "HandleQuery:",
+                "StartChildWorkflow:", "SignalChildWorkflow:", "SignalExternalWorkflow:", "ValidateUpdate:",
+                "HandleUpdate:", "StartWorkflowUpdate:", "StartNexusOperation:")),
 )  # fmt: skip
 
 # Celery: opentelemetry-instrumentation-celery 0.66.
@@ -258,7 +274,7 @@ CELERY: Final = (
     Rule(engine="celery", role=Role.QUEUED, equals={"celery.action": "apply_async"}, name=attribute("celery.task_name"),
          key=_MESSAGE, lasting=True),
     Rule(engine="celery", role=Role.STEP, equals={"celery.action": "run"}, name=attribute("celery.task_name"),
-         attempt=attribute("celery.retries"), first_attempt=0, state=attribute("celery.state"), states=RESULTS,
+         attempt=attribute("celery.retries"), first_attempt=0, state=celery_state, states=RESULTS,
          why=attribute("celery.retry.reason"), key=_MESSAGE, due=moment("celery.eta"), lasting=True),
 )  # fmt: skip
 
@@ -290,8 +306,7 @@ RQ: Final = (
 ARQ: Final = (
     Rule(engine="arq", role=Role.STEP, has=("arq.job.name", "arq.job.try"), name=attribute("arq.job.name"),
          key=attribute("arq.job.id"), attempt=attribute("arq.job.try"), due=milliseconds("arq.job.score"),
-         state=lambda span: "retry" if span.exception is not None and span.exception[0] == "arq.worker.Retry" else None,
-         states=RESULTS, lasting=True),
+         state=arq_state, states=RESULTS, lasting=True),
     Rule(engine="arq", role=Role.QUEUED, has=("arq.job.name", "arq.job.queue"), name=attribute("arq.job.name"),
          key=attribute("arq.job.id"), lasting=True),
 )  # fmt: skip
@@ -309,8 +324,9 @@ DRAMATIQ: Final = (
 TASKIQ: Final = (
     Rule(engine="taskiq", role=Role.QUEUED, equals={"taskiq.action": "send"}, name=attribute("taskiq.task_name"),
          key=_MESSAGE, lasting=True),
+    # The number of retries is the next attempt's if there is one: it says nothing of this one.
     Rule(engine="taskiq", role=Role.STEP, equals={"taskiq.action": "execute"}, name=attribute("taskiq.task_name"),
-         attempt=attribute("taskiq._retries"), first_attempt=0, why=attribute("taskiq.retry.reason"),
+         why=attribute("taskiq.retry.reason"),
          state=lambda span: "failed" if "taskiq.retry.reason" in span.attributes else None, states=RESULTS,
          lasting=True),
 )  # fmt: skip
@@ -357,7 +373,17 @@ def metaflow_task(span: SpanRecord) -> str | None:
     return None if None in (run, step, task) else f"{run}/{step}/{task}"
 
 
+def metaflow_inputs(span: SpanRecord) -> list[str]:
+    """The keys of the tasks that a task waited for: ``run/step/1,run/step/2``, or in short ``run/step/:1,2``."""
+    text = _INPUTS(span)
+    if text is None:
+        return []
+    prefix, colon, rest = text.partition(":")
+    return [prefix + part for part in rest.split(",")] if colon else text.split(",")
+
+
 _STEP: Final = _command(" step")
+_INPUTS: Final = _command("--input-paths")
 _RUN_ID: Final = _command("--run-id")
 _TASK_ID: Final = _command("--task-id")
 # Metaflow: metaflow.tracing 2.19; its commands are spans, with their command line as ``cmd``.
@@ -366,12 +392,24 @@ METAFLOW: Final = (
          scopes=("metaflow.tracing",), name=metaflow_flow),
     Rule(engine="metaflow", role=Role.STEP, names=("cli/step",), has=("cmd", "pid"), scopes=("metaflow.tracing",),
          name=_STEP, index=_command("--split-index"), key=metaflow_task, attempt=_command("--retry-count"),
-         first_attempt=0),
+         first_attempt=0, waits_for=metaflow_inputs, links=Links.COMPLETE),
+)  # fmt: skip
+
+# n8n: its ExecutionLevelTracer, 2.19 and later.
+N8N: Final = (
+    Rule(engine="n8n", role=Role.INSIDE, names=("workflow.execute.started", "node.execute.started")),
+    Rule(engine="n8n", role=Role.EXECUTION, names=("workflow.execute",), has=("n8n.workflow.name",),
+         name=attribute("n8n.workflow.name"), version=attribute("n8n.workflow.version_id"),
+         state=attribute("n8n.execution.status"), why=attribute("n8n.execution.error_type"),
+         states={**RESULTS, "canceled": "cancelled"}),
+    Rule(engine="n8n", role=Role.STEP, names=("node.execute",), has=("n8n.node.name",),
+         name=attribute("n8n.node.name"), why=attribute("n8n.node.termination_reason"),
+         state=attribute("n8n.node.termination_reason"), states={"workflow_cancelled": "cancelled"}),
 )  # fmt: skip
 
 ENGINES: Final[tuple[tuple[Rule, ...], ...]] = (
     TACHOGRAPH, CICD, GITHUB, AIRFLOW, PREFECT, TEMPORAL, CELERY, DAGSTER, RQ, ARQ, DRAMATIQ, TASKIQ, RAY, HATCHET,
-    METAFLOW, AGENT_RULES,
+    METAFLOW, N8N, AGENT_RULES,
 )  # fmt: skip
 RULES: Final[tuple[Rule, ...]] = tuple(rule for rules in ENGINES for rule in rules)
 

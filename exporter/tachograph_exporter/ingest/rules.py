@@ -67,6 +67,8 @@ class Moment(NamedTuple):
 
 Read = Callable[[SpanRecord], Any]
 
+RUNNING: Final = "running"
+"""The status of an execution that goes on though its span has ended."""
 RETRYING: Final = "retrying"
 """The status of an attempt that failed when another one is due."""
 
@@ -107,18 +109,20 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     task), ``run_id`` the engine's id of the execution, ``attempt`` the number of the attempt (the engine counts from
     ``first_attempt``), ``state`` a key of ``states``, ``why`` the reason of a failure. ``outcome`` is the status where
     no state says otherwise. Steps with the same ``key`` are attempts of the same step; without a key, steps of the same
-    name and parent are, if each but the last failed before the next one began. ``moments`` reads attempts that only
-    events tell of. ``workflow`` names the workflow when the execution has no span of its own.
+    name and parent are, if each but the last failed before the next one began. ``waits_for`` reads the keys of the
+    steps that it waited for. ``moments`` reads attempts that only events tell of. ``workflow`` names the workflow when
+    the execution has no span of its own; of role INSIDE, the span asked for the execution of the same ``series``.
 
     Times in unix nanoseconds: ``queued`` reads when an execution was queued and ``began`` when it started, where its
     span does not say so; ``due`` the time before which an attempt was not to start (a countdown, an ETA).
 
     ``links``: what it means that a step has none. ``follows``: the step above a span is a dependency, not an enclosing
-    step. ``waits``: a step that was asked for (QUEUED) waits for its dependencies first. ``lasting``: an execution with
-    such spans ends with its last step, not with the span above them. ``opens``: a zero-length span marks the start of
-    an execution, and one of role END its end. ``retries``: a failed step may be retried for as long as its execution
-    runs. ``series``: executions of which this reads the same value follow each other, so none of them ran inside
-    another, and only the last of them can be open. ``reused``: the engine gives all attempts the same span id.
+    step. ``blocks``: what follows a failed step does not run, so no step that ran waited for one. ``waits``: a step
+    that was asked for (QUEUED) waits for its dependencies first. ``lasting``: an execution with such spans ends with
+    its last step, not with the span above them. ``opens``: a zero-length span marks the start of an execution, and one
+    of role END its end. ``retries``: a failed step may be retried for as long as its execution runs. ``series``:
+    executions of which this reads the same value follow each other, so none of them ran inside another, and only the
+    last of them can be open. ``reused``: the engine gives all attempts the same span id.
 
     ``step_type`` is what kind of step it is. ``usage`` reads tokens and cost, and ``cause`` the type of an error where
     the span's exception is not it. ``of_agent``: part of an agent's run, in which the steps inside a step wait for each
@@ -152,12 +156,14 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str = ""
     key: Read | None = None
     moments: Callable[[SpanRecord], Sequence[Moment]] | None = None
+    waits_for: Callable[[SpanRecord], Sequence[str]] | None = None
     queued: Read | None = None
     began: Read | None = None
     due: Read | None = None
     series: Read | None = None
     links: Links = Links.UNKNOWN
     follows: bool = False
+    blocks: bool = False
     waits: bool = False
     lasting: bool = False
     opens: bool = False

@@ -215,7 +215,8 @@ def record(
             kind = str(attributes.get("exception.type", "Exception"))
             message, stack = attributes.get("exception.message", ""), attributes.pop("exception.stacktrace", "")
             exception = (kind, str(message), str(stack))
-        events.append(SpanEvent(event.time_unix_nano, event.name, attributes))
+        if len(events) < MAX_EVENTS:
+            events.append(SpanEvent(event.time_unix_nano, event.name, attributes))
     parent = span.parent_span_id.hex()
     return SpanRecord(
         trace_id=span.trace_id.hex(),

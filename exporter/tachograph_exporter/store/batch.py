@@ -215,9 +215,15 @@ class Batch:
 
     def step_skipped(self, event: StepSkipped) -> None:
         row = _step_row(
-            event.step, StepStatus.SKIPPED, event.attempt, started=event.started_ns, attempt_started=event.started_ns,
-            finished=event.time_ns, skip_reason=event.reason._value_,
-        )  # fmt: skip
+            event.step, StepStatus.SKIPPED, event.attempt, finished=event.time_ns, skip_reason=event.reason._value_
+        )
+        if event.started_ns is not None:
+            times = {
+                "started_ns": event.started_ns, "attempt_started_ns": event.started_ns,
+                "dependency_ns": event.dependency_ns, "queue_ns": event.queue_ns, "backoff_ns": event.backoff_ns,
+                "run_ns": event.run_ns, "unaccounted_ns": event.unaccounted_ns,
+            }  # fmt: skip
+            row = tuple(times.get(str(name), value) for name, value in zip(STEP_ROWS.columns, row, strict=True))
         self._step(row)
 
     def steps_folded(self, event: StepsFolded) -> None:

@@ -33,9 +33,9 @@ class StepAttempts:
     """
 
     __slots__ = (
-        "_activity", "_backoff_ns", "_dependency_ns", "_inputs", "_last_backoff_ns", "_last_queue_ns",
-        "_next_backoff_ns", "_queue_ns", "_since_ns", "_unaccounted_ns", "attempt", "attempt_started_ns", "run_ns",
-        "started_ns", "step",
+        "_activity", "_backoff_ns", "_dependency_ns", "_first_queue_ns", "_inputs", "_last_backoff_ns",
+        "_last_queue_ns", "_next_backoff_ns", "_queue_ns", "_since_ns", "_unaccounted_ns", "attempt",
+        "attempt_started_ns", "run_ns", "started_ns", "step",
     )  # fmt: skip
 
     def __init__(self, step: StepRef, origin_ns: int) -> None:
@@ -45,7 +45,7 @@ class StepAttempts:
         self._activity = _WAITING
         self._since_ns = origin_ns
         self.run_ns = self._dependency_ns = self._queue_ns = self._backoff_ns = self._next_backoff_ns = 0
-        self._unaccounted_ns = 0
+        self._unaccounted_ns = self._first_queue_ns = 0
 
     @classmethod
     def resumed(
@@ -147,6 +147,7 @@ class StepAttempts:
         self.attempt = attempt = self.attempt + 1 if attempt is None else attempt
         if self.started_ns is None:
             self.started_ns = now_ns
+            self._first_queue_ns = queue_ns
         self._inputs = inputs
         return StepStarted(
             step=self.step,
@@ -190,16 +191,19 @@ class StepAttempts:
 
         ``attempt_ended_ns`` is given where the end of the last attempt is known apart from the end of the step (spans
         tell both). Such attempts may outlast the step, so the running time is limited to the step's duration, and the
-        rest of the duration is backoff. Time in which two attempts overlap counts once.
+        rest of the duration is backoff, but for the queue of later attempts. Time in which two attempts overlap counts
+        once.
         """
         activity = self._activity
         started_ns = self.started_ns
         assert started_ns is not None  # noqa: S101 - a step that never started is skipped
         if attempt_ended_ns is not None:
             duration_ns = max(0, now_ns - started_ns)
+            queued_ns = min(self._queue_ns - self._first_queue_ns, duration_ns)
+            self._queue_ns = self._first_queue_ns + queued_ns
             run_ns = self.run_ns + self._elapsed(attempt_ended_ns)
-            self.run_ns = min(run_ns, duration_ns)
-            self._backoff_ns = max(0, duration_ns - run_ns)
+            self.run_ns = min(run_ns, duration_ns - queued_ns)
+            self._backoff_ns = max(0, duration_ns - queued_ns - run_ns)
         elif activity == _RUNNING:
             if now_ns > self._since_ns:
                 self.run_ns += now_ns - self._since_ns

@@ -8,7 +8,6 @@ tasks, and the result backend.
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,11 +20,14 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
-from telling import at, execution, step, stop_at_sigterm, tell
+from telling import at, execution, spawn, step, stop_at_sigterm, tell
 
 BROKER = os.environ.get("BROKER") or os.environ.setdefault("BROKER", sys.argv[1])
 # A process that the worker stops has time to send a span that it ends, only if it sends it at once.
 AT_ONCE = os.environ.get("SPANS_AT_ONCE") == "1"
+# Then each run is the root of a trace, with a link to the span that sent its message.
+LINKS = os.environ.get("SPAN_LINKS") == "1"
+PREFIX = "celery_at_once" if AT_ONCE else "celery_links" if LINKS else "celery"
 app = Celery("celery_kinds", broker=BROKER, backend=BROKER)
 app.conf.update(
     broker_connection_retry_on_startup=True,
@@ -43,7 +45,7 @@ def instrument(**_):
         SimpleSpanProcessor(exporter) if AT_ONCE else BatchSpanProcessor(exporter, schedule_delay_millis=200)
     )
     trace.set_tracer_provider(provider)
-    CeleryInstrumentor().instrument()
+    CeleryInstrumentor().instrument(use_span_links=LINKS)
 
 
 @app.task
@@ -162,7 +164,6 @@ class Stage:
 
     def __init__(self):
         self.worker = None
-        self.log = open("worker.log", "ab")
         self.events = Events()
 
     @contextmanager
@@ -177,7 +178,7 @@ class Stage:
     def start(self):
         command = [sys.executable, "-m", "celery", "-A", "celery_kinds", "worker", "-E", "--concurrency", "3",
                    "--loglevel", "INFO", "--without-mingle", "--without-gossip"]  # fmt: skip
-        self.worker = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
+        self.worker = spawn(command, "worker.log")
         while not app.control.ping(timeout=0.3):
             if self.worker.poll() is not None:
                 raise RuntimeError("the worker has ended")
@@ -392,8 +393,23 @@ def redelivered(stage):
     return [execution(NAME + "survive", "completed", [stage.step(result.id)])], unknowable
 
 
-SCENES = [chain_with_retry, chain_failed, retries_exhausted, group_bare, group_in_span, chord_bare, chord_in_span, countdown,
-          nested, hard_time_limit, revoked, terminated, process_killed, worker_killed, redelivered]  # fmt: skip
+UNKNOWN = {
+    "chain_failed": ["`store` was never sent: no span, and no record in Celery"],
+    "chord_in_span": [
+        "which tasks of the header a chord's body waited for: its span hangs under the one that ended last"
+    ],
+    "hard_time_limit": ["that the time limit stopped the task: the process that had the span of its run was killed"],
+    "revoked": ["that the task was revoked: the worker drops its message"],
+    "terminated": ["that the task was revoked while it ran: the process that had its span was killed"],
+    "process_killed": ["that the task's process was killed: its span died with it"],
+    "worker_killed": ["that `hang` was started: its span died with the worker"],
+    "redelivered": ["the first try: its span died with its process"],
+}
+"""What spans cannot tell of a scene, in words."""
+
+SCENES = [chain_with_retry, chain_failed, retries_exhausted, group_bare, group_in_span, chord_bare, chord_in_span,
+          countdown, nested, hard_time_limit, revoked, terminated, process_killed, worker_killed,
+          redelivered]  # fmt: skip
 
 
 def main(names):
@@ -405,9 +421,10 @@ def main(names):
                 executions, unknowable = scene(stage)
                 spans_sent()
                 tell(
-                    f"celery_{'at_once_' if AT_ONCE else ''}{scene.__name__}",
+                    f"{PREFIX}_{scene.__name__}",
                     executions,
                     unknowable=unknowable,
+                    unknown=UNKNOWN.get(scene.__name__, []),
                     index_from="order",
                     edges_from="recording",
                     truth_from="the workers' events and the result backend; edges from the program",

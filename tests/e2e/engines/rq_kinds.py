@@ -8,7 +8,6 @@ The truth is from the jobs and their results as RQ keeps them in Redis.
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -20,7 +19,7 @@ from opentelemetry_instrumentation_rq import RQInstrumentor
 from redis import Redis
 from rq import Queue, Retry, Worker
 from rq.results import Result
-from telling import execution, step, stop_at_sigterm, tell
+from telling import execution, spawn, step, stop_at_sigterm, tell, without_module
 
 
 def instrument():
@@ -74,12 +73,16 @@ def wait(job, *statuses):
         time.sleep(0.05)
 
 
-def told(job, names, *, index=None, **more):
-    """A step by what RQ keeps of a job. ``names``: the steps of the jobs that it may depend on."""
+def told(job, names, *, index=None, retries=0, **more):
+    """A step by what RQ keeps of a job. ``names``: the steps of the jobs that it may depend on; ``retries``: how many
+    it may have."""
     job.refresh()
     status = job.get_status().value
-    tries = [{"status": OUTCOMES[result.type]} for result in reversed(job.results())]
-    tries = [{"attempt": number, **attempt} for number, attempt in enumerate(tries, 1)]
+    if retries:
+        retries -= int(job.connection.hget(job.key, "retries_left") or 0)
+    tries = [{"attempt": number, "status": "failed"} for number in range(1, retries + 1)]
+    if job.latest_result() is not None:
+        tries.append({"attempt": retries + 1, "status": OUTCOMES[job.latest_result().type]})
     times = {}
     if len(tries) == 1:
         # RQ keeps the start of the last try only.
@@ -87,7 +90,7 @@ def told(job, names, *, index=None, **more):
     result = job.latest_result()
     error = None
     if status == "failed":
-        error = result.exc_string.strip().splitlines()[-1]
+        error = without_module(result.exc_string.strip().splitlines()[-1])
     name = f"__main__.{job.func_name.rpartition('.')[2]}"
     return step(
         "rq_kinds." + name.rpartition(".")[2],
@@ -118,8 +121,15 @@ def pipeline(queue):
     names = {extracted.id: "rq_kinds.extract", merged.id: "rq_kinds.merge"}
     names |= {job.id: f"rq_kinds.work#{i}" for i, job in enumerate(works)}
     steps = [told(extracted, names), *(told(job, names, index=i) for i, job in enumerate(works)),
-             told(merged, names), told(last, names)]  # fmt: skip
+             told(merged, names), told(last, names, retries=2)]  # fmt: skip
     return [execution("rq nightly", "completed", steps)], []
+
+
+def retry_later(queue):
+    path = os.path.abspath(f"flaky-{time.time_ns()}")
+    job = queue.enqueue("rq_kinds.flaky", path, retry=Retry(max=1, interval=1))
+    wait(job, "finished")
+    return [execution("rq_kinds.flaky", "completed", [told(job, {}, retries=1)], workflow_also=["flaky"])], []
 
 
 def failed(queue):
@@ -159,7 +169,12 @@ def killed(queue):
     ]
 
 
-SCENES = [pipeline, failed, alone, timed_out, killed]
+UNKNOWN = {
+    "killed": ["when the job ran: the process that had its spans was killed"],
+}
+"""What spans cannot tell of a scene, in words."""
+
+SCENES = [pipeline, retry_later, failed, alone, timed_out, killed]
 
 
 def main(address, names):
@@ -167,12 +182,11 @@ def main(address, names):
     connection = Redis.from_url(address)
     queue = Queue(connection=connection)
     if names == ["--worker"]:
-        Worker([queue], connection=connection).work()
+        Worker([queue], connection=connection).work(with_scheduler=True)
         return
     stop_at_sigterm()
-    with open("worker.log", "ab") as log:
-        command = [sys.executable, __file__, address, "--worker"]
-        worker = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    command = [sys.executable, __file__, address, "--worker"]
+    worker = spawn(command, "worker.log")
     try:
         for scene in SCENES:
             if not names or scene.__name__ in names:
@@ -181,6 +195,7 @@ def main(address, names):
                     f"rq_{scene.__name__}",
                     executions,
                     unknowable=unknowable,
+                    unknown=UNKNOWN.get(scene.__name__, []),
                     index_from="order",
                     edges_from="recording",
                     truth_from="the jobs and their results in Redis",

@@ -6,15 +6,29 @@ what its spans say, and goes on when the reader has seen enough of the spans.
 
 import json
 import signal
+import subprocess
 import sys
 from datetime import UTC, datetime
 
 
-def tell(scene, executions, *, unknowable=(), **more):
+def tell(scene, executions, *, unknowable=(), unknown=(), **more):
     """Print the truth of a scene as a line, and wait until the reader lets the program go on."""
-    print(json.dumps({"scene": scene, "truth": {"executions": executions, "unknowable": [*unknowable], **more}}))
+    print(
+        json.dumps(
+            {
+                "scene": scene,
+                "truth": {"executions": executions, "unknown": [*unknown], "unknowable": [*unknowable], **more},
+            }
+        )
+    )
     sys.stdout.flush()
     sys.stdin.readline()
+
+
+def spawn(command, log, **options):
+    """Start a worker or server in a session of its own, so that it can be killed with all its processes."""
+    with open(log, "ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, **options)
 
 
 def stop_at_sigterm():
@@ -38,6 +52,14 @@ def execution(workflow, status, steps=None, **more):
     """An execution of the truth. Fields that are None are left out."""
     fields = {"workflow": workflow, "status": status, **{k: v for k, v in more.items() if v is not None}}
     return may_be_open(fields if steps is None else {**fields, "steps": steps})
+
+
+def without_module(error):
+    """``package.module.Kind: message`` → ``Kind: message``; None stays None."""
+    if error is None:
+        return None
+    kind, _, message = error.partition(": ")
+    return f"{kind.rpartition('.')[2]}: {message}"
 
 
 def step(name, status, attempts, depends_on=None, *, index=None, **more):

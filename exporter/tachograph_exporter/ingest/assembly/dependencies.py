@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from tachograph.events import FAILED
 from tachograph.identity import ExecutionRef, StepRef, step_id
 from tachograph.inferred_dependencies import MAX_DEPENDENCIES, Dependencies, InferredDependencies
 from tachograph.spans import semconv
@@ -124,7 +125,8 @@ def _asked(step: AssembledStep) -> int:
 def _told(steps: Sequence[AssembledStep]) -> dict[str, tuple[str, ...]]:
     """What steps waited for according to their spans, by the step's id."""
     links = {id(step): found for step in steps if (found := _links_of(step))}
-    if not links and all(step.after is None for step in steps):
+    by_key = {step.source: step for step in steps} if any(step.rule.waits_for is not None for step in steps) else {}
+    if not links and not by_key and all(step.after is None for step in steps):
         return {}
     by_span = _by_span(steps)
     told: dict[str, tuple[str, ...]] = {}
@@ -132,6 +134,9 @@ def _told(steps: Sequence[AssembledStep]) -> dict[str, tuple[str, ...]]:
         others = [by_span[link] for link in links.get(id(step), ()) if link in by_span]
         if step.after is not None:
             others.insert(0, step.after)
+        if by_key and step.rule.waits_for is not None:
+            keys = [(rule.engine, key) for rule, span in step.spans if rule.waits_for for key in rule.waits_for(span)]
+            others += [by_key[key] for key in keys if key in by_key]
         ids = tuple(dict.fromkeys([other.step_id for other in others if other is not step]))
         if ids:
             told[step.step_id] = ids
@@ -157,8 +162,16 @@ def _is_inferred(step: AssembledStep, told: dict[str, tuple[str, ...]]) -> bool:
     return step.run is not None or links is Links.UNKNOWN or (links is Links.IF_ANY and not told)
 
 
+def _released(step: AssembledStep) -> bool:
+    """Whether others may have waited for its end: what was skipped released nobody."""
+    if step.finished_ns is None or not step.tries:
+        return step.finished_ns is not None
+    status = step.tries[-1].status
+    return status != "skipped" and not (step.rule.blocks and status in FAILED)
+
+
 def _inferred(steps: Sequence[AssembledStep]) -> dict[str, Dependencies]:
-    """What had ended when each step was ready; what never ran released nobody.
+    """What had ended when each step was ready.
 
     Steps inside a step are left out, but for those of agents: they waited for each other.
     """
@@ -168,7 +181,7 @@ def _inferred(steps: Sequence[AssembledStep]) -> dict[str, Dependencies]:
             # What a step waited for had ended when it was asked for; after that it waited for a slot.
             began = step.started_ns if step.ready_ns is None else min(step.ready_ns, step.started_ns)
             moments.append((began, 1, number, step))
-            if step.finished_ns is not None and not (step.tries and step.tries[-1].status == "skipped"):
+            if step.finished_ns is not None and _released(step):
                 # At the same moment ends come before starts, but a step of zero length ends after its own start.
                 moments.append((step.finished_ns, 0 if step.finished_ns > began else 2, number, step))
     orders: dict[str, InferredDependencies] = defaultdict(InferredDependencies)

@@ -71,16 +71,17 @@ def step_events(
         yield _shown(attempts.ready(at(ready_ns)), ready_ns)
         return
     tries = step.tries
-    if tries and tries[-1].status == "skipped" and step.finished_ns is not None:
-        yield _skipped(step, step.finished_ns)
+    is_skipped = bool(tries) and tries[-1].status == "skipped" and step.finished_ns is not None
+    if is_skipped and (reason := _skip_reason(step)) is not SkipReason.ITSELF:
+        yield StepSkipped(step=step.ref, time_ns=step.finished_ns or 0, reason=reason)
         return
     # When it was asked for, if a span says so; without, nothing proves that it waited for a slot.
     asked_ns = step.ready_ns
     ready_ns = place.start_ns if asked_ns is None else min(at(asked_ns), place.start_ns)
     earlier = [end for step_id in step.depends_on if (end := ends.get(step_id)) is not None and end <= ready_ns]
     if step.after is not None and asked_ns is not None:
-        # The step that asked for it had done so before it ended.
-        earlier.append(ready_ns)
+        # The step that asked for it had done so before it ended; whether it was due at once is another matter.
+        earlier.append(ready_ns if step.asked_ns is None else min(at(step.asked_ns), ready_ns))
     met_ns = max([limits.start_ns, *earlier])
     if asked_ns is not None:
         attempts.ready(ready_ns, met_ns)
@@ -113,11 +114,12 @@ def step_events(
         yield started
         return
     status = StepStatus(newest.status) if newest.status in OUTCOMES else StepStatus.FAILED
-    failure = failure_of_try(newest) if status is not StepStatus.COMPLETED else None
+    failure = failure_of_try(newest) if status is not StepStatus.COMPLETED and not is_skipped else None
     finished = attempts.finished(
         at(step.finished_ns), status, failure, attempt_ended_ns=at(newest.end_ns or newest.start_ns)
     )
-    yield _shown(finished, step.finished_ns, started_ns=tries[0].start_ns, attempt_started_ns=newest.start_ns)
+    finished = _shown(finished, step.finished_ns, started_ns=tries[0].start_ns, attempt_started_ns=newest.start_ns)
+    yield _skipped_itself(finished) if is_skipped else finished
 
 
 def step_costs(step: AssembledStep, spent: Mapping[str, Spent]) -> Iterator[StepCost]:
@@ -158,18 +160,21 @@ def _unheard(step: AssembledStep, attempts: StepAttempts, ended_ns: int, at: Cal
     yield _shown(finished, ended_ns, started_ns=asked_ns, attempt_started_ns=asked_ns)
 
 
-def _skipped(step: AssembledStep, time_ns: int) -> StepSkipped:
-    """A step that was skipped; it may have run, and skipped itself."""
-    assert step.ref is not None  # noqa: S101
+def _skip_reason(step: AssembledStep) -> SkipReason:
     newest = step.tries[-1]
     word = str(newest.rule.state(newest.blamed)).lower() if newest.rule.state is not None else ""
     if word == "upstream_failed":
-        return StepSkipped(step=step.ref, time_ns=time_ns, reason=SkipReason.UPSTREAM_FAILED)
-    if newest.end_ns <= newest.start_ns:
-        return StepSkipped(step=step.ref, time_ns=time_ns, reason=SkipReason.CONDITION)
+        return SkipReason.UPSTREAM_FAILED
+    # Only the span of its process proves that it ran.
+    return SkipReason.ITSELF if step.attempts else SkipReason.CONDITION
+
+
+def _skipped_itself(event: StepFinished) -> StepSkipped:
+    """The end of a step that ran, and skipped itself."""
     return StepSkipped(
-        step=step.ref, time_ns=time_ns, reason=SkipReason.ITSELF, attempt=_number(step.tries, len(step.tries) - 1),
-        started_ns=step.started_ns,
+        step=event.step, time_ns=event.time_ns, reason=SkipReason.ITSELF, attempt=event.attempt,
+        started_ns=event.started_ns, dependency_ns=event.dependency_ns, unaccounted_ns=event.unaccounted_ns,
+        queue_ns=event.queue_ns, backoff_ns=event.backoff_ns, run_ns=event.run_ns,
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ from tachograph_exporter.ingest.assembly.steps import (
 )
 from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of, nesting, run_of
 from tachograph_exporter.ingest.built_in_rules import ANY, BUILT_IN
-from tachograph_exporter.ingest.rules import Role, Rule, Rulebook
+from tachograph_exporter.ingest.rules import RETRYING, RUNNING, Role, Rule, Rulebook
 from tachograph_exporter.ingest.spans import EARLIEST_NS, SpanRecord, clean
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
 
@@ -149,10 +149,10 @@ def assemble(
 
 def _successions(heads: Mapping[str, tuple[str, SpanRecord | None, Rule]]) -> dict[str, int]:
     """When the next execution of its series began, for executions that have one."""
-    series: dict[Any, list[tuple[int, str]]] = defaultdict(list)
+    series: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
     for key, (_, root, rule) in heads.items():
         if root is not None and rule.series is not None and (value := rule.series(root)) is not None:
-            series[rule.engine, value].append((root.start_ns, key))
+            series[rule.engine, repr(value)].append((root.start_ns, key))
     return {
         key: following
         for members in series.values()
@@ -178,7 +178,7 @@ class _Run:
         self.root = root
         self.rule = rule
         self.spans = spans
-        self.name, self.is_named = _name_of(root, rule, spans)
+        self.name, self.is_named = _name_of(root, rule, spans, trace)
         run = run_of(rule, root if root is not None else spans[0])
         self.execution_id = _execution_id(workspace, rule, run, trace.trace_id, head, avoid)
         self.started_ns = root.start_ns if root is not None else min([span.start_ns for span in spans])
@@ -214,11 +214,14 @@ class _Run:
         end_ns, status, blamed = self._end(is_quiet)
         if end_ns is not None:
             is_lasting = _is_lasting(rule, steps)
-            if status is ExecutionStatus.COMPLETED and is_lasting and any(map(has_failed, steps)):
+            if status is ExecutionStatus.COMPLETED and is_lasting:
                 # No span above these steps waited for them, so none of them says that a step failed.
-                status = ExecutionStatus.FAILED
-            if status is ExecutionStatus.COMPLETED and is_lasting and any(map(was_lost, steps)):
-                status = ExecutionStatus.LOST
+                if any(map(has_failed, steps)):
+                    status = ExecutionStatus.FAILED
+                elif any(map(was_lost, steps)):
+                    status = ExecutionStatus.LOST
+                elif any(step.tries and step.tries[-1].status == "cancelled" for step in steps):
+                    status = ExecutionStatus.CANCELLED
             if status is ExecutionStatus.COMPLETED and rule.ends_as_last_agent:
                 agents = [step for step in steps if step.rule.is_frame and step.parent is None]
                 last = max(agents, key=lambda step: step.finished_ns or end_ns, default=None)
@@ -272,13 +275,18 @@ class _Run:
         has_open = any(step.finished_ns is None and not step.is_blocked for step in steps)
         ends = [step.finished_ns for step in steps if step.finished_ns is not None]
         if root is None:
-            if not (is_lasting and is_quiet and ends) or has_open:
+            # How it ended, only a failure tells: of an engine that exports no span for it, too.
+            if (
+                not (is_lasting and is_quiet and ends)
+                or has_open
+                or not any(has_failed(s) or was_lost(s) for s in steps)
+            ):
                 return is_open
             return max(ends), _COMPLETED, None
         if root.is_lost and not any(step.finished_ns is None and step.is_running for step in steps):
             # Nothing runs any more, or is known to.
             return max([root.lost_ns, *ends]), ExecutionStatus.LOST, (rule, root)
-        if not root.end_ns or (is_lasting and has_open):
+        if not root.end_ns or (is_lasting and has_open) or _goes_on(rule, root):
             return is_open
         if not is_lasting:
             return root.end_ns, _outcome(rule, root), (rule, root)
@@ -371,6 +379,7 @@ class _Run:
                     work_ns += event.run_ns if step.parent is None else 0
                 elif type(event) is StepSkipped:
                     counts[StepStatus.SKIPPED] += 1
+                    work_ns += event.run_ns if step.parent is None else 0
                     step.started_ns = event.started_ns  # As stored: what never ran is on no critical path.
         if end_ns is not None:
             ended = [step for step in steps if step.finished_ns is not None]
@@ -414,17 +423,40 @@ def _version(rule: Rule, root: SpanRecord | None) -> str:
     return clean(str(version or "1"))[:NAME_LIMIT]
 
 
-def _name_of(root: SpanRecord | None, rule: Rule, spans: list[SpanRecord]) -> tuple[str, bool]:
+def _goes_on(rule: Rule, root: SpanRecord) -> bool:
+    """Whether an execution goes on though its span has ended: it is tried again, in a process without a span of it."""
+    return rule.role is Role.EXECUTION and rule.status(root) in (RUNNING, RETRYING)
+
+
+def _asked_name(rule: Rule, spans: Sequence[SpanRecord], trace: TraceSpans) -> Any:
+    """What the span calls the workflow that asked for an execution without a span of its own."""
+    series = rule.series(spans[0]) if rule.series is not None else None
+    if series is None:
+        return None
+    for span in trace.order:
+        asking = trace.rules[span.span_id]
+        if asking is None or asking.role is not Role.INSIDE or asking.workflow is None or asking.series is None:
+            continue
+        if asking.engine == rule.engine and asking.series(span) == series:
+            return asking.workflow(span)
+    return None
+
+
+def _name_of(root: SpanRecord | None, rule: Rule, spans: list[SpanRecord], trace: TraceSpans) -> tuple[str, bool]:
     """The name of an execution's workflow, and whether the spans say so (see `AssembledExecution.is_named`)."""
     if root is not None:
         return clean(str(rule.name(root) or root.name or "unnamed"))[:NAME_LIMIT], True
     if rule.workflow is not None and (name := rule.workflow(spans[0])) is not None:
         return clean(str(name))[:NAME_LIMIT], True
+    if (name := _asked_name(rule, spans, trace)) is not None:
+        return clean(str(name))[:NAME_LIMIT], True
     for span in spans:
         for attribute in ("workflow.definition.name", "cicd.pipeline.name"):
             if attribute in span.attributes:
                 return clean(str(span.attributes[attribute]))[:NAME_LIMIT], False
-    return spans[0].service[:NAME_LIMIT], False
+    service = spans[0].service
+    # Where an engine's span is missing, its service is surely not what the workflow is called.
+    return (service if rule.engine == ANY.engine else f"unnamed ({service})")[:NAME_LIMIT], False
 
 
 def _execution_id(workspace: str, rule: Rule, run: Any, trace_id: str, key: str, avoid: frozenset[str]) -> str:

@@ -16,7 +16,7 @@ from tachograph.events import FAILED, Failure
 from tachograph.identity import StepRef
 from tachograph.run_window import Place, RunWindow
 from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, WithinExecution, start_order
-from tachograph_exporter.ingest.assembly.tries import Matched, Try, set_ready, status_of, tries_of
+from tachograph_exporter.ingest.assembly.tries import Matched, Try, set_ready, status_of, tries_of, with_lost_ones
 from tachograph_exporter.ingest.built_in_rules import ANY, CONSUMED
 from tachograph_exporter.ingest.rules import RETRYING, Kind, Role, Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
@@ -129,14 +129,20 @@ class AssembledStep:
             if not self.tries and ready:
                 self.ready_ns = ready[-1][1].start_ns
         tries = self.tries
+        if tries and tries[-1].number is not None:
+            tries = self.tries = with_lost_ones(tries)
         if not tries:
             self.first = queued[0][1]
             return
         if len(spans) > 1:
             self.first = min([span for _, span in spans], key=start_order)
         self.started_ns = tries[0].start_ns
-        if tries[0].ready_ns is not None:
-            self.ready_ns = tries[0].ready_ns
+        first = tries[0]
+        if first.ready_ns is not None:
+            self.ready_ns = first.ready_ns
+        if first.due_ns is not None and self.ready_ns is not None and self.ready_ns < first.due_ns:
+            # Until then it was to wait; only after that it waited for a worker.
+            self.ready_ns = min(first.due_ns, first.start_ns)
         if not self.is_between_attempts and tries[-1].end_ns:
             self.finished_ns = tries[-1].end_ns
             if self.attempts and spans:
@@ -177,20 +183,20 @@ class _Steps:
     def key_of(self, rule: Rule, span: SpanRecord) -> Any:
         """What attempts of one step have in common: the key of the span, or of the span that asked for it."""
         key = rule.key(span) if rule.key is not None else None
-        if key is None:
+        if key is None and rule.role is not Role.QUEUED:
             above = self.trace.rules.get(span.parent_span_id)
             if above is not None and above.role is Role.QUEUED and above.engine == rule.engine:
                 key = above.key(self.trace.spans_by_id[span.parent_span_id]) if above.key is not None else None
                 if key is None and rule.engine != ANY.engine:
                     key = span.parent_span_id
-        return (rule.engine, key) if key is not None else None
+        return (rule.engine, key if isinstance(key, str) else repr(key)) if key is not None else None
 
     def add(self, rule: Rule, span: SpanRecord, kind: str) -> AssembledStep:
         """Assign a span to the step with its key, or to a new one."""
         key = self.key_of(rule, span)
         step = self.by_key.get(key) if key is not None else None
         if step is None:
-            step = AssembledStep(_step_name(rule, span), rule, span, key[1] if key is not None else None)
+            step = AssembledStep(_step_name(rule, span), rule, span, key)
             if rule.index is not None and (index := rule.index(span)) is not None:
                 step.index = clean(str(index))[:NAME_LIMIT]
             if key is not None:
@@ -323,7 +329,7 @@ def _add_attempts(attempts: Sequence[Matched], steps: _Steps) -> None:
         key = steps.key_of(rule, span) or (rule.engine, "attempts of", _step_name(rule, span))
         owner = steps.by_key.get(key)
         if owner is None:
-            owner = steps.by_key[key] = AssembledStep(_step_name(rule, span), rule, span, key[-1])
+            owner = steps.by_key[key] = AssembledStep(_step_name(rule, span), rule, span, key)
             if rule.index is not None and (index := rule.index(span)) is not None:
                 owner.index = clean(str(index))[:NAME_LIMIT]
         owner.spans.append((rule, span))
@@ -336,7 +342,7 @@ def _add_outcomes(outcomes: Sequence[Matched], steps: _Steps) -> None:
         if owner is None and (key := steps.key_of(rule, span)) is not None:
             owner = steps.by_key.get(key)
             if owner is None:
-                owner = steps.by_key[key] = AssembledStep(_step_name(rule, span), rule, span, key[1])
+                owner = steps.by_key[key] = AssembledStep(_step_name(rule, span), rule, span, key)
                 steps.by_span[span.span_id] = owner
         if owner is not None:
             owner.outcomes.append((rule, span))
@@ -347,7 +353,7 @@ def _add_queued(queued: Sequence[Matched], steps: _Steps) -> None:
     if not queued:
         return
     below: dict[str, dict[int, AssembledStep]] = defaultdict(dict)
-    for step in steps.by_span.values():
+    for step in {id(step): step for step in steps.by_span.values()}.values():
         for _, span in step.spans:
             below[span.parent_span_id][id(step)] = step
     for rule, span in queued:

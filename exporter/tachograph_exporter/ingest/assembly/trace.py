@@ -142,6 +142,10 @@ def executions_of(
             head = None
         if head is not None and (head != span.span_id or (rule is not None and rule.role is Role.STEP)):
             groups[head].append(span)
+    for head in [head for head, (_, root, _) in heads.items() if root is None]:
+        if not any((rule := rules[span.span_id]) is None or rule.role is not Role.INSIDE for span in groups[head]):
+            # A signal, a query: what they belong to is in another trace.
+            del heads[head], groups[head]
     return heads, groups
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final
 
+from tachograph.clock import NS
 from tachograph_exporter.ingest.assembly.trace import start_order
 from tachograph_exporter.ingest.rules import Rule
-from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.spans import LONGEST_SECONDS, SpanRecord
 
+MAX_LOST: Final = 20
+"""Attempts without spans that are shown at most."""
+LOST: Final = ("Lost", "no span tells of this attempt, only the number of the next one", "")
 Matched = tuple[Rule, SpanRecord]
 """A span, and the rule that it matches."""
 
@@ -81,13 +86,43 @@ def tries_of(spans: Sequence[Matched], attempts: Sequence[Matched], outcomes: Se
     return tries
 
 
+def with_lost_ones(tries: list[Try]) -> list[Try]:
+    """The attempts with those that only the numbers of later ones tell of: their processes died, or their spans were
+    lost. When they ran is not known; no time is claimed for them."""
+    if all(attempt.number is None or attempt.number <= place + 1 for place, attempt in enumerate(tries)):
+        return tries
+    complete: list[Try] = []
+    for attempt in tries:
+        missing = (attempt.number or 0) - 1 - len(complete)
+        if 0 < missing <= MAX_LOST:
+            at_ns = max(complete[-1].end_ns if complete else 0, attempt.ready_ns or attempt.start_ns)
+            at_ns = min(at_ns, attempt.start_ns)
+            complete += [_lost(attempt, at_ns) for _ in range(missing)]
+        complete.append(attempt)
+    return complete
+
+
+def _lost(later: Try, at_ns: int) -> Try:
+    attempt = Try(later.rule, later.span)
+    attempt.start_ns = attempt.end_ns = at_ns
+    attempt.status, attempt.exception, attempt.ready_ns = "failed", LOST, None
+    return attempt
+
+
 def _by_moments(rule: Rule, span: SpanRecord) -> list[Try]:
     assert rule.moments is not None  # noqa: S101
     tries = []
-    for moment in rule.moments(span):
+    low = span.start_ns
+    high = span.end_ns or low + round(LONGEST_SECONDS * NS)
+    for start_ns, end_ns, status, exception in rule.moments(span):
         attempt = Try(rule, span)
-        attempt.start_ns, attempt.end_ns, attempt.status, attempt.exception = moment
+        # Events have times of their own, and any.
+        low = attempt.start_ns = min(max(low, start_ns), high)
+        attempt.end_ns = min(max(low, end_ns), high) if end_ns else 0
+        attempt.status, attempt.exception = status, exception
         tries.append(attempt)
+    if span.is_lost and tries and not tries[-1].end_ns:
+        tries[-1].status, tries[-1].end_ns = "lost", max(span.lost_ns, tries[-1].start_ns)
     return tries
 
 
@@ -111,17 +146,17 @@ def _numbered(spans: Sequence[Matched]) -> list[Try]:
 def _add_steps(tries: list[Try], spans: Sequence[Matched]) -> None:
     """What the step's own spans say of its attempts: how they ended, and that there were more of them."""
     by_number = {attempt.number: attempt for attempt in tries if attempt.number is not None}
+    last = tries[-1]
+    added: list[Try] = []
     for rule, span in sorted(spans, key=_start):
         number = rule.number(span)
-        attempt = by_number.get(number) if number is not None else tries[-1]
+        attempt = by_number.get(number) if number is not None else last
         if attempt is None:
             # Its own span has not arrived, or its process died.
             attempt = Try(rule, span, number)
-            earlier = [other.end_ns for other in tries if (other.number or 0) < (number or 0)]
-            attempt.start_ns = max([span.start_ns, *earlier])
-            attempt.end_ns = max(attempt.end_ns, attempt.start_ns) if attempt.end_ns else 0
-            tries.append(attempt)
-            tries.sort(key=lambda other: (other.start_ns, other.number or 0))
+            added.append(attempt)
+            if number is not None:
+                by_number[number] = attempt
         elif span.is_lost:
             if not attempt.end_ns:
                 attempt.status, attempt.end_ns = "lost", span.lost_ns
@@ -131,12 +166,18 @@ def _add_steps(tries: list[Try], spans: Sequence[Matched]) -> None:
             if span.status_message or not attempt.blamed.is_error:
                 attempt.rule, attempt.blamed = rule, span
             attempt.end_ns = attempt.end_ns or span.end_ns
-        place = tries.index(attempt)
-        if place and span.start_ns < tries[place - 1].start_ns:
-            # One span for all attempts: what lies before the first one is waiting.
-            attempt = tries[0]
-        if span.start_ns < attempt.start_ns and (attempt.ready_ns is None or span.start_ns < attempt.ready_ns):
-            attempt.ready_ns = span.start_ns
+    if added:
+        tries += added
+        tries.sort(key=lambda attempt: (attempt.number or 0, attempt.start_ns))
+        for before, attempt in itertools.pairwise(tries):
+            # One span for all attempts begins with the first of them.
+            attempt.start_ns = max(attempt.start_ns, before.end_ns) if before.end_ns else attempt.start_ns
+            attempt.end_ns = max(attempt.end_ns, attempt.start_ns) if attempt.end_ns else 0
+    # What lies before the first attempt is waiting, what lies before a further one its backoff.
+    first = tries[0]
+    starts = [span.start_ns for rule, span in spans if len(spans) == 1 or rule.number(span) in (None, first.number)]
+    if starts and min(starts) < first.start_ns:
+        first.ready_ns = min(starts)
 
 
 def _add_outcomes(tries: list[Try], outcomes: Sequence[Matched]) -> None:
@@ -149,7 +190,7 @@ def _add_outcomes(tries: list[Try], outcomes: Sequence[Matched]) -> None:
         # Nothing else tells of this attempt: whoever ran it was killed.
         attempt = by_span[span.parent_span_id] = Try(rule, span)
         tries.append(attempt)
-        tries.sort(key=lambda other: other.start_ns)
+    tries.sort(key=lambda attempt: attempt.start_ns)
 
 
 def _start(matched: Matched) -> tuple[int, str]:
