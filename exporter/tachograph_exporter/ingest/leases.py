@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from tachograph_exporter.ingest.early_spans import with_early_attributes
+from tachograph_exporter.ingest.lineage.vocabulary import SCOPE
 from tachograph_exporter.ingest.span_rows import ends_of
 from tachograph_exporter.ingest.spans import SpanRecord, read_resource
 from tachograph_exporter.store import open_spans
@@ -84,6 +85,9 @@ class Leases:
                 self._see(span)
 
     def _see(self, span: SpanRecord) -> None:
+        if span.scope == SCOPE:
+            # It stands for a run that OpenLineage tells of: nobody sends heartbeats of it.
+            return
         now_ns, size = self._now_ns, len(span.payload)
         self._alive.setdefault(span.trace_id, set()).add(span.span_id)
         self._sightings.append(
