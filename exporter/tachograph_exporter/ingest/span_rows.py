@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, bindparam, select, update
@@ -79,7 +78,7 @@ class SpanRows:
         workspace_id: str,
         fresh: Mapping[str, Sequence[SpanRecord]],
         counts: Mapping[str, int],
-        withheld: Mapping[str, AbstractSet[str]],
+        withheld: Mapping[str, Mapping[str, Announced]],
     ) -> None:
         """Write spans (by trace id) with their resources, and note in the index what they say.
 
@@ -91,9 +90,9 @@ class SpanRows:
         for trace_id, trace_spans in fresh.items():
             is_announced = counts[trace_id] <= MAX_AT_ONCE and trace_id not in withheld
             others = Announced.EVERYTHING if is_announced else Announced.NOTHING
-            starts = withheld.get(trace_id, frozenset())
+            starts = withheld.get(trace_id, {})
             for span in trace_spans:
-                told = (Announced.START if span.span_id in starts else others).value
+                told = starts.get(span.span_id, others).value
                 resources[span.resource_id] = span.resource
                 rows.append(
                     (workspace_id, trace_id, span.span_id, span.parent_span_id, span.name, span.service, span.start_ns,
