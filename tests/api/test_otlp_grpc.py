@@ -233,6 +233,7 @@ async def test_calls_whose_message_never_comes_make_room_for_others(
     local_door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grpc_reads, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(grpc_reads, "WAIT_SECONDS", 60.0)
     async with local_door.channel() as channel:
         silent: list[Any] = [channel.stream_unary(EXPORT)(timeout=60) for _ in range(3 * grpc_reads.MAX_READS)]
         for call in silent:

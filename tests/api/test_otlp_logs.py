@@ -186,6 +186,8 @@ async def test_an_exception_sent_as_a_log_is_the_error_of_its_step(api: Api, is_
         assert by_log[key] == by_event[key], key
     assert (by_log["error_message"], by_log["error_stack"]) == ("disk full", "Traceback: …")
     assert (await api.get("/api/workflows/nightly/metrics"))["total_executions"] == 2
+    for item in page["items"]:
+        assert (await api.get(f"/api/workflows/executions/{item['execution_id']}/reconcile"))["agrees"]
 
 
 async def test_a_logged_exception_fails_no_step_that_completed(local: Api) -> None:
@@ -360,6 +362,7 @@ async def test_the_sdk_sends_a_programs_log_lines_and_the_exception_of_a_step(ap
         ("loading", None),
         ("", "disk full"),
     ]
+    assert page["items"][0]["level"] == "info"
 
 
 async def test_what_a_step_recorded_here_is_listed_with_what_arrived(api: Api) -> None:

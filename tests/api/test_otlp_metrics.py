@@ -251,6 +251,7 @@ async def test_the_launcher_that_the_docs_recommend_logs_no_error(
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
             "OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED": "true",
             "OTEL_LOGS_EXPORTER": "otlp",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
             "OTEL_METRICS_EXPORTER": "otlp",
             "OTEL_TRACES_EXPORTER": "otlp",
         }

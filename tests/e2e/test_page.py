@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from playwright.sync_api import Browser, Error, Locator, Page, Route, expect
 from tests.e2e.browser import chromium, errors_of, node_module
-from tests.e2e.conftest import Server, eventually
+from tests.e2e.conftest import Server, eventually, get
 
 EVIL = "<img src=x onerror=alert(1)>"
 SLOW = {
@@ -204,6 +204,25 @@ def test_markup_from_a_workflow_is_shown_as_text(server: Callable[..., Server], 
     expect(page.get_by_role("heading", level=1)).to_have_text(EVIL)
     expect(page.locator(".comparison")).to_be_visible()
     assert page.locator("main img").count() == 0
+
+
+def test_the_lines_of_a_steps_spans_are_shown_with_it(
+    server: Callable[..., Server], open_tab: Callable[..., Tab]
+) -> None:
+    service = server()
+    execution = execute(service, MIXED)
+    timeline = finished(service, execution)
+    step = timeline["step_timeline"][0]
+    line = {
+        "traceId": timeline["trace_id"], "spanId": step["span_id"], "severityNumber": 17,
+        "timeUnixNano": str(time.time_ns()), "body": {"stringValue": "<b>disk almost full</b>"},
+    }  # fmt: skip
+    request = {"resourceLogs": [{"scopeLogs": [{"logRecords": [line]}]}]}
+    assert get(f"{service.address}/v1/logs", method="POST", body=request) == (200, {})
+    page = open_tab(service).open(f"/executions/{execution}")
+    option(page, step["step_name"]).click()
+    panel = page.get_by_role("complementary", name="Step")
+    expect(panel.locator(".log")).to_contain_text("<b>disk almost full</b>", timeout=30_000)
 
 
 def test_everything_works_by_keyboard(server: Callable[..., Server], open_tab: Callable[..., Tab]) -> None:

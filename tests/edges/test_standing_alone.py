@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,6 @@ def locked(url: str) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 CONSOLE = {"OTEL_TRACES_EXPORTER": "console"}
 
 
@@ -149,7 +149,6 @@ CONSOLE = {"OTEL_TRACES_EXPORTER": "console"}
     [
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "'zipkin'", False),
         ({"OTEL_TRACES_EXPORTER": "nonsense,console"}, "'nonsense'", True),
-        ({**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "opentelemetry-exporter-otlp-proto-grpc", False),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "::"}, "OTEL_EXPORTER_OTLP_ENDPOINT", False),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1"}, "OTEL_EXPORTER_OTLP_ENDPOINT", False),
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "localhost:4318"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", False),
@@ -533,6 +532,15 @@ def test_the_provider_keeps_the_exporters_that_work(monkeypatch: pytest.MonkeyPa
     limits = provider._span_limits
     assert (limits.max_events, limits.max_links, limits.max_attribute_length) == (128, 7, None)
     provider.shutdown()
+
+
+def test_an_exporter_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setattr(metadata, "entry_points", lambda **_selected: ())
+    said: list[str] = []
+    assert provider_module.provider_from_environment(lambda _part, message: said.append(message)) is None
+    assert "pip install opentelemetry-exporter-otlp-proto-grpc" in said[0]
 
 
 def test_opening_tells_away_from_wrong(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def engine_table() -> str:
     for (engine, instrumentation), names in sorted(names_by_row.items()):
         truths = [read_truth(name) for name in names]
         label = f"{_title(engine)} {truths[0]['engine_version'].partition(',')[0].removeprefix('temporalio ')}"
-        label += f" ({instrumentation})" if instrumentation not in ("its", "built") else ""
+        is_package = instrumentation == "logfire" or instrumentation[:1].isupper() or not instrumentation.isalpha()
+        label += f" ({instrumentation})" if is_package else ""
         cells = [
             "not yet" if any(name in NOT_YET for name in names) else EXACT,
             _statuses(truths),

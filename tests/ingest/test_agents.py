@@ -193,6 +193,7 @@ SECRET = "hunter2hunter2"
         ("llm.input_messages.0.message.content", f"token: {SECRET}\nkept"),
         ("gen_ai.tool.call.arguments", json.dumps({"nested": json.dumps({"password": SECRET, "q": "kept"})})),
         ("pydantic_ai.all_messages", f'{{"broken": "password={SECRET}\nkept'),
+        ("output.value", '{"kept": 123456789012345678901234567890, "password": "' + SECRET + '"}'),
         ("output.value", json.dumps({"kept": "x" * 100_000, "password": SECRET})),
     ],
 )

@@ -44,7 +44,7 @@ _TAGS: Final = {
     "Executions": "Executions, their timelines, and why they took so long.",
     "Workflows": "Register, change and execute definitions; metrics and trends of their executions.",
     "Stream": "Live events, sent as they are committed.",
-    "Traces": "Ingest spans by OTLP; query traces with Jaeger and Tempo viewers.",
+    "Traces": "Ingest spans, logs and metrics by OTLP; query traces with Jaeger and Tempo viewers.",
     "Access": "Workspaces, projects and tokens.",
     "Service": "Prometheus metrics, health checks, and this document.",
 }

@@ -39,9 +39,7 @@ from tachograph_exporter.service import serve as serve_until_stopped
 
 GrpcOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="HOST:PORT", help=f"Take spans by OTLP/gRPC on this address too, for instance {DEFAULT_OTLP_GRPC}."
-    ),
+    typer.Option(metavar="HOST:PORT", help=f"Take OTLP/gRPC on this address, for instance {DEFAULT_OTLP_GRPC}."),
 ]
 ListenOption = Annotated[str, typer.Option(help="Address to listen on, HOST:PORT.")]
 
@@ -106,7 +104,7 @@ def serve(
         int, typer.Option(min=1, help="Connections of one address, streams not counted; raise it behind a proxy.")
     ] = 500,
     max_otlp_body: Annotated[
-        float, typer.Option(min=0.001, help="Largest body with spans in MiB, as it was sent and when it is decoded.")
+        float, typer.Option(min=0.001, help="Largest OTLP request in MiB, as it was sent and when it is decoded.")
     ] = 20,
     otlp_grpc: GrpcOption = None,
     read_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that reading for a request may take.")] = 10.0,

@@ -63,7 +63,7 @@ def logged_error(span: SpanRecord) -> str | None:
     return str(message) if message is not None else None
 
 
-@functools.lru_cache(maxsize=1_024)
+@functools.lru_cache(maxsize=256)
 def _parsed_text(text: str) -> Mapping[str, Any]:
     try:
         value = json.loads(text)

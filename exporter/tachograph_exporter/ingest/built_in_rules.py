@@ -86,6 +86,11 @@ def arq_state(span: SpanRecord) -> str:
     return "success" if span.status_code == 1 else "failure"
 
 
+def celery_state(span: SpanRecord) -> Any:
+    """The state of a task. It has none if its process was told to stop, and came to end its span."""
+    return span.attributes.get("celery.state") or ("failure" if span.is_error else "revoked")
+
+
 def airflow_task(span: SpanRecord) -> str:
     """The key of a task instance, the same for all its tries."""
     attributes = span.attributes
@@ -269,7 +274,7 @@ CELERY: Final = (
     Rule(engine="celery", role=Role.QUEUED, equals={"celery.action": "apply_async"}, name=attribute("celery.task_name"),
          key=_MESSAGE, lasting=True),
     Rule(engine="celery", role=Role.STEP, equals={"celery.action": "run"}, name=attribute("celery.task_name"),
-         attempt=attribute("celery.retries"), first_attempt=0, state=attribute("celery.state"), states=RESULTS,
+         attempt=attribute("celery.retries"), first_attempt=0, state=celery_state, states=RESULTS,
          why=attribute("celery.retry.reason"), key=_MESSAGE, due=moment("celery.eta"), lasting=True),
 )  # fmt: skip
 
@@ -368,7 +373,17 @@ def metaflow_task(span: SpanRecord) -> str | None:
     return None if None in (run, step, task) else f"{run}/{step}/{task}"
 
 
+def metaflow_inputs(span: SpanRecord) -> list[str]:
+    """The keys of the tasks that a task waited for: ``run/step/1,run/step/2``, or in short ``run/step/:1,2``."""
+    text = _INPUTS(span)
+    if text is None:
+        return []
+    prefix, colon, rest = text.partition(":")
+    return [prefix + part for part in rest.split(",")] if colon else text.split(",")
+
+
 _STEP: Final = _command(" step")
+_INPUTS: Final = _command("--input-paths")
 _RUN_ID: Final = _command("--run-id")
 _TASK_ID: Final = _command("--task-id")
 # Metaflow: metaflow.tracing 2.19; its commands are spans, with their command line as ``cmd``.
@@ -377,7 +392,7 @@ METAFLOW: Final = (
          scopes=("metaflow.tracing",), name=metaflow_flow),
     Rule(engine="metaflow", role=Role.STEP, names=("cli/step",), has=("cmd", "pid"), scopes=("metaflow.tracing",),
          name=_STEP, index=_command("--split-index"), key=metaflow_task, attempt=_command("--retry-count"),
-         first_attempt=0),
+         first_attempt=0, waits_for=metaflow_inputs, links=Links.COMPLETE),
 )  # fmt: skip
 
 # n8n: its ExecutionLevelTracer, 2.19 and later.

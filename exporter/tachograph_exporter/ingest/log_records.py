@@ -23,6 +23,11 @@ EXCEPTION: Final = "exception"
 """Event name of a record that is an exception, as a span event of that name is."""
 MAX_STACK: Final = 20_000
 _MAX_SEVERITY: Final = 24
+_SEVERITIES: Final = {
+    "trace": 1, "debug": 5, "info": 9, "information": 9, "notice": 10, "warn": 13, "warning": 13, "error": 17,
+    "critical": 18, "fatal": 21,
+}  # fmt: skip
+"""Numbers of those that say their severity only as text, see OpenTelemetry's log data model, appendix B."""
 _BODY_BYTES: Final = 4 * TEXT_LIMIT
 _EXCEPTION_KEYS: Final = ("exception.type", "exception.message", "exception.stacktrace")
 
@@ -89,13 +94,19 @@ def _stored(record: OtlpRecord, service: str, now: int) -> LogRecord:
         span_id=record.span_id.hex() if trace_id and any(record.span_id) else "",
         time_ns=at or now,
         id=_digest(record, service),
-        severity=min(max(record.severity_number, 0), _MAX_SEVERITY),
+        severity=_severity(record),
         service=service,
         event_name=_masked(event_name, 200),
         body=_body(record),
         attributes=_clean_or_none(summarise(attributes)),
         exception=exception,
     )
+
+
+def _severity(record: OtlpRecord) -> int:
+    if record.severity_number > 0:
+        return min(record.severity_number, _MAX_SEVERITY)
+    return _SEVERITIES.get(record.severity_text.lower(), 0)
 
 
 def _digest(record: OtlpRecord, service: str) -> str:

@@ -79,10 +79,9 @@ def masked(text: str) -> str:
         try:
             document = msgspec.json.decode(text)
             clean = _masked(document)
-        except (msgspec.DecodeError, RecursionError):
-            pass
-        else:
             return text if clean == document else msgspec.json.encode(clean).decode()
+        except (msgspec.MsgspecError, RecursionError, OverflowError, ValueError):
+            pass  # No JSON, or none that can be written again.
     return mask_text(text, len(text))
 
 

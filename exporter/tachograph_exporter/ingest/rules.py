@@ -109,9 +109,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     task), ``run_id`` the engine's id of the execution, ``attempt`` the number of the attempt (the engine counts from
     ``first_attempt``), ``state`` a key of ``states``, ``why`` the reason of a failure. ``outcome`` is the status where
     no state says otherwise. Steps with the same ``key`` are attempts of the same step; without a key, steps of the same
-    name and parent are, if each but the last failed before the next one began. ``moments`` reads attempts that only
-    events tell of. ``workflow`` names the workflow when the execution has no span of its own; of role INSIDE, the
-    span asked for the execution of the same ``series``.
+    name and parent are, if each but the last failed before the next one began. ``waits_for`` reads the keys of the
+    steps that it waited for. ``moments`` reads attempts that only events tell of. ``workflow`` names the workflow when
+    the execution has no span of its own; of role INSIDE, the span asked for the execution of the same ``series``.
 
     Times in unix nanoseconds: ``queued`` reads when an execution was queued and ``began`` when it started, where its
     span does not say so; ``due`` the time before which an attempt was not to start (a countdown, an ETA).
@@ -156,6 +156,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str = ""
     key: Read | None = None
     moments: Callable[[SpanRecord], Sequence[Moment]] | None = None
+    waits_for: Callable[[SpanRecord], Sequence[str]] | None = None
     queued: Read | None = None
     began: Read | None = None
     due: Read | None = None

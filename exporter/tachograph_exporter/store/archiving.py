@@ -128,6 +128,7 @@ def delete_logs(database: Database, before_ns: int) -> None:
 
 
 def _delete_logs(connection: Connection, before_ns: int) -> int:
+    locking.lock(connection)
     old = log_rows.old_traces(connection, before_ns, CHUNK)
     for workspace, trace in old:
         log_rows.forget_traces(connection, workspace, [trace])

@@ -12,7 +12,6 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import (
     Connection,
     Select,
-    and_,
     bindparam,
     delete,
     exists,
@@ -27,6 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from tachograph.clock import NS
+from tachograph_exporter.store import locking
 from tachograph_exporter.store.inserting import insert_many, upsert
 from tachograph_exporter.store.schema import log_traces, span_logs, spans, traces, workflow_executions
 
@@ -312,19 +312,17 @@ def prune_unknown(connection: Connection, now_ns: int) -> int:
 
     Deletes up to a chunk of them; the caller goes on while there are some.
     """
-    is_known = or_(_has_spans(), _has_execution())
-    unknown = select(_traces.workspace_id, _traces.trace_id).where(~_traces.is_known)
-    known = connection.execute(unknown.where(is_known).limit(MAX_UNKNOWN)).all()
-    for row in known:
-        is_trace = and_(_traces.workspace_id == row[0], _traces.trace_id == row[1])
-        connection.execute(update(log_traces).where(is_trace).values(is_known=True))
+    locking.lock(connection)
+    connection.execute(
+        update(log_traces).where(~_traces.is_known, or_(_has_spans(), _has_execution())).values(is_known=True)
+    )
+    unknown = select(_traces.workspace_id, _traces.trace_id).where(~_traces.is_known).order_by(_traces.changed_ns)
     count = connection.execute(select(func.count()).select_from(log_traces).where(~_traces.is_known)).scalar_one()
-    surplus = max(0, count - MAX_UNKNOWN)
-    oldest = unknown.order_by(_traces.changed_ns).limit(_CHUNK)
+    surplus = min(_CHUNK, max(0, count - MAX_UNKNOWN))
     too_old = _traces.changed_ns < now_ns - round(UNKNOWN_SECONDS * NS)
-    gone = connection.execute(oldest.where(too_old)).all()
-    if len(gone) < min(surplus, _CHUNK):
-        gone = connection.execute(oldest.limit(min(surplus, _CHUNK))).all()
+    gone = connection.execute(unknown.where(too_old).limit(_CHUNK)).all()
+    if len(gone) < surplus:
+        gone = connection.execute(unknown.limit(surplus)).all()
     ids: dict[str, list[str]] = {}
     for workspace_id, trace_id in gone:
         ids.setdefault(workspace_id, []).append(trace_id)

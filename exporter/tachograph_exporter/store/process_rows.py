@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, 
 from sqlalchemy.engine import Dialect
 
 from tachograph.clock import NS
+from tachograph_exporter.store import locking
 from tachograph_exporter.store.inserting import upsert
 from tachograph_exporter.store.schema import process_metrics, processes, span_resources, spans
 
@@ -67,6 +68,8 @@ class ProcessRows:
         for point in points:
             by_process.setdefault(point.process, []).append(point)
         dropped = 0
+        seen_processes: list[dict[str, Any]] = []
+        changed: list[dict[str, Any]] = []
         room = self._room(connection, workspace_id, by_process)
         for process, of_process in by_process.items():
             if process not in room:
@@ -75,10 +78,12 @@ class ProcessRows:
             windows, lost = self._windows(connection, workspace_id, process.process_id, of_process)
             dropped += lost
             if windows:
-                seen = max(point.time_ns for point in of_process)
-                row = {**process._asdict(), "workspace_id": workspace_id, "seen_ns": max(seen, room[process])}
-                connection.execute(self._put_process, [row])
-                connection.execute(self._put_metric, windows)
+                seen_ns = max(room[process], *[point.time_ns for point in of_process])
+                seen_processes.append({**process._asdict(), "workspace_id": workspace_id, "seen_ns": seen_ns})
+                changed += windows
+        if changed:
+            connection.execute(self._put_process, seen_processes)
+            connection.execute(self._put_metric, changed)
         return dropped
 
     def _room(self, connection: Connection, workspace_id: str, arrived: Iterable[ProcessRow]) -> dict[ProcessRow, int]:
@@ -187,5 +192,6 @@ def windows_of(
 
 def prune(connection: Connection, before_ns: int) -> None:
     """Delete what was measured before a moment, and processes that have not been seen since."""
+    locking.lock(connection)
     connection.execute(delete(process_metrics).where(_metrics.window_s < before_ns // NS))
     connection.execute(delete(processes).where(_processes.seen_ns < before_ns))

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from tachograph.errors import SetupError
 from tachograph.otel_variables import LIMITS, PROPAGATORS, malformed
 from tachograph.recording.problems import Report, warn
+from tachograph.redaction import mask_text
 
 EXIT_SECONDS: Final = 1.5
 """How long the process waits at exit for spans to be exported."""
@@ -24,6 +25,7 @@ EXIT_SECONDS: Final = 1.5
 _SPAN_QUEUE: Final = 65_536
 _SPAN_BATCH: Final = 512
 _LIMIT: Final = 128
+_FILE_VARIABLE: Final = "OTEL_CONFIG_FILE"
 _EXPORTERS_VARIABLE: Final = "OTEL_TRACES_EXPORTER"
 _ENDPOINT_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _EXPORTER_ENTRY_POINTS: Final = "opentelemetry_traces_exporter"
@@ -39,7 +41,8 @@ _BATCHING: Final = {
 def find_provider(report: Report = warn) -> trace.TracerProvider | None:
     """The provider the user set, else one built from the environment and set as the global one, else None.
 
-    Faults of the environment are reported, never raised.
+    ``OTEL_CONFIG_FILE`` comes before the other variables, which are ignored then, as the SDK does it. Faults of the
+    environment are reported, never raised.
     """
     if (wrong := malformed(os.environ).get(PROPAGATORS)) is not None:
         report("spans", wrong.message)
@@ -50,6 +53,8 @@ def find_provider(report: Report = warn) -> trace.TracerProvider | None:
     else:
         if not isinstance(current, trace.ProxyTracerProvider):
             return None if isinstance(current, trace.NoOpTracerProvider) else current
+    if file := os.environ.get(_FILE_VARIABLE):
+        return _configured_by(file, report)
     try:
         provider = provider_from_environment(report)
         if provider is not None:
@@ -58,6 +63,33 @@ def find_provider(report: Report = warn) -> trace.TracerProvider | None:
         report("spans", f"no spans are exported: the OTEL_* variables are refused: {error!r}")
         return None
     return provider
+
+
+def _configured_by(file: str, report: Report) -> trace.TracerProvider | None:
+    """The provider that a file of declarative configuration describes, if it does.
+
+    A file without a tracer provider is left to whoever uses the rest of it. Format:
+    https://opentelemetry.io/docs/specs/otel/configuration/sdk/
+    """
+    try:
+        # Optional, as it is for the SDK.
+        from opentelemetry.configuration import configure_sdk, load_config_file
+    except ImportError:
+        way_out = "pip install opentelemetry-configuration"
+        report(
+            "spans", f"{_FILE_VARIABLE} is set, but what reads it is not installed; no spans are exported: {way_out}"
+        )
+        return None
+    try:
+        configuration = load_config_file(file)
+        if configuration.disabled or configuration.tracer_provider is None:
+            return None
+        configure_sdk(configuration)
+    except Exception as error:
+        # It may quote the file, and headers with tokens from it.
+        report("spans", f"{_FILE_VARIABLE} cannot be used; no spans are exported: {mask_text(str(error), 500)}")
+        return None
+    return trace.get_tracer_provider()
 
 
 def provider_from_environment(report: Report = warn) -> TracerProvider | None:

@@ -125,7 +125,8 @@ def _asked(step: AssembledStep) -> int:
 def _told(steps: Sequence[AssembledStep]) -> dict[str, tuple[str, ...]]:
     """What steps waited for according to their spans, by the step's id."""
     links = {id(step): found for step in steps if (found := _links_of(step))}
-    if not links and all(step.after is None for step in steps):
+    by_key = {step.source: step for step in steps} if any(step.rule.waits_for is not None for step in steps) else {}
+    if not links and not by_key and all(step.after is None for step in steps):
         return {}
     by_span = _by_span(steps)
     told: dict[str, tuple[str, ...]] = {}
@@ -133,6 +134,9 @@ def _told(steps: Sequence[AssembledStep]) -> dict[str, tuple[str, ...]]:
         others = [by_span[link] for link in links.get(id(step), ()) if link in by_span]
         if step.after is not None:
             others.insert(0, step.after)
+        if by_key and step.rule.waits_for is not None:
+            keys = [(rule.engine, key) for rule, span in step.spans if rule.waits_for for key in rule.waits_for(span)]
+            others += [by_key[key] for key in keys if key in by_key]
         ids = tuple(dict.fromkeys([other.step_id for other in others if other is not step]))
         if ids:
             told[step.step_id] = ids

@@ -115,7 +115,7 @@ def assemble(
     """The executions in one trace. Costs O(spans).
 
     ``avoid``: execution ids in use in other workspaces; an execution with such an id from its engine gets another one.
-    ``is_quiet``: no span has arrived for so long that an execution without a root has ended with its last step.
+    ``is_quiet``: no span has arrived for so long that an execution without a root has ended, if a step of it failed.
     """
     trace = TraceSpans(spans, book)
     heads, groups = executions_of(trace)
@@ -202,9 +202,12 @@ class _Run:
         end_ns, status, blamed = self._end(is_quiet)
         if end_ns is not None:
             is_lasting = _is_lasting(rule, steps)
-            if status is ExecutionStatus.COMPLETED and is_lasting and any(map(has_failed, steps)):
+            if status is ExecutionStatus.COMPLETED and is_lasting:
                 # No span above these steps waited for them, so none of them says that a step failed.
-                status = ExecutionStatus.FAILED
+                if any(map(has_failed, steps)):
+                    status = ExecutionStatus.FAILED
+                elif any(step.tries and step.tries[-1].status == "cancelled" for step in steps):
+                    status = ExecutionStatus.CANCELLED
             if status is ExecutionStatus.COMPLETED and rule.ends_as_last_agent:
                 agents = [step for step in steps if step.rule.is_frame and step.parent is None]
                 last = max(agents, key=lambda step: step.finished_ns or end_ns, default=None)
@@ -256,7 +259,8 @@ class _Run:
         has_open = any(step.finished_ns is None and not step.is_blocked for step in steps)
         ends = [step.finished_ns for step in steps if step.finished_ns is not None]
         if root is None:
-            if not (is_lasting and is_quiet and ends) or has_open:
+            # How it ended, only a failure tells: of an engine that exports no span for it, too.
+            if not (is_lasting and is_quiet and ends) or has_open or not any(map(has_failed, steps)):
                 return is_open
             return max(ends), _COMPLETED, None
         if not root.end_ns or (is_lasting and has_open) or _goes_on(rule, root):

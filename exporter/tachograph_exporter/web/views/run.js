@@ -26,6 +26,7 @@ export class RunView {
       h("p", { class: "quiet" }, "Loading…"),
     );
     this.readSoon = debounce(() => this.read(), 400);
+    this.readLinesSoon = debounce(() => this.readLines(), 200);
   }
 
   async open() {
@@ -365,6 +366,7 @@ export class RunView {
     this.panel.hidden = !step;
     if (!step) return;
     this.showStep(step);
+    this.readLinesSoon();
     if (step.entry.status === step.status) return;
     // The step changed after the timeline was read.
     try {
@@ -374,6 +376,22 @@ export class RunView {
         step.entry = entry;
         this.showStep(step);
       }
+    } catch (problem) {
+      this.app.showError(problem);
+    }
+  }
+
+  /** Read the lines of the selected step that arrived in its spans. Without them, those that it recorded are shown. */
+  async readLines() {
+    const step = this.timeline.selected;
+    if (!step) return;
+    try {
+      const lines = await get(`${this.path}/logs`, { step: step.id, limit: 1000 });
+      const isNew =
+        lines.items.some((line) => line.source === "otlp") && lines.items.length !== step.lines?.items.length;
+      if (!isNew) return;
+      step.lines = lines;
+      if (this.timeline.selected === step) this.showStep(step);
     } catch (problem) {
       this.app.showError(problem);
     }
@@ -399,6 +417,7 @@ export class RunView {
     this.stream?.close();
     clearInterval(this.clock);
     this.readSoon.cancel();
+    this.readLinesSoon.cancel();
     this.timeline?.close();
     this.graph?.close();
   }

@@ -97,24 +97,7 @@ export function stepDetails(run, step, { select, trace }) {
           ),
         ]
       : null,
-    entry.logs?.length
-      ? [
-          h("h3", {}, "Log"),
-          h(
-            "ol",
-            { class: "log" },
-            entry.logs.map((line) =>
-              h(
-                "li",
-                { class: line.level },
-                h("span", { class: "quiet" }, duration((parseTime(line.at) - run.origin) / 1000)),
-                ` ${line.level} `,
-                line.message,
-              ),
-            ),
-          ),
-        ]
-      : null,
+    log(run, step.lines ?? { items: entry.logs ?? [], next: null }),
     h("p", { class: "quiet" }, "Span ", h("code", {}, entry.span_id ?? ""), " of trace ", trace),
   ];
 }
@@ -148,6 +131,28 @@ function attempts(step) {
           attempt.error ? h("div", { class: "error-text" }, attempt.error) : null,
         ),
       ),
+    ),
+  ];
+}
+
+/** A step's lines: those that it recorded, and once they were read, those of its spans. */
+function log(run, { items, next }) {
+  if (!items.length) return null;
+  return [
+    h("h3", {}, "Log"),
+    h(
+      "ol",
+      { class: "log" },
+      items.map((line) =>
+        h(
+          "li",
+          { class: line.level },
+          h("span", { class: "quiet" }, duration((parseTime(line.at) - run.origin) / 1000)),
+          ` ${line.level} `,
+          line.message || (line.error_type ? `${line.error_type}: ${line.error_message}` : line.event_name),
+        ),
+      ),
+      next ? h("li", { class: "quiet" }, "and more") : null,
     ),
   ];
 }
