@@ -23,7 +23,9 @@ FILES: Final = {
     if json.loads(RECORDINGS.joinpath(f"{path.name.partition('.jsonl')[0]}.truth.json").read_bytes())["format"]
     == "otlp-requests"
 }
-NOT_YET: Final = frozenset[str]()
+NOT_YET: Final = frozenset({
+    "celery_links_chain_with_retry", "celery_links_chord_in_span", "dagster113_warehouse", "temporal_plugin_asked",
+})  # fmt: skip
 """Recordings that do not come out right yet."""
 
 
