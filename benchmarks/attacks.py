@@ -27,6 +27,7 @@ from typing import Any
 
 import aiohttp
 import databases
+import grpc_attacks
 import msgspec
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from rich.console import Console
@@ -34,7 +35,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tools.local_service import TACHOGRAPH, LocalService, eventually
+from tools.local_service import TACHOGRAPH, LocalService, eventually, free_port
 
 from tachograph_exporter.ingest.envelope import field
 
@@ -177,6 +178,8 @@ ATTACKS: dict[str, Attack] = {
         b'{"name":"w","steps":[' + b",".join([b'{"x":"a","depends_on_steps":["q"]}'] * 90_000) + b"]}"
     ),
     "idle posts and unfinished heads": _idle,
+    "gRPC: messages of 20 MiB that stop before their end": grpc_attacks.half_messages,
+    "gRPC: 200 MiB in 200 kB": grpc_attacks.bombs,
     "times, texts and numbers without end": _nonsense,
     # Last: what they started waits for its turn long after.
     "a condition: three nested loops": _condition("xs.all(a, xs.all(b, xs.all(c, a + b + c >= 0)))"),
@@ -315,9 +318,10 @@ def _row(service: AttackedService, name: str, attack: Attack) -> list[str]:
 def main(console: Console) -> None:
     """Print a table for each database."""
     for database, url in databases.installed(console):
+        grpc_attacks.address = f"127.0.0.1:{free_port()}"
         with (
             tempfile.TemporaryDirectory() as directory,
-            AttackedService(Path(directory), "--database", url) as service,
+            AttackedService(Path(directory), "--database", url, "--otlp-grpc", grpc_attacks.address) as service,
         ):
             asyncio.run(_fill(service.address))
             eventually(functools.partial(_is_settled, service), 180)

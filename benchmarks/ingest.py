@@ -33,6 +33,7 @@ from typing import Any
 import aiohttp
 import databases
 import grpc
+import ingest_lineage
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from rich.console import Console
 from rich.table import Table
@@ -240,10 +241,12 @@ def main(console: Console) -> None:
     with contextlib.ExitStack() as stack:
         peer_service = stack.enter_context(phoenix(peer)) if peer is not None else None
         sides: dict[str, tuple[Database, tuple[str, str]]] = {}
+        databases_of: dict[str, Database] = {}
         for name, open_database in databases.ALL.items():
             url, plain = stack.enter_context(open_database()), stack.enter_context(open_database())
             if url is not None and plain is not None:
                 sides[name] = (Database(plain), stack.enter_context(tachograph(url)))
+                databases_of[name] = Database(url)
         for number in range(ROUNDS + 1):
             for name, (plain_database, (address, grpc_address)) in sides.items():
                 bodies = [build_request() for _ in range(REQUESTS)]
@@ -255,6 +258,13 @@ def main(console: Console) -> None:
                     side = f"Tachograph on {name}, {protocol}"
                     rates.setdefault(side, []).append(taken)
                     ratios.setdefault(side, []).append(taken / inserted)
+                batches = [ingest_lineage.build_batch() for _ in range(REQUESTS // 4)]
+                inserted = ingest_lineage.bulk(plain_database, batches)
+                taken = ingest_lineage.ours(address, batches, CLIENTS)
+                ingest_lineage.wait_until_assembled(databases_of[name])
+                rates.setdefault(f"{name}, bulk insert (OpenLineage)", []).append(inserted)
+                rates.setdefault(f"OpenLineage on {name}", []).append(taken)
+                ratios.setdefault(f"OpenLineage on {name}", []).append(taken / inserted)
             if peer_service is not None:
                 # Fewer requests: it is much slower.
                 rates.setdefault("Phoenix on SQLite", []).append(
@@ -262,9 +272,9 @@ def main(console: Console) -> None:
                 )
             if number == 0:
                 rates, ratios = {}, {}
-        for plain_database, _ in sides.values():
-            plain_database.close()
-    table = Table("", "spans/s, durable", "/ bulk insert (paired median)", "/ Phoenix")
+        for database in (*[plain_database for plain_database, _ in sides.values()], *databases_of.values()):
+            database.close()
+    table = Table("", "spans or events/s, durable", "/ bulk insert (paired median)", "/ Phoenix")
     phoenix_rate = statistics.median(rates["Phoenix on SQLite"]) if "Phoenix on SQLite" in rates else None
     for name, rates_of_side in rates.items():
         rate = statistics.median(rates_of_side)

@@ -33,6 +33,7 @@ from tachograph_exporter.cli import load as load_cli
 from tachograph_exporter.cli.terminal import TimelineView
 from tachograph_exporter.config import Config
 from tachograph_exporter.ingest.built_in_rules import RULES
+from tachograph_exporter.ingest.lineage.vocabulary import LINEAGE_RULES
 from tachograph_exporter.ingest.rules import Kind, Role
 from tachograph_exporter.service import ROUTES, Service
 from tachograph_exporter.store import executions as execution_rows
@@ -121,6 +122,8 @@ def mapping_table() -> str:
     """Which spans become executions, steps and attempts."""
     rows = ["| engine | a span with | becomes |", "|---|---|---|"]
     for rule in RULES:
+        if rule in LINEAGE_RULES:
+            continue  # Their spans are made here.
         conditions = [f"`{name}`" for name in rule.has] + [
             f"`{name}` = `{value}`" for name, value in rule.equals.items()
         ]

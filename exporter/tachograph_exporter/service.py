@@ -45,6 +45,7 @@ from tachograph_exporter.api import (
     jaeger,
     jaeger_monitor,
     jaeger_v3,
+    lineage,
     logs,
     metrics,
     openapi,
@@ -68,6 +69,7 @@ from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.lineage.receiver import LineageReceiver
 from tachograph_exporter.ingest.prices import read_prices
 from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
@@ -76,6 +78,7 @@ from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 from tachograph_exporter.store import archiving, idempotency, log_rows, numbers, partitions, process_rows, recovery
+from tachograph_exporter.store import lineage as lineage_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.probing import Probe
@@ -111,6 +114,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *tokens.ROUTES,
     *health.ROUTES,
     *otlp.ROUTES,
+    *lineage.ROUTES,
     *jaeger.ROUTES,
     *jaeger_v3.ROUTES,
     *jaeger_monitor.ROUTES,
@@ -179,6 +183,7 @@ class Service:
         publish = partial(self.recorder.publish, delivered_to=("store",))
         self.span_store = SpanStore(self.writer, publish, rules)
         self.receiver = Receiver(self.span_store, self.self_metrics.otlp_dropped)
+        self.lineage = LineageReceiver(self.span_store)
         self._reassembling = asyncio.Lock()
         self._silences = recovery.Silences()
         self._closing = recovery.Closing()
@@ -223,6 +228,8 @@ class Service:
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
         app[ROOM] = Room()
+        app[lineage.LINEAGE] = self.lineage
+        app[lineage.LINEAGE] = self.lineage
         app[exports.EXPORTS] = exports.Exports(self.receiver, self.self_metrics.otlp_answered)
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
@@ -283,8 +290,9 @@ class Service:
         await self.hub.close()
 
     async def sweep(self) -> int:
-        """Store what other processes spooled, then close executions whose process died as ``lost``; their number."""
+        """Store what others left behind, then close executions whose process died as ``lost``; returns their number."""
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
+        self.lineage.resume(await self.database.read(lineage_rows.unread))
         lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns(), silences=self._silences))
         for run in lost:
             # In a thread: a run may have thousands of steps.
@@ -366,7 +374,8 @@ class Service:
     async def close(self) -> None:
         """Stop work, deliver what was recorded, and close the database."""
         await self.stop_work()
-        await asyncio.gather(asyncio.to_thread(self.receiver.close), self.feed.close())
+        receivers = (self.receiver, self.lineage)
+        await asyncio.gather(*[asyncio.to_thread(receiver.close) for receiver in receivers], self.feed.close())
         self.workers.close()
         release(self.recorder)
         await asyncio.to_thread(self.recorder.close)

@@ -226,6 +226,9 @@ async def test_the_sdk_exports_its_metrics(api: Api) -> None:
 
 PROGRAM = """
 import logging, tachograph
+from opentelemetry import metrics
+
+metrics.get_meter("etl").create_counter("rows").add(1)
 
 @tachograph.workflow
 def nightly():

@@ -4,6 +4,7 @@ said to models stays in the spans, without secrets."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tachograph.events import ExecutionFinished, StepCost, StepFinished
 from tachograph_exporter.config import ConfigError
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, assemble
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
-from tachograph_exporter.ingest.messages import mask_messages, masked
+from tachograph_exporter.ingest.messages import is_of_agent, mask_messages, masked
 from tachograph_exporter.ingest.prices import read_prices
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
@@ -210,8 +211,8 @@ def test_messages_without_secrets_and_spans_of_others_stay_as_they_are() -> None
     assert masked(text) == text
     deep = "[" * 100_000
     assert masked(deep) == deep
-    message = Span(attributes=key_values({"db.statement": f"password={SECRET}"}))
-    assert not mask_messages(message)
+    assert is_of_agent({"gen_ai.system": "openai"})
+    assert not is_of_agent({"db.statement": f"password={SECRET}"})
 
 
 @pytest.fixture
@@ -244,3 +245,71 @@ def test_tokens_and_costs_are_the_same_in_timeline_metrics_and_events(order: str
     announced = [event for event in service.events if isinstance(event, StepCost)]
     assert sum(event.tokens_in for event in announced) == 580
     assert sum(isinstance(event, ExecutionFinished) for event in service.events) == 1
+
+
+def chain(
+    span_id: str, name: str, seconds: float, parent: str, *, after: float = 0, failed: bool = False
+) -> SpanRecord:
+    kind = {"openinference.span.kind": "CHAIN"}
+    return shifted(span(span_id, name, seconds, kind, parent=parent, status=2 if failed else 1), after)
+
+
+@pytest.mark.parametrize(
+    ("second_starts", "first_failed", "expected"),
+    [
+        (2.0, True, [("job", 2)]),  # One after the other's failure: tries.
+        (2.0, False, [("job", 1), ("job", 1), ("job", 1)]),  # A loop.
+        (0.5, True, [("job", 1), ("job", 1), ("job", 1)]),  # Beside each other.
+    ],
+)
+def test_runs_within_one_of_the_same_name_are_its_tries_only_after_a_failure(
+    second_starts: float, first_failed: bool, expected: list[tuple[str, int]]
+) -> None:
+    execution = only(
+        chain("1", "RunnableSequence", 9, ""),
+        chain("2", "job", 8, "1"),
+        chain("3", "job", 1, "2", failed=first_failed),
+        chain("4", "job", 1, "2", after=second_starts),
+    )
+    ends = [event for event in execution.events if isinstance(event, StepFinished)]
+    assert [(event.step.name, event.attempt) for event in ends] == expected
+
+
+def test_a_tool_that_is_called_again_after_a_failure_is_a_step_of_its_own_and_a_model_is_not() -> None:
+    tool = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "look"}
+    model = {**CHAT, **SPENT}
+    execution = only(
+        span("1", "invoke_agent clerk", 9, AGENT),
+        *[shifted(span(str(2 + i), "look", 0.5, tool, parent="1", status=2 - 2 * i), i) for i in range(2)],
+        *[shifted(span(str(4 + i), "chat", 0.5, model, parent="1", status=2 - 2 * i), 3 + i) for i in range(2)],
+    )
+    ends = [event for event in execution.events if isinstance(event, StepFinished)]
+    assert [(event.step.name, event.attempt, event.status) for event in ends] == [
+        ("look", 1, "failed"), ("look", 1, "completed"), ("chat", 2, "completed"),
+    ]  # fmt: skip
+    spent = [event for event in execution.events if isinstance(event, StepCost)]
+    assert [(event.attempt, event.sequence, event.tokens_in) for event in spent] == [(1, 1, 100), (2, 2, 100)]
+
+
+def test_agents_inside_agents_inside_agents_cost_no_more_than_others() -> None:
+    scope = "openinference.instrumentation.openai_agents"
+    spans = [span("0", "Agent workflow", 9, {"openinference.span.kind": "AGENT"})]
+    for depth in range(1, 4_000):
+        for side in range(2):
+            # Two frames beside each other in every frame.
+            agent = {"openinference.span.kind": "AGENT", "agent.name": "a"}
+            above = f"{depth - 1}.0" if depth > 1 else "0"
+            spans.append(shifted(span(f"{depth}.{side}", "a", 1, agent, parent=above), 2 * side))
+        model = {"openinference.span.kind": "LLM", **SPENT}
+        spans.append(span(f"{depth}.m", "generation", 1, model, parent=f"{depth}.1"))
+    for each in spans:
+        each.scope = scope
+    began = time.monotonic()
+    execution = only(*spans)
+    assert time.monotonic() - began < 20
+    assert sum(isinstance(event, StepCost) for event in execution.events) == 3_999
+
+
+def shifted(record: SpanRecord, seconds: float) -> SpanRecord:
+    record.start_ns, record.end_ns = record.start_ns + round(seconds * 1e9), record.end_ns + round(seconds * 1e9)
+    return record

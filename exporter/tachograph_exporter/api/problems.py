@@ -201,6 +201,14 @@ def too_many_values(limit: int) -> Problem:
     return Problem(413, "body_too_large", f"the body has more than {limit:,} values, the limit of this service")
 
 
+def too_many_events(limit: int) -> Problem:
+    return Problem(413, "body_too_large", f"the body has more than {limit:,} events, the limit of a request")
+
+
+def invalid_events(faults: Sequence[Fault]) -> Problem:
+    return Problem(422, "invalid_body", _summary("the body", faults), errors=faults)
+
+
 def too_many_requests() -> Problem:
     detail = "large requests are being worked on, and there is no room for more; retry later"
     return Problem(429, "too_many_requests", detail, headers={"Retry-After": "1"})

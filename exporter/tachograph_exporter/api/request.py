@@ -60,11 +60,12 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
     )
 
 
-async def read_body(request: web.Request) -> bytes:
+async def read_body(request: web.Request, limit: int | None = None) -> bytes:
     """The decoded body. Raises 413 if it exceeds the limit, before reading what exceeds it; 400 and 415 if it cannot be
-    read; 408 if it does not arrive in time; 429 if there is no room for it now.
+    read; 408 if it does not arrive in time; 429 if there is no room for it now. ``limit``: bytes that it may have,
+    instead of those of the configuration.
     """
-    limit = request.app[CONFIG].max_body_bytes
+    limit = request.app[CONFIG].max_body_bytes if limit is None else limit
     room = request.app[ROOM]
     try:
         body = await encodings.read(request, limit, lambda size: room.take(request, size))

@@ -74,11 +74,11 @@ def list_refused(database: DatabaseOption = DATABASE, as_json: JsonOption = Fals
 
 @refused_app.command("show")
 def show(record_id: RecordArgument, database: DatabaseOption = DATABASE) -> None:
-    """Print a refused record as JSON: an event, or an OTLP request."""
+    """Print a refused record as JSON: an event (of OpenLineage, too), or an OTLP request."""
     record = read(database, lambda c: refused_rows.find(c, record_id))
     if record is None:
         fail(f'no refused record with id "{record_id}"')
-    if record.kind == refused_rows.EVENT:
+    if record.kind in (refused_rows.EVENT, refused_rows.LINEAGE):
         sys.stdout.write(record.payload.decode() + "\n")
     else:
         sys.stdout.write(json_text(request_as_json(record.payload)) + "\n")

@@ -151,7 +151,7 @@ GEN_AI: Final[tuple[Rule, ...]] = (
     # OpenLLMetry's names for what LangChain and LangGraph run.
     Rule(engine="langchain", role=Role.INSIDE, of_agent=True, named=("execute_task RunnableCallable",),
          **_operation("execute_task")),
-    _step("gen_ai", "chain", _name_or_span("gen_ai.task.name"), retries=True, **_operation("execute_task")),
+    _step("gen_ai", "chain", _name_or_span("gen_ai.task.name"), **_operation("execute_task")),
     _step("gen_ai", "retriever", _name_or_span("traceloop.entity.name"), **_operation("vector_db_retrieve")),
     *[_step("gen_ai", "task", model_call, **_operation(name)) for name in ("create_agent", "plan")],
     # A model is called, by an operation of another name or by an instrumentation that names none.

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tachograph.spans import semconv
 from tachograph_exporter.ingest.agent_rules import AGENT_RULES
+from tachograph_exporter.ingest.lineage.vocabulary import LINEAGE_RULES
 from tachograph_exporter.ingest.rules import (
     RETRYING,
     RUNNING,
@@ -411,7 +412,7 @@ ENGINES: Final[tuple[tuple[Rule, ...], ...]] = (
     TACHOGRAPH, CICD, GITHUB, AIRFLOW, PREFECT, TEMPORAL, CELERY, DAGSTER, RQ, ARQ, DRAMATIQ, TASKIQ, RAY, HATCHET,
     METAFLOW, N8N, AGENT_RULES,
 )  # fmt: skip
-RULES: Final[tuple[Rule, ...]] = tuple(rule for rules in ENGINES for rule in rules)
+RULES: Final[tuple[Rule, ...]] = (*LINEAGE_RULES, *[rule for rules in ENGINES for rule in rules])
 
 
 def _sent_to(span: SpanRecord) -> str:

@@ -6,7 +6,7 @@ the rules that hold for the inputs and outputs of steps (`tachograph.redaction`)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -35,10 +35,13 @@ _CONTENT: Final = (
 _MAX_DEPTH: Final = 64
 
 
+def is_of_agent(attributes: Mapping[str, Any]) -> bool:
+    """Whether a span is of an agent, a model or a tool."""
+    return not _OF_AGENTS.isdisjoint(attributes)
+
+
 def mask_messages(span: Span) -> bool:
     """Mask secrets in what a span of an agent, model or tool says was said. Returns whether it changed anything."""
-    if _OF_AGENTS.isdisjoint([attribute.key for attribute in span.attributes]):
-        return False
     changed = _mask_attributes(attribute for attribute in span.attributes if attribute.key.startswith(_CONTENT))
     for event in span.events:
         # Messages as events are gen_ai.user.message and others; an exception's text is its program's.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from tachograph.errors import StoreUnavailable
+from tachograph_exporter.ingest.lineage.events import read_event
+from tachograph_exporter.ingest.lineage.lineage_store import Arrived
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.ingest.spans import SpanRecord, parse, records
 from tachograph_exporter.store import refused
@@ -18,6 +20,8 @@ def retry(writer: StoreWriter, spans: SpanStore, record: RefusedRecord) -> str:
     try:
         if record.kind == refused.EVENT:
             writer.apply([refused.decode_event(record.payload)])
+        elif record.kind == refused.LINEAGE:
+            _store_lineage(spans, record)
         else:
             _store_trace(spans, record)
     except StoreUnavailable:
@@ -28,6 +32,18 @@ def retry(writer: StoreWriter, spans: SpanStore, record: RefusedRecord) -> str:
         return refused.reason_of(error)
     writer.database.run(lambda c: refused.remove(c, record.id))
     return ""
+
+
+def _store_lineage(store: SpanStore, record: RefusedRecord) -> None:
+    event = read_event(record.payload)
+    if event is None:
+        return
+    arrived = [Arrived(event, record.payload)]
+    taken = store.commit(
+        lambda c: ((result := store.lineage.take(c, record.workspace_id, record.workspace, arrived)), result.events)
+    )
+    if taken.refused:
+        raise ValueError(f"run {record.subject} has no room for more events")
 
 
 def _store_trace(store: SpanStore, record: RefusedRecord) -> None:

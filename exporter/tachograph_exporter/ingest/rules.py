@@ -114,7 +114,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     the execution has no span of its own; of role INSIDE, the span asked for the execution of the same ``series``.
 
     Times in unix nanoseconds: ``queued`` reads when an execution was queued and ``began`` when it started, where its
-    span does not say so; ``due`` the time before which an attempt was not to start (a countdown, an ETA).
+    span does not say so; ``due`` the time before which an attempt was not to start (a countdown, an ETA),
+    ``ready`` when it was queued.
 
     ``links``: what it means that a step has none. ``follows``: the step above a span is a dependency, not an enclosing
     step. ``blocks``: what follows a failed step does not run, so no step that ran waited for one. ``waits``: a step
@@ -160,6 +161,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     queued: Read | None = None
     began: Read | None = None
     due: Read | None = None
+    ready: Read | None = None
     series: Read | None = None
     links: Links = Links.UNKNOWN
     follows: bool = False

@@ -19,6 +19,8 @@ from tachograph.clock import NS
 from tachograph.events import Event
 from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.lineage.joining import engine_key
+from tachograph_exporter.ingest.lineage.lineage_store import Arrived, LineageStore
 from tachograph_exporter.ingest.log_records import EXCEPTION
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_rows import (
@@ -33,6 +35,7 @@ from tachograph_exporter.ingest.span_rows import (
 from tachograph_exporter.ingest.spans import SpanRecord, export_request, told_apart
 from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
 from tachograph_exporter.store import locking, refused
+from tachograph_exporter.store.lineage import LineageRows
 from tachograph_exporter.store.log_rows import errors_of
 from tachograph_exporter.store.writer import StoreWriter
 
@@ -71,6 +74,8 @@ class SpanStore:
         self._publishing = threading.Lock()
         self._book = book
         self._rows = SpanRows(writer.database.dialect)
+        self.lineage = LineageStore(self.executions, self._rows, LineageRows(writer.database.dialect))
+        """Stores what OpenLineage events tell of the same runs."""
 
     def commit(self, work: Callable[[Connection], tuple[_T, Sequence[Event]]]) -> _T:
         """Run ``work`` in a transaction, publish the events it returns once they are committed, return the rest.
@@ -94,6 +99,10 @@ class SpanStore:
         trace_id = spans[0].trace_id
         self._writer.set_record_aside(refused.TRACE, workspace, trace_id, error, export_request(spans))
 
+    def set_event_aside(self, workspace: str, arrived: Arrived, error: BaseException) -> None:
+        """Keep an OpenLineage event that was refused, with the reason. Raises `StoreUnavailable`."""
+        self._writer.set_record_aside(refused.LINEAGE, workspace, arrived.event.run_id, error, arrived.payload)
+
     def take(self, connection: Connection, workspace_id: str, workspace: str, arrived: Iterable[SpanRecord]) -> Taken:
         """Store spans and bring the executions of their traces up to date."""
         locking.lock(connection)
@@ -106,6 +115,7 @@ class SpanStore:
             if other is None or span.end_ns > other.end_ns:
                 trace_spans[span.span_id] = span
         now = time.time_ns()
+        emptied = self._join(connection, workspace_id, candidates)
         rows = trace_rows(connection, workspace_id, list(candidates))
         short = [trace_id for trace_id, row in rows.items() if row.span_count <= MAX_AT_ONCE]
         stored, announced = stored_spans(connection, workspace_id, short)
@@ -138,10 +148,29 @@ class SpanStore:
                 whole = {**before, **{span.span_id: span for span in chosen}}
                 readings[trace_id] = _reading(whole, before, announced.get(trace_id, {}))
         add_logged_errors(connection, workspace_id, readings)
-        update = self.executions.update(connection, workspace_id, workspace, readings, now)
+        update = self.executions.update(connection, workspace_id, workspace, readings, now, emptied)
         self._rows.put(connection, workspace_id, fresh, counts, update.withheld)
         self._rows.put_traces(connection, workspace_id, fresh, counts, rows, update.due, now)
         return Taken(update.new, sum(map(len, fresh.values())), refused)
+
+    def _join(
+        self, connection: Connection, workspace_id: str, candidates: Mapping[str, dict[str, SpanRecord]]
+    ) -> AbstractSet[str]:
+        """Add the spans that stand for lineage of the same runs; the traces that these have left."""
+        keys = {
+            key: trace_id
+            for trace_id, spans in candidates.items()
+            for span in spans.values()
+            if (key := engine_key(span)) is not None
+        }
+        if not keys:
+            return frozenset()
+        left = self.lineage.join(connection, workspace_id, keys)
+        for target in left.values():
+            candidates[target].update(
+                {span.span_id: span for span in self.lineage.spans_of(connection, workspace_id, target)}
+            )
+        return left.keys()
 
     def refresh(
         self, connection: Connection, workspace_id: str, workspace: str, trace_ids: AbstractSet[str]

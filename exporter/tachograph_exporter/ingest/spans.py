@@ -21,7 +21,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesDa
 
 from tachograph.clock import NS
 from tachograph_exporter.ingest.envelope import ScopeOfSpans, not_protobuf
-from tachograph_exporter.ingest.messages import mask_messages
+from tachograph_exporter.ingest.messages import is_of_agent, mask_messages
 from tachograph_exporter.ingest.span_json import span_json
 
 MAX_SPANS: Final = 100_000
@@ -154,8 +154,10 @@ def records(groups: Iterable[ResourceSpans], now_ns: int | None = None) -> Itera
                 if fault is not None:
                     yield fault
                 else:
-                    mask_messages(span)
-                    yield record(span, service, scope_spans.scope.name, resource_id, resource, attributes)
+                    stored = record(span, service, scope_spans.scope.name, resource_id, resource, attributes)
+                    if is_of_agent(stored.attributes) and mask_messages(span):
+                        stored = record(span, service, scope_spans.scope.name, resource_id, resource, attributes)
+                    yield stored
 
 
 def _fault(span: Span, latest_ns: int) -> str | None:

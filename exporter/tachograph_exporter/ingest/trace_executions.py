@@ -12,6 +12,7 @@ from tachograph.clock import NS
 from tachograph.events import Event, ExecutionStatus
 from tachograph_exporter.ingest.announcements import Announced, keys_of, start_key, unannounced
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey, assemble
+from tachograph_exporter.ingest.lineage.vocabulary import SCOPE
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
@@ -64,18 +65,33 @@ class TraceExecutions:
         self._book = book
 
     def update(
-        self, connection: Connection, workspace_id: str, workspace: str, readings: Mapping[str, Reading], now: int
+        self,
+        connection: Connection,
+        workspace_id: str,
+        workspace: str,
+        readings: Mapping[str, Reading],
+        now: int,
+        emptied: AbstractSet[str] = frozenset(),
     ) -> Update:
-        """Replace the stored executions of these traces, and log the events that are new."""
-        if not readings:
+        """Replace the stored executions of these traces, and log the events that are new.
+
+        ``emptied``: traces whose spans have moved into others; their executions are removed.
+        """
+        if not readings and not emptied:
             return Update([], {}, {})
         assembled = {
             trace_id: assemble(workspace, reading.spans, now, self._book, is_quiet=reading.is_quiet)
             for trace_id, reading in readings.items()
         }
-        ids = [execution.execution.execution_id for executions in assembled.values() for execution in executions]
-        rows = _stored_executions(connection, readings, ids)
-        avoided = self._avoid_taken_ids(workspace_id, workspace, readings, now, assembled, rows)
+        ids = [
+            execution.execution.execution_id
+            for executions in assembled.values()
+            for execution in executions
+            if _may_be_given(execution)
+        ]
+        own_traces = readings.keys() | emptied
+        rows = _stored_executions(connection, own_traces, ids)
+        avoided = self._avoid_taken_ids(workspace_id, workspace, readings, now, assembled, rows, emptied)
         # Whoever ran an execution recorded it in this very database, and knows more than its spans say.
         recorded = {row.execution_id for row in rows.values() if row.process != INGESTED_PROCESS}
         recorded_traces = {row.trace_id for row in rows.values() if row.execution_id in recorded}
@@ -124,7 +140,7 @@ class TraceExecutions:
         ours = {
             row.execution_id
             for row in rows.values()
-            if row.workspace_id == workspace_id and row.trace_id in readings and row.process == INGESTED_PROCESS
+            if row.workspace_id == workspace_id and row.trace_id in own_traces and row.process == INGESTED_PROCESS
         }
         # Executions that the traces seemed to be when fewer of their spans had arrived.
         outdated = ours - ids_now
@@ -146,19 +162,25 @@ class TraceExecutions:
         now: int,
         assembled: dict[str, list[AssembledExecution]],
         rows: Mapping[str, Row[Any]],
+        emptied: AbstractSet[str],
     ) -> dict[str, frozenset[str]]:
         """Assemble traces again whose executions have ids of another workspace or trace; those ids, by trace id."""
         taken = {
             row.execution_id
             for row in rows.values()
-            if row.workspace_id != workspace_id or row.trace_id not in readings
+            if row.workspace_id != workspace_id or (row.trace_id not in readings and row.trace_id not in emptied)
         }
         avoided: dict[str, frozenset[str]] = {}
         for trace_id, executions in assembled.items():
             ids = frozenset(
                 execution_id
                 for execution_id in (execution.execution.execution_id for execution in executions)
-                if execution_id in taken or ((row := rows.get(execution_id)) is not None and row.trace_id != trace_id)
+                if execution_id in taken
+                or (
+                    (row := rows.get(execution_id)) is not None
+                    and row.trace_id != trace_id
+                    and row.trace_id not in emptied
+                )
             )
             if ids:
                 avoided[trace_id] = ids
@@ -179,6 +201,12 @@ def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
             start = i
 
 
+def _may_be_given(execution: AssembledExecution) -> bool:
+    """Whether its id may come from an engine, and be any execution's. Ours derive from the trace (UUID version 5)."""
+    first = execution.root if execution.root is not None else execution.spans[0]
+    return execution.execution.execution_id[14] != "5" or first.scope == SCOPE
+
+
 def _has_ended(row: Row[Any] | None) -> bool:
     return row is not None and ExecutionStatus(row.status).is_terminal and row.status != ExecutionStatus.LOST
 
@@ -190,8 +218,7 @@ def _stored_executions(connection: Connection, trace_ids: Iterable[str], ids: Se
     for i in range(0, len(trace_list), _CHUNK):
         batch = connection.execute(_OF_TRACES, {"traces": trace_list[i : i + _CHUNK]})
         rows |= {row.execution_id: row for row in batch}
-    # Ids of UUID version 5 are derived from the trace; others come from an engine and may be any execution's.
-    given = [execution_id for execution_id in ids if execution_id not in rows and execution_id[14] != "5"]
+    given = [execution_id for execution_id in ids if execution_id not in rows]
     for i in range(0, len(given), _CHUNK):
         batch = connection.execute(_OF_IDS, {"ids": given[i : i + _CHUNK]})
         rows |= {row.execution_id: row for row in batch}

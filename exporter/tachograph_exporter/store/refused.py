@@ -25,6 +25,8 @@ EVENT: Final = "event"
 """Kind of a record whose payload is an event as JSON."""
 TRACE: Final = "trace"
 """Kind of a record whose payload is an OTLP request with spans of one trace."""
+LINEAGE: Final = "lineage"
+"""Kind of a record whose payload is an OpenLineage event as it arrived."""
 MAX_RECORDS: Final = 10_000
 MAX_PAYLOAD_BYTES: Final = 8 << 20
 """A larger record is counted and not kept."""

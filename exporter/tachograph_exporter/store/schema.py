@@ -373,6 +373,33 @@ traces: Final = Table(
     sqlite_with_rowid=False,
 )  # fmt: skip
 
+# OpenLineage events as they arrived (``payload``: JSON), and the part of them that executions are assembled from
+# (``summary``: msgpack). ``trace_id``: of the spans that stand for their runs. ``is_read`` is 0 until these have it.
+lineage_events: Final = Table(
+    "lineage_events",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("trace_id", String(32), primary_key=True),
+    Column("event_id", String(32), primary_key=True),
+    Column("time_ns", BigInteger, nullable=False),
+    Column("is_read", SmallInteger, nullable=False),
+    Column("summary", LargeBinary, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Index("ix_lineage_unread", "workspace_id", "trace_id", sqlite_where=text("is_read = 0"),
+          postgresql_where=text("is_read = 0")),
+)  # fmt: skip
+
+# The trace in which a run is that something else than a span names: an OpenLineage run, or a run by its engine's id.
+trace_keys: Final = Table(
+    "trace_keys",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("trace_id", String(32), nullable=False),
+    Index("ix_trace_keys_trace", "workspace_id", "trace_id"),
+    sqlite_with_rowid=False,
+)
+
 # What spans say, by day, for viewers' lists (see `store.span_index`). ``day`` counts days since 1970 in UTC; ``what``
 # and ``source`` are its `What` and `Source`.
 span_index: Final = Table(
@@ -501,7 +528,7 @@ refused_records: Final = Table(
     "refused_records",
     metadata,
     Column("id", String(36), primary_key=True),
-    # ``event`` (payload: the event as JSON) or ``trace`` (payload: an OTLP request with the spans).
+    # ``event`` (payload: the event as JSON), ``trace`` (an OTLP request with the spans) or ``lineage`` (the event).
     Column("kind", String(16), nullable=False),
     Column("workspace_id", String(36), nullable=False),
     Column("workspace", String(200), nullable=False),

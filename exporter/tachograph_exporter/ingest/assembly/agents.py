@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Container, Mapping
 from typing import NamedTuple
 
@@ -18,28 +20,47 @@ def within_agents(spans_by_id: Mapping[str, SpanRecord], rules: dict[str, Rule |
     """The rules of a trace's spans: only the outermost agent, graph or chain is an execution, the others are steps.
 
     One with the name of the one right above it is that one again, and no step: a run and the graph it runs, a node and
-    the graph it is.
+    the graph it is. Several, of which each but the last failed, are its attempts (LangChain's ``with_retry``).
     """
     outermost = {span_id for span_id, rule in rules.items() if rule is not None and rule.is_outermost}
     if not outermost:
         return rules
     below = inside(spans_by_id, outermost)
-    steps: dict[int, Rule] = {}
-    plumbing: dict[int, Rule] = {}
+    same = {span_id for span_id in outermost & below if _is_again(spans_by_id, rules, span_id)}
+    groups: dict[str, list[SpanRecord]] = defaultdict(list)
+    for span_id in same:
+        groups[spans_by_id[span_id].parent_span_id].append(spans_by_id[span_id])
+    roles = {parent: _role_of(group) for parent, group in groups.items()}
+    replaced: dict[tuple[int, Role], Rule] = {}
     for span_id in outermost & below:
         rule = rules[span_id]
         assert rule is not None  # noqa: S101
-        span = spans_by_id[span_id]
-        above = spans_by_id.get(span.parent_span_id)
-        above_rule = rules.get(span.parent_span_id)
-        is_step = True
-        if above is not None and above_rule is not None and above_rule.is_outermost:
-            is_step = above_rule.name(above) != rule.name(span) and not is_nameless_graph(above, span)
-        made, role = (steps, Role.STEP) if is_step else (plumbing, Role.INSIDE)
-        if id(rule) not in made:
-            made[id(rule)] = msgspec.structs.replace(rule, role=role, ends_as_last_agent=False)
-        rules[span_id] = made[id(rule)]
+        role = roles[spans_by_id[span_id].parent_span_id] if span_id in same else Role.STEP
+        key = (id(rule), role)
+        if key not in replaced:
+            replaced[key] = msgspec.structs.replace(rule, role=role, ends_as_last_agent=False)
+        rules[span_id] = replaced[key]
     return rules
+
+
+def _role_of(spans: list[SpanRecord]) -> Role:
+    """What spans are that repeat the one right above them."""
+    if len(spans) == 1:
+        return Role.INSIDE
+    spans.sort(key=lambda span: (span.start_ns, span.span_id))
+    are_attempts = all(
+        before.is_error and before.end_ns <= after.start_ns for before, after in itertools.pairwise(spans)
+    )
+    return Role.ATTEMPT if are_attempts else Role.STEP
+
+
+def _is_again(spans_by_id: Mapping[str, SpanRecord], rules: Mapping[str, Rule | None], span_id: str) -> bool:
+    """Whether a span is the one right above it again."""
+    span, rule = spans_by_id[span_id], rules[span_id]
+    above, above_rule = spans_by_id.get(span.parent_span_id), rules.get(span.parent_span_id)
+    if above is None or rule is None or above_rule is None or not above_rule.is_outermost:
+        return False
+    return bool(above_rule.name(above) == rule.name(span)) or is_nameless_graph(above, span)
 
 
 def inside(spans_by_id: Mapping[str, SpanRecord], targets: Container[str]) -> set[str]:

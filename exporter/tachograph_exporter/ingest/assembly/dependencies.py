@@ -19,6 +19,8 @@ from tachograph_exporter.ingest.spans import clean
 TYPE_LIMIT: Final = 16
 MAX_INDEX: Final = 1_000_000
 """The greatest index of an engine that is also the number of the repetition here."""
+_MAX_FRAMES: Final = 1_000
+"""Frames that are looked into for what a step waited for."""
 _NONE: Final[Dependencies] = ((), 0)
 _MOMENT: Final = operator.itemgetter(0, 1, 2)
 
@@ -205,18 +207,24 @@ def _pass_through_frames(
     if not frames:
         return
 
-    def last_inside(step_id: str) -> list[str]:
-        if step_id not in frames or step_id not in orders:
-            return [step_id]
-        return [last for _, inner in orders[step_id].frontier() for last in last_inside(inner)]
+    def last_inside(step_ids: Sequence[str]) -> tuple[str, ...]:
+        """The last steps in frames, however deep: as many as are listed of dependencies."""
+        pending, last, visited = list(step_ids), list[str](), 0
+        while pending and len(last) < MAX_DEPENDENCIES and visited < _MAX_FRAMES:
+            step_id = pending.pop()
+            visited += 1
+            if step_id in frames and step_id in orders:
+                pending += [inner for _, inner in orders[step_id].frontier()]
+            else:
+                last.append(step_id)
+        return tuple(reversed(last))
 
     for step in steps:
         frame = step.parent
         if frame is None or frame.step_id not in frames or step.rule.is_frame or inferred.get(step.step_id, _NONE)[0]:
             continue
-        ids = [last for step_id in inferred.get(frame.step_id, _NONE)[0] for last in last_inside(step_id)]
-        if step.step_id in inferred and ids:
-            inferred[step.step_id] = (tuple(ids[-MAX_DEPENDENCIES:]), len(ids) if len(ids) > MAX_DEPENDENCIES else 0)
+        if step.step_id in inferred and (ids := last_inside(inferred.get(frame.step_id, _NONE)[0])):
+            inferred[step.step_id] = (ids, 0)
 
 
 def _step_type(step: AssembledStep) -> str:

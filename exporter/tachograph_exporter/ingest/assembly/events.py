@@ -32,6 +32,8 @@ from tachograph_exporter.ingest.spans import SpanRecord, clean
 OUTCOMES: Final = frozenset({"completed", "failed", "cancelled", "timeout"})
 ABANDONED: Final = Failure("Abandoned", "still running when its run ended")
 """Why an execution inside another one is a lost step of it: its end is unknown, the other one's is known."""
+UNTOLD: Final = Failure("Lost", "its run has ended, and nothing tells how it did itself")
+"""Why a step is lost that had started, and whose end was never told."""
 UNHEARD: Final = Failure("Lost", "it was asked for, and no span tells whether it ran")
 """Why a step is lost that was still queued, as far as the spans tell, when its execution ended."""
 MAX_ATTEMPT: Final = (1 << 31) - 1
@@ -107,8 +109,10 @@ def step_events(
     if step.finished_ns is None:
         yield started
         return
-    status = StepStatus(newest.status) if newest.status in OUTCOMES else StepStatus.FAILED
+    status = StepStatus(newest.status) if newest.status in OUTCOMES or newest.status == "lost" else StepStatus.FAILED
     failure = failure_of_try(newest) if status is not StepStatus.COMPLETED and not is_skipped else None
+    if status is StepStatus.LOST:
+        failure = UNTOLD
     finished = attempts.finished(
         at(step.finished_ns), status, failure, attempt_ended_ns=at(newest.end_ns or newest.start_ns)
     )

@@ -52,6 +52,7 @@ from tachograph_exporter.ingest.assembly.steps import (
 )
 from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of, nesting, run_of
 from tachograph_exporter.ingest.built_in_rules import ANY, BUILT_IN
+from tachograph_exporter.ingest.lineage.joining import joined
 from tachograph_exporter.ingest.rules import RETRYING, RUNNING, Role, Rule, Rulebook
 from tachograph_exporter.ingest.spans import EARLIEST_NS, SpanRecord, clean
 from tachograph_exporter.store.recovery import INGESTED_PROCESS
@@ -117,7 +118,7 @@ def assemble(
     ``avoid``: execution ids in use in other workspaces; an execution with such an id from its engine gets another one.
     ``is_quiet``: no span has arrived for so long that an execution without a root has ended, if a step of it failed.
     """
-    trace = TraceSpans(spans, book)
+    trace = TraceSpans(joined(spans), book)
     heads, groups = executions_of(trace)
     around = nesting(heads, groups, trace)
     runs = {key: _Run(workspace, trace, *head, groups.get(key, []), avoid) for key, head in heads.items()}
@@ -212,7 +213,10 @@ class _Run:
                 agents = [step for step in steps if step.rule.is_frame and step.parent is None]
                 last = max(agents, key=lambda step: step.finished_ns or end_ns, default=None)
                 if last is not None and has_failed(last):
-                    status, blamed = ExecutionStatus.FAILED, (last.rule, last.first)
+                    # What the agent was doing at its end may know more than the agent's span.
+                    doing = max([step for step in steps if not step.rule.is_frame], key=_end_of, default=last)
+                    blamed_step = doing if has_failed(doing) and doing.first.exception is not None else last
+                    status, blamed = ExecutionStatus.FAILED, (blamed_step.rule, blamed_step.first)
             for step in steps:
                 if step.run is not None and step.finished_ns is None:
                     step.finished_ns = max(end_ns, step.first_ns)
@@ -382,6 +386,10 @@ class _Run:
         return AssembledExecution(
             ref, self.root, events, sources, self.is_named, self.spans, self.may_change, self.may_be_a_step
         )
+
+
+def _end_of(step: AssembledStep) -> int:
+    return step.finished_ns or 0
 
 
 def _is_lasting(rule: Rule, steps: Sequence[AssembledStep]) -> bool:

@@ -282,9 +282,11 @@ def _merge_repetitions(steps: _Steps) -> None:
 def _repeated(step: AssembledStep, *, is_failure: bool = False) -> Any:
     """What attempts of a step without a key have in common; None: it has a key, or (``is_failure``) did not fail."""
     rule, span = step.rule, step.first
-    if rule.key is not None or rule.attempt is not None or rule.lasting or len(step.spans) != 1:
+    if rule.attempt is not None or rule.lasting or len(step.spans) != 1:
         return None
-    if rule.of_agent and not rule.retries:
+    if rule.key is not None and (not rule.of_agent or rule.key(span) is not None):
+        return None
+    if rule.of_agent and rule.step_type == "tool":
         # An agent that calls a tool again after a failure was told of it in between.
         return None
     if is_failure and (not span.end_ns or rule.status(span) not in (*FAILED, RETRYING)):

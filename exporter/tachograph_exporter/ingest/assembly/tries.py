@@ -9,7 +9,7 @@ from typing import Final
 
 from tachograph.clock import NS
 from tachograph_exporter.ingest.assembly.trace import start_order
-from tachograph_exporter.ingest.rules import Rule
+from tachograph_exporter.ingest.rules import Read, Rule
 from tachograph_exporter.ingest.spans import LONGEST_SECONDS, SpanRecord
 
 MAX_LOST: Final = 20
@@ -36,8 +36,8 @@ class Try:
         self.end_ns = span.end_ns
         self.status = rule.status(span) if span.end_ns else "running"
         self.exception = span.exception
-        self.ready_ns: int | None = None
-        self.due_ns: int | None = _time(rule, span) if rule.due is not None else None
+        self.ready_ns = _time(rule.ready, span)
+        self.due_ns = _time(rule.due, span)
 
     def continue_with(self, rule: Rule, span: SpanRecord) -> None:
         """Another span of the same attempt, which was put aside in between (deferred, rescheduled)."""
@@ -181,8 +181,8 @@ def _start(matched: Matched) -> tuple[int, str]:
     return start_order(matched[1])
 
 
-def _time(rule: Rule, span: SpanRecord) -> int | None:
-    value = rule.due(span) if rule.due is not None else None
+def _time(read: Read | None, span: SpanRecord) -> int | None:
+    value = read(span) if read is not None else None
     return value if isinstance(value, int) else None
 
 

@@ -4,7 +4,7 @@ from alembic import op
 from sqlalchemy import Column, String
 
 revision = "0017"
-down_revision = "0013"
+down_revision = "0016"
 
 
 def upgrade() -> None:
