@@ -64,6 +64,7 @@ from tests.conftest import Api, make_step, serve
 
 WORKSPACE: Final = workspace_id("default")
 RECORDINGS: Final = Path(__file__).parent / "recordings"
+REAL: Final = Path(__file__).parents[1] / "ingest" / "recordings"
 VIEWS: Final = ("rows", "timeline", "list", "otlp", "spans", "events", "rollups", "metrics")
 NIGHTLY: Final = {
     "name": "nightly",
@@ -697,9 +698,12 @@ async def test_cancelled_and_timed_out_runs_agree(recording: Api) -> None:
             assert result["views"] == dict.fromkeys(VIEWS, 3)
 
 
-@pytest.mark.parametrize("name", ["airflow3_nightly", "celery_failed"])
+@pytest.mark.parametrize(
+    "name",
+    ["airflow3_nightly", "celery_failed", "langchain_retry", "logfire_openai_agents_as_tool", "pydantic_ai_nested"],
+)
 async def test_runs_of_engines_agree(name: str, recording: Api) -> None:
-    body = (RECORDINGS / f"{name}.json").read_bytes()
+    body = next(path for at in (RECORDINGS, REAL) if (path := at / f"{name}.json").exists()).read_bytes()
     status, _ = await recording.call(
         "POST", "/v1/traces", None, data=body, headers={"Content-Type": "application/json"}
     )

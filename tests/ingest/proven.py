@@ -166,3 +166,7 @@ def _spans(name: str) -> list[SpanRecord]:
 
 def _has_open_step(run: AssembledExecution) -> bool:
     return any(isinstance(event, StepStarted | StepReady) for event in run.events)
+
+
+if __name__ == "__main__":
+    print(engine_table())
