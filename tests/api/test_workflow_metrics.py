@@ -119,17 +119,34 @@ async def test_a_restart_a_rebuild_and_the_archive_change_no_byte(
             return [message for message in messages(text) if message[2:11] == b"workflow_"]
         return [line for line in text.splitlines() if line.startswith(b"workflow_")]
 
+    async def settled(api: Api, before: list[bytes]) -> bool:
+        """A busy service may show for a while what it showed last."""
+        for _ in range(300):
+            if await body(api) == before:
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def shows(api: Api, count: int, **labels: str) -> bool:
+        for _ in range(300):
+            if value(await scraped(api), DURATION, **labels) == count:
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
     async with running(config, handlers) as api:
         await api.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "a"}, {"name": "b"}]})
         for _ in range(3):
             await api.run("w")
         await script(any_database_url, "fail")
+        assert await shows(api, 3, workflow="w", status="completed")
+        assert await shows(api, 1, workflow="nightly", status="failed")
         await body(api)
         before = await body(api)
-        assert await body(api) == before
+        assert await settled(api, before)
         assert len(before) > 1
     async with running(config, handlers) as api:
-        assert await body(api) == before
+        assert await settled(api, before)
     database = Database(any_database_url)
     from tachograph_exporter.store.rollups import rebuild
     from tachograph_exporter.store.series.recount import recount_one
@@ -141,7 +158,7 @@ async def test_a_restart_a_rebuild_and_the_archive_change_no_byte(
         archiving.archive(database, time.time_ns() + 2 * 86_400 * 10**9, tmp_path / "archive")
     database.close()
     async with running(config, handlers) as api:
-        assert await body(api) == before
+        assert await settled(api, before)
         await api.run("w")
         metrics = await scraped(api)
         assert value(metrics, DURATION, workflow="w", status="completed") == 4

@@ -125,8 +125,8 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
         viewer = Viewer(service.get)
         for scene in program:
             quiet(recorder)
-            requests = recorder.take()
-            if record:
+            if record and not scene.goes_on:
+                requests = recorder.take()
                 save(version, engine, entry, scene, requests, mask)
             differences = viewer.problems(scene, seconds=seconds, tolerance_seconds=entry.get("tolerance_seconds", 1.0))
             print(f"{'WRONG' if differences else 'right'}  {scene.name}")

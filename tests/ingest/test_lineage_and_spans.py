@@ -108,7 +108,7 @@ def test_a_run_that_both_tell_of_is_one_execution(order: str, intake: Callable[[
     (timeline,) = timelines
     assert timeline["trace_id"] == TRACE.hex()
     queue = {entry["step_name"]: entry["wait"]["queue"] for entry in timeline["step_timeline"] if entry["wait"]}
-    # What skipped itself was queued like any other. `load` was ready only when `choose` had ended.
+    # `load` was ready only when `choose` had ended.
     assert all(0.4 < seconds <= QUEUED_SECONDS for seconds in queue.values()), queue
     assert service.counted() == counts_of(timelines)
     assert service.rows_to_correct() == 0

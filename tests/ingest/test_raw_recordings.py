@@ -24,10 +24,7 @@ FILES: Final = {
     == "otlp-requests"
 }
 NOT_YET: Final = frozenset({
-    "arq_timed_out", "celery_at_once_hard_time_limit", "celery_at_once_terminated", "celery_links_chain_with_retry",
-    "celery_links_chord_in_span", "dagster113_dying", "dagster113_warehouse", "metaflow_nightly", "prefect34_twice",
-    "prefect39_twice", "taskiq_failed", "taskiq_two", "temporal_plugin_asked", "temporal_plugin_nightly",
-    "temporal_plugin_terminated", "temporal_plugin_timed_out",
+    "celery_links_chain_with_retry", "celery_links_chord_in_span", "dagster113_warehouse", "temporal_plugin_asked",
 })  # fmt: skip
 """Recordings that do not come out right yet."""
 

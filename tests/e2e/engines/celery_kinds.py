@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-from celery import Celery, chain, chord, group
+from celery import Celery, chain, chord, group, uuid
 from celery.signals import worker_process_init
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -354,8 +354,11 @@ def hard_time_limit(stage):
 
 
 def revoked(stage):
-    result = store.apply_async((1,), countdown=1)
-    result.revoke()
+    task_id = uuid()
+    app.control.revoke(task_id)
+    while not any(task_id in ids for ids in (app.control.inspect().revoked() or {}).values()):
+        time.sleep(0.1)
+    result = store.apply_async((1,), task_id=task_id)
     stage.events.wait(result.id, "task-revoked")
     # The worker drops the message.
     return [execution(NAME + "store", "cancelled", [stage.step(result.id)])], never_told(NAME + "store")
@@ -378,7 +381,10 @@ def process_killed(stage):
 def worker_killed(stage):
     fetched, hanging = ids_of(chain(fetch.s(1), hang.s()).apply_async())
     stage.events.wait(hanging, "task-started")
-    time.sleep(0.5)  # the spans of `fetch` are sent every 0.2 s
+    steps = [stage.step(fetched), stage.step(hanging, [NAME + "fetch"], status="running", status_or=["pending"])]
+    run = execution(None, "running", steps, workflow_also=[NAME + "fetch"])
+    # The spans of `fetch` must be with the reader before the worker is killed.
+    tell(f"{PREFIX}_worker_at_work", [run], unknowable=never_told(NAME + "hang")[1:], goes_on=True)
     stage.kill()
     stage.start()
     steps = [stage.step(fetched), stage.step(hanging, [NAME + "fetch"], status="lost")]

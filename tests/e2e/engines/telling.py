@@ -12,7 +12,10 @@ from datetime import UTC, datetime
 
 
 def tell(scene, executions, *, unknowable=(), unknown=(), **more):
-    """Print the truth of a scene as a line, and wait until the reader lets the program go on."""
+    """Print the truth of a scene as a line, and wait until the reader lets the program go on.
+
+    With ``goes_on=True`` it is what is true so far; the same executions are told of again.
+    """
     print(
         json.dumps(
             {

@@ -52,7 +52,9 @@ async def refuse(number: int) -> None:
 @activity.defn
 async def hang(number: int) -> None:
     if activity.info().attempt == 1:
-        await asyncio.sleep(60)
+        for _ in range(300):
+            activity.heartbeat()
+            await asyncio.sleep(0.2)
     await asyncio.sleep(0.1)
 
 
@@ -121,7 +123,10 @@ class Slow:
     @workflow.run
     async def run(self) -> None:
         await workflow.execute_activity(fetch, 1, start_to_close_timeout=LIMIT)
-        await workflow.execute_activity(hang, 1, start_to_close_timeout=timedelta(seconds=3), retry_policy=QUICKLY)
+        await workflow.execute_activity(
+            hang, 1, start_to_close_timeout=timedelta(minutes=2),
+            heartbeat_timeout=timedelta(seconds=5), retry_policy=QUICKLY,
+        )  # fmt: skip
 
 
 @workflow.defn
@@ -149,6 +154,7 @@ class Asked:
 WORKFLOWS = [Asked, Nightly, Child, Refused, Waiting, Looping, Slow]
 ACTIVITIES = [fetch, charge, refuse, hang, store]
 PLUGIN = os.environ.get("TEMPORAL_PLUGIN") == "1"
+PREFIX = "temporal_plugin" if PLUGIN else "temporal"
 
 
 async def connect(address):
@@ -245,6 +251,7 @@ class Stage:
 
     def __init__(self, client, address):
         self.client, self.address, self.count = client, address, 0
+        self.workers = []
 
     def id(self, name):
         self.count += 1
@@ -364,19 +371,24 @@ async def worker_killed(stage):
         await stage.until_done(handle, "fetch")
         while not (await started(handle)):  # noqa: ASYNC110 - only the server knows
             await asyncio.sleep(0.05)
-        await asyncio.sleep(0.6)  # spans are sent every 0.2 s
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-        worker = spawn(command, "worker.log")
-        await ended(handle)
-        await asyncio.sleep(0.6)
+        run, activities = await history(stage.client, handle.id)
+        steps = steps_of(activities, [[], ["fetch"]])
+        steps[1]["status_or"] = ["pending"]
+        # What a step waited for is shown once it has started.
+        del steps[1]["depends_on"]
+        unknowable = [{"step": "hang", "field": field} for field in ("attempts", "started_at")]
+        # The spans so far must be with the reader before the worker is killed.
+        await asyncio.to_thread(
+            tell, f"{PREFIX}_worker_at_work", [run_of("Slow", run, steps)], unknowable=unknowable, goes_on=True
+        )
     finally:
         os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()
+    stage.workers.append(spawn(command, "worker.log"))
+    await ended(handle)
     run, activities = await history(stage.client, handle.id)
     # The span of the first attempt of `hang` died with the worker.
-    steps = steps_of(activities, [[], ["fetch"]])
-    return [run_of("Slow", run, steps)], [{"step": "hang", "field": "attempts"}]
+    return [run_of("Slow", run, steps_of(activities, [[], ["fetch"]]))], [{"step": "hang", "field": "attempts"}]
 
 
 async def started(handle):
@@ -408,7 +420,6 @@ async def main(address, names):
         ):  # fmt: skip
             await asyncio.Event().wait()
     stage = Stage(client, address)
-    prefix = "temporal_plugin" if PLUGIN else "temporal"
     async with Worker(client, task_queue="kinds", workflows=WORKFLOWS, activities=ACTIVITIES):
         for scene in SCENES:
             if not names or scene.__name__ in names:
@@ -417,7 +428,11 @@ async def main(address, names):
                 told = {"index_from": "order", "edges_from": "order", "unknowable": unknowable,
                         "unknown": UNKNOWN.get(scene.__name__, []),
                         "truth_from": "the histories on the server; edges from the program"}  # fmt: skip
-                await asyncio.to_thread(tell, f"{prefix}_{scene.__name__}", executions, **told)
+                await asyncio.to_thread(tell, f"{PREFIX}_{scene.__name__}", executions, **told)
+                while stage.workers:
+                    worker = stage.workers.pop()
+                    os.killpg(worker.pid, signal.SIGKILL)
+                    worker.wait()
 
 
 if __name__ == "__main__":
