@@ -13,6 +13,7 @@ import sys
 import attacks
 import exposition
 import ingest
+import live_spans
 import metrics
 import page
 import recorder
@@ -26,6 +27,7 @@ from rich.console import Console
 
 BENCHMARKS = {
     "recorder": recorder.main,
+    "live-spans": live_spans.main,
     "timeline": timeline.main,
     "exposition": exposition.main,
     "scrape": scrape.main,

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from tachograph.errors import TachographError
+from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.workflow.builtin.addresses import AddressPolicy
 
 DEFAULT_LISTEN: Final = "127.0.0.1:9923"
@@ -19,6 +20,8 @@ DEFAULT_OTLP_GRPC: Final = "127.0.0.1:4317"
 DEFAULT_DATABASE: Final = "sqlite:///tachograph.db"
 TOKEN_VARIABLE: Final = "TACHOGRAPH_TOKEN"  # noqa: S105 - the name of the variable
 MIN_TOKEN_LENGTH: Final = 16
+MIN_LEASE_SECONDS: Final = 1.0
+MAX_LEASE_SECONDS: Final = 86_400.0
 
 
 class ConfigError(TachographError):
@@ -48,6 +51,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     ``otlp_grpc`` is the host and port where OTLP/gRPC is taken too; None: nowhere. Its callers need a token as those of
     the other address do, and beyond loopback in any case.
+
+    Leases. A span that has not ended is lost when nothing was heard of it for ``lease_seconds``; an execution that
+    another host records after as long a silence, but not before `LEASE_SECONDS`: its heartbeats come every ten seconds.
 
     ``http_allow`` names what the handler ``http`` may reach besides public addresses (see `AddressPolicy`).
 
@@ -83,6 +89,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_stream_clients: int = 2000
     max_connections_per_peer: int = 500
     read_timeout_seconds: float = 10.0
+    lease_seconds: float = LEASE_SECONDS
     http_allow: tuple[str, ...] = ()
     trace_url: str | None = None
     otlp_grpc: tuple[str, int] | None = None
@@ -143,6 +150,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                     f"listening on {public} is open to other machines, so a token is required: {_TOKEN_HELP}, "
                     "listen on 127.0.0.1, or use --insecure if access is restricted by other means"
                 )
+        if not MIN_LEASE_SECONDS <= self.lease_seconds <= MAX_LEASE_SECONDS:
+            raise ConfigError(
+                f"a lease of {self.lease_seconds:g} s cannot work; use {MIN_LEASE_SECONDS:g} to {MAX_LEASE_SECONDS:g}"
+            )
         if self.key is not None and self.certificate is None:
             raise ConfigError("a TLS key needs a certificate: add --tls-cert FILE")
         if (self.archive_after_days is None) != (self.archive_directory is None):

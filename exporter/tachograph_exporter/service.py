@@ -26,6 +26,7 @@ from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import METRICS
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.provider import find_provider
+from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.recording.setup import adopt, build_recorder, release
 from tachograph.recording.spooled_store import SpooledStore
 from tachograph.spans.propagation import propagation
@@ -71,13 +72,22 @@ from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.lineage.receiver import LineageReceiver
 from tachograph_exporter.ingest.prices import read_prices
-from tachograph_exporter.ingest.reassembly import claim_due, has_due, reassemble
+from tachograph_exporter.ingest.reassembly import DueTrace, claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
-from tachograph_exporter.store import archiving, idempotency, log_rows, numbers, partitions, process_rows, recovery
+from tachograph_exporter.store import (
+    archiving,
+    idempotency,
+    log_rows,
+    numbers,
+    open_spans,
+    partitions,
+    process_rows,
+    recovery,
+)
 from tachograph_exporter.store import lineage as lineage_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
@@ -100,6 +110,8 @@ SPOOL_SECONDS: Final = 5.0
 """How long a sweep delivers what other processes spooled."""
 RETENTION_SECONDS: Final = 3600.0
 REASSEMBLY_SECONDS: Final = 0.5
+LOOKS_PER_LEASE: Final = 6
+"""How often open spans are looked at while their lease runs."""
 ROUTES: Final[tuple[Route, ...]] = (
     *comparison.ROUTES,
     *trends.ROUTES,
@@ -185,8 +197,13 @@ class Service:
         self.receiver = Receiver(self.span_store, self.self_metrics.otlp_dropped)
         self.lineage = LineageReceiver(self.span_store)
         self._reassembling = asyncio.Lock()
+        # Traces that are claimed and could not be assembled, because the database was unavailable.
+        self._claimed: list[DueTrace] = []
         self._silences = recovery.Silences()
         self._closing = recovery.Closing()
+        # Time between two looks counts at most twice: nobody could be heard while this process was held up.
+        self._look_seconds = min(SWEEP_SECONDS, config.lease_seconds / LOOKS_PER_LEASE)
+        self._span_silences = recovery.Silences(max_gap_seconds=2 * self._look_seconds)
         self.registry.register(SelfMetricsCollector(self.recorder, series))
         self.registry.register(DefaultRegistryCollector())
         self.executor = Executor(
@@ -277,6 +294,7 @@ class Service:
         tasks = [
             asyncio.create_task(self.workflow_metrics.run(), name="tachograph workflow metrics"),
             asyncio.create_task(self._sweep_periodically(), name="tachograph sweep"),
+            asyncio.create_task(self._look_at_leases(), name="tachograph leases"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
             asyncio.create_task(self._reassemble_periodically(), name="tachograph traces"),
         ]
@@ -293,7 +311,10 @@ class Service:
         """Store what others left behind, then close executions whose process died as ``lost``; returns their number."""
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
         self.lineage.resume(await self.database.read(lineage_rows.unread))
-        lost = await self.database.read(lambda c: recovery.find_lost(c, time.time_ns(), silences=self._silences))
+        lease = max(self.config.lease_seconds, LEASE_SECONDS)
+        lost = await self.database.read(
+            lambda c: recovery.find_lost(c, time.time_ns(), lease_seconds=lease, silences=self._silences)
+        )
         for run in lost:
             # In a thread: a run may have thousands of steps.
             closing: list[Event] = await asyncio.to_thread(self._closing.events, run)
@@ -318,6 +339,32 @@ class Service:
             except Exception:
                 quiet.exception("sweep", "looking for lost executions failed; trying again later")
 
+    async def expire_leases(self) -> int:
+        """Give up open spans that nothing was heard of for their lease; returns how many.
+
+        Their traces are assembled again. Spans that wait in the receiver's queue have been heard of, but not stored.
+        """
+        rows = await self.database.read(open_spans.leased)
+        silent = self._span_silences.look((span.key, span.seen_ns) for span in rows)
+        limit = self.config.lease_seconds + self.receiver.behind_seconds()
+        expired = [span for span in rows if silent[span.key] >= limit]
+        if not expired:
+            return 0
+        lost = await self.database.write(lambda c: open_spans.lose(c, expired, time.time_ns()))
+        if lost:
+            log.warning("%d span(s) are lost: nothing was heard of them for %g s", lost, self.config.lease_seconds)
+        return lost
+
+    async def _look_at_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self._look_seconds)
+            try:
+                await self.expire_leases()
+            except StoreUnavailable as error:
+                quiet.warning("leases", "looking for lost spans has to wait: %s", error)
+            except Exception:
+                quiet.exception("leases", "looking for lost spans failed; trying again later")
+
     async def _reassemble_periodically(self) -> None:
         while True:
             await asyncio.sleep(REASSEMBLY_SECONDS)
@@ -331,11 +378,17 @@ class Service:
     async def reassemble_due_traces(self) -> int:
         """Assemble the executions of traces that are due again; returns the number of traces."""
         async with self._reassembling:
-            if not await self.database.read(has_due):
-                return 0
-            traces = await self.database.write(claim_due)
-            for trace in traces:
-                await asyncio.to_thread(reassemble, self.span_store, trace)
+            traces, self._claimed = self._claimed, []
+            if not traces:
+                if not await self.database.read(has_due):
+                    return 0
+                traces = await self.database.write(claim_due)
+            for i, trace in enumerate(traces):
+                try:
+                    await asyncio.to_thread(reassemble, self.span_store, trace)
+                except StoreUnavailable:
+                    self._claimed = traces[i:]
+                    raise
             return len(traces)
 
     async def _apply_retention(self) -> None:

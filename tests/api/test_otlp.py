@@ -257,7 +257,7 @@ async def test_engines_traces_become_timelines_however_they_arrive(
     assert (await api.get("/api/workflows/executions"))["total"] == 1
     assert differing(api.service.database) == 0
     # The service's own task reassembles the trace, or this call, whichever comes first; the end is announced last.
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         is_counted = False
         while not is_counted:
             due = await api.service.reassemble_due_traces()

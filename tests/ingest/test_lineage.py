@@ -219,6 +219,16 @@ def test_a_step_lists_those_that_ended_last_of_very_many(
     assert edges(shown) == {f"a#{source}->b#{target}" for source in (2, 3) for target in range(4)}
 
 
+def test_a_task_that_was_left_running_is_lost(intake: LineageIntake) -> None:
+    shown = timelines(
+        intake,
+        airflow_dag("START", 0, tasks={"a": [], "b": []}),
+        airflow_task("START", 1, "a"),
+        airflow_dag("FAIL", 5, states={"a": "running", "b": "deferred"}),
+    )["sales"]
+    assert steps(shown) == {"a": "lost", "b": "skipped"}
+
+
 def test_what_has_no_end_when_its_run_ends_is_lost(intake: LineageIntake) -> None:
     shown = timelines(
         intake,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from tachograph.identity import Origin
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter import service
 from tachograph_exporter.config import Config
+from tachograph_exporter.store import open_spans
 
 WORKFLOW = {"workspace": "default", "workflow": "nightly"}
 STARTED = 1 + len(PLAIN[1:3])
@@ -55,22 +57,24 @@ async def metric(api: Api, name: str, **labels: str) -> float | None:
     return (await metrics(api)).get((name, frozenset(labels.items())))
 
 
-async def lose(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def lose(api: Api) -> None:
     """Give up what is running in spans."""
-    with monkeypatch.context() as patch:
-        patch.setattr("tachograph_exporter.store.recovery.INGEST_LEASE_SECONDS", -1.0)
-        assert await api.service.sweep() == 1
+    database = api.service.database
+    await database.write(lambda c: open_spans.lose(c, open_spans.leased(c), time.time_ns()))
+    async with asyncio.timeout(60):
+        while (await api.get("/api/workflows/executions/stats"))["by_status"].get("running"):
+            await api.service.reassemble_due_traces()
 
 
 async def test_a_lost_ingested_execution_leaves_the_gauges_at_once_and_ends_as_lost(
-    api: Api, exported: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+    api: Api, exported: InMemorySpanExporter
 ) -> None:
     oldest = "workflow_execution_oldest_running_start_timestamp_seconds"
     await sent(api, *OPEN)
     assert await metric(api, "workflow_executions_running", **WORKFLOW) == 1
     assert await metric(api, "workflow_steps_running", **WORKFLOW) == 1
     assert await metric(api, oldest, **WORKFLOW) == OPEN[0].start_time_unix_nano / 1e9
-    await lose(api, monkeypatch)
+    await lose(api)
     assert await metric(api, "workflow_executions_running", **WORKFLOW) == 0
     assert await metric(api, "workflow_steps_running", **WORKFLOW) == 0
     assert await metric(api, oldest, **WORKFLOW) is None
@@ -85,9 +89,7 @@ async def test_a_lost_ingested_execution_leaves_the_gauges_at_once_and_ends_as_l
     assert exported.get_finished_spans() == ()
 
 
-async def test_ingested_and_lost_events_are_counted_and_delivered_to_each_listener(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_ingested_and_lost_events_are_counted_and_delivered_to_each_listener(api: Api) -> None:
     subscription = api.service.recorder.subscribe()
     delivered = "tachograph_events_delivered_total"
     await sent(api, *PLAIN)
@@ -102,7 +104,7 @@ async def test_ingested_and_lost_events_are_counted_and_delivered_to_each_listen
     await sent(api, span("other", 9, trace=2, end=None))
     before = await metric(api, "tachograph_events_total")
     assert before == 7
-    await lose(api, monkeypatch)
+    await lose(api)
     (*_, end) = subscription.drain()
     assert (type(end), end.execution.origin) == (ExecutionFinished, Origin.INGESTED)
     assert await metric(api, "tachograph_events_total") == 8

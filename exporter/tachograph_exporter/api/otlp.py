@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from google.rpc.status_pb2 import Status
 
 from tachograph.errors import StoreUnavailable
+from tachograph.spans.open_span_requests import LEASE_HEADER
 from tachograph_exporter.api import encodings
 from tachograph_exporter.api.exports import BUSY, EXPORTS, FAILED, HTTP, REFUSED, STORED, UNAVAILABLE, Exports
 from tachograph_exporter.api.request import CONFIG, Workspace, workspace_of
@@ -26,8 +27,9 @@ async def traces(request: web.Request) -> web.Response:
     """``POST /v1/traces``: ingest spans; 200 once they are committed.
 
     Protobuf or JSON as in OTLP/HTTP, optionally compressed with gzip, deflate or zstd. Spans that are rejected are
-    reported as a partial success. Executions, steps and attempts are assembled from the spans; the
-    documentation has the mapping.
+    reported as a partial success. A span without an end is running: it is lost when it has not been sent again for as
+    long as the response's header `Tachograph-Lease-Seconds` says. Executions, steps and attempts are assembled from the
+    spans; the documentation has the mapping.
     """
     return await _export(request, TRACES)
 
@@ -82,7 +84,10 @@ async def _answered(request: web.Request, signal: Signal, exports: Exports) -> t
             return BUSY, _closing(_refused(kind, 429, 8, why, retry_after=1))
         except (encodings.Unreadable, web.HTTPException, web.RequestPayloadError, ValueError) as error:
             return REFUSED, _closing(_refused(kind, 400, 3, f"the body cannot be read: {error}"))
-        return await _stored(exports, workspace, body, signal, kind)
+        outcome, response = await _stored(exports, workspace, body, signal, kind)
+    if outcome == STORED and signal is TRACES:
+        response.headers[LEASE_HEADER] = f"{request.app[CONFIG].lease_seconds:g}"
+    return outcome, response
 
 
 async def _stored(

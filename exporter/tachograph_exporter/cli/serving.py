@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from tachograph.errors import StoreError
+from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.workflow.builtin.addresses import ALLOW_VARIABLE
 from tachograph_exporter.cli.common import (
     DATABASE,
@@ -29,6 +30,8 @@ from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.config import (
     DEFAULT_LISTEN,
     DEFAULT_OTLP_GRPC,
+    MAX_LEASE_SECONDS,
+    MIN_LEASE_SECONDS,
     TOKEN_VARIABLE,
     Config,
     parse_listen,
@@ -108,6 +111,15 @@ def serve(
     ] = 20,
     otlp_grpc: GrpcOption = None,
     read_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that reading for a request may take.")] = 10.0,
+    lease: Annotated[
+        float,
+        typer.Option(
+            min=MIN_LEASE_SECONDS,
+            max=MAX_LEASE_SECONDS,
+            help="Seconds without a sign of life after which a span that has not ended is lost; more than 30 also for "
+            "executions that other hosts record.",
+        ),
+    ] = LEASE_SECONDS,
     trace_url: Annotated[
         str | None, typer.Option(help="URL of your trace viewer for links on the page, with {trace_id} in it.")
     ] = None,
@@ -140,6 +152,7 @@ def serve(
             max_connections_per_peer=max_connections_per_peer,
             max_otlp_body_bytes=round(max_otlp_body * (1 << 20)),
             read_timeout_seconds=read_timeout,
+            lease_seconds=lease,
             http_allow=tuple(http_allow or ()),
             trace_url=trace_url,
             otlp_grpc=parse_listen(otlp_grpc) if otlp_grpc is not None else None,

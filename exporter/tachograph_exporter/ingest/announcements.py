@@ -3,7 +3,7 @@
 Listeners receive an event of an ingested execution once, however often its trace is assembled: as soon as its span has
 arrived and the execution's workflow is known. When a step may still get more spans (further attempts, or work that
 outlasts the span above it), its events are withheld until the execution has ended and its trace has been quiet; until
-then only the start of the execution is announced.
+then only the starts of the execution and of steps that run are announced.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Announced(IntEnum):
     EVERYTHING = 1
     START = 2
     """Only that the execution which begins with this span has started."""
+    BEGUN = 3
+    """Only that, and that the attempt which this span is has started."""
 
 
 def keys_of(executions: Collection[AssembledExecution]) -> set[EventKey]:
@@ -46,17 +48,18 @@ def unannounced(
 ) -> list[Event]:
     """The events of an execution to announce now.
 
-    ``announced``: keys of the events announced before. ``is_withheld``: only the start may be announced.
-    ``has_ended``: the end was announced before.
+    ``announced``: keys of the events announced before. ``is_withheld``: only the starts of the execution and of
+    attempts that run may be announced. ``has_ended``: the end was announced before.
     """
     if not execution.is_named:
         return []
+    begun = {execution.starts[span_id] for span_id in execution.running} if is_withheld else ()
     return [
         event
         for key, event in execution.keyed()
         if key not in announced
         and key[0] is not Heartbeat
-        and not (is_withheld and key[0] is not ExecutionStarted)
+        and not (is_withheld and key[0] is not ExecutionStarted and key not in begun)
         and not (has_ended and key[0] is ExecutionFinished)
     ]
 
@@ -66,18 +69,25 @@ def mark_reassembled(
     workspace_id: str,
     trace_id: str,
     announced: Mapping[str, Announced],
-    withheld: AbstractSet[str] | None,
+    withheld: Mapping[str, Announced] | None,
 ) -> None:
     """Note what was announced when a trace was assembled again.
 
-    ``announced``: by span id, what had been announced of the spans it was assembled from. ``withheld``: the spans that
-    begin executions of which only the start is announced; None: everything is announced.
+    ``announced``: by span id, what had been announced of the spans it was assembled from. ``withheld``: of which spans
+    only a start is announced, and which; None: everything is announced.
     """
     if withheld is None:
         ids = [span_id for span_id, state in announced.items() if state is not Announced.EVERYTHING]
         _mark(connection, workspace_id, trace_id, ids, Announced.EVERYTHING)
     else:
-        _mark(connection, workspace_id, trace_id, withheld, Announced.START)
+        mark_started(connection, workspace_id, trace_id, withheld)
+
+
+def mark_started(connection: Connection, workspace_id: str, trace_id: str, withheld: Mapping[str, Announced]) -> None:
+    """Note the spans of a trace of which only a start is announced."""
+    for state in (Announced.START, Announced.BEGUN):
+        ids = [span_id for span_id, started in withheld.items() if started is state]
+        _mark(connection, workspace_id, trace_id, ids, state)
 
 
 def _mark(

@@ -15,9 +15,10 @@ from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest import span_rows, trace_executions
 from tachograph_exporter.ingest.announcements import Announced, mark_reassembled
+from tachograph_exporter.ingest.leases import lost_as_told, lost_now, with_losses
 from tachograph_exporter.ingest.span_store import SpanStore, add_logged_errors
 from tachograph_exporter.ingest.trace_executions import Reading
-from tachograph_exporter.store import locking
+from tachograph_exporter.store import locking, open_spans
 from tachograph_exporter.store.schema import traces, workspaces
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -47,21 +48,21 @@ def claim_due(connection: Connection, limit: int = 20) -> list[DueTrace]:
     """Claim traces that are due; a claim holds for `_CLAIM_SECONDS`, then the trace is due again."""
     now = time.time_ns()
     query = (
-        select(_traces.workspace_id, workspaces.c.slug, _traces.trace_id, _traces.changed_ns, _traces.span_count)
+        select(_traces.workspace_id, workspaces.c.slug, _traces.trace_id, _traces.changed_ns)
         .join(workspaces, workspaces.c.id == _traces.workspace_id)
         .where(_traces.due_ns <= now)
         .order_by(_traces.due_ns)
         .limit(limit)
     )
     claimed = []
-    for workspace_id, slug, trace_id, changed, count in connection.execute(query).all():
+    for workspace_id, slug, trace_id, changed in connection.execute(query).all():
         connection.execute(
             update(traces)
             .where(_traces.workspace_id == workspace_id, _traces.trace_id == trace_id)
             .values(due_ns=now + round(_CLAIM_SECONDS * NS))
         )
-        # A long trace is assembled while it still grows.
-        is_quiet = now - changed >= trace_executions.QUIET_SECONDS * NS or count <= span_rows.MAX_AT_ONCE
+        # A long trace is assembled while it still grows, and any trace as soon as a span of it is lost.
+        is_quiet = now - changed >= trace_executions.QUIET_SECONDS * NS
         claimed.append(DueTrace(workspace_id, slug, trace_id, changed, is_quiet))
     return claimed
 
@@ -100,14 +101,19 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
         if changed != due.changed_ns and row.span_count <= span_rows.MAX_AT_ONCE:
             return None, []  # More spans have arrived, and the trace was assembled with them.
         announced = span_rows.announced_of(connection, due.workspace_id, due.trace_id)
-        earlier = [span for span in kept if announced.get(span.span_id) is Announced.EVERYTHING]
-        reading = Reading(kept, announced, earlier, due.is_quiet and changed == due.changed_ns)
+        leases = open_spans.of_traces(connection, due.workspace_id, [due.trace_id]).get(due.trace_id, {})
+        told = with_losses(kept, lost_as_told(leases))
+        earlier = [span for span in told if announced.get(span.span_id) is Announced.EVERYTHING]
+        is_quiet = due.is_quiet and changed == due.changed_ns
+        reading = Reading(with_losses(kept, lost_now(leases)), announced, earlier, is_quiet)
         add_logged_errors(connection, due.workspace_id, {due.trace_id: reading})
         now = time.time_ns()
         result = store.executions.update(connection, due.workspace_id, due.workspace, {due.trace_id: reading}, now)
         states = {span.span_id: announced.get(span.span_id, Announced.EVERYTHING) for span in kept}
         withheld = result.withheld.get(due.trace_id)
         mark_reassembled(connection, due.workspace_id, due.trace_id, states, withheld)
+        if leases:
+            open_spans.mark_told(connection, due.workspace_id, [due.trace_id])
         soon = now + round(span_rows.LATER_SECONDS * NS)
         due_ns = soon if changed != due.changed_ns else result.due.get(due.trace_id)
         connection.execute(update(traces).where(is_trace).values(due_ns=due_ns))

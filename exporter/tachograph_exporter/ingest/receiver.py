@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -59,6 +60,7 @@ class _Request(NamedTuple):
     signal: Signal
     is_json: bool
     answer: Future[Answer]
+    since: float = 0.0
 
 
 class _ReadRequest(NamedTuple):
@@ -84,6 +86,8 @@ class Receiver:
         self._lock = threading.Lock()
         self._waiting = 0
         self._thread: threading.Thread | None = None
+        # When the oldest request arrived (monotonic) that is being stored; None while there is none.
+        self._oldest: float | None = None
         self.stored = 0
         """Spans stored so far."""
         self.rejected = 0
@@ -117,8 +121,13 @@ class Receiver:
                 raise StoreUnavailable(f"no thread can be started now: {error}") from error
             self._thread = thread
         answer: Future[Answer] = Future()
-        self._queue.put(_Request(workspace_id, workspace, body, signal, is_json, answer))
+        self._queue.put(_Request(workspace_id, workspace, body, signal, is_json, answer, time.monotonic()))
         return answer
+
+    def behind_seconds(self) -> float:
+        """How long the oldest request has waited that is being stored."""
+        oldest = self._oldest
+        return 0.0 if oldest is None else max(0.0, time.monotonic() - oldest)
 
     def close(self) -> None:
         """Store what waits, then stop; what is not stored within `CLOSE_SECONDS` has not been acknowledged."""
@@ -139,6 +148,7 @@ class Receiver:
                     if not request.answer.done():
                         request.answer.set_exception(error)
                 quiet.exception(type(error), "a batch of spans could not be stored")
+            self._oldest = None
 
     def _store_next(self, requests: list[_Request]) -> bool:
         """Store a batch of waiting requests, which are added to ``requests``. Returns False when it is time to stop."""
@@ -150,6 +160,8 @@ class Receiver:
             if request is None:
                 is_open = False
                 break
+            if self._oldest is None:
+                self._oldest = request.since
             requests.append(request)
             size += len(request.body)
             if len(request.body) > PIECE_BYTES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, bindparam, select, update
@@ -14,6 +13,7 @@ from tachograph.clock import NS
 from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
 from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.keyed import KEYS, keyed
 from tachograph_exporter.store.schema import span_resources, spans, traces
 from tachograph_exporter.store.span_index import Notes, Source, SpanIndex, day_of
 
@@ -40,17 +40,16 @@ _STREAMED: Final = (
     .order_by(_spans.start_ns, _spans.span_id)
 )
 _STREAMED_BY_RESOURCE: Final = _STREAMED.order_by(None).order_by(_spans.resource_id, _spans.start_ns, _spans.span_id)
-_ENDS: Final = select(_spans.span_id, _spans.end_ns).where(
-    _spans.workspace_id == bindparam("workspace"),
-    _spans.trace_id == bindparam("trace"),
-    _spans.span_id.in_(bindparam("ids", expanding=True)),
+_ENDS: Final = keyed(
+    select(_spans.span_id, _spans.end_ns).where(
+        _spans.workspace_id == bindparam("workspace"), _spans.trace_id == bindparam("trace")
+    ),
+    spans.c.span_id,
 )
 _ANNOUNCED: Final = select(_spans.span_id, _spans.told).where(
     _spans.workspace_id == bindparam("workspace"), _spans.trace_id == bindparam("trace")
 )
-_TRACES: Final = select(traces).where(
-    _traces.workspace_id == bindparam("workspace"), _traces.trace_id.in_(bindparam("traces", expanding=True))
-)
+_TRACES: Final = keyed(select(traces).where(_traces.workspace_id == bindparam("workspace")), traces.c.trace_id)
 
 
 class SpanRows:
@@ -79,7 +78,7 @@ class SpanRows:
         workspace_id: str,
         fresh: Mapping[str, Sequence[SpanRecord]],
         counts: Mapping[str, int],
-        withheld: Mapping[str, AbstractSet[str]],
+        withheld: Mapping[str, Mapping[str, Announced]],
     ) -> None:
         """Write spans (by trace id) with their resources, and note in the index what they say.
 
@@ -91,9 +90,9 @@ class SpanRows:
         for trace_id, trace_spans in fresh.items():
             is_announced = counts[trace_id] <= MAX_AT_ONCE and trace_id not in withheld
             others = Announced.EVERYTHING if is_announced else Announced.NOTHING
-            starts = withheld.get(trace_id, frozenset())
+            starts = withheld.get(trace_id, {})
             for span in trace_spans:
-                told = (Announced.START if span.span_id in starts else others).value
+                told = starts.get(span.span_id, others).value
                 resources[span.resource_id] = span.resource
                 rows.append(
                     (workspace_id, trace_id, span.span_id, span.parent_span_id, span.name, span.service, span.start_ns,
@@ -159,8 +158,8 @@ def trace_rows(connection: Connection, workspace_id: str, trace_ids: Sequence[st
     """The stored ones of these traces, by id."""
     rows: dict[str, Row[Any]] = {}
     for i in range(0, len(trace_ids), _CHUNK):
-        parameters = {"workspace": workspace_id, "traces": trace_ids[i : i + _CHUNK]}
-        rows |= {row.trace_id: row for row in connection.execute(_TRACES, parameters)}
+        parameters = {"workspace": workspace_id, KEYS: trace_ids[i : i + _CHUNK]}
+        rows |= {row.trace_id: row for row in connection.execute(_TRACES.of(connection.dialect), parameters)}
     return rows
 
 
@@ -196,8 +195,8 @@ def ends_of(connection: Connection, workspace_id: str, trace_id: str, span_ids: 
     """The stored ends of these spans, by span id."""
     ends: dict[str, int] = {}
     for i in range(0, len(span_ids), _CHUNK):
-        parameters = {"workspace": workspace_id, "trace": trace_id, "ids": span_ids[i : i + _CHUNK]}
-        ends |= {row[0]: row[1] for row in connection.execute(_ENDS, parameters)}
+        parameters = {"workspace": workspace_id, "trace": trace_id, KEYS: span_ids[i : i + _CHUNK]}
+        ends |= {row[0]: row[1] for row in connection.execute(_ENDS.of(connection.dialect), parameters)}
     return ends
 
 

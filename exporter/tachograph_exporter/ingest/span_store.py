@@ -1,6 +1,7 @@
 """Spans stored whole, and the executions they describe, in one transaction.
 
-A span that arrives again changes nothing. The executions of a trace are assembled whenever some of its spans arrive;
+A span that arrives again changes nothing, except that one that has not ended is alive (see `store.open_spans`). The
+executions of a trace are assembled whenever some of its spans arrive;
 those of a long trace later, and those of a trace without its root once more when it has been quiet (see `reassembly`).
 """
 
@@ -17,8 +18,9 @@ from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
 from tachograph.events import Event
-from tachograph_exporter.ingest.announcements import Announced
+from tachograph_exporter.ingest.announcements import Announced, mark_started
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.leases import Leases, lost_as_told, lost_now, says_more, with_losses
 from tachograph_exporter.ingest.lineage.joining import engine_key
 from tachograph_exporter.ingest.lineage.lineage_store import Arrived, LineageStore
 from tachograph_exporter.ingest.log_records import EXCEPTION
@@ -34,14 +36,16 @@ from tachograph_exporter.ingest.span_rows import (
 )
 from tachograph_exporter.ingest.spans import SpanRecord, export_request, told_apart
 from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
-from tachograph_exporter.store import locking, refused
+from tachograph_exporter.store import locking, open_spans, refused
 from tachograph_exporter.store.lineage import LineageRows
 from tachograph_exporter.store.log_rows import errors_of
+from tachograph_exporter.store.open_spans import OpenSpans
 from tachograph_exporter.store.writer import StoreWriter
 
 MAX_TRACE_SPANS: Final = 200_000
 """Spans that are kept of a trace."""
 
+BEGUN: Final = Announced.BEGUN
 SpanKey: TypeAlias = tuple[str, str]
 """(trace id, span id)"""
 _T = TypeVar("_T")
@@ -74,6 +78,7 @@ class SpanStore:
         self._publishing = threading.Lock()
         self._book = book
         self._rows = SpanRows(writer.database.dialect)
+        self._open_spans = OpenSpans(writer.database.dialect)
         self.lineage = LineageStore(self.executions, self._rows, LineageRows(writer.database.dialect))
         """Stores what OpenLineage events tell of the same runs."""
 
@@ -106,18 +111,13 @@ class SpanStore:
     def take(self, connection: Connection, workspace_id: str, workspace: str, arrived: Iterable[SpanRecord]) -> Taken:
         """Store spans and bring the executions of their traces up to date."""
         locking.lock(connection)
-        candidates: dict[str, dict[str, SpanRecord]] = defaultdict(dict)
-        for span in arrived:
-            if repetition := self._book.repetition(span):
-                span = told_apart(span, repetition)
-            trace_spans = candidates[span.trace_id]
-            other = trace_spans.get(span.span_id)
-            if other is None or span.end_ns > other.end_ns:
-                trace_spans[span.span_id] = span
+        candidates = self._newest(arrived)
         now = time.time_ns()
         emptied = self._join(connection, workspace_id, candidates)
         rows = trace_rows(connection, workspace_id, list(candidates))
-        short = [trace_id for trace_id, row in rows.items() if row.span_count <= MAX_AT_ONCE]
+        leases = Leases(connection, workspace_id, list(rows), now)
+        leases.take_heartbeats(candidates)
+        short = [trace_id for trace_id in candidates if trace_id in rows and rows[trace_id].span_count <= MAX_AT_ONCE]
         stored, announced = stored_spans(connection, workspace_id, short)
         fresh: dict[str, list[SpanRecord]] = {}
         refused: set[SpanKey] = set()
@@ -134,24 +134,45 @@ class SpanStore:
                         refused.add((trace_id, span_id))
                         continue
                     count += 1
-                elif span.end_ns <= end:
+                elif not leases.says_more(span, end):
                     continue
                 chosen.append(span)
             if chosen:
                 fresh[trace_id], counts[trace_id] = chosen, count
-        if not fresh:
-            return Taken([], 0, refused)
+                leases.take(chosen)
         readings = {}
         for trace_id, chosen in fresh.items():
             if counts[trace_id] <= MAX_AT_ONCE:
                 before = stored.get(trace_id, {})
                 whole = {**before, **{span.span_id: span for span in chosen}}
-                readings[trace_id] = _reading(whole, before, announced.get(trace_id, {}))
+                known, told = leases.as_known(trace_id, whole.values()), leases.as_told(trace_id, before.values())
+                readings[trace_id] = _reading(known, told, announced.get(trace_id, {}))
         add_logged_errors(connection, workspace_id, readings)
         update = self.executions.update(connection, workspace_id, workspace, readings, now, emptied)
-        self._rows.put(connection, workspace_id, fresh, counts, update.withheld)
-        self._rows.put_traces(connection, workspace_id, fresh, counts, rows, update.due, now)
+        if fresh:
+            self._rows.put(connection, workspace_id, fresh, counts, update.withheld)
+            self._rows.put_traces(connection, workspace_id, fresh, counts, rows, update.due, now)
+            for trace_id, states in update.withheld.items():
+                # Of spans that had arrived before, too.
+                told_before = announced.get(trace_id, {})
+                later = {
+                    i: told for i, told in states.items() if told is BEGUN and told_before.get(i, told) is not told
+                }
+                mark_started(connection, workspace_id, trace_id, later)
+        leases.write(self._open_spans, fresh, readings)
         return Taken(update.new, sum(map(len, fresh.values())), refused)
+
+    def _newest(self, arrived: Iterable[SpanRecord]) -> dict[str, dict[str, SpanRecord]]:
+        """The spans that arrived, by trace id and span id; of one that is there twice the version that says more."""
+        newest: dict[str, dict[str, SpanRecord]] = defaultdict(dict)
+        for span in arrived:
+            if repetition := self._book.repetition(span):
+                span = told_apart(span, repetition)
+            trace_spans = newest[span.trace_id]
+            other = trace_spans.get(span.span_id)
+            if other is None or says_more(span, other.end_ns, len(other.payload)):
+                trace_spans[span.span_id] = span
+        return newest
 
     def _join(
         self, connection: Connection, workspace_id: str, candidates: Mapping[str, dict[str, SpanRecord]]
@@ -182,19 +203,25 @@ class SpanStore:
         rows = trace_rows(connection, workspace_id, sorted(trace_ids))
         short = [trace_id for trace_id, row in rows.items() if row.span_count <= MAX_AT_ONCE]
         stored, announced = stored_spans(connection, workspace_id, short)
-        readings = {trace_id: _reading(stored[trace_id], stored[trace_id], announced[trace_id]) for trace_id in short}
+        leases = open_spans.of_traces(connection, workspace_id, short)
+        readings = {}
+        for trace_id in short:
+            spans, known = stored[trace_id].values(), leases.get(trace_id, {})
+            told = with_losses(spans, lost_as_told(known))
+            readings[trace_id] = _reading(with_losses(spans, lost_now(known)), told, announced[trace_id])
         # Where the spans say it themselves, nothing changes.
         readings = add_logged_errors(connection, workspace_id, readings)
         now = time.time_ns()
         make_due(connection, workspace_id, rows.keys() - set(short), now + round(LATER_SECONDS * NS))
-        return self.executions.update(connection, workspace_id, workspace, readings, now).new
+        events = self.executions.update(connection, workspace_id, workspace, readings, now).new
+        open_spans.mark_told(connection, workspace_id, sorted(readings.keys() & leases.keys()))
+        return events
 
 
-def _reading(
-    spans: Mapping[str, SpanRecord], before: Mapping[str, SpanRecord], states: Mapping[str, Announced]
-) -> Reading:
-    earlier = [span for span in before.values() if states.get(span.span_id) is Announced.EVERYTHING]
-    return Reading(list(spans.values()), states, earlier)
+def _reading(spans: Sequence[SpanRecord], told: Sequence[SpanRecord], states: Mapping[str, Announced]) -> Reading:
+    """What is known of a trace. ``told``: its spans as listeners know them."""
+    earlier = [span for span in told if states.get(span.span_id) is Announced.EVERYTHING]
+    return Reading(spans, states, earlier)
 
 
 def add_logged_errors(connection: Connection, workspace_id: str, readings: Mapping[str, Reading]) -> dict[str, Reading]:

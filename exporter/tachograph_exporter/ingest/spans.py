@@ -22,6 +22,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, TracesDa
 from tachograph.clock import NS
 from tachograph_exporter.ingest.envelope import ScopeOfSpans, not_protobuf
 from tachograph_exporter.ingest.messages import is_of_agent, mask_messages
+from tachograph_exporter.ingest.pending_spans import PENDING, SPAN_TYPE, real_span
 from tachograph_exporter.ingest.span_json import span_json
 
 MAX_SPANS: Final = 100_000
@@ -49,6 +50,8 @@ class SpanEvent(NamedTuple):
 class SpanRecord(msgspec.Struct, gc=False):
     """One span, as it is stored. Ids are lower-case hex; ``end_ns`` is 0 while the span is open.
 
+    ``lost_ns``: when an open span was last seen whose lease has run out, else 0.
+
     ``payload`` is the OTLP span and ``resource`` (with the id ``resource_id``) its `ResourceSpans` without spans.
     ``exception`` is the last one, as (type, message, stack).
     """
@@ -72,6 +75,17 @@ class SpanRecord(msgspec.Struct, gc=False):
     exception: tuple[str, str, str] | None = None
     resource_attributes: Mapping[str, Any] = {}
     events: tuple[SpanEvent, ...] = ()
+    lost_ns: int = 0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has not ended, and nothing has been heard of it for its lease."""
+        return self.lost_ns > 0 and not self.end_ns
+
+    @property
+    def over_ns(self) -> int:
+        """When it ended or was lost; 0 while it is open."""
+        return self.end_ns or self.lost_ns
 
     @property
     def size(self) -> int:
@@ -155,6 +169,9 @@ def records(groups: Iterable[ResourceSpans], now_ns: int | None = None) -> Itera
                     yield fault
                 else:
                     stored = record(span, service, scope_spans.scope.name, resource_id, resource, attributes)
+                    if stored.attributes.get(SPAN_TYPE) == PENDING and (real := real_span(span)) is not None:
+                        span = real
+                        stored = record(span, service, scope_spans.scope.name, resource_id, resource, attributes)
                     if is_of_agent(stored.attributes) and mask_messages(span):
                         stored = record(span, service, scope_spans.scope.name, resource_id, resource, attributes)
                     yield stored
@@ -256,12 +273,13 @@ def request_as_json(body: bytes) -> dict[str, Any]:
 
 def stored_record(payload: bytes, resource: bytes, resource_id: str) -> SpanRecord:
     """A span, read from its row."""
-    service, scope, attributes = _read_resource(resource)
+    service, scope, attributes = read_resource(resource)
     return record(Span.FromString(payload), service, scope, resource_id, resource, attributes)
 
 
 @functools.lru_cache(maxsize=256)
-def _read_resource(resource: bytes) -> tuple[str, str, Mapping[str, Any]]:
+def read_resource(resource: bytes) -> tuple[str, str, Mapping[str, Any]]:
+    """The service, the scope and the resource's attributes of a `ResourceSpans` without spans."""
     message = ResourceSpans.FromString(resource)
     attributes = attributes_of(message.resource.attributes)
     scope = message.scope_spans[0].scope.name if message.scope_spans else ""

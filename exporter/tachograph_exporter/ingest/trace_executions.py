@@ -49,12 +49,12 @@ class Update(NamedTuple):
     """The result of bringing traces' executions up to date.
 
     ``new``: events that listeners have not received. ``due``: when to assemble a trace again, by trace id.
-    ``withheld``: by trace id, the spans that begin executions of which only the start is announced.
+    ``withheld``: by trace id, the spans of which only a start is announced, and which.
     """
 
     new: list[Event]
     due: Mapping[str, int]
-    withheld: Mapping[str, AbstractSet[str]]
+    withheld: Mapping[str, Mapping[str, Announced]]
 
 
 class TraceExecutions:
@@ -99,11 +99,12 @@ class TraceExecutions:
         new: list[Event] = []
         due: dict[str, int] = {}
         ids_now: set[str] = set()
-        withheld: dict[str, set[str]] = {}
+        withheld: dict[str, dict[str, Announced]] = {}
         unsettled: set[str] = set()
         for trace_id, executions in assembled.items():
             reading = readings[trace_id]
-            starts = {span_id for span_id, state in reading.announced.items() if state is Announced.START}
+            begun = {span_id for span_id, state in reading.announced.items() if state is Announced.BEGUN}
+            starts = begun | {span_id for span_id, state in reading.announced.items() if state is Announced.START}
             announced: set[EventKey] = set()
             if reading.earlier:
                 avoid = avoided.get(trace_id, frozenset())
@@ -111,7 +112,7 @@ class TraceExecutions:
             # Listeners hear nothing of what may turn out to be a step of something else.
             is_uncertain = not reading.is_quiet and any(execution.may_be_a_step for execution in executions)
             if is_uncertain:
-                withheld[trace_id] = set()
+                withheld[trace_id] = {}
                 due[trace_id] = now + round(QUIET_SECONDS * NS)
             for execution in executions:
                 execution_id = execution.execution.execution_id
@@ -127,8 +128,12 @@ class TraceExecutions:
                 first = execution.root if execution.root is not None else execution.spans[0]
                 if starts and any(span.span_id in starts for span in (first, *execution.spans)):
                     announced.add(start_key(execution_id))
+                announced.update([execution.starts[span_id] for span_id in begun & execution.starts.keys()])
                 if is_withheld:
-                    withheld.setdefault(trace_id, set()).add(first.span_id)
+                    states = withheld.setdefault(trace_id, {})
+                    states[first.span_id] = Announced.START
+                    now_begun = {i for i in execution.running if execution.starts[i] not in announced}
+                    states |= dict.fromkeys(begun & execution.starts.keys() | now_begun, Announced.BEGUN)
                 if is_withheld or not (execution.is_named or reading.is_quiet):
                     unsettled.add(execution_id)
                 has_ended = not execution.may_change and _has_ended(rows.get(execution_id))

@@ -32,6 +32,7 @@ from tachograph_exporter.store.rollups.periods import DAY, floor
 from tachograph_exporter.store.schema import (
     archived_executions,
     lineage_events,
+    open_spans,
     span_resources,
     spans,
     trace_keys,
@@ -155,7 +156,7 @@ def _delete_spans(connection: Connection, before_ns: int) -> int | None:
     deleted = 0
     for workspace, ids in trace_ids.items():
         log_rows.forget_traces(connection, workspace, ids)
-        for table in (traces, lineage_events, trace_keys, spans):
+        for table in (open_spans, traces, lineage_events, trace_keys, spans):
             result = connection.execute(
                 delete(table).where(table.c.workspace_id == workspace, table.c.trace_id.in_(ids))
             )

@@ -28,6 +28,7 @@ from sqlalchemy.engine import Dialect
 from tachograph.clock import NS
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.inserting import insert_many, upsert
+from tachograph_exporter.store.keyed import KEYS, keyed
 from tachograph_exporter.store.schema import log_traces, span_logs, spans, traces, workflow_executions
 
 MAX_SPAN_RECORDS: Final = 1_000
@@ -156,10 +157,12 @@ def _merged(
 def _stored_traces(connection: Connection, workspace_id: str, trace_ids: Sequence[str]) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for i in range(0, len(trace_ids), _CHUNK):
-        ids = trace_ids[i : i + _CHUNK]
-        statement = select(log_traces).where(_traces.workspace_id == workspace_id, _traces.trace_id.in_(ids))
-        rows |= {row.trace_id: row for row in connection.execute(statement)}
+        parameters = {"workspace": workspace_id, KEYS: trace_ids[i : i + _CHUNK]}
+        rows |= {row.trace_id: row for row in connection.execute(_TRACES.of(connection.dialect), parameters)}
     return rows
+
+
+_TRACES: Final = keyed(select(log_traces).where(_traces.workspace_id == bindparam("workspace")), log_traces.c.trace_id)
 
 
 def _kept_of(
@@ -167,16 +170,17 @@ def _kept_of(
 ) -> dict[str, dict[str, tuple[bool, int]]]:
     kept: dict[str, dict[str, tuple[bool, int]]] = {}
     for i in range(0, len(span_ids), _CHUNK):
-        parameters = {"workspace": workspace_id, "trace": trace_id, "spans": span_ids[i : i + _CHUNK]}
-        for span_id, time_ns, key, is_error in connection.execute(_KEPT, parameters):
+        parameters = {"workspace": workspace_id, "trace": trace_id, KEYS: span_ids[i : i + _CHUNK]}
+        for span_id, time_ns, key, is_error in connection.execute(_KEPT.of(connection.dialect), parameters):
             kept.setdefault(span_id, {})[key] = (bool(is_error), time_ns)
     return kept
 
 
-_KEPT: Final = select(_logs.span_id, _logs.time_ns, _logs.id, _logs.error_type.is_not(None)).where(
-    _logs.workspace_id == bindparam("workspace"),
-    _logs.trace_id == bindparam("trace"),
-    _logs.span_id.in_(bindparam("spans", expanding=True)),
+_KEPT: Final = keyed(
+    select(_logs.span_id, _logs.time_ns, _logs.id, _logs.error_type.is_not(None).label("is_error")).where(
+        _logs.workspace_id == bindparam("workspace"), _logs.trace_id == bindparam("trace")
+    ),
+    span_logs.c.span_id,
 )
 
 
@@ -202,8 +206,8 @@ def errors_of(connection: Connection, workspace_id: str, trace_ids: Sequence[str
     """
     errors: dict[str, dict[str, tuple[tuple[bool, int, str], Error]]] = {}
     for i in range(0, len(trace_ids), _CHUNK):
-        parameters = {"workspace": workspace_id, "traces": trace_ids[i : i + _CHUNK]}
-        for trace_id, span_id, time_ns, key, *error in connection.execute(_ERRORS, parameters):
+        parameters = {"workspace": workspace_id, KEYS: trace_ids[i : i + _CHUNK]}
+        for trace_id, span_id, time_ns, key, *error in connection.execute(_ERRORS.of(connection.dialect), parameters):
             of_trace = errors.setdefault(trace_id, {})
             rank = (error[0] == "exception", time_ns, key)
             if span_id not in of_trace or of_trace[span_id][0] < rank:
@@ -213,13 +217,12 @@ def errors_of(connection: Connection, workspace_id: str, trace_ids: Sequence[str
     }
 
 
-_ERRORS: Final = select(
-    _logs.trace_id, _logs.span_id, _logs.time_ns, _logs.id, _logs.event_name, _logs.error_type, _logs.error_message,
-    _logs.error_stack,
-).where(
-    _logs.workspace_id == bindparam("workspace"),
-    _logs.trace_id.in_(bindparam("traces", expanding=True)),
-    _logs.error_type.is_not(None),
+_ERRORS: Final = keyed(
+    select(
+        _logs.trace_id, _logs.span_id, _logs.time_ns, _logs.id, _logs.event_name, _logs.error_type, _logs.error_message,
+        _logs.error_stack,
+    ).where(_logs.workspace_id == bindparam("workspace"), _logs.error_type.is_not(None)),
+    span_logs.c.trace_id,
 )  # fmt: skip
 
 
@@ -248,13 +251,17 @@ def ancestors_of(
 def _parents(connection: Connection, workspace_id: str, trace_id: str, span_ids: Sequence[str]) -> dict[str, str]:
     parents: dict[str, str] = {}
     for i in range(0, len(span_ids), _CHUNK):
-        statement = select(spans.c.span_id, spans.c.parent_span_id).where(
-            spans.c.workspace_id == workspace_id,
-            spans.c.trace_id == trace_id,
-            spans.c.span_id.in_(span_ids[i : i + _CHUNK]),
-        )
-        parents |= {row[0]: row[1] for row in connection.execute(statement)}
+        parameters = {"workspace": workspace_id, "trace": trace_id, KEYS: span_ids[i : i + _CHUNK]}
+        parents |= {row[0]: row[1] for row in connection.execute(_PARENTS.of(connection.dialect), parameters)}
     return parents
+
+
+_PARENTS: Final = keyed(
+    select(spans.c.span_id, spans.c.parent_span_id).where(
+        spans.c.workspace_id == bindparam("workspace"), spans.c.trace_id == bindparam("trace")
+    ),
+    spans.c.span_id,
+)
 
 
 def page(

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, delete, func, or_, select
 from sqlalchemy.engine import Dialect
 
 from tachograph.clock import NS
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.inserting import upsert
+from tachograph_exporter.store.keyed import KEYS, keyed
 from tachograph_exporter.store.schema import process_metrics, processes, span_resources, spans
 
 WINDOW_SECONDS: Final = 60
@@ -75,7 +76,9 @@ class ProcessRows:
             if process not in room:
                 dropped += len(of_process)
                 continue
-            windows, lost = self._windows(connection, workspace_id, process.process_id, of_process)
+            windows, lost = self._windows(
+                connection, workspace_id, process.process_id, of_process, is_new=not room[process]
+            )
             dropped += lost
             if windows:
                 seen_ns = max(room[process], *[point.time_ns for point in of_process])
@@ -92,10 +95,8 @@ class ProcessRows:
         ids = list(by_id)
         room: dict[ProcessRow, int] = {}
         for i in range(0, len(ids), _CHUNK):
-            is_stored = and_(_processes.workspace_id == workspace_id, _processes.process_id.in_(ids[i : i + _CHUNK]))
-            for process_id, seen in connection.execute(
-                select(_processes.process_id, _processes.seen_ns).where(is_stored)
-            ):
+            parameters = {"workspace": workspace_id, KEYS: ids[i : i + _CHUNK]}
+            for process_id, seen in connection.execute(_SEEN.of(connection.dialect), parameters):
                 room[by_id[process_id]] = seen
         if len(room) < len(by_id):
             count = connection.execute(
@@ -106,19 +107,19 @@ class ProcessRows:
         return room
 
     def _windows(
-        self, connection: Connection, workspace_id: str, process_id: str, points: Sequence[Point]
+        self, connection: Connection, workspace_id: str, process_id: str, points: Sequence[Point], *, is_new: bool
     ) -> tuple[list[dict[str, Any]], int]:
         """The rows that change, and the number of points that are dropped."""
         is_process = and_(_metrics.workspace_id == workspace_id, _metrics.process_id == process_id)
         firsts = [_window(point) for point in points]
-        stored = connection.execute(
-            select(process_metrics).where(is_process, _metrics.window_s.between(min(firsts), max(firsts)))
-        ).mappings()
+        is_window = _metrics.window_s.between(min(firsts), max(firsts))
+        statement = select(process_metrics).where(is_process, is_window)
+        stored = connection.execute(statement).mappings() if not is_new else ()
         rows: dict[tuple[str, str, int], dict[str, Any]] = {
             (row["name"], row["attributes"], row["window_s"]): dict(row) for row in stored
         }
         series = {key[:2] for key in rows}
-        if any((point.name, point.attributes) not in series for point in points):
+        if not is_new and any((point.name, point.attributes) not in series for point in points):
             names = select(_metrics.name, _metrics.attributes).where(is_process).distinct()
             series |= {(row[0], row[1]) for row in connection.execute(names)}
         changed: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -144,6 +145,12 @@ class ProcessRows:
                 row["latest_ns"] = point.time_ns
                 changed[key] = row
         return list(changed.values()), dropped
+
+
+_SEEN: Final = keyed(
+    select(_processes.process_id, _processes.seen_ns).where(_processes.workspace_id == bindparam("workspace")),
+    processes.c.process_id,
+)
 
 
 def _window(point: Point) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -38,6 +38,7 @@ from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.store import open_spans
 from tachograph_exporter.store.steps import StoredStep, by_step, steps_of
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -45,7 +46,8 @@ quiet = QuietLog(logging.getLogger(__name__))
 INGESTED_PROCESS: Final = "otlp"
 """The process of an execution that is assembled from spans."""
 INGEST_LEASE_SECONDS: Final = 3600.0
-"""Lease of such an execution, from its latest span. Long, because a span arrives only when its step has ended."""
+"""Lease of such an execution, from its latest span. Long, because a span arrives only when its step has ended; of spans
+that arrive when they start there are leases of their own (see `open_spans`)."""
 MAX_GAP_SECONDS: Final = 15.0
 """How much silence passes between two looks at most: longer than the service takes from one to the next."""
 LOST: Final = Failure("Lost", "its process died: no sign of life since")
@@ -60,30 +62,32 @@ class LostRun(NamedTuple):
 
 
 class Silences:
-    """How long open executions have been silent, on this process's own clock.
+    """How long open executions (or spans) have been silent, on this process's own clock.
 
     Heartbeats carry the time of the host that sent them, which may be minutes behind; so silence is how long the newest
     one has stayed the same while this process looked. Time in which it did not look (the database was away, the machine
-    slept) counts as `MAX_GAP_SECONDS` at most: nobody could be heard then.
+    slept) counts as ``max_gap_seconds`` at most: nobody could be heard then.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, max_gap_seconds: float = MAX_GAP_SECONDS
+    ) -> None:
         self._clock = clock
+        self._max_gap_seconds = max_gap_seconds
         self._looked_at: float | None = None
-        self._silent: dict[str, tuple[int, float]] = {}
+        self._silent: dict[Hashable, tuple[int, float]] = {}
 
-    def look(self, executions: Iterable[Row[Any]]) -> dict[str, float]:
-        """Seconds of silence, by execution id. Call it with all open executions, again and again."""
+    def look(self, seen: Iterable[tuple[Hashable, int]]) -> dict[Hashable, float]:
+        """Seconds of silence, by key. Call it again and again, with all that is open and when it was seen."""
         now = self._clock()
-        passed = min(now - self._looked_at, MAX_GAP_SECONDS) if self._looked_at is not None else 0.0
+        passed = min(now - self._looked_at, self._max_gap_seconds) if self._looked_at is not None else 0.0
         self._looked_at = now
-        silent: dict[str, tuple[int, float]] = {}
-        for row in executions:
-            seen_ns, seconds = self._silent.get(row.execution_id, (-1, 0.0))
-            seconds = seconds + passed if seen_ns == row.last_seen_ns else 0.0
-            silent[row.execution_id] = (row.last_seen_ns, seconds)
+        silent: dict[Hashable, tuple[int, float]] = {}
+        for key, now_seen_ns in seen:
+            seen_ns, seconds = self._silent.get(key, (-1, 0.0))
+            silent[key] = (now_seen_ns, seconds + passed if seen_ns == now_seen_ns else 0.0)
         self._silent = silent
-        return {execution_id: seconds for execution_id, (_, seconds) in silent.items()}
+        return {key: seconds for key, (_, seconds) in silent.items()}
 
 
 def find_lost(
@@ -100,7 +104,7 @@ def find_lost(
     lost = []
     alive: dict[str, bool | None] = {identity(): True}
     rows = execution_rows.open_executions(connection)
-    silent = silences.look(rows) if silences is not None else {}
+    silent = silences.look((row.execution_id, row.last_seen_ns) for row in rows) if silences is not None else {}
     for row in rows:
         process = row.process or ""
         if process not in alive:
@@ -112,6 +116,9 @@ def find_lost(
             is_silent = silent[row.execution_id] >= min(lease, lease_seconds)
             # Spans come when their step has ended, so theirs is a silence of hours, and survives a restart.
             expired = is_silent and (expired or process != INGESTED_PROCESS)
+        if expired and process == INGESTED_PROCESS and row.trace_id is not None:
+            # Heartbeats of its spans do not touch its row.
+            expired = not open_spans.is_alive(connection, row.workspace_id, row.trace_id)
         # On another host, or where the process cannot be checked, the lease decides.
         if state is False or (state is None and expired):
             attempts = execution_rows.attempts(connection, row.execution_id)
@@ -165,6 +172,7 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequ
     seen_ns = max([execution.last_seen_ns, *times, *[attempt.finished_ns for attempt in attempts]])
     started_ns = execution.started_ns or execution.created_ns
     spans = {step.step_id: step.span_id for step in steps}
+    steps_by_id = {step.step_id: step for step in steps}
     counts = dict.fromkeys(StepStatus, 0)
     timed: list[StoredStep] = []
     work_ns = 0
@@ -182,7 +190,9 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequ
             timed.append(msgspec.structs.replace(step, finished_ns=folded.ended_ns, folded=folded))
             continue
         if not status.is_terminal:
-            event = _lost_step(ref, step, attempts_by_step.get(step.step_id, ()), spans, seen_ns)
+            outer = steps_by_id.get(step.parent_step_id or "")
+            origin_ns = (outer.started_ns if outer is not None else None) or started_ns
+            event = _lost_step(ref, step, attempts_by_step.get(step.step_id, ()), spans, seen_ns, origin_ns)
             yield event
             status = StepStatus.SKIPPED if isinstance(event, StepSkipped) else StepStatus.LOST
             finished_ns = seen_ns
@@ -232,11 +242,22 @@ def _lost_folded(
 
 
 def _lost_step(
-    ref: ExecutionRef, row: StoredStep, stored: Sequence[Row[Any]], spans: Mapping[str, str], seen_ns: int
+    ref: ExecutionRef,
+    row: StoredStep,
+    stored: Sequence[Row[Any]],
+    spans: Mapping[str, str],
+    seen_ns: int,
+    origin_ns: int,
 ) -> StepFinished | StepSkipped:
     step = _step_ref(ref, row, spans)
     if row.attempt_started_ns is None:
-        return StepSkipped(step=step, time_ns=seen_ns, reason=SkipReason.EXECUTION_LOST)
+        if ref.origin is not Origin.INGESTED:
+            return StepSkipped(step=step, time_ns=seen_ns, reason=SkipReason.EXECUTION_LOST)
+        # It was asked for. Whether it ran only a span of it could say, and that comes when it has ended.
+        unheard = StepAttempts(step, origin_ns)
+        unheard.ready(row.ready_ns or seen_ns)
+        unheard.started(seen_ns)
+        return unheard.finished(seen_ns, StepStatus.LOST, LOST)
     is_running = row.status != StepStatus.RETRYING
     started_ns = row.started_ns or row.attempt_started_ns
     ended = [attempt for attempt in stored if attempt.attempt < row.attempt or not is_running]

@@ -314,6 +314,8 @@ FAILED_OR_UNKNOWN: Final = "status = 2 OR status IS NULL"
 IS_ROOT: Final = "parent_span_id = ''"
 IS_ROOTLESS: Final = "root_rank = 0"
 """Traces of whose spans all have a parent."""
+IS_LEASED: Final = "lost_ns IS NULL"
+"""Open spans whose lease has not run out."""
 
 # Spans that arrived by OTLP. ``payload`` is the OTLP span; resource and scope are stored once, in ``span_resources``.
 spans: Final = Table(
@@ -370,6 +372,28 @@ traces: Final = Table(
     Index("ix_traces_root_service", "workspace_id", "root_service", text("start_ns DESC")),
     Index("ix_traces_due", "due_ns", sqlite_where=text("due_ns IS NOT NULL"),
           postgresql_where=text("due_ns IS NOT NULL")),
+    sqlite_with_rowid=False,
+)  # fmt: skip
+
+# Spans that arrived without an end, until it arrives (see `store.open_spans`). ``first_ns`` and ``seen_ns`` are
+# arrivals, by the clock of the service. ``size`` is the length of the payload, ``process`` a key of the process that
+# sent it. ``lost_ns``: when it was last seen, by the clock of its sender, if its lease has run out; ``told_lost_ns``:
+# the same, as far as listeners know.
+open_spans: Final = Table(
+    "open_spans",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("trace_id", String(32), primary_key=True),
+    Column("span_id", String(16), primary_key=True),
+    Column("start_ns", BigInteger, nullable=False),
+    Column("first_ns", BigInteger, nullable=False),
+    Column("seen_ns", BigInteger, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("process", String(32), nullable=False),
+    Column("lost_ns", BigInteger),
+    Column("told_lost_ns", BigInteger),
+    Index("ix_open_spans_process", "workspace_id", "process"),
+    Index("ix_open_spans_leased", "workspace_id", sqlite_where=text(IS_LEASED), postgresql_where=text(IS_LEASED)),
     sqlite_with_rowid=False,
 )  # fmt: skip
 

@@ -26,10 +26,11 @@ from tachograph_exporter.ingest.assembly.agents import Spent
 from tachograph_exporter.ingest.assembly.steps import AssembledStep, NestedRun, bounds
 from tachograph_exporter.ingest.assembly.trace import start_order
 from tachograph_exporter.ingest.assembly.tries import Try
+from tachograph_exporter.ingest.lineage.vocabulary import SKIPPED_ITSELF
 from tachograph_exporter.ingest.rules import Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
-OUTCOMES: Final = frozenset({"completed", "failed", "cancelled", "timeout"})
+OUTCOMES: Final = frozenset({"completed", "failed", "cancelled", "timeout", "lost"})
 ABANDONED: Final = Failure("Abandoned", "still running when its run ended")
 """Why an execution inside another one is a lost step of it: its end is unknown, the other one's is known."""
 UNTOLD: Final = Failure("Lost", "its run has ended, and nothing tells how it did itself")
@@ -39,6 +40,9 @@ UNHEARD: Final = Failure("Lost", "it was asked for, and no span tells whether it
 MAX_ATTEMPT: Final = (1 << 31) - 1
 """The greatest number of an attempt that a database holds."""
 E = TypeVar("E", StepReady, StepStarted, StepRetrying, StepFinished)
+SILENT: Final = Failure("Lost", "its process died: no sign of life of this span since")
+"""Why a span is lost that never ended."""
+_ATTEMPT_STATUSES: Final = {"timeout": StepStatus.TIMEOUT, "lost": StepStatus.LOST}
 
 
 def step_events(
@@ -98,12 +102,15 @@ def step_events(
             continue
         retrying = attempts.retrying(
             at(end_ns),
-            StepStatus.TIMEOUT if attempt.status == "timeout" else StepStatus.FAILED,
+            _ATTEMPT_STATUSES.get(attempt.status, StepStatus.FAILED),
             max(0, tries[i + 1].start_ns - end_ns) if i + 1 < len(tries) else 0,
             failure_of_try(attempt),
         )
         yield _shown(retrying, end_ns, started_ns=begin_ns)
     if final is None:
+        if ended_ns is not None:
+            # Whether it was tried again is not known.
+            yield attempts.finished(at(ended_ns), StepStatus.LOST, UNHEARD)
         return
     newest = tries[-1]
     if step.finished_ns is None:
@@ -163,8 +170,8 @@ def _skip_reason(step: AssembledStep) -> SkipReason:
     word = str(newest.rule.state(newest.blamed)).lower() if newest.rule.state is not None else ""
     if word == "upstream_failed":
         return SkipReason.UPSTREAM_FAILED
-    # Only the span of its process proves that it ran.
-    return SkipReason.ITSELF if step.attempts else SkipReason.CONDITION
+    # Only the span of its process proves that it ran, or events of its run.
+    return SkipReason.ITSELF if step.attempts or word == SKIPPED_ITSELF else SkipReason.CONDITION
 
 
 def _skipped_itself(event: StepFinished) -> StepSkipped:
@@ -211,7 +218,12 @@ def tells_why(rule: Rule, span: SpanRecord) -> bool:
 
 
 def failure_of(span: SpanRecord, rule: Rule, exception: tuple[str, str, str] | None = None) -> Failure:
-    """What a failed span says went wrong (or ``exception``, if that is known better); secrets are masked."""
+    """What a failed span says went wrong (or ``exception``, if that is known better); secrets are masked.
+
+    Of a lost one, that nothing was heard of it.
+    """
+    if span.is_lost and exception is None:
+        return SILENT
     kind, message, stack = exception or span.exception or ("", "", "")
     cause = rule.cause(span) if rule.cause is not None else None
     kind = str(cause or kind) or str(span.attributes.get("error.type") or "Error")
@@ -220,3 +232,16 @@ def failure_of(span: SpanRecord, rule: Rule, exception: tuple[str, str, str] | N
     return Failure(
         clean(kind)[:300], clean(mask_text(message))[:4000], clean(mask_text(stack))[:20_000] if stack else None
     )
+
+
+def attempts_of(step: AssembledStep) -> Iterator[tuple[str, int]]:
+    """The id of each attempt's span, and the attempt's number."""
+    for place, attempt in enumerate(step.tries):
+        yield attempt.span.span_id, _number(step.tries, place)
+
+
+def running_span(step: AssembledStep) -> str | None:
+    """The id of the span of the attempt that runs, if one does."""
+    if step.run is not None or not step.tries or step.finished_ns is not None or step.is_between_attempts:
+        return None
+    return step.tries[-1].span.span_id if not step.tries[-1].end_ns else None

@@ -7,6 +7,7 @@ import re
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -34,8 +35,11 @@ from tachograph.workflow.attempts import start_of
 from tachograph_exporter.ingest.assembly.dependencies import identify, mark_blocked
 from tachograph_exporter.ingest.assembly.events import (
     OUTCOMES,
+    SILENT,
+    attempts_of,
     failure_of,
     failure_of_try,
+    running_span,
     step_costs,
     step_events,
     tells_why,
@@ -49,6 +53,7 @@ from tachograph_exporter.ingest.assembly.steps import (
     place,
     stand_in,
     steps_of,
+    was_lost,
 )
 from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of, nesting, run_of
 from tachograph_exporter.ingest.built_in_rules import ANY, BUILT_IN
@@ -60,6 +65,7 @@ from tachograph_exporter.store.recovery import INGESTED_PROCESS
 _COMPLETED: Final = ExecutionStatus.COMPLETED
 _OF_STEPS: Final = frozenset({Role.STEP, Role.ATTEMPT, Role.QUEUED})
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_LOST: Final = frozenset({StepStatus.LOST.value, ExecutionStatus.LOST.value})
 _NAMESPACE: Final = uuid.UUID("5b7ac6a1-5c1e-5f8e-8a55-0f6f746c7021")
 
 
@@ -74,6 +80,8 @@ class AssembledExecution(NamedTuple):
         is_named: whether the spans name its workflow; otherwise the name is a guess.
         spans: its spans without the root.
         may_be_a_step: a span that has not arrived may show that it is no execution.
+        starts: the keys of the starts of attempts, by the id of the attempt's span.
+        running: those of these spans that have not ended.
         settles: how a step ended is only certain when no more spans arrive, because a step may have several spans, or
             outlast its parent.
     """
@@ -86,6 +94,8 @@ class AssembledExecution(NamedTuple):
     spans: Sequence[SpanRecord]
     may_change: bool
     may_be_a_step: bool
+    starts: Mapping[str, EventKey] = {}
+    running: AbstractSet[str] = frozenset()
 
     @property
     def is_finished(self) -> bool:
@@ -98,7 +108,9 @@ class AssembledExecution(NamedTuple):
             if isinstance(event, StepRetrying | StepFinished):
                 # A span arrives when the attempt has ended, so the start is implied.
                 yield (StepStarted, source, event.attempt), start_of(event)
-            yield (type(event), source, getattr(event, "attempt", 0)), event
+            # What is lost may end after all, and that is another event.
+            key = source if getattr(event, "status", "") not in _LOST else ("lost", source)
+            yield (type(event), key, getattr(event, "attempt", 0)), event
 
 
 EventKey = tuple[type[Event], Any, int]
@@ -207,6 +219,8 @@ class _Run:
                 # No span above these steps waited for them, so none of them says that a step failed.
                 if any(map(has_failed, steps)):
                     status = ExecutionStatus.FAILED
+                elif any(map(was_lost, steps)):
+                    status = ExecutionStatus.LOST
                 elif any(step.tries and step.tries[-1].status == "cancelled" for step in steps):
                     status = ExecutionStatus.CANCELLED
             if status is ExecutionStatus.COMPLETED and rule.ends_as_last_agent:
@@ -234,6 +248,8 @@ class _Run:
 
     def _failure(self, status: ExecutionStatus, blamed: tuple[Rule, SpanRecord] | None) -> Failure | None:
         """Why it failed: what its own span says; if that says nothing, the first of its steps that failed."""
+        if status is ExecutionStatus.LOST:
+            return SILENT
         if blamed is not None and tells_why(*blamed):
             return failure_of(blamed[1], blamed[0])
         failed = [step for step in self.steps if has_failed(step)] if status.value in FAILED else []
@@ -248,7 +264,7 @@ class _Run:
         """When it ended (None: not yet), how, and the span that says so."""
         root, rule, steps = self.root, self.rule, self.steps
         is_open = None, ExecutionStatus.RUNNING, None
-        if root is None or (rule.opens and root.end_ns <= root.start_ns):
+        if root is None or (rule.opens and 0 < root.end_ns <= root.start_ns):
             for span in self.spans:
                 end_rule = self.trace.rules[span.span_id]
                 if end_rule is not None and end_rule.role is Role.END:
@@ -264,9 +280,16 @@ class _Run:
         ends = [step.finished_ns for step in steps if step.finished_ns is not None]
         if root is None:
             # How it ended, only a failure tells: of an engine that exports no span for it, too.
-            if not (is_lasting and is_quiet and ends) or has_open or not any(map(has_failed, steps)):
+            if (
+                not (is_lasting and is_quiet and ends)
+                or has_open
+                or not any(has_failed(s) or was_lost(s) for s in steps)
+            ):
                 return is_open
             return max(ends), _COMPLETED, None
+        if root.is_lost and not any(step.finished_ns is None and step.is_running for step in steps):
+            # Nothing runs any more, or is known to.
+            return max([root.lost_ns, *ends]), ExecutionStatus.LOST, (rule, root)
         if not root.end_ns or (is_lasting and has_open) or _goes_on(rule, root):
             return is_open
         if not is_lasting:
@@ -384,8 +407,10 @@ class _Run:
             events.append(Heartbeat(execution=ref, time_ns=now_ns))
         sources.append(ref.execution_id)
         return AssembledExecution(
-            ref, self.root, events, sources, self.is_named, self.spans, self.may_change, self.may_be_a_step
-        )
+            ref, self.root, events, sources, self.is_named, self.spans, self.may_change, self.may_be_a_step,
+            {span_id: (StepStarted, step.source, number) for step in steps for span_id, number in attempts_of(step)},
+            frozenset([span_id for step in steps if (span_id := running_span(step)) is not None]),
+        )  # fmt: skip
 
 
 def _end_of(step: AssembledStep) -> int:

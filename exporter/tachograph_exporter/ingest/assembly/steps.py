@@ -16,12 +16,14 @@ from tachograph.events import FAILED, Failure
 from tachograph.identity import StepRef
 from tachograph.run_window import Place, RunWindow
 from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, WithinExecution, start_order
-from tachograph_exporter.ingest.assembly.tries import Matched, Try, set_ready, tries_of, with_lost_ones
+from tachograph_exporter.ingest.assembly.tries import Matched, Try, set_ready, status_of, tries_of, with_lost_ones
 from tachograph_exporter.ingest.built_in_rules import ANY, CONSUMED
 from tachograph_exporter.ingest.rules import RETRYING, Kind, Role, Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
 NAME_LIMIT: Final = 200
+_FAILURES: Final = frozenset({*FAILED, RETRYING, "lost"})
+"""How an attempt ended that another one followed."""
 
 
 class NestedRun(NamedTuple):
@@ -96,6 +98,11 @@ class AssembledStep:
         return not self.tries and self.run is None
 
     @property
+    def is_running(self) -> bool:
+        """Whether an attempt of it runs, as far as is known."""
+        return self.run is not None or (bool(self.tries) and not self.is_between_attempts and not self.is_blocked)
+
+    @property
     def first_ns(self) -> int:
         """When it started, or was asked for."""
         return self.started_ns if self.started_ns is not None else self.first.start_ns
@@ -140,7 +147,7 @@ class AssembledStep:
             self.finished_ns = tries[-1].end_ns
             if self.attempts and spans:
                 # Its own span, if it is one for all attempts, says when it ended.
-                ends = [span.end_ns for _, span in spans]
+                ends = [span.over_ns for _, span in spans]
                 self.finished_ns = max(ends) if all(ends) and max(ends) >= tries[-1].start_ns else tries[-1].end_ns
                 if not all(ends) and len(spans) == 1:
                     self.finished_ns = None
@@ -158,6 +165,11 @@ def has_failed(step: AssembledStep) -> bool:
         return False
     status = step.tries[-1].status if step.run is None else step.run.status
     return status in FAILED
+
+
+def was_lost(step: AssembledStep) -> bool:
+    """Whether nothing was heard of it any more while it ran."""
+    return step.run is None and bool(step.tries) and step.tries[-1].status == "lost"
 
 
 class _Steps:
@@ -289,14 +301,14 @@ def _repeated(step: AssembledStep, *, is_failure: bool = False) -> Any:
     if rule.of_agent and rule.step_type == "tool":
         # An agent that calls a tool again after a failure was told of it in between.
         return None
-    if is_failure and (not span.end_ns or rule.status(span) not in (*FAILED, RETRYING)):
+    if is_failure and status_of(rule, span) not in _FAILURES:
         return None
     return (rule.engine, step.name, span.parent_span_id, step.index)
 
 
 def _are_attempts(spans: Sequence[Matched]) -> bool:
     for (rule, span), (_, following) in itertools.pairwise(spans):
-        if not span.end_ns or span.end_ns > following.start_ns or rule.status(span) not in (*FAILED, RETRYING):
+        if span.over_ns > following.start_ns or status_of(rule, span) not in _FAILURES:
             return False
     return True
 

@@ -19,6 +19,17 @@ Matched = tuple[Rule, SpanRecord]
 """A span, and the rule that it matches."""
 
 
+_UNDECIDED: Final = ("completed", "running", "lost")
+"""Statuses of an attempt that a span of another kind may correct."""
+
+
+def status_of(rule: Rule, span: SpanRecord) -> str:
+    """How a span ended, as `Rule.status` has it; or that it is running, or was lost: what it says so far is no end."""
+    if not span.end_ns:
+        return "lost" if span.is_lost else "running"
+    return rule.status(span)
+
+
 class Try:
     """One attempt. ``end_ns`` is 0 while it runs; ``status`` as `Rule.status` has it.
 
@@ -33,8 +44,8 @@ class Try:
         self.span = self.blamed = span
         self.number = number
         self.start_ns = span.start_ns
-        self.end_ns = span.end_ns
-        self.status = rule.status(span) if span.end_ns else "running"
+        self.end_ns = span.over_ns
+        self.status = status_of(rule, span)
         self.exception = span.exception
         self.ready_ns = _time(rule.ready, span)
         self.due_ns = _time(rule.due, span)
@@ -42,18 +53,18 @@ class Try:
     def continue_with(self, rule: Rule, span: SpanRecord) -> None:
         """Another span of the same attempt, which was put aside in between (deferred, rescheduled)."""
         self.start_ns = min(self.start_ns, span.start_ns)
-        if not span.end_ns or (self.end_ns and span.end_ns >= self.end_ns):
-            self.rule, self.blamed, self.end_ns = rule, span, span.end_ns
-            self.status = rule.status(span) if span.end_ns else "running"
+        if not span.over_ns or (self.end_ns and span.over_ns >= self.end_ns):
+            self.rule, self.blamed, self.end_ns = rule, span, span.over_ns
+            self.status = status_of(rule, span)
             self.exception = span.exception or self.exception
 
     def decide(self, rule: Rule, span: SpanRecord) -> None:
         """A span of another kind says how the attempt ended."""
         status = rule.status(span)
-        if not span.end_ns or (status == "completed" and self.status not in ("completed", "running")):
+        if not span.end_ns or (status == "completed" and self.status not in _UNDECIDED):
             return
-        if status != "completed" or self.status == "running":
-            self.status = status if self.status in ("completed", "running") else self.status
+        if status != "completed" or self.status != "completed":
+            self.status = status if self.status in _UNDECIDED else self.status
             self.end_ns = self.end_ns or span.end_ns
         self.exception = self.exception or span.exception
 
@@ -110,6 +121,8 @@ def _by_moments(rule: Rule, span: SpanRecord) -> list[Try]:
         attempt.end_ns = min(max(low, end_ns), high) if end_ns else 0
         attempt.status, attempt.exception = status, exception
         tries.append(attempt)
+    if span.is_lost and tries and not tries[-1].end_ns:
+        tries[-1].status, tries[-1].end_ns = "lost", max(span.lost_ns, tries[-1].start_ns)
     return tries
 
 
@@ -144,6 +157,9 @@ def _add_steps(tries: list[Try], spans: Sequence[Matched]) -> None:
             added.append(attempt)
             if number is not None:
                 by_number[number] = attempt
+        elif span.is_lost:
+            if not attempt.end_ns:
+                attempt.status, attempt.end_ns = "lost", span.lost_ns
         elif span.end_ns:
             attempt.status = rule.status(span)
             attempt.exception = attempt.exception or span.exception

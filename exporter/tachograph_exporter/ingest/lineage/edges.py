@@ -9,6 +9,7 @@ from typing import Final
 from tachograph.clock import NS
 from tachograph_exporter.ingest.lineage.airflow import AirflowFacts
 from tachograph_exporter.ingest.lineage.runs import Run, Step
+from tachograph_exporter.ingest.lineage.vocabulary import STATES
 
 NEVER_STARTED: Final = frozenset({"skipped", "upstream_failed", "removed", "not_started"})
 MAX_DEPENDENCIES: Final = 1_000
@@ -43,7 +44,9 @@ def _by_state(execution: Run, by_task: dict[str, list[Step]]) -> list[Step]:
     added: list[Step] = []
     if states is None or execution.ended_ns is None:
         return added
-    for task_id, word in states.states.items():
+    for task_id, told in states.states.items():
+        # A task may be left running, or deferred: that is not how it ended.
+        word = told if told in STATES else ""
         same = by_task.get(task_id)
         if same is None:
             step = Step(execution, f"{task_id}[-1]", task_id)

@@ -182,6 +182,8 @@ def _attempt(
     """Airflow's span of a try, as lineage would have it; ``alike``: spans of the same step, or any of the run."""
     state = next((s.attributes.get("airflow.task_instance.state") for s in of_task if _number(s) == number), None)
     word = "failed" if span.is_error or not is_last else str(state or "success")
+    if word == "skipped" and span not in of_task:
+        word = words.SKIPPED_ITSELF
     attributes: dict[str, Any] = {
         words.EXECUTION: alike[0].attributes[words.EXECUTION],
         words.WORKFLOW: alike[0].attributes[words.WORKFLOW],

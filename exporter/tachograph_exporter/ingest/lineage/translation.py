@@ -62,7 +62,9 @@ def spans_of(events: Iterable[LineageEvent], trace_id: str) -> list[SpanRecord]:
 
 def _execution_span(run: Run, trace_id: str, steps: Sequence[Step]) -> SpanRecord:
     states = run.states
-    word = states.run_state if states is not None and states.run_state and run.end else run.end.lower()
+    word = run.end.lower()
+    if word and states is not None and states.run_state in words.STATES:
+        word = states.run_state
     error = run.error
     if error is not None and not error.stack and error.message in _REASONS:
         failed = [step.last.error for step in steps if step.tries and step.last.end == "FAIL" and step.last.error]
@@ -106,10 +108,10 @@ def _try_span(
         # A node that dbt did not run, because one before it failed.
         word, started_ns = "upstream_failed", ended_ns or started_ns
     if is_last and step.word:
-        word = step.word
+        word = words.SKIPPED_ITSELF if step.word == "skipped" else step.word
     if ended_ns is None and execution.ended_ns is not None:
         # Its end never came. What the engine says of it holds; otherwise nobody knows.
-        ended_ns, word = max(execution.ended_ns, started_ns), (step.word if is_last else "") or "lost"
+        ended_ns, word = max(execution.ended_ns, started_ns), word or "lost"
     facts = run.facts
     if is_last and word == "fail" and execution.ended_ns is None and facts is not None:
         word = "up_for_retry" if facts.try_number <= facts.retries else word

@@ -40,12 +40,15 @@ KNOWN_EDGES: Final = "e"
 """Its links are all that the step waited for."""
 ROOTLESS: Final = "o"
 """No event of its execution's own run has arrived."""
+SKIPPED_ITSELF: Final = "skipped_itself"
+"""The state of a try that ran, and was skipped by its own decision."""
 
 STATES: Final = {
     "complete": "completed", "success": "completed", "completed": "completed",
     "fail": "failed", "failed": "failed", "up_for_retry": RETRYING, "error": "failed",
     "abort": "cancelled", "cancelled": "cancelled", "lost": "lost", "timeout": "timeout",
     "skipped": "skipped", "upstream_failed": "skipped", "removed": "skipped", "not_started": "skipped",
+    SKIPPED_ITSELF: "skipped",
 }  # fmt: skip
 """Statuses by OpenLineage's event types and by engines' words."""
 
