@@ -111,6 +111,10 @@ def order(number):
     time.sleep(0.05)
 
 
+LAST = ("task-succeeded", "task-failed", "task-revoked")
+ENDS = (*LAST, "task-retried")
+
+
 class Events:
     """What the workers say of each task, by its id."""
 
@@ -140,6 +144,16 @@ class Events:
                 lambda: sum(e["type"] in kinds for e in self.by_task.get(task_id, [])) >= count, seconds
             ):
                 raise TimeoutError(f"no {kinds} of {task_id}: {self.by_task.get(task_id)}")
+
+    def wait_for_ends(self, task_id, lost):
+        def have_come():
+            kinds = [event["type"] for event in self.by_task.get(task_id, [])]
+            ends = sum(kind in ENDS for kind in kinds)
+            return ends + lost >= max(1, kinds.count("task-started")) and any(kind in LAST for kind in kinds)
+
+        with self.changed:
+            if not self.changed.wait_for(have_come, 60):
+                raise TimeoutError(f"{task_id} has not ended: {self.by_task.get(task_id)}")
 
     def named(self, name, parent):
         """The id of the task of a name that another task sent."""
@@ -187,14 +201,20 @@ class Stage:
         os.killpg(self.worker.pid, signal.SIGKILL)
         self.worker.wait()
 
-    def step(self, task_id, depends_on=(), *, index=None, status=None, **more):
-        """A step by the events and the result of a task that has reached its last state."""
+    def step(self, task_id, depends_on=(), *, index=None, status=None, lost=0, **more):
+        """A step by the events and the result of a task.
+
+        Without ``status`` it has ended, and all events that say so are waited for: the next task may start before them.
+        ``lost`` tries end without an event.
+        """
+        if status is None:
+            self.events.wait_for_ends(task_id, lost)
         tries = []
         for event in self.events.by_task.get(task_id, []):
             when, kind = at(event["timestamp"]), event["type"]
             if kind == "task-started":
                 tries.append({"attempt": len(tries) + 1, "status": "lost", "started_at": when})
-            elif kind in ("task-succeeded", "task-failed", "task-retried", "task-revoked") and tries:
+            elif kind in ENDS and tries:
                 outcome = {"task-succeeded": "completed", "task-revoked": "cancelled"}.get(kind, "failed")
                 last = tries[-1]
                 if outcome == "failed":
@@ -396,7 +416,7 @@ def redelivered(stage):
     result = survive.delay(os.path.abspath(f"survived-{time.time_ns()}"))
     stage.events.wait(result.id, "task-succeeded")
     unknowable = [{"step": NAME + "survive", "field": field} for field in ("attempts", "started_at")]
-    return [execution(NAME + "survive", "completed", [stage.step(result.id)])], unknowable
+    return [execution(NAME + "survive", "completed", [stage.step(result.id, lost=1)])], unknowable
 
 
 UNKNOWN = {

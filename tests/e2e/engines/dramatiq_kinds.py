@@ -88,6 +88,12 @@ def wait(message, kind, count=1):
 
 
 def told(message, depends_on=(), **more):
+    # The next message may start before the end of this one is written down.
+    wait(message, "started")
+    starts = sum(entry["kind"] == "started" for entry in entries(message))
+    deadline = time.monotonic() + 60
+    while len(entries(message)) < 2 * starts and time.monotonic() < deadline:
+        time.sleep(0.05)
     tries = []
     for entry in entries(message):
         if entry["kind"] == "started":
