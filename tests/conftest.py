@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import shutil
 import threading
@@ -48,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
         if "edges" in item.path.parent.parts:
             item.add_marker(pytest.mark.edges)
+
+
+def pytest_collection_finish() -> None:
+    # What is imported and collected by now stays: the collector need not look at it again, several times a test.
+    gc.collect()
+    gc.freeze()
 
 
 class Api:

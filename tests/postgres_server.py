@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
+from tools.local_service import free_port
 
 
 def binary(name: str) -> str | None:
@@ -37,8 +37,7 @@ class PostgresServer:
         if os.getuid() == 0:
             shutil.chown(self.directory, "postgres")
             self._prefix = ["runuser", "-u", "postgres", "--"]
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self.port: int = server.getsockname()[1]
+        self.port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}"
         self.settings: dict[str, str | int] = {"fsync": "off", "max_connections": 200, **settings}
         self._initdb = initdb

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import socket
@@ -18,11 +20,18 @@ TACHOGRAPH = [sys.executable, "-m", "tachograph_exporter"]
 STOP_TIMEOUT_SECONDS = 20
 
 
+# Below the ports that the kernel gives to connections and to port 0: one of these could be taken before it is used.
+_FIRST_PORT, _PORTS = 10_000, 20_000
+_next_port = itertools.count(os.getpid() * 977)
+
+
 def free_port() -> int:
-    """A TCP port on loopback that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """A TCP port on loopback that nothing listens on, and that this process has not been given before."""
+    for number in itertools.islice(_next_port, _PORTS):
+        port = _FIRST_PORT + number % _PORTS
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("no port is free")
 
 
 def environment() -> dict[str, str]:

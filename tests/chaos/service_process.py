@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import sys
 from pathlib import Path
+
+from tools.local_service import free_port
 
 from tests.e2e.conftest import environment
 
@@ -16,8 +17,7 @@ class ServiceProcess:
     """``tachograph serve``, started again whenever it ends."""
 
     def __init__(self, database: str, directory: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self.port = server.getsockname()[1]
+        self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = directory / f"serve-{self.port}.log"
         self._command = [sys.executable, "-m", "tachograph_exporter", "serve", "--listen", f"127.0.0.1:{self.port}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def _under_a_web_request_with_prices_of_the_users(service: Server, provider: Tra
         return len(item)
 
     with provider.get_tracer("web").start_as_current_span("GET /ask", kind=SpanKind.SERVER):
-        usage = agent.run_sync(f"is there enough? password={SECRET}").usage
+        usage = asyncio.run(agent.run(f"is there enough? password={SECRET}")).usage
     provider.force_flush()
     timeline = timeline_of(service, "clerk")
     steps = [(s["step_name"], s["step_type"], s["status"], len(s["depends_on"])) for s in timeline["step_timeline"]]
@@ -103,7 +104,7 @@ def _a_tool_that_asks_for_another_try_fails_and_the_run_goes_on(service: Server,
             raise ModelRetry("not now")
         return "ok"
 
-    agent.run_sync("go")
+    asyncio.run(agent.run("go"))
     provider.force_flush()
     timeline = timeline_of(service, "stubborn")
     steps = [(s["step_name"], s["step_index"], s["status"], s["error_type"]) for s in timeline["step_timeline"]]

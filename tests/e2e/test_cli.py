@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from tests.command import tachograph
 from tests.conftest import ROOT
-from tests.e2e.conftest import TACHOGRAPH, environment, eventually, free_port, get
+from tests.e2e.conftest import TACHOGRAPH, environment, eventually, get
+from tools.local_service import free_port
 
 from tachograph_exporter import bundled_workflows
 

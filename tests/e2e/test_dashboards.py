@@ -25,8 +25,9 @@ from dashboards.thresholds import read_thresholds
 from tests.command import tachograph
 from tests.conftest import ROOT
 from tests.dashboards.test_boards import VARIABLES, documents, panels, queries
-from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free_port, get
+from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, get
 from tools.dashboard_load import run_load, write_fast_rules
+from tools.local_service import free_port
 
 LOAD_SECONDS = 30
 MINUTE = 60

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import trustme
 from tests.command import tachograph
-from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free_port, get
+from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, get
+from tools.local_service import free_port
 
 
 def test_workspaces_projects_and_tokens(tmp_path: Path) -> None:

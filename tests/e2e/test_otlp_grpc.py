@@ -11,7 +11,8 @@ import grpc
 import pytest
 from tests.api.test_otlp import export, span
 from tests.api.test_otlp_logs import line, request_of
-from tests.e2e.conftest import Server, eventually, free_port, get
+from tests.e2e.conftest import Server, eventually, get
+from tools.local_service import free_port
 
 from tachograph_exporter.ingest.signals import LOGS, TRACES, Signal
 

@@ -120,7 +120,7 @@ def test_a_bare_installation_records_and_names_what_the_command_needs(installed:
     )
     recorded = run(tmp_path, python, "-W", "error", "-c", source)
     assert (recorded.returncode, recorded.stderr) == (0, "")
-    command = run(tmp_path, str(installed / "tachograph"), "--version")
+    command = run(tmp_path, str(installed / "tachograph"), "serve")
     assert command.returncode == 3
     assert "pip install 'tachograph[exporter]'" in command.stderr
     configured = run(tmp_path, python, "-c", "from tachograph import configure; configure(database='sqlite:///x.db')")

@@ -278,7 +278,8 @@ async def test_a_silent_postgresql_holds_no_read_for_ever_and_does_not_delay_the
 
 
 def test_an_error_names_the_database_and_not_the_port(tmp_path: Path) -> None:
-    from tests.e2e.conftest import TACHOGRAPH, environment, free_port
+    from tests.e2e.conftest import TACHOGRAPH, environment
+    from tools.local_service import free_port
 
     port = free_port()
     ended = subprocess.run(

@@ -15,7 +15,8 @@ from typing import IO
 
 import pytest
 from tests.command import tachograph
-from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, free_port
+from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually
+from tools.local_service import free_port
 
 SLOW = {
     "name": "slow",
