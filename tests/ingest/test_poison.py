@@ -9,10 +9,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from tests.api.test_otlp import send
 from tests.command import tachograph
 from tests.conftest import ROOT, Api, make_execution, make_run, serve
+from tests.ingest.intake import Intake
+from tests.ingest.recorded import spans_of
 from tests.store.test_rollups import differing
 
 from tachograph.clock import MAX_NS, NS
@@ -20,6 +22,7 @@ from tachograph.events import ExecutionFinished, ExecutionStatus, StepCost
 from tachograph.recording.listener_queue import ListenerQueue
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
+from tachograph_exporter.ingest import reassembly
 from tachograph_exporter.ingest.assembly import executions as assembly
 from tachograph_exporter.store import refused
 from tachograph_exporter.store.database import Database
@@ -235,3 +238,25 @@ def test_how_many_records_are_kept_is_bounded(database_url: str, monkeypatch: py
     assert kept == [True, True, True, False, False]
     assert database.look(refused.count) == 3
     database.close()
+
+
+@pytest.mark.parametrize("has_become_due", [False, True])
+def test_a_trace_that_becomes_due_while_its_assembly_fails_is_assembled_again(
+    any_database_url: str, monkeypatch: pytest.MonkeyPatch, has_become_due: bool
+) -> None:
+    intake = Intake(any_database_url)
+    intake.take(spans_of(document(json_span(1, NS * 1_700_000_000, NS * 1_700_000_001))))
+    database = intake.database
+    database.run(lambda c: c.execute(update(traces).values(due_ns=1)))
+    (due,) = database.run(reassembly.claim_due)
+
+    def fail(*_: object) -> None:
+        if has_become_due:
+            database.run(lambda c: c.execute(update(traces).values(due_ns=2)))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(reassembly, "_reassemble", fail)
+    reassembly.reassemble(intake.store, due)
+    due_ns = database.look(lambda c: c.execute(select(traces.c.due_ns)).scalar_one())
+    assert due_ns == (2 if has_become_due else None)
+    intake.close()

@@ -29,13 +29,18 @@ _traces = traces.c
 
 
 class DueTrace(NamedTuple):
-    """A trace to assemble again. ``is_quiet``: no more spans are expected if none has arrived by then."""
+    """A trace to assemble again.
+
+    ``is_quiet``: no more spans are expected if none has arrived by then. ``claimed_ns``: when it is due once more if
+    nobody assembles it.
+    """
 
     workspace_id: str
     workspace: str
     trace_id: str
     changed_ns: int
     is_quiet: bool
+    claimed_ns: int
 
 
 def has_due(connection: Connection) -> bool:
@@ -55,15 +60,16 @@ def claim_due(connection: Connection, limit: int = 20) -> list[DueTrace]:
         .limit(limit)
     )
     claimed = []
+    again_ns = now + round(_CLAIM_SECONDS * NS)
     for workspace_id, slug, trace_id, changed in connection.execute(query).all():
         connection.execute(
             update(traces)
             .where(_traces.workspace_id == workspace_id, _traces.trace_id == trace_id)
-            .values(due_ns=now + round(_CLAIM_SECONDS * NS))
+            .values(due_ns=again_ns)
         )
         # A long trace is assembled while it still grows, and any trace as soon as a span of it is lost.
         is_quiet = now - changed >= trace_executions.QUIET_SECONDS * NS
-        claimed.append(DueTrace(workspace_id, slug, trace_id, changed, is_quiet))
+        claimed.append(DueTrace(workspace_id, slug, trace_id, changed, is_quiet, again_ns))
     return claimed
 
 
@@ -82,8 +88,13 @@ def reassemble(store: SpanStore, due: DueTrace) -> None:
         if first:
             # Its spans are stored; one of them is enough to try again.
             store.set_aside(due.workspace, first, error)
-        is_trace = (_traces.workspace_id == due.workspace_id) & (_traces.trace_id == due.trace_id)
-        store.database.run(lambda c: c.execute(update(traces).where(is_trace).values(due_ns=None)))
+        # Unless it has become due meanwhile, because of a span that was lost, for instance.
+        is_ours = (
+            (_traces.workspace_id == due.workspace_id)
+            & (_traces.trace_id == due.trace_id)
+            & (_traces.due_ns == due.claimed_ns)
+        )
+        store.database.run(lambda c: c.execute(update(traces).where(is_ours).values(due_ns=None)))
 
 
 def _reassemble(store: SpanStore, due: DueTrace) -> None:
