@@ -163,7 +163,7 @@ def test_a_run_beyond_its_limits_is_visible(server: Callable[..., Server], prome
             follower.kill()
             follower.wait()
     for expression in (
-        'sum(increase(tachograph_stream_clients_refused_total{instance=~".*"}[20s])) > 0',
+        'sum(increase(tachograph_stream_clients_refused_total{instance=~".*"}[2m])) > 0',
         'sum(increase(tachograph_series_limited_total{instance=~".*"}[2m])) > 0',
         "sum(workflow_execution_duration_seconds_count) > 0",
     ):
