@@ -9,9 +9,9 @@ from aiohttp import web
 from sqlalchemy import Connection
 
 from tachograph.clock import NS
-from tachograph_exporter.api.large_runs import lane_of
+from tachograph_exporter.api.large_runs import json_of_runs
 from tachograph_exporter.api.query import Query
-from tachograph_exporter.api.request import DATABASE, workspace_of
+from tachograph_exporter.api.request import workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.views.comparison import BASELINE_SECONDS, compare_runs, read_baseline_comparison
@@ -44,10 +44,8 @@ async def compare(request: web.Request) -> web.Response:
     def read(connection: Connection) -> bytes:
         return msgspec.json.encode(comparison(connection))
 
-    database = request.app[DATABASE]
     ids = [key for key in (execution_id, a, b) if key is not None]
-    body = await database.read(read, await lane_of(database, workspace.id, *ids))
-    return web.Response(body=body, content_type="application/json")
+    return await json_of_runs(request, workspace.id, read, *ids)
 
 
 ROUTES: Final = (

@@ -15,7 +15,7 @@ from tachograph.errors import ExecutionNotFound
 from tachograph.events import ExecutionStatus, StepStatus
 from tachograph_exporter.api import problems
 from tachograph_exporter.api.caching import compress
-from tachograph_exporter.api.large_runs import lane_of
+from tachograph_exporter.api.large_runs import json_of_runs
 from tachograph_exporter.api.query import Query, encode_cursor
 from tachograph_exporter.api.request import (
     DATABASE,
@@ -158,14 +158,12 @@ async def _stream(
 async def _response(request: web.Request, view: Callable[[StoredRun, int], Any]) -> web.Response:
     """A view of the execution in the path, at this time. Raises `ExecutionNotFound`, `ArchiveError`."""
     workspace, execution_id = await workspace_of(request), request.match_info["execution_id"]
-    database = request.app[DATABASE]
 
     def read(connection: Connection) -> bytes:
         # Built and encoded off the event loop too: ten thousand steps take a while.
         return msgspec.json.encode(view(find_run(connection, workspace.id, execution_id), time.time_ns()))
 
-    body = await database.read(read, await lane_of(database, workspace.id, execution_id))
-    return web.Response(body=body, content_type="application/json")
+    return await json_of_runs(request, workspace.id, read, execution_id)
 
 
 async def detail(request: web.Request) -> web.Response:

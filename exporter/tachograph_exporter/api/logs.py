@@ -9,9 +9,9 @@ from aiohttp import web
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 from sqlalchemy import Connection
 
-from tachograph_exporter.api.large_runs import lane_of
+from tachograph_exporter.api.large_runs import json_of_runs
 from tachograph_exporter.api.query import Query, encode_cursor
-from tachograph_exporter.api.request import DATABASE, workspace_of
+from tachograph_exporter.api.request import workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.ingest.process_metrics import process_of
 from tachograph_exporter.ingest.spans import attributes_of
@@ -63,9 +63,7 @@ async def logs(request: web.Request) -> web.Response:
         )
         return msgspec.json.encode(page)
 
-    database = request.app[DATABASE]
-    body = await database.read(read, await lane_of(database, workspace.id, execution_id))
-    return web.Response(body=body, content_type="application/json")
+    return await json_of_runs(request, workspace.id, read, execution_id)
 
 
 def _encoded(position: Position) -> execution_list.Position:
@@ -102,9 +100,7 @@ async def processes(request: web.Request) -> web.Response:
         windows = process_rows.windows_of(connection, workspace.id, [row.process_id for row in rows], start, end)
         return msgspec.json.encode(ProcessPage(build_processes(rows, windows)))
 
-    database = request.app[DATABASE]
-    body = await database.read(read, await lane_of(database, workspace.id, execution_id))
-    return web.Response(body=body, content_type="application/json")
+    return await json_of_runs(request, workspace.id, read, execution_id)
 
 
 ROUTES: Final = (

@@ -10,9 +10,9 @@ from aiohttp import web
 from sqlalchemy import Connection
 
 from tachograph.events import StepStatus
-from tachograph_exporter.api.large_runs import lane_of
+from tachograph_exporter.api.large_runs import json_of_runs
 from tachograph_exporter.api.query import Query
-from tachograph_exporter.api.request import DATABASE, workspace_of
+from tachograph_exporter.api.request import workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.ingest.spans import otlp_json
 from tachograph_exporter.store.runs import find_run
@@ -49,9 +49,7 @@ async def timeline(request: web.Request) -> web.Response:
             return msgspec.json.encode(chrome_trace(run, run_timeline, now_ns=now_ns))
         return msgspec.json.encode(run_timeline)
 
-    database = request.app[DATABASE]
-    body = await database.read(read, await lane_of(database, workspace.id, execution_id))
-    return web.Response(body=body, content_type="application/json")
+    return await json_of_runs(request, workspace.id, read, execution_id)
 
 
 ROUTES: Final = (

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Dialect
 from tachograph.clock import NS
 from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
-from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.inserting import insert_many, upsert
 from tachograph_exporter.store.keyed import KEYS, keyed
 from tachograph_exporter.store.schema import span_resources, spans, traces
 from tachograph_exporter.store.span_index import Notes, Source, SpanIndex, day_of
@@ -57,17 +57,8 @@ class SpanRows:
 
     def __init__(self, dialect: Dialect) -> None:
         insert = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
-
-        def upsert(table: Any, *columns: str) -> str:
-            statement = insert(table)
-            changes = {name: statement.excluded[name] for name in columns}
-            keys = list(table.primary_key)
-            return str(statement.on_conflict_do_update(index_elements=keys, set_=changes).compile(dialect=dialect))
-
-        columns = ("parent_span_id", "name", "service", "start_ns", "end_ns", "resource_id", "payload", "told", "kind",
-                   "status")  # fmt: skip
-        self._put_span = upsert(spans, *columns)
-        self._put_trace = upsert(traces, *[c.name for c in traces.columns if not c.primary_key])
+        self._put_span = str(upsert(dialect, spans).compile(dialect=dialect))
+        self._put_trace = str(upsert(dialect, traces).compile(dialect=dialect))
         self._put_resource = str(insert(span_resources).on_conflict_do_nothing().compile(dialect=dialect))
         self._index = SpanIndex(dialect, Source.ARRIVED)
         self._notes: list[Notes] = []

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
-from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.inserting import insert_many, upsert
 from tachograph_exporter.store.schema import lineage_events, spans, trace_keys, traces, workspaces
 
 _CHUNK: Final = 500
@@ -52,12 +52,7 @@ class LineageRows:
     def __init__(self, dialect: Dialect) -> None:
         insert_into = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
         self._put_event = str(insert_into(lineage_events).on_conflict_do_nothing().compile(dialect=dialect))
-        statement = insert_into(trace_keys)
-        self._put_key = str(
-            statement.on_conflict_do_update(
-                index_elements=list(trace_keys.primary_key), set_={"trace_id": statement.excluded.trace_id}
-            ).compile(dialect=dialect)
-        )
+        self._put_key = str(upsert(dialect, trace_keys).compile(dialect=dialect))
 
     def put_events(
         self,
