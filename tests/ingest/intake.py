@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from sqlalchemy import select, update
@@ -30,6 +33,27 @@ from tachograph_exporter.views.timeline import build_timeline
 
 WORKSPACE: Final = "default"
 _LATER_NS: Final = 3_600_000_000_000
+
+
+AnyIntake = TypeVar("AnyIntake", bound="Intake")
+
+
+@contextlib.contextmanager
+def intakes(
+    kind: Callable[[str], AnyIntake], directory: Path, empty_database: Path
+) -> Iterator[Callable[[], AnyIntake]]:
+    """Makes intakes, each with a database of its own in ``directory``."""
+    opened: list[AnyIntake] = []
+
+    def make() -> AnyIntake:
+        path = directory / f"{len(opened)}.db"
+        shutil.copy(empty_database, path)
+        opened.append(kind(f"sqlite:///{path}"))
+        return opened[-1]
+
+    yield make
+    for intake in opened:
+        intake.close()
 
 
 class Intake:

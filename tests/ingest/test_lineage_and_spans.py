@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Final
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.api.test_otlp import describe
-from tests.ingest.intake import counts_of
+from tests.ingest.intake import counts_of, intakes
 from tests.ingest.lineage_intake import LineageIntake, in_order, recorded_events
 from tests.ingest.truth import differences, read_truth
 
@@ -69,17 +68,9 @@ def airflow_spans() -> list[SpanRecord]:
 
 @pytest.fixture
 def intake(tmp_path: Path, empty_database: Path) -> Iterator[Callable[[], LineageIntake]]:
-    intakes: list[LineageIntake] = []
-
-    def make() -> LineageIntake:
-        path = tmp_path / f"{len(intakes)}.db"
-        shutil.copy(empty_database, path)
-        intakes.append(LineageIntake(f"sqlite:///{path}"))
-        return intakes[-1]
-
-    yield make
-    for opened in intakes:
-        opened.close()
+    """Makes intakes with a database of their own."""
+    with intakes(LineageIntake, tmp_path, empty_database) as make:
+        yield make
 
 
 def _feed(service: LineageIntake, order: str, spans: Sequence[SpanRecord]) -> None:

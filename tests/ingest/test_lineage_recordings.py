@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.ingest.intake import counts_of
+from tests.ingest.intake import counts_of, intakes
 from tests.ingest.lineage_intake import ORDERS, PIECES, LineageIntake, in_order, in_pieces, recorded_events
 from tests.ingest.truth import RECORDINGS, differences, read_truth
 
@@ -28,17 +27,8 @@ MakeIntake = Callable[[], LineageIntake]
 @pytest.fixture
 def intake(tmp_path: Path, empty_database: Path) -> Iterator[MakeIntake]:
     """Makes intakes with a database of their own."""
-    intakes: list[LineageIntake] = []
-
-    def make() -> LineageIntake:
-        path = tmp_path / f"{len(intakes)}.db"
-        shutil.copy(empty_database, path)
-        intakes.append(LineageIntake(f"sqlite:///{path}"))
-        return intakes[-1]
-
-    yield make
-    for opened in intakes:
-        opened.close()
+    with intakes(LineageIntake, tmp_path, empty_database) as make:
+        yield make
 
 
 def problems_of(name: str, service: LineageIntake) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.ingest.intake import Intake, counts_of
+from tests.ingest.intake import Intake, counts_of, intakes
 from tests.ingest.proven import ASIDE, NAMES, NOT_YET, TOLERANCE, TOLERANCES
 from tests.ingest.recorded import DELIVERIES, in_order, in_pieces, recorded_spans
 from tests.ingest.truth import differences, read_truth
@@ -17,17 +16,8 @@ from tests.ingest.truth import differences, read_truth
 @pytest.fixture
 def intake(tmp_path: Path, empty_database: Path) -> Iterator[Callable[[], Intake]]:
     """Makes intakes with a database of their own."""
-    intakes: list[Intake] = []
-
-    def make() -> Intake:
-        path = tmp_path / f"{len(intakes)}.db"
-        shutil.copy(empty_database, path)
-        intakes.append(Intake(f"sqlite:///{path}"))
-        return intakes[-1]
-
-    yield make
-    for made in intakes:
-        made.close()
+    with intakes(Intake, tmp_path, empty_database) as make:
+        yield make
 
 
 def problems_of(name: str, intake: Intake, *, tolerance: float | None = None) -> list[str]:
