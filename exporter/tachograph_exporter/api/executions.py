@@ -85,6 +85,7 @@ async def _list(request: web.Request, query: Query, workspace: Workspace, workfl
         "step_status": tuple(sorted(query.step_statuses("step_status"))),
         "error": query.text("error"),
         "input": query.text("input"),
+        "id": query.text("id"),
     }
     query.done()
     conditions["project"] = await project_of(request, workspace)
@@ -236,6 +237,7 @@ _FILTERS: Final = (
     Parameter(name="error", description="Only executions whose error type or message contains this text."),
     Parameter(name="input", description="Only executions with this input: `name=value`, or any text.",
               example="region=eu"),
+    Parameter(name="id", description="Only executions whose id begins or ends with this text.", example="8ea96f"),
 )  # fmt: skip
 
 ROUTES: Final = (
