@@ -441,7 +441,7 @@ def test_a_repetition_that_outlives_its_run_is_lost_with_it(record: Any) -> None
         stuck(False)
         thread = threading.Thread(target=stuck, args=(True,))
         thread.start()
-        assert begun.wait(10)
+        assert begun.wait(60)
     release.set()
     thread.join()
     seen = agrees(recording, "etl", Counter(completed=2, lost=1))

@@ -193,7 +193,7 @@ async def test_a_cancelled_run(recording: Recording, work: HandlerRegistry) -> N
     retrying, loop = asyncio.Event(), asyncio.get_running_loop()
     recording.recorder.add("test", lambda event: _tell(event, loop, retrying))
     task = asyncio.create_task(executor.run(flow, execution=execution))
-    await asyncio.wait_for(retrying.wait(), 10)
+    await asyncio.wait_for(retrying.wait(), 60)
     executor.cancel(execution.execution_id)
     await task
     spans = assert_equal(recording, execution)
