@@ -560,7 +560,7 @@ with tachograph.workflow("etl"):
         with tachograph.step("load"):
             pass
     with tachograph.step("load"):
-        assert recorder.flush(10)
+        assert recorder.flush(60)
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -577,7 +577,7 @@ def test_a_killed_process_leaves_no_fold_running(record: Any, tmp_path: Path) ->
     (lost,) = database.look(lambda c: recovery.find_lost(c, time.time_ns()))
     for event in recovery.lost_events(*lost):
         recording.recorder(event)
-    assert recording.recorder.flush(10)
+    assert recording.recorder.flush(60)
     assert database.look(lambda c: recovery.find_lost(c, time.time_ns())) == []
     seen = views(url, "etl")
     entry = seen.folds["load"]

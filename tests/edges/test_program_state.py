@@ -29,7 +29,7 @@ class Recording:
 
     @property
     def events(self) -> list[Event]:
-        assert self.recorder.flush(5)
+        assert self.recorder.flush(60)
         return self._events
 
     def steps(self) -> dict[str, list[str]]:

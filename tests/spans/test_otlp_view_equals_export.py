@@ -53,7 +53,7 @@ class Recording:
         self.database = database
 
     def exported(self) -> list[Span]:
-        assert self.recorder.flush(10)
+        assert self.recorder.flush(60)
         request = encode_spans(self.memory.get_finished_spans())
         return [span for group in request.resource_spans for scope in group.scope_spans for span in scope.spans]
 
