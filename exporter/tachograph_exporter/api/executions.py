@@ -32,10 +32,17 @@ from tachograph_exporter.store import execution_list
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.execution_list import ExecutionFilter, Order, Position
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.overview import open_step_counts
 from tachograph_exporter.store.rollups import read as read_rollups
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.tokens import WRITE
-from tachograph_exporter.views.executions import execution_detail, execution_state, execution_stats, execution_summary
+from tachograph_exporter.views.executions import (
+    execution_detail,
+    execution_state,
+    execution_stats,
+    execution_summary,
+    page_of_executions,
+)
 from tachograph_exporter.views.schemas.executions import (
     Cancelling,
     ExecutionPage,
@@ -84,6 +91,7 @@ async def _list(request: web.Request, query: Query, workspace: Workspace, workfl
         "step": query.text("step"),
         "step_status": tuple(sorted(query.step_statuses("step_status"))),
         "error": query.text("error"),
+        "text": query.text("q"),
         "input": query.text("input"),
     }
     query.done()
@@ -96,18 +104,30 @@ async def _list(request: web.Request, query: Query, workspace: Workspace, workfl
     if format_name == "ndjson" or "application/x-ndjson" in request.headers.get("Accept", ""):
         return await _stream(request, selection, order, after)
 
-    def read(connection: Connection) -> tuple[Sequence[Row[Any]], int]:
-        execution_filter = selection(connection)
-        # One row more than requested tells whether there is a next page.
-        rows = execution_list.executions(connection, execution_filter, skip, limit + 1, order, after)
-        return rows, execution_list.count_executions(connection, execution_filter)
-
-    rows, total = await request.app[DATABASE].read(read)
-    now = time.time_ns()
-    cursor = encode_cursor(sort, _position(rows[limit - 1])) if len(rows) > limit else None
     return json_response(
-        ExecutionPage([execution_summary(row, now) for row in rows[:limit]], total, skip, limit, cursor)
+        await request.app[DATABASE].read(
+            lambda c: read_page(c, selection(c), limit, skip=skip, order=order, after=after)
+        )
     )
+
+
+def read_page(
+    connection: Connection,
+    selection: ExecutionFilter,
+    limit: int,
+    *,
+    skip: int = 0,
+    order: Order = Order(),  # noqa: B008 - immutable
+    after: Position | None = None,
+) -> ExecutionPage:
+    """A page of a list of executions, with the cursor of the next one."""
+    # One row more than requested tells whether there is a next page.
+    rows = execution_list.executions(connection, selection, skip, limit + 1, order, after)
+    total = execution_list.count_executions(connection, selection)
+    sort = f"{'-' if order.descending else ''}{order.by}"
+    cursor = encode_cursor(sort, _position(rows[limit - 1])) if len(rows) > limit else None
+    open_counts = open_step_counts(connection, rows[:limit])
+    return page_of_executions(rows, open_counts, total, skip, limit, time.time_ns(), cursor)
 
 
 def _position(row: Row[Any]) -> Position:
@@ -234,6 +254,8 @@ _FILTERS: Final = (
         choices=tuple(StepStatus),
     ),
     Parameter(name="error", description="Only executions whose error type or message contains this text."),
+    Parameter(name="q", description="Only executions with this text in their id, workflow's name or error.",
+              example="01a2291d"),
     Parameter(name="input", description="Only executions with this input: `name=value`, or any text.",
               example="region=eu"),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
 from tachograph_exporter.views.metrics import failures, success_rate
 from tachograph_exporter.views.schemas.executions import (
     ErrorDetails,
+    ExecutionPage,
     ExecutionResults,
     ExecutionState,
     ExecutionStats,
@@ -35,6 +36,27 @@ MAX_RESULT_STEPS: Final = 1_000
 def execution_summary(row: Row[Any], now_ns: int) -> WorkflowExecutionResponse:
     """An execution as an item of a list."""
     return WorkflowExecutionResponse(**_summary_fields(row, now_ns))
+
+
+def page_of_executions(
+    rows: Sequence[Row[Any]],
+    open_counts: Mapping[str, Mapping[str, int]],
+    total: int,
+    skip: int,
+    limit: int,
+    now_ns: int,
+    cursor: str | None = None,
+) -> ExecutionPage:
+    """A page of a list. ``open_counts``: steps by status of the open ones, whose rows do not count them yet."""
+    items = [execution_summary(row, now_ns) for row in rows[:limit]]
+    for item in items:
+        counts = open_counts.get(item.execution_id)
+        if counts:
+            item.step_count = max(item.step_count, sum(counts.values()))
+            item.completed_step_count = counts.get("completed", 0)
+            item.failed_step_count = sum(counts.get(status, 0) for status in FAILED)
+            item.skipped_step_count = counts.get("skipped", 0)
+    return ExecutionPage(items, total, skip, limit, cursor)
 
 
 def execution_detail(run: StoredRun, now_ns: int) -> WorkflowExecutionDetailedResponse:
