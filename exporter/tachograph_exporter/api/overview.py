@@ -29,7 +29,7 @@ async def overview(request: web.Request) -> web.Response:
     of the last 30 days took. The page's first view is made of this one response.
     """
     query = Query(request)
-    now_ns = time.time_ns()
+    now_ns = query.now_ns
     since_ns = query.time("since")
     limit = query.integer("limit", 50, 1, 1000)
     if since_ns is not None and since_ns < now_ns - _MAX_RANGE_SECONDS * NS:

@@ -51,6 +51,7 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
         is_critical = step is not None and step.step_id in path
         steps.append(
             ComparedStep(
+                step_id=step.step_id if step is not None else None,
                 step_name=key[0],
                 repetition=key[1],
                 status=step.status if step is not None else None,
@@ -110,6 +111,7 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
         rank = durations.rank(ran_ns / NS) if ran_ns is not None and before.count else None
         steps.append(
             ComparedStep(
+                step_id=step.step_id,
                 step_name=step.name,
                 repetition=step.repetition,
                 status=step.status,

@@ -36,7 +36,7 @@ class Baseline(msgspec.Struct, kw_only=True):
 
 
 class ComparedStep(msgspec.Struct, kw_only=True):
-    """One step, compared with the other execution or with the baseline.
+    """One step, compared with the other execution or with the baseline; ``step_id`` is null if it is not in this one.
 
     ``seconds`` is its duration plus the time it waited for a slot; ``reference_seconds`` is the same on the other side
     (for a baseline: the median). ``percentile`` is the percentage of its baseline runs that were faster, null without a
@@ -45,6 +45,7 @@ class ComparedStep(msgspec.Struct, kw_only=True):
     execution was not notably slower. A step without a duration on the other side is not blamed.
     """
 
+    step_id: str | None
     step_name: str
     repetition: int
     status: str | None
