@@ -81,7 +81,9 @@ function name(text) {
 
 function failureRow(group) {
   const { error_type: type, error_message: message } = group;
-  const text = [type, message].filter(Boolean).join(": ") || group.status;
+  // Of a class its name; the executor's own words say which step failed.
+  const kind = type?.startsWith("tachograph.errors.") && message ? null : type?.split(".").at(-1);
+  const text = [kind, message].filter(Boolean).join(": ") || group.status;
   const [first] = group.workflows;
   return h(
     "li",

@@ -140,7 +140,7 @@ export class RunView {
   build() {
     const { timeline } = this.run;
     document.title = `${timeline.workflow_name} · Tachograph`;
-    this.heading = h("h1", { tabindex: -1 }, timeline.workflow_name);
+    this.heading = h("h1", { tabindex: -1, title: timeline.workflow_name }, timeline.workflow_name);
     this.state = h("span", { class: "state" });
     this.answer = h("p", { class: "sentence", hidden: true });
     this.facts = new RunFacts(this.run, {
@@ -314,7 +314,8 @@ export class RunView {
     this.actions.update();
     // The sentence tells the error, too.
     const error = timeline.error_message;
-    this.error.hidden = !error || Boolean(answer?.includes(error));
+    const cause = run.firstFailed?.entry.error_message ?? error;
+    this.error.hidden = !error || Boolean(answer?.includes(cause));
     setText(this.error, error ? `${timeline.error_type}: ${error}` : "");
     const links = [
       ["All runs", `#/?workflow=${timeline.workflow_id}`],

@@ -54,7 +54,11 @@ export class RunDots {
     const elements = [
       rows.map((seconds) => [
         svg("line", { class: "grid", x1: LEFT, x2: width, y1: y(seconds), y2: y(seconds) }),
-        svg("text", { class: "label", x: LEFT - 6, y: y(seconds) + 4, "text-anchor": "end" }, duration(seconds)),
+        svg(
+          "text",
+          { class: "label", x: LEFT - 6, y: y(seconds) + 4, "text-anchor": "end" },
+          seconds ? duration(seconds) : "0",
+        ),
       ]),
       days.map((at) => [
         svg("line", { class: "grid", x1: x(at), x2: x(at), y1: 6, y2: HEIGHT - BOTTOM }),
