@@ -43,6 +43,7 @@ from tachograph_exporter.views.executions import (
     execution_summary,
     page_of_executions,
 )
+from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd, read_expected_end, read_expected_ends
 from tachograph_exporter.views.schemas.executions import (
     Cancelling,
     ExecutionPage,
@@ -126,8 +127,14 @@ def read_page(
     total = execution_list.count_executions(connection, selection)
     sort = f"{'-' if order.descending else ''}{order.by}"
     cursor = encode_cursor(sort, _position(rows[limit - 1])) if len(rows) > limit else None
-    open_counts = open_step_counts(connection, rows[:limit])
-    return page_of_executions(rows, open_counts, total, skip, limit, time.time_ns(), cursor)
+    now_ns = time.time_ns()
+    items = page_of_executions(
+        rows[:limit],
+        open_step_counts(connection, rows[:limit]),
+        read_expected_ends(connection, rows[:limit], now_ns),
+        now_ns,
+    )
+    return ExecutionPage(items, total, skip, limit, cursor)
 
 
 def _position(row: Row[Any]) -> Position:
@@ -153,19 +160,20 @@ async def _stream(
             connection: Connection,
             known: ExecutionFilter | None = execution_filter,
             position: Position | None = position,
-        ) -> tuple[ExecutionFilter, Sequence[Row[Any]]]:
+        ) -> tuple[ExecutionFilter, Sequence[Row[Any]], dict[str, ExpectedEnd]]:
             # The workflow is looked up once: it may be renamed while its executions are read.
             chosen = known if known is not None else selection(connection)
-            return chosen, execution_list.executions(connection, chosen, 0, _STREAM_PAGE, order, position)
+            page = execution_list.executions(connection, chosen, 0, _STREAM_PAGE, order, position)
+            return chosen, page, read_expected_ends(connection, page, time.time_ns())
 
-        execution_filter, rows = await request.app[DATABASE].read(read)
+        execution_filter, rows, ends = await request.app[DATABASE].read(read)
         if not response.prepared:
             # Headers go out after the first read, so that its errors can still become problems.
             await response.prepare(request)
         if request.method == "HEAD":
             break
         now = time.time_ns()
-        lines = [msgspec.json.encode(execution_summary(row, now)) for row in rows]
+        lines = [msgspec.json.encode(execution_summary(row, now, ends.get(row.execution_id, UNKNOWN))) for row in rows]
         if lines:
             await response.write(b"\n".join(lines) + b"\n")
         if len(rows) < _STREAM_PAGE:
@@ -175,13 +183,14 @@ async def _stream(
     return response
 
 
-async def _response(request: web.Request, view: Callable[[StoredRun, int], Any]) -> web.Response:
+async def _response(request: web.Request, view: Callable[[StoredRun, int, ExpectedEnd], Any]) -> web.Response:
     """A view of the execution in the path, at this time. Raises `ExecutionNotFound`, `ArchiveError`."""
     workspace, execution_id = await workspace_of(request), request.match_info["execution_id"]
 
     def read(connection: Connection) -> bytes:
         # Built and encoded off the event loop too: ten thousand steps take a while.
-        return msgspec.json.encode(view(find_run(connection, workspace.id, execution_id), time.time_ns()))
+        run, now_ns = find_run(connection, workspace.id, execution_id), time.time_ns()
+        return msgspec.json.encode(view(run, now_ns, read_expected_end(connection, run.execution, run.steps, now_ns)))
 
     return await json_of_runs(request, workspace.id, read, execution_id)
 

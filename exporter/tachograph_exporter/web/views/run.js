@@ -306,7 +306,7 @@ export class RunView {
       this.state.dataset.status = run.status;
       replace(this.state, status(run.status));
     }
-    const answer = run.isOpen ? progress(run, metrics) : this.sentence;
+    const answer = run.isOpen ? progress(run) : this.sentence;
     this.answer.hidden = !answer;
     this.answer.classList.toggle("progress", run.isOpen);
     setText(this.answer, answer ?? "");

@@ -2,7 +2,7 @@
 
 import { h, replace } from "../dom.js";
 import { distribution } from "../drawing/distribution.js";
-import { dollars, duration, percent, shortId, stepCounts } from "../format.js";
+import { dollars, duration, parseTime, percent, shortId, stepCounts } from "../format.js";
 import { clock, time } from "../times.js";
 
 const UNSUCCESSFUL = new Set(["failed", "timeout", "lost"]);
@@ -19,20 +19,18 @@ export function countSteps(run) {
   return counts;
 }
 
-/** How far an open run is, and when it will probably end: from what its workflow usually takes. */
-export function progress(run, metrics) {
+/** How far an open run is, and when it is expected to end. */
+export function progress(run) {
   const counts = countSteps(run);
   const ended = counts.completed + counts.failed + counts.skipped;
   const parts = [`${ended} of ${counts.total} steps ended${counts.running ? `, ${counts.running} running` : ""}`];
-  const usual = metrics?.by_status.completed?.p50;
+  const { usual_duration_seconds: usual, expected_end_at: end } = run.timeline;
   if (usual) {
-    const left = usual * 1000 - run.length();
     parts.push(`usually ${duration(usual)}`);
-    parts.push(
-      left > 0
-        ? `about ${duration(Math.ceil(left / 1000))} left, until ${clock(new Date(Date.now() + left))}`
-        : `${duration(Math.floor(-left / 1000))} longer than usual already`,
-    );
+    const over = run.length() - usual * 1000;
+    const left = end ? parseTime(end) - Date.now() : -1;
+    if (left > 0) parts.push(`about ${duration(Math.ceil(left / 1000))} left, until ${clock(new Date(end))}`);
+    else if (over > 0) parts.push(`${duration(Math.ceil(over / 1000))} longer than usual already`);
   }
   for (const step of run.steps) {
     const wait = step.status === "retrying" && step.retryAt ? step.retryAt - (Date.now() - run.origin) : 0;
