@@ -18,6 +18,7 @@ from tachograph_exporter.ingest.spans import attributes_of
 from tachograph_exporter.store import execution_list, log_rows, process_rows
 from tachograph_exporter.store.log_rows import Position
 from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.store.trace_groups import traces_beside
 from tachograph_exporter.views.logs import SEVERITIES, read_lines
 from tachograph_exporter.views.processes import build_processes
 from tachograph_exporter.views.schemas.logs import LogPage, ProcessPage
@@ -46,11 +47,12 @@ async def logs(request: web.Request) -> web.Response:
     def read(connection: Connection) -> bytes:
         run = find_run(connection, workspace.id, execution_id)
         lines = read_lines(connection, workspace.id, run, names, severity, limit + 1, after)
+        trace_ids = traces_beside(connection, workspace.id, run.execution.trace_id)
         last = lines[limit - 1].position if len(lines) > limit else None
         page = LogPage(
             items=[line.entry for line in lines[:limit]],
             next=encode_cursor(_SORT, _encoded(last)) if last is not None else None,
-            dropped_count=log_rows.dropped_of(connection, workspace.id, run.execution.trace_id),
+            dropped_count=sum(log_rows.dropped_of(connection, workspace.id, trace_id) for trace_id in trace_ids),
         )
         return msgspec.json.encode(page)
 
@@ -80,7 +82,8 @@ async def processes(request: web.Request) -> web.Response:
 
     def read(connection: Connection) -> bytes:
         execution = find_run(connection, workspace.id, execution_id).execution
-        resources = process_rows.resources_of(connection, workspace.id, execution.trace_id)
+        trace_ids = traces_beside(connection, workspace.id, execution.trace_id)
+        resources = [r for i in trace_ids for r in process_rows.resources_of(connection, workspace.id, i)]
         described = [process_of(attributes_of(ResourceSpans.FromString(r).resource.attributes)) for r in resources]
         ids = sorted({process.id for process in described if process is not None})
         host, _, place = (execution.process or "").partition("/")

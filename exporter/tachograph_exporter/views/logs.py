@@ -13,6 +13,7 @@ from tachograph_exporter.store import log_rows
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.log_rows import LogRow, Position
 from tachograph_exporter.store.steps import StoredStep
+from tachograph_exporter.store.trace_groups import traces_beside
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.schemas.logs import LogEntry
 
@@ -67,13 +68,17 @@ def read_lines(
 
     ``names``: only of steps with these names or ids. ``severity``: only of this severity or more.
     """
-    trace_id, owners = run.execution.trace_id, Owners.of(run).steps
-    logged = log_rows.span_ids_of(connection, workspace_id, trace_id)
-    nearest = log_rows.ancestors_of(connection, workspace_id, trace_id, logged, owners)
-    steps = {span_id: owners[at] for span_id, at in nearest.items()}
-    chosen = [span_id for span_id in logged if is_selected(steps.get(span_id), names)]
-    rows = log_rows.page(connection, workspace_id, trace_id, chosen, after=after, min_severity=severity, limit=limit)
-    lines = [*recorded_lines(run, names, after, severity), *arrived_lines(rows, steps)]
+    owners = Owners.of(run).steps
+    lines = list(recorded_lines(run, names, after, severity))
+    for trace_id in traces_beside(connection, workspace_id, run.execution.trace_id):
+        logged = log_rows.span_ids_of(connection, workspace_id, trace_id)
+        nearest = log_rows.ancestors_of(connection, workspace_id, trace_id, logged, owners)
+        steps = {span_id: owners[at] for span_id, at in nearest.items()}
+        chosen = [span_id for span_id in logged if is_selected(steps.get(span_id), names)]
+        rows = log_rows.page(
+            connection, workspace_id, trace_id, chosen, after=after, min_severity=severity, limit=limit
+        )
+        lines += arrived_lines(rows, steps)
     lines.sort(key=lambda line: line.position)
     return lines[:limit]
 
