@@ -325,13 +325,14 @@ def test_names_stay_and_nothing_widens_the_page_at_any_width(world: World) -> No
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 800})
             page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-            widest = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            widest = page.evaluate("document.documentElement.scrollWidth - document.body.clientWidth")
             assert widest <= 0, (address, width)
-            narrowest = page.locator(name).evaluate_all("all => Math.min(...all.map(one => one.clientWidth))")
+            narrowest = page.locator(name).evaluate_all("all => Math.min(...all.map(name => name.clientWidth))")
             assert narrowest >= 40, (address, width, narrowest)
-            if width == 360:
-                # A run is on the first screen of a phone, and so is what failed.
-                assert page.locator(name).first.evaluate("element => element.getBoundingClientRect().y") < 800
+            if width == 360 and address == "/":
+                # A run is on the first screen of a phone.
+                run = page.locator("main a[href^='#/executions']").first
+                assert run.evaluate("element => element.getBoundingClientRect().y") < 500
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             page.evaluate(axe + "; undefined")
