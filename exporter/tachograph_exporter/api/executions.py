@@ -94,6 +94,7 @@ async def _list(request: web.Request, query: Query, workspace: Workspace, workfl
         "error": query.text("error"),
         "text": query.text("q"),
         "input": query.text("input"),
+        "id": query.text("id"),
     }
     query.done()
     conditions["project"] = await project_of(request, workspace)
@@ -267,6 +268,7 @@ _FILTERS: Final = (
               example="01a2291d"),
     Parameter(name="input", description="Only executions with this input: `name=value`, or any text.",
               example="region=eu"),
+    Parameter(name="id", description="Only executions whose id begins or ends with this text.", example="8ea96f"),
 )  # fmt: skip
 
 ROUTES: Final = (
