@@ -28,8 +28,8 @@ COMMANDS: Final = {
                       "Replay a recorded execution: same tasks and dependencies, run times divided by --speed."),
     "validate": Command("definitions", RUNS, "Validate a workflow definition and list every fault with its place. "
                                              "Exit code: 0 if valid, else 1."),
-    "seed": Command("definitions", RUNS, "Register the workflow definitions in a directory, updating those that are "
-                                         "already registered."),
+    "seed": Command("definitions", RUNS, "Register the workflow definitions in a directory or file, updating those "
+                                         "that are already registered."),
     "cancel": Command("runs", RUNS, "Cancel a run of a service: its running steps are stopped, the others do not "
                                     "start."),
     "runs": Command("runs", LOOKING, "List runs, newest first: when, which workflow, how it ended, how long it took, "
