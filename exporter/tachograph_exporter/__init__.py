@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
@@ -17,6 +18,8 @@ def main() -> None:
         from tachograph_exporter.command.spool import main as spool
 
         sys.exit(spool(sys.argv[2:]))
+    # What is imported stays: looking for garbage while it is loaded costs a tenth of the time.
+    gc.disable()
     try:
         from tachograph_exporter.cli import application
 
@@ -30,4 +33,6 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(3)
+    gc.freeze()
+    gc.enable()
     app()

@@ -8,8 +8,8 @@ import sys
 
 from tachograph.errors import StoreError, TachographError
 from tachograph.recording import setup
-from tachograph.recording.service_store import TOKEN_VARIABLE, URL_VARIABLE
 from tachograph.recording.spool import Spool
+from tachograph.variables import DATABASE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
 
 
 def main(arguments: list[str]) -> int:
@@ -21,13 +21,13 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("action", nargs="?", choices=["show", "send"], default="show")
     parser.add_argument("--url", default=None, help=f"URL of the service ({URL_VARIABLE}; token: {TOKEN_VARIABLE})")
-    parser.add_argument("--database", default=None, help=f"URL of the database ({setup.DATABASE_VARIABLE})")
+    parser.add_argument("--database", default=None, help=f"URL of the database ({DATABASE_VARIABLE})")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
     options = parser.parse_args(arguments)
-    target = options.database or options.url or os.environ.get(setup.DATABASE_VARIABLE, "").strip()
+    target = options.database or options.url or os.environ.get(DATABASE_VARIABLE, "").strip()
     target = target or os.environ.get(URL_VARIABLE, "").strip()
     if not target:
-        print(f"tachograph spool: set {URL_VARIABLE} or {setup.DATABASE_VARIABLE}, or give --url or --database",
+        print(f"tachograph spool: set {URL_VARIABLE} or {DATABASE_VARIABLE}, or give --url or --database",
               file=sys.stderr)  # fmt: skip
         return 2
     try:

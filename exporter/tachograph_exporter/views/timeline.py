@@ -18,6 +18,7 @@ from tachograph_exporter.store.steps import StoredStep, by_step, status_counts
 from tachograph_exporter.store.totals import MEASURE_SEPARATOR, Totals, combined
 from tachograph_exporter.store.totals import Measure as TotalMeasure
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
+from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd
 from tachograph_exporter.views.machine import all_resources, resources_of
 from tachograph_exporter.views.metrics import average_seconds, measure_summaries
 from tachograph_exporter.views.schemas.common import Wait
@@ -51,9 +52,9 @@ _DIGITS = 16
 
 
 def build_timeline(
-    run: StoredRun, step_filter: TimelineFilter = _ALL_STEPS, *, now_ns: int
+    run: StoredRun, step_filter: TimelineFilter = _ALL_STEPS, *, now_ns: int, expected: ExpectedEnd = UNKNOWN
 ) -> WorkflowExecutionTimeline:
-    """The timeline of an execution; ``now_ns`` matters only while it is running. O(steps)."""
+    """The timeline of an execution; ``now_ns`` and ``expected`` matter only while it is running. O(steps)."""
     execution, steps = run.execution, run.steps
     is_open = execution.finished_ns is None
     started, finished = execution.started_ns, execution.finished_ns
@@ -119,6 +120,8 @@ def build_timeline(
             for step in steps
             if _is_selected(step, step_filter)
         ],
+        expected_end_at=rfc3339_or_none(expected.end_ns),
+        usual_duration_seconds=expected.usual_seconds,
     )
 
 

@@ -20,11 +20,10 @@ from tachograph.event_batch import MAX_EVENTS, PATH, BatchAnswer, EventBatch, de
 from tachograph.events import Event
 from tachograph.identity import new_id
 from tachograph.quiet_log import QuietLog
+from tachograph.variables import TOKEN_VARIABLE
 
 quiet = QuietLog(logging.getLogger(__name__))
 
-URL_VARIABLE: Final = "TACHOGRAPH_URL"
-TOKEN_VARIABLE: Final = "TACHOGRAPH_TOKEN"  # noqa: S105 - the name of the variable
 TIMEOUT_SECONDS: Final = 10.0
 """How long the service may take to answer."""
 MAX_RETRY_SECONDS: Final = 60.0

@@ -155,7 +155,7 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     program did itself; together with ``critical_path_seconds`` it is the whole time of the run.
     ``cost_usd`` is what its steps spent, null if nothing says so; it and the tokens are without those of executions
     inside this one. ``parent_execution_id`` and ``parent_step_id`` name the execution and its step that this one ran
-    inside.
+    inside. ``expected_end_at`` and ``usual_duration_seconds``: see `WorkflowExecutionResponse`.
     """
 
     execution_id: str
@@ -190,6 +190,8 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     tokens_in: int
     tokens_out: int
     step_timeline: list[WorkflowStepTimelineEntry]
+    expected_end_at: str | None = None
+    usual_duration_seconds: float | None = None
 
 
 class ChromeTrace(msgspec.Struct, kw_only=True):
