@@ -27,6 +27,8 @@ from tachograph_exporter.ingest.recorded_events import EventReceiver, in_workspa
 from tachograph_exporter.store.tokens import INGEST
 
 EVENTS: Final = web.AppKey("events", EventReceiver)
+MAX_EVENT_BYTES: Final = 1 << 20
+"""Bytes of one event: texts in it are summaries, and cut where they are recorded."""
 _MIN_THREADED_BYTES: Final = 100_000
 
 
@@ -83,6 +85,9 @@ def _events(raws: Sequence[msgspec.Raw], workspace: str) -> tuple[list[tuple[int
     valid: list[tuple[int, Event]] = []
     refused: list[RefusedEvent] = []
     for index, raw in enumerate(raws):
+        if memoryview(raw).nbytes > MAX_EVENT_BYTES:
+            refused.append(RefusedEvent(index, f"it is larger than {MAX_EVENT_BYTES >> 20} MiB"))
+            continue
         try:
             event: Event = decode(bytes(raw), Event)  # type: ignore[arg-type]
             valid.append((index, in_workspace(event, workspace)))

@@ -148,7 +148,7 @@ def _check_media_type(request: web.Request, route: Route) -> None:
 
     Routes with further media types check the type themselves, because they answer in the sender's.
     """
-    if route.method in SAFE_METHODS or route.media:
+    if route.method in SAFE_METHODS or route.media or route.takes_text:
         return
     is_expected = route.body is not None and not route.body_is_optional
     if (is_expected or request.body_exists) and request.content_type != "application/json":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
 from tachograph_exporter.api import problems
+from tachograph_exporter.api.problems import Handler
 from tachograph_exporter.api.request import read_body, workspace_of
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.ingest.pings import Action, NoRun, PingReceiver
@@ -72,16 +73,17 @@ async def _taken(request: web.Request, text: str) -> web.Response:
     return web.Response(status=204, headers={"X-Execution-Id": execution_id})
 
 
-def _routes(path: str, bare: object, with_text: object) -> tuple[Route, ...]:
+_TEXT_CODES: Final = ("body_too_large", "request_timeout", "too_many_requests", "unsupported_media_type")
+
+
+def _routes(path: str, bare: Handler, with_text: Handler) -> tuple[Route, ...]:
     alias = path.replace("/ping/", "/ping/~{ping_token}/", 1)
-    return tuple(
-        Route(method=method, path=path, aliases=(alias,), handler=handler, scope=INGEST, status=204, changes=True,  # type: ignore[arg-type]
-              media=("text/plain",) if method == "POST" else (),
-              codes=("execution_not_found", "store_unavailable",
-                     *(("body_too_large", "request_timeout", "too_many_requests", "unsupported_media_type")
-                       if method == "POST" else ())))
-        for method, handler in (("GET", bare), ("POST", with_text))
-    )  # fmt: skip
+    codes = ("execution_not_found", "store_unavailable")
+    common: dict[str, Any] = {"path": path, "aliases": (alias,), "scope": INGEST, "status": 204, "changes": True}
+    return (
+        Route(method="GET", handler=bare, codes=codes, **common),
+        Route(method="POST", handler=with_text, codes=(*codes, *_TEXT_CODES), takes_text=True, **common),
+    )
 
 
 # In this order: the first form with a token has as many parts as the second one without.

@@ -40,6 +40,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     media types. ``also``: further statuses with the same body.
     ``creates``: it creates something, and may be sent again with the same ``Idempotency-Key``.
     ``changes``: it changes something although its method is a safe one. ``aliases``: further paths.
+    ``takes_text``: its body is text of any type.
     ``codes``: problems (see `problems.CODES`) beyond those that `all_codes` derives from the other fields.
     """
 
@@ -51,6 +52,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     needs_token: bool = False
     creates: bool = False
     changes: bool = False
+    takes_text: bool = False
     aliases: tuple[str, ...] = ()
     query: tuple[Parameter, ...] = ()
     body: Any = None

@@ -22,8 +22,9 @@ from tachograph_exporter.command import library
 
 Event = dict[str, Any]
 
-URL_VARIABLE, TOKEN_VARIABLE, DATABASE_VARIABLE = "TACHOGRAPH_URL", "TACHOGRAPH_TOKEN", "TACHOGRAPH_DATABASE_URL"
-MAGIC = b"tachograph journal 1\n"
+_variables = library.module("variables")
+URL_VARIABLE, TOKEN_VARIABLE = _variables.URL_VARIABLE, _variables.TOKEN_VARIABLE
+DATABASE_VARIABLE, WORKSPACE_VARIABLE = _variables.DATABASE_VARIABLE, _variables.WORKSPACE_VARIABLE
 PATH = "/api/events"
 WAIT_SECONDS = 2.0
 """How long the end waits for the destination; later, others deliver."""
@@ -45,6 +46,7 @@ class Journal:
         places = library.module("recording.spool_places")
         self._lines: list[tuple[int, bytes]] = []
         self._limit = places.limit_from_environment()
+        self._magic, self._ending = places.JOURNAL_MAGIC, places.JOURNAL_ENDING
         problem: OSError | None = None
         for parent in places.default_directories():
             directory = parent / places.spool_name(url)
@@ -60,11 +62,11 @@ class Journal:
 
     def _open(self) -> None:
         name = f"{time.time_ns():020d}-{os.getpid()}-{os.urandom(4).hex()}"
-        self.sender, self.path = name, f"{self.directory}/{name}.jsonl"
+        self.sender, self.path = name, f"{self.directory}/{name}{self._ending}"
         part = f"{self.directory}/{name}.part"
         self._descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._write(MAGIC)
+        self._write(self._magic)
         os.rename(part, self.path)
 
     def append(self, events: Sequence[Event]) -> tuple[int, bytes]:
@@ -95,6 +97,22 @@ class Journal:
         if total + size > self._limit:
             # Rare, and a matter for the library, which counts what it drops.
             library.module("recording.spool").make_room(self.directory, self._limit, size, keep=self.path)
+
+    def has_leftovers(self) -> bool:
+        """Whether there is a file that no living process writes or delivers."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.directory):
+                path = f"{self.directory}/{name}"
+                if not name.endswith((self._ending, ".spool")) or path == self.path:
+                    continue
+                with contextlib.suppress(OSError):
+                    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                    try:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        return True
+                    finally:
+                        os.close(descriptor)
+        return False
 
     def sync(self) -> None:
         """Have what was written on the disk."""
@@ -189,12 +207,13 @@ class Courier:
                 if self._heartbeat is not None and not self._is_ending:
                     beat = {**self._heartbeat, "time_ns": time.time_ns()}
                     self._send(new_sender(), 1, json.dumps([beat]).encode())
+                    self._clear_up()
             except Away as error:
                 self._failure = str(error)
+                if self._is_ending:
+                    return  # It is in the journal.
                 retry_at = time.monotonic() + delay
                 delay = min(delay * 2, 10.0)
-                if self._is_ending:
-                    time.sleep(0.1)
             beat_at = time.monotonic() + BEAT_SECONDS
 
     def _send(self, sender: str, number: int, body: bytes) -> None:
@@ -215,22 +234,28 @@ class Courier:
         journal = self.journal
         if journal is None:
             return
-        journal.sync()
-        is_delivered = False
         if self._thread is not None and (not self.database or self._deliver is not None):
             with self._lock:
                 self._is_ending = True
                 self._lock.notify_all()
             self._thread.join(WAIT_SECONDS)
         is_delivered = not self._waiting
+        if not is_delivered:
+            journal.sync()
         with contextlib.suppress(OSError):
             journal.close(is_delivered=is_delivered)
         if is_delivered:
-            return
-        if self.database:
+            self._clear_up()
+        elif self.database:
             _send_later()
         else:
             self._say(f"recorded in {journal.directory}, and not yet sent: {self._failure or 'no answer'}")
+
+    def _clear_up(self) -> None:
+        """The destination is there: have what other processes left behind delivered, if there is anything."""
+        journal = self.journal
+        if journal is not None and journal.has_leftovers():
+            _send_later()
 
 
 def new_sender() -> str:
@@ -257,7 +282,7 @@ class _Service:
         except ValueError:
             raise Away("TACHOGRAPH_URL has a port that is no number") from None
         self._token = os.environ.get(TOKEN_VARIABLE, "").strip()
-        self._workspace = os.environ.get("TACHOGRAPH_WORKSPACE", "").strip()
+        self._workspace = os.environ.get(WORKSPACE_VARIABLE, "").strip()
 
     def deliver(self, sender: str, number: int, body: bytes) -> None:
         """Send a line of the journal. Raises `Away`."""

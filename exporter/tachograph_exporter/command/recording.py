@@ -10,7 +10,7 @@ from typing import Any
 
 from tachograph_exporter.command import events
 from tachograph_exporter.command.child import Ended, Line
-from tachograph_exporter.command.delivery import Courier
+from tachograph_exporter.command.delivery import WORKSPACE_VARIABLE, Courier
 from tachograph_exporter.command.events import Event, Step
 from tachograph_exporter.command.notes import ENDING, MAX_STEPS, Note, Notes
 
@@ -157,7 +157,7 @@ class RunRecording(Recording):
     ) -> None:  # fmt: skip
         super().__init__(command, name, clock, say)
         clean = events.clean(name)
-        workspace = events.clean(environment.get("TACHOGRAPH_WORKSPACE", "").strip() or "default")
+        workspace = events.clean(environment.get(WORKSPACE_VARIABLE, "").strip() or "default")
         self._execution = execution = events.new_execution(workspace, clean, _trace_parent(environment))
         now = clock()
         ref = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ _MAX_DELAY_SECONDS = 300.0
 def main(verb: str, arguments: list[str]) -> int:
     """Run and record a command; returns what to exit with."""
     options = parse(verb, arguments)
+    gc.disable()  # There is next to nothing to collect.
     clock = anchored_clock()
     attempts = _Attempts(options)
     try:

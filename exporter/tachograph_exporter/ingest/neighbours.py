@@ -33,7 +33,7 @@ class Neighbours:
         self._receiver = receiver
         self._database = database
         self._default = config.workspace
-        names = {"127.0.0.1", "localhost", "[::1]", socket.gethostname(), socket.getfqdn(), config.host}
+        names = {"127.0.0.1", "localhost", "[::1]", socket.gethostname(), config.host}
         # Behind a proxy, clients know another address: they deliver themselves.
         self._spools = [Spool(f"{config.scheme}://{name}:{config.port}") for name in sorted(names)]
 

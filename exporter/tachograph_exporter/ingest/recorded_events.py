@@ -214,7 +214,8 @@ class EventReceiver:
                 if 0 < request.sequence <= max(known.get(request.sender, 0), last.get(request.sender, 0)):
                     answers[id(request)] = Stored(0, {}, is_repeated=True)
                     continue
-                if request.sequence and request.events:
+                if request.sequence and any(type(event) is not Heartbeat for _, event in request.events):
+                    # Heartbeats may come twice, and those of a command have a sender of their own.
                     last[request.sender] = request.sequence
                 chosen = [event for _, event in request.events if event.execution.execution_id not in foreign]
                 refused = {i: _FOREIGN for i, event in request.events if event.execution.execution_id in foreign}

@@ -16,8 +16,8 @@ from tachograph.clock import NS
 from tachograph_exporter.store.inserting import upsert
 from tachograph_exporter.store.schema import event_senders
 
-KEEP_SECONDS: Final = 30 * 86_400.0
-"""How long a sender is remembered that sends nothing: longer than a spool waits, as a rule."""
+KEEP_SECONDS: Final = 7 * 86_400.0
+"""How long a sender is remembered that sends nothing. Later, rows are still merged, but streams show events again."""
 
 _senders = event_senders.c
 _SEQUENCES: Final = select(_senders.sender, _senders.sequence).where(

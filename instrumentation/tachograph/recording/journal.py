@@ -20,14 +20,14 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tachograph.events import Event
+from tachograph.recording.spool_places import JOURNAL_ENDING as ENDING
+from tachograph.recording.spool_places import JOURNAL_MAGIC as MAGIC
 
 try:
     import fcntl
 except ImportError:  # Without locks two processes may deliver the same file, which does no harm.
     fcntl = None  # type: ignore[assignment]
 
-ENDING: Final = ".jsonl"
-MAGIC: Final = b"tachograph journal 1\n"
 LINE_BYTES: Final = 64 << 20
 """A longer line was not written by a journal."""
 

@@ -30,6 +30,8 @@ from tachograph.recording import journal
 from tachograph.recording.journal import Journal
 from tachograph.recording.spool_places import (
     DIRECTORY_VARIABLE,
+    JOURNAL_ENDING,
+    JOURNAL_MAGIC,
     SPOOL_BYTES,
     is_private,
     is_trusted,
@@ -155,7 +157,7 @@ class Spool:
         for directory in self.directories if self._journal is None else [self._journal.path.parent]:
             try:
                 make_private(directory)
-                dropped = make_room(directory, self._limit_bytes, len(line) + len(journal.MAGIC), keep=self._open_path)
+                dropped = make_room(directory, self._limit_bytes, len(line) + len(JOURNAL_MAGIC), keep=self._open_path)
                 if self._journal is None:
                     self._journal = Journal(directory)
                     self._own.append(self._journal.path)
@@ -252,7 +254,7 @@ class Spool:
             with contextlib.suppress(OSError, ValueError):
                 if is_private(directory):
                     names = os.listdir(directory)
-                    paths += [directory / name for name in names if name.endswith((_FINISHED, journal.ENDING))]
+                    paths += [directory / name for name in names if name.endswith((_FINISHED, JOURNAL_ENDING))]
         return sorted(paths, key=lambda path: path.name)
 
     def _write(self, directory: Path, data: bytes) -> None:
@@ -342,7 +344,7 @@ def _deliver_file(path: Path, apply: Apply, apply_batch: ApplyBatch | None) -> i
         if not journal.lock(file.fileno()) or not path.exists():
             return 0  # Or delivered between opening and locking.
         try:
-            batches = _read(file.fileno(), is_journal=path.suffix == journal.ENDING)
+            batches = _read(file.fileno(), is_journal=path.suffix == JOURNAL_ENDING)
         except BadFile as error:
             _set_aside(path, str(error))
             return 0
@@ -363,9 +365,9 @@ def _deliver_file(path: Path, apply: Apply, apply_batch: ApplyBatch | None) -> i
 def _read(descriptor: int, *, is_journal: bool) -> list[tuple[int, list[Event]]]:
     """The batches in a file, with the numbers that they have in a journal, else 0."""
     data = _content(descriptor)
-    if data.startswith(journal.MAGIC):
+    if data.startswith(JOURNAL_MAGIC):
         return list(journal.batches(data))
-    if is_journal and journal.MAGIC.startswith(data):
+    if is_journal and JOURNAL_MAGIC.startswith(data):
         return []  # A journal whose first line is torn.
     head = len(_MAGIC) + 9
     if not data.startswith(_MAGIC):
@@ -396,7 +398,7 @@ def _count(path: Path) -> int:
     with contextlib.suppress(OSError, BadFile):
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb") as file:
-            batches = _read(file.fileno(), is_journal=path.suffix == journal.ENDING)
+            batches = _read(file.fileno(), is_journal=path.suffix == JOURNAL_ENDING)
             return sum(len(events) for _, events in batches)
     return 0
 

@@ -14,6 +14,9 @@ from typing import Final
 
 DIRECTORY_VARIABLE: Final = "TACHOGRAPH_SPOOL_DIR"
 BYTES_VARIABLE: Final = "TACHOGRAPH_SPOOL_MAX_BYTES"
+JOURNAL_MAGIC: Final = b"tachograph journal 1\n"
+"""The first line of a journal, see `tachograph.recording.journal`."""
+JOURNAL_ENDING: Final = ".jsonl"
 SPOOL_BYTES: Final = 256 << 20
 """How large the files for one destination may grow together, unless ``TACHOGRAPH_SPOOL_MAX_BYTES`` says otherwise."""
 
