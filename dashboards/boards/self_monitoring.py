@@ -19,6 +19,7 @@ from tachograph.metrics.self_metrics import (
     DROPPED,
     EVENTS,
     LABEL_SETS,
+    NOTICES,
     OTLP_DROPPED,
     OTLP_REQUESTS,
     QUEUE_LENGTH,
@@ -112,10 +113,15 @@ def self_monitoring() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Lost",
-                "Events per second that did not reach a listener, by reason, and records that the store set aside.",
+                "Events per second that did not reach a listener, by reason, records that the store set aside, and "
+                "messages about notices that were not sent at once.",
                 [
                     (rate(DROPPED, selected, by="listener, reason"), "{{listener}} {{reason}}"),
                     (rate(REFUSED, selected, by="kind"), "set aside: {{kind}}"),
+                    (
+                        rate(NOTICES, selector('instance=~"$instance"', 'outcome!="sent"'), by="outcome"),
+                        "notices: {{outcome}}",
+                    ),
                 ],
                 "short",
             ),
