@@ -14,7 +14,7 @@ SOURCES: Final = {"tachograph": ROOT / "instrumentation", "tachograph_exporter":
 
 FLOORS: Final[Mapping[str, int]] = {
     # The library, from the ground: values; what runs workflows; what listens; what records; the public face.
-    "tachograph.names": -1, "tachograph.quiet_log": -1,
+    "tachograph.names": -1, "tachograph.variables": -1, "tachograph.quiet_log": -1,
     "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
     "tachograph.histogram": -1, "tachograph.exact_sum": -1, "tachograph.distribution": 0,
     "tachograph.process": 0, "tachograph.otel_variables": 0, "tachograph.expectation": 0,
@@ -27,6 +27,7 @@ FLOORS: Final[Mapping[str, int]] = {
     # The service: settings; rows; what arrives; what users read; streams and searches; the edges; the service itself.
     "tachograph_exporter.attribute_text": 10,
     "tachograph_exporter.config": 10, "tachograph_exporter.times": 10, "tachograph_exporter.bundled_workflows": 9,
+    "tachograph_exporter.defaults": 9,
     "tachograph_exporter.dashboard_files": 10, "tachograph_exporter.handler_sources": 10,
     "tachograph_exporter.store": 11,
     "tachograph_exporter.metrics": 12,

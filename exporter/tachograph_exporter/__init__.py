@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
 def main() -> None:
     """Run the ``tachograph`` command."""
+    # What is imported stays: looking for garbage while it is loaded costs a tenth of the time.
+    gc.disable()
     try:
         from tachograph_exporter.cli import application
 
@@ -20,4 +23,6 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(3)
+    gc.freeze()
+    gc.enable()
     app()

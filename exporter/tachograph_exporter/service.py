@@ -53,6 +53,7 @@ from tachograph_exporter.api import (
     metrics,
     openapi,
     otlp,
+    overview,
     page,
     reconciliation,
     scrape,
@@ -86,6 +87,7 @@ from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 from tachograph_exporter.store import (
     archiving,
+    failures,
     idempotency,
     log_rows,
     numbers,
@@ -129,6 +131,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *reconciliation.ROUTES,
     *metrics.ROUTES,
     *scrape.ROUTES,
+    *overview.ROUTES,
     *workflows.ROUTES,
     *workspaces.ROUTES,
     *tokens.ROUTES,
@@ -327,9 +330,12 @@ class Service:
             asyncio.create_task(self.watch.run(), name="tachograph expectations"),
         ]
         self.courier.start()
+        for task in tasks:
+            task.add_done_callback(_note_end)
         yield
         self.courier.close()
         for task in tasks:
+            task.remove_done_callback(_note_end)
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.close()
@@ -416,8 +422,9 @@ class Service:
             for i, trace in enumerate(traces):
                 try:
                     await asyncio.to_thread(reassemble, self.span_store, trace)
-                except StoreUnavailable:
-                    self._claimed = traces[i:]
+                except BaseException as error:
+                    # Claims hold for minutes, and nobody else looks at these. What failed by itself is left out.
+                    self._claimed = traces[i if failures.is_away(error) else i + 1 :]
                     raise
             return len(traces)
 
@@ -464,6 +471,12 @@ class Service:
         await asyncio.to_thread(self.recorder.close)
         await self.workflow_metrics.close()
         await self.database.aclose()
+
+
+def _note_end(task: asyncio.Task[None]) -> None:
+    """Say that a background task has ended, which none does while the service runs."""
+    reason = "it was cancelled" if task.cancelled() else repr(task.exception())
+    log.critical('the task "%s" has ended: %s; restart the service', task.get_name(), reason)
 
 
 class CannotListen(TachographError):

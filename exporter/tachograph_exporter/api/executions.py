@@ -32,10 +32,17 @@ from tachograph_exporter.store import execution_list
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.execution_list import ExecutionFilter, Order, Position
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.overview import open_step_counts
 from tachograph_exporter.store.rollups import read as read_rollups
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.tokens import WRITE
-from tachograph_exporter.views.executions import execution_detail, execution_state, execution_stats, execution_summary
+from tachograph_exporter.views.executions import (
+    execution_detail,
+    execution_state,
+    execution_stats,
+    execution_summary,
+    page_of_executions,
+)
 from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd, read_expected_end, read_expected_ends
 from tachograph_exporter.views.schemas.executions import (
     Cancelling,
@@ -85,7 +92,9 @@ async def _list(request: web.Request, query: Query, workspace: Workspace, workfl
         "step": query.text("step"),
         "step_status": tuple(sorted(query.step_statuses("step_status"))),
         "error": query.text("error"),
+        "text": query.text("q"),
         "input": query.text("input"),
+        "id": query.text("id"),
     }
     query.done()
     conditions["project"] = await project_of(request, workspace)
@@ -97,26 +106,36 @@ async def _list(request: web.Request, query: Query, workspace: Workspace, workfl
     if format_name == "ndjson" or "application/x-ndjson" in request.headers.get("Accept", ""):
         return await _stream(request, selection, order, after)
 
-    now = time.time_ns()
-
-    def read(connection: Connection) -> tuple[Sequence[Row[Any]], int, dict[str, ExpectedEnd]]:
-        execution_filter = selection(connection)
-        # One row more than requested tells whether there is a next page.
-        rows = execution_list.executions(connection, execution_filter, skip, limit + 1, order, after)
-        ends = read_expected_ends(connection, rows[:limit], now)
-        return rows, execution_list.count_executions(connection, execution_filter), ends
-
-    rows, total, ends = await request.app[DATABASE].read(read)
-    cursor = encode_cursor(sort, _position(rows[limit - 1])) if len(rows) > limit else None
     return json_response(
-        ExecutionPage(
-            [execution_summary(row, now, ends.get(row.execution_id, UNKNOWN)) for row in rows[:limit]],
-            total,
-            skip,
-            limit,
-            cursor,
+        await request.app[DATABASE].read(
+            lambda c: read_page(c, selection(c), limit, skip=skip, order=order, after=after)
         )
     )
+
+
+def read_page(
+    connection: Connection,
+    selection: ExecutionFilter,
+    limit: int,
+    *,
+    skip: int = 0,
+    order: Order = Order(),  # noqa: B008 - immutable
+    after: Position | None = None,
+) -> ExecutionPage:
+    """A page of a list of executions, with the cursor of the next one."""
+    # One row more than requested tells whether there is a next page.
+    rows = execution_list.executions(connection, selection, skip, limit + 1, order, after)
+    total = execution_list.count_executions(connection, selection)
+    sort = f"{'-' if order.descending else ''}{order.by}"
+    cursor = encode_cursor(sort, _position(rows[limit - 1])) if len(rows) > limit else None
+    now_ns = time.time_ns()
+    items = page_of_executions(
+        rows[:limit],
+        open_step_counts(connection, rows[:limit]),
+        read_expected_ends(connection, rows[:limit], now_ns),
+        now_ns,
+    )
+    return ExecutionPage(items, total, skip, limit, cursor)
 
 
 def _position(row: Row[Any]) -> Position:
@@ -245,8 +264,11 @@ _FILTERS: Final = (
         choices=tuple(StepStatus),
     ),
     Parameter(name="error", description="Only executions whose error type or message contains this text."),
+    Parameter(name="q", description="Only executions with this text in their id, workflow's name or error.",
+              example="01a2291d"),
     Parameter(name="input", description="Only executions with this input: `name=value`, or any text.",
               example="region=eu"),
+    Parameter(name="id", description="Only executions whose id begins or ends with this text.", example="8ea96f"),
 )  # fmt: skip
 
 ROUTES: Final = (

@@ -17,19 +17,17 @@ from tachograph.workflow.validation import validate_document
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.cli.common import (
     DATABASE,
-    AllowOption,
     DatabaseOption,
-    HandlersOption,
     JsonOption,
     app,
     fail,
-    load_handlers,
     open_database,
     out,
     print_faults,
     print_json,
     report_errors,
 )
+from tachograph_exporter.cli.handlers import AllowOption, HandlersOption, load_handlers
 from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import workspaces as workspace_rows
@@ -73,10 +71,11 @@ def seed(
     project: Annotated[str, typer.Option("--project-id", help="Project id or slug.")] = "default",
     skip_existing: Annotated[bool, typer.Option(help="Do not update workflows that are already registered.")] = False,
     handlers: HandlersOption = None,
+    allow_handler: AllowOption = None,
 ) -> None:
     """Register the workflow definitions in a directory, updating those that are already registered."""
     with report_errors():
-        registry = load_handlers(["examples", *(handlers or [])])
+        registry = load_handlers(["examples", *(handlers or [])], allow_handler)
         paths = sorted((directory or bundled_workflows.workflow_directory()).glob("*.json"))
         if not paths:
             fail(f"no definitions (*.json) in {directory}")

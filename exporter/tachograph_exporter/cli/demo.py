@@ -15,19 +15,21 @@ from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.cli.common import (
+    DATABASE,
     DatabaseOption,
     app,
     command_name,
-    load_handlers,
     log_to_stderr,
     open_database,
     out,
     report_errors,
 )
 from tachograph_exporter.cli.definitions import seed_workflows
+from tachograph_exporter.cli.handlers import load_handlers
 from tachograph_exporter.cli.serving import GrpcOption, ListenOption, print_addresses, run_service
 from tachograph_exporter.cli.terminal import shown
-from tachograph_exporter.config import DEFAULT_LISTEN, Config, parse_listen
+from tachograph_exporter.config import Config, parse_listen
+from tachograph_exporter.defaults import DEFAULT_LISTEN
 from tachograph_exporter.service import Service
 from tachograph_exporter.store import definitions as definition_rows
 
@@ -35,7 +37,7 @@ from tachograph_exporter.store import definitions as definition_rows
 @app.command()
 def demo(
     listen: ListenOption = DEFAULT_LISTEN,
-    database: DatabaseOption = "sqlite:///tachograph-demo.db",
+    database: DatabaseOption = DATABASE,
     otlp_grpc: GrpcOption = None,
     interval: Annotated[float, typer.Option(min=0, help="Seconds between further executions; 0 for none.")] = 10.0,
 ) -> None:

@@ -38,7 +38,7 @@ from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.store import executions as execution_rows
-from tachograph_exporter.store import open_spans
+from tachograph_exporter.store import open_spans, trace_groups
 from tachograph_exporter.store.steps import StoredStep, by_step, steps_of
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -118,7 +118,8 @@ def find_lost(
             expired = is_silent and (expired or process != INGESTED_PROCESS)
         if expired and process == INGESTED_PROCESS and row.trace_id is not None:
             # Heartbeats of its spans do not touch its row.
-            expired = not open_spans.is_alive(connection, row.workspace_id, row.trace_id)
+            told_by = trace_groups.traces_beside(connection, row.workspace_id, row.trace_id)
+            expired = not any(open_spans.is_alive(connection, row.workspace_id, trace_id) for trace_id in told_by)
         # On another host, or where the process cannot be checked, the lease decides.
         if state is False or (state is None and expired):
             attempts = execution_rows.attempts(connection, row.execution_id)

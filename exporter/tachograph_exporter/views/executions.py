@@ -38,6 +38,24 @@ def execution_summary(row: Row[Any], now_ns: int, expected: ExpectedEnd = UNKNOW
     return WorkflowExecutionResponse(**_summary_fields(row, now_ns, expected))
 
 
+def page_of_executions(
+    rows: Sequence[Row[Any]],
+    open_counts: Mapping[str, Mapping[str, int]],
+    expected_ends: Mapping[str, ExpectedEnd],
+    now_ns: int,
+) -> list[WorkflowExecutionResponse]:
+    """The items of a list. ``open_counts``: steps by status of the open ones, whose rows do not count them yet."""
+    items = [execution_summary(row, now_ns, expected_ends.get(row.execution_id, UNKNOWN)) for row in rows]
+    for item in items:
+        counts = open_counts.get(item.execution_id)
+        if counts:
+            item.step_count = max(item.step_count, sum(counts.values()))
+            item.completed_step_count = counts.get("completed", 0)
+            item.failed_step_count = sum(counts.get(status, 0) for status in FAILED)
+            item.skipped_step_count = counts.get("skipped", 0)
+    return items
+
+
 def execution_detail(run: StoredRun, now_ns: int, expected: ExpectedEnd = UNKNOWN) -> WorkflowExecutionDetailedResponse:
     """An execution with its inputs, error and timeline."""
     row = run.execution

@@ -36,11 +36,10 @@ from tachograph.recording.recorder import Recorder, close_all
 from tachograph.recording.relay import RelayAddress
 from tachograph.recording.spooled_store import Opener, SpooledStore
 from tachograph.spans.listener import SpanListener
+from tachograph.variables import DATABASE_VARIABLE, WORKSPACE_VARIABLE
 
 log = logging.getLogger(__name__)
 
-DATABASE_VARIABLE: Final = "TACHOGRAPH_DATABASE_URL"
-WORKSPACE_VARIABLE: Final = "TACHOGRAPH_WORKSPACE"
 MEASURES_VARIABLE: Final = "TACHOGRAPH_MEASURES"
 MULTIPROCESS_VARIABLES: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 REPETITIONS_VARIABLE: Final = "TACHOGRAPH_MAX_STEP_REPETITIONS"
