@@ -20,6 +20,7 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph.process": 0, "tachograph.otel_variables": 0, "tachograph.expectation": 0,
     "tachograph.events": 1,
     "tachograph.critical_path": 2, "tachograph.inferred_dependencies": 2, "tachograph.redaction": 2,
+    "tachograph.event_batch": 2,
     "tachograph.summary": 3, "tachograph.run_window": 3, "tachograph.run_notes": 0, "tachograph.folding": 3,
     "tachograph.workflow": 4,
     "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6,
@@ -36,7 +37,7 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph_exporter.traces": 14, "tachograph_exporter.expectations": 14,
     "tachograph_exporter.api": 15,
     "tachograph_exporter.service": 16,
-    "tachograph_exporter.cli": 17,
+    "tachograph_exporter.command": 16, "tachograph_exporter.cli": 17,
     "tachograph_exporter": 18, "tachograph_exporter.__main__": 19,
 }  # fmt: skip
 """How high each room stands. Rooms of one floor may not import each other, but for those named in `BESIDE`."""

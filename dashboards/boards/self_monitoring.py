@@ -38,6 +38,7 @@ from tachograph_exporter.alerting.promql import (
 )
 
 SELECTED = selector('instance=~"$instance"')
+NOT_SENT = selector('instance=~"$instance"', 'outcome!="sent"')
 DOCS = RUNBOOKS.removesuffix("/runbooks")
 
 

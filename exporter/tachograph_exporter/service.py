@@ -40,6 +40,7 @@ from tachograph_exporter.admission import Admission
 from tachograph_exporter.api import (
     comparison,
     connections,
+    events,
     executions,
     expectations,
     exports,
@@ -55,6 +56,7 @@ from tachograph_exporter.api import (
     otlp,
     overview,
     page,
+    pings,
     reconciliation,
     scrape,
     stream,
@@ -78,9 +80,12 @@ from tachograph_exporter.expectations.metrics import ExpectationMetrics
 from tachograph_exporter.expectations.watch import Watch
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.lineage.receiver import LineageReceiver
+from tachograph_exporter.ingest.neighbours import Neighbours
+from tachograph_exporter.ingest.pings import PingReceiver
 from tachograph_exporter.ingest.prices import read_prices
 from tachograph_exporter.ingest.reassembly import DueTrace, claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
+from tachograph_exporter.ingest.recorded_events import EventReceiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_store import SpanStore
@@ -95,6 +100,7 @@ from tachograph_exporter.store import (
     partitions,
     process_rows,
     recovery,
+    senders,
 )
 from tachograph_exporter.store import lineage as lineage_rows
 from tachograph_exporter.store import tokens as token_rows
@@ -138,6 +144,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     *health.ROUTES,
     *otlp.ROUTES,
     *lineage.ROUTES,
+    *events.ROUTES,
+    *pings.ROUTES,
     *jaeger.ROUTES,
     *jaeger_v3.ROUTES,
     *jaeger_monitor.ROUTES,
@@ -207,6 +215,11 @@ class Service:
         self.span_store = SpanStore(self.writer, publish, rules)
         self.receiver = Receiver(self.span_store, self.self_metrics.otlp_dropped)
         self.lineage = LineageReceiver(self.span_store)
+        # Whoever recorded these has their spans, and sends their heartbeats.
+        foreign = partial(self.recorder.publish, delivered_to=("store", "spans"), are_foreign=True)
+        self.events = EventReceiver(self.writer, foreign)
+        self.pings = PingReceiver(self.writer, foreign)
+        self.neighbours = Neighbours(self.events, self.database, config)
         self._reassembling = asyncio.Lock()
         # Traces that are claimed and could not be assembled, because the database was unavailable.
         self._claimed: list[DueTrace] = []
@@ -276,7 +289,8 @@ class Service:
         app[WORKERS] = self.workers
         app[ROOM] = Room()
         app[lineage.LINEAGE] = self.lineage
-        app[lineage.LINEAGE] = self.lineage
+        app[events.EVENTS] = self.events
+        app[pings.PINGS] = self.pings
         app[exports.EXPORTS] = exports.Exports(self.receiver, self.self_metrics.otlp_answered)
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
@@ -288,7 +302,7 @@ class Service:
         for path, handler in page.PAGES:
             app.router.add_get(path, handler)
         for route in ROUTES:
-            for path in (route.path, route.path + "/"):
+            for path in [path + end for path in (route.path, *route.aliases) for end in ("", "/")]:
                 app.router.add_route(route.method, path, route.handler)
                 if route.method == "GET":
                     # Its responses lose their body when they are sent (RFC 9110, section 9.3.2).
@@ -346,6 +360,7 @@ class Service:
     async def sweep(self) -> int:
         """Store what others left behind, then close executions whose process died as ``lost``; returns their number."""
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
+        await asyncio.to_thread(self.neighbours.deliver, SPOOL_SECONDS)
         self.lineage.resume(await self.database.read(lineage_rows.unread))
         lease = max(self.config.lease_seconds, LEASE_SECONDS)
         lost = await self.database.read(
@@ -436,6 +451,7 @@ class Service:
             try:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 await asyncio.to_thread(self.database.run, idempotency.prune)
+                await asyncio.to_thread(self.database.run, senders.prune)
                 await asyncio.to_thread(self.database.run, numbers.fill)
                 await asyncio.to_thread(self._prune_logs)
                 oldest_ns = time.time_ns() - process_rows.KEPT_SECONDS * NS
@@ -464,7 +480,7 @@ class Service:
     async def close(self) -> None:
         """Stop work, deliver what was recorded, and close the database."""
         await self.stop_work()
-        receivers = (self.receiver, self.lineage)
+        receivers = (self.receiver, self.lineage, self.events)
         await asyncio.gather(*[asyncio.to_thread(receiver.close) for receiver in receivers], self.feed.close())
         self.workers.close()
         release(self.recorder)

@@ -19,6 +19,7 @@ from tachograph_exporter.store.totals import MEASURE_SEPARATOR, Totals, combined
 from tachograph_exporter.store.totals import Measure as TotalMeasure
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
 from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd
+from tachograph_exporter.views.machine import all_resources, resources_of
 from tachograph_exporter.views.metrics import average_seconds, measure_summaries
 from tachograph_exporter.views.schemas.common import Wait
 from tachograph_exporter.views.schemas.timeline import (
@@ -162,6 +163,7 @@ def _entry(
                 backoff_seconds=0.0,
                 error_type=step.error_type,
                 error_message=step.error_message,
+                resources=resources_of(step.resources),
             ),
         )
     else:
@@ -203,6 +205,7 @@ def _entry(
         if step.folded is None
         else tuple([LogLine(log.level, log.message, rfc3339(log.time_ns)) for log in step.folded.logs]),
         folded=_folded(step.folded) if step.folded is not None else None,
+        resources=all_resources([a.resources for a in timeline_attempts if a.resources is not None]),
     )
 
 
@@ -252,6 +255,7 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
             backoff_seconds=a.backoff_ns / NS,
             error_type=a.error_type,
             error_message=a.error_message,
+            resources=resources_of(getattr(a, "resources", None)),  # Older archives have none.
         )
         for a in stored
     ]
@@ -268,6 +272,7 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
                 backoff_seconds=(step.backoff_ns or 0) / NS,
                 error_type=step.error_type,
                 error_message=step.error_message,
+                resources=resources_of(step.resources),
             )
         )
     return tuple(attempts)
