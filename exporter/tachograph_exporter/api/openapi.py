@@ -33,6 +33,7 @@ _SCHEMA_BY_KIND: Final[dict[str, dict[str, Any]]] = {
 _PATH_PARAMETERS: Final = {
     "workflow_id": "Id or name of a workflow.",
     "execution_id": "Id of an execution.",
+    "workflow": "Name of a workflow.",
     "workspace": "Id or slug of a workspace.",
     "token_id": "Id of a token.",
     "trace_id": "Id of a trace: up to 32 hex digits.",
@@ -46,6 +47,7 @@ _PATH_PARAMETERS: Final = {
 _TAGS: Final = {
     "Executions": "Executions, their timelines, and why they took so long.",
     "Workflows": "Register, change and execute definitions; metrics and trends of their executions.",
+    "Expectations": "What is expected of workflows, whether it holds, and who was told.",
     "Stream": "Live events, sent as they are committed.",
     "Traces": "Ingest spans, logs and metrics by OTLP; query traces with Jaeger and Tempo viewers.",
     "Recording": "Runs that other processes record, or that pings report.",
@@ -146,6 +148,8 @@ def _operation_id(route: Route) -> str:
 def _tag(route: Route) -> str:
     if route.path.startswith("/api/workflows"):
         return "Executions" if "executions" in route.path else "Workflows"
+    if route.path.startswith(("/api/expectations", "/api/notices")):
+        return "Expectations"
     if route.path.startswith(("/v1/", "/jaeger/", "/tempo/")):
         return "Traces"
     if route.path.startswith(("/ws/", "/api/stream")):
