@@ -14,8 +14,8 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -444,6 +444,9 @@ class _SideLoop:
         self._patient: AsyncEngine | None = None
         self.dialect: Dialect = self._engine.dialect
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._pending: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tachograph-asyncpg", daemon=True)
         self._thread.start()
 
@@ -457,8 +460,8 @@ class _SideLoop:
     ) -> T:
         """Call ``work`` in a transaction with these execution options.
 
-        Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds. ``is_long``: on a connection whose
-        commands may take as long as they like.
+        Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds, and `DatabaseUnavailable` once the loop
+        is closed. ``is_long``: on a connection whose commands may take as long as they like.
         """
 
         async def transaction() -> T:
@@ -469,7 +472,7 @@ class _SideLoop:
                     return await connection.run_sync(work)
 
         try:
-            return asyncio.run_coroutine_threadsafe(transaction(), self._loop).result()
+            return self._wait_for(transaction)
         except TimeoutError:
             if timeout is None:
                 raise
@@ -478,7 +481,20 @@ class _SideLoop:
             if not error.connection_invalidated:
                 raise
         # A pooled connection was dead. Its work may have been committed, but all work here may be repeated.
-        return asyncio.run_coroutine_threadsafe(transaction(), self._loop).result()
+        return self._wait_for(transaction)
+
+    def _wait_for(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        with self._lock:
+            if self._is_closed:
+                raise _closed()
+            pending = asyncio.run_coroutine_threadsafe(transaction(), self._loop)
+            self._pending.add(pending)
+        pending.add_done_callback(self._pending.discard)
+        try:
+            return pending.result()
+        finally:
+            # What is raised refers to this frame. It would keep itself, and all that was read, until a collection.
+            del pending
 
     def _long_engine(self) -> AsyncEngine:
         if self._patient is None:
@@ -497,6 +513,9 @@ class _SideLoop:
         await asyncio.gather(*[close_engine(engine, _CLOSE_SECONDS) for engine in engines])
 
     def close(self) -> None:
+        with self._lock:
+            # What began now would wait for ever.
+            self._is_closed = True
         if not self._loop.is_closed() and self._loop.is_running():
             with contextlib.suppress(TimeoutError, DBAPIError, OSError):
                 asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result(3 * _CLOSE_SECONDS)
@@ -504,6 +523,13 @@ class _SideLoop:
             self._thread.join(_CLOSE_SECONDS)
             if not self._thread.is_alive():
                 self._loop.close()
+            for pending in tuple(self._pending):
+                with contextlib.suppress(InvalidStateError):
+                    pending.set_exception(_closed())
+
+
+def _closed() -> DatabaseUnavailable:
+    return DatabaseUnavailable("the database was closed")
 
 
 def is_current(connection: Connection) -> bool:
