@@ -256,7 +256,7 @@ def make_run(execution: ExecutionRef) -> list[Event]:
 
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], bool]], None]:
-    def wait(condition: Callable[[], bool], timeout: float = 10.0) -> None:
+    def wait(condition: Callable[[], bool], timeout: float = 60.0) -> None:
         done = threading.Event()
         for _ in range(int(timeout / 0.01)):
             if condition():

@@ -43,6 +43,20 @@ def test_credentials_in_text_are_masked(text: str) -> None:
     assert MASK in mask_text(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["pin: 4711", "PIN=4711", "{'pin': '4711'}", "pin code: 4711", "cvv=4711", "cvc: 4711"]
+)
+def test_codes_of_cards_are_masked(text: str) -> None:
+    assert "4711" not in mask_text(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["password: failed4U", "token=none-of-it", "auth: nullable7x", "Authorization: none x7"]
+)
+def test_a_secret_that_begins_like_a_state_is_a_secret(text: str) -> None:
+    assert mask_text(text).endswith(MASK)
+
+
 def test_ordinary_text_is_unchanged() -> None:
     for text in ("see https://example.org/a:b@c", "the author: Ann", "42 tokens used", "naïve ☃"):
         assert mask_text(text) == text

@@ -56,7 +56,7 @@ def request(url: str, *, method: str = "GET", body: Any = None) -> tuple[int, An
         return status, content.decode()
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Wait for a truthy result and return it. Raises TimeoutError; connection errors count as not yet."""
     deadline = time.monotonic() + seconds
     while True:
@@ -113,7 +113,7 @@ class LocalService:
             raise RuntimeError(f"POST {path}: {status} {answer}")
         return answer
 
-    def wait_for_end(self, execution_id: str, seconds: float = 30.0) -> None:
+    def wait_for_end(self, execution_id: str, seconds: float = 60.0) -> None:
         """Wait until an execution has ended. Raises TimeoutError."""
         path = f"/api/workflows/executions/{execution_id}/status"
         eventually(lambda: self.get(path)["completed_at"], seconds)

@@ -13,12 +13,10 @@ import msgspec
 from tachograph.errors import TachographError
 from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.workflow.builtin.addresses import AddressPolicy
+from tachograph_exporter.defaults import DEFAULT_DATABASE, DEFAULT_LISTEN, TOKEN_VARIABLE
 
-DEFAULT_LISTEN: Final = "127.0.0.1:9923"
 DEFAULT_OTLP_GRPC: Final = "127.0.0.1:4317"
 """Where exporters send by default."""
-DEFAULT_DATABASE: Final = "sqlite:///tachograph.db"
-TOKEN_VARIABLE: Final = "TACHOGRAPH_TOKEN"  # noqa: S105 - the name of the variable
 MIN_TOKEN_LENGTH: Final = 16
 MIN_LEASE_SECONDS: Final = 1.0
 MAX_LEASE_SECONDS: Final = 86_400.0
@@ -60,6 +58,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     Metrics. ``measures`` are the names of step measures to export. ``series_limit`` is the maximum of label sets per
     metric; label sets unchanged for ``series_expire_seconds`` are dropped.
 
+    Expectations. ``expectations`` is a file of what is expected of workflows, and of who is told (see
+    docs/expectations.md). ``notify`` are URLs of further receivers. They are secrets.
+
     Page. ``trace_url`` is the URL of a trace in a viewer, with ``{trace_id}`` in it.
     """
 
@@ -91,6 +92,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     read_timeout_seconds: float = 10.0
     lease_seconds: float = LEASE_SECONDS
     http_allow: tuple[str, ...] = ()
+    expectations: Path | None = None
+    notify: tuple[str, ...] = ()
     trace_url: str | None = None
     otlp_grpc: tuple[str, int] | None = None
 

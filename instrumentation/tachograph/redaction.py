@@ -22,7 +22,7 @@ TEXT_LIMIT: Final = 4096
 _SECRET_WORDS: Final = frozenset({
     "password", "passwd", "passphrase", "passcode", "pass", "pwd", "secret", "secrets", "token", "tokens",
     "apikey", "apikeys", "authorization", "auth", "credential", "credentials", "creds", "cookie", "cookies",
-    "signature", "dsn", "jwt", "bearer", "otp", "sessionid", "jsessionid", "phpsessid",
+    "signature", "dsn", "jwt", "bearer", "otp", "sessionid", "jsessionid", "phpsessid", "cvv", "cvc", "pincode",
 })  # fmt: skip
 # Before "key" (or as one word with it), these make a secret; "primary key" and "sort key" are none.
 _KEY_KINDS: Final = frozenset({
@@ -51,7 +51,7 @@ _TRACES: Final = (
     "pass", "pwd", "secret", "token", "key", "auth", "cred", "cookie", "signature", "dsn", "jwt", "bearer", "basic",
     "://", "-----begin", "eyj", "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-",
     "sk_", "rk_", "xox", "aiza", "tgr_", "hf_", "npm_", "pypi-", "sg.", "ya29.", "_v1_", "sig=", "curl", "mysql", "otp",
-    "sess", "jdbc:",
+    "sess", "jdbc:", "cvv", "cvc", "pincode", "pin:", "pin=", "pin code", 'pin"', "pin'",
 )  # fmt: skip
 _SHAPES: Final = re.compile(
     r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?"  # JSON Web Token, RFC 7519
@@ -74,6 +74,8 @@ _PLACES: Final = (
     re.compile(r"://(?:\w{1,20}\.)?discord(?:app)?\.com/api/webhooks/\d{1,30}/([^\s\"']+)"),
     re.compile(r"\bcurl\b[^\n]{0,400}?\s(?:-u|--user)[ =]?[\"']?[^\s:\"']{0,200}:([^\s\"']+)"),
     re.compile(r"\bmysql(?:dump|admin)?\b[^\n]{0,200}?\s-p([^\s\"']+)"),
+    # Four digits open something; a pin with one or two of them is a part of a circuit.
+    re.compile(r"\bpin(?:[ _]?code)?[\"']?[ \t]*[:=][ \t]*[\"']?(\d{4,12})\b", re.IGNORECASE),
     re.compile(r"\bsshpass[ \t]+-p[ \t]*(\S+)"),
 )
 _HEADER_PAIR: Final = re.compile(r"\(b?[\"']([A-Za-z][\w.-]{0,60})[\"'],[ \t]*b?[\"']([^\"'\n]+)[\"']\)")
@@ -89,6 +91,11 @@ _FLAG: Final = re.compile(r"(?<!\S)--?([A-Za-z][\w.-]{0,60})[ \t]+([^\s-]\S*)")
 _ELEMENT: Final = re.compile(r"<([A-Za-z][\w:.-]{0,60})>([^<]+)")
 _MIN_TOKEN: Final = 15
 _URL_END: Final = re.compile(r"[\s\"'`<>?#]")
+# Instead of a secret, these say how it is about it: "auth: none", "token: expired".
+_STATES: Final = frozenset({
+    "none", "null", "nil", "true", "false", "undefined", "missing", "required", "invalid", "expired", "failed",
+    "incorrect", "disabled", "enabled", "empty", "unset",
+})  # fmt: skip
 _AUTH_WORDS: Final = frozenset({"bearer", "basic", "digest", "negotiate", "token", "apikey", "key"})
 # Header fields whose value goes on to the end of the line, RFC 9110 section 5.5.
 _HEADERS: Final = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "cookie2"})
@@ -247,7 +254,7 @@ def _pairs(text: str) -> list[tuple[int, int]]:
         while start < size and text[start] in " \t":
             start += 1
         end = _value_end(text, start, key.lower() in _HEADERS and match[0] == ":" and not quote)
-        if end > start:
+        if end > start and text[start:end].lower() not in _STATES:
             while start + 1 < end and text[start] == "\\":
                 start += 1
             quoted = text[start] in _QUOTES

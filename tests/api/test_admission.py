@@ -61,7 +61,7 @@ def locked(url: str) -> Iterator[None]:
 
     thread = threading.Thread(target=database.run, args=(hold,))
     thread.start()
-    assert is_held.wait(10)
+    assert is_held.wait(60)
     yield
     release.set()
     thread.join()
@@ -153,7 +153,7 @@ async def test_a_commit_of_which_nobody_knows_whether_it_went_through_is_settled
     assert status == 202
     # The one without a key was refused, so it ends without having run; the one with a key is the one that runs.
     assert (await api.finished(body["execution_id"]))["status"] == "completed"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             items = (await api.get("/api/workflows/executions"))["items"]
             if sorted(item["status"] for item in items) == ["cancelled", "completed"]:

@@ -97,14 +97,14 @@ async def following(api: Api, kind: str) -> AsyncIterator[Callable[[], Any]]:
         async with api.session.ws_connect(f"{api.address}/ws/workflows/stream") as socket:
 
             async def next_message() -> Any:
-                return msgspec.json.decode(await socket.receive_str(timeout=15))
+                return msgspec.json.decode(await socket.receive_str(timeout=60))
 
             yield next_message
 
 
 async def until_completed(next_message: Callable[[], Any]) -> list[str]:
     types: list[str] = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not types or types[-1] != "workflow_completed":
             types.append((await next_message())["event_type"])
     return types
@@ -203,7 +203,7 @@ async def test_after_a_gap_followers_are_told_all_that_followed(any_database_url
 
     async def types_until_completed(groups: AsyncGenerator[list[Message], None]) -> list[str]:
         types: list[str] = []
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             async for group in groups:
                 types += [msgspec.json.decode(message.body)["event_type"] for message in group]
                 if types[-1] == "workflow_completed":
@@ -293,7 +293,7 @@ async def test_a_follower_that_resumes_misses_nothing_that_arrives_while_it_read
             reads += 1
             if reads == 1:
                 await asyncio.to_thread(writer.apply, [StepStarted(step=step, time_ns=1)])
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(60):
                     while hub._position == before:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
         return result
@@ -316,7 +316,7 @@ async def test_a_follower_that_resumes_misses_nothing_that_arrives_while_it_read
                     # Delivered to the others before it goes on.
                     at = hub._position
                     await asyncio.to_thread(writer.apply, [StepStarted(step=step, time_ns=2)])
-                    async with asyncio.timeout(15):
+                    async with asyncio.timeout(60):
                         while hub._position == at:  # noqa: ASYNC110
                             await asyncio.sleep(0.01)
                 if "step_started" in types:
@@ -329,10 +329,10 @@ async def test_a_follower_that_resumes_misses_nothing_that_arrives_while_it_read
             before = connected.sequence
             monkeypatch.setattr(Database, "read", read)
             resuming = asyncio.create_task(resume())
-            assert await asyncio.wait_for(resuming, 15) == ["connected", "step_started"]
+            assert await asyncio.wait_for(resuming, 60) == ["connected", "step_started"]
             assert reads == 1
             reloading = resume_from_a_deleted_position()
-            assert await asyncio.wait_for(reloading, 15) == ["connected", "reload", "step_started"]
+            assert await asyncio.wait_for(reloading, 60) == ["connected", "reload", "step_started"]
     finally:
         await hub.close()
         await feed.close()

@@ -57,11 +57,11 @@ async def head_of(api: Api, method: str, path: str, headers: dict[str, str]) -> 
     try:
         lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
         writer.write("\r\n".join(lines).encode())
-        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 15)).decode()
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)).decode()
         rest = b""
         if method == "HEAD":
             writer.write(f"GET /-/healthy HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-            rest = await asyncio.wait_for(reader.read(), 15)
+            rest = await asyncio.wait_for(reader.read(), 60)
     finally:
         writer.close()
     first, *fields = head.strip().split("\r\n")

@@ -54,7 +54,7 @@ class Socket:
         self.socket = socket
 
     async def next(self) -> Any:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             return msgspec.json.decode(await self.socket.receive_str())
 
     async def until(self, event_type: str) -> list[Any]:
@@ -133,7 +133,7 @@ async def test_server_sent_events_carry_the_same_messages(api: Api) -> None:
 
 async def read_event(stream: aiohttp.ClientResponse) -> dict[str, str]:
     fields: dict[str, str] = {}
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while line := (await stream.content.readline()).decode().rstrip("\n"):
             name, _, value = line.partition(": ")
             fields[name] = value
@@ -256,7 +256,7 @@ async def test_a_stream_ends_with_its_token(
                 other = Database(database_url)
                 other.run(lambda c: revoke_token(c, identifier))
                 other.close()
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(60):
                 while (message := await ending.receive()).type is aiohttp.WSMsgType.TEXT:
                     pass
                 assert message.type is aiohttp.WSMsgType.CLOSE
@@ -294,7 +294,7 @@ async def test_the_descriptor_of_a_stalled_client_is_closed(api: Api, monkeypatc
                     held += os.readlink(f"/proc/self/fd/{name}") in inodes
             return held
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while api.service.hub.follower_count == 0:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert descriptors() == 1

@@ -50,7 +50,7 @@ def get(url: str, *, method: str = "GET", body: Any = None, headers: dict[str, s
         return status, content.decode()
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first truthy value of ``condition``; fails if it stays falsy until the deadline."""
     deadline = time.monotonic() + seconds
     while True:

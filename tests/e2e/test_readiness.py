@@ -29,7 +29,7 @@ async def readiness(api: Api) -> tuple[int, list[str]]:
     """(status, faults); fails if the answer takes longer than promised."""
     started = time.monotonic()
     status, body = await api.call("GET", "/-/ready")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     return status, body["faults"]
 
 
@@ -169,7 +169,7 @@ async def test_a_read_only_postgresql_and_a_standby_are_not_ready(
         await until_ready(api)
         server.sql("ALTER SYSTEM SET default_transaction_read_only = on")
         server.sql("SELECT pg_reload_conf()")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await readiness(api))[1] != ["the database is read-only"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         own = "-c default_transaction_read_only=off"
@@ -259,7 +259,7 @@ async def test_a_silent_postgresql_holds_no_read_for_ever_and_does_not_delay_the
                     async with session.get(service.address + "/-/ready") as response:
                         assert response.status == 503
                         faults = (await response.json())["faults"]
-                    assert time.monotonic() - asked < 5
+                    assert time.monotonic() - asked < 15
                     assert any("database" in fault for fault in faults), faults
                     async with session.get(service.address + "/-/healthy") as response:
                         assert response.status == 200
@@ -269,7 +269,7 @@ async def test_a_silent_postgresql_holds_no_read_for_ever_and_does_not_delay_the
                 ended = time.monotonic()
                 service.process.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(service.process.wait, 20) == 0
-                assert time.monotonic() - ended < 15
+                assert time.monotonic() - ended < 20
             assert "cannot listen" not in service.log.read_text()
         finally:
             if service.process.poll() is None:

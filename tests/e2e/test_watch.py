@@ -21,7 +21,8 @@ from tools.local_service import free_port
 SLOW = {
     "name": "slow",
     "steps": [
-        {"name": "first", "config": {"handler": "sleep", "seconds": 1}},
+        # Longer than it takes to start a process on a busy machine.
+        {"name": "first", "config": {"handler": "sleep", "seconds": 6}},
         {"name": "second", "depends_on_steps": ["first"], "config": {"handler": "sleep", "seconds": 1}},
     ],
 }
@@ -63,7 +64,7 @@ def test_watching_everything_prints_a_line_per_event(server: Callable[..., Serve
         eventually(lambda: "slow completed after" in lines.read_text())
         eventually(lambda: documents.read_text().count('"event_type":"workflow_failed"') == 2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(60) == 130
     text = lines.read_text()
     assert text.count("bad started") == text.count("bad failed after") == 2
     assert "only failed after" in text

@@ -573,7 +573,7 @@ async def test_a_step_cancelled_while_backing_off_counts_its_attempt_once(record
     )
     executor = Executor(recorder)
     ref, task_ = executor.submit(flow.build())
-    await asyncio.wait_for(retrying.wait(), 10)
+    await asyncio.wait_for(retrying.wait(), 60)
     executor.cancel(ref.execution_id)
     await task_
     recorder.flush()

@@ -111,7 +111,7 @@ async def test_a_run_is_cancelled_while_its_condition_is_evaluated() -> None:
     result = await Executor(lambda _event: None, handlers=registry.copy()).run(flow.build(), {"xs": NUMBERS})
     assert result.status is ExecutionStatus.TIMEOUT
     assert result.steps == {"a": StepStatus.SKIPPED}
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 12
 
 
 async def test_many_of_them_take_turns() -> None:

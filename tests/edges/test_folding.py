@@ -441,7 +441,7 @@ def test_a_repetition_that_outlives_its_run_is_lost_with_it(record: Any) -> None
         stuck(False)
         thread = threading.Thread(target=stuck, args=(True,))
         thread.start()
-        assert begun.wait(10)
+        assert begun.wait(60)
     release.set()
     thread.join()
     seen = agrees(recording, "etl", Counter(completed=2, lost=1))
@@ -560,7 +560,7 @@ with tachograph.workflow("etl"):
         with tachograph.step("load"):
             pass
     with tachograph.step("load"):
-        assert recorder.flush(10)
+        assert recorder.flush(60)
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -577,7 +577,7 @@ def test_a_killed_process_leaves_no_fold_running(record: Any, tmp_path: Path) ->
     (lost,) = database.look(lambda c: recovery.find_lost(c, time.time_ns()))
     for event in recovery.lost_events(*lost):
         recording.recorder(event)
-    assert recording.recorder.flush(10)
+    assert recording.recorder.flush(60)
     assert database.look(lambda c: recovery.find_lost(c, time.time_ns())) == []
     seen = views(url, "etl")
     entry = seen.folds["load"]

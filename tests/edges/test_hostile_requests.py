@@ -90,7 +90,7 @@ async def raw(api: Api | str, head: bytes) -> tuple[int, dict[str, str], bytes]:
     try:
         writer.write(head)
         await writer.drain()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             start = await reader.readuntil(b"\r\n\r\n")
             lines = start.decode("latin-1").split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}

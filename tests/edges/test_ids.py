@@ -38,7 +38,7 @@ for _ in range(3):
             flaky()
     else:
         numbers.append(random.random())
-assert recorder.flush(10)
+assert recorder.flush(60)
 print(numbers)
 print(len({event.execution.trace_id for event in seen}))
 """

@@ -29,7 +29,7 @@ class Recording:
 
     @property
     def events(self) -> list[Event]:
-        assert self.recorder.flush(5)
+        assert self.recorder.flush(60)
         return self._events
 
     def steps(self) -> dict[str, list[str]]:
@@ -350,8 +350,8 @@ def test_a_step_that_outlives_its_run_is_lost_with_it(recording: Recording) -> N
     @tachograph.step
     def endless() -> None:
         with tachograph.step("inside"):
-            begun.wait(10)
-            release.wait(10)
+            begun.wait(60)
+            release.wait(60)
         tachograph.log("too late")
         with tachograph.step("after the end"):
             pass
@@ -359,7 +359,7 @@ def test_a_step_that_outlives_its_run_is_lost_with_it(recording: Recording) -> N
     with tachograph.workflow("flow"):
         worker = threading.Thread(target=endless, daemon=True)
         worker.start()
-        begun.wait(10)
+        begun.wait(60)
     release.set()
     worker.join()
     ends = [event for event in recording.events if isinstance(event, StepFinished | ExecutionFinished)]

@@ -93,7 +93,7 @@ async def test_nothing_runs_on_in_the_server(postgres: Any) -> None:
         "WHERE query LIKE '%pg_sleep(30)%' AND state = 'active' AND pid != pg_backend_pid()"
     )
     database.read_seconds = 5
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await database.read(lambda c: c.execute(text(running)).scalar()):
             pass
     await database.aclose()

@@ -118,7 +118,9 @@ INNOCENT = (
     "session duration: 5s", "session_count=5", "'tokens', 'words'", "password is required",
     "keystone: x", "passed: 12 of 12", "signed_at: 2026-01-01", "public_key_url=https://x", "key-value store",
     "jdbc:postgresql://h/db", "https://hooks.slack.com/docs", "login as root", "optional=true", "potpourri: rose",
-    "design=new", "https://example.org/a?assign=me",
+    "design=new", "https://example.org/a?assign=me", "auth: none", "token=null", "password: None, user: x",
+    "secret=false", "the token: expired", "password: incorrect", "pin: 17", "spin: 4444",
+    "shipping: 4444", "GPIO pin=4", "pinned: 12345",
 )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ async def opened(address: tuple[str, int]) -> Stream:
 
 async def until_closed(stream: Stream) -> bytes:
     """What the service sends until it closes the connection."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with contextlib.suppress(ConnectionError):
             return await stream[0].read()
         return b""
@@ -85,7 +85,7 @@ async def test_half_a_head_does_not_stay(address: tuple[str, int], sent: bytes) 
     stream[1].write(sent)
     started = time.monotonic()
     answer = await until_closed(stream)
-    assert 0.3 < time.monotonic() - started < 5
+    assert 0.3 < time.monotonic() - started < 30
     assert b" 408 " in answer.splitlines()[0]
     problem = msgspec.json.decode(answer.partition(b"\r\n\r\n")[2])
     assert problem["code"] == "request_timeout"
@@ -110,7 +110,7 @@ async def test_half_a_head_after_a_whole_request_does_not_stay(address: tuple[st
         stream[1].write(HEAD)
         started = time.monotonic()
         await until_closed(stream)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
 
 
 async def test_a_connection_without_a_request_ends_later(address: tuple[str, int]) -> None:
@@ -201,7 +201,7 @@ async def test_who_asks_for_something_keeps_the_connection(address: tuple[str, i
         await stream[0].readexactly(int(answer.lower().partition(b"content-length: ")[2].split()[0]))
         idle += [await opened(address) for _ in range(LIMIT)]
     ended = [asyncio.create_task(until_closed(stream)) for stream in idle[: LIMIT // 2]]
-    await asyncio.wait(ended, timeout=5)
+    await asyncio.wait(ended, timeout=60)
     assert all(task.done() for task in ended)
 
 
@@ -218,7 +218,7 @@ async def test_connections_in_use_do_not(address: tuple[str, int]) -> None:
     assert b"retry-after: 1" in answer.lower()
     for stream in busy:
         stream[1].close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await _status(lambda: healthy(address)) != 200:  # noqa: ASYNC110 - the service tells nobody
             await asyncio.sleep(0.05)
 

@@ -49,12 +49,12 @@ class Encrypted:
         )
         writer.write(REQUEST)
         self.writers.append(writer)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await reader.read()
 
     async def until_forgotten(self) -> None:
         """Wait until no handshake is under way."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.server.handshakes:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
@@ -89,7 +89,7 @@ async def test_what_follows_the_handshake_is_read(encrypted: Encrypted) -> None:
 async def test_a_handshake_ends_in_time(encrypted: Encrypted, sent: bytes) -> None:
     reader, writer = await encrypted.opened()
     writer.write(sent)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
     await encrypted.until_forgotten()
@@ -100,7 +100,7 @@ async def test_a_handshake_ends_in_time(encrypted: Encrypted, sent: bytes) -> No
 async def test_what_is_no_handshake_closes_the_connection(encrypted: Encrypted, sent: bytes) -> None:
     reader, writer = await encrypted.opened()
     writer.write(sent)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with contextlib.suppress(ConnectionError):
             await reader.read()
     await encrypted.until_forgotten()
@@ -111,7 +111,7 @@ async def test_handshakes_of_an_address_are_bounded(encrypted: Encrypted, monkey
     monkeypatch.setattr(connections, "HEAD_SECONDS", 60.0)
     for _ in range(4 * LIMIT):
         await encrypted.opened()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         # The oldest ones make room.
         while len(encrypted.server.handshakes.get("127.0.0.1", {})) != LIMIT:  # noqa: ASYNC110
             await asyncio.sleep(0.02)

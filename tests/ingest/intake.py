@@ -89,13 +89,18 @@ class Intake:
 
     def timelines(self) -> list[dict[str, Any]]:
         """The timelines of all executions, as the API gives them, by start."""
-        columns = workflow_executions.c
-        query = select(columns.execution_id).order_by(columns.started_ns, columns.execution_id)
-        ids = self.database.look(lambda c: [row[0] for row in c.execute(query)])
-        return [self.timeline(execution_id) for execution_id in ids]
+        return self.timelines_of(self.workspace_id)
 
-    def timeline(self, execution_id: str) -> dict[str, Any]:
-        run = self.database.look(lambda c: find_run(c, self.workspace_id, execution_id))
+    def timelines_of(self, workspace_id: str) -> list[dict[str, Any]]:
+        """Those of a workspace."""
+        columns = workflow_executions.c
+        query = select(columns.execution_id).where(columns.workspace_id == workspace_id)
+        query = query.order_by(columns.started_ns, columns.execution_id)
+        ids = self.database.look(lambda c: [row[0] for row in c.execute(query)])
+        return [self.timeline(execution_id, workspace_id) for execution_id in ids]
+
+    def timeline(self, execution_id: str, workspace_id: str | None = None) -> dict[str, Any]:
+        run = self.database.look(lambda c: find_run(c, workspace_id or self.workspace_id, execution_id))
         encoded = msgspec.json.encode(build_timeline(run, now_ns=time.time_ns()))
         return cast("dict[str, Any]", json.loads(encoded))
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
-from tests.ingest.recorded import in_order, recorded_spans, spans_of
+from tests.ingest.recorded import in_order, recorded_requests, recorded_spans
 from tests.ingest.truth import RECORDINGS, Truth, read_truth
-from tools.recordings import read
 
 from tachograph.clock import NS
 from tachograph.events import ExecutionFinished, ExecutionStatus, StepReady, StepStarted
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, assemble
-from tachograph_exporter.ingest.built_in_rules import RULES
+from tachograph_exporter.ingest.built_in_rules import BUILT_IN, RULES
 from tachograph_exporter.ingest.rules import Role
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.trace_groups import Together
 
 NAMES: Final = sorted(
     path.name.removesuffix(".truth.json")
@@ -147,7 +146,7 @@ def _seen(names: Sequence[str]) -> tuple[str, str]:
         spans = in_order(_spans(name), "by end")
         for count in sorted({1, len(spans) // 3, len(spans) // 2, len(spans) - 2, len(spans) - 1} - {0, -1}):
             now_ns = max(span.end_ns for span in spans[:count]) + 3_600 * NS
-            for run in assemble("default", spans[:count], now_ns, is_quiet=True):
+            for run in assemble("default", _together(spans[:count]), now_ns, is_quiet=True):
                 is_run_seen |= not run.is_finished
                 are_steps_seen |= not run.is_finished and _has_open_step(run)
                 end = run.events[-1]
@@ -160,8 +159,14 @@ def _seen(names: Sequence[str]) -> tuple[str, str]:
 def _spans(name: str) -> list[SpanRecord]:
     if name not in RAW:
         return recorded_spans(name)
-    requests = [request for request in read(RAW[name]) if request.path == "/v1/traces"]
-    return [span for request in requests for span in spans_of(json.dumps(request.body).encode())]
+    return [span for request in recorded_requests(name) for span in request]
+
+
+def _together(spans: Sequence[SpanRecord]) -> Sequence[SpanRecord]:
+    by_trace: dict[str, list[SpanRecord]] = defaultdict(list)
+    for span in spans:
+        by_trace[span.trace_id].append(span)
+    return Together(by_trace, BUILT_IN).read(by_trace)
 
 
 def _has_open_step(run: AssembledExecution) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tests.ingest.truth import RECORDINGS
+from tools.recordings import read
 
 from tachograph_exporter.ingest.otlp_json import scopes_of_json
 from tachograph_exporter.ingest.spans import SpanRecord, records_of
@@ -18,6 +20,12 @@ DELIVERIES: Final = (("as recorded", 0), ("by end", 3), ("reversed", 1), ("shuff
 def recorded_spans(name: str) -> list[SpanRecord]:
     """The spans of a recording, in its order."""
     return spans_of((RECORDINGS / f"{name}.json").read_bytes())
+
+
+def recorded_requests(name: str) -> list[list[SpanRecord]]:
+    """The spans of a recording of requests, by request, as they arrived."""
+    (path,) = RECORDINGS.glob(f"{name}.jsonl*")
+    return [spans_of(json.dumps(request.body).encode()) for request in read(path) if request.path == "/v1/traces"]
 
 
 def spans_of(body: bytes) -> list[SpanRecord]:

@@ -137,14 +137,14 @@ async def test_a_retried_request_changes_no_counter(api: Api, spans: list[Span])
 async def test_the_stream_and_subscribers_hear_ingested_events_once(api: Api) -> None:
     subscription = api.service.recorder.subscribe()
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{api.address}/ws/workflows/stream") as socket:
-        first = msgspec.json.decode(await socket.receive_str(timeout=15))
+        first = msgspec.json.decode(await socket.receive_str(timeout=60))
         assert first["event_type"] == "connected"
         await sent(api, *PLAIN)
         await sent(api, *PLAIN)
         await sent(api, span("last", 9, trace=2))
         messages: list[Any] = []
         while not (messages and messages[-1]["event_type"] == "workflow_completed" and len(messages) > STARTED * 2):
-            messages.append(msgspec.json.decode(await socket.receive_str(timeout=15)))
+            messages.append(msgspec.json.decode(await socket.receive_str(timeout=60)))
     kinds = [message["event_type"] for message in messages]
     assert sorted(kinds) == [
         "step_completed", "step_failed", "step_started", "step_started",

@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from sqlalchemy import select
+from sqlalchemy import select, update
 from tests.api.test_otlp import T0, S, export, send, sent, span, timeline
 from tests.conftest import Api, running, serve
 from tests.store.test_rollups import differing
 from tests.test_four_views import samples
 
+from tachograph.errors import StoreUnavailable
 from tachograph.events import Event, ExecutionFinished, StepFinished, StepStarted
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
@@ -25,7 +26,7 @@ from tachograph_exporter.ingest import span_rows, span_store
 from tachograph_exporter.ingest.pending_spans import PENDING, REAL_PARENT, SPAN_TYPE
 from tachograph_exporter.service import Service
 from tachograph_exporter.store import archiving, recovery
-from tachograph_exporter.store.schema import open_spans, spans
+from tachograph_exporter.store.schema import open_spans, spans, traces
 
 WORKFLOW = frozenset({("workspace", "default"), ("workflow", "nightly")})
 ROOT = span("nightly", 1, 0, 0, None)
@@ -196,6 +197,49 @@ async def test_what_was_lost_becomes_what_it_was_when_its_end_arrives_after_all(
     await sent(api, ROOT, EXTRACT)
     assert await states(api) == {"": "completed", "extract": "completed"}
     assert subscription.drain() == []
+
+
+async def test_what_was_counted_as_lost_and_ends_is_made_up_for_by_the_next_that_is_lost(
+    api: Api, clock: Clock
+) -> None:
+    async def counted() -> dict[str, tuple[float, float]]:
+        """How many executions, and steps, are shown to have ended so."""
+        await asyncio.to_thread(api.service.recorder.flush)
+        shown = samples(await api.metrics())
+        execution, step = "workflow_execution_duration_seconds_count", "workflow_step_duration_seconds_count"
+        labels = {status: WORKFLOW | {("status", status)} for status in ("completed", "lost")}
+        return {
+            status: (shown.get((execution, of), 0), shown.get((step, of | {("step", "extract")}), 0))
+            for status, of in labels.items()
+        }
+
+    async def becomes_counted(completed: float, lost: float) -> None:
+        expected = {"completed": (completed, completed), "lost": (lost, lost)}
+
+        async def is_so() -> bool:
+            return await counted() == expected
+
+        await eventually(is_so)
+
+    await sent(api, *[span("nightly", 1, 0, 0, 5, trace=3), span("extract", 2, 1, 1, 4, trace=3)])
+    await becomes_counted(1, 0)
+    await sent(api, ROOT, EXTRACT)
+    await clock.pass_(40)
+    await becomes_counted(1, 1)
+    await sent(api, *DONE)
+    await becomes_counted(2, 1)
+    # It is lost for good: now as many have been shown as there are.
+    await sent(api, span("nightly", 1, 0, 0, None, trace=2), span("extract", 2, 1, 1, None, trace=2))
+    await clock.pass_(40)
+
+    async def lost() -> Any:
+        return (await api.get("/api/workflows/executions?status=lost"))["items"]
+
+    (item,) = await eventually(lost)
+    await becomes_counted(2, 1)
+    report = await api.get(f"/api/workflows/executions/{item['execution_id']}/reconcile")
+    assert report["differences"] == []
+    assert differing(api.service.database) == 0
 
 
 async def test_what_was_lost_runs_again_when_it_is_heard_of(api: Api, clock: Clock) -> None:
@@ -507,27 +551,149 @@ async def test_a_pending_span_that_names_no_real_parent_costs_no_other_span(api:
     assert (await states(api))["extract"] == "completed"
 
 
-# It has hung on a machine that ran much else in this process before, with nothing in its log.
-@pytest.mark.slow
-async def test_open_spans_of_a_long_trace_are_read_like_others(
-    api: Api, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Reassembly:
+    """Assembles due traces when the test says so, and only then."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._assemble = service.reassemble_due_traces
+        service.reassemble_due_traces = _nobody  # type: ignore[method-assign]
+
+    async def due(self) -> int:
+        """Assemble what is due by now, or will be; returns the number of traces."""
+        is_due = traces.c.due_ns.is_not(None)
+        self._service.database.run(lambda c: c.execute(update(traces).where(is_due).values(due_ns=1)))
+        return await self._assemble()
+
+    async def now(self) -> int:
+        """Assemble what is due by now."""
+        return await self._assemble()
+
+
+@pytest.fixture
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace of more than 20 spans is long."""
     monkeypatch.setattr(span_store, "MAX_AT_ONCE", 20)
     monkeypatch.setattr(span_rows, "MAX_AT_ONCE", 20)
-    many = [span(f"step {number % 5}", number, 1, number, number + 0.5) for number in range(10, 40)]
-    await sent(api, ROOT, EXTRACT, *many)
-    others = {f"step {number}": "completed" for number in range(5)}
-    await becomes(api, run="running", extract="running", **others)
+
+
+MANY = [span(f"step {number % 5}", number, 1, number, number + 0.5) for number in range(10, 40)]
+OTHERS = {f"step {number}": "completed" for number in range(5)}
+
+
+async def test_open_spans_of_a_long_trace_are_read_like_others(api: Api, clock: Clock, few_at_once: None) -> None:
+    reassembly = Reassembly(api.service)
+    await sent(api, ROOT, EXTRACT, *MANY)
+    assert await reassembly.due() == 1
+    assert await states(api) == {"": "running", "extract": "running"} | OTHERS
     # A heartbeat does not make it due again.
-    assert await clock.pass_(60, lambda: sent(api, ROOT)) == 1
-    await becomes(api, run="running", extract="lost", **others)
+    assert await clock.pass_(25, lambda: sent(api, ROOT)) == 0
+    assert await reassembly.due() == 0
+    assert await clock.pass_(35, lambda: sent(api, ROOT)) == 1
+    assert await reassembly.now() == 1
+    assert await states(api) == {"": "running", "extract": "lost"} | OTHERS
     await sent(api, EXTRACT)
-    await becomes(api, run="running", extract="running", **others)
+    assert await reassembly.now() == 1
+    assert await states(api) == {"": "running", "extract": "running"} | OTHERS
     assert await clock.pass_(40) == 2
-    await becomes(api, run="lost", extract="lost", **others)
+    assert await reassembly.now() == 1
+    assert await states(api) == {"": "lost", "extract": "lost"} | OTHERS
     await sent(api, *DONE)
-    await becomes(api, run="completed", extract="completed", **others)
+    assert await reassembly.due() == 1
+    assert await states(api) == {"": "completed", "extract": "completed"} | OTHERS
+    assert await reassembly.due() == 0
     assert differing(api.service.database) == 0
+
+
+async def test_a_span_that_is_lost_while_its_trace_is_assembled_is_lost(
+    api: Api, clock: Clock, few_at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever comes between the claim of a trace, the reading of its spans and the commit, nothing of it is missed."""
+    reassembly, service = Reassembly(api.service), api.service
+    loop = asyncio.get_running_loop()
+    await sent(api, ROOT, EXTRACT, *MANY)
+    original = service.span_store.commit
+    between: list[Callable[[], Any]] = []
+
+    def commit(work: Any) -> Any:
+        if between:
+            asyncio.run_coroutine_threadsafe(between.pop()(), loop).result(60)
+        return original(work)
+
+    monkeypatch.setattr(service.span_store, "commit", commit)
+    assert await clock.pass_(25) == 0
+
+    async def lose() -> None:
+        assert await clock.pass_(10) == 2
+
+    between.append(lose)
+    assert await reassembly.due() == 1
+    while await reassembly.now():
+        pass
+    assert await states(api) == {"": "lost", "extract": "lost"} | OTHERS
+
+    async def revive() -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr(span_store, "MAX_AT_ONCE", 20)
+        monkeypatch.setattr(span_rows, "MAX_AT_ONCE", 20)
+        await sent(api, ROOT, EXTRACT, span("late", 50, 1, 50, 51))
+
+    await sent(api, span("early", 51, 1, 50, 51))
+    between.append(revive)
+    assert await reassembly.due() == 1
+    while await reassembly.due():
+        pass
+    assert (
+        await states(api) == {"": "running", "extract": "running", "early": "completed", "late": "completed"} | OTHERS
+    )
+    assert differing(service.database) == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()], ids=["thread", "memory"])
+@pytest.mark.parametrize(
+    "place", ["tachograph_exporter.service.reassemble", "tachograph_exporter.ingest.reassembly._reassemble"]
+)
+async def test_a_trace_that_could_not_be_assembled_for_a_moment_is_assembled_next(
+    api: Api, clock: Clock, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    reassembly = Reassembly(api.service)
+    await sent(api, ROOT, EXTRACT)
+    assert await clock.pass_(40) == 2
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises((StoreUnavailable, type(error))):
+        await reassembly.now()
+    monkeypatch.undo()
+    assert await reassembly.now() == 1
+    assert await states(api) == {"": "lost", "extract": "lost"}
+
+
+async def test_what_is_due_is_not_put_off_by_a_clock_that_is_set_back(api: Api, clock: Clock) -> None:
+    reassembly = Reassembly(api.service)
+    await sent(api, ROOT, EXTRACT)
+    assert await clock.pass_(40) == 2
+    assert await reassembly.now() == 1
+    await sent(api, ROOT, EXTRACT)
+    hour_ahead = update(traces).values(due_ns=time.time_ns() + 3600 * S)
+    api.service.database.run(lambda c: c.execute(hour_ahead))
+    assert await reassembly.now() == 1
+    assert await states(api) == {"": "running", "extract": "running"}
+
+
+async def test_a_background_task_that_ends_is_noticed(
+    database_url: str, handlers: HandlerRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(Config(database=database_url, grace_seconds=0.1), handlers):
+        (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "tachograph traces"]
+        task.cancel()
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+        assert 'the task "tachograph traces" has ended: it was cancelled' in caplog.text
+        caplog.clear()
+    assert "has ended" not in caplog.text
 
 
 async def test_what_is_deleted_has_no_leases(api: Api) -> None:

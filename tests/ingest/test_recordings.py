@@ -65,6 +65,21 @@ def test_a_replay_of_a_recording_changes_nothing(name: str, intake: Callable[[],
     assert (lasting(service), service.counted(), service.events) == (timelines, counted, events)
 
 
+def test_the_queue_of_a_further_try_is_no_backoff(intake: Callable[[], Intake]) -> None:
+    service = intake()
+    service.take(recorded_spans("airflow3_nightly"))
+    service.settle()
+    (timeline,) = service.timelines()
+    (flaky,) = [step for step in timeline["step_timeline"] if step["step_name"] == "flaky"]
+    # The spans: the first try ended at 49.081, the second one was queued at 52.051 and began at 52.816.
+    second = flaky["attempts"][1]
+    assert (second["backoff_seconds"], second["queue_seconds"]) == (
+        pytest.approx(2.97, abs=0.01),
+        pytest.approx(0.765, abs=0.01),
+    )
+    assert flaky["wait"]["backoff"] == pytest.approx(2.97, abs=0.01)
+
+
 def lasting(service: Intake) -> list[dict[str, Any]]:
     """The timelines, without what changes with the time of day while an execution is open."""
     timelines = service.timelines()

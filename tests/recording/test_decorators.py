@@ -29,7 +29,7 @@ class Recorded:
 
     @property
     def events(self) -> list[Event]:
-        assert self.recorder.flush(5)
+        assert self.recorder.flush(60)
         return self._events
 
     def of(self, kind: type[Any]) -> list[Any]:

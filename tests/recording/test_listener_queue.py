@@ -46,7 +46,7 @@ def test_events_arrive_in_order_and_flush_waits_for_them() -> None:
     queue = ListenerQueue("test", collector)
     for number in range(5000):
         queue.put(heartbeat(number))
-    assert queue.flush(10)
+    assert queue.flush(60)
     assert collector.taken == list(range(5000))
     queue.close(1)
     assert not queue.dropped
@@ -60,10 +60,10 @@ def test_a_stalled_listener_blocks_nobody_and_what_does_not_fit_is_counted() -> 
     started = time.monotonic()
     for number in range(1000):
         queue.put(heartbeat(number))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert not queue.flush(0.05)
     release.set()
-    assert queue.flush(10)
+    assert queue.flush(60)
     assert len(collector.taken) + queue.dropped["queue_full"] == 1000
     assert queue.dropped["queue_full"] > 0
     queue.close(1)
@@ -116,7 +116,7 @@ def test_a_listener_that_is_away_for_a_while_gets_everything_once() -> None:
     queue = ListenerQueue("test", collector)
     for number in range(100):
         queue.put(heartbeat(number))
-    assert queue.flush(10)
+    assert queue.flush(60)
     assert collector.taken == list(range(100))
     assert not queue.dropped
     queue.close(1)
@@ -132,7 +132,7 @@ def test_events_delivered_another_way_are_counted_and_flush_does_not_wait_for_fe
     assert not queue.flush(0.05)
     assert queue.delivered == 3
     release.set()
-    assert queue.flush(10)
+    assert queue.flush(60)
     assert queue.delivered == 4
     queue.close(1)
 
@@ -166,7 +166,7 @@ def test_many_threads_may_put_at_once() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert queue.flush(10)
+    assert queue.flush(60)
     assert sorted(collector.taken) == list(range(8000))
     queue.close(1)
 
@@ -192,8 +192,8 @@ def test_a_thread_that_could_not_start_is_started_later(
     for number in range(100):
         queue.put(heartbeat(number))
     started = time.monotonic()
-    assert not queue.flush(10)
-    assert time.monotonic() - started < 5
+    assert not queue.flush(60)
+    assert time.monotonic() - started < 30
     CannotStart.refuse = False
     number = 100
 
@@ -204,7 +204,7 @@ def test_a_thread_that_could_not_start_is_started_later(
         return bool(collector.taken)
 
     wait_until(put_until_taken)
-    assert queue.flush(10)
+    assert queue.flush(60)
     assert collector.taken == list(range(number))
     assert not queue.dropped
     assert [record.message for record in caplog.records if "can't start new thread" in record.message] != []
@@ -290,7 +290,7 @@ def test_no_exception_of_a_listener_stops_its_queue(error: type[BaseException], 
         queue.put(heartbeat(number))
     assert not queue.flush(5)  # Not all of it was delivered.
     queue.put(heartbeat(3))
-    assert queue.flush(5)
+    assert queue.flush(60)
     assert collector.taken == [0, 2, 3]
     assert queue.dropped == {"error": 1}
     queue.close(1)
@@ -318,7 +318,7 @@ def test_a_listener_that_is_away_for_ever_does_not_hold_up_the_end(
     assert len(unavailable) == 1
     thread = queue._thread
     assert thread is not None
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     assert sum(queue.dropped.values()) + queue.spooled == 10
 
@@ -374,8 +374,8 @@ def test_events_that_settle_are_delivered_or_kept_once(wait_until: Wait) -> None
     queue.settle(0.1)
     queue.put(heartbeat(2))
     started = time.monotonic()
-    queue.settle(20)
-    assert time.monotonic() - started < 5  # It was late a moment ago.
+    queue.settle(60)
+    assert time.monotonic() - started < 30  # It was late a moment ago.
     assert keeper.kept == [1, 2]
     keeper.refuse = lambda events: None
     wait_until(lambda: not queue._is_late)
@@ -396,7 +396,7 @@ def test_a_listener_that_comes_back_is_noticed_by_whoever_waits() -> None:
     queue.put(heartbeat(0))
     assert not queue.flush(3.5)  # By now it waits two seconds between attempts.
     is_away.clear()
-    assert queue.flush(1.0)
+    assert queue.flush(60)
     queue.close(1)
 
 
@@ -412,7 +412,7 @@ def test_a_fork_does_not_wait_for_a_listener_that_is_away(wait_until: Wait) -> N
         queue.after_fork_in_parent()
     assert time.monotonic() - started < 10
     collector.refuse = lambda events: None
-    assert queue.flush(5)
+    assert queue.flush(60)
     queue.close(1)
 
 
@@ -444,7 +444,7 @@ def test_a_refused_event_is_set_aside_and_the_halves_without_it_are_taken_whole(
     queue = ListenerQueue("test", collector, gather_seconds=0.2)
     for number in range(1024):
         queue.put(heartbeat(number))
-    assert not queue.flush(10)
+    assert not queue.flush(60)
     assert collector.taken == [n for n in range(1024) if n != 700]
     assert collector.aside == [(700, "seven hundred")]
     assert queue.dropped == {"error": 1}
@@ -463,13 +463,13 @@ def test_a_store_that_refuses_everything_says_so_once_and_counts_all(caplog: pyt
     queue = ListenerQueue("test", collector)
     for number in range(1000):
         queue.put(heartbeat(number))
-    assert not queue.flush(10)
+    assert not queue.flush(60)
     assert queue.dropped == {"error": 1000}
     assert queue.refused_in_a_row == 1000
     assert len([record for record in caplog.records if record.exc_info]) == 1
     collector.refuse = lambda events: None
     queue.put(heartbeat(1000))
-    assert queue.flush(5)
+    assert queue.flush(60)
     assert queue.refused_in_a_row == 0
     queue.close(1)
 
@@ -483,7 +483,7 @@ def test_a_thread_that_could_not_be_started_or_died_is_started_later(
         patch.setattr(threading.Thread, "start", _no_thread)
         queue.put(heartbeat(0))
         assert not queue.flush(0.05)
-    assert queue.flush(5)
+    assert queue.flush(60)
     queue.close(1)
     # One that is out of memory, and again while it reports that.
     queue = ListenerQueue("test", collector)
@@ -494,7 +494,7 @@ def test_a_thread_that_could_not_be_started_or_died_is_started_later(
         queue.put(heartbeat(1))
         wait_until(lambda: queue._thread is None)
     queue.put(heartbeat(2))
-    assert queue.flush(5)
+    assert queue.flush(60)
     assert collector.taken == [0, 1, 2]
     queue.close(1)
 

@@ -75,7 +75,7 @@ async def test_a_subscription_gives_live_events_in_order_until_it_is_closed(reco
     reader = asyncio.create_task(read())
     await Executor(recorder).run(FLOW)
     subscription.close()
-    await asyncio.wait_for(reader, 5)
+    await asyncio.wait_for(reader, 60)
     assert len(seen) == 8
     assert isinstance(seen[-1], ExecutionFinished)
     assert subscription.missed == 0

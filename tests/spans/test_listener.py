@@ -45,7 +45,7 @@ class Traced:
         recorder.set_spans(self.listener)
 
     def spans(self) -> dict[str, ReadableSpan]:
-        assert self.recorder.flush(5)
+        assert self.recorder.flush(60)
         return {span.name: span for span in self.memory.get_finished_spans()}
 
 

@@ -53,7 +53,7 @@ class Recording:
         self.database = database
 
     def exported(self) -> list[Span]:
-        assert self.recorder.flush(10)
+        assert self.recorder.flush(60)
         request = encode_spans(self.memory.get_finished_spans())
         return [span for group in request.resource_spans for scope in group.scope_spans for span in scope.spans]
 
@@ -193,7 +193,7 @@ async def test_a_cancelled_run(recording: Recording, work: HandlerRegistry) -> N
     retrying, loop = asyncio.Event(), asyncio.get_running_loop()
     recording.recorder.add("test", lambda event: _tell(event, loop, retrying))
     task = asyncio.create_task(executor.run(flow, execution=execution))
-    await asyncio.wait_for(retrying.wait(), 10)
+    await asyncio.wait_for(retrying.wait(), 60)
     executor.cancel(execution.execution_id)
     await task
     spans = assert_equal(recording, execution)

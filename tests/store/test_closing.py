@@ -1,60 +1,99 @@
-"""Whoever uses a PostgreSQL database from a thread while it is closed gets an error, and does not wait for ever."""
+"""A database that is closed answers every thread that still works with it; none waits for ever."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from tachograph.errors import DatabaseUnavailable
-from tachograph_exporter.store import database as database_module
 from tachograph_exporter.store.database import Database
-
-pytestmark = pytest.mark.e2e
-
-
-def sleep(connection: Connection) -> None:
-    connection.exec_driver_sql("SELECT pg_sleep(60)")
+from tachograph_exporter.store.deadline import Deadline
 
 
-def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[BaseException]]:
-    """A thread that makes a call, not started, and what the call will have raised."""
-    errors: list[BaseException] = []
+def ask(connection: Connection) -> None:
+    connection.execute(text("SELECT 1"))
 
-    def run() -> None:
+
+def test_threads_that_work_while_it_closes_are_told(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    started = threading.Barrier(7)
+    answers: list[BaseException] = []
+
+    def work(number: int) -> None:
+        started.wait()
         try:
-            call()
+            while True:
+                match number % 3:
+                    case 0:
+                        database.run(ask)
+                    case 1:
+                        database.look(ask)
+                    case _:
+                        database.look(ask, Deadline(60))
         except BaseException as error:
-            errors.append(error)
+            answers.append(error)
 
-    return threading.Thread(target=run, daemon=True), errors
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    database.close()
+    for thread in threads:
+        thread.join(60)
+    assert not [thread for thread in threads if thread.is_alive()]
+    assert [error for error in answers if not isinstance(error, DatabaseUnavailable)] == []
 
 
-def test_what_begins_while_it_is_closed_is_refused(
-    postgres: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_closing_it_says_that_it_is_closed(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    database.look(ask)
+    database.close()
+    database.close()
+    for call in (database.run, database.look):
+        with pytest.raises(DatabaseUnavailable, match="closed"):
+            call(ask)
+
+
+async def test_after_closing_the_event_loop_is_told_too(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    await database.read(ask)
+    await database.aclose()
+    for call in (database.read, database.write):
+        with pytest.raises(DatabaseUnavailable, match="closed"):
+            await call(ask)
+
+
+@pytest.mark.e2e
+def test_threads_whose_work_does_not_end_are_told(postgres: Callable[[], str], wait_until: Callable[..., None]) -> None:
     database = Database(postgres())
-    late, errors = in_thread(lambda: database.run(sleep))
-    finish = database_module._SideLoop._finish
+    is_in, go_on = threading.Event(), threading.Event()
+    answers: list[BaseException] = []
 
-    async def finish_and_begin(loop: Any) -> None:
-        # Between the last look at what is running and the end of the loop.
-        await finish(loop)
-        late.start()
+    def stuck(connection: Connection) -> None:
+        is_in.set()
+        go_on.wait(60)
 
-    monkeypatch.setattr(database_module._SideLoop, "_finish", finish_and_begin)
-    database.close()
-    late.join(30)
-    assert not late.is_alive()
-    assert isinstance(errors[0], DatabaseUnavailable)
+    def work(task: Callable[[Connection], None]) -> None:
+        try:
+            database.run(task)
+        except BaseException as error:
+            answers.append(error)
 
-
-def test_after_it_was_closed_it_is_unavailable(postgres: Callable[..., str]) -> None:
-    database = Database(postgres())
-    database.close()
-    with pytest.raises(DatabaseUnavailable, match="closed"):
-        database.run(sleep)
-    database.close()
+    threads = [threading.Thread(target=work, args=(stuck,), daemon=True)]
+    threads[0].start()
+    assert is_in.wait(60)
+    # The loop is busy, so this waits behind what is stuck.
+    threads.append(threading.Thread(target=work, args=(ask,), daemon=True))
+    threads[1].start()
+    try:
+        database.close()
+        for thread in threads:
+            thread.join(60)
+        assert not [thread for thread in threads if thread.is_alive()]
+        assert [type(error) for error in answers] == [DatabaseUnavailable] * 2
+    finally:
+        go_on.set()
+    wait_until(lambda: "tachograph-asyncpg" not in {thread.name for thread in threading.enumerate()})

@@ -140,7 +140,7 @@ class Subscriber:
         return [m for m in self.messages if m["event_type"] in (types or STATE_TYPES)]
 
     async def wait_for(self, count: int, *types: str) -> list[Any]:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while len(self.of(*types)) < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         return self.of(*types)

@@ -18,7 +18,8 @@ from tachograph_exporter.ingest.spans import attributes_of
 from tachograph_exporter.store import execution_list, log_rows, process_rows
 from tachograph_exporter.store.log_rows import Position
 from tachograph_exporter.store.runs import find_run
-from tachograph_exporter.views.logs import SEVERITIES, Owners, arrived_lines, is_selected, recorded_lines
+from tachograph_exporter.store.trace_groups import traces_beside
+from tachograph_exporter.views.logs import SEVERITIES, read_lines
 from tachograph_exporter.views.processes import build_processes
 from tachograph_exporter.views.schemas.logs import LogPage, ProcessPage
 
@@ -45,21 +46,13 @@ async def logs(request: web.Request) -> web.Response:
 
     def read(connection: Connection) -> bytes:
         run = find_run(connection, workspace.id, execution_id)
-        trace_id, owners = run.execution.trace_id, Owners.of(run).steps
-        logged = log_rows.span_ids_of(connection, workspace.id, trace_id)
-        nearest = log_rows.ancestors_of(connection, workspace.id, trace_id, logged, owners)
-        steps = {span_id: owners[at] for span_id, at in nearest.items()}
-        chosen = [span_id for span_id in logged if is_selected(steps.get(span_id), names)]
-        rows = log_rows.page(
-            connection, workspace.id, trace_id, chosen, after=after, min_severity=severity, limit=limit + 1
-        )
-        lines = [*recorded_lines(run, names, after, severity), *arrived_lines(rows, steps)]
-        lines.sort(key=lambda line: line.position)
+        lines = read_lines(connection, workspace.id, run, names, severity, limit + 1, after)
+        trace_ids = traces_beside(connection, workspace.id, run.execution.trace_id)
         last = lines[limit - 1].position if len(lines) > limit else None
         page = LogPage(
             items=[line.entry for line in lines[:limit]],
             next=encode_cursor(_SORT, _encoded(last)) if last is not None else None,
-            dropped_count=log_rows.dropped_of(connection, workspace.id, trace_id),
+            dropped_count=sum(log_rows.dropped_of(connection, workspace.id, trace_id) for trace_id in trace_ids),
         )
         return msgspec.json.encode(page)
 
@@ -89,7 +82,8 @@ async def processes(request: web.Request) -> web.Response:
 
     def read(connection: Connection) -> bytes:
         execution = find_run(connection, workspace.id, execution_id).execution
-        resources = process_rows.resources_of(connection, workspace.id, execution.trace_id)
+        trace_ids = traces_beside(connection, workspace.id, execution.trace_id)
+        resources = [r for i in trace_ids for r in process_rows.resources_of(connection, workspace.id, i)]
         described = [process_of(attributes_of(ResourceSpans.FromString(r).resource.attributes)) for r in resources]
         ids = sorted({process.id for process in described if process is not None})
         host, _, place = (execution.process or "").partition("/")

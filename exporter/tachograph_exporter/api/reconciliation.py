@@ -22,8 +22,10 @@ from tachograph_exporter.api.request import DATABASE, RECORDER, WORKERS, Workspa
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.api.scrape import SCRAPER
 from tachograph_exporter.ingest.announcements import Announced
+from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.span_rows import announced_of, of_trace, trace_rows
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.trace_groups import Together
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 from tachograph_exporter.store import event_log, execution_list
 from tachograph_exporter.store.database import Database
@@ -35,6 +37,7 @@ from tachograph_exporter.store.recovery import INGESTED_PROCESS
 from tachograph_exporter.store.rollups.checking import CountedRow, count_row
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.series.checking import CheckedSeries, check_series
+from tachograph_exporter.store.trace_groups import traces_beside
 from tachograph_exporter.views.otlp_spans import ended_span
 from tachograph_exporter.views.reconcile import Evidence, ExportedSpans, reconcile
 from tachograph_exporter.views.schemas.reconciliation import Reconciliation
@@ -139,15 +142,17 @@ def _read(connection: Connection, workspace_id: str, execution_id: str) -> _Stor
         return stored._replace(counted="archived: its day is not counted again", logged=reason, arrived=reason)
     execution = run.execution
     arrived: list[SpanRecord] | str = []
-    trace = trace_rows(connection, workspace_id, [execution.trace_id]).get(execution.trace_id)
-    if trace is not None and trace.span_count > MAX_TRACE_SPANS:
-        arrived = f"its trace has {trace.span_count} spans: too many to compare"
-    elif trace is not None:
-        arrived = of_trace(connection, workspace_id, execution.trace_id, is_slim=True)
+    trace_ids = traces_beside(connection, workspace_id, execution.trace_id) if execution.trace_id else []
+    span_count = sum(row.span_count for row in trace_rows(connection, workspace_id, trace_ids).values())
+    if span_count > MAX_TRACE_SPANS:
+        arrived = f"its trace has {span_count} spans: too many to compare"
+    else:
+        by_trace = {i: of_trace(connection, workspace_id, i, is_slim=True) for i in trace_ids}
+        arrived = Together(by_trace, BUILT_IN).read(by_trace)
     is_announced = True
     if stored.is_ingested:
-        announced = announced_of(connection, workspace_id, execution.trace_id)
-        is_announced = all(state is Announced.EVERYTHING for state in announced.values())
+        announced = [state for i in trace_ids for state in announced_of(connection, workspace_id, i).values()]
+        is_announced = all(state is Announced.EVERYTHING for state in announced)
     if execution.finished_ns is None:
         counted: CountedRow | str = "it has not ended"
     else:

@@ -252,14 +252,15 @@ _TEMPORAL_ID: Final = attribute("temporalWorkflowID")
 TEMPORAL: Final = (
     Rule(engine="temporal", role=Role.EXECUTION, has=("temporalWorkflowID",), names=("RunWorkflow:",), opens=True,
          name=after_colon, run_id=attribute("temporalRunID"), series=_TEMPORAL_ID,
-         state=by_exception, states=RESULTS),
+         state=by_exception, states=RESULTS, across_traces=True),
     Rule(engine="temporal", role=Role.END, has=("temporalRunID",), names=("CompleteWorkflow:",), name=after_colon,
-         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, state=by_exception, states=RESULTS),
+         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, state=by_exception, states=RESULTS,
+         across_traces=True),
     Rule(engine="temporal", role=Role.STEP, has=("temporalActivityID",), names=("RunActivity:",), name=after_colon,
          run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, key=joined("temporalRunID", "temporalActivityID"),
-         state=by_exception, states=RESULTS, retries=True),
+         state=by_exception, states=RESULTS, retries=True, across_traces=True),
     Rule(engine="temporal", role=Role.QUEUED, names=("StartActivity:",), has=("temporalRunID",), name=after_colon,
-         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID),
+         run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, across_traces=True),
     Rule(engine="temporal", role=Role.INSIDE, has=("temporalWorkflowID",), workflow=after_colon, series=_TEMPORAL_ID,
          names=("StartWorkflow:", "SignalWithStartWorkflow:", "StartUpdateWithStartWorkflow:")),
     Rule(engine="temporal", role=Role.INSIDE,
@@ -276,7 +277,7 @@ CELERY: Final = (
          key=_MESSAGE, lasting=True),
     Rule(engine="celery", role=Role.STEP, equals={"celery.action": "run"}, name=attribute("celery.task_name"),
          attempt=attribute("celery.retries"), first_attempt=0, state=celery_state, states=RESULTS,
-         why=attribute("celery.retry.reason"), key=_MESSAGE, due=moment("celery.eta"), lasting=True),
+         why=attribute("celery.retry.reason"), key=_MESSAGE, due=moment("celery.eta"), lasting=True, linked=True),
 )  # fmt: skip
 
 # Dagster: dagster-otel 0.5. A step's parent is the first step that it waited for, with links to the others.
@@ -285,7 +286,7 @@ DAGSTER: Final = (
          name=without_index("dagster.step_key"), index=index_in("dagster.step_key"),
          workflow=attribute("dagster.job_name"), run_id=attribute("dagster.run_id"),
          attempt=attribute("dagster.retry_number"), first_attempt=0,
-         key=joined("dagster.run_id", "dagster.step_key"), links=Links.COMPLETE, lasting=True),
+         key=joined("dagster.run_id", "dagster.step_key"), links=Links.COMPLETE, lasting=True, across_traces=True),
 )  # fmt: skip
 
 # RQ: opentelemetry-instrumentation-rq 0.1. A job with dependencies is published when they are met; its worker's parent

@@ -47,6 +47,10 @@ class Leases:
         self._processes: set[str] = set()
         self._alive: dict[str, set[str]] = {}
 
+    def read(self, trace_ids: Sequence[str]) -> None:
+        """Read those of further traces, which are assembled together with the others."""
+        self._rows |= open_spans.of_traces(self._connection, self._workspace_id, trace_ids)
+
     def take_heartbeats(self, candidates: dict[str, dict[str, SpanRecord]]) -> None:
         """Take out of ``candidates`` the open spans that say nothing new, so that their traces need no look.
 

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import ColumnElement, Connection, or_, select, update
 
 from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
-from tachograph_exporter.ingest import span_rows, trace_executions
+from tachograph_exporter.ingest import span_rows, span_store, trace_executions
 from tachograph_exporter.ingest.announcements import Announced, mark_reassembled
 from tachograph_exporter.ingest.leases import lost_as_told, lost_now, with_losses
-from tachograph_exporter.ingest.span_store import SpanStore, add_logged_errors
-from tachograph_exporter.ingest.trace_executions import Reading
-from tachograph_exporter.store import locking, open_spans
+from tachograph_exporter.ingest.readings import Readings, add_logged_errors
+from tachograph_exporter.ingest.span_store import SpanStore
+from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.trace_groups import TraceGroups, Unit, units_of
+from tachograph_exporter.store import failures, locking, open_spans
 from tachograph_exporter.store.schema import traces, workspaces
 
 quiet = QuietLog(logging.getLogger(__name__))
 
 _CLAIM_SECONDS: Final = 120.0
+_LATEST_SECONDS: Final = 2 * trace_executions.ENDED_SECONDS
+"""More than any trace is put off."""
 
 _traces = traces.c
 
@@ -45,8 +49,12 @@ class DueTrace(NamedTuple):
 
 def has_due(connection: Connection) -> bool:
     """Whether any trace is due."""
-    query = select(_traces.trace_id).where(_traces.due_ns <= time.time_ns()).limit(1)
-    return connection.execute(query).first() is not None
+    return connection.execute(select(_traces.trace_id).where(_is_due(time.time_ns())).limit(1)).first() is not None
+
+
+def _is_due(now_ns: int) -> ColumnElement[bool]:
+    """Due by the clock; a time that nothing is put off to is from before the clock was set back."""
+    return or_(_traces.due_ns <= now_ns, _traces.due_ns > now_ns + round(_LATEST_SECONDS * NS))
 
 
 def claim_due(connection: Connection, limit: int = 20) -> list[DueTrace]:
@@ -55,7 +63,7 @@ def claim_due(connection: Connection, limit: int = 20) -> list[DueTrace]:
     query = (
         select(_traces.workspace_id, workspaces.c.slug, _traces.trace_id, _traces.changed_ns)
         .join(workspaces, workspaces.c.id == _traces.workspace_id)
-        .where(_traces.due_ns <= now)
+        .where(_is_due(now))
         .order_by(_traces.due_ns)
         .limit(limit)
     )
@@ -83,51 +91,108 @@ def reassemble(store: SpanStore, due: DueTrace) -> None:
     except StoreUnavailable:
         raise
     except Exception as error:
+        if failures.is_away(error):
+            # No memory, no thread: there is nothing wrong with the trace.
+            raise failures.unavailable(error, store.database.name) from error
         quiet.exception(type(error), "trace %s could not be assembled again", due.trace_id)
         first = store.database.look(lambda c: span_rows.of_trace(c, due.workspace_id, due.trace_id))[:1]
         if first:
             # Its spans are stored; one of them is enough to try again.
             store.set_aside(due.workspace, first, error)
         # Unless it has become due meanwhile, because of a span that was lost, for instance.
-        is_ours = (
-            (_traces.workspace_id == due.workspace_id)
-            & (_traces.trace_id == due.trace_id)
-            & (_traces.due_ns == due.claimed_ns)
-        )
-        store.database.run(lambda c: c.execute(update(traces).where(is_ours).values(due_ns=None)))
+        store.database.run(lambda c: c.execute(update(traces).where(_claimed(due)).values(due_ns=None)))
+
+
+class _Kept(NamedTuple):
+    """What is stored of traces that are assembled together: their rows, and the spans, by trace."""
+
+    unit: Unit
+    rows: Mapping[str, tuple[int, int]]
+    spans: Mapping[str, Sequence[SpanRecord]]
+
+
+def _unit(connection: Connection, due: DueTrace) -> tuple[Unit, dict[str, tuple[int, int]]]:
+    """What a trace is assembled with, and of each of these traces when it changed and the number of its spans."""
+    unit = TraceGroups.of(connection, due.workspace_id, [due.trace_id])[due.trace_id]
+    stored = span_rows.trace_rows(connection, due.workspace_id, unit.traces)
+    counts = {trace_id: row.span_count for trace_id, row in stored.items()}
+    unit = units_of({due.trace_id: unit}, counts, span_store.MAX_TRACE_SPANS)[due.trace_id]
+    rows = {i: (stored[i].changed_ns, stored[i].span_count) for i in unit.traces if i in stored}
+    return unit, rows
+
+
+def _kept(connection: Connection, due: DueTrace) -> _Kept:
+    unit, rows = _unit(connection, due)
+    spans = {i: span_rows.of_trace(connection, due.workspace_id, i, is_slim=True) for i in rows}
+    return _Kept(unit, rows, {trace_id: own for trace_id, own in spans.items() if own})
 
 
 def _reassemble(store: SpanStore, due: DueTrace) -> None:
-    kept = store.database.look(lambda c: span_rows.of_trace(c, due.workspace_id, due.trace_id, is_slim=True))
-    if not kept:
+    kept = store.database.look(lambda c: _kept(c, due))
+    if due.trace_id not in kept.spans:
         return
 
     def work(connection: Connection) -> tuple[None, Sequence[Event]]:
         locking.lock(connection)
-        is_trace = (_traces.workspace_id == due.workspace_id) & (_traces.trace_id == due.trace_id)
-        row = connection.execute(select(_traces.changed_ns, _traces.span_count).where(is_trace)).first()
-        if row is None:
+        workspace_id = due.workspace_id
+        unit, rows = _unit(connection, due)
+        if due.trace_id not in rows:
             return None, []  # Deleted in the meantime.
-        changed = row.changed_ns
-        if changed != due.changed_ns and row.span_count <= span_rows.MAX_AT_ONCE:
-            return None, []  # More spans have arrived, and the trace was assembled with them.
-        announced = span_rows.announced_of(connection, due.workspace_id, due.trace_id)
-        leases = open_spans.of_traces(connection, due.workspace_id, [due.trace_id]).get(due.trace_id, {})
-        told = with_losses(kept, lost_as_told(leases))
-        earlier = [span for span in told if announced.get(span.span_id) is Announced.EVERYTHING]
-        is_quiet = due.is_quiet and changed == due.changed_ns
-        reading = Reading(with_losses(kept, lost_now(leases)), announced, earlier, is_quiet)
-        add_logged_errors(connection, due.workspace_id, {due.trace_id: reading})
+        if unit.is_group and not _is_claimed(connection, due):
+            return None, []  # It was assembled together with another one meanwhile.
         now = time.time_ns()
-        result = store.executions.update(connection, due.workspace_id, due.workspace, {due.trace_id: reading}, now)
-        states = {span.span_id: announced.get(span.span_id, Announced.EVERYTHING) for span in kept}
-        withheld = result.withheld.get(due.trace_id)
-        mark_reassembled(connection, due.workspace_id, due.trace_id, states, withheld)
-        if leases:
-            open_spans.mark_told(connection, due.workspace_id, [due.trace_id])
+        has_changed = unit != kept.unit or rows != kept.rows
+        if has_changed and sum(count for _, count in rows.values()) <= span_rows.MAX_AT_ONCE:
+            # More spans have arrived, and the traces were assembled with them, unless it was this trace that was due.
+            _free(connection, due, now)
+            return None, []
+        announced = {i: span_rows.announced_of(connection, workspace_id, i) for i in kept.spans}
+        leases = open_spans.of_traces(connection, workspace_id, list(kept.spans))
+        whole = {i: with_losses(own, lost_now(leases.get(i, {}))) for i, own in kept.spans.items()}
+        told = {i: with_losses(own, lost_as_told(leases.get(i, {}))) for i, own in kept.spans.items()}
+        add_logged_errors(connection, workspace_id, whole)
+        is_quiet = due.is_quiet and not has_changed and not _is_growing(connection, due, unit, now)
+        readings = Readings(store.book)
+        readings.add(kept.unit, whole, told, announced, is_quiet=is_quiet)
+        result = store.executions.update(connection, workspace_id, due.workspace, readings.readings, now)
+        withheld = readings.by_trace(result.withheld)
+        for trace_id, own in kept.spans.items():
+            states = {span.span_id: announced[trace_id].get(span.span_id, Announced.EVERYTHING) for span in own}
+            mark_reassembled(connection, workspace_id, trace_id, states, withheld.get(trace_id))
+        open_spans.mark_told(connection, workspace_id, sorted(leases))
         soon = now + round(span_rows.LATER_SECONDS * NS)
-        due_ns = soon if changed != due.changed_ns else result.due.get(due.trace_id)
-        connection.execute(update(traces).where(is_trace).values(due_ns=due_ns))
+        due_ns = soon if has_changed else result.due.get(kept.unit.key)
+        # All of them have been assembled; one remembers when to do so again.
+        for trace_id in kept.rows:
+            value = due_ns if trace_id == due.trace_id else None
+            connection.execute(update(traces).where(_is_trace(workspace_id, trace_id)).values(due_ns=value))
         return None, result.new
 
     store.commit(work)
+
+
+def _is_growing(connection: Connection, due: DueTrace, unit: Unit, now_ns: int) -> bool:
+    """Whether a span of one of these traces has arrived a moment ago. If that may matter, the trace is due, too."""
+    if not unit.is_group:
+        return False
+    after_ns = now_ns - round(trace_executions.QUIET_SECONDS * NS)
+    rows = span_rows.trace_rows(connection, due.workspace_id, unit.traces).values()
+    return any(row.due_ns is not None and row.changed_ns > after_ns for row in rows)
+
+
+def _free(connection: Connection, due: DueTrace, due_ns: int) -> None:
+    """Make a claimed trace due, unless it has been given another time since."""
+    connection.execute(update(traces).where(_claimed(due)).values(due_ns=due_ns))
+
+
+def _is_claimed(connection: Connection, due: DueTrace) -> bool:
+    return connection.execute(select(_traces.trace_id).where(_claimed(due))).first() is not None
+
+
+def _claimed(due: DueTrace) -> ColumnElement[bool]:
+    """The trace, unless it has been given another time since it was claimed."""
+    return _is_trace(due.workspace_id, due.trace_id) & (_traces.due_ns == due.claimed_ns)
+
+
+def _is_trace(workspace_id: str, trace_id: str) -> ColumnElement[bool]:
+    return (_traces.workspace_id == workspace_id) & (_traces.trace_id == trace_id)

@@ -64,6 +64,8 @@ class _Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     lasting: bool = False
     opens: bool = False
     retries: bool = False
+    across_traces: bool = False
+    linked: bool = False
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -117,6 +119,8 @@ def _rule(rule: _Rule) -> Rule:
         lasting=rule.lasting,
         opens=rule.opens,
         retries=rule.retries,
+        across_traces=rule.across_traces,
+        linked=rule.linked,
         usage=usage_of,
         **readers,
     )

@@ -123,7 +123,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     its last step, not with the span above them. ``opens``: a zero-length span marks the start of an execution, and one
     of role END its end. ``retries``: a failed step may be retried for as long as its execution runs. ``series``:
     executions of which this reads the same value follow each other, so none of them ran inside another, and only the
-    last of them can be open. ``reused``: the engine gives all attempts the same span id.
+    last of them can be open. ``reused``: the engine gives all attempts the same span id. ``across_traces``: spans with
+    the same ``run_id`` are of one run in whatever traces they are. ``linked``: a span without a parent is below the
+    span of another trace that it links to first.
 
     ``step_type`` is what kind of step it is. ``usage`` reads tokens and cost, and ``cause`` the type of an error where
     the span's exception is not it. ``of_agent``: part of an agent's run, in which the steps inside a step wait for each
@@ -171,6 +173,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     opens: bool = False
     retries: bool = False
     reused: bool = False
+    across_traces: bool = False
+    linked: bool = False
     step_type: str = ""
     usage: Callable[[SpanRecord], Usage | None] | None = None
     cause: Read | None = None
@@ -244,6 +248,9 @@ class Rulebook:
             name for rule in rules if not (rule.has or rule.equals or rule.resource_has) for name in rule.names or ("",)
         )
         self._reused = tuple(name for rule in rules if rule.reused for name in rule.names)
+        tying = [rule for rule in rules if rule.across_traces or rule.linked]
+        self._tying = frozenset(name for rule in tying for name in (*rule.has, *rule.equals))
+        self._always_ties = any(not (rule.has or rule.equals) for rule in tying)
 
     def find(self, span: SpanRecord) -> Rule | None:
         """The first rule that matches a span, if any."""
@@ -254,6 +261,10 @@ class Rulebook:
         ):
             return None
         return next((rule for rule in self.rules if rule.matches(span)), None)
+
+    def may_tie(self, span: SpanRecord) -> bool:
+        """Whether a span may say that its trace belongs to others (see `Rule.across_traces`, `Rule.linked`)."""
+        return self._always_ties or not self._tying.isdisjoint(span.attributes)
 
     def repetition(self, span: SpanRecord) -> int:
         """The number of the attempt (from 2) if an earlier one had the same span id, else 0."""

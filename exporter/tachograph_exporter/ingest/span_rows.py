@@ -73,7 +73,7 @@ class SpanRows:
     ) -> None:
         """Write spans (by trace id) with their resources, and note in the index what they say.
 
-        ``counts``: spans in all, by trace id. ``withheld``: see `Update`.
+        ``counts``: spans that are assembled together, by trace id. ``withheld``: see `Update`.
         """
         resources: dict[str, bytes] = {}
         index, notes = self._index, self._index.begin()
@@ -115,8 +115,13 @@ class SpanRows:
         rows: Mapping[str, Row[Any]],
         due: Mapping[str, int],
         now: int,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
-        """Write the traces of these spans. ``rows``: as they are stored; ``due``: when to assemble a trace again."""
+        """Write the traces of these spans.
+
+        ``rows``: as they are stored; ``due``: when to assemble a trace again; ``sizes``: how many spans are assembled
+        together with those of a trace, these included, where it is not alone.
+        """
         changed = []
         for trace_id, trace_spans in fresh.items():
             row = rows.get(trace_id)
@@ -131,8 +136,8 @@ class SpanRows:
                 if (-row.root_rank, row.root_start_ns) <= (-rank, root_start):
                     rank, root_start = row.root_rank, row.root_start_ns
                     service, name = row.root_service, row.root_name
-            if counts[trace_id] > MAX_AT_ONCE:
-                later = now + round((LATER_SECONDS + counts[trace_id] / SPANS_PER_SECOND) * NS)
+            if (size := (sizes or counts)[trace_id]) > MAX_AT_ONCE:
+                later = now + round((LATER_SECONDS + size / SPANS_PER_SECOND) * NS)
                 due_ns = row.due_ns if row is not None and row.due_ns is not None else later
             changed.append(
                 (workspace_id, trace_id, counts[trace_id], now, start, end, rank, root_start, service, name, due_ns)

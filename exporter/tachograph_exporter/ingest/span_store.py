@@ -23,7 +23,7 @@ from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.leases import Leases, lost_as_told, lost_now, says_more, with_losses
 from tachograph_exporter.ingest.lineage.joining import engine_key
 from tachograph_exporter.ingest.lineage.lineage_store import Arrived, LineageStore
-from tachograph_exporter.ingest.log_records import EXCEPTION
+from tachograph_exporter.ingest.readings import Readings, add_logged_errors
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_rows import (
     LATER_SECONDS,
@@ -35,10 +35,10 @@ from tachograph_exporter.ingest.span_rows import (
     trace_rows,
 )
 from tachograph_exporter.ingest.spans import SpanRecord, export_request, told_apart
-from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
+from tachograph_exporter.ingest.trace_executions import TraceExecutions
+from tachograph_exporter.ingest.trace_groups import TraceGroups, size_of, units_of
 from tachograph_exporter.store import locking, open_spans, refused
 from tachograph_exporter.store.lineage import LineageRows
-from tachograph_exporter.store.log_rows import errors_of
 from tachograph_exporter.store.open_spans import OpenSpans
 from tachograph_exporter.store.writer import StoreWriter
 
@@ -76,8 +76,9 @@ class SpanStore:
         self._writer = writer
         self._publish = publish
         self._publishing = threading.Lock()
-        self._book = book
+        self.book = book
         self._rows = SpanRows(writer.database.dialect)
+        self._groups = TraceGroups(writer.database.dialect, book)
         self._open_spans = OpenSpans(writer.database.dialect)
         self.lineage = LineageStore(self.executions, self._rows, LineageRows(writer.database.dialect))
         """Stores what OpenLineage events tell of the same runs."""
@@ -117,8 +118,20 @@ class SpanStore:
         rows = trace_rows(connection, workspace_id, list(candidates))
         leases = Leases(connection, workspace_id, list(rows), now)
         leases.take_heartbeats(candidates)
-        short = [trace_id for trace_id in candidates if trace_id in rows and rows[trace_id].span_count <= MAX_AT_ONCE]
-        stored, announced = stored_spans(connection, workspace_id, short)
+        units = self._groups.join(connection, workspace_id, candidates)
+        others = {member for unit in units.values() for member in unit.traces} - candidates.keys()
+        rows |= trace_rows(connection, workspace_id, sorted(others))
+        leases.read(sorted(others & rows.keys()))
+        spans_of = {trace_id: row.span_count for trace_id, row in rows.items()}
+        units = units_of(units, spans_of, MAX_TRACE_SPANS)
+        short = {
+            member
+            for unit in units.values()
+            if size_of(unit, spans_of) <= MAX_AT_ONCE
+            for member in unit.traces
+            if member in rows
+        }
+        stored, announced = stored_spans(connection, workspace_id, sorted(short))
         fresh: dict[str, list[SpanRecord]] = {}
         refused: set[SpanKey] = set()
         counts: dict[str, int] = {}
@@ -140,33 +153,44 @@ class SpanStore:
             if chosen:
                 fresh[trace_id], counts[trace_id] = chosen, count
                 leases.take(chosen)
-        readings = {}
-        for trace_id, chosen in fresh.items():
-            if counts[trace_id] <= MAX_AT_ONCE:
-                before = stored.get(trace_id, {})
-                whole = {**before, **{span.span_id: span for span in chosen}}
-                known, told = leases.as_known(trace_id, whole.values()), leases.as_told(trace_id, before.values())
-                readings[trace_id] = _reading(known, told, announced.get(trace_id, {}))
-        add_logged_errors(connection, workspace_id, readings)
-        update = self.executions.update(connection, workspace_id, workspace, readings, now, emptied)
+        sizes = {trace_id: size_of(units[trace_id], counts, spans_of) for trace_id in fresh}
+        changed = {units[trace_id] for trace_id, size in sizes.items() if size <= MAX_AT_ONCE}
+        # From now on the traces of these are each by itself.
+        split = {member for i, size in sizes.items() if size > MAX_TRACE_SPANS for member in units[i].traces}
+        make_due(connection, workspace_id, split & rows.keys(), now + round(LATER_SECONDS * NS))
+        whole: dict[str, list[SpanRecord]] = {}
+        told: dict[str, list[SpanRecord]] = {}
+        for trace_id in sorted(trace_id for unit in changed for trace_id in unit.traces):
+            before, new = stored.get(trace_id, {}), fresh.get(trace_id, ())
+            if before or new:
+                now_known = {**before, **{span.span_id: span for span in new}}
+                whole[trace_id] = leases.as_known(trace_id, now_known.values())
+                told[trace_id] = leases.as_told(trace_id, before.values())
+        add_logged_errors(connection, workspace_id, whole)
+        readings = Readings(self.book)
+        for unit in changed:
+            readings.add(unit, whole, told, announced)
+        update = self.executions.update(connection, workspace_id, workspace, readings.readings, now, emptied)
+        withheld = readings.by_trace(update.withheld)
         if fresh:
-            self._rows.put(connection, workspace_id, fresh, counts, update.withheld)
-            self._rows.put_traces(connection, workspace_id, fresh, counts, rows, update.due, now)
-            for trace_id, states in update.withheld.items():
+            self._rows.put(connection, workspace_id, fresh, sizes, withheld)
+            due = {trace_id: update.due[key] for trace_id in fresh if (key := units[trace_id].key) in update.due}
+            self._rows.put_traces(connection, workspace_id, fresh, counts, rows, due, now, sizes)
+            for trace_id, states in withheld.items():
                 # Of spans that had arrived before, too.
                 told_before = announced.get(trace_id, {})
                 later = {
                     i: told for i, told in states.items() if told is BEGUN and told_before.get(i, told) is not told
                 }
                 mark_started(connection, workspace_id, trace_id, later)
-        leases.write(self._open_spans, fresh, readings)
+        leases.write(self._open_spans, fresh, readings.traces)
         return Taken(update.new, sum(map(len, fresh.values())), refused)
 
     def _newest(self, arrived: Iterable[SpanRecord]) -> dict[str, dict[str, SpanRecord]]:
         """The spans that arrived, by trace id and span id; of one that is there twice the version that says more."""
         newest: dict[str, dict[str, SpanRecord]] = defaultdict(dict)
         for span in arrived:
-            if repetition := self._book.repetition(span):
+            if repetition := self.book.repetition(span):
                 span = told_apart(span, repetition)
             trace_spans = newest[span.trace_id]
             other = trace_spans.get(span.span_id)
@@ -200,43 +224,33 @@ class SpanStore:
 
         A long trace is assembled later.
         """
-        rows = trace_rows(connection, workspace_id, sorted(trace_ids))
-        short = [trace_id for trace_id, row in rows.items() if row.span_count <= MAX_AT_ONCE]
-        stored, announced = stored_spans(connection, workspace_id, short)
-        leases = open_spans.of_traces(connection, workspace_id, short)
-        readings = {}
-        for trace_id in short:
+        units = TraceGroups.of(connection, workspace_id, sorted(trace_ids))
+        rows = trace_rows(connection, workspace_id, sorted({member for u in units.values() for member in u.traces}))
+        spans_of = {trace_id: row.span_count for trace_id, row in rows.items()}
+        bounded = units_of(units, spans_of, MAX_TRACE_SPANS)
+        present = {unit for trace_id, unit in bounded.items() if trace_id in rows}
+        short = {unit for unit in present if size_of(unit, spans_of) <= MAX_AT_ONCE}
+        ids = sorted({trace_id for unit in short for trace_id in unit.traces if trace_id in rows})
+        stored, announced = stored_spans(connection, workspace_id, ids)
+        leases = open_spans.of_traces(connection, workspace_id, ids)
+        whole: dict[str, list[SpanRecord]] = {}
+        told: dict[str, list[SpanRecord]] = {}
+        for trace_id in ids:
             spans, known = stored[trace_id].values(), leases.get(trace_id, {})
-            told = with_losses(spans, lost_as_told(known))
-            readings[trace_id] = _reading(with_losses(spans, lost_now(known)), told, announced[trace_id])
+            whole[trace_id] = with_losses(spans, lost_now(known))
+            told[trace_id] = with_losses(spans, lost_as_told(known))
         # Where the spans say it themselves, nothing changes.
-        readings = add_logged_errors(connection, workspace_id, readings)
+        changed = add_logged_errors(connection, workspace_id, whole)
+        readings = Readings(self.book)
+        for unit in short:
+            if not changed.isdisjoint(unit.traces):
+                readings.add(unit, whole, told, announced)
         now = time.time_ns()
-        make_due(connection, workspace_id, rows.keys() - set(short), now + round(LATER_SECONDS * NS))
-        events = self.executions.update(connection, workspace_id, workspace, readings, now).new
-        open_spans.mark_told(connection, workspace_id, sorted(readings.keys() & leases.keys()))
+        long = [trace_id for unit in present - short for trace_id in unit.traces]
+        make_due(connection, workspace_id, rows.keys() & set(long), now + round(LATER_SECONDS * NS))
+        events = self.executions.update(connection, workspace_id, workspace, readings.readings, now).new
+        open_spans.mark_told(connection, workspace_id, sorted(readings.traces & leases.keys()))
         return events
-
-
-def _reading(spans: Sequence[SpanRecord], told: Sequence[SpanRecord], states: Mapping[str, Announced]) -> Reading:
-    """What is known of a trace. ``told``: its spans as listeners know them."""
-    earlier = [span for span in told if states.get(span.span_id) is Announced.EVERYTHING]
-    return Reading(spans, states, earlier)
-
-
-def add_logged_errors(connection: Connection, workspace_id: str, readings: Mapping[str, Reading]) -> dict[str, Reading]:
-    """Give spans the exceptions that were sent as log records, as if they were events of theirs.
-
-    A record that only mentions an exception counts for a span that failed. Returns the readings that changed.
-    """
-    changed = {}
-    for trace_id, errors in errors_of(connection, workspace_id, sorted(readings)).items():
-        for span in readings[trace_id].spans:
-            error = errors.get(span.span_id)
-            if error is not None and span.exception is None and (span.is_error or error.event_name == EXCEPTION):
-                span.exception = (error.type, error.message, error.stack)
-                changed[trace_id] = readings[trace_id]
-    return changed
 
 
 def _ends(

@@ -53,7 +53,8 @@ class SpanRecord(msgspec.Struct, gc=False):
     ``lost_ns``: when an open span was last seen whose lease has run out, else 0.
 
     ``payload`` is the OTLP span and ``resource`` (with the id ``resource_id``) its `ResourceSpans` without spans.
-    ``exception`` is the last one, as (type, message, stack).
+    ``exception`` is the last one, as (type, message, stack). ``links`` are ids of spans of its trace that it links to,
+    ``elsewhere`` (trace id, span id) of those of other traces.
     """
 
     trace_id: str
@@ -76,6 +77,7 @@ class SpanRecord(msgspec.Struct, gc=False):
     resource_attributes: Mapping[str, Any] = {}
     events: tuple[SpanEvent, ...] = ()
     lost_ns: int = 0
+    elsewhere: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_lost(self) -> bool:
@@ -237,11 +239,20 @@ def record(
         attributes=attributes_of(span.attributes),
         status_code=span.status.code,
         status_message=span.status.message,
-        links=tuple(link.span_id.hex() for link in span.links if link.trace_id == span.trace_id),
+        links=tuple([link.span_id.hex() for link in span.links if link.trace_id == span.trace_id]),
+        elsewhere=_elsewhere(span) if span.links else (),
         exception=exception,
         resource_attributes=resource_attributes,
         events=tuple(events),
     )
+
+
+def _elsewhere(span: Span) -> tuple[tuple[str, str], ...]:
+    return tuple([
+        (link.trace_id.hex(), link.span_id.hex())
+        for link in span.links
+        if link.trace_id != span.trace_id and len(link.trace_id) == 16 and len(link.span_id) == 8
+    ])  # fmt: skip
 
 
 def told_apart(span: SpanRecord, repetition: int) -> SpanRecord:

@@ -33,23 +33,25 @@ _OF_IDS: Final = select(*_COLUMNS).where(_executions.execution_id.in_(bindparam(
 
 
 class Reading(NamedTuple):
-    """What is known of a trace.
+    """What is known of a trace, or of several that are assembled together.
 
     ``announced``: what listeners have received of its spans, by span id; ``earlier``: the spans that they have received
-    everything of, as they were then. ``is_quiet``: no more spans are expected.
+    everything of, as they were then. ``is_quiet``: no more spans are expected. ``traces``: all of them, where there are
+    several.
     """
 
     spans: Sequence[SpanRecord]
     announced: Mapping[str, Announced] = {}
     earlier: Sequence[SpanRecord] = ()
     is_quiet: bool = False
+    traces: tuple[str, ...] = ()
 
 
 class Update(NamedTuple):
     """The result of bringing traces' executions up to date.
 
-    ``new``: events that listeners have not received. ``due``: when to assemble a trace again, by trace id.
-    ``withheld``: by trace id, the spans of which only a start is announced, and which.
+    ``new``: events that listeners have not received. ``due``: when to assemble a trace again, by the key of its
+    reading. ``withheld``: by this key, the spans of which only a start is announced, and which.
     """
 
     new: list[Event]
@@ -75,7 +77,8 @@ class TraceExecutions:
     ) -> Update:
         """Replace the stored executions of these traces, and log the events that are new.
 
-        ``emptied``: traces whose spans have moved into others; their executions are removed.
+        ``readings``: by trace id; those of several traces by one of them. ``emptied``: traces whose spans have moved
+        into others; their executions are removed.
         """
         if not readings and not emptied:
             return Update([], {}, {})
@@ -89,9 +92,10 @@ class TraceExecutions:
             for execution in executions
             if _may_be_given(execution)
         ]
-        own_traces = readings.keys() | emptied
+        traces_of = {key: reading.traces or (key,) for key, reading in readings.items()}
+        own_traces = {trace_id for traces in traces_of.values() for trace_id in traces} | emptied
         rows = _stored_executions(connection, own_traces, ids)
-        avoided = self._avoid_taken_ids(workspace_id, workspace, readings, now, assembled, rows, emptied)
+        avoided = self._avoid_taken_ids(workspace_id, workspace, readings, now, assembled, rows, own_traces, emptied)
         # Whoever ran an execution recorded it in this very database, and knows more than its spans say.
         recorded = {row.execution_id for row in rows.values() if row.process != INGESTED_PROCESS}
         recorded_traces = {row.trace_id for row in rows.values() if row.execution_id in recorded}
@@ -103,6 +107,7 @@ class TraceExecutions:
         unsettled: set[str] = set()
         for trace_id, executions in assembled.items():
             reading = readings[trace_id]
+            is_recorded = not recorded_traces.isdisjoint(traces_of[trace_id])
             begun = {span_id for span_id, state in reading.announced.items() if state is Announced.BEGUN}
             starts = begun | {span_id for span_id, state in reading.announced.items() if state is Announced.START}
             announced: set[EventKey] = set()
@@ -116,7 +121,7 @@ class TraceExecutions:
                 due[trace_id] = now + round(QUIET_SECONDS * NS)
             for execution in executions:
                 execution_id = execution.execution.execution_id
-                is_stray = execution.root is None and not execution.is_named and trace_id in recorded_traces
+                is_stray = execution.root is None and not execution.is_named and is_recorded
                 if execution_id in recorded or is_stray:
                     continue
                 ids_now.add(execution_id)
@@ -167,23 +172,25 @@ class TraceExecutions:
         now: int,
         assembled: dict[str, list[AssembledExecution]],
         rows: Mapping[str, Row[Any]],
+        own_traces: AbstractSet[str],
         emptied: AbstractSet[str],
     ) -> dict[str, frozenset[str]]:
         """Assemble traces again whose executions have ids of another workspace or trace; those ids, by trace id."""
         taken = {
             row.execution_id
             for row in rows.values()
-            if row.workspace_id != workspace_id or (row.trace_id not in readings and row.trace_id not in emptied)
+            if row.workspace_id != workspace_id or row.trace_id not in own_traces
         }
         avoided: dict[str, frozenset[str]] = {}
         for trace_id, executions in assembled.items():
+            own = readings[trace_id].traces or (trace_id,)
             ids = frozenset(
                 execution_id
                 for execution_id in (execution.execution.execution_id for execution in executions)
                 if execution_id in taken
                 or (
                     (row := rows.get(execution_id)) is not None
-                    and row.trace_id != trace_id
+                    and row.trace_id not in own
                     and row.trace_id not in emptied
                 )
             )

@@ -14,8 +14,8 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from tachograph_exporter.store import failures, locking, postgres_hosts
 from tachograph_exporter.store.deadline import Deadline
 from tachograph_exporter.store.engines import SqliteFile, close_engine, postgres_engine, sqlite_engine
 from tachograph_exporter.store.schema import HEAD
+from tachograph_exporter.store.side_loop import SideLoop
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -46,8 +47,6 @@ T = TypeVar("T")
 
 BUSY_SECONDS: Final = 10.0
 READ_SECONDS: Final = 10.0
-COMMAND_SECONDS: Final = 30.0
-"""How long a command of a writer in a thread may take on PostgreSQL, waiting for other writers included."""
 ANSWER_SECONDS: Final = 150.0
 """How long a caller waits for a thread at most: longer than any command may take."""
 _CLOSE_SECONDS: Final = 1.0
@@ -131,15 +130,16 @@ class Database:
         self._threads: dict[Lane, ThreadPoolExecutor] = {}
         self._pending: set[Future[Any]] = set()
         self._engines: dict[Lane, AsyncEngine] = {}
-        self._side_loop: _SideLoop | None = None
-        self._search_loop: _SideLoop | None = None
+        self._side_loop: SideLoop | None = None
+        self._search_loop: SideLoop | None = None
         self.engine: Engine | None = None
+        self._is_closed = False
         if self.is_sqlite:
             self.file = SqliteFile(self.url.database or "")
             # To open it, an engine of its own: the time to wait for a lock belongs to a connection.
             self.engine = sqlite_engine(self.url, self.file, wait_seconds)
         else:
-            self._side_loop = _SideLoop(self.url)
+            self._side_loop = SideLoop(self.url)
         with self._opening():
             if self._side_loop is not None:
                 is_ready = self._side_loop.run(is_current, timeout=wait_seconds)
@@ -170,7 +170,7 @@ class Database:
     def run(self, work: Callable[[Connection], T], *, is_long: bool = False) -> T:
         """Call ``work`` in a transaction that may write; blocks the calling thread.
 
-        ``is_long``: its commands may take as long as they like (on PostgreSQL, `COMMAND_SECONDS` otherwise).
+        ``is_long``: its commands may take as long as they like (on PostgreSQL, `side_loop.COMMAND_SECONDS` otherwise).
         """
         with self._watching(is_write=True):
             return self._run(work, is_long=is_long)
@@ -233,7 +233,7 @@ class Database:
     def _search_until(self, deadline: Deadline, work: Callable[[Connection], T]) -> T:
         return self._side_until(deadline, work, self._require_search_loop())
 
-    def _side_until(self, deadline: Deadline, work: Callable[[Connection], T], loop: _SideLoop | None = None) -> T:
+    def _side_until(self, deadline: Deadline, work: Callable[[Connection], T], loop: SideLoop | None = None) -> T:
         with self._watching(is_write=False):
             deadline.check()
             try:
@@ -312,14 +312,14 @@ class Database:
             self._engines[lane] = engine
         return engine
 
-    def _require_search_loop(self) -> _SideLoop:
+    def _require_search_loop(self) -> SideLoop:
         with self._lock:
             if self._search_loop is None:
                 _, size, overflow, seconds = _SIZES[Lane.SEARCH]
-                self._search_loop = _SideLoop(self.url, size=size, overflow=overflow, command_seconds=seconds)
+                self._search_loop = SideLoop(self.url, size=size, overflow=overflow, command_seconds=seconds)
             return self._search_loop
 
-    def _require_side_loop(self) -> _SideLoop:
+    def _require_side_loop(self) -> SideLoop:
         assert self._side_loop is not None  # noqa: S101
         return self._side_loop
 
@@ -338,6 +338,8 @@ class Database:
             self.condition.wrote()
 
     def _check_file(self) -> None:
+        if self._is_closed:
+            raise DatabaseUnavailable(f"the database {self.name} is closed")
         if self.file is not None and (fault := self.file.fault()):
             raise DatabaseUnavailable(f"the database {self.name} is unavailable: the {fault}")
 
@@ -350,10 +352,14 @@ class Database:
         if self.engine is not None:
             self.engine.dispose(close=False)
         else:
-            self._side_loop = _SideLoop(self.url)
+            self._side_loop = SideLoop(self.url)
 
     def close(self) -> None:
-        """Close all connections. Takes a few seconds at most, whatever the database does."""
+        """Close all connections. Takes a few seconds at most, whatever the database does.
+
+        Whoever still works with it, in whatever thread, is told: `DatabaseUnavailable`.
+        """
+        self._is_closed = True
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
         self._threads = {}
@@ -366,6 +372,7 @@ class Database:
 
     async def aclose(self) -> None:
         """Close all connections, including those of the event loop."""
+        self._is_closed = True
         engines, self._engines = self._engines, {}
         await asyncio.gather(*[close_engine(engine, _CLOSE_SECONDS) for engine in engines.values()])
         await asyncio.to_thread(self.close)
@@ -433,103 +440,6 @@ def _parse(url: str) -> URL:
     except ValueError:
         raise BadDatabaseURL(f"the path {parsed.database!r} is not valid; expected {_EXAMPLES}") from None
     return parsed.set(drivername="sqlite")
-
-
-class _SideLoop:
-    """An event loop in its own thread, for asyncpg calls from threads without one."""
-
-    def __init__(self, url: URL, *, size: int = 4, overflow: int = 2, command_seconds: float = COMMAND_SECONDS) -> None:
-        self._url = url
-        self._engine = postgres_engine(url, size=size, overflow=overflow, command_seconds=command_seconds)
-        self._patient: AsyncEngine | None = None
-        self.dialect: Dialect = self._engine.dialect
-        self._loop = asyncio.new_event_loop()
-        self._lock = threading.Lock()
-        self._is_closed = False
-        self._pending: set[Future[Any]] = set()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="tachograph-asyncpg", daemon=True)
-        self._thread.start()
-
-    def run(
-        self,
-        work: Callable[[Connection], T],
-        *,
-        timeout: float | None = None,
-        options: Mapping[str, Any] = MappingProxyType({}),
-        is_long: bool = False,
-    ) -> T:
-        """Call ``work`` in a transaction with these execution options.
-
-        Raises `TimeoutError`, having cancelled it, after ``timeout`` seconds, and `DatabaseUnavailable` once the loop
-        is closed. ``is_long``: on a connection whose commands may take as long as they like.
-        """
-
-        async def transaction() -> T:
-            engine = self._long_engine() if is_long else self._engine
-            async with asyncio.timeout(timeout), engine.connect() as connection:
-                await connection.execution_options(**options)
-                async with connection.begin():
-                    return await connection.run_sync(work)
-
-        try:
-            return self._wait_for(transaction)
-        except TimeoutError:
-            if timeout is None:
-                raise
-            raise TimeoutError(f"no response within {timeout:g} seconds") from None
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-        # A pooled connection was dead. Its work may have been committed, but all work here may be repeated.
-        return self._wait_for(transaction)
-
-    def _wait_for(self, transaction: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        with self._lock:
-            if self._is_closed:
-                raise _closed()
-            pending = asyncio.run_coroutine_threadsafe(transaction(), self._loop)
-            self._pending.add(pending)
-        pending.add_done_callback(self._pending.discard)
-        try:
-            return pending.result()
-        finally:
-            # What is raised refers to this frame. It would keep itself, and all that was read, until a collection.
-            del pending
-
-    def _long_engine(self) -> AsyncEngine:
-        if self._patient is None:
-            self._patient = postgres_engine(self._url, size=1, overflow=2, command_seconds=None)
-        return self._patient
-
-    async def _finish(self) -> None:
-        """End all transactions, so that no thread waits for one after the loop has stopped; then close."""
-        transactions = asyncio.all_tasks() - {asyncio.current_task()}
-        if transactions:
-            _, late = await asyncio.wait(transactions, timeout=_CLOSE_SECONDS)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-        engines = [engine for engine in (self._engine, self._patient) if engine is not None]
-        await asyncio.gather(*[close_engine(engine, _CLOSE_SECONDS) for engine in engines])
-
-    def close(self) -> None:
-        with self._lock:
-            # What began now would wait for ever.
-            self._is_closed = True
-        if not self._loop.is_closed() and self._loop.is_running():
-            with contextlib.suppress(TimeoutError, DBAPIError, OSError):
-                asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result(3 * _CLOSE_SECONDS)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_CLOSE_SECONDS)
-            if not self._thread.is_alive():
-                self._loop.close()
-            for pending in tuple(self._pending):
-                with contextlib.suppress(InvalidStateError):
-                    pending.set_exception(_closed())
-
-
-def _closed() -> DatabaseUnavailable:
-    return DatabaseUnavailable("the database was closed")
 
 
 def is_current(connection: Connection) -> bool:

@@ -166,7 +166,7 @@ def leased(connection: Connection) -> list[Leased]:
 
 
 def assemble_again(connection: Connection, workspace_id: str, trace_ids: Collection[str], now_ns: int) -> None:
-    """Make traces due, because a span of theirs was lost or is alive after all."""
+    """Make traces due at once, because a span of theirs was lost or is alive after all."""
     for trace_id in trace_ids:
         is_trace = (traces.c.workspace_id == workspace_id) & (traces.c.trace_id == trace_id)
         connection.execute(update(traces).where(is_trace).values(due_ns=now_ns))

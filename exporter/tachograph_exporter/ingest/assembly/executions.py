@@ -180,8 +180,9 @@ class _Run:
         self.rule = rule
         self.spans = spans
         self.name, self.is_named = _name_of(root, rule, spans, trace)
-        run = run_of(rule, root if root is not None else spans[0])
-        self.execution_id = _execution_id(workspace, rule, run, trace.trace_id, head, avoid)
+        first = root if root is not None else spans[0]
+        self.trace_id = first.trace_id
+        self.execution_id = _execution_id(workspace, rule, run_of(rule, first), self.trace_id, head, avoid)
         self.started_ns = root.start_ns if root is not None else min([span.start_ns for span in spans])
         self.queued_ns: int | None = None
         if root is not None and rule.began is not None:
@@ -302,8 +303,12 @@ class _Run:
 
     @property
     def may_be_a_step(self) -> bool:
-        """Whether a span above it has not arrived, which may show that it is a step of another agent's run."""
+        """Whether a span that has not arrived may show that it is a step of something else: one above it, which is of
+        another agent's run, or the one that asked for it in another trace.
+        """
         span, seen = self.root, set[str]()
+        if span is not None and self.rule.linked and span.elsewhere and not span.parent_span_id:
+            return True
         if span is None or not self.rule.is_outermost:
             return False
         while span.span_id not in seen and (above := self.trace.spans_by_id.get(span.parent_span_id)) is not None:
@@ -342,7 +347,7 @@ class _Run:
             workflow=self.name,
             workflow_id=engine_id,
             execution_id=self.execution_id,
-            trace_id=self.trace.trace_id,
+            trace_id=self.trace_id,
             span_id=root.span_id if root is not None else (self.spans[0].parent_span_id or self.spans[0].span_id),
             parent_span_id=(root.parent_span_id or None) if root is not None else None,
             version=_version(rule, root),

@@ -1,4 +1,4 @@
-"""The spans of a trace, classified by rules and grouped into executions."""
+"""The spans of a trace, or of several that belong together, classified by rules and grouped into executions."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ class TraceSpans:
         self.rules = within_agents(self.spans_by_id, matched)
         self._prices = book.prices
         self.order = sorted(self.spans_by_id.values(), key=start_order)
-        self.trace_id = self.order[0].trace_id
         self.roots = frozenset(
             span_id for span_id, rule in self.rules.items() if rule is not None and rule.role is Role.EXECUTION
         )
-        if not self.roots:
-            # An engine that has executions of its own says when they end, whoever still reads its messages.
-            self._read_kinds()
+        self._read_kinds()
 
     def _read_kinds(self) -> None:
-        """A message that was sent and processed is a step, also where no rule knows the spans."""
+        """A message that was sent and processed is a step, also where no rule knows the spans.
+
+        An engine that has executions of its own says when they end, whoever still reads its messages.
+        """
         rules, spans_by_id = self.rules, self.spans_by_id
+        rooted = {spans_by_id[span_id].trace_id for span_id in self.roots}
         for span in self.order:
-            if span.kind in _RECEIVING and rules[span.span_id] is None:
+            if span.kind in _RECEIVING and rules[span.span_id] is None and span.trace_id not in rooted:
                 sender = spans_by_id.get(span.parent_span_id)
                 if sender is not None and sender.kind == Kind.PRODUCER and rules[sender.span_id] in (None, SENT):
                     rules[sender.span_id], rules[span.span_id] = SENT, RECEIVED
@@ -109,14 +110,19 @@ def executions_of(
     groups: dict[str, list[SpanRecord]] = defaultdict(list)
     heads: dict[str, tuple[str, SpanRecord | None, Rule]] = {}
     by_run: dict[str, str] = {}
-    first_root = next((span for span in order if not span.parent_span_id), None)
+    first_roots: dict[str, SpanRecord] = {}
+    """By trace, the first of its spans without a parent."""
+    for span in order:
+        if not span.parent_span_id:
+            first_roots.setdefault(span.trace_id, span)
+    first_root = next(iter(first_roots.values()), None)
     for span_id, span in roots.items():
         rule = rules[span_id]
         assert rule is not None  # noqa: S101
-        heads[span_id] = ("" if span is first_root else span_id, span, rule)
+        heads[span_id] = ("" if span is first_roots.get(span.trace_id) else span_id, span, rule)
         if (run := run_of(rule, span)) is not None:
             by_run[f"{rule.engine}:{run}"] = span_id
-    is_known = bool(roots) or any(_belongs(rules[span.span_id], span) for span in order)
+    known_traces = {span.trace_id for span in order if span.span_id in roots or _belongs(rules[span.span_id], span)}
     ancestor, highest_ancestor = NearestAncestor(trace.spans_by_id, roots), _highest_ancestors(trace)
     for span in order:
         if span.span_id in roots:
@@ -129,14 +135,14 @@ def executions_of(
             heads.setdefault(head, (head, None, rule))
         elif roots and (head := ancestor(span.span_id)) is not None:
             pass
-        elif not is_known:
+        elif span.trace_id not in known_traces:
             # Spans of unknown kind: those without a parent are executions, orphans belong to the first of them.
             highest = highest_ancestor(span)
             if highest.parent_span_id:
-                highest = first_root or highest
+                highest = first_roots.get(highest.trace_id) or first_root or highest
             is_root = not highest.parent_span_id
             head = highest.span_id if is_root else _UNKNOWN
-            key = "" if not is_root or highest is first_root else head
+            key = "" if not is_root or highest is first_roots[highest.trace_id] else head
             heads.setdefault(head, (key, highest if is_root else None, rules[highest.span_id] or ANY))
         else:
             head = None

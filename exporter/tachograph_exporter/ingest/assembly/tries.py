@@ -173,8 +173,15 @@ def _add_steps(tries: list[Try], spans: Sequence[Matched]) -> None:
             # One span for all attempts begins with the first of them.
             attempt.start_ns = max(attempt.start_ns, before.end_ns) if before.end_ns else attempt.start_ns
             attempt.end_ns = max(attempt.end_ns, attempt.start_ns) if attempt.end_ns else 0
-    # What lies before the first attempt is waiting, what lies before a further one its backoff.
+    # What lies before the first attempt is waiting, what lies before a further one its backoff, and then its queue, if
+    # a span of its own says so.
     first = tries[0]
+    for rule, span in spans:
+        attempt = by_number.get(rule.number(span) or 0)
+        if attempt is not None and attempt is not first and attempt.ready_ns is None:
+            earlier = [other.end_ns or other.start_ns for other in tries if other.start_ns < attempt.start_ns]
+            if max(earlier, default=attempt.start_ns) <= span.start_ns < attempt.start_ns:
+                attempt.ready_ns = span.start_ns
     starts = [span.start_ns for rule, span in spans if len(spans) == 1 or rule.number(span) in (None, first.number)]
     if starts and min(starts) < first.start_ns:
         first.ready_ns = min(starts)

@@ -28,11 +28,13 @@ from tachograph_exporter.ingest.span_rows import (
     MAX_AT_ONCE,
     SPANS_PER_SECOND,
     SpanRows,
+    make_due,
     stored_spans,
     trace_rows,
 )
 from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
+from tachograph_exporter.ingest.trace_groups import TraceGroups
 from tachograph_exporter.store import lineage as rows
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.lineage import LineageRows, StoredEvent
@@ -255,6 +257,9 @@ class LineageStore:
             connection, workspace_id, [trace_id for trace_id in fresh if trace_id in known_traces]
         )
         self._span_rows.put_traces(connection, workspace_id, fresh, counts, trace_states, update.due, now)
+        # Where spans of other engines in such a trace tell of a run in several traces, these are assembled again.
+        units = TraceGroups.of(connection, workspace_id, readings).values()
+        make_due(connection, workspace_id, {i for unit in units if unit.is_group for i in unit.traces}, now)
         return update.new
 
 
