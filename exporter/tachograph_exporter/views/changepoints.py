@@ -37,10 +37,10 @@ MAX_CHANCE_OF_CLEAR: Final = 1e-3
 """The same for a change that is clear beside the noise: of at least `CLEAR_CHANGE` standard deviations."""
 CLEAR_CHANGE: Final = 5.0
 MAX_CHANCE_OF_OBVIOUS: Final = 1e-2
-"""The same for a change of `OBVIOUS_CHANGE` standard deviations between buckets of `MANY_RUNS` runs or more: so many runs
-do not all take longer by chance."""
+"""The same for a change of `OBVIOUS_CHANGE` standard deviations between buckets of `MANY_RUNS` runs or more: so many
+runs do not all take longer by chance."""
 OBVIOUS_CHANGE: Final = 10.0
-MANY_RUNS: Final = 5
+MANY_RUNS: Final = 3
 _CHANCE_BUCKETS: Final = 20
 _MAX_EXACT_PAIRS: Final = 2_500
 _PENALTY: Final = 3.0
