@@ -35,7 +35,7 @@ from tachograph_exporter.store.lease import BEAT_SECONDS, Lease
 from tachograph_exporter.store.rollups.counting import Key
 from tachograph_exporter.store.running import Running, running
 from tachograph_exporter.store.series import rows
-from tachograph_exporter.store.series.values import STARTED, SUCCESS, Delta, Series, StepSeries
+from tachograph_exporter.store.series.values import LATEST, STARTED, Delta, Series, StepSeries
 from tachograph_exporter.store.state import scrapers_of, set_scrapers
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -93,14 +93,17 @@ class WorkflowMetrics(Collector):
         self._running: dict[Key, Running] = {}
 
     @property
+    def is_leader(self) -> bool:
+        """Whether this service holds the lease, and nobody else can have taken it since."""
+        return self._lease.is_held and time.monotonic() < self._ours_until
+
+    @property
     def are_shown(self) -> bool:
         """Whether this service shows the workflow metrics now.
 
         Not while another one may show them: values that differ between two of one name are counter resets.
         """
-        now = time.monotonic()
-        is_ours = self._lease.is_held and now < self._ours_until
-        return is_ours and self._is_current and now - self._contact < BLIND_SECONDS
+        return self.is_leader and self._is_current and time.monotonic() - self._contact < BLIND_SECONDS
 
     def collect(self) -> Iterator[Metric]:
         """The families, if this service shows them, and whether it does."""
@@ -295,7 +298,7 @@ class WorkflowMetrics(Collector):
         series = self._series_of(key)
         self.shown.show(key, series, name)
         is_new = not series.born or self.shown.is_back(key)
-        if is_new and key.code != SUCCESS and self.shown.child(key) is not None:
+        if is_new and key.code not in LATEST and self.shown.child(key) is not None:
             self.births.add(key)
 
     def _show_running(self, runs: dict[Key, Running]) -> None:
