@@ -24,6 +24,7 @@ from tachograph_exporter.views.schemas.metrics import DistributionBucket
 from tachograph_exporter.views.schemas.overview import (
     FailingWorkflow,
     FailureGroup,
+    LateWorkflow,
     LongRun,
     Overview,
     OverviewWorkflow,
@@ -238,6 +239,7 @@ def read_overview(
         ended_count=sum(sum(of_workflow.values()) for of_workflow in counts.values()),
         open_count=len(open_rows),
         failures=_read_failures(connection, workspace_id, counts, since_ns, now_ns),
+        late=_read_late(connection, workspace_id, {row.name: row.id for row in definitions}),
         slower=_read_slower(connection, workspace_id, usual, since_ns, now_ns),
         running_too_long=running_too_long(open_rows, usual, now_ns),
         workflows=[
@@ -269,6 +271,21 @@ def _read_failures(
     for workflow in shown:
         workflow.step_name = step_names.get(workflow.last.execution_id)
     return groups
+
+
+def _read_late(connection: Connection, workspace_id: str, workflow_ids: Mapping[str, str]) -> list[LateWorkflow]:
+    return [
+        LateWorkflow(
+            workflow_id=workflow_ids.get(row.workflow),
+            workflow_name=row.workflow,
+            kind=row.kind,
+            severity=row.severity,
+            text=row.text,
+            since=rfc3339(row.opened_ns),
+            execution_id=row.execution_id,
+        )
+        for row in rows.late(connection, workspace_id)
+    ]
 
 
 def _read_slower(

@@ -98,6 +98,22 @@ class LongRun(msgspec.Struct, kw_only=True):
     run: RunGlance
 
 
+class LateWorkflow(msgspec.Struct, kw_only=True):
+    """Something that is expected of a workflow and did not happen in time (see `GET /api/expectations`).
+
+    ``kind`` is ``late`` (it did not start), ``overdue`` (it takes longer than its deadline) or ``stale`` (it has not
+    succeeded for too long). ``workflow_id`` is null while nothing was recorded of the workflow.
+    """
+
+    workflow_id: str | None
+    workflow_name: str
+    kind: str
+    severity: str
+    text: str
+    since: str
+    execution_id: str | None
+
+
 class Overview(msgspec.Struct, kw_only=True):
     """What someone on call looks at first.
 
@@ -111,6 +127,7 @@ class Overview(msgspec.Struct, kw_only=True):
     ended_count: int
     open_count: int
     failures: list[FailureGroup]
+    late: list[LateWorkflow]
     slower: list[SlowWorkflow]
     running_too_long: list[LongRun]
     workflows: list[OverviewWorkflow]
