@@ -21,9 +21,10 @@ from sqlalchemy import Connection
 from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable, TachographError
 from tachograph.events import Event
+from tachograph.identity import workspace_id
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
-from tachograph.metrics.specs import METRICS
+from tachograph.metrics.specs import EXPECTATION_METRICS, METRICS
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import LEASE_SECONDS
@@ -39,7 +40,9 @@ from tachograph_exporter.admission import Admission
 from tachograph_exporter.api import (
     comparison,
     connections,
+    events,
     executions,
+    expectations,
     exports,
     guard,
     health,
@@ -53,6 +56,7 @@ from tachograph_exporter.api import (
     otlp,
     overview,
     page,
+    pings,
     reconciliation,
     scrape,
     stream,
@@ -70,11 +74,18 @@ from tachograph_exporter.api.room import ROOM, Room, room_middleware
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
+from tachograph_exporter.expectations.courier import Courier
+from tachograph_exporter.expectations.file import NOTHING, all_targets, read_file
+from tachograph_exporter.expectations.metrics import ExpectationMetrics
+from tachograph_exporter.expectations.watch import Watch
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.lineage.receiver import LineageReceiver
+from tachograph_exporter.ingest.neighbours import Neighbours
+from tachograph_exporter.ingest.pings import PingReceiver
 from tachograph_exporter.ingest.prices import read_prices
 from tachograph_exporter.ingest.reassembly import DueTrace, claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
+from tachograph_exporter.ingest.recorded_events import EventReceiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_store import SpanStore
@@ -89,10 +100,12 @@ from tachograph_exporter.store import (
     partitions,
     process_rows,
     recovery,
+    senders,
 )
 from tachograph_exporter.store import lineage as lineage_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.expectations import replace_file
 from tachograph_exporter.store.probing import Probe
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.store.writer import StoreWriter
@@ -118,6 +131,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *comparison.ROUTES,
     *trends.ROUTES,
     *executions.ROUTES,
+    *expectations.ROUTES,
     *timeline.ROUTES,
     *logs.ROUTES,
     *reconciliation.ROUTES,
@@ -130,6 +144,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     *health.ROUTES,
     *otlp.ROUTES,
     *lineage.ROUTES,
+    *events.ROUTES,
+    *pings.ROUTES,
     *jaeger.ROUTES,
     *jaeger_v3.ROUTES,
     *jaeger_monitor.ROUTES,
@@ -146,7 +162,7 @@ class DefaultRegistryCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The default registry's families, without those named like ours: a family must not appear twice."""
-        ours = {spec.name.removesuffix("_total") for spec in (*METRICS, *SELF_METRICS)}
+        ours = {spec.name.removesuffix("_total") for spec in (*METRICS, *EXPECTATION_METRICS, *SELF_METRICS)}
         return (metric for metric in REGISTRY.collect() if metric.name not in ours)
 
     def describe(self) -> list[Metric]:
@@ -199,6 +215,11 @@ class Service:
         self.span_store = SpanStore(self.writer, publish, rules)
         self.receiver = Receiver(self.span_store, self.self_metrics.otlp_dropped)
         self.lineage = LineageReceiver(self.span_store)
+        # Whoever recorded these has their spans, and sends their heartbeats.
+        foreign = partial(self.recorder.publish, delivered_to=("store", "spans"), are_foreign=True)
+        self.events = EventReceiver(self.writer, foreign)
+        self.pings = PingReceiver(self.writer, foreign)
+        self.neighbours = Neighbours(self.events, self.database, config)
         self._reassembling = asyncio.Lock()
         # Traces that are claimed and could not be assembled, because the database was unavailable.
         self._claimed: list[DueTrace] = []
@@ -209,6 +230,23 @@ class Service:
         self._span_silences = recovery.Silences(max_gap_seconds=2 * self._look_seconds)
         self.registry.register(SelfMetricsCollector(self.recorder, series))
         self.registry.register(DefaultRegistryCollector())
+        self.expectations = read_file(config.expectations) if config.expectations is not None else NOTHING
+        targets = all_targets(self.expectations, config.notify)
+        self.courier = Courier(
+            self.database,
+            targets,
+            self.expectations.link or config.address,
+            lambda: self.workflow_metrics.is_leader,
+            self.self_metrics.notice_settled,
+        )
+        self.watch = Watch(
+            self.database,
+            workspace_id(config.workspace),
+            targets,
+            lambda: self.workflow_metrics.is_leader,
+            self.courier.wake,
+        )
+        self.registry.register(ExpectationMetrics(self.watch, config.series_limit))
         self.executor = Executor(
             self.recorder,
             handlers=restricted(handlers, AddressPolicy(config.http_allow)),
@@ -225,6 +263,8 @@ class Service:
         now = time.time_ns()
         add_workspace(connection, self.config.workspace, now)
         add_project(connection, self.config.workspace, "default", now)
+        if self.config.expectations is not None:
+            replace_file(connection, self.expectations.default, self.expectations.workflows, now)
 
     def application(self) -> web.Application:
         """The aiohttp application, which starts and stops the service's background tasks."""
@@ -249,7 +289,8 @@ class Service:
         app[WORKERS] = self.workers
         app[ROOM] = Room()
         app[lineage.LINEAGE] = self.lineage
-        app[lineage.LINEAGE] = self.lineage
+        app[events.EVENTS] = self.events
+        app[pings.PINGS] = self.pings
         app[exports.EXPORTS] = exports.Exports(self.receiver, self.self_metrics.otlp_answered)
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
@@ -261,7 +302,7 @@ class Service:
         for path, handler in page.PAGES:
             app.router.add_get(path, handler)
         for route in ROUTES:
-            for path in (route.path, route.path + "/"):
+            for path in [path + end for path in (route.path, *route.aliases) for end in ("", "/")]:
                 app.router.add_route(route.method, path, route.handler)
                 if route.method == "GET":
                     # Its responses lose their body when they are sent (RFC 9110, section 9.3.2).
@@ -300,10 +341,13 @@ class Service:
             asyncio.create_task(self._look_at_leases(), name="tachograph leases"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
             asyncio.create_task(self._reassemble_periodically(), name="tachograph traces"),
+            asyncio.create_task(self.watch.run(), name="tachograph expectations"),
         ]
+        self.courier.start()
         for task in tasks:
             task.add_done_callback(_note_end)
         yield
+        self.courier.close()
         for task in tasks:
             task.remove_done_callback(_note_end)
             task.cancel()
@@ -316,6 +360,7 @@ class Service:
     async def sweep(self) -> int:
         """Store what others left behind, then close executions whose process died as ``lost``; returns their number."""
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
+        await asyncio.to_thread(self.neighbours.deliver, SPOOL_SECONDS)
         self.lineage.resume(await self.database.read(lineage_rows.unread))
         lease = max(self.config.lease_seconds, LEASE_SECONDS)
         lost = await self.database.read(
@@ -406,6 +451,7 @@ class Service:
             try:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 await asyncio.to_thread(self.database.run, idempotency.prune)
+                await asyncio.to_thread(self.database.run, senders.prune)
                 await asyncio.to_thread(self.database.run, numbers.fill)
                 await asyncio.to_thread(self._prune_logs)
                 oldest_ns = time.time_ns() - process_rows.KEPT_SECONDS * NS
@@ -434,7 +480,7 @@ class Service:
     async def close(self) -> None:
         """Stop work, deliver what was recorded, and close the database."""
         await self.stop_work()
-        receivers = (self.receiver, self.lineage)
+        receivers = (self.receiver, self.lineage, self.events)
         await asyncio.gather(*[asyncio.to_thread(receiver.close) for receiver in receivers], self.feed.close())
         self.workers.close()
         release(self.recorder)

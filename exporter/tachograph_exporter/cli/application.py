@@ -28,8 +28,13 @@ COMMANDS: Final = {
                       "Replay a recorded execution: same tasks and dependencies, run times divided by --speed."),
     "validate": Command("definitions", RUNS, "Validate a workflow definition and list every fault with its place. "
                                              "Exit code: 0 if valid, else 1."),
-    "seed": Command("definitions", RUNS, "Register the workflow definitions in a directory, updating those that are "
-                                         "already registered."),
+    "seed": Command("definitions", RUNS, "Register the workflow definitions in a directory or file, updating those "
+                                         "that are already registered."),
+    "exec": Command("executing", RUNS, "Run a command and record it, with its output and what it used. Exit code: the "
+                                       "command's."),
+    "step": Command("executing", RUNS, "Run a command as a step of the recorded command around it. Exit code: the "
+                                       "command's."),
+    "spool": Command("executing", RUNS, "Show what waits on this machine for a service or database, or deliver it."),
     "cancel": Command("runs", RUNS, "Cancel a run of a service: its running steps are stopped, the others do not "
                                     "start."),
     "runs": Command("runs", LOOKING, "List runs, newest first: when, which workflow, how it ended, how long it took, "
@@ -56,6 +61,7 @@ COMMANDS: Final = {
                                           "rollups keep counting them."),
     "rollups": Command("upkeep", KEEPING, "Check or rebuild the rollups and the series of metrics."),
     "refused": Command("refused", KEEPING, "Look at records that the store refused, and retry them."),
+    "notices": Command("notices", KEEPING, "Look at notices, test who is told, and silence them."),
     "workspaces": Command("workspaces", KEEPING, "Create and list workspaces."),
     "projects": Command("workspaces", KEEPING, "Create and list projects in a workspace."),
     "tokens": Command("tokens", KEEPING, "Create, list and revoke access tokens."),

@@ -50,6 +50,7 @@ class StoredStep(msgspec.Struct, gc=False):
     unaccounted_ns: int | None = None
     folded: Folded | None = None
     map_index: str | None = None
+    resources: str | None = None
 
 
 STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]

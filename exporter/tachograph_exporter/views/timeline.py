@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from tachograph_exporter.store.totals import MEASURE_SEPARATOR, Totals, combined
 from tachograph_exporter.store.totals import Measure as TotalMeasure
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
 from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd
+from tachograph_exporter.views.machine import all_resources, resources_of
 from tachograph_exporter.views.metrics import average_seconds, measure_summaries
 from tachograph_exporter.views.schemas.common import Wait
 from tachograph_exporter.views.schemas.timeline import (
@@ -51,9 +53,17 @@ _DIGITS = 16
 
 
 def build_timeline(
-    run: StoredRun, step_filter: TimelineFilter = _ALL_STEPS, *, now_ns: int, expected: ExpectedEnd = UNKNOWN
+    run: StoredRun,
+    step_filter: TimelineFilter = _ALL_STEPS,
+    *,
+    now_ns: int,
+    expected: ExpectedEnd = UNKNOWN,
+    traces: Mapping[str, str] = MappingProxyType({}),
 ) -> WorkflowExecutionTimeline:
-    """The timeline of an execution; ``now_ns`` and ``expected`` matter only while it is running. O(steps)."""
+    """The timeline of an execution; ``now_ns`` and ``expected`` matter only while it is running. O(steps).
+
+    ``traces``: the trace of a span, by its id, where it is another one than the execution's.
+    """
     execution, steps = run.execution, run.steps
     is_open = execution.finished_ns is None
     started, finished = execution.started_ns, execution.finished_ns
@@ -111,7 +121,7 @@ def build_timeline(
                 reports.get(step.step_id, ()),
                 step.step_id in on_path,
                 slacks.get(step.step_id),
-                trace_id,
+                traces.get(step.span_id, trace_id),
                 window,
                 now_ns,
                 is_one_of_many=step.name in repeated,
@@ -162,6 +172,7 @@ def _entry(
                 backoff_seconds=0.0,
                 error_type=step.error_type,
                 error_message=step.error_message,
+                resources=resources_of(step.resources),
             ),
         )
     else:
@@ -203,6 +214,7 @@ def _entry(
         if step.folded is None
         else tuple([LogLine(log.level, log.message, rfc3339(log.time_ns)) for log in step.folded.logs]),
         folded=_folded(step.folded) if step.folded is not None else None,
+        resources=all_resources([a.resources for a in timeline_attempts if a.resources is not None]),
     )
 
 
@@ -252,6 +264,7 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
             backoff_seconds=a.backoff_ns / NS,
             error_type=a.error_type,
             error_message=a.error_message,
+            resources=resources_of(getattr(a, "resources", None)),  # Older archives have none.
         )
         for a in stored
     ]
@@ -268,6 +281,7 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
                 backoff_seconds=(step.backoff_ns or 0) / NS,
                 error_type=step.error_type,
                 error_message=step.error_message,
+                resources=resources_of(step.resources),
             )
         )
     return tuple(attempts)
