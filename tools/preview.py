@@ -110,12 +110,21 @@ def prometheus_of(service: LocalService, directory: Path) -> Iterator[str]:
         process.wait(STOP_TIMEOUT_SECONDS)
 
 
+def expected(directory: str) -> Path:
+    """A file of schedules, so that something is due."""
+    file = Path(directory) / "expectations.toml"
+    file.write_text('[default]\ntimezone = "Europe/Berlin"\n[workflow.rare]\nschedule = "0 3 * * *"\n')
+    return file
+
+
 def main() -> None:
     """Run a load, query Prometheus and draw every dashboard."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as directory,
-        LocalService(Path(directory), "--measure", "rows", "--measure", "database") as service,
+        LocalService(
+            Path(directory), "--measure", "rows", "--measure", "database", "--expectations", str(expected(directory))
+        ) as service,
         prometheus_of(service, Path(directory)) as prometheus,
     ):
         # A client on the stream, so that its panels have data too.
