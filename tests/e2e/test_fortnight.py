@@ -261,8 +261,9 @@ def check(house: House) -> None:
         with contextlib.suppress(AssertionError):
             eventually(lambda: differences(rules, {"executions": house.summed(kind)}) == [], 5)  # noqa: B023
         assert differences(rules, {"executions": house.summed(kind)}) == [], kind
-        # Nothing was alerted but the nightly job's one failure.
-        assert house.firing(kind) == {("WorkflowLastRunFailed", "nightly")}, kind
+        # Nothing was alerted but the nightly job's one failure. Alerts do not wait here, so it depends on the moment
+        # whether that of a message which failed or was lost is seen before the next success.
+        assert house.firing(kind) - {("WorkflowLastRunFailed", "messages")} == {("WorkflowLastRunFailed", "nightly")}
 
 
 def days(*eventful: int) -> pytest.MarkDecorator:
