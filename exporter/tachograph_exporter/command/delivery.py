@@ -89,14 +89,22 @@ class Journal:
             raise
 
     def _make_room(self, size: int) -> None:
+        if self._size() + size <= self._limit:
+            return
+        # Rare, and a matter for the library, which counts what it drops.
+        from pathlib import Path
+
+        library.module("recording.spool").make_room(Path(self.directory), self._limit, size, keep=Path(self.path))
+        if self._size() + size > self._limit:
+            raise OSError(f"{self.directory} is full ({self._limit} bytes)")
+
+    def _size(self) -> int:
         total = 0
         with os.scandir(self.directory) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
                     total += entry.stat(follow_symlinks=False).st_size
-        if total + size > self._limit:
-            # Rare, and a matter for the library, which counts what it drops.
-            library.module("recording.spool").make_room(self.directory, self._limit, size, keep=self.path)
+        return total
 
     def has_leftovers(self) -> bool:
         """Whether there is a file that no living process writes or delivers."""
@@ -207,7 +215,6 @@ class Courier:
                 if self._heartbeat is not None and not self._is_ending:
                     beat = {**self._heartbeat, "time_ns": time.time_ns()}
                     self._send(new_sender(), 1, json.dumps([beat]).encode())
-                    self._clear_up()
             except Away as error:
                 self._failure = str(error)
                 if self._is_ending:
