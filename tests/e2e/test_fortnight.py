@@ -262,7 +262,7 @@ def check(house: House) -> None:
             eventually(lambda: differences(rules, {"executions": house.summed(kind)}) == [], 5)  # noqa: B023
         assert differences(rules, {"executions": house.summed(kind)}) == [], kind
         # Nothing was alerted but the nightly job's one failure.
-        assert house.firing(kind) == {("WorkflowFailed", "nightly")}, kind
+        assert house.firing(kind) == {("WorkflowLastRunFailed", "nightly")}, kind
 
 
 def days(*eventful: int) -> pytest.MarkDecorator:
@@ -307,7 +307,7 @@ def a_day(home: House, day: int, messages: int, interrupt: Callable[[int], list[
     if day == 4:
         # The job that failed, and no other; before its next success, which ends the alert.
         for kind in home.prometheus:
-            eventually(lambda: home.firing(kind) == {("WorkflowFailed", "nightly")}, 15)  # noqa: B023
+            eventually(lambda: home.firing(kind) == {("WorkflowLastRunFailed", "nightly")}, 15)  # noqa: B023
 
 
 @pytest.mark.timeout(180)

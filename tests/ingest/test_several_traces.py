@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import msgspec
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.api.test_otlp import T0, S, export, sent
 from tests.conftest import Api, serve
@@ -314,9 +316,25 @@ async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator
         yield api
 
 
+def told_apart(message: Span) -> Span:
+    """The span with an id of its own in all traces, and links and a parent that go with it."""
+
+    def own(trace_id: bytes, span_id: bytes) -> bytes:
+        return (int.from_bytes(trace_id) * 10 + int.from_bytes(span_id)).to_bytes(8)
+
+    message.span_id = own(message.trace_id, message.span_id)
+    if message.parent_span_id:
+        message.parent_span_id = own(message.trace_id, message.parent_span_id)
+    for link in message.links:
+        link.span_id = own(link.trace_id, link.span_id)
+    return message
+
+
 async def test_every_view_agrees_on_a_run_of_several_traces(api: Api) -> None:
-    pieces = [task(2, last=True), task(1), [send(1, 100_000, 0.5)]]
+    pieces = [[told_apart(span) for span in piece] for piece in (task(2, last=True), task(1), [send(1, 100_000, 0.5)])]
     folded: list[str] = []
+    for trace, number in ((1, 11), (2, 21)):
+        await log(api, trace, number, f"in t{trace}")
     for piece in pieces:
         await sent(api, *piece)
         page = await api.get("/api/workflows/executions")
@@ -324,11 +342,32 @@ async def test_every_view_agrees_on_a_run_of_several_traces(api: Api) -> None:
     (item,) = page["items"]
     assert item["workflow_name"] == "t1"
     timeline: Any = await api.get(f"/api/workflows/executions/{item['execution_id']}/timeline")
-    assert [step["step_name"] for step in timeline["step_timeline"]] == ["t1", "t2"]
+    places = [
+        (step["step_name"], int(step["trace_id"], 16), int(step["span_id"], 16)) for step in timeline["step_timeline"]
+    ]
+    assert places == [("t1", 1, 11), ("t2", 2, 21)]
+    assert int(timeline["trace_id"], 16) == 100_000
     report = await api.get(f"/api/workflows/executions/{item['execution_id']}/reconcile")
     assert report["differences"] == []
+    lines = await logged(api, item["execution_id"])
+    assert lines == [("t1", "in t1"), ("t2", "in t2")]
     gone = set(folded) - {item["execution_id"]}
     assert gone
     for execution_id in gone:
         status, _ = await api.call("GET", f"/api/workflows/executions/{execution_id}")
         assert status == 404
+
+
+async def log(api: Api, trace: int, number: int, text: str) -> None:
+    line = LogRecord(trace_id=trace.to_bytes(16), span_id=number.to_bytes(8), time_unix_nano=T0 + trace * S)
+    line.body.string_value = text
+    request = ExportLogsServiceRequest()
+    request.resource_logs.add().scope_logs.add().log_records.append(line)
+    headers = {"Content-Type": "application/x-protobuf"}
+    status, _ = await api.call("POST", "/v1/logs", None, data=request.SerializeToString(), headers=headers)
+    assert status == 200
+
+
+async def logged(api: Api, execution_id: str) -> list[tuple[str, str]]:
+    page = await api.get(f"/api/workflows/executions/{execution_id}/logs")
+    return [(line["step_name"], line["message"]) for line in page["items"]]

@@ -28,8 +28,8 @@ COMMANDS: Final = {
                       "Replay a recorded execution: same tasks and dependencies, run times divided by --speed."),
     "validate": Command("definitions", RUNS, "Validate a workflow definition and list every fault with its place. "
                                              "Exit code: 0 if valid, else 1."),
-    "seed": Command("definitions", RUNS, "Register the workflow definitions in a directory, updating those that are "
-                                         "already registered."),
+    "seed": Command("definitions", RUNS, "Register the workflow definitions in a directory or file, updating those "
+                                         "that are already registered."),
     "exec": Command("executing", RUNS, "Run a command and record it, with its output and what it used. Exit code: the "
                                        "command's."),
     "step": Command("executing", RUNS, "Run a command as a step of the recorded command around it. Exit code: the "

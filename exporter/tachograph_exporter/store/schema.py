@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0018"
+HEAD: Final = "0021"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()

@@ -40,8 +40,8 @@ MIN_USUAL: Final = 5
 """Completed executions below which nothing is called unusual."""
 MIN_RATIO: Final = 1.5
 """How much longer than the median an execution takes that is called slow."""
-MIN_RATIO_P95: Final = 1.2
-"""How much longer than the 95th percentile it takes, too."""
+MIN_RATIO_HIGH: Final = 1.2
+"""How much longer than the 95th percentile it takes, too; the 75th if nothing is known from before the range."""
 USUAL_SHARE: Final = 0.1
 """Share of slow executions up to which a workflow is not called slower: of 20 usual ones, one is above the 95th."""
 MAX_ACTIVE: Final = 200
@@ -152,15 +152,18 @@ class Usual:
         self.all = Totals()
         self.all.add(before_it)
         self.all.add(self.lately)
-        reference = before_it if before_it.count >= MIN_USUAL else self.all
+        is_known = before_it.count >= MIN_USUAL
+        reference = before_it if is_known else self.all
         self.count = reference.count
-        self.p50 = reference.histogram().quantile(0.5) or 0.0
-        self.p95 = reference.histogram().quantile(0.95) or 0.0
+        histogram = reference.histogram()
+        self.p50, self.p95 = (histogram.quantile(q) or 0.0 for q in (0.5, 0.95))
+        # Among the executions themselves the slow ones must not hide each other.
+        self._high = self.p95 if is_known else histogram.quantile(0.75) or 0.0
 
     @property
     def limit(self) -> float | None:
         """Seconds above which an execution takes longer than usual; None while too few have completed."""
-        return max(MIN_RATIO_P95 * self.p95, MIN_RATIO * self.p50) if self.count >= MIN_USUAL and self.p50 else None
+        return max(MIN_RATIO_HIGH * self._high, MIN_RATIO * self.p50) if self.count >= MIN_USUAL and self.p50 else None
 
     def count_slow(self) -> int:
         """How many of the range took longer than usual."""

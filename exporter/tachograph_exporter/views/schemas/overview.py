@@ -72,8 +72,8 @@ class FailureGroup(msgspec.Struct, kw_only=True):
 class SlowWorkflow(msgspec.Struct, kw_only=True):
     """A workflow of which more executions than usual took longer than usual.
 
-    Longer than usual: than 1.2 times the 95th percentile and 1.5 times the median. ``count`` of ``of`` completed ones
-    did; ``ratio`` is that of the last of them to the median.
+    Longer than usual: than 1.2 times the 95th percentile (the 75th, if all of them are of the range) and 1.5 times the
+    median. ``count`` of ``of`` completed ones did; ``ratio`` is that of the last of them to the median.
     """
 
     workflow_id: str

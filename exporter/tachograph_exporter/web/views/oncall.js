@@ -108,7 +108,7 @@ function failingWorkflow(workflow) {
     "div",
     { class: "of" },
     runLink(last, name(workflow.workflow_name)),
-    workflow.step_name ? ` in ${shortened(workflow.step_name, MAX_NAME)}` : null,
+    workflow.step_name ? h("span", { class: "in-step" }, ` in ${shortened(workflow.step_name, MAX_NAME)}`) : null,
     workflow.count > 1 ? ` ${workflow.count}×,` : null,
     h("span", { class: "quiet" }, workflow.count > 1 ? " last " : " ", time(last.completed_at, "both")),
     " ",
