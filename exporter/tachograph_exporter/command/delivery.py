@@ -16,15 +16,14 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from tachograph_exporter.command import library
+from tachograph import spool_places
+from tachograph.variables import DATABASE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, WORKSPACE_VARIABLE
 
 Event = dict[str, Any]
 
-_variables = library.module("variables")
-URL_VARIABLE, TOKEN_VARIABLE = _variables.URL_VARIABLE, _variables.TOKEN_VARIABLE
-DATABASE_VARIABLE, WORKSPACE_VARIABLE = _variables.DATABASE_VARIABLE, _variables.WORKSPACE_VARIABLE
 PATH = "/api/events"
 WAIT_SECONDS = 2.0
 """How long the end waits for the destination; later, others deliver."""
@@ -43,15 +42,14 @@ class Journal:
     """A journal of this process, which it alone delivers while it lives."""
 
     def __init__(self, url: str) -> None:
-        places = library.module("recording.spool_places")
         self._lines: list[tuple[int, bytes]] = []
-        self._limit = places.limit_from_environment()
-        self._magic, self._ending = places.JOURNAL_MAGIC, places.JOURNAL_ENDING
+        self._limit = spool_places.limit_from_environment()
+        self._magic, self._ending = spool_places.JOURNAL_MAGIC, spool_places.JOURNAL_ENDING
         problem: OSError | None = None
-        for parent in places.default_directories():
-            directory = parent / places.spool_name(url)
+        for parent in spool_places.default_directories():
+            directory = parent / spool_places.spool_name(url)
             try:
-                places.make_private(directory)
+                spool_places.make_private(directory)
                 self.directory = str(directory)
                 self._open()
             except OSError as error:
@@ -92,9 +90,9 @@ class Journal:
         if self._size() + size <= self._limit:
             return
         # Rare, and a matter for the library, which counts what it drops.
-        from pathlib import Path
+        from tachograph.recording.spool import make_room
 
-        library.module("recording.spool").make_room(Path(self.directory), self._limit, size, keep=Path(self.path))
+        make_room(Path(self.directory), self._limit, size, keep=Path(self.path))
         if self._size() + size > self._limit:
             raise OSError(f"{self.directory} is full ({self._limit} bytes)")
 
@@ -338,7 +336,6 @@ class _Database:
     """The database at a URL, opened in the background while the command runs."""
 
     def __init__(self, url: str) -> None:
-        library.module("event_batch")
         import msgspec
 
         from tachograph.events import Event as RecordedEvent

@@ -28,7 +28,7 @@ from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.recording import journal
 from tachograph.recording.journal import Journal
-from tachograph.recording.spool_places import (
+from tachograph.spool_places import (
     DIRECTORY_VARIABLE,
     JOURNAL_ENDING,
     JOURNAL_MAGIC,
@@ -39,8 +39,8 @@ from tachograph.recording.spool_places import (
     make_private,
     spool_name,
 )
-from tachograph.recording.spool_places import address as address
-from tachograph.recording.spool_places import default_directories as default_directories
+from tachograph.spool_places import address as address
+from tachograph.spool_places import default_directories as default_directories
 
 log = logging.getLogger(__name__)
 
