@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,18 +61,20 @@ def timeline(server: Server, name: str, number: int = 0) -> Any:
 
 
 def test_output_and_exit_code_are_the_commands_and_the_run_has_them(service: Server, variables: dict[str, str]) -> None:
-    script = "import sys; [print(i) for i in range(500)]; sys.stdout.flush(); print('oh no', file=sys.stderr); exit(3)"
+    script = (
+        "import sys; [print(i) for i in range(100_000)]; sys.stdout.flush(); print('oh no', file=sys.stderr); exit(3)"
+    )
     noise = bytes(range(256)) * 3
     command = ["sh", "-c", 'cat; "$0" -c "$1" --password hunter2', sys.executable, script]
     process = start("exec", "--name", "outputs", "--", *command, env=variables, stdin=subprocess.PIPE)
     out, err = process.communicate(noise, timeout=60)
-    assert (process.returncode, out) == (3, noise + b"".join(b"%d\n" % i for i in range(500)))
+    assert (process.returncode, out) == (3, noise + b"".join(b"%d\n" % i for i in range(100_000)))
     assert err == b"oh no\n"
     shown = timeline(service, "outputs")
     (step,) = shown["step_timeline"]
     assert (shown["status"], step["error_type"], step["error_message"]) == ("failed", "ExitCode", "exit code 3: oh no")
     assert step["output_summary"] == {"exit_code": 3}
-    assert [log["message"] for log in step["logs"]][:-1] == [str(i) for i in range(501 - MAX_LINES, 500)]
+    assert [log["message"] for log in step["logs"]][:-1] == [str(i) for i in range(100_001 - MAX_LINES, 100_000)]
     assert (step["logs"][-1]["message"], step["logs"][-1]["level"]) == ("oh no", "warning")
     assert "hunter2" not in json.dumps(shown)
     assert step["input_summary"]["command"][:2] == ["sh", "-c"]
@@ -203,17 +207,8 @@ def test_with_a_database_alone_the_run_is_stored_by_a_process_of_its_own(tmp_pat
 
 
 def statuses(url: str) -> dict[str, str]:
-    from sqlalchemy import select
-
-    from tachograph_exporter.store.database import Database
-    from tachograph_exporter.store.schema import workflow_executions
-
-    database = Database(url)
-    try:
-        rows = database.look(lambda c: c.execute(select(workflow_executions)).all())
-    finally:
-        database.close()
-    return {row.workflow: row.status for row in rows}
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+        return dict(database.execute("SELECT workflow, status FROM workflow_executions").fetchall())
 
 
 def test_a_night_of_commands_on_a_service_that_is_killed_is_there_once(tmp_path: Path) -> None:
