@@ -6,6 +6,8 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # One more than there are processors: many tests wait for real components.
 PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadgroup
 UNIT := -m "not e2e and not edges and not slow"
+# With it, each of hundreds of processes would compile whatever it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check slow lint unit test-all fuzz chaos coverage bench engines peers docs dashboards preview pictures vendor clean help
 
@@ -15,8 +17,14 @@ demo: $(VENV)/.exporter  ## Install, run the example workflows, and serve the AP
 test: $(VENV)/.test system-packages node-packages  ## Install everything the tests need, then run `make check`
 	$(MAKE) check
 
-check: lint  ## Format, lint, types and all tests
-	$(BIN)/pytest $(PARALLEL) -m "not slow" $(PYTEST_OPTIONS)
+# The types are checked beside the tests, because mypy uses one processor alone; what it says comes last.
+check: $(VENV)/.test  ## Format, lint, types and all tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@types=$$(mktemp); $(BIN)/mypy >"$$types" 2>&1 & mypy=$$!; \
+	$(BIN)/pytest $(PARALLEL) -m "not slow" $(PYTEST_OPTIONS); tests=$$?; \
+	wait $$mypy; types_checked=$$?; cat "$$types"; rm -f "$$types"; \
+	[ $$tests = 0 ] && [ $$types_checked = 0 ]
 
 slow: $(VENV)/.test system-packages  ## The tests that take longest: alerts over simulated weeks
 	$(BIN)/pytest $(PARALLEL) -m slow $(PYTEST_OPTIONS)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from grafana_foundation_sdk.builders import (
     bargauge,
@@ -38,8 +38,13 @@ STATUS_COLOURS: Final = {
     "run": "green",
 }
 """Each status has the same colour on every dashboard and on the web page."""
-GRID_WIDTH: Final = 24
+PER_HOUR: Final = "suffix: /h"
+PER_SECOND: Final = "suffix: /s"
+USD_PER_HOUR: Final = "suffix: $/h"
+"""Units of rates."""
 
+Link = tuple[str, str]
+"""(title, URL) of what a click leads to."""
 Query = tuple[str, str]
 """(PromQL, legend)"""
 
@@ -63,40 +68,6 @@ def _thresholds(steps: Sequence[tuple[float | None, str]]) -> Any:
 GOOD_WHEN_HIGH: Final = ((None, "red"), (0.95, "orange"), (0.99, "green"))
 GOOD_WHEN_ZERO: Final = ((None, "green"), (1, "red"))
 NEUTRAL: Final = ((None, "blue"),)
-BUDGET_THRESHOLDS: Final = ((None, "red"), (0, "orange"), (0.25, "green"))
-BUDGET_MIN, BUDGET_MAX = -1, 1
-"""Limits of what is drawn of an error budget, as a fraction: one failure of a nightly workflow is three budgets."""
-
-
-def budget(left: str) -> str:
-    """The fraction of an error budget that is left, within the limits of what is drawn."""
-    return f"clamp({left}, {BUDGET_MIN}, {BUDGET_MAX})"
-
-
-def _budget_mappings() -> list[Any]:
-    overspent = models.ValueMappingResult(text="-100% or less", color="red")
-    return [models.RangeMap(options=models.DashboardRangeMapOptions(to=BUDGET_MIN, result=overspent))]
-
-
-def budget_lines(title: str, description: str, left: str, link: tuple[str, str] | None = None) -> Any:
-    """The error budget left by workflow over time."""
-    panel = lines(
-        title,
-        f"{description} Below 0 it is overspent; what is below -100 % is drawn as -100 %.",
-        [(budget(left), "{{workflow}}")],
-        "percentunit",
-        low=BUDGET_MIN,
-        high=BUDGET_MAX,
-        thresholds=BUDGET_THRESHOLDS,
-        link=link,
-    )
-    return panel.mappings(_budget_mappings())
-
-
-def budget_ranking(title: str, description: str, left: str) -> Any:
-    """The error budget left by workflow now."""
-    panel = ranking(title, description, budget(left), "{{workflow}}", "percentunit", thresholds=BUDGET_THRESHOLDS)
-    return panel.min(BUDGET_MIN).max(BUDGET_MAX).mappings(_budget_mappings())
 
 
 def _status_colours() -> list[tuple[str, list[Any]]]:
@@ -117,16 +88,22 @@ def lines(
     exemplars: bool = False,
     bars: bool = False,
     thresholds: Sequence[tuple[float | None, str]] = NEUTRAL,
-    link: tuple[str, str] | None = None,
+    limit: str = "",
+    link: Link | None = None,
     low: float | None = 0,
     high: float | None = None,
+    is_low_worst: bool = False,
 ) -> Any:
-    """Lines (or bars) over time, with a table of values below. ``low``, ``high``: limits of the y axis."""
+    """Lines (or bars) over time, with a table of values below, the worst first.
+
+    ``limit``: the legend of the line that is drawn as a limit. ``low``, ``high``: limits of the y axis.
+    """
     legend = common.VizLegendOptions().display_mode(common_models.LegendDisplayMode.TABLE)
-    legend = (
-        legend.placement(common_models.LegendPlacement.BOTTOM).show_legend(True).calcs(["mean", "max", "lastNotNull"])
-    )
+    legend = legend.placement(common_models.LegendPlacement.BOTTOM).show_legend(True)
+    legend = legend.calcs(["mean", "min" if is_low_worst else "max", "lastNotNull"])
+    legend = legend.sort_by("Min" if is_low_worst else "Max").sort_desc(not is_low_worst)
     tooltip = common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI)
+    order = common_models.SortOrder.ASCENDING if is_low_worst else common_models.SortOrder.DESCENDING
     panel = (
         timeseries.Panel()
         .title(title)
@@ -134,28 +111,39 @@ def lines(
         .datasource(SOURCE)
         .unit(unit)
         .legend(legend)
-        .tooltip(tooltip.sort(common_models.SortOrder.DESCENDING))
+        .tooltip(tooltip.sort(order))
         .line_width(1)
-        .fill_opacity(60 if stacked else 8)
+        .fill_opacity(60 if stacked or bars else 8)
         .show_points(common_models.VisibilityMode.NEVER)
         .thresholds(_thresholds(thresholds))
     )
+    if len(thresholds) > 1:
+        style = common.GraphThresholdsStyleConfig().mode(common_models.GraphTresholdsStyleMode.DASHED)
+        panel = panel.thresholds_style(style)
     if low is not None:
         panel = panel.min(low)
     if high is not None:
         panel = panel.max(high)
     if bars:
-        # A bar counts what ended within $__rate_interval, which is little longer than the bar from a minute on.
-        panel = panel.draw_style(common_models.GraphDrawStyle.BARS).interval("1m")
+        panel = panel.draw_style(common_models.GraphDrawStyle.BARS).interval("1h")
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL).group("A"))
     for name, properties in _status_colours():
         panel = panel.override_by_name(name, properties)
+    if limit:
+        panel = panel.override_by_name(limit, _LIMIT)
     if link is not None:
         panel = panel.data_links([dashboard.DashboardLink(link[0]).url(link[1]).target_blank(True)])
     for query in _targets(queries, exemplar=exemplars):
         panel = panel.with_target(query)
     return panel
+
+
+_LIMIT: Final = [
+    models.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": "red"}),
+    models.DynamicConfigValue(id_val="custom.lineStyle", value={"fill": "dash", "dash": [10, 10]}),
+    models.DynamicConfigValue(id_val="custom.fillOpacity", value=0),
+]
 
 
 def number(
@@ -165,10 +153,15 @@ def number(
     unit: str,
     thresholds: Sequence[tuple[float | None, str]] = NEUTRAL,
     *,
+    link: Link,
     decimals: int | None = None,
     empty: str = "0",
+    texts: Mapping[str, tuple[str, str]] | None = None,
 ) -> Any:
-    """One number over a sparkline. ``empty``: shown when the query returns nothing."""
+    """One number over a sparkline; a click leads to what is behind it.
+
+    ``empty``: shown when the query returns nothing. ``texts``: (text, colour) shown instead of values.
+    """
     panel = (
         stat.Panel()
         .title(title)
@@ -176,13 +169,23 @@ def number(
         .datasource(SOURCE)
         .unit(unit)
         .thresholds(_thresholds(thresholds))
-        .graph_mode(common_models.BigValueGraphMode.AREA)
+        .graph_mode(common_models.BigValueGraphMode.NONE if texts else common_models.BigValueGraphMode.AREA)
         .color_mode(common_models.BigValueColorMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
         .no_value(empty)
+        .data_links([dashboard.DashboardLink(link[0]).url(link[1])])
         .with_target(target(expression, title, "A"))
     )
+    if texts:
+        panel = panel.mappings(texts_of(texts))
     return panel.decimals(decimals) if decimals is not None else panel
+
+
+def texts_of(texts: Mapping[str, tuple[str, str]]) -> list[Any]:
+    """Mappings that show (text, colour) instead of values."""
+    """Value mappings: (text, colour) by value."""
+    results = {value: models.ValueMappingResult(text=text, color=colour) for value, (text, colour) in texts.items()}
+    return [models.ValueMap(options=results)]
 
 
 def heatmap_of(title: str, description: str, expression: str, unit: str = "s") -> Any:
@@ -207,15 +210,15 @@ def heatmap_of(title: str, description: str, expression: str, unit: str = "s") -
 def ranking(
     title: str,
     description: str,
-    expression: str,
-    legend: str,
+    queries: Sequence[Query],
     unit: str,
     *,
-    link: tuple[str, str] | None = None,
+    link: Link,
     thresholds: Sequence[tuple[float | None, str]] = NEUTRAL,
+    high: float | None = None,
+    texts: Mapping[str, tuple[str, str]] | None = None,
 ) -> Any:
-    """Horizontal bars, greatest first."""
-    query = prometheus.Dataquery().expr(f"sort_desc({expression})").legend_format(legend).ref_id("A").instant()
+    """Horizontal bars in the order of the queries, each of which sorts its own. ``texts``: as in `number`."""
     panel = (
         bargauge.Panel()
         .title(title)
@@ -227,92 +230,68 @@ def ranking(
         .orientation(common_models.VizOrientation.HORIZONTAL)
         .display_mode(common_models.BarGaugeDisplayMode.GRADIENT)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
-        .with_target(query.datasource(SOURCE))
+        .data_links([dashboard.DashboardLink(link[0]).url(link[1])])
     )
+    for i, (expression, legend) in enumerate(queries):
+        query = prometheus.Dataquery().expr(expression).legend_format(legend).ref_id(chr(ord("A") + i)).instant()
+        panel = panel.with_target(query.datasource(SOURCE))
+    if high is not None:
+        panel = panel.max(high)
+    return panel.mappings(texts_of(texts)) if texts else panel
+
+
+def worst(expression: str, number: int = 10) -> str:
+    """The greatest values, greatest first."""
+    return f"sort_desc(topk({number}, {expression}))"
+
+
+class Column(NamedTuple):
+    """A column of a table. ``texts``: (text, colour) by value; ``empty``: shown where a row has no value."""
+
+    name: str
+    expression: str
+    unit: str = "short"
+    texts: Mapping[str, tuple[str, str]] | None = None
+    empty: str = ""
+
+
+def table(
+    title: str,
+    description: str,
+    columns: Sequence[Column],
+    *,
+    order: Sequence[tuple[str, bool]],
+    first: Sequence[str],
+    hidden: Sequence[str] = (),
+    link: Link | None = None,
+) -> Any:
+    """A table with a row for each set of labels.
+
+    ``order``: (column, whether greatest first), most important first. ``first``: the labels on the left, before the
+    columns; other labels follow. ``hidden``: labels that are not shown.
+    """
+    panel = tables.Panel().title(title).description(description).datasource(SOURCE)
+    panel = panel.sort_by([common.TableSortByFieldState().display_name(name).desc(desc) for name, desc in order])
+    rename: dict[str, str] = {}
+    for i, column in enumerate(columns):
+        ref = chr(ord("A") + i)
+        panel = panel.with_target(target(column.expression, column.name, ref, instant=True))
+        rename[f"Value #{ref}" if len(columns) > 1 else "Value"] = column.name
+        properties = [models.DynamicConfigValue(id_val="unit", value=column.unit)]
+        if column.texts:
+            mappings = [{"type": "value", "options": {value: {"text": text, "color": colour}
+                                                      for value, (text, colour) in column.texts.items()}}]  # fmt: skip
+            properties.append(models.DynamicConfigValue(id_val="mappings", value=mappings))
+            properties.append(models.DynamicConfigValue(id_val="custom.cellOptions", value={"type": "color-text"}))
+        if column.empty:
+            properties.append(models.DynamicConfigValue(id_val="noValue", value=column.empty))
+        panel = panel.override_by_name(column.name, properties)
     if link is not None:
         panel = panel.data_links([dashboard.DashboardLink(link[0]).url(link[1])])
-    return panel
-
-
-def table(title: str, description: str, columns: Sequence[tuple[str, str, str]], key: str) -> Any:
-    """A table with one row per value of the label ``key``. Columns are (name, PromQL, unit)."""
-    panel = tables.Panel().title(title).description(description).datasource(SOURCE)
-    rename: dict[str, str] = {}
-    exclude = {"Time": True}
-    for i, (name, expression, unit) in enumerate(columns):
-        ref = chr(ord("A") + i)
-        panel = panel.with_target(target(expression, name, ref, instant=True))
-        rename[f"Value #{ref}"] = name
-        panel = panel.override_by_name(name, [models.DynamicConfigValue(id_val="unit", value=unit)])
-    if len(columns) == 1:
-        rename["Value"] = columns[0][0]
-    panel = panel.with_transformation(
-        models.DataTransformerConfig(id_val="joinByField", options={"byField": key, "mode": "outer"})
-    )
-    return panel.with_transformation(
-        models.DataTransformerConfig(id_val="organize", options={"renameByName": rename, "excludeByName": exclude})
-    )
-
-
-class Layout:
-    """Places panels side by side, row by row. Every row fills all 24 columns."""
-
-    def __init__(self, board: dashboard.Dashboard) -> None:
-        self.board = board
-        self._y = 0
-
-    def section(self, title: str) -> None:
-        """Start a section with a heading."""
-        self.board.with_row(dashboard.Row(title).grid_pos(models.GridPos(h=1, w=GRID_WIDTH, x=0, y=self._y)))
-        self._y += 1
-
-    def row(self, height: int, *panels: tuple[int, Any]) -> None:
-        """Add a row of (width, panel). Raises ValueError if the widths do not fill the row."""
-        if sum(width for width, _ in panels) != GRID_WIDTH:
-            raise ValueError(f"a row of {[width for width, _ in panels]} does not fill {GRID_WIDTH} columns")
-        x = 0
-        for width, panel in panels:
-            self.board.with_panel(panel.grid_pos(models.GridPos(h=height, w=width, x=x, y=self._y)))
-            x += width
-        self._y += height
-
-
-def variable(name: str, label: str, query: str, description: str) -> Any:
-    """A variable that offers the values of a label. All of them are selected by default."""
-    option = dashboard.QueryVariable(name).label(label).description(description).datasource(SOURCE)
-    option = option.query({"query": query, "refId": name}).refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
-    option = option.sort(models.VariableSort.ALPHABETICAL_ASC).multi(True).include_all(True).all_value(".*")
-    return option.current(models.VariableOption(selected=True, text="All", value="$__all"))
-
-
-def text(name: str, label: str, value: str, description: str) -> Any:
-    """A free-text variable."""
-    option = dashboard.TextBoxVariable(name).label(label).description(description).default_value(value)
-    return option.current(models.VariableOption(selected=True, text=value, value=value))
-
-
-def data_source() -> Any:
-    """The variable that selects the Prometheus data source."""
-    option = dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus").multi(False)
-    return option.current(models.VariableOption(selected=True, text="default", value="default"))
-
-
-def base(uid: str, title: str, description: str, *variables: Any) -> dashboard.Dashboard:
-    """A dashboard without panels, linked to the other dashboards."""
-    board = (
-        dashboard.Dashboard(title)
-        .uid(uid)
-        .description(description)
-        .tags(["tachograph"])
-        .refresh("30s")
-        .time("now-6h", "now")
-        .timezone("browser")
-        .tooltip(models.DashboardCursorSync.CROSSHAIR)
-        .editable()
-    )
-    siblings = dashboard.DashboardLink("Tachograph").type(models.DashboardLinkType.DASHBOARDS).tags(["tachograph"])
-    board = board.link(siblings.as_dropdown(True).include_vars(True).keep_time(True))
-    board = board.with_variable(data_source())
-    for option in variables:
-        board = board.with_variable(option)
-    return board
+    panel = panel.with_transformation(models.DataTransformerConfig(id_val="merge", options={}))
+    options = {
+        "renameByName": rename,
+        "excludeByName": dict.fromkeys(("Time", *hidden), True),
+        "indexByName": {name: i for i, name in enumerate((*first, *rename))},
+    }
+    return panel.with_transformation(models.DataTransformerConfig(id_val="organize", options=options))

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import os
 import shutil
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -38,6 +40,10 @@ from tests.postgres_server import PostgresServer
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
+
+# Without bytecode, the tests and every process that they start compile whatever they import.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -125,14 +131,16 @@ def postgres() -> Iterator[Callable[..., str]]:
     Database(f"{server.url}/template_tachograph").close()
     strategy = " STRATEGY FILE_COPY" if int(server.sql("SHOW server_version_num")) >= 150_000 else ""
 
-    def create_database(*, empty: bool = False) -> str:
-        name = f"test_{next(numbers)}"
-        template = "template0" if empty else "template_tachograph"
-        # Copied as files: copying through the log, the default, costs three times the processor time.
-        server.sql(f"CREATE DATABASE {name} TEMPLATE {template}{strategy}")
-        return f"{server.url}/{name}"
+    with server.session() as execute:
 
-    yield create_database
+        def create_database(*, empty: bool = False) -> str:
+            name = f"test_{next(numbers)}"
+            template = "template0" if empty else "template_tachograph"
+            # Copied as files: copying through the log, the default, costs three times the processor time.
+            execute(f"CREATE DATABASE {name} TEMPLATE {template}{strategy}")
+            return f"{server.url}/{name}"
+
+        yield create_database
     server.close()
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,30 @@ class PostgresServer:
             env={**os.environ, "PGOPTIONS": settings},
         )  # fmt: skip
         return done.stdout.strip()
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Callable[[str], None]]:
+        """Executes statements as the superuser in one session: for those that are many."""
+        psql = binary("psql")
+        assert psql is not None
+        command = [psql, "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", "postgres"]
+        command += ["-qAtX", "-v", "ON_ERROR_STOP=1"]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/tmp"
+        ) as process:
+            answers, statements = process.stdout, process.stdin
+            assert answers is not None
+            assert statements is not None
+
+            def execute(statement: str) -> None:
+                statements.write(f"{statement};\n\\echo executed\n")
+                statements.flush()
+                line = answers.readline()
+                if line != "executed\n":
+                    raise RuntimeError(f"{statement}: {line}{answers.readline()}")
+
+            yield execute
+            statements.close()
 
     def process_ids(self) -> list[int]:
         """The server's processes, its sessions' included."""

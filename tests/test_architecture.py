@@ -14,12 +14,13 @@ SOURCES: Final = {"tachograph": ROOT / "instrumentation", "tachograph_exporter":
 
 FLOORS: Final[Mapping[str, int]] = {
     # The library, from the ground: values; what runs workflows; what listens; what records; the public face.
-    "tachograph.names": -1, "tachograph.quiet_log": -1,
+    "tachograph.names": -1, "tachograph.variables": -1, "tachograph.quiet_log": -1,
     "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
     "tachograph.histogram": -1, "tachograph.exact_sum": -1, "tachograph.distribution": 0,
     "tachograph.process": 0, "tachograph.otel_variables": 0,
     "tachograph.events": 1,
     "tachograph.critical_path": 2, "tachograph.inferred_dependencies": 2, "tachograph.redaction": 2,
+    "tachograph.event_batch": 2,
     "tachograph.summary": 3, "tachograph.run_window": 3, "tachograph.run_notes": 0, "tachograph.folding": 3,
     "tachograph.workflow": 4,
     "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6,
@@ -27,6 +28,7 @@ FLOORS: Final[Mapping[str, int]] = {
     # The service: settings; rows; what arrives; what users read; streams and searches; the edges; the service itself.
     "tachograph_exporter.attribute_text": 10,
     "tachograph_exporter.config": 10, "tachograph_exporter.times": 10, "tachograph_exporter.bundled_workflows": 9,
+    "tachograph_exporter.defaults": 9, "tachograph_exporter.alerting": 9,
     "tachograph_exporter.dashboard_files": 10, "tachograph_exporter.handler_sources": 10,
     "tachograph_exporter.store": 11,
     "tachograph_exporter.metrics": 12,
@@ -35,7 +37,7 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph_exporter.traces": 14,
     "tachograph_exporter.api": 15,
     "tachograph_exporter.service": 16,
-    "tachograph_exporter.cli": 17,
+    "tachograph_exporter.command": 16, "tachograph_exporter.cli": 17,
     "tachograph_exporter": 18, "tachograph_exporter.__main__": 19,
 }  # fmt: skip
 """How high each room stands. Rooms of one floor may not import each other, but for those named in `BESIDE`."""

@@ -31,7 +31,7 @@ def loaded(*arguments: str) -> tuple[list[str], str]:
     ("command", "commands", "modules"),
     [
         ("watch", ["watch"], "False False"),
-        ("timeline", ["timeline", "metrics", "trends", "compare"], "True False"),
+        ("timeline", ["timeline", "metrics", "trends", "compare"], "False False"),
         ("serve", ["serve"], "True True"),
     ],
 )

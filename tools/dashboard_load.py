@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
-from dashboards.alerts import alerts
-from dashboards.recording_rules import recording_rules
-from dashboards.thresholds import read_thresholds
+
+from tachograph_exporter.alerting.alerts import alerts
+from tachograph_exporter.alerting.recording_rules import recording_rules
+from tachograph_exporter.alerting.thresholds import read_thresholds
 
 LONG_WORKFLOW = {"name": "long", "steps": [{"name": "wait", "config": {"handler": "sleep", "seconds": 300}}]}
+
+RARE_WORKFLOW = {"name": "rare", "steps": [{"name": "once"}]}
+FAILING_WORKFLOW = {"name": "failing", "steps": [{"name": "fail", "config": {"handler": "fail", "message": "no"}}]}
 
 
 class Client(Protocol):
@@ -22,9 +26,12 @@ class Client(Protocol):
     def post(self, path: str, body: Any = None) -> Any: ...
 
 
-def write_fast_rules(directory: Path, *, fire_at_once: bool = False) -> Path:
-    """Write the shipped rules with an interval of two seconds. ``fire_at_once``: alerts skip their pending time."""
-    thresholds = read_thresholds()
+def write_fast_rules(directory: Path, *, fire_at_once: bool = False, limits: Path | None = None) -> Path:
+    """Write the shipped rules with an interval of two seconds.
+
+    ``fire_at_once``: alerts skip their pending time. ``limits``: a file of thresholds.
+    """
+    thresholds = read_thresholds(limits)
     groups = [*recording_rules(thresholds), *alerts(thresholds)]
     for group in groups:
         group["interval"] = "2s"
@@ -40,8 +47,10 @@ def run_load(service: Client, seconds: float) -> None:
     """Run all example workflows repeatedly. Some retry, some skip steps, some fail, some report costs."""
     for document in service.get("/api/workflows/templates"):
         service.post("/api/workflows", document)
-    service.post("/api/workflows", LONG_WORKFLOW)
-    service.post("/api/workflows/long/execute")
+    for document, times in ((LONG_WORKFLOW, 1), (RARE_WORKFLOW, 1), (FAILING_WORKFLOW, 4)):
+        service.post("/api/workflows", document)
+        for _ in range(times):
+            service.post(f"/api/workflows/{document['name']}/execute")
     deadline = time.monotonic() + seconds
     number = 0
     while time.monotonic() < deadline:

@@ -90,7 +90,9 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 def command_table() -> str:
     rows = ["| command | |", "|---|---|"]
-    rows += [f"| `tachograph {words}` | {(cmd.help or '').strip().splitlines()[0]} |" for words, cmd in commands()]
+    for words, command in commands():
+        summary = " ".join((command.help or "").partition("\n\n")[0].split())
+        rows.append(f"| `tachograph {words}` | {summary} |")
     return "\n".join(rows)
 
 

@@ -44,8 +44,10 @@ LOAD_SECONDS = 150
 STEP_SECONDS = 3
 GRID_ROW_PIXELS = 38
 VARIABLES = {
+    # Dashboards about one workflow show all of them here.
+    '="$workflow"': '=~".*"', '="$step"': '=~".*"',
     "$__rate_interval": "12s", "$__interval": "6s", "$__range": f"{LOAD_SECONDS}s", "$workspace": ".*",
-    "$workflow": ".*", "$step": ".*", "$instance": ".*", "$target": "0.99",
+    "$workflow": ".*", "$step": ".*", "$instance": ".*",
 }  # fmt: skip
 
 
@@ -63,7 +65,7 @@ def query_panels(prometheus: str, document: Any, since: float, until: float) -> 
             expression = target["expr"]
             for name, value in VARIABLES.items():
                 expression = expression.replace(name, value)
-            if target.get("instant") and panel["type"] in ("bargauge", "table"):
+            if target.get("instant"):
                 path = f"query?{urlencode({'query': expression, 'time': until})}"
             else:
                 window = {"query": expression, "start": since, "end": until, "step": STEP_SECONDS}

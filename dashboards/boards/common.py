@@ -1,4 +1,4 @@
-"""Variables, selectors and links that the dashboards share."""
+"""Variables, selectors, links and panels that the dashboards share."""
 
 from __future__ import annotations
 
@@ -6,65 +6,126 @@ from typing import Any, Final
 
 from grafana_foundation_sdk.builders import dashboard
 
-from dashboards import panels
-from dashboards.promql import (
-    BAD,
-    RATE,
-    counted,
-    quantile,
-    selector,
-)
+from dashboards import layout, panels
+from dashboards.panels import Column, Link
 from tachograph.metrics.self_metrics import EVENTS
-from tachograph.metrics.specs import (
-    EXECUTION_DURATION,
-    EXECUTIONS_STARTED,
-    STEP_ATTEMPTS,
-    HistogramSpec,
-)
+from tachograph.metrics.specs import EXECUTION_DURATION, EXECUTIONS_STARTED, STEP_ATTEMPTS, HistogramSpec
+from tachograph_exporter.alerting.promql import BAD, GOOD, RANGE, RATE, counted, quantile, selector, total
+from tachograph_exporter.alerting.recording_rules import BUDGET_ALLOWED, BUDGET_SPENT, ENDED, last_failure, last_success
 
-WORKFLOW_MATCHERS: Final = ('workspace=~"$workspace"', 'workflow=~"$workflow"')
-STEP_MATCHERS: Final = (*WORKFLOW_MATCHERS, 'step=~"$step"')
-WORKFLOWS: Final = selector(*WORKFLOW_MATCHERS)
-STEPS: Final = selector(*STEP_MATCHERS)
-"""Selectors of what the variables of a dashboard choose."""
+MATCHERS: Final = ('workspace=~"$workspace"', 'workflow=~"$workflow"')
+"""What the variables of a dashboard about several workflows choose."""
+OF_WORKFLOW: Final = ('workspace=~"$workspace"', 'workflow="$workflow"')
+OF_STEP: Final = (*OF_WORKFLOW, 'step="$step"')
+"""What those of a dashboard about one workflow, or one step of it, choose."""
+FAILED_STATUSES: Final = "failed,timeout,lost"
 PAGE_URL: Final = "${tachograph}"
-WORKSPACE: Final = panels.variable(
+WORKSPACE: Final = layout.variable(
     "workspace",
     "Workspace",
     f"label_values({EXECUTIONS_STARTED.name}, workspace)",
-    "Workspaces with at least one execution.",
+    "Workspaces with at least one run.",
 )
-WORKFLOW: Final = panels.variable(
-    "workflow",
-    "Workflow",
-    f'label_values({EXECUTIONS_STARTED.name}{{workspace=~"$workspace"}}, workflow)',
-    "Workflows of the selected workspaces.",
+_NAMES: Final = f'label_values({EXECUTIONS_STARTED.name}{{workspace=~"$workspace"}}, workflow)'
+WORKFLOWS: Final = layout.variable("workflow", "Workflow", _NAMES, "Workflows of the selected workspaces.")
+WORKFLOW: Final = layout.choice("workflow", "Workflow", _NAMES, "One workflow of the selected workspaces.")
+STEP: Final = layout.choice(
+    "step", "Step", f"label_values({STEP_ATTEMPTS.name}{selector(*OF_WORKFLOW)}, step)", "One step of the workflow."
 )
-STEP: Final = panels.variable(
-    "step", "Step", f"label_values({STEP_ATTEMPTS.name}{WORKFLOWS}, step)", "Steps of the selected workflows."
-)
-INSTANCE: Final = panels.variable(
+INSTANCE: Final = layout.variable(
     "instance", "Instance", f"label_values({EVENTS.name}, instance)", "Scraped instances of the service."
 )
-ADDRESS: Final = panels.text(
+ADDRESS: Final = layout.text(
     "tachograph", "Tachograph", "http://localhost:9923", "Address of the Tachograph web page, for links to runs."
 )
-TARGET: Final = panels.text("target", "Target", "0.99", "The fraction of executions that should complete (0 to 1).")
 TIME_RANGE: Final = "from=${__from:date:seconds}&to=${__to:date:seconds}"
-TO_PAGE: Final = ("Runs in Tachograph", f"{PAGE_URL}/#/?workflow=${{__field.labels.workflow}}&{TIME_RANGE}")
-TO_WORKFLOW: Final = (
-    "This workflow",
-    "/d/tachograph-workflow?var-workflow=${__field.labels.workflow}&${__url_time_range}",
-)
-TO_STEP: Final = (
-    "This step",
-    "/d/tachograph-step?var-step=${__field.labels.step}&${__url_time_range}&${workflow:queryparam}",
-)
+_KEPT: Final = "${workspace:queryparam}&${datasource:queryparam}&${__url_time_range}"
+TO_PAGE: Final[Link] = ("Runs in Tachograph", f"{PAGE_URL}/#/?workflow=${{__field.labels.workflow}}&{TIME_RANGE}")
+TO_WORKFLOW: Final[Link] = (
+    "This workflow", f"/d/tachograph-workflow?var-workflow=${{__field.labels.workflow}}&{_KEPT}"
+)  # fmt: skip
+ROW_TO_WORKFLOW: Final[Link] = (
+    "This workflow", f"/d/tachograph-workflow?var-workflow=${{__data.fields.workflow}}&{_KEPT}"
+)  # fmt: skip
+TO_STEP: Final[Link] = (
+    "This step", f"/d/tachograph-step?var-step=${{__field.labels.step}}&${{workflow:queryparam}}&{_KEPT}"
+)  # fmt: skip
+TO_SLO: Final[Link] = ("Error budgets", f"/d/tachograph-slo?${{workflow:queryparam}}&{_KEPT}")
 
 
-def failures() -> Any:
-    """An annotation at every failed execution."""
-    failed = counted(EXECUTION_DURATION, selector(*WORKFLOW_MATCHERS, BAD), RATE, "workflow")
+def runs(*statuses: str, now: bool = False, of_workflow: bool = False) -> Link:
+    """A link to the runs on the page: with these statuses, in the time range or ``now``, of all or of the workflow."""
+    parts = ["workflow=${workflow}"] if of_workflow else []
+    parts += [f"status={','.join(statuses)}"] if statuses else []
+    parts += [] if now else [TIME_RANGE]
+    return "Runs in Tachograph", f"{PAGE_URL}/#/?{'&'.join(parts)}"
+
+
+def ended(*matchers: str, by: str = "") -> str:
+    """How many runs ended in the time range, to the run: `increase` would estimate."""
+    return total(f"sum_over_time({ENDED}:increase{selector(*matchers)}[{RANGE}])", by)
+
+
+def success_rate(*matchers: str, by: str = "") -> str:
+    """Runs of the time range that completed, as a fraction (0 to 1) of those that completed or failed."""
+    judged = ended(*matchers, by=by)
+    # If nothing completed there is no series to divide; the rate is then 0, not absent.
+    return f"({ended(*matchers, GOOD, by=by)} or {judged} * 0) / ({judged} > 0)"
+
+
+def last_result(*matchers: str) -> str:
+    """By workflow: 1 where the last run failed, 0 where it completed."""
+    failure, success = (last("5m", ", ".join(matchers)) for last in (last_failure, last_success))
+    return f"(({failure}) > bool ({success}) or ({failure} unless {success}) ^ 0 or ({success} unless {failure}) * 0)"
+
+
+def last_end(*matchers: str) -> str:
+    """When the last run ended, by workflow."""
+    failure, success = (last("5m", ", ".join(matchers)) for last in (last_failure, last_success))
+    return f"({failure} > {success} or {success} or {failure})"
+
+
+RESULTS: Final = {"1": ("failed", "red"), "0": ("completed", "green")}
+"""Texts of `last_result`."""
+
+
+def firing_alerts(*matchers: str) -> Any:
+    """The alerts that fire, the most severe first."""
+    where, firing = selector(*matchers), selector(*matchers, 'alertstate="firing"')
+    return panels.table(
+        "Alerts firing",
+        "What Prometheus alerts about, pages before tickets, the newest first. Needs the shipped rules.",
+        [Column("For", f"time() - (ALERTS_FOR_STATE{where} and ignoring (alertstate) ALERTS{firing})", "s")],
+        order=[("severity", False), ("For", False)],
+        link=ROW_TO_WORKFLOW,
+        first=("severity", "alertname", "workflow", "step"),
+        hidden=("__name__", "job"),
+    )
+
+
+def budget_ranking(*matchers: str) -> Any:
+    """What was spent of the error budgets, those that are overspent first."""
+    where = selector(*matchers)
+    return panels.ranking(
+        "Error budget spent",
+        "How many times the failures allowed in 30 days; ×1 is all of it, and bars end there. Where less than one "
+        "failure is allowed, that says nothing: there are too few runs, and the last result counts.",
+        [
+            (panels.worst(f"{BUDGET_SPENT}{where} >= 1"), "{{workflow}}: overspent"),
+            (panels.worst(f"{BUDGET_SPENT}{where} < 1"), "{{workflow}}"),
+            (panels.worst(f"({BUDGET_ALLOWED}{where} < 1) * 0 - 1"), "{{workflow}}"),
+        ],
+        "prefix:×",
+        thresholds=((None, "green"), (0.75, "orange"), (1, "red")),
+        texts={"-1": ("too few runs", "text")},
+        high=1,
+        link=TO_WORKFLOW,
+    )
+
+
+def failures(*matchers: str) -> Any:
+    """An annotation at every failed run."""
+    failed = counted(EXECUTION_DURATION, selector(*matchers, BAD), RATE, "workflow")
     annotation = dashboard.AnnotationQuery().name("Failures").datasource(panels.SOURCE).enable(True).icon_color("red")
     return annotation.expr(f"{failed} > 0")
 

@@ -7,28 +7,26 @@ from grafana_foundation_sdk.builders import dashboard
 from dashboards import panels
 from dashboards.boards.common import (
     ADDRESS,
-    TARGET,
+    FAILED_STATUSES,
+    MATCHERS,
+    RESULTS,
+    ROW_TO_WORKFLOW,
     TO_PAGE,
     TO_WORKFLOW,
-    WORKFLOW,
-    WORKFLOW_MATCHERS,
     WORKFLOWS,
     WORKSPACE,
+    budget_ranking,
+    ended,
     failures,
+    firing_alerts,
+    last_end,
+    last_result,
     percentiles,
+    runs,
+    success_rate,
 )
-from dashboards.promql import (
-    BAD,
-    RANGE,
-    RATE,
-    counted,
-    heat,
-    increase,
-    quantile,
-    rate,
-    selector,
-    success_ratio,
-)
+from dashboards.layout import Layout, Span, base
+from dashboards.panels import PER_HOUR, USD_PER_HOUR, Column
 from tachograph.metrics.specs import (
     EXECUTION_DURATION,
     EXECUTIONS_RUNNING,
@@ -36,92 +34,214 @@ from tachograph.metrics.specs import (
     OLDEST_RUNNING,
     STEP_COST,
 )
+from tachograph_exporter.alerting.promql import (
+    BAD,
+    RANGE,
+    counted,
+    heat,
+    increase,
+    quantile,
+    rate,
+    selector,
+)
+from tachograph_exporter.alerting.recording_rules import ERROR_RATIO, TARGET, last_success
+
+SELECTED = selector(*MATCHERS)
 
 
 def overview() -> dashboard.Dashboard:
     """Build the dashboard."""
-    board = panels.base(
+    board = base(
         "tachograph-overview",
         "Workflows overview",
-        "Which workflows run, fail, are slow or expensive.",
+        "What failed and still fails, what alerts, and which workflows are slow, unreliable or expensive.",
         WORKSPACE,
-        WORKFLOW,
+        WORKFLOWS,
         ADDRESS,
-        TARGET,
-    ).annotation(failures())
-    layout = panels.Layout(board)
-    layout.section("Now")
+    ).annotation(failures(*MATCHERS))
+    layout = Layout(board)
+    layout.section(Span.NOW)
+    _now(layout)
+    layout.section(Span.RANGE)
+    _range(layout)
+    layout.section(Span.MONTH, "Error budgets")
+    layout.row(8, (24, budget_ranking(*MATCHERS)))
+    layout.section(Span.DAY)
+    _day(layout)
+    layout.section(Span.OVER_TIME)
+    _over_time(layout)
+    return board
+
+
+def _now(layout: Layout) -> None:
+    layout.row(
+        9,
+        (12, firing_alerts(*MATCHERS)),
+        (
+            12,
+            panels.table(
+                "Last result by workflow",
+                "How the last run of each workflow ended; those that failed first, then the newest.",
+                [
+                    Column("Last result", last_result(*MATCHERS), texts=RESULTS),
+                    Column("Ended ago", f"time() - {last_end(*MATCHERS)}", "s"),
+                    Column("Last success", f"time() - {last_success('5m', ', '.join(MATCHERS))}", "s", empty="never"),
+                ],
+                order=[("Last result", True), ("Ended ago", False)],
+                first=("workflow",),
+                link=ROW_TO_WORKFLOW,
+            ),
+        ),
+    )
     layout.row(
         4,
         (
-            4,
-            panels.number("Running", "Executions running now.", f"sum({EXECUTIONS_RUNNING.name}{WORKFLOWS})", "short"),
+            8,
+            panels.number(
+                "Last run failed",
+                "Workflows whose last run failed.",
+                f"count({last_result(*MATCHERS)} == 1) or vector(0)",
+                "short",
+                panels.GOOD_WHEN_ZERO,
+                link=runs(FAILED_STATUSES),
+            ),
         ),
         (
-            4,
+            8,
             panels.number(
-                "Oldest running",
-                "How long the oldest execution has been running.",
-                f"time() - min({OLDEST_RUNNING.name}{WORKFLOWS})",
+                "Running",
+                "Runs in progress.",
+                f"sum({EXECUTIONS_RUNNING.name}{SELECTED})",
+                "short",
+                link=runs("running", now=True),
+            ),
+        ),
+        (
+            8,
+            panels.number(
+                "Longest running",
+                "How long the oldest run in progress has been running.",
+                f"time() - min({OLDEST_RUNNING.name}{SELECTED})",
                 "s",
                 ((None, "green"), (3600, "orange"), (86_400, "red")),
                 empty="none",
+                link=runs("running", now=True),
             ),
         ),
+    )
+
+
+def _range(layout: Layout) -> None:
+    layout.row(
+        4,
         (
-            4,
+            6,
             panels.number(
                 "Failed",
-                "Executions that failed, timed out or were lost in the selected time range.",
-                counted(EXECUTION_DURATION, selector(*WORKFLOW_MATCHERS, BAD)) + " or vector(0)",
+                "Runs that failed, timed out or were lost.",
+                f"{ended(*MATCHERS, BAD)} or vector(0)",
                 "short",
                 panels.GOOD_WHEN_ZERO,
                 decimals=0,
+                link=runs(FAILED_STATUSES),
             ),
         ),
         (
-            4,
+            6,
             panels.number(
                 "Success rate",
-                "Completed executions as a fraction of those that completed or failed, in the selected time range.",
-                success_ratio(WORKFLOWS, RANGE),
+                "Completed runs as a fraction of those that completed or failed.",
+                success_rate(*MATCHERS),
                 "percentunit",
                 panels.GOOD_WHEN_HIGH,
                 decimals=2,
                 empty="–",
+                link=runs(FAILED_STATUSES),
             ),
         ),
         (
-            4,
+            6,
             panels.number(
-                "Executions",
-                "Executions started in the selected time range.",
-                increase(EXECUTIONS_STARTED, WORKFLOWS),
+                "Runs",
+                "Runs that started.",
+                increase(EXECUTIONS_STARTED, SELECTED),
                 "short",
                 decimals=0,
+                link=runs(),
             ),
         ),
         (
-            4,
+            6,
             panels.number(
                 "Cost",
-                "Cost reported by steps in the selected time range.",
-                increase(STEP_COST, WORKFLOWS) + " or vector(0)",
+                "Cost reported by steps.",
+                f"{increase(STEP_COST, SELECTED)} or vector(0)",
                 "currencyUSD",
                 decimals=2,
+                link=runs(),
             ),
         ),
     )
-    layout.section("Trends")
+    layout.row(
+        9,
+        (
+            12,
+            panels.ranking(
+                "Least reliable workflows",
+                "Fraction of runs that failed.",
+                [(panels.worst(f"1 - {success_rate(*MATCHERS, by='workflow')}"), "{{workflow}}")],
+                "percentunit",
+                link=TO_WORKFLOW,
+                thresholds=((None, "green"), (0.01, "orange"), (0.05, "red")),
+                high=1,
+            ),
+        ),
+        (
+            12,
+            panels.ranking(
+                "Slowest workflows",
+                "95th percentile of the run time.",
+                [(panels.worst(quantile(0.95, EXECUTION_DURATION, SELECTED, RANGE, "workflow")), "{{workflow}}")],
+                "s",
+                link=TO_WORKFLOW,
+            ),
+        ),
+    )
+
+
+def _day(layout: Layout) -> None:
+    day = selector(*MATCHERS, 'window="1d"')
+    layout.row(
+        8,
+        (
+            24,
+            panels.lines(
+                "Success rate",
+                "By workflow, with the lowest of their targets.",
+                [
+                    (f"1 - max by (workflow) ({ERROR_RATIO}{day})", "{{workflow}}"),
+                    (f"min({TARGET}{SELECTED})", "target"),
+                ],
+                "percentunit",
+                limit="target",
+                link=TO_WORKFLOW,
+                high=1,
+                is_low_worst=True,
+            ),
+        ),
+    )
+
+
+def _over_time(layout: Layout) -> None:
     layout.row(
         8,
         (
             12,
             panels.lines(
-                "Executions by outcome",
-                "Executions that ended, by status.",
-                [(counted(EXECUTION_DURATION, WORKFLOWS, RATE, "status"), "{{status}}")],
-                "short",
+                "Runs by outcome",
+                "Runs that ended, per hour.",
+                [(counted(EXECUTION_DURATION, SELECTED, "1h", "status"), "{{status}}")],
+                PER_HOUR,
                 stacked=True,
                 bars=True,
             ),
@@ -129,97 +249,43 @@ def overview() -> dashboard.Dashboard:
         (
             12,
             panels.lines(
-                "Success rate",
-                "By workflow, over a sliding hour.",
-                [(success_ratio(WORKFLOWS, "1h", "workflow"), "{{workflow}}")],
-                "percentunit",
-                thresholds=panels.GOOD_WHEN_HIGH,
-                link=TO_WORKFLOW,
-                high=1,
-            ),
-        ),
-    )
-    layout.row(
-        8,
-        (
-            12,
-            panels.lines(
-                "Run time",
-                "Median, 95th and 99th percentile of the executions that ended. Dots link to traces.",
-                percentiles(EXECUTION_DURATION, WORKFLOWS),
-                "s",
-                exemplars=True,
-            ),
-        ),
-        (
-            12,
-            panels.heatmap_of(
-                "Run time distribution",
-                "Executions by how long they took. Dots link to traces.",
-                heat(EXECUTION_DURATION, WORKFLOWS),
-            ),
-        ),
-    )
-    layout.section("Where to look first")
-    layout.row(
-        9,
-        (
-            8,
-            panels.ranking(
-                "Slowest workflows",
-                "95th percentile of the run time in the selected time range.",
-                f"topk(10, {quantile(0.95, EXECUTION_DURATION, WORKFLOWS, RANGE, 'workflow')})",
-                "{{workflow}}",
-                "s",
-                link=TO_WORKFLOW,
-            ),
-        ),
-        (
-            8,
-            panels.ranking(
-                "Least reliable workflows",
-                "Fraction of executions that failed in the selected time range.",
-                f"topk(10, 1 - ({success_ratio(WORKFLOWS, RANGE, 'workflow')}))",
-                "{{workflow}}",
-                "percentunit",
-                link=TO_WORKFLOW,
-                thresholds=((None, "green"), (0.01, "orange"), (0.05, "red")),
-            ),
-        ),
-        (
-            8,
-            panels.ranking(
-                "Longest running",
-                "How long the oldest running execution of each workflow has been running.",
-                f"topk(10, time() - min by (workflow) ({OLDEST_RUNNING.name}{WORKFLOWS}))",
-                "{{workflow}}",
-                "s",
-                link=TO_PAGE,
-            ),
-        ),
-    )
-    layout.section("Error budget and cost")
-    layout.row(
-        8,
-        (
-            12,
-            panels.budget_lines(
-                "Error budget left",
-                "Fraction of the allowed failures that is left, in the selected time range.",
-                f"1 - (1 - ({success_ratio(WORKFLOWS, RANGE, 'workflow')})) / (1 - $target)",
-                TO_WORKFLOW,
-            ),
-        ),
-        (
-            12,
-            panels.lines(
                 "Cost",
                 "US dollars per hour, by workflow.",
-                [(f"3600 * {rate(STEP_COST, WORKFLOWS, by='workflow')}", "{{workflow}}")],
-                "currencyUSD",
+                [(f"3600 * {rate(STEP_COST, SELECTED, by='workflow')}", "{{workflow}}")],
+                USD_PER_HOUR,
                 stacked=True,
                 link=TO_WORKFLOW,
             ),
         ),
     )
-    return board
+    layout.row(
+        8,
+        (
+            8,
+            panels.lines(
+                "Run time",
+                "Median, 95th and 99th percentile of the runs that ended. Dots link to traces.",
+                percentiles(EXECUTION_DURATION, SELECTED),
+                "s",
+                exemplars=True,
+            ),
+        ),
+        (
+            8,
+            panels.heatmap_of(
+                "Run time distribution",
+                "Runs by how long they took. Dots link to traces.",
+                heat(EXECUTION_DURATION, SELECTED),
+            ),
+        ),
+        (
+            8,
+            panels.lines(
+                "Longest running",
+                "How long the oldest run in progress had been running, by workflow.",
+                [(f"time() - min by (workflow) ({OLDEST_RUNNING.name}{SELECTED})", "{{workflow}}")],
+                "s",
+                link=TO_PAGE,
+            ),
+        ),
+    )

@@ -5,14 +5,9 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard
 
 from dashboards import panels
-from dashboards.boards.common import INSTANCE
-from dashboards.promql import (
-    RATE,
-    increase,
-    quantile,
-    rate,
-    selector,
-)
+from dashboards.boards.common import ADDRESS, INSTANCE, PAGE_URL
+from dashboards.layout import Layout, Span, base
+from dashboards.panels import PER_HOUR, PER_SECOND, Column, Link
 from tachograph.metrics.self_metrics import (
     BUILD_INFO,
     DELIVERED,
@@ -32,62 +27,121 @@ from tachograph.metrics.self_metrics import (
     STREAM_REFUSED,
     WORKFLOW_METRICS_SHOWN,
 )
+from tachograph_exporter.alerting.alerts import RUNBOOKS
+from tachograph_exporter.alerting.promql import (
+    RATE,
+    increase,
+    quantile,
+    rate,
+    selector,
+)
+
+SELECTED = selector('instance=~"$instance"')
+DOCS = RUNBOOKS.removesuffix("/runbooks")
 
 
 def self_monitoring() -> dashboard.Dashboard:
     """Build the dashboard."""
-    selected = selector('instance=~"$instance"')
-    board = panels.base(
+    board = base(
         "tachograph-self-monitoring",
         "Tachograph self-monitoring",
         "Whether the data behind the other dashboards is complete.",
         INSTANCE,
+        ADDRESS,
     )
-    layout = panels.Layout(board)
-    layout.section("Losses")
+    layout = Layout(board)
+    layout.section(Span.RANGE, "Losses")
+    _losses(layout)
+    layout.section(Span.NOW)
+    _now(layout)
+    layout.section(Span.OVER_TIME)
+    _events(layout)
+    _store(layout)
+    _streams(layout)
+    return board
+
+
+def _runbook(alert: str) -> Link:
+    return f"What to do ({alert})", f"{RUNBOOKS}/{alert}.md"
+
+
+def _losses(layout: Layout) -> None:
     layout.row(
         4,
         (
-            6,
+            8,
             panels.number(
                 "Events lost",
-                "Events that did not reach a listener in the selected time range.",
-                increase(DROPPED, selected),
+                "Events that did not reach a listener.",
+                increase(DROPPED, SELECTED),
                 "short",
                 panels.GOOD_WHEN_ZERO,
                 decimals=0,
+                link=_runbook("TachographEventsLost"),
             ),
         ),
         (
-            6,
+            8,
             panels.number(
                 "Series beyond the limit",
-                "Lookups of label sets beyond the limit, counted as `other`, in the selected time range.",
-                increase(SERIES_LIMITED, selected),
+                "Lookups of label sets beyond the limit, counted as `other`.",
+                increase(SERIES_LIMITED, SELECTED),
                 "short",
                 panels.GOOD_WHEN_ZERO,
                 decimals=0,
+                link=_runbook("TachographSeriesLimitReached"),
             ),
         ),
         (
-            6,
+            8,
             panels.number(
                 "Stream clients refused",
-                "Clients rejected, or disconnected for being too slow, in the selected time range.",
-                increase(STREAM_REFUSED, selected),
+                "Clients rejected, or disconnected for being too slow.",
+                increase(STREAM_REFUSED, SELECTED),
                 "short",
                 panels.GOOD_WHEN_ZERO,
                 decimals=0,
-            ),
-        ),
-        (
-            6,
-            panels.number(
-                "Label sets", "Label sets of all workflow metrics.", f"sum({LABEL_SETS.name}{selected})", "short"
+                link=("Streams", f"{DOCS}/streams.md"),
             ),
         ),
     )
-    layout.section("Events")
+
+
+def _now(layout: Layout) -> None:
+    layout.row(
+        5,
+        (
+            8,
+            panels.number(
+                "Label sets",
+                "Label sets of all workflow metrics.",
+                f"sum({LABEL_SETS.name}{SELECTED})",
+                "short",
+                link=("Metrics of the service", f"{PAGE_URL}/metrics"),
+            ),
+        ),
+        (
+            16,
+            panels.table(
+                "Instances",
+                "The version each instance runs, and whether it shows the workflow metrics: of several services on one "
+                "database, one does.",
+                [
+                    Column(
+                        "Workflow metrics",
+                        f"max by (instance) ({WORKFLOW_METRICS_SHOWN.name}{SELECTED})",
+                        texts={"1": ("shown here", "green"), "0": ("by another one", "text")},
+                    ),
+                    Column("Processes", f"count by (instance, version) ({BUILD_INFO.name}{SELECTED})"),
+                ],
+                order=[("Workflow metrics", True), ("instance", False)],
+                first=("instance", "version"),
+            ),
+        ),
+    )
+
+
+def _events(layout: Layout) -> None:
     layout.row(
         8,
         (
@@ -95,8 +149,8 @@ def self_monitoring() -> dashboard.Dashboard:
             panels.lines(
                 "Events",
                 "Events per second: recorded, and delivered to each listener.",
-                [(rate(EVENTS, selected), "recorded"), (rate(DELIVERED, selected, by="listener"), "{{listener}}")],
-                "short",
+                [(rate(EVENTS, SELECTED), "recorded"), (rate(DELIVERED, SELECTED, by="listener"), "{{listener}}")],
+                PER_SECOND,
             ),
         ),
         (
@@ -104,7 +158,7 @@ def self_monitoring() -> dashboard.Dashboard:
             panels.lines(
                 "Waiting",
                 "Events queued for each listener.",
-                [(f"sum by (listener) ({QUEUE_LENGTH.name}{selected})", "{{listener}}")],
+                [(f"sum by (listener) ({QUEUE_LENGTH.name}{SELECTED})", "{{listener}}")],
                 "short",
             ),
         ),
@@ -112,16 +166,18 @@ def self_monitoring() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Lost",
-                "Events per second that did not reach a listener, by reason, and records that the store set aside.",
+                "Events per hour that did not reach a listener, by reason, and records that the store set aside.",
                 [
-                    (rate(DROPPED, selected, by="listener, reason"), "{{listener}} {{reason}}"),
-                    (rate(REFUSED, selected, by="kind"), "set aside: {{kind}}"),
+                    (f"3600 * {rate(DROPPED, SELECTED, by='listener, reason')}", "{{listener}} {{reason}}"),
+                    (f"3600 * {rate(REFUSED, SELECTED, by='kind')}", "set aside: {{kind}}"),
                 ],
-                "short",
+                PER_HOUR,
             ),
         ),
     )
-    layout.section("Store and scrapes")
+
+
+def _store(layout: Layout) -> None:
     layout.row(
         8,
         (
@@ -130,8 +186,8 @@ def self_monitoring() -> dashboard.Dashboard:
                 "Commits",
                 "How long it takes to commit a batch of events.",
                 [
-                    (quantile(0.5, STORE_WRITE, selected), "median"),
-                    (quantile(0.99, STORE_WRITE, selected), "99th percentile"),
+                    (quantile(0.5, STORE_WRITE, SELECTED), "median"),
+                    (quantile(0.99, STORE_WRITE, SELECTED), "99th percentile"),
                 ],
                 "s",
             ),
@@ -141,7 +197,7 @@ def self_monitoring() -> dashboard.Dashboard:
             panels.lines(
                 "Scrape time",
                 "99th percentile of the time to render a scrape.",
-                [(quantile(0.99, SCRAPE_DURATION, selected, by="format"), "{{format}}")],
+                [(quantile(0.99, SCRAPE_DURATION, SELECTED, by="format"), "{{format}}")],
                 "s",
             ),
         ),
@@ -150,12 +206,16 @@ def self_monitoring() -> dashboard.Dashboard:
             panels.lines(
                 "Scrape size",
                 "Bytes of the last scrape, by format.",
-                [(f"max by (format) ({SCRAPE_SIZE.name}{selected})", "{{format}}")],
+                [(f"max by (format) ({SCRAPE_SIZE.name}{SELECTED})", "{{format}}")],
                 "bytes",
             ),
         ),
     )
-    layout.section("Stream and process")
+
+
+def _streams(layout: Layout) -> None:
+    stored = selector('instance=~"$instance"', 'outcome="stored"')
+    refused = selector('instance=~"$instance"', 'outcome!="stored"')
     layout.row(
         8,
         (
@@ -163,7 +223,7 @@ def self_monitoring() -> dashboard.Dashboard:
             panels.lines(
                 "Stream clients",
                 "Clients that follow live events.",
-                [(f"sum by (kind) ({STREAM_CLIENTS.name}{selected})", "{{kind}}")],
+                [(f"sum by (kind) ({STREAM_CLIENTS.name}{SELECTED})", "{{kind}}")],
                 "short",
             ),
         ),
@@ -171,71 +231,52 @@ def self_monitoring() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Stream messages",
-                "Messages sent per second; clients refused per hour.",
-                [
-                    (rate(STREAM_MESSAGES, selected), "messages"),
-                    (f"3600 * {rate(STREAM_REFUSED, selected, by='reason')}", "refused: {{reason}}"),
-                ],
-                "short",
+                "Messages sent per second.",
+                [(rate(STREAM_MESSAGES, SELECTED), "messages")],
+                PER_SECOND,
             ),
         ),
         (
             8,
             panels.lines(
-                "Process",
-                "CPU seconds per second, and resident memory in GiB.",
-                [
-                    (f"sum(rate(process_cpu_seconds_total{selected}[{RATE}]))", "CPU"),
-                    (f"sum(process_resident_memory_bytes{selected}) / 2^30", "memory, GiB"),
-                ],
-                "short",
+                "Clients refused",
+                "Clients rejected or disconnected per hour, by reason.",
+                [(f"3600 * {rate(STREAM_REFUSED, SELECTED, by='reason')}", "{{reason}}")],
+                PER_HOUR,
             ),
         ),
     )
     layout.row(
-        5,
+        8,
         (
             8,
             panels.lines(
                 "OTLP requests",
-                "Requests per second, by protocol: stored, and with another outcome; log records and points not kept.",
+                "Requests per hour, by protocol: stored, and with another outcome; log records and points not kept.",
                 [
-                    (
-                        rate(
-                            OTLP_REQUESTS, selector('instance=~"$instance"', 'outcome="stored"'), by="protocol, signal"
-                        ),
-                        "{{protocol}} {{signal}}",
-                    ),
-                    (
-                        rate(
-                            OTLP_REQUESTS,
-                            selector('instance=~"$instance"', 'outcome!="stored"'),
-                            by="protocol, outcome",
-                        ),
-                        "{{protocol}}: {{outcome}}",
-                    ),
-                    (rate(OTLP_DROPPED, selected, by="signal, reason"), "not kept: {{signal}} {{reason}}"),
+                    (f"3600 * {rate(OTLP_REQUESTS, stored, by='protocol, signal')}", "{{protocol}} {{signal}}"),
+                    (f"3600 * {rate(OTLP_REQUESTS, refused, by='protocol, outcome')}", "{{protocol}}: {{outcome}}"),
+                    (f"3600 * {rate(OTLP_DROPPED, SELECTED, by='signal, reason')}", "not kept: {{signal}} {{reason}}"),
                 ],
-                "short",
+                PER_HOUR,
             ),
         ),
         (
             8,
             panels.lines(
-                "Shows the workflow metrics",
-                "1 for the service that shows the workflow metrics; of several services on one database, one does.",
-                [(f"max by (instance) ({WORKFLOW_METRICS_SHOWN.name}{selected})", "{{instance}}")],
-                "short",
+                "CPU",
+                "CPU seconds per second.",
+                [(f"sum by (instance) (rate(process_cpu_seconds_total{SELECTED}[{RATE}]))", "{{instance}}")],
+                "percentunit",
             ),
         ),
         (
             8,
-            panels.table(
-                "Versions",
-                "The version each instance runs.",
-                [("running", f"count by (instance, version) ({BUILD_INFO.name}{selected})", "short")],
-                "instance",
+            panels.lines(
+                "Memory",
+                "Resident memory.",
+                [(f"sum by (instance) (process_resident_memory_bytes{SELECTED})", "{{instance}}")],
+                "bytes",
             ),
         ),
     )
-    return board

@@ -5,101 +5,120 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard
 
 from dashboards import panels
-from dashboards.boards.common import WORKFLOW, WORKFLOW_MATCHERS, WORKFLOWS, WORKSPACE
-from dashboards.promql import selector
-from dashboards.recording_rules import (
-    BUDGET,
+from dashboards.boards.common import (
+    MATCHERS,
+    ROW_TO_WORKFLOW,
+    TO_WORKFLOW,
+    WORKFLOWS,
+    WORKSPACE,
+    budget_ranking,
+)
+from dashboards.layout import Layout, Span, base
+from dashboards.panels import Column
+from tachograph_exporter.alerting.promql import selector
+from tachograph_exporter.alerting.recording_rules import (
     BUDGET_ALLOWED,
+    BUDGET_SPENT,
     BURN,
     ERROR_RATIO,
     FAILED_COUNT,
     JUDGED_COUNT,
+    TARGET,
     WINDOWS,
 )
+
+SELECTED = selector(*MATCHERS)
 
 
 def slo() -> dashboard.Dashboard:
     """Build the dashboard. It reads the recording rules."""
-    board = panels.base(
+    board = base(
         "tachograph-slo",
         "SLO",
         "How fast each workflow spends its error budget. Needs the recording rules.",
         WORKSPACE,
-        WORKFLOW,
+        WORKFLOWS,
     )
-    layout = panels.Layout(board)
-    layout.section("Error budget of 30 days, as of the last full hour")
+    layout = Layout(board)
+    layout.section(Span.MONTH)
+    month = selector(*MATCHERS, 'window="30d"')
     layout.row(
-        8,
+        10,
+        (10, budget_ranking(*MATCHERS)),
         (
-            12,
-            panels.budget_ranking(
-                "Budget left",
-                "Fraction of the 30-day error budget that is left. Below 0 it is overspent.",
-                f"{BUDGET}{WORKFLOWS}",
-            ),
-        ),
-        (
-            12,
-            panels.budget_lines(
-                "Budget left over time",
-                "Fraction of the 30-day error budget that was left at each moment.",
-                f"{BUDGET}{WORKFLOWS}",
+            14,
+            panels.table(
+                "Runs and failures",
+                "What the budgets are made of. Spent: how many times the allowed failures; from ×1 on, the budget is "
+                "overspent. Where less than one failure is allowed, there are too few runs for a budget.",
+                [
+                    Column("Spent", f"{BUDGET_SPENT}{SELECTED}", "prefix:×", empty="too few runs"),
+                    Column("Failed", f"sum by (workspace, workflow) ({FAILED_COUNT}{month})"),
+                    Column("Allowed to fail", f"{BUDGET_ALLOWED}{SELECTED}"),
+                    Column("Runs", f"sum by (workspace, workflow) ({JUDGED_COUNT}{month})"),
+                    Column("Target", f"{TARGET}{SELECTED}", "percentunit"),
+                ],
+                order=[("Spent", True), ("Failed", True)],
+                first=("workflow",),
+                link=ROW_TO_WORKFLOW,
             ),
         ),
     )
-    month = selector(*WORKFLOW_MATCHERS, 'window="30d"')
+    layout.section(Span.MONTH_OVER_TIME)
     layout.row(
         8,
         (
             24,
-            panels.table(
-                "Executions and failures",
-                "What the budget is made of. With few executions, less than one failure is allowed, and one spends the "
-                "budget many times over.",
-                [
-                    ("Executions", f"sum by (workflow) ({JUDGED_COUNT}{month})", "short"),
-                    ("Failed", f"sum by (workflow) ({FAILED_COUNT}{month})", "short"),
-                    ("Allowed to fail", f"sum by (workflow) ({BUDGET_ALLOWED}{WORKFLOWS})", "short"),
-                    ("Budget spent", f"max by (workflow) (1 - {BUDGET}{WORKFLOWS})", "percentunit"),
-                ],
-                "workflow",
-            ),
+            panels.lines(
+                "Error budget left",
+                "Fraction of the failures allowed in 30 days that was left at each moment; 0 where it was overspent.",
+                [(f"clamp_min(1 - {BUDGET_SPENT}{SELECTED}, 0)", "{{workflow}}")],
+                "percentunit",
+                high=1,
+                thresholds=((None, "red"), (0.001, "orange"), (0.25, "green")),
+                is_low_worst=True,
+                link=TO_WORKFLOW,
+            ).mappings(panels.texts_of({"0": ("overspent", "red")})),
         ),
     )
-    layout.section("Burn rate (1 spends the budget in exactly 30 days; each alert reads two windows)")
+    layout.section(Span.BURN, "Burn rate (1 spends the budget in exactly 30 days)")
     for short, long, factor, severity in (
         ("5m", "1h", 14.4, "a page"),
         ("30m", "6h", 6, "a page"),
         ("6h", "3d", 1, "a ticket"),
     ):
-        in_windows = selector(*WORKFLOW_MATCHERS, f'window=~"{short}|{long}"')
+        in_windows = selector(*MATCHERS, f'window=~"{short}|{long}"')
         layout.row(
             8,
             (
                 24,
                 panels.lines(
                     f"{short} and {long}",
-                    f"Both windows above {factor:g}: {severity}.",
+                    f"Both windows above {factor:g}, with enough runs: {severity}.",
                     [(f"{BURN}{in_windows}", "{{workflow}} {{window}}")],
-                    "short",
+                    "prefix:×",
                     thresholds=((None, "green"), (factor, "red")),
+                    link=TO_WORKFLOW,
                 ),
             ),
         )
-    layout.section("Failing executions")
     layout.row(
         8,
         (
             24,
             panels.lines(
-                "Error ratio",
-                "Fraction of executions that failed, by window.",
-                [(f"{ERROR_RATIO}{WORKFLOWS}", "{{workflow}} {{window}}")],
+                "1 day and 3 days: fraction that failed",
+                "Runs that failed, as a fraction of those that completed or failed; with the least that is allowed.",
+                [
+                    (ERROR_RATIO + selector(*MATCHERS, 'window=~"1d|3d"'), "{{workflow}} {{window}}"),
+                    (f"1 - max({TARGET}{SELECTED})", "allowed"),
+                ],
                 "percentunit",
+                limit="allowed",
+                link=TO_WORKFLOW,
             ),
         ),
     )
-    if not {"5m", "30m", "1h", "6h", "3d"} <= set(WINDOWS):
+    if not {"5m", "30m", "1h", "6h", "1d", "3d"} <= set(WINDOWS):
         raise ValueError("the recording rules lack a window of this dashboard")
     return board

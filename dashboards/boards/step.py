@@ -7,26 +7,17 @@ from grafana_foundation_sdk.builders import dashboard
 from dashboards import panels
 from dashboards.boards.common import (
     ADDRESS,
+    FAILED_STATUSES,
+    OF_STEP,
+    OF_WORKFLOW,
     STEP,
-    STEP_MATCHERS,
-    STEPS,
     WORKFLOW,
-    WORKFLOWS,
     WORKSPACE,
     percentiles,
+    runs,
 )
-from dashboards.promql import (
-    RANGE,
-    RATE,
-    count_rate,
-    counted,
-    heat,
-    increase,
-    quantile,
-    rate,
-    selector,
-    sum_rate,
-)
+from dashboards.layout import Layout, Span, base
+from dashboards.panels import PER_HOUR, USD_PER_HOUR
 from tachograph.metrics.specs import (
     CRITICAL_PATH,
     STEP_ATTEMPTS,
@@ -36,11 +27,24 @@ from tachograph.metrics.specs import (
     STEP_TOKENS,
     STEP_WAIT,
 )
+from tachograph_exporter.alerting.promql import (
+    RANGE,
+    count_rate,
+    counted,
+    heat,
+    increase,
+    quantile,
+    rate,
+    selector,
+    sum_rate,
+)
+
+SELECTED = selector(*OF_STEP)
 
 
 def step() -> dashboard.Dashboard:
     """Build the dashboard."""
-    board = panels.base(
+    board = base(
         "tachograph-step",
         "Step",
         "One step: how long it takes, how it ends, what it waits for, and what it costs.",
@@ -49,65 +53,78 @@ def step() -> dashboard.Dashboard:
         STEP,
         ADDRESS,
     )
-    layout = panels.Layout(board)
-    share = f"{increase(CRITICAL_PATH, STEPS)} / {increase(CRITICAL_PATH, WORKFLOWS)}"
-    failed = increase(STEP_ATTEMPTS, selector(*STEP_MATCHERS, 'outcome=~"failed|timeout|lost"'))
-    layout.section("At a glance")
+    layout = Layout(board)
+    layout.section(Span.RANGE)
+    _range(layout)
+    layout.section(Span.OVER_TIME)
+    _over_time(layout)
+    return board
+
+
+def _range(layout: Layout) -> None:
+    share = f"{increase(CRITICAL_PATH, SELECTED)} / {increase(CRITICAL_PATH, selector(*OF_WORKFLOW))}"
+    failed = increase(STEP_ATTEMPTS, selector(*OF_STEP, 'outcome=~"failed|timeout|lost"'))
     layout.row(
         4,
         (
             6,
             panels.number(
-                "Runs",
-                "How often the step ran in the selected time range.",
-                counted(STEP_DURATION, STEPS),
-                "short",
-                decimals=0,
+                "Failed attempts",
+                "Failed attempts as a fraction of all attempts.",
+                f"({failed} or vector(0)) / {increase(STEP_ATTEMPTS, SELECTED)}",
+                "percentunit",
+                ((None, "green"), (0.01, "orange"), (0.1, "red")),
+                decimals=1,
+                empty="–",
+                link=runs(FAILED_STATUSES, of_workflow=True),
             ),
         ),
         (
             6,
             panels.number(
                 "95th percentile",
-                "Of the time from the first attempt to the end of the last, in the selected time range.",
-                quantile(0.95, STEP_DURATION, STEPS, RANGE),
+                "Of the time from the first attempt to the end of the last.",
+                quantile(0.95, STEP_DURATION, SELECTED, RANGE),
                 "s",
                 empty="–",
-            ),
-        ),
-        (
-            6,
-            panels.number(
-                "Failed attempts",
-                "Failed attempts as a fraction of all attempts, in the selected time range.",
-                f"({failed} or vector(0)) / {increase(STEP_ATTEMPTS, STEPS)}",
-                "percentunit",
-                ((None, "green"), (0.01, "orange"), (0.1, "red")),
-                decimals=1,
-                empty="–",
+                link=runs(of_workflow=True),
             ),
         ),
         (
             6,
             panels.number(
                 "Share of the critical path",
-                "The step's fraction of its workflow's critical path, in the selected time range.",
+                "The step's fraction of its workflow's critical path.",
                 share,
                 "percentunit",
                 decimals=1,
                 empty="–",
+                link=("This workflow", "/d/tachograph-workflow?${workflow:queryparam}&${__url_time_range}"),
+            ),
+        ),
+        (
+            6,
+            panels.number(
+                "Times it ran",
+                "How often the step ran.",
+                counted(STEP_DURATION, SELECTED),
+                "short",
+                decimals=0,
+                link=runs(of_workflow=True),
             ),
         ),
     )
-    layout.section("Duration")
+
+
+def _over_time(layout: Layout) -> None:
     layout.row(
         9,
         (
             12,
             panels.heatmap_of(
-                "Duration",
+                "Duration by run",
                 "Runs of the step by how long they took. Dots link to traces.",
-                heat(STEP_DURATION, STEPS),
+                heat(STEP_DURATION, SELECTED),
             ),
         ),
         (
@@ -115,22 +132,21 @@ def step() -> dashboard.Dashboard:
             panels.lines(
                 "Duration",
                 "Median, 95th and 99th percentile. Dots link to traces.",
-                percentiles(STEP_DURATION, STEPS),
+                percentiles(STEP_DURATION, SELECTED),
                 "s",
                 exemplars=True,
             ),
         ),
     )
-    layout.section("Outcomes and waiting")
     layout.row(
         9,
         (
             12,
             panels.lines(
                 "Attempts by outcome",
-                "Attempts that ended, by outcome.",
-                [(increase(STEP_ATTEMPTS, STEPS, RATE, "outcome"), "{{outcome}}")],
-                "short",
+                "Attempts that ended, per hour.",
+                [(increase(STEP_ATTEMPTS, SELECTED, "1h", "outcome"), "{{outcome}}")],
+                PER_HOUR,
                 stacked=True,
                 bars=True,
             ),
@@ -139,17 +155,16 @@ def step() -> dashboard.Dashboard:
             12,
             panels.lines(
                 "Waiting and running",
-                "Seconds per second spent running, and waiting by reason.",
+                "Time per hour spent running, and waiting by reason.",
                 [
-                    (sum_rate(STEP_DURATION, STEPS), "run"),
-                    (sum_rate(STEP_WAIT, STEPS, by="reason"), "{{reason}}"),
+                    (f"3600 * {sum_rate(STEP_DURATION, SELECTED)}", "run"),
+                    (f"3600 * {sum_rate(STEP_WAIT, SELECTED, by='reason')}", "{{reason}}"),
                 ],
                 "s",
                 stacked=True,
             ),
         ),
     )
-    layout.section("Cost and measurements")
     layout.row(
         8,
         (
@@ -157,8 +172,8 @@ def step() -> dashboard.Dashboard:
             panels.lines(
                 "Cost",
                 "US dollars per hour, by model.",
-                [(f"3600 * {rate(STEP_COST, STEPS, by='model')}", "{{model}}")],
-                "currencyUSD",
+                [(f"3600 * {rate(STEP_COST, SELECTED, by='model')}", "{{model}}")],
+                USD_PER_HOUR,
                 stacked=True,
             ),
         ),
@@ -166,9 +181,9 @@ def step() -> dashboard.Dashboard:
             8,
             panels.lines(
                 "Tokens",
-                "Tokens per second, by model and type.",
-                [(rate(STEP_TOKENS, STEPS, by="model, type"), "{{model}} {{type}}")],
-                "short",
+                "Tokens per hour, by model and type.",
+                [(f"3600 * {rate(STEP_TOKENS, SELECTED, by='model, type')}", "{{model}} {{type}}")],
+                PER_HOUR,
                 stacked=True,
             ),
         ),
@@ -179,8 +194,8 @@ def step() -> dashboard.Dashboard:
                 "Mean of each measurement that the step reported under a declared name.",
                 [
                     (
-                        f"{sum_rate(STEP_MEASURE, STEPS, by='measure, unit')} / "
-                        f"{count_rate(STEP_MEASURE, STEPS, by='measure, unit')}",
+                        f"{sum_rate(STEP_MEASURE, SELECTED, by='measure, unit')} / "
+                        f"{count_rate(STEP_MEASURE, SELECTED, by='measure, unit')}",
                         "{{measure}} {{unit}}",
                     )
                 ],
@@ -188,4 +203,3 @@ def step() -> dashboard.Dashboard:
             ),
         ),
     )
-    return board

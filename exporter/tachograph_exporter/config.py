@@ -13,12 +13,10 @@ import msgspec
 from tachograph.errors import TachographError
 from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.workflow.builtin.addresses import AddressPolicy
+from tachograph_exporter.defaults import DEFAULT_DATABASE, DEFAULT_LISTEN, TOKEN_VARIABLE
 
-DEFAULT_LISTEN: Final = "127.0.0.1:9923"
 DEFAULT_OTLP_GRPC: Final = "127.0.0.1:4317"
 """Where exporters send by default."""
-DEFAULT_DATABASE: Final = "sqlite:///tachograph.db"
-TOKEN_VARIABLE: Final = "TACHOGRAPH_TOKEN"  # noqa: S105 - the name of the variable
 MIN_TOKEN_LENGTH: Final = 16
 MIN_LEASE_SECONDS: Final = 1.0
 MAX_LEASE_SECONDS: Final = 86_400.0

@@ -39,6 +39,7 @@ from tachograph_exporter.admission import Admission
 from tachograph_exporter.api import (
     comparison,
     connections,
+    events,
     executions,
     exports,
     guard,
@@ -51,7 +52,9 @@ from tachograph_exporter.api import (
     metrics,
     openapi,
     otlp,
+    overview,
     page,
+    pings,
     reconciliation,
     scrape,
     stream,
@@ -71,9 +74,12 @@ from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.lineage.receiver import LineageReceiver
+from tachograph_exporter.ingest.neighbours import Neighbours
+from tachograph_exporter.ingest.pings import PingReceiver
 from tachograph_exporter.ingest.prices import read_prices
 from tachograph_exporter.ingest.reassembly import DueTrace, claim_due, has_due, reassemble
 from tachograph_exporter.ingest.receiver import Receiver
+from tachograph_exporter.ingest.recorded_events import EventReceiver
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_store import SpanStore
@@ -88,6 +94,7 @@ from tachograph_exporter.store import (
     partitions,
     process_rows,
     recovery,
+    senders,
 )
 from tachograph_exporter.store import lineage as lineage_rows
 from tachograph_exporter.store import tokens as token_rows
@@ -122,12 +129,15 @@ ROUTES: Final[tuple[Route, ...]] = (
     *reconciliation.ROUTES,
     *metrics.ROUTES,
     *scrape.ROUTES,
+    *overview.ROUTES,
     *workflows.ROUTES,
     *workspaces.ROUTES,
     *tokens.ROUTES,
     *health.ROUTES,
     *otlp.ROUTES,
     *lineage.ROUTES,
+    *events.ROUTES,
+    *pings.ROUTES,
     *jaeger.ROUTES,
     *jaeger_v3.ROUTES,
     *jaeger_monitor.ROUTES,
@@ -197,6 +207,11 @@ class Service:
         self.span_store = SpanStore(self.writer, publish, rules)
         self.receiver = Receiver(self.span_store, self.self_metrics.otlp_dropped)
         self.lineage = LineageReceiver(self.span_store)
+        # Whoever recorded these has their spans, and sends their heartbeats.
+        foreign = partial(self.recorder.publish, delivered_to=("store", "spans"), are_foreign=True)
+        self.events = EventReceiver(self.writer, foreign)
+        self.pings = PingReceiver(self.writer, foreign)
+        self.neighbours = Neighbours(self.events, self.database, config)
         self._reassembling = asyncio.Lock()
         # Traces that are claimed and could not be assembled, because the database was unavailable.
         self._claimed: list[DueTrace] = []
@@ -247,7 +262,8 @@ class Service:
         app[WORKERS] = self.workers
         app[ROOM] = Room()
         app[lineage.LINEAGE] = self.lineage
-        app[lineage.LINEAGE] = self.lineage
+        app[events.EVENTS] = self.events
+        app[pings.PINGS] = self.pings
         app[exports.EXPORTS] = exports.Exports(self.receiver, self.self_metrics.otlp_answered)
         app[metrics.METRICS_CACHE] = metrics.MetricsCache()
         app[scrape.SCRAPER] = scrape.Scraper(self.registry, self.recorder, self.self_metrics, self.workflow_metrics)
@@ -259,7 +275,7 @@ class Service:
         for path, handler in page.PAGES:
             app.router.add_get(path, handler)
         for route in ROUTES:
-            for path in (route.path, route.path + "/"):
+            for path in [path + end for path in (route.path, *route.aliases) for end in ("", "/")]:
                 app.router.add_route(route.method, path, route.handler)
                 if route.method == "GET":
                     # Its responses lose their body when they are sent (RFC 9110, section 9.3.2).
@@ -314,6 +330,7 @@ class Service:
     async def sweep(self) -> int:
         """Store what others left behind, then close executions whose process died as ``lost``; returns their number."""
         await asyncio.to_thread(self.store.deliver_spooled, SPOOL_SECONDS)
+        await asyncio.to_thread(self.neighbours.deliver, SPOOL_SECONDS)
         self.lineage.resume(await self.database.read(lineage_rows.unread))
         lease = max(self.config.lease_seconds, LEASE_SECONDS)
         lost = await self.database.read(
@@ -404,6 +421,7 @@ class Service:
             try:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 await asyncio.to_thread(self.database.run, idempotency.prune)
+                await asyncio.to_thread(self.database.run, senders.prune)
                 await asyncio.to_thread(self.database.run, numbers.fill)
                 await asyncio.to_thread(self._prune_logs)
                 oldest_ns = time.time_ns() - process_rows.KEPT_SECONDS * NS
@@ -432,7 +450,7 @@ class Service:
     async def close(self) -> None:
         """Stop work, deliver what was recorded, and close the database."""
         await self.stop_work()
-        receivers = (self.receiver, self.lineage)
+        receivers = (self.receiver, self.lineage, self.events)
         await asyncio.gather(*[asyncio.to_thread(receiver.close) for receiver in receivers], self.feed.close())
         self.workers.close()
         release(self.recorder)

@@ -90,6 +90,19 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     stack: str | None = None
 
 
+class Resources(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What an attempt used of the machine, with all the processes that it started and waited for. None: not known.
+
+    ``peak_memory_bytes`` is the largest resident set of any one of these processes. ``read_bytes`` and
+    ``written_bytes`` are those of storage, not of the page cache.
+    """
+
+    cpu_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+
+
 class PathStep(msgspec.Struct, frozen=True, gc=False):
     """A step on an execution's critical path and the nanoseconds it contributes."""
 
@@ -188,6 +201,7 @@ class StepRetrying(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_re
     unaccounted_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
+    resources: Resources | None = None
 
 
 class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_finished"):
@@ -198,7 +212,7 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
     from the start of the execution (for a nested step: of the enclosing step) to ``time_ns``. Where clocks differ, they
     add up within the execution's own time. ``last_queue_ns`` and ``last_backoff_ns`` belong to the last attempt alone.
     ``between_attempts``: the step was stopped while it waited for a retry, so a
-    `StepRetrying` already reported its last attempt.
+    `StepRetrying` already reported its last attempt. ``resources`` are those of the last attempt.
     """
 
     status: StepStatus
@@ -216,6 +230,7 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
     failure: Failure | None = None
     inputs: str | None = None
     output: str | None = None
+    resources: Resources | None = None
 
     @property
     def duration_ns(self) -> int:

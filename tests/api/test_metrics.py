@@ -160,3 +160,46 @@ async def test_the_culprit_of_a_slow_run_is_named(api: Api) -> None:
     for query in ("", f"?a={slow}", f"?a={slow}&execution={slow}", f"?execution={slow}&baseline=never"):
         status, body = await api.call("GET", f"/api/workflows/executions/compare{query}")
         assert (status, body["code"]) == (422, "invalid_parameters")
+
+
+async def test_the_sentence_and_the_table_show_the_same_share(api: Api) -> None:
+    now = time.time()
+    (usual,) = await record(api, a_run(now - 60, 2.0, extract=1.0))
+    (slow,) = await record(api, a_run(now, 6.444, extract=1.35))
+    pair = await api.get(f"/api/workflows/executions/compare?a={usual}&b={slow}")
+    shares = {step["step_name"]: step["blame"] for step in pair["steps"]}
+    assert shares["load"] + shares["extract"] == pytest.approx(1, abs=0.011)
+    assert f"{100 * shares['load']:.0f} % of the slowdown" in pair["sentence"]
+    # One step got faster, so the other explains more than the difference: still no more than all of it.
+    (mixed,) = await record(api, a_run(now + 60, 6.0, extract=0.2))
+    pair = await api.get(f"/api/workflows/executions/compare?a={usual}&b={mixed}")
+    assert {step["step_name"]: step["blame"] for step in pair["steps"]} == {"load": 1.0, "extract": 0.0, "watch": 0.0}
+    assert "100 % of the slowdown" in pair["sentence"]
+
+
+BRANCHES = {
+    "name": "branches",
+    "variables": [{"name": "all", "data_type": "bool", "default_value": False}],
+    "steps": [
+        {"name": "read"},
+        {"name": "everything", "step_type": "condition", "depends_on_steps": ["read"], "condition_expression": "all",
+         "config": {"handler": "sleep", "seconds": 0.5}},
+        {"name": "changes", "step_type": "condition", "depends_on_steps": ["read"], "condition_expression": "!all"},
+    ],
+}  # fmt: skip
+
+
+async def test_a_step_of_the_branch_that_was_not_taken_before_is_not_blamed(api: Api) -> None:
+    await api.call("POST", "/api/workflows", BRANCHES)
+    few = [await api.run("branches", {"all": False}) for _ in range(3)]
+    everything = await api.run("branches", {"all": True})
+    for query in (f"a={few[0]}&b={everything}", f"execution={everything}"):
+        comparison = await api.get(f"/api/workflows/executions/compare?{query}")
+        steps = {step["step_name"]: step for step in comparison["steps"]}
+        assert comparison["culprit"] is None, comparison["sentence"]
+        assert (steps["everything"]["not_in_reference"], steps["everything"]["blame"]) == (True, 0.0)
+        assert not steps["read"]["not_in_reference"]
+        assert "It took another path: “everything” (5" in comparison["sentence"]
+        assert "% of the slowdown" not in comparison["sentence"]
+    back = await api.get(f"/api/workflows/executions/compare?a={everything}&b={few[0]}")
+    assert (back["culprit"], "another path" in back["sentence"]) == (None, False)

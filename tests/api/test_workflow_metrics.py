@@ -95,6 +95,9 @@ async def test_runs_of_a_process_that_lives_two_seconds_are_shown_each_series_at
     await script(any_database_url, "fail")
     third = await scraped(api)
     assert value(third, DURATION, workflow="nightly", status="failed") == 1
+    last_failure = "workflow_execution_last_failure_timestamp_seconds"
+    assert value(second, last_failure, workflow="nightly") is None
+    assert value(third, last_failure, workflow="nightly") == pytest.approx(time.time(), abs=60)
     assert value(third, "workflow_step_attempts_total", workflow="nightly", step="load", outcome="failed") == 1
     # And created says since when they count.
     created = value(third, "workflow_executions_started_created", workflow="nightly")

@@ -12,21 +12,27 @@ from typing import Any
 import promql_parser
 import pytest
 from dashboards.boards import BOARDS
-from dashboards.generate import RULE_FILES, board_json
-from dashboards.thresholds import read_thresholds
+from dashboards.generate import board_json
+from dashboards.layout import Span
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from tests.conftest import ROOT
 
 from tachograph.metrics.self_metrics import SELF_METRICS
 from tachograph.metrics.specs import METRICS, HistogramSpec
+from tachograph_exporter.alerting.alerts import RUNBOOKS
+from tachograph_exporter.alerting.recording_rules import TARGET
+from tachograph_exporter.alerting.rule_files import RULE_FILES
+from tachograph_exporter.alerting.thresholds import read_thresholds
 
 UNUSED: dict[str, str] = {}
 """Metrics that no panel and no alert uses, each with the reason."""
-FOREIGN = {"process_cpu_seconds_total", "process_resident_memory_bytes", "up"}
+FOREIGN = {"process_cpu_seconds_total", "process_resident_memory_bytes", "up", "ALERTS", "ALERTS_FOR_STATE"}
 PANEL_TYPES = {"timeseries", "stat", "heatmap", "bargauge", "table", "row"}
 VARIABLES = {
+    # A dashboard about one workflow, asked about all.
+    '="$workflow"': '=~".*"', '="$step"': '=~".*"',
     "$__rate_interval": "1m", "$__interval": "1m", "$__range": "1h", "$workspace": ".*", "$workflow": ".*",
-    "$step": ".*", "$instance": ".*", "$target": "0.99",
+    "$step": ".*", "$instance": ".*",
 }  # fmt: skip
 NAME = re.compile(r"\b(?:workflow|tachograph|process|up)[a-z_]*(?::[a-z0-9_:]+)?\b(?=\s*[\[{)]|\s*$|\s)")
 
@@ -109,9 +115,12 @@ def test_a_dashboard_follows_the_rules_of_grafanas_linter(name: str) -> None:
     variables = {variable["name"]: variable for variable in document["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
     assert variables["datasource"]["query"] == "prometheus"
-    for label in ("workspace", "workflow"):
-        if name != "self_monitoring":
-            assert (variables[label]["multi"], variables[label]["includeAll"]) == (True, True)
+    # One workflow's times and steps say nothing about another's.
+    single = {"workflow": {"workflow"}, "step": {"workflow", "step"}}.get(name, set())
+    for label in variables.keys() & {"workspace", "workflow", "step", "instance"}:
+        is_multiple = label not in single
+        assert (variables[label]["multi"], variables[label]["includeAll"]) == (is_multiple, is_multiple), label
+    assert document["time"] == {"from": "now-24h", "to": "now"}
     for panel in panels(document):
         where = f"{name}: {panel['title']}"
         assert panel["type"] in PANEL_TYPES, where
@@ -131,7 +140,81 @@ def test_a_dashboard_follows_the_rules_of_grafanas_linter(name: str) -> None:
             for window in re.findall(r"rate\([^\[]*\[([^\]]+)\]", target["expr"]):
                 assert window in ("$__rate_interval", "$__range", "1h"), (where, window)
     text = json.dumps(document)
+    text = text.replace(RUNBOOKS.removesuffix("/runbooks"), "")
     assert not re.search(r"https?://(?!localhost:9923)", text.replace("https://grafana.com", ""))
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_the_panels_of_a_row_are_about_the_time_that_its_title_names(name: str) -> None:
+    document = documents()[name]
+    span = None
+    for panel in document["panels"]:
+        if panel["type"] == "row":
+            (span,) = (span for span in Span if panel["title"].lower().endswith(span.lower()))
+            continue
+        for target in panel["targets"]:
+            where, expression = (name, panel["title"]), target["expr"]
+            windows = set(re.findall(r"\[([^\]]+)\]", expression))
+            is_graph = panel["type"] in ("timeseries", "heatmap")
+            match span:
+                case Span.NOW:
+                    assert windows <= {"5m"}, where
+                    assert not is_graph, where
+                case Span.RANGE:
+                    assert windows == {"$__range"}, where
+                    assert not is_graph, where
+                case Span.OVER_TIME:
+                    assert windows <= {"$__rate_interval", "1h"}, where
+                    # What counts an hour says so.
+                    assert "1h" not in windows or panel["fieldConfig"]["defaults"]["unit"] == "suffix: /h", where
+                    assert is_graph, where
+                case Span.DAY:
+                    assert 'window="1d"' in expression or TARGET in expression, where
+                case Span.MONTH | Span.MONTH_OVER_TIME:
+                    assert 'window="30d"' in expression or "error_budget" in expression or TARGET in expression, where
+                case Span.BURN:
+                    assert "window=~" in expression or TARGET in expression, where
+                case _:
+                    raise AssertionError(f"{where} has no heading")
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_the_worst_is_first_and_every_number_leads_somewhere(name: str) -> None:
+    for panel in panels(documents()[name]):
+        where, options, defaults = (name, panel["title"]), panel["options"], panel["fieldConfig"]["defaults"]
+        is_of_labels = any("by (step" in t["expr"] or "by (workflow" in t["expr"] for t in panel["targets"])
+        match panel["type"]:
+            case "timeseries":
+                is_low_worst = "Success rate" in panel["title"] or "left" in panel["title"]
+                legend = options["legend"]
+                expected = ("Min", False) if is_low_worst else ("Max", True)
+                assert (legend["sortBy"], legend["sortDesc"]) == expected, where
+                assert legend["calcs"] == ["mean", expected[0].lower(), "lastNotNull"], where
+            case "table":
+                names = [target["legendFormat"] for target in panel["targets"]]
+                first = options["sortBy"][0]["displayName"]
+                assert first in (*names, "severity"), where
+                assert first == "severity" or options["sortBy"][0]["desc"], where
+            case "bargauge":
+                assert all(target["expr"].startswith("sort_desc(") for target in panel["targets"]), where
+        if panel["type"] in ("stat", "bargauge") or (panel["type"] == "timeseries" and is_of_labels):
+            links = defaults.get("links") or []
+            assert links, where
+            assert all(link["title"] and link["url"] for link in links), where
+
+
+def test_the_first_thing_to_see_is_what_alerts_and_what_failed_last() -> None:
+    first = [panel["title"] for panel in panels(documents()["overview"]) if panel["gridPos"]["y"] == 1]
+    assert first == ["Alerts firing", "Last result by workflow"]
+
+
+def test_limits_are_drawn() -> None:
+    slo, overview = ({panel["title"]: panel for panel in panels(documents()[name])} for name in ("slo", "overview"))
+    for title, factor in (("5m and 1h", 14.4), ("30m and 6h", 6), ("6h and 3d", 1)):
+        defaults = slo[title]["fieldConfig"]["defaults"]
+        assert defaults["custom"]["thresholdsStyle"]["mode"] == "dashed"
+        assert defaults["thresholds"]["steps"][-1] == {"color": "red", "value": factor}
+    assert overview["Success rate"]["targets"][1]["legendFormat"] == "target"
 
 
 @pytest.mark.parametrize(("name", "panel", "expression"), [*queries()], ids=lambda value: str(value)[:40])

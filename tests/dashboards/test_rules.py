@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import pytest
 import yaml
-from dashboards.alerts import alerts
-from dashboards.recording_rules import recording_rules
-from dashboards.thresholds import read_thresholds
 from tests.conftest import ROOT
 
-from tachograph_exporter.dashboard_files import RUNBOOKS
+from tachograph_exporter.alerting.alerts import RUNBOOKS, alerts
+from tachograph_exporter.alerting.rule_files import RULE_FILES, rule_files
+from tachograph_exporter.alerting.thresholds import InvalidThresholds, read_thresholds
 
 pytestmark = pytest.mark.e2e
 
@@ -61,16 +60,14 @@ CASES = [
          f'{DURATION}_count{{{WORKFLOW}, status="completed"}}': "0+24x240"},
     ),
     Case(
-        "WorkflowFailed",
-        {f'{DURATION}_count{{{WORKFLOW}, status="failed"}}': "0x9 1x20",
-         f'{DURATION}_count{{{WORKFLOW}, status="completed"}}': "0x4 1x25",
-         f"workflow_execution_last_success_timestamp_seconds{{{WORKFLOW}}}": "300x29"},
-        "20m", {**LABELS, "severity": "warning"}, "nightly (team) failed and has not succeeded since",
-        "1 of its recent executions failed, more than 10 %. The alert ends with the next success, or after three days.",
+        "WorkflowLastRunFailed",
+        {f"workflow_execution_last_success_timestamp_seconds{{{WORKFLOW}}}": "300x29",
+         f"workflow_execution_last_failure_timestamp_seconds{{{WORKFLOW}}}": "_x9 600x20"},
+        "20m", {**LABELS, "severity": "warning"}, "The last run of nightly (team) failed",
+        "It failed 10m 0s ago, and no run has succeeded since. The alert ends with the next success.",
         # It has succeeded since.
-        {f'{DURATION}_count{{{WORKFLOW}, status="failed"}}': "0x9 1x20",
-         f'{DURATION}_count{{{WORKFLOW}, status="completed"}}': "0x14 1x15",
-         f"workflow_execution_last_success_timestamp_seconds{{{WORKFLOW}}}": "_x14 900x15"},
+        {f"workflow_execution_last_success_timestamp_seconds{{{WORKFLOW}}}": "_x14 900x15",
+         f"workflow_execution_last_failure_timestamp_seconds{{{WORKFLOW}}}": "_x9 600x20"},
     ),
     Case(
         "WorkflowRunStuck",
@@ -250,29 +247,62 @@ def test_promtool_accepts_the_rules() -> None:
 
 def test_one_workflow_can_have_its_own_thresholds(tmp_path: Path) -> None:
     file = tmp_path / "thresholds.toml"
+    names = ("nightly", "a+b", 'say "\\d" twice')
     file.write_text(
-        (ROOT / "dashboards" / "thresholds.toml").read_text()
-        + '\n[workflow."nightly"]\nstale_seconds = 3600\n[workflow."a+b"]\nstale_seconds = 60\n'
+        "[default]\nstale_unknown_seconds = 1_000_000\n"
+        "[workflow.nightly]\nstale_seconds = 3600\n[workflow.'a+b']\nstale_seconds = 60\n"
+        "[workflow.'say \"\\d\" twice']\nstale_seconds = 60\n"
     )
     thresholds = read_thresholds(file)
-    rules = tmp_path / "rules.yml"
-    rules.write_text(yaml.safe_dump({"groups": [*recording_rules(thresholds), *alerts(thresholds)]}))
-    assert promtool("check", "rules", str(rules)).returncode == 0
-    name = "workflow_execution_last_success_timestamp_seconds"
+    assert (
+        thresholds.default.stale_unknown_seconds == thresholds.workflows["nightly"].stale_unknown_seconds == 1_000_000
+    )
+    assert thresholds.default.success_target == read_thresholds().default.success_target
+    rules = []
+    for name, content in rule_files(thresholds):
+        rules.append(tmp_path / name)
+        rules[-1].write_text(content)
+        assert yaml.safe_load(content) == {"groups": RULE_FILES[name](thresholds)}
+    assert promtool("check", "rules", *map(str, rules)).returncode == 0
+    metric = "workflow_execution_last_success_timestamp_seconds"
     # `other` learns from its rhythm, which is not known yet.
-    inputs = {f'{name}{{workspace="team", workflow="{workflow}"}}': "0x200" for workflow in ("nightly", "a+b", "other")}
+    inputs = {
+        f'{metric}{{workspace="team", workflow={json.dumps(name)}}}': "0x200" for name in (*names, "other", "aab")
+    }
     expected = [
         {"exp_labels": {"workspace": "team", "workflow": workflow, "severity": "warning"},
          "exp_annotations": {"summary": f"{workflow} (team) has not succeeded for too long",
                              "description": "The last success was 1h 10m 0s ago.",
                              "runbook_url": f"{RUNBOOKS}/WorkflowNoSuccess.md"}}
-        for workflow in ("nightly", "a+b")
+        for workflow in names
     ]  # fmt: skip
     fires = {"eval_time": "70m", "alertname": "WorkflowNoSuccess", "exp_alerts": expected}
-    check(tmp_path, [rules], [{"interval": "1m", "input_series": series(inputs), "alert_rule_test": [fires]}])
-    file.write_text(file.read_text().replace("stale_seconds = 60", "stale_secs = 60"))
-    with pytest.raises(msgspec.ValidationError, match="stale_secs"):
+    check(tmp_path, rules, [{"interval": "1m", "input_series": series(inputs), "alert_rule_test": [fires]}])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            "[workflow.nightly]\nstale_secs = 60\n",
+            r"at \[workflow.nightly\]: .*stale_secs.*the limits are .*stale_seconds",
+        ),
+        ('[default]\nretry_ratio = "half"\n', r"at \[default\]: Expected `float`, got `str`.*retry_ratio"),
+        ("[default]\nsuccess_target = 1\n", "success_target is 1; it must be less than 1"),
+        ("[default]\nstuck_seconds = -1\n", "stuck_seconds is -1"),
+        ("[default]\nstuck_seconds = nan\n", "stuck_seconds is nan"),
+        ("[workflows.nightly]\nstale_seconds = 60\n", r"unknown section \[workflows\]"),
+        ("[workflow]\nnightly = 3\n", "nightly is not a section"),
+        ("workflow = 3\n", "workflow is not a section"),
+        ("[default\n", "is not valid TOML"),
+    ],
+)
+def test_a_fault_in_a_file_of_thresholds_says_where_it_is(text: str, fault: str, tmp_path: Path) -> None:
+    file = tmp_path / "thresholds.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidThresholds, match=fault) as raised:
         read_thresholds(file)
+    assert str(file) in str(raised.value)
 
 
 def counted(directory: Path, inputs: dict[str, str], expected: dict[str, float]) -> None:

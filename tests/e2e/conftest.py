@@ -14,9 +14,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.e2e import preloaded
 from tools.local_service import free_port
 
 TACHOGRAPH = [sys.executable, "-m", "tachograph_exporter"]
+NEW_PROCESS = ("LD_", "FAKETIME", "OTEL_", "PYTHON", "PROMETHEUS_")
+"""Variables that are read while a process starts and imports."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,13 +81,21 @@ class Server:
         self.log = directory / f"serve-{self.port}.log"
         self.command = [*TACHOGRAPH, "serve", "--listen", f"127.0.0.1:{self.port}", "--handlers", "examples", *options]
         self.variables = variables
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | preloaded.Preloaded | None = None
 
     def start(self) -> Server:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environment(**self.variables))
+        self.launch()
         eventually(self._answers)
         return self
+
+    def launch(self) -> None:
+        """Start it, and do not wait until it is ready."""
+        variables = environment(**self.variables)
+        if preloaded.CAN_FORK and not any(name.startswith(NEW_PROCESS) for name in self.variables):
+            self.process = preloaded.start(self.command[len(TACHOGRAPH) :], variables, self.log)
+        else:
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=variables)
 
     def _answers(self) -> bool:
         assert self.process is not None

@@ -17,13 +17,11 @@ from urllib.parse import quote
 
 import msgspec
 import requests
-import schemathesis
 import zstandard
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from schemathesis.generation import GenerationMode
 from tests.otlp_values import any_value
 
 MAX_SECONDS = 2.0
@@ -56,6 +54,9 @@ class Fuzzer:
         self.session = requests.Session()
         self.session.headers["Authorization"] = f"Bearer {TOKEN}"
         document = self.session.get(f"{address}/api/openapi.json", timeout=10).json()
+        # Only here: it takes as long to import as everything else together.
+        import schemathesis
+
         schema = schemathesis.openapi.from_dict(document)
         found: list[Any] = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]
         # A stream does not end.
@@ -103,6 +104,8 @@ class Fuzzer:
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
     def _route(self, operation: Any, number: int, end: float) -> None:
+        from schemathesis.generation import GenerationMode
+
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             try:
                 cases = operation.as_strategy(generation_mode=mode)

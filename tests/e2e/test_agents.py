@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -13,13 +13,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind
-from pydantic_ai import Agent, ModelRetry
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
-from pydantic_ai.models.instrumented import InstrumentationSettings
-from pydantic_ai.models.test import TestModel
-from pydantic_ai.usage import RequestUsage
 from tests.e2e.conftest import Server, eventually
+
+# The library itself is imported by what uses it: whoever collects the tests need not wait a second for it.
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage, ModelResponse
+    from pydantic_ai.models.function import AgentInfo
 
 PRICES = '[models.test]\ninput = 3.0\noutput = 15.0\n[models."gpt-4o*"]\ninput = 1000000.0\noutput = 0.0\n'
 SECRET = "hunter2hunter2"
@@ -34,6 +33,9 @@ def service(server: Callable[..., Server], tmp_path: Path) -> Server:
 @pytest.fixture
 def provider(service: Server) -> Iterator[TracerProvider]:
     """Exports what agents do to the service."""
+    from pydantic_ai import Agent
+    from pydantic_ai.models.instrumented import InstrumentationSettings
+
     provider = TracerProvider(resource=Resource.create({"service.name": "shop"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{service.address}/v1/traces")))
     Agent.instrument_all(InstrumentationSettings(tracer_provider=provider))
@@ -59,6 +61,9 @@ def test_what_an_agent_did_and_spent_is_shown_and_not_what_it_was_told(
 
 
 def _under_a_web_request_with_prices_of_the_users(service: Server, provider: TracerProvider) -> None:
+    from pydantic_ai import Agent
+    from pydantic_ai.models.test import TestModel
+
     agent = Agent(TestModel(), name="clerk")
 
     @agent.tool_plain
@@ -89,6 +94,11 @@ def _under_a_web_request_with_prices_of_the_users(service: Server, provider: Tra
 
 
 def _a_tool_that_asks_for_another_try_fails_and_the_run_goes_on(service: Server, provider: TracerProvider) -> None:
+    from pydantic_ai import Agent, ModelRetry
+    from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
+    from pydantic_ai.models.function import FunctionModel
+    from pydantic_ai.usage import RequestUsage
+
     turns: list[list[Any]] = [[ToolCallPart("shaky", {})], [ToolCallPart("shaky", {})], [TextPart("done")]]
 
     def answer(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:

@@ -19,15 +19,19 @@ from urllib.parse import urlencode
 import aiohttp
 import pytest
 import yaml
-from dashboards.alerts import alerts
-from dashboards.recording_rules import recording_rules
-from dashboards.thresholds import read_thresholds
 from tests.command import tachograph
 from tests.conftest import ROOT
 from tests.dashboards.test_boards import VARIABLES, documents, panels, queries
+from tests.e2e.alertmanager import Alertmanager, alertmanager
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, get
+from tests.e2e.gauges import Gauges
 from tools.dashboard_load import run_load, write_fast_rules
 from tools.local_service import free_port
+
+from tachograph.metrics.specs import LAST_FAILURE, LAST_SUCCESS, OLDEST_RUNNING
+from tachograph_exporter.alerting.alerts import alerts
+from tachograph_exporter.alerting.recording_rules import recording_rules
+from tachograph_exporter.alerting.thresholds import read_thresholds
 
 LOAD_SECONDS = 30
 MINUTE = 60
@@ -86,7 +90,10 @@ def test_every_query_of_every_panel_and_every_rule_has_data(
 ) -> None:
     """Two Prometheus servers scrape one service: one with native histograms and exemplars, one without."""
     service = server("--measure", "rows", "--measure", "database")
-    rules = write_fast_rules(tmp_path)
+    # Some alerts fire, and half a minute's runs are enough for an error budget, so that their panels have data.
+    limits = tmp_path / "limits.toml"
+    limits.write_text("[default]\nsuccess_target = 0.5\n")
+    rules = write_fast_rules(tmp_path, fire_at_once=True, limits=limits)
     configuration = (
         f"global:\n  scrape_interval: 1s\n  evaluation_interval: 2s\nrule_files: [{rules}]\nscrape_configs:\n"
         f"  - job_name: tachograph\n    static_configs: [{{targets: ['127.0.0.1:{service.port}']}}]\n"
@@ -218,9 +225,7 @@ def history(now: int) -> str:
     add("workflow:execution_duration_seconds:p95_1h", WORKFLOW, 2 * DAY, 0, 5 * MINUTE, lambda _: 10.0)
     success = "workflow_execution_last_success_timestamp_seconds"
     add(success, WORKFLOW, 7 * DAY + HOUR, 7 * DAY - HOUR, MINUTE, lambda _: now - 8 * DAY)
-    add(success, WORKFLOW, 600, 0, MINUTE, lambda _: now - 40 * HOUR)
     add("workflow:execution_success_gap_seconds:max_1h", WORKFLOW, 3 * DAY, 2 * DAY, 5 * MINUTE, lambda _: DAY)
-    add("workflow_execution_oldest_running_start_timestamp_seconds", WORKFLOW, 600, 0, 15, lambda _: now - HOUR)
     step = f'{WORKFLOW},step="load"'
     completed = f'{step},status="completed"'
     add("workflow_step_duration_seconds_sum", completed, HOUR, 0, MINUTE, since_start(HOUR, 30.0))
@@ -248,42 +253,38 @@ def history(now: int) -> str:
 
 
 @pytest.fixture
-def alertmanager(tmp_path: Path) -> Iterator[str]:
-    """The address of a real Alertmanager with the shipped routing."""
-    program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
-    if program is None:
-        pytest.skip("needs Alertmanager (apt-get install prometheus-alertmanager)")
-    port = free_port()
-    command = [program, f"--config.file={ROOT / 'dashboards/provisioning/alertmanager/alertmanager.yml'}",
-               f"--web.listen-address=127.0.0.1:{port}", f"--storage.path={tmp_path / 'alertmanager'}",
-               "--cluster.listen-address="]  # fmt: skip
-    with (tmp_path / "alertmanager.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        eventually(lambda: get(f"http://127.0.0.1:{port}/-/ready")[0] == 200)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
+def manager(tmp_path: Path) -> Iterator[Alertmanager]:
+    with alertmanager(tmp_path) as running:
+        yield running
 
 
 def test_every_alert_reaches_the_alertmanager(
-    prometheus: Callable[..., str], alertmanager: str, tmp_path: Path
+    prometheus: Callable[..., str], manager: Alertmanager, tmp_path: Path
 ) -> None:
     rules = write_fast_rules(tmp_path, fire_at_once=True)
-    create_blocks(tmp_path, history(int(time.time())), tmp_path / "tsdb")
+    now = int(time.time())
+    create_blocks(tmp_path, history(now), tmp_path / "tsdb")
+    gauges = Gauges()
+    for gauge, hours in ((LAST_SUCCESS, 40), (LAST_FAILURE, 30), (OLDEST_RUNNING, 1)):
+        gauges.set(gauge.name, now - hours * HOUR, workflow="nightly")
+    with gauges.served():
+        check_alerts(prometheus, manager, rules, gauges.port)
+
+
+def check_alerts(prometheus: Callable[..., str], manager: Alertmanager, rules: Path, gauges_port: int) -> None:
     prometheus(
         f"global:\n  scrape_interval: 1s\n  evaluation_interval: 2s\nrule_files: [{rules}]\n"
-        f"alerting:\n  alertmanagers: [{{static_configs: [{{targets: ['{alertmanager.removeprefix('http://')}']}}]}}]\n"
+        f"alerting:\n  alertmanagers: [{{static_configs: [{{targets: ['{manager.target}']}}]}}]\n"
         # Nothing listens on this port.
-        f"scrape_configs:\n  - job_name: tachograph\n    static_configs: [{{targets: ['127.0.0.1:{free_port()}']}}]\n",
+        f"scrape_configs:\n  - job_name: tachograph\n    static_configs: [{{targets: ['127.0.0.1:{free_port()}']}}]\n"
+        f"  - job_name: gauges\n    static_configs: [{{targets: ['127.0.0.1:{gauges_port}']}}]\n",
         # Resend soon what fired before Prometheus had found the Alertmanager.
         "--rules.alert.resend-delay=2s",
     )
     expected = {rule["alert"] for group in alerts(read_thresholds()) for rule in group["rules"]}
 
     def fired() -> dict[str, Any]:
-        status, body = get(f"{alertmanager}/api/v2/alerts")
+        status, body = get(f"{manager.address}/api/v2/alerts")
         assert status == 200
         return {alert["labels"]["alertname"]: alert for alert in body}
 
@@ -327,7 +328,7 @@ def test_prometheus_and_compose_accept_what_is_exported(tmp_path: Path) -> None:
     assert job.pop("scrape_native_histograms") is job.pop("always_scrape_classic_histograms") is True
     assert newer == older
     compose = yaml.safe_load((root / "provisioning" / "compose.yml").read_text())
-    assert compose["services"].keys() == {"tachograph", "prometheus", "alertmanager", "grafana"}
+    assert compose["services"].keys() == {"tachograph", "prometheus", "alertmanager", "alerts", "grafana"}
     for service in compose["services"].values():
         for mount in service.get("volumes", []):
             source = mount.partition(":")[0]

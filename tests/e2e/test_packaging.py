@@ -159,7 +159,7 @@ def test_the_image_copies_what_the_wheel_is_built_from() -> None:
 def test_the_compose_file_builds_the_image_and_mounts_files_that_exist() -> None:
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yml").read_text())
     services = compose["services"]
-    assert services.keys() == {"tachograph", "prometheus", "alertmanager", "grafana"}
+    assert services.keys() == {"tachograph", "prometheus", "alertmanager", "alerts", "grafana"}
     assert (ROOT / "deploy" / services["tachograph"]["build"] / "Dockerfile").exists()
     volumes = set()
     for service in services.values():

@@ -309,12 +309,9 @@ def test_four_services_started_at_once_all_come_up(
     for directory in directories:
         directory.mkdir()
     servers = [Server(directory, "--database", url) for directory in directories]
-    from tests.e2e.conftest import environment
-
     try:
         for server in servers:
-            with server.log.open("ab") as log:
-                server.process = subprocess.Popen(server.command, stdout=log, stderr=log, env=environment())
+            server.launch()
         for server in servers:
             eventually(server._answers, 60)
     finally:

@@ -21,7 +21,8 @@ from tools.local_service import free_port
 SLOW = {
     "name": "slow",
     "steps": [
-        {"name": "first", "config": {"handler": "sleep", "seconds": 1}},
+        # Longer than it takes to start a process on a busy machine.
+        {"name": "first", "config": {"handler": "sleep", "seconds": 6}},
         {"name": "second", "depends_on_steps": ["first"], "config": {"handler": "sleep", "seconds": 1}},
     ],
 }

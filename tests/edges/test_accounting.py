@@ -690,7 +690,7 @@ def many(count: int, workflow: Callable[[int], str], step: Callable[[int], str])
 @pytest.mark.parametrize(
     ("count", "workflow", "step"),
     [
-        (20_000, lambda _: "w", lambda i: f"step {i}"),
+        (5_000, lambda _: "w", lambda i: f"step {i}"),
         (5_000, lambda i: f"workflow {i}", lambda _: "s"),
         (5_000, str, str),
     ],

@@ -100,13 +100,18 @@ async def raw(api: Api | str, head: bytes) -> tuple[int, dict[str, str], bytes]:
         writer.close()
 
 
-async def test_no_parameter_is_an_error_of_the_service(api: Api) -> None:
+# Each database sees every value at half of the parameters, and both together see all; `make slow` has no halves.
+@pytest.mark.parametrize("share", [pytest.param(2, id="half"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+async def test_no_parameter_is_an_error_of_the_service(api: Api, share: int) -> None:
+    other_half = int(not api.service.database.is_sqlite)
     await api.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "s"}]})
     await api.run("w")
     count = 0
     failures: list[Any] = []
     for route in ROUTES:
-        for target in targets(route):
+        for number, target in enumerate(targets(route)):
+            if number % share != other_half % share:
+                continue
             count += 1
             started = time.monotonic()
             host = api.address.partition("//")[2]

@@ -149,8 +149,8 @@ def spans(count: int) -> bytes:
 
 
 @pytest.fixture
-async def long_trace(api: Api) -> int:
-    count = 6_000
+async def long_trace(api: Api, request: pytest.FixtureRequest) -> int:
+    count: int = getattr(request, "param", 2_500)
     headers = {"Content-Type": "application/x-protobuf"}
     async with api.session.post(f"{api.address}/v1/traces", data=spans(count), headers=headers) as response:
         assert response.status == 200
@@ -206,6 +206,7 @@ def workspace_id(connection: Connection) -> str:
     return str(connection.execute(text("SELECT id FROM workspaces")).scalar())
 
 
+@pytest.mark.parametrize("long_trace", [6_000], indirect=True)
 async def test_the_service_goes_on_while_a_long_trace_is_read(api: Api, long_trace: int) -> None:
     slowest = 0.0
     tasks = [

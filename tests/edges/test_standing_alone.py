@@ -9,6 +9,7 @@ import collections
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -40,7 +41,7 @@ from tachograph.events import (
 )
 from tachograph.recording import provider as provider_module
 from tachograph.recording import setup
-from tachograph.recording.spool import FAILED, FULL, Spool, address, default_directories
+from tachograph.recording.spool import FAILED, FULL, Kept, Spool, address, default_directories
 from tachograph.workflow.handlers import HandlerRegistry
 from tachograph_exporter.config import Config
 from tachograph_exporter.store.database import Database
@@ -102,6 +103,11 @@ def script(tmp_path: Path, source: str, **variables: str) -> subprocess.Complete
     return subprocess.run(
         command, capture_output=True, text=True, timeout=60, env=environment(**variables), check=False
     )
+
+
+def spooled(directory: Path) -> list[Path]:
+    """What processes left in their spools: their journals, and what they had in memory at their end."""
+    return [*directory.rglob("*.spool"), *directory.rglob("*.jsonl")]
 
 
 def seconds_to_end(ended: subprocess.CompletedProcess[str]) -> float:
@@ -259,8 +265,8 @@ def test_a_database_that_cannot_be_opened_costs_no_metrics_and_is_said_once(
     if says:
         assert sum(says in line for line in ended.stderr.splitlines()) == 1, ended.stderr
     if is_spooled is not None:
-        assert bool(list(spools.rglob("*.spool"))) == is_spooled
-        assert ("spooled 6 event(s)" in ended.stderr) == is_spooled
+        assert bool(spooled(spools)) == is_spooled
+        assert sum(map(int, re.findall(r"spooled (\d+) event", ended.stderr))) == (6 if is_spooled else 0)
     assert seconds_to_end(ended) < 20  # 5, and what a busy machine adds
 
 
@@ -275,7 +281,7 @@ def test_what_a_locked_database_could_not_take_is_stored_by_the_next_process(
     assert "Traceback" not in ended.stderr
     assert seconds_to_end(ended) < 20  # 5, and what a busy machine adds
     assert stored(database_url) == {}
-    (file,) = spools.rglob("*.spool")
+    (file,) = spooled(spools)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     ended = script(tmp_path, SHORT, TACHOGRAPH_DATABASE_URL=database_url)
@@ -294,7 +300,7 @@ def test_a_new_database_that_is_locked_is_not_an_error_of_the_argument(tmp_path:
         ended = script(tmp_path, source)
     assert ended.returncode == 0, ended.stderr
     assert "counted 2.0 ['store']" in ended.stdout
-    assert len(list(spools.rglob("*.spool"))) == 1
+    assert len(spooled(spools)) == 1
     script(tmp_path, source)
     assert stored(url) == {"short completed 0": 2, "short completed 1": 2}
 
@@ -376,8 +382,8 @@ def test_a_postgresql_server_that_is_away_gets_everything_later(
         ended = script(tmp_path, SHORT, TACHOGRAPH_DATABASE_URL=away)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
+    assert len(spooled(spools)) == 1
     assert seconds_to_end(ended) < 20  # 5, and what a busy machine adds
-    assert len(list(spools.rglob("*.spool"))) == 1
     with proxy(port, real):
         ended = script(tmp_path, SHORT, TACHOGRAPH_DATABASE_URL=away)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -423,7 +429,7 @@ def test_a_forked_child_spools_what_it_cannot_store(tmp_path: Path, database_url
     script(tmp_path, "import tachograph; tachograph.workflow(print)()", TACHOGRAPH_DATABASE_URL=database_url)
     runs = collections.Counter(name.rpartition(" ")[0] for name in stored(database_url))
     assert runs == {"child completed": 2, "parent completed": 1, "print completed": 1}
-    assert list(spools.rglob("*.spool")) == []
+    assert spooled(spools) == []
 
 
 def test_a_wrong_argument_raises_and_leaves_the_earlier_recorder(
@@ -588,7 +594,7 @@ def files(spool: Spool, ending: str = "") -> list[str]:
 def test_what_is_spooled_comes_back_once_and_in_order(spool: Spool) -> None:
     runs = [make_run(make_execution(str(i))) for i in range(3)]
     for run in runs:
-        assert spool.keep(run) == (4, "")
+        assert spool.keep(run) == Kept(4)
     seen: list[Event] = []
     assert Spool(URL).deliver(seen.extend) == 12
     assert seen == [event for run in runs for event in run]
@@ -600,16 +606,20 @@ def test_what_is_spooled_comes_back_once_and_in_order(spool: Spool) -> None:
 def test_large_spools_are_several_files_and_bounded(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     execution = make_execution()
     events: list[Event] = [ExecutionStarted(execution=execution, time_ns=i) for i in range(12_000)]
-    assert spool.keep(events) == (12_000, "")
+    assert spool.keep(events) == Kept(12_000)
     assert len(files(spool)) == 3
     size = sum((spool.directories[0] / name).stat().st_size for name in files(spool))
     small = Spool(URL, limit_bytes=size + 1000)
-    assert small.keep(events) == (0, FULL)
-    assert small.keep(events[:1]) == (1, "")
+    assert small.keep(events[:1]) == Kept(1)
+    # The oldest file goes, and no more than that.
+    assert small.keep(events[:5_000]) == Kept(5_000, FULL, 5_000)
+    assert Spool(URL, limit_bytes=1000).keep(events) == Kept(0, FULL)
     seen: list[Event] = []
     assert spool.deliver(seen.extend, seconds=0) == 0
     assert spool.deliver(seen.extend) == 12_001
-    assert seen == [*events, events[0]]
+    assert seen == [*events[5_000:], events[0], *events[:5_000]]
+    assert (spool.take_dropped(), spool.take_dropped()) == (5_000, 0)
+    assert files(spool) == []
 
 
 def test_an_event_that_cannot_be_written_costs_no_other(spool: Spool) -> None:
@@ -767,13 +777,13 @@ def test_a_spool_that_cannot_be_written_is_counted_and_never_raises(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TACHOGRAPH_SPOOL_DIR", str(tmp_path / "file"))
-    assert Spool(URL).keep(make_run(make_execution())) == (0, FAILED)
+    assert Spool(URL).keep(make_run(make_execution())) == Kept(0, FAILED)
     assert Spool(URL).deliver(lambda events: None) == 0
     (record,) = caplog.records
     assert "TACHOGRAPH_SPOOL_DIR" in record.message
     assert "4 event(s)" in record.message
     monkeypatch.setenv("TACHOGRAPH_SPOOL_DIR", "/dev/full/x")
-    assert Spool(URL).keep(make_run(make_execution())) == (0, FAILED)
+    assert Spool(URL).keep(make_run(make_execution())) == Kept(0, FAILED)
 
 
 def test_another_users_directory_is_not_trusted(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -781,7 +791,7 @@ def test_another_users_directory_is_not_trusted(spool: Spool, monkeypatch: pytes
     other = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: other)
     assert spool.deliver(lambda events: None) == 0
-    assert spool.keep(make_run(make_execution())) == (0, FAILED)
+    assert spool.keep(make_run(make_execution())) == Kept(0, FAILED)
 
 
 def test_where_spools_are_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -794,7 +804,7 @@ def test_where_spools_are_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # The first that can be written is taken, and all are read.
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / ".local").write_text("")
-    assert Spool(URL).keep(make_run(make_execution())) == (4, "")
+    assert Spool(URL).keep(make_run(make_execution())) == Kept(4)
     assert len(list((tmp_path / "tmp").rglob("*.spool"))) == 1
     assert Spool(URL).deliver(lambda events: None) == 4
     monkeypatch.setenv("HOME", "/no/such/home")

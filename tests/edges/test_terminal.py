@@ -79,7 +79,8 @@ def test_text_from_outside_is_shown_as_it_is(text: str) -> None:
     console = PlainConsole(file=io.StringIO(), width=500, highlight=False)
     console.print(f"[red]✘[/] {shown(text)} [bold]end[/]", soft_wrap=True)
     written = console.file.getvalue()  # type: ignore[attr-defined]
-    expected = "".join(c if c.isprintable() else "�" for c in text)
+    controls = {code: chr(0x2400 + code) for code in range(32)}
+    expected = "".join(c if c.isprintable() else controls.get(ord(c), "�") for c in text)
     assert written == f"✘ {expected} end\n"
 
 

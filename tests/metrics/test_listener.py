@@ -64,10 +64,12 @@ async def test_a_run_is_counted_and_timed(recorder: Recorder, prometheus: Collec
     assert value(r, "workflow_step_tokens_total", step="a", model="m", type="output") == 3
     assert (value(r, "workflow_step_critical_path_seconds_total", step="flaky") or 0) >= 0.02
     assert value(r, "workflow_execution_last_success_timestamp_seconds") is None
+    assert value(r, "workflow_execution_last_failure_timestamp_seconds") == result.finished_ns / NS
     assert value(r, "workflow_execution_oldest_running_start_timestamp_seconds") is None
     good = await executor.run(WorkflowBuilder("w").step("a").build())
     recorder.flush()
     assert value(r, "workflow_execution_last_success_timestamp_seconds") == good.finished_ns / NS
+    assert value(r, "workflow_execution_last_failure_timestamp_seconds") == result.finished_ns / NS
 
 
 async def test_the_oldest_running_execution_is_known_while_it_runs(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -233,6 +234,7 @@ def test_what_a_run_adds_to_each_series(any_database_url: str) -> None:
     assert rows_measure[0] == 1  # type: ignore[index]
     assert {key: value for key, value in series.items() if value != (0, 0)} == {
         ("", f"execution{sep}failed"): (1, 100),
+        ("", "failure"): events[-1].time_ns,
         ("", "started"): 1,
         ("a", f"duration{sep}completed"): (1, 40),
         ("a", f"wait{sep}dependency"): (1, 10),
@@ -349,6 +351,108 @@ def test_a_lost_run_that_ends_after_all_moves_over_and_the_next_lost_one_catches
     writer.apply(given_up(everything("etl", time.time_ns())))
     assert counts() == {"lost": (1, 1), "failed": (1, 1)}
     assert database.look(lambda c: differing(rows.current_series(c, key), recounted(c, key) or {})) == []
+    database.close()
+
+
+def ended(workflow: str, status: ExecutionStatus, at_ns: int) -> list[Event]:
+    """A run without steps that ended so, then."""
+    run = make_execution(workflow)
+    return [
+        ExecutionStarted(execution=run, time_ns=at_ns - 10, step_count=0),
+        ExecutionFinished(execution=run, time_ns=at_ns, status=status, started_ns=at_ns - 10, step_count=0),
+    ]
+
+
+def latest(database: Database, key: tuple[str, str]) -> tuple[Value | None, Value | None]:
+    """When the workflow last succeeded and last failed, as the series say, which agree with the rows."""
+    current = database.look(lambda c: rows.current_series(c, key))
+    assert database.look(lambda c: differing(current, recounted(c, key) or {})) == []
+    values = values_of(current)
+    return values.get(("", "success")), values.get(("", "failure"))
+
+
+def test_when_a_workflow_last_succeeded_and_last_failed(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    writer = StoreWriter(database)
+    status = ExecutionStatus
+    now = time.time_ns()
+    key = key_of(ended("etl", status.COMPLETED, now))
+    writer.apply(ended("etl", status.COMPLETED, now))
+    assert latest(database, key) == (now, None)
+    for number, outcome in enumerate((status.FAILED, status.TIMEOUT, status.LOST), 1):
+        writer.apply(ended("etl", outcome, now + number))
+        assert latest(database, key) == (now, now + number)
+    writer.apply(ended("etl", status.CANCELLED, now + 5))
+    # What ended earlier may be told later.
+    writer.apply([*ended("etl", status.FAILED, now - 5), *ended("etl", status.COMPLETED, now - 5)])
+    assert latest(database, key) == (now, now + 3)
+    database.close()
+
+
+@pytest.mark.parametrize("absorbs", [False, True])
+def test_a_failure_that_is_taken_back_leaves_the_one_before_it(any_database_url: str, absorbs: bool) -> None:
+    database = Database(any_database_url)
+    writer = StoreWriter(database)
+    status = ExecutionStatus
+    now = time.time_ns()
+    key = key_of(ended("etl", status.COMPLETED, now))
+
+    def told(*events: Event) -> tuple[Value | None, Value | None]:
+        writer.apply(events)
+        if absorbs:
+            database.run(lambda c: rows.absorb(c))
+        return latest(database, key)
+
+    first = ended("etl", status.COMPLETED, now + 10)
+    assert told(*given_up(first)) == (None, now + 10)
+    # It had ended before anyone gave it up.
+    assert told(first[1]) == (now + 10, 0)
+    assert told(*ended("etl", status.FAILED, now + 20)) == (now + 10, now + 20)
+    second = ended("etl", status.CANCELLED, now + 30)
+    assert told(*given_up(second)) == (now + 10, now + 30)
+    assert told(second[1]) == (now + 10, now + 20)
+    # And a failure that stays one, in the same commit as another.
+    third = ended("etl", status.FAILED, now + 40)
+    told(*given_up(third))
+    assert told(third[1], *ended("etl", status.TIMEOUT, now + 35)) == (now + 10, now + 40)
+    database.close()
+
+
+def test_a_success_that_turns_out_to_have_failed_is_the_last_failure(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    writer = StoreWriter(database)
+    now = time.time_ns()
+    writer.apply(ended("etl", ExecutionStatus.COMPLETED, now))
+    good = ended("etl", ExecutionStatus.COMPLETED, now + 10)
+    writer.apply(good)
+    key, ids = key_of(good), [execution_of(good).execution_id]
+    end = good[1]
+    assert isinstance(end, ExecutionFinished)
+    # As an assembly of spans replaces one, when a late span says that it failed.
+    bad = msgspec.structs.replace(end, status=ExecutionStatus.FAILED)
+    database.run(lambda c: writer.replace(c, [good[0], bad], known=ids))
+    assert latest(database, key) == (now, now + 10)
+    database.close()
+
+
+def test_an_upgrade_knows_what_failed_before_it(any_database_url: str) -> None:
+    database = Database(any_database_url)
+    writer = StoreWriter(database)
+    now = time.time_ns()
+    for workflow, outcome in (("bad", "failed"), ("good", "completed"), ("absorbed", "lost")):
+        writer.apply(ended(workflow, ExecutionStatus(outcome), now))
+        if workflow == "absorbed":
+            database.run(lambda c: rows.absorb(c))
+    writer.apply(ended("absorbed", ExecutionStatus.FAILED, now + 1))
+    keys = {name: key_of(ended(name, ExecutionStatus.FAILED, now)) for name in ("bad", "good", "absorbed")}
+    before = {name: latest(database, key) for name, key in keys.items()}
+    assert before == {"bad": (None, now), "good": (now, None), "absorbed": (None, now + 1)}
+    database.run(lambda c: downgrade(c, "0017"))
+    for key in keys.values():
+        assert ("", "failure") not in values_of(database.look(lambda c, key=key: rows.current_series(c, key)))  # type: ignore[misc]
+    database.close()
+    database = Database(any_database_url)
+    assert {name: latest(database, key) for name, key in keys.items()} == before
     database.close()
 
 

@@ -7,6 +7,8 @@ const ROUND = ["#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2",
 function unit(value, name) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const short = (number) => Number(number.toPrecision(3));
+  if (name?.startsWith("prefix:")) return name.slice(7) + short(value);
+  if (name?.startsWith("suffix:")) return unit(value) + name.slice(7);
   if (name === "percentunit") return `${short(value * 100)}%`;
   if (name === "currencyUSD") return `$${short(value)}`;
   if (name === "bytes") return value > 1 << 20 ? `${short(value / 2 ** 20)} MiB` : value > 1024 ? `${short(value / 1024)} KiB` : `${short(value)} B`;
@@ -26,6 +28,11 @@ function element(tag, name, text) {
   if (name) node.className = name;
   if (text !== undefined) node.textContent = text;
   return node;
+}
+
+// The text and colour that a panel's or a column's value mappings give a value.
+function mapped(mappings, value) {
+  return (mappings ?? []).find((mapping) => mapping.type === "value" && mapping.options[String(value)])?.options[String(value)];
 }
 
 function colourOf(panel, legend, index) {
@@ -52,22 +59,40 @@ function lines(box, panel, results) {
   const isBars = custom.drawStyle === "bars";
   const plot = element("div", "plot");
   box.append(plot);
+  const limits = custom.thresholdsStyle?.mode === "dashed" ? panel.fieldConfig.defaults.thresholds.steps.slice(1).filter((step) => step.value !== null) : [];
+  const top = Math.max(0, ...limits.map((step) => step.value));
   const axis = { stroke: "#9aa0aa", grid: { stroke: "#25282e", width: 1 }, ticks: { stroke: "#25282e" }, font: "11px DejaVu Sans" };
   const order = isStacked ? drawn.map((_, i) => drawn.length - 1 - i) : drawn.map((_, i) => i);
   requestAnimationFrame(() => new uPlot({
     width: plot.clientWidth, height: plot.clientHeight, legend: { show: false }, cursor: { show: false },
-    scales: { y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
+    scales: { y: { range: (_, low, high) => [Math.min(0, low), Math.max(high, top) > 0 ? Math.max(high, top) * 1.08 : 1] } },
+    hooks: { draw: [(chart) => limits.forEach((step) => {
+      const { ctx, bbox } = chart;
+      const y = chart.valToPos(step.value, "y", true);
+      ctx.save();
+      ctx.setLineDash([8, 6]);
+      ctx.strokeStyle = COLOURS[step.color] ?? step.color;
+      ctx.beginPath();
+      ctx.moveTo(bbox.left, y);
+      ctx.lineTo(bbox.left + bbox.width, y);
+      ctx.stroke();
+      ctx.restore();
+    })] },
     axes: [axis, { ...axis, size: 68, values: (_, values) => values.map((value) => unit(value, name)) }],
     series: [{}, ...order.map((i) => { const colour = colourOf(panel, all[i].name, i); return { stroke: colour, width: 1.3, fill: isStacked ? `${colour}cc` : `${colour}14`, points: { show: false }, ...(isBars ? { paths: uPlot.paths.bars({ size: [0.9, 20] }) } : {}) }; })],
   }, [times, ...order.map((i) => drawn[i])], plot));
   if (panel.options.legend?.showLegend) {
     const legend = element("div", "legend");
-    for (const head of ["", "mean", "max", "last"]) legend.append(element("span", "", head));
-    all.forEach((line, i) => {
-      const values = data[i].filter((value) => value !== null);
+    const { sortBy, sortDesc, calcs } = panel.options.legend;
+    for (const head of ["", ...calcs.map((calc) => calc.replace("lastNotNull", "last"))]) legend.append(element("span", "", head));
+    const valuesOf = (i) => data[i].filter((value) => value !== null);
+    const worst = (i) => (sortBy === "Min" ? Math.min : Math.max)(...valuesOf(i));
+    const sorted = all.map((line, i) => [line, i]).sort(([, a], [, b]) => (sortDesc ? worst(b) - worst(a) : worst(a) - worst(b)));
+    sorted.forEach(([line, i]) => {
+      const values = valuesOf(i);
       const first = element("span", "", `▬ ${line.name}`);
       first.style.color = colourOf(panel, line.name, i);
-      legend.append(first, ...[values.reduce((a, b) => a + b, 0) / values.length, Math.max(...values), values.at(-1)].map((value) => element("span", "", unit(value, name))));
+      legend.append(first, ...[values.reduce((a, b) => a + b, 0) / values.length, worst(i), values.at(-1)].map((value) => element("span", "", mapped(panel.fieldConfig.defaults.mappings, value)?.text ?? unit(value, name))));
     });
     box.append(legend);
   }
@@ -84,33 +109,54 @@ const DRAW = {
     const value = last(results);
     const { decimals } = panel.fieldConfig.defaults;
     const rounded = decimals === 0 && value !== undefined ? Math.round(value) : value;
-    const shown = element("div", "value", value === undefined ? panel.fieldConfig.defaults.noValue ?? "No data" : unit(rounded, panel.fieldConfig.defaults.unit));
-    shown.style.color = value === undefined ? "#8e949f" : byThreshold(panel, value);
+    const text = mapped(panel.fieldConfig.defaults.mappings, value);
+    const shown = element("div", "value", text ? text.text : value === undefined ? panel.fieldConfig.defaults.noValue ?? "No data" : unit(rounded, panel.fieldConfig.defaults.unit));
+    shown.style.color = text ? COLOURS[text.color] : value === undefined ? "#8e949f" : byThreshold(panel, value);
     box.append(shown);
   },
   bargauge(box, panel, results) {
-    const rows = results.flatMap(({ legend, series }) => series.map((row) => [legendOf(legend, row.metric), Number((row.value ?? row.values.at(-1))[1])])).filter(([, value]) => !Number.isNaN(value)).sort((a, b) => b[1] - a[1]);
+    const rows = results.flatMap(({ legend, series }) => series.map((row) => [legendOf(legend, row.metric), Number((row.value ?? row.values.at(-1))[1])])).filter(([, value]) => !Number.isNaN(value));
     if (!rows.length) return box.append(element("span", "empty", "No data"));
-    const most = Math.max(...rows.map(([, value]) => value), 1e-12);
+    const { max, mappings } = panel.fieldConfig.defaults;
+    const most = max ?? Math.max(...rows.map(([, value]) => value), 1e-12);
     const bars = element("div", "bars");
     for (const [name, value] of rows) {
       const bar = element("i");
-      bar.style.width = `${Math.max(1, (100 * value) / most)}%`;
-      bar.style.background = byThreshold(panel, value);
-      bars.append(element("span", "", name), bar, element("span", "", unit(value, panel.fieldConfig.defaults.unit)));
+      const text = mapped(mappings, value);
+      bar.style.width = `${Math.min(100, Math.max(1, (100 * value) / most))}%`;
+      bar.style.background = text ? COLOURS[text.color] : byThreshold(panel, value);
+      bars.append(element("span", "", name), bar, element("span", "", text?.text ?? unit(value, panel.fieldConfig.defaults.unit)));
     }
     box.append(bars);
   },
-  table(box, _panel, results) {
+  table(box, panel, results) {
+    const { excludeByName, indexByName } = panel.transformations.find(({ id }) => id === "organize").options;
+    const columns = results.map(({ legend }) => legend);
+    const rows = new Map();
+    results.forEach(({ legend, series }) => series.forEach(({ metric, value }) => {
+      const key = JSON.stringify(Object.entries(metric).sort());
+      if (!rows.has(key)) rows.set(key, { ...metric });
+      rows.get(key)[legend] = Number(value[1]);
+    }));
+    const labels = [...new Set(results.flatMap(({ series }) => series.flatMap(({ metric }) => Object.keys(metric))))].filter((name) => !excludeByName[name]);
+    const first = labels.filter((name) => name in indexByName).sort((one, other) => indexByName[one] - indexByName[other]);
+    const names = [...first, ...columns, ...labels.filter((name) => !(name in indexByName))];
+    const compare = (one, other) => (typeof one === "number" || typeof other === "number" ? (one ?? -Infinity) - (other ?? -Infinity) : String(one ?? "").localeCompare(String(other ?? "")));
+    const sorted = [...rows.values()].sort((one, other) => panel.options.sortBy.map(({ displayName: name, desc }) => (desc ? -1 : 1) * compare(one[name], other[name])).find((order) => order) ?? 0);
     const table = element("table");
-    const rows = results.flatMap(({ series }) => series);
-    const names = [...new Set(rows.flatMap((item) => Object.keys(item.metric)))];
     const head = element("tr");
-    head.append(...names.map((name) => element("th", "", name)), element("th", "", "running"));
+    head.append(...names.map((name) => element("th", "", name)));
     table.append(head);
-    for (const item of rows) {
+    for (const item of sorted) {
       const row = element("tr");
-      row.append(...names.map((name) => element("td", "", item.metric[name] ?? "")), element("td", "", item.value[1]));
+      for (const name of names) {
+        const properties = Object.fromEntries((panel.fieldConfig.overrides.find(({ matcher }) => matcher.options === name)?.properties ?? []).map(({ id, value }) => [id, value]));
+        const value = item[name];
+        const text = mapped(properties.mappings, value);
+        const cell = element("td", "", !columns.includes(name) ? value ?? "" : text?.text ?? (value === undefined ? properties.noValue ?? "" : unit(value, properties.unit)));
+        if (text) cell.style.color = COLOURS[text.color];
+        row.append(cell);
+      }
       table.append(row);
     }
     box.append(table);

@@ -32,10 +32,18 @@ from tachograph_exporter.store import execution_list
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.execution_list import ExecutionFilter, Order, Position
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.overview import open_step_counts
 from tachograph_exporter.store.rollups import read as read_rollups
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.tokens import WRITE
-from tachograph_exporter.views.executions import execution_detail, execution_state, execution_stats, execution_summary
+from tachograph_exporter.views.executions import (
+    execution_detail,
+    execution_state,
+    execution_stats,
+    execution_summary,
+    page_of_executions,
+)
+from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd, read_expected_end, read_expected_ends
 from tachograph_exporter.views.schemas.executions import (
     Cancelling,
     ExecutionPage,
@@ -84,7 +92,9 @@ async def _list(request: web.Request, query: Query, workspace: Workspace, workfl
         "step": query.text("step"),
         "step_status": tuple(sorted(query.step_statuses("step_status"))),
         "error": query.text("error"),
+        "text": query.text("q"),
         "input": query.text("input"),
+        "id": query.text("id"),
     }
     query.done()
     conditions["project"] = await project_of(request, workspace)
@@ -96,18 +106,36 @@ async def _list(request: web.Request, query: Query, workspace: Workspace, workfl
     if format_name == "ndjson" or "application/x-ndjson" in request.headers.get("Accept", ""):
         return await _stream(request, selection, order, after)
 
-    def read(connection: Connection) -> tuple[Sequence[Row[Any]], int]:
-        execution_filter = selection(connection)
-        # One row more than requested tells whether there is a next page.
-        rows = execution_list.executions(connection, execution_filter, skip, limit + 1, order, after)
-        return rows, execution_list.count_executions(connection, execution_filter)
-
-    rows, total = await request.app[DATABASE].read(read)
-    now = time.time_ns()
-    cursor = encode_cursor(sort, _position(rows[limit - 1])) if len(rows) > limit else None
     return json_response(
-        ExecutionPage([execution_summary(row, now) for row in rows[:limit]], total, skip, limit, cursor)
+        await request.app[DATABASE].read(
+            lambda c: read_page(c, selection(c), limit, skip=skip, order=order, after=after)
+        )
     )
+
+
+def read_page(
+    connection: Connection,
+    selection: ExecutionFilter,
+    limit: int,
+    *,
+    skip: int = 0,
+    order: Order = Order(),  # noqa: B008 - immutable
+    after: Position | None = None,
+) -> ExecutionPage:
+    """A page of a list of executions, with the cursor of the next one."""
+    # One row more than requested tells whether there is a next page.
+    rows = execution_list.executions(connection, selection, skip, limit + 1, order, after)
+    total = execution_list.count_executions(connection, selection)
+    sort = f"{'-' if order.descending else ''}{order.by}"
+    cursor = encode_cursor(sort, _position(rows[limit - 1])) if len(rows) > limit else None
+    now_ns = time.time_ns()
+    items = page_of_executions(
+        rows[:limit],
+        open_step_counts(connection, rows[:limit]),
+        read_expected_ends(connection, rows[:limit], now_ns),
+        now_ns,
+    )
+    return ExecutionPage(items, total, skip, limit, cursor)
 
 
 def _position(row: Row[Any]) -> Position:
@@ -133,19 +161,20 @@ async def _stream(
             connection: Connection,
             known: ExecutionFilter | None = execution_filter,
             position: Position | None = position,
-        ) -> tuple[ExecutionFilter, Sequence[Row[Any]]]:
+        ) -> tuple[ExecutionFilter, Sequence[Row[Any]], dict[str, ExpectedEnd]]:
             # The workflow is looked up once: it may be renamed while its executions are read.
             chosen = known if known is not None else selection(connection)
-            return chosen, execution_list.executions(connection, chosen, 0, _STREAM_PAGE, order, position)
+            page = execution_list.executions(connection, chosen, 0, _STREAM_PAGE, order, position)
+            return chosen, page, read_expected_ends(connection, page, time.time_ns())
 
-        execution_filter, rows = await request.app[DATABASE].read(read)
+        execution_filter, rows, ends = await request.app[DATABASE].read(read)
         if not response.prepared:
             # Headers go out after the first read, so that its errors can still become problems.
             await response.prepare(request)
         if request.method == "HEAD":
             break
         now = time.time_ns()
-        lines = [msgspec.json.encode(execution_summary(row, now)) for row in rows]
+        lines = [msgspec.json.encode(execution_summary(row, now, ends.get(row.execution_id, UNKNOWN))) for row in rows]
         if lines:
             await response.write(b"\n".join(lines) + b"\n")
         if len(rows) < _STREAM_PAGE:
@@ -155,13 +184,14 @@ async def _stream(
     return response
 
 
-async def _response(request: web.Request, view: Callable[[StoredRun, int], Any]) -> web.Response:
+async def _response(request: web.Request, view: Callable[[StoredRun, int, ExpectedEnd], Any]) -> web.Response:
     """A view of the execution in the path, at this time. Raises `ExecutionNotFound`, `ArchiveError`."""
     workspace, execution_id = await workspace_of(request), request.match_info["execution_id"]
 
     def read(connection: Connection) -> bytes:
         # Built and encoded off the event loop too: ten thousand steps take a while.
-        return msgspec.json.encode(view(find_run(connection, workspace.id, execution_id), time.time_ns()))
+        run, now_ns = find_run(connection, workspace.id, execution_id), time.time_ns()
+        return msgspec.json.encode(view(run, now_ns, read_expected_end(connection, run.execution, run.steps, now_ns)))
 
     return await json_of_runs(request, workspace.id, read, execution_id)
 
@@ -234,8 +264,11 @@ _FILTERS: Final = (
         choices=tuple(StepStatus),
     ),
     Parameter(name="error", description="Only executions whose error type or message contains this text."),
+    Parameter(name="q", description="Only executions with this text in their id, workflow's name or error.",
+              example="01a2291d"),
     Parameter(name="input", description="Only executions with this input: `name=value`, or any text.",
               example="region=eu"),
+    Parameter(name="id", description="Only executions whose id begins or ends with this text.", example="8ea96f"),
 )  # fmt: skip
 
 ROUTES: Final = (

@@ -23,6 +23,8 @@ BEARER_PROTOCOL: Final = "tachograph.bearer."
 """Prefix of the WebSocket subprotocol that carries a token in base64url (RFC 4648, section 5)."""
 _OWN_SITES: Final = ("same-origin", "none")
 """What ``Sec-Fetch-Site`` says of a service's own page, and of a request that no page sent (Fetch Metadata)."""
+PATH_TOKEN: Final = "ping_token"  # noqa: S105 - the name of the part
+"""The part of a path that carries a token, for programs that can do nothing but fetch a URL."""
 CACHE_SECONDS: Final = 2.0
 """How long a token lookup is cached. Revoking a token through this service takes effect at once."""
 _MAX_CACHED: Final = 1000
@@ -48,7 +50,10 @@ class Authenticator:
 
     async def caller(self, request: web.Request) -> Caller | None:
         """The caller identified by the request's token, or None without a token. Raises 401 for an invalid one."""
-        return await self.identified(request.headers.get("Authorization") or _websocket_authorization(request))
+        header = request.headers.get("Authorization") or _websocket_authorization(request)
+        if header is None and (token := request.match_info.get(PATH_TOKEN)):
+            header = f"Bearer {token}"
+        return await self.identified(header)
 
     async def identified(self, header: str | None) -> Caller | None:
         """The caller that an ``Authorization`` header identifies, or None without one. Raises 401 as `caller` does."""
@@ -143,7 +148,7 @@ def _check_media_type(request: web.Request, route: Route) -> None:
 
     Routes with further media types check the type themselves, because they answer in the sender's.
     """
-    if route.method in SAFE_METHODS or route.media:
+    if route.method in SAFE_METHODS or route.media or route.takes_text:
         return
     is_expected = route.body is not None and not route.body_is_optional
     if (is_expected or request.body_exists) and request.content_type != "application/json":

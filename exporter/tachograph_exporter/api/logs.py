@@ -19,7 +19,7 @@ from tachograph_exporter.store import execution_list, log_rows, process_rows
 from tachograph_exporter.store.log_rows import Position
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.trace_groups import traces_beside
-from tachograph_exporter.views.logs import SEVERITIES, Owners, arrived_lines, is_selected, recorded_lines
+from tachograph_exporter.views.logs import SEVERITIES, read_lines
 from tachograph_exporter.views.processes import build_processes
 from tachograph_exporter.views.schemas.logs import LogPage, ProcessPage
 
@@ -46,19 +46,8 @@ async def logs(request: web.Request) -> web.Response:
 
     def read(connection: Connection) -> bytes:
         run = find_run(connection, workspace.id, execution_id)
-        owners = Owners.of(run).steps
-        lines = list(recorded_lines(run, names, after, severity))
+        lines = read_lines(connection, workspace.id, run, names, severity, limit + 1, after)
         trace_ids = traces_beside(connection, workspace.id, run.execution.trace_id)
-        for trace_id in trace_ids:
-            logged = log_rows.span_ids_of(connection, workspace.id, trace_id)
-            nearest = log_rows.ancestors_of(connection, workspace.id, trace_id, logged, owners)
-            steps = {span_id: owners[at] for span_id, at in nearest.items()}
-            chosen = [span_id for span_id in logged if is_selected(steps.get(span_id), names)]
-            rows = log_rows.page(
-                connection, workspace.id, trace_id, chosen, after=after, min_severity=severity, limit=limit + 1
-            )
-            lines += arrived_lines(rows, steps)
-        lines.sort(key=lambda line: line.position)
         last = lines[limit - 1].position if len(lines) > limit else None
         page = LogPage(
             items=[line.entry for line in lines[:limit]],

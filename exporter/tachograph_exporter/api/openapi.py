@@ -39,12 +39,16 @@ _PATH_PARAMETERS: Final = {
     "service": "Name of a service.",
     "tag": "Name of a tag (an attribute).",
     "step_id": "Id of a step.",
+    "workflow": "Name of a workflow; it need not exist.",
+    "run": "An id of your own for one of several runs: at most 64 letters, digits, dots and dashes.",
+    "action": "What happens: start, success, fail or log.",
 }
 _TAGS: Final = {
     "Executions": "Executions, their timelines, and why they took so long.",
     "Workflows": "Register, change and execute definitions; metrics and trends of their executions.",
     "Stream": "Live events, sent as they are committed.",
     "Traces": "Ingest spans, logs and metrics by OTLP; query traces with Jaeger and Tempo viewers.",
+    "Recording": "Runs that other processes record, or that pings report.",
     "Access": "Workspaces, projects and tokens.",
     "Service": "Prometheus metrics, health checks, and this document.",
 }
@@ -122,6 +126,8 @@ def _operation(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
             "required": not route.body_is_optional,
             "content": {"application/json": content},
         }
+    if route.takes_text:
+        operation["requestBody"] = {"required": False, "content": {"text/plain": {"schema": {"type": "string"}}}}
     if route.scope is not None:
         operation["security"] = [{"token": []}, {}]
         operation["x-scope"] = route.scope
@@ -144,6 +150,8 @@ def _tag(route: Route) -> str:
         return "Traces"
     if route.path.startswith(("/ws/", "/api/stream")):
         return "Stream"
+    if route.path.startswith(("/api/events", "/ping/")):
+        return "Recording"
     return "Access" if route.path.startswith(("/api/workspaces", "/api/tokens")) else "Service"
 
 

@@ -121,6 +121,10 @@ def execution_not_found(execution_id: str) -> Problem:
     return Problem(404, "execution_not_found", str(ExecutionNotFound(execution_id)))
 
 
+def no_open_run(workflow: str) -> Problem:
+    return Problem(404, "execution_not_found", f'no run of "{workflow}" that pings reported is open')
+
+
 def not_running(execution_id: str, status: str) -> Problem:
     detail = f'execution "{execution_id}" is {status}'
     if status in ("pending", "running"):

@@ -39,6 +39,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     asked for. ``answer``: type of a successful response; ``other_answers``: further types, in JSON; ``media``: further
     media types. ``also``: further statuses with the same body.
     ``creates``: it creates something, and may be sent again with the same ``Idempotency-Key``.
+    ``changes``: it changes something although its method is a safe one. ``aliases``: further paths.
+    ``takes_text``: its body is text of any type.
     ``codes``: problems (see `problems.CODES`) beyond those that `all_codes` derives from the other fields.
     """
 
@@ -49,6 +51,9 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     in_workspace: bool = True
     needs_token: bool = False
     creates: bool = False
+    changes: bool = False
+    takes_text: bool = False
+    aliases: tuple[str, ...] = ()
     query: tuple[Parameter, ...] = ()
     body: Any = None
     body_is_optional: bool = False
@@ -75,7 +80,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_closed_to_foreign_pages(self) -> bool:
         """Whether the route changes something, or streams: pages of other sites may not call it."""
-        return self.method not in SAFE_METHODS or self.status == 101 or "text/event-stream" in self.media
+        is_stream = self.status == 101 or "text/event-stream" in self.media
+        return self.method not in SAFE_METHODS or self.changes or is_stream
 
     @property
     def all_codes(self) -> tuple[str, ...]:

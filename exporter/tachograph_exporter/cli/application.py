@@ -22,19 +22,32 @@ RUNS, LOOKING, SERVING, KEEPING = "Run", "Look", "Serve", "Keep"
 
 COMMANDS: Final = {
     "run": Command("running", RUNS,
-                   "Run a workflow in this process and draw its timeline. Exit code: 0 if it completed, else 1."),
+                   "Run a workflow in this process and draw its timeline. Exit code: 0 if it completed, "
+                                     "else 1, or that of the shell step which failed."),
     "replay": Command("running", RUNS,
                       "Replay a recorded execution: same tasks and dependencies, run times divided by --speed."),
     "validate": Command("definitions", RUNS, "Validate a workflow definition and list every fault with its place. "
                                              "Exit code: 0 if valid, else 1."),
-    "seed": Command("definitions", RUNS, "Register the workflow definitions in a directory, updating those that are "
-                                         "already registered."),
-    "timeline": Command("reports", LOOKING, "Draw the timeline of a recorded execution."),
-    "compare": Command("reports", LOOKING, "Find the step that made an execution slow, compared with another one or "
-                                           "with recent ones."),
+    "seed": Command("definitions", RUNS, "Register the workflow definitions in a directory or file, updating those "
+                                         "that are already registered."),
+    "exec": Command("executing", RUNS, "Run a command and record it, with its output and what it used. Exit code: the "
+                                       "command's."),
+    "step": Command("executing", RUNS, "Run a command as a step of the recorded command around it. Exit code: the "
+                                       "command's."),
+    "spool": Command("executing", RUNS, "Show what waits on this machine for a service or database, or deliver it."),
+    "cancel": Command("runs", RUNS, "Cancel a run of a service: its running steps are stopped, the others do not "
+                                    "start."),
+    "runs": Command("runs", LOOKING, "List runs, newest first: when, which workflow, how it ended, how long it took, "
+                                     "and its error."),
+    "timeline": Command("reports", LOOKING, "Draw the timeline of a recorded run."),
+    "logs": Command("runs", LOOKING, "Show the log lines of a run or of one of its steps, with what its commands "
+                                     "wrote, oldest first."),
+    "open": Command("runs", LOOKING, "Open the page at a run, in the browser, and print its address."),
+    "compare": Command("reports", LOOKING, "Find the step that made a run slow, compared with another one or with "
+                                           "recent ones."),
     "trends": Command("reports", LOOKING, "Show how a workflow's durations and success rate change over time, and "
                                           "since when it is slower."),
-    "metrics": Command("reports", LOOKING, "Show a workflow's metrics: executions, success rate, duration percentiles, "
+    "metrics": Command("reports", LOOKING, "Show a workflow's metrics: runs, success rate, duration percentiles, "
                                            "and its steps."),
     "watch": Command("watching", LOOKING, "Follow a service live: all executions, those of a workflow, or one "
                                           "execution until it ends."),
@@ -43,7 +56,8 @@ COMMANDS: Final = {
     "demo": Command("demo", SERVING, "Register the example workflows, run them several times, and serve everything."),
     "dashboards": Command("dashboards", SERVING, "Dashboards, rules and provisioning for Grafana, Prometheus and "
                                                  "Alertmanager."),
-    "archive": Command("upkeep", KEEPING, "Move old executions to Parquet files. They stay listed and readable, and "
+    "workflows": Command("workflows", KEEPING, "List, show and delete workflows."),
+    "archive": Command("upkeep", KEEPING, "Move old runs to Parquet files. They stay listed and readable, and "
                                           "rollups keep counting them."),
     "rollups": Command("upkeep", KEEPING, "Check or rebuild the rollups and the series of metrics."),
     "refused": Command("refused", KEEPING, "Look at records that the store refused, and retry them."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,25 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import msgspec
 import typer
-from rich.logging import RichHandler
 
-from tachograph.errors import Fault, InvalidInputs, InvalidWorkflow, SetupError, StoreError, WorkflowError
-from tachograph.recording.setup import DATABASE_VARIABLE, WORKSPACE_VARIABLE
-from tachograph.workflow import builtin as _builtin
-from tachograph.workflow.definition import Workflow
-from tachograph.workflow.handlers import HandlerRegistry, registry
-from tachograph.workflow.validation import validate_document
-from tachograph_exporter import handler_sources
+from tachograph.errors import Fault, InvalidInputs, InvalidWorkflow, TachographError
+from tachograph.variables import DATABASE_VARIABLE, WORKSPACE_VARIABLE
 from tachograph_exporter.cli.application import new_application
 from tachograph_exporter.cli.terminal import PlainConsole, shown
-from tachograph_exporter.config import DEFAULT_DATABASE, ConfigError
+from tachograph_exporter.defaults import DEFAULT_DATABASE
+from tachograph_exporter.times import parse_time
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from tachograph_exporter.store.database import Database
-
-del _builtin
 
 T = TypeVar("T")
 
@@ -48,15 +42,43 @@ DatabaseOption = Annotated[
     typer.Option("--database", envvar=DATABASE_VARIABLE, help="Database URL: sqlite:///FILE or postgresql://…"),
 ]
 WorkspaceOption = Annotated[str, typer.Option("--workspace", envvar=WORKSPACE_VARIABLE, help="Workspace slug.")]
-HandlersOption = Annotated[
-    list[str] | None,
-    typer.Option("--handlers", help="Load step handlers from a module, a .py file, or 'examples'. Repeatable."),
-]
-AllowOption = Annotated[
-    list[str] | None,
-    typer.Option("--allow-handler", help="Enable a handler that is off by default (shell). Repeatable."),
+ReadWorkspaceOption = Annotated[
+    str | None,
+    typer.Option("--workspace", envvar=WORKSPACE_VARIABLE, help="Workspace slug. Default: default, or the service's."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")]
+
+
+def _write_to(context: typer.Context, path: Path | None) -> Path | None:
+    """Send what the command prints to a file, which gets its name when the command ends and has printed something."""
+    if path is None or context.resilient_parsing:
+        return path
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        file = part.open("w", encoding="utf-8")
+    except OSError as error:
+        fail(f"cannot write to {path}: {error.strerror}")
+    out.file = file
+
+    def finish() -> None:
+        out.file = None  # type: ignore[assignment]
+        is_empty = file.tell() == 0
+        file.close()
+        if is_empty:
+            part.unlink()
+        else:
+            part.replace(path)
+
+    context.call_on_close(finish)
+    return path
+
+
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", callback=_write_to, help="Write to this file instead."),
+]
 
 DATABASE: Final = DEFAULT_DATABASE
 
@@ -75,7 +97,29 @@ def report_errors() -> Iterator[None]:
     except (InvalidWorkflow, InvalidInputs) as error:
         print_faults(error.faults, "error")
         fail(str(error).partition(":")[0])
-    except (StoreError, SetupError, ConfigError, WorkflowError) as error:
+    except TachographError as error:
+        fail(str(error))
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something that cannot be undone, and exit unless the answer is yes.
+
+    ``yes``: it was given already. Where nobody can be asked, it must be.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        fail(f"{question} Nobody can be asked here: confirm with --yes")
+    err.print(f"{shown(question)} \\[y/N] ", end="", soft_wrap=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        fail("nothing was done", code=1)
+
+
+def time_ns(text: str | None, now_ns: int) -> int | None:
+    """Unix nanoseconds of a time or an age that an option gives; None for None."""
+    try:
+        return parse_time(text, now_ns) if text is not None else None
+    except ValueError as error:
         fail(str(error))
 
 
@@ -89,7 +133,7 @@ def print_faults(faults: tuple[Fault, ...] | list[Fault], kind: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print indented JSON on standard output."""
-    sys.stdout.write(json_text(value) + "\n")
+    out.file.write(json_text(value) + "\n")
 
 
 def json_text(value: Any, indent: int = 2) -> str:
@@ -130,42 +174,18 @@ def read(url: str, work: Callable[[Connection], T]) -> T:
     raise AssertionError
 
 
-def load_handlers(sources: list[str] | None, allow: list[str] | None = None) -> HandlerRegistry:
-    """Load handlers from entry points and ``sources`` (modules, files, ``examples``), and enable those in ``allow``."""
-    registry.load_entry_points()
-    for name in sources or []:
-        try:
-            handler_sources.load(name)
-        except Exception as error:
-            fail(f"cannot load handlers from {name}: {error}")
-    return registry.copy(allow or [])
-
-
-def read_workflow(path: Path, handlers: HandlerRegistry) -> Workflow:
-    """Read and validate a definition. Prints its warnings; prints its errors and exits if it is invalid."""
-    try:
-        document = path.read_bytes()
-    except OSError as error:
-        fail(f"cannot read {path}: {error.strerror}")
-    workflow, report = validate_document(document, handlers)
-    print_faults(report.warnings, "warning")
-    if workflow is None:
-        print_faults(report.errors, "error")
-        count = len(report.errors)
-        fail(f"{path} has {count} error{'s' if count != 1 else ''}")
-    return workflow
-
-
-def command_name() -> str:
-    """How this process's command is called: ``tachograph``, or its path where the shell would not find that."""
+def command_directory() -> Path | None:
+    """The directory of this process's ``tachograph``, if the shell would not find it; else None."""
     path = Path(sys.argv[0])
     on_path = shutil.which("tachograph")
     is_on_path = on_path is not None and path.exists() and path.samefile(on_path)
-    return str(path) if path.name == "tachograph" and not is_on_path else "tachograph"
+    return None if path.name != "tachograph" or is_on_path else path.absolute().parent
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Log to standard error, formatted for people."""
+    from rich.logging import RichHandler  # Only what serves logs.
+
     handler = RichHandler(console=err, show_path=False, log_time_format="%H:%M:%S")
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)

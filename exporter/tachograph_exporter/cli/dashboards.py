@@ -13,6 +13,7 @@ import typer
 from tachograph_exporter import dashboard_files
 from tachograph_exporter.cli.common import app, fail, out
 from tachograph_exporter.cli.terminal import shown
+from tachograph_exporter.dashboard_files import State
 
 TOKEN: Final = "GRAFANA_TOKEN"  # noqa: S105 - the name of a variable
 _FOLDER: Final = "tachograph"
@@ -25,15 +26,41 @@ app.add_typer(group, name="dashboards")
 @group.command("export")
 def export(
     directory: Annotated[Path, typer.Argument(help="Output directory; created if it does not exist.")],
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML file with limits of the alerts, for all workflows or for single ones."),
+    ] = None,
     runbooks: Annotated[str | None, typer.Option(help="Base URL of your runbooks, for the links in alerts.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Overwrite files that were edited, too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
 ) -> None:
-    """Write dashboards, rules, provisioning files and a compose file."""
+    """Write dashboards, rules, provisioning files and a compose file.
+
+    A later export writes only what has changed, and keeps files that you have edited.
+    """
+    from tachograph_exporter.alerting.thresholds import InvalidThresholds
+
     try:
-        written = dashboard_files.export(directory, runbooks)
+        files = dashboard_files.plan(directory, thresholds=thresholds, runbooks=runbooks)
+        if not dry_run:
+            dashboard_files.write(directory, files, overwrite=yes)
+    except InvalidThresholds as error:
+        fail(str(error))
     except OSError as error:
-        fail(f"cannot write to {directory}: {error.strerror or error}")
-    for path in written:
-        out.print(str(path), soft_wrap=True)
+        fail(f"cannot export to {directory}: {error.filename or ''}: {error.strerror or error}")
+    for path, _, state in files:
+        out.print(f"{_done(state, overwrite=yes):<10}{shown(str(path))}", soft_wrap=True)
+    conflicts = sum(state is State.CONFLICT for _, _, state in files)
+    if conflicts and not yes:
+        them = "it" if conflicts == 1 else "them"
+        fail(f"{conflicts} {'file was' if conflicts == 1 else 'files were'} edited and differ from what is exported "
+             f"now; --yes overwrites {them}")  # fmt: skip
+
+
+def _done(state: State, *, overwrite: bool) -> str:
+    if state is State.UNCHANGED:
+        return "unchanged"
+    return "kept" if state in (State.EDITED, State.CONFLICT) and not overwrite else "written"
 
 
 @group.command("push")

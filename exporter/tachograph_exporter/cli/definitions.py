@@ -17,19 +17,17 @@ from tachograph.workflow.validation import validate_document
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.cli.common import (
     DATABASE,
-    AllowOption,
     DatabaseOption,
-    HandlersOption,
     JsonOption,
     app,
     fail,
-    load_handlers,
     open_database,
     out,
     print_faults,
     print_json,
     report_errors,
 )
+from tachograph_exporter.cli.handlers import AllowOption, HandlersOption, load_handlers
 from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import workspaces as workspace_rows
@@ -66,18 +64,22 @@ def validate(
 def seed(
     directory: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="Directory of definitions (*.json). Default: the bundled examples."),
+        typer.Argument(
+            metavar="[DIR|FILE]", help="Directory of definitions (*.json), or one. Default: the bundled examples."
+        ),
     ] = None,
     database: DatabaseOption = DATABASE,
     workspace: Annotated[str, typer.Option("--workspace-id", help="Workspace id or slug.")] = "default",
     project: Annotated[str, typer.Option("--project-id", help="Project id or slug.")] = "default",
     skip_existing: Annotated[bool, typer.Option(help="Do not update workflows that are already registered.")] = False,
     handlers: HandlersOption = None,
+    allow_handler: AllowOption = None,
 ) -> None:
-    """Register the workflow definitions in a directory, updating those that are already registered."""
+    """Register the workflow definitions in a directory or file, updating those that are already registered."""
     with report_errors():
-        registry = load_handlers(["examples", *(handlers or [])])
-        paths = sorted((directory or bundled_workflows.workflow_directory()).glob("*.json"))
+        registry = load_handlers(["examples", *(handlers or [])], allow_handler)
+        place = directory or bundled_workflows.workflow_directory()
+        paths = [place] if place.is_file() else sorted(place.glob("*.json"))
         if not paths:
             fail(f"no definitions (*.json) in {directory}")
         valid: list[tuple[Path, Workflow]] = []

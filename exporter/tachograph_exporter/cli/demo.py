@@ -15,19 +15,21 @@ from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.cli.common import (
+    DATABASE,
     DatabaseOption,
     app,
-    command_name,
-    load_handlers,
+    command_directory,
     log_to_stderr,
     open_database,
     out,
     report_errors,
 )
 from tachograph_exporter.cli.definitions import seed_workflows
+from tachograph_exporter.cli.handlers import load_handlers
 from tachograph_exporter.cli.serving import GrpcOption, ListenOption, print_addresses, run_service
 from tachograph_exporter.cli.terminal import shown
-from tachograph_exporter.config import DEFAULT_LISTEN, Config, parse_listen
+from tachograph_exporter.config import Config, parse_listen
+from tachograph_exporter.defaults import DEFAULT_LISTEN
 from tachograph_exporter.service import Service
 from tachograph_exporter.store import definitions as definition_rows
 
@@ -35,7 +37,7 @@ from tachograph_exporter.store import definitions as definition_rows
 @app.command()
 def demo(
     listen: ListenOption = DEFAULT_LISTEN,
-    database: DatabaseOption = "sqlite:///tachograph-demo.db",
+    database: DatabaseOption = DATABASE,
     otlp_grpc: GrpcOption = None,
     interval: Annotated[float, typer.Option(min=0, help="Seconds between further executions; 0 for none.")] = 10.0,
 ) -> None:
@@ -94,10 +96,11 @@ async def _demonstrate(service: Service, address: str, interval: float) -> None:
     print_addresses(address, service)
     for name, execution in executions.items():
         out.print(f"  {name:<24}{address}/#/executions/{execution}", soft_wrap=True)
-    out.print(
-        f"\nDraw one in the terminal:  {command_name()} timeline last --database {service.config.database}",
-        soft_wrap=True,
-    )
+    out.print()
+    if (directory := command_directory()) is not None:
+        out.print(f"For `tachograph` in another terminal:  export PATH={directory}:$PATH", soft_wrap=True, markup=False)
+    option = "" if service.config.database == DATABASE else f" --database {service.database.name}"
+    out.print(f"Draw one in the terminal:  tachograph timeline last{option}", soft_wrap=True, markup=False)
     out.print("Stop with Ctrl-C." + (f" Until then, a workflow runs about every {interval:g} s." if interval else ""))
     further_runs: itertools.cycle[tuple[str, dict[str, Any]]] = itertools.cycle(RUNS)
     while interval and not service.life.is_stopping:

@@ -30,21 +30,18 @@ from tachograph.workflow.wfformat import from_wfformat
 from tachograph_exporter import bundled_workflows
 from tachograph_exporter.cli.common import (
     DATABASE,
-    AllowOption,
     DatabaseOption,
-    HandlersOption,
     JsonOption,
     WorkspaceOption,
     app,
     err,
     fail,
-    load_handlers,
     open_database,
     out,
     print_json,
-    read_workflow,
     report_errors,
 )
+from tachograph_exporter.cli.handlers import AllowOption, HandlersOption, load_handlers, read_workflow
 from tachograph_exporter.cli.terminal import TimelineView
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import executions as execution_rows
@@ -110,7 +107,9 @@ def run(
     allow_handler: AllowOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a workflow in this process and draw its timeline. Exit code: 0 if it completed, else 1."""
+    """Run a workflow in this process and draw its timeline. Exit code: 0 if it completed, else 1, or that of the
+    shell step which failed.
+    """
     path = Path(workflow)
     if path.suffix == ".json" and _is_example(path):
         handlers = [*(handlers or []), "examples"]
@@ -233,4 +232,16 @@ def _finish(timeline: WorkflowExecutionTimeline, as_json: bool) -> None:
         print_json(timeline)
     else:
         out.print(TimelineView(timeline))
-    raise typer.Exit(0 if timeline.status == ExecutionStatus.COMPLETED else 1)
+    raise typer.Exit(_exit_code(timeline))
+
+
+def _exit_code(timeline: WorkflowExecutionTimeline) -> int:
+    """0 for a completed run; else the exit code of the command whose step failed first, if one did; else 1."""
+    if timeline.status == ExecutionStatus.COMPLETED:
+        return 0
+    codes: list[tuple[str, int]] = []
+    for step in timeline.step_timeline:
+        of_attempts = [round(measure.value) for measure in step.measures if measure.name == "exit_code"]
+        if step.status == "failed" and of_attempts:
+            codes.append((step.completed_at or "", of_attempts[-1]))
+    return min(codes)[1] % 256 or 1 if codes else 1

@@ -17,27 +17,24 @@ from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.workflow.builtin.addresses import ALLOW_VARIABLE
 from tachograph_exporter.cli.common import (
     DATABASE,
-    AllowOption,
     DatabaseOption,
-    HandlersOption,
     app,
     fail,
-    load_handlers,
     log_to_stderr,
     out,
     report_errors,
 )
+from tachograph_exporter.cli.handlers import AllowOption, HandlersOption, load_handlers
 from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.config import (
-    DEFAULT_LISTEN,
     DEFAULT_OTLP_GRPC,
     MAX_LEASE_SECONDS,
     MIN_LEASE_SECONDS,
-    TOKEN_VARIABLE,
     Config,
     parse_listen,
     read_token,
 )
+from tachograph_exporter.defaults import DEFAULT_LISTEN, LISTEN_VARIABLE, TOKEN_VARIABLE
 from tachograph_exporter.service import CannotListen, Service
 from tachograph_exporter.service import serve as serve_until_stopped
 
@@ -48,7 +45,7 @@ GrpcOption = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help=f"Take OTLP/gRPC on this address, for instance {DEFAULT_OTLP_GRPC}."),
 ]
-ListenOption = Annotated[str, typer.Option(help="Address to listen on, HOST:PORT.")]
+ListenOption = Annotated[str, typer.Option(envvar=LISTEN_VARIABLE, help="Address to listen on, HOST:PORT.")]
 
 
 @app.command()

@@ -15,6 +15,8 @@ from rich.text import Text
 
 from tachograph.clock import NS
 from tachograph.events import FAILED
+from tachograph_exporter.cli.labels import fitted
+from tachograph_exporter.cli.moments import moment
 from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline, WorkflowStepTimelineEntry
 
@@ -44,8 +46,17 @@ MAX_ROWS: Final = 60
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Replace characters that could move the terminal's cursor or change its state; ``keep`` exempts some."""
-    return "".join(c if c.isprintable() or c in keep else "�" for c in text)
+    """Make characters visible that could move the terminal's cursor or change its state; ``keep`` exempts some.
+
+    Controls become their pictures (a tab ``␉``, an escape ``␛``); anything else that is not printable becomes ``�``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else _PICTURES.get(c, "�") for c in text)
+
+
+_PICTURES: Final = {**{chr(code): chr(0x2400 + code) for code in range(32)}, "\x7f": "␡"}
+"""Unicode's control pictures."""
 
 
 def shown(text: object) -> str:
@@ -96,10 +107,11 @@ class TimelineView:
         steps = self._visible_steps()
         origin = _timestamp(timeline.started_at) if timeline.started_at else 0.0
         names = min(max((_name_length(step) for step in steps), default=4) + 2, max(14, options.max_width // 3))
+        labels = _labels(steps, names)
         width = max(10, options.max_width - names - 26)
         yield Text(_axis(names, width, total), style="bright_black")
-        for step in steps:
-            yield from _row(step, names, width, origin, total)
+        for step, label in zip(steps, labels, strict=True):
+            yield from _row(step, label, names, width, origin, total)
         left_out = len(timeline.step_timeline) - len(steps)
         if left_out:
             yield Text(
@@ -146,16 +158,19 @@ def _axis(names: int, width: int, total: float) -> str:
     return " " * (names + 2) + line + " " * max(1, width - len(line) - len(right)) + right
 
 
-def _row(step: WorkflowStepTimelineEntry, names: int, width: int, origin: float, total: float) -> Iterator[Segment]:
+def _labels(steps: Sequence[WorkflowStepTimelineEntry], width: int) -> list[str]:
+    """What each step is called within so many cells, the last of them free."""
+    names = [printable(("  " if step.parent_step_id else "") + step.step_name) for step in steps]
+    more = [f" ×{step.folded.count:,} more" if step.folded is not None else "" for step in steps]
+    labels = fitted(names, max(8, width - 2 - max(map(len, more), default=0)))
+    return [label + text for label, text in zip(labels, more, strict=True)]
+
+
+def _row(
+    step: WorkflowStepTimelineEntry, name: str, names: int, width: int, origin: float, total: float
+) -> Iterator[Segment]:
     colour = COLOURS.get(step.status, "white")
     yield Segment("◆ " if step.on_critical_path else "  ", Style.parse("bold yellow"))
-    indent = "  " if step.parent_step_id else ""
-    name = printable(indent + step.step_name)
-    if step.folded is not None:
-        more = f" ×{step.folded.count:,} more"
-        name = set_cell_size(name, min(cell_len(name), max(1, names - 1 - len(more)))) + more
-    if cell_len(name) >= names:
-        name = set_cell_size(name, names - 2) + "…"
     yield Segment(set_cell_size(name, names), Style.parse("dim" if step.status == "skipped" else "none"))
     yield from _bar(step, width, origin, total, colour)
     yield Segment(f" {MARKS.get(step.status, ' ')} ", Style.parse(colour))
@@ -236,7 +251,8 @@ def _footer(timeline: WorkflowExecutionTimeline) -> Iterator[Text]:
         yield path
     if timeline.error_message:
         yield Text(f"  {timeline.error_type}: {printable(timeline.error_message, keep=chr(10))}", style="red")
-    yield Text(f"  trace {timeline.trace_id}", style="bright_black")
+    started = f"started {moment(timeline.started_at)}, " if timeline.started_at is not None else ""
+    yield Text(f"  {started}trace {timeline.trace_id}", style="bright_black")
 
 
 def _timestamp(text: str) -> float:

@@ -9,7 +9,19 @@ from typing import Annotated
 import msgspec
 import typer
 
-from tachograph_exporter.cli.common import DATABASE, DatabaseOption, app, err, fail, open_database, out, report_errors
+from tachograph_exporter.cli.common import (
+    DATABASE,
+    DatabaseOption,
+    DryRunOption,
+    YesOption,
+    app,
+    confirm,
+    err,
+    fail,
+    open_database,
+    out,
+    report_errors,
+)
 from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.store import archiving
 from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
@@ -53,26 +65,31 @@ def rebuild(
 
 @app.command()
 def archive(
-    older_than: Annotated[str, typer.Option(help="Only executions that ended at least this long ago, such as 90d.")],
+    older_than: Annotated[str, typer.Option(help="Only runs that ended at least this long ago, such as 90d.")],
     to: Annotated[Path | None, typer.Option(help="Directory for the Parquet files.")] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete the executions instead of archiving them.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the runs instead of archiving them.")] = False,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
     database: DatabaseOption = DATABASE,
 ) -> None:
-    """Move old executions to Parquet files. They stay listed and readable, and rollups keep counting them."""
+    """Move old runs to Parquet files. They stay listed and readable, and rollups keep counting them."""
     if (to is None) == (not delete):
         fail("give either --to DIR to archive executions, or --delete to delete them")
     try:
         age_ns = parse_duration(older_than)
     except ValueError as error:
         fail(str(error))
+    before_ns = time.time_ns() - age_ns
     with report_errors(), open_database(database, must_exist=True) as store:
-        moved = archiving.archive(
-            store,
-            time.time_ns() - age_ns,
-            to,
-            on_day=lambda day, count: out.print(f"  {day}  {count} execution(s)"),
-        )
+        if dry_run or delete:
+            count = store.look(lambda c: archiving.count_before(c, before_ns))
+            if dry_run:
+                out.print(f"would {'delete' if delete else 'archive'} {count:,} run(s)")
+                return
+            if count:
+                confirm(f"Delete {count:,} run(s) in {store.name}?", yes=yes)
+        moved = archiving.archive(store, before_ns, to, on_day=lambda day, count: out.print(f"  {day}  {count} run(s)"))
     where = f" to {to}: {len(moved.files)} file(s), {moved.bytes:,} bytes" if to is not None else ""
-    out.print(f"[green]✔[/] {'archived' if to else 'deleted'} {moved.executions} execution(s){where}", soft_wrap=True)
+    out.print(f"[green]✔[/] {'archived' if to else 'deleted'} {moved.executions} run(s){where}", soft_wrap=True)
     if moved.left:
         out.print(f"[yellow]{moved.left} changed in the meantime and are left for the next run[/]")

@@ -22,7 +22,7 @@ from tachograph.clock import NS
 from tachograph.events import ExecutionStatus
 from tachograph_exporter.cli.common import JsonOption, app, fail, json_text, out
 from tachograph_exporter.cli.terminal import COLOURS, MARKS, TimelineView, printable
-from tachograph_exporter.config import DEFAULT_LISTEN, TOKEN_VARIABLE
+from tachograph_exporter.defaults import DEFAULT_LISTEN, TOKEN_VARIABLE
 from tachograph_exporter.stream.client import Refused, follow
 from tachograph_exporter.stream.messages import StreamMessage
 from tachograph_exporter.times import format_duration

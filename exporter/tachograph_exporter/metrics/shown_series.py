@@ -11,9 +11,9 @@ from tachograph.histogram import ExponentialHistogram
 from tachograph.metrics.children import Child, CounterChild, GaugeChild, HistogramChild
 from tachograph.metrics.families import CounterFamily, Family, GaugeFamily, HistogramFamily, label_value
 from tachograph.metrics.series_registry import SeriesRegistry
-from tachograph.metrics.specs import LAST_SUCCESS, METRICS
+from tachograph.metrics.specs import METRICS
 from tachograph_exporter.store.rollups.counting import Key
-from tachograph_exporter.store.series.values import KINDS, MEASURE, SEPARATOR, STARTED, Code, Series, Value
+from tachograph_exporter.store.series.values import KINDS, LATEST, MEASURE, SEPARATOR, STARTED, Code, Series, Value
 
 
 class ShownValue(NamedTuple):
@@ -90,6 +90,9 @@ class ShownSeries:
             shown = self._bind(key, series, name)
             if shown is None:
                 return
+        elif key.code in LATEST and not series.value:
+            self.remove([key])  # Its only one was taken back.
+            return
         elif shown.series is not series:
             if shown.is_shared and shown.series.created < series.created:
                 shown.before = None  # Its workflow was deleted and is back.
@@ -105,7 +108,7 @@ class ShownSeries:
         kind = KINDS[short]
         if short == MEASURE and rest[0] not in self.measures:
             return None
-        if kind.spec is LAST_SUCCESS and not series.value:
+        if short in LATEST and not series.value:
             return None
         labels = (*name, *((key.step,) if kind.of_step else ()), *rest)
         child = child_of(self.families[kind.spec.name], labels)

@@ -35,7 +35,7 @@ from tachograph_exporter.store.lease import BEAT_SECONDS, Lease
 from tachograph_exporter.store.rollups.counting import Key
 from tachograph_exporter.store.running import Running, running
 from tachograph_exporter.store.series import rows
-from tachograph_exporter.store.series.values import STARTED, SUCCESS, Delta, Series, StepSeries
+from tachograph_exporter.store.series.values import LATEST, STARTED, Delta, Series, StepSeries
 from tachograph_exporter.store.state import scrapers_of, set_scrapers
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -295,7 +295,7 @@ class WorkflowMetrics(Collector):
         series = self._series_of(key)
         self.shown.show(key, series, name)
         is_new = not series.born or self.shown.is_back(key)
-        if is_new and key.code != SUCCESS and self.shown.child(key) is not None:
+        if is_new and key.code not in LATEST and self.shown.child(key) is not None:
             self.births.add(key)
 
     def _show_running(self, runs: dict[Key, Running]) -> None:

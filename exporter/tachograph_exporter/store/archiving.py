@@ -164,6 +164,13 @@ def _delete_spans(connection: Connection, before_ns: int) -> int | None:
     return deleted
 
 
+def count_before(connection: Connection, older_than_ns: int) -> int:
+    """How many executions `archive` would move or delete."""
+    cutoff = floor(older_than_ns // NS, DAY)
+    ended = (_executions.finished_ns < cutoff * NS, _executions.rank >= FIRST_TERMINAL_RANK)
+    return int(connection.execute(select(func.count()).select_from(workflow_executions).where(*ended)).scalar_one())
+
+
 def _oldest(connection: Connection, cutoff_s: int) -> int | None:
     finished_ns: int | None = connection.execute(
         select(func.min(_executions.finished_ns)).where(

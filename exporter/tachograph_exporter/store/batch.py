@@ -18,6 +18,7 @@ from tachograph.events import (
     ExecutionStatus,
     Failure,
     Heartbeat,
+    Resources,
     StepCost,
     StepFinished,
     StepLogged,
@@ -185,7 +186,7 @@ class Batch:
         )  # fmt: skip
         self._attempt(
             event.step, event.attempt, event.status, event.started_ns, event.time_ns,
-            event.queue_ns, event.backoff_ns, event.failure,
+            event.queue_ns, event.backoff_ns, event.failure, event.resources,
         )  # fmt: skip
 
     def step_finished(self, event: StepFinished) -> None:
@@ -202,7 +203,7 @@ class Batch:
             event.dependency_ns, event.queue_ns, event.backoff_ns, event.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, event.inputs, event.output, step.child_execution_id, step.dependency_count, event.unaccounted_ns,
-            None, None, step.map_index,
+            None, None, step.map_index, _resources(event.resources),
         )  # fmt: skip
         key = (execution_id, step_id)
         old = self.steps.get(key)
@@ -210,7 +211,7 @@ class Batch:
         if attempt > 1 and not event.between_attempts:
             self._attempt(
                 step, attempt, status, event.attempt_started_ns, event.time_ns,
-                event.last_queue_ns, event.last_backoff_ns, failure,
+                event.last_queue_ns, event.last_backoff_ns, failure, event.resources,
             )  # fmt: skip
 
     def step_skipped(self, event: StepSkipped) -> None:
@@ -239,18 +240,18 @@ class Batch:
             folded.dependency_ns, sum(r.queue_ns for r in runs), sum(r.backoff_ns for r in runs), folded.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, None, None, None, step.dependency_count, folded.unaccounted_ns,
-            _encode(folded).decode(), folded.count, step.map_index,
+            _encode(folded).decode(), folded.count, step.map_index, None,
         )  # fmt: skip
         self._step(row)
 
     def _attempt(
         self, step: StepRef, attempt: int, status: StepStatus, started: int, finished: int, queue: int, backoff: int,
-        failure: Failure | None,
+        failure: Failure | None, resources: Resources | None,
     ) -> None:  # fmt: skip
         row = (
             step.execution.execution_id, step.step_id, attempt, status._value_, started, finished, queue, backoff,
             failure.type[:300] if failure else None, failure.message if failure else None,
-            failure.stack if failure else None,
+            failure.stack if failure else None, _resources(resources),
         )  # fmt: skip
         self.attempts.setdefault(row[:3], row)
 
@@ -289,6 +290,10 @@ _FOLD: Final = cast(
 _OF_REPETITIONS: Final = frozenset(
     {StepReady, StepStarted, StepRetrying, StepFinished, StepSkipped, StepMeasured, StepCost, StepLogged}
 )
+
+
+def _resources(resources: Resources | None) -> str | None:
+    return None if resources is None else _encode(resources).decode()
 
 
 def _put(rows: dict[Any, tuple[Any, ...]], kind: Rows, key: Any, row: tuple[Any, ...]) -> None:
@@ -348,5 +353,5 @@ def _step_row(
         step.parent_step_id, step.span_id, step.parent_span_id, depends_on, step_rank(status, attempt),
         status._value_, attempt, ready, started, attempt_started, finished, *waits, None, *error,
         skip_reason, inputs, None, step.child_execution_id, step.dependency_count, unaccounted, None, None,
-        step.map_index,
+        step.map_index, None,
     )  # fmt: skip

@@ -111,6 +111,17 @@ def definitions(
     return connection.execute(page).all(), total
 
 
+def names(connection: Connection, workspace_id: str, limit: int) -> Sequence[Row[Any]]:
+    """``id``, ``name`` and ``is_runnable`` of a workspace's workflows, by name."""
+    statement = (
+        select(_definitions.id, _definitions.name, _definitions.document.is_not(None).label("is_runnable"))
+        .where(_definitions.workspace_id == workspace_id)
+        .order_by(_definitions.name)
+        .limit(limit)
+    )
+    return connection.execute(statement).all()
+
+
 def definition_values(workflow: Workflow, now_ns: int) -> dict[str, Any]:
     """The columns of a definition's row that its document determines."""
     return {

@@ -47,7 +47,9 @@ class ExecutionFilter(msgspec.Struct, frozen=True, kw_only=True):
         step: name or id of a step that the execution has.
         step_status: statuses, one of which a step of the execution (``step``, if given) has.
         error: text in the type or message of the execution's error.
+        text: text in the id, the workflow's name, or the type or message of the error.
         input: ``name=value`` among the inputs, or text anywhere in them.
+        id: the beginning or the end of the execution's id.
     """
 
     workspace: str
@@ -61,14 +63,16 @@ class ExecutionFilter(msgspec.Struct, frozen=True, kw_only=True):
     step: str | None = None
     step_status: tuple[str, ...] = ()
     error: str | None = None
+    text: str | None = None
     input: str | None = None
+    id: str | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether it selects by workflow and status only; the rollups have those counts."""
         others = (
             self.project, self.from_ns, self.to_ns, self.min_duration_ns, self.max_duration_ns,
-            self.step, self.error, self.input,
+            self.step, self.error, self.text, self.input, self.id,
         )  # fmt: skip
         return all(value is None for value in others) and not self.step_status
 
@@ -94,8 +98,17 @@ class ExecutionFilter(msgspec.Struct, frozen=True, kw_only=True):
         if self.error is not None:
             pattern = f"%{_escaped(self.error)}%"
             conditions.append(or_(row.error_message.ilike(pattern, "\\"), row.error_type.ilike(pattern, "\\")))
+        if self.text is not None:
+            pattern = f"%{_escaped(self.text.strip().removeprefix('…'))}%"
+            columns = (row.execution_id, row.workflow, row.error_message, row.error_type)
+            conditions.append(or_(*(column.ilike(pattern, "\\") for column in columns)))
         if self.input is not None:
             conditions.append(_input_matches(row.inputs, self.input))
+        if self.id is not None:
+            part = _escaped(self.id)
+            conditions.append(
+                or_(row.execution_id.like(f"{part}%", escape="\\"), row.execution_id.like(f"%{part}", escape="\\"))
+            )
         if self.step is not None or self.step_status:
             if table is not workflow_executions:
                 # The steps of archived executions are in files, which a list does not read.

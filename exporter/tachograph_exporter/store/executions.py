@@ -16,6 +16,7 @@ from tachograph_exporter.store.schema import (
 )
 from tachograph_exporter.store.steps import StoredStep, steps_of, steps_of_many
 
+_CHUNK: Final = 500
 _definitions = workflow_definitions.c
 _executions = workflow_executions.c
 
@@ -52,6 +53,20 @@ class StoredRun(NamedTuple):
 def execution(connection: Connection, workspace: str, execution_id: str) -> Row[Any] | None:
     """The row of an execution of a workspace (an id), or None."""
     return connection.execute(_EXECUTION_BY_ID, {"id": execution_id, "workspace": workspace}).first()
+
+
+_FOREIGN_AMONG: Final = select(_executions.execution_id).where(
+    _executions.execution_id.in_(bindparam("ids", expanding=True)), _executions.workspace_id != bindparam("workspace")
+)
+
+
+def foreign_among(connection: Connection, workspace: str, ids: Sequence[str]) -> set[str]:
+    """Those of the executions that are stored as another workspace's. ``workspace`` is an id."""
+    foreign: set[str] = set()
+    for i in range(0, len(ids), _CHUNK):
+        parameters = {"ids": ids[i : i + _CHUNK], "workspace": workspace}
+        foreign |= set(connection.execute(_FOREIGN_AMONG, parameters).scalars())
+    return foreign
 
 
 def stored_among(connection: Connection, ids: Sequence[str]) -> set[str]:

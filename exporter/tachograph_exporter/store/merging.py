@@ -69,6 +69,7 @@ class Rows:
         self.key = [self.columns.index(column.name) for column in table.primary_key]
         self._rules: list[Merge] = [column.info["merge"] for column in table.columns]
         self._rank = self.columns.index("rank") if "rank" in self.columns else None
+        self._upserts: dict[str, str] = {}
 
     def merge(self, old: Sequence[Any], new: Sequence[Any]) -> tuple[Any, ...]:
         """The row that `upsert` leaves when ``new`` meets ``old``."""
@@ -77,6 +78,11 @@ class Rows:
 
     def upsert(self, dialect: Dialect) -> str:
         """SQL that inserts a row or merges it into the existing row; for the driver's ``executemany``."""
+        if dialect.name not in self._upserts:
+            self._upserts[dialect.name] = self._compile_upsert(dialect)
+        return self._upserts[dialect.name]
+
+    def _compile_upsert(self, dialect: Dialect) -> str:
         insert = (postgresql if dialect.name == "postgresql" else sqlite).insert(self.table)
         new, old = insert.excluded, self.table.c
         sets: dict[str, Any] = {}

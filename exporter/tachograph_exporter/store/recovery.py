@@ -48,6 +48,10 @@ INGESTED_PROCESS: Final = "otlp"
 INGEST_LEASE_SECONDS: Final = 3600.0
 """Lease of such an execution, from its latest span. Long, because a span arrives only when its step has ended; of spans
 that arrive when they start there are leases of their own (see `open_spans`)."""
+PING_PROCESS: Final = "ping"
+"""The process of an execution that pings report, before a slash and its own id, if it has one."""
+PING_LEASE_SECONDS: Final = 48 * 3600.0
+"""Lease of such an execution, from its last ping: nobody sends heartbeats of it."""
 MAX_GAP_SECONDS: Final = 15.0
 """How much silence passes between two looks at most: longer than the service takes from one to the next."""
 LOST: Final = Failure("Lost", "its process died: no sign of life since")
@@ -110,12 +114,13 @@ def find_lost(
         if process not in alive:
             alive[process] = is_alive(process)
         state = alive[process]
-        lease = INGEST_LEASE_SECONDS if process == INGESTED_PROCESS else lease_seconds
+        long_lease = _long_lease(process)
+        lease, is_long = (lease_seconds, False) if long_lease is None else (long_lease, True)
         expired = row.last_seen_ns < now_ns - round(lease * NS)
         if silences is not None:
             is_silent = silent[row.execution_id] >= min(lease, lease_seconds)
-            # Spans come when their step has ended, so theirs is a silence of hours, and survives a restart.
-            expired = is_silent and (expired or process != INGESTED_PROCESS)
+            # Spans come when their step has ended, so theirs is a silence of hours, and survives a restart; as pings.
+            expired = is_silent and (expired or not is_long)
         if expired and process == INGESTED_PROCESS and row.trace_id is not None:
             # Heartbeats of its spans do not touch its row.
             told_by = trace_groups.traces_beside(connection, row.workspace_id, row.trace_id)
@@ -129,6 +134,15 @@ def find_lost(
                 steps, attempts = [], []
             lost.append(LostRun(row, steps, attempts))
     return lost
+
+
+def _long_lease(process: str) -> float | None:
+    """The lease of an execution of which nobody sends heartbeats; None for those of a process."""
+    if process == INGESTED_PROCESS:
+        return INGEST_LEASE_SECONDS
+    # A process has four parts.
+    is_ping = process.partition("/")[0] == PING_PROCESS and process.count("/") <= 1
+    return PING_LEASE_SECONDS if is_ping else None
 
 
 class Closing:

@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0017"
+HEAD: Final = "0021"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -188,6 +188,8 @@ workflow_step_executions: Final = Table(
     _column("folded_count", BigInteger, Merge.NEWEST),
     # What its engine calls an instance of a mapped step: a number or a key.
     _column("map_index", String(200)),
+    # What its last attempt used of the machine (a `tachograph.events.Resources` as JSON).
+    _column("resources", Text, Merge.NEWEST),
     sqlite_with_rowid=False,
 )
 
@@ -205,6 +207,7 @@ workflow_step_attempts: Final = Table(
     _column("error_type", String(300)),
     _column("error_message", Text),
     _column("error_stack", Text),
+    _column("resources", Text),
     sqlite_with_rowid=False,
 )
 
@@ -576,6 +579,17 @@ keyed_answers: Final = Table(
     Column("answer", LargeBinary, nullable=False),
     Column("created_ns", BigInteger, nullable=False),
     Index("ix_keyed_answers_created", "created_ns"),
+)
+
+# The number of the last batch of events of each sender, see `store.senders`.
+event_senders: Final = Table(
+    "event_senders",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("sender", String(64), primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("seen_ns", BigInteger, nullable=False),
+    Index("ix_event_senders_seen", "seen_ns"),
 )
 
 

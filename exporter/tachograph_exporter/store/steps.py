@@ -50,6 +50,7 @@ class StoredStep(msgspec.Struct, gc=False):
     unaccounted_ns: int | None = None
     folded: Folded | None = None
     map_index: str | None = None
+    resources: str | None = None
 
 
 STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]
@@ -104,12 +105,15 @@ def status_counts(steps: Iterable[StoredStep]) -> Counter[str]:
     """How many steps have which status; every repetition counts."""
     counts: Counter[str] = Counter()
     for step in steps:
-        folded = step.folded
-        if folded is None:
+        if step.folded is None:
             counts[step.status] += 1
-            continue
-        for status, runs in folded.by_status.items():
-            counts[status] += runs.count
-        if folded.running:
-            counts["running"] += folded.running
+        else:
+            counts += folded_counts(step.folded)
+    return counts
+
+
+def folded_counts(folded: Folded) -> Counter[str]:
+    """How many of the repetitions that share a row have which status."""
+    counts = Counter({status: runs.count for status, runs in folded.by_status.items()})
+    counts["running"] += folded.running
     return counts

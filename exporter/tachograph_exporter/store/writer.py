@@ -35,7 +35,7 @@ from tachograph_exporter.store.schema import (
     workflow_step_reports,
 )
 from tachograph_exporter.store.series import rows as series_rows
-from tachograph_exporter.store.series.counting import SeriesCounter
+from tachograph_exporter.store.series.counting import SeriesCounter, correct_latest
 
 log = logging.getLogger(__name__)
 quiet = QuietLog(log)
@@ -215,6 +215,7 @@ class StoreWriter:
         counter = SeriesCounter(skip=unsettled)
         folding.fold(connection, before, ended, counter)
         counter.counted.add(counted_before.counted, -1)
+        correct_latest(connection, counter.counted, counted_before.counted)
         self._deltas += series_rows.record(connection, counter.counted, time.time_ns())
         if unsettled or counted_before.skipped:
             series_rows.set_unsettled(connection, counted_before.skipped, unsettled & ended)

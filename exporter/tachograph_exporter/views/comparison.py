@@ -1,12 +1,15 @@
 """Comparison of an execution with another one or with a baseline: which step made it slow?
 
 The duration of an execution is the length of its critical path: the steps on it plus their waits for a slot. A step is
-therefore to blame for the additional time it ran and waited for a slot, and only if it is on the critical path.
+therefore to blame for the additional time it ran and waited for a slot, and only if it is on the critical path. A step
+that did not run in the reference (another branch was taken there, or the step is new) did not become slower: the
+sentence says that it ran, and it is not blamed.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -26,7 +29,9 @@ from tachograph_exporter.views.spending import dollars, spending_of
 MIN_SLOWDOWN: Final = 0.05
 """Relative increase in duration from which an execution counts as slower; below it is noise."""
 MIN_BLAME: Final = 0.2
-"""Share of the slowdown from which a step is named as the culprit."""
+"""Share of the slowdown from which a step is named: as the culprit, or as one that did not run in the reference."""
+MAX_NAMED: Final = 3
+"""How many steps that did not run in the reference the sentence names."""
 BASELINE_SECONDS: Final = 7 * 86_400
 """Default length of the baseline range."""
 
@@ -42,8 +47,11 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
     for key in [*steps_now, *[key for key in steps_then if key not in steps_now]]:
         step, before = steps_now.get(key), steps_then.get(key)
         now_ns, then_ns = _slot_time(step), _slot_time(before)
+        is_new = now_ns is not None and (before is None or before.started_ns is None)
+        is_critical = step is not None and step.step_id in path
         steps.append(
             ComparedStep(
+                step_id=step.step_id if step is not None else None,
                 step_name=key[0],
                 repetition=key[1],
                 status=step.status if step is not None else None,
@@ -54,12 +62,11 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
                 difference_seconds=seconds(_difference(now_ns, then_ns)),
                 ratio=_ratio(now_ns, then_ns),
                 percentile=None,
-                on_critical_path=step is not None and step.step_id in path,
+                on_critical_path=is_critical,
+                not_in_reference=is_new,
                 retry_count=max(0, step.attempt - 1) if step is not None else 0,
                 queue_seconds=seconds(step.queue_ns) if step is not None else None,
-                blame=_blame(
-                    (now_ns or 0) - (then_ns or 0) if step is not None and step.step_id in path else 0, slowdown
-                ),
+                blame=_blame(_difference(now_ns, then_ns) if is_critical else None, slowdown),
             )
         )
     steps.sort(key=_order)
@@ -72,7 +79,9 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
         ratio=_ratio(_duration(run), _duration(reference)),
         percentile=None,
         culprit=_culprit_name(culprit, run),
-        sentence=_sentence(run, culprit, difference, _duration(reference), "the other execution took", None),
+        sentence=_sentence(
+            run, culprit, _unexpected(steps, slowdown), difference, _duration(reference), _OTHER_RUN, None
+        ),
         steps=steps,
     )
 
@@ -102,6 +111,7 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
         rank = durations.rank(ran_ns / NS) if ran_ns is not None and before.count else None
         steps.append(
             ComparedStep(
+                step_id=step.step_id,
                 step_name=step.name,
                 repetition=step.repetition,
                 status=step.status,
@@ -113,9 +123,10 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
                 ratio=_ratio(now_ns, then_ns),
                 percentile=100 * rank if rank is not None else None,
                 on_critical_path=step.step_id in path,
+                not_in_reference=now_ns is not None and 2 * before.count < completed.count,
                 retry_count=max(0, step.attempt - 1),
                 queue_seconds=seconds(step.queue_ns),
-                blame=_blame((now_ns or 0) - (then_ns or 0) if step.step_id in path else 0, slowdown),
+                blame=_blame(_difference(now_ns, then_ns) if step.step_id in path else None, slowdown),
             )
         )
     steps.sort(key=_order)
@@ -138,7 +149,13 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
         percentile=100 * rank if rank is not None else None,
         culprit=_culprit_name(culprit, run),
         sentence=_sentence(
-            run, culprit, difference, median_ns, "the median is", 100 * rank if rank is not None else None
+            run,
+            culprit,
+            _unexpected(steps, slowdown),
+            difference,
+            median_ns,
+            _USUAL_RUNS,
+            100 * rank if rank is not None else None,
         ),
         steps=steps,
     )
@@ -202,8 +219,20 @@ def _slowdown(difference_ns: int | None, reference_ns: int | None) -> int | None
     return difference_ns
 
 
-def _blame(additional_ns: int, slowdown_ns: int | None) -> float | None:
-    return additional_ns / slowdown_ns if slowdown_ns else None
+def _blame(additional_ns: int | None, slowdown_ns: int | None) -> float | None:
+    """The share of a slowdown, from 0 to 1, in whole percent: the sentence and every table show the same number."""
+    if not slowdown_ns:
+        return None
+    return round(min(max((additional_ns or 0) / slowdown_ns, 0.0), 1.0), 2)
+
+
+def _unexpected(steps: Sequence[ComparedStep], slowdown_ns: int | None) -> list[ComparedStep]:
+    """Steps that did not run in the reference and took a notable share of the slowdown, the longest first."""
+    if not slowdown_ns:
+        return []
+    least = MIN_BLAME * slowdown_ns / NS
+    ran = [step for step in steps if step.not_in_reference and step.on_critical_path and (step.seconds or 0) >= least]
+    return sorted(ran, key=lambda step: -(step.seconds or 0))
 
 
 def _order(step: ComparedStep) -> tuple[float, float]:
@@ -228,48 +257,71 @@ def _failed_step(run: StoredRun) -> StoredStep | None:
     return min(failed, key=lambda step: step.finished_ns or 0, default=None)
 
 
+class _Reference(NamedTuple):
+    """How a sentence speaks of what a run is compared with."""
+
+    duration: str
+    did_not_run: str
+
+
+_OTHER_RUN: Final = _Reference("the other run took", "did not run in the other run")
+_USUAL_RUNS: Final = _Reference("the median is", "usually does not run")
+
+
 def _sentence(
     run: StoredRun,
     culprit: ComparedStep | None,
+    unexpected: Sequence[ComparedStep],
     difference_ns: int | None,
     reference_ns: int | None,
-    reference: str,
+    reference: _Reference,
     percentile: float | None,
 ) -> str:
-    """The result in words; ``reference`` introduces the duration it is compared with."""
+    """The result in words. ``unexpected``: see `_unexpected`."""
     row, duration = run.execution, _duration(run)
     if duration is None:
-        return f"The execution is {row.status}; it can be compared once it has ended."
-    parts = []
-    if row.status != COMPLETED:
-        failed = _failed_step(run)
-        cause = ""
-        if failed is not None and failed.error_message:
-            cause = f" in step “{failed.name}”: {failed.error_message}"
-        parts.append(f"The execution is {row.status}{cause}.")
+        return f"The run is {row.status}; it can be compared once it has ended."
+    parts = [] if row.status == COMPLETED else [_outcome(run)]
     if reference_ns is None or difference_ns is None:
         parts.append(f"It took {format_duration(duration)}; there is nothing to compare it with.")
         return " ".join(parts)
-    rank = f", longer than {percentile:.3g} % of the baseline" if percentile is not None and percentile >= 50 else ""
-    took = f"execution took {format_duration(duration)}{rank}; {reference} {format_duration(reference_ns)}."
+    rank = f", longer than {percentile:.3g} % of the usual runs" if percentile is not None and percentile >= 50 else ""
+    took = f"run took {format_duration(duration)}{rank}; {reference.duration} {format_duration(reference_ns)}."
     if culprit is not None:
-        ratio = f" ({culprit.ratio:.3g} times as long)" if culprit.ratio is not None else ""
-        then = (
-            f" instead of {format_duration(_ns(culprit.reference_seconds))}"
-            if culprit.reference_seconds is not None
-            else ""
+        parts.append(_blamed(culprit))
+    if unexpected:
+        names = ", ".join(
+            f"“{step.step_name}” ({format_duration(_ns(step.seconds))})" for step in unexpected[:MAX_NAMED]
         )
-        retries = f" after {culprit.retry_count} retries" if culprit.retry_count else ""
-        share = f"{100 * min(culprit.blame or 0, 1):.0f} %"
-        parts.append(
-            f"Step “{culprit.step_name}” took {format_duration(_ns(culprit.seconds))}{then}{ratio}{retries}, "
-            f"on the critical path: {share} of the slowdown. The {took}"
-        )
+        more = f" and {len(unexpected) - MAX_NAMED} more" if len(unexpected) > MAX_NAMED else ""
+        parts.append(f"It took another path: {names}{more} {reference.did_not_run}.")
+    if culprit is not None or unexpected or row.status != COMPLETED:
+        parts.append(f"The {took}")
     elif difference_ns >= reference_ns * MIN_SLOWDOWN:
         parts.append(f"The {took} No single step is to blame.")
     else:
         parts.append(f"Nothing stands out: the {took}")
     return " ".join(parts)
+
+
+def _outcome(run: StoredRun) -> str:
+    """How a run ended that did not complete."""
+    failed = _failed_step(run)
+    words = {"failed": "failed", "timeout": "timed out"}.get(run.execution.status, f"is {run.execution.status}")
+    if failed is None:
+        return f"The run {words}."
+    return f"The run {words} in step “{failed.name}”" + (f": {failed.error_message}." if failed.error_message else ".")
+
+
+def _blamed(culprit: ComparedStep) -> str:
+    """What the step took that made the run slow."""
+    usual = format_duration(_ns(culprit.reference_seconds))
+    ratio = f" ({culprit.ratio:.3g} times as long)" if culprit.ratio is not None else ""
+    retries = f" after {culprit.retry_count} retries" if culprit.retry_count else ""
+    return (
+        f"Step “{culprit.step_name}” took {format_duration(_ns(culprit.seconds))} instead of {usual}{ratio}{retries}, "
+        f"on the critical path: {100 * (culprit.blame or 0):.0f} % of the slowdown."
+    )
 
 
 def read_baseline_comparison(

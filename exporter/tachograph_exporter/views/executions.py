@@ -14,6 +14,7 @@ from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.steps import StoredStep, status_counts
 from tachograph_exporter.store.totals import WorkflowTotals
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
+from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd
 from tachograph_exporter.views.metrics import failures, success_rate
 from tachograph_exporter.views.schemas.executions import (
     ErrorDetails,
@@ -32,16 +33,34 @@ MAX_RESULT_STEPS: Final = 1_000
 """Steps of an execution up to which its results are listed; more are read from the timeline."""
 
 
-def execution_summary(row: Row[Any], now_ns: int) -> WorkflowExecutionResponse:
+def execution_summary(row: Row[Any], now_ns: int, expected: ExpectedEnd = UNKNOWN) -> WorkflowExecutionResponse:
     """An execution as an item of a list."""
-    return WorkflowExecutionResponse(**_summary_fields(row, now_ns))
+    return WorkflowExecutionResponse(**_summary_fields(row, now_ns, expected))
 
 
-def execution_detail(run: StoredRun, now_ns: int) -> WorkflowExecutionDetailedResponse:
+def page_of_executions(
+    rows: Sequence[Row[Any]],
+    open_counts: Mapping[str, Mapping[str, int]],
+    expected_ends: Mapping[str, ExpectedEnd],
+    now_ns: int,
+) -> list[WorkflowExecutionResponse]:
+    """The items of a list. ``open_counts``: steps by status of the open ones, whose rows do not count them yet."""
+    items = [execution_summary(row, now_ns, expected_ends.get(row.execution_id, UNKNOWN)) for row in rows]
+    for item in items:
+        counts = open_counts.get(item.execution_id)
+        if counts:
+            item.step_count = max(item.step_count, sum(counts.values()))
+            item.completed_step_count = counts.get("completed", 0)
+            item.failed_step_count = sum(counts.get(status, 0) for status in FAILED)
+            item.skipped_step_count = counts.get("skipped", 0)
+    return items
+
+
+def execution_detail(run: StoredRun, now_ns: int, expected: ExpectedEnd = UNKNOWN) -> WorkflowExecutionDetailedResponse:
     """An execution with its inputs, error and timeline."""
     row = run.execution
-    timeline = build_timeline(run, now_ns=now_ns)
-    fields = _summary_fields(row, now_ns)
+    timeline = build_timeline(run, now_ns=now_ns, expected=expected)
+    fields = _summary_fields(row, now_ns, expected)
     # The row of a running execution does not count its steps yet.
     for name in ("step_count", "completed_step_count", "failed_step_count", "skipped_step_count"):
         fields[name] = getattr(timeline, name)
@@ -57,7 +76,7 @@ def execution_detail(run: StoredRun, now_ns: int) -> WorkflowExecutionDetailedRe
     )
 
 
-def execution_state(run: StoredRun, now_ns: int) -> ExecutionState:
+def execution_state(run: StoredRun, now_ns: int, expected: ExpectedEnd = UNKNOWN) -> ExecutionState:
     """Status and progress of an execution."""
     row = run.execution
     counts = status_counts(run.steps)
@@ -77,6 +96,8 @@ def execution_state(run: StoredRun, now_ns: int) -> ExecutionState:
         running_steps=[step.name for step in run.steps if step.status in ("running", "retrying")],
         error_message=row.error_message,
         results=_results(row, run.steps),
+        expected_end_at=rfc3339_or_none(expected.end_ns),
+        usual_duration_seconds=expected.usual_seconds,
     )
 
 
@@ -138,7 +159,7 @@ def execution_stats(
     )
 
 
-def _summary_fields(row: Row[Any], now_ns: int) -> dict[str, Any]:
+def _summary_fields(row: Row[Any], now_ns: int, expected: ExpectedEnd) -> dict[str, Any]:
     """Fields of `WorkflowExecutionResponse`."""
     started, finished = row.started_ns, row.finished_ns
     duration = _duration_seconds(row)
@@ -173,6 +194,8 @@ def _summary_fields(row: Row[Any], now_ns: int) -> dict[str, Any]:
         "critical_path_seconds": seconds(row.critical_path_ns),
         "work_seconds": seconds(row.work_ns),
         "is_archived": getattr(row, "archive", None) is not None,
+        "expected_end_at": rfc3339_or_none(expected.end_ns),
+        "usual_duration_seconds": expected.usual_seconds,
     }
 
 

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from sqlalchemy import Connection
 
 from tachograph.spans.attributes import attempt_span_id
+from tachograph_exporter.store import log_rows
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.log_rows import LogRow, Position
 from tachograph_exporter.store.steps import StoredStep
+from tachograph_exporter.store.trace_groups import traces_beside
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.schemas.logs import LogEntry
 
@@ -52,11 +55,59 @@ def is_selected(step: StoredStep | None, names: frozenset[str]) -> bool:
     return not names or (step is not None and (step.name in names or step.step_id in names))
 
 
+def read_lines(
+    connection: Connection,
+    workspace_id: str,
+    run: StoredRun,
+    names: frozenset[str],
+    severity: int,
+    limit: int,
+    after: Position | None = None,
+) -> list[Line]:
+    """The first ``limit`` lines of an execution after a position, those that steps recorded and those by OTLP.
+
+    ``names``: only of steps with these names or ids. ``severity``: only of this severity or more.
+    """
+    owners = Owners.of(run).steps
+    lines = list(recorded_lines(run, names, after, severity))
+    for trace_id in traces_beside(connection, workspace_id, run.execution.trace_id):
+        logged = log_rows.span_ids_of(connection, workspace_id, trace_id)
+        nearest = log_rows.ancestors_of(connection, workspace_id, trace_id, logged, owners)
+        steps = {span_id: owners[at] for span_id, at in nearest.items()}
+        chosen = [span_id for span_id in logged if is_selected(steps.get(span_id), names)]
+        rows = log_rows.page(
+            connection, workspace_id, trace_id, chosen, after=after, min_severity=severity, limit=limit
+        )
+        lines += arrived_lines(rows, steps)
+    lines.sort(key=lambda line: line.position)
+    return lines[:limit]
+
+
+_CHUNK: Final = 1_000
+
+
+def read_newest_lines(
+    connection: Connection, workspace_id: str, run: StoredRun, names: frozenset[str], severity: int, limit: int
+) -> tuple[list[LogEntry], bool]:
+    """(the last ``limit`` lines of an execution in order, whether there are older ones). See `read_lines`."""
+    newest: list[LogEntry] = []
+    after: Position | None = None
+    are_older = False
+    while page := read_lines(connection, workspace_id, run, names, severity, _CHUNK, after):
+        newest += [line.entry for line in page]
+        are_older = are_older or len(newest) > limit
+        newest = newest[-limit:]
+        after = page[-1].position
+        if len(page) < _CHUNK:
+            break
+    return newest, are_older
+
+
 def recorded_lines(run: StoredRun, names: frozenset[str], after: Position | None, min_severity: int) -> list[Line]:
     """The lines that steps logged, in order."""
     steps = {step.step_id: step for step in run.steps}
     lines = []
-    for step, key, level, message, time_ns in _logged(run, steps):
+    for step, key, level, message, time_ns, attempt in _logged(run, steps):
         severity = SEVERITIES.get(level.lower(), _ALIASES.get(level.lower(), 0))
         position = Position(time_ns, step.span_id if step is not None else "", key)
         if severity < min_severity or not is_selected(step, names) or (after is not None and position <= after):
@@ -65,19 +116,22 @@ def recorded_lines(run: StoredRun, names: frozenset[str], after: Position | None
             at=rfc3339(time_ns), level=level, severity=severity, message=message,
             step_id=step.step_id if step is not None else None, step_name=step.name if step is not None else None,
             trace_id=run.execution.trace_id, span_id=position.span_id, source="recorded",
+            attempt=attempt,
         )  # fmt: skip
         lines.append(Line(position, entry))
     lines.sort(key=lambda line: line.position)
     return lines
 
 
-def _logged(run: StoredRun, steps: Mapping[str, StoredStep]) -> Iterable[tuple[StoredStep | None, str, str, str, int]]:
+def _logged(
+    run: StoredRun, steps: Mapping[str, StoredStep]
+) -> Iterable[tuple[StoredStep | None, str, str, str, int, int | None]]:
     for row in run.reports:
         if row.kind == "log":
-            yield steps.get(row.step_id), f"{row.sequence:010d}", row.unit, row.name, row.time_ns
+            yield steps.get(row.step_id), f"{row.sequence:010d}", row.unit, row.name, row.time_ns, row.attempt
     for step in run.steps:
         for i, log in enumerate(step.folded.logs if step.folded is not None else ()):
-            yield step, f"{i:010d}", log.level, log.message, log.time_ns
+            yield step, f"{i:010d}", log.level, log.message, log.time_ns, None
 
 
 def arrived_lines(rows: Sequence[LogRow], owners: Mapping[str, StoredStep | None]) -> list[Line]:

@@ -11,7 +11,7 @@ from tachograph.metrics.specs import EXECUTIONS_RUNNING, OLDEST_RUNNING, STEPS_R
 from tachograph.metrics.text import escape
 from tachograph_exporter.metrics.shown_series import ShownMetrics, ShownValue
 from tachograph_exporter.store.series.checking import CheckedSeries, WrongSeries
-from tachograph_exporter.store.series.values import KINDS, SEPARATOR, STARTED, SUCCESS, Code, Value
+from tachograph_exporter.store.series.values import KINDS, LATEST, SEPARATOR, STARTED, Code, Value
 from tachograph_exporter.views.schemas.reconciliation import Difference
 
 
@@ -40,7 +40,7 @@ def shown_differences(
         if series is None:
             due = ShownValue(None if value.values is None else 0, 0.0)
         else:
-            due = _shown(series.value if series.born or code == SUCCESS else None, code)
+            due = _shown(series.value if series.born or code in LATEST else None, code)
             if code == STARTED and series.born:
                 due = due._replace(total=due.total + checked.running.executions + checked.running.unsettled)
         if value.values is not None and value.values != due.values:

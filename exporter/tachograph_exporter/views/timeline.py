@@ -19,6 +19,8 @@ from tachograph_exporter.store.steps import StoredStep, by_step, status_counts
 from tachograph_exporter.store.totals import MEASURE_SEPARATOR, Totals, combined
 from tachograph_exporter.store.totals import Measure as TotalMeasure
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
+from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd
+from tachograph_exporter.views.machine import all_resources, resources_of
 from tachograph_exporter.views.metrics import average_seconds, measure_summaries
 from tachograph_exporter.views.schemas.common import Wait
 from tachograph_exporter.views.schemas.timeline import (
@@ -55,9 +57,10 @@ def build_timeline(
     step_filter: TimelineFilter = _ALL_STEPS,
     *,
     now_ns: int,
+    expected: ExpectedEnd = UNKNOWN,
     traces: Mapping[str, str] = MappingProxyType({}),
 ) -> WorkflowExecutionTimeline:
-    """The timeline of an execution; ``now_ns`` matters only while it is running. O(steps).
+    """The timeline of an execution; ``now_ns`` and ``expected`` matter only while it is running. O(steps).
 
     ``traces``: the trace of a span, by its id, where it is another one than the execution's.
     """
@@ -126,6 +129,8 @@ def build_timeline(
             for step in steps
             if _is_selected(step, step_filter)
         ],
+        expected_end_at=rfc3339_or_none(expected.end_ns),
+        usual_duration_seconds=expected.usual_seconds,
     )
 
 
@@ -167,6 +172,7 @@ def _entry(
                 backoff_seconds=0.0,
                 error_type=step.error_type,
                 error_message=step.error_message,
+                resources=resources_of(step.resources),
             ),
         )
     else:
@@ -208,6 +214,7 @@ def _entry(
         if step.folded is None
         else tuple([LogLine(log.level, log.message, rfc3339(log.time_ns)) for log in step.folded.logs]),
         folded=_folded(step.folded) if step.folded is not None else None,
+        resources=all_resources([a.resources for a in timeline_attempts if a.resources is not None]),
     )
 
 
@@ -257,6 +264,7 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
             backoff_seconds=a.backoff_ns / NS,
             error_type=a.error_type,
             error_message=a.error_message,
+            resources=resources_of(getattr(a, "resources", None)),  # Older archives have none.
         )
         for a in stored
     ]
@@ -273,6 +281,7 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
                 backoff_seconds=(step.backoff_ns or 0) / NS,
                 error_type=step.error_type,
                 error_message=step.error_message,
+                resources=resources_of(step.resources),
             )
         )
     return tuple(attempts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row
@@ -109,23 +109,28 @@ def _all_measures(steps: Iterable[StepTotals]) -> dict[str, Measure]:
 
 def _change_points(step: str | None, series: Mapping[int, Mapping[str, Totals]]) -> Iterator[ChangePoint]:
     """Changes of the median duration of completed runs only: a run that failed early is not a faster one."""
-    starts, medians = [], []
+    starts, medians, counts = [], [], []
     for start, by_status in series.items():
         completed = by_status.get(COMPLETED)
         median = completed.histogram().quantile(0.5) if completed is not None else None
-        if median:
+        if completed is not None and median:
             starts.append(start)
             medians.append(median)
+            counts.append(completed.count)
     changes = shifts(medians)
-    for shift in changes:
-        yield _change_point(step, shift, starts, is_last=shift is changes[-1])
+    borders = [0, *(shift.start for shift in changes)]
+    for low, shift in zip(borders, changes, strict=False):
+        runs = (sum(counts[low : shift.start]), sum(counts[shift.start : shift.end]))
+        yield _change_point(step, shift, starts, runs, is_last=shift is changes[-1])
 
 
-def _change_point(step: str | None, shift: Shift, starts: list[int], *, is_last: bool) -> ChangePoint:
+def _change_point(
+    step: str | None, shift: Shift, starts: Sequence[int], runs: tuple[int, int], *, is_last: bool
+) -> ChangePoint:
     since = rfc3339(starts[shift.start] * NS)
     until = None if is_last else rfc3339(starts[shift.end] * NS)
     is_slower = shift.ratio > 1
-    subject = f"Step “{step}”" if step is not None else "An execution"
+    subject = f"Step “{step}”" if step is not None else "A run"
     change = f"{shift.ratio:.3g} times as long" if is_slower else f"{100 * (1 - shift.ratio):.0f} % less time"
     time = f"takes {change} since {since}" if until is None else f"took {change} from {since} until {until}"
     before, after = (format_duration(round(value * NS)) for value in (shift.before, shift.after))
@@ -137,7 +142,9 @@ def _change_point(step: str | None, shift: Shift, starts: list[int], *, is_last:
         before_seconds=shift.before,
         after_seconds=shift.after,
         ratio=shift.ratio,
-        sentence=f"{subject} {time}: {after} instead of {before}.",
+        before_count=runs[0],
+        after_count=runs[1],
+        sentence=f"{subject} {time}: {after} instead of {before} ({runs[1]:,} runs against {runs[0]:,}).",
     )
 
 

@@ -1,6 +1,7 @@
 // The service's JSON API. The token, if one is required, is kept for this tab only.
 
 import { h } from "./dom.js";
+import { missed, reached } from "./reach.js";
 
 const TOKEN_KEY = "tachograph.token";
 
@@ -37,10 +38,20 @@ export function address(path, values = {}) {
 }
 
 /** Fetch and decode a response. Throws `Problem`; asks the user for a token when one is required. */
-export async function get(path, values = {}, { signal } = {}) {
+export function get(path, values = {}, { signal } = {}) {
+  return send(path, values, { signal });
+}
+
+/** Send a body as JSON and decode the response. Throws as `get` does. */
+export function post(path, body = {}) {
+  return send(path, {}, { method: "POST", body: JSON.stringify(body) });
+}
+
+async function send(path, values, options) {
   for (;;) {
     const headers = session.token ? { Authorization: `Bearer ${session.token}` } : {};
-    const response = await fetch(address(path, values), { headers, signal });
+    if (options.body) headers["Content-Type"] = "application/json";
+    const response = await answer(address(path, values), { ...options, headers });
     if (response.status === 401) {
       await askForToken();
       continue;
@@ -49,6 +60,19 @@ export async function get(path, values = {}, { signal } = {}) {
     const body = isJson ? await response.json() : await response.text();
     if (!response.ok) throw new Problem(response.status, body.detail ?? response.statusText, body.code ?? "");
     return body;
+  }
+}
+
+/** The response to a request. Throws `Problem` with status 0 when none comes. */
+async function answer(url, options) {
+  try {
+    const response = await fetch(url, options);
+    reached();
+    return response;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    missed();
+    throw new Problem(0, "The service does not answer. Is `tachograph serve` running?", "unreachable");
   }
 }
 

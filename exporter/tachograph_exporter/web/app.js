@@ -4,7 +4,9 @@ import { get, session } from "./api.js";
 import { h, replace, setText } from "./dom.js";
 import { watchHealth } from "./health.js";
 import { listenForShortcuts, showHelp } from "./keyboard.js";
+import { onReach } from "./reach.js";
 import { initTheme, toggleTheme } from "./theme.js";
+import { refreshTimes, shortClock, toggleZone, zone } from "./times.js";
 import { RunView } from "./views/run.js";
 import { RunsView } from "./views/runs.js";
 import { WorkflowView } from "./views/workflow.js";
@@ -51,15 +53,28 @@ const app = {
     location.hash = address;
   },
 
-  /** Store parameters in the address, without adding to the browser's history. */
-  setParameters(values) {
+  /** Store parameters in the address; with `isStep`, as a step that the browser's Back undoes. */
+  setParameters(values, { isStep = false } = {}) {
     const { path, parameters } = parseAddress();
     for (const [name, value] of Object.entries(values)) {
       if (value === null || value === "" || value === undefined) parameters.delete(name);
       else parameters.set(name, value);
     }
     const query = parameters.toString();
-    history.replaceState(null, "", `#${path}${query ? `?${query}` : ""}`);
+    const address = `#${path}${query ? `?${query}` : ""}`;
+    if (address === location.hash || (address === "#/" && !location.hash)) return;
+    if (isStep) history.pushState(null, "", address);
+    else history.replaceState(history.state, "", address);
+  },
+
+  /** Keep values with this entry of the browser's history: what Back shows again. */
+  remember(values) {
+    history.replaceState({ ...history.state, ...values }, "");
+  },
+
+  /** What was kept with this entry of the history. */
+  get remembered() {
+    return history.state ?? {};
   },
 };
 
@@ -72,7 +87,7 @@ function createView(path, parameters) {
   const parts = path.split("/").filter(Boolean).map(decodeURIComponent);
   if (parts[0] === "executions" && parts[1]) return new RunView(app, parts[1], parameters);
   if (parts[0] === "workflows" && parts[1]) return new WorkflowView(app, parts[1], parameters);
-  if (parts[0] === "workflows") return new WorkflowsView(app);
+  if (parts[0] === "workflows") return new WorkflowsView(app, parameters);
   return new RunsView(app, parameters);
 }
 
@@ -82,6 +97,7 @@ async function route() {
   app.setConnection("");
   const view = createView(path, parameters);
   app.view = view;
+  const { scroll = 0 } = app.remembered;
   replace(main, view.element);
   for (const link of document.querySelectorAll("nav.main a")) {
     const isCurrent = link.getAttribute("href") === (path.startsWith("/workflows") ? "#/workflows" : "#/");
@@ -92,15 +108,68 @@ async function route() {
     await view.open();
   } catch (problem) {
     if (app.view !== view) return;
-    replace(
-      view.element,
-      h("h1", { tabindex: -1 }, problem.status === 404 ? "Not found" : "Something went wrong"),
-      h("p", { class: "error-text", role: "alert" }, problem.message),
-      h("p", {}, h("a", { href: "#/" }, "All runs")),
-    );
+    showFailure(view, problem);
   }
+  if (app.view === view) window.scrollTo(0, scroll);
   if (app.view === view && document.activeElement === document.body)
     view.element.querySelector("h1")?.focus({ preventScroll: true });
+}
+
+/** Say why a view cannot be shown, and what to do; it is opened again once the service answers. */
+function showFailure(view, problem) {
+  const isMissing = problem.status === 404;
+  const hint = isMissing
+    ? "It may have been deleted, or belong to another workspace."
+    : problem.status === 0
+      ? "This page opens by itself once the service answers."
+      : "Reload the page to try again. If it stays like this, the log of `tachograph serve` says why.";
+  replace(
+    view.element,
+    h(
+      "h1",
+      { tabindex: -1 },
+      isMissing ? "Not found" : problem.status === 0 ? "Not reachable" : "Something went wrong",
+    ),
+    h("p", { class: "error-text", role: "alert" }, problem.message),
+    h("p", { class: "quiet" }, hint),
+    h("p", {}, h("a", { href: "#/" }, "All runs")),
+  );
+  if (problem.status !== 0) return;
+  const retry = setInterval(() => {
+    if (app.view !== view) clearInterval(retry);
+    else
+      get("api/about").then(
+        () => app.view === view && (clearInterval(retry), route()),
+        () => {},
+      );
+  }, 2000);
+}
+
+function showReach(since) {
+  const banner = document.getElementById("reach");
+  banner.hidden = since === null;
+  setText(
+    banner,
+    since === null ? "" : `Not reachable since ${shortClock(since)}, showing what was known. Trying again.`,
+  );
+}
+
+function showZone() {
+  const button = document.getElementById("zone");
+  setText(button, zone());
+  button.setAttribute("aria-label", `Times are in ${zone()}; switch between your zone and UTC`);
+}
+
+function switchZone() {
+  toggleZone();
+  showZone();
+  recolour();
+}
+
+/** Focus the search of this view, or of the list of runs. */
+function search() {
+  if (app.view?.search()) return;
+  app.navigate("#/?search");
 }
 
 function recolour() {
@@ -116,7 +185,18 @@ async function start() {
   initTheme(recolour);
   document.getElementById("theme").addEventListener("click", switchTheme);
   document.getElementById("help").addEventListener("click", showHelp);
-  listenForShortcuts({ navigate: app.navigate, currentView: () => app.view, toggleTheme: switchTheme });
+  document.getElementById("zone").addEventListener("click", switchZone);
+  showZone();
+  setInterval(refreshTimes, 10_000);
+  onReach(showReach);
+  history.scrollRestoration = "manual";
+  listenForShortcuts({
+    navigate: app.navigate,
+    search,
+    currentView: () => app.view,
+    toggleTheme: switchTheme,
+    switchZone,
+  });
   session.workspace =
     new URLSearchParams(location.search).get("workspace") ?? sessionStorage.getItem(WORKSPACE_KEY) ?? "";
   try {

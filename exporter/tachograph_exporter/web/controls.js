@@ -16,3 +16,13 @@ export function labelledSelect(label, options, value, onChange) {
   );
   return h("label", { class: "choice" }, h("span", { class: "quiet" }, label), element);
 }
+
+/** A fold that shows its content where `query` matches, or if `isOpen`; elsewhere behind `title`. */
+export function foldUnless(query, title, isOpen, ...content) {
+  const media = matchMedia(query);
+  const fold = h("details", { class: "fold", open: media.matches || isOpen }, h("summary", {}, title), ...content);
+  media.addEventListener("change", () => {
+    if (media.matches) fold.open = true;
+  });
+  return fold;
+}

@@ -66,20 +66,45 @@ export function dollars(value) {
   return value ? `$${value >= 1 ? value.toFixed(2) : Number(value.toPrecision(2))}` : "–";
 }
 
-const DAY = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
-const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
+/** A ratio to what is usual: `×3.3`. */
+export function times(ratio) {
+  return `×${ratio >= 100 ? Math.round(ratio).toLocaleString("en") : significantTwo(ratio)}`;
+}
 
-/** A time element: local and short, with the full local and UTC times as a tooltip. */
-export function time(text) {
-  if (!text) return h("span", {}, "–");
-  const at = new Date(text);
-  const isToday = at.toDateString() === new Date().toDateString();
-  const label = isToday ? CLOCK.format(at) : `${DAY.format(at)}, ${CLOCK.format(at)}`;
+function significantTwo(value) {
+  return value < 10 ? value.toFixed(1) : String(Math.round(value));
+}
+
+/** A text cut in the middle to at most `length` characters: ends of long names tell them apart, too. */
+export function shortened(text, length) {
+  if (text.length <= length) return text;
+  const half = (length - 1) >> 1;
+  return `${text.slice(0, length - 1 - half)}…${text.slice(-half)}`;
+}
+
+const COUNTED = [
+  ["completed_step_count", "completed"],
+  ["failed_step_count", "failed"],
+  ["skipped_step_count", "skipped"],
+];
+
+/** How many steps of a run ended how: `4 ✔ 1 ✘ 8 –`, and for an open run of how many. */
+export function stepCounts(item) {
+  const isOpen = OPEN_STATUSES.has(item.status);
+  const counts = COUNTED.map(([field, word]) => [item[field], word]).filter(([count]) => count);
+  const ended = counts.reduce((sum, [count]) => sum + count, 0);
+  const rest = Math.max(0, item.step_count - ended);
+  if (!ended && !rest) return h("span", {}, "–");
+  if (!isOpen && rest) counts.push([rest, "not completed"]);
+  const words = counts.map(([count, word]) => `${count} ${word}`).join(", ") || "none ended";
+  const of = isOpen && item.step_count ? ` of ${item.step_count}` : "";
   return h(
-    "time",
-    { datetime: text, title: `${FULL.format(at)}\n${text.replace("T", " ").replace("Z", " UTC")}` },
-    label,
+    "span",
+    { class: "counts", role: "img", "aria-label": `${words}${of}`, title: `${words}${of}` },
+    counts.map(([count, word]) =>
+      h("span", { class: `count ${word}` }, `${count}\u202f${STATUS_SYMBOLS[word] ?? "·"} `),
+    ),
+    isOpen ? h("span", { class: "quiet" }, ended ? of : `0${of}`) : null,
   );
 }
 

@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 
 const SHORTCUTS = [
-  ["/", "search"],
+  ["/", "search ids, workflows and errors"],
   ["?", "show this help"],
   ["g r", "go to runs"],
   ["g w", "go to workflows"],
@@ -15,10 +15,11 @@ const SHORTCUTS = [
   ["f", "next failed step"],
   ["Esc", "close"],
   ["t", "switch between dark and light"],
+  ["z", "switch between your zone and UTC"],
 ];
 
 /** Listen for shortcuts. `navigate(address)` opens a view, `currentView()` returns the one shown. */
-export function listenForShortcuts({ navigate, currentView, toggleTheme }) {
+export function listenForShortcuts({ navigate, search, currentView, toggleTheme, switchZone }) {
   let previous = "";
   document.addEventListener("keydown", (event) => {
     const { target } = event;
@@ -31,9 +32,10 @@ export function listenForShortcuts({ navigate, currentView, toggleTheme }) {
     const sequence = previous + event.key;
     previous = event.key === "g" ? "g" : "";
     const actions = {
-      "/": () => currentView()?.search(),
+      "/": search,
       "?": showHelp,
       t: toggleTheme,
+      z: switchZone,
       gr: () => navigate("#/"),
       gw: () => navigate("#/workflows"),
       ArrowDown: () =>

@@ -5,6 +5,12 @@ import { OPEN_STATUSES, parseTime } from "./format.js";
 /** Statuses that a step never leaves. `lost` is not among them: a late event can still tell the real outcome. */
 const FINAL = new Set(["completed", "failed", "skipped", "cancelled", "timeout"]);
 
+const UNSUCCESSFUL = new Set(["failed", "timeout", "lost"]);
+/** A step takes notably longer than usual from this ratio on, if that is this share of the run. */
+const MIN_RATIO = 1.3;
+const MIN_SHARE = 0.03;
+const MIN_USUAL = 5;
+
 export class Run {
   constructor(timeline) {
     this.read(timeline);
@@ -20,7 +26,51 @@ export class Run {
     this.lastSeen = this.since(timeline.last_seen_at);
     this.steps = timeline.step_timeline.map((entry, index) => this.step(entry, index));
     this.byId = new Map(this.steps.map((step) => [step.id, step]));
+    this.expect(this.definition);
     this.link();
+  }
+
+  /** What each step usually takes, by its id: `{ seconds, ratio, isSlow }`. */
+  usual = new Map();
+
+  /** Read a comparison with usual runs: where each bar usually ends, and which steps take notably longer. */
+  compare(comparison) {
+    const { baseline } = comparison;
+    const isKnown = baseline && baseline.execution_count >= MIN_USUAL;
+    const least = MIN_SHARE * (this.length() / 1000);
+    this.usual = new Map(
+      comparison.steps
+        .filter((step) => step.step_id && step.reference_seconds !== null)
+        .map((step) => [
+          step.step_id,
+          {
+            seconds: step.reference_seconds,
+            ratio: step.ratio,
+            isSlow: isKnown && step.ratio >= MIN_RATIO && step.difference_seconds >= least,
+          },
+        ]),
+    );
+  }
+
+  /** Add the steps of the workflow's definition that an open run has not reached yet. */
+  expect(definition) {
+    this.definition = definition;
+    if (!definition?.steps || !this.isOpen) return;
+    const names = new Map(this.steps.map((step) => [step.entry.step_name, step]));
+    const ids = (name) => names.get(name)?.id ?? `pending ${name}`;
+    for (const [index, step] of definition.steps.entries()) {
+      if (names.has(step.name)) continue;
+      const entry = emptyEntry(`pending ${step.name}`, {
+        step_name: step.name,
+        step_type: step.step_type,
+        step_order: step.step_order ?? index,
+        depends_on: (step.depends_on_steps ?? []).map(ids),
+      });
+      const pending = this.step(entry, this.steps.length);
+      pending.isExpected = true;
+      this.steps.push(pending);
+      this.byId.set(pending.id, pending);
+    }
   }
 
   since(text) {
@@ -138,29 +188,35 @@ export class Run {
 
   /** Add a step that the timeline did not have. */
   addStep({ workflow_step_id: id, data }) {
-    const entry = {
-      step_id: id,
+    const entry = emptyEntry(id, {
       step_name: data.step_name,
       step_type: data.step_type,
       step_order: data.step_order,
-      status: "pending",
-      started_at: null,
-      completed_at: null,
-      attempts: [],
       depends_on: data.depends_on ?? [],
       parent_step_id: data.parent_step_id,
       child_execution_id: data.child_execution_id,
-      on_critical_path: false,
-      measures: [],
-      logs: [],
-      cost: null,
-      wait: null,
-    };
-    const step = this.step(entry, this.steps.length);
-    this.steps.push(step);
+    });
+    const expected = this.byId.get(`pending ${data.step_name}`);
+    const step = this.step(entry, expected?.index ?? this.steps.length);
+    if (expected) this.replace(expected, step);
+    else this.steps.push(step);
     this.byId.set(id, step);
     this.link();
     return step;
+  }
+
+  /** The real step takes the place of the one that was expected. */
+  replace(expected, step) {
+    this.byId.delete(expected.id);
+    this.steps[expected.index] = step;
+    for (const other of this.steps) other.dependsOn = other.dependsOn.map((id) => (id === expected.id ? step.id : id));
+  }
+
+  /** The first step that failed, timed out or was lost. */
+  get firstFailed() {
+    return this.steps
+      .filter((step) => UNSUCCESSFUL.has(step.status))
+      .reduce((first, step) => (first && (first.end ?? Infinity) <= (step.end ?? Infinity) ? first : step), null);
   }
 
   attempt(step, number) {
@@ -188,6 +244,7 @@ export class Run {
     attempt.start = this.since(data.attempt_started_at);
     attempt.end = this.since(data.attempt_completed_at);
     attempt.error = data.error_message;
+    step.retryAt = attempt.end + data.delay_seconds * 1000;
     step.start ??= attempt.start;
     if (!FINAL.has(step.status) && step.attempts.at(-1) === attempt) step.status = "retrying";
   }
@@ -205,6 +262,24 @@ export class Run {
     attempt.backoff = data.backoff_seconds * 1000;
     attempt.error = data.error_message;
   }
+}
+
+function emptyEntry(id, fields) {
+  return {
+    step_id: id,
+    status: "pending",
+    started_at: null,
+    completed_at: null,
+    attempts: [],
+    parent_step_id: null,
+    child_execution_id: null,
+    on_critical_path: false,
+    measures: [],
+    logs: [],
+    cost: null,
+    wait: null,
+    ...fields,
+  };
 }
 
 /** The steps that match the filter, in the order of rows: by start, depth in the graph, definition or duration. */

@@ -1,6 +1,7 @@
 // Live events over a WebSocket that reconnects and resumes where it left off.
 
 import { address, protocols } from "./api.js";
+import { missed, reached } from "./reach.js";
 
 const MIN_WAIT_MS = 500;
 const MAX_WAIT_MS = 10_000;
@@ -43,6 +44,7 @@ export class EventStream {
 
   reconnect() {
     if (this.isClosed) return;
+    missed();
     this.on.state?.("waiting");
     // Jitter, so that pages do not all reconnect at once when the service comes back.
     const wait = this.wait * (0.5 + Math.random());
@@ -54,6 +56,7 @@ export class EventStream {
     this.receivedAt = performance.now();
     if (message.event_type === "connected") {
       this.wait = MIN_WAIT_MS;
+      reached();
       this.on.state?.("live");
       if (this.after === null) this.on.reload?.();
       this.after = Math.max(this.after ?? 0, message.sequence);

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from tachograph.clock import NS
 from tachograph.events import (
+    UNSUCCESSFUL,
     Event,
     ExecutionFinished,
     ExecutionStarted,
@@ -30,6 +31,7 @@ from tachograph.metrics.specs import (
     EXECUTION_DURATION,
     EXECUTIONS_RUNNING,
     EXECUTIONS_STARTED,
+    LAST_FAILURE,
     LAST_SUCCESS,
     METRICS,
     OLDEST_RUNNING,
@@ -300,6 +302,8 @@ class MetricsListener:
         self._histograms[EXECUTION_DURATION.name].labels(*key, status).observe(event.duration_ns / NS, trace)
         if event.status is ExecutionStatus.COMPLETED:
             self._gauges[LAST_SUCCESS.name].labels(*key).set(event.time_ns / NS)
+        elif event.status in UNSUCCESSFUL:
+            self._gauges[LAST_FAILURE.name].labels(*key).set(event.time_ns / NS)
         critical: dict[str, int] = {}
         for part in event.critical_path:
             critical[part.step] = critical.get(part.step, 0) + part.duration_ns

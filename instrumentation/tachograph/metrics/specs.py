@@ -76,6 +76,11 @@ CRITICAL_PATH: Final = CounterSpec(
 LAST_SUCCESS: Final = GaugeSpec(
     "workflow_execution_last_success_timestamp_seconds", "When an execution last completed, in unix seconds.", _WORKFLOW
 )
+LAST_FAILURE: Final = GaugeSpec(
+    "workflow_execution_last_failure_timestamp_seconds",
+    "When an execution last failed, timed out or was lost, in unix seconds; no series while none has.",
+    _WORKFLOW,
+)
 OLDEST_RUNNING: Final = GaugeSpec(
     "workflow_execution_oldest_running_start_timestamp_seconds",
     "When the oldest execution still running started, in unix seconds; no series while none runs.",
@@ -96,7 +101,7 @@ STEP_MEASURE: Final = HistogramSpec(
 
 METRICS: Final[tuple[MetricSpec, ...]] = (
     EXECUTION_DURATION, STEP_DURATION, STEP_WAIT, STEP_ATTEMPTS, STEP_RETRIES, STEPS_SKIPPED, EXECUTIONS_STARTED,
-    EXECUTIONS_RUNNING, STEPS_RUNNING, CRITICAL_PATH, LAST_SUCCESS, OLDEST_RUNNING, STEP_COST, STEP_TOKENS,
-    STEP_MEASURE,
+    EXECUTIONS_RUNNING, STEPS_RUNNING, CRITICAL_PATH, LAST_SUCCESS, LAST_FAILURE, OLDEST_RUNNING, STEP_COST,
+    STEP_TOKENS, STEP_MEASURE,
 )  # fmt: skip
 """Every metric about workflows."""

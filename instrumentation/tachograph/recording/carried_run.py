@@ -38,7 +38,8 @@ class CarriedRun(msgspec.Struct, frozen=True, kw_only=True):
         attempt: the step's attempt.
         frontier: what a step of the workflow itself would depend on; see `OpenExecution.frontier`.
         relay: where the submitting process takes events; None: it takes none.
-        database: where to record when the submitting process is gone.
+        database: URL of where to record when the submitting process is gone.
+        token: the token for that, if it was given explicitly.
         workspace: the submitting process's workspace.
         limits: of steps with rows of their own; see `tachograph.folding`.
     """
@@ -51,6 +52,7 @@ class CarriedRun(msgspec.Struct, frozen=True, kw_only=True):
     frontier: list[tuple[int, str, str]] = []
     relay: RelayAddress | None = None
     database: str | None = None
+    token: str | None = None
     workspace: str = "default"
     limits: Limits = Limits()
 
@@ -72,6 +74,7 @@ def current() -> CarriedRun | None:
         "clock_offset_ns": clock.offset_ns,
         "relay": recorder.relay_address(),
         "database": setup.database_url(),
+        "token": setup.service_token(),
         "workspace": setup.default_workspace(),
         "limits": limits(),
     }
@@ -101,7 +104,7 @@ def entered(carried: CarriedRun) -> Iterator[None]:
 
 
 def _open(carried: CarriedRun) -> tuple[open_execution.Tokens, Any]:
-    recorder = setup.recorder_for_child(carried.relay, carried.database, carried.workspace)
+    recorder = setup.recorder_for_child(carried.relay, carried.database, carried.workspace, carried.token)
     clock = AnchoredClock(carried.clock_offset_ns)
     span_id = carried.execution.span_id
     run: OpenExecution | None = None

@@ -17,6 +17,7 @@ from typing import Final, Protocol, TypeAlias
 
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event, Listener
+from tachograph.identity import random01
 from tachograph.quiet_log import QuietLog
 from tachograph.recording import spool
 from tachograph.recording.spool import Kept
@@ -51,7 +52,8 @@ class BatchListener(Protocol):
     it was refused with; it may raise `StoreUnavailable`, too.
 
     If it has a method ``keep``, that is called with the events that could not be delivered by the end, and returns a
-    `Kept`: how many of them will be delivered by a later process.
+    `Kept`: how many of them will be delivered by a later process. If ``is_spooling`` is true after it took a batch, it
+    put it on the disk, because its destination is unavailable.
     """
 
     def apply(self, events: Sequence[Event], /) -> None: ...
@@ -71,11 +73,13 @@ class ListenerQueue:
         self.name = name
         self.dropped: Counter[str] = Counter()
         self.spooled = 0
-        """Events that a later process will deliver."""
+        """Events that went to the spool, to be delivered later."""
         self._deliver: Deliver = getattr(listener, "apply", None) or self._singly(listener)  # type: ignore[arg-type]
         self.listener = listener
         self._keep: Callable[[Sequence[Event]], Kept] | None = getattr(listener, "keep", None)
         self._set_aside: Callable[[Event, BaseException], None] | None = getattr(listener, "set_aside", None)
+        if hasattr(listener, "on_dropped"):
+            listener.on_dropped = partial(self.drop, spool.FULL)
         self._errors = QuietLog(log)
         self.refused_in_a_row = 0
         """Events that the listener refused since it last took one."""
@@ -266,6 +270,8 @@ class ListenerQueue:
                 "%s: spooled %d event(s) that could not be delivered; a later process will deliver them",
                 self.name, kept.events,
             )  # fmt: skip
+        if kept.dropped:
+            self.drop(spool.FULL, kept.dropped)
         if kept.events < len(events):
             self.drop(kept.reason, len(events) - kept.events)
 
@@ -360,7 +366,9 @@ class ListenerQueue:
                             "%s: unavailable, events wait and are offered again until it is back: %s", self.name, error
                         )
                 self._hurry.clear()
-                self._hurry.wait(delay)
+                # Not all processes at once, and not before the time that the destination asks for.
+                asked_for = float(getattr(error, "retry_after_seconds", 0.0))
+                self._hurry.wait(max(delay * (0.5 + random01() / 2), asked_for))
                 delay = min(delay * 2, 2.0)
             except BaseException as error:
                 if len(batch) > 1:
@@ -373,6 +381,11 @@ class ListenerQueue:
                         continue
                 return
             else:
+                if getattr(self.listener, "is_spooling", False):
+                    # It is still unavailable, but what waits is on the disk.
+                    self._is_late = False
+                    self.spooled += len(batch)
+                    return
                 if self._is_unavailable:
                     log.info("%s: available again", self.name)
                 self._is_unavailable = self._is_late = False

@@ -170,11 +170,14 @@ class Recorder:
         if after is not None:
             after(event)
 
-    def publish(self, events: Sequence[Event], *, delivered_to: Collection[str] = ()) -> None:
+    def publish(
+        self, events: Sequence[Event], *, delivered_to: Collection[str] = (), are_foreign: bool = False
+    ) -> None:
         """Fan out events that the listeners named in ``delivered_to`` already have.
 
         Those count the events as delivered and do not receive them again. For events that were committed to the store
-        together with what they were derived from.
+        together with what they were derived from. ``are_foreign``: another process recorded them, which has their
+        spans and sends heartbeats.
         """
         for name in delivered_to:
             if (queue := self.queues.get(name)) is not None:
@@ -186,14 +189,14 @@ class Recorder:
             is_folded = step is not None and step.folded_as is not None
             routes = self._folded_routes if is_folded else self._routes
             before, puts, after = routes[origin].get(type(event)) or self._route(type(event), origin, is_folded)
-            if before is not None:
+            if before is not None and not are_foreign:
                 before(event)
             for put in puts:
                 if put not in skipped:
                     put(event)
             for subscription in self._subscribers() if self._subscriptions else ():
                 subscription._put(event)
-            if after is not None:
+            if after is not None and not are_foreign:
                 after(event)
 
     def _clear_routes(self) -> None:

@@ -1,9 +1,10 @@
 """The process's recorder: set up once, from arguments or the environment, at the latest when something is recorded.
 
 Environment: the standard ``OTEL_*`` variables configure span export (see `provider_from_environment`),
-``TACHOGRAPH_DATABASE_URL`` the durable timeline, ``TACHOGRAPH_WORKSPACE`` the workspace that runs belong to,
-``TACHOGRAPH_MEASURES`` the step measures that become metrics, ``TACHOGRAPH_SPOOL_DIR`` where events go that the
-database could not take, ``TACHOGRAPH_MAX_STEP_REPETITIONS`` how often a step may be repeated before its repetitions are
+``TACHOGRAPH_DATABASE_URL`` the durable timeline, or ``TACHOGRAPH_URL`` the service that keeps it (with
+``TACHOGRAPH_TOKEN``, if that asks for a token), ``TACHOGRAPH_WORKSPACE`` the workspace that runs belong to,
+``TACHOGRAPH_MEASURES`` the step measures that become metrics, ``TACHOGRAPH_SPOOL_DIR`` where events go that neither
+could take, ``TACHOGRAPH_MAX_STEP_REPETITIONS`` how often a step may be repeated before its repetitions are
 folded.
 
 Each part (spans, metrics, store) is set up on its own. What the environment configures wrongly is said once, kept in
@@ -18,6 +19,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable
+from functools import partial
 from importlib import metadata
 from typing import Any, Final, cast
 
@@ -34,13 +36,13 @@ from tachograph.recording.problems import Problem, Problems, Report
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import Recorder, close_all
 from tachograph.recording.relay import RelayAddress
+from tachograph.recording.service_store import is_service, open_service
 from tachograph.recording.spooled_store import Opener, SpooledStore
 from tachograph.spans.listener import SpanListener
+from tachograph.variables import DATABASE_VARIABLE, URL_VARIABLE, WORKSPACE_VARIABLE
 
 log = logging.getLogger(__name__)
 
-DATABASE_VARIABLE: Final = "TACHOGRAPH_DATABASE_URL"
-WORKSPACE_VARIABLE: Final = "TACHOGRAPH_WORKSPACE"
 MEASURES_VARIABLE: Final = "TACHOGRAPH_MEASURES"
 MULTIPROCESS_VARIABLES: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 REPETITIONS_VARIABLE: Final = "TACHOGRAPH_MAX_STEP_REPETITIONS"
@@ -50,12 +52,15 @@ _lock = threading.RLock()
 _recorder: Recorder | None = None
 _workspace = ""
 _database: str | None = None
+_token: str | None = None
 _self_metrics: tuple[CollectorRegistry, SelfMetricsCollector] | None = None
 
 
 def configure(
     *,
     database: str | None = None,
+    url: str | None = None,
+    token: str | None = None,
     workspace: str | None = None,
     provider: trace.TracerProvider | None = None,
     registry: CollectorRegistry | None = REGISTRY,
@@ -67,8 +72,11 @@ def configure(
 
     Args:
         database: URL of the durable timeline's database, such as ``sqlite:///runs.db`` (default:
-            ``TACHOGRAPH_DATABASE_URL``). Without one, or with an empty one, no timeline is kept. Needs the ``exporter``
-            extra.
+            ``TACHOGRAPH_DATABASE_URL``). Needs the ``exporter`` extra. Without a database and a service, or with empty
+            ones, no timeline is kept.
+        url: URL of the service that keeps the timeline, such as ``http://host:9923`` (default: ``TACHOGRAPH_URL``,
+            if no database is named).
+        token: the service's token, with the scope ``ingest`` (default: ``TACHOGRAPH_TOKEN``).
         workspace: slug of the workspace that runs belong to (default: ``TACHOGRAPH_WORKSPACE``, else ``default``).
         provider: records spans (default: OpenTelemetry's global one, else one built from ``OTEL_*`` if those name a
             destination, else none).
@@ -78,20 +86,20 @@ def configure(
         max_step_repetitions: how often a step may be repeated in one execution, or inside one step, before further
             repetitions share one entry of its timeline (default: ``TACHOGRAPH_MAX_STEP_REPETITIONS``, else 1,000).
 
-    Raises `SetupError` or `StoreError` when an argument is wrong. A database that is locked or cannot be reached now is
-    not: it is tried again, and what it could not take by the end of the process is spooled. Faults of the environment
-    never raise: they are logged once and listed in the recorder's ``problems``.
+    Raises `SetupError` or `StoreError` when an argument is wrong. A database that is locked, or a database or service
+    that cannot be reached now, is not: it is tried again, and what it cannot take meanwhile is spooled. Faults of the
+    environment never raise: they are logged once and listed in the recorder's ``problems``.
     """
-    global _database
+    global _database, _token
     with _lock:
         problems = Problems()
         # Before the earlier recorder is closed: when an argument is wrong, that one stays.
         repetitions = _max_step_repetitions(max_step_repetitions, problems)
-        store = _store(database, problems)
+        store = _store(database, url, token, problems)
         sink = _span_listener(provider, problems) if spans else None
         folding.set_limits(folding.limits()._replace(repetitions=repetitions))
         recorder = _adopt_new(store, sink, registry, measures, workspace, problems)
-        _database = store.url if isinstance(store, SpooledStore) else None
+        _database, _token = (store.url, token) if isinstance(store, SpooledStore) else (None, None)
         return recorder
 
 
@@ -171,18 +179,27 @@ def _span_listener(provider: trace.TracerProvider | None, report: Report) -> Spa
         return SpanListener(None)
 
 
-def _store(database: str | None, problems: Problems) -> BatchListener | None:
+def _store(database: str | None, url: str | None, token: str | None, problems: Problems) -> BatchListener | None:
     """The store at an explicit or configured URL; None if there is none, or none that could ever be opened."""
-    url = os.environ.get(DATABASE_VARIABLE) if database is None else database
-    if not url:
+    if database and url:
+        raise SetupError("configure() takes the URL of a database or that of a service, not both")
+    variable = DATABASE_VARIABLE
+    if database is None and not url:
+        database_here = os.environ.get(DATABASE_VARIABLE, "") if url is None else ""
+        variable = DATABASE_VARIABLE if database_here or url is not None else URL_VARIABLE
+        address = database_here or (os.environ.get(URL_VARIABLE, "").strip() if url is None else "")
+    else:
+        address = database or url or ""
+    if not address:
         return None
+    is_explicit = database is not None or url is not None
     try:
-        store = open_store(url, retry=database is None)
+        store = open_store(address, token=token, retry=not is_explicit)
     except Exception as error:
-        if database is not None:
+        if is_explicit:
             raise
         why = str(error) if isinstance(error, (SetupError, StoreError)) else repr(error)
-        problems("store", f"no durable timeline is kept: {why} ({DATABASE_VARIABLE})")
+        problems("store", f"no durable timeline is kept: {why} ({variable})")
         return None
     if store.problem:
         # Not logged: the queue says so when the first event has to wait.
@@ -249,7 +266,8 @@ def set_up_once(**options: Any) -> Recorder | None:
         if _recorder is not None:
             return None
         failures: list[Problem] = []
-        for attempt in (options, {**options, "database": ""}, {"database": "", "spans": False, "registry": None}):
+        without = {"database": "", "url": ""}
+        for attempt in (options, {**options, **without}, {**without, "spans": False, "registry": None}):
             try:
                 recorder = configure(**attempt)
             except Exception as error:
@@ -285,25 +303,32 @@ def get_recorder() -> Recorder:
 
 
 def database_url() -> str | None:
-    """The database that the process's recorder writes to, as it was configured; None: none."""
+    """The database or service that the process's recorder writes to, as it was configured; None: none."""
     return _database
 
 
-def recorder_for_child(relay: RelayAddress | None, database: str | None, workspace: str) -> Recorder:
+def service_token() -> str | None:
+    """The service's token, as it was configured; None: that of the environment."""
+    return _token
+
+
+def recorder_for_child(
+    relay: RelayAddress | None, database: str | None, workspace: str, token: str | None = None
+) -> Recorder:
     """The recorder of a process in which work of another process's run is done.
 
-    It sends events to that process; where that one takes none, or is gone, it writes to the same database.
+    It sends events to that process; where that one takes none, or is gone, to the same database or service.
     """
-    global _recorder, _workspace, _database
+    global _recorder, _workspace, _database, _token
     with _lock:
         recorder = _recorder
         if recorder is None:
             recorder = _recorder = build_recorder(provider=find_provider())
-            _workspace, _database = workspace, database
+            _workspace, _database, _token = workspace, database, token
             atexit.unregister(close_all)
             atexit.register(close_all)
         if database and "store" not in recorder.queues:
-            recorder.add("store", _unopened_store(database))
+            recorder.add("store", _unopened_store(database, token))
         if relay is not None:
             recorder.relay_to(relay)
         return recorder
@@ -315,13 +340,14 @@ def default_workspace() -> str:
     return _workspace
 
 
-def open_store(url: str, *, retry: bool = False) -> SpooledStore:
-    """Open the durable store at a database URL, found by entry point so that this package never imports the service.
+def open_store(url: str, *, token: str | None = None, retry: bool = False) -> SpooledStore:
+    """Open the durable store at the URL of a database or a service.
 
-    A database that is locked or cannot be reached now is tried again when there is something to store. ``retry``: so is
-    one that cannot be opened for another reason; only what can never be opened raises.
+    That of a database is found by entry point, so this package never imports the service's. A database that is locked
+    or cannot be reached now is tried again when there is something to store. ``retry``: so is one that cannot be opened
+    for another reason; only what can never be opened raises.
     """
-    store = _unopened_store(url)
+    store = _unopened_store(url, token)
     try:
         store.open()
     except StoreError as error:
@@ -331,8 +357,10 @@ def open_store(url: str, *, retry: bool = False) -> SpooledStore:
     return store
 
 
-def _unopened_store(url: str) -> SpooledStore:
-    """The store at a database URL, which opens when the first batch arrives."""
+def _unopened_store(url: str, token: str | None = None) -> SpooledStore:
+    """The store at the URL of a database or service, which opens when the first batch arrives."""
+    if is_service(url):
+        return SpooledStore(url, partial(open_service, token=token))
     for entry in metadata.entry_points(group=_STORE_ENTRY_POINTS):
         try:
             opener = entry.load()

@@ -1,26 +1,24 @@
-"""Events on disk that a process could not deliver to its database before it ended; a later process delivers them.
+"""Events on disk that a process could not deliver to its database or service; they are delivered later.
 
-A spool is a directory of small files, one directory for each database. A file holds one group of events. It is written
-under another name, synced, and then renamed, so whoever delivers sees whole files only. It is deleted once its events
-are committed. Applying events twice gives the same result, so a crash in between loses nothing and doubles nothing.
-One process delivers a file at a time: it holds a lock on it.
+A spool is a directory, one for each database or service. While the destination is away, a process appends to a file of
+its own (see `journal`); what is left when it ends becomes one more file, which is written under another name, synced,
+and then renamed. A file is deleted once its events are committed. Applying events twice gives the same result, so a
+crash in between loses nothing and doubles nothing. One process delivers a file at a time: it holds a lock on it.
 
-The directory's name is a hash of the database's address without user and password. Files are readable by their user
-only. Size is bounded, per spool.
+The directory's name is a hash of the destination's address without user and password. Files are readable by their user
+only. Size is bounded, per spool: when it is full, the oldest files go, and their events are counted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import stat
-import tempfile
 import time
-import urllib.parse
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,23 +26,35 @@ import msgspec
 
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
-
-try:
-    import fcntl
-except ImportError:  # Without locks two processes may deliver the same file, which does no harm.
-    fcntl = None  # type: ignore[assignment]
+from tachograph.recording import journal
+from tachograph.recording.journal import Journal
+from tachograph.recording.spool_places import (
+    DIRECTORY_VARIABLE,
+    JOURNAL_ENDING,
+    JOURNAL_MAGIC,
+    SPOOL_BYTES,
+    is_private,
+    is_trusted,
+    limit_from_environment,
+    make_private,
+    spool_name,
+)
+from tachograph.recording.spool_places import address as address
+from tachograph.recording.spool_places import default_directories as default_directories
 
 log = logging.getLogger(__name__)
 
-DIRECTORY_VARIABLE: Final = "TACHOGRAPH_SPOOL_DIR"
 FILE_EVENTS: Final = 5_000
 """Events in a file."""
-SPOOL_BYTES: Final = 256 << 20
-"""How large the files for one database may grow together."""
+JOURNAL_PARTS: Final = 8
+"""A journal is closed, and another one begun, when it has this part of the spool's size: the oldest can go."""
 FILE_BYTES: Final = SPOOL_BYTES
 """A larger file was not written by a spool."""
 PART_SECONDS: Final = 3_600.0
 """A file that was not finished after this time never will be."""
+
+NOTES_SECONDS: Final = 30 * 86_400.0
+"""What a recorded command noted of its steps is of no use after this time."""
 
 FULL: Final = "spool_full"
 FAILED: Final = "spool_failed"
@@ -55,17 +65,23 @@ _MAGIC: Final = b"tachograph spool 1\n"
 _FINISHED: Final = ".spool"
 _PART: Final = ".part"
 _ASIDE: Final = ".bad"
+_NOTES: Final = ".steps"
+"""What recorded commands note of their steps while they run, see `tachograph_exporter.command`."""
+_DROPPED: Final = "dropped"
+"""A file with the number of events that were dropped because the spool was full."""
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(list[Event]).decode
 
 Apply = Callable[[Sequence[Event]], None]
+ApplyBatch = Callable[[str, int, Sequence[Event]], None]
 
 
 class Kept(NamedTuple):
-    """How many events are in the spool, and why the others are not."""
+    """How many events are in the spool, and why the others are not. ``dropped``: older ones that made room for them."""
 
     events: int
     reason: str = ""
+    dropped: int = 0
 
 
 class BadFile(Exception):
@@ -73,19 +89,23 @@ class BadFile(Exception):
 
 
 class Spool:
-    """The spool of one database.
+    """The spool of one database or service.
 
     Args:
-        url: the database's URL.
+        url: the database's or the service's URL.
         directory: the parent of all spools (default: see `default_directories`).
-        limit_bytes: how large the spool may grow.
+        limit_bytes: how large the spool may grow (default: ``TACHOGRAPH_SPOOL_MAX_BYTES``, else `SPOOL_BYTES`).
     """
 
-    def __init__(self, url: str, directory: Path | None = None, *, limit_bytes: int = SPOOL_BYTES) -> None:
+    def __init__(self, url: str, directory: Path | None = None, *, limit_bytes: int | None = None) -> None:
         self._parent = directory
-        self._name = hashlib.sha256(address(url).encode("utf-8", "surrogatepass")).hexdigest()[:24]
-        self._limit_bytes = limit_bytes
+        self._name = spool_name(url)
+        self.destination = address(url)
+        """The database or service, without user and password."""
+        self._own: list[Path] = []
+        self._limit_bytes = limit_bytes or limit_from_environment()
         self._numbers = 0
+        self._journal: Journal | None = None
 
     @property
     def directories(self) -> list[Path]:
@@ -95,36 +115,89 @@ class Spool:
 
     def keep(self, events: Sequence[Event]) -> Kept:
         """Write events to disk, the first ones first. Never raises; what is lost is logged."""
-        kept, reason, why = 0, FAILED, ""
+        kept, dropped, reason, why = 0, 0, FAILED, ""
         for directory in self.directories:
             try:
-                _make_private(directory)
-                left = self._limit_bytes - sum(self._sizes(directory))
+                make_private(directory)
                 while kept < len(events):
                     part = events[kept : kept + FILE_EVENTS]
                     data = _encode_file(part)
-                    if len(data) > left:
-                        reason, why = FULL, f"{directory} is full ({self._limit_bytes} bytes)"
+                    if len(data) > self._limit_bytes:
+                        reason, why = FULL, f"{directory} may not hold so much ({self._limit_bytes} bytes)"
                         break
+                    dropped += make_room(directory, self._limit_bytes, len(data), keep=self._open_path)
                     self._write(directory, data)
-                    left -= len(data)
                     kept += len(part)
                 _sync_directory(directory)
             except (OSError, ValueError) as error:
                 reason, why = FAILED, f"{directory}: {error}"
             if kept == len(events):
-                return Kept(kept)
+                return Kept(kept, FULL if dropped else "", dropped)
         log.error(
-            "cannot spool %d event(s), they are lost: %s; make the database available, or set %s to a directory with "
-            "space that this user can write", len(events) - kept, why, DIRECTORY_VARIABLE,
+            "cannot spool %d event(s), they are lost: %s; make the database or service available, or set %s to a "
+            "directory with space that this user can write", len(events) - kept, why, DIRECTORY_VARIABLE,
         )  # fmt: skip
-        return Kept(kept, reason)
+        return Kept(kept, reason, dropped)
 
-    def deliver(self, apply: Apply, *, seconds: float | None = None) -> int:
+    def append(self, events: Sequence[Event]) -> int:
+        """Append events to this process's journal; returns how many older ones had to go to make room.
+
+        They are on the disk when this returns. Raises `OSError` when they cannot be written.
+        """
+        try:
+            line = journal.line_of(events)
+        except (ValueError, OverflowError, TypeError):
+            events = [event for event in events if _can_encode(event)]
+            line = journal.line_of(events)
+        if len(line) > min(self._limit_bytes, journal.LINE_BYTES):
+            raise OSError(f"{len(events)} events do not fit into a spool of {self._limit_bytes} bytes")
+        if self._journal is not None and self._journal.size + len(line) > self._limit_bytes // JOURNAL_PARTS:
+            self.close_journal()
+        errors: list[str] = []
+        for directory in self.directories if self._journal is None else [self._journal.path.parent]:
+            try:
+                make_private(directory)
+                dropped = make_room(directory, self._limit_bytes, len(line) + len(JOURNAL_MAGIC), keep=self._open_path)
+                if self._journal is None:
+                    self._journal = Journal(directory)
+                    self._own.append(self._journal.path)
+                    _sync_directory(directory)
+                self._journal.append(line, len(events))
+                return dropped
+            except (OSError, ValueError) as error:
+                errors.append(f"{directory}: {error}")
+                self.close_journal()
+        raise OSError("; ".join(errors))
+
+    @property
+    def _open_path(self) -> Path | None:
+        return self._journal.path if self._journal is not None else None
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether nothing waits in this process's journals."""
+        if self._own:
+            self._own = [path for path in self._own if path.exists()]
+        return not self._own
+
+    def close_journal(self) -> None:
+        """Let this process's journal be delivered, by whoever comes first."""
+        opened, self._journal = self._journal, None
+        if opened is not None:
+            opened.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: the journals are the parent's, which keeps the open one locked."""
+        self.close_journal()
+        self._own = []
+
+    def deliver(self, apply: Apply, *, seconds: float | None = None, apply_batch: ApplyBatch | None = None) -> int:
         """Pass the events of every file to ``apply`` and delete the file; returns how many events were delivered.
 
-        Stops after ``seconds``, and when ``apply`` raises `StoreUnavailable`; what is left stays for the next time.
-        A file that cannot be read, or whose events are refused, is set aside. Never raises.
+        Those of a journal go to ``apply_batch``, if it is given, with the journal's name and the number of the batch:
+        the same ones when it is delivered again. Stops after ``seconds``, and when `StoreUnavailable` is raised; what
+        is left stays for the next time. A file that cannot be read, or whose events are refused, is set aside. Never
+        raises.
         """
         delivered = 0
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -132,7 +205,7 @@ class Spool:
             if deadline is not None and time.monotonic() >= deadline:
                 break
             try:
-                delivered += _deliver_file(path, apply)
+                delivered += _deliver_file(path, apply, apply_batch)
             except StoreUnavailable as error:
                 log.info("spooled events are waiting in %s: %s", path.parent, error)
                 break
@@ -144,6 +217,31 @@ class Spool:
             log.info("delivered %d spooled event(s) of an earlier process", delivered)
         return delivered
 
+    def waiting(self) -> tuple[int, int]:
+        """(files, events) that wait, also those that a living process still writes."""
+        paths = self._finished()
+        return len(paths), sum(_count(path) for path in paths)
+
+    def dropped(self) -> int:
+        """How many events were dropped because the spool was full, since `take_dropped` was last asked."""
+        return sum(count for _, count in self._dropped())
+
+    def take_dropped(self) -> int:
+        """The same, and forget them."""
+        total = 0
+        for path, count in self._dropped():
+            with contextlib.suppress(OSError):
+                path.unlink()
+                total += count
+        return total
+
+    def _dropped(self) -> Iterator[tuple[Path, int]]:
+        for directory in self.directories:
+            with contextlib.suppress(OSError, ValueError):
+                path = directory / _DROPPED
+                if is_private(directory) and stat.S_ISREG(os.lstat(path).st_mode):
+                    yield path, sum(int(line) for line in path.read_text().splitlines())
+
     @property
     def is_empty(self) -> bool:
         """Whether no file waits to be delivered."""
@@ -154,21 +252,10 @@ class Spool:
         paths: list[Path] = []
         for directory in self.directories:
             with contextlib.suppress(OSError, ValueError):
-                if _is_private(directory):
-                    paths += [directory / name for name in os.listdir(directory) if name.endswith(_FINISHED)]
+                if is_private(directory):
+                    names = os.listdir(directory)
+                    paths += [directory / name for name in names if name.endswith((_FINISHED, JOURNAL_ENDING))]
         return sorted(paths, key=lambda path: path.name)
-
-    def _sizes(self, directory: Path) -> Iterator[int]:
-        """The size of every file, after removing those that a killed process did not finish."""
-        now = time.time()
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    status = entry.stat(follow_symlinks=False)
-                    if entry.name.endswith(_PART) and now - status.st_mtime > PART_SECONDS:
-                        os.unlink(entry.path)
-                    else:
-                        yield status.st_size
 
     def _write(self, directory: Path, data: bytes) -> None:
         self._numbers += 1
@@ -187,66 +274,39 @@ class Spool:
             raise
 
 
-def default_directories() -> list[Path]:
-    """The parents of all spools: ``TACHOGRAPH_SPOOL_DIR``, else the user's state directory and one in ``/tmp``."""
-    if chosen := os.environ.get(DIRECTORY_VARIABLE, "").strip():
-        return [Path(chosen)]
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    parents = [Path(tempfile.gettempdir()) / f"tachograph-spool-{user}"]
-    state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not state.is_absolute():  # The specification says to ignore a relative one.
-        home = Path(os.path.expanduser("~"))
-        state = home / ".local" / "state"
-        with contextlib.suppress(OSError):
-            # Under sudo the home may be another user's, who could not write there any more.
-            if not home.is_absolute() or (hasattr(os, "getuid") and home.stat().st_uid != user):
-                return parents
-    return [state / "tachograph" / "spool", *parents]
+def make_room(directory: Path, limit_bytes: int, size: int, *, keep: Path | None = None) -> int:
+    """Delete the oldest files of a spool until ``size`` more bytes fit; returns how many events were in them.
 
-
-def address(url: str) -> str:
-    """What tells a database from others: its URL without user, password, driver and options.
-
-    The same for every spelling of a SQLite file's path.
+    ``keep``: a file that stays. Raises `OSError` when the directory cannot be read.
     """
-    scheme, separator, rest = url.strip().partition("://")
-    if not separator:
-        return "?"  # It may be anything, a password too.
-    scheme = scheme.partition("+")[0].lower()
-    if scheme == "sqlite":
-        path = rest.partition("?")[0].removeprefix("/")
-        return f"sqlite:{os.path.realpath(path)}" if path and "\0" not in path else "sqlite:"
-    authority, _, path = rest.partition("/")
-    path, _, query = path.partition("?")
-    options = urllib.parse.parse_qs(query)
-    named = ",".join(options.get("host", [authority.rpartition("@")[2]])).split(",")
-    ports = options.get("port", [""])[-1].split(",")
-    hosts = {_host(host, ports[i] if len(ports) == len(named) else ports[0]) for i, host in enumerate(named)}
-    return f"{scheme.replace('postgresql', 'postgres')}:{','.join(sorted(hosts))}:{path}"
+    files = sorted(_files(directory))
+    left = limit_bytes - size - sum(status.st_size for _, status in files)
+    dropped = 0
+    for name, status in files:
+        if left >= 0:
+            break
+        if keep is None or name != keep.name:
+            dropped += _drop(directory / name)
+            left += status.st_size
+    if dropped:
+        log.error("the spool %s is full (%d bytes): dropped its %d oldest event(s)", directory, limit_bytes, dropped)
+    return dropped
 
 
-def _host(text: str, port: str) -> str:
-    """A host with its port, which may be given elsewhere."""
-    host, _, own_port = text.rpartition(":")
-    if (not host and not own_port.isdecimal()) or own_port.endswith("]"):
-        host, own_port = (f"{host}:{own_port}" if host else own_port), ""
-    return f"{host.lower() or 'localhost'}:{port or own_port or '5432'}"
-
-
-def _make_private(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _is_private(directory):
-        raise PermissionError("it belongs to another user")
-
-
-def _is_private(directory: Path) -> bool:
-    """Whether it is a directory, and no other user's."""
-    status = os.lstat(directory)
-    return stat.S_ISDIR(status.st_mode) and _is_trusted(status)
-
-
-def _is_trusted(status: os.stat_result) -> bool:
-    return not hasattr(os, "getuid") or status.st_uid == os.getuid() or os.getuid() == 0
+def _files(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every file's name and size, after removing those that a killed process did not finish."""
+    now = time.time()
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                age = now - status.st_mtime
+                if (entry.name.endswith(_PART) and age > PART_SECONDS) or (
+                    entry.name.endswith(_NOTES) and age > NOTES_SECONDS
+                ):
+                    os.unlink(entry.path)
+                elif entry.name != _DROPPED:
+                    yield entry.name, status
 
 
 def _encode_file(events: Sequence[Event]) -> bytes:
@@ -274,43 +334,41 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _deliver_file(path: Path, apply: Apply) -> int:
-    """Deliver one file, unless another process is doing so or has done it."""
+def _deliver_file(path: Path, apply: Apply, apply_batch: ApplyBatch | None) -> int:
+    """Deliver one file, unless another process writes it, is delivering it, or has done so."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         return 0
     with open(descriptor, "rb") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return 0
-        if not path.exists():
-            return 0  # Delivered between opening and locking.
+        if not journal.lock(file.fileno()) or not path.exists():
+            return 0  # Or delivered between opening and locking.
         try:
-            events = _read(file.fileno())
+            batches = _read(file.fileno(), is_journal=path.suffix == JOURNAL_ENDING)
         except BadFile as error:
             _set_aside(path, str(error))
             return 0
-        refused = _apply_all(events, apply)
+        count = refused = 0
+        for sequence, events in batches:
+            count += len(events)
+            if apply_batch is not None and sequence:
+                refused += _apply_all(events, partial(apply_batch, path.stem, sequence), apply)
+            else:
+                refused += _apply_all(events, apply, apply)
         if refused:
-            _set_aside(path, f"{refused} of its {len(events)} event(s) were refused")
+            _set_aside(path, f"{refused} of its {count} event(s) were refused")
         else:
             path.unlink(missing_ok=True)
-        return len(events) - refused
+        return count - refused
 
 
-def _read(descriptor: int) -> list[Event]:
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise BadFile("it is not a regular file")
-    if not _is_trusted(status):
-        raise BadFile("it belongs to another user")
-    if status.st_size > FILE_BYTES:
-        raise BadFile(f"it is larger than {FILE_BYTES} bytes")
-    with open(os.dup(descriptor), "rb") as file:
-        data = file.read(FILE_BYTES + 1)
+def _read(descriptor: int, *, is_journal: bool) -> list[tuple[int, list[Event]]]:
+    """The batches in a file, with the numbers that they have in a journal, else 0."""
+    data = _content(descriptor)
+    if data.startswith(JOURNAL_MAGIC):
+        return list(journal.batches(data))
+    if is_journal and JOURNAL_MAGIC.startswith(data):
+        return []  # A journal whose first line is torn.
     head = len(_MAGIC) + 9
     if not data.startswith(_MAGIC):
         raise BadFile("it does not start like a spool file of this version")
@@ -318,12 +376,47 @@ def _read(descriptor: int) -> list[Event]:
     if data[len(_MAGIC) : head] != b"%08x\n" % zlib.crc32(body):
         raise BadFile("its checksum does not match")
     try:
-        return _decode(body)
+        return [(0, _decode(body))]
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadFile(str(error)) from None
 
 
-def _apply_all(events: Sequence[Event], apply: Apply) -> int:
+def _content(descriptor: int) -> bytes:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise BadFile("it is not a regular file")
+    if not is_trusted(status):
+        raise BadFile("it belongs to another user")
+    if status.st_size > FILE_BYTES:
+        raise BadFile(f"it is larger than {FILE_BYTES} bytes")
+    with open(os.dup(descriptor), "rb") as file:
+        return file.read(FILE_BYTES + 1)
+
+
+def _count(path: Path) -> int:
+    """How many events a file holds; 0 if it cannot be read."""
+    with contextlib.suppress(OSError, BadFile):
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:
+            batches = _read(file.fileno(), is_journal=path.suffix == JOURNAL_ENDING)
+            return sum(len(events) for _, events in batches)
+    return 0
+
+
+def _drop(path: Path) -> int:
+    """Delete a file to make room, and note how many events were in it; returns that number."""
+    count = _count(path)
+    try:
+        path.unlink()
+    except OSError:
+        return 0
+    if count:
+        with contextlib.suppress(OSError), open(path.with_name(_DROPPED), "a") as note:
+            note.write(f"{count}\n")
+    return count
+
+
+def _apply_all(events: Sequence[Event], apply: Apply, apply_part: Apply) -> int:
     """Apply the events, one by one if they are refused together; returns how many were refused."""
     try:
         apply(events)
@@ -333,7 +426,7 @@ def _apply_all(events: Sequence[Event], apply: Apply) -> int:
         if len(events) == 1:
             log.warning("a spooled %s was refused: %s", type(events[0]).__name__, error)
             return 1
-        return sum(_apply_all([event], apply) for event in events)
+        return sum(_apply_all([event], apply_part, apply_part) for event in events)
     return 0
 
 

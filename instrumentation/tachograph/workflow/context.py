@@ -79,6 +79,9 @@ class StepContext:
         """Report money (US dollars) and tokens spent since the previous report."""
         self._reporter.cost(usd, tokens_in, tokens_out, model)
 
-    def log(self, message: Any, level: str = "info") -> None:
-        """Record a log line of the step (level debug, info, warning or error)."""
-        self._reporter.log(message, level)
+    def log(self, message: Any, level: str = "info", *, at_ns: int | None = None) -> None:
+        """Record a log line of the step (level debug, info, warning or error).
+
+        ``at_ns``: when it was written (unix nanoseconds), if not now.
+        """
+        self._reporter.log(message, level, at_ns)

@@ -101,10 +101,10 @@ class Reporter:
                 )
             )
 
-    def log(self, message: Any, level: str = "info") -> None:
+    def log(self, message: Any, level: str = "info", at_ns: int | None = None) -> None:
         """Record a log line of the step (level debug, info, warning or error); secrets in it are masked.
 
-        A message that is no text is summarised.
+        A message that is no text is summarised. ``at_ns``: when it was written, if not now.
         """
         if level not in LEVELS:
             raise ValueError(f"log level {level!r} is not one of {', '.join(LEVELS)}")
@@ -112,7 +112,7 @@ class Reporter:
             self.emit(
                 StepLogged(
                     step=self.step,
-                    time_ns=self.clock(),
+                    time_ns=self.clock() if at_ns is None else at_ns,
                     sequence=sequence,
                     attempt=self.attempts.attempt,
                     message=mask_text(as_text(message)),

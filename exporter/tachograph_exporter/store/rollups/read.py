@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 from sqlalchemy import ColumnElement, Connection, and_, or_, select
@@ -140,12 +140,39 @@ def series(
 
 def totals(connection: Connection, workspace: str) -> dict[str, WorkflowTotals]:
     """Totals of everything that ever ended in a workspace, by workflow id; executions only."""
-    heads = connection.execute(select(_heads.workflow_id, _heads.head_s).where(_heads.workspace_id == workspace)).all()
-    totals_by_workflow: dict[str, WorkflowTotals] = {}
+    return totals_of(connection, workspace, heads(connection, workspace))
+
+
+def heads(connection: Connection, workspace: str, limit: int | None = None) -> dict[str, int]:
+    """The heads (unix seconds) of a workspace's workflows, or of the last active ones, by workflow id."""
+    statement = select(_heads.workflow_id, _heads.head_s).where(_heads.workspace_id == workspace)
+    if limit is not None:
+        statement = statement.order_by(_heads.head_s.desc()).limit(limit)
+    return {row.workflow_id: row.head_s for row in connection.execute(statement)}
+
+
+def totals_of(
+    connection: Connection,
+    workspace: str,
+    heads: Mapping[str, int],
+    from_ns: int | None = None,
+    to_ns: int | None = None,
+) -> dict[str, WorkflowTotals]:
+    """Totals of what ended in a range, of the workflows with these heads; executions only.
+
+    Reads whole rollup rows alone: a range begins and ends with a whole five minutes, or hour if it is long ago.
+    """
+    workflows: dict[tuple[RowRange, ...], list[str]] = {}
+    for workflow, head in heads.items():
+        row_ranges = split_range(head, from_ns, to_ns).row_ranges
+        if row_ranges:
+            workflows.setdefault(row_ranges, []).append(workflow)
     conditions = [
-        and_(_rollups.workflow_id == workflow, _in_ranges(split_range(head, None, None).row_ranges))
-        for workflow, head in heads
+        and_(_rollups.workflow_id.in_(ids[i : i + 500]), _in_ranges(row_ranges))
+        for row_ranges, ids in workflows.items()
+        for i in range(0, len(ids), 500)
     ]
+    totals_by_workflow: dict[str, WorkflowTotals] = {}
     for i in range(0, len(conditions), 50):
         statement = select(_rollups.workflow_id, _rollups.executions).where(
             _rollups.workspace_id == workspace, or_(*conditions[i : i + 50])

@@ -9,26 +9,28 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from tachograph.distribution import DURATION_BUCKETS, Distribution, Sum
 from tachograph.events import Folded, FoldedMeasure, FoldedRuns
 from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import upper_bound
+from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
 from tachograph_exporter.store.rollups.counting import CHUNK, CountedStepRow, ExecutionRow, Key
-from tachograph_exporter.store.schema import series_unsettled, workflow_step_attempts
+from tachograph_exporter.store.schema import series_unsettled, workflow_executions, workflow_step_attempts
 from tachograph_exporter.store.series.values import (
     ATTEMPTS,
     COST,
     CRITICAL,
     DURATION,
+    ENDED_AS,
     EXECUTION,
+    LATEST,
     MEASURE,
     RETRIES,
     SEPARATOR,
     SKIPPED,
     STARTED,
-    SUCCESS,
     TOKENS,
     WAIT,
     Amount,
@@ -46,6 +48,10 @@ _ATTEMPTS_OF: Final = select(
     _attempts.execution_id, _attempts.step_id, _attempts.attempt, _attempts.status, _attempts.finished_ns,
     _attempts.queue_ns, _attempts.backoff_ns,
 ).where(_attempts.execution_id.in_(bindparam("ids", expanding=True)))  # fmt: skip
+
+_executions = workflow_executions.c
+_MAX_LOOKED_THROUGH: Final = 10_000
+"""Executions that a correction looks through: a commit must not wait for those of a year."""
 
 _DEPENDENCY: Final = f"{WAIT}{SEPARATOR}dependency"
 _QUEUE: Final = f"{WAIT}{SEPARATOR}queue"
@@ -139,7 +145,7 @@ class Counted:
                 counts.settle()
                 mine = self.step(key, name)
                 for code, amount in counts.amounts.items():
-                    if code == SUCCESS:
+                    if code in LATEST:
                         if sign > 0:
                             mine.amounts[code] = max(mine.amounts.get(code, 0), amount)  # type: ignore[type-var]
                     elif isinstance(amount, Distribution):
@@ -147,6 +153,33 @@ class Counted:
                         mine.exemplars.setdefault(code, {}).update(counts.exemplars.get(code, {}))
                     else:
                         mine.count(code, sign * amount)
+
+
+def correct_latest(connection: Connection, counted: Counted, before: Counted) -> None:
+    """Where the latest success or failure of a workflow was taken back, count the one before it.
+
+    An execution given up as lost may have completed after all, and one that looked complete may have a span that
+    failed. ``before``: what executions had been counted as, before ``counted``. Call it once their rows are written.
+    """
+    for key, steps in before.by_workflow.items():
+        for code in LATEST & steps.get("", _StepCounts()).amounts.keys():
+            amounts = counted.step(key, "").amounts
+            if amounts.get(code, 0) < steps[""].amounts[code]:  # type: ignore[operator]
+                amounts[code] = ~_latest(connection, key, ENDED_AS[code])
+
+
+def _latest(connection: Connection, key: Key, statuses: Collection[str]) -> int:
+    """When an execution last ended with one of these statuses, unix ns; 0: none of the newest did."""
+    of_workflow = (_executions.workspace_id == key[0]) & (_executions.workflow_id == key[1])
+    newest = (
+        select(_executions.finished_ns, _executions.status)
+        .where(of_workflow, _executions.finished_ns.is_not(None), _executions.rank >= FIRST_TERMINAL_RANK)
+        .order_by(_executions.finished_ns.desc())
+        .limit(_MAX_LOOKED_THROUGH)
+        .subquery()
+    )
+    latest = select(func.max(newest.c.finished_ns)).where(newest.c.status.in_(sorted(statuses)))
+    return max(0, connection.execute(latest).scalar() or 0)
 
 
 class SeriesCounter:
@@ -181,8 +214,9 @@ class SeriesCounter:
             )  # fmt: skip
             if row.has_started:
                 counts.count(STARTED, 1)
-            if execution.status == "completed":
-                counts.amounts[SUCCESS] = max(counts.amounts.get(SUCCESS, 0), execution.finished_ns)  # type: ignore[type-var]
+            for code, statuses in ENDED_AS.items():
+                if execution.status in statuses:
+                    counts.amounts[code] = max(counts.amounts.get(code, 0), execution.finished_ns)  # type: ignore[type-var]
         self._attempts = attempts_of(connection, self._executions)
 
     @staticmethod

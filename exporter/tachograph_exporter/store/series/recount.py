@@ -12,7 +12,7 @@ from tachograph_exporter.store.rollups.counting import Key, count
 from tachograph_exporter.store.schema import workflow_definitions, workflow_executions
 from tachograph_exporter.store.series.counting import SeriesCounter
 from tachograph_exporter.store.series.rows import absorb, current_series, replace
-from tachograph_exporter.store.series.values import SUCCESS, Series, StepSeries, Value, empty
+from tachograph_exporter.store.series.values import LATEST, Series, StepSeries, Value, empty
 from tachograph_exporter.store.state import watermark_of
 from tachograph_exporter.store.totals import WorkflowTotals
 
@@ -50,8 +50,8 @@ def differing(current: dict[str, StepSeries], due: dict[str, dict[str, Value]]) 
             series = by_code.get(code)
             value = empty(code) if series is None else series.value if series.true is None else series.true
             due_value = due_by_code.get(code, empty(code))
-            # The last success may have been corrected since, or archived.
-            is_right = value >= due_value if code == SUCCESS else _are_equal(value, due_value)  # type: ignore[operator]
+            # The latest may have been archived since.
+            is_right = value >= due_value if code in LATEST else _are_equal(value, due_value)  # type: ignore[operator]
             if not is_right:
                 wrong.append((step, code, value, due_value))
     return wrong
@@ -98,7 +98,7 @@ def recount_one(
             series = by_code.get(code)
             if series is None:
                 series = by_code[code] = Series(code, since)
-            if code == SUCCESS:
+            if code in LATEST:
                 series.value = due_value
             elif isinstance(due_value, Distribution):
                 assert isinstance(value, Distribution)  # noqa: S101

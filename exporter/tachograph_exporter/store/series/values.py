@@ -16,10 +16,12 @@ import msgspec
 
 from tachograph.clock import NS
 from tachograph.distribution import Distribution, DistributionRow, stored_integer
+from tachograph.events import UNSUCCESSFUL
 from tachograph.metrics.specs import (
     CRITICAL_PATH,
     EXECUTION_DURATION,
     EXECUTIONS_STARTED,
+    LAST_FAILURE,
     LAST_SUCCESS,
     STEP_ATTEMPTS,
     STEP_COST,
@@ -43,6 +45,10 @@ _REPLACEMENT: Final = "\ufffd"
 EXECUTION: Final = "execution"
 STARTED: Final = "started"
 SUCCESS: Final = "success"
+FAILURE: Final = "failure"
+ENDED_AS: Final[Mapping[str, frozenset[str]]] = {SUCCESS: frozenset({"completed"}), FAILURE: UNSUCCESSFUL}
+LATEST: Final = frozenset(ENDED_AS)
+"""Times of the latest execution that ended with one of these statuses: they do not add up."""
 DURATION: Final = "duration"
 WAIT: Final = "wait"
 ATTEMPTS: Final = "attempts"
@@ -71,6 +77,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     EXECUTION: Kind(EXECUTION_DURATION, of_step=False),
     STARTED: Kind(EXECUTIONS_STARTED, of_step=False),
     SUCCESS: Kind(LAST_SUCCESS, NS, of_step=False),
+    FAILURE: Kind(LAST_FAILURE, NS, of_step=False),
     DURATION: Kind(STEP_DURATION),
     WAIT: Kind(STEP_WAIT),
     ATTEMPTS: Kind(STEP_ATTEMPTS),
@@ -209,8 +216,9 @@ class StepSeries:
             series = by_code.get(code)
             if series is None:
                 series = by_code[code] = Series(code, created)
-            if code == SUCCESS:
-                series.value = max(series.value, amount)  # type: ignore[type-var, assignment]
+            if code in LATEST:
+                assert isinstance(amount, int)  # noqa: S101
+                series.value = ~amount if amount < 0 else max(series.value, amount)  # type: ignore[type-var]
             elif isinstance(amount, Observed):
                 series.add(Distribution.from_row(amount.values))
                 if amount.exemplars:
@@ -238,7 +246,9 @@ class StepSeries:
 
 
 Amount: TypeAlias = int | str | Observed | None
-"""What a delta adds to one series; None: nothing, the series only begins to exist."""
+"""What a delta adds to one series; None: nothing, the series only begins to exist.
+
+Of those in `LATEST` it is a time, which counts if it is later; ``~time`` replaces what is there (a correction)."""
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_rows: Final = msgspec.msgpack.Decoder(dict[str, SeriesRow]).decode
 

@@ -48,6 +48,10 @@ class WorkflowExecutionResponse(msgspec.Struct, kw_only=True):
     ``execution_number`` counts the executions of the workflow from 1, in the order in which they were first stored.
     ``duration`` is ``duration_seconds`` under the name that older clients read. ``updated_at`` is when the execution
     was last heard of. ``results`` is null in lists: outputs are stored with the steps.
+
+    ``expected_end_at`` is when a running execution is expected to end, by what remains of its critical path and what
+    is usual; null if nothing like it ever took so long. ``usual_duration_seconds`` is the median of the workflow's
+    completed executions of the last four weeks; null for executions that have ended.
     """
 
     id: str
@@ -81,6 +85,8 @@ class WorkflowExecutionResponse(msgspec.Struct, kw_only=True):
     critical_path_seconds: float | None
     work_seconds: float | None
     is_archived: bool = False
+    expected_end_at: str | None = None
+    usual_duration_seconds: float | None = None
 
 
 class WorkflowStepExecutionResponse(msgspec.Struct, kw_only=True, gc=False):
@@ -118,7 +124,10 @@ class WorkflowExecutionDetailedResponse(WorkflowExecutionResponse, kw_only=True)
 
 
 class ExecutionState(msgspec.Struct, kw_only=True):
-    """Status and progress of an execution. ``results``: see `WorkflowExecutionDetailedResponse`."""
+    """Status and progress of an execution. ``results``: see `WorkflowExecutionDetailedResponse`.
+
+    ``expected_end_at`` and ``usual_duration_seconds``: see `WorkflowExecutionResponse`.
+    """
 
     execution_id: str
     workflow_id: str
@@ -134,6 +143,8 @@ class ExecutionState(msgspec.Struct, kw_only=True):
     running_steps: list[str]
     error_message: str | None
     results: ExecutionResults | None
+    expected_end_at: str | None = None
+    usual_duration_seconds: float | None = None
 
 
 class WorkflowStats(msgspec.Struct, kw_only=True):

@@ -12,7 +12,8 @@ class LogEntry(msgspec.Struct, kw_only=True, gc=False):
 
     ``step_id`` is the step whose span, or whose span below, it was written in; null: none of them. ``severity`` is
     OpenTelemetry's number (1 to 24; 0: not said), and ``level`` its name. ``source`` is ``recorded`` for lines that the
-    step logged here, ``otlp`` for those that arrived by OTLP.
+    step logged here, ``otlp`` for those that arrived by OTLP. ``attempt`` is the attempt of the step
+    that logged it, null if that is not known.
     """
 
     at: str
@@ -24,6 +25,7 @@ class LogEntry(msgspec.Struct, kw_only=True, gc=False):
     trace_id: str
     span_id: str
     source: str
+    attempt: int | None = None
     service: str = ""
     event_name: str = ""
     attributes: Any = None

@@ -10,6 +10,19 @@ import msgspec
 from tachograph_exporter.views.schemas.common import MeasureSummary, Wait
 
 
+class ResourceUse(msgspec.Struct, gc=False):
+    """What attempts used of the machine, with all processes that they started and waited for. Null: not known.
+
+    ``cpu_seconds`` is user and system time, ``peak_memory_bytes`` the largest resident set of any one process;
+    ``read_bytes`` and ``written_bytes`` went from and to storage.
+    """
+
+    cpu_seconds: float | None
+    peak_memory_bytes: int | None
+    read_bytes: int | None
+    written_bytes: int | None
+
+
 class Attempt(msgspec.Struct, kw_only=True, gc=False):
     """One attempt of a step. ``queue_seconds`` and ``backoff_seconds`` are the waits before this attempt."""
 
@@ -22,6 +35,7 @@ class Attempt(msgspec.Struct, kw_only=True, gc=False):
     backoff_seconds: float
     error_type: str | None = None
     error_message: str | None = None
+    resources: ResourceUse | None = None
 
 
 class Measure(msgspec.Struct):
@@ -86,7 +100,7 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     lie after the end of the run or (negative) before its start, because its clock differs or it outlasted the run: its
     times are shown as they are; waits, work and the critical path are computed within the run. With ``folded``, the
     entry stands for many repetitions of the step: it spans from the start of the first to the end of the last, and
-    ``run_seconds`` is their sum.
+    ``run_seconds`` is their sum. ``resources`` are those of all attempts; null if nothing measured them.
     """
 
     step_id: str
@@ -123,6 +137,7 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     cost: Cost | None
     logs: tuple[LogLine, ...]
     folded: FoldedSteps | None = None
+    resources: ResourceUse | None = None
 
 
 class CriticalStep(msgspec.Struct, gc=False):
@@ -140,7 +155,7 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     program did itself; together with ``critical_path_seconds`` it is the whole time of the run.
     ``cost_usd`` is what its steps spent, null if nothing says so; it and the tokens are without those of executions
     inside this one. ``parent_execution_id`` and ``parent_step_id`` name the execution and its step that this one ran
-    inside.
+    inside. ``expected_end_at`` and ``usual_duration_seconds``: see `WorkflowExecutionResponse`.
     """
 
     execution_id: str
@@ -175,6 +190,8 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     tokens_in: int
     tokens_out: int
     step_timeline: list[WorkflowStepTimelineEntry]
+    expected_end_at: str | None = None
+    usual_duration_seconds: float | None = None
 
 
 class ChromeTrace(msgspec.Struct, kw_only=True):

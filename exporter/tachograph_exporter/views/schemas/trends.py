@@ -31,6 +31,7 @@ class ChangePoint(msgspec.Struct, kw_only=True):
     """A time since when executions (``step_name`` null) or runs of a step take longer or shorter.
 
     ``ratio`` is the median after divided by the median before; ``until`` is the next change, null for the last one.
+    ``before_count`` and ``after_count`` are how many completed runs say so.
     """
 
     step_name: str | None
@@ -40,6 +41,8 @@ class ChangePoint(msgspec.Struct, kw_only=True):
     before_seconds: float
     after_seconds: float
     ratio: float
+    before_count: int
+    after_count: int
     sentence: str
 
 

@@ -15,7 +15,7 @@ export function distribution(metrics, seconds, isOpen) {
   const [low, high] = [Math.log(Math.min(floor, seconds || floor)), Math.log(Math.max(bars.at(-1).high, seconds || 0))];
   const x = (value) => ((Math.log(Math.max(value, Math.exp(low))) - low) / Math.max(1e-9, high - low)) * WIDTH;
   const maxCount = Math.max(...bars.map((bar) => bar.count));
-  const { p50, p95 } = metrics.by_status.completed ?? metrics;
+  const { p50, p95 } = metrics.by_status?.completed ?? metrics;
   const summary = `usually ${duration(p50)}, ${duration(p95)} at the 95th percentile`;
   // Too few runs to call anything unusual.
   const isSlow = p95 !== null && seconds > p95 && bars.reduce((sum, bar) => sum + bar.count, 0) >= MIN_RUNS;

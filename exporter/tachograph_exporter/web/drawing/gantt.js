@@ -1,6 +1,6 @@
 // The rows of a timeline: waits, attempts, retries and the critical path of each step.
 
-import { duration } from "../format.js";
+import { duration, times } from "../format.js";
 
 export const ROW_HEIGHT = 24;
 const BAR_HEIGHT = 14;
@@ -18,7 +18,7 @@ export function drawRow(painter, colours, run, step, { x, y, now, left, right, i
   }
   const colour = colours[step.status] ?? colours.pending;
   if (step.start === null) {
-    if (step.status !== "pending" || !run.isOpen) return;
+    if (step.status !== "pending" || !run.isOpen || step.isExpected) return;
     painter.line(x(step.ready), middle, x(run.length(now)), middle, colours.pending, { dash: [1, 4] });
     return;
   }
@@ -72,12 +72,48 @@ export function drawRow(painter, colours, run, step, { x, y, now, left, right, i
       3,
       colours.critical,
     );
-  const length = duration(((run.barEnd(step, now) ?? step.start) - step.start) / 1000);
-  const label = step.attempts.length > 1 ? `${length} · ${step.attempts.length} attempts` : length;
-  const width = painter.measure(label, { size: 11 });
-  if (end + 6 + width < right) painter.text(Math.max(end, left) + 6, middle, label, colours.quiet, { size: 11 });
-  else if (x(first) - 6 - width > left)
-    painter.text(Math.min(x(first), right) - 6, middle, label, colours.quiet, { size: 11, align: "right" });
+  const usual = run.usual.get(step.id);
+  if (usual) drawUsual(painter, colours, x(queued + usual.seconds * 1000), top, { left, right });
+  drawLabel(painter, colours, labelParts(run, step, usual, now), {
+    before: Math.min(x(queued), right),
+    after: Math.max(end, left, usual ? Math.min(x(queued + usual.seconds * 1000), right) : left),
+    middle,
+    left,
+    right,
+  });
+}
+
+/** A tick where the step usually ends. */
+function drawUsual(painter, colours, x, top, { left, right }) {
+  if (x < left || x > right) return;
+  painter.rect(x - 2, top - 3, 4, BAR_HEIGHT + 6, colours.paper);
+  painter.rect(x - 1, top - 3, 2, BAR_HEIGHT + 6, colours.text);
+}
+
+/** The label's parts, each with its colour: the duration, attempts, and how much longer than usual. */
+function labelParts(run, step, usual, now) {
+  const parts = [[duration(((run.barEnd(step, now) ?? step.start) - step.start) / 1000), "quiet"]];
+  if (usual?.isSlow) parts.push([` ${times(usual.ratio)}`, "failed"]);
+  if (step.attempts.length > 1) parts.push([` · ${step.attempts.length} attempts`, "quiet"]);
+  const wait = step.retryAt && step.status === "retrying" ? step.retryAt - (now - run.origin) : 0;
+  if (wait > 0) parts.push([` · next attempt in ${duration(Math.ceil(wait / 1000))}`, "retrying"]);
+  return parts;
+}
+
+/** Draw a label behind the bar, or in front of it if there is no room; nothing is drawn through it. */
+function drawLabel(painter, colours, parts, { before, after, middle, left, right }) {
+  const size = 11;
+  const widths = parts.map(([text]) => painter.measure(text, { size, bold: false }));
+  const width = widths.reduce((sum, part) => sum + part, 0);
+  let at;
+  if (after + 6 + width < right) at = after + 6;
+  else if (before - 6 - width > left) at = before - 6 - width;
+  else return;
+  painter.rect(at - 2, middle - 8, width + 4, 16, colours.paper, { alpha: 0.9 });
+  parts.forEach(([text, colour], index) => {
+    painter.text(at, middle, text, colours[colour], { size });
+    at += widths[index];
+  });
 }
 
 function hatch(painter, colours, x, y, width) {

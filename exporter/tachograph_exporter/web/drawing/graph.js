@@ -5,6 +5,7 @@ import { duration, STATUS_SYMBOLS } from "../format.js";
 import { CanvasPainter } from "./canvas_painter.js";
 import { drag } from "./drag.js";
 import { fitText } from "./fit_text.js";
+import { nodesOf, summaryOf } from "./folding.js";
 import { palette } from "./palette.js";
 
 const NODE_WIDTH = 170;
@@ -12,30 +13,31 @@ const NODE_HEIGHT = 38;
 const GAP_X = 60;
 const GAP_Y = 14;
 
-/** The position of each step: layers by depth, each ordered by the barycentre of its neighbours. */
-export function layout(run) {
+/** The position of each node: layers by depth, each ordered by the barycentre of its neighbours. */
+export function layout(nodes) {
   const layers = [];
-  for (const step of run.steps) (layers[step.depth] ??= []).push(step);
+  for (const node of nodes) (layers[node.depth] ??= []).push(node);
+  const filled = layers.filter(Boolean);
   const at = new Map();
-  const setOrder = (layer) => layer.forEach((step, index) => at.set(step, index - layer.length / 2));
-  layers.forEach(setOrder);
-  const barycentre = (step, others) =>
-    others.length ? others.reduce((sum, other) => sum + at.get(other), 0) / others.length : at.get(step);
-  const dependenciesOf = (step) => step.dependsOn.map((id) => run.byId.get(id)).filter(Boolean);
+  const setOrder = (layer) => layer.forEach((node, index) => at.set(node, index - layer.length / 2));
+  filled.forEach(setOrder);
+  const barycentre = (node, others) => {
+    let sum = 0;
+    for (const other of others) sum += at.get(other);
+    return others.size ? sum / others.size : at.get(node);
+  };
   for (let sweep = 0; sweep < 4; sweep += 1) {
     const isForward = sweep % 2 === 0;
-    for (const layer of isForward ? layers : [...layers].reverse()) {
-      const target = new Map(
-        layer.map((step) => [step, barycentre(step, isForward ? dependenciesOf(step) : step.dependents)]),
-      );
-      layer.sort((a, b) => target.get(a) - target.get(b) || a.index - b.index);
+    for (const layer of isForward ? filled : [...filled].reverse()) {
+      const target = new Map(layer.map((node) => [node, barycentre(node, isForward ? node.before : node.after)]));
+      layer.sort((one, two) => target.get(one) - target.get(two) || one.index - two.index);
       setOrder(layer);
     }
   }
   const positions = new Map();
-  layers.forEach((layer, depth) =>
-    layer.forEach((step, index) => {
-      positions.set(step, {
+  filled.forEach((layer, depth) =>
+    layer.forEach((node, index) => {
+      positions.set(node, {
         x: depth * (NODE_WIDTH + GAP_X),
         y: (index - (layer.length - 1) / 2) * (NODE_HEIGHT + GAP_Y),
       });
@@ -49,6 +51,10 @@ export class Graph {
     this.run = run;
     this.onSelect = onSelect;
     this.selected = null;
+    this.unfolded = new Set();
+    this.foldsNothing = false;
+    // Until the user moves it, the whole graph is shown, whatever the size of its box.
+    this.isFitted = true;
     this.colours = palette();
     this.canvas = h("canvas", {
       class: "graph",
@@ -71,6 +77,7 @@ export class Graph {
       this.canvas,
       (dx, dy, start) => {
         if (start) this.from = { ...this.camera };
+        this.isFitted = false;
         this.camera.x = this.from.x + dx;
         this.camera.y = this.from.y + dy;
         this.draw();
@@ -80,8 +87,8 @@ export class Graph {
           (event.offsetX - this.camera.x) / this.camera.scale,
           (event.offsetY - this.camera.y) / this.camera.scale,
         ];
-        for (const [step, at] of this.positions) {
-          if (x >= at.x && x <= at.x + NODE_WIDTH && y >= at.y && y <= at.y + NODE_HEIGHT) return this.onSelect(step);
+        for (const [node, at] of this.positions) {
+          if (x >= at.x && x <= at.x + NODE_WIDTH && y >= at.y && y <= at.y + NODE_HEIGHT) return this.pick(node);
         }
         return undefined;
       },
@@ -91,9 +98,30 @@ export class Graph {
   }
 
   arrange() {
-    this.positions = layout(this.run);
+    this.positions = layout(nodesOf(this.run, this));
     this.count = this.run.steps.length;
-    this.camera = null;
+    this.isFitted = true;
+  }
+
+  /** Select a step, or show the steps of a folded node. */
+  pick(node) {
+    if (node.steps.length === 1) return this.onSelect(node.steps[0]);
+    this.unfolded.add(node.key);
+    this.arrange();
+    return this.showAll();
+  }
+
+  /** Whether siblings are folded. */
+  get isFolding() {
+    return !this.foldsNothing;
+  }
+
+  /** Fold all siblings, or show every step. */
+  toggleFolding() {
+    this.foldsNothing = !this.foldsNothing;
+    this.unfolded.clear();
+    this.arrange();
+    this.showAll();
   }
 
   changed() {
@@ -105,18 +133,20 @@ export class Graph {
     const box = this.element.getBoundingClientRect();
     this.width = Math.max(50, box.width);
     this.height = Math.max(50, box.height);
-    if (!this.camera) this.showAll();
+    if (this.isFitted || !this.camera) this.showAll();
     this.draw();
   }
 
   showAll() {
-    let [left, top, right, bottom] = [0, 0, NODE_WIDTH, NODE_HEIGHT];
+    this.isFitted = true;
+    let [left, top, right, bottom] = [0, Infinity, NODE_WIDTH, -Infinity];
     for (const { x, y } of this.positions.values()) {
       left = Math.min(left, x);
       top = Math.min(top, y);
       right = Math.max(right, x + NODE_WIDTH);
       bottom = Math.max(bottom, y + NODE_HEIGHT);
     }
+    if (!this.positions.size) [top, bottom] = [0, NODE_HEIGHT];
     const scale = Math.min(1, (this.width - 40) / (right - left), (this.height - 40) / (bottom - top));
     this.camera = {
       scale,
@@ -130,6 +160,7 @@ export class Graph {
     const scale = Math.min(3, Math.max(0.005, this.camera.scale * factor));
     const by = scale / this.camera.scale;
     this.camera = { scale, x: x - (x - this.camera.x) * by, y: y - (y - this.camera.y) * by };
+    this.isFitted = false;
     this.draw();
   }
 
@@ -147,6 +178,7 @@ export class Graph {
     const move = moves[event.key];
     if (!move || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
+    if (event.key.startsWith("Arrow")) this.isFitted = false;
     move();
     this.draw();
   }
@@ -172,21 +204,14 @@ export class Graph {
     const { colours } = this;
     const screen = (at) => ({ x: at.x * scale + dx, y: at.y * scale + dy });
     const [w, t] = [NODE_WIDTH * scale, NODE_HEIGHT * scale];
-    for (const [step, at] of this.positions) {
+    for (const [node, at] of this.positions) {
       const to = screen(at);
-      for (const id of step.dependsOn) {
-        const other = this.run.byId.get(id);
-        const from = other && screen(this.positions.get(other));
-        if (
-          !from ||
-          to.x < 0 ||
-          from.x + w > width + 2000 ||
-          (from.y < 0 && to.y < 0) ||
-          (from.y > height && to.y > height)
-        )
+      for (const other of node.before) {
+        const from = screen(this.positions.get(other));
+        if (to.x < 0 || from.x + w > width + 2000 || (from.y < 0 && to.y < 0) || (from.y > height && to.y > height))
           continue;
-        const isCritical = other.isCritical && step.isCritical;
-        const isNear = step === this.selected || other === this.selected;
+        const isCritical = other.isCritical && node.isCritical;
+        const isNear = this.isSelected(node) || this.isSelected(other);
         const bend = Math.max(10, (to.x - from.x - w) / 2);
         painter.curve(
           [
@@ -204,39 +229,44 @@ export class Graph {
         );
       }
     }
-    for (const [step, at] of this.positions) {
+    for (const [node, at] of this.positions) {
       const { x, y } = screen(at);
       if (x + w < 0 || y + t < 0 || x > width || y > height) continue;
-      painter.rect(x, y, w, t, colours.raised, { radius: 5 * scale });
-      painter.rect(x, y, Math.max(2, 5 * scale), t, colours[step.status] ?? colours.pending);
-      painter.frame(
-        x,
-        y,
-        w,
-        t,
-        step === this.selected ? colours.accent : step.isCritical ? colours.critical : colours.line,
-        step === this.selected || step.isCritical ? 2 : 1,
-      );
-      if (scale < 0.45) continue;
-      const length =
-        step.start === null
-          ? step.status
-          : duration(((this.run.barEnd(step, Date.now()) ?? step.start) - step.start) / 1000);
-      painter.text(
-        x + 12 * scale,
-        y + 13 * scale,
-        fitText(painter, step.name, w - 20 * scale, { size: 12 * scale, bold: true }),
-        colours.text,
-        { size: 12 * scale, bold: true },
-      );
-      painter.text(
-        x + 12 * scale,
-        y + 28 * scale,
-        fitText(painter, `${STATUS_SYMBOLS[step.status] ?? ""} ${length}`, w - 20 * scale, { size: 11 * scale }),
-        colours.quiet,
-        { size: 11 * scale },
-      );
+      this.paintNode(painter, node, { x, y, w, t, scale });
     }
+  }
+
+  isSelected(node) {
+    return this.selected !== null && node.steps.includes(this.selected);
+  }
+
+  paintNode(painter, node, { x, y, w, t, scale }) {
+    const { colours } = this;
+    const isFolded = node.steps.length > 1;
+    const { counts, status } = summaryOf(node);
+    const isSelected = this.isSelected(node);
+    const frame = isSelected ? colours.accent : node.isCritical ? colours.critical : colours.line;
+    // A stack of cards stands for the folded steps.
+    if (isFolded) {
+      painter.rect(x + 4 * scale, y + 4 * scale, w, t, colours.raised, { radius: 5 * scale });
+      painter.frame(x + 4 * scale, y + 4 * scale, w, t, colours.line);
+    }
+    painter.rect(x, y, w, t, colours.raised, { radius: 5 * scale });
+    painter.rect(x, y, Math.max(2, 5 * scale), t, colours[status] ?? colours.pending);
+    painter.frame(x, y, w, t, frame, isSelected || node.isCritical ? 2 : 1);
+    if (scale < 0.45) return;
+    const text = (words, line, colour, options) =>
+      painter.text(x + 12 * scale, y + line * scale, fitText(painter, words, w - 20 * scale, options), colour, options);
+    text(node.name, 13, colours.text, { size: 12 * scale, bold: true });
+    text(isFolded ? countsText(counts) : this.lengthText(node.steps[0]), 28, colours.quiet, { size: 11 * scale });
+  }
+
+  lengthText(step) {
+    const length =
+      step.start === null
+        ? step.status
+        : duration(((this.run.barEnd(step, Date.now()) ?? step.start) - step.start) / 1000);
+    return `${STATUS_SYMBOLS[step.status] ?? ""} ${length}`;
   }
 
   recolour() {
@@ -248,4 +278,8 @@ export class Graph {
     this.resizeObserver.disconnect();
     cancelAnimationFrame(this.frameRequest);
   }
+}
+
+function countsText(counts) {
+  return [...counts].map(([status, count]) => `${count} ${STATUS_SYMBOLS[status] ?? status}`).join("  ");
 }

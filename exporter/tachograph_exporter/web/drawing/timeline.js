@@ -1,8 +1,9 @@
 // The timeline of a run: names that a screen reader can read, bars on a canvas beside them, an overview above.
 
 import { h, replace, setText } from "../dom.js";
-import { duration, STATUS_SYMBOLS } from "../format.js";
+import { duration, STATUS_SYMBOLS, times } from "../format.js";
 import { sortSteps } from "../run.js";
+import { clock } from "../times.js";
 import { drawAxis } from "./axis.js";
 import { CanvasPainter } from "./canvas_painter.js";
 import { drag } from "./drag.js";
@@ -14,19 +15,13 @@ const AXIS_HEIGHT = 24;
 const MAP_HEIGHT = 36;
 /** Rows above and below the visible ones that have elements, too. */
 const SPARE_ROWS = 6;
-const CLOCK = new Intl.DateTimeFormat(undefined, {
-  hour: "2-digit",
-  minute: "2-digit",
-  second: "2-digit",
-  fractionalSecondDigits: 3,
-  hour12: false,
-});
-
 export class Timeline {
-  /** `onSelect(step | null)` is called when the selection changes. */
-  constructor(run, { onSelect }) {
+  /** `onSelect(step | null)` is called when the selection changes, `onView({from, to} | null)` when the user has chosen
+   *  another range of time, in ms since the start; null is the whole run. */
+  constructor(run, { onSelect, onView = () => {} }) {
     this.run = run;
     this.onSelect = onSelect;
+    this.onView = onView;
     this.options = { order: "start", text: "", statuses: new Set() };
     this.selected = null;
     this.view = { from: 0, to: 1, isWhole: true };
@@ -51,6 +46,7 @@ export class Timeline {
       id: "steps",
       on: { keydown: (event) => this.key(event), click: (event) => this.click(event) },
     });
+    this.tip = h("div", { class: "tip", "aria-hidden": "true", hidden: true });
     this.body = h("div", { class: "body" }, this.list, this.canvas);
     this.scroll = h("div", { class: "rows" }, this.body);
     this.empty = h("p", { class: "empty", hidden: true }, "No steps match the filter.");
@@ -59,13 +55,20 @@ export class Timeline {
       { class: "timeline" },
       h("div", { class: "maprow" }, h("span", { class: "corner" }), this.map),
       h("div", { class: "axisrow" }, h("span", { class: "corner quiet" }, "step"), this.axis),
-      this.scroll,
       this.empty,
+      this.scroll,
+      this.tip,
     );
     this.scroll.addEventListener("scroll", () => this.draw(), { passive: true });
     this.canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
-    this.canvas.addEventListener("pointermove", (event) => this.setPointer(event.offsetX));
-    this.canvas.addEventListener("pointerleave", () => this.setPointer(null));
+    this.canvas.addEventListener("pointermove", (event) => {
+      this.setPointer(event.offsetX);
+      this.showTip(event);
+    });
+    this.canvas.addEventListener("pointerleave", () => {
+      this.setPointer(null);
+      this.tip.hidden = true;
+    });
     this.canvas.addEventListener("dblclick", () => this.selected && this.zoomTo(this.selected));
     drag(
       this.canvas,
@@ -129,6 +132,7 @@ export class Timeline {
     const span = Math.min(total, Math.max(0.001, to - from));
     const start = Math.min(Math.max(0, from), total - span);
     this.view = { from: start, to: start + span, isWhole: span >= total * 0.9999 };
+    this.onView(this.view.isWhole ? null : this.view);
     this.draw();
   }
 
@@ -139,6 +143,50 @@ export class Timeline {
 
   showAll() {
     this.showRange(0, this.total);
+  }
+
+  /** Show what the bar under the pointer says, beside it. */
+  showTip(event) {
+    const box = this.element.getBoundingClientRect();
+    const step = this.rows[Math.floor((event.offsetY + this.scroll.scrollTop) / ROW_HEIGHT)];
+    const { from, to } = this.view;
+    const x = (at) => ((at - from) / (to - from)) * this.width;
+    const first = step && (step.start ?? step.end);
+    const isOver =
+      first !== null &&
+      first !== undefined &&
+      event.buttons === 0 &&
+      event.offsetX >= x(step.ready ?? first) - 6 &&
+      event.offsetX <= x(this.run.barEnd(step, Date.now()) ?? first) + 8;
+    this.tip.hidden = !isOver;
+    if (!isOver) return;
+    replace(
+      this.tip,
+      h("b", {}, step.name),
+      this.tipLines(step).map((line) => h("div", {}, line)),
+    );
+    const [left, top] = [event.clientX - box.left, event.clientY - box.top];
+    const { offsetWidth: width, offsetHeight: height } = this.tip;
+    this.tip.style.left = `${Math.max(4, Math.min(left + 12, box.width - width - 4))}px`;
+    this.tip.style.top = `${top + 18 + height > box.height ? Math.max(0, top - height - 10) : top + 18}px`;
+  }
+
+  tipLines(step) {
+    const { run } = this;
+    const lines = [`${STATUS_SYMBOLS[step.status] ?? ""} ${step.status}`];
+    if (step.start !== null) {
+      const length = duration(((run.barEnd(step, Date.now()) ?? step.start) - step.start) / 1000);
+      lines.push(`${length}, from ${duration(step.start / 1000)} after the start`);
+    }
+    const usual = run.usual.get(step.id);
+    if (usual) lines.push(usualText(usual));
+    const queued = step.attempts.reduce((sum, attempt) => sum + attempt.queue, 0);
+    if (queued >= 1) lines.push(`waited ${duration(queued / 1000)} for a slot`);
+    if (step.attempts.length > 1) lines.push(`${step.attempts.length} attempts`);
+    if (step.isCritical) lines.push("on the critical path");
+    const error = step.attempts.at(-1)?.error ?? step.entry.error_message;
+    if (error) lines.push(error.slice(0, 200));
+    return lines;
   }
 
   /** Show the time at the pointer, `x` pixels from the left; null hides it. */
@@ -198,6 +246,11 @@ export class Timeline {
     this.canvas.style.width = `${this.width}px`;
     this.canvas.style.height = `${this.height}px`;
     drawAxis(painter, this.colours, { x, from, to, left: 0, width: this.width, height: this.height, top: 0 });
+    // Below the bars and their labels, so that nothing is drawn through these.
+    if (this.selected) {
+      const rowTop = (step) => (this.rowIndex.has(step) ? this.rowIndex.get(step) * ROW_HEIGHT - top : null);
+      drawDependencies(painter, this.colours, this.run, this.selected, { x, rowTop, now });
+    }
     for (let i = first; i < last; i += 1) {
       drawRow(painter, this.colours, this.run, this.rows[i], {
         x,
@@ -207,10 +260,6 @@ export class Timeline {
         right: this.width,
         isSelected: this.rows[i] === this.selected,
       });
-    }
-    if (this.selected) {
-      const rowTop = (step) => (this.rowIndex.has(step) ? this.rowIndex.get(step) * ROW_HEIGHT - top : null);
-      drawDependencies(painter, this.colours, this.run, this.selected, { x, rowTop, now });
     }
     if (this.run.isOpen && from <= this.total && this.total <= to) {
       painter.line(x(this.total), 0, x(this.total), this.height, this.colours.running, { dash: [2, 2] });
@@ -231,7 +280,7 @@ export class Timeline {
     if (this.pointer !== null && this.pointer !== undefined) {
       const at = from + (this.pointer / this.width) * (to - from);
       painter.line(this.pointer, 0, this.pointer, this.height, this.colours.quiet, { dash: [1, 3] });
-      const text = `${duration(at / 1000)} · ${CLOCK.format(new Date(this.run.origin + at))}`;
+      const text = `${duration(at / 1000)} · ${clock(new Date(this.run.origin + at), { milliseconds: true })}`;
       const width = axisPainter.measure(text, { size: 11 }) + 8;
       const left = Math.min(Math.max(0, this.pointer - width / 2), this.width - width);
       axisPainter.rect(left, 0, width, AXIS_HEIGHT, this.colours.raised);
@@ -278,7 +327,7 @@ export class Timeline {
     for (let i = 0; i < count; i += 1) {
       const step = this.rows[from + i];
       const isSelected = step === this.selected;
-      const key = `${from + i} ${step.id} ${step.status} ${isSelected} ${step.isCritical} ${step.attempts.length}`;
+      const key = `${from + i} ${step.id} ${step.status} ${isSelected} ${step.isCritical} ${step.attempts.length} ${this.run.usual.get(step.id)?.isSlow}`;
       const row = this.pool[i];
       if (row.key === key) continue;
       row.key = key;
@@ -306,6 +355,8 @@ export class Timeline {
     if (step.start !== null) {
       parts.push(duration(((this.run.barEnd(step, Date.now()) ?? step.start) - step.start) / 1000));
     }
+    const usual = this.run.usual.get(step.id);
+    if (usual?.isSlow) parts.push(usualText(usual));
     if (step.attempts.length > 1) parts.push(`${step.attempts.length} attempts`);
     if (step.isCritical) parts.push("on the critical path");
     return parts.join(", ");
@@ -397,4 +448,8 @@ export class Timeline {
     clearTimeout(this.arranging);
     clearTimeout(this.mapTimer);
   }
+}
+
+function usualText({ seconds, ratio, isSlow }) {
+  return `usually ${duration(seconds)}${isSlow ? `, ${times(ratio)}` : ""}`;
 }

@@ -86,6 +86,9 @@ function comparedSteps(comparison) {
                 { scope: "row" },
                 step.on_critical_path ? h("span", { class: "critical", title: "on the critical path" }, "◆ ") : null,
                 step.step_name,
+                step.not_in_reference
+                  ? h("span", { class: "quiet" }, comparison.baseline ? " usually does not run" : " ran here only")
+                  : null,
               ),
               h("td", { class: "number" }, duration(step.seconds)),
               h("td", { class: "number" }, duration(step.reference_seconds)),

@@ -1,17 +1,21 @@
-// One run: its figures, timeline and graph, and the selected step; live while it is open.
+// One run: how it compares with usual ones, its figures, timeline and graph, and the selected step; live while open.
 
 import { get } from "../api.js";
 import { button, labelledSelect } from "../controls.js";
 import { debounce } from "../debounce.js";
 import { h, replace, setText } from "../dom.js";
-import { distribution } from "../drawing/distribution.js";
 import { Graph } from "../drawing/graph.js";
 import { Timeline } from "../drawing/timeline.js";
-import { dollars, duration, percent, shortId, status, STATUS_SYMBOLS, time } from "../format.js";
+import { shortId, status, STATUS_SYMBOLS } from "../format.js";
 import { Run } from "../run.js";
 import { EventStream } from "../stream.js";
+import { throttle } from "../throttle.js";
 import { downloadMenu } from "./downloads.js";
+import { runActions } from "./run_actions.js";
+import { copyableId, inputsOf, progress, RunFacts } from "./run_facts.js";
 import { stepDetails } from "./step_panel.js";
+
+const STATE_INTERVAL_MS = 3_000;
 
 export class RunView {
   constructor(app, id, parameters) {
@@ -27,6 +31,12 @@ export class RunView {
     );
     this.readSoon = debounce(() => this.read(), 400);
     this.readLinesSoon = debounce(() => this.readLines(), 200);
+    this.compareSoon = debounce(() => this.readComparison(), 1500);
+    this.readStateSoon = throttle(() => this.readState(), STATE_INTERVAL_MS);
+    this.rememberView = debounce((view) => {
+      const text = (at) => String(Number(at.toFixed(3)));
+      this.app.setParameters(view ? { from: text(view.from), to: text(view.to) } : { from: null, to: null });
+    }, 250);
   }
 
   async open() {
@@ -35,6 +45,8 @@ export class RunView {
     this.build();
     this.follow();
     this.readMetrics();
+    this.readComparison();
+    this.readDefinition();
   }
 
   /** Receive the run's events. */
@@ -70,6 +82,8 @@ export class RunView {
     this.updateFacts();
     if (isSelectedChanged) this.updatePanel();
     if (mustRead) this.readSoon();
+    else if (this.run.isOpen) this.readStateSoon();
+    if (count !== this.run.steps.length || mustRead) this.compareSoon();
   }
 
   /** Read the timeline again, for what cannot be derived from single events (the critical path, slack). */
@@ -88,6 +102,16 @@ export class RunView {
     this.updatePanel();
   }
 
+  /** Read when the run is now expected to end. */
+  async readState() {
+    try {
+      const { expected_end_at: end, usual_duration_seconds: usual } = await get(`${this.path}/status`);
+      Object.assign(this.run.timeline, { expected_end_at: end, usual_duration_seconds: usual });
+    } catch {
+      // What was expected stays.
+    }
+  }
+
   async readMetrics() {
     try {
       this.metrics = await get(`api/workflows/${this.run.timeline.workflow_id}/metrics`, { from: "30d" });
@@ -97,14 +121,59 @@ export class RunView {
     }
   }
 
+  /** Read how the run compares with usual ones: the sentence under its title, and a tick on each bar. */
+  async readComparison() {
+    try {
+      const comparison = await get("api/workflows/executions/compare", { execution: this.id });
+      this.sentence = this.run.isOpen ? "" : comparison.sentence;
+      this.run.compare(comparison);
+    } catch {
+      // The run is shown without: it is too long to be compared now, or the service is away.
+      return;
+    }
+    this.updateFacts();
+    this.timeline.draw();
+    if (this.timeline.selected) this.showStep(this.timeline.selected);
+  }
+
+  /** Read the workflow: whether it can run again, and the steps that an open run has not reached yet. */
+  async readDefinition() {
+    try {
+      this.definition = await get(`api/workflows/${encodeURIComponent(this.run.timeline.workflow_id)}`);
+    } catch {
+      return;
+    }
+    this.run.expect(this.definition);
+    if (this.run.isOpen) {
+      this.run.link();
+      this.timeline.arrange();
+      this.graph?.changed();
+    }
+    this.updateFacts();
+  }
+
   build() {
     const { timeline } = this.run;
     document.title = `${timeline.workflow_name} · Tachograph`;
-    this.heading = h("h1", { tabindex: -1 }, timeline.workflow_name);
+    this.heading = h("h1", { tabindex: -1, title: timeline.workflow_name }, timeline.workflow_name);
     this.state = h("span", { class: "state" });
-    this.factList = h("dl", { class: "facts" });
+    this.answer = h("p", { class: "sentence", hidden: true });
+    this.facts = new RunFacts(this.run, {
+      id: copyableId(this.id, (text) => this.app.announce(text)),
+      parent: timeline.parent_execution_id ? this.parentLink() : null,
+      trace: this.traceLink(),
+    });
     this.error = h("p", { class: "error-text", hidden: true });
-    this.timeline = new Timeline(this.run, { onSelect: (step) => this.onStepSelected(step) });
+    this.actions = runActions(this.run, {
+      isRunnable: () => Boolean(this.definition?.is_runnable),
+      announce: (text) => this.app.announce(text),
+      showError: (problem) => this.app.showError(problem),
+      navigate: (address) => this.app.navigate(address),
+    });
+    this.timeline = new Timeline(this.run, {
+      onSelect: (step) => this.onStepSelected(step),
+      onView: (view) => this.rememberView(view),
+    });
     this.panel = h("aside", { class: "panel", "aria-label": "Step", hidden: true });
     const order = labelledSelect(
       "Rows by",
@@ -160,6 +229,11 @@ export class RunView {
       button("+", "Zoom in", () => this.drawing.zoom(this.isGraph ? 1.3 : 0.7)),
       button("Fit", "Fit the whole run", () => this.drawing.showAll()),
     );
+    this.folding = h(
+      "button",
+      { type: "button", "aria-pressed": "true", on: { click: () => this.toggleFolding() } },
+      "Fold siblings",
+    );
     this.toolbar = h(
       "div",
       { class: "toolbar" },
@@ -168,6 +242,7 @@ export class RunView {
       text,
       only,
       zooms,
+      this.folding,
       downloadMenu(this.run, this.path, {
         rows: () => this.timeline.rows,
         announce: (message) => this.app.announce(message),
@@ -184,10 +259,11 @@ export class RunView {
       h(
         "header",
         { class: "runhead" },
-        h("div", { class: "title" }, this.heading, this.state),
-        this.factList,
+        h("div", { class: "title" }, this.heading, this.state, this.actions.element),
+        this.answer,
         this.error,
-        this.inputs(timeline),
+        this.facts.element,
+        inputsOf(timeline),
       ),
       this.toolbar,
       h("div", { class: "split" }, this.box, this.panel),
@@ -199,25 +275,15 @@ export class RunView {
     this.updateFacts();
     this.showDrawing(this.parameters.get("view") === "graph" ? "graph" : "timeline");
     const selected =
-      this.run.byId.get(this.parameters.get("selected")) ??
-      (this.run.isOpen ? null : this.run.steps.find((step) => step.status === "failed"));
+      this.run.byId.get(this.parameters.get("selected")) ?? (this.run.isOpen ? null : this.run.firstFailed);
+    const [from, to] = ["from", "to"].map((name) => Number(this.parameters.get(name) ?? NaN));
+    if (to > from) this.timeline.showRange(from, to);
     if (selected) this.timeline.select(selected);
   }
 
-  /** The run's inputs; folded if they are long. */
-  inputs({ input_summary: inputs }) {
-    if (!inputs || !Object.keys(inputs).length) return null;
-    const text = Object.entries(inputs)
-      .map(([name, value]) => `${name} = ${JSON.stringify(value)}`)
-      .join(", ");
-    if (text.length < 120)
-      return h("p", { class: "inputs" }, h("span", { class: "quiet" }, "Inputs "), h("code", {}, text));
-    return h(
-      "details",
-      { class: "inputs" },
-      h("summary", {}, "Inputs"),
-      h("pre", { tabindex: 0 }, JSON.stringify(inputs, null, 2)),
-    );
+  toggleFolding() {
+    this.graph.toggleFolding();
+    this.folding.setAttribute("aria-pressed", String(this.graph.isFolding));
   }
 
   get drawing() {
@@ -235,6 +301,7 @@ export class RunView {
       tab.tabIndex = isOn ? 0 : -1;
     }
     this.graph?.select(this.timeline.selected);
+    this.folding.hidden = !this.isGraph;
     this.drawing.resize();
     this.app.setParameters({ view: this.isGraph ? "graph" : null });
   }
@@ -246,7 +313,7 @@ export class RunView {
     this.tabs[this.isGraph ? 1 : 0].focus();
   }
 
-  /** Update the figures above the drawing. */
+  /** Update what is above the drawing. */
   updateFacts() {
     const { run, metrics } = this;
     const { timeline } = run;
@@ -254,51 +321,17 @@ export class RunView {
       this.state.dataset.status = run.status;
       replace(this.state, status(run.status));
     }
-    const length = run.length() / 1000;
-    const counts = { completed: 0, failed: 0, skipped: 0, running: 0 };
-    let retries = 0;
-    for (const step of run.steps) {
-      const word =
-        step.status === "timeout" || step.status === "lost"
-          ? "failed"
-          : step.status === "retrying"
-            ? "running"
-            : step.status;
-      if (word in counts) counts[word] += 1;
-      retries += Math.max(0, step.attempts.length - 1);
-    }
-    const total = Math.max(timeline.step_count, run.steps.length);
-    const steps = [`${counts.completed} of ${total} completed`];
-    for (const word of ["running", "failed", "skipped"]) if (counts[word]) steps.push(`${counts[word]} ${word}`);
-    if (retries) steps.push(`${retries} retries`);
-    const share = !run.isOpen && length ? (100 * timeline.critical_path_seconds) / length : null;
-    const facts = [
-      ["Duration", duration(length), metrics?.distribution.length ? distribution(metrics, length, run.isOpen) : null],
-      ["Started", time(timeline.started_at)],
-      ["Steps", steps.join(", ")],
-      ["Success", total ? percent((100 * counts.completed) / Math.max(1, total - counts.skipped), 0) : "–"],
-      ["Parallelism", run.isOpen || timeline.parallelism === null ? "–" : timeline.parallelism.toFixed(2)],
-      ["Critical path", run.isOpen ? "–" : `${duration(timeline.critical_path_seconds)} (${percent(share, 0)})`],
-      timeline.cost_usd ? ["Cost", dollars(timeline.cost_usd)] : null,
-      timeline.tokens_in || timeline.tokens_out
-        ? ["Tokens", `${timeline.tokens_in.toLocaleString()} in, ${timeline.tokens_out.toLocaleString()} out`]
-        : null,
-      ["Run", this.copyableId(this.id)],
-      timeline.parent_execution_id ? ["Inside run", this.parentLink()] : null,
-      ["Trace", this.traceLink()],
-    ].filter(Boolean);
-    // Only changed figures are replaced, so that nothing jumps under the pointer or is announced again.
-    facts.forEach(([name, value, more], index) => {
-      let row = this.factList.children[index];
-      const key = typeof value === "string" ? value : value.textContent;
-      if (row?.dataset.key === `${name} ${key} ${Boolean(more)}`) return;
-      row = h("div", { data: { key: `${name} ${key} ${Boolean(more)}` } }, h("dt", {}, name), h("dd", {}, value, more));
-      if (this.factList.children[index]) this.factList.children[index].replaceWith(row);
-      else this.factList.append(row);
-    });
-    while (this.factList.children.length > facts.length) this.factList.lastChild.remove();
-    this.error.hidden = !timeline.error_message;
-    setText(this.error, timeline.error_message ? `${timeline.error_type}: ${timeline.error_message}` : "");
+    const answer = run.isOpen ? progress(run) : this.sentence;
+    this.answer.hidden = !answer;
+    this.answer.classList.toggle("progress", run.isOpen);
+    setText(this.answer, answer ?? "");
+    this.facts.update(metrics);
+    this.actions.update();
+    // The sentence tells the error, too.
+    const error = timeline.error_message;
+    const cause = run.firstFailed?.entry.error_message ?? error;
+    this.error.hidden = !error || Boolean(answer?.includes(cause));
+    setText(this.error, error ? `${timeline.error_type}: ${error}` : "");
     const links = [
       ["All runs", `#/?workflow=${timeline.workflow_id}`],
       ["Workflow", `#/workflows/${timeline.workflow_id}`],
@@ -317,29 +350,6 @@ export class RunView {
     const { parent_execution_id: id, parent_step_id: step } = this.run.timeline;
     const selected = step ? `?selected=${encodeURIComponent(step)}` : "";
     return h("a", { href: `#/executions/${encodeURIComponent(id)}${selected}` }, shortId(id));
-  }
-
-  /** A shortened id with a button that copies all of it. */
-  copyableId(id) {
-    const copyButton = h(
-      "button",
-      {
-        type: "button",
-        class: "copy",
-        title: `Copy ${id}`,
-        "aria-label": "Copy the run id",
-        on: {
-          click: async () => {
-            await navigator.clipboard?.writeText(id);
-            setText(copyButton, "copied");
-            this.app.announce("Run id copied.");
-            setTimeout(() => setText(copyButton, "copy"), 1500);
-          },
-        },
-      },
-      "copy",
-    );
-    return h("span", {}, h("code", { title: id }, shortId(id)), " ", copyButton);
   }
 
   traceLink() {
@@ -366,6 +376,7 @@ export class RunView {
     this.panel.hidden = !step;
     if (!step) return;
     this.showStep(step);
+    if (step.isExpected) return;
     this.readLinesSoon();
     if (step.entry.status === step.status) return;
     // The step changed after the timeline was read.
@@ -384,7 +395,7 @@ export class RunView {
   /** Read the lines of the selected step that arrived in its spans. Without them, those that it recorded are shown. */
   async readLines() {
     const step = this.timeline.selected;
-    if (!step) return;
+    if (!step || step.isExpected) return;
     try {
       const lines = await get(`${this.path}/logs`, { step: step.id, limit: 1000 });
       const isNew =
@@ -417,6 +428,9 @@ export class RunView {
     this.stream?.close();
     clearInterval(this.clock);
     this.readSoon.cancel();
+    this.compareSoon.cancel();
+    this.readStateSoon.cancel();
+    this.rememberView.cancel();
     this.readLinesSoon.cancel();
     this.timeline?.close();
     this.graph?.close();

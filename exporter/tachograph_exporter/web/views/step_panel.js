@@ -2,7 +2,8 @@
 
 import { button } from "../controls.js";
 import { h } from "../dom.js";
-import { dollars, duration, parseTime, status, time } from "../format.js";
+import { dollars, duration, parseTime, status, times } from "../format.js";
+import { time } from "../times.js";
 
 /** The contents of the panel for a step. `select(step | null)` selects another; `trace` links to the trace. */
 export function stepDetails(run, step, { select, trace }) {
@@ -20,6 +21,7 @@ export function stepDetails(run, step, { select, trace }) {
         ["the program itself", entry.wait.unaccounted],
       ].filter(([, value]) => value > 0)
     : [];
+  const usual = run.usual.get(step.id);
   const facts = [
     ["Status", status(step.status)],
     entry.folded ? ["Repetitions", repetitions(entry.folded)] : null,
@@ -27,6 +29,12 @@ export function stepDetails(run, step, { select, trace }) {
     ["Started", time(entry.started_at)],
     ["Finished", time(entry.completed_at)],
     ["Duration", duration(length)],
+    usual
+      ? [
+          "Usually",
+          [duration(usual.seconds), usual.isSlow ? h("b", { class: "slow-ratio" }, times(usual.ratio)) : null],
+        ]
+      : null,
     entry.run_seconds !== undefined && entry.run_seconds !== null ? ["Running", duration(entry.run_seconds)] : null,
     waits.length ? ["Waited for", waits.map(([name, value]) => `${name} ${duration(value)}`).join(", ")] : null,
     ["Slack", step.isCritical ? "none: it is on the critical path" : duration(entry.slack_seconds)],
@@ -68,11 +76,6 @@ export function stepDetails(run, step, { select, trace }) {
       h("h2", {}, step.name),
       button("×", "Close (Escape)", () => select(null)),
     ),
-    h(
-      "dl",
-      { class: "pairs" },
-      facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
-    ),
     entry.error_message
       ? [
           h("h3", {}, "Error"),
@@ -82,7 +85,13 @@ export function stepDetails(run, step, { select, trace }) {
             : null,
         ]
       : null,
+    log(run, step.lines ?? { items: entry.logs ?? [], next: null }),
     step.attempts.length > 1 ? attempts(step) : null,
+    h(
+      "dl",
+      { class: "pairs" },
+      facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+    ),
     stepList("Depends on", stepsById(step.dependsOn)),
     stepList("Dependents", step.dependents),
     json("Inputs", entry.input_summary),
@@ -97,7 +106,6 @@ export function stepDetails(run, step, { select, trace }) {
           ),
         ]
       : null,
-    log(run, step.lines ?? { items: entry.logs ?? [], next: null }),
     h("p", { class: "quiet" }, "Span ", h("code", {}, entry.span_id ?? ""), " of trace ", trace),
   ];
 }

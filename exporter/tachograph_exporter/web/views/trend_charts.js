@@ -3,6 +3,7 @@
 import { h } from "../dom.js";
 import { palette } from "../drawing/palette.js";
 import { dollars, duration, parseTime, percent } from "../format.js";
+import { showsUtc } from "../times.js";
 import uPlot from "../vendor/uPlot.esm.js";
 
 const CHART_HEIGHT = 190;
@@ -77,6 +78,8 @@ export class TrendCharts {
         width: Math.max(200, box.clientWidth),
         height: CHART_HEIGHT,
         legend: { live: true },
+        tzDate: (seconds) =>
+          showsUtc() ? uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC") : new Date(seconds * 1000),
         cursor: { points: { size: 6 } },
         scales: {
           x: { time: true, range: [parseTime(this.trends.start) / 1000, parseTime(this.trends.end) / 1000] },

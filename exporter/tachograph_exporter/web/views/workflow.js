@@ -3,8 +3,10 @@
 import { get } from "../api.js";
 import { h, replace } from "../dom.js";
 import { distribution } from "../drawing/distribution.js";
-import { dollars, duration, percent, shortId, status, time } from "../format.js";
+import { dollars, duration, percent, shortId, status, stepCounts } from "../format.js";
+import { time } from "../times.js";
 import { Comparison } from "./comparison.js";
+import { RunDots } from "./run_dots.js";
 import { TrendCharts } from "./trend_charts.js";
 
 const RANGES = {
@@ -16,6 +18,8 @@ const RANGES = {
 };
 const BUCKETS = { "24h": "1h", "7d": "1h", "30d": "1d", "90d": "1d", "365d": "1d" };
 const LAST_RUNS = 20;
+/** Runs that the chart of single runs shows, the newest. */
+const MAX_DOTS = 1000;
 
 export class WorkflowView {
   constructor(app, id, parameters) {
@@ -42,9 +46,12 @@ export class WorkflowView {
     const [metrics, trends, runs] = await Promise.all([
       get(`${this.path}/metrics`, { from: range }),
       get(`${this.path}/trends`, { from: range, bucket: BUCKETS[range] }),
-      get(`${this.path}/executions`, { limit: LAST_RUNS }),
+      get(`${this.path}/executions`, { limit: MAX_DOTS, from: range }),
     ]);
-    Object.assign(this, { metrics, trends, runs: runs.items });
+    this.runs = runs.items.slice(0, LAST_RUNS);
+    // A workflow that has not run for long still has last runs.
+    if (!this.runs.length) this.runs = (await get(`${this.path}/executions`, { limit: LAST_RUNS })).items;
+    Object.assign(this, { metrics, trends, dots: runs });
     this.build();
     await this.compare();
   }
@@ -61,7 +68,8 @@ export class WorkflowView {
       Object.entries(RANGES).map(([value, text]) => h("option", { value, selected: value === this.range }, text)),
     );
     const facts = [
-      ["Runs", String(metrics.total_executions)],
+      ["Runs", metrics.total_executions.toLocaleString("en")],
+      ["Last run", this.runs.length ? this.lastResult(this.runs[0]) : "–"],
       // Without outcomes the rate is 0, which would read as if everything had failed.
       ["Success", percent(metrics.successful_executions + metrics.failed_executions ? metrics.success_rate : null)],
       ["Median", duration(metrics.p50)],
@@ -69,10 +77,11 @@ export class WorkflowView {
       ["99th percentile", duration(metrics.p99)],
       ["Retries", String(metrics.retry_count)],
       metrics.cost_usd ? ["Cost", dollars(metrics.cost_usd)] : null,
-      ["Last success", time(metrics.last_completed_at)],
+      ["Last success", time(metrics.last_completed_at, "both")],
     ].filter(Boolean);
     this.comparison = new Comparison();
     this.charts = new TrendCharts(trends);
+    this.runDots = new RunDots(this.dots, trends);
     replace(
       this.element,
       h(
@@ -99,6 +108,7 @@ export class WorkflowView {
           )
         : null,
       this.comparison.element,
+      this.runDots.element,
       this.charts.element,
       h("h2", {}, "Steps"),
       this.steps(),
@@ -111,6 +121,16 @@ export class WorkflowView {
       this.lastRuns(),
     );
     this.charts.draw();
+  }
+
+  lastResult(run) {
+    return h(
+      "a",
+      { href: `#/executions/${run.execution_id}` },
+      status(run.status),
+      " ",
+      time(run.completed_at ?? run.started_at ?? run.created_at, "ago"),
+    );
   }
 
   steps() {
@@ -206,7 +226,7 @@ export class WorkflowView {
           h(
             "tr",
             {},
-            ["Compare", "Status", "Run", "Started", "Duration", "Usual"].map((name) =>
+            ["Compare", "Status", "Run", "Started", "Duration", "Usual", "Steps"].map((name) =>
               h("th", { scope: "col", class: name === "Duration" ? "number" : null }, name),
             ),
           ),
@@ -235,13 +255,14 @@ export class WorkflowView {
                 { scope: "row" },
                 h("a", { href: `#/executions/${run.execution_id}` }, shortId(run.execution_id)),
               ),
-              h("td", {}, time(run.started_at ?? run.created_at)),
+              h("td", {}, time(run.started_at ?? run.created_at, "both")),
               h("td", { class: "number" }, duration(run.duration_seconds)),
               h(
                 "td",
                 {},
                 this.metrics.distribution.length ? distribution(this.metrics, run.duration_seconds ?? 0, false) : null,
               ),
+              h("td", {}, stepCounts(run)),
             ),
           ),
         ),
@@ -279,6 +300,7 @@ export class WorkflowView {
 
   close() {
     this.charts?.close();
+    this.runDots?.close();
   }
 }
 

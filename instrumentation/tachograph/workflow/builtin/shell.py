@@ -6,6 +6,8 @@ import asyncio
 import os
 import re
 import signal
+import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -17,6 +19,9 @@ from tachograph.workflow.context import StepContext
 from tachograph.workflow.handlers import registry
 
 _OUTPUT_LIMIT: Final = 64_000
+_LINES: Final = 200
+"""Lines of each stream that are kept as log lines."""
+_LINE_BYTES: Final = 16_384
 _KEPT_BACK: Final = re.compile(
     r"TACHOGRAPH_.*|DATABASE_URL|PGPASS(WORD|FILE)|OTEL_EXPORTER_OTLP_.*(HEADERS|CLIENT_KEY|CLIENT_CERTIFICATE)",
     re.IGNORECASE,
@@ -36,9 +41,11 @@ class ShellConfig(msgspec.Struct):
 async def shell(context: StepContext) -> dict[str, Any]:
     """Run ``config.command``; the output is ``{"exit_code", "stdout", "stderr"}``. Of long texts the end is kept.
 
-    The command gets the step's trace context as ``TRACEPARENT``. It inherits the environment, but not the service's own
-    settings, database URL and exporter credentials; ``env`` gives it more. A non-zero exit code fails the step. When
-    the step is cancelled or times out, the command and all processes it started are killed.
+    The last 200 lines of each are log lines of the attempt (info, and warning for ``stderr``), however it ends. The
+    command gets the step's trace context as ``TRACEPARENT``. It inherits the environment, but not the service's own
+    settings, database URL and exporter credentials; ``env`` gives it more. A non-zero exit code fails the step and is
+    its measure ``exit_code`` (128 and the signal's number for a command that a signal ended). When the step is
+    cancelled or times out, the command and all processes it started are killed.
     """
     config = context.parse_config(ShellConfig)
     if not config.command:
@@ -55,26 +62,56 @@ async def shell(context: StepContext) -> dict[str, Any]:
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
+    stdout, stderr = _Written(process.stdout, "info"), _Written(process.stderr, "warning")
     try:
-        stdout, stderr = await asyncio.gather(_tail(process.stdout), _tail(process.stderr))
+        await asyncio.gather(stdout.read(), stderr.read())
         code = await process.wait()
     except asyncio.CancelledError:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
         raise
+    finally:
+        for at_ns, level, line in sorted([*stdout.lines(), *stderr.lines()], key=lambda entry: entry[0]):
+            context.log(line, level, at_ns=at_ns)
     if code != 0:
-        last = (stderr.strip() or stdout.strip()).splitlines()[-1:] or ["no output"]
+        code = code if code > 0 else 128 - code
+        context.measure("exit_code", code)
+        last = (stderr.text().strip() or stdout.text().strip()).splitlines()[-1:] or ["no output"]
         raise StepFailed(f"command ended with exit code {code}: {last[0]}")
-    return {"exit_code": code, "stdout": stdout, "stderr": stderr}
+    return {"exit_code": code, "stdout": stdout.text(), "stderr": stderr.text()}
 
 
 def _environment(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.upper().replace("-", "_"): value for name, value in headers.items()}
 
 
-async def _tail(stream: asyncio.StreamReader | None) -> str:
-    kept = b""
-    while stream is not None and (chunk := await stream.read(65_536)):
-        kept = (kept + chunk)[-_OUTPUT_LIMIT:]
-    return kept.decode("utf-8", "replace")
+class _Written:
+    """What a command writes to one stream: the end of the text, and the last lines with the time of each."""
+
+    def __init__(self, stream: asyncio.StreamReader | None, level: str) -> None:
+        self._stream = stream
+        self._level = level
+        self._kept = b""
+        self._part = b""
+        self._lines: deque[tuple[int, bytes]] = deque(maxlen=_LINES)
+
+    async def read(self) -> None:
+        """Read to the end."""
+        while self._stream is not None and (chunk := await self._stream.read(65_536)):
+            self._kept = (self._kept + chunk)[-_OUTPUT_LIMIT:]
+            now = time.time_ns()
+            *whole, part = (self._part + chunk).split(b"\n")
+            self._lines.extend((now, line[:_LINE_BYTES]) for line in whole)
+            # Of a line without an end its beginning is kept.
+            self._part = part[:_LINE_BYTES]
+
+    def text(self) -> str:
+        """The end of what was written."""
+        return self._kept.decode("utf-8", "replace")
+
+    def lines(self) -> list[tuple[int, str, str]]:
+        """(unix nanoseconds, level, text) of the last lines that are not blank."""
+        rest = [(time.time_ns(), self._part)] if self._part else []
+        texts = [(at, line.decode("utf-8", "replace").rstrip()) for at, line in [*self._lines, *rest][-_LINES:]]
+        return [(at, self._level, text) for at, text in texts if text]

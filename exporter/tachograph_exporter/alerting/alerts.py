@@ -8,25 +8,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from dashboards.promql import selector, total
-from dashboards.recording_rules import (
-    ATTEMPTS,
-    BURN,
-    BY_STEP,
-    BY_WORKFLOW,
-    COST_HIGHER,
-    FAILED_COUNT,
-    JUDGED_COUNT,
-    LAST_FAILURE,
-    QUEUE_LONGER,
-    RETRIES,
-    STEP_SLOWER,
-    USUAL_GAP,
-    USUAL_P95,
-    last_success,
-    sum_of,
-)
-from dashboards.thresholds import Thresholds, WorkflowThresholds
 from tachograph.metrics.self_metrics import (
     DROPPED,
     EVENTS,
@@ -36,7 +17,28 @@ from tachograph.metrics.self_metrics import (
     WORKFLOW_METRICS_SHOWN,
 )
 from tachograph.metrics.specs import OLDEST_RUNNING
-from tachograph_exporter.dashboard_files import RUNBOOKS
+from tachograph_exporter.alerting.promql import selector, total
+from tachograph_exporter.alerting.recording_rules import (
+    ATTEMPTS,
+    BURN,
+    BY_STEP,
+    BY_WORKFLOW,
+    COST_HIGHER,
+    FAILED_COUNT,
+    JUDGED_COUNT,
+    QUEUE_LONGER,
+    RETRIES,
+    STEP_SLOWER,
+    USUAL_GAP,
+    USUAL_P95,
+    last_failure,
+    last_success,
+    sum_of,
+)
+from tachograph_exporter.alerting.thresholds import Thresholds, WorkflowThresholds
+
+RUNBOOKS: Final = "https://github.com/tachograph/tachograph/blob/main/docs/runbooks"
+"""Base URL of the runbooks that the generated rules link to."""
 
 
 def _alert(name: str, expr: str, pending_for: str, severity: str, summary: str, description: str) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def _alert(name: str, expr: str, pending_for: str, severity: str, summary: str, 
 def alerts(thresholds: Thresholds) -> list[dict[str, Any]]:
     """The alert groups, as Prometheus' rule files hold them."""
     rules: list[dict[str, Any]] = []
-    for build in (_error_budget, _failed, _stuck, _stale, _regression, _retries, _queue_wait, _cost):
+    for build in (_error_budget, _last_run_failed, _stuck, _stale, _regression, _retries, _queue_wait, _cost):
         for matcher, limits in thresholds.by_matcher():
             rules += build(matcher, limits)
     return [
@@ -67,8 +69,9 @@ _WORKFLOW: Final = "{{ $labels.workflow }} ({{ $labels.workspace }})"
 def _error_budget(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
     def burning(short: str, long: str, factor: float) -> str:
         burn = [total(BURN + _window(matcher, window), BY_WORKFLOW) for window in (short, long)]
-        # At least two failures: with few executions, one exceeds any rate. `WorkflowFailed` is about single failures.
-        enough = f"{total(FAILED_COUNT + _window(matcher, long), BY_WORKFLOW)} >= 2"
+        # Of few runs, one failure exceeds any rate: `WorkflowLastRunFailed` is about those.
+        failed, judged = (total(name + _window(matcher, long), BY_WORKFLOW) for name in (FAILED_COUNT, JUDGED_COUNT))
+        enough = f"{failed} >= 2 and {judged} >= {limits.burn_runs:g}"
         return f"({burn[0]} > {factor:g} and {burn[1]} > {factor:g} and {enough})"
 
     target = f"{100 * limits.success_target:g} %"
@@ -93,28 +96,26 @@ def _error_budget(matcher: str, limits: WorkflowThresholds) -> list[dict[str, An
     ]
 
 
+_RETIRED_SECONDS: Final = 30 * 86_400
+"""A workflow that has not run for so long since it failed is no longer used."""
+
+
 def _window(matcher: str, window: str) -> str:
     return selector(matcher, f'window="{window}"')
 
 
-def _failed(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
-    def failing(window: str) -> str:
-        failed = total(FAILED_COUNT + _window(matcher, window), BY_WORKFLOW)
-        judged = total(JUDGED_COUNT + _window(matcher, window), BY_WORKFLOW)
-        return f"({failed} > {limits.failed_ratio:g} * {judged})"
-
-    last_failure = f"last_over_time({LAST_FAILURE}{selector(matcher)}[3d])"
-    # The time at which a failure was seen is later than that of the failure, so a success that is later still came
-    # after it. In a window of three days, a failure on Friday night is still there on Monday.
+def _last_run_failed(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
+    failure, success = last_failure("5m", matcher), last_success("5m", matcher)
+    # From gauges, so that no failure is missed: it counts for as long as nothing has succeeded after it.
     return [
         _alert(
-            "WorkflowFailed",
-            f"({failing('1d')} or {failing('3d')}) unless {last_success('5m', matcher)} > {last_failure}",
-            "0m",
+            "WorkflowLastRunFailed",
+            f"time() - ({failure} > {success} or {failure} unless {success}) < {_RETIRED_SECONDS}",
+            f"{limits.last_failed_seconds:g}s",
             "warning",
-            f"{_WORKFLOW} failed and has not succeeded since",
-            "{{ $value | humanize }} of its recent executions failed, more than "
-            f"{100 * limits.failed_ratio:g} %. The alert ends with the next success, or after three days.",
+            f"The last run of {_WORKFLOW} failed",
+            "It failed {{ $value | humanizeDuration }} ago, and no run has succeeded since. The alert ends with the "
+            "next success.",
         )
     ]
 

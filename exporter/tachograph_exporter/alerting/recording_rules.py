@@ -14,19 +14,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from dashboards.promql import (
-    BAD,
-    GOOD,
-    JUDGED,
-    count_rate,
-    quantile,
-    selector,
-    sum_rate,
-    total,
-)
-from dashboards.thresholds import Thresholds, WorkflowThresholds
 from tachograph.metrics.specs import (
     EXECUTION_DURATION,
+    LAST_FAILURE,
     LAST_SUCCESS,
     STEP_ATTEMPTS,
     STEP_COST,
@@ -36,6 +26,17 @@ from tachograph.metrics.specs import (
     HistogramSpec,
     MetricSpec,
 )
+from tachograph_exporter.alerting.promql import (
+    BAD,
+    GOOD,
+    JUDGED,
+    count_rate,
+    quantile,
+    selector,
+    sum_rate,
+    total,
+)
+from tachograph_exporter.alerting.thresholds import Thresholds, WorkflowThresholds
 
 BY_WORKFLOW: Final = "workspace, workflow"
 BY_STEP: Final = f"{BY_WORKFLOW}, step"
@@ -51,11 +52,11 @@ RETRIES: Final = "workflow_step:retries"
 COST: Final = "workflow:step_cost_usd"
 JUDGED_COUNT: Final = "workflow:executions_judged:increase"
 FAILED_COUNT: Final = "workflow:executions_failed:increase"
-LAST_FAILURE: Final = "workflow:execution_last_failure:seen_timestamp_seconds"
 ERROR_RATIO: Final = "workflow:execution_errors:ratio"
 BURN: Final = "workflow:execution_errors:burn_rate"
-BUDGET: Final = "workflow:execution_error_budget:left_ratio"
 BUDGET_ALLOWED: Final = "workflow:execution_error_budget:allowed_failures"
+BUDGET_SPENT: Final = "workflow:execution_error_budget:spent_ratio"
+TARGET: Final = "workflow:execution_success_target:ratio"
 
 DURATION_P95: Final = "workflow:execution_duration_seconds:p95_1h"
 USUAL_P95: Final = "workflow:execution_duration_seconds:usual_p95"
@@ -123,7 +124,6 @@ def _histogram_increments(name: str, spec: HistogramSpec, where: str, by: str) -
 def _objectives(thresholds: Thresholds) -> list[dict[str, Any]]:
     increase = f"{ENDED}:increase"
     rules = _histogram_increments(ENDED, EXECUTION_DURATION, selector(JUDGED), f"{BY_WORKFLOW}, status")
-    rules.append({"record": LAST_FAILURE, "expr": f"max by ({BY_WORKFLOW}) (timestamp({increase}{selector(BAD)}))"})
     for window in WINDOWS:
         if window in SHORT_WINDOWS:
             judged = sum_of(increase, window, BY_WORKFLOW)
@@ -143,9 +143,11 @@ def _objectives(thresholds: Thresholds) -> list[dict[str, Any]]:
         rules.append({"record": BURN, "expr": f"{ERROR_RATIO}{selector(matcher)} / {allowed}"})
         month = selector(matcher, 'window="30d"')
         rules += [
+            {"record": TARGET, "expr": f"{total(JUDGED_COUNT + month, BY_WORKFLOW)} * 0 + {limits.success_target:.6g}"},
             {"record": BUDGET_ALLOWED, "expr": f"{total(JUDGED_COUNT + month, BY_WORKFLOW)} * {allowed}"},
-            {"record": BUDGET, "expr": f"1 - {total(FAILED_COUNT + month, BY_WORKFLOW)} / "
-                                       f"{BUDGET_ALLOWED}{selector(matcher)}"},
+            # Where less than one failure is allowed, a fraction of that says nothing: there is no series.
+            {"record": BUDGET_SPENT, "expr": f"{total(FAILED_COUNT + month, BY_WORKFLOW)} / "
+                                             f"({BUDGET_ALLOWED}{selector(matcher)} >= 1)"},
         ]  # fmt: skip
     return rules
 
@@ -196,8 +198,17 @@ def _usual(thresholds: Thresholds) -> list[dict[str, Any]]:
 
 def last_success(within: str, matcher: str = "", offset: str = "") -> str:
     """When an execution last completed, as last scraped within this time. Bridges restarts and takeovers."""
+    return _last(LAST_SUCCESS, within, matcher, offset)
+
+
+def last_failure(within: str, matcher: str = "") -> str:
+    """When an execution last failed, timed out or was lost, as `last_success` says when one completed."""
+    return _last(LAST_FAILURE, within, matcher)
+
+
+def _last(spec: MetricSpec, within: str, matcher: str, offset: str = "") -> str:
     back = f" offset {offset}" if offset else ""
-    return f"max by ({BY_WORKFLOW}) (last_over_time({LAST_SUCCESS.name}{selector(matcher)}[{within}]{back}))"
+    return f"max by ({BY_WORKFLOW}) (last_over_time({spec.name}{selector(matcher)}[{within}]{back}))"
 
 
 def _mean(spec: HistogramSpec, where: str, window: str, by: str) -> str:

@@ -1,0 +1,164 @@
+"""A database as a `Source`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from sqlalchemy import Connection
+
+from tachograph.clock import NS
+from tachograph.errors import ExecutionNotFound
+from tachograph.events import ExecutionStatus
+from tachograph.identity import workspace_id
+from tachograph_exporter.cli.common import fail
+from tachograph_exporter.cli.sources import RunQuery
+from tachograph_exporter.store import definitions as definition_rows
+from tachograph_exporter.store import execution_list
+from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.execution_list import ExecutionFilter
+from tachograph_exporter.store.removal import remove_workflow
+from tachograph_exporter.store.rollups import read as read_rollups
+from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.views.comparison import compare_runs, read_baseline_comparison
+from tachograph_exporter.views.executions import execution_stats, execution_summary
+from tachograph_exporter.views.logs import SEVERITIES, read_newest_lines
+from tachograph_exporter.views.metrics import read_metrics
+from tachograph_exporter.views.schemas.comparison import ExecutionComparison
+from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
+from tachograph_exporter.views.schemas.logs import LogEntry
+from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
+from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
+from tachograph_exporter.views.schemas.trends import WorkflowTrends
+from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
+from tachograph_exporter.views.timeline import build_timeline
+from tachograph_exporter.views.trends import bucket_range, read_trends
+from tachograph_exporter.views.workflows import workflow_detail, workflow_list
+
+_ALL = 1_000_000
+_RECENT_NS = 86_400 * NS
+
+
+class DatabaseSource:
+    """Reads a workspace of a database."""
+
+    url: str | None = None
+
+    def __init__(self, database: Database, workspace: str) -> None:
+        self._database = database
+        self._slug = workspace
+        self._workspace = workspace_id(workspace)
+        self.name = database.name
+
+    def runs(self, query: RunQuery, limit: int) -> tuple[list[WorkflowExecutionResponse], int]:
+        """See `Source`."""
+        now = time.time_ns()
+
+        def read(connection: Connection) -> tuple[list[WorkflowExecutionResponse], int]:
+            workflow_id = None
+            if query.workflow is not None:
+                row = definition_rows.find_definition(connection, self._workspace, query.workflow)
+                if row is None:
+                    return [], 0
+                workflow_id = str(row.id)
+            selection = ExecutionFilter(
+                workspace=self._workspace, workflow_id=workflow_id, error=query.error, id=query.id,
+                status=tuple(map(ExecutionStatus, query.statuses)), from_ns=query.from_ns, to_ns=query.to_ns,
+            )  # fmt: skip
+            rows = execution_list.executions(connection, selection, 0, limit)
+            total = len(rows) if len(rows) < limit else execution_list.count_executions(connection, selection)
+            return [execution_summary(row, now) for row in rows], total
+
+        return self._database.look(read)
+
+    def timeline(self, execution_id: str) -> WorkflowExecutionTimeline | None:
+        """See `Source`."""
+        try:
+            run = self._database.look(lambda c: find_run(c, self._workspace, execution_id))
+        except ExecutionNotFound:
+            return None
+        return build_timeline(run, now_ns=time.time_ns())
+
+    def logs(self, execution_id: str, step: str | None, level: str | None, limit: int) -> tuple[list[LogEntry], bool]:
+        """See `Source`."""
+        names = frozenset({step}) if step is not None else frozenset[str]()
+        severity = SEVERITIES[level] if level is not None else 0
+
+        def read(connection: Connection) -> tuple[list[LogEntry], bool]:
+            run = find_run(connection, self._workspace, execution_id)
+            return read_newest_lines(connection, self._workspace, run, names, severity, limit)
+
+        return self._database.look(read)
+
+    def metrics(self, workflow: str, from_ns: int | None, to_ns: int | None) -> WorkflowMetricsSummary | None:
+        """See `Source`."""
+        now = time.time_ns()
+        return self._database.look(lambda c: read_metrics(c, self._workspace, workflow, from_ns, to_ns, now))
+
+    def trends(self, workflow: str, bucket: str, from_ns: int | None, step: str | None) -> WorkflowTrends | None:
+        """See `Source`."""
+        low_s, high_s = bucket_range(bucket, from_ns, time.time_ns())
+
+        def read(connection: Connection) -> WorkflowTrends | None:
+            row = definition_rows.find_definition(connection, self._workspace, workflow)
+            if row is None:
+                return None
+            return read_trends(connection, (row.workspace_id, row.id), row, bucket, low_s, high_s, step)
+
+        return self._database.look(read)
+
+    def compare(self, execution_id: str, other: str | None, baseline_ns: int) -> ExecutionComparison:
+        """See `Source`."""
+
+        def read(connection: Connection) -> ExecutionComparison:
+            run = find_run(connection, self._workspace, execution_id)
+            if other is not None:
+                return compare_runs(run, find_run(connection, self._workspace, other))
+            return read_baseline_comparison(connection, self._workspace, run, baseline_ns)
+
+        return self._database.look(read)
+
+    def workflows(self) -> Sequence[WorkflowSummary]:
+        """See `Source`."""
+        rows, _ = self._database.look(lambda c: definition_rows.definitions(c, self._workspace, None, 0, _ALL))
+        return workflow_list(rows, with_definitions=False)
+
+    def workflow(self, name: str) -> WorkflowDetail | None:
+        """See `Source`."""
+        row = self._database.look(lambda c: definition_rows.find_definition(c, self._workspace, name))
+        return workflow_detail(row) if row is not None else None
+
+    def statistics(self) -> ExecutionStats:
+        """See `Source`."""
+
+        def read(connection: Connection) -> ExecutionStats:
+            workflows, _ = definition_rows.definitions(connection, self._workspace, None, 0, _ALL)
+            recent = ExecutionFilter(workspace=self._workspace, from_ns=time.time_ns() - _RECENT_NS)
+            return execution_stats(
+                read_rollups.totals(connection, self._workspace),
+                execution_rows.open_by_workflow(connection, self._workspace),
+                {row.id: row.name for row in workflows},
+                execution_list.count_executions(connection, recent),
+                0,
+            )
+
+        return self._database.look(read)
+
+    def delete_workflow(self, name: str) -> None:
+        """See `Source`."""
+
+        def delete(connection: Connection) -> int:
+            row = definition_rows.find_definition(connection, self._workspace, name)
+            return remove_workflow(connection, self._workspace, row.id).total if row is not None else 0
+
+        if open_count := self._database.run(delete):
+            fail(f'workflow "{name}" has {open_count} open run(s); nothing was deleted')
+
+    def cancel(self, execution_id: str) -> NoReturn:
+        """A database runs nothing."""
+        fail(
+            f"a database cannot cancel a run; ask the service that runs {execution_id} with --url, "
+            "or interrupt the program"
+        )

@@ -1,0 +1,171 @@
+"""The events of a recorded command, in their wire form (see docs/events.md): plain dictionaries.
+
+They are what `tachograph.events` decodes; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tachograph_exporter.command import library
+from tachograph_exporter.command.child import Ended, Line
+
+Event = dict[str, Any]
+
+_NAMESPACE = bytes.fromhex("6f1d4f0e2c595c0e9f0a7a63686f6772")
+"""The namespace of ids that are derived from names, as in `tachograph.identity`."""
+_SUMMARY_CHARACTERS = 4096
+STEP_TYPE = "command"
+
+
+def new_id() -> str:
+    """A UUID of version 7 (RFC 9562, section 5.7)."""
+    value = (time.time_ns() // 1_000_000 & 0xFFFFFFFFFFFF) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) & ~(0b11 << 62) | 0x7 << 76 | 0b10 << 62
+    return _uuid(value.to_bytes(16, "big"))
+
+
+def derived_id(namespace: str | None, text: str) -> str:
+    """A UUID of version 5 (RFC 9562, section 5.5) in the namespace of another id, or in that of this project."""
+    base = _NAMESPACE if namespace is None else bytes.fromhex(namespace.replace("-", ""))
+    digest = bytearray(hashlib.sha1(base + text.encode(), usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    return _uuid(bytes(digest))
+
+
+def _uuid(data: bytes) -> str:
+    digits = data.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def new_execution(workspace: str, name: str, parent: tuple[str, str] | None) -> Event:
+    """The reference to a new execution, which continues the trace of ``parent``, a (trace id, span id)."""
+    return {
+        "workspace": workspace,
+        "workflow": name,
+        "workflow_id": derived_id(None, f"{workspace}/{name}"),
+        "execution_id": new_id(),
+        "trace_id": parent[0] if parent else os.urandom(16).hex(),
+        "span_id": os.urandom(8).hex(),
+        **({"parent_span_id": parent[1]} if parent else {}),
+    }
+
+
+class Step(NamedTuple):
+    """The step that a command is. Times are unix nanoseconds.
+
+    ``origin_ns`` is when the execution started, or the step around it; ``ready_ns`` when this one could have started.
+    """
+
+    ref: Event
+    origin_ns: int
+    ready_ns: int
+
+
+def process_identity() -> str:
+    """This process, as `tachograph.process` names one."""
+    return str(library.module("process").identity())
+
+
+def clean(name: str) -> str:
+    """The name under which something is recorded."""
+    return str(library.module("names").clean_name(name))
+
+
+def masked_command(command: Sequence[str]) -> str:
+    """What the step is given: the command with secrets masked, its directory and its host, as JSON."""
+    redaction = library.module("redaction")
+    shown: list[str] = []
+    is_secret = False
+    for raw in command:
+        word = redaction.encodable(raw, 1000)
+        if is_secret and not word.startswith("-"):
+            shown.append(redaction.MASK)
+            is_secret = False
+            continue
+        shown.append(redaction.mask_text(word))
+        # The value of an option such as --password is a word of its own.
+        is_secret = word.startswith("-") and "=" not in word and redaction.is_secret_key(word.lstrip("-"))
+    line = redaction.mask_text(" ".join(shown), _SUMMARY_CHARACTERS)
+    if redaction.MASK in line and line != " ".join(shown):
+        shown = [line]
+    while len(json.dumps(shown)) > _SUMMARY_CHARACTERS and len(shown) > 1:
+        shown = [*shown[: len(shown) // 2], "…"]
+    return json.dumps({"command": shown, "directory": _directory(), "host": socket.gethostname()})
+
+
+def _directory() -> str:
+    try:
+        return os.fsencode(os.getcwd()).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def started(step: Step, time_ns: int, attempt: int, inputs: str, backoff_ns: int) -> Event:
+    """The start of an attempt."""
+    event: Event = {"event": "step_started", "step": step.ref, "time_ns": time_ns, "attempt": attempt, "inputs": inputs}
+    if attempt == 1:
+        event |= first_waits(step, time_ns)
+    else:
+        event["backoff_ns"] = backoff_ns
+    return event
+
+
+def first_waits(step: Step, started_ns: int) -> Event:
+    """The waits before the first attempt: for what it depends on, then for the script to come to it."""
+    dependency_ns = max(0, min(step.ready_ns, started_ns) - step.origin_ns)
+    return {"dependency_ns": dependency_ns, "unaccounted_ns": max(0, started_ns - step.origin_ns - dependency_ns)}
+
+
+def logged(step: Step, lines: Sequence[Line], first: int, attempt: int) -> list[Event]:
+    """The last lines of an attempt's output, secrets masked. ``first`` is the number of the first one."""
+    mask = library.module("redaction").mask_text
+    return [
+        {
+            "event": "step_logged",
+            "step": step.ref,
+            "time_ns": line.time_ns,
+            "sequence": first + i,
+            "attempt": attempt,
+            "message": mask(line.text.decode("utf-8", "replace")),
+            "level": "warning" if line.is_error else "info",
+        }
+        for i, line in enumerate(lines)
+    ]
+
+
+def status_of(ended: Ended, stopped_by: int) -> str:
+    """The status of an attempt that ended like this. ``stopped_by``: the signal that asked to stop, or 0."""
+    if ended.timed_out:
+        return "timeout"
+    if ended.code == 0:
+        return "completed"
+    return "cancelled" if stopped_by else "failed"
+
+
+def failure_of(ended: Ended, lines: Sequence[Line], timeout: float | None) -> Event | None:
+    """Why an attempt failed; None if it did not."""
+    if ended.problem:
+        return {"type": "CannotStart", "message": library.module("redaction").mask_text(ended.problem, 500)}
+    if ended.timed_out:
+        return {"type": "Timeout", "message": f"it took longer than {timeout:g} s"}
+    if ended.code == 0:
+        return None
+    said = next((line.text for line in reversed(lines) if line.is_error and line.text.strip()), b"")
+    why = f"exit code {ended.code}" if not ended.signal else f"killed by signal {ended.signal}"
+    if said:
+        text = library.module("redaction").mask_text(said.decode("utf-8", "replace"), 500)
+        why += f": {text}"
+    return {"type": "Signal" if ended.signal else "ExitCode", "message": why}
+
+
+def output_of(ended: Ended) -> str:
+    """What the step returned, as JSON: the exit code, and the signal that killed the command."""
+    return json.dumps({"exit_code": ended.code, **({"signal": ended.signal} if ended.signal else {})})

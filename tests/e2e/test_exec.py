@@ -1,0 +1,268 @@
+"""Commands as runs: `tachograph exec` and `step`, with a real service, real signals and real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually
+
+from tachograph_exporter.command.child import MAX_LINES
+
+pytestmark = pytest.mark.xdist_group("exec")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("exec")
+    server = Server(directory, "--database", f"sqlite:///{directory}/runs.db",
+                    TACHOGRAPH_SPOOL_DIR=str(directory / "spool"))  # fmt: skip
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def variables(service: Server) -> dict[str, str]:
+    spool = service.variables["TACHOGRAPH_SPOOL_DIR"]
+    return environment(TACHOGRAPH_URL=service.address, TACHOGRAPH_SPOOL_DIR=spool)
+
+
+def start(verb: str, *arguments: str, env: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen([*TACHOGRAPH, verb, *arguments], env=env, **options)
+
+
+def run(verb: str, *arguments: str, env: dict[str, str], **options: Any) -> tuple[int, bytes, bytes]:
+    """(exit code, output, errors) of a recorded command."""
+    process = start(verb, *arguments, env=env, **options)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def timeline(server: Server, name: str, number: int = 0) -> Any:
+    """The newest run of a workflow, once it has ended."""
+
+    def ended() -> Any:
+        items = [i for i in server.get("/api/workflows/executions?limit=1000")["items"] if i["workflow_name"] == name]
+        return items[number] if len(items) > number and items[number]["completed_at"] else None
+
+    return server.get(f"/api/workflows/executions/{eventually(ended, 60)['execution_id']}/timeline")
+
+
+def test_output_and_exit_code_are_the_commands_and_the_run_has_them(service: Server, variables: dict[str, str]) -> None:
+    script = "import sys; [print(i) for i in range(500)]; sys.stdout.flush(); print('oh no', file=sys.stderr); exit(3)"
+    noise = bytes(range(256)) * 3
+    command = ["sh", "-c", 'cat; "$0" -c "$1" --password hunter2', sys.executable, script]
+    process = start("exec", "--name", "outputs", "--", *command, env=variables, stdin=subprocess.PIPE)
+    out, err = process.communicate(noise, timeout=60)
+    assert (process.returncode, out) == (3, noise + b"".join(b"%d\n" % i for i in range(500)))
+    assert err == b"oh no\n"
+    shown = timeline(service, "outputs")
+    (step,) = shown["step_timeline"]
+    assert (shown["status"], step["error_type"], step["error_message"]) == ("failed", "ExitCode", "exit code 3: oh no")
+    assert step["output_summary"] == {"exit_code": 3}
+    assert [log["message"] for log in step["logs"]][:-1] == [str(i) for i in range(501 - MAX_LINES, 500)]
+    assert (step["logs"][-1]["message"], step["logs"][-1]["level"]) == ("oh no", "warning")
+    assert "hunter2" not in json.dumps(shown)
+    assert step["input_summary"]["command"][:2] == ["sh", "-c"]
+
+
+def test_what_a_command_used_is_what_the_kernel_says(
+    service: Server, variables: dict[str, str], tmp_path: Path
+) -> None:
+    load = (
+        "import os, resource, sys, time, json, subprocess\n"
+        "block = b'x' * (120 << 20)\n"
+        "while time.process_time() < 0.4: pass\n"
+        "child = 'import time\\nwhile time.process_time() < 0.3: pass'\n"
+        "subprocess.run([sys.executable, '-c', child])\n"
+        "use = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
+        "said = {'cpu': sum(u.ru_utime + u.ru_stime for u in use), 'peak': max(u.ru_maxrss for u in use) * 1024}\n"
+        "open(sys.argv[1], 'w').write(json.dumps(said))\n"
+    )
+    said = tmp_path / "said.json"
+    code, _, err = run("exec", "--name", "load", "--", sys.executable, "-c", load, str(said), env=variables)
+    assert (code, err) == (0, b"")
+    (step,) = timeline(service, "load")["step_timeline"]
+    expected, use = json.loads(said.read_text()), step["resources"]
+    assert use["cpu_seconds"] == pytest.approx(expected["cpu"], rel=0.05, abs=0.03)  # It goes on until it has ended.
+    assert use["peak_memory_bytes"] == pytest.approx(expected["peak"], rel=0.05)
+    assert use["cpu_seconds"] > 0.7
+    assert step["attempts"][0]["resources"] == use
+
+
+def test_steps_of_a_script_are_a_timeline_also_side_by_side(
+    service: Server, variables: dict[str, str], tmp_path: Path
+) -> None:
+    tachograph = " ".join(TACHOGRAPH)
+    script = tmp_path / "nightly.sh"
+    script.write_text(
+        f"{tachograph} step extract -- echo extracted\n"
+        f"{tachograph} step left -- sleep 0.1 & {tachograph} step right -- sleep 0.1 & wait\n"
+        f"{tachograph} exec --name load -- sh -c '{tachograph} step inside -- true; echo $TRACEPARENT'\n"
+        f"{tachograph} step extract -- false || exit 4\n"
+    )
+    trace = {"TRACEPARENT": f"00-{'a' * 32}-{'b' * 16}-01"}
+    code, out, _ = run("exec", "--", "sh", str(script), env=variables | trace)
+    assert code == 4
+    shown = timeline(service, "sh")
+    steps = {(step["step_name"], step["step_index"] or 0): step for step in shown["step_timeline"]}
+    ids = {step["step_id"]: name for name, step in steps.items()}
+    assert {name: (step["status"], sorted([ids[i] for i in step["depends_on"]])) for name, step in steps.items()} == {
+        ("sh", 0): ("failed", []),
+        ("extract", 0): ("completed", []),
+        ("left", 0): ("completed", [("extract", 0)]),
+        ("right", 0): ("completed", [("extract", 0)]),
+        ("load", 0): ("completed", [("left", 0), ("right", 0)]),
+        ("inside", 0): ("completed", []),
+        ("extract", 1): ("failed", [("load", 0)]),
+    }
+    assert ids[steps["inside", 0]["parent_step_id"]] == ("load", 0)
+    assert (shown["step_count"], shown["completed_step_count"], shown["failed_step_count"]) == (7, 5, 2)
+    assert (shown["trace_id"], out.split()[-1]) == (
+        "a" * 32,
+        f"00-{'a' * 32}-{steps['load', 0]['span_id']}-01".encode(),
+    )
+    report = service.get(f"/api/workflows/executions/{shown['execution_id']}/reconcile")
+    assert report["differences"] == []
+
+
+def test_attempts_timeouts_and_signals(service: Server, variables: dict[str, str], tmp_path: Path) -> None:
+    flaky = f"test -e {tmp_path}/there && exit 0; touch {tmp_path}/there; exit 5"
+    arguments = ("--name", "flaky", "--retries=3", "--retry-delay", "50ms")
+    assert run("exec", *arguments, "--", "sh", "-c", flaky, env=variables)[0] == 0
+    attempts = timeline(service, "flaky")["step_timeline"][0]["attempts"]
+    assert [a["status"] for a in attempts] == ["failed", "completed"]
+    assert all(a["resources"] for a in attempts)
+
+    pid = tmp_path / "pid"
+    hang = f"sleep 1000 & echo $! > {pid}; wait"
+    assert run("exec", "--name", "hang", "--timeout", "0.5", "--", "sh", "-c", hang, env=variables)[0] == 124
+    assert timeline(service, "hang")["status"] == "timeout"
+    # With all that it had started.
+    eventually(lambda: not Path(f"/proc/{pid.read_text().strip()}/stat").exists() or is_zombie(int(pid.read_text())))
+
+    assert run("exec", "--", "sh", "-c", "kill -KILL $$", env=variables)[0] == 128 + signal.SIGKILL
+    assert run("exec", "--", str(tmp_path / "no such thing"), env=variables)[0] == 127
+    assert timeline(service, "no such thing")["error_type"] == "CannotStart"
+
+    trap = f"trap 'echo got it; exit 9' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
+    process = start("exec", "--name", "trap", "--retries", "5", "--", "sh", "-c", trap, env=variables)
+    eventually((tmp_path / "ready").exists)
+    process.terminate()
+    assert process.communicate(timeout=60)[0] == b"got it\n"
+    assert process.returncode == 9
+    assert timeline(service, "trap")["status"] == "cancelled"
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_command_runs_whatever_happens_to_its_recording(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for variables in (
+        {},
+        {"TACHOGRAPH_URL": "nonsense", "TACHOGRAPH_SPOOL_DIR": str(tmp_path / "a")},
+        {"TACHOGRAPH_URL": "http://127.0.0.1:1", "TACHOGRAPH_SPOOL_DIR": str(file)},
+        {"TACHOGRAPH_URL": "http://127.0.0.1:1", "TACHOGRAPH_SPOOL_DIR": str(tmp_path / "b"),
+         "TACHOGRAPH_SPOOL_MAX_BYTES": "10", "TACHOGRAPH_STEP": '{"notes": 7}'},
+    ):  # fmt: skip
+        code, out, err = run("exec", "--", "sh", "-c", "echo fine; exit 6", env=environment(**variables))
+        assert (code, out) == (6, b"fine\n")
+        assert err.startswith(b"tachograph: "), err
+        assert b"Traceback" not in err
+    assert run("exec", env=environment())[0] == 2
+    assert run("step", "--", "true", env=environment())[0] == 2
+
+
+def test_with_a_database_alone_the_run_is_stored_by_a_process_of_its_own(tmp_path: Path, database_url: str) -> None:
+    variables = environment(TACHOGRAPH_DATABASE_URL=database_url, TACHOGRAPH_SPOOL_DIR=str(tmp_path / "spool"))
+    assert run("exec", "--name", "short", "--", "true", env=variables) == (0, b"", b"")
+    eventually(lambda: not list((tmp_path / "spool").rglob("*.jsonl")), 60)
+    process = start("exec", "--name", "long", "--", "cat", env=variables, stdin=subprocess.PIPE)
+    eventually(lambda: statuses(database_url).get("long") == "running", 60)
+    process.communicate(b"", timeout=60)
+    eventually(lambda: statuses(database_url) == {"short": "completed", "long": "completed"}, 60)
+
+
+def statuses(url: str) -> dict[str, str]:
+    from sqlalchemy import select
+
+    from tachograph_exporter.store.database import Database
+    from tachograph_exporter.store.schema import workflow_executions
+
+    database = Database(url)
+    try:
+        rows = database.look(lambda c: c.execute(select(workflow_executions)).all())
+    finally:
+        database.close()
+    return {row.workflow: row.status for row in rows}
+
+
+def test_a_night_of_commands_on_a_service_that_is_killed_is_there_once(tmp_path: Path) -> None:
+    """Twenty commands; the service is killed and restarted, some are killed, some lose their child."""
+    chance = random.Random(3)
+    spool = str(tmp_path / "spool")
+    server = Server(tmp_path, "--database", f"sqlite:///{tmp_path}/runs.db", TACHOGRAPH_SPOOL_DIR=spool)
+    variables = environment(TACHOGRAPH_URL=server.address, TACHOGRAPH_SPOOL_DIR=spool)
+    server.start()
+    expected: dict[str, tuple[str, int | None]] = {}
+    running: list[tuple[str, str, subprocess.Popen[bytes]]] = []
+    for number in range(20):
+        name, fate = f"job {number}", ("well", "exec killed", "child killed", "well", "well")[number % 5]
+        begun = tmp_path / f"begun-{number}"
+        script = f"echo line {number}; touch {begun}; read x; exit {number}"
+        process = start("exec", "--name", name, "--", "sh", "-c", script, env=variables, stdin=subprocess.PIPE)
+        running.append((name, fate, process))
+        if number in (6, 13):
+            server.stop(signal.SIGKILL)
+        if number in (10, 17):
+            server.start()
+    for number, (name, fate, process) in enumerate(running):
+        eventually((tmp_path / f"begun-{number}").exists, 60)
+        if fate == "child killed":
+            (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(child), signal.SIGKILL)
+            expected[name] = ("failed", 137)
+        elif fate == "exec killed":
+            process.kill()
+            expected[name] = ("lost", None)
+        else:
+            expected[name] = ("completed" if number == 0 else "failed", number)
+        if number == chance.randrange(20):
+            server.stop(signal.SIGKILL)
+            server.start()
+    codes = {}
+    for name, _, process in running:
+        process.communicate(b"\n", timeout=60)
+        codes[name] = process.returncode
+    assert codes == {name: -9 if code is None else code for name, (_, code) in expected.items()}
+
+    def recorded() -> dict[str, str]:
+        items = server.get("/api/workflows/executions?limit=100")["items"]
+        assert len({item["workflow_name"] for item in items}) == len(items)
+        return {item["workflow_name"]: item["status"] for item in items}
+
+    eventually(lambda: recorded() == {name: status for name, (status, _) in expected.items()}, 90)
+    for name, (_, code) in expected.items():
+        if code is not None:
+            (step,) = timeline(server, name)["step_timeline"]
+            assert step["output_summary"]["exit_code"] == code
+            assert [log["message"] for log in step["logs"]] == [f"line {name.split()[1]}"]
+            assert step["resources"]["cpu_seconds"] >= 0
+    assert not list((tmp_path / "spool").rglob("*.jsonl"))
+    server.stop()
