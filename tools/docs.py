@@ -24,7 +24,7 @@ from aiohttp import web
 from rich.console import Console
 
 from tachograph.metrics.self_metrics import SELF_METRICS
-from tachograph.metrics.specs import METRICS, MetricSpec
+from tachograph.metrics.specs import EXPECTATION_METRICS, METRICS, MetricSpec
 from tachograph.spans.semconv import ATTRIBUTES
 from tachograph.workflow.handlers import registry
 from tachograph_exporter import handler_sources
@@ -162,7 +162,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "commands": command_table,
     "serve-options": serve_option_table,
     "python-api": python_api,
-    "metrics": lambda: metric_table(METRICS),
+    "metrics": lambda: metric_table((*METRICS, *EXPECTATION_METRICS)),
     "own-metrics": lambda: metric_table(SELF_METRICS),
     "attributes": attribute_table,
     "routes": route_table,
@@ -219,6 +219,7 @@ async def real_examples() -> dict[str, str]:
                 await run("nightly_import", load_seconds=0.03)
             parts["example-compare"] = as_json(await comparison(call, await run("nightly_import", load_seconds=0.3)))
             parts["example-trends"] = as_json(await trend(call))
+            await asyncio.to_thread(service.watch.look)
             EXAMPLES.write_text(json.dumps(await responses(call, retried), indent=1, ensure_ascii=False) + "\n")
             workspace_id = (await call("GET", "/api/workflows/basic_sequence"))["workspace_id"]
             stored = await service.database.read(lambda c: execution_rows.run(c, workspace_id, retried))
@@ -265,7 +266,7 @@ async def responses(call: Any, execution: str) -> dict[str, Any]:
         path = (
             path.replace("{workspace}", "default").replace("{service}", "tachograph").replace("{tag}", "service.name")
         )
-        path = path.replace("{trace_id}", trace_id)
+        path = path.replace("{trace_id}", trace_id).replace("{workflow}", "with_retries")
         query = {
             "/api/workflows/executions/compare": f"?execution={execution}",
             **{f"/jaeger/api/metrics/{name}": "?service=tachograph" for name in ("calls", "errors", "latencies")},

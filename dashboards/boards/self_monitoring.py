@@ -14,6 +14,7 @@ from tachograph.metrics.self_metrics import (
     DROPPED,
     EVENTS,
     LABEL_SETS,
+    NOTICES,
     OTLP_DROPPED,
     OTLP_REQUESTS,
     QUEUE_LENGTH,
@@ -37,6 +38,7 @@ from tachograph_exporter.alerting.promql import (
 )
 
 SELECTED = selector('instance=~"$instance"')
+NOT_SENT = selector('instance=~"$instance"', 'outcome!="sent"')
 DOCS = RUNBOOKS.removesuffix("/runbooks")
 
 
@@ -166,10 +168,12 @@ def _events(layout: Layout) -> None:
             8,
             panels.lines(
                 "Lost",
-                "Events per hour that did not reach a listener, by reason, and records that the store set aside.",
+                "Events per hour that did not reach a listener, by reason, records that the store set aside, and "
+                "messages about notices that were not sent at once.",
                 [
                     (f"3600 * {rate(DROPPED, SELECTED, by='listener, reason')}", "{{listener}} {{reason}}"),
                     (f"3600 * {rate(REFUSED, SELECTED, by='kind')}", "set aside: {{kind}}"),
+                    (f"3600 * {rate(NOTICES, NOT_SENT, by='outcome')}", "notices: {{outcome}}"),
                 ],
                 PER_HOUR,
             ),

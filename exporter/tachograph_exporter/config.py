@@ -58,6 +58,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     Metrics. ``measures`` are the names of step measures to export. ``series_limit`` is the maximum of label sets per
     metric; label sets unchanged for ``series_expire_seconds`` are dropped.
 
+    Expectations. ``expectations`` is a file of what is expected of workflows, and of who is told (see
+    docs/expectations.md). ``notify`` are URLs of further receivers. They are secrets.
+
     Page. ``trace_url`` is the URL of a trace in a viewer, with ``{trace_id}`` in it.
     """
 
@@ -89,6 +92,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     read_timeout_seconds: float = 10.0
     lease_seconds: float = LEASE_SECONDS
     http_allow: tuple[str, ...] = ()
+    expectations: Path | None = None
+    notify: tuple[str, ...] = ()
     trace_url: str | None = None
     otlp_grpc: tuple[str, int] | None = None
 

@@ -21,9 +21,10 @@ from sqlalchemy import Connection
 from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable, TachographError
 from tachograph.events import Event
+from tachograph.identity import workspace_id
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
-from tachograph.metrics.specs import METRICS
+from tachograph.metrics.specs import EXPECTATION_METRICS, METRICS
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import LEASE_SECONDS
@@ -41,6 +42,7 @@ from tachograph_exporter.api import (
     connections,
     events,
     executions,
+    expectations,
     exports,
     guard,
     health,
@@ -72,6 +74,10 @@ from tachograph_exporter.api.room import ROOM, Room, room_middleware
 from tachograph_exporter.api.routes import ROUTE_BY_HANDLER, Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.config import Config, ConfigError
+from tachograph_exporter.expectations.courier import Courier
+from tachograph_exporter.expectations.file import NOTHING, all_targets, read_file
+from tachograph_exporter.expectations.metrics import ExpectationMetrics
+from tachograph_exporter.expectations.watch import Watch
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.lineage.receiver import LineageReceiver
 from tachograph_exporter.ingest.neighbours import Neighbours
@@ -99,6 +105,7 @@ from tachograph_exporter.store import (
 from tachograph_exporter.store import lineage as lineage_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.expectations import replace_file
 from tachograph_exporter.store.probing import Probe
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.store.writer import StoreWriter
@@ -124,6 +131,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *comparison.ROUTES,
     *trends.ROUTES,
     *executions.ROUTES,
+    *expectations.ROUTES,
     *timeline.ROUTES,
     *logs.ROUTES,
     *reconciliation.ROUTES,
@@ -154,7 +162,7 @@ class DefaultRegistryCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The default registry's families, without those named like ours: a family must not appear twice."""
-        ours = {spec.name.removesuffix("_total") for spec in (*METRICS, *SELF_METRICS)}
+        ours = {spec.name.removesuffix("_total") for spec in (*METRICS, *EXPECTATION_METRICS, *SELF_METRICS)}
         return (metric for metric in REGISTRY.collect() if metric.name not in ours)
 
     def describe(self) -> list[Metric]:
@@ -222,6 +230,23 @@ class Service:
         self._span_silences = recovery.Silences(max_gap_seconds=2 * self._look_seconds)
         self.registry.register(SelfMetricsCollector(self.recorder, series))
         self.registry.register(DefaultRegistryCollector())
+        self.expectations = read_file(config.expectations) if config.expectations is not None else NOTHING
+        targets = all_targets(self.expectations, config.notify)
+        self.courier = Courier(
+            self.database,
+            targets,
+            self.expectations.link or config.address,
+            lambda: self.workflow_metrics.is_leader,
+            self.self_metrics.notice_settled,
+        )
+        self.watch = Watch(
+            self.database,
+            workspace_id(config.workspace),
+            targets,
+            lambda: self.workflow_metrics.is_leader,
+            self.courier.wake,
+        )
+        self.registry.register(ExpectationMetrics(self.watch, config.series_limit))
         self.executor = Executor(
             self.recorder,
             handlers=restricted(handlers, AddressPolicy(config.http_allow)),
@@ -238,6 +263,8 @@ class Service:
         now = time.time_ns()
         add_workspace(connection, self.config.workspace, now)
         add_project(connection, self.config.workspace, "default", now)
+        if self.config.expectations is not None:
+            replace_file(connection, self.expectations.default, self.expectations.workflows, now)
 
     def application(self) -> web.Application:
         """The aiohttp application, which starts and stops the service's background tasks."""
@@ -314,10 +341,13 @@ class Service:
             asyncio.create_task(self._look_at_leases(), name="tachograph leases"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
             asyncio.create_task(self._reassemble_periodically(), name="tachograph traces"),
+            asyncio.create_task(self.watch.run(), name="tachograph expectations"),
         ]
+        self.courier.start()
         for task in tasks:
             task.add_done_callback(_note_end)
         yield
+        self.courier.close()
         for task in tasks:
             task.remove_done_callback(_note_end)
             task.cancel()

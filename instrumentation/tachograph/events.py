@@ -15,6 +15,7 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 
 from tachograph.distribution import DistributionRow
+from tachograph.expectation import Expectation
 from tachograph.identity import ExecutionRef, StepRef
 
 
@@ -124,11 +125,15 @@ class ExecutionQueued(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag=
 
 
 class ExecutionStarted(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="execution_started"):
-    """An execution started. ``process`` owns it and sends heartbeats until it finishes."""
+    """An execution started. ``process`` owns it and sends heartbeats until it finishes.
+
+    ``expects``: what its code or its definition expects of the workflow.
+    """
 
     step_count: int = 0
     inputs: str | None = None
     process: str = ""
+    expects: Expectation | None = None
 
 
 class ExecutionFinished(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="execution_finished"):

@@ -46,6 +46,7 @@ _PATH_PARAMETERS: Final = {
 _TAGS: Final = {
     "Executions": "Executions, their timelines, and why they took so long.",
     "Workflows": "Register, change and execute definitions; metrics and trends of their executions.",
+    "Expectations": "What is expected of workflows, whether it holds, and who was told.",
     "Stream": "Live events, sent as they are committed.",
     "Traces": "Ingest spans, logs and metrics by OTLP; query traces with Jaeger and Tempo viewers.",
     "Recording": "Runs that other processes record, or that pings report.",
@@ -146,6 +147,8 @@ def _operation_id(route: Route) -> str:
 def _tag(route: Route) -> str:
     if route.path.startswith("/api/workflows"):
         return "Executions" if "executions" in route.path else "Workflows"
+    if route.path.startswith(("/api/expectations", "/api/notices")):
+        return "Expectations"
     if route.path.startswith(("/v1/", "/jaeger/", "/tempo/")):
         return "Traces"
     if route.path.startswith(("/ws/", "/api/stream")):

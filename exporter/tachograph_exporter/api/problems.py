@@ -209,6 +209,14 @@ def too_many_events(limit: int) -> Problem:
     return Problem(413, "body_too_large", f"the body has more than {limit:,} events, the limit of a request")
 
 
+def invalid_expectation(faults: Sequence[Fault]) -> Problem:
+    return Problem(422, "invalid_body", _summary("the expectation", faults), errors=faults)
+
+
+def expectation_not_found(name: str) -> Problem:
+    return Problem(404, "expectation_not_found", f'nothing is said here of what is expected of workflow "{name}"')
+
+
 def invalid_events(faults: Sequence[Fault]) -> Problem:
     return Problem(422, "invalid_body", _summary("the body", faults), errors=faults)
 
@@ -311,6 +319,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "invalid_json": (400, "The body is not JSON."),
     "not_supported": (400, "A viewer asked for a feature of its own backend that is missing here; see detail."),
     "workflow_inactive": (400, "The workflow is registered with `is_active: false`, so it is not executed."),
+    "expectation_not_found": (404, "The API and code say nothing of what is expected of the workflow."),
     "unauthorized": (401, "A token is required, or the one sent is unknown, expired or revoked."),
     "forbidden": (403, "The token does not allow this."),
     "foreign_page": (403, "A page of another site sent the request (Origin, Sec-Fetch-Site)."),

@@ -61,6 +61,7 @@ COMMANDS: Final = {
                                           "rollups keep counting them."),
     "rollups": Command("upkeep", KEEPING, "Check or rebuild the rollups and the series of metrics."),
     "refused": Command("refused", KEEPING, "Look at records that the store refused, and retry them."),
+    "notices": Command("notices", KEEPING, "Look at notices, test who is told, and silence them."),
     "workspaces": Command("workspaces", KEEPING, "Create and list workspaces."),
     "projects": Command("workspaces", KEEPING, "Create and list projects in a workspace."),
     "tokens": Command("tokens", KEEPING, "Create, list and revoke access tokens."),

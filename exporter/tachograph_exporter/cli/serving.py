@@ -35,6 +35,7 @@ from tachograph_exporter.config import (
     read_token,
 )
 from tachograph_exporter.defaults import DEFAULT_LISTEN, LISTEN_VARIABLE, TOKEN_VARIABLE
+from tachograph_exporter.expectations.routing import NOTIFY_VARIABLE, SECRET_VARIABLE
 from tachograph_exporter.service import CannotListen, Service
 from tachograph_exporter.service import serve as serve_until_stopped
 
@@ -121,6 +122,21 @@ def serve(
             "executions that other hosts record.",
         ),
     ] = LEASE_SECONDS,
+    expectations: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of what is expected of workflows (schedules, deadlines, limits), and who is told."
+        ),
+    ] = None,
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            envvar=NOTIFY_VARIABLE,
+            help=f"Tell this receiver of what does not hold: https://… (a webhook, signed if {SECRET_VARIABLE} is set) "
+            "or a URL of apprise (mailto://…). Repeatable.",
+        ),
+    ] = None,
     trace_url: Annotated[
         str | None, typer.Option(help="URL of your trace viewer for links on the page, with {trace_id} in it.")
     ] = None,
@@ -155,6 +171,8 @@ def serve(
             read_timeout_seconds=read_timeout,
             lease_seconds=lease,
             http_allow=tuple(http_allow or ()),
+            expectations=expectations,
+            notify=tuple(notify or ()),
             trace_url=trace_url,
             otlp_grpc=parse_listen(otlp_grpc) if otlp_grpc is not None else None,
         )

@@ -93,14 +93,17 @@ class WorkflowMetrics(Collector):
         self._running: dict[Key, Running] = {}
 
     @property
+    def is_leader(self) -> bool:
+        """Whether this service holds the lease, and nobody else can have taken it since."""
+        return self._lease.is_held and time.monotonic() < self._ours_until
+
+    @property
     def are_shown(self) -> bool:
         """Whether this service shows the workflow metrics now.
 
         Not while another one may show them: values that differ between two of one name are counter resets.
         """
-        now = time.monotonic()
-        is_ours = self._lease.is_held and now < self._ours_until
-        return is_ours and self._is_current and now - self._contact < BLIND_SECONDS
+        return self.is_leader and self._is_current and time.monotonic() - self._contact < BLIND_SECONDS
 
     def collect(self) -> Iterator[Metric]:
         """The families, if this service shows them, and whether it does."""

@@ -31,6 +31,7 @@ from tachograph.events import (
     StepStarted,
     StepStatus,
 )
+from tachograph.expectation import Expectation
 from tachograph.identity import ExecutionRef, StepRef, workspace_id
 from tachograph_exporter.store import partitions
 from tachograph_exporter.store.merging import Rows, execution_rank, folded_rank, step_rank
@@ -81,6 +82,8 @@ class Batch:
         self.seen: dict[str, int] = {}
         self.ended: set[str] = set()
         self.months: set[partitions.Month] = set()
+        self.expects: dict[tuple[str, str], Expectation] = {}
+        """What code says is expected, by workspace (a slug) and workflow (a name)."""
         self.notes: Notes | None = None
         """What its spans say that was not in the index, if anything."""
         events = list(events)
@@ -137,6 +140,8 @@ class Batch:
             started=at, process=event.process, inputs=event.inputs, counts=(event.step_count, 0, 0, 0),
         )  # fmt: skip
         self._execution(event.execution, row)
+        if event.expects is not None:
+            self.expects[event.execution.workspace, event.execution.workflow] = event.expects
 
     def finished(self, event: ExecutionFinished) -> None:
         self.ended.add(event.execution.execution_id)

@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tachograph.identity import ExecutionRef, new_id, workspace_id
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import read, to_document
-from tachograph_exporter.store import locking
+from tachograph_exporter.store import expectations, locking
 from tachograph_exporter.store.executions import IS_OPEN
 from tachograph_exporter.store.schema import (
     rollup_heads,
@@ -33,6 +33,8 @@ from tachograph_exporter.store.workspaces import add_project, add_workspace
 
 _executions = workflow_executions.c
 _definitions = workflow_definitions.c
+DEFINITION: Final = "definition"
+"""The place (see `store.expectations`) whose word a registered definition is."""
 
 
 def definition(
@@ -166,8 +168,12 @@ def register(
 
 
 def _announce(connection: Connection, row: Row[Any], workflow: Workflow, now_ns: int) -> None:
-    """Let the series of a workflow exist before anything has happened."""
+    """Let the series of a workflow exist before anything has happened, and what its definition expects."""
     series_rows.announce(connection, (row.workspace_id, row.id), [step.name for step in workflow.steps], now_ns)
+    if workflow.expectation is not None:
+        expectations.say(connection, row.workspace_id, row.name, DEFINITION, workflow.expectation, now_ns)
+    else:
+        expectations.forget(connection, row.workspace_id, row.name, (DEFINITION,))
 
 
 def change(
@@ -178,6 +184,9 @@ def change(
     values = definition_values(workflow, now_ns)
     if is_active is not None:
         values["is_active"] = is_active
+    before = connection.execute(select(workflow_definitions).where(_definitions.id == definition_id)).first()
+    if before is not None and before.name != workflow.name:
+        expectations.forget(connection, before.workspace_id, before.name, (DEFINITION,))
     connection.execute(update(workflow_definitions).where(_definitions.id == definition_id).values(values))
     row = connection.execute(select(workflow_definitions).where(_definitions.id == definition_id)).first()
     if row is not None:

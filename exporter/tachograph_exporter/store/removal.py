@@ -7,7 +7,8 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, delete, func, select
 
-from tachograph_exporter.store import archive, locking, numbers
+from tachograph_exporter.store import archive, expectations, locking, notices, numbers
+from tachograph_exporter.store.definitions import DEFINITION
 from tachograph_exporter.store.executions import IS_OPEN
 from tachograph_exporter.store.rollups import rows as rollup_rows
 from tachograph_exporter.store.schema import (
@@ -58,5 +59,11 @@ def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str)
     series_rows.forget(connection, (workspace_id, workflow_id))
     numbers.forget(connection, workflow_id)
     archive.forget_workflow(connection, workspace_id, workflow_id)
+    name = connection.execute(
+        select(workflow_definitions.c.name).where(workflow_definitions.c.id == workflow_id)
+    ).scalar()
+    if name is not None:
+        expectations.forget(connection, workspace_id, name, (expectations.CODE, DEFINITION, expectations.API))
+        notices.forget_workflow(connection, workspace_id, name)
     connection.execute(delete(workflow_definitions).where(workflow_definitions.c.id == workflow_id))
     return OpenExecutions(0, ())

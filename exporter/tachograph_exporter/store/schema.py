@@ -285,6 +285,83 @@ series_unsettled: Final = Table(
     sqlite_with_rowid=False,
 )
 
+# What places say is expected of workflows, as JSON. ``workspace_id`` is "" for what counts in all workspaces,
+# ``workflow`` (a name) for what counts for all workflows. ``since_ns``: since when the schedule is expected.
+workflow_expectations: Final = Table(
+    "workflow_expectations",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("workflow", String(200), primary_key=True),
+    Column("source", String(16), primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("since_ns", BigInteger, nullable=False),
+    Column("updated_ns", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# What did not hold. ``key`` tells apart the faults of a kind: a fault has one row, however often it is evaluated.
+notices: Final = Table(
+    "notices",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("workspace_id", String(36), nullable=False),
+    Column("workflow", String(200), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("key", String(200), nullable=False),
+    Column("severity", String(16), nullable=False),
+    Column("opened_ns", BigInteger, nullable=False),
+    Column("told_ns", BigInteger, nullable=False),
+    Column("resolved_ns", BigInteger),
+    Column("text", Text, nullable=False),
+    Column("recovery", Text, nullable=False, server_default=""),
+    Column("execution_id", String(36)),
+    UniqueConstraint("workspace_id", "workflow", "kind", "key"),
+    Index("ix_notices_told", "told_ns"),
+    Index(
+        "ix_notices_open",
+        "workspace_id",
+        sqlite_where=text("resolved_ns IS NULL"),
+        postgresql_where=text("resolved_ns IS NULL"),
+    ),
+)
+
+# Messages about notices, one for each receiver. ``phase`` is opened or recovered; ``state``: see `store.notices`.
+notice_deliveries: Final = Table(
+    "notice_deliveries",
+    metadata,
+    Column("notice_id", String(36), primary_key=True),
+    Column("phase", String(16), primary_key=True),
+    Column("target", String(100), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("next_ns", BigInteger, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("changed_ns", BigInteger, nullable=False),
+    Column("sender", String(300), nullable=False, server_default=""),
+    Column("reason", Text, nullable=False, server_default=""),
+    Index(
+        "ix_deliveries_due",
+        "target",
+        "next_ns",
+        sqlite_where=text("state IN ('pending', 'sending')"),
+        postgresql_where=text("state IN ('pending', 'sending')"),
+    ),
+    sqlite_with_rowid=False,
+)
+
+# Until when nobody is told of something. Null is any; ``workflow`` may have wildcards.
+notice_silences: Final = Table(
+    "notice_silences",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("workspace_id", String(36)),
+    Column("workflow", String(200)),
+    Column("kind", String(32)),
+    Column("until_ns", BigInteger, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
+)
+
 # ``scopes`` is separated by spaces. A token without a workspace is valid for all.
 access_tokens: Final = Table(
     "access_tokens",

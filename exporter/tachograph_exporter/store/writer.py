@@ -17,10 +17,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from tachograph.events import Event
-from tachograph.identity import new_id
+from tachograph.expectation import Expectation
+from tachograph.identity import new_id, workspace_id
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
-from tachograph_exporter.store import archive, definitions, locking, numbers, partitions, refused, state
+from tachograph_exporter.store import archive, definitions, expectations, locking, numbers, partitions, refused, state
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
@@ -79,6 +80,7 @@ class StoreWriter:
         # Workflows that have another id here than in the process that ran them.
         self._same_as: dict[str, str] = {}
         self._months: set[partitions.Month] = set()
+        self._expected: dict[tuple[str, str], Expectation] = {}
         self._deltas = 0
         self._prepare(database.dialect)
 
@@ -110,6 +112,7 @@ class StoreWriter:
     def stored(self, batch: Batch) -> None:
         """Note that a batch was committed, and tell whoever waits for commits."""
         self._registered.update(batch.workflows)
+        self._expected.update(batch.expects)
         self._months |= batch.months
         if batch.notes is not None:
             self._names.remember(batch.notes)
@@ -173,6 +176,11 @@ class StoreWriter:
         counted_before = SeriesCounter(connection)
         before = self._ended_before(connection, touched, batch.ended, counted_before)
         self._register(connection, batch)
+        for (workspace, workflow), expectation in batch.expects.items():
+            if self._expected.get((workspace, workflow)) != expectation:
+                expectations.say(
+                    connection, workspace_id(workspace), workflow, expectations.CODE, expectation, time.time_ns()
+                )
         if batch.executions:
             numbers.assign(connection, batch.executions)
         self._put(connection, batch)

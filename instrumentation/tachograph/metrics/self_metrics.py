@@ -49,6 +49,13 @@ REFUSED: Final = CounterSpec(
     ("kind",),
 )
 
+NOTICES: Final = CounterSpec(
+    "tachograph_notices_total",
+    "Messages about notices, by what became of them: sent, retried, failed (given up), unknown (maybe sent).",
+    ("outcome",),
+)
+_NOTICE_OUTCOMES: Final = ("sent", "retried", "failed", "unknown")
+
 STREAM_CLIENTS: Final = GaugeSpec(
     "tachograph_stream_clients", "Clients connected to the event stream, by protocol.", ("kind",)
 )
@@ -80,8 +87,8 @@ _OTLP_LABELS: Final = (
 
 SELF_METRICS: Final[tuple[MetricSpec, ...]] = (
     EVENTS, DELIVERED, DROPPED, QUEUE_LENGTH, STORE_WRITE, SERIES_LIMITED, LABEL_SETS, SCRAPE_DURATION, SCRAPE_SIZE,
-    WORKFLOW_METRICS_SHOWN, REFUSED, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, OTLP_REQUESTS, OTLP_DROPPED,
-    BUILD_INFO,
+    WORKFLOW_METRICS_SHOWN, REFUSED, NOTICES, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, OTLP_REQUESTS,
+    OTLP_DROPPED, BUILD_INFO,
 )  # fmt: skip
 """Every metric about Tachograph itself."""
 
@@ -144,6 +151,9 @@ class SelfMetrics:
                 self._otlp_dropped.labels(signal, reason)
         for labels in itertools.product(*_OTLP_LABELS):
             self._otlp_requests.labels(*labels)
+        self._notices = series.counter(NOTICES.name, NOTICES.help, NOTICES.labels)
+        for outcome in _NOTICE_OUTCOMES:
+            self._notices.labels(outcome)
         for kind in ("event", "trace"):
             self._records_refused.labels(kind)
         for kind in ("websocket", "sse"):
@@ -173,6 +183,10 @@ class SelfMetrics:
     def record_refused(self, kind: str) -> None:
         """Count a record that the store refused."""
         self._records_refused.labels(kind).inc()
+
+    def notice_settled(self, outcome: str) -> None:
+        """Count a message about a notice."""
+        self._notices.labels(outcome).inc()
 
     def otlp_answered(self, protocol: str, signal: str, outcome: str) -> None:
         """Count an export request that was answered."""

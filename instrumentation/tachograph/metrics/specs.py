@@ -99,6 +99,20 @@ STEP_MEASURE: Final = HistogramSpec(
     (*_STEP, "measure", "unit"),
 )
 
+EXPECTED_START: Final = GaugeSpec(
+    "workflow_expected_start_timestamp_seconds",
+    "When a workflow with a schedule is due to start next, or was and has not; in unix seconds.",
+    _WORKFLOW,
+)
+LATE: Final = GaugeSpec(
+    "workflow_late", "1 while a workflow with a schedule has not started although its grace is over, else 0.", _WORKFLOW
+)
+OVERDUE: Final = GaugeSpec(
+    "workflow_overdue", "1 while an execution or a step runs past its deadline, else 0; if there is one.", _WORKFLOW
+)
+EXPECTATION_METRICS: Final[tuple[MetricSpec, ...]] = (EXPECTED_START, LATE, OVERDUE)
+"""Every metric about what is expected of workflows."""
+
 METRICS: Final[tuple[MetricSpec, ...]] = (
     EXECUTION_DURATION, STEP_DURATION, STEP_WAIT, STEP_ATTEMPTS, STEP_RETRIES, STEPS_SKIPPED, EXECUTIONS_STARTED,
     EXECUTIONS_RUNNING, STEPS_RUNNING, CRITICAL_PATH, LAST_SUCCESS, LAST_FAILURE, OLDEST_RUNNING, STEP_COST,

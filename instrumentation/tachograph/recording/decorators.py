@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from tachograph.errors import DoNotRetry
+from tachograph.expectation import expectation_of
 from tachograph.identity import ExecutionRef, random01
 from tachograph.names import clean_name, encodable
 from tachograph.recording import callables, open_execution
@@ -117,13 +118,25 @@ class WorkflowRecorder(_Block[ExecutionScope]):
         version: str = "1",
         inputs: Mapping[str, Any] | None = None,
         capture: bool = True,
+        schedule: str | None = None,
+        timezone: str | None = None,
+        grace: str | float | None = None,
+        deadline: str | float | None = None,
+        success_target: float | None = None,
     ) -> None:
         super().__init__(name, inputs, capture)
         self._workspace = clean_name(workspace) if workspace else None
         self._version = clean_name(version)
+        self._expects = expectation_of(schedule, timezone, grace, deadline, success_target)
 
     def _scope(self, name: str | None, inputs: Mapping[str, Any] | None) -> ExecutionScope:
-        return ExecutionScope(name or "workflow", workspace=self._workspace, version=self._version, inputs=inputs)
+        return ExecutionScope(
+            name or "workflow",
+            workspace=self._workspace,
+            version=self._version,
+            inputs=inputs,
+            expects=self._expects,
+        )
 
     @property
     def execution(self) -> ExecutionRef | None:
@@ -187,6 +200,11 @@ def workflow(
     version: str = "1",
     inputs: Mapping[str, Any] | None = None,
     capture: bool = True,
+    schedule: str | None = None,
+    timezone: str | None = None,
+    grace: str | float | None = None,
+    deadline: str | float | None = None,
+    success_target: float | None = None,
 ) -> WorkflowRecorder: ...
 def workflow(name: Any = None, **options: Any) -> Any:
     """Record a function or a block as a workflow.
@@ -195,6 +213,8 @@ def workflow(name: Any = None, **options: Any) -> Any:
     ... def nightly(): ...
     >>> @workflow(name="nightly", workspace="team-a")
     ... async def nightly(): ...
+    >>> @workflow(schedule="0 3 * * *", timezone="Europe/Berlin", grace="10m", deadline="1h")
+    ... def nightly(): ...
     >>> with workflow("nightly"):
     ...     ...
 
@@ -204,6 +224,14 @@ def workflow(name: Any = None, **options: Any) -> Any:
         version: version of the workflow.
         inputs: recorded with the execution, summarised and masked (default: a decorated function's arguments).
         capture: False keeps a decorated function's arguments out of the record.
+        schedule: when it should start: a cron expression, an alias (``@daily``), ``every 15m`` or ``learned``. This
+            and what follows is what the service expects and says when it is not met; nothing is started by it.
+        timezone: the schedule's time zone (default: UTC).
+        grace: how late it may start: seconds, or a text such as ``10m``.
+        deadline: how long it may take, in the same form.
+        success_target: the fraction of executions that should complete.
+
+    Raises ValueError for an expectation that cannot be read.
     """
     return WorkflowRecorder()(name) if callables.is_callable(name) else WorkflowRecorder(name, **options)
 

@@ -34,6 +34,7 @@ from tachograph.events import (
     StepStarted,
     StepStatus,
 )
+from tachograph.expectation import Expectation
 from tachograph.folding import Fold, Repetitions
 from tachograph.identity import ExecutionRef, StepRef, new_span_id, step_id
 from tachograph.inferred_dependencies import InferredDependencies
@@ -70,10 +71,18 @@ class OpenExecution:
         clock: its clock.
         inputs: summary of its inputs.
         started_ns: given for an execution that another process started, whose start and end are recorded there.
+        expects: what its code expects of the workflow.
     """
 
     def __init__(
-        self, ref: ExecutionRef, emit: Listener, clock: Clock, inputs: str | None, *, started_ns: int | None = None
+        self,
+        ref: ExecutionRef,
+        emit: Listener,
+        clock: Clock,
+        inputs: str | None,
+        *,
+        started_ns: int | None = None,
+        expects: Expectation | None = None,
     ) -> None:
         self.ref = ref
         self.emit = emit
@@ -90,7 +99,11 @@ class OpenExecution:
         self.started_ns = clock() if started_ns is None else started_ns
         if started_ns is None:
             _open[ref.execution_id] = self
-            emit(ExecutionStarted(execution=ref, time_ns=self.started_ns, inputs=inputs, process=identity()))
+            emit(
+                ExecutionStarted(
+                    execution=ref, time_ns=self.started_ns, inputs=inputs, process=identity(), expects=expects
+                )
+            )
 
     def new_step(
         self, name: str, step_type: str, child_execution_id: str | None, time_ns: int

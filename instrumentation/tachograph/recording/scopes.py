@@ -20,6 +20,7 @@ from opentelemetry.trace import get_current_span
 from tachograph import folding
 from tachograph.clock import NS, AnchoredClock
 from tachograph.events import ExecutionStatus, Failure, Listener, StepStatus
+from tachograph.expectation import Expectation
 from tachograph.folding import Fold, Repetitions
 from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_id, new_span_id
 from tachograph.identity import step_id as make_step_id
@@ -122,8 +123,17 @@ class ExecutionScope(Scope):
     _run: OpenExecution | None = None
     _step: StepScope | None = None
 
-    def __init__(self, name: str, *, workspace: str | None, version: str, inputs: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        workspace: str | None,
+        version: str,
+        inputs: Mapping[str, Any] | None,
+        expects: Expectation | None = None,
+    ) -> None:
         self.name = name
+        self._expects = expects
         self._workspace = workspace
         self._version = version
         self._inputs = inputs
@@ -157,7 +167,7 @@ class ExecutionScope(Scope):
         self._activate(None, None, context)
         self.execution = ref
         # Its start makes its span the current one of this context.
-        self._run = run = OpenExecution(ref, recorder, AnchoredClock(), summarise(self._inputs))
+        self._run = run = OpenExecution(ref, recorder, AnchoredClock(), summarise(self._inputs), expects=self._expects)
         open_execution.enter(run, None)
 
     def resume(self) -> None:

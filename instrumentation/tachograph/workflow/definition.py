@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from tachograph.expectation import Expectation
+
 
 class StepType(StrEnum):
     """What a step is for. Descriptive only: what a step *does* is up to its handler, whatever its type."""
@@ -116,6 +118,7 @@ class Workflow(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, Any] = {}
     variables: tuple[Variable, ...] = ()
     steps: tuple[Step, ...] = ()
+    expectation: Expectation | None = None
 
     @property
     def max_concurrency(self) -> int | None:

@@ -16,6 +16,14 @@ from typing import Any, Final
 import msgspec
 
 from tachograph.errors import Fault, InvalidWorkflow
+from tachograph.expectation import (
+    Expectation,
+    StepExpectation,
+    parse_seconds,
+    schedule_fault,
+    severity_fault,
+    timezone_fault,
+)
 from tachograph.workflow.definition import Backoff, DataType, Step, StepType, TriggerRule, Variable, Workflow
 from tachograph.workflow.faults import Faults
 from tachograph.workflow.hints import did_you_mean
@@ -74,9 +82,18 @@ def active_flag(document: Mapping[str, Any]) -> bool | None:
     return flag if isinstance(flag, bool) else None
 
 
+def read_expectation(value: Any, at: str = "") -> tuple[Expectation, list[Fault]]:
+    """An expectation as far as it is readable, and every fault of it. Never raises for a bad value."""
+    reader = _Reader()
+    expectation = _expectation(reader, value, at)
+    return (expectation if expectation is not _BAD else Expectation()), reader.faults
+
+
 def to_document(workflow: Workflow) -> dict[str, Any]:
     """The definition as JSON-ready values; `parse` reads them back as an equal definition."""
     document: dict[str, Any] = msgspec.to_builtins(workflow)
+    if workflow.expectation is None:
+        del document["expectation"]
     return document
 
 
@@ -250,6 +267,42 @@ def _backoff(reader: _Reader, value: Any, at: str) -> Any:
     return _BAD if fields is None else Backoff(**fields)
 
 
+def _checked(fault_of: Callable[[str], str]) -> Callable[[_Reader, Any, str], Any]:
+    def read(reader: _Reader, value: Any, at: str) -> Any:
+        text = _text(MAX_NAME, empty=False)(reader, value, at)
+        if text is not _BAD and (fault := fault_of(text)):
+            reader.fault("bad_value", at, f'"{text}": {fault}')
+            return _BAD
+        return text
+
+    return read
+
+
+def _seconds(reader: _Reader, value: Any, at: str) -> Any:
+    try:
+        return parse_seconds(value)
+    except ValueError as error:
+        shown = f'"{value}"' if isinstance(value, str) else _type(value)
+        reader.fault("bad_value", at, f"{shown}: {error}")
+        return _BAD
+
+
+def _expectation(reader: _Reader, value: Any, at: str) -> Any:
+    fields = reader.object(value, at, _EXPECTATION)
+    return _BAD if fields is None else Expectation(**fields)
+
+
+def _step_expectations(reader: _Reader, value: Any, at: str) -> Any:
+    if not isinstance(value, Mapping):
+        return _mapping(reader, value, at)
+    steps = {}
+    for name, item in list(value.items())[:1000]:
+        fields = reader.object(item, f"{at}.{name}", _STEP_EXPECTATION)
+        if fields is not None:
+            steps[str(name)] = StepExpectation(**fields)
+    return steps
+
+
 def _variable(reader: _Reader, value: Any, at: str) -> Any:
     fields = reader.object(value, at, _VARIABLE)
     if fields is None:
@@ -294,6 +347,7 @@ _WORKFLOW: Final[Mapping[str, _Field]] = {
     "meta_data": _Field(_mapping, "metadata"),
     "variables": _Field(lambda r, v, at: r.list(v, at, _variable, 1000), "variables"),
     "steps": _Field(lambda r, v, at: r.list(v, at, _step, MAX_STEPS), "steps"),
+    "expectation": _Field(_expectation, "expectation"),
     "is_active": _Field(_boolean, None),
     **_FOREIGN,
 }
@@ -331,4 +385,24 @@ _BACKOFF: Final[Mapping[str, _Field]] = {
     "factor": _Field(_number(1, 1000), "factor"),
     "max_seconds": _Field(_number(0, MAX_SECONDS), "max_seconds"),
     "jitter": _Field(_number(0, 1), "jitter"),
+}
+_STEP_EXPECTATION: Final[Mapping[str, _Field]] = {
+    "deadline": _Field(_seconds, "deadline_seconds"),
+    "deadline_seconds": _Field(_seconds, "deadline_seconds"),
+}
+_EXPECTATION: Final[Mapping[str, _Field]] = {
+    "schedule": _Field(_checked(schedule_fault), "schedule"),
+    "timezone": _Field(_checked(timezone_fault), "timezone"),
+    "grace": _Field(_seconds, "grace_seconds"),
+    "grace_seconds": _Field(_seconds, "grace_seconds"),
+    **_STEP_EXPECTATION,
+    "is_paused": _Field(_boolean, "is_paused"),
+    "severity": _Field(_checked(severity_fault), "severity"),
+    "success_target": _Field(_number(0.0001, 0.999999), "success_target"),
+    "steps": _Field(_step_expectations, "steps"),
+    **{
+        name: _Field(_number(0, MAX_SECONDS), name)
+        for name in Expectation.__struct_fields__
+        if name.startswith(("failed_", "stuck_", "stale_", "regression_", "retry_", "queue_", "cost_"))
+    },
 }

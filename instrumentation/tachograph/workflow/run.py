@@ -142,6 +142,7 @@ class Run:
                 step_count=len(self._nodes),
                 inputs=self.inputs_summary,
                 process=identity(),
+                expects=self.workflow.expectation,
             )
         )
         self._loop = asyncio.get_running_loop()

@@ -9,7 +9,7 @@ from alembic import op
 from sqlalchemy import BigInteger, LargeBinary, String, bindparam, column, func, insert, select, table, update
 
 revision = "0021"
-down_revision = "0018"
+down_revision = "0019"
 
 _FAILURE = "failure"
 _executions = table(

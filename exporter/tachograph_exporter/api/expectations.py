@@ -1,0 +1,134 @@
+"""What is expected of workflows, and notices about what does not hold."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Final
+
+from aiohttp import web
+from sqlalchemy import Connection
+
+from tachograph.identity import workspace_id as id_of_workspace
+from tachograph.names import clean_name
+from tachograph.workflow.document import read_expectation as read_document
+from tachograph_exporter.api import problems
+from tachograph_exporter.api.query import Query
+from tachograph_exporter.api.request import CONFIG, DATABASE, decode_document, json_response, read_body, workspace_of
+from tachograph_exporter.api.routes import PAGE, Parameter, Route
+from tachograph_exporter.expectations.views import notice_info, read_expectation_info, workflow_places
+from tachograph_exporter.store import expectations as expectation_rows
+from tachograph_exporter.store import facts, locking
+from tachograph_exporter.store import notices as notice_rows
+from tachograph_exporter.store.tokens import WRITE
+from tachograph_exporter.views.schemas.common import Page
+from tachograph_exporter.views.schemas.expectations import (
+    EXAMPLE,
+    ExpectationDocument,
+    NoticePage,
+    WorkflowExpectation,
+)
+
+
+async def list_expectations(request: web.Request) -> web.Response:
+    """``GET /api/expectations``: what is expected of a workspace's workflows, by name, and whether it holds now.
+
+    Workflows of which nothing is said are listed, too: for them the defaults count.
+    """
+    query = Query(request)
+    skip, limit = query.page()
+    query.done()
+    workspace = await workspace_of(request)
+    own_id, now_ns = id_of_workspace(request.app[CONFIG].workspace), time.time_ns()
+
+    def read(connection: Connection) -> Page[WorkflowExpectation]:
+        expectations, places = workflow_places(connection, workspace.id, own_id)
+        running = facts.open_executions(connection)
+        items = [
+            read_expectation_info(connection, expectations.of(workspace.id, name), key, running, now_ns)
+            for name, key in places[skip : skip + limit]
+        ]
+        return Page(items, len(places), skip, limit)
+
+    return json_response(await request.app[DATABASE].read(read))
+
+
+async def read_expectation(request: web.Request) -> web.Response:
+    """``GET /api/expectations/{workflow}``: what is expected of a workflow, who says so, and whether it holds now.
+
+    A workflow that nothing is known of has the defaults.
+    """
+    Query(request).done()
+    workspace = await workspace_of(request)
+    return json_response(
+        await request.app[DATABASE].read(partial(_read, workspace_id=workspace.id, name=_name(request)))
+    )
+
+
+async def put_expectation(request: web.Request) -> web.Response:
+    """``PUT /api/expectations/{workflow}``: say what is expected of a workflow.
+
+    It is stronger than what any other place says, and replaces what was said here before. The workflow need not exist
+    yet.
+    """
+    workspace = await workspace_of(request)
+    document = await decode_document(request, await read_body(request))
+    expectation, faults = read_document(document)
+    if faults:
+        raise problems.invalid_expectation(faults)
+    name, now_ns = _name(request), time.time_ns()
+
+    def save(connection: Connection) -> WorkflowExpectation:
+        locking.lock(connection)
+        expectation_rows.say(connection, workspace.id, name, expectation_rows.API, expectation, now_ns)
+        return _read(connection, workspace.id, name)
+
+    return json_response(await request.app[DATABASE].write(save))
+
+
+async def delete_expectation(request: web.Request) -> web.Response:
+    """``DELETE /api/expectations/{workflow}``: take back what was said here, and what code said that no longer runs."""
+    workspace = await workspace_of(request)
+    name = _name(request)
+    sources = (expectation_rows.API, expectation_rows.CODE)
+    if not await request.app[DATABASE].write(lambda c: expectation_rows.forget(c, workspace.id, name, sources)):
+        raise problems.expectation_not_found(name)
+    return web.Response(status=204)
+
+
+async def list_notices(request: web.Request) -> web.Response:
+    """``GET /api/notices``: what did not hold in a workspace, the newest first, and what became of the messages."""
+    query = Query(request)
+    skip, limit = query.page()
+    is_open = query.boolean("open") or False
+    query.done()
+    workspace = await workspace_of(request)
+    rows = await request.app[DATABASE].read(
+        lambda c: notice_rows.listed(c, workspace.id, is_open=is_open, skip=skip, limit=limit)
+    )
+    return json_response(NoticePage([notice_info(*row) for row in rows], skip, limit))
+
+
+def _name(request: web.Request) -> str:
+    return clean_name(request.match_info["workflow"])
+
+
+def _read(connection: Connection, workspace_id: str, name: str) -> WorkflowExpectation:
+    expectations, places = workflow_places(connection, workspace_id, workspace_id)
+    key = dict(places).get(name)
+    running = facts.open_executions(connection) if key is not None else {}
+    return read_expectation_info(connection, expectations.of(workspace_id, name), key, running, time.time_ns())
+
+
+_OPEN: Final = Parameter(name="open", kind="boolean", description="Only what does not hold now.")
+
+ROUTES: Final = (
+    Route(method="GET", path="/api/expectations", handler=list_expectations, query=PAGE,
+          response=Page[WorkflowExpectation]),
+    Route(method="GET", path="/api/expectations/{workflow}", handler=read_expectation, response=WorkflowExpectation),
+    Route(method="PUT", path="/api/expectations/{workflow}", handler=put_expectation, scope=WRITE,
+          body=ExpectationDocument, body_example=EXAMPLE, response=WorkflowExpectation),
+    Route(method="DELETE", path="/api/expectations/{workflow}", handler=delete_expectation, scope=WRITE, status=204,
+          codes=("expectation_not_found",)),
+    Route(method="GET", path="/api/notices", handler=list_notices, query=(*PAGE, _OPEN), response=NoticePage),
+)  # fmt: skip

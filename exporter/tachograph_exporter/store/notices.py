@@ -1,0 +1,295 @@
+"""Rows of notices, of the messages about them, and of silences.
+
+A message is `PENDING` until it is claimed (`SENDING`) in a transaction of its own, before it is sent. So no two
+processes send it, and none sends it again after a restart. One whose sender died after claiming it is `UNKNOWN`: it may
+have been sent, and is not sent again.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from tachograph.clock import NS
+from tachograph.identity import new_id
+from tachograph.process import identity, is_alive
+from tachograph_exporter.store.schema import notice_deliveries, notice_silences, notices, workspaces
+
+OPENED: Final = "opened"
+RECOVERED: Final = "recovered"
+
+PENDING: Final = "pending"
+SENDING: Final = "sending"
+SENT: Final = "sent"
+FAILED: Final = "failed"
+UNKNOWN: Final = "unknown"
+SILENCED: Final = "silenced"
+QUIET: Final = "quiet"
+STATES: Final = (PENDING, SENDING, SENT, FAILED, UNKNOWN, SILENCED, QUIET)
+
+ABANDONED_NS: Final = 600 * NS
+"""A claim is given up so long after it was made, whoever made it."""
+KEPT_NS: Final = 90 * 86_400 * NS
+"""How long notices are kept after they were told."""
+NEWEST: Final = 50
+"""So many notices of a workflow are read, beside those that are open."""
+MAX_SILENCES: Final = 1_000
+
+_notices = notices.c
+_deliveries = notice_deliveries.c
+_silences = notice_silences.c
+
+
+class NewNotice(NamedTuple):
+    """A notice to be told. Times are unix nanoseconds."""
+
+    workspace_id: str
+    workflow: str
+    kind: str
+    key: str
+    severity: str
+    opened_ns: int
+    resolved_ns: int | None
+    text: str
+    recovery: str
+    execution_id: str | None
+
+
+class Message(NamedTuple):
+    """A message to one receiver, in a state; sent no earlier than ``next_ns`` (unix ns)."""
+
+    target: str
+    state: str
+    next_ns: int
+
+
+class Silence(NamedTuple):
+    """Until when (unix ns) nobody is told; None is any workspace (an id), workflow (wildcards) or kind."""
+
+    id: str
+    workspace_id: str | None
+    workflow: str | None
+    kind: str | None
+    until_ns: int
+    reason: str
+
+    def covers(self, workspace_id: str, workflow: str, kind: str) -> bool:
+        """Whether it is about this."""
+        return (
+            self.workspace_id in (None, workspace_id)
+            and (self.workflow is None or fnmatch.fnmatchcase(workflow, self.workflow))
+            and self.kind in (None, kind)
+        )
+
+
+def of_workflow(connection: Connection, workspace_id: str, workflow: str) -> list[Row[Any]]:
+    """The open notices of a workflow, and its newest others (id, kind, key, opened_ns, resolved_ns)."""
+    mine = (_notices.workspace_id == workspace_id) & (_notices.workflow == workflow)
+    columns = (_notices.id, _notices.kind, _notices.key, _notices.opened_ns, _notices.resolved_ns)
+    newest = select(*columns).where(mine).order_by(_notices.told_ns.desc()).limit(NEWEST)
+    still_open = select(*columns).where(mine, _notices.resolved_ns.is_(None))
+    rows: list[Any] = [*connection.execute(newest).all(), *connection.execute(still_open).all()]
+    return list({row.id: row for row in rows}.values())
+
+
+def workflows_with_open(connection: Connection) -> set[tuple[str, str]]:
+    """(workspace id, workflow) of all open notices."""
+    statement = select(_notices.workspace_id, _notices.workflow).where(_notices.resolved_ns.is_(None))
+    return {(row[0], row[1]) for row in connection.execute(statement)}
+
+
+def tell(
+    connection: Connection,
+    new: NewNotice,
+    now_ns: int,
+    messages: Sequence[Message],
+    no_recovery: Collection[str] = (),
+) -> str | None:
+    """Store a notice with its messages. Returns its id, or None if it was told before.
+
+    ``no_recovery``: receivers that are not told that it is over.
+    """
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    identifier = new_id(now_ns)
+    statement = dialect.insert(notices).values(id=identifier, told_ns=now_ns, **new._asdict())
+    if connection.execute(statement.on_conflict_do_nothing()).rowcount != 1:
+        return None
+    _add(connection, identifier, OPENED, messages, now_ns)
+    if new.resolved_ns is not None:
+        _add(connection, identifier, RECOVERED, [m for m in messages if m.target not in no_recovery], now_ns + 1)
+    return identifier
+
+
+def resolve(
+    connection: Connection,
+    notice_id: str,
+    until_ns: int,
+    text: str,
+    now_ns: int,
+    no_recovery: Collection[str] = (),
+) -> bool:
+    """Note that what was told is over, and tell whoever was told. Returns False if that was noted before."""
+    row_is = (_notices.id == notice_id) & _notices.resolved_ns.is_(None)
+    values = {"resolved_ns": until_ns, "recovery": text}
+    if connection.execute(update(notices).where(row_is).values(values)).rowcount != 1:
+        return False
+    opened = (_deliveries.notice_id == notice_id) & (_deliveries.phase == OPENED)
+    messages = []
+    for row in connection.execute(select(notice_deliveries).where(opened)).all():
+        if row.state == PENDING and row.tries == 0 and row.next_ns > now_ns:
+            # It waits for the end of quiet hours, and there is nothing to say any more.
+            mine = opened & (_deliveries.target == row.target) & (_deliveries.state == PENDING)
+            connection.execute(update(notice_deliveries).where(mine).values(state=QUIET, changed_ns=now_ns))
+        elif row.state in (PENDING, SENDING, SENT, UNKNOWN) and row.target not in no_recovery:
+            messages.append(Message(row.target, PENDING, now_ns))
+    _add(connection, notice_id, RECOVERED, messages, now_ns)
+    return True
+
+
+def _add(connection: Connection, notice_id: str, phase: str, messages: Sequence[Message], now_ns: int) -> None:
+    if messages:
+        rows = [
+            {"notice_id": notice_id, "phase": phase, "tries": 0, "created_ns": now_ns, "changed_ns": now_ns,
+             **message._asdict()}
+            for message in messages
+        ]  # fmt: skip
+        connection.execute(insert(notice_deliveries), rows)
+
+
+class Key(NamedTuple):
+    """Which message of which notice."""
+
+    notice_id: str
+    phase: str
+    target: str
+
+    @property
+    def where(self) -> ColumnElement[bool]:
+        """Selects its row."""
+        return and_(*(_deliveries[name] == value for name, value in self._asdict().items()))
+
+
+def due(connection: Connection, target: str, now_ns: int) -> Row[Any] | None:
+    """The next message to a receiver, with its notice and its workspace's slug, or None.
+
+    A recovery waits for the message that it is about.
+    """
+    earlier = notice_deliveries.alias()
+    is_first = ~exists().where(
+        earlier.c.notice_id == _deliveries.notice_id, earlier.c.target == _deliveries.target,
+        earlier.c.phase == OPENED, earlier.c.state.in_([PENDING, SENDING]), _deliveries.phase == RECOVERED,
+    )  # fmt: skip
+    statement = (
+        select(notice_deliveries, *(c for c in notices.columns if c.name != "id"), workspaces.c.slug.label("workspace"))
+        .join(notices, _notices.id == _deliveries.notice_id)
+        .outerjoin(workspaces, workspaces.c.id == _notices.workspace_id)
+        .where(_deliveries.target == target, _deliveries.state == PENDING, _deliveries.next_ns <= now_ns, is_first)
+        .order_by(_deliveries.created_ns, _deliveries.phase)
+        .limit(1)
+    )
+    return connection.execute(statement).first()
+
+
+def claim(connection: Connection, key: Key, now_ns: int) -> bool:
+    """Claim a message, to send it after the commit. Returns False if another process did."""
+    statement = update(notice_deliveries).where(key.where, _deliveries.state == PENDING)
+    values = {"state": SENDING, "sender": identity(), "changed_ns": now_ns, "tries": _deliveries.tries + 1}
+    return connection.execute(statement.values(values)).rowcount == 1
+
+
+def settle(connection: Connection, key: Key, state: str, now_ns: int, next_ns: int = 0, reason: str = "") -> None:
+    """Note what became of a message that this process claimed."""
+    statement = update(notice_deliveries).where(key.where, _deliveries.state == SENDING)
+    connection.execute(statement.values(state=state, changed_ns=now_ns, next_ns=next_ns, reason=reason))
+
+
+def abandon(connection: Connection, now_ns: int) -> int:
+    """Note that messages may have been sent whose sender is gone. Returns how many."""
+    rows = connection.execute(select(notice_deliveries).where(_deliveries.state == SENDING)).all()
+    count = 0
+    for row in rows:
+        is_gone = row.sender != identity() and is_alive(row.sender) is False
+        if is_gone or now_ns - row.changed_ns > ABANDONED_NS:
+            key = Key(row.notice_id, row.phase, row.target)
+            settle(connection, key, UNKNOWN, now_ns, reason="its sender ended while it was being sent")
+            count += 1
+    return count
+
+
+def pending(connection: Connection) -> int:
+    """How many messages wait to be sent."""
+    return len(connection.execute(select(_deliveries.notice_id).where(_deliveries.state == PENDING)).all())
+
+
+def listed(
+    connection: Connection, workspace_id: str | None, *, is_open: bool = False, skip: int = 0, limit: int = 50
+) -> list[tuple[Row[Any], list[Row[Any]]]]:
+    """Notices, the newest first, each with its messages."""
+    statement = select(notices, workspaces.c.slug.label("workspace")).outerjoin(
+        workspaces, workspaces.c.id == _notices.workspace_id
+    )
+    if workspace_id is not None:
+        statement = statement.where(_notices.workspace_id == workspace_id)
+    if is_open:
+        statement = statement.where(_notices.resolved_ns.is_(None))
+    page = statement.order_by(_notices.told_ns.desc(), _notices.id.desc()).offset(skip).limit(limit)
+    rows = connection.execute(page).all()
+    of_notice: dict[str, list[Row[Any]]] = {row.id: [] for row in rows}
+    messages = select(notice_deliveries).where(_deliveries.notice_id.in_(list(of_notice)))
+    for message in connection.execute(messages.order_by(_deliveries.phase, _deliveries.target)):
+        of_notice[message.notice_id].append(message)
+    return [(row, of_notice[row.id]) for row in rows]
+
+
+def forget_workflow(connection: Connection, workspace_id: str, workflow: str) -> None:
+    """Delete the notices of a workflow."""
+    _delete(connection, (_notices.workspace_id == workspace_id) & (_notices.workflow == workflow))
+
+
+def prune(connection: Connection, now_ns: int) -> None:
+    """Delete notices that are long over, and silences."""
+    _delete(connection, and_(_notices.told_ns < now_ns - KEPT_NS, _notices.resolved_ns.is_not(None)))
+    connection.execute(delete(notice_silences).where(_silences.until_ns < now_ns - KEPT_NS))
+
+
+def _delete(connection: Connection, where: ColumnElement[bool]) -> None:
+    ids = select(_notices.id).where(where)
+    connection.execute(delete(notice_deliveries).where(_deliveries.notice_id.in_(ids)))
+    connection.execute(delete(notices).where(where))
+
+
+def silence(connection: Connection, new: Silence, now_ns: int) -> bool:
+    """Store a silence. Returns False if there are too many (`MAX_SILENCES`)."""
+    if len(silences(connection, now_ns)) >= MAX_SILENCES:
+        return False
+    connection.execute(insert(notice_silences).values(created_ns=now_ns, **new._asdict()))
+    return True
+
+
+def silences(connection: Connection, now_ns: int) -> list[Silence]:
+    """Silences that have not ended, the first to end first."""
+    columns = [_silences[name] for name in Silence._fields]
+    statement = select(*columns).where(_silences.until_ns > now_ns).order_by(_silences.until_ns)
+    return [Silence(*row) for row in connection.execute(statement)]
+
+
+def end_silence(connection: Connection, silence_id: str, now_ns: int) -> bool:
+    """End a silence now. Returns False if there is none with this id that has not ended."""
+    is_mine = (_silences.id == silence_id) & (_silences.until_ns > now_ns)
+    return connection.execute(update(notice_silences).where(is_mine).values(until_ns=now_ns)).rowcount == 1
+
+
+def open_kinds(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], list[Row[Any]]]:
+    """The open notices of some workflows, by (workspace id, workflow)."""
+    pairs = list(keys)
+    if not pairs:
+        return {}
+    is_one = or_(*(and_(_notices.workspace_id == w, _notices.workflow == name) for w, name in pairs))
+    by_workflow: dict[tuple[str, str], list[Row[Any]]] = {}
+    for row in connection.execute(select(notices).where(_notices.resolved_ns.is_(None), is_one)):
+        by_workflow.setdefault((row.workspace_id, row.workflow), []).append(row)
+    return by_workflow
