@@ -33,7 +33,6 @@ _SCHEMA_BY_KIND: Final[dict[str, dict[str, Any]]] = {
 _PATH_PARAMETERS: Final = {
     "workflow_id": "Id or name of a workflow.",
     "execution_id": "Id of an execution.",
-    "workflow": "Name of a workflow.",
     "workspace": "Id or slug of a workspace.",
     "token_id": "Id of a token.",
     "trace_id": "Id of a trace: up to 32 hex digits.",
