@@ -31,8 +31,12 @@ from tachograph.metrics.specs import (
     EXECUTION_DURATION,
     EXECUTIONS_RUNNING,
     EXECUTIONS_STARTED,
+    EXPECTED_START,
+    LATE,
     OLDEST_RUNNING,
+    OVERDUE,
     STEP_COST,
+    MetricSpec,
 )
 from tachograph_exporter.alerting.promql import (
     BAD,
@@ -44,7 +48,7 @@ from tachograph_exporter.alerting.promql import (
     rate,
     selector,
 )
-from tachograph_exporter.alerting.recording_rules import ERROR_RATIO, TARGET, last_success
+from tachograph_exporter.alerting.recording_rules import BY_WORKFLOW, ERROR_RATIO, TARGET, last_success
 
 SELECTED = selector(*MATCHERS)
 
@@ -73,6 +77,10 @@ def overview() -> dashboard.Dashboard:
     return board
 
 
+def _is_one(spec: MetricSpec) -> str:
+    return f"max by ({BY_WORKFLOW}) ({spec.name}{SELECTED}) == 1"
+
+
 def _now(layout: Layout) -> None:
     layout.row(
         9,
@@ -81,11 +89,13 @@ def _now(layout: Layout) -> None:
             12,
             panels.table(
                 "Last result by workflow",
-                "How the last run of each workflow ended; those that failed first, then the newest.",
+                "How the last run of each workflow ended; those that failed first, then the newest. Due in: until the "
+                "next start of those with a schedule; below 0, it has not started.",
                 [
                     Column("Last result", last_result(*MATCHERS), texts=RESULTS),
                     Column("Ended ago", f"time() - {last_end(*MATCHERS)}", "s"),
                     Column("Last success", f"time() - {last_success('5m', ', '.join(MATCHERS))}", "s", empty="never"),
+                    Column("Due in", f"max by ({BY_WORKFLOW}) ({EXPECTED_START.name}{SELECTED}) - time()", "s"),
                 ],
                 order=[("Last result", True), ("Ended ago", False)],
                 first=("workflow",),
@@ -96,7 +106,7 @@ def _now(layout: Layout) -> None:
     layout.row(
         4,
         (
-            8,
+            6,
             panels.number(
                 "Last run failed",
                 "Workflows whose last run failed.",
@@ -107,7 +117,18 @@ def _now(layout: Layout) -> None:
             ),
         ),
         (
-            8,
+            6,
+            panels.number(
+                "Late or overdue",
+                "Workflows that have not started when they were due, or run past their deadline.",
+                f"count({_is_one(LATE)} or {_is_one(OVERDUE)}) or vector(0)",
+                "short",
+                panels.GOOD_WHEN_ZERO,
+                link=runs("running", now=True),
+            ),
+        ),
+        (
+            6,
             panels.number(
                 "Running",
                 "Runs in progress.",
@@ -117,7 +138,7 @@ def _now(layout: Layout) -> None:
             ),
         ),
         (
-            8,
+            6,
             panels.number(
                 "Longest running",
                 "How long the oldest run in progress has been running.",

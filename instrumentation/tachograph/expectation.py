@@ -63,7 +63,8 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     is_paused: bool | None = None
     severity: str | None = None
     success_target: float | None = None
-    failed_ratio: float | None = None
+    burn_runs: float | None = None
+    last_failed_seconds: float | None = None
     stuck_factor: float | None = None
     stuck_seconds: float | None = None
     stuck_unknown_seconds: float | None = None

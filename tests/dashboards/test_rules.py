@@ -70,6 +70,23 @@ CASES = [
          f"workflow_execution_last_failure_timestamp_seconds{{{WORKFLOW}}}": "_x9 600x20"},
     ),
     Case(
+        "WorkflowLate",
+        {f"workflow_expected_start_timestamp_seconds{{{WORKFLOW}}}": "600x40",
+         f"workflow_late{{{WORKFLOW}}}": "0x19 1x20"},
+        "22m", {**LABELS, "severity": "warning"}, "nightly (team) has not started",
+        "It was due 12m 0s ago. The alert ends when it starts.",
+        # It has started.
+        {f"workflow_expected_start_timestamp_seconds{{{WORKFLOW}}}": "600x19 87000x20",
+         f"workflow_late{{{WORKFLOW}}}": "0x40"},
+    ),
+    Case(
+        "WorkflowOverdue",
+        {f"workflow_overdue{{{WORKFLOW}}}": "0x9 1x20"},
+        "12m", {**LABELS, "severity": "warning"}, "nightly (team) runs past its deadline",
+        "A run, or a step of one, is taking longer than it may. The alert ends when it does.",
+        {f"workflow_overdue{{{WORKFLOW}}}": "1x9 0x20"},
+    ),
+    Case(
         "WorkflowRunStuck",
         {f"workflow_execution_oldest_running_start_timestamp_seconds{{{WORKFLOW}}}": "0x30",
          f"workflow:execution_duration_seconds:usual_p95{{{WORKFLOW}}}": "100x30"},

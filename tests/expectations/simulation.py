@@ -176,7 +176,7 @@ def watch(
     """
     limits = limits_of(
         Expectation(schedule=plan.schedule or plan.cron, timezone=plan.zone, grace_seconds=GRACE,
-                    deadline_seconds=DEADLINE, failed_ratio=0.0)
+                    deadline_seconds=DEADLINE, last_failed_seconds=0.0)
     )  # fmt: skip
     known = (plan.times[0] - 3600) * NS
     notices: dict[str, Notice] = {}

@@ -10,6 +10,7 @@ from tachograph_exporter.expectations.evaluation import Evaluation, evaluate
 from tachograph_exporter.expectations.findings import (
     COST,
     FAILED,
+    FLAPPING,
     KINDS,
     LATE,
     OVERDUE,
@@ -77,14 +78,38 @@ def test_what_never_started_is_late_unless_it_is_paused_or_was_not_expected_yet(
     assert "an execution has been queued since" in queued.findings[0].text
 
 
-def test_a_failure_counts_if_it_is_more_than_a_fraction() -> None:
-    mostly = [run(str(n), n, n - 0.1) for n in range(30, 1, -1)]
-    failed = run("x", 1, 0.9, "failed")
-    assert found(History(runs=[*mostly, failed])).findings == []
-    (finding,) = found(History(runs=[*mostly, failed]), failed_ratio=0.0).findings
+def test_a_learned_schedule_is_missed_once_although_it_is_learned_anew() -> None:
+    nights = [run(str(n), 24 * n + 1 + (n % 3) / 10, 24 * n + 0.9) for n in range(10, 2, -1)]
+    limits = limits_of(Expectation(schedule="learned", timezone="UTC"))
+    missing = evaluate(limits, History(runs=nights), NOW - HOUR, NOW)
+    assert [(f.kind, f.key) for f in missing.findings] == [(LATE, "after 3")]
+    told = [Told("n1", LATE, "after 3", NOW - HOUR, None)]
+    back = evaluate(limits, History(runs=[*nights, run("1", 0)]), NOW - HOUR, NOW)
+    news = transitions(told, back.findings, NOW)
+    assert ([r.told.id for r in news.recovered], news.opened) == (["n1"], [])
+
+
+def test_a_failure_counts_if_nothing_has_succeeded_since_for_a_while() -> None:
+    failed, again = run("x", 1, 0.9, "failed"), run("z", 0.5, 0.4, "timeout")
+    (finding,) = found(History(runs=[run("a", 3, 2), failed])).findings
     assert (finding.kind, finding.text, finding.execution_id) == (FAILED, "It failed.", "x")
+    (finding,) = found(History(runs=[failed, again])).findings
+    assert (finding.key, finding.text, finding.execution_id) == ("x", "It failed 2 times in a row.", "z")
+    patient = found(History(runs=[failed]), last_failed_seconds=3600.0)
+    assert (patient.findings, patient.next_ns) == ([], NOW + round(0.1 * HOUR))
+    assert found(History(runs=[failed, run("b", 0.8, 0.79)])).findings == []
     cancelled = run("y", 1, 0.9, "cancelled")
-    assert found(History(runs=[*mostly, cancelled]), failed_ratio=0.0).findings == []
+    assert found(History(runs=[cancelled])).findings == []
+
+
+def test_one_that_fails_and_succeeds_by_turns_is_told_as_one() -> None:
+    outcomes = [run(f"{n}", n + 0.5, n, "failed" if n % 2 else "completed") for n in range(9, 0, -1)]
+    (finding,) = found(History(runs=outcomes)).findings
+    assert (finding.kind, finding.key) == (FLAPPING, "7")
+    steady = [run(f"s{n}", 0.9 - n / 10, 0.85 - n / 10) for n in range(3)]
+    assert [f.kind for f in found(History(runs=[*outcomes, *steady[:2]])).findings] == [FLAPPING]
+    (over,) = found(History(runs=[*outcomes, *steady]), since_hours=1).findings
+    assert over.until_ns == steady[-1].finished_ns
 
 
 def test_success_rate_cost_and_steps_beside_what_is_usual() -> None:

@@ -37,10 +37,10 @@ NAP = {
     "name": "nap",
     "variables": [{"name": "n", "data_type": "float", "default_value": 0}],
     "steps": [{"name": "nap", "config": {"handler": "sleep", "seconds": "${n}"}}],
-    "expectation": {"deadline": "250ms", "failed_ratio": 0},
+    "expectation": {"deadline": "250ms", "last_failed_seconds": 0},
 }
 FAIL = {"name": "nap", "steps": [{"name": "load", "config": {"handler": "fail", "message": "disk full"}}],
-        "expectation": {"failed_ratio": 0}}  # fmt: skip
+        "expectation": {"last_failed_seconds": 0}}  # fmt: skip
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ async def test_a_failure_reaches_every_receiver_with_its_recovery_and_a_hanging_
             assert (body["type"], data["workflow"], data["kind"], data["execution_id"]) == (
                 "notice.opened", "nap", "failed", failed,
             )  # fmt: skip
-            assert data["text"].startswith("It failed. The execution is failed in step “load”")
+            assert data["text"].startswith("The run failed in step “load”: disk full. It took")
             assert "disk full" in data["text"]
             assert data["link"] == f"https://tachograph.example.com/#/executions/{failed}"
             ((subject, text),) = mailbox.mails

@@ -1,4 +1,8 @@
-"""Alert thresholds per workflow, read from `thresholds.toml` and a user's file of the same form."""
+"""Alert thresholds per workflow, read from `thresholds.toml` and a user's file of the same form.
+
+That may be the file of what is expected of workflows (docs/expectations.md), which says more: that is left to the
+service.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,22 @@ import msgspec
 
 SHIPPED: Final = Path(__file__).parent / "thresholds.toml"
 """The limits that hold where a user's file says nothing else, each with its meaning and unit."""
+_SECTIONS: Final = ("default", "workflow")
+_OTHER_SECTIONS: Final = ("workspace", "notify", "link")
+_OTHER_NAMES: Final = frozenset(
+    {
+        "schedule",
+        "timezone",
+        "grace",
+        "grace_seconds",
+        "deadline",
+        "deadline_seconds",
+        "is_paused",
+        "severity",
+        "steps",
+    }
+)
+"""What a file of expectations says besides."""
 
 
 def _escaped(name: str) -> str:
@@ -74,12 +94,17 @@ def read_thresholds(path: Path | None = None) -> Thresholds:
     """
     shipped = tomllib.loads(SHIPPED.read_text())
     document = _document(path) if path is not None else {}
-    default = {**shipped["default"], **document.get("default", {})}
-    workflows = {name: {**default, **overrides} for name, overrides in document.get("workflow", {}).items()}
+    default = {**shipped["default"], **_without_others(document.get("default", {}))}
+    overrides = {name: _without_others(table) for name, table in document.get("workflow", {}).items()}
+    workflows = {name: {**default, **limits} for name, limits in overrides.items() if limits}
     return Thresholds(
         _limits(default, path, "[default]"),
         {name: _limits(limits, path, f"[workflow.{name}]") for name, limits in workflows.items()},
     )
+
+
+def _without_others(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name not in _OTHER_NAMES}
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -87,9 +112,10 @@ def _document(path: Path) -> dict[str, Any]:
         document = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidThresholds(f"{path} is not valid TOML: {error}") from error
-    if unknown := document.keys() - {"default", "workflow"}:
+    if unknown := document.keys() - {*_SECTIONS, *_OTHER_SECTIONS}:
         raise InvalidThresholds(f"{path} has the unknown section [{min(unknown)}]; expected [default], [workflow.NAME]")
-    for section in (document, document.get("workflow", {})):
+    sections = {name: table for name, table in document.items() if name not in _OTHER_SECTIONS}
+    for section in (sections, document.get("workflow", {})):
         for name, table in section.items() if isinstance(section, dict) else ():
             if not isinstance(table, dict):
                 raise InvalidThresholds(f"{path}: {name} is not a section; expected [default] and [workflow.NAME]")

@@ -10,7 +10,6 @@ import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import Final, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -43,6 +42,7 @@ MIN_HOURS: Final = 5
 """So many earlier hours say what is usual."""
 LATELY_S: Final = 86_400
 """An hour that was out of the ordinary is told for so long."""
+IT_FAILED: Final = "It failed."
 _FAILURES: Final = {"timeout": "It ran into its timeout.", "lost": "Its process died, or was heard of no more."}
 _AGAIN_NS: Final = 300 * NS
 
@@ -85,7 +85,7 @@ def evaluate(
     if schedule is not None:
         moments = _Moments(now_ns, known_ns, settled_ns, oldest)
         late, expected = _late(limits, schedule, history, running, moments, times)
-    failing = [*_failing(limits, history)]
+    failing = [*_failing(limits, history, now_ns, times)]
     is_failing = any(finding.until_ns is None for finding in failing)
     rate = _success_rate(limits, history.counts, now_ns) if limits.has_target and not is_failing else None
     others = (rate, _stale(limits, history, (now_ns, known_ns), times), *_unusual(limits, history.hours, now_ns))
@@ -132,7 +132,7 @@ def _late(
             continue
         due = due_after(schedule, max(run.started_ns, hung_ends.get(run.execution_id) or 0))
         if due is not None and due >= known and later.started_ns > due + grace_ns:
-            findings.append(_late_finding(limits, due, due + grace_ns, later))
+            findings.append(_late_finding(limits, _late_key(schedule, due, run), (due, due + grace_ns), later))
     last = history.runs[-1] if history.runs else None
     mark = max(last.started_ns, hung_ends.get(last.execution_id) or 0) if last is not None else 0
     due = due_after(schedule, mark) if mark >= known else schedule.after(known)
@@ -148,17 +148,25 @@ def _late(
     if history.waiting_ns is not None:
         text = f"an execution has been queued since {shown_time(history.waiting_ns, limits.timezone)}"
     findings.append(
-        Finding(LATE, str(due // NS), due + grace_ns, None, limits.severity,
+        Finding(LATE, _late_key(schedule, due, last), due + grace_ns, None, limits.severity,
                 f"It was due at {shown_time(due, limits.timezone)}, and {text}.",
                 is_certain=now >= settled and not is_hanging)
     )  # fmt: skip
     return findings, due
 
 
-def _late_finding(limits: Limits, due: int, since: int, run: Run) -> Finding:
+def _late_key(schedule: Schedule, due: int, before: Run | None) -> str:
+    """A learned time differs with every start, so what is late is what comes after the start before it."""
+    if isinstance(schedule, Learned) and before is not None:
+        return f"after {before.execution_id}"
+    return str(due // NS)
+
+
+def _late_finding(limits: Limits, key: str, due_since: tuple[int, int], run: Run) -> Finding:
+    due, since = due_since
     delay = format_duration(run.started_ns - due)
     return Finding(
-        LATE, str(due // NS), since, run.started_ns, limits.severity,
+        LATE, key, since, run.started_ns, limits.severity,
         f"It was due at {shown_time(due, limits.timezone)}, and started {delay} late.",
         f"It started {delay} late.", run.execution_id,
     )  # fmt: skip
@@ -208,17 +216,19 @@ def _running(limits: Limits, history: History, now: int, times: list[int]) -> It
         )  # fmt: skip
 
 
-def _failing(limits: Limits, history: History) -> Iterator[Finding]:
+def _failing(limits: Limits, history: History, now: int, times: list[int]) -> Iterator[Finding]:
     """Times in which it failed, or failed and succeeded by turns."""
     if not any(run.is_bad for run in history.runs):
         return
     judged = sorted((r for r in history.runs if r.is_bad or r.is_good), key=lambda r: (r.finished_ns, r.started_ns))
-    counts = partial(outcomes.exceeds_ratio, judged, limits.failed_ratio) if limits.failed_ratio > 0 else True
-    for episode in outcomes.episodes(judged, counts):
+    for episode in outcomes.episodes(judged, round(limits.last_failed_seconds * NS)):
+        if episode.since_ns > now:
+            times.append(episode.since_ns)
+            continue
         if episode.kind == FLAPPING:
             text = f"It fails and succeeds by turns: {episode.failures} failures since it last recovered."
         else:
-            text = _FAILURES.get(episode.last.status, "It failed.")
+            text = _FAILURES.get(episode.last.status, IT_FAILED)
             if episode.failures > 1:
                 text = f"It failed {episode.failures} times in a row."
         yield Finding(
@@ -250,7 +260,8 @@ def _success_rate(limits: Limits, counts: Mapping[int, Count], now: int) -> Find
 
     def burning(short: int, long: int, factor: float) -> bool:
         windows = [counts.get(window, Count()) for window in (short, long)]
-        return windows[1].failed >= MIN_FAILURES and all(
+        is_enough = windows[1].failed >= MIN_FAILURES and windows[1].judged >= limits.burn_runs
+        return is_enough and all(
             count.judged > 0 and count.failed / count.judged / allowed > factor for count in windows
         )
 

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from tachograph.expectation import Expectation, StepExpectation
+from tachograph_exporter.alerting.thresholds import read_thresholds
 
 SOURCES: Final[tuple[str, ...]] = ("default", "code", "definition", "file", "api")
 """Places that say what is expected, the weakest first. The built-in defaults are weaker than all."""
@@ -26,7 +27,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     deadline_seconds: float | None
     is_paused: bool
     success_target: float
-    failed_ratio: float
+    burn_runs: float
+    last_failed_seconds: float
     stuck_factor: float
     stuck_seconds: float
     stuck_unknown_seconds: float
@@ -44,26 +46,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 BUILT_IN: Final = Expectation(
     grace_seconds=GRACE_SECONDS,
     is_paused=False,
-    success_target=0.99,
-    failed_ratio=0.1,
-    stuck_factor=3.0,
-    stuck_seconds=300.0,
-    stuck_unknown_seconds=86_400.0,
-    stale_seconds=0.0,
-    stale_factor=1.5,
-    stale_min_seconds=5_400.0,
-    stale_unknown_seconds=691_200.0,
-    regression_factor=1.5,
-    regression_seconds=1.0,
-    retry_ratio=0.5,
-    retry_count=10.0,
-    queue_factor=3.0,
-    queue_seconds=5.0,
-    cost_factor=3.0,
-    cost_usd=1.0,
     severity="warning",
+    **msgspec.structs.asdict(read_thresholds().default),
 )
-"""What counts where no place says anything. The same as in dashboards/thresholds.toml."""
+"""What counts where no place says anything: the limits are those of the alerts."""
 
 
 def combined(said: Mapping[str, Expectation]) -> Expectation:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row
 from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable
 from tachograph.quiet_log import QuietLog
-from tachograph_exporter.expectations.evaluation import Evaluation, evaluate
+from tachograph_exporter.expectations.evaluation import IT_FAILED, Evaluation, evaluate
 from tachograph_exporter.expectations.findings import COST, OVERDUE, REGRESSION, STUCK, Finding
 from tachograph_exporter.expectations.history import History
 from tachograph_exporter.expectations.reading import Expectations, Expected, read_history
@@ -314,4 +314,4 @@ def _with_reason(connection: Connection, workspace_id: str, text: str, execution
     if run is None or run.execution.finished_ns is None:
         return text
     sentence = read_baseline_comparison(connection, workspace_id, run, BASELINE_SECONDS * NS).sentence
-    return f"{text} {sentence}".strip()
+    return sentence if text == IT_FAILED else f"{text} {sentence}".strip()

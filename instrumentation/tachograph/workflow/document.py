@@ -403,6 +403,6 @@ _EXPECTATION: Final[Mapping[str, _Field]] = {
     **{
         name: _Field(_number(0, MAX_SECONDS), name)
         for name in Expectation.__struct_fields__
-        if name.startswith(("failed_", "stuck_", "stale_", "regression_", "retry_", "queue_", "cost_"))
+        if name.startswith(("burn_", "last_failed_", "stuck_", "stale_", "regression_", "retry_", "queue_", "cost_"))
     },
 }

@@ -29,7 +29,8 @@ class ExpectationDocument(msgspec.Struct, kw_only=True, omit_defaults=True):
     is_paused: bool | None = None
     severity: str | None = None
     success_target: float | None = None
-    failed_ratio: float | None = None
+    burn_runs: float | None = None
+    last_failed_seconds: float | None = None
     stuck_factor: float | None = None
     stuck_seconds: float | None = None
     stale_seconds: float | None = None
@@ -60,7 +61,8 @@ class ExpectedOf(msgspec.Struct, kw_only=True):
     is_paused: bool
     severity: str
     success_target: float
-    failed_ratio: float
+    burn_runs: float
+    last_failed_seconds: float
     stuck_factor: float
     stuck_seconds: float
     stuck_unknown_seconds: float

@@ -137,7 +137,7 @@ export class RunsView {
     const { filter } = this;
     try {
       const overview = await get("api/overview", { since: this.since, limit: rows });
-      this.onCall.show(overview, this.since, overview.late);
+      this.onCall.show(overview, this.since);
       this.workflows = overview.workflows;
       this.filters.showWorkflows(overview.workflows);
       this.usual = new Map(overview.workflows.map((item) => [item.workflow_id, item.usual]));
