@@ -31,7 +31,10 @@ from tachograph.metrics.specs import (
     EXECUTION_DURATION,
     EXECUTIONS_RUNNING,
     EXECUTIONS_STARTED,
+    EXPECTED_START,
+    LATE,
     OLDEST_RUNNING,
+    OVERDUE,
     STEP_COST,
 )
 from tachograph_exporter.alerting.promql import (
@@ -47,6 +50,8 @@ from tachograph_exporter.alerting.promql import (
 from tachograph_exporter.alerting.recording_rules import ERROR_RATIO, TARGET, last_success
 
 SELECTED = selector(*MATCHERS)
+LATENESS = {"1": ("late", "red"), "0": ("on time", "green")}
+"""Texts of `LATE`."""
 
 
 def overview() -> dashboard.Dashboard:
@@ -96,7 +101,7 @@ def _now(layout: Layout) -> None:
     layout.row(
         4,
         (
-            8,
+            6,
             panels.number(
                 "Last run failed",
                 "Workflows whose last run failed.",
@@ -107,7 +112,18 @@ def _now(layout: Layout) -> None:
             ),
         ),
         (
-            8,
+            6,
+            panels.number(
+                "Late or overdue",
+                "Workflows that did not start when they were due, or run past their deadline.",
+                f"count({LATE.name}{SELECTED} == 1 or {OVERDUE.name}{SELECTED} == 1) or vector(0)",
+                "short",
+                panels.GOOD_WHEN_ZERO,
+                link=runs("running", now=True),
+            ),
+        ),
+        (
+            6,
             panels.number(
                 "Running",
                 "Runs in progress.",
@@ -117,7 +133,7 @@ def _now(layout: Layout) -> None:
             ),
         ),
         (
-            8,
+            6,
             panels.number(
                 "Longest running",
                 "How long the oldest run in progress has been running.",
@@ -126,6 +142,24 @@ def _now(layout: Layout) -> None:
                 ((None, "green"), (3600, "orange"), (86_400, "red")),
                 empty="none",
                 link=runs("running", now=True),
+            ),
+        ),
+    )
+    due = f"max by (workspace, workflow) ({EXPECTED_START.name}{SELECTED})"
+    layout.row(
+        7,
+        (
+            24,
+            panels.table(
+                "Expected starts",
+                "Workflows with a schedule: when they start next; those that were due and did not start come first.",
+                [
+                    Column("Late", f"max by (workspace, workflow) ({LATE.name}{SELECTED})", texts=LATENESS),
+                    Column("Due in", f"{due} - time()", "s"),
+                ],
+                order=[("Late", True), ("Due in", False)],
+                first=("workflow",),
+                link=ROW_TO_WORKFLOW,
             ),
         ),
     )

@@ -11,12 +11,13 @@ from typing import Any, Final
 from tachograph.metrics.self_metrics import (
     DROPPED,
     EVENTS,
+    NOTICES,
     QUEUE_LENGTH,
     REFUSED,
     SERIES_LIMITED,
     WORKFLOW_METRICS_SHOWN,
 )
-from tachograph.metrics.specs import OLDEST_RUNNING
+from tachograph.metrics.specs import LATE, OLDEST_RUNNING, OVERDUE
 from tachograph_exporter.alerting.promql import selector, total
 from tachograph_exporter.alerting.recording_rules import (
     ATTEMPTS,
@@ -58,7 +59,7 @@ def alerts(thresholds: Thresholds) -> list[dict[str, Any]]:
         for matcher, limits in thresholds.by_matcher():
             rules += build(matcher, limits)
     return [
-        {"name": "tachograph-workflows", "interval": "30s", "rules": rules},
+        {"name": "tachograph-workflows", "interval": "30s", "rules": rules + _expectations()},
         {"name": "tachograph-self-monitoring", "interval": "30s", "rules": _self_monitoring()},
     ]
 
@@ -227,6 +228,28 @@ def _cost(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
     ]
 
 
+def _expectations() -> list[dict[str, Any]]:
+    """What the service evaluates itself, by schedules and deadlines that no rule knows."""
+    return [
+        _alert(
+            "WorkflowLate",
+            f"max by ({BY_WORKFLOW}) ({LATE.name}) == 1",
+            "0m",
+            "warning",
+            f"{_WORKFLOW} has not started when it was due",
+            "Its schedule and the grace are over, and no run has started. The alert ends when one does.",
+        ),
+        _alert(
+            "WorkflowOverdue",
+            f"max by ({BY_WORKFLOW}) ({OVERDUE.name}) == 1",
+            "0m",
+            "warning",
+            f"{_WORKFLOW} runs past its deadline",
+            "A run, or a step of it, has been running for longer than its deadline. The alert ends with it.",
+        ),
+    ]
+
+
 def _self_monitoring() -> list[dict[str, Any]]:
     instance = "{{ $labels.instance }}"
     return [
@@ -263,6 +286,15 @@ def _self_monitoring() -> list[dict[str, Any]]:
             f"{instance} set records aside",
             "The store refused {{ $value | humanize }} records ({{ $labels.kind }}) in the last 15 minutes. Their "
             "neighbours are stored; `tachograph refused list` shows them with the reason.",
+        ),
+        _alert(
+            "TachographNoticesNotSent",
+            f'sum by (job, instance, outcome) (increase({NOTICES.name}{{outcome=~"failed|unknown"}}[15m])) > 0',
+            "0m",
+            "warning",
+            f"{instance} could not tell somebody",
+            "{{ $value | humanize }} messages about notices were given up, or may not have arrived, in the last "
+            "15 minutes ({{ $labels.outcome }}). `tachograph notices list` shows which, and why.",
         ),
         _alert(
             "TachographWorkflowMetricsMissing",

@@ -86,6 +86,28 @@ def newest_executions(connection: Connection, key: Key) -> list[Row[Any]]:
     return rows
 
 
+def executions_within(
+    connection: Connection, workspace_id: str, window_ns: tuple[int, int], limit: int
+) -> list[Row[Any]]:
+    """The newest executions of a workspace that were created in a window, the oldest first; and older open ones."""
+    low, high = window_ns
+    columns = [*(_executions[name] for name in _COLUMNS), _executions.parent_execution_id, _executions.step_count]
+    within = (
+        select(*columns)
+        .where(_executions.workspace_id == workspace_id, _executions.created_ns >= low, _executions.created_ns < high)
+        .order_by(_executions.created_ns.desc())
+        .limit(limit)
+    )
+    still_open = (
+        select(*columns)
+        .where(IS_OPEN, _executions.workspace_id.concat("") == workspace_id, _executions.created_ns + 0 < low)
+        .limit(limit)
+    )
+    older: list[Any] = list(connection.execute(still_open).all())
+    rows: list[Any] = list(connection.execute(within).all())
+    return sorted([*older, *rows][:limit], key=lambda row: (row.created_ns, row.execution_id))
+
+
 def last_ended_ns(connection: Connection, key: Key) -> int | None:
     """About when an execution of a workflow last ended, also if it has been deleted since."""
     columns = rollup_heads.c
