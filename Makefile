@@ -26,7 +26,7 @@ check: $(VENV)/.test  ## Format, lint, types and all tests
 	wait $$mypy; types_checked=$$?; cat "$$types"; rm -f "$$types"; \
 	[ $$tests = 0 ] && [ $$types_checked = 0 ]
 
-slow: $(VENV)/.test system-packages  ## The tests that take longest: alerts over simulated weeks
+slow: $(VENV)/.test system-packages  ## The tests that take longest: alerts over simulated weeks, a fortnight of two services
 	$(BIN)/pytest $(PARALLEL) -m slow $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.test  ## Format, lint and types

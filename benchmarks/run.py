@@ -3,12 +3,17 @@
     python benchmarks/run.py            all benchmarks
     python benchmarks/run.py recorder   one benchmark (see BENCHMARKS)
 
-Numbers are medians of several rounds, with the sides taken in turn. On a busy machine, read the ratios.
+Numbers are medians of several rounds, with the sides taken in turn. On a busy machine, read the ratios. Each benchmark
+writes what it printed to `results/`, with the day and the machine.
 """
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
 
 import attacks
 import exposition
@@ -19,6 +24,7 @@ import page
 import recorder
 import scrape
 import search
+import startup
 import stream
 import timeline
 import viewers
@@ -26,6 +32,7 @@ import writer
 from rich.console import Console
 
 BENCHMARKS = {
+    "startup": startup.main,
     "recorder": recorder.main,
     "live-spans": live_spans.main,
     "timeline": timeline.main,
@@ -42,8 +49,20 @@ BENCHMARKS = {
 }
 
 
+RESULTS = Path(__file__).parent / "results"
+"""What was measured last, a file for each benchmark."""
+
+
+def measured(name: str) -> str:
+    """Run a benchmark and return what it printed, with the day and the machine above it."""
+    console = Console(record=True, width=120)
+    console.rule(name)
+    BENCHMARKS[name](console)
+    machine = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine}\n\n{console.export_text()}"
+
+
 if __name__ == "__main__":
-    console = Console()
+    RESULTS.mkdir(exist_ok=True)
     for name in sys.argv[1:] or BENCHMARKS:
-        console.rule(name)
-        BENCHMARKS[name](console)
+        (RESULTS / f"{name}.txt").write_text(measured(name))

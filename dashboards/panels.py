@@ -20,6 +20,8 @@ from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import heatmap as heatmap_models
 from grafana_foundation_sdk.models import prometheus as prometheus_models
 
+from tachograph_exporter.alerting.promql import RANGE
+
 SOURCE: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 STATUS_COLOURS: Final = {
     "completed": "green",
@@ -158,10 +160,13 @@ def number(
     empty: str = "0",
     texts: Mapping[str, tuple[str, str]] | None = None,
 ) -> Any:
-    """One number over a sparkline; a click leads to what is behind it.
+    """One number, over a sparkline unless it is about the whole time range; a click leads to what is behind it.
 
     ``empty``: shown when the query returns nothing. ``texts``: (text, colour) shown instead of values.
     """
+    # Asked once: each point of a sparkline would read the samples of the whole range again.
+    is_total = RANGE in expression
+    query = prometheus.Dataquery().expr(expression).legend_format(title).ref_id("A").datasource(SOURCE)
     panel = (
         stat.Panel()
         .title(title)
@@ -169,12 +174,12 @@ def number(
         .datasource(SOURCE)
         .unit(unit)
         .thresholds(_thresholds(thresholds))
-        .graph_mode(common_models.BigValueGraphMode.NONE if texts else common_models.BigValueGraphMode.AREA)
+        .graph_mode(common_models.BigValueGraphMode.NONE if texts or is_total else common_models.BigValueGraphMode.AREA)
         .color_mode(common_models.BigValueColorMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False))
         .no_value(empty)
         .data_links([dashboard.DashboardLink(link[0]).url(link[1])])
-        .with_target(target(expression, title, "A"))
+        .with_target(query.instant() if is_total else query.range())
     )
     if texts:
         panel = panel.mappings(texts_of(texts))

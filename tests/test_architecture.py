@@ -20,7 +20,7 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph.process": 0, "tachograph.otel_variables": 0, "tachograph.expectation": 0,
     "tachograph.events": 1,
     "tachograph.critical_path": 2, "tachograph.inferred_dependencies": 2, "tachograph.redaction": 2,
-    "tachograph.event_batch": 2,
+    "tachograph.event_batch": 2, "tachograph.spool_places": 0,
     "tachograph.summary": 3, "tachograph.run_window": 3, "tachograph.run_notes": 0, "tachograph.folding": 3,
     "tachograph.workflow": 4,
     "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -11,32 +14,82 @@ import typer
 from tachograph_exporter.cli import load
 from tachograph_exporter.cli.application import COMMANDS, outline
 
-NAMES = """
-import sys
-from tachograph_exporter.cli import load
+LOADING = """
+import json, os, sys
 import typer
-print(*typer.main.get_command(load(sys.argv[1:])).commands)
-print("sqlalchemy" in sys.modules, "tachograph_exporter.service" in sys.modules)
+from tachograph_exporter.cli import load
+from tachograph_exporter.cli.application import COMMANDS
+loaded = {}
+for name in COMMANDS:
+    # A child for each command, so that none sees what another one loads.
+    reading, writing = os.pipe()
+    if not os.fork():
+        names = list(typer.main.get_command(load([name])).commands)
+        os.write(writing, json.dumps([names, [n for n in sys.modules if n.count(".") < 2]]).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        loaded[name] = json.loads(pipe.read())
+    os.wait()
+print(json.dumps(loaded))
 """
+HEAVY = {
+    "sqlalchemy", "aiohttp", "opentelemetry", "prometheus_client", "grpc", "google", "alembic", "asyncpg",
+    "tachograph_exporter.service", "tachograph_exporter.store", "tachograph_exporter.api", "tachograph.workflow",
+    "tachograph.recording", "tachograph.metrics", "tachograph.spans",
+}  # fmt: skip
+LIGHT = ("runs", "timeline", "logs", "open", "cancel", "compare", "trends", "metrics", "workflows")
+"""Commands that ask a service or a database, and load what they need of it when they know which."""
+NEVER = {"grpc", "alembic", "asyncpg"}
 
 
-def loaded(*arguments: str) -> tuple[list[str], str]:
-    """The commands that a new process loads for a command line, and whether it loads SQLAlchemy and the service."""
-    ran = subprocess.run([sys.executable, "-c", NAMES, *arguments], capture_output=True, text=True, check=True)
-    names, modules = ran.stdout.splitlines()
-    return names.split(), modules
+def test_a_command_imports_what_it_needs() -> None:
+    ran = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, check=True)
+    loaded = json.loads(ran.stdout)
+    assert set(loaded) == set(COMMANDS)
+    for name, (commands, modules) in loaded.items():
+        assert name in commands
+        assert len(commands) < 8, name
+        if name in LIGHT:
+            assert not HEAVY & set(modules), name
+        if name not in ("serve", "demo"):
+            assert not {"tachograph_exporter.service", *NEVER} & set(modules), name
+    assert "tachograph_exporter.store" not in loaded["watch"][1]
+    assert "sqlalchemy" not in loaded["dashboards"][1]
+    assert "tachograph_exporter.service" in loaded["serve"][1]
+
+
+def test_a_command_that_asks_a_service_loads_no_database(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom tachograph_exporter import main\n"
+        "try:\n    main()\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", program, "runs", "--url", "http://127.0.0.1:1"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "does not answer" in ran.stderr
+    assert HEAVY.isdisjoint(ran.stderr.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize(
-    ("command", "commands", "modules"),
+    ("words", "completions"),
     [
-        ("watch", ["watch"], "False False"),
-        ("timeline", ["timeline", "metrics", "trends", "compare"], "False False"),
-        ("serve", ["serve"], "True True"),
+        (["timel"], {"timeline"}),
+        (["runs", "--fai"], {"--failed"}),
+        (["workflows", ""], {"list", "show", "delete"}),
+        (["nonsense", "--x"], set()),
     ],
 )
-def test_a_command_imports_what_it_needs(command: str, commands: list[str], modules: str) -> None:
-    assert loaded(command, "--help") == (commands, modules)
+def test_a_shell_completes_commands_and_options(words: list[str], completions: set[str]) -> None:
+    variables = {
+        "_TACHOGRAPH_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(["tachograph", *words]),
+        "COMP_CWORD": str(len(words)),
+    }  # fmt: skip
+    # As a shell calls the command: by its name.
+    program = "import sys; sys.argv = ['tachograph']; from tachograph_exporter import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, **variables}, check=False
+    )
+    assert set(ran.stdout.split()) == completions, ran.stderr
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

@@ -105,25 +105,3 @@ def test_the_tools_do_not_import_tests() -> None:
 def test_the_changelog_has_the_version_of_the_project() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
-
-
-def test_the_readmes_five_lines_run(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    (source,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    (tmp_path / "nightly.py").write_text(source)
-    ran = subprocess.run([sys.executable, "-W", "error", "nightly.py"], cwd=tmp_path, capture_output=True, text=True,
-                         check=False)  # fmt: skip
-    assert (ran.returncode, ran.stderr) == (0, "")
-    command = [sys.executable, "-m", "tachograph_exporter", "timeline", "last", "--database", "sqlite:///runs.db"]
-    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "nightly completed" in shown.stdout
-
-
-@pytest.mark.parametrize(
-    "page", ["record-functions.md", "run-workflows.md", "events.md", "definitions.md", "metrics.md"]
-)
-def test_python_examples_run(page: str, tmp_path: Path) -> None:
-    for source in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL):
-        ran = subprocess.run([sys.executable, "-W", "error", "-c", source], cwd=tmp_path, capture_output=True,
-                             text=True, check=False)  # fmt: skip
-        assert (ran.returncode, ran.stderr) == (0, ""), source

@@ -42,6 +42,7 @@ from tachograph_exporter.views.timeline import build_timeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tools.handler_docs import handler_docs
 from tools.python_api import python_api
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,6 +162,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "codes": code_table,
     "commands": command_table,
     "serve-options": serve_option_table,
+    "handlers": handler_docs,
     "python-api": python_api,
     "metrics": lambda: metric_table((*METRICS, *EXPECTATION_METRICS)),
     "own-metrics": lambda: metric_table(SELF_METRICS),

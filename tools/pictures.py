@@ -1,16 +1,20 @@
-"""Take the screenshots of docs/page.md from real runs: ``make pictures``. Needs Chromium."""
+"""Take the screenshots of docs/page.md and docs/oncall.md: ``make pictures``. Needs Chromium."""
 
 from __future__ import annotations
 
 import random
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tools import history  # noqa: E402
 from tools.browser import chromium  # noqa: E402
 from tools.local_service import LocalService, request  # noqa: E402
 
@@ -58,7 +62,7 @@ def nightly(slowdown: float = 1.0) -> dict[str, Any]:
     ]  # fmt: skip
     variables = [{"name": "reload", "data_type": "bool", "default_value": False},
                  {"name": "day", "data_type": "string", "default_value": "2026-11-23"}]  # fmt: skip
-    return {"name": "nightly_sales", "variables": variables, "steps": steps}
+    return {"name": "nightly_report", "variables": variables, "steps": steps}
 
 
 def start(service: LocalService, workflow: str, **inputs: Any) -> str:
@@ -76,15 +80,38 @@ def run(service: LocalService, workflow: str, **inputs: Any) -> str:
 def main() -> None:
     """Fill a service with runs and take the pictures."""
     IMAGES.mkdir(exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        LocalService(Path(directory), "--trace-url", "http://localhost:16686/trace/{trace_id}") as service,
-    ):
-        take_pictures(service)
+    with tempfile.TemporaryDirectory() as directory:
+        past = history.write(f"sqlite:///{directory}/tachograph.db")
+        options = ("--trace-url", "http://localhost:16686/trace/{trace_id}")
+        with LocalService(Path(directory), *options) as service, chromium() as browser:
+            # The service tells whose process is alive: what is open now is pictured first.
+            take(service, browser, on_call_pictures(service, past))
+            take(service, browser, run_pictures(service))
 
 
-def take_pictures(service: LocalService) -> None:
-    """Run the workflows and write every picture."""
+def on_call_pictures(service: LocalService, past: Mapping[str, str]) -> Sequence[Picture]:
+    """Pictures of weeks of runs."""
+    workflows = {item["name"]: item["id"] for item in service.get("/api/workflows?limit=100")["items"]}
+    wide, phone = (1440, 860), (390, 844)
+    slow, failed, still_open = (f"/executions/{past[name]}" for name in ("slow", "failed", "open"))
+    stock = f"/workflows/{workflows['import_stock']}?range=30d"
+    return (
+        Picture("oncall", "/", "light", wide, ".block.failed"),
+        Picture("oncall_phone", "/", "dark", phone, ".block.failed"),
+        Picture("oncall_failed", failed, "light", (1440, 760), ".panel .error-text"),
+        Picture("oncall_failed_phone", failed, "light", phone, ".sentence:not([hidden])"),
+        Picture("oncall_slow", slow, "light", (1440, 760), ".sentence:not([hidden])"),
+        Picture("oncall_open", still_open, "light", (1440, 520), ".sentence:not([hidden])"),
+        Picture("workflows", "/workflows", "light", (1440, 480), ".strip"),
+        Picture("workflows_phone", "/workflows", "light", phone, ".strip"),
+        Picture("oncall_since", stock, "light", (1440, 900), ".dots circle"),
+        Picture("oncall_search", "/?q=db-orders", "light", (1440, 520), "tbody th a"),
+        Picture("phone", slow, "dark", phone, "[role=option]"),
+    )
+
+
+def run_pictures(service: LocalService) -> Sequence[Picture]:
+    """Run the workflows, and the pictures of single runs of them."""
     for document in service.get("/api/workflows/templates"):
         service.post("/api/workflows", document)
     rng = random.Random(7)  # noqa: S311
@@ -92,38 +119,34 @@ def take_pictures(service: LocalService) -> None:
     for _ in range(14):
         for _ in range(3):
             run(service, rng.choice(BACKGROUND))
-        run(service, "nightly_sales")
-    run(service, "data_pipeline")
-    run(service, "data_pipeline", minimum_rows=1_000_000)
+        run(service, "nightly_report")
     url = f"{service.address}/api/workflows/{workflow_id}"
     status, body = request(url, method="PATCH", body=nightly(slowdown=2.6))
     if status != 200:
         raise RuntimeError(f"PATCH {url}: {status} {body}")
-    slow = run(service, "nightly_sales")
-    live = start(service, "nightly_sales")
+    slow = run(service, "nightly_report")
     timeline = service.get(f"/api/workflows/executions/{slow}/timeline")
     step_ids = {step["step_name"]: step["step_id"] for step in timeline["step_timeline"]}
     selected = step_ids["exchange_rates"]
     comparison = f"/workflows/{workflow_id}?range=24h&a={slow}"
-    pictures = (
-        Picture("runs", "/", "light", (1280, 640), "tbody tr"),
-        Picture("run", f"/executions/{slow}?selected={selected}", "light", (1280, 720), ".attempts"),
-        Picture("graph", f"/executions/{slow}?view=graph", "dark", (1280, 640), "canvas.graph"),
-        Picture("workflow", comparison, "light", (1280, 1000), ".comparison table"),
-        Picture("phone", f"/executions/{slow}", "dark", (360, 700), "[role=option]"),
+    return (
+        Picture("runs", "/?status=completed", "light", (1440, 640), "tbody tr"),
+        Picture("run", f"/executions/{slow}?selected={selected}", "light", (1440, 800), ".attempts"),
+        Picture("graph", f"/executions/{slow}?view=graph", "dark", (1440, 700), "canvas.graph"),
+        Picture("workflow", comparison, "light", (1440, 1000), ".comparison table"),
     )
-    with chromium() as browser:
-        for picture in pictures:
-            width, height = picture.size
-            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=picture.scheme)
-            page.goto(f"{service.address}/#{picture.path}")
-            page.locator(picture.element).first.wait_for()
-            if "workflows" not in picture.path:
-                page.locator("#connection[data-state=live]").wait_for()
-            page.wait_for_timeout(900)
-            page.screenshot(path=str(IMAGES / f"{picture.name}.png"))
-            page.close()
-    service.wait_for_end(live)
+
+
+def take(service: LocalService, browser: Browser, pictures: Iterable[Picture]) -> None:
+    """Write pictures."""
+    for picture in pictures:
+        width, height = picture.size
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=picture.scheme)
+        page.goto(f"{service.address}/#{picture.path}")
+        page.locator(picture.element).first.wait_for()
+        page.wait_for_timeout(1_500)
+        page.screenshot(path=str(IMAGES / f"{picture.name}.png"))
+        page.close()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from grafana_foundation_sdk.builders import dashboard
@@ -89,8 +90,8 @@ RESULTS: Final = {"1": ("failed", "red"), "0": ("completed", "green")}
 """Texts of `last_result`."""
 
 
-def firing_alerts(*matchers: str) -> Any:
-    """The alerts that fire, the most severe first."""
+def firing_alerts(*matchers: str, hidden: Sequence[str] = ()) -> Any:
+    """The alerts that fire, the most severe first. ``hidden``: labels that need not be shown."""
     where, firing = selector(*matchers), selector(*matchers, 'alertstate="firing"')
     return panels.table(
         "Alerts firing",
@@ -99,7 +100,7 @@ def firing_alerts(*matchers: str) -> Any:
         order=[("severity", False), ("For", False)],
         link=ROW_TO_WORKFLOW,
         first=("severity", "alertname", "workflow", "step"),
-        hidden=("__name__", "job"),
+        hidden=("__name__", "job", *hidden),
     )
 
 

@@ -36,6 +36,7 @@ from tachograph.metrics.specs import (
     OLDEST_RUNNING,
     OVERDUE,
     STEP_COST,
+    MetricSpec,
 )
 from tachograph_exporter.alerting.promql import (
     BAD,
@@ -47,11 +48,9 @@ from tachograph_exporter.alerting.promql import (
     rate,
     selector,
 )
-from tachograph_exporter.alerting.recording_rules import ERROR_RATIO, TARGET, last_success
+from tachograph_exporter.alerting.recording_rules import BY_WORKFLOW, ERROR_RATIO, TARGET, last_success
 
 SELECTED = selector(*MATCHERS)
-LATENESS = {"1": ("late", "red"), "0": ("on time", "green")}
-"""Texts of `LATE`."""
 
 
 def overview() -> dashboard.Dashboard:
@@ -78,6 +77,10 @@ def overview() -> dashboard.Dashboard:
     return board
 
 
+def _is_one(spec: MetricSpec) -> str:
+    return f"max by ({BY_WORKFLOW}) ({spec.name}{SELECTED}) == 1"
+
+
 def _now(layout: Layout) -> None:
     layout.row(
         9,
@@ -86,11 +89,13 @@ def _now(layout: Layout) -> None:
             12,
             panels.table(
                 "Last result by workflow",
-                "How the last run of each workflow ended; those that failed first, then the newest.",
+                "How the last run of each workflow ended; those that failed first, then the newest. Due in: until the "
+                "next start of those with a schedule; below 0, it has not started.",
                 [
                     Column("Last result", last_result(*MATCHERS), texts=RESULTS),
                     Column("Ended ago", f"time() - {last_end(*MATCHERS)}", "s"),
                     Column("Last success", f"time() - {last_success('5m', ', '.join(MATCHERS))}", "s", empty="never"),
+                    Column("Due in", f"max by ({BY_WORKFLOW}) ({EXPECTED_START.name}{SELECTED}) - time()", "s"),
                 ],
                 order=[("Last result", True), ("Ended ago", False)],
                 first=("workflow",),
@@ -115,8 +120,8 @@ def _now(layout: Layout) -> None:
             6,
             panels.number(
                 "Late or overdue",
-                "Workflows that did not start when they were due, or run past their deadline.",
-                f"count({LATE.name}{SELECTED} == 1 or {OVERDUE.name}{SELECTED} == 1) or vector(0)",
+                "Workflows that have not started when they were due, or run past their deadline.",
+                f"count({_is_one(LATE)} or {_is_one(OVERDUE)}) or vector(0)",
                 "short",
                 panels.GOOD_WHEN_ZERO,
                 link=runs("running", now=True),
@@ -142,24 +147,6 @@ def _now(layout: Layout) -> None:
                 ((None, "green"), (3600, "orange"), (86_400, "red")),
                 empty="none",
                 link=runs("running", now=True),
-            ),
-        ),
-    )
-    due = f"max by (workspace, workflow) ({EXPECTED_START.name}{SELECTED})"
-    layout.row(
-        7,
-        (
-            24,
-            panels.table(
-                "Expected starts",
-                "Workflows with a schedule: when they start next; those that were due and did not start come first.",
-                [
-                    Column("Late", f"max by (workspace, workflow) ({LATE.name}{SELECTED})", texts=LATENESS),
-                    Column("Due in", f"{due} - time()", "s"),
-                ],
-                order=[("Late", True), ("Due in", False)],
-                first=("workflow",),
-                link=ROW_TO_WORKFLOW,
             ),
         ),
     )

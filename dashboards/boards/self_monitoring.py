@@ -253,7 +253,7 @@ def _streams(layout: Layout) -> None:
     layout.row(
         8,
         (
-            8,
+            6,
             panels.lines(
                 "OTLP requests",
                 "Requests per hour, by protocol: stored, and with another outcome; log records and points not kept.",
@@ -266,7 +266,7 @@ def _streams(layout: Layout) -> None:
             ),
         ),
         (
-            8,
+            6,
             panels.lines(
                 "CPU",
                 "CPU seconds per second.",
@@ -275,12 +275,21 @@ def _streams(layout: Layout) -> None:
             ),
         ),
         (
-            8,
+            6,
             panels.lines(
                 "Memory",
                 "Resident memory.",
                 [(f"sum by (instance) (process_resident_memory_bytes{SELECTED})", "{{instance}}")],
                 "bytes",
+            ),
+        ),
+        (
+            6,
+            panels.lines(
+                "Shows the workflow metrics",
+                "1 for the service that shows the workflow metrics.",
+                [(f"max by (instance) ({WORKFLOW_METRICS_SHOWN.name}{SELECTED})", "{{instance}}")],
+                "short",
             ),
         ),
     )

@@ -76,7 +76,7 @@ def workflow() -> dashboard.Dashboard:
 def _now(layout: Layout) -> None:
     layout.row(
         5,
-        (8, firing_alerts(*OF_WORKFLOW)),
+        (8, firing_alerts(*OF_WORKFLOW, hidden=("workspace", "workflow"))),
         (
             4,
             panels.number(

@@ -13,6 +13,7 @@ from tests.api.test_guard import SERVICE_TOKEN, bearer, token_for
 from tests.conftest import Api, make_execution, make_run, serve
 from tests.store.test_rollups import differing
 
+from tachograph.errors import StoreUnavailable
 from tachograph.event_batch import MAX_EVENTS, PATH
 from tachograph.events import Event, Resources, StepFinished
 from tachograph.identity import new_id
@@ -121,6 +122,22 @@ async def test_what_the_store_refuses_is_set_aside(api: Api, monkeypatch: pytest
     assert (status, answer["stored"], [event["index"] for event in answer["refused"]]) == (200, 8, [4, 5, 6, 7])
     assert len(await executions(api)) == 2
     assert (await send(api, batch([])))[1]["is_repeated"]
+
+
+async def test_while_the_database_is_away_nothing_is_acknowledged(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = list(make_run(make_execution()))
+
+    def away(work: Any, **_: Any) -> Any:
+        raise StoreUnavailable("locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api.service.writer.database, "run", away)
+        async with api.session.post(
+            api.address + PATH, data=batch(run), headers={"Content-Type": "application/json"}
+        ) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+            assert (await answer.json(content_type=None))["code"] == "store_unavailable"
+    assert (await send(api, batch(run)))[1] == stored(4)
 
 
 NO_BATCHES = [

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import textwrap
+import os
 import threading
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.api.test_otlp import sent, span
 from tests.conftest import Api, make_execution, make_step, running
+from tests.e2e import preloaded
+from tests.e2e.conftest import environment
 from tests.metrics.test_exposition import messages
 from tests.store.test_recovery import dead_identity
 from tests.store.test_series import everything
@@ -54,8 +56,8 @@ except ValueError:
 
 async def script(url: str, *arguments: str) -> None:
     """A process that lives only as long as its run."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", textwrap.dedent(SCRIPT), url, *arguments)
-    assert await process.wait() == 0
+    process = preloaded.start([url, *arguments], environment(), Path(os.devnull), program=SCRIPT)
+    assert await asyncio.to_thread(process.wait, 60) == 0
 
 
 @pytest.fixture

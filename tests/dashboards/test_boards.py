@@ -162,6 +162,7 @@ def test_the_panels_of_a_row_are_about_the_time_that_its_title_names(name: str) 
                     assert not is_graph, where
                 case Span.RANGE:
                     assert windows == {"$__range"}, where
+                    assert target["instant"], where
                     assert not is_graph, where
                 case Span.OVER_TIME:
                     assert windows <= {"$__rate_interval", "1h"}, where

@@ -70,6 +70,23 @@ CASES = [
          f"workflow_execution_last_failure_timestamp_seconds{{{WORKFLOW}}}": "_x9 600x20"},
     ),
     Case(
+        "WorkflowLate",
+        {f"workflow_expected_start_timestamp_seconds{{{WORKFLOW}}}": "600x40",
+         f"workflow_late{{{WORKFLOW}}}": "0x19 1x20"},
+        "22m", {**LABELS, "severity": "warning"}, "nightly (team) has not started",
+        "It was due 12m 0s ago. The alert ends when it starts.",
+        # It has started.
+        {f"workflow_expected_start_timestamp_seconds{{{WORKFLOW}}}": "600x19 87000x20",
+         f"workflow_late{{{WORKFLOW}}}": "0x40"},
+    ),
+    Case(
+        "WorkflowOverdue",
+        {f"workflow_overdue{{{WORKFLOW}}}": "0x9 1x20"},
+        "12m", {**LABELS, "severity": "warning"}, "nightly (team) runs past its deadline",
+        "A run, or a step of one, is taking longer than it may. The alert ends when it does.",
+        {f"workflow_overdue{{{WORKFLOW}}}": "1x9 0x20"},
+    ),
+    Case(
         "WorkflowRunStuck",
         {f"workflow_execution_oldest_running_start_timestamp_seconds{{{WORKFLOW}}}": "0x30",
          f"workflow:execution_duration_seconds:usual_p95{{{WORKFLOW}}}": "100x30"},
@@ -122,20 +139,6 @@ CASES = [
         "20m", {**LABELS, "severity": "warning"}, "nightly (team) costs far more than usual",
         "$25 in the last hour it ran, more than 3 times what such an hour usually costs.",
         {f"workflow:step_cost_usd:unusual{{{WORKFLOW}}}": "0x30"},
-    ),
-    Case(
-        "WorkflowLate",
-        {f"workflow_late{{{WORKFLOW}}}": "0x5 1x10"},
-        "6m", {**LABELS, "severity": "warning"}, "nightly (team) has not started when it was due",
-        "Its schedule and the grace are over, and no run has started. The alert ends when one does.",
-        {f"workflow_late{{{WORKFLOW}}}": "1x3 0x10"},
-    ),
-    Case(
-        "WorkflowOverdue",
-        {f"workflow_overdue{{{WORKFLOW}}}": "0x5 1x10"},
-        "6m", {**LABELS, "severity": "warning"}, "nightly (team) runs past its deadline",
-        "A run, or a step of it, has been running for longer than its deadline. The alert ends with it.",
-        {f"workflow_overdue{{{WORKFLOW}}}": "1x3 0x10"},
     ),
     Case(
         "TachographNoticesNotSent",

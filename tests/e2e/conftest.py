@@ -81,7 +81,7 @@ class Server:
         self.log = directory / f"serve-{self.port}.log"
         self.command = [*TACHOGRAPH, "serve", "--listen", f"127.0.0.1:{self.port}", "--handlers", "examples", *options]
         self.variables = variables
-        self.process: subprocess.Popen[bytes] | preloaded.Preloaded | None = None
+        self.process: preloaded.Process | None = None
 
     def start(self) -> Server:
         self.launch()
@@ -90,12 +90,10 @@ class Server:
 
     def launch(self) -> None:
         """Start it, and do not wait until it is ready."""
-        variables = environment(**self.variables)
-        if preloaded.CAN_FORK and not any(name.startswith(NEW_PROCESS) for name in self.variables):
-            self.process = preloaded.start(self.command[len(TACHOGRAPH) :], variables, self.log)
-        else:
-            with self.log.open("ab") as log:
-                self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=variables)
+        self.process = preloaded.start(
+            self.command[len(TACHOGRAPH) :], environment(**self.variables), self.log,
+            is_forked=not any(name.startswith(NEW_PROCESS) for name in self.variables),
+        )  # fmt: skip
 
     def _answers(self) -> bool:
         assert self.process is not None

@@ -1,9 +1,9 @@
-"""Processes of the ``tachograph`` command that begin with everything imported.
+"""Processes of the ``tachograph`` command, and of programs that record, that begin with everything imported.
 
 Importing the service takes a second of processor time, and the tests start more than a hundred services. So each worker
 of pytest has one process that has imported it and does nothing but fork. A child sets up what a new process would be
-given (arguments, environment, output) and runs the command from its entry point to its exit. To be killed, stopped and
-waited for it is a process like any other.
+given (arguments, environment, output) and runs the command, or the program, from its beginning to its exit. To be
+killed, stopped and waited for it is a process like any other.
 
 What depends on how a process starts (other variables of the interpreter or the SDK) is started as users do.
 """
@@ -19,11 +19,10 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-CAN_FORK = sys.platform == "linux"
 
 
 class Preloaded:
@@ -71,6 +70,9 @@ class Preloaded:
         return self.returncode
 
 
+Process = subprocess.Popen[bytes] | Preloaded
+
+
 class _Starter:
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._lock = threading.Lock()
@@ -101,13 +103,25 @@ _starters: list[_Starter] = []
 _starting = threading.Lock()
 
 
-def start(arguments: Sequence[str], variables: Mapping[str, str], log: Path) -> Preloaded:
-    """Run ``tachograph`` with these arguments and environment; its output is appended to ``log``."""
+def start(
+    arguments: Sequence[str], variables: Mapping[str, str], log: Path, *, program: str = "", is_forked: bool = True
+) -> Process:
+    """Run ``tachograph``, or a program's source text, with these arguments and environment.
+
+    The output is appended to ``log``. ``is_forked``: unless it has to be a new process.
+    """
+    if not is_forked or sys.platform != "linux":
+        command = ["-c", program] if program else ["-m", "tachograph_exporter"]
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, *command, *arguments], stdout=output, stderr=output, env=dict(variables)
+            )
     with _starting:
         if not _starters:
             _starters.append(_Starter(variables))
     starter = _starters[0]
-    request = {"arguments": list(arguments), "variables": dict(variables), "log": str(log), "directory": os.getcwd()}
+    request = {"arguments": list(arguments), "variables": dict(variables), "log": str(log), "directory": os.getcwd(),
+               "program": program}  # fmt: skip
     return Preloaded(starter, starter.ask(request))
 
 
@@ -119,7 +133,8 @@ def serve() -> None:
     from tachograph_exporter.cli import load
 
     for module in ("tachograph_exporter.cli.serving", "tachograph_exporter.store.migrations", "asyncpg",
-                   "sqlalchemy.dialects.postgresql.asyncpg", "sqlalchemy.ext.asyncio"):  # fmt: skip
+                   "tachograph_exporter.store.writer", "sqlalchemy.dialects.postgresql.asyncpg",
+                   "sqlalchemy.ext.asyncio"):  # fmt: skip
         importlib.import_module(module)
 
     gc.collect()
@@ -144,7 +159,11 @@ def serve() -> None:
     _redirect(os.devnull, os.O_RDONLY, 0)
     _redirect(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 1, 2)
     sys.argv = ["tachograph", *request["arguments"]]
-    load(request["arguments"])()
+    if request["program"]:
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        exec(compile(request["program"], "<program>", "exec"), main.__dict__)
+    else:
+        load(request["arguments"])()
 
 
 def _redirect(path: str, flags: int, *descriptors: int) -> None:

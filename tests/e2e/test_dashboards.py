@@ -28,7 +28,7 @@ from tests.e2e.gauges import Gauges
 from tools.dashboard_load import run_load, write_fast_rules
 from tools.local_service import free_port
 
-from tachograph.metrics.specs import LAST_FAILURE, LAST_SUCCESS, OLDEST_RUNNING
+from tachograph.metrics.specs import EXPECTED_START, LAST_FAILURE, LAST_SUCCESS, LATE, OLDEST_RUNNING, OVERDUE
 from tachograph_exporter.alerting.alerts import alerts
 from tachograph_exporter.alerting.recording_rules import recording_rules
 from tachograph_exporter.alerting.thresholds import read_thresholds
@@ -89,7 +89,9 @@ def test_every_query_of_every_panel_and_every_rule_has_data(
     server: Callable[..., Server], prometheus: Callable[..., str], tmp_path: Path
 ) -> None:
     """Two Prometheus servers scrape one service: one with native histograms and exemplars, one without."""
-    service = server("--measure", "rows", "--measure", "database")
+    expected = tmp_path / "expectations.toml"
+    expected.write_text('[workflow.rare]\nschedule = "@yearly"\n')
+    service = server("--measure", "rows", "--measure", "database", "--expectations", str(expected))
     # Some alerts fire, and half a minute's runs are enough for an error budget, so that their panels have data.
     limits = tmp_path / "limits.toml"
     limits.write_text("[default]\nsuccess_target = 0.5\n")
@@ -265,8 +267,10 @@ def test_every_alert_reaches_the_alertmanager(
     now = int(time.time())
     create_blocks(tmp_path, history(now), tmp_path / "tsdb")
     gauges = Gauges()
-    for gauge, hours in ((LAST_SUCCESS, 40), (LAST_FAILURE, 30), (OLDEST_RUNNING, 1)):
+    for gauge, hours in ((LAST_SUCCESS, 40), (LAST_FAILURE, 30), (OLDEST_RUNNING, 1), (EXPECTED_START, 1)):
         gauges.set(gauge.name, now - hours * HOUR, workflow="nightly")
+    for gauge in (LATE, OVERDUE):
+        gauges.set(gauge.name, 1, workflow="nightly")
     with gauges.served():
         check_alerts(prometheus, manager, rules, gauges.port)
 

@@ -70,7 +70,9 @@ def test_watching_everything_prints_a_line_per_event(server: Callable[..., Serve
     assert "only failed after" in text
     # Control characters in a step's message do not reach the terminal.
     assert "\x1b" not in text
-    messages = [json.loads(line) for line in documents.read_text().splitlines()]
+    said = [line for line in documents.read_text().splitlines() if line.startswith("tachograph: ")]
+    assert said[0] == f"tachograph: {service.address} does not answer; trying again"
+    messages = [json.loads(line) for line in documents.read_text().splitlines() if line not in said]
     assert {message["data"]["workflow_name"] for message in messages if message["workflow_id"]} == {"bad"}
 
 
@@ -93,7 +95,7 @@ def test_watching_one_execution_ends_with_it(
     assert "\x1b[2J" not in text
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert headline in text
-    assert "█" in text or "▏" in text
+    assert "█" in text or "▏" in text or "▌" in text
     if code == 0:
         # It was drawn while it ran, too.
         assert "▶ slow running" in text
@@ -126,3 +128,18 @@ def test_what_cannot_be_watched_is_reported(server: Callable[..., Server], tmp_p
     unknown = "01a20fe6-7932-72e3-b686-ac14d2e75b4a"
     ran = tachograph(tmp_path, "watch", unknown, "--url", f"http://127.0.0.1:{free_port()}")
     assert (ran.returncode, "does not answer" in ran.stderr) == (2, True), ran.stderr
+
+
+def test_a_service_that_is_away_is_said_at_once_and_waited_for(tmp_path: Path) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    said = tmp_path / "said"
+    with said.open("wb") as file:
+        process = subprocess.Popen([*TACHOGRAPH, "watch", "--url", address], stdout=file, stderr=file,
+                                   env=environment())  # fmt: skip
+    try:
+        # Once: a pipe is not told of every try.
+        eventually(lambda: said.read_text() == f"tachograph: {address} does not answer; trying again\n", 60)
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)

@@ -180,7 +180,7 @@ def steps_of(outcome: str) -> dict[str, Callable[[], Any]]:
 
 STEPS = {outcome: steps_of(outcome) for outcome in OUTCOMES}
 KINDS = tuple(STEPS["returns"])
-FEW_KINDS = ("function", "generator", "async_function", "async_generator")
+FEW_KINDS = ("function", "async_generator")
 
 
 def kinds_in(place: str) -> tuple[str, ...]:

@@ -45,6 +45,9 @@ def test_no_command_lets_a_name_reach_the_terminal(tmp_path: Path) -> None:
         (("trends", NAME), 0), (("trends", NAME, "--json"), 0), (("timeline", "no[/x]\x1b[2J"), 2),
         (("tokens", "create", HOSTILE), 0), (("tokens", "list"), 0), (("run", "good.json", "-i", "x[/y]=1"), 2),
         (("workspaces", "create", "w", "--name", HOSTILE), 0), (("workspaces", "list"), 0),
+        (("runs",), 0), (("runs", "--workflow", NAME), 0), (("runs", "--workflow", HOSTILE), 2), (("logs", NAME), 0),
+        (("logs", "last", HOSTILE), 2), (("workflows", "list"), 0), (("workflows", "show", NAME), 0),
+        (("workflows", "delete", NAME, "--dry-run"), 0), (("open", "--print"), 0), (("runs", "--error", HOSTILE), 0),
         (("tokens", "revoke", "a[/b]\x1b[2J"), 2), (("validate", "good.json", "--handlers", "a[/b]\x1b"), 2),
     ):  # fmt: skip
         ran = tachograph(tmp_path, *words)

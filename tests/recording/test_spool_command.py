@@ -42,7 +42,9 @@ def test_what_cannot_be_sent_stays(capsys: pytest.CaptureFixture[str]) -> None:
     url = "http://127.0.0.1:1"
     Spool(url).keep(make_run(make_execution()))
     assert main(["send", "--url", url]) == 1
-    assert "4 event(s) in 1 file(s) wait" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "4 event(s) in 1 file(s) wait" in said.out
+    assert "refused" in said.err
     assert main([]) == 2
 
 

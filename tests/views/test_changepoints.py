@@ -55,6 +55,16 @@ def test_a_change_needs_enough_buckets_to_rule_out_chance(before: int, after: in
     assert bool(shifts([*noisy(rng, 1, before), *noisy(rng, 3, after)])) is is_announced
 
 
+def test_many_runs_in_each_bucket_are_evidence_too() -> None:
+    rng = random.Random(4)
+    series = [*noisy(rng, 1, 17, 0.01), *noisy(rng, 1.5, 3, 0.01)]
+    assert shifts(series) == shifts(series, [1] * 20) == []
+    assert [shift.start for shift in shifts(series, [24] * 20)] == [17]
+    # However many they are, noise is none.
+    announced = sum(bool(shifts(noisy(random.Random(seed), 1, 20, 0.3), [24] * 20)) for seed in range(500))
+    assert announced <= 1
+
+
 @pytest.mark.parametrize(("sizes", "values"), [((3, 4), range(3)), ((2, 6), range(9)), ((4, 4), range(2))])
 def test_the_chance_is_that_of_all_orders(sizes: tuple[int, int], values: range) -> None:
     rng = random.Random(1)

@@ -103,6 +103,9 @@ def test_a_workflow_that_completed_and_failed_again_still_fails() -> None:
         ([10.0] * 30, [10.0] * 40 + [31.0] * 8, True),
         ([10.0, 10.0, 10.0], [90.0], False),  # Too few to know.
         ([10.0] * 5, [10.0] * 3 + [90.0], True),
+        ([10.0] * 90 + [15.0] * 10, [15.0] * 12, True),  # For a while already.
+        ([], [10.0] * 5 + [90.0], True),  # All of today.
+        ([], [10.0, 40.0] * 6, False),
         ([10.0, 40.0] * 15, [42.0] * 3, False),  # Usually between the two.
     ],
 )

@@ -78,7 +78,7 @@ function lines(box, panel, results) {
       ctx.stroke();
       ctx.restore();
     })] },
-    axes: [axis, { ...axis, size: 68, values: (_, values) => values.map((value) => unit(value, name)) }],
+    axes: [axis, { ...axis, size: 82, values: (_, values) => values.map((value) => unit(value, name)) }],
     series: [{}, ...order.map((i) => { const colour = colourOf(panel, all[i].name, i); return { stroke: colour, width: 1.3, fill: isStacked ? `${colour}cc` : `${colour}14`, points: { show: false }, ...(isBars ? { paths: uPlot.paths.bars({ size: [0.9, 20] }) } : {}) }; })],
   }, [times, ...order.map((i) => drawn[i])], plot));
   if (panel.options.legend?.showLegend) {
@@ -132,11 +132,12 @@ const DRAW = {
   table(box, panel, results) {
     const { excludeByName, indexByName } = panel.transformations.find(({ id }) => id === "organize").options;
     const columns = results.map(({ legend }) => legend);
+    // As Grafana merges: by the labels that all columns have.
     const rows = new Map();
+    const shared = results.filter(({ series }) => series.length).map(({ series }) => Object.keys(series[0].metric)).reduce((some, others) => some.filter((name) => others.includes(name)), Object.keys(results.find(({ series }) => series.length)?.series[0].metric ?? {}));
     results.forEach(({ legend, series }) => series.forEach(({ metric, value }) => {
-      const key = JSON.stringify(Object.entries(metric).sort());
-      if (!rows.has(key)) rows.set(key, { ...metric });
-      rows.get(key)[legend] = Number(value[1]);
+      const key = JSON.stringify((results.length > 1 ? shared : Object.keys(metric).sort()).map((name) => metric[name]));
+      rows.set(key, { ...rows.get(key), ...metric, [legend]: Number(value[1]) });
     }));
     const labels = [...new Set(results.flatMap(({ series }) => series.flatMap(({ metric }) => Object.keys(metric))))].filter((name) => !excludeByName[name]);
     const first = labels.filter((name) => name in indexByName).sort((one, other) => indexByName[one] - indexByName[other]);

@@ -17,7 +17,7 @@ from tachograph.metrics.self_metrics import (
     SERIES_LIMITED,
     WORKFLOW_METRICS_SHOWN,
 )
-from tachograph.metrics.specs import LATE, OLDEST_RUNNING, OVERDUE
+from tachograph.metrics.specs import EXPECTED_START, LATE, OLDEST_RUNNING, OVERDUE
 from tachograph_exporter.alerting.promql import selector, total
 from tachograph_exporter.alerting.recording_rules import (
     ATTEMPTS,
@@ -58,8 +58,9 @@ def alerts(thresholds: Thresholds) -> list[dict[str, Any]]:
     for build in (_error_budget, _last_run_failed, _stuck, _stale, _regression, _retries, _queue_wait, _cost):
         for matcher, limits in thresholds.by_matcher():
             rules += build(matcher, limits)
+    rules += _expected()
     return [
-        {"name": "tachograph-workflows", "interval": "30s", "rules": rules + _expectations()},
+        {"name": "tachograph-workflows", "interval": "30s", "rules": rules},
         {"name": "tachograph-self-monitoring", "interval": "30s", "rules": _self_monitoring()},
     ]
 
@@ -118,6 +119,29 @@ def _last_run_failed(matcher: str, limits: WorkflowThresholds) -> list[dict[str,
             "It failed {{ $value | humanizeDuration }} ago, and no run has succeeded since. The alert ends with the "
             "next success.",
         )
+    ]
+
+
+def _expected() -> list[dict[str, Any]]:
+    """What the service found, with the schedules, graces and deadlines that it knows."""
+    due, late, overdue = (f"max by ({BY_WORKFLOW}) ({spec.name})" for spec in (EXPECTED_START, LATE, OVERDUE))
+    return [
+        _alert(
+            "WorkflowLate",
+            f"time() - {due} and {late} == 1",
+            "1m",
+            "warning",
+            f"{_WORKFLOW} has not started",
+            "It was due {{ $value | humanizeDuration }} ago. The alert ends when it starts.",
+        ),
+        _alert(
+            "WorkflowOverdue",
+            f"{overdue} == 1",
+            "1m",
+            "warning",
+            f"{_WORKFLOW} runs past its deadline",
+            "A run, or a step of one, is taking longer than it may. The alert ends when it does.",
+        ),
     ]
 
 
@@ -225,28 +249,6 @@ def _cost(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
             f"${{{{ $value | humanize }}}} in the last hour it ran, more than {limits.cost_factor:g} times what "
             "such an hour usually costs.",
         )
-    ]
-
-
-def _expectations() -> list[dict[str, Any]]:
-    """What the service evaluates itself, by schedules and deadlines that no rule knows."""
-    return [
-        _alert(
-            "WorkflowLate",
-            f"max by ({BY_WORKFLOW}) ({LATE.name}) == 1",
-            "0m",
-            "warning",
-            f"{_WORKFLOW} has not started when it was due",
-            "Its schedule and the grace are over, and no run has started. The alert ends when one does.",
-        ),
-        _alert(
-            "WorkflowOverdue",
-            f"max by ({BY_WORKFLOW}) ({OVERDUE.name}) == 1",
-            "0m",
-            "warning",
-            f"{_WORKFLOW} runs past its deadline",
-            "A run, or a step of it, has been running for longer than its deadline. The alert ends with it.",
-        ),
     ]
 
 

@@ -16,6 +16,7 @@ from tachograph_exporter.api.request import workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.ingest.spans import otlp_json
 from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.store.trace_groups import spans_beside
 from tachograph_exporter.views.chrome_trace import chrome_trace
 from tachograph_exporter.views.expected_end import read_expected_end
 from tachograph_exporter.views.otlp_spans import spans_of_run
@@ -46,7 +47,8 @@ async def timeline(request: web.Request) -> web.Response:
             return msgspec.json.encode(otlp_json(spans_of_run(run, workspace.slug)))
         now_ns = time.time_ns()
         expected = read_expected_end(connection, run.execution, run.steps, now_ns)
-        run_timeline = build_timeline(run, step_filter, now_ns=now_ns, expected=expected)
+        elsewhere = spans_beside(connection, workspace.id, run.execution.trace_id)
+        run_timeline = build_timeline(run, step_filter, now_ns=now_ns, expected=expected, traces=elsewhere)
         if format_name == "chrome":
             return msgspec.json.encode(chrome_trace(run, run_timeline, now_ns=now_ns))
         return msgspec.json.encode(run_timeline)

@@ -7,11 +7,16 @@ loads no command.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import typer
+
+
+COMPLETION: Final = "_TACHOGRAPH_COMPLETE"
+"""The variable in which a shell asks for completions."""
 
 
 def load(arguments: Sequence[str] = ()) -> typer.Typer:
@@ -29,9 +34,20 @@ def load(arguments: Sequence[str] = ()) -> typer.Typer:
 
 
 def application(arguments: Sequence[str]) -> typer.Typer:
-    """What a process with these arguments needs: `load`, or less for help and version."""
-    if not arguments or arguments[0] in ("--help", "-h", "--version"):
+    """What a process with these arguments needs: `load`, or less for help, version and completion."""
+    if COMPLETION in os.environ:
+        # The shell asks what may follow; it says so in the environment.
+        arguments = os.environ.get("_TYPER_COMPLETE_ARGS", os.environ.get("COMP_WORDS", "")).split()[1:]
+        if not arguments or arguments[0] not in _commands():
+            arguments = []
+    if not arguments or arguments[0].startswith("-"):
         from tachograph_exporter.cli.application import outline
 
         return outline()
     return load(arguments)
+
+
+def _commands() -> Sequence[str]:
+    from tachograph_exporter.cli.application import COMMANDS
+
+    return tuple(COMMANDS)

@@ -4,7 +4,6 @@ time that loading all commands takes."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import metadata
 from typing import Annotated, Final, NamedTuple
 
 import typer
@@ -28,8 +27,8 @@ COMMANDS: Final = {
                       "Replay a recorded execution: same tasks and dependencies, run times divided by --speed."),
     "validate": Command("definitions", RUNS, "Validate a workflow definition and list every fault with its place. "
                                              "Exit code: 0 if valid, else 1."),
-    "seed": Command("definitions", RUNS, "Register the workflow definitions in a directory, updating those that are "
-                                         "already registered."),
+    "seed": Command("definitions", RUNS, "Register the workflow definitions in a directory or file, updating those "
+                                         "that are already registered."),
     "exec": Command("executing", RUNS, "Run a command and record it, with its output and what it used. Exit code: the "
                                        "command's."),
     "step": Command("executing", RUNS, "Run a command as a step of the recorded command around it. Exit code: the "
@@ -49,8 +48,8 @@ COMMANDS: Final = {
                                           "since when it is slower."),
     "metrics": Command("reports", LOOKING, "Show a workflow's metrics: runs, success rate, duration percentiles, "
                                            "and its steps."),
-    "watch": Command("watching", LOOKING, "Follow a service live: all executions, those of a workflow, or one "
-                                          "execution until it ends."),
+    "watch": Command("watching", LOOKING, "Follow a service live: all runs, those of a workflow, or one run until it "
+                                          "ends."),
     "serve": Command("serving", SERVING, "Serve the API, the metrics and the page. Beyond loopback a token is "
                                          "required."),
     "demo": Command("demo", SERVING, "Register the example workflows, run them several times, and serve everything."),
@@ -75,7 +74,7 @@ def new_application() -> typer.Typer:
         name="tachograph",
         help="The flight recorder for workflows.",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -113,7 +112,8 @@ def _show_version(is_requested: bool) -> None:
 
 
 def _version() -> str:
-    # `tachograph.version` says the same, but loads the library.
+    from importlib import metadata
+
     try:
         return metadata.version("tachograph")
     except metadata.PackageNotFoundError:

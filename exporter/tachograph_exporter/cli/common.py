@@ -174,12 +174,12 @@ def read(url: str, work: Callable[[Connection], T]) -> T:
     raise AssertionError
 
 
-def command_name() -> str:
-    """How this process's command is called: ``tachograph``, or its path where the shell would not find that."""
+def command_directory() -> Path | None:
+    """The directory of this process's ``tachograph``, if the shell would not find it; else None."""
     path = Path(sys.argv[0])
     on_path = shutil.which("tachograph")
     is_on_path = on_path is not None and path.exists() and path.samefile(on_path)
-    return str(path) if path.name == "tachograph" and not is_on_path else "tachograph"
+    return None if path.name != "tachograph" or is_on_path else path.absolute().parent
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

@@ -50,7 +50,7 @@ class DatabaseSource:
         self._database = database
         self._slug = workspace
         self._workspace = workspace_id(workspace)
-        self.name = database.name
+        self.name = database.name if workspace == "default" else f'workspace "{workspace}" of {database.name}'
 
     def runs(self, query: RunQuery, limit: int) -> tuple[list[WorkflowExecutionResponse], int]:
         """See `Source`."""

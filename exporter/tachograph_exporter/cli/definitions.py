@@ -64,7 +64,9 @@ def validate(
 def seed(
     directory: Annotated[
         Path | None,
-        typer.Argument(metavar="[DIR]", help="Directory of definitions (*.json). Default: the bundled examples."),
+        typer.Argument(
+            metavar="[DIR|FILE]", help="Directory of definitions (*.json), or one. Default: the bundled examples."
+        ),
     ] = None,
     database: DatabaseOption = DATABASE,
     workspace: Annotated[str, typer.Option("--workspace-id", help="Workspace id or slug.")] = "default",
@@ -73,10 +75,11 @@ def seed(
     handlers: HandlersOption = None,
     allow_handler: AllowOption = None,
 ) -> None:
-    """Register the workflow definitions in a directory, updating those that are already registered."""
+    """Register the workflow definitions in a directory or file, updating those that are already registered."""
     with report_errors():
         registry = load_handlers(["examples", *(handlers or [])], allow_handler)
-        paths = sorted((directory or bundled_workflows.workflow_directory()).glob("*.json"))
+        place = directory or bundled_workflows.workflow_directory()
+        paths = [place] if place.is_file() else sorted(place.glob("*.json"))
         if not paths:
             fail(f"no definitions (*.json) in {directory}")
         valid: list[tuple[Path, Workflow]] = []

@@ -18,7 +18,7 @@ from tachograph_exporter.cli.common import (
     DATABASE,
     DatabaseOption,
     app,
-    command_name,
+    command_directory,
     log_to_stderr,
     open_database,
     out,
@@ -96,10 +96,11 @@ async def _demonstrate(service: Service, address: str, interval: float) -> None:
     print_addresses(address, service)
     for name, execution in executions.items():
         out.print(f"  {name:<24}{address}/#/executions/{execution}", soft_wrap=True)
-    out.print(
-        f"\nDraw one in the terminal:  {command_name()} timeline last --database {service.config.database}",
-        soft_wrap=True,
-    )
+    out.print()
+    if (directory := command_directory()) is not None:
+        out.print(f"For `tachograph` in another terminal:  export PATH={directory}:$PATH", soft_wrap=True, markup=False)
+    option = "" if service.config.database == DATABASE else f" --database {service.database.name}"
+    out.print(f"Draw one in the terminal:  tachograph timeline last{option}", soft_wrap=True, markup=False)
     out.print("Stop with Ctrl-C." + (f" Until then, a workflow runs about every {interval:g} s." if interval else ""))
     further_runs: itertools.cycle[tuple[str, dict[str, Any]]] = itertools.cycle(RUNS)
     while interval and not service.life.is_stopping:

@@ -14,7 +14,9 @@ from tachograph_exporter.cli.common import (
     DATABASE,
     DatabaseOption,
     JsonOption,
+    YesOption,
     app,
+    confirm,
     fail,
     json_text,
     open_database,
@@ -122,8 +124,9 @@ def _records(store: Database, record_id: str | None) -> Iterator[RefusedRecord]:
 
 
 @refused_app.command("delete")
-def delete(record_id: RecordArgument, database: DatabaseOption = DATABASE) -> None:
+def delete(record_id: RecordArgument, yes: YesOption = False, database: DatabaseOption = DATABASE) -> None:
     """Delete a refused record."""
+    confirm(f"Delete the refused record {record_id}? It is the only copy.", yes=yes)
     if not write(database, lambda c: refused_rows.remove(c, record_id)):
         fail(f'no refused record with id "{record_id}"')
     out.print(f"[green]✔[/] deleted {shown(record_id)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import webbrowser
 from typing import Annotated, Any, Final
 
 import typer
@@ -198,6 +197,8 @@ def open_page(
     out.print(address, soft_wrap=True, markup=False)
     if only_print:
         return
+    import webbrowser
+
     try:
         opened = webbrowser.open(address)
     except webbrowser.Error:

@@ -44,7 +44,8 @@ class ServiceSource:
     """Reads a workspace of a service."""
 
     def __init__(self, url: str, workspace: str | None) -> None:
-        self._base = self.name = url.rstrip("/")
+        self._base = url.rstrip("/")
+        self.name = self._base if workspace is None else f'workspace "{workspace}" of {self._base}'
         self.url: str | None = self._base
         if not _is_address(self._base):
             fail(f"{url!r} is not a valid URL; expected http://HOST:PORT")

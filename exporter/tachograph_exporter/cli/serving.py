@@ -34,7 +34,7 @@ from tachograph_exporter.config import (
     parse_listen,
     read_token,
 )
-from tachograph_exporter.defaults import DEFAULT_LISTEN, TOKEN_VARIABLE
+from tachograph_exporter.defaults import DEFAULT_LISTEN, LISTEN_VARIABLE, TOKEN_VARIABLE
 from tachograph_exporter.expectations.routing import NOTIFY_VARIABLE, SECRET_VARIABLE
 from tachograph_exporter.service import CannotListen, Service
 from tachograph_exporter.service import serve as serve_until_stopped
@@ -46,7 +46,7 @@ GrpcOption = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help=f"Take OTLP/gRPC on this address, for instance {DEFAULT_OTLP_GRPC}."),
 ]
-ListenOption = Annotated[str, typer.Option(help="Address to listen on, HOST:PORT.")]
+ListenOption = Annotated[str, typer.Option(envvar=LISTEN_VARIABLE, help="Address to listen on, HOST:PORT.")]
 
 
 @app.command()

@@ -20,8 +20,9 @@ from rich.text import Text
 
 from tachograph.clock import NS
 from tachograph.events import ExecutionStatus
-from tachograph_exporter.cli.common import JsonOption, app, fail, json_text, out
-from tachograph_exporter.cli.terminal import COLOURS, MARKS, TimelineView, printable
+from tachograph_exporter.cli.common import JsonOption, app, err, fail, json_text, out
+from tachograph_exporter.cli.moments import clock
+from tachograph_exporter.cli.terminal import COLOURS, MARKS, TimelineView, printable, shown
 from tachograph_exporter.defaults import DEFAULT_LISTEN, TOKEN_VARIABLE
 from tachograph_exporter.stream.client import Refused, follow
 from tachograph_exporter.stream.messages import StreamMessage
@@ -29,6 +30,7 @@ from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 
 _ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PIECE: Final = re.compile(r"last|[0-9a-f-]{4,36}")
 _MAX_LINES: Final = 12
 _REFRESH_SECONDS: Final = 0.25
 
@@ -36,17 +38,20 @@ _REFRESH_SECONDS: Final = 0.25
 @app.command()
 def watch(
     subject: Annotated[
-        str | None, typer.Argument(help="Workflow (name or id) or execution (id). Default: everything.")
+        str | None,
+        typer.Argument(help="Workflow (name or id) or run (id, a piece of it, last). Default: everything."),
     ] = None,
     url: Annotated[str, typer.Option(envvar="TACHOGRAPH_URL", help="URL of the service.")] = f"http://{DEFAULT_LISTEN}",
     workspace: Annotated[str | None, typer.Option(help="Workspace slug. Default: the service's own.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow a service live: all executions, those of a workflow, or one execution until it ends.
+    """Follow a service live: all runs, those of a workflow, or one run until it ends.
 
-    Draws on a terminal; prints one line per event to a pipe. For one execution, the exit code is 0 if it completed,
+    Draws on a terminal; prints one line per event to a pipe. For one run, the exit code is 0 if it completed,
     else 1. The token is read from TACHOGRAPH_TOKEN.
     """
+    if subject is not None and _PIECE.fullmatch(subject.lstrip("…")) and not _ID.fullmatch(subject):
+        subject = _whole(url, workspace, subject)
     watcher = Watcher(url.rstrip("/"), workspace, subject, as_json=as_json)
     try:
         asyncio.run(watcher.run())
@@ -59,6 +64,15 @@ def watch(
     raise typer.Exit(0 if watcher.status in (None, ExecutionStatus.COMPLETED) else 1)
 
 
+def _whole(url: str, workspace: str | None, subject: str) -> str:
+    """The run that a piece of an id or ``last`` means; a workflow of that name stays what it is."""
+    from tachograph_exporter.cli.references import run_id
+    from tachograph_exporter.cli.service_source import ServiceSource
+
+    source = ServiceSource(url, workspace)
+    return subject if source.workflow(subject) is not None else run_id(source, subject)
+
+
 class Watcher:
     """The state of a workspace, workflow or execution, kept up to date by messages, and its display."""
 
@@ -69,6 +83,7 @@ class Watcher:
         self.parameters = {"workspace_slug": workspace} if workspace is not None else {}
         self.status: str | None = None
         self.connection = ""
+        self.is_away = False
         self.execution: str | None = None
         self.timeline: WorkflowExecutionTimeline | None = None
         self.running: dict[str, dict[str, Any]] = {}
@@ -144,9 +159,10 @@ class Watcher:
         if self.as_json:
             if kind != "waiting":
                 print(json_text(message, indent=-1), flush=True)
+            self._connected(message)
             return
         if kind in ("connected", "waiting", "reload", "heartbeat", "coalesced"):
-            self.connection = "" if kind in ("connected", "heartbeat") else message.message
+            self._connected(message)
             return
         identifier = message.workflow_execution_id or ""
         data = message.data
@@ -162,7 +178,7 @@ class Watcher:
                 steps[data["step_name"]] = status
             else:
                 steps.pop(data["step_name"], None)
-        line = Text(f"{message.timestamp[11:19]}  ", style="bright_black")
+        line = Text(f"{clock(message.timestamp)}  ", style="bright_black")
         line.append(f"{MARKS.get(status, '·')} ", style=COLOURS.get(status, "white"))
         name = printable(data["workflow_name"])
         line.append(f"{name:<24} " if self.execution is None else "", style="bold")
@@ -172,6 +188,15 @@ class Watcher:
         self.lines.append(line)
         if not out.is_terminal:
             print(line.plain, flush=True)
+
+    def _connected(self, message: StreamMessage) -> None:
+        """Say whether the service answers: on a terminal with every try, to a pipe when it changes."""
+        is_away = message.event_type == "waiting"
+        if not out.is_terminal and is_away != self.is_away:
+            state = f"{self.url} does not answer; trying again" if is_away else f"{self.url} answers"
+            err.print(f"tachograph: {shown(state)}", soft_wrap=True)
+        self.is_away = is_away
+        self.connection = "" if message.event_type in ("connected", "heartbeat") else f"{self.url}: {message.message}"
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = []

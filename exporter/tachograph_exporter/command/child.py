@@ -93,7 +93,11 @@ class _Stream:
         return True
 
     def _keep(self, data: bytes) -> None:
-        *whole, rest = data.split(b"\n")
+        # Only the last lines are looked at: a command may write a million a second.
+        *whole, rest = data.rsplit(b"\n", MAX_LINES + 1)
+        if len(whole) > MAX_LINES:
+            del whole[0]
+            self._begun, self._is_skipping = b"", False
         for line in whole:
             if not self._is_skipping:
                 self._add(self._begun + line)

@@ -16,15 +16,14 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from tachograph_exporter.command import library
+from tachograph import spool_places
+from tachograph.variables import DATABASE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, WORKSPACE_VARIABLE
 
 Event = dict[str, Any]
 
-_variables = library.module("variables")
-URL_VARIABLE, TOKEN_VARIABLE = _variables.URL_VARIABLE, _variables.TOKEN_VARIABLE
-DATABASE_VARIABLE, WORKSPACE_VARIABLE = _variables.DATABASE_VARIABLE, _variables.WORKSPACE_VARIABLE
 PATH = "/api/events"
 WAIT_SECONDS = 2.0
 """How long the end waits for the destination; later, others deliver."""
@@ -43,15 +42,14 @@ class Journal:
     """A journal of this process, which it alone delivers while it lives."""
 
     def __init__(self, url: str) -> None:
-        places = library.module("recording.spool_places")
         self._lines: list[tuple[int, bytes]] = []
-        self._limit = places.limit_from_environment()
-        self._magic, self._ending = places.JOURNAL_MAGIC, places.JOURNAL_ENDING
+        self._limit = spool_places.limit_from_environment()
+        self._magic, self._ending = spool_places.JOURNAL_MAGIC, spool_places.JOURNAL_ENDING
         problem: OSError | None = None
-        for parent in places.default_directories():
-            directory = parent / places.spool_name(url)
+        for parent in spool_places.default_directories():
+            directory = parent / spool_places.spool_name(url)
             try:
-                places.make_private(directory)
+                spool_places.make_private(directory)
                 self.directory = str(directory)
                 self._open()
             except OSError as error:
@@ -89,14 +87,22 @@ class Journal:
             raise
 
     def _make_room(self, size: int) -> None:
+        if self._size() + size <= self._limit:
+            return
+        # Rare, and a matter for the library, which counts what it drops.
+        from tachograph.recording.spool import make_room
+
+        make_room(Path(self.directory), self._limit, size, keep=Path(self.path))
+        if self._size() + size > self._limit:
+            raise OSError(f"{self.directory} is full ({self._limit} bytes)")
+
+    def _size(self) -> int:
         total = 0
         with os.scandir(self.directory) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
                     total += entry.stat(follow_symlinks=False).st_size
-        if total + size > self._limit:
-            # Rare, and a matter for the library, which counts what it drops.
-            library.module("recording.spool").make_room(self.directory, self._limit, size, keep=self.path)
+        return total
 
     def has_leftovers(self) -> bool:
         """Whether there is a file that no living process writes or delivers."""
@@ -207,7 +213,6 @@ class Courier:
                 if self._heartbeat is not None and not self._is_ending:
                     beat = {**self._heartbeat, "time_ns": time.time_ns()}
                     self._send(new_sender(), 1, json.dumps([beat]).encode())
-                    self._clear_up()
             except Away as error:
                 self._failure = str(error)
                 if self._is_ending:
@@ -331,7 +336,6 @@ class _Database:
     """The database at a URL, opened in the background while the command runs."""
 
     def __init__(self, url: str) -> None:
-        library.module("event_batch")
         import msgspec
 
         from tachograph.events import Event as RecordedEvent

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tachograph_exporter.command import library
+from tachograph import names, process, redaction
 from tachograph_exporter.command.child import Ended, Line
 
 Event = dict[str, Any]
@@ -71,17 +71,16 @@ class Step(NamedTuple):
 
 def process_identity() -> str:
     """This process, as `tachograph.process` names one."""
-    return str(library.module("process").identity())
+    return process.identity()
 
 
 def clean(name: str) -> str:
     """The name under which something is recorded."""
-    return str(library.module("names").clean_name(name))
+    return names.clean_name(name)
 
 
 def masked_command(command: Sequence[str]) -> str:
     """What the step is given: the command with secrets masked, its directory and its host, as JSON."""
-    redaction = library.module("redaction")
     shown: list[str] = []
     is_secret = False
     for raw in command:
@@ -126,7 +125,7 @@ def first_waits(step: Step, started_ns: int) -> Event:
 
 def logged(step: Step, lines: Sequence[Line], first: int, attempt: int) -> list[Event]:
     """The last lines of an attempt's output, secrets masked. ``first`` is the number of the first one."""
-    mask = library.module("redaction").mask_text
+    mask = redaction.mask_text
     return [
         {
             "event": "step_logged",
@@ -153,7 +152,7 @@ def status_of(ended: Ended, stopped_by: int) -> str:
 def failure_of(ended: Ended, lines: Sequence[Line], timeout: float | None) -> Event | None:
     """Why an attempt failed; None if it did not."""
     if ended.problem:
-        return {"type": "CannotStart", "message": library.module("redaction").mask_text(ended.problem, 500)}
+        return {"type": "CannotStart", "message": redaction.mask_text(ended.problem, 500)}
     if ended.timed_out:
         return {"type": "Timeout", "message": f"it took longer than {timeout:g} s"}
     if ended.code == 0:
@@ -161,7 +160,7 @@ def failure_of(ended: Ended, lines: Sequence[Line], timeout: float | None) -> Ev
     said = next((line.text for line in reversed(lines) if line.is_error and line.text.strip()), b"")
     why = f"exit code {ended.code}" if not ended.signal else f"killed by signal {ended.signal}"
     if said:
-        text = library.module("redaction").mask_text(said.decode("utf-8", "replace"), 500)
+        text = redaction.mask_text(said.decode("utf-8", "replace"), 500)
         why += f": {text}"
     return {"type": "Signal" if ended.signal else "ExitCode", "message": why}
 

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tachograph.variables import WORKSPACE_VARIABLE
 from tachograph_exporter.command import events
 from tachograph_exporter.command.child import Ended, Line
-from tachograph_exporter.command.delivery import WORKSPACE_VARIABLE, Courier
+from tachograph_exporter.command.delivery import Courier
 from tachograph_exporter.command.events import Event, Step
 from tachograph_exporter.command.notes import ENDING, MAX_STEPS, Note, Notes
 

@@ -53,6 +53,7 @@ def _send(target: str, is_quiet: bool) -> int:
         store = setup.open_store(target, retry=True)
         try:
             delivered = store.deliver_spooled(None)
+            why = store.spool.problem
         except StoreError as error:
             why = str(error)
         finally:
@@ -62,6 +63,6 @@ def _send(target: str, is_quiet: bool) -> int:
         print(f"{spool.destination}: delivered {delivered} event(s); {events} event(s) in {files} file(s) wait")
         if dropped := spool.take_dropped():
             print(f"{dropped} event(s) were dropped because the spool was full")
-        if why:
+        if why and files:
             print(f"tachograph spool: {why}", file=sys.stderr)
     return 1 if files else 0

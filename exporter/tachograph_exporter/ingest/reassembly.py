@@ -19,7 +19,7 @@ from tachograph_exporter.ingest.leases import lost_as_told, lost_now, with_losse
 from tachograph_exporter.ingest.readings import Readings, add_logged_errors
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.ingest.spans import SpanRecord
-from tachograph_exporter.ingest.trace_groups import TraceGroups, Unit, units_of
+from tachograph_exporter.ingest.trace_groups import TraceGroups, Unit, size_of, units_of
 from tachograph_exporter.store import failures, locking, open_spans
 from tachograph_exporter.store.schema import traces, workspaces
 
@@ -142,7 +142,7 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
             return None, []  # It was assembled together with another one meanwhile.
         now = time.time_ns()
         has_changed = unit != kept.unit or rows != kept.rows
-        if has_changed and sum(count for _, count in rows.values()) <= span_rows.MAX_AT_ONCE:
+        if has_changed and size_of(unit, {i: count for i, (_, count) in rows.items()}) <= span_rows.MAX_AT_ONCE:
             # More spans have arrived, and the traces were assembled with them, unless it was this trace that was due.
             _free(connection, due, now)
             return None, []

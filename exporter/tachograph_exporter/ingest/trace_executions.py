@@ -216,7 +216,7 @@ def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
 def _may_be_given(execution: AssembledExecution) -> bool:
     """Whether its id may come from an engine, and be any execution's. Ours derive from the trace (UUID version 5)."""
     first = execution.root if execution.root is not None else execution.spans[0]
-    return execution.execution.execution_id[14] != "5" or first.scope == SCOPE
+    return execution.execution.execution_id[14] != "5" or first.scope == SCOPE or execution.has_id_of_run
 
 
 def _has_ended(row: Row[Any] | None) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import Connection
 from sqlalchemy.engine import Dialect
 
+from tachograph_exporter.ingest import span_rows
 from tachograph_exporter.ingest.early_spans import with_early_attributes
 from tachograph_exporter.ingest.lineage.vocabulary import SCOPE
 from tachograph_exporter.ingest.rules import Role, Rulebook
@@ -23,8 +24,10 @@ from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store import trace_groups as rows
 from tachograph_exporter.store.trace_groups import RUN, TRACE, TraceGroupRows
 
-MAX_TRACES: Final = 500
+MAX_TRACES: Final = 1_000
 """Traces that are read together."""
+MAX_TRACES_AT_ONCE: Final = 100
+"""So many are assembled whenever a span of theirs arrives; more of them later, like a long trace."""
 _T = TypeVar("_T")
 
 
@@ -107,6 +110,7 @@ class _Joining:
         self._members = members
         self._targets: dict[str, str] = {}
         self._changed: set[str] = set()
+        self._units: dict[str, Unit] = {}
         self.merged: list[tuple[str, str]] = []
         """Homes of groups that became part of another one, with the home of that one; in order."""
 
@@ -145,9 +149,11 @@ class _Joining:
         return {key: self._home(key, key.removeprefix(TRACE)) for key in self._changed}
 
     def unit(self, trace_id: str) -> Unit:
-        """What a trace is assembled with."""
+        """What a trace is assembled with, once all are joined."""
         home = self._home(TRACE + trace_id, trace_id)
-        return Unit(home, tuple(sorted(self._members[home])))
+        if home not in self._units:
+            self._units[home] = Unit(home, tuple(sorted(self._members[home])))
+        return self._units[home]
 
 
 class Together:
@@ -236,6 +242,10 @@ def units_of(units: Mapping[str, Unit], counts: Mapping[str, int], most: int) ->
     return bounded
 
 
-def size_of(unit: Unit, *counts: Mapping[str, Any]) -> int:
-    """How many spans a unit has; of each trace the first of ``counts`` that knows it says so."""
-    return sum(next((of[member] for of in counts if member in of), 0) for member in unit.traces)
+def size_of(unit: Unit, *counts: Mapping[str, int]) -> int:
+    """How many spans a unit has, or as many as a long trace if it has many traces.
+
+    Of each trace the first of ``counts`` that knows it says how many.
+    """
+    spans = sum(next((of[member] for of in counts if member in of), 0) for member in unit.traces)
+    return max(spans, span_rows.MAX_AT_ONCE + 1) if len(unit.traces) > MAX_TRACES_AT_ONCE else spans

@@ -208,7 +208,7 @@ class Batch:
             event.dependency_ns, event.queue_ns, event.backoff_ns, event.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, event.inputs, event.output, step.child_execution_id, step.dependency_count, event.unaccounted_ns,
-            None, None, step.map_index, _resources(event.resources),
+            None, None, step.map_index, None if event.resources is None else _resources(event.resources),
         )  # fmt: skip
         key = (execution_id, step_id)
         old = self.steps.get(key)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, create_engine, event, util
-from sqlalchemy.engine import URL, Engine, ExceptionContext
+from sqlalchemy.engine import URL, Dialect, Engine, ExceptionContext
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import QueuePool
 
@@ -38,6 +38,32 @@ _SMALLEST_FILE: Final = 512
 """Bytes of SQLite's smallest page: a file with a schema is at least as long."""
 _READ_ONLY: Final = "25006"
 """SQLSTATE of a write on a server that is, by now, read-only: a standby, perhaps."""
+
+
+class _Statements(util.LRUCache[Any, Any]):
+    """Compiled statements, shared by all engines of the process that would compile them in the same way.
+
+    A `Database` has an engine for each of its lanes. With caches of their own, each would compile every statement anew.
+    """
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The statement compiled for such a dialect, or ``default``."""
+        return super().get(_of_any_engine(key), default)
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(_of_any_engine(key))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(_of_any_engine(key), value)
+
+
+def _of_any_engine(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """SQLAlchemy's key with what matters of its dialect in place of the dialect, which is an engine's own."""
+    dialect: Dialect = key[0]
+    return (dialect.name, dialect.driver, getattr(dialect, "server_version_info", None), *key[1:])
+
+
+_OPTIONS: Final = {"compiled_cache": _Statements(1000)}
 
 
 class SqliteFile:
@@ -87,6 +113,7 @@ def sqlite_engine(url: URL, file: SqliteFile, busy_seconds: float) -> Engine:
         max_overflow=_SQLITE_OVERFLOW,
         pool_timeout=POOL_SECONDS,
         connect_args={"check_same_thread": False, "timeout": busy_seconds},
+        execution_options=_OPTIONS,
     )
 
     @event.listens_for(engine, "do_connect")
@@ -163,6 +190,7 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
             pool_size=size,
             max_overflow=overflow,
             pool_timeout=POOL_SECONDS,
+            execution_options=_OPTIONS,
             connect_args={
                 "timeout": CONNECT_SECONDS,
                 "command_timeout": command_seconds,
@@ -173,6 +201,10 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
         raise BadDatabaseURL(
             f"PostgreSQL needs a driver ({error.name or error}): pip install 'tachograph[postgres]'"
         ) from None
+
+    # No column is JSON. Setting up its codecs would cost each new connection four round trips.
+    dialect: Any = engine.dialect
+    dialect.setup_asyncpg_json_codec = dialect.setup_asyncpg_jsonb_codec = _no_codec
 
     @event.listens_for(engine.sync_engine, "checkin")
     def on_checkin(_connection: Any, record: Any) -> None:
@@ -200,6 +232,9 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
 
     _connections[engine.sync_engine] = connections
     return engine
+
+
+async def _no_codec(_connection: Any) -> None: ...
 
 
 _connections: Final[weakref.WeakKeyDictionary[Engine, weakref.WeakSet[Any]]] = weakref.WeakKeyDictionary()

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, selec
 
 from tachograph.events import UNSUCCESSFUL
 from tachograph_exporter.store.executions import IS_OPEN
-from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
+from tachograph_exporter.store.schema import notices, workflow_executions, workflow_step_executions
 from tachograph_exporter.store.steps import folded_counts
 from tachograph_exporter.store.totals import decode_folded
 
@@ -21,12 +21,16 @@ MAX_OPEN: Final = 500
 """Open executions that an overview looks at, the newest ones."""
 MAX_FAILURES: Final = 2_000
 """Failed executions that an overview looks at, shared among the workflows that have any."""
+MAX_LATE: Final = 50
+LATE_KINDS: Final = ("late", "overdue", "stale")
+"""Kinds of findings (see `expectations.findings`) that say that something did not happen in time."""
 _MIN_FAILURES: Final = 20
 _UNION: Final = 100
 """Parts of one statement; SQLite takes 500."""
 
 _rows = workflow_executions.c
 _steps = workflow_step_executions.c
+_notices = notices.c
 _COLUMNS: Final = (
     _rows.execution_id, _rows.workflow_id, _rows.workflow, _rows.status, _rows.created_ns, _rows.started_ns,
     _rows.finished_ns, _rows.error_type, _rows.error_message,
@@ -109,6 +113,18 @@ def open_runs(connection: Connection, workspace: str) -> Sequence[Row[Any]]:
         .order_by((_rows.created_ns + 0).desc())
         .limit(MAX_OPEN)
     )
+    return cast("Sequence[Row[Any]]", connection.execute(statement).all())
+
+
+def late(connection: Connection, workspace: str) -> Sequence[Row[Any]]:
+    """What did not happen in time in a workspace and still has not (see `store.notices`), the newest first."""
+    statement = (
+        select(_notices.workflow, _notices.kind, _notices.severity, _notices.text, _notices.opened_ns,
+               _notices.execution_id)
+        .where(_notices.workspace_id == workspace, _notices.resolved_ns.is_(None), _notices.kind.in_(LATE_KINDS))
+        .order_by(_notices.opened_ns.desc())
+        .limit(MAX_LATE)
+    )  # fmt: skip
     return cast("Sequence[Row[Any]]", connection.execute(statement).all())
 
 

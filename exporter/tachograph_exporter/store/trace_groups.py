@@ -14,7 +14,7 @@ from sqlalchemy.engine import Dialect
 
 from tachograph_exporter.store.inserting import insert_many, upsert
 from tachograph_exporter.store.keyed import KEYS, keyed
-from tachograph_exporter.store.schema import trace_keys
+from tachograph_exporter.store.schema import spans, trace_keys
 
 RUN: Final = "run:"
 """What the keys of runs begin with."""
@@ -86,3 +86,16 @@ def traces_beside(connection: Connection, workspace_id: str, trace_id: str) -> l
         return [trace_id]
     others = members_of(connection, workspace_id, [home])[home] - {trace_id}
     return [trace_id, *sorted(others)]
+
+
+def spans_beside(connection: Connection, workspace_id: str, trace_id: str) -> dict[str, str]:
+    """The traces of spans that are read together with a trace and are in another one, by the span's id."""
+    others = traces_beside(connection, workspace_id, trace_id)[1:]
+    if not others:
+        return {}
+    is_here = spans.c.workspace_id == workspace_id
+    own = select(spans.c.span_id).where(is_here, spans.c.trace_id == trace_id)
+    statement = select(spans.c.span_id, spans.c.trace_id).where(
+        is_here, spans.c.trace_id.in_(others), spans.c.span_id.not_in(own)
+    )
+    return {row[0]: row[1] for row in connection.execute(statement)}

@@ -32,6 +32,7 @@ async def follow(
     ``waiting``, which this client adds while the service does not answer. Raises `Refused` when retrying cannot help.
     """
     wait = MIN_WAIT_SECONDS
+    tries = 0
     while True:
         query = {**parameters, **({"after": str(after)} if after is not None else {})}
         try:
@@ -40,7 +41,7 @@ async def follow(
                     text = await asyncio.wait_for(socket.receive_str(), SILENCE_SECONDS)
                     message = _decode(text)
                     if message.event_type == "connected":
-                        wait = MIN_WAIT_SECONDS
+                        wait, tries = MIN_WAIT_SECONDS, 0
                         after = max(after or 0, message.sequence)
                     elif message.event_type == "reload":
                         after = message.sequence
@@ -53,7 +54,9 @@ async def follow(
         except (aiohttp.ClientError, OSError, TimeoutError, TypeError, aiohttp.WSMessageTypeError):
             # A close frame is a message of another type, so `receive_str` raises TypeError.
             pass
-        yield StreamMessage(event_type="waiting", timestamp="", message="the service does not answer; reconnecting")
+        tries += 1
+        text = f"the service does not answer; reconnecting (try {tries})"
+        yield StreamMessage(event_type="waiting", timestamp="", message=text, data={"tries": tries})
         # Jitter, so that clients do not all reconnect at once when the service comes back.
         await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311
         wait = min(MAX_WAIT_SECONDS, wait * 1.7)

@@ -36,6 +36,11 @@ MAX_CHANCE: Final = 2e-5
 MAX_CHANCE_OF_CLEAR: Final = 1e-3
 """The same for a change that is clear beside the noise: of at least `CLEAR_CHANGE` standard deviations."""
 CLEAR_CHANGE: Final = 5.0
+MAX_CHANCE_OF_OBVIOUS: Final = 1e-2
+"""The same for a change of `OBVIOUS_CHANGE` standard deviations between buckets of `MANY_RUNS` runs or more: so many
+runs do not all take longer by chance."""
+OBVIOUS_CHANGE: Final = 10.0
+MANY_RUNS: Final = 3
 _CHANCE_BUCKETS: Final = 20
 _MAX_EXACT_PAIRS: Final = 2_500
 _PENALTY: Final = 3.0
@@ -56,8 +61,8 @@ class Shift(NamedTuple):
         return self.after / self.before
 
 
-def shifts(medians: Sequence[float]) -> list[Shift]:
-    """The shifts in a series of positive durations, in order."""
+def shifts(medians: Sequence[float], counts: Sequence[int] | None = None) -> list[Shift]:
+    """The shifts in a series of positive durations, in order. ``counts``: how many runs each of them is of."""
     count = len(medians)
     if count < MIN_BUCKETS:
         return []
@@ -73,7 +78,10 @@ def shifts(medians: Sequence[float]) -> list[Shift]:
         if sizes[smallest] < math.log1p(MIN_CHANGE):
             del borders[smallest + 1]
             continue
-        odds = [_chance_beyond_limit(values[a:b], values[b:c], count) for a, b, c in _triples(borders)]
+        odds = [
+            _chance_beyond_limit(values[a:b], values[b:c], count, min(counts[a:c]) if counts else 1)
+            for a, b, c in _triples(borders)
+        ]
         likeliest = max(range(len(odds)), key=odds.__getitem__)
         if odds[likeliest] <= 1:
             break
@@ -86,12 +94,16 @@ def _triples(borders: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     return zip(borders, borders[1:], borders[2:], strict=False)
 
 
-def _chance_beyond_limit(before: Sequence[float], after: Sequence[float], count: int) -> float:
-    """How many times as likely as allowed chance is as the reason of a change, in a series of ``count`` buckets."""
+def _chance_beyond_limit(before: Sequence[float], after: Sequence[float], count: int, runs: int) -> float:
+    """How many times as likely as allowed chance is as the reason of a change, in a series of ``count`` buckets of at
+    least ``runs`` runs.
+    """
     squares = sum((value - statistics.fmean(part)) ** 2 for part in (before, after) for value in part)
     sigma = max(math.sqrt(squares / max(1, len(before) + len(after) - 2)), MIN_NOISE)
     change = abs(statistics.median(after) - statistics.median(before))
     limit = MAX_CHANCE_OF_CLEAR if change >= CLEAR_CHANGE * sigma else MAX_CHANCE
+    if runs >= MANY_RUNS and change >= OBVIOUS_CHANGE * sigma:
+        limit = MAX_CHANCE_OF_OBVIOUS
     return chance(before, after) / (limit * min(1.0, _CHANCE_BUCKETS / count) ** 2)
 
 

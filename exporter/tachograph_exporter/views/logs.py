@@ -8,7 +8,6 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from sqlalchemy import Connection
 
-from tachograph.spans.attributes import attempt_span_id
 from tachograph_exporter.store import log_rows
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.log_rows import LogRow, Position
@@ -37,6 +36,9 @@ class Owners(NamedTuple):
     @classmethod
     def of(cls, run: StoredRun) -> Owners:
         """The owners of an execution's own spans."""
+        # Loads OpenTelemetry, which most commands do without.
+        from tachograph.spans.attributes import attempt_span_id
+
         steps: dict[str, StoredStep | None] = {run.execution.span_id: None}
         for step in run.steps:
             steps[step.span_id] = step

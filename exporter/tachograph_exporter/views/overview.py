@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from tachograph_exporter.views.schemas.metrics import DistributionBucket
 from tachograph_exporter.views.schemas.overview import (
     FailingWorkflow,
     FailureGroup,
+    LateWorkflow,
     LongRun,
     Overview,
     OverviewWorkflow,
@@ -38,10 +40,15 @@ USUAL_SECONDS: Final = 30 * DAY
 TREND_SECONDS: Final = 7 * DAY
 MIN_USUAL: Final = 5
 """Completed executions below which nothing is called unusual."""
+MIN_YOUNG: Final = 10
+"""Completed executions of the last 7 days from which these are the usual ones, while there are none from before."""
 MIN_RATIO: Final = 1.5
 """How much longer than the median an execution takes that is called slow."""
-MIN_RATIO_P95: Final = 1.2
-"""How much longer than the 95th percentile it takes, too."""
+MIN_RATIO_HIGH: Final = 1.2
+"""How much longer than the 95th percentile it takes, too; the 75th if nothing is known from before the range."""
+MIN_SUSTAINED: Final = 3
+MIN_SUSTAINED_RATIO: Final = 1.25
+"""A workflow is slower, too, when the median of at least so many is so much above the usual 75th percentile."""
 USUAL_SHARE: Final = 0.1
 """Share of slow executions up to which a workflow is not called slower: of 20 usual ones, one is above the 95th."""
 MAX_ACTIVE: Final = 200
@@ -152,19 +159,31 @@ class Usual:
         self.all = Totals()
         self.all.add(before_it)
         self.all.add(self.lately)
-        reference = before_it if before_it.count >= MIN_USUAL else self.all
+        is_known = before_it.count >= MIN_USUAL
+        reference = before_it if is_known else self.all
         self.count = reference.count
-        self.p50 = reference.histogram().quantile(0.5) or 0.0
-        self.p95 = reference.histogram().quantile(0.95) or 0.0
+        histogram = reference.histogram()
+        self.p50, self.p95 = (histogram.quantile(q) or 0.0 for q in (0.5, 0.95))
+        # Among the executions themselves the slow ones must not hide each other.
+        p75 = histogram.quantile(0.75) or 0.0
+        self._high = self.p95 if is_known else p75
+        median = self.lately.histogram().quantile(0.5) or 0.0
+        bound = MIN_SUSTAINED_RATIO * p75
+        self._sustained = bound if is_known and self.lately.count >= MIN_SUSTAINED and median > bound else None
 
     @property
     def limit(self) -> float | None:
         """Seconds above which an execution takes longer than usual; None while too few have completed."""
-        return max(MIN_RATIO_P95 * self.p95, MIN_RATIO * self.p50) if self.count >= MIN_USUAL and self.p50 else None
+        return max(MIN_RATIO_HIGH * self._high, MIN_RATIO * self.p50) if self.count >= MIN_USUAL and self.p50 else None
+
+    @property
+    def slow_limit(self) -> float | None:
+        """`limit` for the executions of the range: lower when most of them take longer than before."""
+        return self._sustained if self._sustained is not None and self.count >= MIN_USUAL else self.limit
 
     def count_slow(self) -> int:
         """How many of the range took longer than usual."""
-        limit = self.limit
+        limit = self.slow_limit
         if limit is None or self.lately.max_ns <= limit * NS:
             return 0
         rank = self.lately.histogram().rank(limit)
@@ -220,6 +239,7 @@ def read_overview(
         ended_count=sum(sum(of_workflow.values()) for of_workflow in counts.values()),
         open_count=len(open_rows),
         failures=_read_failures(connection, workspace_id, counts, since_ns, now_ns),
+        late=_read_late(connection, workspace_id, {row.name: row.id for row in definitions}),
         slower=_read_slower(connection, workspace_id, usual, since_ns, now_ns),
         running_too_long=running_too_long(open_rows, usual, now_ns),
         workflows=[
@@ -253,11 +273,26 @@ def _read_failures(
     return groups
 
 
+def _read_late(connection: Connection, workspace_id: str, workflow_ids: Mapping[str, str]) -> list[LateWorkflow]:
+    return [
+        LateWorkflow(
+            workflow_id=workflow_ids.get(row.workflow),
+            workflow_name=row.workflow,
+            kind=row.kind,
+            severity=row.severity,
+            text=row.text,
+            since=rfc3339(row.opened_ns),
+            execution_id=row.execution_id,
+        )
+        for row in rows.late(connection, workspace_id)
+    ]
+
+
 def _read_slower(
     connection: Connection, workspace_id: str, usual: Mapping[str, Usual], since_ns: int, now_ns: int
 ) -> list[SlowWorkflow]:
     slower = {workflow_id: of_workflow for workflow_id, of_workflow in usual.items() if of_workflow.is_slower()}
-    limits_ns = {workflow_id: round((of_workflow.limit or 0) * NS) for workflow_id, of_workflow in slower.items()}
+    limits_ns = {workflow_id: round((of_workflow.slow_limit or 0) * NS) for workflow_id, of_workflow in slower.items()}
     result = []
     for workflow_id, slow in rows.longer_than(connection, workspace_id, limits_ns, since_ns, 1).items():
         of_workflow, last = slower[workflow_id], glance(slow[0], now_ns)
@@ -335,7 +370,8 @@ def _workflow_row(
     counts = _counts(lately)
     now, then = _completed(lately), _completed(previous)
     p50, previous_p50 = now.histogram().quantile(0.5), then.histogram().quantile(0.5)
-    is_known = bool(p50 and previous_p50) and min(now.count, then.count) >= MIN_USUAL
+    reference = previous_p50 if then.count >= MIN_USUAL else p50 if now.count >= MIN_YOUNG else None
+    newest = [run.duration_seconds or 0.0 for run in strip if run.status == COMPLETED][-MIN_USUAL:]
     return WorkflowRow(
         workflow_id=row.id,
         workflow_name=row.name,
@@ -345,8 +381,8 @@ def _workflow_row(
         recent_executions=sum(counts.values()),
         success_rate=success_rate(counts),
         p50=p50,
-        previous_p50=previous_p50,
-        trend=(p50 or 0) / previous_p50 if is_known and previous_p50 else None,
+        usual_seconds=reference,
+        trend=statistics.median(newest) / reference if reference and len(newest) == MIN_USUAL else None,
         last=strip[-1] if strip else None,
         strip=strip,
     )

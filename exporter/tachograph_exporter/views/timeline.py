@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -52,9 +53,17 @@ _DIGITS = 16
 
 
 def build_timeline(
-    run: StoredRun, step_filter: TimelineFilter = _ALL_STEPS, *, now_ns: int, expected: ExpectedEnd = UNKNOWN
+    run: StoredRun,
+    step_filter: TimelineFilter = _ALL_STEPS,
+    *,
+    now_ns: int,
+    expected: ExpectedEnd = UNKNOWN,
+    traces: Mapping[str, str] = MappingProxyType({}),
 ) -> WorkflowExecutionTimeline:
-    """The timeline of an execution; ``now_ns`` and ``expected`` matter only while it is running. O(steps)."""
+    """The timeline of an execution; ``now_ns`` and ``expected`` matter only while it is running. O(steps).
+
+    ``traces``: the trace of a span, by its id, where it is another one than the execution's.
+    """
     execution, steps = run.execution, run.steps
     is_open = execution.finished_ns is None
     started, finished = execution.started_ns, execution.finished_ns
@@ -112,7 +121,7 @@ def build_timeline(
                 reports.get(step.step_id, ()),
                 step.step_id in on_path,
                 slacks.get(step.step_id),
-                trace_id,
+                traces.get(step.span_id, trace_id),
                 window,
                 now_ns,
                 is_one_of_many=step.name in repeated,

@@ -117,7 +117,7 @@ def _change_points(step: str | None, series: Mapping[int, Mapping[str, Totals]])
             starts.append(start)
             medians.append(median)
             counts.append(completed.count)
-    changes = shifts(medians)
+    changes = shifts(medians, counts)
     borders = [0, *(shift.start for shift in changes)]
     for low, shift in zip(borders, changes, strict=False):
         runs = (sum(counts[low : shift.start]), sum(counts[shift.start : shift.end]))

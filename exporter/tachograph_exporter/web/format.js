@@ -66,13 +66,9 @@ export function dollars(value) {
   return value ? `$${value >= 1 ? value.toFixed(2) : Number(value.toPrecision(2))}` : "–";
 }
 
-/** A ratio to what is usual: `×3.3`. */
+/** A ratio to what is usual: `×3.27`. */
 export function times(ratio) {
-  return `×${ratio >= 100 ? Math.round(ratio).toLocaleString("en") : significantTwo(ratio)}`;
-}
-
-function significantTwo(value) {
-  return value < 10 ? value.toFixed(1) : String(Math.round(value));
+  return `×${ratio >= 1000 ? Math.round(ratio).toLocaleString("en") : significant(ratio)}`;
 }
 
 /** A text cut in the middle to at most `length` characters: ends of long names tell them apart, too. */

@@ -72,11 +72,19 @@ function label(at) {
   return isToday ? clock(at) : `${dayFormat().format(at)}, ${clock(at)}`;
 }
 
+/** The time and how long ago it is; small screens show only the latter. */
+function fillBoth(element, text, past) {
+  if (!element.children.length) element.append(h("span", { class: "at" }), h("span", { class: "ago" }));
+  const [first, second] = element.children;
+  setText(first, `${text} · `);
+  setText(second, past);
+}
+
 function fill(element) {
   const text = element.getAttribute("datetime");
   const at = new Date(text);
   if (element.dataset.form === "ago") setText(element, ago(at.getTime()));
-  else if (element.dataset.form === "both") setText(element, `${label(at)} · ${ago(at.getTime())}`);
+  else if (element.dataset.form === "both") fillBoth(element, label(at), ago(at.getTime()));
   else setText(element, label(at));
   element.title = `${dateFormat().format(at)} ${clock(at)} ${zone(at)}\n${text.replace("T", " ").replace("Z", " UTC")}`;
   return element;

@@ -20,8 +20,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tachograph.events import Event
-from tachograph.recording.spool_places import JOURNAL_ENDING as ENDING
-from tachograph.recording.spool_places import JOURNAL_MAGIC as MAGIC
+from tachograph.spool_places import JOURNAL_ENDING as ENDING
+from tachograph.spool_places import JOURNAL_MAGIC as MAGIC
 
 try:
     import fcntl

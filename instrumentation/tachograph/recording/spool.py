@@ -28,7 +28,7 @@ from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.recording import journal
 from tachograph.recording.journal import Journal
-from tachograph.recording.spool_places import (
+from tachograph.spool_places import (
     DIRECTORY_VARIABLE,
     JOURNAL_ENDING,
     JOURNAL_MAGIC,
@@ -39,8 +39,8 @@ from tachograph.recording.spool_places import (
     make_private,
     spool_name,
 )
-from tachograph.recording.spool_places import address as address
-from tachograph.recording.spool_places import default_directories as default_directories
+from tachograph.spool_places import address as address
+from tachograph.spool_places import default_directories as default_directories
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,11 @@ class Spool:
         self._name = spool_name(url)
         self.destination = address(url)
         """The database or service, without user and password."""
+        self.problem = ""
+        """Why the last delivery ended before everything was delivered."""
         self._own: list[Path] = []
+        # How many batches of a journal were delivered when the destination went away.
+        self._progress: dict[str, int] = {}
         self._limit_bytes = limit_bytes or limit_from_environment()
         self._numbers = 0
         self._journal: Journal | None = None
@@ -199,23 +203,59 @@ class Spool:
         is left stays for the next time. A file that cannot be read, or whose events are refused, is set aside. Never
         raises.
         """
-        delivered = 0
+        delivered, self.problem = 0, ""
         deadline = None if seconds is None else time.monotonic() + seconds
         for path in self._finished():
             if deadline is not None and time.monotonic() >= deadline:
                 break
             try:
-                delivered += _deliver_file(path, apply, apply_batch)
+                for count in self._deliver_file(path, apply, apply_batch):
+                    delivered += count
             except StoreUnavailable as error:
+                self.problem = str(error)
                 log.info("spooled events are waiting in %s: %s", path.parent, error)
                 break
             except OSError as error:
+                self.problem = str(error)
                 log.warning("cannot read spooled events: %s", error)
             except Exception:
                 log.exception("cannot deliver the spooled events in %s", path)
         if delivered:
             log.info("delivered %d spooled event(s) of an earlier process", delivered)
         return delivered
+
+    def _deliver_file(self, path: Path, apply: Apply, apply_batch: ApplyBatch | None) -> Iterator[int]:
+        """Deliver one file, unless another process writes it, is delivering it, or has done so.
+
+        Yields how many events of each batch were delivered. After a failure it goes on where it was.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        except FileNotFoundError:
+            return
+        with open(descriptor, "rb") as file:
+            if not journal.lock(file.fileno()) or not path.exists():
+                return  # Or delivered between opening and locking.
+            try:
+                batches = _read(file.fileno(), is_journal=path.suffix == JOURNAL_ENDING)
+            except BadFile as error:
+                _set_aside(path, str(error))
+                return
+            count = refused = 0
+            for sequence, events in batches:
+                if 0 < sequence <= self._progress.get(path.name, 0):
+                    continue
+                first = partial(apply_batch, path.stem, sequence) if apply_batch is not None and sequence else apply
+                bad = _apply_all(events, first, apply)
+                count, refused = count + len(events), refused + bad
+                if sequence:
+                    self._progress[path.name] = sequence
+                yield len(events) - bad
+            if refused:
+                _set_aside(path, f"{refused} of its {count} event(s) were refused")
+            else:
+                path.unlink(missing_ok=True)
+            self._progress.pop(path.name, None)
 
     def waiting(self) -> tuple[int, int]:
         """(files, events) that wait, also those that a living process still writes."""
@@ -332,34 +372,6 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _deliver_file(path: Path, apply: Apply, apply_batch: ApplyBatch | None) -> int:
-    """Deliver one file, unless another process writes it, is delivering it, or has done so."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        return 0
-    with open(descriptor, "rb") as file:
-        if not journal.lock(file.fileno()) or not path.exists():
-            return 0  # Or delivered between opening and locking.
-        try:
-            batches = _read(file.fileno(), is_journal=path.suffix == JOURNAL_ENDING)
-        except BadFile as error:
-            _set_aside(path, str(error))
-            return 0
-        count = refused = 0
-        for sequence, events in batches:
-            count += len(events)
-            if apply_batch is not None and sequence:
-                refused += _apply_all(events, partial(apply_batch, path.stem, sequence), apply)
-            else:
-                refused += _apply_all(events, apply, apply)
-        if refused:
-            _set_aside(path, f"{refused} of its {count} event(s) were refused")
-        else:
-            path.unlink(missing_ok=True)
-        return count - refused
 
 
 def _read(descriptor: int, *, is_journal: bool) -> list[tuple[int, list[Event]]]:

@@ -161,7 +161,9 @@ class SpooledStore:
             self._put_off(error)
             return False
         self.spool.close_journal()
-        self._deliver(store, None)
+        # On a bad network it goes on as long as something arrives.
+        while self._deliver(store, None) and not self.spool.is_delivered:
+            pass
         is_delivered = self.spool.is_delivered
         if not is_delivered:
             # Away again, or another process is delivering it. The next batch begins a new journal.

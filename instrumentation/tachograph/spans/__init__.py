@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tachograph import otel_variables as _otel_variables  # first: it imports OpenTelemetry
+
 if TYPE_CHECKING:
     from tachograph.spans.live_span_processor import LiveSpanProcessor as LiveSpanProcessor
+
+del _otel_variables
 
 __all__ = ["LiveSpanProcessor"]
 

@@ -179,9 +179,10 @@ def _inferred(steps: Sequence[AssembledStep]) -> dict[str, Dependencies]:
     """
     moments: list[tuple[int, int, int, AssembledStep]] = []
     for number, step in enumerate(steps):
-        if (step.parent is None or step.rule.of_agent) and step.started_ns is not None:
-            # What a step waited for had ended when it was asked for; after that it waited for a slot.
-            began = step.started_ns if step.ready_ns is None else min(step.ready_ns, step.started_ns)
+        times = [time_ns for time_ns in (step.ready_ns, step.started_ns) if time_ns is not None]
+        if (step.parent is None or step.rule.of_agent) and times:
+            # What a step waited for had ended when it was asked for; after that it waits for a slot.
+            began = min(times)
             moments.append((began, 1, number, step))
             if step.finished_ns is not None and _released(step):
                 # At the same moment ends come before starts, but a step of zero length ends after its own start.

@@ -82,6 +82,7 @@ class AssembledExecution(NamedTuple):
         may_be_a_step: a span that has not arrived may show that it is no execution.
         starts: the keys of the starts of attempts, by the id of the attempt's span.
         running: those of these spans that have not ended.
+        has_id_of_run: its id derives from its run, not from its trace.
         settles: how a step ended is only certain when no more spans arrive, because a step may have several spans, or
             outlast its parent.
     """
@@ -96,6 +97,7 @@ class AssembledExecution(NamedTuple):
     may_be_a_step: bool
     starts: Mapping[str, EventKey] = {}
     running: AbstractSet[str] = frozenset()
+    has_id_of_run: bool = False
 
     @property
     def is_finished(self) -> bool:
@@ -182,7 +184,9 @@ class _Run:
         self.name, self.is_named = _name_of(root, rule, spans, trace)
         first = root if root is not None else spans[0]
         self.trace_id = first.trace_id
-        self.execution_id = _execution_id(workspace, rule, run_of(rule, first), self.trace_id, head, avoid)
+        run = run_of(rule, first)
+        self.has_id_of_run = rule.across_traces and run is not None
+        self.execution_id = _execution_id(workspace, rule, run, self.trace_id, head, avoid)
         self.started_ns = root.start_ns if root is not None else min([span.start_ns for span in spans])
         self.queued_ns: int | None = None
         if root is not None and rule.began is not None:
@@ -414,7 +418,7 @@ class _Run:
         return AssembledExecution(
             ref, self.root, events, sources, self.is_named, self.spans, self.may_change, self.may_be_a_step,
             {span_id: (StepStarted, step.source, number) for step in steps for span_id, number in attempts_of(step)},
-            frozenset([span_id for step in steps if (span_id := running_span(step)) is not None]),
+            frozenset([span_id for step in steps if (span_id := running_span(step)) is not None]), self.has_id_of_run,
         )  # fmt: skip
 
 
@@ -476,5 +480,9 @@ def _execution_id(workspace: str, rule: Rule, run: Any, trace_id: str, key: str,
     if isinstance(run, str) and _UUID.fullmatch(run) and run not in avoid:
         return run
     # Without an id from its engine, the id derives from the trace, so it is the same before the root arrives.
+    if run is not None and rule.across_traces:
+        execution_id = str(uuid.uuid5(_NAMESPACE, f"{workspace}/run/{rule.engine}:{run}"))
+        if execution_id not in avoid:
+            return execution_id
     source = f"{trace_id}:{rule.engine}:{run}" if run is not None else f"{trace_id}:{key}"
     return str(uuid.uuid5(_NAMESPACE, f"{workspace}/{source}"))

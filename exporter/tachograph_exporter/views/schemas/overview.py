@@ -70,10 +70,11 @@ class FailureGroup(msgspec.Struct, kw_only=True):
 
 
 class SlowWorkflow(msgspec.Struct, kw_only=True):
-    """A workflow of which more executions than usual took longer than usual.
+    """A workflow of which more executions than usual took longer than usual, or most take longer than before.
 
-    Longer than usual: than 1.2 times the 95th percentile and 1.5 times the median. ``count`` of ``of`` completed ones
-    did; ``ratio`` is that of the last of them to the median.
+    Longer than usual: than 1.2 times the 95th percentile (the 75th, if all of them are of the range) and 1.5 times the
+    median; or most of at least 3 than 1.25 times the 75th percentile. ``count`` of ``of`` completed ones did; ``ratio``
+    is that of the last of them to the median.
     """
 
     workflow_id: str
@@ -97,6 +98,22 @@ class LongRun(msgspec.Struct, kw_only=True):
     run: RunGlance
 
 
+class LateWorkflow(msgspec.Struct, kw_only=True):
+    """Something that is expected of a workflow and did not happen in time (see `GET /api/expectations`).
+
+    ``kind`` is ``late`` (it did not start), ``overdue`` (it takes longer than its deadline) or ``stale`` (it has not
+    succeeded for too long). ``workflow_id`` is null while nothing was recorded of the workflow.
+    """
+
+    workflow_id: str | None
+    workflow_name: str
+    kind: str
+    severity: str
+    text: str
+    since: str
+    execution_id: str | None
+
+
 class Overview(msgspec.Struct, kw_only=True):
     """What someone on call looks at first.
 
@@ -110,6 +127,7 @@ class Overview(msgspec.Struct, kw_only=True):
     ended_count: int
     open_count: int
     failures: list[FailureGroup]
+    late: list[LateWorkflow]
     slower: list[SlowWorkflow]
     running_too_long: list[LongRun]
     workflows: list[OverviewWorkflow]
@@ -120,8 +138,9 @@ class WorkflowRow(msgspec.Struct, kw_only=True):
     """A workflow in the list of workflows.
 
     ``last`` is its newest execution, ``strip`` its newest 20, oldest first. ``p50`` is the median of the completed
-    executions of the last 7 days, ``previous_p50`` that of the 7 days before; ``trend`` is their ratio, null unless
-    both are of at least 5 executions. ``success_rate`` is of the last 7 days.
+    executions of the last 7 days. ``trend`` is the median of the newest 5 completed ones, divided by ``usual_seconds``:
+    the median of the 7 days before the last 7, or of the last 7 if nothing is older; null unless there are enough.
+    ``success_rate`` is of the last 7 days.
     """
 
     workflow_id: str
@@ -132,7 +151,7 @@ class WorkflowRow(msgspec.Struct, kw_only=True):
     recent_executions: int
     success_rate: float | None
     p50: float | None
-    previous_p50: float | None
+    usual_seconds: float | None
     trend: float | None
     last: RunGlance | None
     strip: list[RunGlance]

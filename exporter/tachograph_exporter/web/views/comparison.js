@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { h, replace } from "../dom.js";
-import { duration, percent, shortId } from "../format.js";
+import { duration, percent, shortId, times } from "../format.js";
 
 const MAX_STEPS = 30;
 
@@ -93,7 +93,7 @@ function comparedSteps(comparison) {
               h("td", { class: "number" }, duration(step.seconds)),
               h("td", { class: "number" }, duration(step.reference_seconds)),
               h("td", { class: "number" }, step.difference_seconds === null ? "–" : duration(step.difference_seconds)),
-              h("td", { class: "number" }, step.ratio === null ? "–" : `${Number(step.ratio.toPrecision(3))}×`),
+              h("td", { class: "number" }, step.ratio === null ? "–" : times(step.ratio)),
               h("td", { class: "number" }, step.blame ? percent(100 * step.blame, 0) : ""),
             ),
           ),

@@ -1,7 +1,7 @@
 // What someone on call asks first: what failed and why, what is slower than usual, what runs too long, what is late.
 
 import { h, replace } from "../dom.js";
-import { duration, shortened, status, STATUS_SYMBOLS, times } from "../format.js";
+import { duration, shortened, STATUS_SYMBOLS, times } from "../format.js";
 import { time } from "../times.js";
 
 const MAX_ROWS = 5;
@@ -11,22 +11,22 @@ export const SINCE = { "1h": "1 h", "12h": "12 h", "24h": "24 h", "3d": "3 d", "
 
 const runLink = (run, ...content) => h("a", { href: `#/executions/${encodeURIComponent(run.execution_id)}` }, content);
 
-/** The blocks of an overview. `late` are the expectations that were not met in time, or null without expectations. */
+/** The blocks of an overview. */
 export class OnCall {
   constructor() {
     this.element = h("div", { class: "oncall" });
     this.opened = new Set();
   }
 
-  show(overview, since, late = null) {
+  show(overview, since) {
     const range = `in the last ${SINCE[since] ?? since}`;
     const blocks = [
       this.block("failed", "Failed", overview.failures, failureRow, `${overview.failure_count} ${range}`),
-      this.block("late", "Late", late ?? [], lateRow),
+      this.block("late", "Late", overview.late, lateRow),
       this.block("long", "Running too long", overview.running_too_long, longRow),
       this.block("slow", "Slower than usual", overview.slower, slowRow, range),
     ].filter(Boolean);
-    const calm = ["failed", "ran too long", "was slower than usual"];
+    const calm = ["failed", "is late", "runs too long", "was slower than usual"];
     const line = overview.ended_count
       ? `${overview.ended_count.toLocaleString("en")} runs ended ${range}`
       : `No run ended ${range}`;
@@ -108,7 +108,7 @@ function failingWorkflow(workflow) {
     "div",
     { class: "of" },
     runLink(last, name(workflow.workflow_name)),
-    workflow.step_name ? ` in ${shortened(workflow.step_name, MAX_NAME)}` : null,
+    workflow.step_name ? h("span", { class: "in-step" }, ` in ${shortened(workflow.step_name, MAX_NAME)}`) : null,
     workflow.count > 1 ? ` ${workflow.count}×,` : null,
     h("span", { class: "quiet" }, workflow.count > 1 ? " last " : " ", time(last.completed_at, "both")),
     " ",
@@ -148,14 +148,16 @@ function longRow(long) {
 }
 
 function lateRow(late) {
-  const workflow = late.workflow_name ?? late.workflow ?? late.name;
+  const { workflow_name: workflow, workflow_id: id, execution_id: run } = late;
+  const text = late.text.replace(/^\S+: /, (start) => (start === `${workflow}: ` ? "" : start));
   return h(
     "li",
     {},
-    status("pending"),
+    h("span", { class: "status timeout", title: late.kind }, STATUS_SYMBOLS.timeout),
     " ",
-    h("a", { href: `#/workflows/${encodeURIComponent(late.workflow_id ?? workflow)}` }, name(workflow)),
-    late.message ? ` ${late.message}` : null,
-    late.expected_at ? h("span", { class: "quiet" }, " expected ", time(late.expected_at, "both")) : null,
+    id ? h("a", { href: `#/workflows/${encodeURIComponent(id)}` }, name(workflow)) : name(workflow),
+    " ",
+    run ? runLink({ execution_id: run }, text) : text,
+    h("span", { class: "quiet" }, " · since ", time(late.since, "both")),
   );
 }

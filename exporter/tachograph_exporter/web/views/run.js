@@ -9,10 +9,13 @@ import { Timeline } from "../drawing/timeline.js";
 import { shortId, status, STATUS_SYMBOLS } from "../format.js";
 import { Run } from "../run.js";
 import { EventStream } from "../stream.js";
+import { throttle } from "../throttle.js";
 import { downloadMenu } from "./downloads.js";
 import { runActions } from "./run_actions.js";
 import { copyableId, inputsOf, progress, RunFacts } from "./run_facts.js";
 import { stepDetails } from "./step_panel.js";
+
+const STATE_INTERVAL_MS = 3_000;
 
 export class RunView {
   constructor(app, id, parameters) {
@@ -29,6 +32,7 @@ export class RunView {
     this.readSoon = debounce(() => this.read(), 400);
     this.readLinesSoon = debounce(() => this.readLines(), 200);
     this.compareSoon = debounce(() => this.readComparison(), 1500);
+    this.readStateSoon = throttle(() => this.readState(), STATE_INTERVAL_MS);
     this.rememberView = debounce((view) => {
       const text = (at) => String(Number(at.toFixed(3)));
       this.app.setParameters(view ? { from: text(view.from), to: text(view.to) } : { from: null, to: null });
@@ -78,6 +82,7 @@ export class RunView {
     this.updateFacts();
     if (isSelectedChanged) this.updatePanel();
     if (mustRead) this.readSoon();
+    else if (this.run.isOpen) this.readStateSoon();
     if (count !== this.run.steps.length || mustRead) this.compareSoon();
   }
 
@@ -95,6 +100,16 @@ export class RunView {
     if (!this.run.isOpen) this.timeline.showAll();
     this.updateFacts();
     this.updatePanel();
+  }
+
+  /** Read when the run is now expected to end. */
+  async readState() {
+    try {
+      const { expected_end_at: end, usual_duration_seconds: usual } = await get(`${this.path}/status`);
+      Object.assign(this.run.timeline, { expected_end_at: end, usual_duration_seconds: usual });
+    } catch {
+      // What was expected stays.
+    }
   }
 
   async readMetrics() {
@@ -414,6 +429,7 @@ export class RunView {
     clearInterval(this.clock);
     this.readSoon.cancel();
     this.compareSoon.cancel();
+    this.readStateSoon.cancel();
     this.rememberView.cancel();
     this.readLinesSoon.cancel();
     this.timeline?.close();

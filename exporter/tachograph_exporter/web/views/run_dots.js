@@ -60,10 +60,12 @@ export class RunDots {
           seconds ? duration(seconds) : "0",
         ),
       ]),
-      days.map((at) => [
-        svg("line", { class: "grid", x1: x(at), x2: x(at), y1: 6, y2: HEIGHT - BOTTOM }),
-        svg("text", { class: "label", x: x(at), y: HEIGHT - 5, "text-anchor": "middle" }, this.dayLabel(at)),
-      ]),
+      days
+        .filter((at) => x(at) < width - 20)
+        .map((at) => [
+          svg("line", { class: "grid", x1: x(at), x2: x(at), y1: 6, y2: HEIGHT - BOTTOM }),
+          svg("text", { class: "label", x: x(at), y: HEIGHT - 5, "text-anchor": "middle" }, this.dayLabel(at)),
+        ]),
       // Failed runs on top.
       this.runs
         .map((run, index) => ({ run, seconds: lengths[index] }))

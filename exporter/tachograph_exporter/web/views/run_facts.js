@@ -65,7 +65,7 @@ export class RunFacts {
   list(metrics) {
     const { run, links } = this;
     const { timeline } = run;
-    const length = run.length() / 1000;
+    const length = (run.isOpen ? null : timeline.total_duration_seconds) ?? run.length() / 1000;
     const counts = countSteps(run);
     const share = !run.isOpen && length ? (100 * timeline.critical_path_seconds) / length : null;
     const steps = stepCounts({

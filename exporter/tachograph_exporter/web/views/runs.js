@@ -119,6 +119,7 @@ export class RunsView {
       this.filters = filters;
     }
     this.filters.update(this.filter);
+    this.onCall.element.hidden = !isAll(this.filter);
     this.readSoon();
   }
 
@@ -136,7 +137,7 @@ export class RunsView {
     const { filter } = this;
     try {
       const overview = await get("api/overview", { since: this.since, limit: rows });
-      this.onCall.show(overview, this.since, overview.late);
+      this.onCall.show(overview, this.since);
       this.workflows = overview.workflows;
       this.filters.showWorkflows(overview.workflows);
       this.usual = new Map(overview.workflows.map((item) => [item.workflow_id, item.usual]));
@@ -242,6 +243,8 @@ export class RunsView {
     const running = [...this.rows.items.values()].filter((item) => OPEN_STATUSES.has(item.status)).length;
     const count = `${this.count.toLocaleString("en")} ${this.count === 1 ? "run" : "runs"}`;
     setText(this.summary, `${count}${running ? `, ${running} running` : ""}`);
+    // Someone who looks for something finds it, or that there is nothing, at the top.
+    this.onCall.element.hidden = !isAll(this.filter);
     this.rows.render(() => this.empty());
     this.more.hidden = !this.next;
   }
@@ -254,7 +257,7 @@ export class RunsView {
         h("p", { class: "quiet" }, "The search looks into ids, workflows and errors; clear a filter to see more."),
       ];
     return [
-      h("p", {}, "No runs match: nothing has been recorded yet."),
+      h("p", {}, "No runs yet: nothing has been recorded in this workspace."),
       h("p", { class: "quiet" }, "Record a command, a Python function, or a workflow of the examples:"),
       h("pre", {}, "tachograph demo\n\n@tachograph.workflow\ndef nightly(): ...   # import tachograph"),
       h("p", { class: "quiet" }, "Other engines send OpenTelemetry spans here. ", h("a", { href: "docs" }, "The API")),

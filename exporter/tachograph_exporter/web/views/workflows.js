@@ -12,7 +12,7 @@ const READ_INTERVAL_MS = 3_000;
 const STRIP_HEIGHT = 24;
 const BAR_WIDTH = 6;
 const STRIP_RUNS = 20;
-/** Ratios of this week's median to last week's that are shown as no change. */
+/** Ratios of the last runs to the usual median that are shown as no change. */
 const STEADY = [0.95, 1.05];
 const FAILURES = ["failed", "timeout", "lost"];
 
@@ -251,9 +251,9 @@ function strip(row) {
   );
 }
 
-function trend({ trend: ratio, previous_p50: previous }) {
+function trend({ trend: ratio, usual_seconds: usual }) {
   if (ratio === null) return h("span", { class: "quiet" }, "–");
-  const title = `the median was ${duration(previous)} in the 7 days before`;
+  const title = `the last 5 completed runs against a median of ${duration(usual)}`;
   if (ratio >= STEADY[0] && ratio <= STEADY[1]) return h("span", { class: "quiet", title }, "steady");
   const text =
     ratio >= 2 || ratio <= 0.5 ? times(ratio) : `${ratio > 1 ? "+" : "−"}${percent(100 * Math.abs(ratio - 1), 0)}`;

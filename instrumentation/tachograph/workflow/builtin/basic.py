@@ -11,8 +11,6 @@ from tachograph.errors import StepFailed
 from tachograph.workflow.context import StepContext
 from tachograph.workflow.handlers import registry
 
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
-
 
 @registry.register("noop")
 async def noop(_context: StepContext) -> None:
@@ -20,9 +18,9 @@ async def noop(_context: StepContext) -> None:
 
 
 class SleepConfig(msgspec.Struct):
-    """``seconds``: how long to sleep."""
+    """Config of ``sleep``."""
 
-    seconds: Seconds
+    seconds: Annotated[float, msgspec.Meta(ge=0, description="How long to sleep.")]
 
 
 @registry.register("sleep", config=SleepConfig)
@@ -32,10 +30,13 @@ async def sleep(context: StepContext) -> None:
 
 
 class FailConfig(msgspec.Struct):
-    """``times``: how many attempts fail before one succeeds. By default every attempt fails."""
+    """Config of ``fail``."""
 
-    message: str = "this step fails on purpose"
-    times: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    message: Annotated[str, msgspec.Meta(description="The error's message.")] = "this step fails on purpose"
+    times: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)] | None,
+        msgspec.Meta(description="How many attempts fail before one succeeds; `null`: all."),
+    ] = None
 
 
 @registry.register("fail", config=FailConfig)

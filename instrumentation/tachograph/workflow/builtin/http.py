@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import msgspec
 
 from tachograph.errors import DoNotRetry, StepFailed
 from tachograph.workflow.builtin.addresses import AddressPolicy, Connection, RefusedAddress, own_policy
-from tachograph.workflow.builtin.basic import Seconds
 from tachograph.workflow.context import StepContext
 from tachograph.workflow.handlers import HandlerRegistry, registry
 
@@ -28,13 +27,15 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class HttpConfig(msgspec.Struct):
-    """``json`` is sent as the body if set; ``timeout_seconds`` limits the whole call, redirects included."""
+    """Config of ``http``."""
 
-    url: str
-    method: str = "GET"
-    headers: dict[str, str] = {}
-    json: Any = None
-    timeout_seconds: Seconds = 30.0
+    url: Annotated[str, msgspec.Meta(description="Where to.")]
+    method: Annotated[str, msgspec.Meta(description="HTTP method.")] = "GET"
+    headers: Annotated[dict[str, str], msgspec.Meta(description="Headers of the request.")] = {}
+    json: Annotated[Any, msgspec.Meta(description="Sent as the body, unless it is `null`.")] = None
+    timeout_seconds: Annotated[float, msgspec.Meta(ge=0, description="Limits the whole call, redirects included.")] = (
+        30.0
+    )
 
 
 class _Response(NamedTuple):

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -30,11 +30,14 @@ _KEPT_BACK: Final = re.compile(
 
 
 class ShellConfig(msgspec.Struct):
-    """``command``: a command line for ``/bin/sh``, or a list of arguments that is run without a shell."""
+    """Config of ``shell``."""
 
-    command: str | list[str]
-    env: dict[str, str] = {}
-    cwd: str | None = None
+    command: Annotated[
+        str | list[str],
+        msgspec.Meta(description="A command line for `/bin/sh`, or a list of arguments that is run without a shell."),
+    ]
+    env: Annotated[dict[str, str], msgspec.Meta(description="Variables beside those it inherits.")] = {}
+    cwd: Annotated[str | None, msgspec.Meta(description="Directory to run in; `null`: that of the process.")] = None
 
 
 @registry.register("shell", config=ShellConfig, dangerous=True)
