@@ -139,7 +139,7 @@ async def test_a_run_past_its_deadline_is_told_while_it_runs(api: Api, webhook: 
 
     def is_told() -> bool:
         watch.look()
-        return api.service.database.look(notices.pending) > 0
+        return bool(api.service.database.look(lambda c: notices.listed(c, None)))
 
     await eventually(is_told)
     courier = Courier(api.service.database, watch._targets, "", lambda: True, lambda _: None)
@@ -259,6 +259,24 @@ def test_a_recovery_waits_for_its_notice_and_is_left_out_if_nobody_was_told(data
     while courier.deliver(TARGET):
         pass
     assert sent == [f"{pending}.opened", f"{pending}.recovered"]
+
+
+def test_messages_that_nobody_sends_are_given_up(database: Database) -> None:
+    notice_id = tell(database, "1", target="a receiver of an earlier file")
+    later = time.time_ns() + notices.LEFT_NS + NS
+    assert database.run(lambda c: notices.abandon(c, later)) == 0
+    assert states(database, notice_id) == {"opened": notices.FAILED}
+
+
+async def test_notices_of_a_workflow_that_was_renamed_are_over(api: Api) -> None:
+    await api.call("POST", "/api/workflows", FAIL)
+    await api.run("nap")
+    await asyncio.to_thread(api.service.watch.look)
+    assert [item["recovered_at"] for item in (await api.get("/api/notices?open=true"))["items"]] == [None]
+    assert (await api.call("PATCH", "/api/workflows/nap", {**FAIL, "name": "doze"}))[0] == 200
+    await asyncio.to_thread(api.service.watch.look)
+    still = (await api.get("/api/notices?open=true"))["items"]
+    assert {item["workflow"] for item in still} <= {"doze"}
 
 
 def test_silences_end(database: Database) -> None:

@@ -29,7 +29,8 @@ MAX_OPEN_WITH_STEPS: Final = 50
 USUAL_NS: Final = 28 * 86_400 * NS
 
 _executions = workflow_executions.c
-_COLUMNS: Final = ("execution_id", "workspace_id", "workflow_id", "created_ns", "started_ns", "finished_ns", "status")
+_COLUMNS: Final = ("execution_id", "workspace_id", "workflow_id", "created_ns", "started_ns", "finished_ns", "status",
+                   "step_count")  # fmt: skip
 
 
 class WorkflowName(NamedTuple):
@@ -91,7 +92,7 @@ def executions_within(
 ) -> list[Row[Any]]:
     """The newest executions of a workspace that were created in a window, the oldest first; and older open ones."""
     low, high = window_ns
-    columns = [*(_executions[name] for name in _COLUMNS), _executions.parent_execution_id, _executions.step_count]
+    columns = [*(_executions[name] for name in _COLUMNS), _executions.parent_execution_id]
     within = (
         select(*columns)
         .where(_executions.workspace_id == workspace_id, _executions.created_ns >= low, _executions.created_ns < high)
