@@ -221,6 +221,7 @@ async def real_examples() -> dict[str, str]:
                 await run("nightly_import", load_seconds=0.03)
             parts["example-compare"] = as_json(await comparison(call, await run("nightly_import", load_seconds=0.3)))
             parts["example-trends"] = as_json(await trend(call))
+            await call("PUT", "/api/expectations/data_pipeline", {"last_failed_seconds": 0, "schedule": "@daily"})
             await asyncio.to_thread(service.watch.look)
             EXAMPLES.write_text(json.dumps(await responses(call, retried), indent=1, ensure_ascii=False) + "\n")
             workspace_id = (await call("GET", "/api/workflows/basic_sequence"))["workspace_id"]

@@ -141,6 +141,15 @@ CASES = [
         {f"workflow:step_cost_usd:unusual{{{WORKFLOW}}}": "0x30"},
     ),
     Case(
+        "TachographNoticesNotSent",
+        {f'tachograph_notices_total{{{SERVICE}, outcome="failed"}}': "0x5 3x10"},
+        "6m", {"job": "tachograph", "instance": "a:9923", "outcome": "failed", "severity": "warning"},
+        "a:9923 could not tell somebody",
+        "3 messages about notices were given up, or may not have arrived, in the last 15 minutes (failed). "
+        "`tachograph notices list` shows which, and why.",
+        {f'tachograph_notices_total{{{SERVICE}, outcome="retried"}}': "0x5 3x10"},
+    ),
+    Case(
         "TachographEventsLost",
         {f'tachograph_events_dropped_total{{{SERVICE}, listener="store", reason="queue_full"}}': "0x5 4x10"},
         "6m", {"job": "tachograph", "instance": "a:9923", "listener": "store", "reason": "queue_full",

@@ -78,6 +78,18 @@ def test_what_never_started_is_late_unless_it_is_paused_or_was_not_expected_yet(
     assert "an execution has been queued since" in queued.findings[0].text
 
 
+def test_the_first_start_ever_says_how_late_it_is() -> None:
+    limits = limits_of(Expectation(schedule="0 * * * *", grace_seconds=60.0))
+    known = NOW - 3 * HOUR // 2
+    evaluation = evaluate(limits, History(runs=[run("a", 0.5)]), NOW - HOUR, NOW, known_ns=known)
+    (late,) = evaluation.findings
+    assert (late.kind, late.until_ns, late.recovery) == (LATE, NOW - HOUR // 2, "It started 30 m 00 s late.")
+    before = evaluate(limits, History(), NOW - HOUR, NOW - HOUR // 2 - 1, known_ns=known)
+    assert [f.key for f in before.findings] == [late.key]
+    # What was long before anything was expected is no reason.
+    assert evaluate(limits, History(runs=[run("a", 9), run("b", 0.99)]), NOW - HOUR, NOW, known_ns=known).findings == []
+
+
 def test_a_learned_schedule_is_missed_once_although_it_is_learned_anew() -> None:
     nights = [run(str(n), 24 * n + 1 + (n % 3) / 10, 24 * n + 0.9) for n in range(10, 2, -1)]
     limits = limits_of(Expectation(schedule="learned", timezone="UTC"))

@@ -11,6 +11,7 @@ from typing import Any, Final
 from tachograph.metrics.self_metrics import (
     DROPPED,
     EVENTS,
+    NOTICES,
     QUEUE_LENGTH,
     REFUSED,
     SERIES_LIMITED,
@@ -287,6 +288,15 @@ def _self_monitoring() -> list[dict[str, Any]]:
             f"{instance} set records aside",
             "The store refused {{ $value | humanize }} records ({{ $labels.kind }}) in the last 15 minutes. Their "
             "neighbours are stored; `tachograph refused list` shows them with the reason.",
+        ),
+        _alert(
+            "TachographNoticesNotSent",
+            f'sum by (job, instance, outcome) (increase({NOTICES.name}{{outcome=~"failed|unknown"}}[15m])) > 0',
+            "0m",
+            "warning",
+            f"{instance} could not tell somebody",
+            "{{ $value | humanize }} messages about notices were given up, or may not have arrived, in the last "
+            "15 minutes ({{ $labels.outcome }}). `tachograph notices list` shows which, and why.",
         ),
         _alert(
             "TachographWorkflowMetricsMissing",

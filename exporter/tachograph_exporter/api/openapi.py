@@ -147,7 +147,7 @@ def _operation_id(route: Route) -> str:
 def _tag(route: Route) -> str:
     if route.path.startswith("/api/workflows"):
         return "Executions" if "executions" in route.path else "Workflows"
-    if route.path.startswith(("/api/expectations", "/api/notices")):
+    if route.path.startswith(("/api/expectations", "/api/night", "/api/notices")):
         return "Expectations"
     if route.path.startswith(("/v1/", "/jaeger/", "/tempo/")):
         return "Traces"

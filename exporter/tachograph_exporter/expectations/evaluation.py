@@ -127,11 +127,12 @@ def _late(
     # Whoever schedules a workflow may not start it while it hangs: those times are not missed.
     hung_ends = {f.execution_id: f.until_ns for f in running if f.until_ns is not None}
     findings = []
-    for run, later in itertools.pairwise(history.runs):
-        if later.started_ns <= since:
+    for run, later in itertools.pairwise([None, *history.runs]):
+        if later is None or later.started_ns <= since:
             continue
-        due = due_after(schedule, max(run.started_ns, hung_ends.get(run.execution_id) or 0))
-        if due is not None and due >= known and later.started_ns > due + grace_ns:
+        before = max(run.started_ns, hung_ends.get(run.execution_id) or 0) if run is not None else 0
+        due = due_after(schedule, before) if before >= known else schedule.after(known)
+        if due is not None and later.started_ns > due + grace_ns:
             findings.append(_late_finding(limits, _late_key(schedule, due, run), (due, due + grace_ns), later))
     last = history.runs[-1] if history.runs else None
     mark = max(last.started_ns, hung_ends.get(last.execution_id) or 0) if last is not None else 0

@@ -20,8 +20,8 @@ from tachograph_exporter.store.totals import WorkflowTotals
 MIN_USUAL: Final = 5
 """So many completed executions say what is usual."""
 FORTNIGHT_HOURS: Final = 14 * 24
-MAX_STEPS: Final = 500
-"""Steps of workflows with more are not compared with what is usual."""
+MAX_STEPS: Final = 100
+"""Workflows with more steps are not compared with what is usual by the hour: reading a fortnight takes too long."""
 
 
 class Expected(NamedTuple):
@@ -72,6 +72,7 @@ def read_history(
     if not runs and (ended_ns := facts.last_ended_ns(connection, key)) is not None:
         # They have been deleted; so much is known of the last one.
         runs = [Run("", ended_ns, ended_ns, "cancelled")]
+    most_steps = max((row.step_count for row in rows.values()), default=0)
     waiting = [row.created_ns for row in running if row.started_ns is None]
     open_ids = [run.execution_id for run in runs if run.finished_ns is None]
     totals = facts.usual_totals(connection, key, now_ns) if open_ids or limits.stale_seconds else WorkflowTotals()
@@ -83,7 +84,7 @@ def read_history(
         waiting_ns=min(waiting, default=None),
         usual_p95_seconds=usual,
         counts=_counts(connection, key, now_ns) if limits.has_target else {},
-        hours=_hours(connection, key, now_ns) if hours else (),
+        hours=_hours(connection, key, now_ns) if hours and most_steps <= MAX_STEPS else (),
         last_success_ns=completed.last_ns if completed is not None else None,
     )
 
@@ -110,10 +111,9 @@ def _hours(connection: Connection, key: Key, now_ns: int) -> list[Hour]:
             continue
         cost = sum(of_status.cost_nano_usd for of_status in totals.executions.values()) / NS
         steps = {}
-        if len(totals.steps) <= MAX_STEPS:
-            for name, step in totals.steps.items():
-                completed = step.by_status.get("completed")
-                if completed is not None and completed.count:
-                    steps[name] = completed.sum_ns / NS / completed.count
+        for name, step in totals.steps.items():
+            completed = step.by_status.get("completed")
+            if completed is not None and completed.count:
+                steps[name] = completed.sum_ns / NS / completed.count
         hours.append(Hour(start, cost, steps))
     return hours

@@ -287,6 +287,9 @@ class _Facts(NamedTuple):
                 # One that has never run anywhere is expected in the service's own workspace.
                 places[workspace, name] = None
         with_open = notices.workflows_with_open(connection)
+        for place in with_open:
+            # Those of a workflow that has been renamed are over.
+            places.setdefault(place, None)
         running = facts.open_executions(connection)
         slugs = {row.id: row.slug for row in list_workspaces(connection)}
         return cls(expectations, places, facts.revisions(connection), running, with_open, slugs)

@@ -29,7 +29,8 @@ MAX_OPEN_WITH_STEPS: Final = 50
 USUAL_NS: Final = 28 * 86_400 * NS
 
 _executions = workflow_executions.c
-_COLUMNS: Final = ("execution_id", "workspace_id", "workflow_id", "created_ns", "started_ns", "finished_ns", "status")
+_COLUMNS: Final = ("execution_id", "workspace_id", "workflow_id", "created_ns", "started_ns", "finished_ns", "status",
+                   "step_count")  # fmt: skip
 
 
 class WorkflowName(NamedTuple):
@@ -84,6 +85,28 @@ def newest_executions(connection: Connection, key: Key) -> list[Row[Any]]:
         archived = connection.execute(newest(archived_executions)).all()
         rows += [row for row in archived if row.execution_id not in seen][: NEWEST - len(rows)]
     return rows
+
+
+def executions_within(
+    connection: Connection, workspace_id: str, window_ns: tuple[int, int], limit: int
+) -> list[Row[Any]]:
+    """The newest executions of a workspace that were created in a window, the oldest first; and older open ones."""
+    low, high = window_ns
+    columns = [*(_executions[name] for name in _COLUMNS), _executions.parent_execution_id]
+    within = (
+        select(*columns)
+        .where(_executions.workspace_id == workspace_id, _executions.created_ns >= low, _executions.created_ns < high)
+        .order_by(_executions.created_ns.desc())
+        .limit(limit)
+    )
+    still_open = (
+        select(*columns)
+        .where(IS_OPEN, _executions.workspace_id.concat("") == workspace_id, _executions.created_ns + 0 < low)
+        .limit(limit)
+    )
+    older: list[Any] = list(connection.execute(still_open).all())
+    rows: list[Any] = list(connection.execute(within).all())
+    return sorted([*older, *rows][:limit], key=lambda row: (row.created_ns, row.execution_id))
 
 
 def last_ended_ns(connection: Connection, key: Key) -> int | None:

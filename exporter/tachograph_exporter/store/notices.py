@@ -8,10 +8,10 @@ have been sent, and is not sent again.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tachograph.clock import NS
@@ -33,6 +33,8 @@ STATES: Final = (PENDING, SENDING, SENT, FAILED, UNKNOWN, SILENCED, QUIET)
 
 ABANDONED_NS: Final = 600 * NS
 """A claim is given up so long after it was made, whoever made it."""
+LEFT_NS: Final = 2 * 86_400 * NS
+"""A message that no service has sent for so long is given up: its receiver is no longer configured."""
 KEPT_NS: Final = 90 * 86_400 * NS
 """How long notices are kept after they were told."""
 NEWEST: Final = 50
@@ -208,7 +210,13 @@ def settle(connection: Connection, key: Key, state: str, now_ns: int, next_ns: i
 
 
 def abandon(connection: Connection, now_ns: int) -> int:
-    """Note that messages may have been sent whose sender is gone. Returns how many."""
+    """Note that messages may have been sent whose sender is gone, and give those up that nobody sends.
+
+    Returns how many may have been sent.
+    """
+    is_left = (_deliveries.state == PENDING) & (_deliveries.created_ns < now_ns - LEFT_NS)
+    reason = "no service has this receiver"
+    connection.execute(update(notice_deliveries).where(is_left).values(state=FAILED, changed_ns=now_ns, reason=reason))
     rows = connection.execute(select(notice_deliveries).where(_deliveries.state == SENDING)).all()
     count = 0
     for row in rows:
@@ -218,11 +226,6 @@ def abandon(connection: Connection, now_ns: int) -> int:
             settle(connection, key, UNKNOWN, now_ns, reason="its sender ended while it was being sent")
             count += 1
     return count
-
-
-def pending(connection: Connection) -> int:
-    """How many messages wait to be sent."""
-    return len(connection.execute(select(_deliveries.notice_id).where(_deliveries.state == PENDING)).all())
 
 
 def listed(
@@ -281,15 +284,3 @@ def end_silence(connection: Connection, silence_id: str, now_ns: int) -> bool:
     """End a silence now. Returns False if there is none with this id that has not ended."""
     is_mine = (_silences.id == silence_id) & (_silences.until_ns > now_ns)
     return connection.execute(update(notice_silences).where(is_mine).values(until_ns=now_ns)).rowcount == 1
-
-
-def open_kinds(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], list[Row[Any]]]:
-    """The open notices of some workflows, by (workspace id, workflow)."""
-    pairs = list(keys)
-    if not pairs:
-        return {}
-    is_one = or_(*(and_(_notices.workspace_id == w, _notices.workflow == name) for w, name in pairs))
-    by_workflow: dict[tuple[str, str], list[Row[Any]]] = {}
-    for row in connection.execute(select(notices).where(_notices.resolved_ns.is_(None), is_one)):
-        by_workflow.setdefault((row.workspace_id, row.workflow), []).append(row)
-    return by_workflow

@@ -25,7 +25,7 @@ from tachograph_exporter.store.steps import StoredStep, steps_of, steps_of_many
 
 USUAL_NS: Final = 28 * 86_400 * NS
 """How far back the executions go that say what is usual."""
-MAX_STEPS: Final = 1_000
+MAX_STEPS: Final = 200
 """Executions with more steps are expected to take what is usual as a whole."""
 MAX_OPEN: Final = 100
 """Open executions of a page of a list whose end is computed; the others have none."""
@@ -120,7 +120,10 @@ def _longest(steps: Sequence[StoredStep], seconds: Mapping[str, float]) -> float
 
 def read_usual(connection: Connection, key: Key, now_ns: int) -> Usual:
     """What is usual for a workflow now."""
-    totals = read.read(connection, key, max(0, now_ns - USUAL_NS))
+    template = _template(connection, key)
+    low_ns = max(0, now_ns - USUAL_NS)
+    # Whole days: these are the fewest rows.
+    totals = read.read(connection, key, low_ns - low_ns % (86_400 * NS), steps=bool(template))
     completed = totals.executions.get(_COMPLETED)
     if completed is None:
         return Usual(ExponentialHistogram(), {}, ())
@@ -129,7 +132,7 @@ def read_usual(connection: Connection, key: Key, now_ns: int) -> Usual:
         for name, step in totals.steps.items()
         if _COMPLETED in step.by_status
     }
-    return Usual(completed.histogram(), steps, _template(connection, key))
+    return Usual(completed.histogram(), steps, template)
 
 
 def _template(connection: Connection, key: Key) -> Sequence[StoredStep]:
