@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                     TACHOGRAPH_SPOOL_DIR=str(directory / "spool"))  # fmt: skip
     server.start()
     yield server
-    server.stop()
+    server.stop(signal.SIGKILL)
 
 
 @pytest.fixture
@@ -211,19 +211,30 @@ def statuses(url: str) -> dict[str, str]:
         return dict(database.execute("SELECT workflow, status FROM workflow_executions").fetchall())
 
 
-def test_a_night_of_commands_on_a_service_that_is_killed_is_there_once(tmp_path: Path) -> None:
+@pytest.fixture
+def commands() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Commands that a test started; those that still run are killed after it."""
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_a_night_of_commands_on_a_service_that_is_killed_is_there_once(
+    tmp_path: Path, server: Callable[..., Server], commands: list[subprocess.Popen[bytes]]
+) -> None:
     """Twenty commands. The service is killed and restarted, some commands are killed, some lose their child, and for
     some the spool is full."""
     chance = random.Random(os.urandom(8))
     spool, full = str(tmp_path / "spool"), str(tmp_path / "full")
-    server = Server(tmp_path, "--database", f"sqlite:///{tmp_path}/runs.db", TACHOGRAPH_SPOOL_DIR=spool)
-    variables = environment(TACHOGRAPH_URL=server.address, TACHOGRAPH_SPOOL_DIR=spool)
+    service = server(TACHOGRAPH_SPOOL_DIR=spool)
+    variables = environment(TACHOGRAPH_URL=service.address, TACHOGRAPH_SPOOL_DIR=spool)
     fates = ["well"] * 8 + ["full"] * 2 + ["exec killed"] * 5 + ["child killed"] * 5
     chance.shuffle(fates)
     outages = sorted(chance.sample([n for n in range(20) if fates[n] != "full"], 1))
-    server.start()
     expected: dict[str, tuple[str, int | None]] = {}
-    commands: list[subprocess.Popen[bytes]] = []
     for number, fate in enumerate(fates):
         begun = tmp_path / f"begun-{number}"
         script = f"echo line {number}; touch {begun}; read x; exit {number}"
@@ -232,10 +243,10 @@ def test_a_night_of_commands_on_a_service_that_is_killed_is_there_once(tmp_path:
         arguments = ("--name", f"job {number}", "--", "sh", "-c", script)
         commands.append(start("exec", *arguments, env=variables | small, stdin=subprocess.PIPE))
         if number in outages:
-            server.stop(signal.SIGKILL)
+            service.stop(signal.SIGKILL)
             if chance.random() < 0.5:
                 eventually(begun.exists, 60)
-            server.start()
+            service.start()
     for number, (fate, process) in enumerate(zip(fates, commands, strict=True)):
         eventually((tmp_path / f"begun-{number}").exists, 60)
         name = f"job {number}"
@@ -248,28 +259,27 @@ def test_a_night_of_commands_on_a_service_that_is_killed_is_there_once(tmp_path:
             expected[name] = ("lost", None)
         else:
             expected[name] = ("completed" if number == 0 else "failed", number)
-    server.stop(signal.SIGKILL)
+    service.stop(signal.SIGKILL)
     codes = {}
     # Half of them end while it is away; those that cannot write anything need it.
     for order, number in enumerate(sorted(range(20), key=lambda n: fates[n] == "full")):
         if order == 9:
-            server.start()
+            service.start()
         errors = commands[number].communicate(b"\n", timeout=60)[1]
         codes[f"job {number}"] = commands[number].returncode
         assert b"Traceback" not in errors
     assert codes == {name: -9 if code is None else code for name, (_, code) in expected.items()}
 
     def recorded() -> dict[str, str]:
-        items = server.get("/api/workflows/executions?limit=100")["items"]
+        items = service.get("/api/workflows/executions?limit=100")["items"]
         assert len({item["workflow_name"] for item in items}) == len(items)
         return {item["workflow_name"]: item["status"] for item in items}
 
     eventually(lambda: recorded() == {name: status for name, (status, _) in expected.items()}, 90)
     for name, (_, code) in expected.items():
         if code is not None:
-            (step,) = timeline(server, name)["step_timeline"]
+            (step,) = timeline(service, name)["step_timeline"]
             assert step["output_summary"]["exit_code"] == code
             assert [log["message"] for log in step["logs"]] == [f"line {name.split()[1]}"]
             assert step["resources"]["cpu_seconds"] >= 0
     assert not list((tmp_path / "spool").rglob("*.jsonl"))
-    server.stop()
