@@ -118,13 +118,14 @@ tests/node/node_modules/.installed: tests/node/package.json
 	fi
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV) || { \
+	@echo "making $(VENV), and installing what the commands need: about a minute"
+	@$(PYTHON) -m venv $(VENV) || { \
 	  [ "$$(id -u)" = 0 ] && rm -rf $(VENV) && echo "installing system packages: python3-venv" && \
 	  apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv $(VENV); }
 
 $(VENV)/.exporter: $(BIN)/python pyproject.toml
-	$(BIN)/python $(PIP) --editable '.[exporter]'
-	touch $@
+	@$(BIN)/python $(PIP) --editable '.[exporter]'
+	@touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml
 	$(BIN)/python $(PIP) --editable '.[exporter,test]'

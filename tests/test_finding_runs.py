@@ -9,7 +9,7 @@ import json
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -242,3 +242,19 @@ def test_whatever_a_service_answers_is_said_in_one_line(tmp_path: Path) -> None:
     assert (away.returncode, "does not answer" in away.stderr) == (2, True)
     for bad in ("ftp://x", "http://", "http://[", "nonsense", "http://a b"):
         assert "not a valid URL" in tachograph(tmp_path, "runs", "--url", bad).stderr
+
+
+def test_commands_find_runs_in_postgresql(postgres: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "beta.json").write_text(json.dumps(BETA))
+    url = {"TACHOGRAPH_DATABASE_URL": postgres()}
+    assert tachograph(tmp_path, "run", "beta.json", **url).returncode == 0
+    (run,) = json.loads(tachograph(tmp_path, "runs", "--json", **url).stdout)
+    for name in (run["execution_id"][:9], run["execution_id"][-6:], "beta", "last"):
+        shown = tachograph(tmp_path, "timeline", name, **url)
+        assert (shown.returncode, run["execution_id"] in shown.stdout) == (0, True), shown.stderr
+    for words in (["runs", "--last"], ["workflows", "list"], ["logs", "beta"], ["compare", "last"], ["trends", "beta"]):
+        assert tachograph(tmp_path, *words, **url).returncode == 0, words
+    # Wildcards of SQL are not those of a name.
+    assert tachograph(tmp_path, "timeline", "____", **url).returncode == 2
+    assert tachograph(tmp_path, "workflows", "delete", "beta", "--yes", **url).returncode == 0
+    assert json.loads(tachograph(tmp_path, "runs", "--json", **url).stdout) == []

@@ -97,12 +97,12 @@ def on_call_pictures(service: LocalService, past: Mapping[str, str]) -> Sequence
     stock = f"/workflows/{workflows['import_stock']}?range=30d"
     return (
         Picture("oncall", "/", "light", wide, ".block.failed"),
+        Picture("oncall_open", still_open, "light", (1440, 520), ".sentence:not([hidden])"),
+        Picture("workflows", "/workflows", "light", (1440, 480), ".strip"),
         Picture("oncall_phone", "/", "dark", phone, ".block.failed"),
         Picture("oncall_failed", failed, "light", (1440, 760), ".panel .error-text"),
         Picture("oncall_failed_phone", failed, "light", phone, ".sentence:not([hidden])"),
         Picture("oncall_slow", slow, "light", (1440, 760), ".sentence:not([hidden])"),
-        Picture("oncall_open", still_open, "light", (1440, 520), ".sentence:not([hidden])"),
-        Picture("workflows", "/workflows", "light", (1440, 480), ".strip"),
         Picture("workflows_phone", "/workflows", "light", phone, ".strip"),
         Picture("oncall_since", stock, "light", (1440, 900), ".dots circle"),
         Picture("oncall_search", "/?q=db-orders", "light", (1440, 520), "tbody th a"),

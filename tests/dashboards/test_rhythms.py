@@ -314,7 +314,7 @@ def test_few_runs_spend_no_budget_and_an_hourly_workflow_that_fails_twice_does(t
     check(scenarios, length, tmp_path, (GAUGES, COUNTS))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.slow
 def test_a_nightly_workflow(tmp_path: Path) -> None:
     length = 9 * DAY
@@ -359,7 +359,7 @@ def test_a_nightly_workflow(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.slow
 def test_a_weekly_workflow(tmp_path: Path) -> None:
     length = 15 * DAY
@@ -393,7 +393,7 @@ def test_a_weekly_workflow(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.slow
 def test_a_weekly_workflow_that_stops(tmp_path: Path) -> None:
     length = 18 * DAY
@@ -410,7 +410,7 @@ def test_a_weekly_workflow_that_stops(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.slow
 def test_a_workflow_that_runs_a_thousand_times_an_hour(tmp_path: Path) -> None:
     length, since = 8 * DAY + 18 * HOUR, 8 * DAY

@@ -17,14 +17,18 @@ from tools.local_service import free_port
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 UNMARKED = {"http-api.md", "api.md"}
 """Generated, from real responses and docstrings."""
-MAX_NEEDING = 24
+MAX_NEEDING = 26
 """Blocks that need what is not here: other engines, a Grafana, a Prometheus. They are a burden; keep them few."""
 RUN = ("sh", "python")
 
 
 def runnable(page: Path) -> list[Block]:
     # tests/e2e/test_stream_docs.py runs those that follow a service.
-    return [block for block in blocks_of(page) if block.language in RUN and not block.needs and block.mark != FOLLOWS]
+    return [
+        block
+        for block in blocks_of(page)
+        if (block.language in RUN or block.mark.startswith("file: ")) and not block.needs and block.mark != FOLLOWS
+    ]
 
 
 README = PAGES[0]

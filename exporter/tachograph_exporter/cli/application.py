@@ -24,7 +24,7 @@ COMMANDS: Final = {
                    "Run a workflow in this process and draw its timeline. Exit code: 0 if it completed, "
                                      "else 1, or that of the shell step which failed."),
     "replay": Command("running", RUNS,
-                      "Replay a recorded execution: same tasks and dependencies, run times divided by --speed."),
+                      "Replay a recorded run: same tasks and dependencies, run times divided by --speed."),
     "validate": Command("definitions", RUNS, "Validate a workflow definition and list every fault with its place. "
                                              "Exit code: 0 if valid, else 1."),
     "seed": Command("definitions", RUNS, "Register the workflow definitions in a directory or file, updating those "

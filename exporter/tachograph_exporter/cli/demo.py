@@ -39,7 +39,7 @@ def demo(
     listen: ListenOption = DEFAULT_LISTEN,
     database: DatabaseOption = DATABASE,
     otlp_grpc: GrpcOption = None,
-    interval: Annotated[float, typer.Option(min=0, help="Seconds between further executions; 0 for none.")] = 10.0,
+    interval: Annotated[float, typer.Option(min=0, help="Seconds between further runs; 0 for none.")] = 10.0,
 ) -> None:
     """Register the example workflows, run them several times, and serve everything."""
     with report_errors():

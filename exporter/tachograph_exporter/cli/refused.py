@@ -59,7 +59,7 @@ class _Item(msgspec.Struct):
 
 @refused_app.command("list")
 def list_refused(database: DatabaseOption = DATABASE, as_json: JsonOption = False) -> None:
-    """List refused records, oldest first, with the reason. The subject is the id of an execution or trace."""
+    """List refused records, oldest first, with the reason. The subject is the id of a run or trace."""
     records = read(database, lambda c: refused_rows.listed(c, limit=refused_rows.MAX_RECORDS))
     if as_json:
         print_json(
@@ -90,7 +90,7 @@ def show(record_id: RecordArgument, database: DatabaseOption = DATABASE) -> None
 def retry_refused(
     record_id: Annotated[str | None, typer.Argument(help="Record id. Default: all records.")] = None,
     mapping: Annotated[
-        Path | None, typer.Option(help="TOML file of rules that map received spans to executions and steps.")
+        Path | None, typer.Option(help="TOML file of rules that map received spans to runs and steps.")
     ] = None,
     database: DatabaseOption = DATABASE,
 ) -> None:

@@ -126,13 +126,13 @@ def run(
 
 @app.command()
 def replay(
-    file: Annotated[Path, typer.Argument(help="Recorded execution in WfFormat (1.3 to 1.6).")],
+    file: Annotated[Path, typer.Argument(help="Recorded run in WfFormat (1.3 to 1.6).")],
     speed: Annotated[float, typer.Option(help="Divide run times by this factor.")] = 1.0,
     database: DatabaseOption = DATABASE,
     workspace: WorkspaceOption = "default",
     as_json: JsonOption = False,
 ) -> None:
-    """Replay a recorded execution: same tasks and dependencies, run times divided by --speed."""
+    """Replay a recorded run: same tasks and dependencies, run times divided by --speed."""
     if speed <= 0:
         fail(f"--speed must be more than 0, not {speed:g}")
     with report_errors():
@@ -223,7 +223,7 @@ def _run(
         recorder.close()
     stored = store.look(lambda c: execution_rows.run(c, workspace_id(workspace), execution.execution_id))
     if stored is None:
-        fail("the execution ended, but it could not be written to the database; see the log above")
+        fail("the run ended, but it could not be written to the database; see the log above")
     return build_timeline(stored, now_ns=time.time_ns())
 
 

@@ -56,9 +56,7 @@ def serve(
     handlers: HandlersOption = None,
     allow_handler: AllowOption = None,
     grace: Annotated[float, typer.Option(help="Seconds that running steps get to finish on shutdown.")] = 10.0,
-    max_executions: Annotated[
-        int, typer.Option(min=1, help="Executions that run at the same time; others wait.")
-    ] = 100,
+    max_executions: Annotated[int, typer.Option(min=1, help="Runs at the same time; others wait.")] = 100,
     series_limit: Annotated[
         int, typer.Option(min=1, help="Series per metric; further label sets share one series.")
     ] = 10_000,
@@ -78,17 +76,17 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM); enables HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key (PEM), if not in the certificate's file.")] = None,
     archive_after: Annotated[
-        float | None, typer.Option(min=0.01, help="Archive executions this many days after they ended.")
+        float | None, typer.Option(min=0.01, help="Archive runs this many days after they ended.")
     ] = None,
-    archive_to: Annotated[Path | None, typer.Option(help="Directory for archived executions.")] = None,
+    archive_to: Annotated[Path | None, typer.Option(help="Directory for archived runs.")] = None,
     delete_after: Annotated[
-        float | None, typer.Option(min=0.01, help="Delete executions this many days after they ended.")
+        float | None, typer.Option(min=0.01, help="Delete runs this many days after they ended.")
     ] = None,
     measure: Annotated[
         list[str] | None, typer.Option(help="Step measure to export as a metric, by name. Repeatable.")
     ] = None,
     mapping: Annotated[
-        Path | None, typer.Option(help="TOML file of rules that map received spans to executions and steps.")
+        Path | None, typer.Option(help="TOML file of rules that map received spans to runs and steps.")
     ] = None,
     prices: Annotated[
         Path | None,
@@ -119,7 +117,7 @@ def serve(
             min=MIN_LEASE_SECONDS,
             max=MAX_LEASE_SECONDS,
             help="Seconds without a sign of life after which a span that has not ended is lost; more than 30 also for "
-            "executions that other hosts record.",
+            "runs that other hosts record.",
         ),
     ] = LEASE_SECONDS,
     expectations: Annotated[

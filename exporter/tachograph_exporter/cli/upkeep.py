@@ -37,7 +37,7 @@ def rebuild(
     database: DatabaseOption = DATABASE,
     check: Annotated[bool, typer.Option(help="Only report differences; exit code 1 if there are any.")] = False,
 ) -> None:
-    """Rebuild rollups and series of metrics from the executions and report how many differed. There should be none."""
+    """Rebuild rollups and series of metrics from the runs and report how many differed. There should be none."""
     with report_errors(), open_database(database, must_exist=True) as store:
         differing = 0
         keys = store.look(rollup_rebuild.workflows_with_executions)
@@ -74,7 +74,7 @@ def archive(
 ) -> None:
     """Move old runs to Parquet files. They stay listed and readable, and rollups keep counting them."""
     if (to is None) == (not delete):
-        fail("give either --to DIR to archive executions, or --delete to delete them")
+        fail("give either --to DIR to archive runs, or --delete to delete them")
     try:
         age_ns = parse_duration(older_than)
     except ValueError as error:

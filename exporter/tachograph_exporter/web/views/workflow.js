@@ -104,7 +104,7 @@ export class WorkflowView {
         ? h(
             "ul",
             { class: "changes" },
-            trends.change_points.map((point) => h("li", { class: point.direction }, point.sentence)),
+            trends.change_points.map((point) => h("li", { class: point.direction }, sentenceOf(point))),
           )
         : null,
       this.comparison.element,
@@ -302,6 +302,20 @@ export class WorkflowView {
     this.charts?.close();
     this.runDots?.close();
   }
+}
+
+/** The sentence of a change point, its times as the page shows them. */
+function sentenceOf(point) {
+  const times = [point.since, point.until].filter(Boolean);
+  return times.reduce(
+    (parts, at) =>
+      parts.flatMap((part) => {
+        if (typeof part !== "string" || !part.includes(at)) return [part];
+        const [before, ...after] = part.split(at);
+        return [before, time(at, "clock"), after.join(at)];
+      }),
+    [point.sentence],
+  );
 }
 
 function totalWait(step) {
