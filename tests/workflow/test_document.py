@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachograph.workflow import HandlerRegistry, InvalidWorkflow, WorkflowBuilder, parse, to_document, validate_document
+from tachograph.workflow.document import read_expectation
 from tachograph_exporter import bundled_workflows
 
 
@@ -219,3 +220,20 @@ def test_ten_thousand_steps_are_judged_in_time_linear_in_their_number(tmp_path: 
     # A quadratic algorithm would exceed the test's time limit here.
     steps[0]["depends_on_steps"] = ["s9999"]
     assert validate_document({"name": "big", "steps": steps})[0] is None
+
+
+def test_an_expectation_is_read_with_every_fault_of_it() -> None:
+    expectation, mistakes = read_expectation({
+        "schedule": "0 3 * * *", "timezone": "Mars/Olympus", "grace": "soon", "deadline": "1h", "stuck_factor": -1,
+        "steps": {"load": {"deadline": "10m"}, "join": 3, "sort": {"dead": 1}},
+    })  # fmt: skip
+    assert (expectation.schedule, expectation.deadline_seconds) == ("0 3 * * *", 3600)
+    assert expectation.steps["load"].deadline_seconds == 600
+    places = [fault.at for fault in mistakes]
+    assert places == ["timezone", "grace", "stuck_factor", "steps.join", "steps.sort.dead"]
+    many: dict[str, Any] = {f"s{n}": {} for n in range(1_001)}
+    assert [fault.code for fault in read_expectation({"steps": many})[1]] == ["too_many"]
+    assert [fault.code for fault in read_expectation([])[1]] == ["wrong_type"]
+    document = {"name": "etl", "expectation": {"deadline": "1h"}, "steps": [{"name": "a"}]}
+    workflow = parse(document)
+    assert parse(to_document(workflow)) == workflow

@@ -32,6 +32,7 @@ MAX_STEPS: Final = 100_000
 MAX_NAME: Final = 200
 MAX_SECONDS: Final = 366 * 24 * 3600.0
 MAX_RETRIES: Final = 10_000
+MAX_EXPECTED_STEPS: Final = 1_000
 
 _DATA_TYPES: Final[Mapping[str, DataType]] = {
     **{kind.value: kind for kind in DataType},
@@ -295,8 +296,11 @@ def _expectation(reader: _Reader, value: Any, at: str) -> Any:
 def _step_expectations(reader: _Reader, value: Any, at: str) -> Any:
     if not isinstance(value, Mapping):
         return _mapping(reader, value, at)
+    if len(value) > MAX_EXPECTED_STEPS:
+        reader.fault("too_many", at, f"{len(value)} steps exceed the limit of {MAX_EXPECTED_STEPS}")
+        return _BAD
     steps = {}
-    for name, item in list(value.items())[:1000]:
+    for name, item in value.items():
         fields = reader.object(item, f"{at}.{name}", _STEP_EXPECTATION)
         if fields is not None:
             steps[str(name)] = StepExpectation(**fields)
