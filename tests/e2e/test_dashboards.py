@@ -248,6 +248,7 @@ def history(now: int) -> str:
     add(
         "tachograph_records_refused_total", f'{service},kind="event"', 600, 0, 30, lambda at: 0 if at < now - 120 else 3
     )
+    add("tachograph_notices_total", f'{service},outcome="failed"', 600, 0, 30, lambda at: 0 if at < now - 120 else 1)
     add("tachograph_workflow_metrics_shown", service, 600, 0, 30, lambda _: 0)
     add("tachograph_series_limited_total", f'{service},metric="workflow_step_attempts_total"', 600, 0, 30,
         lambda at: 0 if at < now - 120 else 7)  # fmt: skip

@@ -98,6 +98,8 @@ async def test_a_body_is_read_only_if_it_says_what_it_is(api: Api) -> None:
     """A page of another site sends a Blob without a type, text or a form without asking first, but not JSON."""
     token = api.service.database.run(lambda c: create_token(c, name="t", scopes=["admin"]))[1]
     for route in UNSAFE:
+        if route.takes_text:
+            continue  # See `api.pings`: what curl sends. It is refused to pages of other sites.
         accepted = ["application/json", "application/json; charset=utf-8", "Application/JSON", *route.media]
         for kind in (None, "", "application/octet-stream", "text/plain", "text/plain; application/json",
                      "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonp",

@@ -224,7 +224,7 @@ def test_an_event_that_no_database_takes_is_set_aside_and_costs_no_other(any_dat
     assert again.returncode == 1
     assert "refused again" in again.stdout
     assert database.look(refused.listed)[0].tries == 2
-    assert command(database, "delete", record.id).returncode == 0
+    assert command(database, "delete", record.id, "--yes").returncode == 0
     assert database.look(refused.count) == 0
     queue.close(5)
     database.close()

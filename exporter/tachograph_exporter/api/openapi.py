@@ -54,6 +54,8 @@ _TAGS: Final = {
     "Service": "Prometheus metrics, health checks, and this document.",
 }
 
+_TEXT_BODY: Final = {"schema": {"type": "string"}, "example": "12,044 rows loaded"}
+
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
     """The OpenAPI document of these routes."""
@@ -128,7 +130,7 @@ def _operation(route: Route, examples: dict[str, Any]) -> dict[str, Any]:
             "content": {"application/json": content},
         }
     if route.takes_text:
-        operation["requestBody"] = {"required": False, "content": {"text/plain": {"schema": {"type": "string"}}}}
+        operation["requestBody"] = {"required": False, "content": {"text/plain": _TEXT_BODY}}
     if route.scope is not None:
         operation["security"] = [{"token": []}, {}]
         operation["x-scope"] = route.scope

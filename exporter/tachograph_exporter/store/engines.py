@@ -202,10 +202,6 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
             f"PostgreSQL needs a driver ({error.name or error}): pip install 'tachograph[postgres]'"
         ) from None
 
-    # No column is JSON. Setting up its codecs would cost each new connection four round trips.
-    dialect: Any = engine.dialect
-    dialect.setup_asyncpg_json_codec = dialect.setup_asyncpg_jsonb_codec = _no_codec
-
     @event.listens_for(engine.sync_engine, "checkin")
     def on_checkin(_connection: Any, record: Any) -> None:
         record.info["idle_since"] = time.monotonic()
@@ -232,9 +228,6 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
 
     _connections[engine.sync_engine] = connections
     return engine
-
-
-async def _no_codec(_connection: Any) -> None: ...
 
 
 _connections: Final[weakref.WeakKeyDictionary[Engine, weakref.WeakSet[Any]]] = weakref.WeakKeyDictionary()
