@@ -78,7 +78,17 @@ def other(any_database_url: str) -> Iterator[Other]:
 @pytest.fixture
 async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
     async for api in serve(Config(database=any_database_url, grace_seconds=0.2), handlers):
+        # A change here holds up the event loop. If that is about to commit something of the service's own, with the
+        # writers' lock, both wait for each other.
+        background = [task for task in asyncio.all_tasks() if is_of_the_service(task)]
+        for task in background:
+            task.cancel()
+        await asyncio.wait(background)
         yield api
+
+
+def is_of_the_service(task: asyncio.Task[Any]) -> bool:
+    return task.get_name().startswith("tachograph ")
 
 
 def is_background(connection: Connection) -> bool:
@@ -89,7 +99,7 @@ def is_background(connection: Connection) -> bool:
         task = asyncio.current_task()
     except RuntimeError:  # A thread.
         return False
-    return task is not None and task.get_name().startswith("tachograph ")
+    return task is not None and is_of_the_service(task)
 
 
 @contextlib.contextmanager
