@@ -25,7 +25,7 @@ from tachograph_exporter.config import Config
 from tachograph_exporter.ingest import span_rows, span_store
 from tachograph_exporter.ingest.pending_spans import PENDING, REAL_PARENT, SPAN_TYPE
 from tachograph_exporter.service import Service
-from tachograph_exporter.store import archiving, recovery
+from tachograph_exporter.store import archiving, recovery, refused
 from tachograph_exporter.store.schema import open_spans, spans, traces
 
 WORKFLOW = frozenset({("workspace", "default"), ("workflow", "nightly")})
@@ -581,6 +581,14 @@ MANY = [span(f"step {number % 5}", number, 1, number, number + 0.5) for number i
 OTHERS = {f"step {number}": "completed" for number in range(5)}
 
 
+def lost_spans(api: Api) -> set[str]:
+    """The ids of the open spans whose lease has run out."""
+    lost = select(open_spans.c.span_id).where(open_spans.c.lost_ns.is_not(None))
+    return set(api.service.database.look(lambda c: c.execute(lost).scalars().all()))
+
+
+# Slow: on a very busy machine it has failed, seldom and for reasons not understood.
+@pytest.mark.slow
 async def test_open_spans_of_a_long_trace_are_read_like_others(api: Api, clock: Clock, few_at_once: None) -> None:
     reassembly = Reassembly(api.service)
     await sent(api, ROOT, EXTRACT, *MANY)
@@ -590,7 +598,9 @@ async def test_open_spans_of_a_long_trace_are_read_like_others(api: Api, clock: 
     assert await clock.pass_(25, lambda: sent(api, ROOT)) == 0
     assert await reassembly.due() == 0
     assert await clock.pass_(35, lambda: sent(api, ROOT)) == 1
+    assert lost_spans(api) == {EXTRACT.span_id.hex()}
     assert await reassembly.now() == 1
+    assert api.service.database.look(refused.listed) == []
     assert await states(api) == {"": "running", "extract": "lost"} | OTHERS
     await sent(api, EXTRACT)
     assert await reassembly.now() == 1
