@@ -261,9 +261,10 @@ def check(house: House) -> None:
         with contextlib.suppress(AssertionError):
             eventually(lambda: differences(rules, {"executions": house.summed(kind)}) == [], 5)  # noqa: B023
         assert differences(rules, {"executions": house.summed(kind)}) == [], kind
-        # Nothing was alerted but the nightly job's one failure. Alerts do not wait here, so it depends on the moment
-        # whether that of a message which failed or was lost is seen before the next success.
-        assert house.firing(kind) - {("WorkflowLastRunFailed", "messages")} == {("WorkflowLastRunFailed", "nightly")}
+        # Nothing was alerted but the nightly job's one failure. Alerts do not wait here, so for messages, of which one
+        # failed and some may be lost, it depends on the moment: on what a window of minutes has of a day.
+        firing = {(alert, workflow) for alert, workflow in house.firing(kind) if workflow != "messages"}
+        assert firing == {("WorkflowLastRunFailed", "nightly")}
 
 
 def days(*eventful: int) -> pytest.MarkDecorator:
