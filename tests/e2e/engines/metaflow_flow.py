@@ -11,10 +11,10 @@ class Nightly(FlowSpec):
     def start(self):
         time.sleep(0.1)
         self.numbers = [0, 1, 2]
-        self.next(self.work, foreach="numbers")
+        self.next(self.square, foreach="numbers")
 
     @step
-    def work(self):
+    def square(self):
         time.sleep(0.1)
         self.result = self.input
         self.next(self.merge)

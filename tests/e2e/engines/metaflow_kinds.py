@@ -22,7 +22,13 @@ os.environ |= SETTINGS
 from metaflow import Flow, namespace  # noqa: E402
 from telling import execution, step, stop_at_sigterm, tell, without_module  # noqa: E402
 
-EDGES = {"start": [], "work": ["start"], "merge": ["work#0", "work#1", "work#2"], "flaky": ["merge"], "end": ["flaky"]}
+EDGES = {
+    "start": [],
+    "square": ["start"],
+    "merge": ["square#0", "square#1", "square#2"],
+    "flaky": ["merge"],
+    "end": ["flaky"],
+}
 
 
 def told_of():
