@@ -29,6 +29,7 @@ from tachograph_exporter.ingest.log_store import LogStore
 from tachograph_exporter.ingest.otlp_json import scopes_of_json
 from tachograph_exporter.ingest.process_metrics import measurements
 from tachograph_exporter.ingest.process_store import ProcessStore
+from tachograph_exporter.ingest.request_queue import RequestQueue
 from tachograph_exporter.ingest.signals import LOGS, METRICS, TRACES, Signal
 from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore
 from tachograph_exporter.ingest.spans import MAX_SPANS, SpanRecord, records_of
@@ -37,7 +38,6 @@ quiet = QuietLog(logging.getLogger(__name__))
 
 MAX_BYTES: Final = 64 << 20
 """Bytes of requests that may wait; further requests are asked to retry."""
-CLOSE_SECONDS: Final = 3.0
 _BATCH_BYTES: Final = 4 << 20
 _BATCH_SPANS: Final = 5_000
 _PART_BYTES: Final = 2 << 20
@@ -82,10 +82,9 @@ class Receiver:
         self._logs = LogStore(store, store.database.dialect)
         self._processes = ProcessStore(store.database.dialect)
         self._dropped = dropped
-        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._queue: RequestQueue[_Request] = RequestQueue("tachograph-receiver", "spans", self._store_in_turn)
         self._lock = threading.Lock()
         self._waiting = 0
-        self._thread: threading.Thread | None = None
         # When the oldest request arrived (monotonic) that is being stored; None while there is none.
         self._oldest: float | None = None
         self.stored = 0
@@ -113,13 +112,6 @@ class Receiver:
 
         Raises `StoreUnavailable` when no thread can be started.
         """
-        if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._work, name="tachograph-receiver", daemon=True)
-            try:
-                thread.start()
-            except (RuntimeError, MemoryError) as error:
-                raise StoreUnavailable(f"no thread can be started now: {error}") from error
-            self._thread = thread
         answer: Future[Answer] = Future()
         self._queue.put(_Request(workspace_id, workspace, body, signal, is_json, answer, time.monotonic()))
         return answer
@@ -130,24 +122,13 @@ class Receiver:
         return 0.0 if oldest is None else max(0.0, time.monotonic() - oldest)
 
     def close(self) -> None:
-        """Store what waits, then stop; what is not stored within `CLOSE_SECONDS` has not been acknowledged."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join(CLOSE_SECONDS)
-            self._thread = None
+        """Store what waits, then stop. See `RequestQueue.close`."""
+        self._queue.close()
 
-    def _work(self) -> None:
-        is_open = True
-        while is_open:
-            requests: list[_Request] = []
-            try:
-                is_open = self._store_next(requests)
-            except BaseException as error:
-                # Out of memory, for instance. Whoever waits must get an answer.
-                for request in requests:
-                    if not request.answer.done():
-                        request.answer.set_exception(error)
-                quiet.exception(type(error), "a batch of spans could not be stored")
+    def _store_in_turn(self, requests: list[_Request]) -> bool:
+        try:
+            return self._store_next(requests)
+        finally:
             self._oldest = None
 
     def _store_next(self, requests: list[_Request]) -> bool:
@@ -175,7 +156,7 @@ class Receiver:
             if size >= _BATCH_BYTES or count >= _BATCH_SPANS or len(batch) >= _BATCH_REQUESTS:
                 break
             try:
-                request = self._queue.get_nowait()
+                request = self._queue.get(0)
             except queue.Empty:
                 break
         self._store(batch)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import queue
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -25,13 +24,13 @@ from tachograph.events import Event, ExecutionFinished, ExecutionQueued, Executi
 from tachograph.identity import ExecutionRef, workflow_id
 from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
+from tachograph_exporter.ingest.request_queue import RequestQueue
 from tachograph_exporter.store import executions, locking, partitions, senders
 from tachograph_exporter.store.batch import Batch
 from tachograph_exporter.store.writer import StoreWriter
 
 quiet = QuietLog(logging.getLogger(__name__))
 
-CLOSE_SECONDS: Final = 3.0
 _BATCH_EVENTS: Final = 10_000
 _BATCH_REQUESTS: Final = 256
 _AHEAD_SECONDS: Final = 86_400
@@ -70,9 +69,7 @@ class EventReceiver:
     def __init__(self, writer: StoreWriter, publish: Callable[[Sequence[Event]], None]) -> None:
         self._writer = writer
         self._publish = publish
-        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._queue: RequestQueue[_Request] = RequestQueue("tachograph-events", "events", self._store_next)
 
     def submit(
         self, workspace_id: str, workspace: str, sender: str, sequence: int, events: Sequence[tuple[int, Event]]
@@ -81,50 +78,25 @@ class EventReceiver:
 
         The future raises `StoreUnavailable`. Raises `StoreUnavailable` when no thread can be started.
         """
-        self._start()
         answer: Future[Stored] = Future()
         self._queue.put(_Request(workspace_id, workspace, sender, sequence, events, answer))
         return answer
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread is not None and self._thread.is_alive():
-                return
-            thread = threading.Thread(target=self._work, name="tachograph-events", daemon=True)
-            try:
-                thread.start()
-            except (RuntimeError, MemoryError) as error:
-                raise StoreUnavailable(f"no thread can be started now: {error}") from error
-            self._thread = thread
-
     def close(self) -> None:
-        """Store what waits, then stop; what is not stored within `CLOSE_SECONDS` has not been acknowledged."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._queue.put(None)
-            thread.join(CLOSE_SECONDS)
+        """Store what waits, then stop. See `RequestQueue.close`."""
+        self._queue.close()
 
-    def _work(self) -> None:
-        is_open = True
-        while is_open:
-            requests: list[_Request] = []
-            try:
-                is_open = self._next(requests)
-                self._store([request for request in requests if request.answer.set_running_or_notify_cancel()])
-            except BaseException as error:
-                # Out of memory, for instance. Whoever waits must get an answer.
-                for request in requests:
-                    if not request.answer.done():
-                        request.answer.set_exception(error)
-                quiet.exception(type(error), "a batch of events could not be stored")
+    def _store_next(self, requests: list[_Request]) -> bool:
+        is_open = self._next(requests)
+        self._store([request for request in requests if request.answer.set_running_or_notify_cancel()])
+        return is_open
 
     def _next(self, requests: list[_Request]) -> bool:
         """Add the requests that wait, at least one, to ``requests``. Returns False when it is time to stop."""
         count = 0
         while count < _BATCH_EVENTS and len(requests) < _BATCH_REQUESTS:
             try:
-                request = self._queue.get() if not requests else self._queue.get_nowait()
+                request = self._queue.get(0 if requests else None)
             except queue.Empty:
                 break
             if request is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -22,12 +21,12 @@ from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest.lineage.lineage_store import MAX_TRACE_EVENTS, Arrived
+from tachograph_exporter.ingest.request_queue import RequestQueue
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.store.lineage import UnreadTrace
 
 quiet = QuietLog(logging.getLogger(__name__))
 
-CLOSE_SECONDS: Final = 3.0
 MAX_AT_ONCE: Final = 200
 """With so many events in a transaction, executions are assembled in it; with more, right after."""
 MAX_DELAY_SECONDS: Final = 5.0
@@ -66,63 +65,37 @@ class LineageReceiver:
 
     def __init__(self, store: SpanStore) -> None:
         self.store = store
-        self._queue: queue.SimpleQueue[_Request | _Resumed | None] = queue.SimpleQueue()
+        self._queue: RequestQueue[_Request | _Resumed] = RequestQueue(
+            "tachograph-lineage", "lineage events", self._store_next
+        )
         # When to bring traces up to date that have new events, in unix nanoseconds.
         self._deferred: dict[UnreadTrace, int] = {}
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
 
     def submit(self, workspace_id: str, workspace: str, events: Sequence[Arrived]) -> Future[Stored]:
         """Queue a request's events. The future raises `StoreUnavailable`.
 
         Raises `StoreUnavailable` when no thread can be started.
         """
-        self._start()
         answer: Future[Stored] = Future()
         self._queue.put(_Request(workspace_id, workspace, events, answer))
         return answer
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread is not None and self._thread.is_alive():
-                return
-            thread = threading.Thread(target=self._work, name="tachograph-lineage", daemon=True)
-            try:
-                thread.start()
-            except (RuntimeError, MemoryError) as error:
-                raise StoreUnavailable(f"no thread can be started now: {error}") from error
-            self._thread = thread
-
     def close(self) -> None:
-        """Store what waits, then stop; what is not stored within `CLOSE_SECONDS` has not been acknowledged."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._queue.put(None)
-            thread.join(CLOSE_SECONDS)
+        """Store what waits, then stop. See `RequestQueue.close`."""
+        self._queue.close()
 
     def resume(self, traces: Iterable[UnreadTrace]) -> None:
         """Bring these traces up to date unless they are waiting for it already: another service may have died."""
         due_ns = time.time_ns() + round(RESUME_SECONDS * NS)
         resumed = [trace for trace in traces if trace not in self._deferred]
         if resumed:
-            self._start()
             self._queue.put(_Resumed(dict.fromkeys(resumed, due_ns)))
 
-    def _work(self) -> None:
-        is_open = True
-        while is_open:
-            requests: list[_Request] = []
-            try:
-                is_open = self._next(requests)
-                self._store([request for request in requests if request.answer.set_running_or_notify_cancel()])
-                self._assemble_deferred(is_idle=not requests, is_last=not is_open)
-            except BaseException as error:
-                # Out of memory, for instance. Whoever waits must get an answer.
-                for request in requests:
-                    if not request.answer.done():
-                        request.answer.set_exception(error)
-                quiet.exception(type(error), "a batch of lineage events could not be stored")
+    def _store_next(self, requests: list[_Request]) -> bool:
+        is_open = self._next(requests)
+        self._store([request for request in requests if request.answer.set_running_or_notify_cancel()])
+        self._assemble_deferred(is_idle=not requests, is_last=not is_open)
+        return is_open
 
     def _next(self, requests: list[_Request]) -> bool:
         """Add requests that wait to ``requests``, or none when it is time for what was deferred.
@@ -135,7 +108,7 @@ class LineageReceiver:
             seconds = max(PAUSE_SECONDS, (min(self._deferred.values()) - time.time_ns()) / NS)
         while True:
             try:
-                request = self._queue.get(timeout=seconds) if not requests else self._queue.get_nowait()
+                request = self._queue.get(0 if requests else seconds)
             except queue.Empty:
                 return True
             if request is None:
