@@ -20,6 +20,7 @@ _ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PIECE: Final = re.compile(r"[0-9a-f-]{4,36}")
 _MAX_SHOWN: Final = 10
 
+WorkflowArgument = Annotated[str, typer.Argument(help="Workflow name or id.")]
 RunArgument = Annotated[
     str,
     typer.Argument(

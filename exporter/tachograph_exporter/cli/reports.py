@@ -18,7 +18,7 @@ from tachograph_exporter.cli.common import (
     time_ns,
 )
 from tachograph_exporter.cli.opening import open_source
-from tachograph_exporter.cli.references import RunArgument, of_workflow, run_id, timeline_of
+from tachograph_exporter.cli.references import RunArgument, WorkflowArgument, of_workflow, run_id, timeline_of
 from tachograph_exporter.cli.sources import ReadDatabaseOption, UrlOption
 from tachograph_exporter.cli.tables import show_comparison, show_metrics, show_trends
 from tachograph_exporter.cli.terminal import TimelineView, shown
@@ -51,7 +51,6 @@ SinceOption = Annotated[
     typer.Option("--from", help="Only runs that ended at or after this time, or this long ago (24h, 7d)."),
 ]
 UntilOption = Annotated[str | None, typer.Option("--to", help="Only runs that ended before this time.")]
-WorkflowArgument = Annotated[str, typer.Argument(help="Workflow name or id.")]
 
 
 @app.command()

@@ -67,12 +67,12 @@ class ServiceSource:
             path = f"/api/workflows/{_quoted(query.workflow)}/executions"
         runs: list[WorkflowExecutionResponse] = []
         while True:
-            wanted = min(_PAGE, limit - len(runs))
+            asked = min(_PAGE, limit - len(runs))
             try:
-                page = self._get(path, {**parameters, "limit": str(max(1, wanted))})
+                page = self._get(path, {**parameters, "limit": str(max(1, asked))})
             except _NotFound:
                 return [], 0
-            runs += [self._read(item, WorkflowExecutionResponse) for item in page["items"][:wanted]]
+            runs += [self._read(item, WorkflowExecutionResponse) for item in page["items"][:asked]]
             if len(runs) >= limit or not page.get("next"):
                 return runs, int(page["total"])
             parameters["after"] = page["next"]

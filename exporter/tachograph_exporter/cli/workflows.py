@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 import typer
@@ -22,7 +22,7 @@ from tachograph_exporter.cli.common import (
 )
 from tachograph_exporter.cli.moments import column, moment
 from tachograph_exporter.cli.opening import open_source
-from tachograph_exporter.cli.references import of_workflow
+from tachograph_exporter.cli.references import WorkflowArgument, of_workflow
 from tachograph_exporter.cli.runs import last_runs
 from tachograph_exporter.cli.sources import ReadDatabaseOption, UrlOption
 from tachograph_exporter.cli.terminal import COLOURS, MARKS, shown
@@ -31,8 +31,6 @@ from tachograph_exporter.views.schemas.workflows import WorkflowSummary
 
 workflows_app: Final = typer.Typer(no_args_is_help=True, help="List, show and delete workflows.")
 app.add_typer(workflows_app, name="workflows")
-
-WorkflowArgument = Annotated[str, typer.Argument(help="Workflow name or id.")]
 
 
 class _Listed(msgspec.Struct, kw_only=True):
