@@ -145,6 +145,9 @@ class AssembledStep:
             self.ready_ns = first.ready_ns
         if first.due_ns is not None and self.ready_ns is not None and self.ready_ns < first.due_ns:
             self.due_ns = min(first.due_ns, first.start_ns)
+        elif queued and queued[0][0].schedules and first.ready_ns is not None and self.asked_ns is not None:
+            # Whoever keeps the time asked for it again when that had come.
+            self.ready_ns, self.due_ns = min(self.asked_ns, first.ready_ns), first.ready_ns
         if not self.is_between_attempts and tries[-1].end_ns:
             self.finished_ns = tries[-1].end_ns
             if self.attempts and spans:
