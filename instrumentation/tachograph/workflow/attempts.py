@@ -13,6 +13,7 @@ from typing import Final
 
 from tachograph.events import Failure, StepFinished, StepReady, StepRetrying, StepStarted, StepStatus
 from tachograph.identity import StepRef
+from tachograph.resources import Resources
 
 _WAITING: Final = 0
 _QUEUED: Final = 1
@@ -160,7 +161,14 @@ class StepAttempts:
             inputs=inputs,
         )
 
-    def retrying(self, now_ns: int, status: StepStatus, delay_ns: int, failure: Failure) -> StepRetrying:
+    def retrying(
+        self,
+        now_ns: int,
+        status: StepStatus,
+        delay_ns: int,
+        failure: Failure,
+        resources: Resources | None = None,
+    ) -> StepRetrying:
         """The running attempt ends with ``status``; another one is due after ``delay_ns``."""
         self.run_ns += self._elapsed(now_ns)
         self._activity = _BACKING_OFF
@@ -176,6 +184,7 @@ class StepAttempts:
             unaccounted_ns=self._unaccounted_ns if self.attempt == 1 else 0,
             queue_ns=self._last_queue_ns,
             backoff_ns=self._last_backoff_ns,
+            resources=resources,
         )
 
     def finished(
@@ -186,6 +195,7 @@ class StepAttempts:
         output: str | None = None,
         *,
         attempt_ended_ns: int | None = None,
+        resources: Resources | None = None,
     ) -> StepFinished:
         """The step ends: with its running attempt, or stopped between two attempts.
 
@@ -229,6 +239,7 @@ class StepAttempts:
             failure=failure,
             inputs=self._inputs,
             output=output,
+            resources=resources,
         )
 
 
