@@ -1,8 +1,8 @@
 """What a step uses of the machine, measured in its own process while it runs.
 
-Of a step that runs for less than `LONG_NS` only the processor time of its thread is measured, and pauses by the garbage
-collector: what tiny steps may cost does not pay for more. The others have the rest too, as differences of the kernel's
-own counters between their start and their end.
+What a tiny step may cost pays for no measuring: one of less than `SHORT_NS` says nothing. Of one that runs for less
+than `LONG_NS` only the processor time of its thread is measured, and pauses by the garbage collector. The others have
+the rest too, as differences of the kernel's own counters between their start and their end.
 
 Counters of a process say nothing of one of two steps that run in it at the same time. So a meter finds out whether it
 was *alone*: whether no other meter ran at any moment of its own, but for those of the steps around it and inside it.
@@ -21,6 +21,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from tachograph.resources import Resources
 
 try:
@@ -28,12 +30,17 @@ try:
 except ImportError:  # Windows has no getrusage().
     resource = None  # type: ignore[assignment]
 
-LONG_NS: Final = 10_000_000
+SHORT_NS: Final = 100_000
+"""From this running time on (nanoseconds), processor time is measured."""
+LONG_NS: Final = 20_000_000
 """From this running time on (nanoseconds), everything is measured."""
-_FRESH_NS: Final = 1_000_000
+_FRESH_NS: Final = 2_000_000
 """How old the counters may be that a step starts from, all but processor time and its children's."""
 _SIZE_FRESH_NS: Final = 5_000_000
-"""How old the resident set may be that a step starts from: to read it is dear."""
+"""How old the resident set may be that a step starts from."""
+_SIZE_SHARE: Final = 400
+"""To read the resident set is dear, most of all on a busy machine: it may take one part in so many of the time."""
+_SIZE_MAX_PAUSE_NS: Final = 50_000_000
 _MAX_SAMPLES: Final = 1_000
 _NS: Final = 1_000_000_000
 
@@ -64,8 +71,6 @@ class _Sample(NamedTuple):
     """The counters of a process and of one of its threads at some moment. ``rss`` is in bytes, None: not known."""
 
     time_ns: int
-    thread_ns: int
-    process_ns: int
     own_ns: int
     process: Any
     thread: Any
@@ -75,8 +80,8 @@ class _Sample(NamedTuple):
 
 _samples: dict[int, _Sample] = {}
 """The last sample of each thread."""
-_size: tuple[int | None, int] = (None, -_SIZE_FRESH_NS)
-"""The resident set, and when it was read."""
+_size: tuple[int | None, int, int] = (None, -_SIZE_FRESH_NS, 0)
+"""The resident set, when it was read, and when it may be read again."""
 _active: set[Meter] = set()
 _ticks = itertools.count()
 """Counts starts and ends of meters: if it moved on by more than what ran inside, something else ran too."""
@@ -91,13 +96,22 @@ _collecting_since = 0
 _is_installed = False
 _has_children = False
 """Whether a child of this process has ended. Until then, nothing need be read of them at the start of each step."""
-_serves_others = False
+_services = 0
+"""How many services run in this process."""
 
 
-def serve_others() -> None:
-    """This process works for others besides its steps, as a service does: what it uses is no step's alone."""
-    global _serves_others
-    _serves_others = True
+def service_starts() -> None:
+    """A service starts in this process, which works for others besides its steps from now on: what it uses is no step's
+    alone.
+    """
+    global _services
+    _services += 1
+
+
+def service_ends() -> None:
+    """A service has ended; see `service_starts`."""
+    global _services
+    _services -= 1
 
 
 def note_own_thread() -> None:
@@ -105,40 +119,25 @@ def note_own_thread() -> None:
     _own[_get_ident()] = _thread_time_ns()
 
 
-class Meter:
-    """Measures one attempt, from its creation to `stop`.
+class Meter(msgspec.Struct, eq=False, gc=False):
+    """Measures one attempt, from `start` to `stop`. A struct, because a step is measured often."""
 
-    Args:
-        outer: that of the step around it, if it runs in this process.
-        is_on_loop: other tasks of an event loop may run on its thread while it waits.
-        is_dispatched: its thread works for it alone, though it is not the main one.
-    """
-
-    # What most have from their start to their end: a step is measured often.
-    _inner = 0
+    _outer: Meter | None
+    _is_on_loop: bool
+    _is_dispatched: bool
+    _ident: int
+    _collected: tuple[int, int, int]
+    _began_ns: int
+    _sample: _Sample
+    _children: Any
+    _tick: int = 0
+    _thread_ns: int = 0
+    _inner: int = 0
     _cpu_ns: int | None = 0
-    _is_alone = True
-    _is_in_pieces = False
+    _is_alone: bool = True
+    _is_in_pieces: bool = False
     _given: Resources | None = None
-    _epoch = 0
-
-    def __init__(self, outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: bool = False) -> None:
-        self._outer = outer
-        self._is_on_loop = is_on_loop
-        self._is_dispatched = is_dispatched
-        self._collected = _collected
-        self._ident = ident = _get_ident()
-        _active.add(self)
-        self._tick = next(_ticks)
-        if outer is not None or len(_active) > 1:
-            self._look_around()
-        self._began_ns = now = _now_ns()
-        sample = _samples.get(ident)
-        if sample is None or now - sample[0] > _FRESH_NS:
-            sample = _take(ident, now)
-        self._sample = sample
-        self._children = _getrusage(_CHILDREN) if _has_children else sample.children
-        self._thread_ns: int = _thread_time_ns()
+    _epoch: int = 0
 
     def _look_around(self) -> None:
         """Is it alone? Only those around it may run; and they learn of this one."""
@@ -197,8 +196,9 @@ class Meter:
 
     def stop(self) -> Resources | None:
         """What the attempt used; None: nothing is known, or it was stopped before."""
-        thread_ns = _thread_time_ns()
         now = _now_ns()
+        is_short = now - self._began_ns < SHORT_NS and not self._is_in_pieces
+        thread_ns = 0 if is_short else _thread_time_ns()
         if self in _active:
             if self._outer is None:
                 # As `_leave`, without a call.
@@ -207,6 +207,8 @@ class Meter:
                     self._is_alone = False
             else:
                 self._leave()
+            if is_short:
+                return self._given
             used, cpu_ns = thread_ns - self._thread_ns, self._cpu_ns
             if used < 0 or cpu_ns is None or _get_ident() != self._ident or not _HAS_THREAD_TIME:
                 cpu_ns = None
@@ -218,7 +220,7 @@ class Meter:
             return None
         if self._given is not None:
             return self._given
-        is_shared = not self._is_alone or _serves_others or (self._ident != _main_ident and not self._is_dispatched)
+        is_shared = not self._is_alone or _services > 0 or (self._ident != _main_ident and not self._is_dispatched)
         if is_shared and self._is_on_loop:
             cpu_ns = None  # It cannot be told from that of other tasks.
         if now - self._began_ns < LONG_NS or self._is_in_pieces or not _HAS_USAGE:
@@ -245,8 +247,9 @@ class Meter:
         total_ns, io_then, io = cpu_ns, thread_then, thread
         if not is_shared:
             # Before its start, since the sample was taken, only its own thread worked; and records were delivered.
-            total_ns = after.process_ns - before.process_ns
-            total_ns -= (self._thread_ns - before.thread_ns) + max(0, after.own_ns - before.own_ns)
+            since_sample_ns = self._thread_ns - _cpu_ns(before.thread) if before.thread is not None else 0
+            total_ns = _cpu_ns(after.process) - _cpu_ns(before.process)
+            total_ns -= max(0, since_sample_ns) + max(0, after.own_ns - before.own_ns)
             total_ns = max(total_ns, cpu_ns or 0, 0)
             io_then, io = before.process, after.process
         elif self._is_on_loop:
@@ -291,17 +294,19 @@ def _take(ident: int, now: int, *, reads_size: bool = False) -> _Sample:
     global _size, _has_children
     if not _is_installed:
         _install()
-    rss, rss_ns = _size
-    if reads_size or now - rss_ns > _SIZE_FRESH_NS:
-        _size = rss, rss_ns = _resident_bytes(), now
-    # The process first: that brings the kernel's account of the calling thread up to date.
+    rss, rss_ns, next_ns = _size
+    if reads_size or (now >= next_ns and now - rss_ns > _SIZE_FRESH_NS):
+        rss, rss_ns = _resident_bytes(), now
+        _size = rss, now, now + min(_SIZE_SHARE * (_now_ns() - now), _SIZE_MAX_PAUSE_NS)
+    elif now - rss_ns > _SIZE_FRESH_NS:
+        rss = None  # Too old to say anything.
+    # The process first: that brings the kernel's account of the calling thread up to date, so that the thread's own
+    # (which alone would be as old as the last tick of the scheduler) agrees with its clock.
     process = _getrusage(_SELF)
     thread = _getrusage(_THREAD) if _THREAD is not None else None
     children = _getrusage(_CHILDREN)
     _has_children = children is not None and children.ru_maxrss > 0
-    sample = _Sample(
-        now, _thread_time_ns(), time.process_time_ns(), sum(_own.values()), process, thread, children, rss
-    )  # fmt: skip
+    sample = _Sample(now, sum(_own.values()), process, thread, children, rss)
     if len(_samples) >= _MAX_SAMPLES:
         _samples.clear()
     _samples[ident] = sample
@@ -355,14 +360,39 @@ def usage_of(usage: Any, largest_of_parent: int) -> Resources:
     )
 
 
-start: Callable[[Meter | None, bool, bool], Meter | None] = Meter
-"""A `Meter` that measures from now on; None if measuring is turned off. The arguments are those of a `Meter`."""
+def _start(outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: bool = False) -> Meter | None:
+    ident, now = _get_ident(), _now_ns()
+    sample = _samples.get(ident)
+    if sample is None or now - sample[0] > _FRESH_NS:
+        sample = _take(ident, now)
+    children = _getrusage(_CHILDREN) if _has_children else sample[4]
+    meter = Meter(outer, is_on_loop, is_dispatched, ident, _collected, now, sample, children)
+    _active.add(meter)
+    meter._tick = next(_ticks)
+    if outer is not None or len(_active) > 1:
+        meter._look_around()
+    meter._thread_ns = _thread_time_ns()
+    return meter
+
+
+def _do_not_start(outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: bool = False) -> Meter | None:
+    return None
+
+
+start = _start
+"""A `Meter` that measures from now on; None if measuring is turned off.
+
+Args:
+    outer: that of the step around it, if it runs in this process.
+    is_on_loop: other tasks of an event loop may run on its thread while it waits.
+    is_dispatched: its thread works for it alone, though it is not the main one.
+"""
 
 
 def set_enabled(is_enabled: bool) -> None:
     """Whether steps that start from now on are measured (default: they are)."""
     global start
-    start = Meter if is_enabled else lambda _outer, _is_on_loop, _is_dispatched: None
+    start = _start if is_enabled else _do_not_start
 
 
 def _on_collection(phase: str, info: dict[str, int]) -> None:
@@ -393,7 +423,7 @@ def _after_fork() -> None:
     _active = set()
     _samples.clear()
     _own.clear()
-    _size = (None, -_SIZE_FRESH_NS)
+    _size = (None, -_SIZE_FRESH_NS, 0)
     _main_ident = _get_ident()
 
 

@@ -10,8 +10,8 @@ import msgspec
 from tachograph_exporter.views.schemas.common import AverageUse, MeasureSummary, Wait
 
 
-class ResourceUse(msgspec.Struct, gc=False):
-    """What attempts used of the machine, with all processes that they started and waited for. Null: not known.
+class ResourceUse(msgspec.Struct, gc=False, omit_defaults=True):
+    """What attempts used of the machine, with all processes that they waited for. Null or absent: not known.
 
     ``cpu_seconds`` is user and system time, ``thread_cpu_seconds`` that of the attempt's own thread; ``busy_seconds``
     and ``waiting_seconds`` divide the running time: at most all of it was busy, even if several threads were.
