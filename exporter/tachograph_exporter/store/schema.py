@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0021"
+HEAD: Final = "0022"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -190,6 +190,8 @@ workflow_step_executions: Final = Table(
     _column("map_index", String(200)),
     # What its last attempt used of the machine (a `tachograph.events.Resources` as JSON).
     _column("resources", Text, Merge.NEWEST),
+    # Before the first attempt, when it was asked for and not due yet.
+    _column("scheduled_ns", BigInteger, Merge.FIRST),
     sqlite_with_rowid=False,
 )
 
