@@ -27,7 +27,7 @@ from tachograph_exporter.expectations.routing import Target, masked
 from tachograph_exporter.expectations.sending import NotSent, send
 from tachograph_exporter.store import notices
 from tachograph_exporter.store.database import Database
-from tachograph_exporter.store.notices import Key, Message, NewNotice, Silence
+from tachograph_exporter.store.notices import Key, Message, NewNotice
 from tachograph_exporter.store.schema import notice_deliveries, workflow_expectations
 from tachograph_exporter.store.workspaces import add_workspace
 from tests.conftest import Api, make_execution, running
@@ -277,18 +277,6 @@ async def test_notices_of_a_workflow_that_was_renamed_are_over(api: Api) -> None
     await asyncio.to_thread(api.service.watch.look)
     still = (await api.get("/api/notices?open=true"))["items"]
     assert {item["workflow"] for item in still} <= {"doze"}
-
-
-def test_silences_end(database: Database) -> None:
-    workspace = workspace_id("default")
-    silence = Silence("s1", workspace, "night*", None, 100, "upgrade")
-    assert database.run(lambda c: notices.silence(c, silence, 10))
-    assert database.look(lambda c: notices.silences(c, 50)) == [silence]
-    assert (silence.covers(workspace, "nightly", "late"), silence.covers("x", "nightly", "late")) == (True, False)
-    assert not silence.covers(workspace, "daily", "late")
-    assert database.run(lambda c: notices.end_silence(c, "s1", 60))
-    assert database.look(lambda c: notices.silences(c, 61)) == []
-    assert not database.run(lambda c: notices.end_silence(c, "s1", 62))
 
 
 def test_quiet_hours_and_who_is_told() -> None:

@@ -105,7 +105,10 @@ class DeliveryInfo(msgspec.Struct, kw_only=True):
 
 
 class NoticeInfo(msgspec.Struct, kw_only=True):
-    """Something that did not hold, and who was told. ``since`` is when it began, ``told_at`` when it was noticed."""
+    """Something that did not hold, and who was told. ``since`` is when it began, ``told_at`` when it was noticed.
+
+    ``silence_id`` is the silence that kept it from being told; null if there was none, or it has been told since.
+    """
 
     id: str
     workspace: str
@@ -118,6 +121,7 @@ class NoticeInfo(msgspec.Struct, kw_only=True):
     recovered_at: str | None
     recovery: str | None
     execution_id: str | None
+    silence_id: str | None
     deliveries: list[DeliveryInfo]
 
 
