@@ -166,12 +166,14 @@ def test_a_silence_holds_what_waits_and_a_recovery_is_told_only_if_its_notice_wa
     database.run(lambda c: notices.claim(c, Key(told, notices.OPENED, "hook"), 6))
     database.run(lambda c: notices.settle(c, Key(told, notices.OPENED, "hook"), notices.SENT, 7))
     database.run(lambda c: silences.add_silence(c, silence(time.time_ns() + 3600 * NS), 10))
-    deliver("hook"), deliver("other")
+    deliver("hook")
+    deliver("other")
     assert states(database, waiting) == {"opened": notices.SILENCED, "recovered": notices.SILENCED}
     assert sent == []
     # Whoever was told before the silence hears of the end, and nobody else does.
     assert database.run(lambda c: notices.resolve(c, told, 40, "over", time.time_ns()))
-    deliver("hook"), deliver("other")
+    deliver("hook")
+    deliver("other")
     assert sent == [f"{told}.recovered"]
 
 
