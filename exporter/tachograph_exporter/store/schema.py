@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0022"
+HEAD: Final = "0023"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -317,6 +317,8 @@ notices: Final = Table(
     Column("text", Text, nullable=False),
     Column("recovery", Text, nullable=False, server_default=""),
     Column("execution_id", String(36)),
+    # What kept it from being told; null again once it is told.
+    Column("silence_id", String(36)),
     UniqueConstraint("workspace_id", "workflow", "kind", "key"),
     Index("ix_notices_told", "told_ns"),
     Index(
@@ -351,7 +353,7 @@ notice_deliveries: Final = Table(
     sqlite_with_rowid=False,
 )
 
-# Until when nobody is told of something. Null is any; ``workflow`` may have wildcards.
+# Until when nobody is told of something. Null is any; ``workflow`` may have wildcards, ``severity`` is the greatest.
 notice_silences: Final = Table(
     "notice_silences",
     metadata,
@@ -362,6 +364,8 @@ notice_silences: Final = Table(
     Column("until_ns", BigInteger, nullable=False),
     Column("created_ns", BigInteger, nullable=False),
     Column("reason", Text, nullable=False, server_default=""),
+    Column("severity", String(16)),
+    Column("created_by", String(200), nullable=False, server_default=""),
 )
 
 # ``scopes`` is separated by spaces. A token without a workspace is valid for all.
@@ -389,6 +393,7 @@ archived_executions: Final = Table(
     ],
     Column("archive", Text, nullable=False),
     Index("ix_archived_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
+    Index("ix_archived_workspace", "workspace_id", text("created_ns DESC")),
 )
 
 FAILED_OR_UNKNOWN: Final = "status = 2 OR status IS NULL"
