@@ -164,6 +164,17 @@ class Heartbeat(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="heart
     """The process that owns a running execution is alive."""
 
 
+class WorkflowExpected(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="workflow_expected"):
+    """An engine's schedule says what is expected of a workflow; it belongs to no execution.
+
+    Of ``execution`` only the workspace and the workflow count. ``source`` names who says so, such as ``celery beat``.
+    ``expects`` is None when the schedule no longer exists.
+    """
+
+    source: str
+    expects: Expectation | None = None
+
+
 class _StepEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", gc=False):
     step: StepRef
     time_ns: int
@@ -175,7 +186,12 @@ class _StepEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", g
 
 
 class StepReady(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_ready"):
-    """A step's dependencies are met; from now on it waits only for a slot."""
+    """A step's dependencies are met; from now on it waits only for a slot.
+
+    ``is_planned``: it is known that there is such a step, and what it depends on; nothing has asked for it yet.
+    """
+
+    is_planned: bool = False
 
 
 class StepStarted(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_started"):
@@ -424,7 +440,7 @@ class StepLogged(_Report, frozen=True, kw_only=True, gc=False, tag="step_logged"
     level: str = "info"
 
 
-ExecutionEvent: TypeAlias = ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat
+ExecutionEvent: TypeAlias = ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat | WorkflowExpected
 StepReport: TypeAlias = StepMeasured | StepCost | StepLogged
 StepEvent: TypeAlias = StepReady | StepStarted | StepRetrying | StepFinished | StepSkipped | StepsFolded | StepReport
 Event: TypeAlias = ExecutionEvent | StepEvent
