@@ -233,7 +233,8 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
     from the start of the execution (for a nested step: of the enclosing step) to ``time_ns``. Where clocks differ, they
     add up within the execution's own time. ``last_queue_ns`` and ``last_backoff_ns`` belong to the last attempt alone.
     ``between_attempts``: the step was stopped while it waited for a retry, so a
-    `StepRetrying` already reported its last attempt. ``resources`` are those of the last attempt.
+    `StepRetrying` already reported its last attempt; also with ``attempt`` 0, of a step that was cancelled before it
+    started, whose two starts are then the time of its end. ``resources`` are those of the last attempt.
     """
 
     status: StepStatus

@@ -221,7 +221,8 @@ class Batch:
             _encode(step.depends_on).decode() if step.depends_on else _NO_DEPENDENCIES,
             step_rank(status, attempt), status._value_, attempt,
             event.started_ns - event.queue_ns if attempt == 1 else None,
-            event.started_ns, event.attempt_started_ns, event.time_ns,
+            # Taken back before it started: no attempt was made.
+            *((event.started_ns, event.attempt_started_ns) if attempt else (None, None)), event.time_ns,
             event.dependency_ns, event.queue_ns, event.backoff_ns, event.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, event.inputs, event.output, step.child_execution_id, step.dependency_count, event.unaccounted_ns,

@@ -7,7 +7,7 @@ from enum import Enum, auto
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Table, case, func, literal_column
+from sqlalchemy import ColumnElement, Table, case, func, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
@@ -44,7 +44,7 @@ _TERMINAL_STEP_RANKS: Final = {
 }
 
 
-_EMPTY: Final = literal_column("'[]'")
+_EMPTY: Final[ColumnElement[str]] = literal_column("'[]'")
 _UNION: Final = {
     "sqlite": "(SELECT json_group_array(value) FROM (SELECT value FROM json_each({table}.{column}) "
     "UNION SELECT value FROM json_each(excluded.{column}) ORDER BY 1))",
@@ -117,7 +117,9 @@ class Rows:
             elif rule is Merge.HIGHEST:
                 sets[name] = case((new[name] > old[name], new[name]), else_=old[name])
             elif rule is Merge.UNION:
-                union = literal_column(_UNION[dialect.name].format(table=self.table.name, column=name))
+                union: ColumnElement[str] = literal_column(
+                    _UNION[dialect.name].format(table=self.table.name, column=name)
+                )
                 same = (old[name] == new[name]) | (new[name] == _EMPTY)
                 sets[name] = case((same, old[name]), (old[name] == _EMPTY, new[name]), else_=union)
         keys = list(self.table.primary_key)

@@ -113,8 +113,8 @@ def find_lost(
     reported = {row.execution_id: told for row in rows if (told := ReportedProcess.parse(row.process or ""))}
     progress = progress_of(connection, list(reported))
     seen = {row.execution_id: row.last_seen_ns for row in rows}
-    for execution_id, steps in progress.items():
-        seen[execution_id] = max(seen[execution_id], steps.seen_ns)
+    for execution_id, of_steps in progress.items():
+        seen[execution_id] = max(seen[execution_id], of_steps.seen_ns)
     silent = silences.look(seen.items()) if silences is not None else {}
     for row in rows:
         process = row.process or ""

@@ -9,7 +9,7 @@ ended, and nothing was heard for a moment, the run has ended; if something comes
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from sqlalchemy import Connection, Row, bindparam, case, func, select, text
 
@@ -108,20 +108,20 @@ def find_quiet(connection: Connection, silences: Looking) -> list[QuietRun]:
         (row.execution_id, progress[row.execution_id].seen_ns + progress[row.execution_id].steps) for row in over
     )
     quiet = [row for row in over if silent[row.execution_id] >= QUIET_SECONDS]
-    return [QuietRun(row, steps_of(connection, row.execution_id)) for row in quiet[:MAX_QUIET]]
+    return [QuietRun(cast(Any, row), steps_of(connection, row.execution_id)) for row in quiet[:MAX_QUIET]]
 
 
 def outcome_of(steps: Iterable[StoredStep]) -> tuple[ExecutionStatus, Failure | None]:
-    """How a run ended whose steps ended like this: as the worst of them, unless a later attempt made up for it."""
+    """How a run ended whose steps ended like this: as the worst of them."""
     by_status: dict[str, StoredStep] = {}
     for step in sorted(steps, key=lambda step: step.finished_ns or 0):
         by_status.setdefault(step.status, step)
     for status in (ExecutionStatus.FAILED, ExecutionStatus.TIMEOUT, ExecutionStatus.LOST, ExecutionStatus.CANCELLED):
-        step = by_status.get(status.value)
-        if step is not None:
+        worst = by_status.get(status.value)
+        if worst is not None:
             failure = None
-            if step.error_type is not None or step.error_message is not None:
-                failure = Failure(step.error_type or "Error", step.error_message or "", step.error_stack)
+            if worst.error_type is not None or worst.error_message is not None:
+                failure = Failure(worst.error_type or "Error", worst.error_message or "", worst.error_stack)
             return status, failure
     return ExecutionStatus.COMPLETED, None
 

@@ -148,7 +148,8 @@ class Run:
         self._end(ExecutionStatus.CANCELLED, failure_of(error, "Cancelled") if error is not None else None, at)
 
     def __enter__(self) -> Self:
-        return self.begin()
+        self.begin()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

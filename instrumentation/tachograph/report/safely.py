@@ -10,9 +10,11 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
 from tachograph.clock import MAX_NS, NS
 from tachograph.events import Failure
+from tachograph.identity import traceparent
 from tachograph.names import clean_name, encodable
 from tachograph.quiet_log import QuietLog
 from tachograph.redaction import mask_text
+from tachograph.spans.propagation import caller
 from tachograph.summary import as_text
 from tachograph.summary import failure as describe
 
@@ -89,3 +91,9 @@ def name_of(value: Any, what: str) -> str:
     if not name:
         raise ValueError(f"{what} needs a name")
     return name
+
+
+def caller_traceparent() -> str | None:
+    """The W3C ``traceparent`` of the calling code's current span; None without one."""
+    here = caller()
+    return traceparent(*here) if here is not None else None

@@ -139,10 +139,21 @@ class Step:
             self.run.emit(event)
 
     @safely
-    def retrying(self, error: Error = None, delay: float = 0.0, *, timed_out: bool = False, at: Moment = None) -> None:
-        """The running attempt failed with ``error``, and another one is due in ``delay`` seconds."""
+    def retrying(
+        self,
+        error: Error = None,
+        delay: float = 0.0,
+        *,
+        timed_out: bool = False,
+        attempt: int | None = None,
+        at: Moment = None,
+    ) -> None:
+        """The running attempt failed with ``error``, and another one is due in ``delay`` seconds.
+
+        ``attempt``: its number, for a process that did not report its start.
+        """
         with self.run.reporting(at) as now:
-            attempts = self._running(now)
+            attempts = self._running(now, attempt)
             if attempts is None or self._retried >= attempts.attempt:
                 return
             self._retried = attempts.attempt
@@ -153,29 +164,50 @@ class Step:
             self.run.closed(self)
 
     @safely
-    def finished(self, output: Any = None, *, resources: Resources | None = None, at: Moment = None) -> None:
-        """It ended well. Of ``output`` a summary is kept, with secrets masked."""
-        self._end(StepStatus.COMPLETED, at, None, output=summarise(output), resources=resources)
+    def finished(
+        self,
+        output: Any = None,
+        *,
+        attempt: int | None = None,
+        resources: Resources | None = None,
+        at: Moment = None,
+    ) -> None:
+        """It ended well. Of ``output`` a summary is kept, with secrets masked. ``attempt``: as in `retrying`."""
+        self._end(StepStatus.COMPLETED, at, None, attempt, output=summarise(output), resources=resources)
 
     @safely
-    def failed(self, error: Error = None, *, resources: Resources | None = None, at: Moment = None) -> None:
+    def failed(
+        self,
+        error: Error = None,
+        *,
+        attempt: int | None = None,
+        resources: Resources | None = None,
+        at: Moment = None,
+    ) -> None:
         """It failed with ``error``, an exception or a text, and is not tried again."""
-        self._end(StepStatus.FAILED, at, failure_of(error), resources=resources)
+        self._end(StepStatus.FAILED, at, failure_of(error), attempt, resources=resources)
 
     @safely
-    def timed_out(self, error: Error = None, *, resources: Resources | None = None, at: Moment = None) -> None:
+    def timed_out(
+        self,
+        error: Error = None,
+        *,
+        attempt: int | None = None,
+        resources: Resources | None = None,
+        at: Moment = None,
+    ) -> None:
         """It took longer than it may, and is not tried again."""
-        self._end(StepStatus.TIMEOUT, at, failure_of(error, "Timeout"), resources=resources)
+        self._end(StepStatus.TIMEOUT, at, failure_of(error, "Timeout"), attempt, resources=resources)
 
     @safely
-    def cancelled(self, error: Error = None, *, at: Moment = None) -> None:
-        """Somebody stopped it, or took it back before it started."""
-        self._end(StepStatus.CANCELLED, at, failure_of(error, "Cancelled") if error is not None else None)
+    def cancelled(self, error: Error = None, *, attempt: int | None = None, at: Moment = None) -> None:
+        """Somebody stopped its ``attempt``, or took it back before it started."""
+        self._end(StepStatus.CANCELLED, at, failure_of(error, "Cancelled") if error is not None else None, attempt)
 
     @safely
-    def lost(self, error: Error = None, *, at: Moment = None) -> None:
+    def lost(self, error: Error = None, *, attempt: int | None = None, at: Moment = None) -> None:
         """Its process died. If another process ends it after all, that counts."""
-        self._end(StepStatus.LOST, at, failure_of(error, "Lost"))
+        self._end(StepStatus.LOST, at, failure_of(error, "Lost"), attempt)
 
     @safely
     def skipped(self, reason: SkipReason | str = SkipReason.CONDITION, *, at: Moment = None) -> None:
@@ -223,14 +255,14 @@ class Step:
             self._reporter = Reporter(attempts, self.run.emit, self.run.clock, self.run.counts)
         return self._reporter
 
-    def _running(self, now: int) -> StepAttempts | None:
+    def _running(self, now: int, attempt: int | None = None) -> StepAttempts | None:
         """The attempts of a step that ends, or whose attempt does; if nothing told that it started, it does now."""
         if self._status is not None and self._status.is_terminal:
             return None
         if self._attempts is None:
             self.run.begin_if_needed(now)
             self._attempts = StepAttempts(self.ref, self.run.origin_of(self.ref, now))
-            self._attempts.started(now, ready_ns=self.run.met_ns(self.ref, now))
+            self._attempts.started(now, attempt=_number(attempt, None), ready_ns=self.run.met_ns(self.ref, now))
         return self._attempts
 
     def _has_ended(self, status: StepStatus) -> bool:
@@ -240,32 +272,39 @@ class Step:
 
     def abandon(self, now_ns: int) -> None:
         """Its run ended here while an attempt of it ran."""
-        self._end_at(now_ns, StepStatus.LOST, ABANDONED, None, None)
+        self._end_at(now_ns, StepStatus.LOST, ABANDONED)
 
     def _end(
         self,
         status: StepStatus,
         at: Moment,
         failure: Failure | None,
+        attempt: int | None,
         *,
         output: str | None = None,
         resources: Resources | None = None,
     ) -> None:
         with self.run.reporting(at) as now:
-            self._end_at(now, status, failure, output, resources)
+            self._end_at(now, status, failure, attempt, output, resources)
 
     def _end_at(
-        self, now: int, status: StepStatus, failure: Failure | None, output: str | None, resources: Resources | None
+        self,
+        now: int,
+        status: StepStatus,
+        failure: Failure | None,
+        attempt: int | None = None,
+        output: str | None = None,
+        resources: Resources | None = None,
     ) -> None:
         if self._has_ended(status):
             return
-        if self._attempts is None and status is StepStatus.CANCELLED:
+        if self._attempts is None and attempt is None and status is StepStatus.CANCELLED:
             self.run.begin_if_needed(now)
             self._settle(status, self._taken_back(now, failure), 0)
             return
         if self._status is StepStatus.LOST:
             self._status = StepStatus.RUNNING
-        attempts = self._running(now)
+        attempts = self._running(now, attempt)
         if attempts is None:
             return
         event = attempts.finished(max(now, attempts.attempt_started_ns), status, failure, output)
