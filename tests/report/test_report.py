@@ -221,7 +221,10 @@ def test_nothing_raises_and_what_is_wrong_is_named_once(
 
 def test_a_block_ends_its_run_as_it_is_left(told: Callable[[], list[Event]]) -> None:
     report = tachograph.report
-    with report.run("etl", run_id="a") as run, run.step("load").started().nested("child", run_id="b") as child:
+    with (
+        report.run("etl", run_id="a") as run,
+        run.nested(run.step("load").started(), "child", run_id="b") as child,
+    ):
         child.step("inner").started().finished()
     with pytest.raises(ZeroDivisionError), report.run("etl", run_id="c") as run:
         run.step("load").started().finished(1 / 0)

@@ -184,6 +184,7 @@ def _harmless(handler: Callable[..., None]) -> Callable[..., None]:
 def _before_publish(sender: Any, headers: Any = None, body: Any = None, **_: Any) -> None:
     if not isinstance(headers, dict) or "id" not in headers:
         return  # Protocol 1 has no headers.
+    _come_last()
     now = time.time()
     task_id, name = headers["id"], str(headers.get("task") or sender)
     due = max(now, _moment(headers.get("eta")) or now)
@@ -207,6 +208,15 @@ def _before_publish(sender: Any, headers: Any = None, body: Any = None, **_: Any
     elif request is not None and task_id in _ids_after(request):
         step.depend_on(sent_by.step)
     step.queued(at=due)
+
+
+def _come_last() -> None:
+    """From the next message on, come after whoever makes the span that sends it current: it names the trace."""
+    from celery.signals import before_task_publish as signal
+
+    if signal.receivers and signal.receivers[-1][1] is not _before_publish:
+        signal.disconnect(_before_publish, dispatch_uid=_uid(_before_publish))
+        signal.connect(_before_publish, weak=False, dispatch_uid=_uid(_before_publish))
 
 
 def _first_place(headers: Mapping[str, Any], task_id: str, name: str) -> _Place:

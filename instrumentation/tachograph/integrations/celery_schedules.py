@@ -74,5 +74,8 @@ def _field(value: Any) -> str:
 
 
 def _zone(app: Any, schedule: Any) -> str:
-    zone = getattr(schedule, "tz", None) or app.timezone
+    from celery.schedules import crontab
+
+    # A class of somebody else's may have a zone of its own; Celery's own follows the app.
+    zone = (None if type(schedule) is crontab else getattr(schedule, "tz", None)) or app.timezone
     return str(getattr(zone, "key", None) or zone)

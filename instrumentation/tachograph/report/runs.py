@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
@@ -33,6 +33,7 @@ from tachograph.identity import (
     instance_id,
     new_id,
     reported_execution_id,
+    traceparent,
 )
 from tachograph.identity import step_id as make_step_id
 from tachograph.identity import workflow_id as make_workflow_id
@@ -240,21 +241,12 @@ class Run:
             parent_step_id=outer,
         )
 
-    def nested(self, step: Step, workflow: str, run_id: object, options: Mapping[str, Any]) -> Run:
-        """See `Step.nested`."""
-        trace_parent = (self.ref.trace_id, step.ref.span_id)
+    def nested(self, step: Step, workflow: str, *, run_id: object = None, **options: Any) -> Run:
+        """A run of another workflow that is a step of this one; each names the other. Arguments are those of `run`."""
+        options.setdefault("traceparent", traceparent(self.ref.trace_id, step.ref.span_id))
         inner = run(workflow, run_id=run_id, workspace=self.ref.workspace, **options)
-        if not inner._told_start:
-            inner.ref = replace(
-                inner.ref,
-                trace_id=trace_parent[0],
-                parent_span_id=trace_parent[1],
-                parent_execution_id=self.ref.execution_id,
-                parent_step_id=step.ref.step_id,
-            )
-        step.ref = replace(step.ref, child_execution_id=inner.ref.execution_id)
-        if step._attempts is not None:
-            step._attempts.step = step.ref
+        inner.ref = replace(inner.ref, parent_execution_id=self.ref.execution_id, parent_step_id=step.ref.step_id)
+        step.refer_to(inner.execution_id)
         return inner
 
     # What steps need.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
 
 from msgspec.structs import replace
 
-from tachograph.clock import NS
+from tachograph.clock import NS, Clock
 from tachograph.events import (
     Event,
     Failure,
@@ -23,12 +25,30 @@ from tachograph.report.safely import Error, Moment, failure_of, safely
 from tachograph.summary import summarise
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.reporter import Reporter
-
-if TYPE_CHECKING:
-    from tachograph.report.runs import Run
+from tachograph.workflow.step_counts import StepCounts
 
 MAX_ATTEMPT: Final = (1 << 31) - 1
 MAX_DELAY_SECONDS: Final = 366 * 86_400.0
+
+
+class Owner(Protocol):
+    """The run of a step: `tachograph.report.Run`."""
+
+    clock: Clock
+    counts: StepCounts
+
+    def step_id(self, key: object, index: int | str | None = None) -> str: ...
+    def span_id(self, step_id: str) -> str: ...
+    def known(self, step_id: str) -> Sequence[Step]: ...
+    def reporting(self, at: Moment) -> AbstractContextManager[int]: ...
+    def moment(self, at: Moment) -> int: ...
+    def emit(self, event: Event) -> None: ...
+    def begin_if_needed(self, now_ns: int) -> None: ...
+    def origin_of(self, ref: StepRef, now_ns: int) -> int: ...
+    def met_ns(self, ref: StepRef, now_ns: int) -> int: ...
+    def opened(self, step: Step) -> None: ...
+    def closed(self, step: Step) -> None: ...
+    def ended(self, step: Step, status: StepStatus, run_ns: int) -> None: ...
 
 
 class Step:
@@ -38,7 +58,7 @@ class Step:
     `Run.step` makes steps.
     """
 
-    def __init__(self, run: Run, ref: StepRef) -> None:
+    def __init__(self, run: Owner, ref: StepRef) -> None:
         self.run = run
         self.ref = ref
         self._attempts: StepAttempts | None = None
@@ -57,6 +77,12 @@ class Step:
     def finished_ns(self) -> int | None:
         """When it ended, unix nanoseconds, if that was reported here."""
         return self._last.time_ns if self._last is not None else None
+
+    def refer_to(self, child_execution_id: str) -> None:
+        """An execution is this step's work; what is reported of the step from now on names it."""
+        self.ref = replace(self.ref, child_execution_id=child_execution_id)
+        if self._attempts is not None:
+            self._attempts.step = self.ref
 
     @property
     def started_ns(self) -> int | None:
@@ -241,13 +267,6 @@ class Step:
     def cost(self, usd: float = 0.0, tokens_in: int = 0, tokens_out: int = 0, model: str = "") -> None:
         """Record US dollars and tokens that the step spent since its previous report."""
         self._reports().cost(usd, tokens_in, tokens_out, model)
-
-    def nested(self, workflow: str, *, run_id: object, **options: Any) -> Run:
-        """A run inside this step, of another workflow: ``step.nested("child", run_id=…)``. See `tachograph.report.run`.
-
-        Each names the other.
-        """
-        return self.run.nested(self, workflow, run_id, options)
 
     def _reports(self) -> Reporter:
         if self._reporter is None:

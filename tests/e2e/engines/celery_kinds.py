@@ -45,7 +45,7 @@ if HOOKS:
 
 @worker_process_init.connect(weak=False)
 def instrument(**_):
-    if HOOKS:
+    if HOOKS and not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         return
     provider = TracerProvider()
     exporter = OTLPSpanExporter()
@@ -260,6 +260,7 @@ def ids_of(result):
 def spans_sent():
     if HOOKS:
         tachograph.integrations.celery.get_recorder().flush(60)
+    if HOOKS and not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         return
     trace.get_tracer_provider().force_flush()
 
