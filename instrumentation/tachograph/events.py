@@ -164,6 +164,17 @@ class Heartbeat(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="heart
     """The process that owns a running execution is alive."""
 
 
+class WorkflowExpected(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="workflow_expected"):
+    """An engine's schedule says what is expected of a workflow; it belongs to no execution.
+
+    Of ``execution`` only the workspace and the workflow count. ``source`` names who says so, such as ``celery beat``.
+    ``expects`` is None when the schedule no longer exists.
+    """
+
+    source: str
+    expects: Expectation | None = None
+
+
 class _StepEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", gc=False):
     step: StepRef
     time_ns: int
@@ -175,7 +186,12 @@ class _StepEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", g
 
 
 class StepReady(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_ready"):
-    """A step's dependencies are met; from now on it waits only for a slot."""
+    """A step's dependencies are met; from now on it waits only for a slot.
+
+    ``is_planned``: it is known that there is such a step, and what it depends on; nothing has asked for it yet.
+    """
+
+    is_planned: bool = False
 
 
 class StepStarted(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_started"):
@@ -220,7 +236,8 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
     add up to the time from the start of the execution (for a nested step: of the enclosing step) to ``time_ns``. Where
     clocks differ, they add up within the execution's own time. ``last_queue_ns`` and ``last_backoff_ns`` belong to the
     last attempt alone. ``between_attempts``: the step was stopped while it waited for a retry, so a `StepRetrying`
-    already reported its last attempt. ``resources`` are those of the last attempt.
+    already reported its last attempt; also with ``attempt`` 0, of a step that was cancelled before it started, whose
+    two starts are then the time of its end. ``resources`` are those of the last attempt.
     """
 
     status: StepStatus
@@ -432,7 +449,7 @@ class StepLogged(_Report, frozen=True, kw_only=True, gc=False, tag="step_logged"
     level: str = "info"
 
 
-ExecutionEvent: TypeAlias = ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat
+ExecutionEvent: TypeAlias = ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat | WorkflowExpected
 StepReport: TypeAlias = StepMeasured | StepCost | StepLogged
 StepEvent: TypeAlias = StepReady | StepStarted | StepRetrying | StepFinished | StepSkipped | StepsFolded | StepReport
 Event: TypeAlias = ExecutionEvent | StepEvent
