@@ -64,6 +64,7 @@ from tachograph_exporter.api import (
     timeline,
     tokens,
     trends,
+    why,
     workflows,
     workspaces,
 )
@@ -133,6 +134,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *executions.ROUTES,
     *expectations.ROUTES,
     *timeline.ROUTES,
+    *why.ROUTES,
     *logs.ROUTES,
     *reconciliation.ROUTES,
     *metrics.ROUTES,

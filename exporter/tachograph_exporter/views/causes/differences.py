@@ -3,9 +3,9 @@
 Every value that the run in question has is one hypothesis. Texts and booleans are tested with Fisher's exact test on
 the other runs: the run that chose the hypothesis is no evidence for it. Numbers are tested with Mann and Whitney's test
 and, where durations are compared, with Spearman's rank correlation of value and duration; the better of the two counts
-twice its chance. The bound on false discoveries is Benjamini and Hochberg's, at `MAX_FALSE`: if nothing differs, nothing
-is said in 99 of 100 cases. The groups are chosen by durations or outcomes alone, never by the values, so the bound holds
-for them.
+twice its chance. The bound on false discoveries is Benjamini and Hochberg's, at `MAX_FALSE`: if nothing differs,
+nothing is said in 99 of 100 cases. The groups are chosen by durations or outcomes alone, never by the values, so the
+bound holds for them.
 
 A difference is no proof of a cause: the runs were not assigned their values by lot.
 """
@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from tachograph_exporter.views.causes.features import Feature, Place, Value
+from tachograph_exporter.views.causes.features import OUTPUT, Feature, Place, Value
 from tachograph_exporter.views.causes.statistics import (
     adjusted,
     fisher,
@@ -31,7 +31,7 @@ MAX_FALSE: Final = 0.01
 MIN_USUAL: Final = 5
 """Usual runs without which nothing is compared."""
 MIN_CORRELATED: Final = 20
-"""Runs without which values and durations are not correlated: of fewer, the tail of the normal distribution is wrong."""
+"""Runs from which values and durations are correlated: with fewer, the normal approximation has a wrong tail."""
 MIN_EFFECT: Final = 0.5
 """How well a value has to split the groups, from 0 to 1, to be named as a likely cause."""
 MAX_DIFFERENCES: Final = 20
@@ -60,6 +60,11 @@ class Difference(NamedTuple):
     without_count: int = 0
     odd_median: float | None = None
     usual_median: float | None = None
+
+    @property
+    def is_outcome(self) -> bool:
+        """Whether the value came to be while the run ran, and so may be an effect as well as a cause."""
+        return self.place.order >= OUTPUT.order
 
     @property
     def is_strong(self) -> bool:
@@ -100,7 +105,7 @@ def differences(target: Mapping[str, Feature], runs: Sequence[Described]) -> Res
     tests = []
     for key, feature in target.items():
         if isinstance(feature.value, float):
-            tested = _numeric(feature, key, odd, usual)
+            tested = _numeric(feature, feature.value, odd, usual)
         else:
             tested = _categorical(feature, key, odd, usual)
         if tested is not None:
@@ -142,12 +147,12 @@ def _categorical(
 
 
 def _numeric(
-    feature: Feature, key: str, odd: Sequence[Described], usual: Sequence[Described]
+    feature: Feature, value: float, odd: Sequence[Described], usual: Sequence[Described]
 ) -> tuple[Difference, float] | None:
-    assert isinstance(feature.value, float)
+    key = feature.key
     among_odd, among_usual = _numbers(odd, key), _numbers(usual, key)
     together = [*among_odd, *among_usual]
-    values = [value for _, value, _ in together]
+    values = [number for _, number, _ in together]
     if not among_odd or len(among_usual) < MIN_USUAL or min(values) == max(values):
         return None
     times = [float(started) for started, _, _ in together]
@@ -157,7 +162,7 @@ def _numeric(
     above = superiority(first, second)
     usually = median(second)
     # The run itself has to be on the side to which the odd ones differ.
-    side = (feature.value > usually) - (feature.value < usually)
+    side = (value > usually) - (value < usually)
     return (
         Difference(
             key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ class Place(NamedTuple):
 VERSION: Final = Place("version", 0)
 INPUT: Final = Place("input", 1)
 HOST: Final = Place("host", 2)
+BESIDE: Final = Place("beside", 4)
 PROCESS: Final = Place("process", 5)
 FIRST: Final = Place("first_run", 3)
 PROJECT: Final = Place("project", 4)
@@ -52,11 +54,6 @@ class Feature(NamedTuple):
     value: Value
     place: Place
 
-    @property
-    def is_outcome(self) -> bool:
-        """Whether it came to be while the run ran, and so may be an effect of the slowness as well as its cause."""
-        return self.place.order >= OUTPUT.order
-
 
 def flattened(key: str, document: str | None, place: Place) -> Iterator[Feature]:
     """The values of a JSON document by their paths. Dates are left out: they follow the time. Bounded."""
@@ -66,11 +63,7 @@ def flattened(key: str, document: str | None, place: Place) -> Iterator[Feature]
         value = msgspec.json.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return
-    count = 0
-    for path, leaf in _leaves(key, value, 0):
-        if count == MAX_FEATURES:
-            return
-        count += 1
+    for path, leaf in itertools.islice(_leaves(key, value, 0), MAX_FEATURES):
         yield Feature(path, leaf, place)
 
 
