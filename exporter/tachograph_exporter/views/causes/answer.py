@@ -145,8 +145,9 @@ def _slow_causes(case: Case) -> Iterator[Claim]:
     before = [each for each in strong if not each.is_outcome]
     is_queueing = mechanisms.is_queueing(case)
     yield from structure.child_run(case)
-    yield from structure.new_steps(case)
-    yield from structure.other_order(case)
+    new_steps = list(structure.new_steps(case))
+    # A new step is waited for, too.
+    yield from new_steps or structure.other_order(case)
     yield from structure.skew(case)
     yield from _named(case, [each for each in before if each.place.kind not in _CONTEXT])
     if is_queueing:

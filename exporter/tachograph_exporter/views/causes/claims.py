@@ -77,9 +77,6 @@ def plural(count: int, noun: str) -> str:
 
 _FEATURE_NAMES: Final = {
     "first_run_in_process": "the first run in its process",
-    "processes": "processes that ran it lately",
-    "runs_at_once": "runs of the workflow at the same time",
-    "time_of_day": "hours between its time of day and theirs",
 }
 
 
@@ -89,6 +86,16 @@ def difference_text(difference: Difference, odd: str) -> str:
     if difference.odd_median is not None:
         if difference.place.kind == "time_of_day":
             return f"It ran at the time of day at which the {odd} runs do"
+        if difference.place.kind == "workers":
+            return (
+                f"Fewer processes run it: {value_text(difference.value)} ran the last runs, "
+                f"usually {value_text(difference.usual_median)}"
+            )
+        if difference.place.kind == "concurrency":
+            return (
+                f"{value_text(difference.value)} runs of the workflow ran at the same time, "
+                f"usually {value_text(difference.usual_median)}"
+            )
         return (
             f"{name} is {value_text(difference.value)}: {value_text(difference.odd_median)} in {odd} runs, "
             f"{value_text(difference.usual_median)} in others"

@@ -32,6 +32,8 @@ MIN_USUAL: Final = 5
 """Usual runs without which nothing is compared."""
 MIN_CORRELATED: Final = 20
 """Runs from which values and durations are correlated: with fewer, the normal approximation has a wrong tail."""
+MIN_EXPLAINED: Final = 0.5
+"""The share of its additional time that a number has to explain where durations are correlated with it."""
 MIN_EFFECT: Final = 0.5
 """How well a value has to split the groups, from 0 to 1, to be named as a likely cause."""
 MAX_DIFFERENCES: Final = 20
@@ -68,7 +70,12 @@ class Difference(NamedTuple):
 
     @property
     def is_strong(self) -> bool:
-        """Whether it splits the groups well enough to be named as a likely cause."""
+        """Whether it splits the groups well enough to be named as a likely cause.
+
+        A text or a boolean that most runs have without being odd is none, however unlikely chance is.
+        """
+        if self.odd_median is None and 2 * self.odd_with < self.with_count:
+            return False
         return self.effect >= MIN_EFFECT
 
 
@@ -173,20 +180,52 @@ def _numeric(
             odd_median=median(first),
             usual_median=usually,
         ),
-        min(1.0, 2 * min(rank_sum(first, second), _chance_of_correlation(together))),
+        min(1.0, 2 * min(rank_sum(first, second), _chance_of_correlation(feature, odd, usual))),
     )
 
 
-def _chance_of_correlation(points: Sequence[tuple[int, float, float | None]]) -> float:
+def _chance_of_correlation(feature: Feature, odd: Sequence[Described], usual: Sequence[Described]) -> float:
     """The two-sided probability that values and durations are correlated by chance as clearly as they are.
 
     Under independence Spearman's coefficient has the variance 1/(n - 1); its distribution is near the normal one.
+    1 unless the run's value explains what it took: usual durations follow many values a little.
     """
-    known = [(value, seconds) for _, value, seconds in points if seconds is not None]
-    if len(known) < MIN_CORRELATED:
+    target = next((run for run in odd if run.is_target), None)
+    known = [
+        (value, seconds)
+        for _, value, seconds in _numbers([*odd, *usual], feature.key)
+        if seconds is not None and seconds > 0
+    ]
+    among_usual = [
+        (value, seconds) for _, value, seconds in _numbers(usual, feature.key) if seconds is not None and seconds > 0
+    ]
+    if target is None or not target.seconds or len(among_usual) < MIN_CORRELATED:
+        return 1.0
+    if _explained(feature, target.seconds, among_usual) < MIN_EXPLAINED:
         return 1.0
     coefficient = rank_correlation([value for value, _ in known], [seconds for _, seconds in known])
     return math.erfc(abs(coefficient) * math.sqrt((len(known) - 1) / 2))
+
+
+def _explained(feature: Feature, seconds: float, usual: Sequence[tuple[float, float]]) -> float:
+    """The share of a run's additional time (as logarithms) that usual runs lead to expect of a number.
+
+    What is expected is the line of least squares through the usual runs, in logarithms where all numbers are positive.
+    """
+    number = feature.value
+    if not isinstance(number, float):
+        return 0.0
+    is_positive = number > 0 and all(value > 0 for value, _ in usual)
+    xs = [math.log(value) if is_positive else value for value, _ in usual]
+    ys = [math.log(duration) for _, duration in usual]
+    mean_x, mean_y = math.fsum(xs) / len(xs), math.fsum(ys) / len(ys)
+    spread = math.fsum((x - mean_x) ** 2 for x in xs)
+    additional = math.log(seconds) - median(ys)
+    if not spread or not additional:
+        return 0.0
+    slope = math.fsum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread
+    x = math.log(number) if is_positive else number
+    return (mean_y + slope * (x - mean_x) - median(ys)) / additional
 
 
 def _numbers(runs: Sequence[Described], key: str) -> list[tuple[int, float, float | None]]:

@@ -250,7 +250,9 @@ def _differences(
             values = {key: feature for key, feature in values.items() if key != surroundings.TIME_OF_DAY}
         seconds = _measure(case, run) if verdict == "slow" else None
         described.append(Described(run.started_ns, run.execution_id in case.odd, values, seconds, is_target))
-    return differences(by_run[target.execution_id], described)
+    result = differences(by_run[target.execution_id], described)
+    kept = [each for each in result.differences if surroundings.is_plausible(each, case.odd, case.usual)]
+    return Result(kept, result.tested)
 
 
 def _of_step(name: str, detail: StepDetail) -> Iterable[Feature]:

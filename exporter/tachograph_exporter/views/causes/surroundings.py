@@ -9,6 +9,7 @@ from typing import Final
 from tachograph.clock import NS
 from tachograph_exporter.store.samples import Beside, SampledRun
 from tachograph_exporter.views.causes import features as kinds
+from tachograph_exporter.views.causes.differences import Difference
 from tachograph_exporter.views.causes.features import Feature, flattened, host_of
 
 LATELY: Final = 10
@@ -18,6 +19,12 @@ MIN_DAYS: Final = 3
 NEAR_HOURS: Final = 1.5
 """How near in the day two runs have to be to be at the same time of it."""
 TIME_OF_DAY: Final = "time_of_day"
+MAX_WORKERS: Final = 0.6
+"""The share of the usual number of processes up to which there are fewer of them."""
+MIN_CROWD: Final = 2.0
+"""How many times the usual number of runs at the same time are many."""
+MIN_BETWEEN: Final = 5
+"""Usual runs between odd ones without which a process cannot be told from the time in which it ran."""
 _DAY_NS: Final = 86_400 * NS
 
 
@@ -72,7 +79,7 @@ def of_others(runs: Sequence[SampledRun]) -> dict[str, Feature]:
 
 
 def of_time(target: SampledRun, runs: Sequence[SampledRun], odd: Mapping[str, SampledRun]) -> dict[str, Feature]:
-    """Minus the hours between the times of day of each run and the one in question, if slow runs are there on most days."""
+    """Minus the hours between the time of day of each run and that of the one in question, if most runs near it are slow."""
     days = {run.started_ns // _DAY_NS for run in odd.values()}
     near = [run for run in runs if _hours(run, target) <= NEAR_HOURS]
     if len(days) < MIN_DAYS or 2 * sum(run.execution_id in odd for run in near) < len(near):
@@ -81,6 +88,25 @@ def of_time(target: SampledRun, runs: Sequence[SampledRun], odd: Mapping[str, Sa
         run.execution_id: Feature(TIME_OF_DAY, 0.0 if run is target else -_hours(run, target), kinds.TIME_OF_DAY)
         for run in runs
     }
+
+
+def is_plausible(difference: Difference, odd: Mapping[str, SampledRun], usual: Mapping[str, SampledRun]) -> bool:
+    """Whether a difference in the surroundings is more than neighbouring runs having the same ones.
+
+    Tests take runs to be independent, and in time they are not: runs in a row share their process, and how many there
+    are of it.
+    """
+    kind, number = difference.place.kind, difference.value
+    if kind == "process":
+        low = min(run.started_ns for run in odd.values())
+        high = max(run.started_ns for run in odd.values())
+        return sum(low < run.started_ns < high for run in usual.values()) >= MIN_BETWEEN
+    if isinstance(number, float) and difference.usual_median is not None:
+        if kind == "workers":
+            return number <= MAX_WORKERS * difference.usual_median
+        if kind == "concurrency":
+            return number >= MIN_CROWD * max(1.0, difference.usual_median)
+    return True
 
 
 def _hours(run: SampledRun, other: SampledRun) -> float:
