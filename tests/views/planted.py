@@ -113,7 +113,7 @@ class World:
         start = END_NS // NS - RUNS * EVERY_S
         self.runs = [self._nightly(i, start + i * EVERY_S + rng.uniform(-600, 600), process_life) for i in range(RUNS)]
         self.others: list[Plan] = []
-        for name, every, seconds in (("cleanup", 5_400, 300), ("hourly_report", 3_600, 240)):
+        for name, every, seconds in (("cleanup", 16_000, 300), ("hourly_report", 9_000, 240)):
             for i in range(RUNS * EVERY_S // every):
                 at = start + i * every + rng.uniform(0, 1_800)
                 steps = [Step("work", seconds * self.noise(0.3), cpu=10)]
@@ -137,8 +137,8 @@ class World:
             )  # fmt: skip
 
         below = {
-            "SELECT orders": (20 * noise(0.1), 6), "UPDATE accounts": (3 * noise(0.1), 2),
-            "GET rates.example": (6 * noise(0.1), 3), "GET partner.example": (2 * noise(0.1), 1),
+            "SELECT orders": (20 * noise(0.1), 3), "UPDATE accounts": (3 * noise(0.1), 1),
+            "GET rates.example": (6 * noise(0.1), 2), "GET partner.example": (2 * noise(0.1), 1),
         }  # fmt: skip
         inputs = {
             "day": f"2026-09-{1 + number % 28:02d}", "batch": f"{rng.getrandbits(64):016x}", "rows": rows,
@@ -178,14 +178,14 @@ Planted = tuple[set[Cause], set[Cause]]
 def lock(world: World) -> Planted:
     for run in world.some(0.08):
         world.beside("vacuum", run.start_of("load") - 60, 500)
-        run.step("load").below["UPDATE accounts"] = (400 * world.noise(), 2)
+        run.step("load").below["UPDATE accounts"] = (400 * world.noise(), 1)
         run.step("load").seconds += 400
     return {("below", "UPDATE accounts"), ("beside", "vacuum")}, {("waiting", "load")}
 
 
 def slow_query(world: World) -> Planted:
     for run in world.runs[-12:]:
-        run.step("load").below["SELECT orders"] = (400 * world.noise(), 6)
+        run.step("load").below["SELECT orders"] = (400 * world.noise(), 3)
         run.step("load").seconds += 400
     return {("below", "SELECT orders")}, {("waiting", "load")}
 

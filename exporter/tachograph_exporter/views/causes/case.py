@@ -43,10 +43,12 @@ class Case(msgspec.Struct):
         sample: runs of the workflow around it, the oldest first; it is one of them.
         odd: the runs of the sample that are slow or failed as it did, by id; usual: those they are compared with.
         differences: what splits the two.
+        seconds: what the completed runs of the sample are compared by, by id.
         details: what steps of the sample returned and used, by the ids of execution and step.
         below: the spans below the step to look at; empty if none are stored.
         beside: other executions that ran while it waited.
         child: the execution that the step to look at ran.
+        focus_parts: the parts of the time of the step to look at, and the usual ones; None if either is not known.
     """
 
     run: StoredRun
@@ -57,11 +59,13 @@ class Case(msgspec.Struct):
     odd: Mapping[str, SampledRun]
     usual: Mapping[str, SampledRun]
     differences: Result
+    seconds: Mapping[str, float]
     details: Mapping[tuple[str, str], StepDetail]
     below: Sequence[Excess] = ()
     beside: Sequence[Beside] = ()
     upstream: Beside | None = None
     child: ChildRun | None = None
+    focus_parts: tuple[Parts, Parts] | None = None
 
     @property
     def execution_id(self) -> str:
@@ -78,12 +82,11 @@ class Case(msgspec.Struct):
         """Whether there are enough usual runs to compare with."""
         return len(self.usual) >= MIN_USUAL
 
-    def focus_parts(self) -> tuple[Parts, Parts] | None:
-        """The parts of the time of the step to look at, and the usual ones; None if either is not known."""
+    def compare_parts(self) -> None:
+        """Set ``focus_parts``."""
         if self.focus is None or self.focus.folded is not None:
-            return None
+            return
         parts = parts_of(self.focus)
         usual = steps_of(list(self.usual.values()), self.focus.step_id)
-        if parts is None or len(usual) < MIN_USUAL:
-            return None
-        return parts, usual_parts(usual)
+        if parts is not None and len(usual) >= MIN_USUAL:
+            self.focus_parts = parts, usual_parts(usual)

@@ -15,7 +15,7 @@ from tachograph_exporter.views.changepoints import shifts
 from tachograph_exporter.views.metrics import COMPLETED
 from tachograph_exporter.views.schemas.why import Claim
 
-MAX_RUNS: Final = 250
+MAX_RUNS: Final = 200
 """Runs in which a change is looked for."""
 
 

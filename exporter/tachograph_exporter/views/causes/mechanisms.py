@@ -32,7 +32,7 @@ _CPU: Final = "cpu_seconds"
 
 def additional_parts(case: Case) -> tuple[int, int, int, int] | None:
     """Additional nanoseconds of the step to look at: all, waiting for a slot, retrying, in the last attempt."""
-    parts = case.focus_parts()
+    parts = case.focus_parts
     if parts is None:
         return None
     now, usual = parts

@@ -71,9 +71,11 @@ def read_why(connection: Connection, workspace: str, execution_id: str, back_ns:
     _read_steps(connection, sample, run, comparison, focus)
     case = Case(
         run=run, comparison=comparison, back_ns=back_ns, focus=focus, sample=sample, odd={}, usual={},
-        differences=Result([], 0), details={},
+        differences=Result([], 0), seconds={}, details={},
     )  # fmt: skip
+    case.seconds = _measures(case)
     _group(case, verdict)
+    case.compare_parts()
     if verdict in ("slow", "failed", "lost"):
         _explain(connection, workspace, case, verdict)
     return answer(case, verdict)
@@ -130,8 +132,7 @@ def _group(case: Case, verdict: Verdict) -> None:
         }
         case.usual = {run.execution_id: run for run in case.sample if run.status == COMPLETED}
         return
-    completed = [run for run in case.sample if run.status == COMPLETED]
-    seconds = {run.execution_id: _measure(case, run) for run in completed}
+    completed, seconds = [run for run in case.sample if run.status == COMPLETED], case.seconds
     mine = seconds.get(case.execution_id)
     others = [value for key, value in seconds.items() if value and key != case.execution_id]
     usually = median(others)
@@ -143,20 +144,20 @@ def _group(case: Case, verdict: Verdict) -> None:
     odd: dict[str, SampledRun] = {}
     usual: dict[str, SampledRun] = {}
     for run in completed:
-        value = seconds[run.execution_id]
+        value = seconds.get(run.execution_id)
         if value is None:
             continue
         (odd if value >= limit or run.execution_id == case.execution_id else usual)[run.execution_id] = run
     case.odd, case.usual = odd, usual
 
 
-def _measure(case: Case, run: SampledRun) -> float | None:
-    """What runs are compared by: the time of the step to look at, if usual runs have it; else their duration."""
-    focus = case.focus
-    if focus is None or focus.folded is not None:
-        return seconds_of(run, None)
-    having = sum(focus.step_id in other.steps for other in case.sample)
-    return seconds_of(run, focus.step_id if 2 * having >= len(case.sample) else None)
+def _measures(case: Case) -> dict[str, float]:
+    """What completed runs are compared by: the time of the step to look at, if most have it; else their duration."""
+    focus, completed = case.focus, [run for run in case.sample if run.status == COMPLETED]
+    step_id = focus.step_id if focus is not None and focus.folded is None else None
+    if 2 * sum(step_id in run.steps for run in completed) < len(completed):
+        step_id = None
+    return {run.execution_id: seconds for run in completed if (seconds := seconds_of(run, step_id))}
 
 
 def _explain(connection: Connection, workspace: str, case: Case, verdict: Verdict) -> None:
@@ -223,7 +224,7 @@ def _differences(
         return Result([], 0)
     by_run = {run.execution_id: surroundings.own_features(run) for run in runs}
     processes, at_once = surroundings.of_processes(case.sample), surroundings.of_others(case.sample)
-    usual_ns = round(median([_measure(case, run) or 0 for run in case.usual.values()]) * NS)
+    usual_ns = round(median([case.seconds.get(run.execution_id, 0.0) for run in case.usual.values()]) * NS)
     windows = {run.execution_id: window for run in runs if (window := _window(case, run, usual_ns)) is not None}
     beside = surroundings.of_beside(windows, others)
     times = surroundings.of_time(target, runs, case.odd)
@@ -248,7 +249,7 @@ def _differences(
         if is_target:
             # It is no evidence for what was made relative to it.
             values = {key: feature for key, feature in values.items() if key != surroundings.TIME_OF_DAY}
-        seconds = _measure(case, run) if verdict == "slow" else None
+        seconds = case.seconds.get(run.execution_id) if verdict == "slow" else None
         described.append(Described(run.started_ns, run.execution_id in case.odd, values, seconds, is_target))
     result = differences(by_run[target.execution_id], described)
     kept = [each for each in result.differences if surroundings.is_plausible(each, case.odd, case.usual)]
@@ -323,8 +324,8 @@ def _read_below(connection: Connection, workspace: str, case: Case, focus: Store
     if not mine:
         return []
     having = [run for run in case.usual.values() if (run.execution_id, focus.step_id) in case.details]
-    usually = median([_measure(case, run) or 0 for run in having])
-    having.sort(key=lambda run: abs((_measure(case, run) or 0) - usually))
+    usually = median([case.seconds.get(run.execution_id, 0.0) for run in having])
+    having.sort(key=lambda run: abs(case.seconds.get(run.execution_id, 0.0) - usually))
     references = having[:MAX_REFERENCES]
     spans = samples.span_times(connection, workspace, [run.trace_id for run in references])
     usual = [

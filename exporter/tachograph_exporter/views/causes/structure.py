@@ -36,7 +36,7 @@ _decode: Final = msgspec.json.Decoder(list[str]).decode
 
 def child_run(case: Case) -> Iterator[Claim]:
     """The execution that the step to look at ran, if it took the additional time."""
-    child, parts, focus = case.child, case.focus_parts(), case.focus
+    child, parts, focus = case.child, case.focus_parts, case.focus
     if child is None or child.usual_seconds is None or parts is None or focus is None:
         return
     additional = (parts[0].total_ns - parts[1].total_ns) / NS
@@ -152,7 +152,7 @@ def skew(case: Case) -> Iterator[Claim]:
     siblings = [step for step in case.run.steps if step.name == focus.name and step.step_id != focus.step_id]
     others = [_seconds(step) for step in siblings if step.folded is None and step.finished_ns is not None]
     mine, usual = _seconds(focus), median(others)
-    parts = case.focus_parts()
+    parts = case.focus_parts
     if len(others) + 1 < MIN_INSTANCES or mine < MIN_SKEW * usual or mine <= max(others):
         return
     if parts is not None and mine < MIN_SKEW * parts[1].total_ns / NS:

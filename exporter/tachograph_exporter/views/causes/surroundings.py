@@ -79,7 +79,7 @@ def of_others(runs: Sequence[SampledRun]) -> dict[str, Feature]:
 
 
 def of_time(target: SampledRun, runs: Sequence[SampledRun], odd: Mapping[str, SampledRun]) -> dict[str, Feature]:
-    """Minus the hours between the time of day of each run and that of the one in question, if most runs near it are slow."""
+    """Minus the hours between the time of day of each run and that of ``target``, if most runs near it are slow."""
     days = {run.started_ns // _DAY_NS for run in odd.values()}
     near = [run for run in runs if _hours(run, target) <= NEAR_HOURS]
     if len(days) < MIN_DAYS or 2 * sum(run.execution_id in odd for run in near) < len(near):
