@@ -66,6 +66,7 @@ from tachograph_exporter.api import (
     timeline,
     tokens,
     trends,
+    why,
     workflows,
     workspaces,
 )
@@ -138,6 +139,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *night.ROUTES,
     *silences.ROUTES,
     *timeline.ROUTES,
+    *why.ROUTES,
     *logs.ROUTES,
     *reconciliation.ROUTES,
     *metrics.ROUTES,

@@ -250,11 +250,11 @@ def _culprit(steps: list[ComparedStep]) -> ComparedStep | None:
 def _culprit_name(culprit: ComparedStep | None, run: StoredRun) -> str | None:
     if culprit is not None:
         return culprit.step_name
-    failed = _failed_step(run)
+    failed = failed_step(run)
     return failed.name if failed is not None else None
 
 
-def _failed_step(run: StoredRun) -> StoredStep | None:
+def failed_step(run: StoredRun) -> StoredStep | None:
     """The step that failed first."""
     failed = [step for step in run.steps if step.status in UNSUCCESSFUL and step.finished_ns is not None]
     return min(failed, key=lambda step: step.finished_ns or 0, default=None)
@@ -309,7 +309,7 @@ def _sentence(
 
 def _outcome(run: StoredRun) -> str:
     """How a run ended that did not complete."""
-    failed = _failed_step(run)
+    failed = failed_step(run)
     words = {"failed": "failed", "timeout": "timed out"}.get(run.execution.status, f"is {run.execution.status}")
     if failed is None:
         return f"The run {words}."
