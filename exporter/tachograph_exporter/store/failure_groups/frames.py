@@ -54,7 +54,7 @@ _TYPE: Final = re.compile(r"[A-Za-z_][\w.]*")
 
 
 def own_frames(stack: str) -> tuple[str, ...]:
-    """The functions of a stack that are not of a library, in its order; of a stack of libraries only, the innermost.
+    """The functions of a stack that are not of a library, the innermost last; of libraries only, the innermost.
 
     The types of the exceptions that caused the last one are among them, marked with an exclamation mark. Empty: the
     stack is in none of the known forms.
@@ -91,8 +91,8 @@ def own_frames(stack: str) -> tuple[str, ...]:
     frames = list(own)
     if not any(not frame.startswith("!") for frame in frames) and library:
         frames.append(f"({library[-1] if is_python else library[0]})")
-    # The innermost ones: where they stand depends on the language.
-    return tuple(frames[-MAX_FRAMES:] if is_python else frames[:MAX_FRAMES])
+    # Python alone prints the innermost one last.
+    return tuple((frames if is_python else frames[::-1])[-MAX_FRAMES:])
 
 
 def _add(name: str, is_library: bool, own: dict[str, None], library: list[str], *, innermost_first: bool) -> None:

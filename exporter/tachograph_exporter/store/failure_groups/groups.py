@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, exists, func, insert, or_, select, update
 
+from tachograph_exporter.store import locking
 from tachograph_exporter.store.failure_groups.fingerprint import VERSION, Fingerprint
 from tachograph_exporter.store.schema import failure_groups, failure_occurrences, workflow_executions
 
@@ -114,6 +115,7 @@ def forget_empty(connection: Connection, workspace_id: str, ids: Collection[str]
 
 def prune(connection: Connection, now_ns: int) -> int:
     """Remove occurrences and groups that are kept no longer; returns how many, a bounded number at a time."""
+    locking.lock(connection)
     is_stored = exists().where(workflow_executions.c.execution_id == _occurrences.execution_id)
     old = select(_occurrences.execution_id).where(_occurrences.time_ns < now_ns - KEPT_NS, ~is_stored)
     ids = connection.execute(old.distinct().limit(_PRUNED // 4)).scalars().all()

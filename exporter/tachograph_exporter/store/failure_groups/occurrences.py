@@ -190,7 +190,7 @@ def _differing(connection: Connection, ids: Sequence[str]) -> set[str]:
     parameters = {"ids": ids}
     by_execution: dict[str, dict[Key, _Stored]] = {execution_id: {} for execution_id in ids}
     for row in connection.execute(_STORED, parameters):
-        stored = _Stored(*row)
+        stored = _Stored._make(row)
         by_execution[stored.execution_id][stored[:4]] = stored
     due: dict[str, set[Key]] = {execution_id: set() for execution_id in ids}
     wrong: set[str] = set()
@@ -253,7 +253,7 @@ def _inside(connection: Connection, ended: Sequence[Failing], written: Iterable[
     by_key: dict[Key, _Stored] = {}
     for chunk in chunks({entry.execution_id for entry in ended}):
         for row in connection.execute(_STORED, {"ids": chunk}):
-            stored = _Stored(*row)
+            stored = _Stored._make(row)
             if stored.kind != EXECUTION:
                 by_key[stored[:4]] = stored
     for new in written:
@@ -305,7 +305,7 @@ class _Resolved:
             for i in range(0, len(parents), len(chunk) * 50 + 300):
                 parameters = {"ids": chunk, "parents": parents[i : i + len(chunk) * 50 + 300]}
                 for row in connection.execute(_STORED_INSIDE, parameters):
-                    stored = _Stored(*row)
+                    stored = _Stored._make(row)
                     self._stored[stored.execution_id, stored.parent_step_id or "", stored.cause] = stored.group_id
         self._rows: dict[Key, tuple[str, Fingerprint | None]] = {}
 
