@@ -15,6 +15,7 @@ from tachograph.critical_path import critical_path, path_lengths, slack
 from tachograph.events import FAILED, OPEN_STEP, Folded, StepStatus
 from tachograph.run_window import RunWindow, placed
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.failure_groups.failing import ATTEMPT, EXECUTION, STEP
 from tachograph_exporter.store.steps import StoredStep, by_step, status_counts
 from tachograph_exporter.store.totals import MEASURE_SEPARATOR, Totals, combined
 from tachograph_exporter.store.totals import Measure as TotalMeasure
@@ -128,6 +129,7 @@ def build_timeline(
                 traces.get(step.span_id, trace_id),
                 window,
                 now_ns,
+                run.failures,
                 is_one_of_many=step.name in repeated,
             )
             for step in steps
@@ -135,6 +137,7 @@ def build_timeline(
         ],
         expected_end_at=rfc3339_or_none(expected.end_ns),
         usual_duration_seconds=expected.usual_seconds,
+        failure_group=run.failures.get(("", 0, EXECUTION)),
     )
 
 
@@ -147,6 +150,7 @@ def _entry(
     trace_id: str,
     window: RunWindow,
     now_ns: int,
+    failures: Mapping[tuple[str, int, int], str],
     *,
     is_one_of_many: bool,
 ) -> WorkflowStepTimelineEntry:
@@ -177,10 +181,11 @@ def _entry(
                 error_type=step.error_type,
                 error_message=step.error_message,
                 resources=resources_of(step.resources),
+                failure_group=failures.get((step.step_id, 1, STEP)) if failures else None,
             ),
         )
     else:
-        timeline_attempts = _attempts(step, attempts)
+        timeline_attempts = _attempts(step, attempts, failures)
     return WorkflowStepTimelineEntry(
         step_id=step.step_id,
         step_name=step.name,
@@ -219,6 +224,7 @@ def _entry(
         else tuple([LogLine(log.level, log.message, rfc3339(log.time_ns)) for log in step.folded.logs]),
         folded=_folded(step.folded) if step.folded is not None else None,
         resources=all_resources([a.resources for a in timeline_attempts if a.resources is not None]),
+        failure_group=failures.get((step.step_id, step.attempt, STEP)) if failures else None,
     )
 
 
@@ -255,7 +261,9 @@ def _folded(folded: Folded) -> FoldedSteps:
     )
 
 
-def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ...]:
+def _attempts(
+    step: StoredStep, stored: Sequence[Row[Any]], failures: Mapping[tuple[str, int, int], str]
+) -> tuple[Attempt, ...]:
     """The attempts that have rows, and the current one (or the last one of a lost step), which has none."""
     attempts = [
         Attempt(
@@ -269,6 +277,8 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
             error_type=a.error_type,
             error_message=a.error_message,
             resources=resources_of(getattr(a, "resources", None)),  # Older archives have none.
+            failure_group=failures.get((step.step_id, a.attempt, ATTEMPT))
+            or failures.get((step.step_id, a.attempt, STEP)),
         )
         for a in stored
     ]
@@ -286,6 +296,7 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
                 error_type=step.error_type,
                 error_message=step.error_message,
                 resources=resources_of(step.resources),
+                failure_group=failures.get((step.step_id, step.attempt, STEP)),
             )
         )
     return tuple(attempts)
