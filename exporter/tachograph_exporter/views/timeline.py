@@ -16,6 +16,7 @@ from tachograph.events import FAILED, OPEN_STEP, Folded, StepStatus
 from tachograph.resources import Resources, UseTotals, decoded
 from tachograph.run_window import RunWindow, placed
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.failure_groups.failing import ATTEMPT, EXECUTION, STEP
 from tachograph_exporter.store.steps import StoredStep, by_step, status_counts
 from tachograph_exporter.store.totals import MEASURE_SEPARATOR, Totals, combined
 from tachograph_exporter.store.totals import Measure as TotalMeasure
@@ -82,6 +83,7 @@ def build_timeline(
     on_path = {step.step_id for step in path}
     lengths = path_lengths(path, window.end_ns)
     slacks = slack(within) if not is_open else {}
+    scheduled = {step.step_id: step.scheduled_ns for step in steps if step.scheduled_ns}
     attempts, reports = by_step(run.attempts), by_step(run.reports)
     counts = status_counts(steps)
     spending = spending_of(run)
@@ -115,7 +117,10 @@ def build_timeline(
         span_id=execution.span_id,
         parent_execution_id=execution.parent_execution_id,
         parent_step_id=execution.parent_step_id,
-        critical_path=[CriticalStep(s.step_id, s.name, length / NS) for s, length in zip(path, lengths, strict=True)],
+        critical_path=[
+            CriticalStep(step.step_id, step.name, length / NS, scheduled.get(step.step_id, 0) / NS)
+            for step, length in zip(path, lengths, strict=True)
+        ],
         critical_path_seconds=sum(lengths) / NS,
         unaccounted_seconds=(elapsed - sum(lengths)) / NS if elapsed is not None else None,
         work_seconds=work / NS,
@@ -133,6 +138,7 @@ def build_timeline(
                 traces.get(step.span_id, trace_id),
                 window,
                 now_ns,
+                run.failures,
                 is_one_of_many=step.name in repeated,
             )
             for step in steps
@@ -141,6 +147,7 @@ def build_timeline(
         expected_end_at=rfc3339_or_none(expected.end_ns),
         usual_duration_seconds=expected.usual_seconds,
         resources=_run_use(run, attempts),
+        failure_group=run.failures.get(("", 0, EXECUTION)),
     )
 
 
@@ -153,6 +160,7 @@ def _entry(
     trace_id: str,
     window: RunWindow,
     now_ns: int,
+    failures: Mapping[tuple[str, int, int], str],
     *,
     is_one_of_many: bool,
 ) -> WorkflowStepTimelineEntry:
@@ -165,9 +173,9 @@ def _entry(
     if started is not None:
         if started < window.start_ns or (finished or started) > window.end_ns:
             outside_ns = window.place(started, finished).outside_ns
-        dependency, queue, backoff, unaccounted = _waits(step, attempts)
-        wait = Wait(dependency / NS, queue / NS, backoff / NS, unaccounted / NS)
-        wait_seconds = (dependency + queue + backoff + unaccounted) / NS
+        waits = _waits(step, attempts)
+        wait = Wait(*[wait_ns / NS for wait_ns in waits])
+        wait_seconds = sum(waits) / NS
     duration = (finished - started) / NS if started is not None and finished is not None else None
     if not attempts and started is not None and step.attempt == 1:
         # The only attempt of a step that never retried is in the step's row.
@@ -183,10 +191,11 @@ def _entry(
                 error_type=step.error_type,
                 error_message=step.error_message,
                 resources=resources_of(decoded(step.resources), duration),
+                failure_group=failures.get((step.step_id, 1, STEP)) if failures else None,
             ),
         )
     else:
-        timeline_attempts = _attempts(step, attempts)
+        timeline_attempts = _attempts(step, attempts, failures)
     return WorkflowStepTimelineEntry(
         step_id=step.step_id,
         step_name=step.name,
@@ -227,6 +236,7 @@ def _entry(
         resources=timeline_attempts[0].resources
         if len(timeline_attempts) == 1
         else resources_of(use_of_step(step, attempts), run_ns / NS if run_ns is not None else None),
+        failure_group=failures.get((step.step_id, step.attempt, STEP)) if failures else None,
     )
 
 
@@ -264,7 +274,9 @@ def _folded(folded: Folded) -> FoldedSteps:
     )
 
 
-def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ...]:
+def _attempts(
+    step: StoredStep, stored: Sequence[Row[Any]], failures: Mapping[tuple[str, int, int], str]
+) -> tuple[Attempt, ...]:
     """The attempts that have rows, and the current one (or the last one of a lost step), which has none."""
     attempts = [
         Attempt(
@@ -278,6 +290,8 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
             error_type=a.error_type,
             error_message=a.error_message,
             resources=resources_of(decoded(resources_text(a)), (a.finished_ns - a.started_ns) / NS),
+            failure_group=failures.get((step.step_id, a.attempt, ATTEMPT))
+            or failures.get((step.step_id, a.attempt, STEP)),
         )
         for a in stored
     ]
@@ -295,6 +309,7 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
                 error_type=step.error_type,
                 error_message=step.error_message,
                 resources=resources_of(decoded(step.resources), (ended - started) / NS if ended is not None else None),
+                failure_group=failures.get((step.step_id, step.attempt, STEP)),
             )
         )
     return tuple(attempts)
@@ -325,14 +340,14 @@ def _run_ns(step: StoredStep, attempts: Sequence[Row[Any]], window: RunWindow) -
     return max(0, min(total, window.end_ns - window.start_ns - sum(_waits(step, attempts))))
 
 
-def _waits(step: StoredStep, attempts: Sequence[Row[Any]]) -> tuple[int, int, int, int]:
-    """(dependency, queue, backoff, unaccounted) of all attempts."""
+def _waits(step: StoredStep, attempts: Sequence[Row[Any]]) -> tuple[int, int, int, int, int]:
+    """(dependency, queue, backoff, unaccounted, scheduled) of all attempts, as in `Wait`."""
     queue, backoff = step.queue_ns or 0, step.backoff_ns or 0
     if attempts and step.status in OPEN_STEP:
         # Until the step ends, its row has the waits of the current attempt only.
         queue += sum(a.queue_ns for a in attempts if a.attempt != step.attempt)
         backoff += sum(a.backoff_ns for a in attempts if a.attempt != step.attempt)
-    return step.dependency_ns or 0, queue, backoff, step.unaccounted_ns or 0
+    return step.dependency_ns or 0, queue, backoff, step.unaccounted_ns or 0, step.scheduled_ns or 0
 
 
 def _is_selected(step: StoredStep, step_filter: TimelineFilter) -> bool:

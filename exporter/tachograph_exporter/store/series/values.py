@@ -21,6 +21,7 @@ from tachograph.metrics.specs import (
     CRITICAL_PATH,
     EXECUTION_DURATION,
     EXECUTIONS_STARTED,
+    FAILURE_GROUP_FAILURES,
     LAST_FAILURE,
     LAST_SUCCESS,
     STEP_ATTEMPTS,
@@ -62,6 +63,7 @@ TOKENS: Final = "tokens"
 MEASURE: Final = "measure"
 CPU: Final = "cpu"
 MEMORY: Final = "memory"
+FAILURES: Final = "failures"
 
 
 def code_of(metric: str, *labels: str) -> Code:
@@ -93,6 +95,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     MEASURE: Kind(STEP_MEASURE),
     CPU: Kind(STEP_CPU),
     MEMORY: Kind(STEP_MEMORY),
+    FAILURES: Kind(FAILURE_GROUP_FAILURES, of_step=False),
 }
 """Every stored metric, by its short name."""
 

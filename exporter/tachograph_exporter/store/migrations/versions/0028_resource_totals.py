@@ -8,7 +8,7 @@ from alembic import op
 from sqlalchemy import BigInteger, LargeBinary, String, bindparam, column, delete, insert, select, table, update
 
 revision = "0028"
-down_revision = "0021"
+down_revision = "0025"
 
 _SINCE = "resources_counted_since_ns"
 _CODES = ("cpu", "memory")
