@@ -160,7 +160,8 @@ def cost(console: Console) -> None:
     table = Table("a step", "not measured µs", "measured µs", "difference µs (paired median)", "least")
 
     def compared(name: str, function: Callable[[], object], count: int) -> None:
-        without, with_it = [], []
+        without: list[float] = []
+        with_it: list[float] = []
         step = tachograph.step(name=name)(function)
 
         @tachograph.workflow(name="cost")

@@ -17,7 +17,8 @@ import msgspec
 from tachograph.distribution import DistributionRow
 from tachograph.expectation import Expectation
 from tachograph.identity import ExecutionRef, StepRef
-from tachograph.resources import Resources, UseTotals
+from tachograph.resources import Resources as Resources
+from tachograph.resources import UseTotals
 
 
 class ExecutionStatus(StrEnum):

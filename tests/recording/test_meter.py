@@ -90,6 +90,12 @@ def measured(work: Callable[[], Any]) -> tuple[float, float, Any]:
     return usage() - before, usage(resource.RUSAGE_CHILDREN) - children_before, result
 
 
+def begin(outer: meter.Meter | None = None, *, is_dispatched: bool = False) -> meter.Meter:
+    running = meter.start(outer, False, is_dispatched)
+    assert running is not None
+    return running
+
+
 def is_near(value: float | None, other: float) -> bool:
     return value == pytest.approx(other, rel=0.05)
 
@@ -153,7 +159,7 @@ def test_short_steps_only_say_their_processor_time_and_tiny_ones_nothing(monkeyp
     try:
         for passed in (meter.SHORT_NS - 1, meter.LONG_NS - 1):
             monkeypatch.setattr(meter, "_now_ns", iter([0, passed]).__next__)
-            use = meter.start().stop()
+            use = begin().stop()
             if passed < meter.SHORT_NS:
                 assert use is None
             else:
@@ -320,11 +326,11 @@ def test_a_forked_child_counts_from_its_own_start(record: Record) -> None:
         burn(0.03)
         reporter = current_reporter.get()
         assert reporter is not None
-        around = meter.start(reporter.meter)
+        around = begin(reporter.meter)
         pid = os.fork()
         if pid == 0:
             # What was measured in the parent means nothing here; what starts here is alone again.
-            own = meter.start()
+            own = begin()
             burn(0.03)
             use = own.stop()
             is_right = around.stop() is None and use is not None and not use.is_shared
@@ -338,7 +344,7 @@ def test_a_forked_child_counts_from_its_own_start(record: Record) -> None:
 
 
 def test_what_ends_in_another_thread_says_nothing_of_a_thread(record: Record) -> None:
-    running = meter.start()
+    running = begin()
     burn(0.02)
     uses: list[Resources | None] = []
     thread = threading.Thread(target=lambda: uses.append(running.stop()))
@@ -358,7 +364,7 @@ def test_many_meters_at_once_are_all_shared_and_none_stays_behind() -> None:
     def work() -> None:
         for _ in range(20):
             together.wait(60)
-            running = meter.start(is_dispatched=True)
+            running = begin(is_dispatched=True)
             together.wait(60)
             burn(0.001)
             uses.append(running.stop())
@@ -370,7 +376,7 @@ def test_many_meters_at_once_are_all_shared_and_none_stays_behind() -> None:
         thread.join()
     assert len(uses) == 160
     assert all(use is not None and use.is_shared for use in uses)
-    last = meter.start(is_dispatched=True)
+    last = begin(is_dispatched=True)
     burn(0.001)
     alone = last.stop()
     assert alone is not None

@@ -178,9 +178,11 @@ def _steps_of(connection: Connection, execution_ids: Collection[str]) -> Iterato
         if resources is not None:
             earlier.setdefault((execution_id, step_id), []).append((attempt, resources))
     for row in _step_rows(connection, execution_ids):
-        uses = earlier.get((row[0], row[1]), ()) if earlier else ()
-        before = tuple([use for attempt, use in uses if attempt != row[_ATTEMPT]]) if uses else ()
-        yield (*row[:_EARLIER], before, *row[_EARLIER:])
+        uses: Sequence[tuple[int, str]] = earlier.get((row[0], row[1]), ()) if earlier else ()
+        if uses and row[_EARLIER - 1] is not None:
+            # The last attempt may have a row of its own, too.
+            uses = [entry for entry in uses if entry[0] != row[_ATTEMPT]]
+        yield (*row[:_EARLIER], tuple([use for _, use in uses]) if uses else (), *row[_EARLIER:])
 
 
 def _step_rows(connection: Connection, execution_ids: Collection[str]) -> Iterator[CountedStepRow]:
