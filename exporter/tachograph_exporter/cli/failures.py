@@ -39,7 +39,10 @@ NoteOption = Annotated[str, typer.Option("--note", "-m", help="Why, for whoever 
 
 @failures_app.callback(invoke_without_command=True)
 def failures(context: typer.Context) -> None:
-    """List failures by cause, and mute or resolve them. Without a command: list them."""
+    """List failures by cause, and mute or resolve them.
+
+    Without a command: list them.
+    """
     if context.invoked_subcommand is None:
         list_failures()
 

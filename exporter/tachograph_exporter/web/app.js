@@ -7,11 +7,15 @@ import { listenForShortcuts, showHelp } from "./keyboard.js";
 import { onReach } from "./reach.js";
 import { initTheme, toggleTheme } from "./theme.js";
 import { refreshTimes, shortClock, toggleZone, zone } from "./times.js";
+import { FailureView } from "./views/failure.js";
+import { FailuresView } from "./views/failures.js";
 import { RunView } from "./views/run.js";
 import { RunsView } from "./views/runs.js";
 import { WorkflowView } from "./views/workflow.js";
 import { WorkflowsView } from "./views/workflows.js";
 
+/** Sections of the page beside the runs. */
+const SECTIONS = ["#/workflows", "#/failures"];
 const WORKSPACE_KEY = "tachograph.workspace";
 
 const main = document.getElementById("main");
@@ -86,6 +90,8 @@ function parseAddress() {
 function createView(path, parameters) {
   const parts = path.split("/").filter(Boolean).map(decodeURIComponent);
   if (parts[0] === "executions" && parts[1]) return new RunView(app, parts[1], parameters);
+  if (parts[0] === "failures" && parts[1]) return new FailureView(app, parts[1], parameters);
+  if (parts[0] === "failures") return new FailuresView(app, parameters);
   if (parts[0] === "workflows" && parts[1]) return new WorkflowView(app, parts[1], parameters);
   if (parts[0] === "workflows") return new WorkflowsView(app, parameters);
   return new RunsView(app, parameters);
@@ -100,7 +106,8 @@ async function route() {
   const { scroll = 0 } = app.remembered;
   replace(main, view.element);
   for (const link of document.querySelectorAll("nav.main a")) {
-    const isCurrent = link.getAttribute("href") === (path.startsWith("/workflows") ? "#/workflows" : "#/");
+    const isCurrent =
+      link.getAttribute("href") === (SECTIONS.find((section) => path.startsWith(section.slice(1))) ?? "#/");
     if (isCurrent) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }

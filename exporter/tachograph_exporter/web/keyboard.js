@@ -6,6 +6,7 @@ const SHORTCUTS = [
   ["/", "search ids, workflows and errors"],
   ["?", "show this help"],
   ["g r", "go to runs"],
+  ["g f", "go to failures"],
   ["g w", "go to workflows"],
   ["↑ ↓", "previous, next row"],
   ["Enter", "open; in a timeline, zoom to the step"],
@@ -37,6 +38,7 @@ export function listenForShortcuts({ navigate, search, currentView, toggleTheme,
       t: toggleTheme,
       z: switchZone,
       gr: () => navigate("#/"),
+      gf: () => navigate("#/failures"),
       gw: () => navigate("#/workflows"),
       ArrowDown: () =>
         target === document.body || target.matches?.("h1")
