@@ -52,6 +52,7 @@ from tachograph_exporter.api import (
     lineage,
     logs,
     metrics,
+    night,
     openapi,
     otlp,
     overview,
@@ -59,11 +60,13 @@ from tachograph_exporter.api import (
     pings,
     reconciliation,
     scrape,
+    silences,
     stream,
     tempo,
     timeline,
     tokens,
     trends,
+    why,
     workflows,
     workspaces,
 )
@@ -101,6 +104,7 @@ from tachograph_exporter.store import (
     partitions,
     process_rows,
     recovery,
+    reported,
     senders,
 )
 from tachograph_exporter.store import lineage as lineage_rows
@@ -137,8 +141,11 @@ ROUTES: Final[tuple[Route, ...]] = (
     *trends.ROUTES,
     *executions.ROUTES,
     *expectations.ROUTES,
+    *night.ROUTES,
+    *silences.ROUTES,
     *failure_routes.ROUTES,
     *timeline.ROUTES,
+    *why.ROUTES,
     *logs.ROUTES,
     *reconciliation.ROUTES,
     *metrics.ROUTES,
@@ -233,6 +240,7 @@ class Service:
         self._closing = recovery.Closing()
         # Time between two looks counts at most twice: nobody could be heard while this process was held up.
         self._look_seconds = min(SWEEP_SECONDS, config.lease_seconds / LOOKS_PER_LEASE)
+        self._reported_silences = recovery.Silences(max_gap_seconds=2 * reported.QUIET_SECONDS)
         self._span_silences = recovery.Silences(max_gap_seconds=2 * self._look_seconds)
         self.registry.register(SelfMetricsCollector(self.recorder, series))
         self.registry.register(DefaultRegistryCollector())
@@ -345,6 +353,7 @@ class Service:
             asyncio.create_task(self.workflow_metrics.run(), name="tachograph workflow metrics"),
             asyncio.create_task(self._sweep_periodically(), name="tachograph sweep"),
             asyncio.create_task(self._look_at_leases(), name="tachograph leases"),
+            asyncio.create_task(self._end_quiet_periodically(), name="tachograph quiet runs"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
             asyncio.create_task(self._reassemble_periodically(), name="tachograph traces"),
             asyncio.create_task(self.watch.run(), name="tachograph expectations"),
@@ -422,6 +431,24 @@ class Service:
                 quiet.warning("leases", "looking for lost spans has to wait: %s", error)
             except Exception:
                 quiet.exception("leases", "looking for lost spans failed; trying again later")
+
+    async def end_quiet(self) -> int:
+        """End executions that engines report and of which nothing goes on; returns how many."""
+        runs = await self.database.read(lambda c: reported.find_quiet(c, self._reported_silences))
+        for run in runs:
+            for event in reported.quiet_events(run):
+                self.recorder(event)
+        return len(runs)
+
+    async def _end_quiet_periodically(self) -> None:
+        while True:
+            await asyncio.sleep(reported.QUIET_SECONDS)
+            try:
+                await self.end_quiet()
+            except StoreUnavailable as error:
+                quiet.warning("quiet", "ending reported runs has to wait: %s", error)
+            except Exception:
+                quiet.exception("quiet", "looking for reported runs that are over failed; trying again later")
 
     async def _reassemble_periodically(self) -> None:
         while True:

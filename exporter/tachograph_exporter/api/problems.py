@@ -105,6 +105,14 @@ def token_not_found(name: str) -> Problem:
     return Problem(404, "token_not_found", f'there is no token "{name}"')
 
 
+def silence_not_found(name: str) -> Problem:
+    return Problem(404, "silence_not_found", f'there is no silence "{name}" that has not ended')
+
+
+def too_many_silences(limit: int) -> Problem:
+    return Problem(409, "too_many_silences", f"there are {limit} silences already; end some first")
+
+
 def archive_unavailable(error: ArchiveError) -> Problem:
     return Problem(410, "archive_unavailable", str(error))
 
@@ -211,6 +219,10 @@ def too_many_events(limit: int) -> Problem:
 
 def invalid_expectation(faults: Sequence[Fault]) -> Problem:
     return Problem(422, "invalid_body", _summary("the expectation", faults), errors=faults)
+
+
+def invalid_silence(faults: Sequence[Fault]) -> Problem:
+    return Problem(422, "invalid_body", _summary("the silence", faults), errors=faults)
 
 
 def failure_not_found(group_id: str) -> Problem:
@@ -334,9 +346,11 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "execution_not_found": (404, "The execution does not exist in the workspace."),
     "trace_not_found": (404, "The trace does not exist in the workspace."),
     "token_not_found": (404, "The token does not exist."),
+    "silence_not_found": (404, "The silence does not exist, or has ended."),
     "no_such_route": (404, "There is no route with this path."),
     "method_not_allowed": (405, "The route does not support this method; see Allow."),
     "request_timeout": (408, "The request did not arrive in time; the connection closes."),
+    "too_many_silences": (409, "So many silences are in force that there is no room for another."),
     "not_cancellable": (409, "The execution is not running in this process."),
     "not_runnable": (409, "The workflow is known from recorded executions only and has no definition to run."),
     "workflow_exists": (409, "The workspace already has a workflow with this name."),

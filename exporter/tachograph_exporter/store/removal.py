@@ -23,6 +23,7 @@ from tachograph_exporter.store.series import rows as series_rows
 
 MAX_NAMED: Final = 20
 """Open executions that are named when a workflow is not deleted."""
+_OWN_SOURCES: Final = (*expectations.TAKEN_OVER, expectations.CODE, DEFINITION, expectations.API)
 
 
 class OpenExecutions(NamedTuple):
@@ -65,7 +66,7 @@ def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str)
         select(workflow_definitions.c.name).where(workflow_definitions.c.id == workflow_id)
     ).scalar()
     if name is not None:
-        expectations.forget(connection, workspace_id, name, (expectations.CODE, DEFINITION, expectations.API))
+        expectations.forget(connection, workspace_id, name, _OWN_SOURCES)
         notices.forget_workflow(connection, workspace_id, name)
     connection.execute(delete(workflow_definitions).where(workflow_definitions.c.id == workflow_id))
     return OpenExecutions(0, ())

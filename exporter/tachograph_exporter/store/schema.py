@@ -96,8 +96,8 @@ workflow_executions: Final = Table(
     _column("created_ns", BigInteger, Merge.LOWEST, nullable=False),
     _column("rank", Integer, Merge.HIGHEST, nullable=False),
     _column("status", String(16), Merge.NEWEST, nullable=False),
-    _column("queued_ns", BigInteger, Merge.FIRST),
-    _column("started_ns", BigInteger, Merge.FIRST),
+    _column("queued_ns", BigInteger, Merge.LOWEST),
+    _column("started_ns", BigInteger, Merge.LOWEST),
     _column("finished_ns", BigInteger, Merge.NEWEST),
     _column("last_seen_ns", BigInteger, Merge.HIGHEST, nullable=False),
     _column("process", String(300), Merge.FIRST),
@@ -158,12 +158,12 @@ workflow_step_executions: Final = Table(
     _column("parent_step_id", String(36)),
     _column("span_id", String(16), nullable=False),
     _column("parent_span_id", String(16), nullable=False),
-    _column("depends_on", Text, nullable=False),
+    _column("depends_on", Text, Merge.UNION, nullable=False),
     _column("rank", BigInteger, Merge.HIGHEST, nullable=False),
     _column("status", String(16), Merge.NEWEST, nullable=False),
     _column("attempt", Integer, Merge.NEWEST, nullable=False),
-    _column("ready_ns", BigInteger, Merge.FIRST),
-    _column("started_ns", BigInteger, Merge.FIRST),
+    _column("ready_ns", BigInteger, Merge.LOWEST),
+    _column("started_ns", BigInteger, Merge.LOWEST),
     _column("attempt_started_ns", BigInteger, Merge.NEWEST),
     _column("finished_ns", BigInteger, Merge.NEWEST),
     _column("dependency_ns", BigInteger, Merge.FIRST),
@@ -190,6 +190,8 @@ workflow_step_executions: Final = Table(
     _column("map_index", String(200)),
     # What its last attempt used of the machine (a `tachograph.events.Resources` as JSON).
     _column("resources", Text, Merge.NEWEST),
+    # Before the first attempt, when it was asked for and not due yet.
+    _column("scheduled_ns", BigInteger, Merge.FIRST),
     sqlite_with_rowid=False,
 )
 
@@ -365,6 +367,8 @@ notices: Final = Table(
     Column("text", Text, nullable=False),
     Column("recovery", Text, nullable=False, server_default=""),
     Column("execution_id", String(36)),
+    # What kept it from being told; null again once it is told.
+    Column("silence_id", String(36)),
     UniqueConstraint("workspace_id", "workflow", "kind", "key"),
     Index("ix_notices_told", "told_ns"),
     Index(
@@ -399,7 +403,7 @@ notice_deliveries: Final = Table(
     sqlite_with_rowid=False,
 )
 
-# Until when nobody is told of something. Null is any; ``workflow`` may have wildcards.
+# Until when nobody is told of something. Null is any; ``workflow`` may have wildcards, ``severity`` is the greatest.
 notice_silences: Final = Table(
     "notice_silences",
     metadata,
@@ -410,6 +414,8 @@ notice_silences: Final = Table(
     Column("until_ns", BigInteger, nullable=False),
     Column("created_ns", BigInteger, nullable=False),
     Column("reason", Text, nullable=False, server_default=""),
+    Column("severity", String(16)),
+    Column("created_by", String(200), nullable=False, server_default=""),
 )
 
 # ``scopes`` is separated by spaces. A token without a workspace is valid for all.
@@ -437,6 +443,7 @@ archived_executions: Final = Table(
     ],
     Column("archive", Text, nullable=False),
     Index("ix_archived_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
+    Index("ix_archived_workspace", "workspace_id", text("created_ns DESC")),
 )
 
 FAILED_OR_UNKNOWN: Final = "status = 2 OR status IS NULL"

@@ -19,9 +19,20 @@ from sqlalchemy.engine import Dialect
 from tachograph.events import Event
 from tachograph.expectation import Expectation
 from tachograph.identity import new_id, workspace_id
+from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
-from tachograph_exporter.store import archive, definitions, expectations, locking, numbers, partitions, refused, state
+from tachograph_exporter.store import (
+    archive,
+    definitions,
+    expectations,
+    locking,
+    numbers,
+    partitions,
+    refused,
+    settling,
+    state,
+)
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
@@ -81,7 +92,7 @@ class StoreWriter:
         # Workflows that have another id here than in the process that ran them.
         self._same_as: dict[str, str] = {}
         self._months: set[partitions.Month] = set()
-        self._expected: dict[tuple[str, str], Expectation] = {}
+        self._expected: dict[tuple[str, str, str], Expectation | None] = {}
         self._deltas = 0
         self._prepare(database.dialect)
 
@@ -177,14 +188,16 @@ class StoreWriter:
         counted_before = SeriesCounter(connection)
         before = self._ended_before(connection, touched, batch.ended, counted_before)
         self._register(connection, batch)
-        for (workspace, workflow), expectation in batch.expects.items():
-            if self._expected.get((workspace, workflow)) != expectation:
-                expectations.say(
-                    connection, workspace_id(workspace), workflow, expectations.CODE, expectation, time.time_ns()
-                )
+        for (workspace, workflow, source), expectation in batch.expects.items():
+            if expectation is None:
+                expectations.forget(connection, workspace_id(workspace), clean_name(workflow), (source,))
+            elif self._expected.get((workspace, workflow, source)) != expectation:
+                expectations.say(connection, workspace_id(workspace), workflow, source, expectation, time.time_ns())
         if batch.executions:
             numbers.assign(connection, batch.executions)
         self._put(connection, batch)
+        if batch.reported and (ended := batch.reported & (batch.ended | before.keys())):
+            settling.settle(connection, ended)
         occurrences.note(connection, batch.executions, batch.steps, batch.attempts)
         if before or batch.ended:
             failed = occurrences.settle(connection, batch.ended, before)

@@ -74,6 +74,7 @@ def build_timeline(
     on_path = {step.step_id for step in path}
     lengths = path_lengths(path, window.end_ns)
     slacks = slack(within) if not is_open else {}
+    scheduled = {step.step_id: step.scheduled_ns for step in steps if step.scheduled_ns}
     attempts, reports = by_step(run.attempts), by_step(run.reports)
     counts = status_counts(steps)
     spending = spending_of(run)
@@ -107,7 +108,10 @@ def build_timeline(
         span_id=execution.span_id,
         parent_execution_id=execution.parent_execution_id,
         parent_step_id=execution.parent_step_id,
-        critical_path=[CriticalStep(s.step_id, s.name, length / NS) for s, length in zip(path, lengths, strict=True)],
+        critical_path=[
+            CriticalStep(step.step_id, step.name, length / NS, scheduled.get(step.step_id, 0) / NS)
+            for step, length in zip(path, lengths, strict=True)
+        ],
         critical_path_seconds=sum(lengths) / NS,
         unaccounted_seconds=(elapsed - sum(lengths)) / NS if elapsed is not None else None,
         work_seconds=work / NS,
@@ -159,9 +163,9 @@ def _entry(
     if started is not None:
         if started < window.start_ns or (finished or started) > window.end_ns:
             outside_ns = window.place(started, finished).outside_ns
-        dependency, queue, backoff, unaccounted = _waits(step, attempts)
-        wait = Wait(dependency / NS, queue / NS, backoff / NS, unaccounted / NS)
-        wait_seconds = (dependency + queue + backoff + unaccounted) / NS
+        waits = _waits(step, attempts)
+        wait = Wait(*[wait_ns / NS for wait_ns in waits])
+        wait_seconds = sum(waits) / NS
     duration = (finished - started) / NS if started is not None and finished is not None else None
     if not attempts and started is not None and step.attempt == 1:
         # The only attempt of a step that never retried is in the step's row.
@@ -312,14 +316,14 @@ def _run_ns(step: StoredStep, attempts: Sequence[Row[Any]], window: RunWindow) -
     return max(0, min(total, window.end_ns - window.start_ns - sum(_waits(step, attempts))))
 
 
-def _waits(step: StoredStep, attempts: Sequence[Row[Any]]) -> tuple[int, int, int, int]:
-    """(dependency, queue, backoff, unaccounted) of all attempts."""
+def _waits(step: StoredStep, attempts: Sequence[Row[Any]]) -> tuple[int, int, int, int, int]:
+    """(dependency, queue, backoff, unaccounted, scheduled) of all attempts, as in `Wait`."""
     queue, backoff = step.queue_ns or 0, step.backoff_ns or 0
     if attempts and step.status in OPEN_STEP:
         # Until the step ends, its row has the waits of the current attempt only.
         queue += sum(a.queue_ns for a in attempts if a.attempt != step.attempt)
         backoff += sum(a.backoff_ns for a in attempts if a.attempt != step.attempt)
-    return step.dependency_ns or 0, queue, backoff, step.unaccounted_ns or 0
+    return step.dependency_ns or 0, queue, backoff, step.unaccounted_ns or 0, step.scheduled_ns or 0
 
 
 def _is_selected(step: StoredStep, step_filter: TimelineFilter) -> bool:

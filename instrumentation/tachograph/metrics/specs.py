@@ -52,8 +52,8 @@ STEP_DURATION: Final = HistogramSpec(
 )
 STEP_WAIT: Final = HistogramSpec(
     "workflow_step_wait_seconds",
-    "Time an attempt of a step waited: for its dependencies, in the queue for a slot, for the backoff, or for what the "
-    "program itself did (unaccounted).",
+    "Time an attempt of a step waited: for its dependencies, in the queue for a slot, for the backoff, for a time "
+    "that it was asked for (scheduled), or for what the program itself did (unaccounted).",
     (*_STEP, "reason"),
 )
 STEP_ATTEMPTS: Final = CounterSpec(

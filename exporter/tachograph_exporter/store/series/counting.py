@@ -59,6 +59,7 @@ _DEPENDENCY: Final = f"{WAIT}{SEPARATOR}dependency"
 _QUEUE: Final = f"{WAIT}{SEPARATOR}queue"
 _BACKOFF: Final = f"{WAIT}{SEPARATOR}backoff"
 _UNACCOUNTED: Final = f"{WAIT}{SEPARATOR}unaccounted"
+_SCHEDULED: Final = f"{WAIT}{SEPARATOR}scheduled"
 
 
 @functools.cache
@@ -246,7 +247,7 @@ class SeriesCounter:
         """Count a step that ended."""
         (
             execution_id, step_id, name, status, started, finished, attempt, dependency, queue, backoff, run,
-            unaccounted, folded, span_id, skip_reason,
+            unaccounted, scheduled, folded, span_id, skip_reason,
         ) = row  # fmt: skip
         entry = self._executions.get(execution_id)
         if entry is None:
@@ -269,6 +270,8 @@ class SeriesCounter:
         counts.wait(_DEPENDENCY, dependency or 0)
         if unaccounted:
             counts.wait(_UNACCOUNTED, unaccounted)
+        if scheduled:
+            counts.wait(_SCHEDULED, scheduled)
         if step_id in execution.critical_path:
             counts.count(CRITICAL, critical_ns_of(started, finished, queue, backoff, run))
         has_last = False

@@ -144,18 +144,19 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
 
 
 class CriticalStep(msgspec.Struct, gc=False):
-    """A step on the critical path."""
+    """A step on the critical path. ``scheduled_seconds``: how long the run waited before it for its scheduled time."""
 
     step_id: str
     step_name: str
     duration_seconds: float
+    scheduled_seconds: float = 0.0
 
 
 class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     """Timeline of an execution. Filters shorten ``step_timeline`` only; counts cover the whole execution.
 
-    ``unaccounted_seconds`` is the time in which no step of the critical path ran: waits for a slot, and what the
-    program did itself; together with ``critical_path_seconds`` it is the whole time of the run.
+    ``unaccounted_seconds`` is the time in which no step of the critical path ran: waits for a slot or for a scheduled
+    time, and what the program did itself; together with ``critical_path_seconds`` it is the whole time of the run.
     ``cost_usd`` is what its steps spent, null if nothing says so; it and the tokens are without those of executions
     inside this one. ``parent_execution_id`` and ``parent_step_id`` name the execution and its step that this one ran
     inside. ``expected_end_at`` and ``usual_duration_seconds``: see `WorkflowExecutionResponse`. ``failure_group``

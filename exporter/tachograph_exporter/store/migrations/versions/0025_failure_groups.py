@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0025"
-down_revision = "0021"
+down_revision = "0023"
 
 _executions = sa.table("workflow_executions", sa.column("execution_id", sa.String))
 _state = sa.table(
