@@ -9,8 +9,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from celery import Celery, beat, signals
+from celery import Celery, beat, chain, group, signals
 from celery.schedules import crontab, schedule, solar
+from kombu.exceptions import EncodeError
+from opentelemetry import trace
+from opentelemetry.instrumentation.celery import CeleryInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
 from tests.conftest import Api
 
 from tachograph.integrations import celery as integration
@@ -130,3 +134,27 @@ def test_uninstrumented_nothing_is_left(app: Celery) -> None:
     integration.uninstrument(app)
     assert ours() == []
     assert header_of(app) is None
+
+
+def test_spans_of_messages_are_in_the_trace_of_their_run(app: Celery) -> None:
+    traces: list[Any] = []
+
+    def look(headers: Any = None, **_: Any) -> None:
+        traces.append(trace.get_current_span().get_span_context().trace_id)
+
+    CeleryInstrumentor().instrument(tracer_provider=TracerProvider())
+    try:
+        integration.instrument(app)
+        signals.before_task_publish.connect(look)
+        group(app.tasks["shop.fetch"].s(i) for i in range(3)).apply_async()
+        assert len(set(traces)) == 1
+        assert not trace.get_current_span().get_span_context().is_valid
+        chain(app.tasks["shop.fetch"].s(1), app.tasks["shop.store"].s()).apply_async()
+        assert len(set(traces)) == 2
+        with pytest.raises(EncodeError):
+            app.tasks["shop.fetch"].apply_async((object(),))
+        app.tasks["shop.fetch"].apply_async((1,))
+        assert not trace.get_current_span().get_span_context().is_valid
+    finally:
+        signals.before_task_publish.disconnect(look)
+        CeleryInstrumentor().uninstrument()
