@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from celery import Celery, beat, chain, group, signals
@@ -30,13 +30,11 @@ def app() -> Iterator[Celery]:
     app = Celery("shop", broker="memory://", set_as_current=False)
     app.conf.timezone = "Europe/Berlin"
 
-    @app.task(name="shop.fetch", shared=False)
-    def fetch(number: int) -> int:
+    def identity(number: int) -> int:
         return number
 
-    @app.task(name="shop.store", shared=False)
-    def store(number: int) -> int:
-        return number
+    for name in ("shop.fetch", "shop.store"):
+        app.task(name=name, shared=False)(identity)
 
     integration.instrument(app)
     yield app
@@ -79,11 +77,11 @@ async def test_what_beat_sends_is_expected_until_it_no_longer_does(api: Api, app
         "shop.fetch": {"schedule": "0 3 * * *", "timezone": "Europe/Berlin"}, "shop.store": None,
     }  # fmt: skip
     info = await api.get("/api/expectations/shop.fetch")
-    assert info["expected"]["schedule"] == "0 3 * * *"
+    assert (info["expected"]["schedule"], info["schedule_source"]) == ("0 3 * * *", "celery beat")
     assert info["expected_start_at"] is not None
     # What is said by hand is stronger.
     status, info = await api.call("PUT", "/api/expectations/shop.fetch", {"schedule": "@daily", "grace": "1h"})
-    assert (status, info["expected"]["schedule"]) == (200, "@daily")
+    assert (status, info["expected"]["schedule"], info["schedule_source"]) == (200, "@daily", "api")
     start_beat(often={"task": "shop.store", "schedule": timedelta(minutes=5)})
     assert await said() == {"shop.fetch": None, "shop.store": {"schedule": "every 300s", "timezone": "Europe/Berlin"}}
 
@@ -142,7 +140,8 @@ def test_spans_of_messages_are_in_the_trace_of_their_run(app: Celery) -> None:
     def look(headers: Any = None, **_: Any) -> None:
         traces.append(trace.get_current_span().get_span_context().trace_id)
 
-    CeleryInstrumentor().instrument(tracer_provider=TracerProvider())
+    spans: Any = cast(Any, CeleryInstrumentor)()
+    spans.instrument(tracer_provider=TracerProvider())
     try:
         integration.instrument(app)
         signals.before_task_publish.connect(look)
@@ -157,4 +156,4 @@ def test_spans_of_messages_are_in_the_trace_of_their_run(app: Celery) -> None:
         assert not trace.get_current_span().get_span_context().is_valid
     finally:
         signals.before_task_publish.disconnect(look)
-        CeleryInstrumentor().uninstrument()
+        spans.uninstrument()

@@ -36,6 +36,7 @@ def expectation_info(expected: Expected, workflow_id: str | None, evaluation: Ev
         workflow_id=workflow_id,
         state=state,
         schedule_text=evaluation.schedule.text if evaluation.schedule is not None else None,
+        schedule_source=expected.schedule_source,
         expected_start_at=rfc3339_or_none(evaluation.expected_start_ns),
         expected=ExpectedOf(**fields, steps=steps),
         said=dict(expected.said),

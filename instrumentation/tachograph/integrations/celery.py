@@ -52,7 +52,7 @@ class _Place(NamedTuple):
         key: of the step.
         around: key of the step that what comes after this one's group belongs to.
         name: of the task.
-        index: in its group, or None.
+        number: in its group, or None.
         queued: when the attempt was due, unix seconds.
     """
 
@@ -62,7 +62,7 @@ class _Place(NamedTuple):
     key: str
     around: str
     name: str
-    index: int | None
+    number: int | None
     queued: float
 
     @property
@@ -77,17 +77,17 @@ class _Place(NamedTuple):
 
     @property
     def step(self) -> Step:
-        return self.run.step(self.name, key=self.key, index=self.index)
+        return self.run.step(self.name, key=self.key, index=self.number)
 
     @property
     def path(self) -> str:
         """The key with the index: what this task sends is below it."""
-        return self.key if self.index is None else f"{self.key}[{self.index}]"
+        return self.key if self.number is None else f"{self.key}[{self.number}]"
 
-    def after(self, name: str, path: str | None = None, index: int | None = None) -> _Place:
+    def after(self, name: str, path: str | None = None, number: int | None = None) -> _Place:
         """The place of a task that comes after this one, or after its group."""
         around = self.path if path is None else path
-        return self._replace(key=_below(around, name), around=around, name=name, index=index, queued=0.0)
+        return self._replace(key=_below(around, name), around=around, name=name, number=number, queued=0.0)
 
 
 class _Memory:
@@ -434,7 +434,7 @@ def _place_in(carrier: Any) -> _Place | None:
     except (ValueError, TypeError):
         return None
     is_sound = all(isinstance(value, str) for value in place[:6]) and isinstance(place.queued, int | float)
-    return place if is_sound and (place.index is None or type(place.index) is int) else None
+    return place if is_sound and (place.number is None or type(place.number) is int) else None
 
 
 def _header(place: _Place) -> str:
