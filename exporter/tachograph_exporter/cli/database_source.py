@@ -15,6 +15,7 @@ from tachograph.events import ExecutionStatus
 from tachograph.identity import workspace_id
 from tachograph_exporter.cli.common import fail
 from tachograph_exporter.cli.sources import FailureQuery, RunQuery
+from tachograph_exporter.expectations.views import read_workflow_expectation
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import execution_list, locking
 from tachograph_exporter.store import executions as execution_rows
@@ -39,6 +40,7 @@ from tachograph_exporter.views.metrics import read_metrics
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
 from tachograph_exporter.views.schemas.failures import DEFAULT_STATES, FailureGroupDetail, FailurePage
+from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
@@ -196,6 +198,10 @@ class DatabaseSource:
         """See `Source`."""
         row = self._database.look(lambda c: definition_rows.find_definition(c, self._workspace, name))
         return workflow_detail(row) if row is not None else None
+
+    def expectation(self, name: str) -> WorkflowExpectation:
+        """See `Source`."""
+        return self._database.look(lambda c: read_workflow_expectation(c, self._workspace, name))
 
     def statistics(self) -> ExecutionStats:
         """See `Source`."""

@@ -21,6 +21,7 @@ from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
 from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
+from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
@@ -165,6 +166,10 @@ class ServiceSource:
     def workflow(self, name: str) -> WorkflowDetail | None:
         """See `Source`."""
         return self._optional(f"/api/workflows/{_quoted(name)}", {}, WorkflowDetail)
+
+    def expectation(self, name: str) -> WorkflowExpectation:
+        """See `Source`."""
+        return self._read(self._found(f"/api/expectations/{_quoted(name)}"), WorkflowExpectation)
 
     def statistics(self) -> ExecutionStats:
         """See `Source`."""

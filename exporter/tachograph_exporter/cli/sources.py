@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tachograph_exporter.views.schemas.comparison import ExecutionComparison
     from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
     from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
+    from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
     from tachograph_exporter.views.schemas.logs import LogEntry
     from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
     from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
@@ -108,6 +109,10 @@ class Source(Protocol):
 
     def workflow(self, name: str) -> WorkflowDetail | None:
         """A workflow by name or id, or None."""
+
+    def expectation(self, name: str) -> WorkflowExpectation:
+        """What is expected of a workflow, and who says so."""
+        ...
 
     def statistics(self) -> ExecutionStats:
         """The workspace's runs, counted by status and workflow."""
