@@ -28,6 +28,7 @@ import startup
 import stream
 import timeline
 import viewers
+import why
 import writer
 from rich.console import Console
 
@@ -45,6 +46,7 @@ BENCHMARKS = {
     "stream": stream.main,
     "search": search.main,
     "viewers": viewers.main,
+    "why": why.main,
     "attacks": attacks.main,
 }
 
