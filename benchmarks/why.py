@@ -7,10 +7,12 @@ import os
 import random
 import statistics
 import time
+from functools import partial
 
 import databases
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import Connection
 
 from tachograph.clock import NS
 from tachograph.events import (
@@ -27,6 +29,7 @@ from tachograph.identity import StepRef, new_execution_ref, new_span_id, step_id
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.writer import StoreWriter
 from tachograph_exporter.views.causes.reading import BACK_SECONDS, read_why
+from tachograph_exporter.views.schemas.why import WhyAnswer
 
 RUNS = int(os.environ.get("WHY_RUNS", "90000"))
 WORKFLOWS = 20
@@ -100,6 +103,11 @@ def fill(database: Database) -> tuple[str, str]:
     return slow, usual
 
 
+def ask(execution_id: str, connection: Connection) -> WhyAnswer:
+    """The answer for a run."""
+    return read_why(connection, WORKSPACE, execution_id, BACK_SECONDS * NS, time.time_ns())
+
+
 def main(console: Console) -> None:
     """Print the time of an answer for a slow and for a usual run."""
     table = Table("database", "run", "median", "slowest", "first cause", title=f"why, {RUNS:,} runs of history")
@@ -112,9 +120,7 @@ def main(console: Console) -> None:
                 took, first = [], ""
                 for _ in range(ROUNDS):
                     started = time.perf_counter()
-                    answer = database.look(
-                        lambda c, key=execution_id: read_why(c, WORKSPACE, key, BACK_SECONDS * NS, time.time_ns())
-                    )
+                    answer = database.look(partial(ask, execution_id))
                     took.append((time.perf_counter() - started) * 1000)
                     first = f"{answer.causes[0].kind} {answer.causes[0].subject}" if answer.causes else answer.verdict
                 table.add_row(name, kind, f"{statistics.median(took):.0f} ms", f"{max(took):.0f} ms", first)

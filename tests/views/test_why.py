@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy import Connection
 from tests.conftest import Api, make_execution, make_step
 from tests.views.planted import END_NS, SCENARIOS, play
 
@@ -33,9 +34,11 @@ from tachograph.events import (
 )
 from tachograph.identity import workspace_id
 from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.definitions import find_definition
 from tachograph_exporter.store.writer import StoreWriter
 from tachograph_exporter.views.causes.reading import BACK_SECONDS, read_why
-from tachograph_exporter.views.schemas.why import WhyAnswer
+from tachograph_exporter.views.causes.sets import Choice, read_differences
+from tachograph_exporter.views.schemas.why import WhyAnswer, WorkflowDifferences
 
 BACK_NS: Final = BACK_SECONDS * NS
 CONTROL: Final = "nothing (the control)"
@@ -224,6 +227,29 @@ def test_both_databases_say_the_same(database: Database, postgres: Callable[...,
     texts = [[(claim.kind, claim.text) for claim in (*why.claims, *why.causes)] for why in (first, second)]
     assert texts[0] == texts[1]
     assert first.differences == second.differences
+
+
+def test_sets_of_runs_are_told_apart(database: Database) -> None:
+    workspace, execution_id, _ = play(database, "a failing input value", 1)
+
+    def read(choice: Choice) -> WorkflowDifferences:
+        def look(connection: Connection) -> WorkflowDifferences:
+            workflow = find_definition(connection, workspace_id(workspace), "nightly")
+            assert workflow is not None
+            return read_differences(connection, workspace_id(workspace), workflow, choice, 0, END_NS * 2)
+
+        return database.look(look)
+
+    failed = read(Choice())
+    (region,) = failed.differences
+    assert (region.key, region.value, region.odd_without) == ("input.region", "eu", 0)
+    assert region.odd_with == region.with_count == failed.sample.odd_count > 20
+    slow = read(Choice(slower_than_ns=440 * NS))
+    assert {difference.key for difference in slow.differences} == {"input.rows"}
+    assert slow.differences[0].text.startswith("`input.rows` is ")
+    chosen = read(Choice((execution_id,)))
+    assert (chosen.sample.odd_count, chosen.differences) == (1, [])
+    assert read(Choice(slower_than_ns=10**15)).sample.tested == 0
 
 
 async def test_the_route_and_the_command_say_the_same(api: Api, tmp_path: Path) -> None:

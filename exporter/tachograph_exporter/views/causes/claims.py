@@ -102,7 +102,7 @@ def difference_text(difference: Difference, odd: str) -> str:
             f"{value_text(difference.usual_median)} in others"
         )
     counts = (
-        f"{odd} in {difference.odd_with:,} of {difference.with_count:,} other runs with it, "
+        f"{odd} in {difference.odd_with:,} of {difference.with_count:,} runs with it, "
         f"{difference.odd_without:,} of {difference.without_count:,} without"
     )
     if difference.place.kind == "beside":
