@@ -14,6 +14,7 @@ import { downloadMenu } from "./downloads.js";
 import { runActions } from "./run_actions.js";
 import { copyableId, inputsOf, progress, RunFacts } from "./run_facts.js";
 import { causeLink, stepDetails } from "./step_panel.js";
+import { Why } from "./why.js";
 
 const STATE_INTERVAL_MS = 3_000;
 
@@ -31,7 +32,10 @@ export class RunView {
     );
     this.readSoon = debounce(() => this.read(), 400);
     this.readLinesSoon = debounce(() => this.readLines(), 200);
-    this.compareSoon = debounce(() => this.readComparison(), 1500);
+    this.compareSoon = debounce(() => {
+      this.readComparison();
+      this.why?.read();
+    }, 1500);
     this.readStateSoon = throttle(() => this.readState(), STATE_INTERVAL_MS);
     this.rememberView = debounce((view) => {
       const text = (at) => String(Number(at.toFixed(3)));
@@ -46,6 +50,7 @@ export class RunView {
     this.follow();
     this.readMetrics();
     this.readComparison();
+    this.why.read();
     this.readDefinition();
   }
 
@@ -165,6 +170,13 @@ export class RunView {
     });
     this.error = h("p", { class: "error-text", hidden: true });
     this.cause = h("div", { hidden: true });
+    this.why = new Why(this.id, {
+      select: (name, { isTest = false } = {}) => {
+        const step = this.run.steps.find((candidate) => candidate.entry.step_name === name);
+        if (step && !isTest) this.timeline.select(step);
+        return Boolean(step);
+      },
+    });
     this.actions = runActions(this.run, {
       isRunnable: () => Boolean(this.definition?.is_runnable),
       announce: (text) => this.app.announce(text),
@@ -264,6 +276,7 @@ export class RunView {
         this.answer,
         this.error,
         this.cause,
+        this.why.element,
         this.facts.element,
         inputsOf(timeline),
       ),
