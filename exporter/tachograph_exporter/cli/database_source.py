@@ -40,8 +40,8 @@ from tachograph_exporter.views.logs import SEVERITIES, read_newest_lines
 from tachograph_exporter.views.metrics import read_metrics
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
-from tachograph_exporter.views.schemas.failures import DEFAULT_STATES, FailureGroupDetail, FailurePage
 from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
+from tachograph_exporter.views.schemas.failures import DEFAULT_STATES, FailureGroupDetail, FailurePage
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline

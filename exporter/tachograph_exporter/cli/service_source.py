@@ -20,8 +20,8 @@ from tachograph_exporter.defaults import TOKEN_VARIABLE
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
-from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
 from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
+from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline

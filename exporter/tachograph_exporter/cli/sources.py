@@ -16,8 +16,8 @@ from tachograph_exporter.defaults import DEFAULT_DATABASE, DEFAULT_LISTEN, URL_V
 if TYPE_CHECKING:
     from tachograph_exporter.views.schemas.comparison import ExecutionComparison
     from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
-    from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
     from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
+    from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
     from tachograph_exporter.views.schemas.logs import LogEntry
     from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
     from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
