@@ -89,6 +89,7 @@ class SpanStore:
         self._known_faults: set[tuple[str, str]] = set()
         self.book = book
         self._rows = SpanRows(writer.database.dialect)
+        self.rests = self._rows.rests
         self._groups = TraceGroups(writer.database.dialect, book)
         self._open_spans = OpenSpans(writer.database.dialect)
         self.lineage = LineageStore(self.executions, self._rows, LineageRows(writer.database.dialect))

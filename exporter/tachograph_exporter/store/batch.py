@@ -18,7 +18,6 @@ from tachograph.events import (
     ExecutionStatus,
     Failure,
     Heartbeat,
-    Resources,
     StepCost,
     StepFinished,
     StepLogged,
@@ -30,10 +29,13 @@ from tachograph.events import (
     StepSkipped,
     StepStarted,
     StepStatus,
+    WorkflowExpected,
 )
 from tachograph.expectation import Expectation
-from tachograph.identity import ExecutionRef, StepRef, workspace_id
+from tachograph.identity import ExecutionRef, Origin, StepRef, workspace_id
+from tachograph.resources import Resources
 from tachograph_exporter.store import partitions
+from tachograph_exporter.store.expectations import CODE, ENGINE, ENGINES
 from tachograph_exporter.store.merging import Rows, execution_rank, folded_rank, step_rank
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
 from tachograph_exporter.store.span_index import Notes
@@ -80,15 +82,21 @@ class Batch:
         self.attempts: dict[Any, tuple[Any, ...]] = {}
         self.reports: list[tuple[Any, ...]] = []
         self.seen: dict[str, int] = {}
+        self.reported: set[str] = set()
+        """Ids of executions that engines report, maybe from several processes that each know a part."""
         self.ended: set[str] = set()
         self.months: set[partitions.Month] = set()
-        self.expects: dict[tuple[str, str], Expectation] = {}
-        """What code says is expected, by workspace (a slug) and workflow (a name)."""
+        self.expects: dict[tuple[str, str, str], Expectation | None] = {}
+        """What code and engines say is expected, by workspace (a slug), workflow (a name) and source."""
         self.notes: Notes | None = None
         """What its spans say that was not in the index, if anything."""
         events = list(events)
-        # The end of a step that never retried repeats everything its earlier events said.
-        ended_first = {event.step.span_id for event in events if type(event) is StepFinished and event.attempt == 1}
+        # The end of a step that never retried repeats everything its earlier events said; unless another process did.
+        ended_first = {
+            event.step.span_id
+            for event in events
+            if type(event) is StepFinished and event.attempt == 1 and event.step.execution.origin is not Origin.REPORTED
+        }
         for event in events:
             kind = type(event)
             if kind in _OF_REPETITIONS and event.step.folded_as is not None:  # type: ignore[union-attr]
@@ -109,6 +117,7 @@ class Batch:
                 del rows[key]
         self.reports = [row for row in self.reports if row[0] not in ids]
         self.ended -= ids
+        self.reported -= ids
 
     def reassign(self, workflow_ids: Mapping[str, str]) -> None:
         """Give executions of some workflows to others, by id."""
@@ -120,6 +129,8 @@ class Batch:
 
     def add(self, event: Event) -> None:
         """Fold one event in; none of a repetition that shares its row."""
+        if event.execution.origin is Origin.REPORTED:
+            self.reported.add(event.execution.execution_id)
         _FOLD[type(event)](self, event)
 
     def _execution(self, ref: ExecutionRef, row: tuple[Any, ...]) -> None:
@@ -141,7 +152,13 @@ class Batch:
         )  # fmt: skip
         self._execution(event.execution, row)
         if event.expects is not None:
-            self.expects[event.execution.workspace, event.execution.workflow] = event.expects
+            self.expects[event.execution.workspace, event.execution.workflow, CODE] = event.expects
+
+    def expected(self, event: WorkflowExpected) -> None:
+        ref = event.execution
+        self.workflows.setdefault((ref.workspace, ref.project, ref.workflow_id), ref)
+        source = event.source if event.source in ENGINES else ENGINE
+        self.expects[ref.workspace, ref.workflow, source] = event.expects
 
     def finished(self, event: ExecutionFinished) -> None:
         self.ended.add(event.execution.execution_id)
@@ -163,7 +180,7 @@ class Batch:
         _put(self.steps, STEP_ROWS, (row[0], row[1]), row)
 
     def step_ready(self, event: StepReady) -> None:
-        self._step(_step_row(event.step, StepStatus.PENDING, 0, ready=event.time_ns))
+        self._step(_step_row(event.step, StepStatus.PENDING, 0, ready=None if event.is_planned else event.time_ns))
 
     def step_started(self, event: StepStarted) -> None:
         first = event.attempt == 1
@@ -206,7 +223,8 @@ class Batch:
             _encode(step.depends_on).decode() if step.depends_on else _NO_DEPENDENCIES,
             step_rank(status, attempt), status._value_, attempt,
             event.started_ns - event.queue_ns if attempt == 1 else None,
-            event.started_ns, event.attempt_started_ns, event.time_ns,
+            # Taken back before it started: no attempt was made.
+            *((event.started_ns, event.attempt_started_ns) if attempt else (None, None)), event.time_ns,
             event.dependency_ns, event.queue_ns, event.backoff_ns, event.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, event.inputs, event.output, step.child_execution_id, step.dependency_count, event.unaccounted_ns,
@@ -283,6 +301,7 @@ _FOLD: Final = cast(
         ExecutionStarted: Batch.started,
         ExecutionFinished: Batch.finished,
         Heartbeat: Batch.heartbeat,
+        WorkflowExpected: Batch.expected,
         StepReady: Batch.step_ready,
         StepStarted: Batch.step_started,
         StepRetrying: Batch.step_retrying,

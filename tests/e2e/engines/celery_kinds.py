@@ -30,7 +30,10 @@ AT_ONCE = os.environ.get("SPANS_AT_ONCE") == "1"
 LINKS = os.environ.get("SPAN_LINKS") == "1"
 # Then Tachograph's span processor says which tasks belong together.
 LIVE = os.environ.get("LIVE_SPANS") == "1"
-PREFIX = "celery_at_once" if AT_ONCE else "celery_links" if LINKS else "celery_live" if LIVE else "celery"
+# Then the tasks are told of by Celery's signals instead of spans.
+HOOKS = os.environ.get("HOOKS") == "1"
+PREFIXES = {"celery_hooks": HOOKS, "celery_at_once": AT_ONCE, "celery_links": LINKS, "celery_live": LIVE}
+PREFIX = next((prefix for prefix, chosen in PREFIXES.items() if chosen), "celery")
 app = Celery("celery_kinds", broker=BROKER, backend=BROKER)
 app.conf.update(
     broker_connection_retry_on_startup=True,
@@ -38,10 +41,16 @@ app.conf.update(
     task_track_started=True,
     worker_prefetch_multiplier=1,
 )
+if HOOKS:
+    import tachograph.integrations.celery
+
+    tachograph.integrations.celery.instrument(app)
 
 
 @worker_process_init.connect(weak=False)
 def instrument(**_):
+    if HOOKS and not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return
     provider = TracerProvider()
     exporter = OTLPSpanExporter()
     provider.add_span_processor(
@@ -262,6 +271,10 @@ def ids_of(result):
 
 
 def spans_sent():
+    if HOOKS:
+        tachograph.integrations.celery.get_recorder().flush(60)
+    if HOOKS and not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return
     trace.get_tracer_provider().force_flush()
 
 
@@ -346,6 +359,9 @@ def group_failed(stage):
 
 def roots(stage, steps):
     """An execution for each root id that Celery gives: to each task that is sent on its own, so to each of a group."""
+    if HOOKS:
+        # What was sent together is one run.
+        return [execution(steps[0]["name"], "completed", steps)]
     by_root = {}
     for told in steps:
         root = stage.events.of(told["run_id"], "task-received")[0]["root_id"]
@@ -365,7 +381,7 @@ def group_in_span(stage):
     for result in results:
         stage.events.wait(result.id, "task-succeeded")
     steps = [stage.step(result.id, index=i) for i, result in enumerate(results)]
-    return [execution("nightly fetch", "completed", steps)], ()
+    return [execution(NAME + "fetch" if HOOKS else "nightly fetch", "completed", steps)], ()
 
 
 def chord_steps(stage, result):
@@ -381,7 +397,7 @@ def chord_in_span(stage):
         result = chord([fetch.s(i) for i in range(3)], total.s()).apply_async()
     # The body's span hangs under the header's task that ended last.
     unknowable = () if LIVE else [{"execution": 0, "edge": f"{NAME}fetch#{i}->{NAME}total"} for i in range(3)]
-    return [execution("report", "completed", chord_steps(stage, result))], unknowable
+    return [execution(NAME + "fetch" if HOOKS else "report", "completed", chord_steps(stage, result))], unknowable
 
 
 def chord_bare(stage):
@@ -414,6 +430,8 @@ def nested(stage):
 
 def never_told(name):
     """The process that has the run's span was killed: only that the task was sent is known from spans."""
+    if HOOKS:
+        return []
     fields = ("status", "attempts", "started_at", "ended_at", "error")
     return [{"execution": 0, "field": "status"}, *({"step": name, "field": field} for field in fields)]
 
@@ -468,6 +486,9 @@ def redelivered(stage):
     result = survive.delay(os.path.abspath(f"survived-{time.time_ns()}"))
     stage.events.wait(result.id, "task-succeeded")
     unknowable = [{"step": NAME + "survive", "field": field} for field in ("attempts", "started_at")]
+    if HOOKS:
+        # Its tries have one number.
+        unknowable = unknowable[:1]
     return [execution(NAME + "survive", "completed", [stage.step(result.id, lost=1)])], unknowable
 
 
@@ -519,8 +540,8 @@ def main(names):
                 tell(
                     f"{PREFIX}_{scene.__name__}",
                     executions,
-                    unknowable=unknowable,
-                    unknown=UNKNOWN.get(scene.__name__, []),
+                    unknowable=() if HOOKS and scene is not redelivered else unknowable,
+                    unknown=[] if HOOKS else UNKNOWN.get(scene.__name__, []),
                     index_from="order",
                     edges_from="recording",
                     truth_from="the workers' events and the result backend; edges from the program",
