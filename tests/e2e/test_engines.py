@@ -127,3 +127,25 @@ def test_a_queue_with_a_real_worker(
 ) -> None:
     scenes = list(played(server(), script, redis, names, tmp_path))
     assert len(scenes) == len(names)
+
+
+HOOKED: Final = (
+    "chain_with_retry", "chain_failed", "retries_exhausted", "group_bare", "chord_bare", "countdown", "nested",
+    "hard_time_limit", "revoked", "terminated", "process_killed", "redelivered",
+)  # fmt: skip
+
+
+@pytest.mark.timeout(300)
+def test_celery_by_its_own_signals(server: Callable[..., Server], redis: str, tmp_path: Path) -> None:
+    """Nothing is unknown: steps, statuses, attempts and edges are what Celery's result backend and events say."""
+    service = server()
+    # Its spans are there, too: they make no run of their own.
+    variables = {"TACHOGRAPH_URL": service.address, "HOOKS": "1", "OTEL_EXPORTER_OTLP_ENDPOINT": service.address}
+    viewer = Viewer(service.get)
+    scenes = []
+    problems = []
+    for scene in Program(sys.executable, "celery_kinds.py", redis, *HOOKED, directory=tmp_path, variables=variables):
+        problems += viewer.problems(scene, tolerance_seconds=TOLERANCE_SECONDS)
+        scenes.append(scene.name)
+    assert problems == []
+    assert scenes == [f"celery_hooks_{name}" for name in HOOKED]

@@ -87,10 +87,12 @@ async def put_expectation(request: web.Request) -> web.Response:
 
 
 async def delete_expectation(request: web.Request) -> web.Response:
-    """``DELETE /api/expectations/{workflow}``: take back what was said here, and what code said that no longer runs."""
+    """``DELETE /api/expectations/{workflow}``: take back what was said here, and what code or an engine said.
+
+    What still runs says it again."""
     workspace = await workspace_of(request)
     name = _name(request)
-    sources = (expectation_rows.API, expectation_rows.CODE)
+    sources = (expectation_rows.API, expectation_rows.CODE, *expectation_rows.TAKEN_OVER)
     if not await request.app[DATABASE].write(lambda c: expectation_rows.forget(c, workspace.id, name, sources)):
         raise problems.expectation_not_found(name)
     return web.Response(status=204)

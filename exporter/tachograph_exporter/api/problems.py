@@ -225,6 +225,10 @@ def invalid_silence(faults: Sequence[Fault]) -> Problem:
     return Problem(422, "invalid_body", _summary("the silence", faults), errors=faults)
 
 
+def failure_not_found(group_id: str) -> Problem:
+    return Problem(404, "failure_not_found", f'there is no failure group "{group_id}"')
+
+
 def expectation_not_found(name: str) -> Problem:
     return Problem(404, "expectation_not_found", f'nothing is said here of what is expected of workflow "{name}"')
 
@@ -331,6 +335,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "invalid_json": (400, "The body is not JSON."),
     "not_supported": (400, "A viewer asked for a feature of its own backend that is missing here; see detail."),
     "workflow_inactive": (400, "The workflow is registered with `is_active: false`, so it is not executed."),
+    "failure_not_found": (404, "The workspace has no failure group with this id."),
     "expectation_not_found": (404, "The API and code say nothing of what is expected of the workflow."),
     "unauthorized": (401, "A token is required, or the one sent is unknown, expired or revoked."),
     "forbidden": (403, "The token does not allow this."),

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 
 from tachograph.clock import MAX_NS, NS
 from tachograph.errors import StoreUnavailable
-from tachograph.events import Event, ExecutionFinished, ExecutionQueued, ExecutionStarted, Heartbeat
+from tachograph.events import Event, ExecutionEvent, Heartbeat
 from tachograph.identity import ExecutionRef, workflow_id
 from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
@@ -216,7 +216,7 @@ def in_workspace(event: Event, workspace: str) -> Event:
         version=clean_name(ref.version),
         project=clean_name(ref.project),
     )
-    if isinstance(event, ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat):
+    if isinstance(event, ExecutionEvent):
         return replace(event, execution=execution)
     step = event.step
     if not _ID.fullmatch(step.step_id) or not (step.parent_step_id is None or _ID.fullmatch(step.parent_step_id)):

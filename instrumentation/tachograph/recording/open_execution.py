@@ -19,8 +19,8 @@ from tachograph.clock import Clock
 from tachograph.critical_path import critical_path_of
 from tachograph.events import (
     Event,
+    ExecutionEvent,
     ExecutionFinished,
-    ExecutionQueued,
     ExecutionStarted,
     ExecutionStatus,
     Failure,
@@ -36,7 +36,7 @@ from tachograph.events import (
 )
 from tachograph.expectation import Expectation
 from tachograph.folding import Fold, Repetitions
-from tachograph.identity import ExecutionRef, StepRef, new_span_id, step_id
+from tachograph.identity import ExecutionRef, Origin, StepRef, new_span_id, step_id
 from tachograph.inferred_dependencies import InferredDependencies
 from tachograph.process import identity
 from tachograph.workflow.attempts import StepAttempts
@@ -320,6 +320,8 @@ def watch(reporter: Reporter) -> None:
 def relayed(event: Event, emit: Listener) -> bool:
     """Take note of an event from a child process; False when its execution has ended here, so it comes too late."""
     execution_id = event.execution.execution_id
+    if event.execution.origin is Origin.REPORTED:
+        return True  # The process that reports it knows more of it than this one.
     progress = _open.get(execution_id)
     if isinstance(progress, OpenExecution):
         return progress.relayed(event)
@@ -345,7 +347,7 @@ def _relayed(counts: StepCounts, event: Event, emit: Listener) -> bool:
 
 def _fold(event: Event, emit: Listener) -> None:
     """Add what a child process recorded to the fold that it is part of."""
-    if not isinstance(event, ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat):
+    if not isinstance(event, ExecutionEvent):
         if event.step.folded_as is not None:
             folding.relayed(event, emit)
         elif isinstance(event, StepFinished):

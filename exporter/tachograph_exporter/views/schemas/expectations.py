@@ -79,7 +79,8 @@ class WorkflowExpectation(msgspec.Struct, kw_only=True):
 
     ``state`` is ``ok``, ``paused``, or the kind of the first finding. ``schedule_text`` says how the schedule was read,
     and from how many starts it was learned; null: none, or too few starts to learn from. ``said`` has what each place
-    says, the weakest first: default, code, definition, file, api.
+    says, the weakest first: default, the engine's own schedule (engine, airflow, apscheduler, celery beat), code,
+    definition, file, api.
     """
 
     workspace_id: str

@@ -322,5 +322,5 @@ function sentenceOf(point) {
 }
 
 function totalWait(step) {
-  return step.wait ? step.wait.dependency + step.wait.queue + step.wait.backoff + step.wait.unaccounted : 0;
+  return step.wait ? Object.values(step.wait).reduce((total, seconds) => total + seconds, 0) : 0;
 }

@@ -4,7 +4,7 @@ from alembic import op
 from sqlalchemy import Column, String, text
 
 revision = "0023"
-down_revision = "0021"
+down_revision = "0022"
 
 
 def upgrade() -> None:
