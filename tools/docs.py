@@ -264,6 +264,7 @@ async def responses(call: Any, execution: str) -> dict[str, Any]:
     """A real response of every JSON route that changes nothing, for the OpenAPI document."""
     examples = {}
     trace_id = (await call("GET", f"/api/workflows/executions/{execution}/timeline"))["trace_id"]
+    failure_id = (await call("GET", "/api/failures"))["items"][0]["id"]
     for route in ROUTES:
         if route.method != "GET" or route.response is None or route.path in ("/api/openapi.json", "/api/stream"):
             continue
@@ -271,7 +272,11 @@ async def responses(call: Any, execution: str) -> dict[str, Any]:
         path = (
             path.replace("{workspace}", "default").replace("{service}", "tachograph").replace("{tag}", "service.name")
         )
-        path = path.replace("{trace_id}", trace_id).replace("{workflow}", "with_retries")
+        path = (
+            path.replace("{trace_id}", trace_id)
+            .replace("{workflow}", "with_retries")
+            .replace("{failure_id}", failure_id)
+        )
         query = {
             "/api/workflows/executions/compare": f"?execution={execution}",
             **{f"/jaeger/api/metrics/{name}": "?service=tachograph" for name in ("calls", "errors", "latencies")},
