@@ -240,7 +240,7 @@ def _over_time(layout: Layout) -> None:
             12,
             panels.lines(
                 "Waiting",
-                "Time waited per hour: for dependencies, for a slot, and for backoff.",
+                "Time waited per hour: for dependencies, for a slot, for backoff, and for a scheduled time.",
                 [(f"3600 * {sum_rate(STEP_WAIT, SELECTED, by='reason')}", "{{reason}}")],
                 "s",
                 stacked=True,

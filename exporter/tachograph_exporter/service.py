@@ -52,6 +52,7 @@ from tachograph_exporter.api import (
     lineage,
     logs,
     metrics,
+    night,
     openapi,
     otlp,
     overview,
@@ -59,14 +60,17 @@ from tachograph_exporter.api import (
     pings,
     reconciliation,
     scrape,
+    silences,
     stream,
     tempo,
     timeline,
     tokens,
     trends,
+    why,
     workflows,
     workspaces,
 )
+from tachograph_exporter.api import failures as failure_routes
 from tachograph_exporter.api.caching import caching_middleware
 from tachograph_exporter.api.problems import problem_middleware
 from tachograph_exporter.api.request import ADMISSION, CONFIG, DATABASE, EXECUTOR, RECORDER, WORKERS, WORKSPACE_CACHE
@@ -107,6 +111,8 @@ from tachograph_exporter.store import lineage as lineage_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.expectations import replace_file
+from tachograph_exporter.store.failure_groups import backfill
+from tachograph_exporter.store.failure_groups import groups as failure_groups
 from tachograph_exporter.store.probing import Probe
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.store.writer import StoreWriter
@@ -126,6 +132,8 @@ SPOOL_SECONDS: Final = 5.0
 """How long a sweep delivers what other processes spooled."""
 RETENTION_SECONDS: Final = 3600.0
 REASSEMBLY_SECONDS: Final = 0.5
+GROUPING_PAUSE: Final = 3.0
+"""How long grouping old failures pauses, in times that its last part took."""
 LOOKS_PER_LEASE: Final = 6
 """How often open spans are looked at while their lease runs."""
 ROUTES: Final[tuple[Route, ...]] = (
@@ -133,7 +141,11 @@ ROUTES: Final[tuple[Route, ...]] = (
     *trends.ROUTES,
     *executions.ROUTES,
     *expectations.ROUTES,
+    *night.ROUTES,
+    *silences.ROUTES,
+    *failure_routes.ROUTES,
     *timeline.ROUTES,
+    *why.ROUTES,
     *logs.ROUTES,
     *reconciliation.ROUTES,
     *metrics.ROUTES,
@@ -345,9 +357,10 @@ class Service:
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
             asyncio.create_task(self._reassemble_periodically(), name="tachograph traces"),
             asyncio.create_task(self.watch.run(), name="tachograph expectations"),
+            asyncio.create_task(self._group_failures(), name="tachograph failures"),
         ]
         self.courier.start()
-        for task in tasks:
+        for task in tasks[:-1]:  # The last one ends when nothing is left to group.
             task.add_done_callback(_note_end)
         yield
         self.courier.close()
@@ -464,6 +477,21 @@ class Service:
                     raise
             return len(traces)
 
+    async def _group_failures(self) -> None:
+        """Group what failed before there were groups, in small parts, so that writers hardly wait."""
+        while True:
+            began = time.monotonic()
+            try:
+                if not await asyncio.to_thread(self.database.run, backfill.group_some):
+                    return
+            except StoreUnavailable as error:
+                quiet.warning("failures", "grouping failures has to wait: %s", error)
+                await asyncio.sleep(SWEEP_SECONDS)
+            except Exception:
+                quiet.exception("failures", "grouping failures failed; trying again later")
+                await asyncio.sleep(SWEEP_SECONDS)
+            await asyncio.sleep(GROUPING_PAUSE * (time.monotonic() - began))
+
     async def _apply_retention(self) -> None:
         """Archive or delete old executions as configured, and whatever else is due once an hour; now and every hour."""
         config = self.config
@@ -475,6 +503,7 @@ class Service:
                 await asyncio.to_thread(self.database.run, senders.prune)
                 await asyncio.to_thread(self.database.run, numbers.fill)
                 await asyncio.to_thread(self._prune_logs)
+                await asyncio.to_thread(self._prune_failures)
                 oldest_ns = time.time_ns() - process_rows.KEPT_SECONDS * NS
                 await asyncio.to_thread(self.database.run, partial(process_rows.prune, before_ns=oldest_ns))
                 if days is not None:
@@ -490,6 +519,10 @@ class Service:
 
     def _prune_logs(self) -> None:
         while self.database.run(lambda c: log_rows.prune_unknown(c, time.time_ns())):
+            pass
+
+    def _prune_failures(self) -> None:
+        while self.database.run(lambda c: failure_groups.prune(c, time.time_ns())):
             pass
 
     async def stop_work(self) -> None:

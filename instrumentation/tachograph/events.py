@@ -199,12 +199,14 @@ class StepStarted(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_sta
 
     The waits are those before *this* attempt: for dependencies, for a slot, for the backoff. ``unaccounted_ns`` is the
     time before the first attempt that nothing accounts for: the dependencies were met and nothing had asked for the
-    step yet, so it is the program's own time.
+    step yet, so it is the program's own time. ``scheduled_ns`` is the time before the first attempt in which the step
+    was asked for and not due yet: a countdown, or a time that whoever asked for it had chosen.
     """
 
     attempt: int = 1
     dependency_ns: int = 0
     unaccounted_ns: int = 0
+    scheduled_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
     inputs: str | None = None
@@ -220,6 +222,7 @@ class StepRetrying(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_re
     failure: Failure
     dependency_ns: int = 0
     unaccounted_ns: int = 0
+    scheduled_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
     resources: Resources | None = None
@@ -229,12 +232,12 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
     """A step ended at ``time_ns`` with its last attempt.
 
     ``started_ns`` is the start of the *first* attempt, ``attempt_started_ns`` that of the last. ``dependency_ns``,
-    ``unaccounted_ns``, ``queue_ns``, ``backoff_ns`` and ``run_ns`` are totals over all attempts and add up to the time
-    from the start of the execution (for a nested step: of the enclosing step) to ``time_ns``. Where clocks differ, they
-    add up within the execution's own time. ``last_queue_ns`` and ``last_backoff_ns`` belong to the last attempt alone.
-    ``between_attempts``: the step was stopped while it waited for a retry, so a
-    `StepRetrying` already reported its last attempt; also with ``attempt`` 0, of a step that was cancelled before it
-    started, whose two starts are then the time of its end. ``resources`` are those of the last attempt.
+    ``unaccounted_ns``, ``scheduled_ns``, ``queue_ns``, ``backoff_ns`` and ``run_ns`` are totals over all attempts and
+    add up to the time from the start of the execution (for a nested step: of the enclosing step) to ``time_ns``. Where
+    clocks differ, they add up within the execution's own time. ``last_queue_ns`` and ``last_backoff_ns`` belong to the
+    last attempt alone. ``between_attempts``: the step was stopped while it waited for a retry, so a `StepRetrying`
+    already reported its last attempt; also with ``attempt`` 0, of a step that was cancelled before it started, whose
+    two starts are then the time of its end. ``resources`` are those of the last attempt.
     """
 
     status: StepStatus
@@ -243,6 +246,7 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
     attempt_started_ns: int
     dependency_ns: int = 0
     unaccounted_ns: int = 0
+    scheduled_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
     run_ns: int = 0
@@ -271,6 +275,7 @@ class StepSkipped(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_ski
     started_ns: int | None = None
     dependency_ns: int = 0
     unaccounted_ns: int = 0
+    scheduled_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
     run_ns: int = 0
@@ -301,6 +306,7 @@ class FoldedRuns(msgspec.Struct, frozen=True, array_like=True, gc=False):
     zero_count: int
     buckets: dict[int, int]
     classic: dict[int, int] = {}
+    scheduled_ns: int = 0
 
 
 class FoldedMeasure(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -338,7 +344,8 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
     Attributes:
         sequence: grows with every change.
         running: repetitions that run now, the first of them since ``running_since_ns``.
-        started_ns: start of the first repetition; its waits are ``dependency_ns`` and ``unaccounted_ns``.
+        started_ns: start of the first repetition; its waits are ``dependency_ns``, ``unaccounted_ns`` and
+            ``scheduled_ns``.
         ended_ns: end of the last repetition that ended; 0: none has.
         busy_ns: time in which at least one ran.
         by_status: totals of those that ended.
@@ -361,6 +368,7 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
     running_since_ns: int = 0
     dependency_ns: int = 0
     unaccounted_ns: int = 0
+    scheduled_ns: int = 0
     by_status: dict[str, FoldedRuns] = {}
     after: tuple[str, ...] = ()
     failure: Failure | None = None

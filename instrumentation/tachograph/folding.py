@@ -123,12 +123,12 @@ class _Runs:
 
     __slots__ = (
         "backoff_ns", "classic", "cost_nano_usd", "dependency_ns", "durations", "last_ns", "max_ns", "min_ns",
-        "queue_ns", "retries", "run_ns", "sum_ns", "tokens_in", "tokens_out", "unaccounted_ns",
+        "queue_ns", "retries", "run_ns", "scheduled_ns", "sum_ns", "tokens_in", "tokens_out", "unaccounted_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.sum_ns = self.min_ns = self.max_ns = self.last_ns = self.retries = self.dependency_ns = 0
-        self.unaccounted_ns = self.queue_ns = self.backoff_ns = self.run_ns = 0
+        self.unaccounted_ns = self.scheduled_ns = self.queue_ns = self.backoff_ns = self.run_ns = 0
         self.cost_nano_usd = self.tokens_in = self.tokens_out = 0
         self.durations = ExponentialHistogram()
         self.classic: dict[int, int] = {}
@@ -137,8 +137,8 @@ class _Runs:
     def of(cls, frozen: FoldedRuns) -> _Runs:
         runs = cls()
         for name in (
-            "sum_ns", "min_ns", "max_ns", "last_ns", "retries", "dependency_ns", "unaccounted_ns", "queue_ns",
-            "backoff_ns", "run_ns", "cost_nano_usd", "tokens_in", "tokens_out",
+            "sum_ns", "min_ns", "max_ns", "last_ns", "retries", "dependency_ns", "unaccounted_ns",
+            "scheduled_ns", "queue_ns", "backoff_ns", "run_ns", "cost_nano_usd", "tokens_in", "tokens_out",
         ):  # fmt: skip
             setattr(runs, name, getattr(frozen, name))
         durations = runs.durations = ExponentialHistogram(schema=frozen.schema)
@@ -163,6 +163,7 @@ class _Runs:
         self.run_ns += event.run_ns
         self.dependency_ns += event.dependency_ns
         self.unaccounted_ns += event.unaccounted_ns
+        self.scheduled_ns += event.scheduled_ns
         if event.attempt != 1 or event.queue_ns:
             self.retries += event.attempt - 1
             self.queue_ns += event.queue_ns
@@ -178,7 +179,7 @@ class _Runs:
             self.unaccounted_ns, self.queue_ns, self.backoff_ns, self.run_ns,
             self.cost_nano_usd, self.tokens_in, self.tokens_out,
             durations.schema, durations.zero_count, dict(sorted(durations.positive.items())),
-            dict(sorted(self.classic.items())),
+            dict(sorted(self.classic.items())), self.scheduled_ns,
         )  # fmt: skip
 
 
@@ -211,7 +212,7 @@ class Fold:
         self._emit = emit
         self._lock = threading.Lock()
         # Of the first repetition: its start and the waits before it.
-        self._started: tuple[int, int, int] | None = None
+        self._started: tuple[int, int, int, int] | None = None
         # What the repetitions that run have reported to have cost, by span id.
         self._running: dict[str, _Spent | None] = {}
         self._sequence = self._busy_ns = self._busy_since = self._ended_ns = self._time_ns = 0
@@ -235,7 +236,7 @@ class Fold:
         """A fold as it was stored. The repetitions that ran then are not known one by one; note their ends."""
         fold = cls(ref, lambda event: None)
         fold._sequence, fold._ended_ns, fold._busy_ns = folded.sequence, folded.ended_ns, folded.busy_ns
-        fold._started = (folded.started_ns, folded.dependency_ns, folded.unaccounted_ns)
+        fold._started = (folded.started_ns, folded.dependency_ns, folded.unaccounted_ns, folded.scheduled_ns)
         if folded.running:
             fold._running[""] = None
             fold._busy_since = folded.running_since_ns
@@ -276,7 +277,9 @@ class Fold:
             elif kind is StepStarted:
                 if event.attempt == 1:  # type: ignore[union-attr]
                     if self._started is None:
-                        self._started = (now, event.dependency_ns, event.unaccounted_ns)  # type: ignore[union-attr]
+                        self._started = (
+                            now, event.dependency_ns, event.unaccounted_ns, event.scheduled_ns,  # type: ignore[union-attr]
+                        )  # fmt: skip
                     if not self._running:
                         self._busy_since = now
                     self._running[event.step.span_id] = None
@@ -284,6 +287,8 @@ class Fold:
                     if event.unaccounted_ns:  # type: ignore[union-attr]
                         self._unaccounted_count += 1
                         self._waited("unaccounted", event.unaccounted_ns)  # type: ignore[union-attr]
+                    if event.scheduled_ns:  # type: ignore[union-attr]
+                        self._waited("scheduled", event.scheduled_ns)  # type: ignore[union-attr]
                 else:
                     self._retries_started += 1
                     if event.backoff_ns:  # type: ignore[union-attr]
@@ -370,7 +375,7 @@ class Fold:
             return self._folded()
 
     def _folded(self) -> Folded:
-        started_ns, dependency_ns, unaccounted_ns = self._started or (self._time_ns, 0, 0)
+        started_ns, dependency_ns, unaccounted_ns, scheduled_ns = self._started or (self._time_ns, 0, 0, 0)
         return Folded(
             sequence=self._sequence,
             running=len(self._running),
@@ -380,6 +385,7 @@ class Fold:
             running_since_ns=self._busy_since if self._running else 0,
             dependency_ns=dependency_ns,
             unaccounted_ns=unaccounted_ns,
+            scheduled_ns=scheduled_ns,
             by_status={status: runs.frozen() for status, runs in self._by_status.items()},
             after=tuple(self._after),
             failure=self._failure,

@@ -59,6 +59,7 @@ class Repetition(NamedTuple):
     name: str
     dependency: int
     unaccounted: int
+    scheduled: int
     attempts: Sequence[Attempt]
     is_stopped: bool
     is_skipped: bool
@@ -90,6 +91,7 @@ repetitions = st.builds(
     st.sampled_from(("load", "", 'a"b\n\\', "y" * 200)),
     times,
     times,
+    times,
     st.lists(attempts, min_size=1, max_size=3),
     st.booleans(),
     st.integers(0, 9).map(lambda number: number == 0),
@@ -103,8 +105,9 @@ def events_of(repetition: Repetition, ref: StepRef, origin_ns: int) -> list[Step
     events: list[StepEvent] = []
     accounts = StepAttempts(ref, origin_ns)
     met_ns = origin_ns + repetition.dependency
-    now = met_ns + repetition.unaccounted
-    events.append(accounts.ready(now, met_ns))
+    asked_ns = met_ns + repetition.unaccounted
+    now = asked_ns + repetition.scheduled
+    events.append(accounts.ready(now, met_ns, asked_ns))
     sequence = 0
     for number, attempt in enumerate(repetition.attempts, 1):
         if number > 1:

@@ -100,6 +100,7 @@ def notice_info(row: Row[Any], messages: Sequence[Row[Any]]) -> NoticeInfo:
         recovered_at=rfc3339_or_none(row.resolved_ns),
         recovery=row.recovery or None,
         execution_id=row.execution_id,
+        silence_id=row.silence_id,
         deliveries=[
             DeliveryInfo(phase=m.phase, receiver=m.target, state=m.state, tries=m.tries,
                          changed_at=rfc3339(m.changed_ns), reason=m.reason or None)

@@ -78,6 +78,7 @@ class SpanStore:
         self._publishing = threading.Lock()
         self.book = book
         self._rows = SpanRows(writer.database.dialect)
+        self.rests = self._rows.rests
         self._groups = TraceGroups(writer.database.dialect, book)
         self._open_spans = OpenSpans(writer.database.dialect)
         self.lineage = LineageStore(self.executions, self._rows, LineageRows(writer.database.dialect))

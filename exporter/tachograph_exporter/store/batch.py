@@ -191,6 +191,7 @@ class Batch:
                 started=event.time_ns if first else None, attempt_started=event.time_ns,
                 waits=(event.dependency_ns if first else None, event.queue_ns, event.backoff_ns),
                 unaccounted=event.unaccounted_ns if first else None,
+                scheduled=event.scheduled_ns if first else None,
                 inputs=event.inputs,
             )
         )  # fmt: skip
@@ -203,6 +204,7 @@ class Batch:
                 started=event.started_ns if first else None, attempt_started=event.started_ns,
                 waits=(event.dependency_ns if first else None, event.queue_ns, event.backoff_ns),
                 unaccounted=event.unaccounted_ns if first else None,
+                scheduled=event.scheduled_ns if first else None,
                 failure=event.failure,
             )
         )  # fmt: skip
@@ -227,6 +229,7 @@ class Batch:
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, event.inputs, event.output, step.child_execution_id, step.dependency_count, event.unaccounted_ns,
             None, None, step.map_index, None if event.resources is None else _resources(event.resources),
+            event.scheduled_ns,
         )  # fmt: skip
         key = (execution_id, step_id)
         old = self.steps.get(key)
@@ -246,6 +249,7 @@ class Batch:
                 "started_ns": event.started_ns, "attempt_started_ns": event.started_ns,
                 "dependency_ns": event.dependency_ns, "queue_ns": event.queue_ns, "backoff_ns": event.backoff_ns,
                 "run_ns": event.run_ns, "unaccounted_ns": event.unaccounted_ns,
+                "scheduled_ns": event.scheduled_ns,
             }  # fmt: skip
             row = tuple(times.get(str(name), value) for name, value in zip(STEP_ROWS.columns, row, strict=True))
         self._step(row)
@@ -263,7 +267,7 @@ class Batch:
             folded.dependency_ns, sum(r.queue_ns for r in runs), sum(r.backoff_ns for r in runs), folded.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, None, None, None, step.dependency_count, folded.unaccounted_ns,
-            _encode(folded).decode(), folded.count, step.map_index, None,
+            _encode(folded).decode(), folded.count, step.map_index, None, folded.scheduled_ns,
         )  # fmt: skip
         self._step(row)
 
@@ -363,6 +367,7 @@ def _step_row(
     finished: int | None = None,
     waits: tuple[int | None, int | None, int | None] = (None, None, None),
     unaccounted: int | None = None,
+    scheduled: int | None = None,
     failure: Failure | None = None,
     skip_reason: str | None = None,
     inputs: str | None = None,
@@ -377,5 +382,5 @@ def _step_row(
         step.parent_step_id, step.span_id, step.parent_span_id, depends_on, step_rank(status, attempt),
         status._value_, attempt, ready, started, attempt_started, finished, *waits, None, *error,
         skip_reason, inputs, None, step.child_execution_id, step.dependency_count, unaccounted, None, None,
-        step.map_index, None,
+        step.map_index, None, scheduled,
     )  # fmt: skip

@@ -322,6 +322,7 @@ def _lost_step(
         is_running=is_running,
         dependency_ns=row.dependency_ns or 0,
         unaccounted_ns=row.unaccounted_ns or 0,
+        scheduled_ns=row.scheduled_ns or 0,
         queue_ns=queue_ns,
         # What is left of the time since the first attempt; so the parts add up, though an attempt was not stored.
         backoff_ns=max(0, elapsed_ns - run_ns - later_queue_ns),

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, delete, func, select
 from tachograph_exporter.store import archive, expectations, locking, notices, numbers
 from tachograph_exporter.store.definitions import DEFINITION
 from tachograph_exporter.store.executions import IS_OPEN
+from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.rollups import rows as rollup_rows
 from tachograph_exporter.store.schema import (
     workflow_definitions,
@@ -56,6 +57,7 @@ def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str)
     for table in (workflow_step_reports, workflow_step_attempts, workflow_step_executions):
         connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
     connection.execute(delete(workflow_executions).where(of_workflow))
+    occurrences.forget_workflow(connection, workspace_id, workflow_id)
     rollup_rows.forget(connection, (workspace_id, workflow_id))
     series_rows.forget(connection, (workspace_id, workflow_id))
     numbers.forget(connection, workflow_id)

@@ -52,6 +52,7 @@ class StoredStep(msgspec.Struct, gc=False):
     folded: Folded | None = None
     map_index: str | None = None
     resources: str | None = None
+    scheduled_ns: int | None = None
 
 
 STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]

@@ -36,6 +36,7 @@ from tachograph_exporter.store import (
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
+from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.inserting import insert_many
 from tachograph_exporter.store.recorded_names import RecordedNames
 from tachograph_exporter.store.rollups import counting, folding
@@ -197,8 +198,10 @@ class StoreWriter:
         self._put(connection, batch)
         if batch.reported and (ended := batch.reported & (batch.ended | before.keys())):
             settling.settle(connection, ended)
+        occurrences.note(connection, batch.executions, batch.steps, batch.attempts)
         if before or batch.ended:
-            self._count(connection, before, batch.ended, counted_before, frozenset())
+            failed = occurrences.settle(connection, batch.ended, before)
+            self._count(connection, before, batch.ended, counted_before, frozenset(), failed)
         batch.months = months
 
     def _register(self, connection: Connection, batch: Batch) -> None:
@@ -227,13 +230,15 @@ class StoreWriter:
         ended: set[str],
         counted_before: SeriesCounter,
         unsettled: AbstractSet[str],
+        failed: AbstractSet[str] | None = None,
     ) -> None:
         """Count executions that ended, in the rollups and in the series of ``/metrics``.
 
         ``before``: those that had ended already, as they were, and ``counted_before`` what they had added to series.
-        ``unsettled``: those that are not counted in series yet.
+        ``unsettled``: those that are not counted in series yet. ``failed``: those in which something failed; None: not
+        known.
         """
-        counter = SeriesCounter(skip=unsettled)
+        counter = SeriesCounter(skip=unsettled, failed=failed)
         folding.fold(connection, before, ended, counter)
         counter.counted.add(counted_before.counted, -1)
         correct_latest(connection, counter.counted, counted_before.counted)
@@ -270,9 +275,11 @@ class StoreWriter:
         for rows in (workflow_step_reports, ATTEMPT_ROWS.table, STEP_ROWS.table, EXECUTION_ROWS.table):
             for i in range(0, len(stored), _CHUNK):
                 connection.execute(delete(rows).where(rows.c.execution_id.in_(stored[i : i + _CHUNK])))
+        occurrences.remove(connection, stored)
         self._register(connection, batch)
         numbers.assign(connection, batch.executions, numbered)
         self._put(connection, batch)
+        occurrences.note(connection, batch.executions, batch.steps, batch.attempts)
         self._count(connection, before, batch.ended, counted_before, unsettled)
 
     def _put(self, connection: Connection, batch: Batch) -> None:

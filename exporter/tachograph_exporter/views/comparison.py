@@ -1,7 +1,8 @@
 """Comparison of an execution with another one or with a baseline: which step made it slow?
 
-The duration of an execution is the length of its critical path: the steps on it plus their waits for a slot. A step is
-therefore to blame for the additional time it ran and waited for a slot, and only if it is on the critical path. A step
+The duration of an execution is the length of its critical path: the steps on it plus their waits for a slot, and for
+the time they were scheduled for. A step is therefore to blame for the additional time it ran and waited like this, and
+only if it is on the critical path. A step
 that did not run in the reference (another branch was taken there, or the step is new) did not become slower: the
 sentence says that it ran, and it is not blamed.
 """
@@ -66,6 +67,7 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
                 not_in_reference=is_new,
                 retry_count=max(0, step.attempt - 1) if step is not None else 0,
                 queue_seconds=seconds(step.queue_ns) if step is not None else None,
+                scheduled_seconds=seconds(step.scheduled_ns) if step is not None else None,
                 blame=_blame(_difference(now_ns, then_ns) if is_critical else None, slowdown),
             )
         )
@@ -104,10 +106,10 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
         before = (step_totals.by_status.get(COMPLETED) if step_totals is not None else None) or Totals()
         durations = before.histogram()
         step_median_ns = _ns(durations.quantile(0.5))
-        queue_ns = round(before.queue_ns / before.count) if before.count else 0
+        waited_ns = round((before.queue_ns + before.scheduled_ns) / before.count) if before.count else 0
         now_ns = _slot_time(step)
-        ran_ns = now_ns - (step.queue_ns or 0) if now_ns is not None else None
-        then_ns = step_median_ns + queue_ns if step_median_ns is not None else None
+        ran_ns = now_ns - (step.queue_ns or 0) - (step.scheduled_ns or 0) if now_ns is not None else None
+        then_ns = step_median_ns + waited_ns if step_median_ns is not None else None
         rank = durations.rank(ran_ns / NS) if ran_ns is not None and before.count else None
         steps.append(
             ComparedStep(
@@ -126,6 +128,7 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
                 not_in_reference=now_ns is not None and 2 * before.count < completed.count,
                 retry_count=max(0, step.attempt - 1),
                 queue_seconds=seconds(step.queue_ns),
+                scheduled_seconds=seconds(step.scheduled_ns),
                 blame=_blame(_difference(now_ns, then_ns) if step.step_id in path else None, slowdown),
             )
         )
@@ -191,13 +194,13 @@ def _duration(run: StoredRun) -> int | None:
 
 
 def _slot_time(step: StoredStep | None) -> int | None:
-    """A step's duration plus the time it waited for a slot; None if it never started or has not finished."""
+    """A step's duration plus the time it waited for a slot or was scheduled; None if it has not started and ended."""
     if step is None or step.started_ns is None or step.finished_ns is None:
         return None
     if step.folded is not None:
         # Of the time from the first repetition to the last, other steps had a part.
         return step.folded.busy_ns
-    return step.finished_ns - step.started_ns + (step.queue_ns or 0)
+    return step.finished_ns - step.started_ns + (step.queue_ns or 0) + (step.scheduled_ns or 0)
 
 
 def _ns(value: float | None) -> int | None:
@@ -247,11 +250,11 @@ def _culprit(steps: list[ComparedStep]) -> ComparedStep | None:
 def _culprit_name(culprit: ComparedStep | None, run: StoredRun) -> str | None:
     if culprit is not None:
         return culprit.step_name
-    failed = _failed_step(run)
+    failed = failed_step(run)
     return failed.name if failed is not None else None
 
 
-def _failed_step(run: StoredRun) -> StoredStep | None:
+def failed_step(run: StoredRun) -> StoredStep | None:
     """The step that failed first."""
     failed = [step for step in run.steps if step.status in UNSUCCESSFUL and step.finished_ns is not None]
     return min(failed, key=lambda step: step.finished_ns or 0, default=None)
@@ -306,7 +309,7 @@ def _sentence(
 
 def _outcome(run: StoredRun) -> str:
     """How a run ended that did not complete."""
-    failed = _failed_step(run)
+    failed = failed_step(run)
     words = {"failed": "failed", "timeout": "timed out"}.get(run.execution.status, f"is {run.execution.status}")
     if failed is None:
         return f"The run {words}."
@@ -318,6 +321,9 @@ def _blamed(culprit: ComparedStep) -> str:
     usual = format_duration(_ns(culprit.reference_seconds))
     ratio = f" ({culprit.ratio:.3g} times as long)" if culprit.ratio is not None else ""
     retries = f" after {culprit.retry_count} retries" if culprit.retry_count else ""
+    scheduled_ns = _ns(culprit.scheduled_seconds)
+    if scheduled_ns:
+        retries += f", {format_duration(scheduled_ns)} of it until its scheduled time"
     return (
         f"Step “{culprit.step_name}” took {format_duration(_ns(culprit.seconds))} instead of {usual}{ratio}{retries}, "
         f"on the critical path: {100 * (culprit.blame or 0):.0f} % of the slowdown."

@@ -155,6 +155,7 @@ def _average_wait(totals: Totals) -> Wait | None:
         totals.queue_ns / divisor,
         totals.backoff_ns / divisor,
         totals.unaccounted_ns / divisor,
+        totals.scheduled_ns / divisor,
     )
 
 

@@ -115,7 +115,10 @@ class _Spans:
     def _step(self, step: StoredStep) -> Span:
         start = step.started_ns if step.started_ns is not None else step.finished_ns
         span = self._span(step.span_id, step.parent_span_id, step.name, start or 0, step.finished_ns)
-        wait_ns = sum([step.dependency_ns or 0, step.unaccounted_ns or 0, step.queue_ns or 0, step.backoff_ns or 0])
+        wait_ns = sum(
+            ns or 0
+            for ns in (step.dependency_ns, step.unaccounted_ns, step.scheduled_ns, step.queue_ns, step.backoff_ns)
+        )
         _add(span.attributes, step_attributes(self._execution_attributes, step))
         state = step_state_attributes(StepStatus(step.status), step.attempt, wait_ns, step.skip_reason)
         for report in self._reports.get(step.step_id, ()):

@@ -89,7 +89,8 @@ def _trend_bucket(start_s: int, by_status: Mapping[str, Totals], measures: Mappi
         p99=histogram.quantile(0.99),
         retry_count=total.retries,
         average_wait_seconds=average_seconds(
-            total.dependency_ns + total.unaccounted_ns + total.queue_ns + total.backoff_ns, total.count
+            total.dependency_ns + total.unaccounted_ns + total.scheduled_ns + total.queue_ns + total.backoff_ns,
+            total.count,
         ),
         cost_usd=dollars(total.cost_nano_usd),
         tokens_in=total.tokens_in,

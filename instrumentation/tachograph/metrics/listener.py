@@ -192,6 +192,8 @@ class MetricsListener:
             series.dependency(event.dependency_ns / NS)
             if event.unaccounted_ns:
                 self._waited(series, step, "unaccounted", event.unaccounted_ns)
+            if event.scheduled_ns:
+                self._waited(series, step, "scheduled", event.scheduled_ns)
         elif event.backoff_ns:
             self._waited(series, step, "backoff", event.backoff_ns)
         series.queue(event.queue_ns / NS)

@@ -231,7 +231,7 @@ class SpanListener:
                 attempt = self._start_attempt(run, step, span, event.attempt, event.attempt_started_ns)
             status = {semconv.STEP_STATUS: event.status.value}
             _end(run, attempt, event.time_ns, status, event.failure, is_folded=is_folded)
-        wait_ns = event.dependency_ns + event.unaccounted_ns + event.queue_ns + event.backoff_ns
+        wait_ns = event.dependency_ns + event.unaccounted_ns + event.scheduled_ns + event.queue_ns + event.backoff_ns
         attributes = step_state_attributes(event.status, event.attempt, wait_ns)
         if run.costs:
             attributes.update(run.costs.pop(step.step_id, {}))

@@ -44,7 +44,9 @@ STEP_TYPE: Final = _attribute("workflow.step.type", "step", "task, condition, pa
 STEP_ATTEMPT: Final = _attribute("workflow.step.attempt", "step, attempt", "attempt (on a step: the last), from 1")
 STEP_STATUS: Final = _attribute("workflow.step.status", "step, attempt", "how the step or attempt ended")
 STEP_WAIT: Final = _attribute(
-    "workflow.step.wait_seconds", "step", "seconds spent waiting: for dependencies, for a slot, for the backoff"
+    "workflow.step.wait_seconds",
+    "step",
+    "seconds spent waiting: for dependencies, for the time it was asked for, for a slot, for the backoff",
 )
 STEP_SKIP_REASON: Final = _attribute("workflow.step.skip_reason", "step", "why the step never started")
 PIPELINE_NAME: Final = _attribute("cicd.pipeline.name", "run, step", "name of the workflow")

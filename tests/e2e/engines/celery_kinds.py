@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 
 from celery import Celery, chain, chord, group, uuid
+from celery.result import GroupResult
 from celery.signals import worker_process_init
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -27,9 +28,12 @@ BROKER = os.environ.get("BROKER") or os.environ.setdefault("BROKER", sys.argv[1]
 AT_ONCE = os.environ.get("SPANS_AT_ONCE") == "1"
 # Then each run is the root of a trace, with a link to the span that sent its message.
 LINKS = os.environ.get("SPAN_LINKS") == "1"
+# Then Tachograph's span processor says which tasks belong together.
+LIVE = os.environ.get("LIVE_SPANS") == "1"
 # Then the tasks are told of by Celery's signals instead of spans.
 HOOKS = os.environ.get("HOOKS") == "1"
-PREFIX = "celery_hooks" if HOOKS else "celery_at_once" if AT_ONCE else "celery_links" if LINKS else "celery"
+PREFIXES = {"celery_hooks": HOOKS, "celery_at_once": AT_ONCE, "celery_links": LINKS, "celery_live": LIVE}
+PREFIX = next((prefix for prefix, chosen in PREFIXES.items() if chosen), "celery")
 app = Celery("celery_kinds", broker=BROKER, backend=BROKER)
 app.conf.update(
     broker_connection_retry_on_startup=True,
@@ -52,6 +56,10 @@ def instrument(**_):
     provider.add_span_processor(
         SimpleSpanProcessor(exporter) if AT_ONCE else BatchSpanProcessor(exporter, schedule_delay_millis=200)
     )
+    if LIVE:
+        from tachograph.spans import LiveSpanProcessor
+
+        provider.add_span_processor(LiveSpanProcessor())
     trace.set_tracer_provider(provider)
     CeleryInstrumentor().instrument(use_span_links=LINKS)
 
@@ -117,6 +125,11 @@ def order(number):
     fetch.delay(number)
     store.delay(number)
     time.sleep(0.05)
+
+
+@app.task
+def spread(number):
+    group(fetch.s(i) for i in range(number)).apply_async()
 
 
 LAST = ("task-succeeded", "task-failed", "task-revoked")
@@ -303,7 +316,45 @@ def group_bare(stage):
     results = group(fetch.s(i) for i in range(3)).apply_async().results
     for result in results:
         stage.events.wait(result.id, "task-succeeded")
-    return roots(stage, [stage.step(r.id, index=i, run_id=r.id) for i, r in enumerate(results)]), ()
+    told = [stage.step(r.id, index=i, run_id=r.id) for i, r in enumerate(results)]
+    return roots(stage, told) if not LIVE else [execution(NAME + "fetch", "completed", told)], ()
+
+
+def groups_at_once(stage):
+    """Two groups of the same tasks."""
+    groups = [group(fetch.s(i) for i in range(2)).apply_async() for _ in range(2)]
+    executions = []
+    for result in groups:
+        result.save()
+        stored = GroupResult.restore(result.id)
+        for task in stored.results:
+            stage.events.wait(task.id, "task-succeeded")
+        told = [stage.step(task.id, index=i, run_id=task.id) for i, task in enumerate(stored.results)]
+        executions.append(execution(NAME + "fetch", "completed", told, run_id=stored.id))
+    return executions, ()
+
+
+def group_in_task(stage):
+    """A task that sends a group: all of them come from it."""
+    result = spread.delay(2)
+    stage.events.wait(result.id, "task-succeeded")
+    ids = [child.id for child in result.children[0].results]
+    for task_id in ids:
+        stage.events.wait(task_id, "task-succeeded")
+    steps = [stage.step(result.id), *(stage.step(task_id, index=i) for i, task_id in enumerate(ids))]
+    for told in steps[1:]:
+        # They run beside the task that sent them, or after it.
+        del told["depends_on"]
+    return [execution(NAME + "spread", "completed", steps)], ()
+
+
+def group_failed(stage):
+    results = group([fetch.s(1), broken.s(2)]).apply_async().results
+    stage.events.wait(results[0].id, "task-succeeded")
+    stage.events.wait(results[1].id, "task-failed")
+    steps = [stage.step(result.id) for result in results]
+    run = execution(None, "failed", steps, workflow_also=[NAME + "fetch"], error="RuntimeError: no item 2")
+    return [run], ()
 
 
 def roots(stage, steps):
@@ -345,20 +396,22 @@ def chord_in_span(stage):
     with trace.get_tracer("shop").start_as_current_span("report"):
         result = chord([fetch.s(i) for i in range(3)], total.s()).apply_async()
     # The body's span hangs under the header's task that ended last.
-    unknowable = [{"execution": 0, "edge": f"{NAME}fetch#{i}->{NAME}total"} for i in range(3)]
+    unknowable = () if LIVE else [{"execution": 0, "edge": f"{NAME}fetch#{i}->{NAME}total"} for i in range(3)]
     return [execution(NAME + "fetch" if HOOKS else "report", "completed", chord_steps(stage, result))], unknowable
 
 
 def chord_bare(stage):
     result = chord([fetch.s(i) for i in range(3)], total.s()).apply_async()
-    return roots(stage, chord_steps(stage, result)), ()
+    told = chord_steps(stage, result)
+    return roots(stage, told) if not LIVE else [execution(NAME + "fetch", "completed", told)], ()
 
 
 def countdown(stage):
+    asked = at(time.time())
     result = store.apply_async((1,), countdown=1.5)
     stage.events.wait(result.id, "task-succeeded")
     received = stage.events.of(result.id, "task-received")[0]
-    told = stage.step(result.id, scheduled_at=received["eta"])
+    told = stage.step(result.id, asked_at=asked, scheduled_at=received["eta"])
     return [execution(NAME + "store", "completed", [told])], ()
 
 
@@ -441,9 +494,9 @@ def redelivered(stage):
 
 UNKNOWN = {
     "chain_failed": ["`store` was never sent: no span, and no record in Celery"],
-    "chord_in_span": [
-        "which tasks of the header a chord's body waited for: its span hangs under the one that ended last"
-    ],
+    "chord_in_span": []
+    if LIVE
+    else ["which tasks of the header a chord's body waited for: its span hangs under the one that ended last"],
     "hard_time_limit": ["that the time limit stopped the task: the process that had the span of its run was killed"],
     "revoked": ["that the task was revoked: the worker drops its message"],
     "terminated": ["that the task was revoked while it ran: the process that had its span was killed"],
@@ -453,9 +506,17 @@ UNKNOWN = {
 }
 """What spans cannot tell of a scene, in words."""
 
-SCENES = [chain_with_retry, chain_failed, retries_exhausted, group_bare, group_in_span, chord_bare, chord_in_span,
-          countdown, nested, hard_time_limit, revoked, terminated, process_killed, worker_killed,
-          redelivered]  # fmt: skip
+ALONE = ["a group or chord that is sent without a span around it: each of its tasks is an execution of its own"]
+if not LIVE:
+    UNKNOWN |= {"group_bare": ALONE, "chord_bare": ALONE}
+OF_LIVE = [group_bare, groups_at_once, group_in_task, group_failed, group_in_span, chord_bare, chord_in_span, nested]
+"""What Tachograph's span processor makes a difference to, or must not."""
+
+OTHERS = [
+    chain_with_retry, chain_failed, retries_exhausted, group_bare, group_in_span, chord_bare, chord_in_span,
+    countdown, nested, hard_time_limit, revoked, terminated, process_killed, worker_killed, redelivered,
+]  # fmt: skip
+SCENES = OF_LIVE if LIVE else OTHERS
 
 
 def main(names):

@@ -59,7 +59,7 @@ _ENDED_EXECUTIONS: Final = select(
 _STEPS_OF: Final = select(
     _steps.execution_id, _steps.step_id, _steps.name, _steps.status, _steps.started_ns, _steps.finished_ns,
     _steps.attempt, _steps.dependency_ns, _steps.queue_ns, _steps.backoff_ns, _steps.run_ns, _steps.unaccounted_ns,
-    _steps.folded, _steps.span_id, _steps.skip_reason,
+    _steps.scheduled_ns, _steps.folded, _steps.span_id, _steps.skip_reason,
 ).where(
     _steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True))
 )  # fmt: skip
@@ -70,7 +70,7 @@ _STEPS_AS_JSON: Final = (
             func.json_array(
                 _steps.step_id, _steps.name, _steps.status, _steps.started_ns, _steps.finished_ns, _steps.attempt,
                 _steps.dependency_ns, _steps.queue_ns, _steps.backoff_ns, _steps.run_ns, _steps.unaccounted_ns,
-                _steps.folded, _steps.span_id, _steps.skip_reason,
+                _steps.scheduled_ns, _steps.folded, _steps.span_id, _steps.skip_reason,
             )
         ),
     )

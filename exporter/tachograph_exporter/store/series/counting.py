@@ -15,6 +15,7 @@ from tachograph.distribution import DURATION_BUCKETS, Distribution, Sum
 from tachograph.events import Folded, FoldedMeasure, FoldedRuns
 from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import upper_bound
+from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
 from tachograph_exporter.store.rollups.counting import CHUNK, CountedStepRow, ExecutionRow, Key
 from tachograph_exporter.store.schema import series_unsettled, workflow_executions, workflow_step_attempts
@@ -25,6 +26,7 @@ from tachograph_exporter.store.series.values import (
     DURATION,
     ENDED_AS,
     EXECUTION,
+    FAILURES,
     LATEST,
     MEASURE,
     RETRIES,
@@ -57,6 +59,7 @@ _DEPENDENCY: Final = f"{WAIT}{SEPARATOR}dependency"
 _QUEUE: Final = f"{WAIT}{SEPARATOR}queue"
 _BACKOFF: Final = f"{WAIT}{SEPARATOR}backoff"
 _UNACCOUNTED: Final = f"{WAIT}{SEPARATOR}unaccounted"
+_SCHEDULED: Final = f"{WAIT}{SEPARATOR}scheduled"
 
 
 @functools.cache
@@ -188,12 +191,20 @@ class SeriesCounter:
     Args:
         database: to leave out executions that were not counted because they had not settled; see ``skipped``.
         skip: ids of further executions that are left out.
+        failed: ids of those in which something failed; None: not known.
     """
 
-    def __init__(self, database: Connection | None = None, *, skip: AbstractSet[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        database: Connection | None = None,
+        *,
+        skip: AbstractSet[str] = frozenset(),
+        failed: AbstractSet[str] | None = None,
+    ) -> None:
         self.counted = Counted()
         self.skipped: set[str] = set()
         self._skip = skip
+        self._failed = failed
         self._database = database
         self._executions: dict[str, tuple[Key, ExecutionRow]] = {}
         self._attempts: Mapping[tuple[str, str], Sequence[Any]] = {}
@@ -218,6 +229,11 @@ class SeriesCounter:
                 if execution.status in statuses:
                     counts.amounts[code] = max(counts.amounts.get(code, 0), execution.finished_ns)  # type: ignore[type-var]
         self._attempts = attempts_of(connection, self._executions)
+        failed = self._executions.keys() if self._failed is None else self._failed & self._executions.keys()
+        for execution_id, by_group in occurrences.counts_of(connection, failed).items():
+            counts = self.counted.step(self._executions[execution_id][0], "")
+            for group_id, times in by_group.items():
+                counts.count(code_of(FAILURES, group_id), times)
 
     @staticmethod
     def _observe(counts: _StepCounts, code: Code, duration_ns: int, trace_id: str, span_id: str, ended_ns: int) -> None:
@@ -231,7 +247,7 @@ class SeriesCounter:
         """Count a step that ended."""
         (
             execution_id, step_id, name, status, started, finished, attempt, dependency, queue, backoff, run,
-            unaccounted, folded, span_id, skip_reason,
+            unaccounted, scheduled, folded, span_id, skip_reason,
         ) = row  # fmt: skip
         entry = self._executions.get(execution_id)
         if entry is None:
@@ -254,6 +270,8 @@ class SeriesCounter:
         counts.wait(_DEPENDENCY, dependency or 0)
         if unaccounted:
             counts.wait(_UNACCOUNTED, unaccounted)
+        if scheduled:
+            counts.wait(_SCHEDULED, scheduled)
         if step_id in execution.critical_path:
             counts.count(CRITICAL, critical_ns_of(started, finished, queue, backoff, run))
         has_last = False

@@ -21,6 +21,7 @@ from tachograph.metrics.specs import (
     CRITICAL_PATH,
     EXECUTION_DURATION,
     EXECUTIONS_STARTED,
+    FAILURE_GROUP_FAILURES,
     LAST_FAILURE,
     LAST_SUCCESS,
     STEP_ATTEMPTS,
@@ -58,6 +59,7 @@ CRITICAL: Final = "critical"
 COST: Final = "cost"
 TOKENS: Final = "tokens"
 MEASURE: Final = "measure"
+FAILURES: Final = "failures"
 
 
 def code_of(metric: str, *labels: str) -> Code:
@@ -87,6 +89,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     COST: Kind(STEP_COST, NS),
     TOKENS: Kind(STEP_TOKENS),
     MEASURE: Kind(STEP_MEASURE),
+    FAILURES: Kind(FAILURE_GROUP_FAILURES, of_step=False),
 }
 """Every stored metric, by its short name."""
 

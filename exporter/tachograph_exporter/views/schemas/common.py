@@ -22,13 +22,20 @@ class Wait(msgspec.Struct, gc=False):
     """Seconds that a step waited for its dependencies, for a slot, and between attempts.
 
     ``unaccounted`` is the time between the end of what it depends on and the moment something asked for it: nothing
-    says what the program did then.
+    says what the program did then. ``scheduled`` is the time between that moment and the time it was asked for: a
+    countdown, or a start that whoever asked for it had chosen.
     """
 
     dependency: float
     queue: float
     backoff: float
     unaccounted: float = 0.0
+    scheduled: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.dependency + self.queue + self.backoff + self.unaccounted + self.scheduled
 
 
 class MeasureSummary(msgspec.Struct, kw_only=True):

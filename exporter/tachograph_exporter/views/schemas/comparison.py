@@ -38,11 +38,12 @@ class Baseline(msgspec.Struct, kw_only=True):
 class ComparedStep(msgspec.Struct, kw_only=True):
     """One step, compared with the other execution or with the baseline; ``step_id`` is null if it is not in this one.
 
-    ``seconds`` is its duration plus the time it waited for a slot; ``reference_seconds`` is the same on the other side
-    (for a baseline: the median). ``percentile`` is the percentage of its baseline runs that were faster, null without a
-    baseline. ``not_in_reference``: it ran here, but not in the other execution, or in less than half of the baseline's.
-    ``blame`` is the share of the execution's slowdown that the step explains, from 0 to 1 in steps of 0.01; null if the
-    execution was not notably slower. A step without a duration on the other side is not blamed.
+    ``seconds`` is its duration plus the time it waited for a slot and for its scheduled time; ``reference_seconds`` is
+    the same on the other side (for a baseline: the median). ``percentile`` is the percentage of its baseline runs that
+    were faster, null without a baseline. ``not_in_reference``: it ran here, but not in the other execution, or in less
+    than half of the baseline's. ``blame`` is the share of the execution's slowdown that the step explains, from 0 to 1
+    in steps of 0.01; null if the execution was not notably slower. A step without a duration on the other side is not
+    blamed.
     """
 
     step_id: str | None
@@ -60,6 +61,7 @@ class ComparedStep(msgspec.Struct, kw_only=True):
     not_in_reference: bool
     retry_count: int
     queue_seconds: float | None
+    scheduled_seconds: float | None
     blame: float | None
 
 

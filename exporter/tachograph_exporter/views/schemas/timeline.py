@@ -36,6 +36,7 @@ class Attempt(msgspec.Struct, kw_only=True, gc=False):
     error_type: str | None = None
     error_message: str | None = None
     resources: ResourceUse | None = None
+    failure_group: str | None = None
 
 
 class Measure(msgspec.Struct):
@@ -101,6 +102,7 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     times are shown as they are; waits, work and the critical path are computed within the run. With ``folded``, the
     entry stands for many repetitions of the step: it spans from the start of the first to the end of the last, and
     ``run_seconds`` is their sum. ``resources`` are those of all attempts; null if nothing measured them.
+    ``failure_group`` is the id of the [group](failures.md) of its failure.
     """
 
     step_id: str
@@ -138,24 +140,27 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     logs: tuple[LogLine, ...]
     folded: FoldedSteps | None = None
     resources: ResourceUse | None = None
+    failure_group: str | None = None
 
 
 class CriticalStep(msgspec.Struct, gc=False):
-    """A step on the critical path."""
+    """A step on the critical path. ``scheduled_seconds``: how long the run waited before it for its scheduled time."""
 
     step_id: str
     step_name: str
     duration_seconds: float
+    scheduled_seconds: float = 0.0
 
 
 class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     """Timeline of an execution. Filters shorten ``step_timeline`` only; counts cover the whole execution.
 
-    ``unaccounted_seconds`` is the time in which no step of the critical path ran: waits for a slot, and what the
-    program did itself; together with ``critical_path_seconds`` it is the whole time of the run.
+    ``unaccounted_seconds`` is the time in which no step of the critical path ran: waits for a slot or for a scheduled
+    time, and what the program did itself; together with ``critical_path_seconds`` it is the whole time of the run.
     ``cost_usd`` is what its steps spent, null if nothing says so; it and the tokens are without those of executions
     inside this one. ``parent_execution_id`` and ``parent_step_id`` name the execution and its step that this one ran
-    inside. ``expected_end_at`` and ``usual_duration_seconds``: see `WorkflowExecutionResponse`.
+    inside. ``expected_end_at`` and ``usual_duration_seconds``: see `WorkflowExecutionResponse`. ``failure_group``
+    is the id of the group of the failure that the execution failed with.
     """
 
     execution_id: str
@@ -192,6 +197,7 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     step_timeline: list[WorkflowStepTimelineEntry]
     expected_end_at: str | None = None
     usual_duration_seconds: float | None = None
+    failure_group: str | None = None
 
 
 class ChromeTrace(msgspec.Struct, kw_only=True):

@@ -85,7 +85,14 @@ export class RunsView {
     });
     replace(
       this.element,
-      h("div", { class: "title" }, h("h1", { tabindex: -1 }, "Runs"), this.summary, since),
+      h(
+        "div",
+        { class: "title" },
+        h("h1", { tabindex: -1 }, "Runs"),
+        this.summary,
+        since,
+        h("a", { href: "#/night" }, "The night at one look"),
+      ),
       this.onCall.element,
       this.filters.element,
       this.error,

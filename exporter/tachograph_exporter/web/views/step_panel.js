@@ -18,6 +18,7 @@ export function stepDetails(run, step, { select, trace }) {
         ["dependencies", entry.wait.dependency],
         ["a free slot", entry.wait.queue],
         ["backoff", entry.wait.backoff],
+        ["its scheduled time", entry.wait.scheduled],
         ["the program itself", entry.wait.unaccounted],
       ].filter(([, value]) => value > 0)
     : [];
