@@ -119,7 +119,10 @@ def test_temporal_with_a_real_server(server: Callable[..., Server], temporal: st
 
 @pytest.mark.parametrize(
     ("script", "names"),
-    [("rq_kinds.py", ("pipeline", "failed", "killed")), ("dramatiq_kinds.py", ("pipeline", "group", "failed"))],
+    [
+        ("rq_kinds.py", ("pipeline", "later", "failed", "killed")),
+        ("dramatiq_kinds.py", ("pipeline", "group", "failed")),
+    ],
     ids=["rq", "dramatiq"],
 )
 def test_a_queue_with_a_real_worker(

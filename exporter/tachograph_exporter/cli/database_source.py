@@ -26,6 +26,7 @@ from tachograph_exporter.store.failure_groups.reading import Range
 from tachograph_exporter.store.removal import remove_workflow
 from tachograph_exporter.store.rollups import read as read_rollups
 from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.views.causes.reading import read_why
 from tachograph_exporter.views.comparison import compare_runs, read_baseline_comparison
 from tachograph_exporter.views.executions import execution_stats, execution_summary
 from tachograph_exporter.views.failures import (
@@ -45,6 +46,7 @@ from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
+from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 from tachograph_exporter.views.timeline import build_timeline
 from tachograph_exporter.views.trends import bucket_range, read_trends
@@ -188,6 +190,11 @@ class DatabaseSource:
             return read_baseline_comparison(connection, self._workspace, run, baseline_ns)
 
         return self._database.look(read)
+
+    def why(self, execution_id: str, baseline_ns: int) -> WhyAnswer:
+        """See `Source`."""
+        now = time.time_ns()
+        return self._database.look(lambda c: read_why(c, self._workspace, execution_id, baseline_ns, now))
 
     def workflows(self) -> Sequence[WorkflowSummary]:
         """See `Source`."""

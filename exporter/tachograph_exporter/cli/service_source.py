@@ -26,6 +26,7 @@ from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
+from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 
 T = TypeVar("T")
@@ -152,6 +153,11 @@ class ServiceSource:
         if other is not None:
             parameters = {"a": other, "b": execution_id}
         return self._read(self._found("/api/workflows/executions/compare", parameters), ExecutionComparison)
+
+    def why(self, execution_id: str, baseline_ns: int) -> WhyAnswer:
+        """See `Source`."""
+        path = f"/api/workflows/executions/{_quoted(execution_id)}/why"
+        return self._read(self._found(path, {"baseline": f"{baseline_ns / NS:.3f}s"}), WhyAnswer)
 
     def workflows(self) -> Sequence[WorkflowSummary]:
         """See `Source`."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
     from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
     from tachograph_exporter.views.schemas.trends import WorkflowTrends
+    from tachograph_exporter.views.schemas.why import WhyAnswer
     from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 
 DEFAULT_URL: Final = f"http://{DEFAULT_LISTEN}"
@@ -103,6 +104,9 @@ class Source(Protocol):
 
     def compare(self, execution_id: str, other: str | None, baseline_ns: int) -> ExecutionComparison:
         """A run compared with another one, or with those of its workflow before it. Both are whole ids."""
+
+    def why(self, execution_id: str, baseline_ns: int) -> WhyAnswer:
+        """Why a run, by its whole id, was slow or failed, compared with those of its workflow before it."""
 
     def workflows(self) -> Sequence[WorkflowSummary]:
         """All workflows of the workspace by name, without their definitions."""
