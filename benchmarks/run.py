@@ -22,6 +22,7 @@ import live_spans
 import metrics
 import page
 import recorder
+import resources
 import scrape
 import search
 import startup
@@ -35,6 +36,7 @@ from rich.console import Console
 BENCHMARKS = {
     "startup": startup.main,
     "recorder": recorder.main,
+    "resources": resources.main,
     "live-spans": live_spans.main,
     "timeline": timeline.main,
     "exposition": exposition.main,

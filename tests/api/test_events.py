@@ -15,8 +15,9 @@ from tests.store.test_rollups import differing
 
 from tachograph.errors import StoreUnavailable
 from tachograph.event_batch import MAX_EVENTS, PATH
-from tachograph.events import Event, Resources, StepFinished
+from tachograph.events import Event, StepFinished
 from tachograph.identity import new_id
+from tachograph.resources import Resources
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
 

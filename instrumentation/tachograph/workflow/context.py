@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from tachograph import meter
 from tachograph.identity import StepRef
+from tachograph.resources import Resources
 from tachograph.workflow.reporter import Reporter
 
 C = TypeVar("C", bound=msgspec.Struct)
@@ -23,9 +25,10 @@ class StepContext:
         config: the step's config with references resolved.
         attempt: number of the attempt, counted from 1.
         step: identity of the step (ids, names).
+        resources: what the attempt used of the machine, once a runner has measured it; None: not known.
     """
 
-    __slots__ = ("_carrier", "_reporter", "_stop", "attempt", "config", "inputs", "outputs", "step")
+    __slots__ = ("_carrier", "_reporter", "_stop", "attempt", "config", "inputs", "outputs", "resources", "step")
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class StepContext:
         self._reporter = reporter
         self._carrier = carrier
         self._stop: threading.Event | None = None
+        self.resources: Resources | None = None
 
     @property
     def execution_id(self) -> str:
@@ -62,6 +66,23 @@ class StepContext:
         if self._stop is None:
             self._stop = threading.Event()
         self._stop.set()
+
+    def start_measuring(self, *, is_on_loop: bool = False) -> None:
+        """From now on the calling thread does the attempt's work. For a `Runner` that runs it in this process.
+
+        ``is_on_loop``: other tasks of an event loop may run on the thread meanwhile.
+        """
+        self._reporter.meter = meter.start(None, is_on_loop, True)
+
+    def stop_measuring(self) -> None:
+        """The attempt's work is done: `resources` are what it used since `start_measuring`."""
+        if (running := self._reporter.meter) is not None:
+            self.resources = running.stop()
+
+    def used(self, resources: Resources) -> None:
+        """Tell what the attempt used, where a command did all of its work."""
+        if (running := self._reporter.meter) is not None:
+            running.give(resources)
 
     def propagation(self) -> Mapping[str, str]:
         """Headers (``traceparent``, ``tracestate``, ``baggage``) that propagate the step's span to what it calls."""

@@ -13,7 +13,7 @@ import { throttle } from "../throttle.js";
 import { downloadMenu } from "./downloads.js";
 import { runActions } from "./run_actions.js";
 import { copyableId, inputsOf, progress, RunFacts } from "./run_facts.js";
-import { stepDetails } from "./step_panel.js";
+import { causeLink, stepDetails } from "./step_panel.js";
 import { Why } from "./why.js";
 
 const STATE_INTERVAL_MS = 3_000;
@@ -168,6 +168,7 @@ export class RunView {
       trace: this.traceLink(),
     });
     this.error = h("p", { class: "error-text", hidden: true });
+    this.cause = h("div", { hidden: true });
     this.why = new Why(this.id, {
       select: (name, { isTest = false } = {}) => {
         const step = this.run.steps.find((candidate) => candidate.entry.step_name === name);
@@ -273,6 +274,7 @@ export class RunView {
         h("div", { class: "title" }, this.heading, this.state, this.actions.element),
         this.answer,
         this.error,
+        this.cause,
         this.why.element,
         this.facts.element,
         inputsOf(timeline),
@@ -344,6 +346,12 @@ export class RunView {
     const cause = run.firstFailed?.entry.error_message ?? error;
     this.error.hidden = !error || Boolean(answer?.includes(cause));
     setText(this.error, error ? `${timeline.error_type}: ${error}` : "");
+    const group = timeline.failure_group;
+    if (group && this.cause.dataset.group !== group) {
+      this.cause.dataset.group = group;
+      replace(this.cause, causeLink(group));
+      this.cause.hidden = false;
+    }
     const links = [
       ["All runs", `#/?workflow=${timeline.workflow_id}`],
       ["Workflow", `#/workflows/${timeline.workflow_id}`],
