@@ -201,8 +201,12 @@ def children(families: Mapping[str, Any]) -> dict[tuple[str, ...], Child]:
         (name, *child.labels): child
         for name, family in families.items()
         for child in family.children()
-        if isinstance(child, HistogramChild | CounterChild) and name != "workflow_step_critical_path_seconds_total"
+        if isinstance(child, HistogramChild | CounterChild) and name not in OF_SERVICES
     }
+
+
+OF_SERVICES = ("workflow_step_critical_path_seconds_total", "workflow_failure_group_failures_total")
+"""What only a service can say, which sees a run as a whole."""
 
 
 @given(st.lists(repetitions, max_size=8), st.integers(0, 8), st.integers(1, 2))
