@@ -29,6 +29,7 @@ import startup
 import stream
 import timeline
 import viewers
+import why
 import writer
 from rich.console import Console
 
@@ -47,6 +48,7 @@ BENCHMARKS = {
     "stream": stream.main,
     "search": search.main,
     "viewers": viewers.main,
+    "why": why.main,
     "attacks": attacks.main,
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web_app
 from aiohttp.test_utils import TestServer
 from hypothesis import HealthCheck, settings
 
@@ -99,7 +100,7 @@ class Api:
         await self.finished(body["execution_id"])
         return str(body["execution_id"])
 
-    async def finished(self, execution_id: str, timeout: float = 20) -> Any:
+    async def finished(self, execution_id: str, timeout: float = 60) -> Any:
         """The status once the execution has ended."""
         async with asyncio.timeout(timeout):
             while True:
@@ -191,6 +192,12 @@ def database_url(tmp_path: Path, empty_database: Path) -> str:
 
 
 @pytest.fixture
+def runs_database(tmp_path: Path, empty_database: Path) -> Path:
+    """A migrated database, ``runs.db``, for the programs that a test starts: to migrate it, each would import more."""
+    return shutil.copy(empty_database, tmp_path / "runs.db")
+
+
+@pytest.fixture
 def handlers() -> HandlerRegistry:
     handler_sources.load(handler_sources.EXAMPLES)
     return registry.copy()
@@ -211,6 +218,8 @@ async def serve(config: Config, handlers: HandlerRegistry) -> AsyncIterator[Api]
             yield Api(service, session, str(server.make_url("")).rstrip("/"))
     finally:
         await server.close()
+        # It keeps a thousand handlers of a process, and with each a service: all that this test made.
+        web_app._cached_build_middleware.cache_clear()
 
 
 running = contextlib.asynccontextmanager(serve)

@@ -11,6 +11,7 @@ from dashboards.boards.common import (
     FAILED_STATUSES,
     OF_WORKFLOW,
     RESULTS,
+    TO_FAILURE,
     TO_STEP,
     WORKFLOW,
     WORKSPACE,
@@ -27,6 +28,7 @@ from tachograph.metrics.specs import (
     CRITICAL_PATH,
     EXECUTION_DURATION,
     EXECUTIONS_RUNNING,
+    FAILURE_GROUP_FAILURES,
     OLDEST_RUNNING,
     STEP_DURATION,
     STEP_RETRIES,
@@ -195,6 +197,19 @@ def _range(layout: Layout) -> None:
                 [(panels.worst(quantile(0.95, STEP_DURATION, SELECTED, RANGE, "step"), 15), "{{step}}")],
                 "s",
                 link=TO_STEP,
+            ),
+        ),
+    )
+    layout.row(
+        7,
+        (
+            24,
+            panels.ranking(
+                "Failures by cause",
+                "Failures in the time range, by the id of their cause. A click shows what it is.",
+                [(panels.worst(increase(FAILURE_GROUP_FAILURES, SELECTED, by="group"), 10), "{{group}}")],
+                "short",
+                link=TO_FAILURE,
             ),
         ),
     )

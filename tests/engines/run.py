@@ -42,14 +42,16 @@ ENGINES: Final[dict[str, Any]] = KNOWN["engines"]
 
 def python_of(name: str) -> str:
     """The Python of an environment, which is made where it is missing or has other requirements."""
-    requirements = KNOWN["environments"][name] + KNOWN["environments"]["every"]
+    requirements = [*KNOWN["environments"][name], *KNOWN["environments"]["every"]]
     directory = ENVIRONMENTS / name
     python, marker = directory / "bin" / "python", directory / "requirements.txt"
     text = "\n".join(requirements)
     if not marker.exists() or marker.read_text() != text:
         start = time.monotonic()
         venv.create(directory, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+        # An engine that is to be hooked needs this project.
+        packages = [str(ROOT) if requirement == "tachograph" else requirement for requirement in requirements]
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
         subprocess.run(command, check=True)
         marker.write_text(text)
         print(f"{name}: installed in {time.monotonic() - start:.0f} s")
@@ -116,7 +118,7 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
         recorder = stack.enter_context(Recorder(forward=service.address))
         addresses = stack.enter_context(services(entry.get("services", []), directory, python))
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": recorder.address, "OTEL_SERVICE_NAME": engine}
-        variables |= entry.get("variables", {})
+        variables |= {key: value.format(service=service.address) for key, value in entry.get("variables", {}).items()}
         mask = Mask([ROOT, directory, directory.resolve(), Path(python).parents[1], sys.base_prefix, Path.home()])
         program = Program(
             python, entry["program"], *addresses, *(scenes or entry.get("scenes", [])), directory=directory,

@@ -6,11 +6,15 @@ import asyncio
 import json
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from celery import Celery, beat, signals
+from celery import Celery, beat, chain, group, signals
 from celery.schedules import crontab, schedule, solar
+from kombu.exceptions import EncodeError
+from opentelemetry import trace
+from opentelemetry.instrumentation.celery import CeleryInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
 from tests.conftest import Api
 
 from tachograph.integrations import celery as integration
@@ -26,13 +30,11 @@ def app() -> Iterator[Celery]:
     app = Celery("shop", broker="memory://", set_as_current=False)
     app.conf.timezone = "Europe/Berlin"
 
-    @app.task(name="shop.fetch", shared=False)
-    def fetch(number: int) -> int:
+    def identity(number: int) -> int:
         return number
 
-    @app.task(name="shop.store", shared=False)
-    def store(number: int) -> int:
-        return number
+    for name in ("shop.fetch", "shop.store"):
+        app.task(name=name, shared=False)(identity)
 
     integration.instrument(app)
     yield app
@@ -75,11 +77,11 @@ async def test_what_beat_sends_is_expected_until_it_no_longer_does(api: Api, app
         "shop.fetch": {"schedule": "0 3 * * *", "timezone": "Europe/Berlin"}, "shop.store": None,
     }  # fmt: skip
     info = await api.get("/api/expectations/shop.fetch")
-    assert info["expected"]["schedule"] == "0 3 * * *"
+    assert (info["expected"]["schedule"], info["schedule_source"]) == ("0 3 * * *", "celery beat")
     assert info["expected_start_at"] is not None
     # What is said by hand is stronger.
     status, info = await api.call("PUT", "/api/expectations/shop.fetch", {"schedule": "@daily", "grace": "1h"})
-    assert (status, info["expected"]["schedule"]) == (200, "@daily")
+    assert (status, info["expected"]["schedule"], info["schedule_source"]) == (200, "@daily", "api")
     start_beat(often={"task": "shop.store", "schedule": timedelta(minutes=5)})
     assert await said() == {"shop.fetch": None, "shop.store": {"schedule": "every 300s", "timezone": "Europe/Berlin"}}
 
@@ -130,3 +132,28 @@ def test_uninstrumented_nothing_is_left(app: Celery) -> None:
     integration.uninstrument(app)
     assert ours() == []
     assert header_of(app) is None
+
+
+def test_spans_of_messages_are_in_the_trace_of_their_run(app: Celery) -> None:
+    traces: list[Any] = []
+
+    def look(headers: Any = None, **_: Any) -> None:
+        traces.append(trace.get_current_span().get_span_context().trace_id)
+
+    spans: Any = cast(Any, CeleryInstrumentor)()
+    spans.instrument(tracer_provider=TracerProvider())
+    try:
+        integration.instrument(app)
+        signals.before_task_publish.connect(look)
+        group(app.tasks["shop.fetch"].s(i) for i in range(3)).apply_async()
+        assert len(set(traces)) == 1
+        assert not trace.get_current_span().get_span_context().is_valid
+        chain(app.tasks["shop.fetch"].s(1), app.tasks["shop.store"].s()).apply_async()
+        assert len(set(traces)) == 2
+        with pytest.raises(EncodeError):
+            app.tasks["shop.fetch"].apply_async((object(),))
+        app.tasks["shop.fetch"].apply_async((1,))
+        assert not trace.get_current_span().get_span_context().is_valid
+    finally:
+        signals.before_task_publish.disconnect(look)
+        spans.uninstrument()

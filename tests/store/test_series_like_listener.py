@@ -220,7 +220,7 @@ def children(families: Mapping[str, Any]) -> dict[tuple[str, ...], Child]:
 
 @given(st.lists(repetitions, max_size=8), st.integers(0, 8), st.integers(1, 2))
 @settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

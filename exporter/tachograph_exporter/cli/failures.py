@@ -22,6 +22,7 @@ from tachograph_exporter.cli.common import (
 )
 from tachograph_exporter.cli.moments import column, moment
 from tachograph_exporter.cli.opening import open_source
+from tachograph_exporter.cli.references import LAST
 from tachograph_exporter.cli.sources import FailureQuery, ReadDatabaseOption, Source, UrlOption
 from tachograph_exporter.cli.terminal import printable, shown
 from tachograph_exporter.views.schemas.failures import SORTS, STATES, FailureGroupDetail, FailureGroupSummary
@@ -30,16 +31,23 @@ failures_app: Final = typer.Typer(help="List failures by cause, and mute or reso
 app.add_typer(failures_app, name="failures")
 
 _ID_LENGTH: Final = 16
+OTHER: Final = "other"
+"""The group of all causes beyond the limit."""
 _SHOWN_PLACES: Final = 8
 _COLOURS: Final = {"regressed": "bold red", "open": "red", "muted": "bright_black", "resolved": "green"}
 
-GroupArgument = Annotated[str, typer.Argument(help="Id of a group, or its beginning.")]
+GroupArgument = Annotated[
+    str, typer.Argument(help=f"Id of a group, its beginning, or {LAST}: the one that failed last.")
+]
 NoteOption = Annotated[str, typer.Option("--note", "-m", help="Why, for whoever looks next.")]
 
 
 @failures_app.callback(invoke_without_command=True)
 def failures(context: typer.Context) -> None:
-    """List failures by cause, and mute or resolve them. Without a command: list them."""
+    """List failures by cause, and mute or resolve them.
+
+    Without a command: list them.
+    """
     if context.invoked_subcommand is None:
         list_failures()
 
@@ -190,12 +198,17 @@ def _show_detail(detail: FailureGroupDetail) -> None:
 
 
 def _group_id(source: Source, text: str) -> str:
-    """The id of the group whose id begins so."""
-    if len(text) >= _ID_LENGTH:
+    """The id of the group whose id begins so, or of the one that failed last."""
+    if len(text) >= _ID_LENGTH or text == OTHER:
         return text
     since_ns = time.time_ns() - 90 * 86_400 * NS
     page = source.failures(FailureQuery(from_ns=since_ns, states=STATES), 200)
-    matching = [item.id for item in page.items if item.id.startswith(text)] if page is not None else []
+    items = page.items if page is not None else []
+    if text == LAST:
+        if not items:
+            fail(f"nothing has failed in {source.name} in the last 90 days")
+        return items[0].id
+    matching = [item.id for item in items if item.id.startswith(text)]
     if len(matching) > 1:
         fail(f"{text!r} begins the ids of {len(matching)} groups: {', '.join(matching[:5])}")
     if not matching:

@@ -128,7 +128,7 @@ def read_failure(
 def change_failure(
     connection: Connection, workspace_id: str, group_id: str, action: str, by: str, note: str, now_ns: int
 ) -> bool:
-    """Mute, unmute, resolve or reopen a group. Returns whether there is such a group. Secrets in the note are masked."""
+    """Mute, unmute, resolve or reopen a group. Returns whether there is such a group. The note is masked."""
     text = mask_text(note[:MAX_NOTE])
     return groups.say(connection, workspace_id, group_id, STATE_AFTER[action], by, text, now_ns)
 

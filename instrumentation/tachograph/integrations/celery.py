@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +27,7 @@ from tachograph.quiet_log import QuietLog
 from tachograph.recording.setup import get_recorder
 from tachograph.report import Run, Step, run
 from tachograph.report.safely import caller_traceparent
+from tachograph.spans.propagation import caller
 
 quiet = QuietLog(logging.getLogger(__name__))
 
@@ -49,7 +52,7 @@ class _Place(NamedTuple):
         key: of the step.
         around: key of the step that what comes after this one's group belongs to.
         name: of the task.
-        index: in its group, or None.
+        number: in its group, or None.
         queued: when the attempt was due, unix seconds.
     """
 
@@ -59,7 +62,7 @@ class _Place(NamedTuple):
     key: str
     around: str
     name: str
-    index: int | None
+    number: int | None
     queued: float
 
     @property
@@ -74,17 +77,17 @@ class _Place(NamedTuple):
 
     @property
     def step(self) -> Step:
-        return self.run.step(self.name, key=self.key, index=self.index)
+        return self.run.step(self.name, key=self.key, index=self.number)
 
     @property
     def path(self) -> str:
         """The key with the index: what this task sends is below it."""
-        return self.key if self.index is None else f"{self.key}[{self.index}]"
+        return self.key if self.number is None else f"{self.key}[{self.number}]"
 
-    def after(self, name: str, path: str | None = None, index: int | None = None) -> _Place:
+    def after(self, name: str, path: str | None = None, number: int | None = None) -> _Place:
         """The place of a task that comes after this one, or after its group."""
         around = self.path if path is None else path
-        return self._replace(key=_below(around, name), around=around, name=name, index=index, queued=0.0)
+        return self._replace(key=_below(around, name), around=around, name=name, number=number, queued=0.0)
 
 
 class _Memory:
@@ -112,6 +115,7 @@ class _Memory:
 _received = _Memory()
 _sent_together = _Memory()
 _counts = _Memory()
+_entered: Final = threading.local()
 
 
 def instrument(app: Any) -> None:
@@ -126,6 +130,7 @@ def instrument(app: Any) -> None:
         for signal, handler in _handlers().items():
             # Weak references to functions of a module are as good as strong ones, and a reload does not double them.
             signal.connect(handler, weak=False, dispatch_uid=_uid(handler))
+        _come_first()
     except Exception:
         quiet.exception("instrument", "Celery is not instrumented")
 
@@ -152,6 +157,7 @@ def _handlers() -> dict[Any, Callable[..., None]]:
 
     return {
         signals.before_task_publish: _before_publish,
+        signals.after_task_publish: _after_publish,
         signals.task_received: _task_received,
         signals.task_prerun: _task_prerun,
         signals.task_postrun: _task_postrun,
@@ -184,7 +190,6 @@ def _harmless(handler: Callable[..., None]) -> Callable[..., None]:
 def _before_publish(sender: Any, headers: Any = None, body: Any = None, **_: Any) -> None:
     if not isinstance(headers, dict) or "id" not in headers:
         return  # Protocol 1 has no headers.
-    _come_last()
     now = time.time()
     task_id, name = headers["id"], str(headers.get("task") or sender)
     due = max(now, _moment(headers.get("eta")) or now)
@@ -205,18 +210,53 @@ def _before_publish(sender: Any, headers: Any = None, body: Any = None, **_: Any
     step = place.step
     if sent_by is None:
         place.run.queued(at=now)
+        _enter_trace(place.run)
     elif request is not None and task_id in _ids_after(request):
         step.depend_on(sent_by.step)
     step.queued(at=due)
 
 
-def _come_last() -> None:
-    """From the next message on, come after whoever makes the span that sends it current: it names the trace."""
+@_harmless
+def _after_publish(sender: Any, **_: Any) -> None:
+    _leave_trace()
+
+
+def _come_first() -> None:
+    """Hear of a message before those that make a span of it."""
     from celery.signals import before_task_publish as signal
 
-    if signal.receivers and signal.receivers[-1][1] is not _before_publish:
-        signal.disconnect(_before_publish, dispatch_uid=_uid(_before_publish))
-        signal.connect(_before_publish, weak=False, dispatch_uid=_uid(_before_publish))
+    receivers = signal.receivers
+    if receivers:
+        ours = [entry for entry in receivers if entry[1] is _before_publish]
+        receivers[:] = [*ours, *[entry for entry in receivers if entry[1] is not _before_publish]]
+
+
+def _enter_trace(run: Run) -> None:
+    """Where another instrumentation makes spans of messages: let them be part of the run's trace.
+
+    Without a span around them, each message of a group would begin a trace of its own.
+    """
+    _leave_trace()
+    if "opentelemetry.instrumentation.celery" not in sys.modules or caller() is not None:
+        return
+    from celery.signals import after_task_publish as signal
+    from opentelemetry import context, trace
+
+    ref = run.ref
+    span = trace.SpanContext(int(ref.trace_id, 16), int(ref.span_id, 16), True, trace.TraceFlags(1))
+    _entered.token = context.attach(trace.set_span_in_context(trace.NonRecordingSpan(span)))
+    # What they attach on top of it must go first.
+    receivers = signal.receivers or []
+    ours = [entry for entry in receivers if entry[1] is _after_publish]
+    receivers[:] = [*[entry for entry in receivers if entry[1] is not _after_publish], *ours]
+
+
+def _leave_trace() -> None:
+    token, _entered.token = getattr(_entered, "token", None), None
+    if token is not None:
+        from opentelemetry import context
+
+        context.detach(token)
 
 
 def _first_place(headers: Mapping[str, Any], task_id: str, name: str) -> _Place:
@@ -394,7 +434,7 @@ def _place_in(carrier: Any) -> _Place | None:
     except (ValueError, TypeError):
         return None
     is_sound = all(isinstance(value, str) for value in place[:6]) and isinstance(place.queued, int | float)
-    return place if is_sound and (place.index is None or type(place.index) is int) else None
+    return place if is_sound and (place.number is None or type(place.number) is int) else None
 
 
 def _header(place: _Place) -> str:

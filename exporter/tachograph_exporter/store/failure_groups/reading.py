@@ -307,6 +307,16 @@ def groups_in(connection: Connection, ids: Collection[str]) -> dict[str, dict[tu
     return by_execution
 
 
+def group_of_executions(connection: Connection, ids: Collection[str]) -> dict[str, str]:
+    """The group of what each of the executions failed with."""
+    statement = select(_rows.execution_id, _rows.group_id).where(_rows.step_id == "", _rows.kind == EXECUTION)
+    return {
+        row[0]: row[1]
+        for chunk in chunks(ids)
+        for row in connection.execute(statement.where(_rows.execution_id.in_(chunk)))
+    }
+
+
 def in_group(workspace_id: str, group_id: str, execution_id: Any) -> ColumnElement[bool]:
     """The SQL condition that an execution has a failure of a group."""
     of_group = select(_rows.execution_id).where(_rows.workspace_id == workspace_id, _rows.group_id == group_id)

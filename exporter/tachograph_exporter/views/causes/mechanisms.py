@@ -8,6 +8,7 @@ from typing import Final
 
 from tachograph.clock import NS
 from tachograph.resources import decoded
+from tachograph_exporter.store.failure_groups.template import template_of
 from tachograph_exporter.store.steps import StoredStep
 from tachograph_exporter.views.causes.case import MIN_SHARE, Case
 from tachograph_exporter.views.causes.claims import (
@@ -22,7 +23,6 @@ from tachograph_exporter.views.causes.claims import (
 from tachograph_exporter.views.causes.differences import MIN_USUAL
 from tachograph_exporter.views.causes.features import of_resources
 from tachograph_exporter.views.causes.statistics import median
-from tachograph_exporter.views.overview import cause_of
 from tachograph_exporter.views.schemas.why import Claim, Scalar
 
 _IDLE: Final = 0.2
@@ -78,7 +78,9 @@ def retries(case: Case) -> Iterator[Claim]:
     if parts is None or focus is None or parts[2] < MIN_SHARE * parts[0] or focus.attempt < 2:
         return
     failed = [a for a in case.run.attempts if a.step_id == focus.step_id and a.attempt < focus.attempt]
-    errors = Counter((a.error_type or "", cause_of(a.error_message)) for a in failed if a.error_type or a.error_message)
+    errors = Counter(
+        (a.error_type or "", template_of(a.error_message or "")) for a in failed if a.error_type or a.error_message
+    )
     (error, _), count = errors.most_common(1)[0] if errors else (("", ""), 0)
     message = next((a.error_message for a in failed if (a.error_type or "") == error and a.error_message), None)
     backoff = sum(a.backoff_ns for a in failed) / NS + (focus.backoff_ns or 0) / NS

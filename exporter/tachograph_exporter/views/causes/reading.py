@@ -14,6 +14,7 @@ from tachograph.errors import TachographError
 from tachograph_exporter.ingest.spans import stored_record
 from tachograph_exporter.store import samples
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.failure_groups.template import template_of
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.samples import Beside, SampledRun, StepDetail
 from tachograph_exporter.store.steps import StoredStep
@@ -30,7 +31,6 @@ from tachograph_exporter.views.causes.statistics import median
 from tachograph_exporter.views.comparison import MIN_BLAME, failed_step, read_baseline_comparison
 from tachograph_exporter.views.expected_end import expected_end, read_usual
 from tachograph_exporter.views.metrics import COMPLETED
-from tachograph_exporter.views.overview import cause_of
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.why import SampleOfRuns, WhyAnswer
 
@@ -124,7 +124,7 @@ def _group(case: Case, verdict: Verdict) -> None:
     """Divide the sample into the odd runs, which are as this one, and the usual ones."""
     row = case.run.execution
     if verdict in ("failed", "lost"):
-        cause = cause_of(row.error_message)
+        cause = template_of(row.error_message or "")
         case.odd = {
             run.execution_id: run
             for run in case.sample

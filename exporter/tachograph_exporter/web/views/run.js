@@ -13,7 +13,8 @@ import { throttle } from "../throttle.js";
 import { downloadMenu } from "./downloads.js";
 import { runActions } from "./run_actions.js";
 import { copyableId, inputsOf, progress, RunFacts } from "./run_facts.js";
-import { stepDetails } from "./step_panel.js";
+import { causeLink, stepDetails } from "./step_panel.js";
+import { Why } from "./why.js";
 
 const STATE_INTERVAL_MS = 3_000;
 
@@ -31,7 +32,10 @@ export class RunView {
     );
     this.readSoon = debounce(() => this.read(), 400);
     this.readLinesSoon = debounce(() => this.readLines(), 200);
-    this.compareSoon = debounce(() => this.readComparison(), 1500);
+    this.compareSoon = debounce(() => {
+      this.readComparison();
+      this.why?.read();
+    }, 1500);
     this.readStateSoon = throttle(() => this.readState(), STATE_INTERVAL_MS);
     this.rememberView = debounce((view) => {
       const text = (at) => String(Number(at.toFixed(3)));
@@ -46,6 +50,7 @@ export class RunView {
     this.follow();
     this.readMetrics();
     this.readComparison();
+    this.why.read();
     this.readDefinition();
   }
 
@@ -164,6 +169,14 @@ export class RunView {
       trace: this.traceLink(),
     });
     this.error = h("p", { class: "error-text", hidden: true });
+    this.cause = h("div", { hidden: true });
+    this.why = new Why(this.id, {
+      select: (name, { isTest = false } = {}) => {
+        const step = this.run.steps.find((candidate) => candidate.entry.step_name === name);
+        if (step && !isTest) this.timeline.select(step);
+        return Boolean(step);
+      },
+    });
     this.actions = runActions(this.run, {
       isRunnable: () => Boolean(this.definition?.is_runnable),
       announce: (text) => this.app.announce(text),
@@ -262,6 +275,8 @@ export class RunView {
         h("div", { class: "title" }, this.heading, this.state, this.actions.element),
         this.answer,
         this.error,
+        this.cause,
+        this.why.element,
         this.facts.element,
         inputsOf(timeline),
       ),
@@ -332,6 +347,12 @@ export class RunView {
     const cause = run.firstFailed?.entry.error_message ?? error;
     this.error.hidden = !error || Boolean(answer?.includes(cause));
     setText(this.error, error ? `${timeline.error_type}: ${error}` : "");
+    const group = timeline.failure_group;
+    if (group && this.cause.dataset.group !== group) {
+      this.cause.dataset.group = group;
+      replace(this.cause, causeLink(group));
+      this.cause.hidden = false;
+    }
     const links = [
       ["All runs", `#/?workflow=${timeline.workflow_id}`],
       ["Workflow", `#/workflows/${timeline.workflow_id}`],

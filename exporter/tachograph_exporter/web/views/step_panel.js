@@ -82,6 +82,7 @@ export function stepDetails(run, step, { select, trace }) {
       ? [
           h("h3", {}, "Error"),
           h("p", { class: "error-text" }, `${entry.error_type}: ${entry.error_message}`),
+          causeLink(entry.failure_group),
           entry.error_stack
             ? h("details", {}, h("summary", {}, "Stack"), h("pre", { tabindex: 0 }, entry.error_stack))
             : null,
@@ -111,6 +112,11 @@ export function stepDetails(run, step, { select, trace }) {
       : null,
     h("p", { class: "quiet" }, "Span ", h("code", {}, entry.span_id ?? ""), " of trace ", trace),
   ];
+}
+
+/** Where all failures of a cause are; null if it is not known. */
+export function causeLink(group) {
+  return group ? h("p", {}, h("a", { href: `#/failures/${group}` }, "All failures of this cause")) : null;
 }
 
 function repetitions(folded) {
