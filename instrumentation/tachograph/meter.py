@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -106,6 +107,8 @@ _own: dict[int, int] = {}
 _collected: tuple[int, int, int] = (0, 0, 0)
 """Collections of garbage, nanoseconds they took, and nanoseconds of full ones."""
 _collecting_since = 0
+around: ContextVar[Meter | None] = ContextVar("tachograph_meter", default=None)
+"""That of the task of an engine that the calling code is part of: what starts inside it is not beside it."""
 _is_installed = False
 _is_cooperative = False
 """Whether greenlets share threads: then one step may run on the thread of another, as on an event loop."""
