@@ -37,10 +37,11 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph_exporter.ingest": 12, "tachograph_exporter.admission": 12,
     "tachograph_exporter.views": 13, "tachograph_exporter.stream": 13,
     "tachograph_exporter.traces": 14, "tachograph_exporter.expectations": 14,
-    "tachograph_exporter.api": 15,
-    "tachograph_exporter.service": 16,
-    "tachograph_exporter.command": 16, "tachograph_exporter.cli": 17,
-    "tachograph_exporter": 18, "tachograph_exporter.__main__": 19,
+    "tachograph_exporter.reading": 15, "tachograph_exporter.mcp": 16,
+    "tachograph_exporter.api": 17,
+    "tachograph_exporter.service": 18,
+    "tachograph_exporter.command": 18, "tachograph_exporter.cli": 19,
+    "tachograph_exporter": 20, "tachograph_exporter.__main__": 21,
 }  # fmt: skip
 """How high each room stands. Rooms of one floor may not import each other, but for those named in `BESIDE`."""
 

@@ -39,10 +39,10 @@ HEAVY = {
     "tachograph.recording", "tachograph.metrics", "tachograph.spans",
 }  # fmt: skip
 LIGHT = (
-    "runs", "timeline", "logs", "open", "cancel", "why", "compare", "trends", "metrics", "workflows", "failures",
+    "runs", "timeline", "logs", "open", "cancel", "why", "compare", "trends", "metrics", "workflows", "failures", "mcp",
 )  # fmt: skip
 """Commands that ask a service or a database, and load what they need of it when they know which."""
-NEVER = {"grpc", "alembic", "asyncpg"}
+NEVER = {"grpc", "alembic", "asyncpg", "mcp", "mcp_types", "pydantic", "starlette"}
 
 
 def test_a_command_imports_what_it_needs() -> None:

@@ -61,6 +61,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     Expectations. ``expectations`` is a file of what is expected of workflows, and of who is told (see
     docs/expectations.md). ``notify`` are URLs of further receivers. They are secrets.
 
+    Agents. ``mcp``: they are answered at ``/mcp``, by the Model Context Protocol.
+
     Page. ``trace_url`` is the URL of a trace in a viewer, with ``{trace_id}`` in it.
     """
 
@@ -96,6 +98,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     notify: tuple[str, ...] = ()
     trace_url: str | None = None
     otlp_grpc: tuple[str, int] | None = None
+    mcp: bool = False
 
     @property
     def needs_token(self) -> bool:
@@ -176,6 +179,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--http-allow: {error}") from None
         if self.otlp_grpc is not None and find_spec("grpc") is None:
             raise ConfigError("OTLP/gRPC needs grpcio: pip install 'tachograph[grpc]'")
+        if self.mcp and find_spec("mcp") is None:
+            raise ConfigError("answering agents needs the protocol's library: pip install 'tachograph[mcp]'")
         self.tls()
 
 

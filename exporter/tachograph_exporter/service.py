@@ -52,6 +52,7 @@ from tachograph_exporter.api import (
     jaeger_v3,
     lineage,
     logs,
+    mcp,
     metrics,
     night,
     openapi,
@@ -122,6 +123,7 @@ from tachograph_exporter.stream.hub import Hub
 
 if TYPE_CHECKING:
     from tachograph_exporter.api.otlp_grpc import GrpcDoor
+    from tachograph_exporter.mcp.http_door import HttpDoor
 
 log = logging.getLogger(__name__)
 quiet = QuietLog(log)
@@ -167,6 +169,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *stream.ROUTES,
     *page.ROUTES,
     *openapi.ROUTES,
+    *mcp.ROUTES,
 )
 """Every route, the more specific ones first. A trailing slash is accepted too."""
 
@@ -327,6 +330,13 @@ class Service:
         if self.config.otlp_grpc is not None:
             app.cleanup_ctx.append(self._otlp_grpc)
             app.on_shutdown.append(self._close_otlp_grpc)
+        if self.config.mcp:
+            # Only here: the protocol's library is optional, and takes its time.
+            from tachograph_exporter.mcp.http_door import HttpDoor
+
+            door = HttpDoor()
+            app[mcp.SERVED] = mcp.Served(door, [], self.expectations.link or None)
+            app.cleanup_ctx.append(partial(_opened, door))
         return app
 
     async def _otlp_grpc(self, app: web.Application) -> AsyncIterator[None]:
@@ -544,6 +554,12 @@ class Service:
         await asyncio.to_thread(self.recorder.close)
         await self.workflow_metrics.close()
         await self.database.aclose()
+
+
+async def _opened(door: HttpDoor, _app: web.Application) -> AsyncIterator[None]:
+    await door.open()
+    yield
+    await door.close()
 
 
 def _note_end(task: asyncio.Task[None]) -> None:

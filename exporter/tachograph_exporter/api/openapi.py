@@ -53,6 +53,7 @@ _TAGS: Final = {
     "Traces": "Ingest spans, logs and metrics by OTLP; query traces with Jaeger and Tempo viewers.",
     "Recording": "Runs that other processes record, or that pings report.",
     "Access": "Workspaces, projects and tokens.",
+    "Agents": "Answers for agents.",
     "Service": "Prometheus metrics, health checks, and this document.",
 }
 
@@ -159,6 +160,8 @@ def _tag(route: Route) -> str:
         return "Stream"
     if route.path.startswith(("/api/events", "/ping/")):
         return "Recording"
+    if route.path == "/mcp":
+        return "Agents"
     return "Access" if route.path.startswith(("/api/workspaces", "/api/tokens")) else "Service"
 
 

@@ -105,6 +105,11 @@ def token_not_found(name: str) -> Problem:
     return Problem(404, "token_not_found", f'there is no token "{name}"')
 
 
+def mcp_not_served() -> Problem:
+    detail = "agents are not answered here; start the service with `tachograph serve --mcp`"
+    return Problem(404, "mcp_not_served", detail)
+
+
 def silence_not_found(name: str) -> Problem:
     return Problem(404, "silence_not_found", f'there is no silence "{name}" that has not ended')
 
@@ -347,6 +352,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "trace_not_found": (404, "The trace does not exist in the workspace."),
     "token_not_found": (404, "The token does not exist."),
     "silence_not_found": (404, "The silence does not exist, or has ended."),
+    "mcp_not_served": (404, "The service was started without `--mcp`."),
     "no_such_route": (404, "There is no route with this path."),
     "method_not_allowed": (405, "The route does not support this method; see Allow."),
     "request_timeout": (408, "The request did not arrive in time; the connection closes."),
@@ -371,7 +377,10 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "invalid_inputs": (422, "The input variables do not match the definition; every fault is listed."),
     "idempotency_key_reused": (422, "The Idempotency-Key was sent before with another request."),
     "upgrade_required": (426, "The route speaks WebSocket only."),
-    "too_many_requests": (429, "Large bodies take all the room that there is for them; see Retry-After."),
+    "too_many_requests": (
+        429,
+        "Large bodies, or requests of agents, take all the room that there is for them; see Retry-After.",
+    ),
     "too_many_executions": (429, "The limit of running and queued executions is reached; see Retry-After."),
     "internal_error": (500, "Unexpected error; the service's log has the details."),
     "store_unavailable": (503, "The database is unavailable; see Retry-After."),

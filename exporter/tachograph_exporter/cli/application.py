@@ -50,6 +50,8 @@ COMMANDS: Final = {
                                           "since when it is slower."),
     "metrics": Command("reports", LOOKING, "Show a workflow's metrics: runs, success rate, duration percentiles, "
                                            "and its steps."),
+    "mcp": Command("mcp", LOOKING, "Answer an agent's questions about runs on standard input and output (Model Context "
+                                   "Protocol)."),
     "watch": Command("watching", LOOKING, "Follow a service live: all runs, those of a workflow, or one run until it "
                                           "ends."),
     "serve": Command("serving", SERVING, "Serve the API, the metrics and the page. Beyond loopback a token is "

@@ -83,10 +83,18 @@ OutputOption = Annotated[
 DATABASE: Final = DEFAULT_DATABASE
 
 
+class Failed(typer.Exit):
+    """A command ends with an error, which was printed. ``message`` is for callers that go on."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(code)
+        self.message = message
+
+
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
     """Print an error and exit."""
     err.print(f"[bold red]tachograph:[/] {shown(message)}", soft_wrap=True)
-    raise typer.Exit(code)
+    raise Failed(message, code)
 
 
 @contextlib.contextmanager

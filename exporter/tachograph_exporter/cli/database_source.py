@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
 
 from sqlalchemy import Connection
 
 from tachograph.clock import NS
-from tachograph.errors import ExecutionNotFound
-from tachograph.events import ExecutionStatus
 from tachograph.identity import workspace_id
 from tachograph_exporter.cli.common import fail
-from tachograph_exporter.cli.sources import FailureQuery, RunQuery
 from tachograph_exporter.expectations.views import read_workflow_expectation
+from tachograph_exporter.reading.connection_reader import ConnectionReader
+from tachograph_exporter.reading.queries import FailureQuery, RunQuery
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import execution_list, locking
 from tachograph_exporter.store import executions as execution_rows
@@ -26,31 +25,24 @@ from tachograph_exporter.store.failure_groups.reading import Range
 from tachograph_exporter.store.removal import remove_workflow
 from tachograph_exporter.store.rollups import read as read_rollups
 from tachograph_exporter.store.runs import find_run
-from tachograph_exporter.views.causes.reading import read_why
-from tachograph_exporter.views.comparison import compare_runs, read_baseline_comparison
-from tachograph_exporter.views.executions import execution_stats, execution_summary
-from tachograph_exporter.views.failures import (
-    MAX_WINDOW_SECONDS,
-    WINDOW_SECONDS,
-    change_failure,
-    read_failure,
-    read_failures,
-)
+from tachograph_exporter.views.executions import execution_stats
+from tachograph_exporter.views.failures import WINDOW_SECONDS, change_failure, read_failure
 from tachograph_exporter.views.logs import SEVERITIES, read_newest_lines
 from tachograph_exporter.views.metrics import read_metrics
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
 from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
-from tachograph_exporter.views.schemas.failures import DEFAULT_STATES, FailureGroupDetail, FailurePage
+from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
+from tachograph_exporter.views.schemas.night import Night
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
-from tachograph_exporter.views.timeline import build_timeline
-from tachograph_exporter.views.trends import bucket_range, read_trends
 from tachograph_exporter.views.workflows import workflow_detail, workflow_list
+
+T = TypeVar("T")
 
 _ALL = 1_000_000
 _RECENT_NS = 86_400 * NS
@@ -70,32 +62,11 @@ class DatabaseSource:
 
     def runs(self, query: RunQuery, limit: int) -> tuple[list[WorkflowExecutionResponse], int]:
         """See `Source`."""
-        now = time.time_ns()
-
-        def read(connection: Connection) -> tuple[list[WorkflowExecutionResponse], int]:
-            workflow_id = None
-            if query.workflow is not None:
-                row = definition_rows.find_definition(connection, self._workspace, query.workflow)
-                if row is None:
-                    return [], 0
-                workflow_id = str(row.id)
-            selection = ExecutionFilter(
-                workspace=self._workspace, workflow_id=workflow_id, error=query.error, id=query.id,
-                status=tuple(map(ExecutionStatus, query.statuses)), from_ns=query.from_ns, to_ns=query.to_ns,
-            )  # fmt: skip
-            rows = execution_list.executions(connection, selection, 0, limit)
-            total = len(rows) if len(rows) < limit else execution_list.count_executions(connection, selection)
-            return [execution_summary(row, now) for row in rows], total
-
-        return self._database.look(read)
+        return self._ask(lambda reader: reader.runs(query, limit))
 
     def timeline(self, execution_id: str) -> WorkflowExecutionTimeline | None:
         """See `Source`."""
-        try:
-            run = self._database.look(lambda c: find_run(c, self._workspace, execution_id))
-        except ExecutionNotFound:
-            return None
-        return build_timeline(run, now_ns=time.time_ns())
+        return self._ask(lambda reader: reader.timeline(execution_id))
 
     def logs(self, execution_id: str, step: str | None, level: str | None, limit: int) -> tuple[list[LogEntry], bool]:
         """See `Source`."""
@@ -111,31 +82,16 @@ class DatabaseSource:
     def failures(self, query: FailureQuery, limit: int) -> FailurePage | None:
         """See `Source`."""
         self._group_failures()
-        now = time.time_ns()
-
-        def read(connection: Connection) -> FailurePage | None:
-            workflow_id = None
-            if query.workflow is not None:
-                row = definition_rows.find_definition(connection, self._workspace, query.workflow)
-                if row is None:
-                    return None
-                workflow_id = str(row.id)
-            within = self._range(query.from_ns, query.to_ns, now, workflow_id)
-            states = query.states or DEFAULT_STATES
-            return read_failures(connection, within, now, states=states, sort=query.sort, limit=limit)
-
-        return self._database.look(read)
+        return self._ask(lambda reader: reader.failures(query, limit))
 
     def failure(self, group_id: str, from_ns: int | None, limit: int) -> FailureGroupDetail | None:
         """See `Source`."""
-        now = time.time_ns()
-        within = self._range(from_ns, None, now)
-        return self._database.look(lambda c: read_failure(c, within, group_id, now, limit=limit))
+        return self._ask(lambda reader: reader.failure(group_id, from_ns, limit))
 
     def change_failure(self, group_id: str, action: str, note: str) -> FailureGroupDetail | None:
         """See `Source`. It is noted which user of this machine did so."""
         now = time.time_ns()
-        within = self._range(None, None, now)
+        within = Range(self._workspace, now + 1 - WINDOW_SECONDS * NS, now + 1)
         try:
             by = getpass.getuser()
         except (OSError, KeyError, ImportError):
@@ -149,12 +105,11 @@ class DatabaseSource:
 
         return self._database.run(save)
 
-    def _range(self, from_ns: int | None, to_ns: int | None, now: int, workflow_id: str | None = None) -> Range:
-        high = to_ns if to_ns is not None else now + 1
-        low = from_ns if from_ns is not None else high - WINDOW_SECONDS * NS
-        if not 0 < high - low <= MAX_WINDOW_SECONDS * NS + NS:
-            fail("the window ends before it begins, or is longer than 90 days")
-        return Range(self._workspace, low, high, workflow_id)
+    def _ask(self, question: Callable[[ConnectionReader], T]) -> T:
+        now = time.time_ns()
+        # Files of expectations belong to a service; what the API and code say is in the database.
+        own = workspace_id("default")
+        return self._database.look(lambda c: question(ConnectionReader(c, self._workspace, own, now)))
 
     def _group_failures(self) -> None:
         """Group what failed before an upgrade, for a moment: no service may ever run on this database."""
@@ -170,31 +125,23 @@ class DatabaseSource:
 
     def trends(self, workflow: str, bucket: str, from_ns: int | None, step: str | None) -> WorkflowTrends | None:
         """See `Source`."""
-        low_s, high_s = bucket_range(bucket, from_ns, time.time_ns())
-
-        def read(connection: Connection) -> WorkflowTrends | None:
-            row = definition_rows.find_definition(connection, self._workspace, workflow)
-            if row is None:
-                return None
-            return read_trends(connection, (row.workspace_id, row.id), row, bucket, low_s, high_s, step)
-
-        return self._database.look(read)
+        return self._ask(lambda reader: reader.trends(workflow, bucket, from_ns, step))
 
     def compare(self, execution_id: str, other: str | None, baseline_ns: int) -> ExecutionComparison:
         """See `Source`."""
-
-        def read(connection: Connection) -> ExecutionComparison:
-            run = find_run(connection, self._workspace, execution_id)
-            if other is not None:
-                return compare_runs(run, find_run(connection, self._workspace, other))
-            return read_baseline_comparison(connection, self._workspace, run, baseline_ns)
-
-        return self._database.look(read)
+        return self._ask(lambda reader: reader.compare(execution_id, other, baseline_ns))
 
     def why(self, execution_id: str, baseline_ns: int) -> WhyAnswer:
         """See `Source`."""
-        now = time.time_ns()
-        return self._database.look(lambda c: read_why(c, self._workspace, execution_id, baseline_ns, now))
+        return self._ask(lambda reader: reader.why(execution_id, baseline_ns))
+
+    def night(self, from_ns: int, to_ns: int) -> Night:
+        """See `Source`."""
+        return self._ask(lambda reader: reader.night(from_ns, to_ns))
+
+    def names(self) -> Sequence[str]:
+        """See `Source`."""
+        return self._ask(lambda reader: reader.names())
 
     def workflows(self) -> Sequence[WorkflowSummary]:
         """See `Source`."""

@@ -22,9 +22,10 @@ from tachograph_exporter.cli.common import (
 )
 from tachograph_exporter.cli.moments import column, moment
 from tachograph_exporter.cli.opening import open_source
-from tachograph_exporter.cli.references import LAST
-from tachograph_exporter.cli.sources import FailureQuery, ReadDatabaseOption, Source, UrlOption
+from tachograph_exporter.cli.sources import ReadDatabaseOption, Source, UrlOption
 from tachograph_exporter.cli.terminal import printable, shown
+from tachograph_exporter.reading.queries import FailureQuery
+from tachograph_exporter.reading.references import LAST
 from tachograph_exporter.views.schemas.failures import SORTS, STATES, FailureGroupDetail, FailureGroupSummary
 
 failures_app: Final = typer.Typer(help="List failures by cause, and mute or resolve them.")

@@ -30,11 +30,11 @@ from tachograph_exporter.cli.references import RunArgument, of_workflow, run_id,
 from tachograph_exporter.cli.sources import (
     DEFAULT_URL,
     ReadDatabaseOption,
-    RunQuery,
     Source,
     UrlOption,
 )
 from tachograph_exporter.cli.terminal import COLOURS, MARKS, printable, shown
+from tachograph_exporter.reading.queries import RunQuery
 from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.schemas.executions import WorkflowExecutionResponse
 

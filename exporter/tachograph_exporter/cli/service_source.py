@@ -15,8 +15,8 @@ import msgspec
 
 from tachograph.clock import NS
 from tachograph_exporter.cli.common import fail
-from tachograph_exporter.cli.sources import FailureQuery, RunQuery
 from tachograph_exporter.defaults import TOKEN_VARIABLE
+from tachograph_exporter.reading.queries import FailureQuery, RunQuery
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
@@ -24,6 +24,7 @@ from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
 from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
+from tachograph_exporter.views.schemas.night import Night
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
@@ -168,6 +169,14 @@ class ServiceSource:
             items += [self._read(item, WorkflowSummary) for item in page["items"]]
             if not page["items"] or len(items) >= page["total"]:
                 return items
+
+    def night(self, from_ns: int, to_ns: int) -> Night:
+        """See `Source`."""
+        return self._read(self._found("/api/night", {"from": rfc3339(from_ns), "to": rfc3339(to_ns)}), Night)
+
+    def names(self) -> Sequence[str]:
+        """See `Source`."""
+        return [workflow.name for workflow in self.workflows()]
 
     def workflow(self, name: str) -> WorkflowDetail | None:
         """See `Source`."""

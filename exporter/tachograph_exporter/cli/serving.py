@@ -135,6 +135,9 @@ def serve(
             "or a URL of apprise (mailto://…). Repeatable.",
         ),
     ] = None,
+    mcp: Annotated[
+        bool, typer.Option("--mcp", help="Answer agents at /mcp (Model Context Protocol, streamable HTTP).")
+    ] = False,
     trace_url: Annotated[
         str | None, typer.Option(help="URL of your trace viewer for links on the page, with {trace_id} in it.")
     ] = None,
@@ -172,6 +175,7 @@ def serve(
             expectations=expectations,
             notify=tuple(notify or ()),
             trace_url=trace_url,
+            mcp=mcp,
             otlp_grpc=parse_listen(otlp_grpc) if otlp_grpc is not None else None,
         )
         log_to_stderr()
@@ -203,5 +207,7 @@ def print_addresses(address: str, service: Service) -> None:
         ("API documentation", "/docs"),
     ):
         out.print(f"  {name:<24}{address}{path}", soft_wrap=True)
+    if service.config.mcp:
+        out.print(f"  {'MCP, for agents':<24}{address}/mcp", soft_wrap=True)
     if service.grpc_door is not None:
         out.print(f"  {'OTLP/gRPC':<24}{service.grpc_door.address}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Questions about runs, and who answers them: a database, or a service that has one."""
