@@ -335,7 +335,7 @@ class Service:
             from tachograph_exporter.mcp.http_door import HttpDoor
 
             door = HttpDoor()
-            app[mcp.SERVED] = mcp.Served(door, [], self.expectations.link or None)
+            app[mcp.SERVED] = mcp.Served(door, self.expectations.link or None)
             app.cleanup_ctx.append(partial(_opened, door))
         return app
 

@@ -39,7 +39,7 @@ class Tokens(NamedTuple):
 @pytest.fixture
 async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
     # Without room for followers, a stream that lets someone in says so and ends.
-    config = Config(database=database_url, grace_seconds=0.1, token=SERVICE_TOKEN, max_stream_clients=0)
+    config = Config(database=database_url, grace_seconds=0.1, token=SERVICE_TOKEN, max_stream_clients=0, mcp=True)
     async for api in serve(config, handlers):
         yield api
 

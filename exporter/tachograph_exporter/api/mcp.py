@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
 
 import msgspec
 from aiohttp import web
 from sqlalchemy import Connection
 
+from tachograph.errors import QueryTimeout
 from tachograph.identity import workspace_id as id_of_workspace
 from tachograph_exporter.api.problems import Problem, mcp_not_served
 from tachograph_exporter.api.request import CONFIG, DATABASE, Workspace, decode, read_body, workspace_of
@@ -21,6 +24,8 @@ from tachograph_exporter.store.database import Lane
 
 MAX_AT_ONCE: Final = 16
 """How many requests of agents are answered at the same time; further ones are refused."""
+MAX_READING: Final = 2
+"""How many of them read at the same time: they leave most of the threads for reading to people."""
 MAX_BODY_BYTES: Final = 256 << 10
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(?::\d+)?|\[[0-9A-Fa-f:.]+\](?::\d+)?")
 
@@ -65,12 +70,14 @@ class Door(Protocol):
         ...
 
 
-class Served(NamedTuple):
-    """The door, how many requests go through it, and the page's address if a setting says it."""
+class Served:
+    """The door, who goes through it now, and the page's address if a setting says it."""
 
-    door: Door
-    going: list[None]
-    base: str | None
+    def __init__(self, door: Door, base: str | None) -> None:
+        self.door = door
+        self.base = base
+        self.count = 0
+        self.reading = asyncio.Semaphore(MAX_READING)
 
 
 SERVED: Final = web.AppKey("mcp", Served)
@@ -88,19 +95,20 @@ async def mcp(request: web.Request) -> web.Response:
         raise mcp_not_served()
     body = await read_body(request, MAX_BODY_BYTES)
     decode(body, McpMessage)
-    if len(served.going) >= MAX_AT_ONCE:
+    if served.count >= MAX_AT_ONCE:
         detail = f"{MAX_AT_ONCE} requests of agents are being answered; try again later"
         raise Problem(429, "too_many_requests", detail, headers={"Retry-After": "1"})
-    served.going.append(None)
+    served.count += 1
     try:
-        reply = await served.door.answer(request.headers, body, _ask(request, workspace, served.base))
+        reply = await served.door.answer(request.headers, body, _ask(request, workspace, served))
     finally:
-        served.going.pop()
+        served.count -= 1
     return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
 
 
-def _ask(request: web.Request, workspace: Workspace, base: str | None) -> Ask:
+def _ask(request: web.Request, workspace: Workspace, served: Served) -> Ask:
     config, database = request.app[CONFIG], request.app[DATABASE]
+    base = served.base
     if base is None:
         base = f"{request.scheme}://{request.host}" if _HOST.fullmatch(request.host) else config.address
     own_id = id_of_workspace(config.workspace)
@@ -111,9 +119,25 @@ def _ask(request: web.Request, workspace: Workspace, base: str | None) -> Ask:
             return question(Context(ConnectionReader(connection, workspace.id, own_id, now_ns), base, now_ns))
 
         # Runs may have ten thousand steps: off the event loop on PostgreSQL too.
-        return await database.read(read, Lane.READ if database.is_sqlite else Lane.SEARCH)
+        lane = Lane.READ if database.is_sqlite else Lane.SEARCH
+        async with _turn(served.reading, config.read_timeout_seconds):
+            return await database.read(read, lane)
 
     return ask
+
+
+@contextlib.asynccontextmanager
+async def _turn(turns: asyncio.Semaphore, seconds: float) -> AsyncIterator[None]:
+    """Wait for a turn, and have it for the duration of a block. Raises `QueryTimeout`."""
+    try:
+        async with asyncio.timeout(seconds):
+            await turns.acquire()
+    except TimeoutError:
+        raise QueryTimeout(seconds) from None
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 ROUTES: Final = (

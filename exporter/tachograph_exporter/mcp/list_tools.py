@@ -31,7 +31,7 @@ from tachograph_exporter.views.schemas.night import NightWorkflow
 from tachograph_exporter.views.trends import BUCKETS, MAX_BUCKETS
 
 _MAX_GROUPS: Final = 25
-_MAX_BUCKETS: Final = 48
+_MAX_BUCKETS: Final = 24
 _MAX_CHANGES: Final = 8
 _MAX_WORKFLOWS: Final = 60
 _MAX_STARTS: Final = 4
@@ -260,7 +260,7 @@ def late(context: Context, asked: LateArguments) -> Answer:
         workflows = night.workflows[:rows]
         text = [
             NOTICE,
-            f"{night.start} to {night.end}: {len(night.workflows)} workflows, {troubled} of them with a missing or "
+            f"{night.start} to {night.end}: workflows: {len(night.workflows)}, {troubled} of them with a missing or "
             "late start, a failed run or an open one"
             + ("" if night.is_complete else "; the window has more than is shown"),
         ]
