@@ -13,6 +13,7 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
+from mcp_types import CallToolResult, TextContent, TextResourceContents
 from tests.conftest import Api, running
 from tests.views import planted
 
@@ -35,6 +36,12 @@ async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator
     config = Config(database=any_database_url, grace_seconds=0.2, mcp=True, token=SERVICE_TOKEN)
     async with running(config, handlers) as api:
         yield api
+
+
+def text_of(result: CallToolResult) -> str:
+    content = result.content[0]
+    assert isinstance(content, TextContent)
+    return content.text
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -77,7 +84,7 @@ async def test_an_agent_finds_out_why_last_nights_run_was_slow(api: Api, monkeyp
                 result = await client.call_tool(name, given)
                 assert not result.is_error, result.content
                 assert "SELECT" not in result.structured_content["notice"]
-                return result.structured_content, result.content[0].text
+                return result.structured_content, text_of(result)
 
             # Of the runs of last night the slowest is meant.
             runs, _ = await ask("runs", since="24h", workflow="nightly")
@@ -101,13 +108,14 @@ async def test_an_agent_finds_out_why_last_nights_run_was_slow(api: Api, monkeyp
             templates = (await client.list_resource_templates()).resource_templates
             assert [template.uri_template for template in templates] == ["tachograph://runs/{run_id}"]
             content = (await client.read_resource(f"tachograph://runs/{run}")).contents[0]
+            assert isinstance(content, TextResourceContents)
             assert "SELECT orders" in content.text and "the critical path in order:" in content.text  # noqa: PT018
             with pytest.raises(MCPError, match="resources are runs"):
                 await client.read_resource("tachograph://tokens/1")
             # Whoever asks wrongly is told how to ask.
             wrong = await client.call_tool("why", {"run": "nightley"})
             assert wrong.is_error
-            assert 'did you mean "nightly"?' in wrong.content[0].text
+            assert 'did you mean "nightly"?' in text_of(wrong)
     # Another workspace has none of it, and the id of a run does not help.
     other = await asyncio.to_thread(token_of, "elsewhere", "read")
     async with agent(api, other) as client:
@@ -120,7 +128,7 @@ async def test_an_agent_finds_out_why_last_nights_run_was_slow(api: Api, monkeyp
         for name in ("why", "compare", "critical_path", "timeline_map"):
             result = await client.call_tool(name, {"run": run})
             assert result.is_error, name
-            assert "there is no" in result.content[0].text
+            assert "there is no" in text_of(result)
         with pytest.raises(MCPError, match="there is no"):
             await client.read_resource(f"tachograph://runs/{run}")
     # Who may be asked for, and by whom.

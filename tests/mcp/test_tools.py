@@ -230,6 +230,8 @@ def test_a_map_adds_up_to_the_run(large: tuple[Database, str, list[Event]]) -> N
         ("why", {}, "missing required field `run`"),
         ("why", {"run": "nothing"}, 'no run and no workflow is called "nothing" in this workspace'),
         ("why", {"run": "00000000-0000-0000-0000-000000000000"}, "there is no execution"),
+        ("why", {"run": "a\0b"}, "U+0000"),
+        ("runs", {"error": "\ud800"}, "half of a character"),
         ("why", {"run": "last", "baseline": "soon"}, "not a valid duration"),
         ("why", {"run": "last", "rn": 1}, "unknown field `rn`"),
         ("runs", {"limit": 51}, "<= 50"),
@@ -293,6 +295,6 @@ def test_only_runs_are_resources() -> None:
     from tachograph_exporter.mcp.tools import run_of
 
     assert run_of("tachograph://runs/abc") == "abc"
-    for uri in ("tachograph://runs/", "file:///etc/passwd", "tachograph://tokens/1"):
+    for uri in ("tachograph://runs/", "file:///etc/passwd", "tachograph://tokens/1", "tachograph://runs/\0"):
         with pytest.raises(ToolError):
             run_of(uri)

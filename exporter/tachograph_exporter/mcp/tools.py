@@ -92,9 +92,13 @@ def object_schema(kind: Any) -> dict[str, Any]:
 def read_arguments(tool: Tool, given: dict[str, Any] | None) -> Any:
     """A tool's arguments. Raises `ToolError` with the place of the fault."""
     try:
-        return msgspec.convert(given or {}, tool.arguments, strict=False)
+        read = msgspec.convert(given or {}, tool.arguments, strict=False)
     except msgspec.ValidationError as error:
         raise ToolError(f"the arguments of `{tool.name}` are not valid: {error}") from None
+    for value in msgspec.structs.astuple(read):
+        if isinstance(value, str):
+            _check(value)
+    return read
 
 
 def call(context: Context, tool: Tool, given: Any) -> Answer:
@@ -124,4 +128,11 @@ def run_of(uri: str) -> str:
     run_id = uri.removeprefix(RESOURCE)
     if run_id == uri or not run_id:
         raise ToolError(f"resources are runs: {RESOURCE}RUN_ID")
+    _check(run_id)
     return run_id
+
+
+def _check(text: str) -> None:
+    """Raise `ToolError` for what no database stores, and some refuse to look for."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ToolError("the arguments have U+0000 or half of a character")
