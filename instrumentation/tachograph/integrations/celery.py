@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from tachograph import meter
 from tachograph.integrations.celery_places import (
     HEADER,
     Place,
@@ -40,6 +41,7 @@ from tachograph.quiet_log import QuietLog
 from tachograph.recording.setup import get_recorder
 from tachograph.report import Run, Step
 from tachograph.report.safely import caller_traceparent
+from tachograph.resources import Resources
 from tachograph.spans.propagation import caller
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -75,6 +77,8 @@ class _Memory:
 _received = _Memory()
 _sent_together = _Memory()
 _counts = _Memory()
+_measuring = _Memory()
+"""Meters of the tasks that run in this process, by their ids."""
 _entered: Final = threading.local()
 
 
@@ -104,7 +108,7 @@ def uninstrument(app: Any = None) -> None:
     except Exception:
         quiet.exception("uninstrument", "Celery is not uninstrumented")
     _app = None
-    for memory in (_received, _sent_together, _counts):
+    for memory in (_received, _sent_together, _counts, _measuring):
         memory.clear()
 
 
@@ -268,6 +272,18 @@ def _task_prerun(sender: Any, task: Any = None, **_: Any) -> None:
     inputs = {"args": request.argsrepr, "kwargs": request.kwargsrepr}
     step.started(attempt=attempt_of(request), inputs=inputs, queued_at=place.queued or None)
     _plan(place, step, request)
+    running = meter.start(None, False, False)
+    _measuring.put(request.id, running)
+    meter.around.set(running)
+
+
+def _used(request: Any) -> Resources | None:
+    """What a task used of its worker process, which ends now; None: another process ran it."""
+    running: meter.Meter | None = _measuring.take(request.id)
+    if running is None:
+        return None
+    meter.around.set(None)
+    return running.stop()
 
 
 def _plan(place: Place, step: Step, request: Any) -> None:
@@ -292,7 +308,7 @@ def _plan(place: Place, step: Step, request: Any) -> None:
 @_harmless
 def _task_success(sender: Any, result: Any = None, **_: Any) -> None:
     if (step := _running_step(sender)) is not None:
-        step.finished(result)
+        step.finished(result, resources=_used(sender.request))
 
 
 @_harmless
@@ -305,6 +321,7 @@ def _task_retry(sender: Any, request: Any = None, reason: Any = None, **_: Any) 
         cause if isinstance(cause, BaseException) else str(reason),
         seconds_until(getattr(reason, "when", None)),
         attempt=attempt_of(request),
+        resources=_used(request),
     )
 
 
@@ -324,11 +341,11 @@ def _task_failure(sender: Any, task_id: Any = None, exception: Any = None, **_: 
         if known is None:
             return
         place, attempt = known
-    step = place.step
+    step, resources = place.step, _used(request) if request.id == task_id else None
     if isinstance(exception, TimeLimitExceeded | SoftTimeLimitExceeded):
-        step.timed_out(exception, attempt=attempt)
+        step.timed_out(exception, attempt=attempt, resources=resources)
     else:
-        step.failed(exception, attempt=attempt)
+        step.failed(exception, attempt=attempt, resources=resources)
 
 
 @_harmless
@@ -337,6 +354,7 @@ def _task_postrun(sender: Any, task: Any = None, state: Any = None, **_: Any) ->
         step.skipped("itself")
     elif state == "REJECTED" and (step := _running_step(task)) is not None:
         step.lost("Rejected: the task gave its message back")
+    _used(task.request)  # However it ended: it is measured no longer.
 
 
 @_harmless
