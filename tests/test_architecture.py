@@ -16,11 +16,11 @@ FLOORS: Final[Mapping[str, int]] = {
     # The library, from the ground: values; what runs workflows; what listens; what records; the public face.
     "tachograph.names": -1, "tachograph.variables": -1, "tachograph.quiet_log": -1,
     "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
-    "tachograph.histogram": -1, "tachograph.exact_sum": -1, "tachograph.distribution": 0,
+    "tachograph.histogram": -1, "tachograph.exact_sum": -1, "tachograph.distribution": 0, "tachograph.resources": 0,
     "tachograph.process": 0, "tachograph.otel_variables": 0, "tachograph.expectation": 0,
     "tachograph.events": 1,
     "tachograph.critical_path": 2, "tachograph.inferred_dependencies": 2, "tachograph.redaction": 2,
-    "tachograph.event_batch": 2, "tachograph.spool_places": 0, "tachograph.reported_process": 0,
+    "tachograph.event_batch": 2, "tachograph.meter": 2, "tachograph.spool_places": 0, "tachograph.reported_process": 0,
     "tachograph.summary": 3, "tachograph.run_window": 3, "tachograph.run_notes": 0, "tachograph.folding": 3,
     "tachograph.workflow": 4,
     "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6,

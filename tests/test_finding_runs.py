@@ -26,7 +26,8 @@ from tests.e2e.conftest import get
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("finding_runs")]
 
-ALPHA = {"name": "alpha", "steps": [
+SCHEDULE = {"schedule": "0 3 * * *", "timezone": "Europe/Berlin"}
+ALPHA = {"name": "alpha", "expectation": SCHEDULE, "steps": [
     {"name": "load", "config": {"handler": "noop"}},
     {"name": "say", "depends_on_steps": ["load"], "max_retries": 1,
      "config": {"handler": "shell", "command": "echo one; echo two >&2; exit 7"}},
@@ -151,6 +152,7 @@ def test_a_service_says_what_the_database_says(runs: Path, service: str) -> None
         both = [tachograph(runs, *words, "--json", *more).stdout for more in ((), ("--url", service))]
         assert both[0] == both[1], words
         assert json.loads(both[0]), words
+    assert "expected 0 3 * * * (Europe/Berlin), says definition" in tachograph(runs, *QUESTIONS[-1]).stdout
     assert "not both" in tachograph(runs, "runs", "--url", service, "--database", "sqlite:///x.db").stderr
 
 

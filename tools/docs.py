@@ -38,6 +38,7 @@ from tachograph_exporter.ingest.lineage.vocabulary import LINEAGE_RULES
 from tachograph_exporter.ingest.rules import Kind, Role
 from tachograph_exporter.service import ROUTES, Service
 from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.views.schemas.silences import EXAMPLE as SILENCE
 from tachograph_exporter.views.timeline import build_timeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -223,6 +224,7 @@ async def real_examples() -> dict[str, str]:
             parts["example-trends"] = as_json(await trend(call))
             await call("PUT", "/api/expectations/data_pipeline", {"last_failed_seconds": 0, "schedule": "@daily"})
             await asyncio.to_thread(service.watch.look)
+            await call("POST", "/api/silences", {**SILENCE, "created_by": "ann"})
             EXAMPLES.write_text(json.dumps(await responses(call, retried), indent=1, ensure_ascii=False) + "\n")
             workspace_id = (await call("GET", "/api/workflows/basic_sequence"))["workspace_id"]
             stored = await service.database.read(lambda c: execution_rows.run(c, workspace_id, retried))

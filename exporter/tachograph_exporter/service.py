@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
+from tachograph import meter
 from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable, TachographError
 from tachograph.events import Event
@@ -223,6 +224,7 @@ class Service:
         # Without metrics of its own: those of a service are what the database keeps, whoever recorded it.
         self.recorder = build_recorder(provider=find_provider(), store=self.store)
         adopt(self.recorder, config.workspace)
+        meter.service_starts()
         # Ingested events are stored with the spans they were read from, in the transaction that acknowledges them.
         publish = partial(self.recorder.publish, delivered_to=("store",))
         self.span_store = SpanStore(self.writer, publish, rules)
@@ -538,6 +540,7 @@ class Service:
         await asyncio.gather(*[asyncio.to_thread(receiver.close) for receiver in receivers], self.feed.close())
         self.workers.close()
         release(self.recorder)
+        meter.service_ends()
         await asyncio.to_thread(self.recorder.close)
         await self.workflow_metrics.close()
         await self.database.aclose()

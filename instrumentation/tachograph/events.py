@@ -17,6 +17,8 @@ import msgspec
 from tachograph.distribution import DistributionRow
 from tachograph.expectation import Expectation
 from tachograph.identity import ExecutionRef, StepRef
+from tachograph.resources import Resources as Resources
+from tachograph.resources import UseTotals
 
 
 class ExecutionStatus(StrEnum):
@@ -89,19 +91,6 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     type: str
     message: str
     stack: str | None = None
-
-
-class Resources(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What an attempt used of the machine, with all the processes that it started and waited for. None: not known.
-
-    ``peak_memory_bytes`` is the largest resident set of any one of these processes. ``read_bytes`` and
-    ``written_bytes`` are those of storage, not of the page cache.
-    """
-
-    cpu_seconds: float | None = None
-    peak_memory_bytes: int | None = None
-    read_bytes: int | None = None
-    written_bytes: int | None = None
 
 
 class PathStep(msgspec.Struct, frozen=True, gc=False):
@@ -285,7 +274,8 @@ class FoldedRuns(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Totals over repetitions that ended with one status. Durations and waits are as in `StepFinished`.
 
     ``schema``, ``zero_count`` and ``buckets`` are the exponential histogram of their durations in seconds, ``classic``
-    their counts by classic bucket (see `tachograph.distribution`; empty in what older versions recorded).
+    their counts by classic bucket (see `tachograph.distribution`; empty in what older versions recorded). ``use``: what
+    they used of the machine, if anything is known of it.
     """
 
     count: int
@@ -307,6 +297,7 @@ class FoldedRuns(msgspec.Struct, frozen=True, array_like=True, gc=False):
     buckets: dict[int, int]
     classic: dict[int, int] = {}
     scheduled_ns: int = 0
+    use: UseTotals | None = None
 
 
 class FoldedMeasure(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -358,6 +349,7 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
         unaccounted_count: repetitions with unaccounted time before them.
         logs: the last messages.
         waits: how the waits of the attempts that started are distributed, by their reason.
+        uses: how what the attempts used is distributed: ``cpu`` in nanoseconds, ``memory`` (the peak) in bytes.
     """
 
     sequence: int
@@ -382,6 +374,7 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
     models: tuple[FoldedModel, ...] = ()
     logs: tuple[FoldedLog, ...] = ()
     waits: dict[str, DistributionRow] = {}
+    uses: dict[str, DistributionRow] = {}
 
     @property
     def count(self) -> int:

@@ -33,7 +33,8 @@ from tachograph_exporter.store.schema import traces
 from tachograph_exporter.store.workspaces import add_workspace
 
 NAMES: Final = (
-    "celery_links_chain_with_retry", "celery_links_chord_in_span", "dagster113_warehouse", "temporal_plugin_asked",
+    "celery_links_chain_with_retry", "celery_links_chord_in_span", "celery_live_chord_bare",
+    "celery_live_groups_at_once", "dagster113_warehouse", "temporal_plugin_asked",
 )  # fmt: skip
 
 

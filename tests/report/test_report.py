@@ -205,7 +205,8 @@ def test_nothing_raises_and_what_is_wrong_is_named_once(
         run.step("").started().finished()
         run.step(Hostile(), index=Hostile(), parent=Hostile()).queued().started().failed()
         run.finished(at=Hostile())
-        nowhere: Any = tachograph.report.run(Hostile(), run_id=Hostile())
+        name: Any = Hostile()
+        nowhere: Any = tachograph.report.run(name, run_id=Hostile())
         with nowhere as inner:
             inner.step("x").started().finished()
         tachograph.report.expect("etl", "not a schedule")
@@ -233,7 +234,7 @@ def test_a_block_ends_its_run_as_it_is_left(told: Callable[[], list[Event]]) -> 
     again.step("load").finished()
     ends = [e for e in told() if isinstance(e, ExecutionFinished | StepFinished)]
     told_ends = [(getattr(e, "step", e.execution), e.status.value) for e in ends]
-    names = [(getattr(ref, "name", None) or ref.workflow, status) for ref, status in told_ends]  # type: ignore[union-attr]
+    names = [(getattr(ref, "name", None) or ref.workflow, status) for ref, status in told_ends]
     assert names == [
         ("inner", "completed"), ("child", "completed"), ("load", "lost"), ("etl", "completed"),
         ("load", "lost"), ("etl", "failed"), ("load", "completed"),

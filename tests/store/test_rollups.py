@@ -88,7 +88,7 @@ def applied(database: Database, events: Sequence[Event], groups: Sequence[int]) 
 SPANS = st.sampled_from([60, 3_600, DAY, 12 * DAY, 70 * DAY])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), seed=st.integers(0, 2**32), span=SPANS)
 def test_any_order_repetition_and_grouping_makes_the_rows_a_rebuild_makes(
     data: st.DataObject, seed: int, span: int, tmp_path: Path, empty_database: Path

@@ -32,6 +32,7 @@ from tachograph.identity import ExecutionRef, StepRef, new_span_id, workspace_id
 from tachograph.metrics.children import Child, CounterChild, HistogramChild
 from tachograph.metrics.listener import MetricsListener
 from tachograph.metrics.series_registry import SeriesRegistry
+from tachograph.resources import Resources
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.metrics.shown_series import SeriesKey, ShownSeries
 from tachograph_exporter.store.database import Database
@@ -39,6 +40,8 @@ from tachograph_exporter.store.series import rows
 from tachograph_exporter.store.writer import StoreWriter
 
 MEASURES = ("rows", "bytes")
+NOT_COMPARED = {"workflow_step_critical_path_seconds_total", "workflow_failure_group_failures_total"}
+"""Only the database knows failures by cause."""
 FAILURE = Failure("ValueError", "no")
 
 
@@ -51,6 +54,7 @@ class Attempt(NamedTuple):
     outcome: StepStatus
     measures: Sequence[tuple[str, str, float]]
     costs: Sequence[tuple[str, int, int, int]]
+    use: Resources | None
 
 
 class Repetition(NamedTuple):
@@ -84,6 +88,15 @@ attempts = st.builds(
     st.lists(
         st.tuples(st.sampled_from(("m", "", "x" * 250)), *[st.integers(0, 10**9)] * 3),
         max_size=2,
+    ),
+    st.one_of(
+        st.none(),
+        st.builds(
+            Resources,
+            st.one_of(st.none(), st.integers(0, 10**14).map(lambda ns: ns / 1e9)),
+            st.one_of(st.none(), st.sampled_from((0, 1 << 20, (1 << 20) + 1)), st.integers(0, 1 << 42)),
+            is_shared=st.booleans(),
+        ),
     ),
 )
 repetitions = st.builds(
@@ -132,12 +145,12 @@ def events_of(repetition: Repetition, ref: StepRef, origin_ns: int) -> list[Step
         now += attempt.run
         is_last = number == len(repetition.attempts)
         if not is_last or repetition.is_stopped:
-            events.append(accounts.retrying(now, attempt.outcome, attempt.backoff, FAILURE))
+            events.append(accounts.retrying(now, attempt.outcome, attempt.backoff, FAILURE, attempt.use))
         if is_last:
             # A moment later at least: only its times tell it from one that ends with its attempt.
             now += attempt.backoff + 1 if repetition.is_stopped else 0
             failure = None if attempt.outcome is StepStatus.COMPLETED else FAILURE
-            events.append(accounts.finished(now, attempt.outcome, failure))
+            events.append(accounts.finished(now, attempt.outcome, failure, resources=attempt.use))
     return events
 
 
@@ -201,17 +214,13 @@ def children(families: Mapping[str, Any]) -> dict[tuple[str, ...], Child]:
         (name, *child.labels): child
         for name, family in families.items()
         for child in family.children()
-        if isinstance(child, HistogramChild | CounterChild) and name not in OF_SERVICES
+        if isinstance(child, HistogramChild | CounterChild) and name not in NOT_COMPARED
     }
-
-
-OF_SERVICES = ("workflow_step_critical_path_seconds_total", "workflow_failure_group_failures_total")
-"""What only a service can say, which sees a run as a whole."""
 
 
 @given(st.lists(repetitions, max_size=8), st.integers(0, 8), st.integers(1, 2))
 @settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

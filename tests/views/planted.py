@@ -113,7 +113,7 @@ class World:
         start = END_NS // NS - RUNS * EVERY_S
         self.runs = [self._nightly(i, start + i * EVERY_S + rng.uniform(-600, 600), process_life) for i in range(RUNS)]
         self.others: list[Plan] = []
-        for name, every, seconds in (("cleanup", 16_000, 300), ("hourly_report", 9_000, 240)):
+        for name, every, seconds in (("cleanup", 16_000, 300), ("weekly_report", 40_000, 240)):
             for i in range(RUNS * EVERY_S // every):
                 at = start + i * every + rng.uniform(0, 1_800)
                 steps = [Step("work", seconds * self.noise(0.3), cpu=10)]
@@ -206,7 +206,7 @@ def bad_host(world: World) -> Planted:
             run.process = "host-c/boot.1/104/2"
         if run.process.startswith("host-c"):
             run.step("load").seconds *= 2.5
-    return {("host", "host host-c")}, {("waiting", "load")}
+    return {("host", "host-c")}, {("waiting", "load")}
 
 
 def new_version(world: World) -> Planted:
@@ -216,7 +216,7 @@ def new_version(world: World) -> Planted:
         run.process = f"{host}/boot.1/{900 + i % 2}/1"
         run.step("transform").seconds *= 2.5
         run.step("transform").cpu *= 4
-    return {("version", "version 1.8")}, {("working", "transform")}
+    return {("version", "1.8")}, {("working", "transform")}
 
 
 def throttled_api(world: World) -> Planted:

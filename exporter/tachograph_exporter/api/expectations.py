@@ -16,7 +16,12 @@ from tachograph_exporter.api import problems
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import CONFIG, DATABASE, decode_document, json_response, read_body, workspace_of
 from tachograph_exporter.api.routes import PAGE, Parameter, Route
-from tachograph_exporter.expectations.views import notice_info, read_expectation_info, workflow_places
+from tachograph_exporter.expectations.views import (
+    notice_info,
+    read_expectation_info,
+    read_workflow_expectation,
+    workflow_places,
+)
 from tachograph_exporter.store import expectations as expectation_rows
 from tachograph_exporter.store import facts, locking
 from tachograph_exporter.store import notices as notice_rows
@@ -61,7 +66,9 @@ async def read_expectation(request: web.Request) -> web.Response:
     Query(request).done()
     workspace = await workspace_of(request)
     return json_response(
-        await request.app[DATABASE].read(partial(_read, workspace_id=workspace.id, name=_name(request)))
+        await request.app[DATABASE].read(
+            partial(read_workflow_expectation, workspace_id=workspace.id, name=_name(request))
+        )
     )
 
 
@@ -81,7 +88,7 @@ async def put_expectation(request: web.Request) -> web.Response:
     def save(connection: Connection) -> WorkflowExpectation:
         locking.lock(connection)
         expectation_rows.say(connection, workspace.id, name, expectation_rows.API, expectation, now_ns)
-        return _read(connection, workspace.id, name)
+        return read_workflow_expectation(connection, workspace.id, name)
 
     return json_response(await request.app[DATABASE].write(save))
 
@@ -113,13 +120,6 @@ async def list_notices(request: web.Request) -> web.Response:
 
 def _name(request: web.Request) -> str:
     return clean_name(request.match_info["workflow"])
-
-
-def _read(connection: Connection, workspace_id: str, name: str) -> WorkflowExpectation:
-    expectations, places = workflow_places(connection, workspace_id, workspace_id)
-    key = dict(places).get(name)
-    running = facts.open_executions(connection) if key is not None else {}
-    return read_expectation_info(connection, expectations.of(workspace_id, name), key, running, time.time_ns())
 
 
 _OPEN: Final = Parameter(name="open", kind="boolean", description="Only what does not hold now.")

@@ -15,6 +15,7 @@ from tachograph.events import ExecutionStatus
 from tachograph.identity import workspace_id
 from tachograph_exporter.cli.common import fail
 from tachograph_exporter.cli.sources import FailureQuery, RunQuery
+from tachograph_exporter.expectations.views import read_workflow_expectation
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import execution_list, locking
 from tachograph_exporter.store import executions as execution_rows
@@ -25,6 +26,7 @@ from tachograph_exporter.store.failure_groups.reading import Range
 from tachograph_exporter.store.removal import remove_workflow
 from tachograph_exporter.store.rollups import read as read_rollups
 from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.views.causes.reading import read_why
 from tachograph_exporter.views.comparison import compare_runs, read_baseline_comparison
 from tachograph_exporter.views.executions import execution_stats, execution_summary
 from tachograph_exporter.views.failures import (
@@ -38,11 +40,13 @@ from tachograph_exporter.views.logs import SEVERITIES, read_newest_lines
 from tachograph_exporter.views.metrics import read_metrics
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
+from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
 from tachograph_exporter.views.schemas.failures import DEFAULT_STATES, FailureGroupDetail, FailurePage
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
+from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 from tachograph_exporter.views.timeline import build_timeline
 from tachograph_exporter.views.trends import bucket_range, read_trends
@@ -187,6 +191,11 @@ class DatabaseSource:
 
         return self._database.look(read)
 
+    def why(self, execution_id: str, baseline_ns: int) -> WhyAnswer:
+        """See `Source`."""
+        now = time.time_ns()
+        return self._database.look(lambda c: read_why(c, self._workspace, execution_id, baseline_ns, now))
+
     def workflows(self) -> Sequence[WorkflowSummary]:
         """See `Source`."""
         rows, _ = self._database.look(lambda c: definition_rows.definitions(c, self._workspace, None, 0, _ALL))
@@ -196,6 +205,10 @@ class DatabaseSource:
         """See `Source`."""
         row = self._database.look(lambda c: definition_rows.find_definition(c, self._workspace, name))
         return workflow_detail(row) if row is not None else None
+
+    def expectation(self, name: str) -> WorkflowExpectation:
+        """See `Source`."""
+        return self._database.look(lambda c: read_workflow_expectation(c, self._workspace, name))
 
     def statistics(self) -> ExecutionStats:
         """See `Source`."""

@@ -20,11 +20,13 @@ from tachograph_exporter.defaults import TOKEN_VARIABLE
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
+from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
 from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
+from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 
 T = TypeVar("T")
@@ -152,6 +154,11 @@ class ServiceSource:
             parameters = {"a": other, "b": execution_id}
         return self._read(self._found("/api/workflows/executions/compare", parameters), ExecutionComparison)
 
+    def why(self, execution_id: str, baseline_ns: int) -> WhyAnswer:
+        """See `Source`."""
+        path = f"/api/workflows/executions/{_quoted(execution_id)}/why"
+        return self._read(self._found(path, {"baseline": f"{baseline_ns / NS:.3f}s"}), WhyAnswer)
+
     def workflows(self) -> Sequence[WorkflowSummary]:
         """See `Source`."""
         items: list[WorkflowSummary] = []
@@ -165,6 +172,10 @@ class ServiceSource:
     def workflow(self, name: str) -> WorkflowDetail | None:
         """See `Source`."""
         return self._optional(f"/api/workflows/{_quoted(name)}", {}, WorkflowDetail)
+
+    def expectation(self, name: str) -> WorkflowExpectation:
+        """See `Source`."""
+        return self._read(self._found(f"/api/expectations/{_quoted(name)}"), WorkflowExpectation)
 
     def statistics(self) -> ExecutionStats:
         """See `Source`."""

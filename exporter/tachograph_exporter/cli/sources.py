@@ -16,11 +16,13 @@ from tachograph_exporter.defaults import DEFAULT_DATABASE, DEFAULT_LISTEN, URL_V
 if TYPE_CHECKING:
     from tachograph_exporter.views.schemas.comparison import ExecutionComparison
     from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
+    from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
     from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
     from tachograph_exporter.views.schemas.logs import LogEntry
     from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
     from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
     from tachograph_exporter.views.schemas.trends import WorkflowTrends
+    from tachograph_exporter.views.schemas.why import WhyAnswer
     from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 
 DEFAULT_URL: Final = f"http://{DEFAULT_LISTEN}"
@@ -103,11 +105,18 @@ class Source(Protocol):
     def compare(self, execution_id: str, other: str | None, baseline_ns: int) -> ExecutionComparison:
         """A run compared with another one, or with those of its workflow before it. Both are whole ids."""
 
+    def why(self, execution_id: str, baseline_ns: int) -> WhyAnswer:
+        """Why a run, by its whole id, was slow or failed, compared with those of its workflow before it."""
+
     def workflows(self) -> Sequence[WorkflowSummary]:
         """All workflows of the workspace by name, without their definitions."""
 
     def workflow(self, name: str) -> WorkflowDetail | None:
         """A workflow by name or id, or None."""
+
+    def expectation(self, name: str) -> WorkflowExpectation:
+        """What is expected of a workflow, and who says so."""
+        ...
 
     def statistics(self) -> ExecutionStats:
         """The workspace's runs, counted by status and workflow."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ def expectation_info(expected: Expected, workflow_id: str | None, evaluation: Ev
         workflow_id=workflow_id,
         state=state,
         schedule_text=evaluation.schedule.text if evaluation.schedule is not None else None,
+        schedule_source=expected.schedule_source,
         expected_start_at=rfc3339_or_none(evaluation.expected_start_ns),
         expected=ExpectedOf(**fields, steps=steps),
         said=dict(expected.said),
@@ -74,6 +76,14 @@ def read_expectation_info(
         history = read_history(connection, key, expected.limits, running.get(key, ()), now_ns)
     evaluation = evaluate(expected.limits, history, now_ns, now_ns, known_ns=expected.known_ns)
     return expectation_info(expected, key[1] if key is not None else None, evaluation)
+
+
+def read_workflow_expectation(connection: Connection, workspace_id: str, name: str) -> WorkflowExpectation:
+    """What is expected of one workflow of a workspace (an id), and whether it holds now."""
+    expectations, places = workflow_places(connection, workspace_id, workspace_id)
+    key = dict(places).get(name)
+    running = facts.open_executions(connection) if key is not None else {}
+    return read_expectation_info(connection, expectations.of(workspace_id, name), key, running, time.time_ns())
 
 
 def notice_info(row: Row[Any], messages: Sequence[Row[Any]]) -> NoticeInfo:

@@ -157,7 +157,7 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
         is_quiet = due.is_quiet and not has_changed and not _is_growing(connection, due, unit, now)
         readings = Readings(store.book)
         readings.add(kept.unit, whole, told, announced, is_quiet=is_quiet)
-        result = store.executions.update(connection, workspace_id, due.workspace, readings.readings, now)
+        result = store.assemble(connection, workspace_id, due.workspace, readings, now)
         withheld = readings.by_trace(result.withheld)
         for trace_id, own in kept.spans.items():
             states = {span.span_id: announced[trace_id].get(span.span_id, Announced.EVERYTHING) for span in own}

@@ -7,6 +7,7 @@ those of a long trace later, and those of a trace without its root once more whe
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import defaultdict
@@ -17,13 +18,15 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
+from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
+from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest.announcements import Announced, mark_started
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.leases import Leases, lost_as_told, lost_now, says_more, with_losses
 from tachograph_exporter.ingest.lineage.joining import engine_key
 from tachograph_exporter.ingest.lineage.lineage_store import Arrived, LineageStore
-from tachograph_exporter.ingest.readings import Readings, add_logged_errors
+from tachograph_exporter.ingest.readings import Fault, Readings, add_logged_errors
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_rows import (
     LATER_SECONDS,
@@ -31,13 +34,14 @@ from tachograph_exporter.ingest.span_rows import (
     SpanRows,
     ends_of,
     make_due,
+    of_trace,
     stored_spans,
     trace_rows,
 )
 from tachograph_exporter.ingest.spans import SpanRecord, export_request, told_apart
-from tachograph_exporter.ingest.trace_executions import TraceExecutions
+from tachograph_exporter.ingest.trace_executions import TraceExecutions, Update
 from tachograph_exporter.ingest.trace_groups import TraceGroups, size_of, units_of
-from tachograph_exporter.store import locking, open_spans, refused
+from tachograph_exporter.store import failures, locking, open_spans, refused
 from tachograph_exporter.store.lineage import LineageRows
 from tachograph_exporter.store.open_spans import OpenSpans
 from tachograph_exporter.store.writer import StoreWriter
@@ -48,7 +52,12 @@ MAX_TRACE_SPANS: Final = 200_000
 BEGUN: Final = Announced.BEGUN
 SpanKey: TypeAlias = tuple[str, str]
 """(trace id, span id)"""
+_FaultOf: TypeAlias = tuple[str, str, Fault]
+"""(workspace id, its name, the trace)"""
 _T = TypeVar("_T")
+_MAX_KNOWN_FAULTS: Final = 10_000
+
+quiet: Final = QuietLog(logging.getLogger(__name__))
 
 
 class Taken(NamedTuple):
@@ -76,6 +85,8 @@ class SpanStore:
         self._writer = writer
         self._publish = publish
         self._publishing = threading.Lock()
+        self._faults: list[_FaultOf] = []
+        self._known_faults: set[tuple[str, str]] = set()
         self.book = book
         self._rows = SpanRows(writer.database.dialect)
         self.rests = self._rows.rests
@@ -92,14 +103,60 @@ class SpanStore:
         # An execution's events are published in order, whichever thread assembled it.
         with self._publishing:
             is_committed = False
+            self._faults.clear()
             try:
                 result, events = self._writer.commit(work)
                 is_committed = True
             finally:
                 self._rows.settle(is_committed=is_committed)
+            faults = self._faults.copy()
             if events:
                 self._publish(events)
+        if faults:
+            self._set_faults_aside(faults)
         return result
+
+    def assemble(
+        self,
+        connection: Connection,
+        workspace_id: str,
+        workspace: str,
+        readings: Readings,
+        now: int,
+        emptied: AbstractSet[str] = frozenset(),
+        *,
+        arrived: AbstractSet[str] = frozenset(),
+    ) -> Update:
+        """Bring the executions of traces up to date.
+
+        A trace of a group that cannot be assembled is left out of it, and set aside with the reason when the
+        transaction is committed. Raises what is wrong with one of ``arrived``: of these, no span has been stored yet.
+        """
+        try:
+            return self.executions.update(connection, workspace_id, workspace, readings.readings, now, emptied)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            faults = [] if failures.is_away(error) else readings.leave_out_faults(self.executions, workspace, now)
+            if not faults or not arrived.isdisjoint([fault.trace_id for fault in faults]):
+                raise
+            self._faults += [(workspace_id, workspace, fault) for fault in faults]
+            return self.executions.update(connection, workspace_id, workspace, readings.readings, now, emptied)
+
+    def _set_faults_aside(self, faults: Sequence[_FaultOf]) -> None:
+        for workspace_id, workspace, fault in faults:
+            key = (workspace_id, fault.trace_id)
+            if key in self._known_faults:
+                continue
+            quiet.warning(type(fault.error), "trace %s is left out of its run: %r", fault.trace_id, fault.error)
+            try:
+                # Its spans are stored; one of them is enough to try again.
+                spans = self.database.look(lambda c, k=key: of_trace(c, *k))[:1]  # type: ignore[misc]
+                self.set_aside(workspace, spans, fault.error)
+            except StoreUnavailable:
+                continue  # It will be found again.
+            if len(self._known_faults) < _MAX_KNOWN_FAULTS:
+                self._known_faults.add(key)
 
     def set_aside(self, workspace: str, spans: Sequence[SpanRecord], error: BaseException) -> None:
         """Keep spans of a trace that were refused, with the reason. Raises `StoreUnavailable`."""
@@ -171,7 +228,7 @@ class SpanStore:
         readings = Readings(self.book)
         for unit in changed:
             readings.add(unit, whole, told, announced)
-        update = self.executions.update(connection, workspace_id, workspace, readings.readings, now, emptied)
+        update = self.assemble(connection, workspace_id, workspace, readings, now, emptied, arrived=fresh.keys())
         withheld = readings.by_trace(update.withheld)
         if fresh:
             self._rows.put(connection, workspace_id, fresh, sizes, withheld)
@@ -249,7 +306,7 @@ class SpanStore:
         now = time.time_ns()
         long = [trace_id for unit in present - short for trace_id in unit.traces]
         make_due(connection, workspace_id, rows.keys() & set(long), now + round(LATER_SECONDS * NS))
-        events = self.executions.update(connection, workspace_id, workspace, readings.readings, now).new
+        events = self.assemble(connection, workspace_id, workspace, readings, now).new
         open_spans.mark_told(connection, workspace_id, sorted(readings.traces & leases.keys()))
         return events
 

@@ -178,6 +178,16 @@ class TraceExecutions:
         rules = [self._book.find(span) for span in (*first, *execution.spans)]
         return any(rule is not None and rule.engine in engines for rule in rules)
 
+    def faults_of(self, workspace: str, spans: Mapping[str, Sequence[SpanRecord]], now: int) -> dict[str, Exception]:
+        """Those of these traces that cannot be assembled even by themselves, with the reason."""
+        faults: dict[str, Exception] = {}
+        for trace_id, own in spans.items():
+            try:
+                assemble(workspace, own, now, self._book)
+            except Exception as error:
+                faults[trace_id] = error
+        return faults
+
     def _avoid_taken_ids(
         self,
         workspace_id: str,

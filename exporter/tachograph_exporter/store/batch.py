@@ -18,7 +18,6 @@ from tachograph.events import (
     ExecutionStatus,
     Failure,
     Heartbeat,
-    Resources,
     StepCost,
     StepFinished,
     StepLogged,
@@ -34,6 +33,7 @@ from tachograph.events import (
 )
 from tachograph.expectation import Expectation
 from tachograph.identity import ExecutionRef, Origin, StepRef, workspace_id
+from tachograph.resources import Resources
 from tachograph_exporter.store import partitions
 from tachograph_exporter.store.expectations import CODE, ENGINE, ENGINES
 from tachograph_exporter.store.merging import Rows, execution_rank, folded_rank, step_rank

@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0025"
+HEAD: Final = "0028"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()

@@ -19,6 +19,7 @@ from tachograph.clock import NS
 from tachograph.events import Folded, FoldedRuns
 from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import ExponentialHistogram
+from tachograph.resources import Resources, UseTotals, decoded, total_of
 
 NANO: Final = 1_000_000_000
 _MAX_INTEGER: Final = (1 << 64) - 1
@@ -177,10 +178,13 @@ class Measure(msgspec.Struct, array_like=True, gc=False):
 
 
 class StepTotals(msgspec.Struct, array_like=True, gc=False):
-    """One step's totals: its runs by status, and its measures by name and unit, joined by `MEASURE_SEPARATOR`."""
+    """One step's totals: its runs by status, its measures by name and unit, joined by `MEASURE_SEPARATOR`, and what its
+    runs used of the machine, by status.
+    """
 
     by_status: dict[str, Totals] = {}
     measures: dict[str, Measure] = {}
+    uses: dict[str, UseTotals] = {}
 
     def add(self, other: StepTotals) -> None:
         """Add another step's totals to these."""
@@ -191,6 +195,15 @@ class StepTotals(msgspec.Struct, array_like=True, gc=False):
             if mine is None:
                 mine = self.measures[key] = Measure()
             mine.add(measure)
+        for status, use in other.uses.items():
+            self.use(status).add(use)
+
+    def use(self, status: str) -> UseTotals:
+        """What runs with this status used, to add to."""
+        use = self.uses.get(status)
+        if use is None:
+            use = self.uses[status] = UseTotals()
+        return use
 
 
 MEASURE_SEPARATOR: Final = "\x1f"
@@ -222,7 +235,10 @@ class CountedExecution(NamedTuple):
 
 
 class CountedStep(NamedTuple):
-    """The fields of an ended step that are counted; ``folded``: a `Folded` as JSON, if repetitions share the row."""
+    """The fields of an ended step that are counted; ``folded``: a `Folded` as JSON, if repetitions share the row.
+
+    ``resources``: what its last attempt used, as JSON; ``earlier``: the same of those before it.
+    """
 
     name: str
     status: str
@@ -236,6 +252,15 @@ class CountedStep(NamedTuple):
     unaccounted_ns: int | None
     scheduled_ns: int | None
     folded: str | None
+    resources: str | None = None
+    earlier: tuple[str, ...] = ()
+
+
+def use_of(resources: str | None, earlier: Sequence[str]) -> Resources | None:
+    """What all attempts of a step used, from what is stored of them."""
+    if not earlier:
+        return decoded(resources)
+    return total_of([use for text in (*earlier, resources) if (use := decoded(text)) is not None])
 
 
 class CountedReport(NamedTuple):
@@ -282,6 +307,7 @@ class WorkflowTotals:
         """Count a step of an ended execution. A skipped step has a duration of zero."""
         (
             name, status, started, finished, attempt, dependency, queue, backoff, run, unaccounted, scheduled, folded,
+            resources, earlier,
         ) = step  # fmt: skip
         if folded is not None:
             self._add_folded(name, decode_folded(folded), on_critical_path, execution_status)
@@ -302,6 +328,8 @@ class WorkflowTotals:
             totals.run_ns += run or 0
             totals.unaccounted_ns += unaccounted or 0
             totals.scheduled_ns += scheduled or 0
+            if (resources is not None or earlier) and (use := use_of(resources, earlier)) is not None:
+                step_totals.use(status).observe(use, run or 0)
         else:
             totals.observe(0, finished)
         if attempt > 1:
@@ -314,6 +342,8 @@ class WorkflowTotals:
         for status, runs in folded.by_status.items():
             totals = Totals.of_folded(runs)
             _of_status(step.by_status, status).add(totals)
+            if runs.use is not None:
+                step.use(status).add(runs.use)
             of_execution.retries += totals.retries
             of_execution.cost_nano_usd += totals.cost_nano_usd
             of_execution.tokens_in += totals.tokens_in
@@ -387,7 +417,11 @@ def _encode_executions(by_status: dict[str, Totals]) -> bytes:
 
 
 def _encode_step(step: StepTotals) -> bytes:
-    return _encode(StepTotals(dict(sorted(step.by_status.items())), dict(sorted(step.measures.items()))))
+    parts = [dict(sorted(step.by_status.items())), dict(sorted(step.measures.items()))]
+    if step.uses:
+        # Rows of versions that did not know it lack it, and so do those of steps that nothing measured.
+        parts.append(dict(sorted(step.uses.items())))
+    return _encode(parts)
 
 
 def _of_status(by_status: dict[str, Totals], status: str) -> Totals:

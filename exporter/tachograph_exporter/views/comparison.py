@@ -9,21 +9,24 @@ sentence says that it ran, and it is not blamed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
 from tachograph.critical_path import critical_path
 from tachograph.events import UNSUCCESSFUL
+from tachograph.resources import Resources
 from tachograph.run_window import RunWindow, placed
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.rollups import read
-from tachograph_exporter.store.steps import StoredStep
-from tachograph_exporter.store.totals import Totals, WorkflowTotals
+from tachograph_exporter.store.steps import StoredStep, by_step
+from tachograph_exporter.store.totals import StepTotals, Totals, WorkflowTotals
 from tachograph_exporter.times import format_duration, rfc3339, rfc3339_or_none, seconds
+from tachograph_exporter.views.machine import average_use, use_of_step
 from tachograph_exporter.views.metrics import COMPLETED
+from tachograph_exporter.views.schemas.common import AverageUse
 from tachograph_exporter.views.schemas.comparison import Baseline, ComparedRun, ComparedStep, ExecutionComparison
 from tachograph_exporter.views.spending import dollars, spending_of
 
@@ -41,6 +44,7 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
     """Compare an execution with another one (``reference``, usually an earlier one)."""
     steps_now = {(step.name, step.repetition): step for step in run.steps}
     steps_then = {(step.name, step.repetition): step for step in reference.steps}
+    attempts_now, attempts_then = by_step(run.attempts), by_step(reference.attempts)
     path = _path(run)
     difference = _difference(_duration(run), _duration(reference))
     slowdown = _slowdown(difference, _duration(reference))
@@ -69,6 +73,7 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
                 queue_seconds=seconds(step.queue_ns) if step is not None else None,
                 scheduled_seconds=seconds(step.scheduled_ns) if step is not None else None,
                 blame=_blame(_difference(now_ns, then_ns) if is_critical else None, slowdown),
+                **_used(_use(step, attempts_now), _use(before, attempts_then)),
             )
         )
     steps.sort(key=_order)
@@ -97,6 +102,7 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
     difference = _difference(duration, median_ns)
     slowdown = _slowdown(difference, median_ns)
     path = _path(run)
+    attempts = by_step(run.attempts)
     steps = []
     for step in run.steps:
         if step.folded is not None:
@@ -130,6 +136,7 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
                 queue_seconds=seconds(step.queue_ns),
                 scheduled_seconds=seconds(step.scheduled_ns),
                 blame=_blame(_difference(now_ns, then_ns) if step.step_id in path else None, slowdown),
+                **_used(_use(step, attempts), _average(step_totals)),
             )
         )
     steps.sort(key=_order)
@@ -162,6 +169,28 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
         ),
         steps=steps,
     )
+
+
+def _use(step: StoredStep | None, attempts: Mapping[str, Sequence[Row[Any]]]) -> Resources | None:
+    return use_of_step(step, attempts.get(step.step_id, ())) if step is not None else None
+
+
+def _average(step_totals: StepTotals | None) -> AverageUse | None:
+    """What completed runs of a step used."""
+    totals = step_totals.uses.get(COMPLETED) if step_totals is not None else None
+    return average_use(totals) if totals is not None else None
+
+
+def _used(now: Resources | None, then: Resources | AverageUse | None) -> dict[str, Any]:
+    """The fields of a `ComparedStep` that say what it used. Memory of a process shared with others is not its own."""
+    is_own = now is not None and not now.is_shared
+    was_own = isinstance(then, AverageUse) or (then is not None and not then.is_shared)
+    return {
+        "cpu_seconds": now.cpu_seconds if now is not None else None,
+        "reference_cpu_seconds": then.cpu_seconds if then is not None else None,
+        "peak_memory_bytes": now.peak_memory_bytes if now is not None and is_own else None,
+        "reference_peak_memory_bytes": then.peak_memory_bytes if then is not None and was_own else None,
+    }
 
 
 def _path(run: StoredRun) -> frozenset[str]:

@@ -13,6 +13,7 @@ from sqlalchemy import Row
 from tachograph.clock import NS
 from tachograph.critical_path import critical_path, path_lengths, slack
 from tachograph.events import FAILED, OPEN_STEP, Folded, StepStatus
+from tachograph.resources import Resources, UseTotals, decoded
 from tachograph.run_window import RunWindow, placed
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.failure_groups.failing import ATTEMPT, EXECUTION, STEP
@@ -21,7 +22,14 @@ from tachograph_exporter.store.totals import MEASURE_SEPARATOR, Totals, combined
 from tachograph_exporter.store.totals import Measure as TotalMeasure
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
 from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd
-from tachograph_exporter.views.machine import all_resources, resources_of
+from tachograph_exporter.views.machine import (
+    average_use,
+    combined_use,
+    resources_of,
+    resources_text,
+    run_use,
+    use_of_step,
+)
 from tachograph_exporter.views.metrics import average_seconds, measure_summaries
 from tachograph_exporter.views.schemas.common import Wait
 from tachograph_exporter.views.schemas.timeline import (
@@ -30,6 +38,7 @@ from tachograph_exporter.views.schemas.timeline import (
     FoldedSteps,
     LogLine,
     Measure,
+    RunUse,
     WorkflowExecutionTimeline,
     WorkflowStepTimelineEntry,
 )
@@ -137,6 +146,7 @@ def build_timeline(
         ],
         expected_end_at=rfc3339_or_none(expected.end_ns),
         usual_duration_seconds=expected.usual_seconds,
+        resources=_run_use(run, attempts),
         failure_group=run.failures.get(("", 0, EXECUTION)),
     )
 
@@ -180,7 +190,7 @@ def _entry(
                 backoff_seconds=0.0,
                 error_type=step.error_type,
                 error_message=step.error_message,
-                resources=resources_of(step.resources),
+                resources=resources_of(decoded(step.resources), duration),
                 failure_group=failures.get((step.step_id, 1, STEP)) if failures else None,
             ),
         )
@@ -223,7 +233,9 @@ def _entry(
         if step.folded is None
         else tuple([LogLine(log.level, log.message, rfc3339(log.time_ns)) for log in step.folded.logs]),
         folded=_folded(step.folded) if step.folded is not None else None,
-        resources=all_resources([a.resources for a in timeline_attempts if a.resources is not None]),
+        resources=timeline_attempts[0].resources
+        if len(timeline_attempts) == 1
+        else resources_of(use_of_step(step, attempts), run_ns / NS if run_ns is not None else None),
         failure_group=failures.get((step.step_id, step.attempt, STEP)) if failures else None,
     )
 
@@ -258,6 +270,7 @@ def _folded(folded: Folded) -> FoldedSteps:
                 for m in folded.measures
             }
         ),
+        resources=average_use(combined_use(r.use for r in folded.by_status.values() if r.use is not None)),
     )
 
 
@@ -276,7 +289,7 @@ def _attempts(
             backoff_seconds=a.backoff_ns / NS,
             error_type=a.error_type,
             error_message=a.error_message,
-            resources=resources_of(getattr(a, "resources", None)),  # Older archives have none.
+            resources=resources_of(decoded(resources_text(a)), (a.finished_ns - a.started_ns) / NS),
             failure_group=failures.get((step.step_id, a.attempt, ATTEMPT))
             or failures.get((step.step_id, a.attempt, STEP)),
         )
@@ -295,11 +308,22 @@ def _attempts(
                 backoff_seconds=(step.backoff_ns or 0) / NS,
                 error_type=step.error_type,
                 error_message=step.error_message,
-                resources=resources_of(step.resources),
+                resources=resources_of(decoded(step.resources), (ended - started) / NS if ended is not None else None),
                 failure_group=failures.get((step.step_id, step.attempt, STEP)),
             )
         )
     return tuple(attempts)
+
+
+def _run_use(run: StoredRun, attempts: Mapping[str, Sequence[Row[Any]]]) -> RunUse | None:
+    uses: list[tuple[Resources | UseTotals, bool]] = []
+    for step in run.steps:
+        is_outermost = step.parent_step_id is None
+        if step.folded is not None:
+            uses += [(runs.use, is_outermost) for runs in step.folded.by_status.values() if runs.use is not None]
+        elif (use := use_of_step(step, attempts.get(step.step_id, ()))) is not None:
+            uses.append((use, is_outermost))
+    return run_use(uses)
 
 
 def _run_ns(step: StoredStep, attempts: Sequence[Row[Any]], window: RunWindow) -> int | None:

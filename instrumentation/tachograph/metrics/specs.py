@@ -99,6 +99,16 @@ STEP_MEASURE: Final = HistogramSpec(
     (*_STEP, "measure", "unit"),
 )
 
+STEP_CPU: Final = HistogramSpec(
+    "workflow_step_cpu_seconds",
+    "Processor time, user and system, of an attempt of a step and of the processes that it waited for.",
+    _STEP,
+)
+STEP_MEMORY: Final = HistogramSpec(
+    "workflow_step_peak_memory_bytes",
+    "Largest resident set of any one process of an attempt of a step, if it did not share that process.",
+    _STEP,
+)
 FAILURE_GROUP_FAILURES: Final = CounterSpec(
     "workflow_failure_group_failures_total",
     "Failures of steps and executions by cause: the id of their failure group. Retried attempts count, too; whatever "
@@ -123,6 +133,6 @@ EXPECTATION_METRICS: Final[tuple[MetricSpec, ...]] = (EXPECTED_START, LATE, OVER
 METRICS: Final[tuple[MetricSpec, ...]] = (
     EXECUTION_DURATION, STEP_DURATION, STEP_WAIT, STEP_ATTEMPTS, STEP_RETRIES, STEPS_SKIPPED, EXECUTIONS_STARTED,
     EXECUTIONS_RUNNING, STEPS_RUNNING, CRITICAL_PATH, LAST_SUCCESS, LAST_FAILURE, OLDEST_RUNNING, STEP_COST,
-    STEP_TOKENS, STEP_MEASURE, FAILURE_GROUP_FAILURES,
+    STEP_TOKENS, STEP_MEASURE, FAILURE_GROUP_FAILURES, STEP_CPU, STEP_MEMORY,
 )  # fmt: skip
 """Every metric about workflows."""

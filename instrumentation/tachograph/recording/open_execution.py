@@ -38,6 +38,7 @@ from tachograph.expectation import Expectation
 from tachograph.folding import Fold, Repetitions
 from tachograph.identity import ExecutionRef, Origin, StepRef, new_span_id, step_id
 from tachograph.inferred_dependencies import InferredDependencies
+from tachograph.meter import Meter
 from tachograph.process import identity
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.reporter import Reporter, current_reporter
@@ -89,6 +90,8 @@ class OpenExecution:
         self.clock = clock
         self.inputs = inputs
         self.is_open = True
+        self.meter: Meter | None = None
+        """Of the step around it, if it runs inside one."""
         self.counts = StepCounts()
         self.order = InferredDependencies()
         self._process = os.getpid() if started_ns is None else None

@@ -116,8 +116,8 @@ class Run:
             self._send(ExecutionQueued(execution=self.ref, time_ns=now, inputs=self._inputs, process=self._named))
 
     @safely
-    def begin(self, *, inputs: Any = None, at: Moment = None) -> None:
-        """It starts, and this process sends heartbeats until it ends here, or until this process does."""
+    def begin(self, *, inputs: Any = None, at: Moment = None, heartbeats: bool = True) -> None:
+        """It starts, and this process sends ``heartbeats`` until it ends here, or until this process does."""
         with self.reporting(at) as now:
             if self._owner == os.getpid() or self._status is not None:
                 return
@@ -126,7 +126,8 @@ class Run:
             self._started_ns = now if self._started_ns is None else min(now, self._started_ns)
             self._told_start = True
             self._send(self._start(self._started_ns))
-            self._watch()
+            if heartbeats:
+                self._watch()
 
     @safely
     def finished(self, *, at: Moment = None) -> None:
@@ -381,6 +382,7 @@ def run(
     lease: float = LEASE_SECONDS,
     queue_lease: float | None = None,
     traceparent: str | None = None,
+    trace_id: str | None = None,
 ) -> Run:
     """A run of a workflow that somebody else executes; the same one in every process that names it.
 
@@ -396,6 +398,7 @@ def run(
         queue_lease: given if its work waits in a queue that no process watches: how many seconds it may wait there. It
             then ends when all its steps have ended, and need not be ended.
         traceparent: W3C header of the span that started it; its trace is continued. The same in every process.
+        trace_id: the id of the engine's own trace of the run (32 hex digits), if its spans are children of nothing.
 
     Never raises: what is wrong is logged, and then nothing is recorded.
     """
@@ -406,7 +409,9 @@ def run(
         execution_id = identifier if run_id is None else reported_execution_id(slug, name, identifier)
         queue = None if queue_lease is None else round(min(max(1.0, queue_lease), MAX_SECONDS))
         process = ReportedProcess(engine, round(min(max(1.0, lease), MAX_SECONDS)), queue)
-        trace_id, parent_span_id = _trace_of(traceparent)
+        continued, parent_span_id = _trace_of(traceparent)
+        if trace_id is not None and _trace_of(f"00-{trace_id}-{'1' * 16}-01")[0] is not None:
+            continued = trace_id.lower()
         with _lock:
             known = _runs.get(execution_id)
             if known is not None:
@@ -417,7 +422,7 @@ def run(
                 workflow=name,
                 workflow_id=make_workflow_id(slug, name),
                 execution_id=execution_id,
-                trace_id=trace_id or derived_trace_id(execution_id),
+                trace_id=continued or derived_trace_id(execution_id),
                 span_id=derived_span_id(execution_id),
                 parent_span_id=parent_span_id,
                 version=clean_name(version),

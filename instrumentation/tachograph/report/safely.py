@@ -41,6 +41,7 @@ def safely(method: Callable[Concatenate[_S, _P], None]) -> Callable[Concatenate[
             complain(method.__name__, error)
         return self
 
+    call.reports_something = True  # type: ignore[attr-defined]
     return call
 
 

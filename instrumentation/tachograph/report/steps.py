@@ -34,9 +34,10 @@ MAX_DELAY_SECONDS: Final = 366 * 86_400.0
 class Owner(Protocol):
     """The run of a step: `tachograph.report.Run`."""
 
-    clock: Clock
-    counts: StepCounts
-
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def counts(self) -> StepCounts: ...
     def step_id(self, key: object, index: int | str | None = None) -> str: ...
     def span_id(self, step_id: str) -> str: ...
     def known(self, step_id: str) -> Sequence[Step]: ...
@@ -172,6 +173,7 @@ class Step:
         *,
         timed_out: bool = False,
         attempt: int | None = None,
+        resources: Resources | None = None,
         at: Moment = None,
     ) -> None:
         """The running attempt failed with ``error``, and another one is due in ``delay`` seconds.
@@ -186,7 +188,7 @@ class Step:
             delay_ns = round(min(max(0.0, float(delay)), MAX_DELAY_SECONDS) * NS)
             status = StepStatus.TIMEOUT if timed_out else StepStatus.FAILED
             self._status = StepStatus.RETRYING
-            self.run.emit(attempts.retrying(now, status, delay_ns, failure_of(error)))
+            self.run.emit(attempts.retrying(now, status, delay_ns, failure_of(error), resources))
             self.run.closed(self)
 
     @safely

@@ -23,12 +23,16 @@ GROUP_ID: Final = "celery.group_id"
 """The id of its group: of the header, if it is a task of a chord's."""
 CHORD_ID: Final = "celery.chord_id"
 """The id of the task that starts when all of its chord's header have ended; of a run only."""
+_PRODUCER: Final = trace.SpanKind.PRODUCER
+_CONSUMER: Final = trace.SpanKind.CONSUMER
 _SCOPE: Final = "opentelemetry.instrumentation.celery"
 _MESSAGE_ID: Final = "messaging.message.id"
 _MAX_ID: Final = 200
 _FIELDS: Final = ((ROOT_ID, "root_id"), (PARENT_ID, "parent_id"), (GROUP_ID, "group"))
 _sent: ContextVar[Mapping[str, Any] | None] = ContextVar("tachograph_celery_message", default=None)
 """The headers of the message that is about to be sent, of which no span has started yet."""
+_sending: ContextVar[Span | None] = ContextVar("tachograph_celery_sending", default=None)
+"""The span of sending a message whose headers are not known yet."""
 
 
 def watch() -> None:
@@ -48,12 +52,14 @@ def _connect(signals: Any) -> None:
 def _note_message(headers: Any = None, **_: Any) -> None:
     """A task is being sent. The instrumentation starts its span just before or just after this is called."""
     try:
+        span = _sending.get()
+        _sending.set(None)
+        _sent.set(None)
         if not isinstance(headers, Mapping):
-            _sent.set(None)
             return
-        span = trace.get_current_span()
-        if _is_of_celery(span) and (span.attributes or {}).get(_MESSAGE_ID) == headers.get("id"):  # type: ignore[attr-defined]
-            span.set_attributes(_of_message(headers))
+        if span is not None and (span.attributes or {}).get(_MESSAGE_ID) == headers.get("id"):
+            if span.is_recording():
+                span.set_attributes(_of_message(headers))
         else:
             _sent.set(headers)
     except Exception:  # noqa: S110 - the program must not fail because of what spans say
@@ -62,13 +68,17 @@ def _note_message(headers: Any = None, **_: Any) -> None:
 
 def describe(span: Span) -> None:
     """Say of a Celery span that has just started which tasks its task belongs to. May raise."""
-    if not _is_of_celery(span):
+    kind = span.kind
+    # Every span of the program comes here, and most are of another kind.
+    if (kind is not _PRODUCER and kind is not _CONSUMER) or not _is_of_celery(span):
         return
-    if span.kind is trace.SpanKind.PRODUCER:
+    if kind is _PRODUCER:
         if (headers := _sent.get()) is not None:
             _sent.set(None)
             span.set_attributes(_of_message(headers))
-    elif span.kind is trace.SpanKind.CONSUMER and (celery := sys.modules.get("celery")) is not None:
+        else:
+            _sending.set(span)
+    elif (celery := sys.modules.get("celery")) is not None:
         task = celery.current_task
         if task:
             span.set_attributes(_of_request(task.request))

@@ -44,6 +44,7 @@ from tachograph.spans.attributes import (
     add_cost,
     attempt_attributes,
     attempt_span_id,
+    attempt_state_attributes,
     exception_attributes,
     execution_attributes,
     execution_state_attributes,
@@ -229,10 +230,10 @@ class SpanListener:
         if event.attempt > 1 and not event.between_attempts:
             if attempt is None:
                 attempt = self._start_attempt(run, step, span, event.attempt, event.attempt_started_ns)
-            status = {semconv.STEP_STATUS: event.status.value}
+            status = attempt_state_attributes(event.status, event.resources)
             _end(run, attempt, event.time_ns, status, event.failure, is_folded=is_folded)
         wait_ns = event.dependency_ns + event.unaccounted_ns + event.scheduled_ns + event.queue_ns + event.backoff_ns
-        attributes = step_state_attributes(event.status, event.attempt, wait_ns)
+        attributes = step_state_attributes(event.status, event.attempt, wait_ns, resources=event.resources)
         if run.costs:
             attributes.update(run.costs.pop(step.step_id, {}))
         _end(run, span, event.time_ns, attributes, event.failure, is_folded=is_folded)
@@ -249,7 +250,7 @@ class SpanListener:
             # The first attempt had no span of its own until it turned out not to be the last.
             span = run.steps.get(step.span_id) or self._start_step(run, step, event.started_ns)
             attempt = self._start_attempt(run, step, span, event.attempt, event.started_ns)
-        status = {semconv.STEP_STATUS: event.status.value}
+        status = attempt_state_attributes(event.status, event.resources)
         _end(run, attempt, event.time_ns, status, event.failure, is_folded=step.folded_as is not None)
         if step.execution.origin is Origin.REPORTED and run.root_context.is_remote:
             # The next attempt may be in another process. If it is in this one, the step's span is built at its end.

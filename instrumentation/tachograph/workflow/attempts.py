@@ -13,6 +13,7 @@ from typing import Final
 
 from tachograph.events import Failure, StepFinished, StepReady, StepRetrying, StepStarted, StepStatus
 from tachograph.identity import StepRef
+from tachograph.resources import Resources
 
 _WAITING: Final = 0
 _QUEUED: Final = 1
@@ -166,7 +167,14 @@ class StepAttempts:
             inputs=inputs,
         )
 
-    def retrying(self, now_ns: int, status: StepStatus, delay_ns: int, failure: Failure) -> StepRetrying:
+    def retrying(
+        self,
+        now_ns: int,
+        status: StepStatus,
+        delay_ns: int,
+        failure: Failure,
+        resources: Resources | None = None,
+    ) -> StepRetrying:
         """The running attempt ends with ``status``; another one is due after ``delay_ns``."""
         self.run_ns += self._elapsed(now_ns)
         self._activity = _BACKING_OFF
@@ -183,6 +191,7 @@ class StepAttempts:
             scheduled_ns=self._scheduled_ns if self.attempt == 1 else 0,
             queue_ns=self._last_queue_ns,
             backoff_ns=self._last_backoff_ns,
+            resources=resources,
         )
 
     def finished(
@@ -193,6 +202,7 @@ class StepAttempts:
         output: str | None = None,
         *,
         attempt_ended_ns: int | None = None,
+        resources: Resources | None = None,
     ) -> StepFinished:
         """The step ends: with its running attempt, or stopped between two attempts.
 
@@ -237,6 +247,7 @@ class StepAttempts:
             failure=failure,
             inputs=self._inputs,
             output=output,
+            resources=resources,
         )
 
 

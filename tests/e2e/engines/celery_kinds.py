@@ -509,7 +509,17 @@ UNKNOWN = {
 ALONE = ["a group or chord that is sent without a span around it: each of its tasks is an execution of its own"]
 if not LIVE:
     UNKNOWN |= {"group_bare": ALONE, "chord_bare": ALONE}
-OF_LIVE = [group_bare, groups_at_once, group_in_task, group_failed, group_in_span, chord_bare, chord_in_span, nested]
+OF_LIVE = [
+    chain_with_retry,
+    group_bare,
+    groups_at_once,
+    group_in_task,
+    group_failed,
+    group_in_span,
+    chord_bare,
+    chord_in_span,
+    nested,
+]
 """What Tachograph's span processor makes a difference to, or must not."""
 
 OTHERS = [

@@ -20,8 +20,9 @@ _MAX_VALUE: Final = 60
 
 
 def claim(kind: str, subject: str | None, text: str, certainty: Certainty, url: str, /, **values: Scalar) -> Claim:
-    """A claim with its evidence."""
-    return Claim(kind=kind, subject=subject, text=text, certainty=certainty, evidence=Evidence(url=url, values=values))
+    """A claim with its evidence; figures that are None are left out."""
+    known = {name: value for name, value in values.items() if value is not None}
+    return Claim(kind=kind, subject=subject, text=text, certainty=certainty, evidence=Evidence(url=url, values=known))
 
 
 def timeline_url(execution_id: str, step: str | None = None) -> str:
@@ -101,7 +102,7 @@ def difference_text(difference: Difference, odd: str) -> str:
             f"{value_text(difference.usual_median)} in others"
         )
     counts = (
-        f"{odd} in {difference.odd_with:,} of {difference.with_count:,} other runs with it, "
+        f"{odd} in {difference.odd_with:,} of {difference.with_count:,} runs with it, "
         f"{difference.odd_without:,} of {difference.without_count:,} without"
     )
     if difference.place.kind == "beside":
@@ -137,7 +138,7 @@ def difference_claim(difference: Difference, odd: str, url: str) -> Claim:
     """A difference as a likely cause."""
     subject = difference.key
     if difference.place.kind in ("version", "host", "process", "project"):
-        subject = f"{difference.key} {value_text(difference.value)}"
+        subject = value_text(difference.value)
     elif difference.place.kind == "beside":
         subject = difference.key.partition(".")[2]
     return claim(
@@ -146,6 +147,7 @@ def difference_claim(difference: Difference, odd: str, url: str) -> Claim:
         f"Likely: {_lower(difference_text(difference, odd))}.",
         LIKELY,
         url,
+        key=difference.key,
         value=difference.value,
         effect=round(difference.effect, 3),
         false_discovery_rate=difference.rate,

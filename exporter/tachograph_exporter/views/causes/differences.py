@@ -13,6 +13,7 @@ A difference is no proof of a cause: the runs were not assigned their values by 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -37,6 +38,9 @@ MIN_EXPLAINED: Final = 0.5
 MIN_EFFECT: Final = 0.5
 """How well a value has to split the groups, from 0 to 1, to be named as a likely cause."""
 MAX_DIFFERENCES: Final = 20
+MAX_KEYS: Final = 300
+MAX_VALUES: Final = 10
+"""Bounds of the values that are tested where no single run says which."""
 _MAX_FOLLOWING: Final = 0.95
 """The rank correlation with time from which a number only follows the time."""
 
@@ -117,6 +121,40 @@ def differences(target: Mapping[str, Feature], runs: Sequence[Described]) -> Res
             tested = _categorical(feature, key, odd, usual)
         if tested is not None:
             tests.append(tested)
+    return _announced(tests)
+
+
+def differences_of_set(runs: Sequence[Described]) -> Result:
+    """Which values split the odd runs from the others, whichever they are.
+
+    Of each text the `MAX_VALUES` most frequent values are hypotheses, chosen without looking at which runs are odd.
+    """
+    odd = [run for run in runs if run.is_odd]
+    usual = [run for run in runs if not run.is_odd]
+    if not odd or len(usual) < MIN_USUAL:
+        return Result([], 0)
+    kinds: dict[str, Counter[Value]] = {}
+    features: dict[tuple[str, Value], Feature] = {}
+    for run in runs:
+        for key, feature in run.features.items():
+            kinds.setdefault(key, Counter())[feature.value] += 1
+            features.setdefault((key, feature.value), feature)
+    tests = []
+    for key, values in list(kinds.items())[:MAX_KEYS]:
+        frequent = [(key, value) for value, count in values.most_common(MAX_VALUES) if count > 1]
+        numbers = [value for value in values if isinstance(value, float)]
+        if numbers:
+            # The number in the middle of the odd runs stands for them.
+            among_odd = [value for _, value, _ in _numbers(odd, key)]
+            middle = min(numbers, key=lambda number: abs(number - median(among_odd))) if among_odd else numbers[0]
+            tested = _numeric(features[key, middle], middle, odd, usual)
+            tests += [tested] if tested is not None else []
+        else:
+            tests += [test for name in frequent if (test := _categorical(features[name], key, odd, usual)) is not None]
+    return _announced(tests)
+
+
+def _announced(tests: Sequence[tuple[Difference, float]]) -> Result:
     rates = adjusted([chance for _, chance in tests])
     announced = [
         difference._replace(rate=rate)

@@ -7,6 +7,7 @@ from typing import Any
 
 from tachograph.clock import NS
 from tachograph.events import UNSUCCESSFUL
+from tachograph_exporter.store.failure_groups.template import template_of
 from tachograph_exporter.store.steps import StoredStep
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.causes.case import Case
@@ -20,7 +21,6 @@ from tachograph_exporter.views.causes.claims import (
     timeline_url,
 )
 from tachograph_exporter.views.metrics import COMPLETED
-from tachograph_exporter.views.overview import cause_of
 from tachograph_exporter.views.schemas.why import Claim
 
 
@@ -29,7 +29,7 @@ def has_failed_so(run: Any, error_type: str | None, cause: str) -> bool:
     return (
         run.status in UNSUCCESSFUL
         and (run.error_type or "") == (error_type or "")
-        and (cause_of(run.error_message) == cause)
+        and (template_of(run.error_message or "") == cause)
     )
 
 
@@ -106,7 +106,7 @@ def _lasted(step: StoredStep) -> float:
 def before(case: Case) -> Iterator[Claim]:
     """The same failure in earlier runs."""
     row = case.run.execution
-    cause = cause_of(row.error_message)
+    cause = template_of(row.error_message or "")
     earlier = [run for run in case.sample if run.finished_ns < row.finished_ns]
     same = [run for run in earlier if has_failed_so(run, row.error_type, cause)]
     url = failures_url(case.workflow_id, row.error_type)

@@ -108,6 +108,12 @@ def is_date(text: str) -> bool:
     return True
 
 
+_OF_PROCESS: Final = frozenset({"peak_memory_bytes", "memory_growth_bytes", "gc_seconds"})
+"""What says nothing of an attempt that shared its process with others."""
+_REPEATED: Final = frozenset({"thread_cpu_seconds", "gc_full_seconds", "gc_count", "voluntary_switches"})
+"""What says much the same as another number does."""
+
+
 def of_resources(key: str, stored: str | None) -> Iterator[Feature]:
     """What an attempt used of the machine, each number by its name."""
     if stored is None:
@@ -118,7 +124,10 @@ def of_resources(key: str, stored: str | None) -> Iterator[Feature]:
         return
     if not isinstance(numbers, Mapping):
         return
+    is_shared = numbers.get("is_shared") is True
     for name, value in list(numbers.items())[:MAX_FEATURES]:
+        if name in _REPEATED or (is_shared and name in _OF_PROCESS):
+            continue
         if isinstance(value, int | float) and not isinstance(value, bool) and (number := _number(value)) is not None:
             yield Feature(f"{key}.{name}", number, _RESOURCES.get(name, RESOURCE))
 

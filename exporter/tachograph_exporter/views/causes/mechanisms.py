@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from tachograph.clock import NS
+from tachograph.redaction import mask_text
+from tachograph.resources import decoded
+from tachograph_exporter.store.failure_groups.template import template_of
 from tachograph_exporter.store.steps import StoredStep
 from tachograph_exporter.views.causes.case import MIN_SHARE, Case
 from tachograph_exporter.views.causes.claims import (
@@ -21,8 +24,6 @@ from tachograph_exporter.views.causes.claims import (
 from tachograph_exporter.views.causes.differences import MIN_USUAL
 from tachograph_exporter.views.causes.features import of_resources
 from tachograph_exporter.views.causes.statistics import median
-from tachograph_exporter.views.machine import resources_of
-from tachograph_exporter.views.overview import cause_of
 from tachograph_exporter.views.schemas.why import Claim, Scalar
 
 _IDLE: Final = 0.2
@@ -78,7 +79,9 @@ def retries(case: Case) -> Iterator[Claim]:
     if parts is None or focus is None or parts[2] < MIN_SHARE * parts[0] or focus.attempt < 2:
         return
     failed = [a for a in case.run.attempts if a.step_id == focus.step_id and a.attempt < focus.attempt]
-    errors = Counter((a.error_type or "", cause_of(a.error_message)) for a in failed if a.error_type or a.error_message)
+    errors = Counter(
+        (a.error_type or "", template_of(a.error_message or "")) for a in failed if a.error_type or a.error_message
+    )
     (error, _), count = errors.most_common(1)[0] if errors else (("", ""), 0)
     message = next((a.error_message for a in failed if (a.error_type or "") == error and a.error_message), None)
     backoff = sum(a.backoff_ns for a in failed) / NS + (focus.backoff_ns or 0) / NS
@@ -180,14 +183,22 @@ def below(case: Case) -> Iterator[Claim]:
         if is_compared
         else "what is usual is not known"
     )
+    name = mask_text(top.name, 200)
+    lasted = (focus.finished_ns or 0) - (focus.started_ns or 0)
+    took = (
+        f"{length(top.self_ns / NS)} of step “{focus.name}” were `{_short(name)}` ×{top.span_count:,}"
+        if top.self_ns <= lasted
+        else f"`{_short(name)}` ×{top.span_count:,} took {length(top.self_ns / NS)} in step “{focus.name}”, "
+        "some at the same time"
+    )
     yield claim(
         "below",
-        top.name,
-        f"{length(top.self_ns / NS)} of step “{focus.name}” were `{_short(top.name)}` ×{top.span_count:,}; {usually}.",
+        name,
+        f"{took}; {usually}.",
         CERTAIN if is_compared else LIKELY,
         trace_url(case.run.execution.trace_id),
         step=focus.name,
-        span=top.name,
+        span=name,
         seconds=top.self_ns / NS,
         count=top.span_count,
         usual_seconds=top.usual_ns / NS if is_compared else None,
@@ -218,7 +229,7 @@ def work(case: Case) -> Iterator[Claim]:
     parts, focus = additional_parts(case), case.focus
     if parts is None or focus is None or parts[3] < MIN_SHARE * parts[0]:
         return
-    use = resources_of(focus.resources)
+    use = decoded(focus.resources)
     usual = [cpu for run in case.usual.values() if (cpu := _cpu(case, run.execution_id, focus)) is not None]
     if use is None or use.cpu_seconds is None or len(usual) < MIN_USUAL:
         return
@@ -242,7 +253,8 @@ def work(case: Case) -> Iterator[Claim]:
             f"Step “{focus.name}” waited: it used {length(use.cpu_seconds)} of processor time, usually "
             f"{length(usually)}.{on_what}"
         )
-        yield claim("waiting", focus.name, text, CERTAIN, url, **values)
+        # Of a shared process only the step's own thread is known: others may have computed for it.
+        yield claim("waiting", focus.name, text, LIKELY if use.is_shared else CERTAIN, url, **values)
 
 
 def _cpu(case: Case, execution_id: str, focus: StoredStep) -> float | None:

@@ -48,3 +48,21 @@ class MeasureSummary(msgspec.Struct, kw_only=True):
     average: float
     min: float
     max: float
+
+
+class AverageUse(msgspec.Struct, gc=False):
+    """What a run of a step used of the machine on average. Null: not known.
+
+    ``count`` is how many runs say so. ``busy_share`` is processor time per running time, at most 1; the rest was
+    waiting. ``peak_memory_bytes`` is the average of the runs' peaks, and without those that shared their process.
+    """
+
+    count: int
+    cpu_seconds: float | None
+    max_cpu_seconds: float | None
+    busy_share: float | None
+    peak_memory_bytes: int | None
+    max_peak_memory_bytes: int | None
+    read_bytes: int
+    written_bytes: int
+    gc_seconds: float

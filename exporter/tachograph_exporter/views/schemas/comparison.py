@@ -43,7 +43,8 @@ class ComparedStep(msgspec.Struct, kw_only=True):
     were faster, null without a baseline. ``not_in_reference``: it ran here, but not in the other execution, or in less
     than half of the baseline's. ``blame`` is the share of the execution's slowdown that the step explains, from 0 to 1
     in steps of 0.01; null if the execution was not notably slower. A step without a duration on the other side is not
-    blamed.
+    blamed. ``cpu_seconds`` and ``peak_memory_bytes`` are what the step used of the machine; for a baseline, the other
+    side is the average of its completed runs. Null: not known.
     """
 
     step_id: str | None
@@ -63,6 +64,10 @@ class ComparedStep(msgspec.Struct, kw_only=True):
     queue_seconds: float | None
     scheduled_seconds: float | None
     blame: float | None
+    cpu_seconds: float | None = None
+    reference_cpu_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    reference_peak_memory_bytes: int | None = None
 
 
 class ExecutionComparison(msgspec.Struct, kw_only=True):

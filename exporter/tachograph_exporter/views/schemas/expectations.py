@@ -80,7 +80,7 @@ class WorkflowExpectation(msgspec.Struct, kw_only=True):
     ``state`` is ``ok``, ``paused``, or the kind of the first finding. ``schedule_text`` says how the schedule was read,
     and from how many starts it was learned; null: none, or too few starts to learn from. ``said`` has what each place
     says, the weakest first: default, the engine's own schedule (engine, airflow, apscheduler, celery beat), code,
-    definition, file, api.
+    definition, file, api. ``schedule_source`` is the place whose schedule counts; null: none has one.
     """
 
     workspace_id: str
@@ -88,6 +88,7 @@ class WorkflowExpectation(msgspec.Struct, kw_only=True):
     workflow_id: str | None
     state: str
     schedule_text: str | None
+    schedule_source: str | None
     expected_start_at: str | None
     expected: ExpectedOf
     said: dict[str, Expectation]

@@ -7,20 +7,50 @@ from typing import Any
 
 import msgspec
 
-from tachograph_exporter.views.schemas.common import MeasureSummary, Wait
+from tachograph_exporter.views.schemas.common import AverageUse, MeasureSummary, Wait
 
 
-class ResourceUse(msgspec.Struct, gc=False):
-    """What attempts used of the machine, with all processes that they started and waited for. Null: not known.
+class ResourceUse(msgspec.Struct, gc=False, omit_defaults=True):
+    """What attempts used of the machine, with all processes that they waited for. Null or absent: not known.
 
-    ``cpu_seconds`` is user and system time, ``peak_memory_bytes`` the largest resident set of any one process;
-    ``read_bytes`` and ``written_bytes`` went from and to storage.
+    ``cpu_seconds`` is user and system time, ``thread_cpu_seconds`` that of the attempt's own thread; ``busy_seconds``
+    and ``waiting_seconds`` divide the running time: at most all of it was busy, even if several threads were.
+    ``peak_memory_bytes`` is the largest resident set of any one process (exact if the process never was as large
+    before; otherwise the larger of the sizes before and after), ``memory_growth_bytes`` how much larger it was after
+    than before. ``read_bytes`` and ``written_bytes`` went from and to storage. ``gc_seconds``, ``gc_full_seconds`` and
+    ``gc_count`` are pauses by Python's garbage collector. A step that waits gives its processor up: a voluntary switch;
+    an involuntary one means that there were too few processors. ``is_shared``: its process did other recorded work at
+    the same time, so ``cpu_seconds`` is that of its thread alone, and memory and pauses are those of the process.
     """
 
     cpu_seconds: float | None
     peak_memory_bytes: int | None
     read_bytes: int | None
     written_bytes: int | None
+    thread_cpu_seconds: float | None = None
+    busy_seconds: float | None = None
+    waiting_seconds: float | None = None
+    memory_growth_bytes: int | None = None
+    gc_seconds: float | None = None
+    gc_full_seconds: float | None = None
+    gc_count: int | None = None
+    voluntary_switches: int | None = None
+    involuntary_switches: int | None = None
+    is_shared: bool = False
+
+
+class RunUse(msgspec.Struct, gc=False):
+    """What the steps of a run used of the machine. What a step used includes what steps inside it did: it counts once.
+
+    ``peak_memory_bytes`` is the largest resident set of any one process while a step ran. ``is_partial``: some steps
+    shared a process, so what only the process knows (threads they started, for instance) is in no sum.
+    """
+
+    cpu_seconds: float | None
+    peak_memory_bytes: int | None
+    read_bytes: int
+    written_bytes: int
+    is_partial: bool
 
 
 class Attempt(msgspec.Struct, kw_only=True, gc=False):
@@ -70,6 +100,7 @@ class FoldedSteps(msgspec.Struct, kw_only=True, gc=False):
 
     ``count`` is all of them, ``running`` those that run now. ``run_seconds`` is the running time of all attempts,
     ``busy_seconds`` the time in which at least one repetition ran. ``p50``, ``p95`` and ``max`` are of their durations.
+    ``resources`` are what a repetition used on average.
     """
 
     count: int
@@ -86,6 +117,7 @@ class FoldedSteps(msgspec.Struct, kw_only=True, gc=False):
     p95: float | None
     max: float | None
     measures: list[MeasureSummary]
+    resources: AverageUse | None = None
 
 
 class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
@@ -198,6 +230,7 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     expected_end_at: str | None = None
     usual_duration_seconds: float | None = None
     failure_group: str | None = None
+    resources: RunUse | None = None
 
 
 class ChromeTrace(msgspec.Struct, kw_only=True):

@@ -15,7 +15,7 @@ class Evidence(msgspec.Struct, kw_only=True):
     """What a claim rests on: the figures, and the path of the API that has them."""
 
     url: str
-    values: dict[str, Scalar]
+    values: dict[str, str | int | float | bool]
 
 
 class Claim(msgspec.Struct, kw_only=True):

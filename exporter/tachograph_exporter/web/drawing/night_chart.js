@@ -177,11 +177,6 @@ export class NightChart {
     return Math.max(1, this.scroll.clientWidth - this.left - 2 * MARGIN);
   }
 
-  x(ms) {
-    const { from, to } = this.range;
-    return MARGIN + ((ms - from) / (to - from)) * this.width;
-  }
-
   draw() {
     if (this.frame) return;
     this.frame = requestAnimationFrame(() => {
@@ -196,8 +191,9 @@ export class NightChart {
     const width = scroll.clientWidth - this.left;
     const height = scroll.clientHeight;
     if (width < 10 || height < 10) return;
-    const x = (ms) => this.x(ms);
     const { from, to } = this.range;
+    const perMs = this.width / (to - from);
+    const x = (ms) => MARGIN + (ms - from) * perMs;
     const axis = new CanvasPainter(this.axis);
     Object.assign(this.axis.style, { width: `${width}px`, height: `${AXIS_HEIGHT}px`, marginLeft: `${this.left}px` });
     axis.begin(width, AXIS_HEIGHT);
@@ -264,7 +260,10 @@ export class NightChart {
     const index = this.tops.findLastIndex((top) => top <= y);
     const row = this.rows[index];
     if (!row) return null;
-    const place = { x: (ms) => this.x(ms), now: this.now, top: this.tops[index], head: this.isNarrow ? HEAD : 0 };
+    const { from, to } = this.range;
+    const perMs = this.width / (to - from);
+    const x = (ms) => MARGIN + (ms - from) * perMs;
+    const place = { x, now: this.now, top: this.tops[index], head: this.isNarrow ? HEAD : 0 };
     let nearest = null;
     let least = 7;
     for (const item of row.items) {
@@ -273,7 +272,7 @@ export class NightChart {
         const { x1, x2, y: middle } = barOf(item, place);
         if (Math.abs(y - middle) > 9) continue;
         apart = Math.max(x1 - event.offsetX, event.offsetX - x2, 0);
-      } else apart = Math.max(0, Math.abs(this.x(item.at) - event.offsetX) - 7);
+      } else apart = Math.max(0, Math.abs(x(item.at) - event.offsetX) - 7);
       if (apart < least) [nearest, least] = [item, apart];
     }
     return nearest;

@@ -31,7 +31,8 @@ export function drawNightRow(painter, colours, row, place) {
 }
 
 function drawRun(painter, colours, run, place) {
-  const { left, right, isSelected, isDimmed } = { ...place, ...place.look(run) };
+  const { left, right } = place;
+  const { isSelected, isDimmed } = place.look(run);
   const { x1, x2, y } = barOf(run, place);
   const colour = colours[run.status] ?? colours.pending;
   const from = Math.max(x1, left - 6);
@@ -42,7 +43,7 @@ function drawRun(painter, colours, run, place) {
   if (run.status === "cancelled") {
     painter.rect(from, top, width, BAR, colour, { alpha: 0.25 });
     painter.frame(from + 0.75, top + 0.75, Math.max(1.5, width - 1.5), BAR - 1.5, colour, 1.5);
-  } else painter.rect(from, top, width, BAR, colour, { alpha, radius: 2 });
+  } else painter.rect(from, top, width, BAR, colour, { alpha, radius: width < 12 ? 0 : 2 });
   if (run.status === "lost") hatch(painter, from, top, width, colours.paper);
   if (run.end === null) drawTail(painter, colours, run, place, { from: to, top, colour });
   if (isBad(run)) drawOutcome(painter, colours, run.status, { x1: from, x2: from + width, y });

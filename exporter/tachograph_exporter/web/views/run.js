@@ -14,6 +14,7 @@ import { downloadMenu } from "./downloads.js";
 import { runActions } from "./run_actions.js";
 import { copyableId, inputsOf, progress, RunFacts } from "./run_facts.js";
 import { causeLink, stepDetails } from "./step_panel.js";
+import { Why } from "./why.js";
 
 const STATE_INTERVAL_MS = 3_000;
 
@@ -121,8 +122,9 @@ export class RunView {
     }
   }
 
-  /** Read how the run compares with usual ones: the sentence under its title, and a tick on each bar. */
+  /** Read how the run compares with usual ones, and why: what is under its title, and a tick on each bar. */
   async readComparison() {
+    const why = this.why.read();
     try {
       const comparison = await get("api/workflows/executions/compare", { execution: this.id });
       this.sentence = this.run.isOpen ? "" : comparison.sentence;
@@ -131,6 +133,8 @@ export class RunView {
       // The run is shown without: it is too long to be compared now, or the service is away.
       return;
     }
+    // All at once, so that the page moves only once.
+    this.why.show(await why);
     this.updateFacts();
     this.timeline.draw();
     if (this.timeline.selected) this.showStep(this.timeline.selected);
@@ -165,6 +169,13 @@ export class RunView {
     });
     this.error = h("p", { class: "error-text", hidden: true });
     this.cause = h("div", { hidden: true });
+    this.why = new Why(this.id, {
+      select: (name, { isTest = false } = {}) => {
+        const step = this.run.steps.find((candidate) => candidate.entry.step_name === name);
+        if (step && !isTest) this.timeline.select(step);
+        return Boolean(step);
+      },
+    });
     this.actions = runActions(this.run, {
       isRunnable: () => Boolean(this.definition?.is_runnable),
       announce: (text) => this.app.announce(text),
@@ -264,6 +275,7 @@ export class RunView {
         this.answer,
         this.error,
         this.cause,
+        this.why.element,
         this.facts.element,
         inputsOf(timeline),
       ),

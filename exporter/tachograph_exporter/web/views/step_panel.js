@@ -4,6 +4,7 @@ import { button } from "../controls.js";
 import { h } from "../dom.js";
 import { dollars, duration, parseTime, status, times } from "../format.js";
 import { time } from "../times.js";
+import { stepResources } from "./resources.js";
 
 /** The contents of the panel for a step. `select(step | null)` selects another; `trace` links to the trace. */
 export function stepDetails(run, step, { select, trace }) {
@@ -94,6 +95,7 @@ export function stepDetails(run, step, { select, trace }) {
       { class: "pairs" },
       facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
     ),
+    stepResources(entry),
     stepList("Depends on", stepsById(step.dependsOn)),
     stepList("Dependents", step.dependents),
     json("Inputs", entry.input_summary),
