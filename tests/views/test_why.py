@@ -123,14 +123,16 @@ class Story:
     def tell(self, *events: Event) -> None:
         self.writer.apply(events)
 
-    def run(self, start: float, seconds: float, *, error: Failure | None = None, **fields: Any) -> str:
+    def run(
+        self, start: float, seconds: float, *, error: Failure | None = None, inputs: str | None = None, **fields: Any
+    ) -> str:
         """One run with one step, `load`."""
         execution = make_execution(**fields)
         step = make_step(execution, "load")
         begin, end = self.time(start), self.time(start + seconds)
         status = StepStatus.COMPLETED if error is None else StepStatus.FAILED
         self.tell(
-            ExecutionStarted(execution=execution, time_ns=begin, step_count=1),
+            ExecutionStarted(execution=execution, time_ns=begin, step_count=1, inputs=inputs),
             StepStarted(step=step, time_ns=begin),
             StepFinished(
                 step=step, time_ns=end, status=status, attempt=1, started_ns=begin, attempt_started_ns=begin,
@@ -250,6 +252,35 @@ def test_sets_of_runs_are_told_apart(database: Database) -> None:
     chosen = read(Choice((execution_id,)))
     assert (chosen.sample.odd_count, chosen.differences) == (1, [])
     assert read(Choice(slower_than_ns=10**15)).sample.tested == 0
+
+
+def test_a_run_that_never_started_says_so(database: Database) -> None:
+    story = Story(database)
+    execution = make_execution()
+    story.tell(
+        ExecutionQueued(execution=execution, time_ns=story.time(0)),
+        ExecutionFinished(
+            execution=execution, time_ns=story.time(5), status=ExecutionStatus.CANCELLED, started_ns=story.time(5),
+            step_count=0,
+        ),
+    )  # fmt: skip
+    why = story.why(execution.execution_id)
+    assert (why.verdict, why.causes) == ("cancelled", [])
+
+
+def test_hostile_values_are_compared_and_masked(database: Database) -> None:
+    story = Story(database)
+    hostile = json.dumps(
+        {"\x1b[31m": "\u202e", "password=hunter2 x": 1e308, "": {"": {"": []}}, "big": 10**400, "a" * 5000: "b" * 5000}
+    )
+    ids = [
+        story.run(i * 100, 600 if i % 9 == 0 else 60, inputs=hostile if i % 9 == 0 else "[[[[[[[[[[1]]]]]]]]]")
+        for i in range(60)
+    ]
+    why = story.why(ids[54])
+    assert why.verdict == "slow"
+    assert why.differences
+    assert max(len(difference.text) for difference in why.differences) < 1_000
 
 
 async def test_the_route_and_the_command_say_the_same(api: Api, tmp_path: Path) -> None:

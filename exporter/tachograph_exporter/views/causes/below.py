@@ -10,10 +10,14 @@ from tachograph_exporter.views.causes.statistics import median
 
 
 class SelfTime(NamedTuple):
-    """The time of the spans of a name in which none of their own children ran, and how many they are."""
+    """The time of the spans of a name in which none of their own children ran, and how many they are.
+
+    ``elapsed_ns``: the time in which at least one of them ran; less than ``self_ns`` if they ran beside each other.
+    """
 
     self_ns: int
     span_count: int
+    elapsed_ns: int
 
 
 class Excess(NamedTuple):
@@ -24,20 +28,22 @@ class Excess(NamedTuple):
     span_count: int
     usual_ns: int
     usual_count: int
+    additional_elapsed_ns: int
     references: int
 
     @property
     def additional_ns(self) -> int:
-        """How much longer than usual."""
-        return self.self_ns - self.usual_ns
+        """How much longer than usual they took of the step's time; spans beside each other count once."""
+        return min(self.self_ns - self.usual_ns, self.additional_elapsed_ns)
 
 
 def self_times(spans: Sequence[SpanTime], roots: Collection[str]) -> dict[str, SelfTime]:
-    """The self time of all spans below these, by name. Spans at the same time count each; cycles are cut."""
+    """The self time of all spans below these, by name. Cycles are cut."""
     children: dict[str, list[SpanTime]] = {}
     for span in spans:
         children.setdefault(span.parent_span_id, []).append(span)
-    totals: dict[str, SelfTime] = {}
+    totals: dict[str, int] = {}
+    named: dict[str, list[SpanTime]] = {}
     pending = list(roots)
     seen = set(roots)
     while pending:
@@ -46,17 +52,19 @@ def self_times(spans: Sequence[SpanTime], roots: Collection[str]) -> dict[str, S
                 continue
             seen.add(span.span_id)
             pending.append(span.span_id)
-            alone = max(0, span.end_ns - span.start_ns) - _covered(span, children.get(span.span_id, ()))
-            total = totals.get(span.name, SelfTime(0, 0))
-            totals[span.name] = SelfTime(total.self_ns + alone, total.span_count + 1)
-    return totals
+            alone = max(0, span.end_ns - span.start_ns) - _union(children.get(span.span_id, ()), span)
+            totals[span.name] = totals.get(span.name, 0) + alone
+            named.setdefault(span.name, []).append(span)
+    return {name: SelfTime(self_ns, len(named[name]), _union(named[name], None)) for name, self_ns in totals.items()}
 
 
-def _covered(span: SpanTime, children: Iterable[SpanTime]) -> int:
-    """The time of a span in which at least one of its children ran."""
-    covered, until = 0, span.start_ns
-    for child in sorted(children, key=lambda child: child.start_ns):
-        start, end = max(child.start_ns, until), min(child.end_ns, span.end_ns)
+def _union(spans: Iterable[SpanTime], within: SpanTime | None) -> int:
+    """The time in which at least one of the spans ran, of all or within another one."""
+    covered = until = 0
+    for span in sorted(spans, key=lambda span: span.start_ns):
+        start, end = max(span.start_ns, until), span.end_ns
+        if within is not None:
+            start, end = max(start, within.start_ns), min(end, within.end_ns)
         if end > start:
             covered += end - start
             until = end
@@ -67,7 +75,7 @@ def excess(times: Mapping[str, SelfTime], references: Sequence[Mapping[str, Self
     """The names by how much longer than usual their spans took, the most first."""
     result = []
     for name, total in times.items():
-        usual = [reference.get(name, SelfTime(0, 0)) for reference in references]
+        usual = [reference.get(name, SelfTime(0, 0, 0)) for reference in references]
         result.append(
             Excess(
                 name,
@@ -75,6 +83,7 @@ def excess(times: Mapping[str, SelfTime], references: Sequence[Mapping[str, Self
                 total.span_count,
                 round(median([each.self_ns for each in usual])),
                 round(median([each.span_count for each in usual])),
+                total.elapsed_ns - round(median([each.elapsed_ns for each in usual])),
                 len(references),
             )
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tachograph.clock import NS
+from tachograph.redaction import mask_text
 from tachograph.resources import decoded
 from tachograph_exporter.store.failure_groups.template import template_of
 from tachograph_exporter.store.steps import StoredStep
@@ -182,14 +183,22 @@ def below(case: Case) -> Iterator[Claim]:
         if is_compared
         else "what is usual is not known"
     )
+    name = mask_text(top.name, 200)
+    lasted = (focus.finished_ns or 0) - (focus.started_ns or 0)
+    took = (
+        f"{length(top.self_ns / NS)} of step “{focus.name}” were `{_short(name)}` ×{top.span_count:,}"
+        if top.self_ns <= lasted
+        else f"`{_short(name)}` ×{top.span_count:,} took {length(top.self_ns / NS)} in step “{focus.name}”, "
+        "some at the same time"
+    )
     yield claim(
         "below",
-        top.name,
-        f"{length(top.self_ns / NS)} of step “{focus.name}” were `{_short(top.name)}` ×{top.span_count:,}; {usually}.",
+        name,
+        f"{took}; {usually}.",
         CERTAIN if is_compared else LIKELY,
         trace_url(case.run.execution.trace_id),
         step=focus.name,
-        span=top.name,
+        span=name,
         seconds=top.self_ns / NS,
         count=top.span_count,
         usual_seconds=top.usual_ns / NS if is_compared else None,
@@ -244,7 +253,8 @@ def work(case: Case) -> Iterator[Claim]:
             f"Step “{focus.name}” waited: it used {length(use.cpu_seconds)} of processor time, usually "
             f"{length(usually)}.{on_what}"
         )
-        yield claim("waiting", focus.name, text, CERTAIN, url, **values)
+        # Of a shared process only the step's own thread is known: others may have computed for it.
+        yield claim("waiting", focus.name, text, LIKELY if use.is_shared else CERTAIN, url, **values)
 
 
 def _cpu(case: Case, execution_id: str, focus: StoredStep) -> float | None:

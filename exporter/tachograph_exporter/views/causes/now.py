@@ -51,6 +51,14 @@ def progress(run: StoredRun, expected: ExpectedEnd, usual: Usual, now_ns: int) -
     )
 
 
+def never_started(run: StoredRun) -> Claim:
+    """A run that ended before it started."""
+    row = run.execution
+    error = " ".join((row.error_message or "").split())[:200]
+    text = f"The run is {row.status}; it never started{f': {error}' if error else ''}."
+    return claim("outcome", row.workflow, text, CERTAIN, timeline_url(row.execution_id), status=row.status)
+
+
 def open_steps(run: StoredRun, usual: Usual, now_ns: int) -> Iterator[Claim]:
     """What each open step does: those that run first, the longest first."""
     steps = [step for step in run.steps if step.status in OPEN_STEP]

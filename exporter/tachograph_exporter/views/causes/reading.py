@@ -11,6 +11,8 @@ from sqlalchemy import Connection
 
 from tachograph.clock import NS
 from tachograph.errors import TachographError
+from tachograph.events import UNSUCCESSFUL
+from tachograph.redaction import is_secret_key, mask_text
 from tachograph_exporter.ingest.spans import stored_record
 from tachograph_exporter.store import samples
 from tachograph_exporter.store.executions import StoredRun
@@ -32,7 +34,7 @@ from tachograph_exporter.views.comparison import MIN_BLAME, failed_step, read_ba
 from tachograph_exporter.views.expected_end import expected_end, read_usual
 from tachograph_exporter.views.metrics import COMPLETED
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
-from tachograph_exporter.views.schemas.why import SampleOfRuns, WhyAnswer
+from tachograph_exporter.views.schemas.why import Claim, SampleOfRuns, WhyAnswer
 
 BACK_SECONDS: Final = 28 * 86_400
 """Default length of the time before a run whose runs it is compared with."""
@@ -61,8 +63,10 @@ def read_why(connection: Connection, workspace: str, execution_id: str, back_ns:
     Raises `ExecutionNotFound` and `ArchiveError`.
     """
     run = find_run(connection, workspace, execution_id)
-    if run.execution.finished_ns is None or run.execution.started_ns is None:
+    if run.execution.finished_ns is None:
         return _open_run(connection, workspace, run, now_ns)
+    if run.execution.started_ns is None:
+        return _never_started(run)
     comparison = read_baseline_comparison(connection, workspace, run, back_ns)
     sample = _sample(connection, workspace, run, back_ns)
     totals = [seconds for each in sample if each.status == COMPLETED and (seconds := seconds_of(each, None))]
@@ -288,7 +292,7 @@ def _attributes(
         for scope, (name, value) in named:
             if name.startswith(_OURS) or len(values) >= _MAX_ATTRIBUTES:
                 continue
-            plain = _plain(value)
+            plain = _plain(name, value)
             if plain is not None:
                 place = _ATTRIBUTE_PLACES.get(name, kinds.ATTRIBUTE)
                 values.setdefault(f"{scope}.{name}", Feature(f"{scope}.{name}", plain, place))
@@ -304,7 +308,10 @@ _ATTRIBUTE_PLACES: Final = {
 }
 
 
-def _plain(value: object) -> Value | None:
+def _plain(name: str, value: object) -> Value | None:
+    """An attribute as it is compared; None if it cannot be, or is a secret: spans are stored as they were sent."""
+    if is_secret_key(name):
+        return None
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float):
@@ -313,7 +320,7 @@ def _plain(value: object) -> Value | None:
         except OverflowError:
             return None
         return number if math.isfinite(number) else None
-    return value[:100] if isinstance(value, str) and not kinds.is_date(value) else None
+    return mask_text(value, 100) if isinstance(value, str) and not kinds.is_date(value) else None
 
 
 def _read_below(connection: Connection, workspace: str, case: Case, focus: StoredStep) -> list[Excess]:
@@ -397,6 +404,13 @@ def _is_just_before(end_ns: int | None, low_ns: int, high_ns: int) -> bool:
     return max(low_ns, high_ns - slack) <= end_ns <= high_ns
 
 
+def _never_started(run: StoredRun) -> WhyAnswer:
+    row = run.execution
+    claims = [now.never_started(run)]
+    verdict: Verdict = "failed" if row.status in UNSUCCESSFUL else "cancelled"
+    return _brief(run, verdict, claims, [])
+
+
 def _open_run(connection: Connection, workspace: str, run: StoredRun, now_ns: int) -> WhyAnswer:
     row = run.execution
     usual = read_usual(connection, (workspace, row.workflow_id), now_ns)
@@ -404,12 +418,18 @@ def _open_run(connection: Connection, workspace: str, run: StoredRun, now_ns: in
     steps = list(now.open_steps(run, usual, now_ns))
     causes = now.late_steps(steps)
     claims += [each for each in steps if each not in causes]
+    return _brief(run, "running" if row.started_ns is not None else "pending", claims, causes)
+
+
+def _brief(run: StoredRun, verdict: Verdict, claims: list[Claim], causes: list[Claim]) -> WhyAnswer:
+    """An answer for which no other runs were compared."""
+    row = run.execution
     return WhyAnswer(
         execution_id=row.execution_id,
         workflow_id=row.workflow_id,
         workflow_name=row.workflow,
         status=row.status,
-        verdict="running" if row.started_ns is not None else "pending",
+        verdict=verdict,
         sentence=sentence(claims, causes),
         claims=claims,
         causes=causes,

@@ -98,8 +98,10 @@ def other_order(case: Case) -> Iterator[Claim]:
         return
     names = {step.step_id: step.name for step in case.run.steps}
     on_path = {step.step_id for step in case.comparison.steps if step.on_critical_path}
+    # Of the sample only some steps were read.
+    known = set().union(*(run.steps for run in case.usual.values())) & on_path
     for step in case.run.steps:
-        if step.step_id not in on_path or step.folded is not None or step.dependency_count:
+        if step.step_id not in known or step.folded is not None or step.dependency_count:
             continue
         usual = [run.steps[step.step_id] for run in case.usual.values() if step.step_id in run.steps]
         if len(usual) < MIN_SHARE * len(case.usual) or not usual:

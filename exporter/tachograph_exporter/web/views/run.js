@@ -32,10 +32,7 @@ export class RunView {
     );
     this.readSoon = debounce(() => this.read(), 400);
     this.readLinesSoon = debounce(() => this.readLines(), 200);
-    this.compareSoon = debounce(() => {
-      this.readComparison();
-      this.why?.read();
-    }, 1500);
+    this.compareSoon = debounce(() => this.readComparison(), 1500);
     this.readStateSoon = throttle(() => this.readState(), STATE_INTERVAL_MS);
     this.rememberView = debounce((view) => {
       const text = (at) => String(Number(at.toFixed(3)));
@@ -50,7 +47,6 @@ export class RunView {
     this.follow();
     this.readMetrics();
     this.readComparison();
-    this.why.read();
     this.readDefinition();
   }
 
@@ -126,8 +122,9 @@ export class RunView {
     }
   }
 
-  /** Read how the run compares with usual ones: the sentence under its title, and a tick on each bar. */
+  /** Read how the run compares with usual ones, and why: what is under its title, and a tick on each bar. */
   async readComparison() {
+    const why = this.why.read();
     try {
       const comparison = await get("api/workflows/executions/compare", { execution: this.id });
       this.sentence = this.run.isOpen ? "" : comparison.sentence;
@@ -136,6 +133,8 @@ export class RunView {
       // The run is shown without: it is too long to be compared now, or the service is away.
       return;
     }
+    // All at once, so that the page moves only once.
+    this.why.show(await why);
     this.updateFacts();
     this.timeline.draw();
     if (this.timeline.selected) this.showStep(this.timeline.selected);

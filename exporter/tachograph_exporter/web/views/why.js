@@ -15,15 +15,17 @@ export class Why {
     this.element = h("section", { class: "explanation", hidden: true, "aria-label": "Why" });
   }
 
+  /** The answer, to be shown; null if there is none: the run is shown without. */
   async read() {
     try {
-      this.show(await get(`api/workflows/executions/${encodeURIComponent(this.id)}/why`));
+      return await get(`api/workflows/executions/${encodeURIComponent(this.id)}/why`);
     } catch {
-      // The run is shown without: the service is away, or is an older one.
+      return null;
     }
   }
 
   show(answer) {
+    if (!answer) return;
     // Its first claim is the sentence above.
     const rest = answer.claims.slice(1);
     const isOpen = answer.verdict === "running" || answer.verdict === "pending";
