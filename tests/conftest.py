@@ -204,7 +204,7 @@ def database_url(tmp_path: Path, empty_database: Path) -> str:
 @pytest.fixture
 def runs_database(tmp_path: Path, empty_database: Path) -> Path:
     """A migrated database, ``runs.db``, for the programs that a test starts: to migrate it, each would import more."""
-    return shutil.copy(empty_database, tmp_path / "runs.db")
+    return Path(shutil.copy(empty_database, tmp_path / "runs.db"))
 
 
 @pytest.fixture
