@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import itertools
 import os
 import sys
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -41,7 +43,6 @@ _SIZE_FRESH_NS: Final = 5_000_000
 _SIZE_SHARE: Final = 400
 """To read the resident set is dear, most of all on a busy machine: it may take one part in so many of the time."""
 _SIZE_MAX_PAUSE_NS: Final = 50_000_000
-_MAX_SAMPLES: Final = 1_000
 _NS: Final = 1_000_000_000
 
 _IS_LINUX: Final = sys.platform == "linux"
@@ -71,15 +72,28 @@ class _Sample(NamedTuple):
     """The counters of a process and of one of its threads at some moment. ``rss`` is in bytes, None: not known."""
 
     time_ns: int
-    own_ns: int
+    own: tuple[int, int, int]
     process: Any
     thread: Any
     children: Any
     rss: int | None
 
 
-_samples: dict[int, _Sample] = {}
-"""The last sample of each thread."""
+class _Thread:
+    """A thread, and the last sample taken in it. Unlike its number, which the next thread may get, it is its own."""
+
+    __slots__ = ("is_main", "sample")
+
+    def __init__(self) -> None:
+        self.is_main = _get_ident() == _main_ident
+        self.sample: _Sample | None = None
+
+
+class _Local(threading.local):
+    thread: _Thread | None = None
+
+
+_local = _Local()
 _size: tuple[int | None, int, int] = (None, -_SIZE_FRESH_NS, 0)
 """The resident set, when it was read, and when it may be read again."""
 _active: set[Meter] = set()
@@ -88,12 +102,16 @@ _ticks = itertools.count()
 _epoch = 0
 """Grows in a forked child, where the meters of its parent mean nothing."""
 _main_ident = threading.main_thread().ident
-_own: dict[int, int] = {}
-"""Processor time of threads that deliver records, nanoseconds."""
+_own: dict[int, tuple[int, int, int]] = {}
+"""Of threads that deliver records: processor time in nanoseconds, and blocks read and written."""
 _collected: tuple[int, int, int] = (0, 0, 0)
 """Collections of garbage, nanoseconds they took, and nanoseconds of full ones."""
 _collecting_since = 0
+around: ContextVar[Meter | None] = ContextVar("tachograph_meter", default=None)
+"""That of the task of an engine that the calling code is part of: what starts inside it is not beside it."""
 _is_installed = False
+_is_cooperative = False
+"""Whether greenlets share threads: then one step may run on the thread of another, as on an event loop."""
 _has_children = False
 """Whether a child of this process has ended. Until then, nothing need be read of them at the start of each step."""
 _services = 0
@@ -116,7 +134,9 @@ def service_ends() -> None:
 
 def note_own_thread() -> None:
     """The calling thread delivers records: what it used so far is not the work of any step."""
-    _own[_get_ident()] = _thread_time_ns()
+    usage = _getrusage(_THREAD) if _THREAD is not None else None
+    blocks = (usage.ru_inblock, usage.ru_oublock) if usage is not None else (0, 0)
+    _own[_get_ident()] = (_thread_time_ns(), *blocks)
 
 
 class Meter(msgspec.Struct, eq=False, gc=False):
@@ -125,7 +145,7 @@ class Meter(msgspec.Struct, eq=False, gc=False):
     _outer: Meter | None
     _is_on_loop: bool
     _is_dispatched: bool
-    _ident: int
+    _thread: _Thread
     _collected: tuple[int, int, int]
     _began_ns: int
     _sample: _Sample
@@ -179,7 +199,10 @@ class Meter(msgspec.Struct, eq=False, gc=False):
         if self._epoch != _epoch or not self._is_in_pieces:
             return
         self._is_on_loop = self._is_on_loop or is_on_loop
-        self._ident = _get_ident()
+        thread = _local.thread
+        if thread is None:
+            thread = _local.thread = _Thread()
+        self._thread = thread
         self._inner = 0
         _active.add(self)
         self._tick = next(_ticks)
@@ -189,7 +212,7 @@ class Meter(msgspec.Struct, eq=False, gc=False):
     def _add(self, thread_ns: int) -> None:
         """Add the thread's time since it was last read; it is not known in another thread."""
         used = thread_ns - self._thread_ns
-        if not _HAS_THREAD_TIME or self._cpu_ns is None or used < 0 or _get_ident() != self._ident:
+        if not _HAS_THREAD_TIME or self._cpu_ns is None or used < 0 or _local.thread is not self._thread:
             self._cpu_ns = None
         else:
             self._cpu_ns += used
@@ -210,7 +233,7 @@ class Meter(msgspec.Struct, eq=False, gc=False):
             if is_short:
                 return self._given
             used, cpu_ns = thread_ns - self._thread_ns, self._cpu_ns
-            if used < 0 or cpu_ns is None or _get_ident() != self._ident or not _HAS_THREAD_TIME:
+            if used < 0 or cpu_ns is None or _local.thread is not self._thread or not _HAS_THREAD_TIME:
                 cpu_ns = None
             else:
                 cpu_ns += used
@@ -220,7 +243,7 @@ class Meter(msgspec.Struct, eq=False, gc=False):
             return None
         if self._given is not None:
             return self._given
-        is_shared = not self._is_alone or _services > 0 or (self._ident != _main_ident and not self._is_dispatched)
+        is_shared = not self._is_alone or _services > 0 or not (self._thread.is_main or self._is_dispatched)
         if is_shared and self._is_on_loop:
             cpu_ns = None  # It cannot be told from that of other tasks.
         if now - self._began_ns < LONG_NS or self._is_in_pieces or not _HAS_USAGE:
@@ -238,23 +261,27 @@ class Meter(msgspec.Struct, eq=False, gc=False):
         return (all_ns - all_then) / _NS, (full_ns - full_then) / _NS, count - count_then
 
     def _all(self, now: int, cpu_ns: int | None, *, is_shared: bool) -> Resources:
-        before, after = self._sample, _take(_get_ident(), now, reads_size=True)
+        is_same_thread = _local.thread is self._thread
+        before, after = self._sample, _take(self._thread if is_same_thread else _Thread(), now, reads_size=True)
         children_then, children = self._children, after.children
         thread_then: Any = None
         thread: Any = None
-        if self._ident == _get_ident():
+        if is_same_thread:
             thread_then, thread = before.thread, after.thread
         total_ns, io_then, io = cpu_ns, thread_then, thread
         if not is_shared:
             # Before its start, since the sample was taken, only its own thread worked; and records were delivered.
             since_sample_ns = self._thread_ns - _cpu_ns(before.thread) if before.thread is not None else 0
             total_ns = _cpu_ns(after.process) - _cpu_ns(before.process)
-            total_ns -= max(0, since_sample_ns) + max(0, after.own_ns - before.own_ns)
+            total_ns -= max(0, since_sample_ns) + max(0, after.own[0] - before.own[0])
             total_ns = max(total_ns, cpu_ns or 0, 0)
             io_then, io = before.process, after.process
         elif self._is_on_loop:
             io_then = io = thread_then = thread = None
         read, written = _bytes(io_then, io)
+        if not is_shared and read is not None and written is not None:
+            read = max(0, read - max(0, after.own[1] - before.own[1]) * _BLOCK)
+            written = max(0, written - max(0, after.own[2] - before.own[2]) * _BLOCK)
         if self._is_alone:
             if total_ns is not None:
                 total_ns += max(0, _cpu_ns(children) - _cpu_ns(children_then))
@@ -289,7 +316,7 @@ class Meter(msgspec.Struct, eq=False, gc=False):
         return max(sizes, default=None)
 
 
-def _take(ident: int, now: int, *, reads_size: bool = False) -> _Sample:
+def _take(of: _Thread, now: int, *, reads_size: bool = False) -> _Sample:
     """A new sample of the calling thread and its process."""
     global _size, _has_children
     if not _is_installed:
@@ -306,11 +333,16 @@ def _take(ident: int, now: int, *, reads_size: bool = False) -> _Sample:
     thread = _getrusage(_THREAD) if _THREAD is not None else None
     children = _getrusage(_CHILDREN)
     _has_children = children is not None and children.ru_maxrss > 0
-    sample = _Sample(now, sum(_own.values()), process, thread, children, rss)
-    if len(_samples) >= _MAX_SAMPLES:
-        _samples.clear()
-    _samples[ident] = sample
+    sample = _Sample(now, _own_use(), process, thread, children, rss)
+    of.sample = sample
     return sample
+
+
+def _own_use() -> tuple[int, int, int]:
+    cpu_ns = read = written = 0
+    for of_thread in list(_own.values()):
+        cpu_ns, read, written = cpu_ns + of_thread[0], read + of_thread[1], written + of_thread[2]
+    return cpu_ns, read, written
 
 
 def _resident_bytes() -> int | None:
@@ -361,12 +393,14 @@ def usage_of(usage: Any, largest_of_parent: int) -> Resources:
 
 
 def _start(outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: bool = False) -> Meter | None:
-    ident, now = _get_ident(), _now_ns()
-    sample = _samples.get(ident)
+    now, thread = _now_ns(), _local.thread
+    if thread is None:
+        thread = _local.thread = _Thread()
+    sample = thread.sample
     if sample is None or now - sample[0] > _FRESH_NS:
-        sample = _take(ident, now)
+        sample = _take(thread, now)
     children = _getrusage(_CHILDREN) if _has_children else sample[4]
-    meter = Meter(outer, is_on_loop, is_dispatched, ident, _collected, now, sample, children)
+    meter = Meter(outer, is_on_loop or _is_cooperative, is_dispatched, thread, _collected, now, sample, children)
     _active.add(meter)
     meter._tick = next(_ticks)
     if outer is not None or len(_active) > 1:
@@ -406,10 +440,21 @@ def _on_collection(phase: str, info: dict[str, int]) -> None:
 
 
 def _install() -> None:
-    global _is_installed
+    global _is_cooperative, _is_installed, _services
     _is_installed = True
+    _is_cooperative = threading.get_ident.__module__ != "_thread"  # Replaced by gevent or eventlet.
+    if _is_subinterpreter():
+        _services += 1  # The other interpreters' meters are not seen here.
     gc.callbacks.append(_on_collection)
     atexit.register(_uninstall)
+
+
+def _is_subinterpreter() -> bool:
+    for name in ("_interpreters", "_xxsubinterpreters"):
+        with suppress(ImportError, AttributeError):
+            interpreters = importlib.import_module(name)
+            return bool(interpreters.get_current() != interpreters.get_main())
+    return False
 
 
 def _uninstall() -> None:
@@ -418,13 +463,13 @@ def _uninstall() -> None:
 
 
 def _after_fork() -> None:
-    global _active, _epoch, _main_ident, _size
+    global _active, _epoch, _local, _main_ident, _size
     _epoch += 1
     _active = set()
-    _samples.clear()
     _own.clear()
     _size = (None, -_SIZE_FRESH_NS, 0)
     _main_ident = _get_ident()
+    _local = _Local()
 
 
 if hasattr(os, "register_at_fork"):

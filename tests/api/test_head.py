@@ -41,6 +41,7 @@ async def values(api: Api) -> dict[str, str]:
         "workflow_id": "retry", "execution_id": execution, "trace_id": timeline["trace_id"], "workspace": "default",
         "step_id": timeline["step_timeline"][0]["step_id"], "service": "default", "tag": "name", "token_id": "nothing",
         "workflow": "retry", "run": "1", "action": "log", "failure_id": failures["items"][0]["id"],
+        "silence_id": "nothing",
         "file": "style.css" if "style.css" in page._FILES else next(iter(page._FILES)),
     }  # fmt: skip
 

@@ -42,16 +42,14 @@ ENGINES: Final[dict[str, Any]] = KNOWN["engines"]
 
 def python_of(name: str) -> str:
     """The Python of an environment, which is made where it is missing or has other requirements."""
-    requirements = [*KNOWN["environments"][name], *KNOWN["environments"]["every"]]
+    requirements = KNOWN["environments"][name] + KNOWN["environments"]["every"]
     directory = ENVIRONMENTS / name
     python, marker = directory / "bin" / "python", directory / "requirements.txt"
     text = "\n".join(requirements)
     if not marker.exists() or marker.read_text() != text:
         start = time.monotonic()
         venv.create(directory, with_pip=True, clear=True)
-        # An engine that is to be hooked needs this project.
-        packages = [str(ROOT) if requirement == "tachograph" else requirement for requirement in requirements]
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
         subprocess.run(command, check=True)
         marker.write_text(text)
         print(f"{name}: installed in {time.monotonic() - start:.0f} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import json
 import types
 from collections.abc import Callable
@@ -21,6 +22,16 @@ RECORDINGS = Path(__file__).parent / "recordings"
 CALLS = [json.loads(line) for line in (RECORDINGS / "airflow3_listener_calls.jsonl").read_text().splitlines()]
 QUEUED_AT = "2026-11-25T04:10:50.055234+00:00"
 """The row of a DAG run has it; the recording does not."""
+
+
+class State(enum.Enum):
+    """As Airflow's task SDK has it: no text, and none when it is printed."""
+
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    UP_FOR_RETRY = "up_for_retry"
 
 
 def moment(text: str | None) -> datetime | None:
@@ -68,7 +79,7 @@ def replay(call: Any, told_dag: Any) -> None:
         return
     instance = types.SimpleNamespace(
         dag_id=call["dag"], run_id=call["run"], task_id=call["task"], map_index=call["map"], try_number=call["tr"],
-        start_date=moment(call["start"]), queued_dttm=None, state=call["state"],
+        start_date=moment(call["start"]), queued_dttm=None, state=State(call["state"]),
         context_carrier=call["carrier"],
         # Where Airflow says none, it is the moment of the call, which this test cannot wait for.
         end_date=moment(call["end"]) or datetime.fromtimestamp(call["t"], UTC),

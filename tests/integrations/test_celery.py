@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 from celery import Celery, beat, chain, group, signals
+from celery.contrib.testing.worker import start_worker
 from celery.schedules import crontab, schedule, solar
 from kombu.exceptions import EncodeError
 from opentelemetry import trace
@@ -17,7 +19,11 @@ from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from tests.conftest import Api
 
+import tachograph
+from tachograph import meter
+from tachograph.events import Event, StepFinished, StepRetrying
 from tachograph.integrations import celery as integration
+from tachograph.integrations import celery_places
 from tachograph.integrations.celery_schedules import schedule_text
 
 # Made without the library that computes it.
@@ -91,7 +97,7 @@ def header_of(app: Celery) -> Any:
     seen: list[Any] = []
 
     def look(headers: Any = None, **_: Any) -> None:
-        seen.append(headers.get(integration.HEADER))
+        seen.append(headers.get(celery_places.HEADER))
 
     signals.after_task_publish.connect(look)
     app.tasks["shop.fetch"].delay(1)
@@ -107,10 +113,10 @@ def test_an_integration_that_is_broken_does_not_break_celery(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("broken on purpose")
 
-    monkeypatch.setattr(integration, "run", broken)
+    monkeypatch.setattr(celery_places, "run", broken)
     header_of(app)
     for headers in ("no json", "[]", '["a"]', json.dumps([1] * 8), json.dumps(["w", "r", "", "k", "", "n", -1, "x"])):
-        assert integration._place_in({integration.HEADER: headers}) is None
+        assert celery_places.place_in({celery_places.HEADER: headers}) is None
     for signal in SIGNALS:
         for _, receiver in signal.receivers or ():
             if getattr(receiver, "__module__", "") == integration.__name__:
@@ -157,3 +163,54 @@ def test_spans_of_messages_are_in_the_trace_of_their_run(app: Celery) -> None:
     finally:
         signals.before_task_publish.disconnect(look)
         spans.uninstrument()
+
+
+@pytest.mark.filterwarnings("ignore")  # Of Celery's own, in the thread of its worker.
+def test_a_task_says_what_it_used_of_its_worker_and_what_runs_inside_it_is_part_of_that() -> None:
+    app = Celery("used", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.task_default_queue = "used"  # The broker is one for all tests.
+    events: list[StepFinished | StepRetrying] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, StepFinished | StepRetrying):
+            events.append(event)
+
+    def burn(seconds: float) -> None:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            sum(range(1000))
+
+    def work(task: Any) -> None:
+        burn(0.03)
+        tachograph.step(name="inner")(burn)(0.05)
+        if not task.request.retries:
+            raise task.retry(countdown=0)
+
+    def fail() -> None:
+        burn(0.03)
+        raise ValueError
+
+    tasks = [
+        app.task(name="used.work", bind=True, max_retries=1, shared=False)(work),
+        app.task(name="used.fail", shared=False)(fail),
+    ]
+    recorder = tachograph.get_recorder()
+    recorder.add("used", note)
+    integration.instrument(app)
+    try:
+        with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=60):
+            for result in [task.delay() for task in tasks]:
+                result.get(timeout=60, propagate=False)
+        assert recorder.flush(60)
+    finally:
+        integration.uninstrument(app)
+        recorder.remove("used")
+        app.close()
+    used = [(type(e).__name__, e.step.name, e.resources.cpu_seconds if e.resources else None) for e in events]
+    assert sorted(entry[:2] for entry in used) == [
+        ("StepFinished", "inner"), ("StepFinished", "inner"), ("StepFinished", "used.fail"),
+        ("StepFinished", "used.work"), ("StepRetrying", "used.work"),
+    ]  # fmt: skip
+    least = {"inner": 0.05, "used.fail": 0.03, "used.work": 0.08}
+    assert all(cpu is not None and least[name] <= cpu < least[name] + 0.5 for _, name, cpu in used), used
+    assert not meter._active

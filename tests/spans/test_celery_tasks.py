@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ from opentelemetry.trace import SpanKind
 from tachograph.spans import LiveSpanProcessor, celery_tasks
 
 celery = pytest.importorskip("celery")
+signals, tracing = importlib.import_module("celery.signals"), importlib.import_module("celery.app.trace")
+instrumentation = importlib.import_module("opentelemetry.instrumentation.celery")
 SCOPE = "opentelemetry.instrumentation.celery"
 OURS = (celery_tasks.ROOT_ID, celery_tasks.PARENT_ID, celery_tasks.GROUP_ID, celery_tasks.CHORD_ID)
 
@@ -28,11 +31,10 @@ class Program:
         self.provider = TracerProvider()
         self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
 
-        @self.app.task(name="load")
         def load(number: int = 0) -> int:
             return number
 
-        self.load = load
+        self.load: Any = self.app.task(name="load")(load)
 
     def attributes(self, kind: str) -> list[Mapping[str, Any]]:
         spans = [span for span in self.exporter.get_finished_spans() if span.name.startswith(kind)]
@@ -46,11 +48,8 @@ def started(span: ReadableSpan) -> int:
 @pytest.fixture(params=["ours first", "theirs first"])
 def program(request: pytest.FixtureRequest) -> Iterator[Program]:
     """The processor is added before Celery is instrumented, or after."""
-    from celery.signals import before_task_publish
-    from opentelemetry.instrumentation.celery import CeleryInstrumentor
-
-    program, instrumentor = Program(), CeleryInstrumentor()
-    before_task_publish.disconnect(dispatch_uid="tachograph")
+    program, instrumentor = Program(), instrumentation.CeleryInstrumentor()
+    signals.before_task_publish.disconnect(dispatch_uid="tachograph")
     if request.param == "theirs first":
         instrumentor.instrument(tracer_provider=program.provider)
     processor = LiveSpanProcessor("http://127.0.0.1:9", sends_ends=False)
@@ -82,11 +81,9 @@ def test_a_message_says_root_parent_and_group(program: Program) -> None:
 
 
 def test_a_run_says_it_too_and_what_its_chord_waits_for(program: Program) -> None:
-    from celery.app.trace import build_tracer
-
     body = program.load.s().set(task_id="b" * 36)
     # As a worker does with a message that it has received.
-    run = build_tracer("load", program.load, app=program.app)
+    run = tracing.build_tracer("load", program.load, app=program.app)
     run("t1", (), {}, request={"root_id": "r", "parent_id": "p", "group": "g", "chord": dict(body)})
     run("t2", (), {}, request={"root_id": "t2"})
     first, second = program.attributes("run/")
@@ -98,9 +95,7 @@ def test_a_run_says_it_too_and_what_its_chord_waits_for(program: Program) -> Non
     "headers", [None, {}, [1], {"id": 1, "root_id": object(), "group": ["x"]}, {"root_id": "x" * 9_999}]
 )
 def test_headers_of_any_kind_harm_nothing(program: Program, headers: Any) -> None:
-    from celery.signals import before_task_publish
-
-    before_task_publish.send(sender="load", body=None, exchange="", routing_key="", headers=headers)
+    signals.before_task_publish.send(sender="load", body=None, exchange="", routing_key="", headers=headers)
     tracer = program.provider.get_tracer(SCOPE)
     tracer.start_span("apply_async/load", kind=SpanKind.PRODUCER).end()
     for attributes in program.attributes("apply_async/"):

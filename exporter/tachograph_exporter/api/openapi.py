@@ -31,6 +31,7 @@ _SCHEMA_BY_KIND: Final[dict[str, dict[str, Any]]] = {
     "boolean": {"type": "boolean"},
 }
 _PATH_PARAMETERS: Final = {
+    "failure_id": "Id of a failure group.",
     "workflow_id": "Id or name of a workflow.",
     "execution_id": "Id of an execution.",
     "workspace": "Id or slug of a workspace.",

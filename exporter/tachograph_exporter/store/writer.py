@@ -196,11 +196,13 @@ class StoreWriter:
         if batch.executions:
             numbers.assign(connection, batch.executions)
         self._put(connection, batch)
+        changed = set(before)
         if batch.reported and (ended := batch.reported & (batch.ended | before.keys())):
             settling.settle(connection, ended)
+            changed |= ended
         occurrences.note(connection, batch.executions, batch.steps, batch.attempts)
         if before or batch.ended:
-            failed = occurrences.settle(connection, batch.ended, before)
+            failed = occurrences.settle(connection, batch.ended, changed)
             self._count(connection, before, batch.ended, counted_before, frozenset(), failed)
         batch.months = months
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -60,6 +61,12 @@ MAX_LISTED: Final = 50
 STRIP: Final = 20
 
 
+@functools.lru_cache(1024)
+def cause_of(message: str | None) -> str:
+    """A message without what differs from one failure to the next, as failure groups have it."""
+    return template_of(message or "")
+
+
 def glance(row: Row[Any], now_ns: int) -> RunGlance:
     """An execution at a glance."""
     started = row.started_ns if row.started_ns is not None else row.created_ns
@@ -90,14 +97,12 @@ def failure_groups(
         group_ids: the failure group of what an execution failed with, by its id; others are told apart by message.
     """
     groups: dict[tuple[str, str | None, str], dict[str, list[Row[Any]]]] = {}
-    templates: dict[str | None, str] = {}
     for workflow_id, of_workflow in failed.items():
         for row in of_workflow:
-            key = (row.status, None, group_ids.get(row.execution_id, ""))
-            if not key[2]:
-                if (template := templates.get(row.error_message)) is None:
-                    template = templates[row.error_message] = template_of(row.error_message or "")
-                key = (row.status, row.error_type or "", template)
+            group_id = group_ids.get(row.execution_id)
+            key: tuple[str, str | None, str] = (row.status, None, group_id or "")
+            if group_id is None:
+                key = (row.status, row.error_type or "", cause_of(row.error_message))
             groups.setdefault(key, {}).setdefault(workflow_id, []).append(row)
     result = []
     for (status, error_type, cause), by_workflow in groups.items():

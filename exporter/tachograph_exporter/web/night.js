@@ -3,6 +3,8 @@
 import { OPEN_STATUSES, parseTime } from "./format.js";
 
 const MAX_LANES = 8;
+/** A window that ended longer ago is over: nothing after it is shown. */
+const PAST_MS = 5 * 60_000;
 const BAD = new Set(["failed", "timeout", "lost"]);
 
 /** Whether a run ended badly. */
@@ -113,7 +115,7 @@ export class Night {
   last(now) {
     const span = this.to - this.from;
     let last = this.to;
-    if (now > this.to) return last;
+    if (now > this.to + PAST_MS) return last;
     for (const run of this.byId.values())
       if (run.end === null && run.eta !== null && run.eta > last) last = Math.min(run.eta, this.to + span / 4);
     return last;

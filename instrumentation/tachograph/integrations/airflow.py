@@ -96,7 +96,8 @@ def task_instance_failed(task_instance: Any, error: Any = None) -> None:
         error if isinstance(error, BaseException) else str(error) if error else "it failed, and Airflow says no reason"
     )
     is_timeout = type(error).__name__ == "AirflowTaskTimeout"
-    if str(_read(task_instance, "state")) == "up_for_retry":
+    state = _read(task_instance, "state")
+    if str(getattr(state, "value", state)) == "up_for_retry":
         delay = getattr(_read(task_instance, "task"), "retry_delay", None)
         seconds = delay.total_seconds() if isinstance(delay, timedelta) else 0.0
         step.retrying(why, seconds, timed_out=is_timeout, attempt=attempt, at=at)

@@ -11,83 +11,45 @@ that a time limit stopped one, that a task was revoked. A run ends once all its 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
+from tachograph import meter
+from tachograph.integrations.celery_places import (
+    HEADER,
+    Place,
+    attempt_of,
+    header_of,
+    headers_of,
+    ids_after,
+    ids_in,
+    index_of,
+    is_simple,
+    moment_of,
+    place_in,
+    read,
+    seconds_until,
+    task_of,
+)
 from tachograph.integrations.celery_schedules import take_over_schedules
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.setup import get_recorder
-from tachograph.report import Run, Step, run
+from tachograph.report import Run, Step
 from tachograph.report.safely import caller_traceparent
+from tachograph.resources import Resources
 from tachograph.spans.propagation import caller
 
 quiet = QuietLog(logging.getLogger(__name__))
 
-HEADER: Final = "tachograph"
-"""The header of a message that says which run the task belongs to."""
-QUEUE_LEASE_SECONDS: Final = 7 * 86_400.0
-"""How long a message may wait in the broker."""
 _MAX_REMEMBERED: Final = 10_000
 _MAX_PLANNED: Final = 1_000
-_MAX_KEY: Final = 200
 _FLUSH_SECONDS: Final = 2.0
 _app: Any = None
-
-
-class _Place(NamedTuple):
-    """Where a task is in its run; as a message's header.
-
-    Attributes:
-        workflow: name of the run's workflow.
-        run_id: id of the run.
-        traceparent: of the span that sent the first task, or "".
-        key: of the step.
-        around: key of the step that what comes after this one's group belongs to.
-        name: of the task.
-        number: in its group, or None.
-        queued: when the attempt was due, unix seconds.
-    """
-
-    workflow: str
-    run_id: str
-    traceparent: str
-    key: str
-    around: str
-    name: str
-    number: int | None
-    queued: float
-
-    @property
-    def run(self) -> Run:
-        return run(
-            self.workflow,
-            run_id=self.run_id,
-            engine="celery",
-            queue_lease=QUEUE_LEASE_SECONDS,
-            traceparent=self.traceparent or None,
-        )
-
-    @property
-    def step(self) -> Step:
-        return self.run.step(self.name, key=self.key, index=self.number)
-
-    @property
-    def path(self) -> str:
-        """The key with the index: what this task sends is below it."""
-        return self.key if self.number is None else f"{self.key}[{self.number}]"
-
-    def after(self, name: str, path: str | None = None, number: int | None = None) -> _Place:
-        """The place of a task that comes after this one, or after its group."""
-        around = self.path if path is None else path
-        return self._replace(key=_below(around, name), around=around, name=name, number=number, queued=0.0)
 
 
 class _Memory:
@@ -115,6 +77,8 @@ class _Memory:
 _received = _Memory()
 _sent_together = _Memory()
 _counts = _Memory()
+_measuring = _Memory()
+"""Meters of the tasks that run in this process, by their ids."""
 _entered: Final = threading.local()
 
 
@@ -144,7 +108,7 @@ def uninstrument(app: Any = None) -> None:
     except Exception:
         quiet.exception("uninstrument", "Celery is not uninstrumented")
     _app = None
-    for memory in (_received, _sent_together, _counts):
+    for memory in (_received, _sent_together, _counts, _measuring):
         memory.clear()
 
 
@@ -192,26 +156,26 @@ def _before_publish(sender: Any, headers: Any = None, body: Any = None, **_: Any
         return  # Protocol 1 has no headers.
     now = time.time()
     task_id, name = headers["id"], str(headers.get("task") or sender)
-    due = max(now, _moment(headers.get("eta")) or now)
-    known = _place_in(headers)
+    due = max(now, moment_of(headers.get("eta")) or now)
+    known = place_in(headers)
     if known is not None and (headers.get("retries") or (known.name == name and _is_resent(task_id))):
-        headers[HEADER] = _header(known._replace(queued=due))
+        headers[HEADER] = header_of(known._replace(queued=due))
         return
     request = _current_request()
     place, sent_by = None, None
     if request is not None and request.id != task_id:
-        sent_by = _place_in(request)
+        sent_by = place_in(request)
         if sent_by is not None:
             place = _place_after(sent_by, request, task_id, name, headers)
     if place is None:
         place = _first_place(headers, task_id, name)
     place = place._replace(queued=due)
-    headers[HEADER] = _header(place)
+    headers[HEADER] = header_of(place)
     step = place.step
     if sent_by is None:
         place.run.queued(at=now)
         _enter_trace(place.run)
-    elif request is not None and task_id in _ids_after(request):
+    elif request is not None and task_id in ids_after(request):
         step.depend_on(sent_by.step)
     step.queued(at=due)
 
@@ -259,25 +223,25 @@ def _leave_trace() -> None:
         context.detach(token)
 
 
-def _first_place(headers: Mapping[str, Any], task_id: str, name: str) -> _Place:
+def _first_place(headers: Mapping[str, Any], task_id: str, name: str) -> Place:
     """The place of a task that no task sent."""
     group = headers.get("group")
     run_id = str(group or headers.get("root_id") or task_id)
     first = _sent_together.get(run_id)
     if first is None:
         first = _sent_together.put(run_id, (name, caller_traceparent() or ""))
-    index = _index(headers) if group else None
-    return _Place(first[0], run_id, first[1], _numbered(run_id, name, index), "", name, index, 0.0)
+    index = index_of(headers) if group else None
+    return Place(first[0], run_id, first[1], _numbered(run_id, name, index), "", name, index, 0.0)
 
 
-def _place_after(sent_by: _Place, request: Any, task_id: str, name: str, headers: Mapping[str, Any]) -> _Place:
+def _place_after(sent_by: Place, request: Any, task_id: str, name: str, headers: Mapping[str, Any]) -> Place:
     """The place of a task that another task sent."""
-    if task_id in set(_ids_in(request.chord)):
+    if task_id in set(ids_in(request.chord)):
         # Whichever task of the group ends last sends it.
         return sent_by.after(name, sent_by.around)
-    index = _index(headers) if headers.get("group") else None
+    index = index_of(headers) if headers.get("group") else None
     place = sent_by.after(name, None, index)
-    if index is None and task_id not in _ids_after(request):
+    if index is None and task_id not in ids_after(request):
         # A task may send as many others of a name as it likes.
         place = place._replace(key=_numbered(f"{sent_by.run_id}/{sent_by.path}", place.key, None))
     return place
@@ -293,9 +257,9 @@ def _numbered(scope: str, key: str, index: int | None) -> str:
 
 @_harmless
 def _task_received(sender: Any, request: Any = None, **_: Any) -> None:
-    headers = _headers_of(request)
-    place = _place_in(headers) or _first_place(headers, request.id, request.name)
-    _received.put(request.id, (place, _attempt(headers)))
+    headers = headers_of(request)
+    place = place_in(headers) or _first_place(headers, request.id, request.name)
+    _received.put(request.id, (place, attempt_of(headers)))
 
 
 @_harmless
@@ -306,33 +270,45 @@ def _task_prerun(sender: Any, task: Any = None, **_: Any) -> None:
     place = _place_of(request, task.name)
     step = place.step
     inputs = {"args": request.argsrepr, "kwargs": request.kwargsrepr}
-    step.started(attempt=_attempt(request), inputs=inputs, queued_at=place.queued or None)
+    step.started(attempt=attempt_of(request), inputs=inputs, queued_at=place.queued or None)
     _plan(place, step, request)
+    running = meter.start(None, False, False)
+    _measuring.put(request.id, running)
+    meter.around.set(running)
 
 
-def _plan(place: _Place, step: Step, request: Any) -> None:
+def _used(request: Any) -> Resources | None:
+    """What a task used of its worker process, which ends now; None: another process ran it."""
+    running: meter.Meter | None = _measuring.take(request.id)
+    if running is None:
+        return None
+    meter.around.set(None)
+    return running.stop()
+
+
+def _plan(place: Place, step: Step, request: Any) -> None:
     """Tell of the tasks that will come after this one, if it ends well."""
     previous, at = step, place
     for signature in [*reversed(request.chain or ())][:_MAX_PLANNED]:
-        if not _is_simple(signature):
+        if not is_simple(signature):
             return
-        at = at.after(_task_of(signature))
+        at = at.after(task_of(signature))
         following = at.run.step(at.name, key=at.key, depends_on=[previous])
         following.planned()
         previous = following
     for signature in request.callbacks or ():
-        if _is_simple(signature):
-            after = place.after(_task_of(signature))
+        if is_simple(signature):
+            after = place.after(task_of(signature))
             after.run.step(after.name, key=after.key, depends_on=[step]).planned()
-    if not request.chain and _is_simple(request.chord):
-        after = place.after(_task_of(request.chord), place.around)
+    if not request.chain and is_simple(request.chord):
+        after = place.after(task_of(request.chord), place.around)
         after.run.step(after.name, key=after.key, depends_on=[step]).planned()
 
 
 @_harmless
 def _task_success(sender: Any, result: Any = None, **_: Any) -> None:
     if (step := _running_step(sender)) is not None:
-        step.finished(result)
+        step.finished(result, resources=_used(sender.request))
 
 
 @_harmless
@@ -343,8 +319,9 @@ def _task_retry(sender: Any, request: Any = None, reason: Any = None, **_: Any) 
     place = _place_of(request, sender.name)
     place.step.retrying(
         cause if isinstance(cause, BaseException) else str(reason),
-        _seconds_until(getattr(reason, "when", None)),
-        attempt=_attempt(request),
+        seconds_until(getattr(reason, "when", None)),
+        attempt=attempt_of(request),
+        resources=_used(request),
     )
 
 
@@ -357,18 +334,18 @@ def _task_failure(sender: Any, task_id: Any = None, exception: Any = None, **_: 
         return
     attempt = None
     if request.id == task_id:
-        place, attempt = _place_of(request, sender.name), _attempt(request)
+        place, attempt = _place_of(request, sender.name), attempt_of(request)
     else:
         # In the parent process, which only knows what it received.
         known = _received.take(task_id)
         if known is None:
             return
         place, attempt = known
-    step = place.step
+    step, resources = place.step, _used(request) if request.id == task_id else None
     if isinstance(exception, TimeLimitExceeded | SoftTimeLimitExceeded):
-        step.timed_out(exception, attempt=attempt)
+        step.timed_out(exception, attempt=attempt, resources=resources)
     else:
-        step.failed(exception, attempt=attempt)
+        step.failed(exception, attempt=attempt, resources=resources)
 
 
 @_harmless
@@ -377,20 +354,21 @@ def _task_postrun(sender: Any, task: Any = None, state: Any = None, **_: Any) ->
         step.skipped("itself")
     elif state == "REJECTED" and (step := _running_step(task)) is not None:
         step.lost("Rejected: the task gave its message back")
+    _used(task.request)  # However it ended: it is measured no longer.
 
 
 @_harmless
 def _task_revoked(sender: Any, request: Any = None, terminated: Any = None, expired: Any = None, **_: Any) -> None:
     known = _received.take(request.id)
-    headers = _headers_of(request)
-    place, attempt = known or (_place_of(headers, getattr(sender, "name", "") or "?"), _attempt(headers))
+    headers = headers_of(request)
+    place, attempt = known or (_place_of(headers, getattr(sender, "name", "") or "?"), attempt_of(headers))
     why = "Expired: it waited longer than it may" if expired else "Revoked: it was revoked"
     place.step.cancelled(why, attempt=attempt if terminated else None)
 
 
 @_harmless
 def _task_unknown(sender: Any, message: Any = None, name: Any = None, id: Any = None, **_: Any) -> None:  # noqa: A002
-    place = _place_in(getattr(message, "headers", None))
+    place = place_in(getattr(message, "headers", None))
     if place is not None:
         place.step.failed(f"NotRegistered: no worker knows the task {name}")
 
@@ -413,57 +391,14 @@ def _running_step(task: Any) -> Step | None:
     return _place_of(request, task.name).step
 
 
-def _place_of(request: Any, name: str) -> _Place:
+def _place_of(request: Any, name: str) -> Place:
     """The place of a task; if its sender was not instrumented, a run of its own by its root's id."""
-    place = _place_in(request)
+    place = place_in(request)
     if place is not None:
         return place
-    task_id = _read(request, "id")
-    root = str(_read(request, "root_id") or task_id)
-    return _Place(name, root, "", str(task_id), "", name, None, 0.0)
-
-
-def _place_in(carrier: Any) -> _Place | None:
-    """The place that a message's headers or a task's request say."""
-    text = _read(carrier, HEADER)
-    if not isinstance(text, str):
-        return None
-    try:
-        values = json.loads(text)
-        place = _Place(*values)
-    except (ValueError, TypeError):
-        return None
-    is_sound = all(isinstance(value, str) for value in place[:6]) and isinstance(place.queued, int | float)
-    return place if is_sound and (place.number is None or type(place.number) is int) else None
-
-
-def _header(place: _Place) -> str:
-    return json.dumps(place)
-
-
-def _read(carrier: Any, name: str) -> Any:
-    if isinstance(carrier, Mapping):
-        return carrier.get(name)
-    return getattr(carrier, "__dict__", {}).get(name, getattr(carrier, name, None))
-
-
-def _headers_of(request: Any) -> Mapping[str, Any]:
-    """The headers of the message of a worker's request."""
-    message = getattr(request, "message", None)
-    headers = getattr(message, "headers", None)
-    if isinstance(headers, Mapping):
-        return headers
-    return getattr(request, "__dict__", {})
-
-
-def _attempt(carrier: Any) -> int:
-    retries = _read(carrier, "retries")
-    return retries + 1 if type(retries) is int and retries >= 0 else 1
-
-
-def _index(headers: Mapping[str, Any]) -> int | None:
-    index = headers.get("group_index")
-    return index if type(index) is int and index >= 0 else None
+    task_id = read(request, "id")
+    root = str(read(request, "root_id") or task_id)
+    return Place(name, root, "", str(task_id), "", name, None, 0.0)
 
 
 def _current_request() -> Any:
@@ -476,58 +411,3 @@ def _is_resent(task_id: str) -> bool:
     """Whether a task is sent again by itself (`Task.replace`, a retry after its worker was lost)."""
     request = _current_request()
     return request is not None and request.id == task_id
-
-
-def _ids_after(request: Any) -> set[str]:
-    """Ids of the tasks that Celery sends when this one ends well."""
-    ids: set[str] = set()
-    for signature in [*(request.callbacks or ()), *(request.chain or ())[-1:], request.chord]:
-        ids.update(_ids_in(signature))
-    return ids
-
-
-def _ids_in(signature: Any, depth: int = 5) -> Iterator[str]:
-    """Ids of the tasks of a signature: of a task, a group, a chord or a chain."""
-    if not isinstance(signature, Mapping) or not depth:
-        return
-    options, kwargs = signature.get("options"), signature.get("kwargs")
-    if isinstance(options, Mapping) and isinstance(options.get("task_id"), str):
-        yield options["task_id"]
-    if signature.get("subtask_type") and isinstance(kwargs, Mapping):
-        for part in ("tasks", "header", "body"):
-            inner = kwargs.get(part)
-            for each in inner if isinstance(inner, list | tuple) else [inner]:
-                yield from _ids_in(each, depth - 1)
-
-
-def _is_simple(signature: Any) -> bool:
-    return isinstance(signature, Mapping) and not signature.get("subtask_type") and bool(signature.get("task"))
-
-
-def _task_of(signature: Mapping[str, Any]) -> str:
-    return str(signature["task"])
-
-
-def _below(path: str, name: str) -> str:
-    """The key of a step after another one: the same in every run of the same shape."""
-    key = f"{path}/{name}" if path else name
-    if len(key) <= _MAX_KEY:
-        return key
-    return f"{hashlib.blake2b(path.encode(errors='replace'), digest_size=8).hexdigest()}/{name}"[:_MAX_KEY]
-
-
-def _moment(text: Any) -> float | None:
-    if isinstance(text, datetime):
-        return text.timestamp()
-    try:
-        return datetime.fromisoformat(text).timestamp() if isinstance(text, str) else None
-    except ValueError:
-        return None
-
-
-def _seconds_until(when: Any) -> float:
-    """Seconds until a retry is due: Celery says a number of them, or a moment."""
-    if isinstance(when, int | float):
-        return max(0.0, float(when))
-    moment = _moment(when)
-    return 0.0 if moment is None else max(0.0, moment - time.time())

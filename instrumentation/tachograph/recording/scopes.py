@@ -266,7 +266,8 @@ class StepScope(Scope):
         """An attempt starts to use the machine: last of all, so that recording its start is not its work."""
         outer = self._outer
         is_on_loop = not self.is_plain and _running_loop() is not None
-        reporter.meter = meter.start(outer.meter if outer is not None else None, is_on_loop, False)
+        around = (outer.meter if outer is not None else None) or meter.around.get()
+        reporter.meter = meter.start(around, is_on_loop, False)
 
     def _used(self, reporter: Reporter) -> Resources | None:
         """What the attempt that ends used."""

@@ -173,6 +173,7 @@ class Step:
         *,
         timed_out: bool = False,
         attempt: int | None = None,
+        resources: Resources | None = None,
         at: Moment = None,
     ) -> None:
         """The running attempt failed with ``error``, and another one is due in ``delay`` seconds.
@@ -187,7 +188,7 @@ class Step:
             delay_ns = round(min(max(0.0, float(delay)), MAX_DELAY_SECONDS) * NS)
             status = StepStatus.TIMEOUT if timed_out else StepStatus.FAILED
             self._status = StepStatus.RETRYING
-            self.run.emit(attempts.retrying(now, status, delay_ns, failure_of(error)))
+            self.run.emit(attempts.retrying(now, status, delay_ns, failure_of(error), resources))
             self.run.closed(self)
 
     @safely

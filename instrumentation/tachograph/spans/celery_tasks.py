@@ -23,6 +23,8 @@ GROUP_ID: Final = "celery.group_id"
 """The id of its group: of the header, if it is a task of a chord's."""
 CHORD_ID: Final = "celery.chord_id"
 """The id of the task that starts when all of its chord's header have ended; of a run only."""
+_PRODUCER: Final = trace.SpanKind.PRODUCER
+_CONSUMER: Final = trace.SpanKind.CONSUMER
 _SCOPE: Final = "opentelemetry.instrumentation.celery"
 _MESSAGE_ID: Final = "messaging.message.id"
 _MAX_ID: Final = 200
@@ -66,15 +68,17 @@ def _note_message(headers: Any = None, **_: Any) -> None:
 
 def describe(span: Span) -> None:
     """Say of a Celery span that has just started which tasks its task belongs to. May raise."""
-    if not _is_of_celery(span):
+    kind = span.kind
+    # Every span of the program comes here, and most are of another kind.
+    if (kind is not _PRODUCER and kind is not _CONSUMER) or not _is_of_celery(span):
         return
-    if span.kind is trace.SpanKind.PRODUCER:
+    if kind is _PRODUCER:
         if (headers := _sent.get()) is not None:
             _sent.set(None)
             span.set_attributes(_of_message(headers))
         else:
             _sending.set(span)
-    elif span.kind is trace.SpanKind.CONSUMER and (celery := sys.modules.get("celery")) is not None:
+    elif (celery := sys.modules.get("celery")) is not None:
         task = celery.current_task
         if task:
             span.set_attributes(_of_request(task.request))

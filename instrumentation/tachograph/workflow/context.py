@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from tachograph.identity import StepRef
 from tachograph.resources import Resources
 from tachograph.workflow.reporter import Reporter
 
+log = logging.getLogger(__name__)
 C = TypeVar("C", bound=msgspec.Struct)
 
 
@@ -72,12 +74,18 @@ class StepContext:
 
         ``is_on_loop``: other tasks of an event loop may run on the thread meanwhile.
         """
-        self._reporter.meter = meter.start(None, is_on_loop, True)
+        try:
+            self._reporter.meter = meter.start(None, is_on_loop, True)
+        except Exception:
+            log.exception("not measured: what step %r uses of the machine", self.step.name)
 
     def stop_measuring(self) -> None:
         """The attempt's work is done: `resources` are what it used since `start_measuring`."""
-        if (running := self._reporter.meter) is not None:
-            self.resources = running.stop()
+        try:
+            if (running := self._reporter.meter) is not None:
+                self.resources = running.stop()
+        except Exception:
+            log.exception("not measured: what step %r used of the machine", self.step.name)
 
     def used(self, resources: Resources) -> None:
         """Tell what the attempt used, where a command did all of its work."""
