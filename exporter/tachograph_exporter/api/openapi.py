@@ -37,7 +37,6 @@ _PATH_PARAMETERS: Final = {
     "workspace": "Id or slug of a workspace.",
     "token_id": "Id of a token.",
     "silence_id": "Id of a silence.",
-    "failure_id": "Id of a group of failures.",
     "trace_id": "Id of a trace: up to 32 hex digits.",
     "service": "Name of a service.",
     "tag": "Name of a tag (an attribute).",
