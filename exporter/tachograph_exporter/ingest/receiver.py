@@ -33,7 +33,7 @@ from tachograph_exporter.ingest.process_metrics import measurements
 from tachograph_exporter.ingest.process_store import ProcessStore
 from tachograph_exporter.ingest.request_queue import RequestQueue
 from tachograph_exporter.ingest.signals import LOGS, METRICS, TRACES, Signal
-from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore
+from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore, Taken
 from tachograph_exporter.ingest.spans import MAX_SPANS, SpanRecord, records_of
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -223,8 +223,9 @@ class Receiver:
                 self._store_by_trace(batch[0])
         else:
             self._note_dropped(dropped)
-            for trace, spans in deferred.items():
-                self._deferred.add(*trace, spans)
+            for workspace_id, workspace, taken in deferred:
+                for trace_id, spans in taken.deferred.items():
+                    self._deferred.add(workspace_id, workspace, trace_id, spans, taken.at_ns)
             for read, answer in zip(batch, answers, strict=True):
                 self.stored += answer.stored
                 self.rejected += answer.rejected
@@ -275,7 +276,7 @@ class Receiver:
             by_workspace.setdefault((read.request.workspace_id, read.request.workspace), []).append(read)
         answers: dict[int, Answer] = {}
         dropped: _Dropped = Counter()
-        deferred: _Deferred = {}
+        deferred: _Deferred = []
         events: list[Event] = []
         for (workspace_id, workspace), reads in by_workspace.items():
             by_signal: dict[Signal, list[_ReadRequest]] = {}
@@ -289,7 +290,7 @@ class Receiver:
                 new: Sequence[Event]
                 if signal is TRACES:
                     taken = self.store.take(connection, workspace_id, workspace, items, is_hurried=is_hurried)
-                    deferred |= {(workspace_id, workspace, i): spans for i, spans in taken.deferred.items()}
+                    deferred.append((workspace_id, workspace, taken))
                     stored, refused, new = taken.stored, taken.refused, taken.events
                 else:
                     stored, reasons, new = self._take_others(connection, signal, workspace_id, workspace, items)
@@ -312,8 +313,8 @@ class Receiver:
 
 _Dropped: TypeAlias = Counter[tuple[str, str]]
 """Numbers of what is not kept, by signal and reason."""
-_Deferred: TypeAlias = dict[tuple[str, str, str], int]
-"""Traces whose executions lack stored spans, as (workspace id, workspace, trace id), and the number of these."""
+_Deferred: TypeAlias = list[tuple[str, str, Taken]]
+"""What was stored of spans, each with its workspace's id and the workspace."""
 
 
 def _full(read: _ReadRequest, refused: AbstractSet[tuple[str, str]]) -> list[str]:

@@ -19,7 +19,14 @@ from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
 from tachograph.events import Event
-from tachograph_exporter.ingest.announcements import Announced, mark_assembled, mark_started, note_untold, write_untold
+from tachograph_exporter.ingest.announcements import (
+    Announced,
+    mark_assembled,
+    mark_started,
+    note_untold,
+    untold_of,
+    write_untold,
+)
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.leases import Leases, lost_as_told, lost_now, says_more, with_losses
 from tachograph_exporter.ingest.lineage.joining import engine_key
@@ -45,7 +52,7 @@ from tachograph_exporter.store.writer import StoreWriter
 
 MAX_TRACE_SPANS: Final = 200_000
 """Spans that are kept of a trace."""
-DEFERRED_SECONDS: Final = 10.0
+DEFERRED_SECONDS: Final = 30.0
 """When a trace is due whose spans have only been stored: if the process that stored them has died."""
 
 SpanKey: TypeAlias = tuple[str, str]
@@ -56,13 +63,27 @@ _T = TypeVar("_T")
 class Taken(NamedTuple):
     """What became of spans: events that listeners have not received, the number of new spans, and refused spans.
 
-    ``deferred``: the traces whose executions do not have the new spans yet, each with the number of these.
+    ``deferred``: the new spans that executions do not have yet, by trace; ``at_ns``: when these were stored.
     """
 
     events: list[Event]
     stored: int
     refused: AbstractSet[SpanKey]
-    deferred: Mapping[str, int] = {}
+    deferred: Mapping[str, Sequence[SpanRecord]] = {}
+    at_ns: int = 0
+
+
+class Kept(NamedTuple):
+    """The spans of a trace that was stored as a whole at ``at_ns`` and has not been assembled. It is not read again."""
+
+    at_ns: int
+    spans: Sequence[SpanRecord]
+
+    def is_all_of(self, row: Row[Any] | None) -> bool:
+        """Whether the trace with this row has these spans, as they are here, and nothing was announced of them."""
+        if row is None or (row.changed_ns, row.span_count) != (self.at_ns, len(self.spans)):
+            return False
+        return len(untold_of(row)) == len(self.spans)
 
 
 class SpanStore:
@@ -204,8 +225,8 @@ class SpanStore:
                 later = {i: state for i, state in states.items() if before_it.get(i, state) is not state}
                 mark_started(connection, workspace_id, trace_id, later)
         leases.write(self._open_spans, fresh, readings.traces)
-        deferred = {i: len(own) for i, own in fresh.items() if sizes[i] <= MAX_AT_ONCE} if is_hurried else {}
-        return Taken(update.new, sum(map(len, fresh.values())), refused, deferred)
+        deferred = {i: own for i, own in fresh.items() if sizes[i] <= MAX_AT_ONCE} if is_hurried else {}
+        return Taken(update.new, sum(map(len, fresh.values())), refused, deferred, now)
 
     def _newest(self, arrived: Iterable[SpanRecord]) -> dict[str, dict[str, SpanRecord]]:
         """The spans that arrived, by trace id and span id; of one that is there twice the version that says more."""
@@ -259,14 +280,20 @@ class SpanStore:
         return events
 
     def assemble(
-        self, connection: Connection, workspace_id: str, workspace: str, trace_ids: AbstractSet[str]
+        self,
+        connection: Connection,
+        workspace_id: str,
+        workspace: str,
+        trace_ids: AbstractSet[str],
+        kept: Mapping[str, Kept] = {},
     ) -> Sequence[Event]:
         """Assemble traces of which spans have only been stored; events that listeners have not received.
 
+        ``kept``: those of them that need not be read, unless they have changed.
         Nothing happens to those that were assembled meanwhile, and to long ones, which are due in any case.
         """
         locking.lock(connection)
-        again = self._read_again(connection, workspace_id, trace_ids)
+        again = self._read_again(connection, workspace_id, trace_ids, kept)
         note_untold(again.announced, again.rows)
         readings = Readings(self.book)
         for unit in again.units:
@@ -286,7 +313,9 @@ class SpanStore:
         open_spans.mark_told(connection, workspace_id, sorted(readings.traces & again.leased))
         return update.new
 
-    def _read_again(self, connection: Connection, workspace_id: str, trace_ids: AbstractSet[str]) -> _Again:
+    def _read_again(
+        self, connection: Connection, workspace_id: str, trace_ids: AbstractSet[str], kept: Mapping[str, Kept] = {}
+    ) -> _Again:
         units = TraceGroups.of(connection, workspace_id, sorted(trace_ids))
         rows = trace_rows(connection, workspace_id, sorted({member for u in units.values() for member in u.traces}))
         spans_of = {trace_id: row.span_count for trace_id, row in rows.items()}
@@ -295,7 +324,11 @@ class SpanStore:
         short = {unit for unit in present if size_of(unit, spans_of) <= MAX_AT_ONCE}
         long = rows.keys() & {trace_id for unit in present - short for trace_id in unit.traces}
         ids = sorted({trace_id for unit in short for trace_id in unit.traces if trace_id in rows})
-        stored, announced = stored_spans(connection, workspace_id, ids)
+        whole_kept = {i for i in ids if (own := kept.get(i)) is not None and own.is_all_of(rows[i])}
+        stored, announced = stored_spans(connection, workspace_id, [i for i in ids if i not in whole_kept])
+        for trace_id in whole_kept:
+            stored[trace_id] = {span.span_id: span for span in kept[trace_id].spans}
+            announced[trace_id] = dict.fromkeys(stored[trace_id], Announced.NOTHING)
         leases = open_spans.of_traces(connection, workspace_id, ids)
         whole: dict[str, list[SpanRecord]] = {}
         told: dict[str, list[SpanRecord]] = {}
