@@ -22,18 +22,21 @@ import live_spans
 import metrics
 import page
 import recorder
+import resources
 import scrape
 import search
 import startup
 import stream
 import timeline
 import viewers
+import why
 import writer
 from rich.console import Console
 
 BENCHMARKS = {
     "startup": startup.main,
     "recorder": recorder.main,
+    "resources": resources.main,
     "live-spans": live_spans.main,
     "timeline": timeline.main,
     "exposition": exposition.main,
@@ -45,6 +48,7 @@ BENCHMARKS = {
     "stream": stream.main,
     "search": search.main,
     "viewers": viewers.main,
+    "why": why.main,
     "attacks": attacks.main,
 }
 

@@ -37,6 +37,7 @@ STATUS_COLOURS: Final = {
     "dependency": "text",
     "queue": "orange",
     "backoff": "yellow",
+    "scheduled": "purple",
     "run": "green",
 }
 """Each status has the same colour on every dashboard and on the web page."""

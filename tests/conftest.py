@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import itertools
 import os
 import shutil
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web_app
 from aiohttp.test_utils import TestServer
 from hypothesis import HealthCheck, settings
 
@@ -35,7 +35,8 @@ from tachograph_exporter import handler_sources
 from tachograph_exporter.config import Config
 from tachograph_exporter.service import Service
 from tachograph_exporter.store.database import Database
-from tests.postgres_server import PostgresServer
+from tests import temporary
+from tests.postgres_server import PostgresDatabases, PostgresServer
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -44,6 +45,9 @@ settings.load_profile("shared machine")
 # Without bytecode, the tests and every process that they start compile whatever they import.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Read when pytest makes its first directory.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(temporary.root()))
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,6 +59,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
         if "edges" in item.path.parent.parts:
             item.add_marker(pytest.mark.edges)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    # What is imported and collected stays; to look for garbage in it takes a fifth of the time.
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
@@ -96,7 +110,7 @@ class Api:
         await self.finished(body["execution_id"])
         return str(body["execution_id"])
 
-    async def finished(self, execution_id: str, timeout: float = 20) -> Any:
+    async def finished(self, execution_id: str, timeout: float = 60) -> Any:
         """The status once the execution has ended."""
         async with asyncio.timeout(timeout):
             while True:
@@ -123,43 +137,50 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Callable[..., str]]:
-    """A real PostgreSQL server; calling the fixture creates a migrated (or empty) database and returns its URL."""
+def postgres_data() -> Iterator[Path]:
+    """The data directory of a stopped PostgreSQL server with a migrated database, ``runs``.
+
+    The database belongs to a role without privileges, ``app``, as an application's does.
+    """
+    server = PostgresServer()
+    server.sql("CREATE ROLE app LOGIN")
+    server.sql("CREATE DATABASE runs OWNER app")
+    Database(server.runs_url).close()
+    server.stop()
+    yield Path(server.data)
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_databases(postgres_data: Path) -> Iterator[PostgresDatabases]:
+    """A real PostgreSQL server for the tests that need no more than a database."""
     # Of hundreds of databases, autovacuum would look at several a second; nothing here survives a crash.
-    server = PostgresServer(autovacuum="off", full_page_writes="off", wal_level="minimal", max_wal_senders=0)
-    numbers = itertools.count()
-    server.sql("CREATE DATABASE template_tachograph")
-    Database(f"{server.url}/template_tachograph").close()
-    strategy = " STRATEGY FILE_COPY" if int(server.sql("SHOW server_version_num")) >= 150_000 else ""
-
+    server = PostgresServer(
+        data=postgres_data, autovacuum="off", full_page_writes="off", wal_level="minimal", max_wal_senders=0
+    )
     with server.session() as execute:
-
-        def create_database(*, empty: bool = False) -> str:
-            name = f"test_{next(numbers)}"
-            template = "template0" if empty else "template_tachograph"
-            # Copied as files: copying through the log, the default, costs three times the processor time.
-            execute(f"CREATE DATABASE {name} TEMPLATE {template}{strategy}")
-            return f"{server.url}/{name}"
-
-        yield create_database
+        yield PostgresDatabases(server, execute, template="runs")
     server.close()
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[Callable[..., PostgresServer]]:
-    """Starts servers that the test may stop, restart and reconfigure; each has a migrated database, ``runs_url``.
+def postgres(postgres_databases: PostgresDatabases) -> Iterator[Callable[..., str]]:
+    """Calling it creates a migrated (or empty) database on a PostgreSQL server and returns its URL.
 
-    The database belongs to a role without privileges, as an application's does.
+    No other test sees this database. It is dropped after the test, whoever is still connected to it.
     """
+    yield postgres_databases.create
+    postgres_databases.drop()
+
+
+@pytest.fixture
+def own_postgres(postgres_data: Path) -> Iterator[Callable[..., PostgresServer]]:
+    """Starts servers that the test may stop, restart and reconfigure; each has a migrated database, ``runs_url``."""
     servers: list[PostgresServer] = []
 
     def start(**settings: str | int) -> PostgresServer:
-        server = PostgresServer(**settings)
-        servers.append(server)
-        server.sql("CREATE ROLE app LOGIN")
-        server.sql("CREATE DATABASE runs OWNER app")
-        Database(server.runs_url).close()
-        return server
+        servers.append(PostgresServer(data=postgres_data, **settings))
+        return servers[-1]
 
     yield start
     for server in servers:
@@ -178,6 +199,12 @@ def any_database_url(request: pytest.FixtureRequest) -> str:
 def database_url(tmp_path: Path, empty_database: Path) -> str:
     shutil.copy(empty_database, tmp_path / "test.db")
     return f"sqlite:///{tmp_path}/test.db"
+
+
+@pytest.fixture
+def runs_database(tmp_path: Path, empty_database: Path) -> Path:
+    """A migrated database, ``runs.db``, for the programs that a test starts: to migrate it, each would import more."""
+    return shutil.copy(empty_database, tmp_path / "runs.db")
 
 
 @pytest.fixture
@@ -201,6 +228,8 @@ async def serve(config: Config, handlers: HandlerRegistry) -> AsyncIterator[Api]
             yield Api(service, session, str(server.make_url("")).rstrip("/"))
     finally:
         await server.close()
+        # It keeps a thousand handlers of a process, and with each a service: all that this test made.
+        web_app._cached_build_middleware.cache_clear()
 
 
 running = contextlib.asynccontextmanager(serve)

@@ -38,7 +38,9 @@ HEAVY = {
     "tachograph_exporter.service", "tachograph_exporter.store", "tachograph_exporter.api", "tachograph.workflow",
     "tachograph.recording", "tachograph.metrics", "tachograph.spans",
 }  # fmt: skip
-LIGHT = ("runs", "timeline", "logs", "open", "cancel", "compare", "trends", "metrics", "workflows")
+LIGHT = (
+    "runs", "timeline", "logs", "open", "cancel", "why", "compare", "trends", "metrics", "workflows", "failures",
+)  # fmt: skip
 """Commands that ask a service or a database, and load what they need of it when they know which."""
 NEVER = {"grpc", "alembic", "asyncpg"}
 

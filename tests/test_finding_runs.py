@@ -26,7 +26,8 @@ from tests.e2e.conftest import get
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("finding_runs")]
 
-ALPHA = {"name": "alpha", "steps": [
+SCHEDULE = {"schedule": "0 3 * * *", "timezone": "Europe/Berlin"}
+ALPHA = {"name": "alpha", "expectation": SCHEDULE, "steps": [
     {"name": "load", "config": {"handler": "noop"}},
     {"name": "say", "depends_on_steps": ["load"], "max_retries": 1,
      "config": {"handler": "shell", "command": "echo one; echo two >&2; exit 7"}},
@@ -151,6 +152,7 @@ def test_a_service_says_what_the_database_says(runs: Path, service: str) -> None
         both = [tachograph(runs, *words, "--json", *more).stdout for more in ((), ("--url", service))]
         assert both[0] == both[1], words
         assert json.loads(both[0]), words
+    assert "expected 0 3 * * * (Europe/Berlin), says definition" in tachograph(runs, *QUESTIONS[-1]).stdout
     assert "not both" in tachograph(runs, "runs", "--url", service, "--database", "sqlite:///x.db").stderr
 
 
@@ -258,3 +260,44 @@ def test_commands_find_runs_in_postgresql(postgres: Callable[..., str], tmp_path
     assert tachograph(tmp_path, "timeline", "____", **url).returncode == 2
     assert tachograph(tmp_path, "workflows", "delete", "beta", "--yes", **url).returncode == 0
     assert json.loads(tachograph(tmp_path, "runs", "--json", **url).stdout) == []
+
+
+def test_failures_by_cause_are_the_same_in_a_database_and_a_service(runs: Path, service: str) -> None:
+    def page(*words: str) -> dict[str, Any]:
+        shown = tachograph(runs, "failures", "list", "--json", *words)
+        assert shown.returncode == 0, shown.stderr
+        answer: dict[str, Any] = json.loads(shown.stdout)
+        return answer
+
+    (group,), (served,) = page()["items"], page("--url", service)["items"]
+    # The trend and the window move on between two questions.
+    assert group | {"trend": []} == served | {"trend": []}
+    # An attempt was tried again, and the exit code tells causes apart.
+    assert group["counts"] == {"failures": 2, "attempts": 2, "steps": 1, "executions": 1}
+    assert group["message"] == "command ended with exit code 7: two"
+    table = tachograph(runs, "failures").stdout
+    assert group["id"][:8] in table
+    assert "alpha / say" in table
+    shown = tachograph(runs, "failures", "show", "last")
+    assert "2 attempts, 1 steps, 1 runs" in shown.stdout, shown.stderr
+    assert listed(runs, "--failed")[0]["execution_id"] in shown.stdout
+
+    muted = tachograph(runs, "failures", "mute", group["id"][:6], "-m", "known")
+    assert (muted.returncode, muted.stderr) == (0, "")
+    assert page()["items"] == page("--url", service)["items"] == []
+    (item,) = page("--state", "muted", "--url", service)["items"]
+    assert item["note"] == "known"
+    assert item["state_changed_by"]
+    assert tachograph(runs, "failures", "resolve", "last", "--url", service).returncode == 0
+    assert [item["state"] for item in page("--state", "all")["items"]] == ["resolved"]
+    assert tachograph(runs, "failures", "reopen", group["id"]).returncode == 0
+    for words, message in (
+        (("show", "zz"), "begins with"),
+        (("mute", "0" * 16), "there is no failure group"),
+        (("list", "--state", "x"), "is not valid"),
+        (("list", "--workflow", "no"), "there is no workflow"),
+        (("list", "--since", "100d"), "90 days"),
+    ):
+        refused = tachograph(runs, "failures", *words)
+        assert refused.returncode == 2, words
+        assert message in refused.stderr, (words, refused.stderr)

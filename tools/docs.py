@@ -38,6 +38,7 @@ from tachograph_exporter.ingest.lineage.vocabulary import LINEAGE_RULES
 from tachograph_exporter.ingest.rules import Kind, Role
 from tachograph_exporter.service import ROUTES, Service
 from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.views.schemas.silences import EXAMPLE as SILENCE
 from tachograph_exporter.views.timeline import build_timeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -223,6 +224,7 @@ async def real_examples() -> dict[str, str]:
             parts["example-trends"] = as_json(await trend(call))
             await call("PUT", "/api/expectations/data_pipeline", {"last_failed_seconds": 0, "schedule": "@daily"})
             await asyncio.to_thread(service.watch.look)
+            await call("POST", "/api/silences", {**SILENCE, "created_by": "ann"})
             EXAMPLES.write_text(json.dumps(await responses(call, retried), indent=1, ensure_ascii=False) + "\n")
             workspace_id = (await call("GET", "/api/workflows/basic_sequence"))["workspace_id"]
             stored = await service.database.read(lambda c: execution_rows.run(c, workspace_id, retried))
@@ -262,6 +264,7 @@ async def responses(call: Any, execution: str) -> dict[str, Any]:
     """A real response of every JSON route that changes nothing, for the OpenAPI document."""
     examples = {}
     trace_id = (await call("GET", f"/api/workflows/executions/{execution}/timeline"))["trace_id"]
+    failure_id = (await call("GET", "/api/failures"))["items"][0]["id"]
     for route in ROUTES:
         if route.method != "GET" or route.response is None or route.path in ("/api/openapi.json", "/api/stream"):
             continue
@@ -269,7 +272,11 @@ async def responses(call: Any, execution: str) -> dict[str, Any]:
         path = (
             path.replace("{workspace}", "default").replace("{service}", "tachograph").replace("{tag}", "service.name")
         )
-        path = path.replace("{trace_id}", trace_id).replace("{workflow}", "with_retries")
+        path = (
+            path.replace("{trace_id}", trace_id)
+            .replace("{workflow}", "with_retries")
+            .replace("{failure_id}", failure_id)
+        )
         query = {
             "/api/workflows/executions/compare": f"?execution={execution}",
             **{f"/jaeger/api/metrics/{name}": "?service=tachograph" for name in ("calls", "errors", "latencies")},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +18,9 @@ sys.path.insert(0, str(ROOT))
 from tools import history  # noqa: E402
 from tools.browser import chromium  # noqa: E402
 from tools.local_service import LocalService, request  # noqa: E402
+from tools.night_of_runs import write_night  # noqa: E402
+
+from tachograph_exporter.store.writer import open_writer  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 BACKGROUND = ("basic_sequence", "parallel_processing", "conditional_workflow", "with_retries", "agent_chain")
@@ -87,6 +91,18 @@ def main() -> None:
             # The service tells whose process is alive: what is open now is pictured first.
             take(service, browser, on_call_pictures(service, past))
             take(service, browser, run_pictures(service))
+        with tempfile.TemporaryDirectory() as other, chromium() as browser:
+            writer = open_writer(f"sqlite:///{other}/tachograph.db")
+            write_night(writer, time.time_ns(), 1_200)
+            writer.close()
+            with LocalService(Path(other), "--lease", "86400") as service:
+                take(service, browser, NIGHT)
+
+
+NIGHT = (
+    Picture("night", "/night?window=12h", "light", (1440, 860), "canvas[data-runs]"),
+    Picture("night_phone", "/night?window=12h", "dark", (390, 844), "canvas[data-runs]"),
+)
 
 
 def on_call_pictures(service: LocalService, past: Mapping[str, str]) -> Sequence[Picture]:

@@ -18,6 +18,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "configure", "workflow", "step", "measure", "cost", "log", "current_execution", "get_recorder", "caller",
         "propagation",
     ),
+    "Report runs that somebody else executes": ("report",),
     "Define and run workflows": (
         "WorkflowBuilder", "Workflow", "Step", "Variable", "Backoff", "validate_document", "Fault", "Executor",
         "ExecutionResult", "handler", "HandlerRegistry", "StepContext",
@@ -38,6 +39,8 @@ _CONSTANTS = {
     "METRICS": "Every workflow metric: name, kind, help and labels. [metrics.md](metrics.md) has them as a table.",
     "__version__": "The installed version, a string.",
 }
+_FOR_ALL = ("step", "nested", "step_id", "execution_id", "is_ended", "id", "depend_on")
+"""Methods and properties of `tachograph.report` that are for users, besides those that report something."""
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns):$")
 _ENTRY = re.compile(r"^    (\w+): (.*)$")
 
@@ -57,6 +60,8 @@ def _entry(name: str) -> str:
     if name in _CONSTANTS:
         return f"### `{name}`\n\n{_CONSTANTS[name]}\n"
     parts = [f"### `{name}`\n"]
+    if inspect.ismodule(value) and hasattr(value, "__all__"):
+        return "\n".join([*parts, markdown(inspect.getdoc(value) or "") + "\n", *_exports(name, value)])
     if inspect.ismodule(value):
         return "\n".join([*parts, markdown(inspect.getdoc(value) or "") + "\n", *_classes(value)])
     if isinstance(value, type) and issubclass(value, BaseException):
@@ -68,6 +73,20 @@ def _entry(name: str) -> str:
     if isinstance(value, type):
         parts += _methods(value)
     return "\n".join(parts)
+
+
+def _exports(name: str, module: ModuleType) -> Iterator[str]:
+    """What a module exports: its functions, then its classes with those methods that are for everybody."""
+    exported = {export: getattr(module, export) for export in module.__all__}
+    for export, value in sorted(exported.items(), key=lambda pair: isinstance(pair[1], type)):
+        if isinstance(value, type):
+            yield f"#### `{name}.{export}`\n\n{markdown(inspect.getdoc(value) or '')}\n"
+            yield from _methods(
+                value, only=lambda name, member: hasattr(member, "reports_something") or name in _FOR_ALL
+            )
+        else:
+            signature = inspect.signature(value)
+            yield f"```python\n{_call(f'{name}.{export}', signature)}\n```\n\n{markdown(inspect.getdoc(value) or '')}\n"
 
 
 def _classes(module: ModuleType) -> Iterator[str]:
@@ -132,7 +151,7 @@ def _default(value: Any) -> str:
     return "…" if "<" in text or len(text) > 60 else text
 
 
-def _methods(owner: type) -> Iterator[str]:
+def _methods(owner: type, only: Callable[[str, Any], bool] = lambda _name, _member: True) -> Iterator[str]:
     """Public methods and properties of a class, those of our own base classes included."""
     members: dict[str, Any] = {}
     for base in reversed(owner.__mro__):
@@ -143,6 +162,8 @@ def _methods(owner: type) -> Iterator[str]:
     for name, member in members.items():
         function = _function(member)
         if (name.startswith("_") and name != "__call__") or name in fields or function is None:
+            continue
+        if not only(name, member):
             continue
         text = " ".join(markdown(inspect.getdoc(function) or "").split("\n\n", 1)[0].split())
         title = name if isinstance(member, property) else _call(name, _without_self(member, function), returns=False)

@@ -51,6 +51,7 @@ ROW_TO_WORKFLOW: Final[Link] = (
 TO_STEP: Final[Link] = (
     "This step", f"/d/tachograph-step?var-step=${{__field.labels.step}}&${{workflow:queryparam}}&{_KEPT}"
 )  # fmt: skip
+TO_FAILURE: Final[Link] = ("Failures of this cause", f"{PAGE_URL}/#/failures/${{__field.labels.group}}")
 TO_SLO: Final[Link] = ("Error budgets", f"/d/tachograph-slo?${{workflow:queryparam}}&{_KEPT}")
 
 

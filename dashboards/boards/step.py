@@ -22,8 +22,10 @@ from tachograph.metrics.specs import (
     CRITICAL_PATH,
     STEP_ATTEMPTS,
     STEP_COST,
+    STEP_CPU,
     STEP_DURATION,
     STEP_MEASURE,
+    STEP_MEMORY,
     STEP_TOKENS,
     STEP_WAIT,
 )
@@ -162,6 +164,36 @@ def _over_time(layout: Layout) -> None:
                 ],
                 "s",
                 stacked=True,
+            ),
+        ),
+    )
+    layout.row(
+        8,
+        (
+            8,
+            panels.lines(
+                "Processor time",
+                "Median, 95th and 99th percentile of an attempt's processor time.",
+                percentiles(STEP_CPU, SELECTED),
+                "s",
+            ),
+        ),
+        (
+            8,
+            panels.lines(
+                "Busy",
+                "Processor time per second of running: at 1 it works all the time, near 0 it waits.",
+                [(f"{sum_rate(STEP_CPU, SELECTED)} / {sum_rate(STEP_DURATION, SELECTED)}", "processors")],
+                "short",
+            ),
+        ),
+        (
+            8,
+            panels.lines(
+                "Peak memory",
+                "Median, 95th and 99th percentile of the largest resident set of an attempt.",
+                percentiles(STEP_MEMORY, SELECTED),
+                "bytes",
             ),
         ),
     )

@@ -11,6 +11,7 @@ from dashboards.boards.common import (
     FAILED_STATUSES,
     OF_WORKFLOW,
     RESULTS,
+    TO_FAILURE,
     TO_STEP,
     WORKFLOW,
     WORKSPACE,
@@ -27,6 +28,7 @@ from tachograph.metrics.specs import (
     CRITICAL_PATH,
     EXECUTION_DURATION,
     EXECUTIONS_RUNNING,
+    FAILURE_GROUP_FAILURES,
     OLDEST_RUNNING,
     STEP_DURATION,
     STEP_RETRIES,
@@ -198,6 +200,19 @@ def _range(layout: Layout) -> None:
             ),
         ),
     )
+    layout.row(
+        7,
+        (
+            24,
+            panels.ranking(
+                "Failures by cause",
+                "Failures in the time range, by the id of their cause. A click shows what it is.",
+                [(panels.worst(increase(FAILURE_GROUP_FAILURES, SELECTED, by="group"), 10), "{{group}}")],
+                "short",
+                link=TO_FAILURE,
+            ),
+        ),
+    )
 
 
 def _over_time(layout: Layout) -> None:
@@ -240,7 +255,7 @@ def _over_time(layout: Layout) -> None:
             12,
             panels.lines(
                 "Waiting",
-                "Time waited per hour: for dependencies, for a slot, and for backoff.",
+                "Time waited per hour: for dependencies, for a slot, for backoff, and for a scheduled time.",
                 [(f"3600 * {sum_rate(STEP_WAIT, SELECTED, by='reason')}", "{{reason}}")],
                 "s",
                 stacked=True,

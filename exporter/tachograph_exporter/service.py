@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
+from tachograph import meter
 from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable, TachographError
 from tachograph.events import Event
@@ -52,6 +53,7 @@ from tachograph_exporter.api import (
     lineage,
     logs,
     metrics,
+    night,
     openapi,
     otlp,
     overview,
@@ -59,14 +61,17 @@ from tachograph_exporter.api import (
     pings,
     reconciliation,
     scrape,
+    silences,
     stream,
     tempo,
     timeline,
     tokens,
     trends,
+    why,
     workflows,
     workspaces,
 )
+from tachograph_exporter.api import failures as failure_routes
 from tachograph_exporter.api.caching import caching_middleware
 from tachograph_exporter.api.problems import problem_middleware
 from tachograph_exporter.api.request import ADMISSION, CONFIG, DATABASE, EXECUTOR, RECORDER, WORKERS, WORKSPACE_CACHE
@@ -100,12 +105,15 @@ from tachograph_exporter.store import (
     partitions,
     process_rows,
     recovery,
+    reported,
     senders,
 )
 from tachograph_exporter.store import lineage as lineage_rows
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.expectations import replace_file
+from tachograph_exporter.store.failure_groups import backfill
+from tachograph_exporter.store.failure_groups import groups as failure_groups
 from tachograph_exporter.store.probing import Probe
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 from tachograph_exporter.store.writer import StoreWriter
@@ -125,6 +133,8 @@ SPOOL_SECONDS: Final = 5.0
 """How long a sweep delivers what other processes spooled."""
 RETENTION_SECONDS: Final = 3600.0
 REASSEMBLY_SECONDS: Final = 0.5
+GROUPING_PAUSE: Final = 3.0
+"""How long grouping old failures pauses, in times that its last part took."""
 LOOKS_PER_LEASE: Final = 6
 """How often open spans are looked at while their lease runs."""
 ROUTES: Final[tuple[Route, ...]] = (
@@ -132,7 +142,11 @@ ROUTES: Final[tuple[Route, ...]] = (
     *trends.ROUTES,
     *executions.ROUTES,
     *expectations.ROUTES,
+    *night.ROUTES,
+    *silences.ROUTES,
+    *failure_routes.ROUTES,
     *timeline.ROUTES,
+    *why.ROUTES,
     *logs.ROUTES,
     *reconciliation.ROUTES,
     *metrics.ROUTES,
@@ -210,6 +224,7 @@ class Service:
         # Without metrics of its own: those of a service are what the database keeps, whoever recorded it.
         self.recorder = build_recorder(provider=find_provider(), store=self.store)
         adopt(self.recorder, config.workspace)
+        meter.service_starts()
         # Ingested events are stored with the spans they were read from, in the transaction that acknowledges them.
         publish = partial(self.recorder.publish, delivered_to=("store",))
         self.span_store = SpanStore(self.writer, publish, rules)
@@ -227,6 +242,7 @@ class Service:
         self._closing = recovery.Closing()
         # Time between two looks counts at most twice: nobody could be heard while this process was held up.
         self._look_seconds = min(SWEEP_SECONDS, config.lease_seconds / LOOKS_PER_LEASE)
+        self._reported_silences = recovery.Silences(max_gap_seconds=2 * reported.QUIET_SECONDS)
         self._span_silences = recovery.Silences(max_gap_seconds=2 * self._look_seconds)
         self.registry.register(SelfMetricsCollector(self.recorder, series))
         self.registry.register(DefaultRegistryCollector())
@@ -339,12 +355,14 @@ class Service:
             asyncio.create_task(self.workflow_metrics.run(), name="tachograph workflow metrics"),
             asyncio.create_task(self._sweep_periodically(), name="tachograph sweep"),
             asyncio.create_task(self._look_at_leases(), name="tachograph leases"),
+            asyncio.create_task(self._end_quiet_periodically(), name="tachograph quiet runs"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
             asyncio.create_task(self._reassemble_periodically(), name="tachograph traces"),
             asyncio.create_task(self.watch.run(), name="tachograph expectations"),
+            asyncio.create_task(self._group_failures(), name="tachograph failures"),
         ]
         self.courier.start()
-        for task in tasks:
+        for task in tasks[:-1]:  # The last one ends when nothing is left to group.
             task.add_done_callback(_note_end)
         yield
         self.courier.close()
@@ -416,6 +434,24 @@ class Service:
             except Exception:
                 quiet.exception("leases", "looking for lost spans failed; trying again later")
 
+    async def end_quiet(self) -> int:
+        """End executions that engines report and of which nothing goes on; returns how many."""
+        runs = await self.database.read(lambda c: reported.find_quiet(c, self._reported_silences))
+        for run in runs:
+            for event in reported.quiet_events(run):
+                self.recorder(event)
+        return len(runs)
+
+    async def _end_quiet_periodically(self) -> None:
+        while True:
+            await asyncio.sleep(reported.QUIET_SECONDS)
+            try:
+                await self.end_quiet()
+            except StoreUnavailable as error:
+                quiet.warning("quiet", "ending reported runs has to wait: %s", error)
+            except Exception:
+                quiet.exception("quiet", "looking for reported runs that are over failed; trying again later")
+
     async def _reassemble_periodically(self) -> None:
         while True:
             await asyncio.sleep(REASSEMBLY_SECONDS)
@@ -443,6 +479,21 @@ class Service:
                     raise
             return len(traces)
 
+    async def _group_failures(self) -> None:
+        """Group what failed before there were groups, in small parts, so that writers hardly wait."""
+        while True:
+            began = time.monotonic()
+            try:
+                if not await asyncio.to_thread(self.database.run, backfill.group_some):
+                    return
+            except StoreUnavailable as error:
+                quiet.warning("failures", "grouping failures has to wait: %s", error)
+                await asyncio.sleep(SWEEP_SECONDS)
+            except Exception:
+                quiet.exception("failures", "grouping failures failed; trying again later")
+                await asyncio.sleep(SWEEP_SECONDS)
+            await asyncio.sleep(GROUPING_PAUSE * (time.monotonic() - began))
+
     async def _apply_retention(self) -> None:
         """Archive or delete old executions as configured, and whatever else is due once an hour; now and every hour."""
         config = self.config
@@ -454,6 +505,7 @@ class Service:
                 await asyncio.to_thread(self.database.run, senders.prune)
                 await asyncio.to_thread(self.database.run, numbers.fill)
                 await asyncio.to_thread(self._prune_logs)
+                await asyncio.to_thread(self._prune_failures)
                 oldest_ns = time.time_ns() - process_rows.KEPT_SECONDS * NS
                 await asyncio.to_thread(self.database.run, partial(process_rows.prune, before_ns=oldest_ns))
                 if days is not None:
@@ -471,6 +523,10 @@ class Service:
         while self.database.run(lambda c: log_rows.prune_unknown(c, time.time_ns())):
             pass
 
+    def _prune_failures(self) -> None:
+        while self.database.run(lambda c: failure_groups.prune(c, time.time_ns())):
+            pass
+
     async def stop_work(self) -> None:
         """Accept no more work, let running steps finish within the grace period, and cancel what is left."""
         self.life.is_stopping = True
@@ -484,6 +540,7 @@ class Service:
         await asyncio.gather(*[asyncio.to_thread(receiver.close) for receiver in receivers], self.feed.close())
         self.workers.close()
         release(self.recorder)
+        meter.service_ends()
         await asyncio.to_thread(self.recorder.close)
         await self.workflow_metrics.close()
         await self.database.aclose()

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tachograph import events
+    from tachograph import events, report
     from tachograph.errors import (
         ConditionError,
         DoNotRetry,
@@ -104,8 +104,8 @@ else:
             from tachograph.version import version
 
             value = version()
-        elif name == "events":
-            value = importlib.import_module("tachograph.events")
+        elif name in ("events", "report"):
+            value = importlib.import_module(f"tachograph.{name}")
         elif name in _HOMES:
             room, original = _HOMES[name]
             value = getattr(importlib.import_module(f"tachograph.{room}"), original)
@@ -162,6 +162,7 @@ __all__ = [
     "measure",
     "propagation",
     "render_metrics",
+    "report",
     "step",
     "validate_document",
     "workflow",

@@ -23,6 +23,9 @@ DURATION_BUCKETS: Final = (
 MEASURE_BUCKETS: Final = tuple(step * 10.0**power for power in range(-3, 10) for step in (1, 2.5, 5))
 """Upper bounds for measures of any unit, from a thousandth to billions; native buckets are finer."""
 
+MEMORY_BUCKETS: Final = tuple(float(1 << power) for power in range(20, 41))
+"""Upper bounds for memory in bytes: 1 MiB to 1 TiB, each twice the one before."""
+
 _NS: Final = 1_000_000_000
 _LARGEST: Final = 1 << 63
 
@@ -111,6 +114,13 @@ class Distribution:
         self.native.observe(value)
         self.total += ExactSum.of(value)  # type: ignore[operator]
         index = bisect_left(MEASURE_BUCKETS, value)
+        self.classic[index] = self.classic.get(index, 0) + 1
+
+    def observe_bytes(self, value: int) -> None:
+        """Count a size. Its classic buckets are `MEMORY_BUCKETS`, so a distribution of sizes holds nothing else."""
+        self.native.observe(value)
+        self.total += ExactSum.of(value)  # type: ignore[operator]
+        index = bisect_left(MEMORY_BUCKETS, value)
         self.classic[index] = self.classic.get(index, 0) + 1
 
     def add(self, other: Distribution, sign: int = 1) -> None:

@@ -17,6 +17,8 @@ import msgspec
 from tachograph.distribution import DistributionRow
 from tachograph.expectation import Expectation
 from tachograph.identity import ExecutionRef, StepRef
+from tachograph.resources import Resources as Resources
+from tachograph.resources import UseTotals
 
 
 class ExecutionStatus(StrEnum):
@@ -91,19 +93,6 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     stack: str | None = None
 
 
-class Resources(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What an attempt used of the machine, with all the processes that it started and waited for. None: not known.
-
-    ``peak_memory_bytes`` is the largest resident set of any one of these processes. ``read_bytes`` and
-    ``written_bytes`` are those of storage, not of the page cache.
-    """
-
-    cpu_seconds: float | None = None
-    peak_memory_bytes: int | None = None
-    read_bytes: int | None = None
-    written_bytes: int | None = None
-
-
 class PathStep(msgspec.Struct, frozen=True, gc=False):
     """A step on an execution's critical path and the nanoseconds it contributes."""
 
@@ -164,6 +153,17 @@ class Heartbeat(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="heart
     """The process that owns a running execution is alive."""
 
 
+class WorkflowExpected(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="workflow_expected"):
+    """An engine's schedule says what is expected of a workflow; it belongs to no execution.
+
+    Of ``execution`` only the workspace and the workflow count. ``source`` names who says so, such as ``celery beat``.
+    ``expects`` is None when the schedule no longer exists.
+    """
+
+    source: str
+    expects: Expectation | None = None
+
+
 class _StepEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", gc=False):
     step: StepRef
     time_ns: int
@@ -175,7 +175,12 @@ class _StepEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", g
 
 
 class StepReady(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_ready"):
-    """A step's dependencies are met; from now on it waits only for a slot."""
+    """A step's dependencies are met; from now on it waits only for a slot.
+
+    ``is_planned``: it is known that there is such a step, and what it depends on; nothing has asked for it yet.
+    """
+
+    is_planned: bool = False
 
 
 class StepStarted(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_started"):
@@ -183,12 +188,14 @@ class StepStarted(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_sta
 
     The waits are those before *this* attempt: for dependencies, for a slot, for the backoff. ``unaccounted_ns`` is the
     time before the first attempt that nothing accounts for: the dependencies were met and nothing had asked for the
-    step yet, so it is the program's own time.
+    step yet, so it is the program's own time. ``scheduled_ns`` is the time before the first attempt in which the step
+    was asked for and not due yet: a countdown, or a time that whoever asked for it had chosen.
     """
 
     attempt: int = 1
     dependency_ns: int = 0
     unaccounted_ns: int = 0
+    scheduled_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
     inputs: str | None = None
@@ -204,6 +211,7 @@ class StepRetrying(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_re
     failure: Failure
     dependency_ns: int = 0
     unaccounted_ns: int = 0
+    scheduled_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
     resources: Resources | None = None
@@ -213,11 +221,12 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
     """A step ended at ``time_ns`` with its last attempt.
 
     ``started_ns`` is the start of the *first* attempt, ``attempt_started_ns`` that of the last. ``dependency_ns``,
-    ``unaccounted_ns``, ``queue_ns``, ``backoff_ns`` and ``run_ns`` are totals over all attempts and add up to the time
-    from the start of the execution (for a nested step: of the enclosing step) to ``time_ns``. Where clocks differ, they
-    add up within the execution's own time. ``last_queue_ns`` and ``last_backoff_ns`` belong to the last attempt alone.
-    ``between_attempts``: the step was stopped while it waited for a retry, so a
-    `StepRetrying` already reported its last attempt. ``resources`` are those of the last attempt.
+    ``unaccounted_ns``, ``scheduled_ns``, ``queue_ns``, ``backoff_ns`` and ``run_ns`` are totals over all attempts and
+    add up to the time from the start of the execution (for a nested step: of the enclosing step) to ``time_ns``. Where
+    clocks differ, they add up within the execution's own time. ``last_queue_ns`` and ``last_backoff_ns`` belong to the
+    last attempt alone. ``between_attempts``: the step was stopped while it waited for a retry, so a `StepRetrying`
+    already reported its last attempt; also with ``attempt`` 0, of a step that was cancelled before it started, whose
+    two starts are then the time of its end. ``resources`` are those of the last attempt.
     """
 
     status: StepStatus
@@ -226,6 +235,7 @@ class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_fi
     attempt_started_ns: int
     dependency_ns: int = 0
     unaccounted_ns: int = 0
+    scheduled_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
     run_ns: int = 0
@@ -254,6 +264,7 @@ class StepSkipped(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_ski
     started_ns: int | None = None
     dependency_ns: int = 0
     unaccounted_ns: int = 0
+    scheduled_ns: int = 0
     queue_ns: int = 0
     backoff_ns: int = 0
     run_ns: int = 0
@@ -263,7 +274,8 @@ class FoldedRuns(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Totals over repetitions that ended with one status. Durations and waits are as in `StepFinished`.
 
     ``schema``, ``zero_count`` and ``buckets`` are the exponential histogram of their durations in seconds, ``classic``
-    their counts by classic bucket (see `tachograph.distribution`; empty in what older versions recorded).
+    their counts by classic bucket (see `tachograph.distribution`; empty in what older versions recorded). ``use``: what
+    they used of the machine, if anything is known of it.
     """
 
     count: int
@@ -284,6 +296,8 @@ class FoldedRuns(msgspec.Struct, frozen=True, array_like=True, gc=False):
     zero_count: int
     buckets: dict[int, int]
     classic: dict[int, int] = {}
+    scheduled_ns: int = 0
+    use: UseTotals | None = None
 
 
 class FoldedMeasure(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -321,7 +335,8 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
     Attributes:
         sequence: grows with every change.
         running: repetitions that run now, the first of them since ``running_since_ns``.
-        started_ns: start of the first repetition; its waits are ``dependency_ns`` and ``unaccounted_ns``.
+        started_ns: start of the first repetition; its waits are ``dependency_ns``, ``unaccounted_ns`` and
+            ``scheduled_ns``.
         ended_ns: end of the last repetition that ended; 0: none has.
         busy_ns: time in which at least one ran.
         by_status: totals of those that ended.
@@ -334,6 +349,7 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
         unaccounted_count: repetitions with unaccounted time before them.
         logs: the last messages.
         waits: how the waits of the attempts that started are distributed, by their reason.
+        uses: how what the attempts used is distributed: ``cpu`` in nanoseconds, ``memory`` (the peak) in bytes.
     """
 
     sequence: int
@@ -344,6 +360,7 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
     running_since_ns: int = 0
     dependency_ns: int = 0
     unaccounted_ns: int = 0
+    scheduled_ns: int = 0
     by_status: dict[str, FoldedRuns] = {}
     after: tuple[str, ...] = ()
     failure: Failure | None = None
@@ -357,6 +374,7 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
     models: tuple[FoldedModel, ...] = ()
     logs: tuple[FoldedLog, ...] = ()
     waits: dict[str, DistributionRow] = {}
+    uses: dict[str, DistributionRow] = {}
 
     @property
     def count(self) -> int:
@@ -424,7 +442,7 @@ class StepLogged(_Report, frozen=True, kw_only=True, gc=False, tag="step_logged"
     level: str = "info"
 
 
-ExecutionEvent: TypeAlias = ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat
+ExecutionEvent: TypeAlias = ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat | WorkflowExpected
 StepReport: TypeAlias = StepMeasured | StepCost | StepLogged
 StepEvent: TypeAlias = StepReady | StepStarted | StepRetrying | StepFinished | StepSkipped | StepsFolded | StepReport
 Event: TypeAlias = ExecutionEvent | StepEvent

@@ -37,6 +37,7 @@ from tachograph.events import (
 from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import ExponentialHistogram
 from tachograph.identity import StepRef
+from tachograph.resources import Resources, UseTotals, cpu_ns_of, total_of
 
 OTHER: Final = "other"
 """The name under which repetitions are folded when too many names are."""
@@ -123,12 +124,13 @@ class _Runs:
 
     __slots__ = (
         "backoff_ns", "classic", "cost_nano_usd", "dependency_ns", "durations", "last_ns", "max_ns", "min_ns",
-        "queue_ns", "retries", "run_ns", "sum_ns", "tokens_in", "tokens_out", "unaccounted_ns",
+        "queue_ns", "retries", "run_ns", "scheduled_ns", "sum_ns", "tokens_in", "tokens_out", "unaccounted_ns", "use",
     )  # fmt: skip
 
     def __init__(self) -> None:
+        self.use: UseTotals | None = None
         self.sum_ns = self.min_ns = self.max_ns = self.last_ns = self.retries = self.dependency_ns = 0
-        self.unaccounted_ns = self.queue_ns = self.backoff_ns = self.run_ns = 0
+        self.unaccounted_ns = self.scheduled_ns = self.queue_ns = self.backoff_ns = self.run_ns = 0
         self.cost_nano_usd = self.tokens_in = self.tokens_out = 0
         self.durations = ExponentialHistogram()
         self.classic: dict[int, int] = {}
@@ -137,8 +139,8 @@ class _Runs:
     def of(cls, frozen: FoldedRuns) -> _Runs:
         runs = cls()
         for name in (
-            "sum_ns", "min_ns", "max_ns", "last_ns", "retries", "dependency_ns", "unaccounted_ns", "queue_ns",
-            "backoff_ns", "run_ns", "cost_nano_usd", "tokens_in", "tokens_out",
+            "sum_ns", "min_ns", "max_ns", "last_ns", "retries", "dependency_ns", "unaccounted_ns",
+            "scheduled_ns", "queue_ns", "backoff_ns", "run_ns", "cost_nano_usd", "tokens_in", "tokens_out",
         ):  # fmt: skip
             setattr(runs, name, getattr(frozen, name))
         durations = runs.durations = ExponentialHistogram(schema=frozen.schema)
@@ -146,7 +148,14 @@ class _Runs:
         durations.min, durations.max = frozen.min_ns / NS, frozen.max_ns / NS
         durations.positive = dict(frozen.buckets)
         runs.classic = dict(frozen.classic)
+        runs.use = frozen.use.copy() if frozen.use is not None else None
         return runs
+
+    def add_use(self, use: Resources, run_ns: int) -> None:
+        totals = self.use
+        if totals is None:
+            totals = self.use = UseTotals()
+        totals.observe(use, run_ns)
 
     def add(self, event: StepFinished) -> None:
         now, durations = event.time_ns, self.durations
@@ -163,6 +172,7 @@ class _Runs:
         self.run_ns += event.run_ns
         self.dependency_ns += event.dependency_ns
         self.unaccounted_ns += event.unaccounted_ns
+        self.scheduled_ns += event.scheduled_ns
         if event.attempt != 1 or event.queue_ns:
             self.retries += event.attempt - 1
             self.queue_ns += event.queue_ns
@@ -178,7 +188,7 @@ class _Runs:
             self.unaccounted_ns, self.queue_ns, self.backoff_ns, self.run_ns,
             self.cost_nano_usd, self.tokens_in, self.tokens_out,
             durations.schema, durations.zero_count, dict(sorted(durations.positive.items())),
-            dict(sorted(self.classic.items())),
+            dict(sorted(self.classic.items())), self.scheduled_ns, self.use.copy() if self.use is not None else None,
         )  # fmt: skip
 
 
@@ -201,7 +211,7 @@ class Fold:
         "_after", "_backoff_count", "_backoff_ns", "_between", "_busy_ns", "_busy_since", "_by_status", "_due_ns",
         "_emit", "_emitted", "_ended_ns", "_failure", "_is_final", "_lock", "_logs", "_measures", "_models",
         "_retries_started", "_retrying", "_running", "_sequence", "_started", "_step_id", "_time_ns",
-        "_unaccounted_count", "_values", "_waits", "inner", "ref",
+        "_unaccounted_count", "_used", "_uses", "_values", "_waits", "inner", "ref",
     )  # fmt: skip
 
     def __init__(self, ref: StepRef, emit: Listener) -> None:
@@ -211,7 +221,7 @@ class Fold:
         self._emit = emit
         self._lock = threading.Lock()
         # Of the first repetition: its start and the waits before it.
-        self._started: tuple[int, int, int] | None = None
+        self._started: tuple[int, int, int, int] | None = None
         # What the repetitions that run have reported to have cost, by span id.
         self._running: dict[str, _Spent | None] = {}
         self._sequence = self._busy_ns = self._busy_since = self._ended_ns = self._time_ns = 0
@@ -228,6 +238,9 @@ class Fold:
         self._retries_started = self._backoff_count = self._backoff_ns = self._unaccounted_count = 0
         self._logs: deque[FoldedLog] = deque(maxlen=MAX_LOGS)
         self._waits: dict[str, Distribution] = {}
+        # What the earlier attempts of repetitions that run used, by span id.
+        self._used: dict[str, list[Resources]] = {}
+        self._uses: dict[str, Distribution] = {}
         self._values: dict[tuple[str, str], Distribution] = {}
 
     @classmethod
@@ -235,7 +248,7 @@ class Fold:
         """A fold as it was stored. The repetitions that ran then are not known one by one; note their ends."""
         fold = cls(ref, lambda event: None)
         fold._sequence, fold._ended_ns, fold._busy_ns = folded.sequence, folded.ended_ns, folded.busy_ns
-        fold._started = (folded.started_ns, folded.dependency_ns, folded.unaccounted_ns)
+        fold._started = (folded.started_ns, folded.dependency_ns, folded.unaccounted_ns, folded.scheduled_ns)
         if folded.running:
             fold._running[""] = None
             fold._busy_since = folded.running_since_ns
@@ -249,6 +262,7 @@ class Fold:
         fold._measures = {(m.name, m.unit): (m.count, ExactSum.parse(m.total), m.min, m.max) for m in folded.measures}
         fold._logs.extend(folded.logs)
         fold._waits = {reason: Distribution.from_row(row) for reason, row in folded.waits.items()}
+        fold._uses = {kind: Distribution.from_row(row) for kind, row in folded.uses.items()}
         fold._values = {(m.name, m.unit): Distribution.from_row(m.values) for m in folded.measures if m.values}
         return fold
 
@@ -276,7 +290,9 @@ class Fold:
             elif kind is StepStarted:
                 if event.attempt == 1:  # type: ignore[union-attr]
                     if self._started is None:
-                        self._started = (now, event.dependency_ns, event.unaccounted_ns)  # type: ignore[union-attr]
+                        self._started = (
+                            now, event.dependency_ns, event.unaccounted_ns, event.scheduled_ns,  # type: ignore[union-attr]
+                        )  # fmt: skip
                     if not self._running:
                         self._busy_since = now
                     self._running[event.step.span_id] = None
@@ -284,6 +300,8 @@ class Fold:
                     if event.unaccounted_ns:  # type: ignore[union-attr]
                         self._unaccounted_count += 1
                         self._waited("unaccounted", event.unaccounted_ns)  # type: ignore[union-attr]
+                    if event.scheduled_ns:  # type: ignore[union-attr]
+                        self._waited("scheduled", event.scheduled_ns)  # type: ignore[union-attr]
                 else:
                     self._retries_started += 1
                     if event.backoff_ns:  # type: ignore[union-attr]
@@ -293,6 +311,9 @@ class Fold:
                 self._waited("queue", event.queue_ns)  # type: ignore[union-attr]
             elif isinstance(event, StepRetrying):
                 self._retrying[event.status.value] = self._retrying.get(event.status.value, 0) + 1
+                if event.resources is not None:
+                    self._observe_use(event.resources)
+                    self._used.setdefault(event.step.span_id, []).append(event.resources)
             elif isinstance(event, StepCost):
                 self._cost(event)
             elif isinstance(event, StepMeasured):
@@ -325,6 +346,16 @@ class Fold:
         if runs is None:
             runs = self._by_status[status] = _Runs()
         runs.add(event)
+        if event.resources is not None and not event.between_attempts:
+            self._observe_use(event.resources)
+            if not self._used:
+                runs.add_use(event.resources, event.run_ns)
+        if self._used:
+            uses = self._used.pop(span_id, [])
+            if event.resources is not None and not event.between_attempts:
+                uses.append(event.resources)
+            if (use := total_of(uses)) is not None:
+                runs.add_use(use, event.run_ns)
         if spent is not None:
             runs.cost_nano_usd += spent.cost_nano_usd
             runs.tokens_in += spent.tokens_in
@@ -335,6 +366,19 @@ class Fold:
             self._failure = event.failure
         if event.between_attempts:
             self._between[status] = self._between.get(status, 0) + 1
+
+    def _observe_use(self, use: Resources) -> None:
+        uses = self._uses
+        if use.cpu_seconds is not None:
+            cpu = uses.get("cpu")
+            if cpu is None:
+                cpu = uses["cpu"] = Distribution()
+            cpu.observe_ns(cpu_ns_of(use.cpu_seconds))
+        if use.peak_memory_bytes is not None and not use.is_shared:
+            memory = uses.get("memory")
+            if memory is None:
+                memory = uses["memory"] = Distribution.of_measures()
+            memory.observe_bytes(use.peak_memory_bytes)
 
     def _cost(self, event: StepCost) -> None:
         span_id = event.step.span_id
@@ -370,7 +414,7 @@ class Fold:
             return self._folded()
 
     def _folded(self) -> Folded:
-        started_ns, dependency_ns, unaccounted_ns = self._started or (self._time_ns, 0, 0)
+        started_ns, dependency_ns, unaccounted_ns, scheduled_ns = self._started or (self._time_ns, 0, 0, 0)
         return Folded(
             sequence=self._sequence,
             running=len(self._running),
@@ -380,6 +424,7 @@ class Fold:
             running_since_ns=self._busy_since if self._running else 0,
             dependency_ns=dependency_ns,
             unaccounted_ns=unaccounted_ns,
+            scheduled_ns=scheduled_ns,
             by_status={status: runs.frozen() for status, runs in self._by_status.items()},
             after=tuple(self._after),
             failure=self._failure,
@@ -396,6 +441,7 @@ class Fold:
             unaccounted_count=self._unaccounted_count,
             logs=tuple(self._logs),
             waits={reason: waits.to_row() for reason, waits in self._waits.items()},
+            uses={kind: uses.to_row() for kind, uses in self._uses.items()},
         )
 
     def _values_of(self, name: str, unit: str) -> DistributionRow | None:

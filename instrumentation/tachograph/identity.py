@@ -84,9 +84,35 @@ def step_id(workflow: str, name: str, index: int = 0) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
+def instance_id(step_id_: str, index: str) -> str:
+    """The id of an instance of a mapped step that is reported, from the id of that step and what the engine calls it.
+
+    What depends on the mapped step names its id, and means all instances.
+    """
+    try:
+        return step_id(step_id_, f"[{index}]")
+    except ValueError:
+        return ""  # The id of a step that somebody else made up.
+
+
 @functools.lru_cache(maxsize=1024)
 def _uuid_bytes(text: str) -> bytes:
     return uuid.UUID(text).bytes
+
+
+def reported_execution_id(workspace: str, workflow: str, run_id: str) -> str:
+    """The id of the execution that an engine calls ``run_id``; the same in every process that reports it."""
+    return str(uuid.uuid5(_NAMESPACE, f"{clean_name(workspace)}/reported/{clean_name(workflow)}/{run_id}"))
+
+
+def derived_trace_id(execution_id: str) -> str:
+    """The trace id of a reported execution that no tracer gave one; the same in every process."""
+    return hashlib.blake2b(f"trace/{execution_id}".encode(), digest_size=16).hexdigest()
+
+
+def derived_span_id(execution_id: str, step: str = "") -> str:
+    """The span id of a reported execution, or of its step with this id; the same in every process."""
+    return hashlib.blake2b(f"span/{execution_id}/{step}".encode(), digest_size=8).hexdigest()
 
 
 class ExecutionRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,8 +25,8 @@ from tachograph_exporter.store.writer import StoreWriter, open_writer
 
 
 @pytest.fixture
-def script(any_database_url: str) -> Iterator[Script]:
-    script = Script(any_database_url)
+def script(any_database_url: str, tmp_path: Path) -> Iterator[Script]:
+    script = Script(any_database_url, tmp_path)
     yield script
     script.close()
 

@@ -52,12 +52,13 @@ async def test_every_route_responds_to_a_foreign_workspace_with_404(guarded: Api
     status, workflow = await api.call("POST", "/api/workflows", RETRY, headers=bearer(SERVICE_TOKEN))
     _, run = await api.call("POST", f"/api/workflows/{workflow['id']}/execute", {}, headers=bearer(SERVICE_TOKEN))
     own_workspace, execution = workflow["workspace_id"], run["execution_id"]
+    _, silence = await api.call("POST", "/api/silences", {"duration": "1h"}, headers=bearer(SERVICE_TOKEN))
     theirs = await token_for(api, scopes=list(SCOPES), workspace="theirs")
     walked = 0
     for route in ROUTES:
         ids = {"workflow_id": workflow["id"], "execution_id": execution, "workspace": own_workspace}
         ids |= {"trace_id": run["trace_id"], "service": "tachograph", "tag": "service.name", "step_id": "x"}
-        ids |= {"workflow": "w", "run": "r", "action": "log"}
+        ids |= {"silence_id": silence["id"], "failure_id": "x", "workflow": "w", "run": "r", "action": "log"}
         ids["token_id"] = (await api.call("GET", "/api/tokens", headers=bearer(SERVICE_TOKEN)))[1]["items"][0]["id"]
         path = filled(route.path, **ids)
         query = f"?a={execution}&b={execution}" if path.endswith("/compare") else ""
@@ -82,7 +83,8 @@ async def test_every_route_responds_to_a_foreign_workspace_with_404(guarded: Api
                 continue
             walked += 1
             # With their token, the id alone is not found.
-            status, body = await api.call(route.method, path + query, {}, headers=bearer(theirs))
+            asked = {"action": "mute"} if "{failure_id}" in route.path else {}
+            status, body = await api.call(route.method, path + query, asked, headers=bearer(theirs))
             assert (status, body["code"].endswith("_not_found")) == (404, True), (route.path, body)
         if route.in_workspace:
             walked += 1
@@ -110,7 +112,7 @@ async def test_every_route_responds_to_a_missing_scope_with_403_and_to_no_token_
     given = {scope: await token_for(guarded, scopes=[scope]) for scope in SCOPES}
     for route in ROUTES:
         names = ("workflow_id", "execution_id", "workspace", "token_id", "trace_id", "service", "tag", "step_id",
-                 "workflow", "run", "action")  # fmt: skip
+                 "silence_id", "failure_id", "workflow", "run", "action")  # fmt: skip
         path = filled(route.path, **dict.fromkeys(names, "x"))
         status, body = await guarded.call(route.method, path, {})
         assert status == 200 if route.scope is None else (status, body["code"]) == (401, "unauthorized"), route.path

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
-import sys
+import os
+import pickle
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import pytest
 from sqlalchemy import Connection
 from tests.api.test_stream import read_event
-from tests.conftest import ROOT, Api, make_execution, make_run, make_step, serve
+from tests.conftest import Api, make_execution, make_run, make_step, serve
+from tests.e2e import preloaded
+from tests.e2e.conftest import environment
 
 from tachograph.events import StepStarted
 from tachograph.identity import workspace_id
@@ -33,14 +36,15 @@ from tachograph_exporter.stream.messages import Message
 MAX_HANDSHAKE_SECONDS: Final = 1.2
 WHOLE: Final = ["workflow_started", "step_started", "step_completed", "workflow_completed"]
 PROGRAM: Final = """
-import sys
-from tests.conftest import make_execution, make_run
+import pickle, sys
 from tachograph_exporter.store.writer import open_writer
-writer = open_writer(sys.argv[1])
-for line in sys.stdin:
-    for event in make_run(make_execution(line.strip())):
-        writer.apply([event])
-    print("recorded", flush=True)
+_, url, orders, answers = sys.argv
+writer = open_writer(url)
+with open(orders) as lines, open(answers, "w") as output:
+    for line in lines:
+        for event in pickle.loads(bytes.fromhex(line)):
+            writer.apply([event])
+        print("recorded", file=output, flush=True)
 writer.close()
 """
 
@@ -48,29 +52,30 @@ writer.close()
 class Script:
     """Another process that records a run into the database whenever it is told to."""
 
-    def __init__(self, url: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
+    def __init__(self, url: str, directory: Path) -> None:
+        pipes = [directory / "orders", directory / "answers"]
+        for pipe in pipes:
+            os.mkfifo(pipe)
+        self.log = directory / "script.log"
+        words = [url, *map(str, pipes)]
+        self.process = preloaded.start(words, environment(), self.log, program=PROGRAM)
+        self.orders = pipes[0].open("w")
+        self.answers = pipes[1].open()
 
     def record(self, workflow: str) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{workflow}\n")
-        self.process.stdin.flush()
-        assert self.process.stdout.readline() == "recorded\n"
+        self.orders.write(pickle.dumps(make_run(make_execution(workflow))).hex() + "\n")
+        self.orders.flush()
+        assert self.answers.readline() == "recorded\n", self.log.read_text()
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        assert self.process.wait(20) == 0
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.orders.close()
+        assert self.process.wait(60) == 0, self.log.read_text()
+        self.answers.close()
 
 
 @pytest.fixture
-def script(any_database_url: str) -> Iterator[Script]:
-    script = Script(any_database_url)
+def script(any_database_url: str, tmp_path: Path) -> Iterator[Script]:
+    script = Script(any_database_url, tmp_path)
     yield script
     script.close()
 

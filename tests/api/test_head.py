@@ -36,10 +36,12 @@ async def values(api: Api) -> dict[str, str]:
     await register(api, RETRY)
     execution = await api.run("retry")
     timeline = await api.get(f"/api/workflows/executions/{execution}/timeline")
+    failures = await api.get("/api/failures")
     return {
         "workflow_id": "retry", "execution_id": execution, "trace_id": timeline["trace_id"], "workspace": "default",
         "step_id": timeline["step_timeline"][0]["step_id"], "service": "default", "tag": "name", "token_id": "nothing",
-        "workflow": "retry", "run": "1", "action": "log",
+        "workflow": "retry", "run": "1", "action": "log", "failure_id": failures["items"][0]["id"],
+        "silence_id": "nothing",
         "file": "style.css" if "style.css" in page._FILES else next(iter(page._FILES)),
     }  # fmt: skip
 
@@ -77,8 +79,8 @@ async def head_of(api: Api, method: str, path: str, headers: dict[str, str]) -> 
 async def test_head_has_the_headers_of_get_and_no_body(
     api: Api, values: dict[str, str], headers: dict[str, str]
 ) -> None:
-    # These answers say how many requests there were, how long the process runs, or how late it is.
-    changing = ("/metrics", "/api/night", "/api/overview")
+    # These answers say how many requests there were, how long the process runs, or how late it is now.
+    changing = ("/metrics", "/api/night", "/api/overview", "/api/failures")
     for template in (*READS, *(path + "/" for path in READS), *VARIANTS, *FAULTY):
         path = filled(template, values)
         status, got, _ = await head_of(api, "GET", path, headers)

@@ -123,7 +123,7 @@ async def test_a_trace_of_any_program_is_an_execution_with_steps(api: Api) -> No
     assert {name: step["status"] for name, step in steps.items()} == {"extract": "completed", "load": "failed"}
     assert steps["load"]["depends_on"] == [steps["extract"]["step_id"]]
     assert (steps["load"]["error_type"], steps["load"]["error_message"]) == ("ValueError", "disk full")
-    assert steps["load"]["wait"] == {"dependency": 4, "queue": 0, "backoff": 0, "unaccounted": 0.5}
+    assert steps["load"]["wait"] == {"dependency": 4, "queue": 0, "backoff": 0, "unaccounted": 0.5, "scheduled": 0}
     assert [part["step_name"] for part in nightly["critical_path"]] == ["extract", "load"]
     metrics = await api.get("/api/workflows/nightly/metrics")
     assert (metrics["total_executions"], metrics["by_status"]["completed"]["p50"]) == (1, 10)
@@ -277,7 +277,12 @@ async def test_engines_traces_become_timelines_however_they_arrive(
     for step in execution["step_timeline"]:
         if step["started_at"] is not None:
             # Further attempts are queued within the time that the step took.
-            before = step["wait"]["dependency"] + step["wait"]["unaccounted"] + step["attempts"][0]["queue_seconds"]
+            before = (
+                step["wait"]["dependency"]
+                + step["wait"]["unaccounted"]
+                + step["wait"]["scheduled"]
+                + step["attempts"][0]["queue_seconds"]
+            )
             assert step["wait_seconds"] + step["run_seconds"] == pytest.approx(before + step["duration_seconds"])
 
 

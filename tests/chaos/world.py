@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 
@@ -18,6 +19,9 @@ from tests.chaos.verdict import Happened, Verdict, judge
 
 RECOVERY_SECONDS = 60.0
 """How long to wait for an execution to be accepted after a fault, at most."""
+MIN_ACKNOWLEDGED: Final = 11
+MIN_TRACES: Final = 3
+"""What there must be to compare at the end."""
 
 
 class World:
@@ -50,6 +54,10 @@ class World:
             await self._until_all_accept()
             await self.load.start()
             happened = await self._faults(seconds, first)
+            # On a busy machine little comes through in a few seconds.
+            oracle = self.load.oracle
+            while len(oracle.acknowledged) < MIN_ACKNOWLEDGED or len(oracle.traces) < MIN_TRACES:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
             await self.load.stop()
             starts = sum(service.starts for service in self.services)
             return await judge(self.database, addresses, self.load.oracle, happened, starts)

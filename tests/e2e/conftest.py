@@ -117,11 +117,13 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def server(tmp_path: Path, empty_database: Path) -> Iterator[Callable[..., Server]]:
     """Starts ``tachograph serve`` with more options and environment variables; all servers share one database."""
     servers: list[Server] = []
 
     def start(*options: str, **variables: str) -> Server:
+        if not servers and not (tmp_path / "serve.db").exists():
+            shutil.copy(empty_database, tmp_path / "serve.db")
         server = Server(tmp_path, "--database", f"sqlite:///{tmp_path}/serve.db", *options, **variables)
         servers.append(server)
         return server.start()

@@ -104,25 +104,43 @@ _starting = threading.Lock()
 
 
 def start(
-    arguments: Sequence[str], variables: Mapping[str, str], log: Path, *, program: str = "", is_forked: bool = True
+    arguments: Sequence[str],
+    variables: Mapping[str, str],
+    log: Path,
+    *,
+    program: str = "",
+    errors: Path | None = None,
+    is_forked: bool = True,
 ) -> Process:
     """Run ``tachograph``, or a program's source text, with these arguments and environment.
 
-    The output is appended to ``log``. ``is_forked``: unless it has to be a new process.
+    The output is appended to ``log``, and that of stderr to ``errors``, if it is given. ``is_forked``: unless it has to
+    be a new process.
     """
     if not is_forked or sys.platform != "linux":
         command = ["-c", program] if program else ["-m", "tachograph_exporter"]
-        with log.open("ab") as output:
+        with log.open("ab") as output, (errors or log).open("ab") as error_output:
             return subprocess.Popen(
-                [sys.executable, *command, *arguments], stdout=output, stderr=output, env=dict(variables)
+                [sys.executable, *command, *arguments], stdout=output, stderr=error_output, env=dict(variables)
             )
     with _starting:
         if not _starters:
             _starters.append(_Starter(variables))
     starter = _starters[0]
     request = {"arguments": list(arguments), "variables": dict(variables), "log": str(log), "directory": os.getcwd(),
-               "program": program}  # fmt: skip
+               "errors": str(errors or log), "program": program}  # fmt: skip
     return Preloaded(starter, starter.ask(request))
+
+
+def run(
+    arguments: Sequence[str], variables: Mapping[str, str], directory: Path, *, program: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end, as `subprocess.run` does. ``directory``: for its output."""
+    output, errors = directory / "stdout", directory / "stderr"
+    for file in (output, errors):
+        file.write_bytes(b"")
+    status = start(arguments, variables, output, program=program, errors=errors).wait(250)
+    return subprocess.CompletedProcess(list(arguments), status, output.read_text(), errors.read_text())
 
 
 def serve() -> None:
@@ -157,7 +175,8 @@ def serve() -> None:
     os.environ.update(request["variables"])
     os.chdir(request["directory"])
     _redirect(os.devnull, os.O_RDONLY, 0)
-    _redirect(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 1, 2)
+    _redirect(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 1)
+    _redirect(request["errors"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 2)
     sys.argv = ["tachograph", *request["arguments"]]
     if request["program"]:
         sys.modules["__main__"] = main = types.ModuleType("__main__")

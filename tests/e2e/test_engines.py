@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from tests.e2e.conftest import Server, eventually
+from tests.e2e.conftest import Server, eventually, get
 from tests.engines import processes
 from tests.engines.play import Program, Scene, Viewer
 
@@ -119,7 +119,10 @@ def test_temporal_with_a_real_server(server: Callable[..., Server], temporal: st
 
 @pytest.mark.parametrize(
     ("script", "names"),
-    [("rq_kinds.py", ("pipeline", "failed", "killed")), ("dramatiq_kinds.py", ("pipeline", "group", "failed"))],
+    [
+        ("rq_kinds.py", ("pipeline", "later", "failed", "killed")),
+        ("dramatiq_kinds.py", ("pipeline", "group", "failed")),
+    ],
     ids=["rq", "dramatiq"],
 )
 def test_a_queue_with_a_real_worker(
@@ -127,3 +130,37 @@ def test_a_queue_with_a_real_worker(
 ) -> None:
     scenes = list(played(server(), script, redis, names, tmp_path))
     assert len(scenes) == len(names)
+
+
+HOOKED: Final = ("chain_with_retry", "chain_failed", "chord_bare", "hard_time_limit", "revoked", "process_killed")
+HOOKED_TOO: Final = (
+    "retries_exhausted", "group_bare", "countdown", "nested", "terminated", "redelivered", "worker_killed",
+)  # fmt: skip
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("names", [HOOKED, pytest.param(HOOKED_TOO, marks=pytest.mark.slow)], ids=["some", "others"])
+def test_celery_by_its_own_signals(
+    server: Callable[..., Server], redis: str, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """Nothing is unknown: steps, statuses, attempts and edges are what Celery's result backend and events say."""
+    service = server()
+    # Its spans are there, too: they make no run of their own.
+    variables = {"TACHOGRAPH_URL": service.address, "HOOKS": "1", "OTEL_EXPORTER_OTLP_ENDPOINT": service.address}
+
+    def read(path: str) -> Any:
+        status, body = get(service.address + path)
+        if status == 404:
+            raise LookupError(path)
+        assert status == 200, body
+        return body
+
+    viewer = Viewer(read)
+    scenes = []
+    problems = []
+    for scene in Program(sys.executable, "celery_kinds.py", redis, *names, directory=tmp_path, variables=variables):
+        # A worker that was killed is missed once its lease has passed.
+        problems += viewer.problems(scene, tolerance_seconds=TOLERANCE_SECONDS, seconds=150)
+        scenes.append(scene.name)
+    assert problems == []
+    assert set(scenes) >= {f"celery_hooks_{name}" for name in names}

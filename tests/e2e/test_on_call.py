@@ -166,6 +166,9 @@ def test_counts_do_not_hide_a_failure(world: World) -> None:
 def test_a_slow_run_says_why_and_the_link_shows_it_to_a_colleague(world: World) -> None:
     page = world.open(f"/executions/{world.runs['slow']}")
     expect(page.locator(".sentence")).to_contain_text(re.compile("Step “load” took [23]"))
+    why = page.get_by_role("region", name="Why")
+    expect(why).to_contain_text("runs compared")
+    expect(why.locator("[data-certainty]").first).to_be_visible()
     expect(option(page, "load")).to_have_attribute("aria-label", re.compile(r"usually [\d.]+ m?s, ×\d"))
     bars = page.locator("canvas.bars").bounding_box()
     assert bars is not None

@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,7 +48,7 @@ from tests.conftest import make_execution, make_step
 WHY = Failure("ValueError", "no luck")
 SOON = T0 + 60 * S
 LATE = 1 << 62
-REGISTRY_NAMES = ("dependency", "queue", "backoff", "unaccounted")
+REGISTRY_NAMES = ("dependency", "queue", "backoff", "unaccounted", "scheduled")
 
 
 def seconds(value: float) -> Any:
@@ -98,7 +99,9 @@ def ends_of(events: Sequence[Event]) -> dict[str, StepFinished]:
 
 def parts_of(event: StepFinished | StepStarted) -> int:
     run_ns = event.run_ns if isinstance(event, StepFinished) else 0
-    return event.dependency_ns + event.unaccounted_ns + event.queue_ns + event.backoff_ns + run_ns
+    waits = (event.dependency_ns, event.unaccounted_ns, event.scheduled_ns, event.queue_ns, event.backoff_ns)
+    assert min(waits) >= 0
+    return sum(waits) + run_ns
 
 
 # What nobody asked for
@@ -125,6 +128,68 @@ def test_a_queued_step_was_ready_before_it_was_asked_for() -> None:
     assert isinstance(attempts.ready(160, 130), StepReady)
     started = attempts.started(200)
     assert (started.dependency_ns, started.unaccounted_ns, started.queue_ns) == (30, 30, 40)
+
+
+@pytest.mark.parametrize(
+    ("met", "asked", "due", "parts"),
+    [
+        (110, 130, 160, (10, 20, 30, 40)),
+        (100, 100, 200, (0, 0, 100, 0)),
+        (150, 130, 160, (50, 0, 10, 40)),  # It was asked for before its dependencies were met.
+        (170, 130, 160, (60, 0, 0, 40)),
+        (100, 180, 160, (0, 60, 0, 40)),  # It was due at once.
+        (90, 95, 90, (0, 0, 0, 100)),  # The clock of whoever asked for it is behind.
+    ],
+)
+def test_a_step_that_is_asked_for_a_later_time_is_scheduled_until_then(
+    met: int, asked: int, due: int, parts: tuple[int, ...]
+) -> None:
+    attempts = StepAttempts(make_step(make_execution("w"), "a"), 100)
+    attempts.ready(due, met, asked)
+    started = attempts.started(200)
+    retrying = attempts.retrying(220, StepStatus.FAILED, 0, WHY)
+    again = attempts.started(230)
+    ended = attempts.finished(250, StepStatus.COMPLETED)
+    for event in (started, retrying):
+        assert (event.dependency_ns, event.unaccounted_ns, event.scheduled_ns, event.queue_ns) == parts
+    assert again.scheduled_ns == 0
+    assert ended.scheduled_ns == parts[2]
+    assert parts_of(ended) == 150
+
+
+def test_a_countdown_is_neither_the_queue_nor_the_programs_own_time(store: Store) -> None:
+    # The attributes of opentelemetry-instrumentation-celery.
+    sent = {"celery.action": "apply_async", "celery.task_name": "tasks.load", "messaging.message.id": "m1"}
+    ran = {"celery.action": "run", "celery.task_name": "tasks.load", "messaging.message.id": "m1",
+           "celery.state": "SUCCESS", "celery.eta": "2026-09-21T14:13:25+00:00"}  # fmt: skip
+    other = {"celery.action": "run", "celery.task_name": "tasks.extract", "celery.state": "SUCCESS"}
+    (run,) = assembled(
+        span("publish", 1, 0, 0, 1),
+        span("run/tasks.extract", 4, 1, 0, 2, of=other),
+        span("apply_async/tasks.load", 2, 1, 0.5, 0.6, of=sent),
+        span("run/tasks.load", 3, 2, 6, 7, of=ran),
+    )
+    load = ends_of(run.events)["tasks.load"]
+    assert (load.dependency_ns, load.unaccounted_ns, load.scheduled_ns) == (0, S // 2, 9 * S // 2)
+    assert (load.queue_ns, load.run_ns) == (S, S)
+    assert load.step.depends_on == (), "what ended while it was scheduled did not hold it back"
+    store.add(run.events)
+    timeline = store.timeline(run.execution.execution_id)
+    wait = steps_of(timeline)["tasks.load"].wait
+    assert wait is not None
+    assert (wait.dependency, wait.unaccounted, wait.scheduled, wait.queue, wait.backoff) == (0, 0.5, 4.5, 1, 0)
+    assert steps_of(timeline)["tasks.load"].wait_seconds == wait.total == 6
+    assert [(step.step_name, step.scheduled_seconds) for step in timeline.critical_path] == [("tasks.load", 4.5)]
+    # A step that is lost keeps what it had waited.
+    ended = store.run(run.execution.execution_id)
+    (row,) = [step for step in ended.steps if step.name == "tasks.load"]
+    row.status, row.finished_ns, row.run_ns = "running", None, None
+    lost = recovery.lost_events(
+        cast("Row[Any]", FakeRow({**ended.execution._mapping, "workspace": "default", "last_seen_ns": T0 + 8 * S})),
+        [row],
+    )
+    (again,) = [event for event in lost if isinstance(event, StepFinished)]
+    assert (again.scheduled_ns, again.queue_ns, again.run_ns) == (9 * S // 2, S, 2 * S)
 
 
 def test_a_clock_that_steps_back_books_no_time_twice() -> None:
@@ -332,13 +397,13 @@ def test_whatever_spans_say_waits_are_within_the_run_and_parts_add_up(spans: lis
         for entry in timeline.step_timeline:
             assert entry.run_seconds is None or 0 <= entry.run_seconds <= total + 1e-6
             if entry.wait is not None:
-                parts = [entry.wait.dependency, entry.wait.queue, entry.wait.backoff, entry.wait.unaccounted]
+                parts = list(msgspec.structs.astuple(entry.wait))
                 assert min(parts) >= 0
                 assert entry.wait_seconds == seconds(sum(parts))
                 assert sum(parts) + (entry.run_seconds or 0) <= total + 1e-6
         for event in run.events:
             if isinstance(event, StepFinished | StepStarted):
-                assert min(event.dependency_ns, event.unaccounted_ns, event.queue_ns, event.backoff_ns) >= 0
+                assert parts_of(event) >= 0
         parent = run.execution.parent_execution_id
         assert parent is None or (parent in by_id and parent != run.execution.execution_id)
 
@@ -661,9 +726,12 @@ def test_unaccounted_time_is_a_reason_to_wait_in_the_metrics() -> None:
     listener = MetricsListener(registry)
     attempts = StepAttempts(make_step(make_execution("w"), "a"), 0)
     listener(attempts.started(3 * S, ready_ns=S))
+    other = StepAttempts(make_step(make_execution("w"), "a"), 0)
+    other.ready(5 * S, 0, S)
+    listener(other.started(5 * S))
     sums = {reason: value(registry, "workflow_step_wait_seconds_sum", step="a", reason=reason) for reason in
             REGISTRY_NAMES}  # fmt: skip
-    assert sums == {"dependency": 1, "queue": 0, "backoff": None, "unaccounted": 2}
+    assert sums == {"dependency": 1, "queue": 0, "backoff": None, "unaccounted": 3, "scheduled": 4}
 
 
 # Bounds

@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,8 @@ from tachograph_exporter.views.metrics import metrics_summary
 from tachograph_exporter.views.schemas.reconciliation import Reconciliation
 from tachograph_exporter.views.timeline import build_timeline
 from tests.e2e.conftest import environment
+
+pytestmark = pytest.mark.usefixtures("runs_database")
 
 AT_ONCE = Backoff(initial_seconds=0.0, jitter=0.0)
 WORKSPACE = workspace_id("default")
@@ -565,9 +568,11 @@ with tachograph.workflow("etl"):
 """
 
 
-def test_a_killed_process_leaves_no_fold_running(record: Any, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/killed.db"
-    ran = subprocess.run([sys.executable, "-W", "error", "-c", KILLED, url], env=environment(), check=False, timeout=60)
+def test_a_killed_process_leaves_no_fold_running(record: Any, tmp_path: Path, empty_database: Path) -> None:
+    url = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'killed.db')}"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", KILLED, url], env=environment(), check=False, timeout=250
+    )
     assert ran.returncode == -signal.SIGKILL
     recording = record()
     database = Database(url)
@@ -627,7 +632,7 @@ def test_a_child_process_folds_its_share(method: str, tmp_path: Path) -> None:
     program.write_text(CHILDREN)
     url = f"sqlite:///{tmp_path}/runs.db"
     ran = subprocess.run(
-        [sys.executable, "-W", "error", str(program), method], capture_output=True, text=True, timeout=100, check=False,
+        [sys.executable, "-W", "error", str(program), method], capture_output=True, text=True, timeout=250, check=False,
         env=environment(TACHOGRAPH_DATABASE_URL=url),
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
@@ -779,7 +784,7 @@ def test_runs_of_a_child_process_fold(tmp_path: Path) -> None:
     program.write_text(OWN_RUNS)
     url = f"sqlite:///{tmp_path}/runs.db"
     ran = subprocess.run(
-        [sys.executable, "-W", "error", str(program)], capture_output=True, text=True, timeout=100, check=False,
+        [sys.executable, "-W", "error", str(program)], capture_output=True, text=True, timeout=250, check=False,
         env=environment(TACHOGRAPH_DATABASE_URL=url),
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
@@ -795,7 +800,7 @@ def test_a_child_whose_parent_dies_says_what_it_folded_itself(tmp_path: Path) ->
     program.write_text(ORPHAN)
     url = f"sqlite:///{tmp_path}/runs.db"
     ran = subprocess.run(
-        [sys.executable, str(program)], timeout=100, check=False, stderr=subprocess.DEVNULL,
+        [sys.executable, str(program)], timeout=250, check=False, stderr=subprocess.DEVNULL,
         env=environment(TACHOGRAPH_DATABASE_URL=url, DONE=str(done)),
     )  # fmt: skip
     assert ran.returncode == -signal.SIGKILL

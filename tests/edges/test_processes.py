@@ -21,6 +21,8 @@ from tachograph_exporter.store.database import Database
 from tachograph_exporter.views.timeline import build_timeline
 from tests.e2e.conftest import environment
 
+pytestmark = pytest.mark.usefixtures("runs_database")
+
 METHODS = ("fork", "spawn", "forkserver")
 
 HEAD = """
@@ -58,7 +60,7 @@ def metrics():
 """
 
 
-def run(tmp_path: Path, source: str, *, status: int = 0, timeout: float = 60, **variables: str) -> Any:
+def run(tmp_path: Path, source: str, *, status: int = 0, timeout: float = 250, **variables: str) -> Any:
     program = tmp_path / "program.py"
     program.write_text(HEAD + source)
     ran = subprocess.run(
@@ -219,7 +221,7 @@ if __name__ == "__main__":
         env=environment(DIRECTORY=str(tmp_path), TACHOGRAPH_DATABASE_URL=f"sqlite:///{tmp_path}/runs.db"),
     )  # fmt: skip
     # The child holds the pipe open until it is done, too.
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=250)
     assert process.returncode == -signal.SIGKILL, output
     runs = stored(tmp_path)
     ((row, timeline),) = runs["of the child"]

@@ -110,7 +110,10 @@ class Viewer:
         """What the service still shows otherwise than the engine after ``seconds``; ends at once when all is right."""
         deadline = time.monotonic() + seconds
         while True:
-            timelines = self.timelines()
+            try:
+                timelines = self.timelines()
+            except LookupError:
+                continue  # What spans seemed to be when it was listed has turned out to be a part of another run.
             problems = differences(scene.truth, timelines, tolerance_seconds=tolerance_seconds, aside=aside)
             if not problems or time.monotonic() > deadline:
                 if not scene.goes_on:

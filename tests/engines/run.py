@@ -116,7 +116,7 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
         recorder = stack.enter_context(Recorder(forward=service.address))
         addresses = stack.enter_context(services(entry.get("services", []), directory, python))
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": recorder.address, "OTEL_SERVICE_NAME": engine}
-        variables |= entry.get("variables", {})
+        variables |= {key: value.format(service=service.address) for key, value in entry.get("variables", {}).items()}
         mask = Mask([ROOT, directory, directory.resolve(), Path(python).parents[1], sys.base_prefix, Path.home()])
         program = Program(
             python, entry["program"], *addresses, *(scenes or entry.get("scenes", [])), directory=directory,

@@ -27,8 +27,8 @@ from tachograph_exporter.expectations.routing import Target, masked
 from tachograph_exporter.expectations.sending import NotSent, send
 from tachograph_exporter.store import notices
 from tachograph_exporter.store.database import Database
-from tachograph_exporter.store.notices import Key, Message, NewNotice, Silence
-from tachograph_exporter.store.schema import notice_deliveries, workflow_expectations
+from tachograph_exporter.store.notices import Key, Message, NewNotice
+from tachograph_exporter.store.schema import notice_deliveries
 from tachograph_exporter.store.workspaces import add_workspace
 from tests.conftest import Api, make_execution, running
 from tests.expectations.receivers import SECRET, Mailbox, Webhook, eventually, hanging_address
@@ -279,18 +279,6 @@ async def test_notices_of_a_workflow_that_was_renamed_are_over(api: Api) -> None
     assert {item["workflow"] for item in still} <= {"doze"}
 
 
-def test_silences_end(database: Database) -> None:
-    workspace = workspace_id("default")
-    silence = Silence("s1", workspace, "night*", None, 100, "upgrade")
-    assert database.run(lambda c: notices.silence(c, silence, 10))
-    assert database.look(lambda c: notices.silences(c, 50)) == [silence]
-    assert (silence.covers(workspace, "nightly", "late"), silence.covers("x", "nightly", "late")) == (True, False)
-    assert not silence.covers(workspace, "daily", "late")
-    assert database.run(lambda c: notices.end_silence(c, "s1", 60))
-    assert database.look(lambda c: notices.silences(c, 61)) == []
-    assert not database.run(lambda c: notices.end_silence(c, "s1", 62))
-
-
 def test_quiet_hours_and_who_is_told() -> None:
     target = Target(name="t", url="https://x/", quiet=(22 * 60, 7 * 60), timezone="Europe/Berlin", severity="warning",
                     workspaces=("default",), workflows=("night*",), kinds=("late",))  # fmt: skip
@@ -332,32 +320,6 @@ def test_a_webhook_that_cannot_be_reached_says_so_without_its_address(webhook: W
         assert "S3CRET" not in str(error.value)
     with pytest.raises(NotSent, match="not base64"):
         send(Target(name="hook", url=webhook.url, secret="whsec_?"), message, "id")
-
-
-async def test_the_night_at_one_look(api: Api) -> None:
-    now = time.time_ns()
-    hour = now - now % (3600 * NS)
-    expects = expectation_of(schedule="0 * * * *", grace="5m")
-    await api.call("PUT", "/api/expectations/never", {"schedule": "0 * * * *"})
-    for age in (4, 3, 1):
-        execution = make_execution("hourly")
-        start = hour - age * 3600 * NS + (600 if age == 3 else 2) * NS
-        status = ExecutionStatus.FAILED if age == 4 else ExecutionStatus.COMPLETED
-        events: list[Event] = [
-            ExecutionStarted(execution=execution, time_ns=start, expects=expects),
-            ExecutionFinished(execution=execution, time_ns=start + NS, status=status, started_ns=start, step_count=0),
-        ]
-        await asyncio.to_thread(api.service.writer.apply, events)
-    # Since they are recorded only now, nothing before now was expected; say that it was known for long.
-    long_ago = update(workflow_expectations).values(since_ns=1)
-    api.service.database.run(lambda c: c.execute(long_ago))
-    view = await api.get(f"/api/night?from={hour // NS - 4 * 3600}&to={hour // NS - 1}")
-    never, hourly = view["workflows"]
-    assert (never["workflow"], never["missing"], never["runs"]) == ("never", 4, [])
-    assert [start["state"] for start in hourly["expected"]] == ["started", "late", "missing", "started"]
-    assert (hourly["failed"], hourly["missing"], len(hourly["runs"]), view["is_complete"]) == (1, 1, 3, True)
-    assert (await api.call("GET", "/api/night?from=9d"))[0] == 422
-    assert (await api.get("/api/night?from=1s"))["workflows"] == []
 
 
 async def test_what_code_the_file_and_the_api_expect_comes_together(api: Api) -> None:

@@ -128,6 +128,8 @@ def _edges(truths: Sequence[Truth], names: Sequence[str]) -> str:
 
 
 def _waits(truths: Sequence[Truth], engine: str) -> str:
+    if any(entry.get("field") == "scheduled_at" for entry in _unknowable(truths)):
+        return IN_PART
     has_queue = any(rule.engine == engine and rule.role is Role.QUEUED for rule in RULES)
     return EXACT if has_queue or any("queued_at" in step for step in _steps(truths)) else UNKNOWN
 

@@ -86,7 +86,8 @@ def test_any_spans_of_any_engine_become_the_same_executions_in_any_order(spans: 
             for event in run.events:
                 assert 0 <= event.time_ns <= MAX
                 if isinstance(event, StepFinished):
-                    parts = (event.dependency_ns, event.unaccounted_ns, event.queue_ns, event.backoff_ns, event.run_ns)
+                    parts = (event.dependency_ns, event.unaccounted_ns, event.scheduled_ns, event.queue_ns,
+                             event.backoff_ns, event.run_ns)  # fmt: skip
                     assert all(0 <= part <= MAX for part in parts)
                     assert 1 <= event.attempt < 1 << 31
                 elif isinstance(event, ExecutionFinished):

@@ -56,7 +56,9 @@ class Hurried(Intake):
     def assemble(self) -> None:
         """Assemble what waits."""
         kept, self.waiting = self.waiting, {}
-        self.store.commit(lambda c: (None, self.store.assemble(c, self.workspace_id, WORKSPACE, kept.keys(), kept)))
+        self.store.commit(
+            lambda c: (None, self.store.assemble_deferred(c, self.workspace_id, WORKSPACE, kept.keys(), kept))
+        )
 
 
 @pytest.fixture
@@ -159,13 +161,13 @@ async def test_many_requests_are_answered_first_and_assembled_right_after(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    assemble = span_store.SpanStore.assemble
+    assemble = span_store.SpanStore.assemble_deferred
 
     def counted(store: Any, connection: Any, workspace_id: str, workspace: str, trace_ids: Any, kept: Any) -> Any:
         calls.append(len(trace_ids))
         return assemble(store, connection, workspace_id, workspace, trace_ids, kept)
 
-    monkeypatch.setattr(span_store.SpanStore, "assemble", counted)
+    monkeypatch.setattr(span_store.SpanStore, "assemble_deferred", counted)
 
     async def post(body: bytes) -> None:
         status, answer = await send(api, body, "application/x-protobuf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from sqlalchemy import select
 from tests.api.test_otlp import T0, S, export, sent
 from tests.conftest import Api, running, serve
 from tests.ingest.intake import Intake, counts_of, intakes
@@ -24,13 +26,15 @@ from tests.store.test_rollups import differing
 
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
-from tachograph_exporter.ingest import span_rows, span_store, trace_groups
+from tachograph_exporter.ingest import rests, span_rows, span_store, trace_groups
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.spans import SpanRecord, records
+from tachograph_exporter.store.schema import traces
 from tachograph_exporter.store.workspaces import add_workspace
 
 NAMES: Final = (
-    "celery_links_chain_with_retry", "celery_links_chord_in_span", "dagster113_warehouse", "temporal_plugin_asked",
+    "celery_links_chain_with_retry", "celery_links_chord_in_span", "celery_live_chord_bare",
+    "celery_live_groups_at_once", "dagster113_warehouse", "temporal_plugin_asked",
 )  # fmt: skip
 
 
@@ -425,3 +429,30 @@ async def log(api: Api, trace: int, number: int, text: str) -> None:
 async def logged(api: Api, execution_id: str) -> list[tuple[str, str]]:
     page = await api.get(f"/api/workflows/executions/{execution_id}/logs")
     return [(line["step_name"], line["message"]) for line in page["items"]]
+
+
+def test_a_trace_whose_assembly_takes_long_rests_until_the_next_one(
+    intake: Callable[[], Intake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spans that arrive in pieces wait for each assembly: one after each piece would take all the time."""
+    monkeypatch.setattr(span_store, "MAX_AT_ONCE", 4)
+    monkeypatch.setattr(span_rows, "MAX_AT_ONCE", 4)
+    service = intake()
+    run_id = str(uuid.UUID(int=7))
+    service.take(spans_of([dagster(run_id, f"a{n}", 1, n, n) for n in range(1, 7)]))
+    with monkeypatch.context() as slow:
+        slow.setattr(rests, "TIMES", 1e9)
+        assert service.assemble() == 1
+    now = time.time_ns()
+    service.take(spans_of([dagster(run_id, "a7", 1, 7, 7)]))
+    (due_ns,) = service.database.look(lambda c: c.execute(select(traces.c.due_ns)).scalars().all())
+    assert due_ns is not None
+    assert 30e9 < due_ns - now <= 60e9
+    assert service.assemble() == 1
+    assert [len(timeline["step_timeline"]) for timeline in service.timelines()] == [7]
+    # An assembly that took no time makes it rest no longer.
+    now = time.time_ns()
+    service.take(spans_of([dagster(run_id, "a8", 1, 8, 8)]))
+    (due_ns,) = service.database.look(lambda c: c.execute(select(traces.c.due_ns)).scalars().all())
+    assert due_ns is not None
+    assert due_ns - now < 30e9

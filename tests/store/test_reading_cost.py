@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, event, func, insert, select, text, update
 from tests.store.test_writer import RUN
 
-from tachograph_exporter.store import definitions, executions, removal, running
+from tachograph_exporter.store import definitions, executions, removal, running, windows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.schema import (
     series_unsettled,
@@ -76,6 +76,9 @@ READS: dict[str, Callable[[Connection, str, str], Any]] = {
     "open of a workflow": lambda c, workspace, workflow: executions.open_counts(c, workspace, workflow, 0),
     "open by workflow": lambda c, workspace, _: executions.open_by_workflow(c, workspace),
     "a workflow": lambda c, workspace, workflow: definitions.overview(c, workspace, workflow),
+    "a window": lambda c, workspace, _: windows.executions_within(
+        c, workspace, (RUN[0].time_ns + 9, RUN[0].time_ns + 19), 99
+    ),
     "removal is refused": lambda c, workspace, workflow: removal.remove_workflow(c, workspace, workflow),
 }
 

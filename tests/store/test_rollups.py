@@ -58,7 +58,7 @@ def a_run(rng: random.Random, ended_s: float, status: ExecutionStatus = Executio
         StepMeasured(step=a, time_ns=started, sequence=2, name="rows", value=rng.random() * 10 ** rng.randrange(9)),
         StepFinished(step=a, time_ns=started + first, status=StepStatus.COMPLETED, attempt=rng.choice([1, 1, 3]),
                      started_ns=started, attempt_started_ns=started, run_ns=first, backoff_ns=rng.randrange(9),
-                     unaccounted_ns=rng.choice([0, 7])),
+                     unaccounted_ns=rng.choice([0, 7]), scheduled_ns=first % 3),
         StepFinished(step=b, time_ns=end, status=StepStatus.COMPLETED if good else StepStatus.FAILED, attempt=1,
                      started_ns=started + first, attempt_started_ns=started + first, run_ns=second,
                      dependency_ns=first),
@@ -88,7 +88,7 @@ def applied(database: Database, events: Sequence[Event], groups: Sequence[int]) 
 SPANS = st.sampled_from([60, 3_600, DAY, 12 * DAY, 70 * DAY])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), seed=st.integers(0, 2**32), span=SPANS)
 def test_any_order_repetition_and_grouping_makes_the_rows_a_rebuild_makes(
     data: st.DataObject, seed: int, span: int, tmp_path: Path, empty_database: Path
@@ -265,7 +265,7 @@ def test_late_steps_are_counted_once(database_url: str) -> None:
     database.close()
 
 
-def test_totals_without_unaccounted_time_are_stored_as_by_versions_that_did_not_know_it() -> None:
+def test_totals_without_unaccounted_or_scheduled_time_are_stored_as_by_versions_that_did_not_know_it() -> None:
     totals = Totals()
     totals.observe(5, 9)
     old = totals.to_row()
@@ -273,3 +273,8 @@ def test_totals_without_unaccounted_time_are_stored_as_by_versions_that_did_not_
     totals.unaccounted_ns = 3
     assert totals.to_row() == (*old, 3)
     assert Totals.from_row(totals.to_row()).unaccounted_ns == 3
+    totals.scheduled_ns = 1 << 70
+    again = Totals.from_row(totals.to_row())
+    assert (again.unaccounted_ns, again.scheduled_ns) == (3, 1 << 70)
+    again.add(totals)
+    assert (again.unaccounted_ns, again.scheduled_ns) == (6, 1 << 71)

@@ -220,7 +220,7 @@ VALUE = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.dictionaries(st.sampled_from("abcd"), VALUE, max_size=4)), max_size=12))
 def test_the_lists_are_those_of_the_spans(
     empty_database: Any, tmp_path_factory: pytest.TempPathFactory, spans: list[tuple[int, dict[str, Any]]]

@@ -95,6 +95,7 @@ async def _list(request: web.Request, query: Query, workspace: Workspace, workfl
         "text": query.text("q"),
         "input": query.text("input"),
         "id": query.text("id"),
+        "failure": query.text("failure"),
     }
     query.done()
     conditions["project"] = await project_of(request, workspace)
@@ -269,6 +270,7 @@ _FILTERS: Final = (
     Parameter(name="input", description="Only executions with this input: `name=value`, or any text.",
               example="region=eu"),
     Parameter(name="id", description="Only executions whose id begins or ends with this text.", example="8ea96f"),
+    Parameter(name="failure", description="Only executions with a failure of this group (its id)."),
 )  # fmt: skip
 
 ROUTES: Final = (

@@ -9,7 +9,6 @@ from typing import Final
 from aiohttp import web
 from sqlalchemy import Connection
 
-from tachograph.clock import NS
 from tachograph.identity import workspace_id as id_of_workspace
 from tachograph.names import clean_name
 from tachograph.workflow.document import read_expectation as read_document
@@ -17,8 +16,12 @@ from tachograph_exporter.api import problems
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import CONFIG, DATABASE, decode_document, json_response, read_body, workspace_of
 from tachograph_exporter.api.routes import PAGE, Parameter, Route
-from tachograph_exporter.expectations.night import read_night
-from tachograph_exporter.expectations.views import notice_info, read_expectation_info, workflow_places
+from tachograph_exporter.expectations.views import (
+    notice_info,
+    read_expectation_info,
+    read_workflow_expectation,
+    workflow_places,
+)
 from tachograph_exporter.store import expectations as expectation_rows
 from tachograph_exporter.store import facts, locking
 from tachograph_exporter.store import notices as notice_rows
@@ -27,7 +30,6 @@ from tachograph_exporter.views.schemas.common import Page
 from tachograph_exporter.views.schemas.expectations import (
     EXAMPLE,
     ExpectationDocument,
-    Night,
     NoticePage,
     WorkflowExpectation,
 )
@@ -64,7 +66,9 @@ async def read_expectation(request: web.Request) -> web.Response:
     Query(request).done()
     workspace = await workspace_of(request)
     return json_response(
-        await request.app[DATABASE].read(partial(_read, workspace_id=workspace.id, name=_name(request)))
+        await request.app[DATABASE].read(
+            partial(read_workflow_expectation, workspace_id=workspace.id, name=_name(request))
+        )
     )
 
 
@@ -84,37 +88,21 @@ async def put_expectation(request: web.Request) -> web.Response:
     def save(connection: Connection) -> WorkflowExpectation:
         locking.lock(connection)
         expectation_rows.say(connection, workspace.id, name, expectation_rows.API, expectation, now_ns)
-        return _read(connection, workspace.id, name)
+        return read_workflow_expectation(connection, workspace.id, name)
 
     return json_response(await request.app[DATABASE].write(save))
 
 
 async def delete_expectation(request: web.Request) -> web.Response:
-    """``DELETE /api/expectations/{workflow}``: take back what was said here, and what code said that no longer runs."""
+    """``DELETE /api/expectations/{workflow}``: take back what was said here, and what code or an engine said.
+
+    What still runs says it again."""
     workspace = await workspace_of(request)
     name = _name(request)
-    sources = (expectation_rows.API, expectation_rows.CODE)
+    sources = (expectation_rows.API, expectation_rows.CODE, *expectation_rows.TAKEN_OVER)
     if not await request.app[DATABASE].write(lambda c: expectation_rows.forget(c, workspace.id, name, sources)):
         raise problems.expectation_not_found(name)
     return web.Response(status=204)
-
-
-async def night(request: web.Request) -> web.Response:
-    """``GET /api/night``: all workflows of a window: what ran, and what was expected and did not come.
-
-    The window ends now and begins twelve hours before, unless ``from`` and ``to`` say otherwise; at most eight days.
-    """
-    query = Query(request)
-    now_ns = query.now_ns
-    high = query.time("to") or now_ns
-    low = query.time("from") or high - _NIGHT_NS
-    if not 0 < high - low <= _MAX_NIGHT_NS:
-        query.fault("from", "expected a time before `to`, and at most eight days before")
-    query.done()
-    workspace = await workspace_of(request)
-    own_id = id_of_workspace(request.app[CONFIG].workspace)
-    view = await request.app[DATABASE].read(lambda c: read_night(c, workspace.id, own_id, (low, high), now_ns))
-    return json_response(view)
 
 
 async def list_notices(request: web.Request) -> web.Response:
@@ -134,15 +122,6 @@ def _name(request: web.Request) -> str:
     return clean_name(request.match_info["workflow"])
 
 
-def _read(connection: Connection, workspace_id: str, name: str) -> WorkflowExpectation:
-    expectations, places = workflow_places(connection, workspace_id, workspace_id)
-    key = dict(places).get(name)
-    running = facts.open_executions(connection) if key is not None else {}
-    return read_expectation_info(connection, expectations.of(workspace_id, name), key, running, time.time_ns())
-
-
-_NIGHT_NS: Final = 12 * 3600 * NS
-_MAX_NIGHT_NS: Final = 8 * 86_400 * NS
 _OPEN: Final = Parameter(name="open", kind="boolean", description="Only what does not hold now.")
 
 ROUTES: Final = (
@@ -153,8 +132,5 @@ ROUTES: Final = (
           body=ExpectationDocument, body_example=EXAMPLE, response=WorkflowExpectation),
     Route(method="DELETE", path="/api/expectations/{workflow}", handler=delete_expectation, scope=WRITE, status=204,
           codes=("expectation_not_found",)),
-    Route(method="GET", path="/api/night", handler=night, response=Night,
-          query=(Parameter(name="from", kind="time", description="Begin of the window.", example="12h"),
-                 Parameter(name="to", kind="time", description="End of the window."))),
     Route(method="GET", path="/api/notices", handler=list_notices, query=(*PAGE, _OPEN), response=NoticePage),
 )  # fmt: skip

@@ -35,6 +35,8 @@ _PATH_PARAMETERS: Final = {
     "execution_id": "Id of an execution.",
     "workspace": "Id or slug of a workspace.",
     "token_id": "Id of a token.",
+    "silence_id": "Id of a silence.",
+    "failure_id": "Id of a group of failures.",
     "trace_id": "Id of a trace: up to 32 hex digits.",
     "service": "Name of a service.",
     "tag": "Name of a tag (an attribute).",
@@ -149,7 +151,7 @@ def _operation_id(route: Route) -> str:
 def _tag(route: Route) -> str:
     if route.path.startswith("/api/workflows"):
         return "Executions" if "executions" in route.path else "Workflows"
-    if route.path.startswith(("/api/expectations", "/api/night", "/api/notices")):
+    if route.path.startswith(("/api/expectations", "/api/night", "/api/notices", "/api/silences")):
         return "Expectations"
     if route.path.startswith(("/v1/", "/jaeger/", "/tempo/")):
         return "Traces"

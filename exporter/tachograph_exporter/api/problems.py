@@ -105,6 +105,14 @@ def token_not_found(name: str) -> Problem:
     return Problem(404, "token_not_found", f'there is no token "{name}"')
 
 
+def silence_not_found(name: str) -> Problem:
+    return Problem(404, "silence_not_found", f'there is no silence "{name}" that has not ended')
+
+
+def too_many_silences(limit: int) -> Problem:
+    return Problem(409, "too_many_silences", f"there are {limit} silences already; end some first")
+
+
 def archive_unavailable(error: ArchiveError) -> Problem:
     return Problem(410, "archive_unavailable", str(error))
 
@@ -213,6 +221,14 @@ def invalid_expectation(faults: Sequence[Fault]) -> Problem:
     return Problem(422, "invalid_body", _summary("the expectation", faults), errors=faults)
 
 
+def invalid_silence(faults: Sequence[Fault]) -> Problem:
+    return Problem(422, "invalid_body", _summary("the silence", faults), errors=faults)
+
+
+def failure_not_found(group_id: str) -> Problem:
+    return Problem(404, "failure_not_found", f'there is no failure group "{group_id}"')
+
+
 def expectation_not_found(name: str) -> Problem:
     return Problem(404, "expectation_not_found", f'nothing is said here of what is expected of workflow "{name}"')
 
@@ -319,6 +335,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "invalid_json": (400, "The body is not JSON."),
     "not_supported": (400, "A viewer asked for a feature of its own backend that is missing here; see detail."),
     "workflow_inactive": (400, "The workflow is registered with `is_active: false`, so it is not executed."),
+    "failure_not_found": (404, "The workspace has no failure group with this id."),
     "expectation_not_found": (404, "The API and code say nothing of what is expected of the workflow."),
     "unauthorized": (401, "A token is required, or the one sent is unknown, expired or revoked."),
     "forbidden": (403, "The token does not allow this."),
@@ -329,9 +346,11 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "execution_not_found": (404, "The execution does not exist in the workspace."),
     "trace_not_found": (404, "The trace does not exist in the workspace."),
     "token_not_found": (404, "The token does not exist."),
+    "silence_not_found": (404, "The silence does not exist, or has ended."),
     "no_such_route": (404, "There is no route with this path."),
     "method_not_allowed": (405, "The route does not support this method; see Allow."),
     "request_timeout": (408, "The request did not arrive in time; the connection closes."),
+    "too_many_silences": (409, "So many silences are in force that there is no room for another."),
     "not_cancellable": (409, "The execution is not running in this process."),
     "not_runnable": (409, "The workflow is known from recorded executions only and has no definition to run."),
     "workflow_exists": (409, "The workspace already has a workflow with this name."),

@@ -41,7 +41,9 @@ COMMANDS: Final = {
     "timeline": Command("reports", LOOKING, "Draw the timeline of a recorded run."),
     "logs": Command("runs", LOOKING, "Show the log lines of a run or of one of its steps, with what its commands "
                                      "wrote, oldest first."),
+    "failures": Command("failures", LOOKING, "List failures by cause, and mute or resolve them."),
     "open": Command("runs", LOOKING, "Open the page at a run, in the browser, and print its address."),
+    "why": Command("reasons", LOOKING, "Say why a run was slow or failed, or what it is doing now, with the evidence."),
     "compare": Command("reports", LOOKING, "Find the step that made a run slow, compared with another one or with "
                                            "recent ones."),
     "trends": Command("reports", LOOKING, "Show how a workflow's durations and success rate change over time, and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import time
 from collections.abc import Sequence
 from typing import NoReturn
@@ -13,25 +14,39 @@ from tachograph.errors import ExecutionNotFound
 from tachograph.events import ExecutionStatus
 from tachograph.identity import workspace_id
 from tachograph_exporter.cli.common import fail
-from tachograph_exporter.cli.sources import RunQuery
+from tachograph_exporter.cli.sources import FailureQuery, RunQuery
+from tachograph_exporter.expectations.views import read_workflow_expectation
 from tachograph_exporter.store import definitions as definition_rows
-from tachograph_exporter.store import execution_list
+from tachograph_exporter.store import execution_list, locking
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.execution_list import ExecutionFilter
+from tachograph_exporter.store.failure_groups import backfill
+from tachograph_exporter.store.failure_groups.reading import Range
 from tachograph_exporter.store.removal import remove_workflow
 from tachograph_exporter.store.rollups import read as read_rollups
 from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.views.causes.reading import read_why
 from tachograph_exporter.views.comparison import compare_runs, read_baseline_comparison
 from tachograph_exporter.views.executions import execution_stats, execution_summary
+from tachograph_exporter.views.failures import (
+    MAX_WINDOW_SECONDS,
+    WINDOW_SECONDS,
+    change_failure,
+    read_failure,
+    read_failures,
+)
 from tachograph_exporter.views.logs import SEVERITIES, read_newest_lines
 from tachograph_exporter.views.metrics import read_metrics
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
+from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
+from tachograph_exporter.views.schemas.failures import DEFAULT_STATES, FailureGroupDetail, FailurePage
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
+from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 from tachograph_exporter.views.timeline import build_timeline
 from tachograph_exporter.views.trends import bucket_range, read_trends
@@ -39,6 +54,7 @@ from tachograph_exporter.views.workflows import workflow_detail, workflow_list
 
 _ALL = 1_000_000
 _RECENT_NS = 86_400 * NS
+_GROUPING_SECONDS = 20.0
 
 
 class DatabaseSource:
@@ -92,6 +108,61 @@ class DatabaseSource:
 
         return self._database.look(read)
 
+    def failures(self, query: FailureQuery, limit: int) -> FailurePage | None:
+        """See `Source`."""
+        self._group_failures()
+        now = time.time_ns()
+
+        def read(connection: Connection) -> FailurePage | None:
+            workflow_id = None
+            if query.workflow is not None:
+                row = definition_rows.find_definition(connection, self._workspace, query.workflow)
+                if row is None:
+                    return None
+                workflow_id = str(row.id)
+            within = self._range(query.from_ns, query.to_ns, now, workflow_id)
+            states = query.states or DEFAULT_STATES
+            return read_failures(connection, within, now, states=states, sort=query.sort, limit=limit)
+
+        return self._database.look(read)
+
+    def failure(self, group_id: str, from_ns: int | None, limit: int) -> FailureGroupDetail | None:
+        """See `Source`."""
+        now = time.time_ns()
+        within = self._range(from_ns, None, now)
+        return self._database.look(lambda c: read_failure(c, within, group_id, now, limit=limit))
+
+    def change_failure(self, group_id: str, action: str, note: str) -> FailureGroupDetail | None:
+        """See `Source`. It is noted which user of this machine did so."""
+        now = time.time_ns()
+        within = self._range(None, None, now)
+        try:
+            by = getpass.getuser()
+        except (OSError, KeyError, ImportError):
+            by = ""
+
+        def save(connection: Connection) -> FailureGroupDetail | None:
+            locking.lock(connection)
+            if not change_failure(connection, self._workspace, group_id, action, by, note, now):
+                return None
+            return read_failure(connection, within, group_id, now)
+
+        return self._database.run(save)
+
+    def _range(self, from_ns: int | None, to_ns: int | None, now: int, workflow_id: str | None = None) -> Range:
+        high = to_ns if to_ns is not None else now + 1
+        low = from_ns if from_ns is not None else high - WINDOW_SECONDS * NS
+        if not 0 < high - low <= MAX_WINDOW_SECONDS * NS + NS:
+            fail("the window ends before it begins, or is longer than 90 days")
+        return Range(self._workspace, low, high, workflow_id)
+
+    def _group_failures(self) -> None:
+        """Group what failed before an upgrade, for a moment: no service may ever run on this database."""
+        until = time.monotonic() + _GROUPING_SECONDS
+        if not self._database.look(backfill.is_complete):
+            while self._database.run(backfill.group_some) and time.monotonic() < until:
+                pass
+
     def metrics(self, workflow: str, from_ns: int | None, to_ns: int | None) -> WorkflowMetricsSummary | None:
         """See `Source`."""
         now = time.time_ns()
@@ -120,6 +191,11 @@ class DatabaseSource:
 
         return self._database.look(read)
 
+    def why(self, execution_id: str, baseline_ns: int) -> WhyAnswer:
+        """See `Source`."""
+        now = time.time_ns()
+        return self._database.look(lambda c: read_why(c, self._workspace, execution_id, baseline_ns, now))
+
     def workflows(self) -> Sequence[WorkflowSummary]:
         """See `Source`."""
         rows, _ = self._database.look(lambda c: definition_rows.definitions(c, self._workspace, None, 0, _ALL))
@@ -129,6 +205,10 @@ class DatabaseSource:
         """See `Source`."""
         row = self._database.look(lambda c: definition_rows.find_definition(c, self._workspace, name))
         return workflow_detail(row) if row is not None else None
+
+    def expectation(self, name: str) -> WorkflowExpectation:
+        """See `Source`."""
+        return self._database.look(lambda c: read_workflow_expectation(c, self._workspace, name))
 
     def statistics(self) -> ExecutionStats:
         """See `Source`."""

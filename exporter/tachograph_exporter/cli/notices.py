@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from sqlalchemy import Connection
 
-from tachograph.identity import new_id
+from tachograph.expectation import SEVERITIES
 from tachograph_exporter.cli.common import (
     DATABASE,
     DatabaseOption,
@@ -30,14 +31,19 @@ from tachograph_exporter.expectations.findings import KINDS
 from tachograph_exporter.expectations.messages import message_of_test
 from tachograph_exporter.expectations.routing import NOTIFY_VARIABLE
 from tachograph_exporter.expectations.sending import MaybeSent, NotSent, send
+from tachograph_exporter.expectations.silencing import read_silence, silence_info
 from tachograph_exporter.expectations.views import notice_info
 from tachograph_exporter.store import notices as notice_rows
-from tachograph_exporter.store.notices import Silence
-from tachograph_exporter.times import parse_duration, rfc3339
+from tachograph_exporter.store import silences as silence_rows
+from tachograph_exporter.store.silences import Silence
+from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.schemas.expectations import NoticeInfo
+from tachograph_exporter.views.schemas.silences import NewSilence
 
 notices_app = typer.Typer(no_args_is_help=True, help="Look at notices, test who is told, and silence them.")
 app.add_typer(notices_app, name="notices")
+DEFAULT_SILENCE: Final = "2h"
+_OPTIONS: Final = {"duration": "--for", "until": "--until", "kind": "--kind", "severity": "--severity"}
 
 
 @notices_app.command("list")
@@ -64,6 +70,8 @@ def list_notices(
         name = f"{shown(notice.workflow)} ({shown(notice.workspace)})"
         out.print(f"[bold]{notice.kind}[/]  {name}, since {notice.since} {end}", soft_wrap=True)
         out.print(f"    {shown(notice.text)}", soft_wrap=True)
+        if notice.silence_id is not None:
+            out.print(f"    silenced by {shown(notice.silence_id)}", soft_wrap=True)
         for message in notice.deliveries:
             reason = f": {shown(message.reason)}" if message.reason else ""
             out.print(f"    {message.phase} → {shown(message.receiver)}: {message.state}{reason}", soft_wrap=True)
@@ -106,42 +114,61 @@ def silence(
         str | None, typer.Argument(help="Name of a workflow, with * and ? as wildcards. Default: all.")
     ] = None,
     kind: Annotated[str | None, typer.Option(help=f"Only notices of a kind: {', '.join(KINDS)}.")] = None,
+    severity: Annotated[
+        str | None, typer.Option(help=f"Only notices that are no worse: {', '.join(SEVERITIES)}.")
+    ] = None,
     workspace: Annotated[str | None, typer.Option(help="Only in a workspace.")] = None,
-    duration: Annotated[str, typer.Option("--for", help="How long, such as 2h.")] = "2h",
+    duration: Annotated[str | None, typer.Option("--for", help="How long, such as 90m. Default: 2h.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Until when, such as 2026-12-01T07:00+01:00, instead of --for.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why, for whoever lists silences.")] = "",
+    created_by: Annotated[str | None, typer.Option("--by", help="Who says so. Default: you.")] = None,
     database: DatabaseOption = DATABASE,
 ) -> None:
-    """Tell nobody of something for a while. It is recorded and listed all the same."""
-    if kind is not None and kind not in KINDS:
-        fail(f"--kind {kind!r} is not valid; expected one of {', '.join(KINDS)}")
+    """Tell nobody of something for a while. It is recorded all the same, and told if it still holds afterwards."""
     now_ns = time.time_ns()
-    try:
-        until_ns = now_ns + parse_duration(duration)
-    except ValueError as error:
-        fail(str(error))
+    if until is None and duration is None:
+        duration = DEFAULT_SILENCE
+    asked = NewSilence(workflow=workflow, kind=kind, severity=severity, until=until, duration=duration, reason=reason)
 
-    def work(connection: Connection) -> Silence | None:
+    def work(connection: Connection) -> Silence:
         workspace_id = workspace_of(connection, workspace).id if workspace is not None else None
-        entry = Silence(new_id(now_ns), workspace_id, workflow, kind, until_ns, reason[:1000])
-        return entry if notice_rows.silence(connection, entry, now_ns) else None
+        entry, faults = read_silence(asked, workspace_id, created_by or user_name(), now_ns)
+        if entry is None:
+            fail("; ".join(f"{_OPTIONS.get(fault.at, fault.at)}: {fault.message}" for fault in faults))
+        if not silence_rows.add_silence(connection, entry, now_ns):
+            fail(f"there are {silence_rows.MAX_SILENCES} silences already; end some with `tachograph notices "
+                 "unsilence ID`")  # fmt: skip
+        return entry
 
     entry = write(database, work)
-    if entry is None:
-        fail(f"there are {notice_rows.MAX_SILENCES} silences already; end some with `tachograph notices unsilence ID`")
     out.print(f"[green]✔[/] silent until {rfc3339(entry.until_ns)}; end it with `tachograph notices unsilence "
               f"{entry.id}`", soft_wrap=True)  # fmt: skip
 
 
+def user_name() -> str:
+    """Who is at the terminal; "" if the machine does not know."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return ""
+
+
 @notices_app.command("silences")
-def list_silences(database: DatabaseOption = DATABASE, as_json: JsonOption = False) -> None:
-    """List silences that have not ended."""
-    silences = read(database, lambda c: notice_rows.silences(c, time.time_ns()))
-    items = [
-        {"id": s.id, "workflow": s.workflow or "*", "kind": s.kind or "*", "workspace": s.workspace_id or "*",
-         "until": rfc3339(s.until_ns), "reason": s.reason}
-        for s in silences
-    ]  # fmt: skip
-    show_items(items, ("workflow", "kind", "workspace", "until", "reason", "id"), as_json)
+def list_silences(
+    with_ended: Annotated[bool, typer.Option("--ended", help="Also those that have ended.")] = False,
+    database: DatabaseOption = DATABASE,
+    as_json: JsonOption = False,
+) -> None:
+    """List silences, the first to end first. A dash is anything; a severity is the greatest that is silenced."""
+    now_ns = time.time_ns()
+    rows = read(database, lambda c: silence_rows.listed_silences(c, None, now_ns, with_ended=with_ended))
+    infos = [silence_info(row, now_ns) for row in rows]
+    if as_json:
+        print_json(infos)
+        return
+    show_items(infos, ("workflow", "kind", "severity", "workspace", "until", "created_by", "reason", "id"), as_json)
 
 
 @notices_app.command("unsilence")
@@ -149,7 +176,7 @@ def unsilence(
     silence_id: Annotated[str, typer.Argument(help="Id, as shown by `notices silences`.")],
     database: DatabaseOption = DATABASE,
 ) -> None:
-    """End a silence now."""
-    if not write(database, lambda c: notice_rows.end_silence(c, silence_id, time.time_ns())):
+    """End a silence now. What still holds is told."""
+    if not write(database, lambda c: silence_rows.end_silence(c, silence_id, time.time_ns())):
         fail(f'there is no silence with id "{silence_id}"')
     out.print(f"[green]✔[/] ended {shown(silence_id)}")

@@ -15,15 +15,18 @@ import msgspec
 
 from tachograph.clock import NS
 from tachograph_exporter.cli.common import fail
-from tachograph_exporter.cli.sources import RunQuery
+from tachograph_exporter.cli.sources import FailureQuery, RunQuery
 from tachograph_exporter.defaults import TOKEN_VARIABLE
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
+from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
+from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
+from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 
 T = TypeVar("T")
@@ -106,6 +109,30 @@ class ServiceSource:
                 return lines, are_older
             parameters["after"] = page["next"]
 
+    def failures(self, query: FailureQuery, limit: int) -> FailurePage | None:
+        """See `Source`."""
+        parameters = {n: rfc3339(v) for n, v in (("from", query.from_ns), ("to", query.to_ns)) if v is not None}
+        parameters |= {"sort": query.sort, "limit": str(limit)}
+        if query.workflow is not None:
+            parameters["workflow"] = query.workflow
+        if query.states:
+            parameters["state"] = ",".join(query.states)
+        return self._optional("/api/failures", parameters, FailurePage)
+
+    def failure(self, group_id: str, from_ns: int | None, limit: int) -> FailureGroupDetail | None:
+        """See `Source`."""
+        parameters = {"limit": str(limit)} | ({"from": rfc3339(from_ns)} if from_ns is not None else {})
+        return self._optional(f"/api/failures/{_quoted(group_id)}", parameters, FailureGroupDetail)
+
+    def change_failure(self, group_id: str, action: str, note: str) -> FailureGroupDetail | None:
+        """See `Source`."""
+        try:
+            said = {"action": action, "note": note}
+            document = self._get(f"/api/failures/{_quoted(group_id)}", method="POST", body=said)
+        except _NotFound:
+            return None
+        return self._read(document, FailureGroupDetail)
+
     def metrics(self, workflow: str, from_ns: int | None, to_ns: int | None) -> WorkflowMetricsSummary | None:
         """See `Source`."""
         parameters = {n: rfc3339(v) for n, v in (("from", from_ns), ("to", to_ns)) if v is not None}
@@ -127,6 +154,11 @@ class ServiceSource:
             parameters = {"a": other, "b": execution_id}
         return self._read(self._found("/api/workflows/executions/compare", parameters), ExecutionComparison)
 
+    def why(self, execution_id: str, baseline_ns: int) -> WhyAnswer:
+        """See `Source`."""
+        path = f"/api/workflows/executions/{_quoted(execution_id)}/why"
+        return self._read(self._found(path, {"baseline": f"{baseline_ns / NS:.3f}s"}), WhyAnswer)
+
     def workflows(self) -> Sequence[WorkflowSummary]:
         """See `Source`."""
         items: list[WorkflowSummary] = []
@@ -140,6 +172,10 @@ class ServiceSource:
     def workflow(self, name: str) -> WorkflowDetail | None:
         """See `Source`."""
         return self._optional(f"/api/workflows/{_quoted(name)}", {}, WorkflowDetail)
+
+    def expectation(self, name: str) -> WorkflowExpectation:
+        """See `Source`."""
+        return self._read(self._found(f"/api/expectations/{_quoted(name)}"), WorkflowExpectation)
 
     def statistics(self) -> ExecutionStats:
         """See `Source`."""
@@ -174,24 +210,28 @@ class ServiceSource:
         _put_back(view, values)
         return view
 
-    def _get(self, path: str, parameters: Mapping[str, str] = {}, method: str = "GET") -> Any:
+    def _get(
+        self, path: str, parameters: Mapping[str, str] = {}, method: str = "GET", body: Mapping[str, str] | None = None
+    ) -> Any:
         query = urllib.parse.urlencode({**self._parameters, **parameters})
         address = f"{self._base}{path}{'?' if query else ''}{query}"
-        request = urllib.request.Request(address, headers=self._headers, method=method)  # noqa: S310 - http(s) only
+        sent = msgspec.json.encode(body) if body is not None else None
+        headers = {**self._headers, **({"Content-Type": "application/json"} if sent is not None else {})}
+        request = urllib.request.Request(address, sent, headers, method=method)  # noqa: S310 - http(s) only
         try:
             with _OPENER.open(request, timeout=_TIMEOUT_SECONDS) as response:
-                body = response.read(_MAX_BYTES + 1)
+                received = response.read(_MAX_BYTES + 1)
         except urllib.error.HTTPError as error:
             with error:
                 self._refused(error.code, error.read(65_536))
         except (urllib.error.URLError, OSError, http.client.HTTPException, ssl.SSLError, ValueError) as error:
             reason = getattr(error, "reason", error)
             fail(f"{self._base} does not answer ({reason or type(error).__name__}); is `tachograph serve` running?")
-        if len(body) > _MAX_BYTES:
+        if len(received) > _MAX_BYTES:
             fail(f"{self._base} answered with more than {_MAX_BYTES >> 20} MiB")
-        if not body:
+        if not received:
             return {}
-        document = _json(body)
+        document = _json(received)
         if not isinstance(document, dict):
             fail(f"{self._base} does not answer as Tachograph does; is it another program, or a proxy's login page?")
         return document

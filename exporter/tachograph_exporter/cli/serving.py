@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from tachograph_exporter.config import (
 )
 from tachograph_exporter.defaults import DEFAULT_LISTEN, LISTEN_VARIABLE, TOKEN_VARIABLE
 from tachograph_exporter.expectations.routing import NOTIFY_VARIABLE, SECRET_VARIABLE
+from tachograph_exporter.garbage import collected_rarely
 from tachograph_exporter.service import CannotListen, Service
 from tachograph_exporter.service import serve as serve_until_stopped
 
@@ -181,14 +181,12 @@ def serve(
 
 def run_service(service: Service, on_ready: Callable[[str], None]) -> None:
     """Serve until the process is asked to stop. ``on_ready`` is called with the address."""
-    # What was imported stays: looking through all of it again would hold the event loop for tens of milliseconds.
-    gc.collect()
-    gc.freeze()
     # A thread that computes keeps the interpreter that long from the event loop, and from a scrape after each of its
     # statements. The default of 5 ms makes a scrape of a hundred statements half a second slower.
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        asyncio.run(serve_until_stopped(service, on_ready))
+        with collected_rarely():
+            asyncio.run(serve_until_stopped(service, on_ready))
     except (CannotListen, StoreError) as error:
         fail(str(error))
 

@@ -16,10 +16,13 @@ from tachograph_exporter.defaults import DEFAULT_DATABASE, DEFAULT_LISTEN, URL_V
 if TYPE_CHECKING:
     from tachograph_exporter.views.schemas.comparison import ExecutionComparison
     from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
+    from tachograph_exporter.views.schemas.expectations import WorkflowExpectation
+    from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailurePage
     from tachograph_exporter.views.schemas.logs import LogEntry
     from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
     from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
     from tachograph_exporter.views.schemas.trends import WorkflowTrends
+    from tachograph_exporter.views.schemas.why import WhyAnswer
     from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 
 DEFAULT_URL: Final = f"http://{DEFAULT_LISTEN}"
@@ -56,6 +59,16 @@ class RunQuery(NamedTuple):
     id: str | None = None
 
 
+class FailureQuery(NamedTuple):
+    """Which failure groups: of a workflow (id or name), in a range of unix nanoseconds, in one of these states."""
+
+    workflow: str | None = None
+    from_ns: int | None = None
+    to_ns: int | None = None
+    states: tuple[str, ...] = ()
+    sort: str = "-last_seen"
+
+
 class Source(Protocol):
     """Answers about runs and workflows. Each method prints an error and exits if it has no answer, unless it says so.
 
@@ -74,6 +87,15 @@ class Source(Protocol):
     def logs(self, execution_id: str, step: str | None, level: str | None, limit: int) -> tuple[list[LogEntry], bool]:
         """(the newest lines of a run, or of one of its steps, in order; whether there are older ones)."""
 
+    def failures(self, query: FailureQuery, limit: int) -> FailurePage | None:
+        """The groups of failures; None without such a workflow."""
+
+    def failure(self, group_id: str, from_ns: int | None, limit: int) -> FailureGroupDetail | None:
+        """A group with its newest failures since a time; None without such a group."""
+
+    def change_failure(self, group_id: str, action: str, note: str) -> FailureGroupDetail | None:
+        """Mute, unmute, resolve or reopen a group; None without such a group."""
+
     def metrics(self, workflow: str, from_ns: int | None, to_ns: int | None) -> WorkflowMetricsSummary | None:
         """A workflow's metrics over the runs that ended in a range; None without such a workflow."""
 
@@ -83,11 +105,18 @@ class Source(Protocol):
     def compare(self, execution_id: str, other: str | None, baseline_ns: int) -> ExecutionComparison:
         """A run compared with another one, or with those of its workflow before it. Both are whole ids."""
 
+    def why(self, execution_id: str, baseline_ns: int) -> WhyAnswer:
+        """Why a run, by its whole id, was slow or failed, compared with those of its workflow before it."""
+
     def workflows(self) -> Sequence[WorkflowSummary]:
         """All workflows of the workspace by name, without their definitions."""
 
     def workflow(self, name: str) -> WorkflowDetail | None:
         """A workflow by name or id, or None."""
+
+    def expectation(self, name: str) -> WorkflowExpectation:
+        """What is expected of a workflow, and who says so."""
+        ...
 
     def statistics(self) -> ExecutionStats:
         """The workspace's runs, counted by status and workflow."""

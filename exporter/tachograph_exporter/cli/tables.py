@@ -59,7 +59,7 @@ def show_metrics(summary: WorkflowMetricsSummary) -> None:
     )  # fmt: skip
     rows = []
     for step in summary.steps[:MAX_ROWS]:
-        wait = step.wait.dependency + step.wait.queue + step.wait.backoff if step.wait is not None else None
+        wait = step.wait.total if step.wait is not None else None
         share = _percent(100 * step.critical_path_share if step.critical_path_share is not None else None)
         rows.append((
             step.step_name, str(step.count), _percent(step.success_rate), _duration(step.p50), _duration(step.p95),

@@ -185,7 +185,7 @@ def _row(
 
 
 def _bar(step: WorkflowStepTimelineEntry, width: int, origin: float, total: float, colour: str) -> Iterator[Segment]:
-    """Work as blocks in the status's colour, failed attempts in red, queueing and backoff as dots."""
+    """Work as blocks in the status's colour, failed attempts in red, queueing, backoff and countdowns as dots."""
     cells = [(" ", "none")] * width
 
     def column(seconds: float) -> int:
@@ -194,6 +194,8 @@ def _bar(step: WorkflowStepTimelineEntry, width: int, origin: float, total: floa
     for attempt in step.attempts:
         begin = _timestamp(attempt.started_at) - origin
         waited = attempt.queue_seconds + attempt.backoff_seconds
+        if attempt.attempt == 1 and step.wait is not None:
+            waited += step.wait.scheduled
         for i in range(column(begin - waited), column(begin)):
             cells[i] = ("·", "bright_black")
     for attempt in step.attempts:

@@ -115,7 +115,8 @@ def show_workflow(
     """Show a workflow's definition: its steps, what they wait for, and what does their work."""
     with open_source(database, url, workspace) as source:
         detail = of_workflow(source, workflow, source.workflow(workflow))
-    if as_json:
+        expectation = source.expectation(detail.name) if not as_json else None
+    if expectation is None:
         print_json(detail)
         return
     kind = "" if detail.is_runnable else ", known from its runs only: it has no definition"
@@ -123,6 +124,10 @@ def show_workflow(
     if detail.description:
         out.print(f"  {shown(detail.description)}", soft_wrap=True)
     out.print(f"  changed {moment(detail.updated_at)}", style="bright_black")
+    if expectation.schedule_source is not None:
+        zone = expectation.expected.timezone or "UTC"
+        schedule, place = expectation.expected.schedule or "", expectation.schedule_source
+        out.print(f"  expected {shown(schedule)} ({shown(zone)}), says {shown(place)}", soft_wrap=True)
     for variable in detail.variables:
         default = variable.get("default_value")
         needed = "required" if variable.get("is_required") else f"default {default!r}"

@@ -61,6 +61,8 @@ def _resources(usage: object) -> dict[str, float | int]:
         "peak_memory_bytes": getattr(usage, "ru_maxrss", 0) * unit,
         "read_bytes": getattr(usage, "ru_inblock", 0) * _BLOCK,
         "written_bytes": getattr(usage, "ru_oublock", 0) * _BLOCK,
+        "voluntary_switches": getattr(usage, "ru_nvcsw", 0),
+        "involuntary_switches": getattr(usage, "ru_nivcsw", 0),
     }
 
 

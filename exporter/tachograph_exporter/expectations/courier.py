@@ -99,7 +99,7 @@ class Courier:
         if row is None:
             return False
         key = Key(row.notice_id, row.phase, row.target)
-        if not self._database.run(lambda c: notices.claim(c, key, now_ns)):
+        if not self._database.run(lambda c: notices.take(c, row, now_ns)):
             return True
         state, next_ns, reason = notices.SENT, 0, ""
         try:

@@ -9,8 +9,9 @@ import msgspec
 
 from tachograph.expectation import Expectation, StepExpectation
 from tachograph_exporter.alerting.thresholds import read_thresholds
+from tachograph_exporter.store.expectations import TAKEN_OVER
 
-SOURCES: Final[tuple[str, ...]] = ("default", "code", "definition", "file", "api")
+SOURCES: Final[tuple[str, ...]] = ("default", *TAKEN_OVER, "code", "definition", "file", "api")
 """Places that say what is expected, the weakest first. The built-in defaults are weaker than all."""
 GRACE_SECONDS: Final = 600.0
 

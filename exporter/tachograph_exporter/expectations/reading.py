@@ -33,6 +33,12 @@ class Expected(NamedTuple):
     limits: Limits
     known_ns: int
 
+    @property
+    def schedule_source(self) -> str | None:
+        """The place whose schedule counts: the strongest that says one."""
+        places = [source for source, expectation in self.said.items() if expectation.schedule is not None]
+        return places[-1] if places else None
+
 
 class Expectations:
     """What all places say, to look up what holds for a workflow."""

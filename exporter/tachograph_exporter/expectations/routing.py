@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 import re
@@ -18,6 +17,7 @@ from tachograph.clock import NS
 from tachograph.errors import Fault
 from tachograph.expectation import SEVERITIES, severity_fault, timezone_fault
 from tachograph_exporter.expectations.findings import KINDS
+from tachograph_exporter.name_patterns import fits
 
 NOTIFY_VARIABLE: Final = "TACHOGRAPH_NOTIFY"
 """URLs for ``serve --notify``, separated by spaces."""
@@ -86,7 +86,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _fits(patterns: Sequence[str], name: str) -> bool:
-    return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return not patterns or any(fits(pattern, name) for pattern in patterns)
 
 
 def masked(url: str) -> str:

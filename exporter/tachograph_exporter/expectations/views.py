@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ def expectation_info(expected: Expected, workflow_id: str | None, evaluation: Ev
         workflow_id=workflow_id,
         state=state,
         schedule_text=evaluation.schedule.text if evaluation.schedule is not None else None,
+        schedule_source=expected.schedule_source,
         expected_start_at=rfc3339_or_none(evaluation.expected_start_ns),
         expected=ExpectedOf(**fields, steps=steps),
         said=dict(expected.said),
@@ -76,6 +78,14 @@ def read_expectation_info(
     return expectation_info(expected, key[1] if key is not None else None, evaluation)
 
 
+def read_workflow_expectation(connection: Connection, workspace_id: str, name: str) -> WorkflowExpectation:
+    """What is expected of one workflow of a workspace (an id), and whether it holds now."""
+    expectations, places = workflow_places(connection, workspace_id, workspace_id)
+    key = dict(places).get(name)
+    running = facts.open_executions(connection) if key is not None else {}
+    return read_expectation_info(connection, expectations.of(workspace_id, name), key, running, time.time_ns())
+
+
 def notice_info(row: Row[Any], messages: Sequence[Row[Any]]) -> NoticeInfo:
     """A notice with what became of its messages."""
     return NoticeInfo(
@@ -90,6 +100,7 @@ def notice_info(row: Row[Any], messages: Sequence[Row[Any]]) -> NoticeInfo:
         recovered_at=rfc3339_or_none(row.resolved_ns),
         recovery=row.recovery or None,
         execution_id=row.execution_id,
+        silence_id=row.silence_id,
         deliveries=[
             DeliveryInfo(phase=m.phase, receiver=m.target, state=m.state, tries=m.tries,
                          changed_at=rfc3339(m.changed_ns), reason=m.reason or None)

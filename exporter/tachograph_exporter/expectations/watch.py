@@ -28,9 +28,11 @@ from tachograph_exporter.expectations.transitions import Told, Transitions, tran
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import expectations as expectation_rows
 from tachograph_exporter.store import facts, notices, state
+from tachograph_exporter.store import silences as silence_rows
 from tachograph_exporter.store.database import Database
-from tachograph_exporter.store.notices import Message, NewNotice, Silence
+from tachograph_exporter.store.notices import Message, NewNotice
 from tachograph_exporter.store.rollups.counting import Key
+from tachograph_exporter.store.silences import Silence
 from tachograph_exporter.store.workspaces import list_workspaces
 from tachograph_exporter.views.comparison import BASELINE_SECONDS, read_baseline_comparison
 
@@ -148,10 +150,25 @@ class Watch:
                     tell = partial(self._tell, expected=value.expected, change=change, now_ns=now_ns)
                     is_news = self._database.run(tell) or is_news
         self.watched = watched
+        is_news = self._release(now_ns) or is_news
         if is_news:
             self._told()
         if now_ns - self._noted_ns > _NOTE_NS or now_ns < self._noted_ns:
             self._note(now_ns)
+
+    def _release(self, now_ns: int) -> bool:
+        """Tell of what still holds and is silenced no more. Returns whether that was news."""
+        silenced = self._database.look(notices.open_silenced)
+        if not silenced:
+            return False
+        silences = self._database.look(lambda c: silence_rows.silences(c, now_ns))
+        is_news = False
+        for row in silenced:
+            if _covering(silences, row.workspace_id, row.workflow, row.kind, row.severity) is None:
+                times = {target.name: target.not_before(row.severity, now_ns) for target in self._targets}
+                tell = partial(notices.release, notice_id=row.id, next_ns=times, now_ns=now_ns)
+                is_news = self._database.run(tell) or is_news
+        return is_news
 
     def _note(self, now_ns: int) -> None:
         """Remember until when everything was evaluated, and clean up."""
@@ -230,7 +247,7 @@ class Watch:
     def _tell(self, connection: Connection, *, expected: Expected, change: Transitions, now_ns: int) -> bool:
         """Store what is to be told, with the messages. Returns whether that was news."""
         slug = self.slugs.get(expected.workspace_id, "")
-        silences = notices.silences(connection, now_ns)
+        silences = silence_rows.silences(connection, now_ns)
         is_news = False
         no_recovery = {target.name for target in self._targets if not target.recoveries}
         for recovery in change.recovered:
@@ -241,19 +258,19 @@ class Watch:
             is_news = resolved or is_news
         for finding in change.opened:
             text = _with_reason(connection, expected.workspace_id, finding.text, finding.execution_id)
+            silence = _covering(silences, expected.workspace_id, expected.workflow, finding.kind, finding.severity)
             new = NewNotice(
                 expected.workspace_id, expected.workflow, finding.kind, finding.key, finding.severity,
                 finding.since_ns, finding.until_ns, text, finding.recovery if finding.until_ns is not None else "",
-                finding.execution_id or None,
+                finding.execution_id or None, silence.id if silence is not None else None,
             )  # fmt: skip
-            messages = self._messages(slug, expected, finding, silences, now_ns)
+            messages = self._messages(slug, expected, finding, silence is not None, now_ns)
             is_news = notices.tell(connection, new, now_ns, messages, no_recovery) is not None or is_news
         return is_news
 
     def _messages(
-        self, workspace: str, expected: Expected, finding: Finding, silences: Sequence[Silence], now_ns: int
+        self, workspace: str, expected: Expected, finding: Finding, is_silent: bool, now_ns: int
     ) -> list[Message]:
-        is_silent = any(s.covers(expected.workspace_id, expected.workflow, finding.kind) for s in silences)
         return [
             Message(target.name, notices.SILENCED, now_ns)
             if is_silent
@@ -300,6 +317,14 @@ class _Facts(NamedTuple):
             return None
         running = self.running.get(key, ())
         return (self.revisions.get(key), tuple((row.execution_id, row.started_ns) for row in running))
+
+
+def _covering(
+    silences: Sequence[Silence], workspace_id: str, workflow: str, kind: str, severity: str
+) -> Silence | None:
+    """The silence that lasts longest of those that are about this, or None."""
+    subject = (workspace_id, workflow, kind, severity)
+    return next((silence for silence in reversed(silences) if silence.covers(*subject)), None)
 
 
 def _is_due(watched: Watched, now_ns: int) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from tachograph.spans import semconv
+from tachograph.spans import celery_tasks, semconv
 from tachograph_exporter.ingest.agent_rules import AGENT_RULES
 from tachograph_exporter.ingest.lineage.vocabulary import LINEAGE_RULES
 from tachograph_exporter.ingest.rules import (
@@ -92,6 +92,15 @@ def celery_state(span: SpanRecord) -> Any:
     return span.attributes.get("celery.state") or ("failure" if span.is_error else "revoked")
 
 
+def celery_together(span: SpanRecord) -> list[str]:
+    """The ids that tasks have in common: of their group, and of the task that all of them come from.
+
+    Only ids that Celery has made: a program may give tasks ids of its own, and the same to one every day.
+    """
+    ids = [span.attributes.get(name) for name in (celery_tasks.GROUP_ID, celery_tasks.ROOT_ID)]
+    return [value for value in ids if isinstance(value, str) and _CELERY_ID.fullmatch(value)]
+
+
 def airflow_task(span: SpanRecord) -> str:
     """The key of a task instance, the same for all its tries."""
     attributes = span.attributes
@@ -104,6 +113,7 @@ def airflow_index(span: SpanRecord) -> Any:
     return value if type(value) is int and value >= 0 else None
 
 
+_CELERY_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _INSTANCE: Final = re.compile(r"(?s)(.*)\[([^\[\]]*)\]")
 
 
@@ -270,14 +280,16 @@ TEMPORAL: Final = (
                 "HandleUpdate:", "StartWorkflowUpdate:", "StartNexusOperation:")),
 )  # fmt: skip
 
-# Celery: opentelemetry-instrumentation-celery 0.66.
+# Celery: opentelemetry-instrumentation-celery 0.66; the ids of roots, groups and chords are from
+# `tachograph.spans.celery_tasks`.
 _MESSAGE: Final = attribute("messaging.message.id", "messaging.message_id")
 CELERY: Final = (
     Rule(engine="celery", role=Role.QUEUED, equals={"celery.action": "apply_async"}, name=attribute("celery.task_name"),
-         key=_MESSAGE, lasting=True),
+         key=_MESSAGE, lasting=True, together=celery_together),
     Rule(engine="celery", role=Role.STEP, equals={"celery.action": "run"}, name=attribute("celery.task_name"),
          attempt=attribute("celery.retries"), first_attempt=0, state=celery_state, states=RESULTS,
-         why=attribute("celery.retry.reason"), key=_MESSAGE, due=moment("celery.eta"), lasting=True, linked=True),
+         why=attribute("celery.retry.reason"), key=_MESSAGE, due=moment("celery.eta"), lasting=True, linked=True,
+         together=celery_together, releases=attribute(celery_tasks.CHORD_ID)),
 )  # fmt: skip
 
 # Dagster: dagster-otel 0.5. A step's parent is the first step that it waited for, with links to the others.
@@ -297,7 +309,8 @@ _RQ: Final[dict[str, Any]] = {
 }  # fmt: skip
 RQ: Final = (
     Rule(role=Role.QUEUED, names=("setup dependencies",), waits=True, **_RQ),
-    Rule(role=Role.QUEUED, names=("publish", "schedule"), **_RQ),
+    Rule(role=Role.QUEUED, names=("schedule",), schedules=True, **_RQ),
+    Rule(role=Role.QUEUED, names=("publish",), **_RQ),
     Rule(role=Role.STEP, names=("consume",), **_RQ),
     Rule(role=Role.OUTCOME, names=("perform", "handle_job_success"), **_RQ),
     Rule(role=Role.OUTCOME, names=("handle_job_failure",), outcome="failed", **_RQ),

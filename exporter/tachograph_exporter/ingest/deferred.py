@@ -121,7 +121,9 @@ class DeferredTraces:
         """Assemble traces. One that cannot be costs no other; it is due in the database, and set aside there."""
         chosen = frozenset(trace_ids)
         try:
-            self._store.commit(lambda c: (None, self._store.assemble(c, workspace_id, workspace, chosen, kept)))
+            self._store.commit(
+                lambda c: (None, self._store.assemble_deferred(c, workspace_id, workspace, chosen, kept))
+            )
         except StoreUnavailable as error:
             quiet.warning("unavailable", "executions could not be assembled, they are due later: %s", error)
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -11,11 +12,29 @@ from tachograph_exporter.ingest.announcements import Announced
 from tachograph_exporter.ingest.log_records import EXCEPTION
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
-from tachograph_exporter.ingest.trace_executions import Reading
+from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
 from tachograph_exporter.ingest.trace_groups import Together, Unit
 from tachograph_exporter.store.log_rows import errors_of
 
 SpansByTrace = Mapping[str, Sequence[SpanRecord]]
+
+
+class Fault(NamedTuple):
+    """A trace that cannot be assembled, and why."""
+
+    trace_id: str
+    spans: Sequence[SpanRecord]
+    error: Exception
+
+
+class _Group(NamedTuple):
+    """What was added of traces that are assembled together, see `Readings.add`."""
+
+    unit: Unit
+    spans: SpansByTrace
+    told: SpansByTrace
+    announced: Mapping[str, Mapping[str, Announced]]
+    is_quiet: bool
 
 
 class Readings:
@@ -24,6 +43,7 @@ class Readings:
     def __init__(self, book: Rulebook) -> None:
         self._book = book
         self._together: dict[str, Together] = {}
+        self._groups: dict[str, _Group] = {}
         self.readings: dict[str, Reading] = {}
 
     def add(
@@ -44,12 +64,27 @@ class Readings:
         whole, earlier, states = spans[present[0]], told[present[0]], announced.get(present[0], {})
         if unit.is_group:
             own = {trace_id: spans[trace_id] for trace_id in present}
+            self._groups[unit.key] = _Group(unit, own, told, announced, is_quiet)
             together = self._together[unit.key] = Together(own, self._book)
             whole = together.read(own)
             earlier = together.read({trace_id: told[trace_id] for trace_id in present})
             states = together.states({trace_id: announced.get(trace_id, {}) for trace_id in present})
         earlier = [span for span in earlier if states.get(span.span_id) is Announced.EVERYTHING]
         self.readings[unit.key] = Reading(whole, states, earlier, is_quiet, unit.traces)
+
+    def leave_out_faults(self, executions: TraceExecutions, workspace: str, now_ns: int) -> list[Fault]:
+        """Leave out of groups what cannot be assembled even by itself, so that the rest can be. Returns these traces.
+
+        For a group of which nothing could be assembled, nothing changes.
+        """
+        faults: list[Fault] = []
+        for group in list(self._groups.values()):
+            errors = executions.faults_of(workspace, group.spans, now_ns)
+            rest = {trace_id: own for trace_id, own in group.spans.items() if trace_id not in errors}
+            if errors and rest:
+                faults += [Fault(trace_id, group.spans[trace_id], error) for trace_id, error in errors.items()]
+                self.add(group.unit, rest, group.told, group.announced, is_quiet=group.is_quiet)
+        return faults
 
     @property
     def traces(self) -> AbstractSet[str]:

@@ -13,7 +13,7 @@ from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
-from tachograph_exporter.ingest import span_rows, span_store, trace_executions
+from tachograph_exporter.ingest import rests, span_rows, span_store, trace_executions
 from tachograph_exporter.ingest.announcements import Announced, mark_reassembled, write_untold
 from tachograph_exporter.ingest.leases import lost_as_told, lost_now, with_losses
 from tachograph_exporter.ingest.readings import Readings, add_logged_errors
@@ -25,7 +25,6 @@ from tachograph_exporter.store.schema import traces, workspaces
 
 quiet = QuietLog(logging.getLogger(__name__))
 
-_CLAIM_SECONDS: Final = 120.0
 _LATEST_SECONDS: Final = 2 * trace_executions.ENDED_SECONDS
 """More than any trace is put off."""
 
@@ -58,7 +57,7 @@ def _is_due(now_ns: int) -> ColumnElement[bool]:
 
 
 def claim_due(connection: Connection, limit: int = 20) -> list[DueTrace]:
-    """Claim traces that are due; a claim holds for `_CLAIM_SECONDS`, then the trace is due again."""
+    """Claim traces that are due; a claim holds for `span_rows.CLAIM_SECONDS`, then the trace is due again."""
     now = time.time_ns()
     query = (
         select(_traces.workspace_id, workspaces.c.slug, _traces.trace_id, _traces.changed_ns)
@@ -68,7 +67,7 @@ def claim_due(connection: Connection, limit: int = 20) -> list[DueTrace]:
         .limit(limit)
     )
     claimed = []
-    again_ns = now + round(_CLAIM_SECONDS * NS)
+    again_ns = now + round(span_rows.CLAIM_SECONDS * NS)
     for workspace_id, slug, trace_id, changed in connection.execute(query).all():
         connection.execute(
             update(traces)
@@ -132,8 +131,12 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
     if due.trace_id not in kept.spans:
         return
 
+    took = 0.0
+
     def work(connection: Connection) -> tuple[None, Sequence[Event]]:
+        nonlocal took
         locking.lock(connection)
+        began = time.monotonic()
         workspace_id = due.workspace_id
         unit, rows = _unit(connection, due)
         if due.trace_id not in rows:
@@ -158,13 +161,14 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
         is_quiet = due.is_quiet and not (has_changed or is_first or _is_growing(connection, due, unit, now))
         readings = Readings(store.book)
         readings.add(kept.unit, whole, told, announced, is_quiet=is_quiet)
-        result = store.executions.update(connection, workspace_id, due.workspace, readings.readings, now)
+        result = store.assemble(connection, workspace_id, due.workspace, readings, now)
         withheld = readings.by_trace(result.withheld)
         for trace_id, own in kept.spans.items():
             states = {span.span_id: announced[trace_id].get(span.span_id, Announced.EVERYTHING) for span in own}
             mark_reassembled(connection, workspace_id, trace_id, states, withheld.get(trace_id))
         open_spans.mark_told(connection, workspace_id, sorted(leases))
-        soon = now + round(span_rows.LATER_SECONDS * NS)
+        took = time.monotonic() - began
+        soon = now + round(max(span_rows.LATER_SECONDS, min(rests.TIMES * took, rests.MAX_SECONDS)) * NS)
         due_ns = soon if has_changed else result.due.get(kept.unit.key)
         # All of them have been assembled; one remembers when to do so again.
         for trace_id in kept.rows:
@@ -173,6 +177,8 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
         return None, result.new
 
     store.commit(work)
+    if took:
+        store.rests.note(due.workspace_id, due.trace_id, took)
 
 
 def _is_growing(connection: Connection, due: DueTrace, unit: Unit, now_ns: int) -> bool:

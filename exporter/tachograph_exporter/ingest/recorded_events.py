@@ -20,10 +20,11 @@ from sqlalchemy import Connection
 
 from tachograph.clock import MAX_NS, NS
 from tachograph.errors import StoreUnavailable
-from tachograph.events import Event, ExecutionFinished, ExecutionQueued, ExecutionStarted, Heartbeat
+from tachograph.events import Event, ExecutionEvent, Heartbeat, StepFinished, StepRetrying
 from tachograph.identity import ExecutionRef, workflow_id
 from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
+from tachograph.resources import cleaned
 from tachograph_exporter.ingest.request_queue import RequestQueue
 from tachograph_exporter.store import executions, locking, partitions, senders
 from tachograph_exporter.store.batch import Batch
@@ -216,14 +217,17 @@ def in_workspace(event: Event, workspace: str) -> Event:
         version=clean_name(ref.version),
         project=clean_name(ref.project),
     )
-    if isinstance(event, ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat):
+    if isinstance(event, ExecutionEvent):
         return replace(event, execution=execution)
     step = event.step
     if not _ID.fullmatch(step.step_id) or not (step.parent_step_id is None or _ID.fullmatch(step.parent_step_id)):
         raise ValueError("a step_id or parent_step_id is no id of at most 36 letters, digits, dots and dashes")
     if not _SPAN_ID.fullmatch(step.span_id) or not _SPAN_ID.fullmatch(step.parent_span_id):
         raise ValueError("a span_id of the step is not 16 lower-case hex digits")
-    return replace(event, step=replace(step, execution=execution, name=clean_name(step.name)))
+    step = replace(step, execution=execution, name=clean_name(step.name))
+    if isinstance(event, StepFinished | StepRetrying) and event.resources is not None:
+        return replace(event, step=step, resources=cleaned(event.resources))
+    return replace(event, step=step)
 
 
 def _check_ref(ref: ExecutionRef) -> None:

@@ -110,8 +110,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     ``first_attempt``), ``state`` a key of ``states``, ``why`` the reason of a failure. ``outcome`` is the status where
     no state says otherwise. Steps with the same ``key`` are attempts of the same step; without a key, steps of the same
     name and parent are, if each but the last failed before the next one began. ``waits_for`` reads the keys of the
-    steps that it waited for. ``moments`` reads attempts that only events tell of. ``workflow`` names the workflow when
-    the execution has no span of its own; of role INSIDE, the span asked for the execution of the same ``series``.
+    steps that it waited for, ``releases`` the key of one that waited for it. ``moments`` reads attempts that only
+    events tell of. ``workflow`` names the workflow when the execution has no span of its own; of role INSIDE, the span
+    asked for the execution of the same ``series``.
 
     Times in unix nanoseconds: ``queued`` reads when an execution was queued and ``began`` when it started, where its
     span does not say so; ``due`` the time before which an attempt was not to start (a countdown, an ETA),
@@ -119,13 +120,16 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     ``links``: what it means that a step has none. ``follows``: the step above a span is a dependency, not an enclosing
     step. ``blocks``: what follows a failed step does not run, so no step that ran waited for one. ``waits``: a step
-    that was asked for (QUEUED) waits for its dependencies first. ``lasting``: an execution with such spans ends with
-    its last step, not with the span above them. ``opens``: a zero-length span marks the start of an execution, and one
-    of role END its end. ``retries``: a failed step may be retried for as long as its execution runs. ``series``:
-    executions of which this reads the same value follow each other, so none of them ran inside another, and only the
-    last of them can be open. ``reused``: the engine gives all attempts the same span id. ``across_traces``: spans with
-    the same ``run_id`` are of one run in whatever traces they are. ``linked``: a span without a parent is below the
-    span of another trace that it links to first.
+    that was asked for (QUEUED) waits for its dependencies first. ``schedules``: it waits for a time first, and another
+    span of role QUEUED says when that has come. ``lasting``: an execution with such spans ends with its last step, not
+    with the span above them. ``opens``: a zero-length span marks the start of an execution, and one of role END its
+    end. ``retries``: a failed step may be retried for as long as its execution runs. ``series``: executions of which
+    this reads the same value follow each other, so none of them ran inside another, and only the last of them can be
+    open. ``reused``: the engine gives all attempts the same span id. ``across_traces``: spans with the same ``run_id``
+    are of one run in whatever traces they are. ``linked``: a span without a parent is below the span of another trace
+    that it links to first. ``together`` reads keys: spans that share one are of one execution, in whatever traces they
+    are; without a span around all of them, of that which the first of them began. Where there are several keys, the
+    first is the engine's id of the execution.
 
     ``step_type`` is what kind of step it is. ``usage`` reads tokens and cost, and ``cause`` the type of an error where
     the span's exception is not it. ``of_agent``: part of an agent's run, in which the steps inside a step wait for each
@@ -160,6 +164,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     key: Read | None = None
     moments: Callable[[SpanRecord], Sequence[Moment]] | None = None
     waits_for: Callable[[SpanRecord], Sequence[str]] | None = None
+    releases: Read | None = None
     queued: Read | None = None
     began: Read | None = None
     due: Read | None = None
@@ -169,12 +174,14 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     follows: bool = False
     blocks: bool = False
     waits: bool = False
+    schedules: bool = False
     lasting: bool = False
     opens: bool = False
     retries: bool = False
     reused: bool = False
     across_traces: bool = False
     linked: bool = False
+    together: Callable[[SpanRecord], Sequence[str]] | None = None
     step_type: str = ""
     usage: Callable[[SpanRecord], Usage | None] | None = None
     cause: Read | None = None
@@ -248,7 +255,7 @@ class Rulebook:
             name for rule in rules if not (rule.has or rule.equals or rule.resource_has) for name in rule.names or ("",)
         )
         self._reused = tuple(name for rule in rules if rule.reused for name in rule.names)
-        tying = [rule for rule in rules if rule.across_traces or rule.linked]
+        tying = [rule for rule in rules if rule.across_traces or rule.linked or rule.together is not None]
         self._tying = frozenset(name for rule in tying for name in (*rule.has, *rule.equals))
         self._always_ties = any(not (rule.has or rule.equals) for rule in tying)
 
@@ -263,7 +270,7 @@ class Rulebook:
         return next((rule for rule in self.rules if rule.matches(span)), None)
 
     def may_tie(self, span: SpanRecord) -> bool:
-        """Whether a span may say that its trace belongs to others (see `Rule.across_traces`, `Rule.linked`)."""
+        """Whether a span may tie its trace to others (`Rule.across_traces`, `Rule.linked`, `Rule.together`)."""
         return self._always_ties or not self._tying.isdisjoint(span.attributes)
 
     def repetition(self, span: SpanRecord) -> int:

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.clock import NS
 from tachograph_exporter.ingest.announcements import Announced, with_more_untold
+from tachograph_exporter.ingest.rests import Rests
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
 from tachograph_exporter.store.inserting import insert_many, upsert
 from tachograph_exporter.store.keyed import KEYS, keyed
@@ -21,6 +22,8 @@ MAX_AT_ONCE: Final = 2_000
 """A trace with at most this many spans is assembled whenever a span arrives, a longer one later."""
 LATER_SECONDS: Final = 1.0
 """How long a longer trace waits at least."""
+CLAIM_SECONDS: Final = 120.0
+"""How long nobody else assembles a trace that somebody has begun to assemble."""
 SPANS_PER_SECOND: Final = 10_000
 """A longer trace waits another second for every so many spans, so that assembling it repeatedly stays cheap."""
 _CHUNK: Final = 500
@@ -62,6 +65,8 @@ class SpanRows:
         self._put_resource = str(insert(span_resources).on_conflict_do_nothing().compile(dialect=dialect))
         self._index = SpanIndex(dialect, Source.ARRIVED)
         self._notes: list[Notes] = []
+        self.rests = Rests()
+        """How long longer traces wait, too."""
 
     def put(
         self,
@@ -141,7 +146,11 @@ class SpanRows:
                     service, name = row.root_service, row.root_name
             if (size := (sizes or counts)[trace_id]) > MAX_AT_ONCE:
                 later = now + round((LATER_SECONDS + size / SPANS_PER_SECOND) * NS)
-                due_ns = row.due_ns if row is not None and row.due_ns is not None else later
+                later = max(later, self.rests.until_ns(workspace_id, trace_id))
+                due_ns = row.due_ns if row is not None else None
+                # What waits for an end that no span tells need not wait for it with spans that have arrived.
+                if due_ns is None or due_ns > now + round(CLAIM_SECONDS * NS):
+                    due_ns = later
                 untold = row.untold if row is not None and deferred_ns is not None else None
             elif deferred_ns is not None:
                 due_ns = min(row.due_ns, deferred_ns) if row is not None and row.due_ns is not None else deferred_ns

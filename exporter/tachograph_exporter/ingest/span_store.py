@@ -8,6 +8,7 @@ When very many spans arrive at once, they are stored first (see `deferred`).
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import defaultdict
@@ -18,7 +19,9 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
+from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
+from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest.announcements import (
     Announced,
     mark_assembled,
@@ -31,7 +34,7 @@ from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.leases import Leases, lost_as_told, lost_now, says_more, with_losses
 from tachograph_exporter.ingest.lineage.joining import engine_key
 from tachograph_exporter.ingest.lineage.lineage_store import Arrived, LineageStore
-from tachograph_exporter.ingest.readings import Readings, add_logged_errors
+from tachograph_exporter.ingest.readings import Fault, Readings, add_logged_errors
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_rows import (
     LATER_SECONDS,
@@ -39,13 +42,14 @@ from tachograph_exporter.ingest.span_rows import (
     SpanRows,
     ends_of,
     make_due,
+    of_trace,
     stored_spans,
     trace_rows,
 )
 from tachograph_exporter.ingest.spans import SpanRecord, export_request, told_apart
-from tachograph_exporter.ingest.trace_executions import TraceExecutions
+from tachograph_exporter.ingest.trace_executions import TraceExecutions, Update
 from tachograph_exporter.ingest.trace_groups import TraceGroups, Unit, size_of, units_of
-from tachograph_exporter.store import locking, open_spans, refused
+from tachograph_exporter.store import failures, locking, open_spans, refused
 from tachograph_exporter.store.lineage import LineageRows
 from tachograph_exporter.store.open_spans import OpenSpans
 from tachograph_exporter.store.writer import StoreWriter
@@ -57,7 +61,12 @@ DEFERRED_SECONDS: Final = 30.0
 
 SpanKey: TypeAlias = tuple[str, str]
 """(trace id, span id)"""
+_FaultOf: TypeAlias = tuple[str, str, Fault]
+"""(workspace id, its name, the trace)"""
 _T = TypeVar("_T")
+_MAX_KNOWN_FAULTS: Final = 10_000
+
+quiet: Final = QuietLog(logging.getLogger(__name__))
 
 
 class Taken(NamedTuple):
@@ -103,8 +112,11 @@ class SpanStore:
         self._writer = writer
         self._publish = publish
         self._publishing = threading.Lock()
+        self._faults: list[_FaultOf] = []
+        self._known_faults: set[tuple[str, str]] = set()
         self.book = book
         self._rows = SpanRows(writer.database.dialect)
+        self.rests = self._rows.rests
         self._groups = TraceGroups(writer.database.dialect, book)
         self._open_spans = OpenSpans(writer.database.dialect)
         self.lineage = LineageStore(self.executions, self._rows, LineageRows(writer.database.dialect))
@@ -118,14 +130,60 @@ class SpanStore:
         # An execution's events are published in order, whichever thread assembled it.
         with self._publishing:
             is_committed = False
+            self._faults.clear()
             try:
                 result, events = self._writer.commit(work)
                 is_committed = True
             finally:
                 self._rows.settle(is_committed=is_committed)
+            faults = self._faults.copy()
             if events:
                 self._publish(events)
+        if faults:
+            self._set_faults_aside(faults)
         return result
+
+    def assemble(
+        self,
+        connection: Connection,
+        workspace_id: str,
+        workspace: str,
+        readings: Readings,
+        now: int,
+        emptied: AbstractSet[str] = frozenset(),
+        *,
+        arrived: AbstractSet[str] = frozenset(),
+    ) -> Update:
+        """Bring the executions of traces up to date.
+
+        A trace of a group that cannot be assembled is left out of it, and set aside with the reason when the
+        transaction is committed. Raises what is wrong with one of ``arrived``: of these, no span has been stored yet.
+        """
+        try:
+            return self.executions.update(connection, workspace_id, workspace, readings.readings, now, emptied)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            faults = [] if failures.is_away(error) else readings.leave_out_faults(self.executions, workspace, now)
+            if not faults or not arrived.isdisjoint([fault.trace_id for fault in faults]):
+                raise
+            self._faults += [(workspace_id, workspace, fault) for fault in faults]
+            return self.executions.update(connection, workspace_id, workspace, readings.readings, now, emptied)
+
+    def _set_faults_aside(self, faults: Sequence[_FaultOf]) -> None:
+        for workspace_id, workspace, fault in faults:
+            key = (workspace_id, fault.trace_id)
+            if key in self._known_faults:
+                continue
+            quiet.warning(type(fault.error), "trace %s is left out of its run: %r", fault.trace_id, fault.error)
+            try:
+                # Its spans are stored; one of them is enough to try again.
+                spans = self.database.look(lambda c, k=key: of_trace(c, *k))[:1]  # type: ignore[misc]
+                self.set_aside(workspace, spans, fault.error)
+            except StoreUnavailable:
+                continue  # It will be found again.
+            if len(self._known_faults) < _MAX_KNOWN_FAULTS:
+                self._known_faults.add(key)
 
     def set_aside(self, workspace: str, spans: Sequence[SpanRecord], error: BaseException) -> None:
         """Keep spans of a trace that were refused, with the reason. Raises `StoreUnavailable`."""
@@ -147,7 +205,7 @@ class SpanStore:
     ) -> Taken:
         """Store spans and bring the executions of their traces up to date.
 
-        ``is_hurried``: store them only; `assemble` is called for their traces later.
+        ``is_hurried``: store them only; `assemble_deferred` is called for their traces later.
         """
         locking.lock(connection)
         candidates = self._newest(arrived)
@@ -210,7 +268,7 @@ class SpanStore:
         readings = Readings(self.book)
         for unit in changed:
             readings.add(unit, whole, told, announced)
-        update = self.executions.update(connection, workspace_id, workspace, readings.readings, now, emptied)
+        update = self.assemble(connection, workspace_id, workspace, readings, now, emptied, arrived=fresh.keys())
         withheld = readings.by_trace(update.withheld)
         if fresh:
             self._rows.put(connection, workspace_id, fresh, sizes, withheld)
@@ -275,11 +333,11 @@ class SpanStore:
             is_waiting = any(again.rows[i].untold for i in unit.traces if i in again.rows)
             if not is_waiting and not again.changed.isdisjoint(unit.traces):
                 readings.add(unit, again.whole, again.told, again.announced)
-        events = self.executions.update(connection, workspace_id, workspace, readings.readings, now).new
+        events = self.assemble(connection, workspace_id, workspace, readings, now).new
         open_spans.mark_told(connection, workspace_id, sorted(readings.traces & again.leased))
         return events
 
-    def assemble(
+    def assemble_deferred(
         self,
         connection: Connection,
         workspace_id: str,
@@ -299,7 +357,7 @@ class SpanStore:
         for unit in again.units:
             if any(again.rows[i].untold for i in unit.traces if i in again.rows):
                 readings.add(unit, again.whole, again.told, again.announced)
-        update = self.executions.update(connection, workspace_id, workspace, readings.readings, time.time_ns())
+        update = self.assemble(connection, workspace_id, workspace, readings, time.time_ns())
         withheld = readings.by_trace(update.withheld)
         for trace_id, states in withheld.items():
             known = again.announced.get(trace_id, {})

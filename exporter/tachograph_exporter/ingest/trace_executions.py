@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, bindparam, select
 
 from tachograph.clock import NS
 from tachograph.events import Event, ExecutionStatus
+from tachograph.reported_process import ReportedProcess
 from tachograph_exporter.ingest.announcements import Announced, keys_of, start_key, unannounced
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey, assemble
 from tachograph_exporter.ingest.lineage.vocabulary import SCOPE
@@ -99,6 +100,12 @@ class TraceExecutions:
         # Whoever ran an execution recorded it in this very database, and knows more than its spans say.
         recorded = {row.execution_id for row in rows.values() if row.process != INGESTED_PROCESS}
         recorded_traces = {row.trace_id for row in rows.values() if row.execution_id in recorded}
+        # The engine's own hooks told of these.
+        reported = [
+            (row.trace_id, told.engine)
+            for row in rows.values()
+            if row.process is not None and (told := ReportedProcess.parse(row.process)) is not None and told.engine
+        ]
         events: list[Event] = []
         new: list[Event] = []
         due: dict[str, int] = {}
@@ -107,6 +114,7 @@ class TraceExecutions:
         unsettled: set[str] = set()
         for trace_id, executions in assembled.items():
             reading = readings[trace_id]
+            told_by = {engine for trace, engine in reported if trace in traces_of[trace_id]}
             is_recorded = not recorded_traces.isdisjoint(traces_of[trace_id])
             begun = {span_id for span_id, state in reading.announced.items() if state is Announced.BEGUN}
             starts = begun | {span_id for span_id, state in reading.announced.items() if state is Announced.START}
@@ -122,7 +130,7 @@ class TraceExecutions:
             for execution in executions:
                 execution_id = execution.execution.execution_id
                 is_stray = execution.root is None and not execution.is_named and is_recorded
-                if execution_id in recorded or is_stray:
+                if execution_id in recorded or is_stray or (told_by and self._is_of(execution, told_by)):
                     continue
                 ids_now.add(execution_id)
                 events += execution.events
@@ -165,6 +173,22 @@ class TraceExecutions:
         for i in range(0, len(new), _MAX_EVENTS):
             self._writer.append_log(connection, new[i : i + _MAX_EVENTS])
         return Update(new, due, withheld)
+
+    def _is_of(self, execution: AssembledExecution, engines: AbstractSet[str]) -> bool:
+        """Whether one of these engines ran a part of an execution."""
+        first = [execution.root] if execution.root is not None else []
+        rules = [self._book.find(span) for span in (*first, *execution.spans)]
+        return any(rule is not None and rule.engine in engines for rule in rules)
+
+    def faults_of(self, workspace: str, spans: Mapping[str, Sequence[SpanRecord]], now: int) -> dict[str, Exception]:
+        """Those of these traces that cannot be assembled even by themselves, with the reason."""
+        faults: dict[str, Exception] = {}
+        for trace_id, own in spans.items():
+            try:
+                assemble(workspace, own, now, self._book)
+            except Exception as error:
+                faults[trace_id] = error
+        return faults
 
     def _avoid_taken_ids(
         self,

@@ -1,15 +1,15 @@
 """Runs of which several traces tell: the traces that are read together, and their spans as those of one trace.
 
-Traces belong together where spans of them name the same run of an engine (`Rule.across_traces`), or where a span
-without a parent links to the span that asked for it (`Rule.linked`). Whichever arrives first, it is noted in which
-group the run is, or the trace that was linked to. Groups are bounded: traces that would make one too large stay by
-themselves.
+Traces belong together where spans of them name the same run of an engine (`Rule.across_traces`) or share a key
+(`Rule.together`), or where a span without a parent links to the span that asked for it (`Rule.linked`). Whichever
+arrives first, it is noted in which group the run is, or the trace that was linked to. Groups are bounded: traces that
+would make one too large stay by themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -48,16 +48,21 @@ def alone(trace_id: str) -> Unit:
     return Unit(trace_id, (trace_id,))
 
 
-def tie_of(span: SpanRecord, book: Rulebook) -> str | None:
-    """The key of what a span says that its trace belongs to: a run, or the trace of the span that asked for it."""
+def ties_of(span: SpanRecord, book: Rulebook) -> Iterator[str]:
+    """The keys of what a span says that its trace belongs to: runs, and the trace of the span that asked for it."""
     if span.scope == SCOPE or not book.may_tie(span) or (rule := book.find(span)) is None:
-        return None
+        return
     if rule.across_traces and rule.run_id is not None and (run := rule.run_id(span)) is not None:
-        digest = hashlib.blake2b(f"{rule.engine}\0{run}".encode(errors="replace"), digest_size=16)
-        return RUN + digest.hexdigest()
+        yield _run_key(f"{rule.engine}\0{run}")
+    if rule.together is not None:
+        for key in rule.together(span):
+            yield _run_key(f"{rule.engine}\0together\0{key}")
     if rule.linked and not span.parent_span_id and span.elsewhere:
-        return TRACE + span.elsewhere[0][0]
-    return None
+        yield TRACE + span.elsewhere[0][0]
+
+
+def _run_key(run: str) -> str:
+    return RUN + hashlib.blake2b(run.encode(errors="replace"), digest_size=16).hexdigest()
 
 
 class TraceGroups:
@@ -91,7 +96,7 @@ class TraceGroups:
         return {trace_id: joining.unit(trace_id) for trace_id in arrived}
 
     def _ties(self, spans: Iterable[SpanRecord]) -> set[str]:
-        return {key for span in with_early_attributes(list(spans)) if (key := tie_of(span, self._book)) is not None}
+        return {key for span in with_early_attributes(list(spans)) for key in ties_of(span, self._book)}
 
     @staticmethod
     def of(connection: Connection, workspace_id: str, trace_ids: Iterable[str]) -> dict[str, Unit]:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, Table, delete, select
 
 from tachograph.errors import ArchiveError
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.failure_groups.reading import groups_in
 from tachograph_exporter.store.schema import (
     archived_executions,
     workflow_executions,
@@ -68,6 +69,7 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
         steps,
         cast("Sequence[Row[Any]]", [SimpleNamespace(**part) for part in parts["attempts"]]),
         cast("Sequence[Row[Any]]", [SimpleNamespace(**part) for part in parts["reports"]]),
+        groups_in(connection, [execution_id]).get(execution_id, {}),
     )
 
 

@@ -21,12 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import Connection, delete, func, insert, literal, select
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, literal, or_, select
 
 from tachograph.clock import NS
 from tachograph.errors import ArchiveError
 from tachograph_exporter.store import locking, log_rows, partitions, state
 from tachograph_exporter.store.archive import PART_TABLES, load_pyarrow, parquet_schema, read_records
+from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
 from tachograph_exporter.store.rollups.periods import DAY, floor
 from tachograph_exporter.store.schema import (
@@ -41,6 +42,7 @@ from tachograph_exporter.store.schema import (
 )
 from tachograph_exporter.store.span_index import Source
 from tachograph_exporter.store.span_index_reading import drop_days
+from tachograph_exporter.store.trace_groups import TRACE
 
 if TYPE_CHECKING:
     from tachograph_exporter.store.database import Database
@@ -114,7 +116,8 @@ def archive(
 def delete_spans(database: Database, before_ns: int) -> int:
     """Delete traces that ended before a moment and have received nothing since. Returns the number of spans.
 
-    Executions that were read from them stay. Safe to stop at any moment.
+    A trace stays as long as one of its group does, or something in it runs. Executions that were read from traces stay.
+    Safe to stop at any moment.
     """
     total = 0
     while True:
@@ -143,7 +146,7 @@ def _delete_spans(connection: Connection, before_ns: int) -> int | None:
     columns = traces.c
     old = connection.execute(
         select(columns.workspace_id, columns.trace_id)
-        .where(columns.end_ns < before_ns, columns.changed_ns < before_ns)
+        .where(columns.end_ns < before_ns, columns.changed_ns < before_ns, ~_is_needed(before_ns))
         .limit(CHUNK)
     ).all()
     if not old:
@@ -162,6 +165,34 @@ def _delete_spans(connection: Connection, before_ns: int) -> int | None:
             )
         deleted += result.rowcount
     return deleted
+
+
+def _is_needed(before_ns: int) -> ColumnElement[bool]:
+    """Whether an old trace tells of what goes on: another one of its group is younger, or an open span was heard of."""
+    own, other, younger = trace_keys.alias(), trace_keys.alias(), traces.alias()
+    beside = (
+        select(younger.c.trace_id)
+        .select_from(own)
+        .join(other, (other.c.workspace_id == own.c.workspace_id) & (other.c.trace_id == own.c.trace_id))
+        .join(
+            younger,
+            (younger.c.workspace_id == other.c.workspace_id)
+            & (younger.c.trace_id == func.substr(other.c.key, len(TRACE) + 1)),
+        )
+        .where(
+            own.c.workspace_id == traces.c.workspace_id,
+            own.c.key == literal(TRACE) + traces.c.trace_id,
+            other.c.key.like(f"{TRACE}%"),
+            or_(younger.c.end_ns >= before_ns, younger.c.changed_ns >= before_ns),
+        )
+    )
+    alive = select(open_spans.c.span_id).where(
+        open_spans.c.workspace_id == traces.c.workspace_id,
+        open_spans.c.trace_id == traces.c.trace_id,
+        open_spans.c.seen_ns >= before_ns,
+        open_spans.c.lost_ns.is_(None),
+    )
+    return or_(beside.exists(), alive.exists())
 
 
 def count_before(connection: Connection, older_than_ns: int) -> int:
@@ -271,6 +302,8 @@ def _move(connection: Connection, ids: Sequence[str], path: Path | None, day_s: 
         )
         connection.execute(delete(archived_executions).where(archived_executions.c.execution_id.in_(ids)))
         connection.execute(insert(archived_executions).from_select([*columns, "archive"], source))
+    else:
+        occurrences.leave(connection, ids)
     for table in (*PART_TABLES.values(), workflow_executions):
         connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
     return len(ids)

@@ -18,7 +18,6 @@ from tachograph.events import (
     ExecutionStatus,
     Failure,
     Heartbeat,
-    Resources,
     StepCost,
     StepFinished,
     StepLogged,
@@ -30,10 +29,13 @@ from tachograph.events import (
     StepSkipped,
     StepStarted,
     StepStatus,
+    WorkflowExpected,
 )
 from tachograph.expectation import Expectation
-from tachograph.identity import ExecutionRef, StepRef, workspace_id
+from tachograph.identity import ExecutionRef, Origin, StepRef, workspace_id
+from tachograph.resources import Resources
 from tachograph_exporter.store import partitions
+from tachograph_exporter.store.expectations import CODE, ENGINE, ENGINES
 from tachograph_exporter.store.merging import Rows, execution_rank, folded_rank, step_rank
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
 from tachograph_exporter.store.span_index import Notes
@@ -80,15 +82,21 @@ class Batch:
         self.attempts: dict[Any, tuple[Any, ...]] = {}
         self.reports: list[tuple[Any, ...]] = []
         self.seen: dict[str, int] = {}
+        self.reported: set[str] = set()
+        """Ids of executions that engines report, maybe from several processes that each know a part."""
         self.ended: set[str] = set()
         self.months: set[partitions.Month] = set()
-        self.expects: dict[tuple[str, str], Expectation] = {}
-        """What code says is expected, by workspace (a slug) and workflow (a name)."""
+        self.expects: dict[tuple[str, str, str], Expectation | None] = {}
+        """What code and engines say is expected, by workspace (a slug), workflow (a name) and source."""
         self.notes: Notes | None = None
         """What its spans say that was not in the index, if anything."""
         events = list(events)
-        # The end of a step that never retried repeats everything its earlier events said.
-        ended_first = {event.step.span_id for event in events if type(event) is StepFinished and event.attempt == 1}
+        # The end of a step that never retried repeats everything its earlier events said; unless another process did.
+        ended_first = {
+            event.step.span_id
+            for event in events
+            if type(event) is StepFinished and event.attempt == 1 and event.step.execution.origin is not Origin.REPORTED
+        }
         for event in events:
             kind = type(event)
             if kind in _OF_REPETITIONS and event.step.folded_as is not None:  # type: ignore[union-attr]
@@ -109,6 +117,7 @@ class Batch:
                 del rows[key]
         self.reports = [row for row in self.reports if row[0] not in ids]
         self.ended -= ids
+        self.reported -= ids
 
     def reassign(self, workflow_ids: Mapping[str, str]) -> None:
         """Give executions of some workflows to others, by id."""
@@ -120,6 +129,8 @@ class Batch:
 
     def add(self, event: Event) -> None:
         """Fold one event in; none of a repetition that shares its row."""
+        if event.execution.origin is Origin.REPORTED:
+            self.reported.add(event.execution.execution_id)
         _FOLD[type(event)](self, event)
 
     def _execution(self, ref: ExecutionRef, row: tuple[Any, ...]) -> None:
@@ -141,7 +152,13 @@ class Batch:
         )  # fmt: skip
         self._execution(event.execution, row)
         if event.expects is not None:
-            self.expects[event.execution.workspace, event.execution.workflow] = event.expects
+            self.expects[event.execution.workspace, event.execution.workflow, CODE] = event.expects
+
+    def expected(self, event: WorkflowExpected) -> None:
+        ref = event.execution
+        self.workflows.setdefault((ref.workspace, ref.project, ref.workflow_id), ref)
+        source = event.source if event.source in ENGINES else ENGINE
+        self.expects[ref.workspace, ref.workflow, source] = event.expects
 
     def finished(self, event: ExecutionFinished) -> None:
         self.ended.add(event.execution.execution_id)
@@ -163,7 +180,7 @@ class Batch:
         _put(self.steps, STEP_ROWS, (row[0], row[1]), row)
 
     def step_ready(self, event: StepReady) -> None:
-        self._step(_step_row(event.step, StepStatus.PENDING, 0, ready=event.time_ns))
+        self._step(_step_row(event.step, StepStatus.PENDING, 0, ready=None if event.is_planned else event.time_ns))
 
     def step_started(self, event: StepStarted) -> None:
         first = event.attempt == 1
@@ -174,6 +191,7 @@ class Batch:
                 started=event.time_ns if first else None, attempt_started=event.time_ns,
                 waits=(event.dependency_ns if first else None, event.queue_ns, event.backoff_ns),
                 unaccounted=event.unaccounted_ns if first else None,
+                scheduled=event.scheduled_ns if first else None,
                 inputs=event.inputs,
             )
         )  # fmt: skip
@@ -186,6 +204,7 @@ class Batch:
                 started=event.started_ns if first else None, attempt_started=event.started_ns,
                 waits=(event.dependency_ns if first else None, event.queue_ns, event.backoff_ns),
                 unaccounted=event.unaccounted_ns if first else None,
+                scheduled=event.scheduled_ns if first else None,
                 failure=event.failure,
             )
         )  # fmt: skip
@@ -204,11 +223,13 @@ class Batch:
             _encode(step.depends_on).decode() if step.depends_on else _NO_DEPENDENCIES,
             step_rank(status, attempt), status._value_, attempt,
             event.started_ns - event.queue_ns if attempt == 1 else None,
-            event.started_ns, event.attempt_started_ns, event.time_ns,
+            # Taken back before it started: no attempt was made.
+            *((event.started_ns, event.attempt_started_ns) if attempt else (None, None)), event.time_ns,
             event.dependency_ns, event.queue_ns, event.backoff_ns, event.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, event.inputs, event.output, step.child_execution_id, step.dependency_count, event.unaccounted_ns,
             None, None, step.map_index, None if event.resources is None else _resources(event.resources),
+            event.scheduled_ns,
         )  # fmt: skip
         key = (execution_id, step_id)
         old = self.steps.get(key)
@@ -228,6 +249,7 @@ class Batch:
                 "started_ns": event.started_ns, "attempt_started_ns": event.started_ns,
                 "dependency_ns": event.dependency_ns, "queue_ns": event.queue_ns, "backoff_ns": event.backoff_ns,
                 "run_ns": event.run_ns, "unaccounted_ns": event.unaccounted_ns,
+                "scheduled_ns": event.scheduled_ns,
             }  # fmt: skip
             row = tuple(times.get(str(name), value) for name, value in zip(STEP_ROWS.columns, row, strict=True))
         self._step(row)
@@ -245,7 +267,7 @@ class Batch:
             folded.dependency_ns, sum(r.queue_ns for r in runs), sum(r.backoff_ns for r in runs), folded.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, None, None, None, step.dependency_count, folded.unaccounted_ns,
-            _encode(folded).decode(), folded.count, step.map_index, None,
+            _encode(folded).decode(), folded.count, step.map_index, None, folded.scheduled_ns,
         )  # fmt: skip
         self._step(row)
 
@@ -279,6 +301,7 @@ _FOLD: Final = cast(
         ExecutionStarted: Batch.started,
         ExecutionFinished: Batch.finished,
         Heartbeat: Batch.heartbeat,
+        WorkflowExpected: Batch.expected,
         StepReady: Batch.step_ready,
         StepStarted: Batch.step_started,
         StepRetrying: Batch.step_retrying,
@@ -344,6 +367,7 @@ def _step_row(
     finished: int | None = None,
     waits: tuple[int | None, int | None, int | None] = (None, None, None),
     unaccounted: int | None = None,
+    scheduled: int | None = None,
     failure: Failure | None = None,
     skip_reason: str | None = None,
     inputs: str | None = None,
@@ -358,5 +382,5 @@ def _step_row(
         step.parent_step_id, step.span_id, step.parent_span_id, depends_on, step_rank(status, attempt),
         status._value_, attempt, ready, started, attempt_started, finished, *waits, None, *error,
         skip_reason, inputs, None, step.child_execution_id, step.dependency_count, unaccounted, None, None,
-        step.map_index, None,
+        step.map_index, None, scheduled,
     )  # fmt: skip

@@ -20,7 +20,7 @@ import msgspec
 from sqlalchemy import Connection, LargeBinary, bindparam, delete, func, insert, select, text
 
 from tachograph.clock import NS
-from tachograph.events import Event, Heartbeat, StepReady
+from tachograph.events import Event, Heartbeat, StepReady, WorkflowExpected
 from tachograph_exporter.store import locking, state
 from tachograph_exporter.store.schema import event_log, store_state
 
@@ -48,9 +48,12 @@ class Logged(NamedTuple):
     event: Event
 
 
+_UNLOGGED: Final = frozenset({Heartbeat, StepReady, WorkflowExpected})
+
+
 def append(connection: Connection, origin: str, events: Sequence[Event]) -> None:
     """Log a group of events in the transaction that commits them, without those that only the store needs."""
-    logged = [event for event in events if type(event) is not Heartbeat and type(event) is not StepReady]
+    logged = [event for event in events if type(event) not in _UNLOGGED]
     if not logged:
         return
     for i in range(0, len(logged), _PER_ROW):

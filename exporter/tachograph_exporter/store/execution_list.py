@@ -23,6 +23,7 @@ from sqlalchemy import (
 
 from tachograph.events import ExecutionStatus
 from tachograph_exporter.store.executions import EXECUTION_COLUMNS, open_counts
+from tachograph_exporter.store.failure_groups.reading import in_group
 from tachograph_exporter.store.rollups import read
 from tachograph_exporter.store.schema import (
     archived_executions,
@@ -50,6 +51,7 @@ class ExecutionFilter(msgspec.Struct, frozen=True, kw_only=True):
         text: text in the id, the workflow's name, or the type or message of the error.
         input: ``name=value`` among the inputs, or text anywhere in them.
         id: the beginning or the end of the execution's id.
+        failure: id of a failure group that something in the execution belongs to.
     """
 
     workspace: str
@@ -66,13 +68,14 @@ class ExecutionFilter(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
     input: str | None = None
     id: str | None = None
+    failure: str | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether it selects by workflow and status only; the rollups have those counts."""
         others = (
             self.project, self.from_ns, self.to_ns, self.min_duration_ns, self.max_duration_ns,
-            self.step, self.error, self.text, self.input, self.id,
+            self.step, self.error, self.text, self.input, self.id, self.failure,
         )  # fmt: skip
         return all(value is None for value in others) and not self.step_status
 
@@ -109,6 +112,8 @@ class ExecutionFilter(msgspec.Struct, frozen=True, kw_only=True):
             conditions.append(
                 or_(row.execution_id.like(f"{part}%", escape="\\"), row.execution_id.like(f"%{part}", escape="\\"))
             )
+        if self.failure is not None:
+            conditions.append(in_group(self.workspace, self.failure, row.execution_id))
         if self.step is not None or self.step_status:
             if table is not workflow_executions:
                 # The steps of archived executions are in files, which a list does not read.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, cast
 
 from sqlalchemy import Connection, Row, bindparam, func, select, text
 
+from tachograph_exporter.store.failure_groups.reading import groups_in
 from tachograph_exporter.store.schema import (
     workflow_definitions,
     workflow_executions,
@@ -48,6 +50,8 @@ class StoredRun(NamedTuple):
     steps: Sequence[StoredStep]
     attempts: Sequence[Row[Any]]
     reports: Sequence[Row[Any]]
+    failures: Mapping[tuple[str, int, int], str] = MappingProxyType({})
+    """Failure groups, by step id ("": the execution), attempt and kind (see `failure_groups.failing`)."""
 
 
 def execution(connection: Connection, workspace: str, execution_id: str) -> Row[Any] | None:
@@ -93,6 +97,7 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
         steps_of(connection, execution_id),
         attempts(connection, execution_id),
         connection.execute(_REPORTS, {"id": execution_id}).all(),
+        groups_in(connection, [execution_id]).get(execution_id, {}),
     )
 
 
@@ -111,7 +116,16 @@ def runs(connection: Connection, workspace: str, ids: Sequence[str]) -> list[Sto
         for row in connection.execute(statement):
             if row.execution_id in by_execution:
                 by_execution[row.execution_id][kind].append(row)
-    return [StoredRun(row, steps.get(row.execution_id, []), *by_execution[row.execution_id]) for row in rows]
+    failures = groups_in(connection, by_execution)
+    return [
+        StoredRun(
+            row,
+            steps.get(row.execution_id, []),
+            *by_execution[row.execution_id],
+            failures.get(row.execution_id, {}),
+        )
+        for row in rows
+    ]
 
 
 def attempts(connection: Connection, execution_id: str) -> Sequence[Row[Any]]:

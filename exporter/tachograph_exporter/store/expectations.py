@@ -16,6 +16,10 @@ from tachograph_exporter.store.schema import workflow_expectations
 
 ANY: Final = ""
 """The workspace of what counts in all workspaces, and the workflow of what counts for all."""
+ENGINE: Final = "engine"
+ENGINES: Final = ("airflow", "apscheduler", "celery beat")
+"""Engines whose own schedules are taken over. `ENGINE` stands for any other."""
+TAKEN_OVER: Final = (ENGINE, *ENGINES)
 CODE: Final = "code"
 FILE: Final = "file"
 DEFAULT: Final = "default"

@@ -87,26 +87,22 @@ def newest_executions(connection: Connection, key: Key) -> list[Row[Any]]:
     return rows
 
 
-def executions_within(
-    connection: Connection, workspace_id: str, window_ns: tuple[int, int], limit: int
-) -> list[Row[Any]]:
-    """The newest executions of a workspace that were created in a window, the oldest first; and older open ones."""
-    low, high = window_ns
-    columns = [*(_executions[name] for name in _COLUMNS), _executions.parent_execution_id]
-    within = (
-        select(*columns)
-        .where(_executions.workspace_id == workspace_id, _executions.created_ns >= low, _executions.created_ns < high)
-        .order_by(_executions.created_ns.desc())
-        .limit(limit)
-    )
-    still_open = (
-        select(*columns)
-        .where(IS_OPEN, _executions.workspace_id.concat("") == workspace_id, _executions.created_ns + 0 < low)
-        .limit(limit)
-    )
-    older: list[Any] = list(connection.execute(still_open).all())
-    rows: list[Any] = list(connection.execute(within).all())
-    return sorted([*older, *rows][:limit], key=lambda row: (row.created_ns, row.execution_id))
+def first_start_since(connection: Connection, key: Key, time_ns: int) -> dict[str, int]:
+    """The start of a workflow's first execution that was created at or after a time, by its id; or nothing."""
+    firsts: list[tuple[int, str]] = []
+    for table in (workflow_executions, archived_executions):
+        columns = table.c
+        statement = (
+            select(columns.started_ns, columns.execution_id)
+            .where(
+                columns.workspace_id == key[0], columns.workflow_id == key[1], columns.created_ns >= time_ns,
+                columns.started_ns.is_not(None),
+            )
+            .order_by(columns.created_ns)
+            .limit(1)
+        )  # fmt: skip
+        firsts += [(row[0], row[1]) for row in connection.execute(statement)]
+    return {execution_id: started_ns for started_ns, execution_id in [min(firsts)]} if firsts else {}
 
 
 def last_ended_ns(connection: Connection, key: Key) -> int | None:

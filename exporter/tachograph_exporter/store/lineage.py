@@ -114,6 +114,12 @@ def summaries(connection: Connection, workspace_id: str, trace_ids: Sequence[str
             yield row[0], row[1]
 
 
+def has_events(connection: Connection, workspace_id: str) -> bool:
+    """Whether a workspace has any events."""
+    statement = select(_events.event_id).where(_events.workspace_id == workspace_id).limit(1)
+    return connection.execute(statement).first() is not None
+
+
 def unread(connection: Connection, limit: int = 1_000) -> list[UnreadTrace]:
     """Traces with events that their spans do not have yet."""
     query = (

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Any, Final
 
-from sqlalchemy import Table, case, func
+import msgspec
+from sqlalchemy import ColumnElement, Table, case, func, literal_column
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
@@ -23,7 +24,10 @@ class Merge(Enum):
     NEWEST = auto()
     """The value of the version with the higher rank (see `execution_rank` and `step_rank`)."""
     LOWEST = auto()
+    """The lowest value that is not null."""
     HIGHEST = auto()
+    UNION = auto()
+    """All members of the two lists, as JSON: each process that reports a step may know some of its dependencies."""
 
 
 _EXECUTION_ORDER: Final = {status: i for i, status in enumerate(ExecutionStatus)}
@@ -38,6 +42,23 @@ _TERMINAL_STEP_RANKS: Final = {
     for status, order in _STEP_ORDER.items()
     if status.is_terminal
 }
+
+
+_EMPTY: Final[ColumnElement[str]] = literal_column("'[]'")
+_UNION: Final = {
+    "sqlite": "(SELECT json_group_array(value) FROM (SELECT value FROM json_each({table}.{column}) "
+    "UNION SELECT value FROM json_each(excluded.{column}) ORDER BY 1))",
+    # As compact as the encoder of the rows writes it.
+    "postgresql": "(SELECT '[' || string_agg(to_json(value)::text, ',' ORDER BY value COLLATE \"C\") || ']' FROM "
+    "(SELECT value FROM json_array_elements_text({table}.{column}::json) AS value "
+    "UNION SELECT value FROM json_array_elements_text(excluded.{column}::json) AS value) AS ids)",
+}
+decode_ids: Final = msgspec.json.Decoder(list[str]).decode
+
+
+def encode_ids(ids: Sequence[str]) -> str:
+    """A list of ids as it is in a row."""
+    return msgspec.json.encode(ids).decode()
 
 
 def execution_rank(status: ExecutionStatus) -> int:
@@ -91,9 +112,16 @@ class Rows:
                 sets[name] = func.coalesce(old[name], new[name])
             elif rule is Merge.NEWEST:
                 sets[name] = case((new.rank > old.rank, new[name]), else_=old[name])
-            elif rule is not Merge.KEEP:
-                replaces = new[name] < old[name] if rule is Merge.LOWEST else new[name] > old[name]
-                sets[name] = case((replaces, new[name]), else_=old[name])
+            elif rule is Merge.LOWEST:
+                sets[name] = case((old[name].is_(None) | (new[name] < old[name]), new[name]), else_=old[name])
+            elif rule is Merge.HIGHEST:
+                sets[name] = case((new[name] > old[name], new[name]), else_=old[name])
+            elif rule is Merge.UNION:
+                union: ColumnElement[str] = literal_column(
+                    _UNION[dialect.name].format(table=self.table.name, column=name)
+                )
+                same = (old[name] == new[name]) | (new[name] == _EMPTY)
+                sets[name] = case((same, old[name]), (old[name] == _EMPTY, new[name]), else_=union)
         keys = list(self.table.primary_key)
         statement = (
             insert.on_conflict_do_update(index_elements=keys, set_=sets) if sets else insert.on_conflict_do_nothing()
@@ -107,7 +135,9 @@ def _merge(rule: Merge, old: Any, new: Any, is_newer: bool) -> Any:
     if rule is Merge.NEWEST:
         return new if is_newer else old
     if rule is Merge.LOWEST:
-        return min(old, new)
+        return new if old is None else old if new is None else min(old, new)
     if rule is Merge.HIGHEST:
         return max(old, new)
+    if rule is Merge.UNION and new not in (old, "[]"):
+        return new if old == "[]" else encode_ids(sorted({*decode_ids(old), *decode_ids(new)}))
     return old

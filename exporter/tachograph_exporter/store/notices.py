@@ -1,14 +1,14 @@
-"""Rows of notices, of the messages about them, and of silences.
+"""Rows of notices, and of the messages about them.
 
 A message is `PENDING` until it is claimed (`SENDING`) in a transaction of its own, before it is sent. So no two
 processes send it, and none sends it again after a restart. One whose sender died after claiming it is `UNKNOWN`: it may
 have been sent, and is not sent again.
+One that a silence covers is `SILENCED`. It is sent when the silence is over, if what it is about still holds by then.
 """
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, insert, select, update
@@ -17,7 +17,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tachograph.clock import NS
 from tachograph.identity import new_id
 from tachograph.process import identity, is_alive
-from tachograph_exporter.store.schema import notice_deliveries, notice_silences, notices, workspaces
+from tachograph_exporter.store.schema import notice_deliveries, notices, workspaces
+from tachograph_exporter.store.silences import prune_silences, silences
 
 OPENED: Final = "opened"
 RECOVERED: Final = "recovered"
@@ -39,15 +40,13 @@ KEPT_NS: Final = 90 * 86_400 * NS
 """How long notices are kept after they were told."""
 NEWEST: Final = 50
 """So many notices of a workflow are read, beside those that are open."""
-MAX_SILENCES: Final = 1_000
 
 _notices = notices.c
 _deliveries = notice_deliveries.c
-_silences = notice_silences.c
 
 
 class NewNotice(NamedTuple):
-    """A notice to be told. Times are unix nanoseconds."""
+    """A notice to be told, or that a silence keeps from being told. Times are unix nanoseconds."""
 
     workspace_id: str
     workflow: str
@@ -59,6 +58,7 @@ class NewNotice(NamedTuple):
     text: str
     recovery: str
     execution_id: str | None
+    silence_id: str | None = None
 
 
 class Message(NamedTuple):
@@ -67,25 +67,6 @@ class Message(NamedTuple):
     target: str
     state: str
     next_ns: int
-
-
-class Silence(NamedTuple):
-    """Until when (unix ns) nobody is told; None is any workspace (an id), workflow (wildcards) or kind."""
-
-    id: str
-    workspace_id: str | None
-    workflow: str | None
-    kind: str | None
-    until_ns: int
-    reason: str
-
-    def covers(self, workspace_id: str, workflow: str, kind: str) -> bool:
-        """Whether it is about this."""
-        return (
-            self.workspace_id in (None, workspace_id)
-            and (self.workflow is None or fnmatch.fnmatchcase(workflow, self.workflow))
-            and self.kind in (None, kind)
-        )
 
 
 def of_workflow(connection: Connection, workspace_id: str, workflow: str) -> list[Row[Any]]:
@@ -152,6 +133,28 @@ def resolve(
     return True
 
 
+def open_silenced(connection: Connection) -> list[Row[Any]]:
+    """Open notices that a silence keeps from being told."""
+    statement = select(notices).where(_notices.resolved_ns.is_(None), _notices.silence_id.is_not(None))
+    return [*connection.execute(statement).all()]
+
+
+def release(connection: Connection, notice_id: str, next_ns: Mapping[str, int], now_ns: int) -> bool:
+    """Tell of what still holds when its silence is over. Returns False if it is over itself, or has been told.
+
+    ``next_ns``: by receiver, when it may be told.
+    """
+    row_is = (_notices.id == notice_id) & _notices.resolved_ns.is_(None) & _notices.silence_id.is_not(None)
+    if connection.execute(update(notices).where(row_is).values(silence_id=None)).rowcount != 1:
+        return False
+    for target, time_ns in next_ns.items():
+        is_mine = Key(notice_id, OPENED, target).where & (_deliveries.state == SILENCED)
+        # Receivers are tried for a day from now on.
+        values = {"state": PENDING, "next_ns": time_ns, "created_ns": now_ns, "changed_ns": now_ns}
+        connection.execute(update(notice_deliveries).where(is_mine).values(values))
+    return True
+
+
 def _add(connection: Connection, notice_id: str, phase: str, messages: Sequence[Message], now_ns: int) -> None:
     if messages:
         rows = [
@@ -194,6 +197,33 @@ def due(connection: Connection, target: str, now_ns: int) -> Row[Any] | None:
         .limit(1)
     )
     return connection.execute(statement).first()
+
+
+def take(connection: Connection, row: Row[Any], now_ns: int) -> bool:
+    """Claim a message of `due`, unless a silence covers it, or kept what it is the end of from being told.
+
+    Returns whether it is to be sent, after the commit.
+    """
+    key = Key(row.notice_id, row.phase, row.target)
+    if row.phase == OPENED:
+        subject = (row.workspace_id, row.workflow, row.kind, row.severity)
+        covering = next((entry for entry in silences(connection, now_ns) if entry.covers(*subject)), None)
+        if covering is None:
+            return claim(connection, key, now_ns)
+        if _set_aside(connection, key, now_ns):
+            is_mine = _notices.id == row.notice_id
+            connection.execute(update(notices).where(is_mine).values(silence_id=covering.id))
+        return False
+    opening = select(_deliveries.state).where(key._replace(phase=OPENED).where)
+    if connection.execute(opening).scalar() in (SILENCED, QUIET):
+        _set_aside(connection, key, now_ns)
+        return False
+    return claim(connection, key, now_ns)
+
+
+def _set_aside(connection: Connection, key: Key, now_ns: int) -> bool:
+    statement = update(notice_deliveries).where(key.where, _deliveries.state == PENDING)
+    return connection.execute(statement.values(state=SILENCED, changed_ns=now_ns)).rowcount == 1
 
 
 def claim(connection: Connection, key: Key, now_ns: int) -> bool:
@@ -256,31 +286,10 @@ def forget_workflow(connection: Connection, workspace_id: str, workflow: str) ->
 def prune(connection: Connection, now_ns: int) -> None:
     """Delete notices that are long over, and silences."""
     _delete(connection, and_(_notices.told_ns < now_ns - KEPT_NS, _notices.resolved_ns.is_not(None)))
-    connection.execute(delete(notice_silences).where(_silences.until_ns < now_ns - KEPT_NS))
+    prune_silences(connection, now_ns - KEPT_NS)
 
 
 def _delete(connection: Connection, where: ColumnElement[bool]) -> None:
     ids = select(_notices.id).where(where)
     connection.execute(delete(notice_deliveries).where(_deliveries.notice_id.in_(ids)))
     connection.execute(delete(notices).where(where))
-
-
-def silence(connection: Connection, new: Silence, now_ns: int) -> bool:
-    """Store a silence. Returns False if there are too many (`MAX_SILENCES`)."""
-    if len(silences(connection, now_ns)) >= MAX_SILENCES:
-        return False
-    connection.execute(insert(notice_silences).values(created_ns=now_ns, **new._asdict()))
-    return True
-
-
-def silences(connection: Connection, now_ns: int) -> list[Silence]:
-    """Silences that have not ended, the first to end first."""
-    columns = [_silences[name] for name in Silence._fields]
-    statement = select(*columns).where(_silences.until_ns > now_ns).order_by(_silences.until_ns)
-    return [Silence(*row) for row in connection.execute(statement)]
-
-
-def end_silence(connection: Connection, silence_id: str, now_ns: int) -> bool:
-    """End a silence now. Returns False if there is none with this id that has not ended."""
-    is_mine = (_silences.id == silence_id) & (_silences.until_ns > now_ns)
-    return connection.execute(update(notice_silences).where(is_mine).values(until_ns=now_ns)).rowcount == 1

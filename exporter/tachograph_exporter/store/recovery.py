@@ -35,10 +35,12 @@ from tachograph.identity import ExecutionRef, Origin, StepRef, new_span_id
 from tachograph.process import identity, is_alive
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
+from tachograph.reported_process import ReportedProcess
 from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import open_spans, trace_groups
+from tachograph_exporter.store.reported import Progress, progress_of
 from tachograph_exporter.store.steps import StoredStep, by_step, steps_of
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -108,15 +110,21 @@ def find_lost(
     lost = []
     alive: dict[str, bool | None] = {identity(): True}
     rows = execution_rows.open_executions(connection)
-    silent = silences.look((row.execution_id, row.last_seen_ns) for row in rows) if silences is not None else {}
+    reported = {row.execution_id: told for row in rows if (told := ReportedProcess.parse(row.process or ""))}
+    progress = progress_of(connection, list(reported))
+    seen = {row.execution_id: row.last_seen_ns for row in rows}
+    for execution_id, of_steps in progress.items():
+        seen[execution_id] = max(seen[execution_id], of_steps.seen_ns)
+    silent = silences.look(seen.items()) if silences is not None else {}
     for row in rows:
         process = row.process or ""
         if process not in alive:
             alive[process] = is_alive(process)
         state = alive[process]
-        long_lease = _long_lease(process)
+        told = reported.get(row.execution_id)
+        long_lease = _long_lease(process) if told is None else _lease_of(told, progress.get(row.execution_id))
         lease, is_long = (lease_seconds, False) if long_lease is None else (long_lease, True)
-        expired = row.last_seen_ns < now_ns - round(lease * NS)
+        expired = seen[row.execution_id] < now_ns - round(lease * NS)
         if silences is not None:
             is_silent = silent[row.execution_id] >= min(lease, lease_seconds)
             # Spans come when their step has ended, so theirs is a silence of hours, and survives a restart; as pings.
@@ -143,6 +151,15 @@ def _long_lease(process: str) -> float | None:
     # A process has four parts.
     is_ping = process.partition("/")[0] == PING_PROCESS and process.count("/") <= 1
     return PING_LEASE_SECONDS if is_ping else None
+
+
+def _lease_of(told: ReportedProcess, steps: Progress | None) -> float | None:
+    """The lease of an execution that an engine reports; None for the usual one."""
+    lease: float = told.lease_seconds
+    if told.queue_seconds is not None and (steps is None or not steps.running):
+        # Nothing of it runs, so no process sends heartbeats.
+        lease = told.queue_seconds
+    return None if lease <= LEASE_SECONDS else lease
 
 
 class Closing:
@@ -178,7 +195,7 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequ
         parent_span_id=execution.parent_span_id,
         version=execution.version,
         project=execution.project,
-        origin=Origin.INGESTED if execution.process == INGESTED_PROCESS else Origin.RECORDED,
+        origin=_origin_of(execution.process or ""),
         parent_execution_id=execution.parent_execution_id,
         parent_step_id=execution.parent_step_id,
     )
@@ -204,7 +221,10 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequ
                 work_ns += folded.run_ns
             timed.append(msgspec.structs.replace(step, finished_ns=folded.ended_ns, folded=folded))
             continue
-        if not status.is_terminal:
+        if not status.is_terminal and ref.origin is Origin.REPORTED and step.attempt_started_ns is None:
+            # A worker may still run it. What became of it meanwhile is settled in the store, and may be replaced.
+            status = StepStatus.SKIPPED
+        elif not status.is_terminal:
             outer = steps_by_id.get(step.parent_step_id or "")
             origin_ns = (outer.started_ns if outer is not None else None) or started_ns
             event = _lost_step(ref, step, attempts_by_step.get(step.step_id, ()), spans, seen_ns, origin_ns)
@@ -231,6 +251,12 @@ def lost_events(execution: Row[Any], steps: Sequence[StoredStep], attempts: Sequ
         failure=LOST,
         inputs=execution.inputs,
     )
+
+
+def _origin_of(process: str) -> Origin:
+    if process == INGESTED_PROCESS:
+        return Origin.INGESTED
+    return Origin.RECORDED if ReportedProcess.parse(process) is None else Origin.REPORTED
 
 
 def _lost_folded(
@@ -296,6 +322,7 @@ def _lost_step(
         is_running=is_running,
         dependency_ns=row.dependency_ns or 0,
         unaccounted_ns=row.unaccounted_ns or 0,
+        scheduled_ns=row.scheduled_ns or 0,
         queue_ns=queue_ns,
         # What is left of the time since the first attempt; so the parts add up, though an attempt was not stored.
         backoff_ns=max(0, elapsed_ns - run_ns - later_queue_ns),

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, delete, func, select
 from tachograph_exporter.store import archive, expectations, locking, notices, numbers
 from tachograph_exporter.store.definitions import DEFINITION
 from tachograph_exporter.store.executions import IS_OPEN
+from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.rollups import rows as rollup_rows
 from tachograph_exporter.store.schema import (
     workflow_definitions,
@@ -22,6 +23,7 @@ from tachograph_exporter.store.series import rows as series_rows
 
 MAX_NAMED: Final = 20
 """Open executions that are named when a workflow is not deleted."""
+_OWN_SOURCES: Final = (*expectations.TAKEN_OVER, expectations.CODE, DEFINITION, expectations.API)
 
 
 class OpenExecutions(NamedTuple):
@@ -55,6 +57,7 @@ def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str)
     for table in (workflow_step_reports, workflow_step_attempts, workflow_step_executions):
         connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
     connection.execute(delete(workflow_executions).where(of_workflow))
+    occurrences.forget_workflow(connection, workspace_id, workflow_id)
     rollup_rows.forget(connection, (workspace_id, workflow_id))
     series_rows.forget(connection, (workspace_id, workflow_id))
     numbers.forget(connection, workflow_id)
@@ -63,7 +66,7 @@ def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str)
         select(workflow_definitions.c.name).where(workflow_definitions.c.id == workflow_id)
     ).scalar()
     if name is not None:
-        expectations.forget(connection, workspace_id, name, (expectations.CODE, DEFINITION, expectations.API))
+        expectations.forget(connection, workspace_id, name, _OWN_SOURCES)
         notices.forget_workflow(connection, workspace_id, name)
     connection.execute(delete(workflow_definitions).where(workflow_definitions.c.id == workflow_id))
     return OpenExecutions(0, ())

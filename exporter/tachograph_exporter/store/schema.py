@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0026"
+HEAD: Final = "0029"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -96,8 +96,8 @@ workflow_executions: Final = Table(
     _column("created_ns", BigInteger, Merge.LOWEST, nullable=False),
     _column("rank", Integer, Merge.HIGHEST, nullable=False),
     _column("status", String(16), Merge.NEWEST, nullable=False),
-    _column("queued_ns", BigInteger, Merge.FIRST),
-    _column("started_ns", BigInteger, Merge.FIRST),
+    _column("queued_ns", BigInteger, Merge.LOWEST),
+    _column("started_ns", BigInteger, Merge.LOWEST),
     _column("finished_ns", BigInteger, Merge.NEWEST),
     _column("last_seen_ns", BigInteger, Merge.HIGHEST, nullable=False),
     _column("process", String(300), Merge.FIRST),
@@ -158,12 +158,12 @@ workflow_step_executions: Final = Table(
     _column("parent_step_id", String(36)),
     _column("span_id", String(16), nullable=False),
     _column("parent_span_id", String(16), nullable=False),
-    _column("depends_on", Text, nullable=False),
+    _column("depends_on", Text, Merge.UNION, nullable=False),
     _column("rank", BigInteger, Merge.HIGHEST, nullable=False),
     _column("status", String(16), Merge.NEWEST, nullable=False),
     _column("attempt", Integer, Merge.NEWEST, nullable=False),
-    _column("ready_ns", BigInteger, Merge.FIRST),
-    _column("started_ns", BigInteger, Merge.FIRST),
+    _column("ready_ns", BigInteger, Merge.LOWEST),
+    _column("started_ns", BigInteger, Merge.LOWEST),
     _column("attempt_started_ns", BigInteger, Merge.NEWEST),
     _column("finished_ns", BigInteger, Merge.NEWEST),
     _column("dependency_ns", BigInteger, Merge.FIRST),
@@ -190,6 +190,8 @@ workflow_step_executions: Final = Table(
     _column("map_index", String(200)),
     # What its last attempt used of the machine (a `tachograph.events.Resources` as JSON).
     _column("resources", Text, Merge.NEWEST),
+    # Before the first attempt, when it was asked for and not due yet.
+    _column("scheduled_ns", BigInteger, Merge.FIRST),
     sqlite_with_rowid=False,
 )
 
@@ -285,6 +287,56 @@ series_unsettled: Final = Table(
     sqlite_with_rowid=False,
 )
 
+# Causes of failures, see `failure_groups`. ``group_id`` is the fingerprint's, made by the rules of ``version``;
+# ``frames`` is a JSON array. ``first_ns`` and ``last_ns``: of those failures that are no longer among the occurrences.
+# ``state`` is what a person said last: open, muted or resolved.
+failure_groups: Final = Table(
+    "failure_groups",
+    metadata,
+    Column("workspace_id", String(36), primary_key=True),
+    Column("group_id", String(16), primary_key=True),
+    Column("version", SmallInteger, nullable=False),
+    Column("error_type", String(300), nullable=False),
+    Column("template", Text, nullable=False),
+    Column("frames", Text, nullable=False),
+    Column("place", Text, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("first_ns", BigInteger),
+    Column("last_ns", BigInteger),
+    Column("state", String(16), nullable=False, server_default="open"),
+    Column("state_ns", BigInteger),
+    Column("state_by", String(200), nullable=False, server_default=""),
+    Column("note", Text, nullable=False, server_default=""),
+    sqlite_with_rowid=False,
+)
+
+# Failures, of an attempt that was retried, of a step, or of an execution (``step_id`` is ""): see
+# `failure_groups.occurrences`. ``is_origin``: it failed by itself, not because something inside it did. ``cause``: a
+# digest of its type and message.
+failure_occurrences: Final = Table(
+    "failure_occurrences",
+    metadata,
+    Column("execution_id", String(36), primary_key=True),
+    Column("step_id", String(36), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("kind", SmallInteger, primary_key=True, autoincrement=False),
+    Column("workspace_id", String(36), nullable=False),
+    Column("group_id", String(16), nullable=False),
+    Column("workflow_id", String(36), nullable=False),
+    Column("workflow_version", String(200), nullable=False),
+    Column("step", String(200), nullable=False),
+    Column("parent_step_id", String(36)),
+    Column("cause", String(16), nullable=False),
+    Column("is_origin", SmallInteger, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("time_ns", BigInteger, nullable=False),
+    # With all that lists add up.
+    Index("ix_failures_time", "workspace_id", "time_ns", "group_id", "workflow_id", "kind", "is_origin", "count"),
+    Index("ix_failures_group", "workspace_id", "group_id", "time_ns"),
+    Index("ix_failures_workflow", "workspace_id", "workflow_id"),
+    sqlite_with_rowid=False,
+)
+
 # What places say is expected of workflows, as JSON. ``workspace_id`` is "" for what counts in all workspaces,
 # ``workflow`` (a name) for what counts for all workflows. ``since_ns``: since when the schedule is expected.
 workflow_expectations: Final = Table(
@@ -315,6 +367,8 @@ notices: Final = Table(
     Column("text", Text, nullable=False),
     Column("recovery", Text, nullable=False, server_default=""),
     Column("execution_id", String(36)),
+    # What kept it from being told; null again once it is told.
+    Column("silence_id", String(36)),
     UniqueConstraint("workspace_id", "workflow", "kind", "key"),
     Index("ix_notices_told", "told_ns"),
     Index(
@@ -349,7 +403,7 @@ notice_deliveries: Final = Table(
     sqlite_with_rowid=False,
 )
 
-# Until when nobody is told of something. Null is any; ``workflow`` may have wildcards.
+# Until when nobody is told of something. Null is any; ``workflow`` may have wildcards, ``severity`` is the greatest.
 notice_silences: Final = Table(
     "notice_silences",
     metadata,
@@ -360,6 +414,8 @@ notice_silences: Final = Table(
     Column("until_ns", BigInteger, nullable=False),
     Column("created_ns", BigInteger, nullable=False),
     Column("reason", Text, nullable=False, server_default=""),
+    Column("severity", String(16)),
+    Column("created_by", String(200), nullable=False, server_default=""),
 )
 
 # ``scopes`` is separated by spaces. A token without a workspace is valid for all.
@@ -387,6 +443,7 @@ archived_executions: Final = Table(
     ],
     Column("archive", Text, nullable=False),
     Index("ix_archived_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
+    Index("ix_archived_workspace", "workspace_id", text("created_ns DESC")),
 )
 
 FAILED_OR_UNKNOWN: Final = "status = 2 OR status IS NULL"

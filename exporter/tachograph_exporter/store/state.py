@@ -18,6 +18,9 @@ WATERMARK: Final = "archived_before_s"
 SCRAPERS: Final = "workflow_metrics_scrapers"
 """Name of the scrapers of the workflow metrics, a JSON object."""
 
+RESOURCES_SINCE: Final = "resources_counted_since_ns"
+"""Since when it is counted what steps used: of those that ended before (unix ns) it is not."""
+
 
 def watermark_of(connection: Connection) -> int:
     """The watermark in unix seconds; 0 if nothing was ever archived."""

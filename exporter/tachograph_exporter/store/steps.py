@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import Connection, Row, bindparam, select
 
 from tachograph.events import Folded
+from tachograph.identity import instance_id
 from tachograph_exporter.store.schema import workflow_step_executions
 from tachograph_exporter.store.totals import decode_folded
 
@@ -51,6 +52,7 @@ class StoredStep(msgspec.Struct, gc=False):
     folded: Folded | None = None
     map_index: str | None = None
     resources: str | None = None
+    scheduled_ns: int | None = None
 
 
 STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]
@@ -64,6 +66,7 @@ def steps_of(connection: Connection, execution_id: str) -> list[StoredStep]:
     # The driver's own tuples: this halves the time to read a timeline of ten thousand steps.
     steps = [_decoded(StoredStep(*row)) for row in cast(Any, result.cursor).fetchall()]
     result.close()
+    _resolve_instances(steps)
     steps.sort(key=position)
     return steps
 
@@ -76,6 +79,7 @@ def steps_of_many(connection: Connection, execution_ids: Sequence[str]) -> dict[
     for row in result:
         steps.setdefault(row[0], []).append(_decoded(StoredStep(*row[1:])))
     for of_one in steps.values():
+        _resolve_instances(of_one)
         of_one.sort(key=position)
     return steps
 
@@ -86,6 +90,32 @@ def _decoded(step: StoredStep) -> StoredStep:
     if step.folded is not None:
         step.folded = decode_folded(cast(str, step.folded))
     return step
+
+
+def _resolve_instances(steps: Sequence[StoredStep]) -> None:
+    """Let a step that depends on a mapped step depend on each instance of it.
+
+    Who reports the dependency need not know how many there are, or will be.
+    """
+    mapped = [step for step in steps if step.map_index is not None]
+    if not mapped:
+        return
+    known = {step.step_id for step in steps}
+    instances: dict[str, list[str]] = {}
+    for step in steps:
+        if known.issuperset(step.depends_on):
+            continue
+        ids: list[str] = []
+        for dependency in step.depends_on:
+            if dependency in known:
+                ids.append(dependency)
+                continue
+            if dependency not in instances:
+                instances[dependency] = [
+                    other.step_id for other in mapped if instance_id(dependency, other.map_index or "") == other.step_id
+                ]
+            ids += instances[dependency]
+        step.depends_on = tuple(dict.fromkeys(ids))
 
 
 def by_step(rows: Iterable[Row[Any]]) -> dict[str, list[Row[Any]]]:

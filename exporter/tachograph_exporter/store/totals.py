@@ -19,6 +19,7 @@ from tachograph.clock import NS
 from tachograph.events import Folded, FoldedRuns
 from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import ExponentialHistogram
+from tachograph.resources import Resources, UseTotals, decoded, total_of
 
 NANO: Final = 1_000_000_000
 _MAX_INTEGER: Final = (1 << 64) - 1
@@ -30,20 +31,21 @@ class Totals:
     """Totals over executions, or over one step's runs. Times and durations are nanoseconds.
 
     ``last_ns`` is when the newest of them ended. ``run_ns`` is time spent working, the three before it time spent
-    waiting, ``unaccounted_ns`` time before a step that nothing accounts for, ``critical_ns`` time on the critical path.
+    waiting, ``unaccounted_ns`` time before a step that nothing accounts for, ``scheduled_ns`` time before a step that
+    was asked for a later time, ``critical_ns`` time on the critical path.
     ``durations`` is the histogram of durations, in seconds.
     """
 
     __slots__ = (
         "backoff_ns", "cost_nano_usd", "critical_ns", "dependency_ns", "durations", "last_ns", "max_ns", "min_ns",
-        "queue_ns", "retries", "run_ns", "sum_ns", "tokens_in", "tokens_out", "unaccounted_ns",
+        "queue_ns", "retries", "run_ns", "scheduled_ns", "sum_ns", "tokens_in", "tokens_out", "unaccounted_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
         # Sum and extremes are integers beside the histogram's floats: stored rows must not depend on rounding.
         self.sum_ns = self.min_ns = self.max_ns = self.last_ns = self.retries = 0
         self.dependency_ns = self.queue_ns = self.backoff_ns = self.run_ns = self.critical_ns = 0
-        self.unaccounted_ns = 0
+        self.unaccounted_ns = self.scheduled_ns = 0
         self.cost_nano_usd = self.tokens_in = self.tokens_out = 0
         self.durations = ExponentialHistogram()
 
@@ -75,7 +77,7 @@ class Totals:
         totals.sum_ns, totals.min_ns, totals.max_ns = runs.sum_ns, runs.min_ns, runs.max_ns
         totals.last_ns, totals.retries, totals.run_ns = runs.last_ns, runs.retries, runs.run_ns
         totals.dependency_ns, totals.unaccounted_ns = runs.dependency_ns, runs.unaccounted_ns
-        totals.queue_ns, totals.backoff_ns = runs.queue_ns, runs.backoff_ns
+        totals.scheduled_ns, totals.queue_ns, totals.backoff_ns = runs.scheduled_ns, runs.queue_ns, runs.backoff_ns
         totals.cost_nano_usd, totals.tokens_in, totals.tokens_out = runs.cost_nano_usd, runs.tokens_in, runs.tokens_out
         return totals
 
@@ -96,6 +98,7 @@ class Totals:
         self.backoff_ns += other.backoff_ns
         self.run_ns += other.run_ns
         self.unaccounted_ns += other.unaccounted_ns
+        self.scheduled_ns += other.scheduled_ns
         self.critical_ns += other.critical_ns
         self.cost_nano_usd += other.cost_nano_usd
         self.tokens_in += other.tokens_in
@@ -108,7 +111,8 @@ class Totals:
     def to_row(self) -> tuple[Any, ...]:
         """The stored form. Buckets are sorted, so that equal totals are equal bytes.
 
-        Rows of versions that did not know ``unaccounted_ns`` lack it, and so do rows in which it is zero.
+        Rows of versions that did not know ``unaccounted_ns`` or ``scheduled_ns`` lack them, and so do rows in which
+        they are zero.
         """
         durations = self.durations
         row: tuple[Any, ...] = (
@@ -117,9 +121,11 @@ class Totals:
             self.cost_nano_usd, self.tokens_in, self.tokens_out,
             durations.schema, durations.zero_count, dict(sorted(durations.positive.items())),
         )  # fmt: skip
-        if self.unaccounted_ns:
+        if self.scheduled_ns:
+            row = (*row, self.unaccounted_ns, self.scheduled_ns)
+        elif self.unaccounted_ns:
             row = (*row, self.unaccounted_ns)
-        if max(row[:_SUMS]) > _MAX_INTEGER or self.unaccounted_ns > _MAX_INTEGER:
+        if max(*row[:_SUMS], self.unaccounted_ns, self.scheduled_ns) > _MAX_INTEGER:
             # A msgpack integer has 64 bits; a sum has as many as it needs. All of such a row's integers are text.
             return tuple([f"{value:x}" if isinstance(value, int) else value for value in row])
         return row
@@ -134,9 +140,9 @@ class Totals:
             count, sum_ns, min_ns, max_ns, totals.last_ns, totals.retries,
             totals.dependency_ns, totals.queue_ns, totals.backoff_ns, totals.run_ns, totals.critical_ns,
             totals.cost_nano_usd, totals.tokens_in, totals.tokens_out,
-            durations.schema, durations.zero_count, durations.positive, *unaccounted,
+            durations.schema, durations.zero_count, durations.positive, *later,
         ) = row  # fmt: skip
-        totals.unaccounted_ns = unaccounted[0] if unaccounted else 0
+        totals.unaccounted_ns, totals.scheduled_ns = (*later, 0, 0)[:2]
         if count:
             durations.count, durations.sum = count, sum_ns / NS
             durations.min, durations.max = min_ns / NS, max_ns / NS
@@ -172,10 +178,13 @@ class Measure(msgspec.Struct, array_like=True, gc=False):
 
 
 class StepTotals(msgspec.Struct, array_like=True, gc=False):
-    """One step's totals: its runs by status, and its measures by name and unit, joined by `MEASURE_SEPARATOR`."""
+    """One step's totals: its runs by status, its measures by name and unit, joined by `MEASURE_SEPARATOR`, and what its
+    runs used of the machine, by status.
+    """
 
     by_status: dict[str, Totals] = {}
     measures: dict[str, Measure] = {}
+    uses: dict[str, UseTotals] = {}
 
     def add(self, other: StepTotals) -> None:
         """Add another step's totals to these."""
@@ -186,6 +195,15 @@ class StepTotals(msgspec.Struct, array_like=True, gc=False):
             if mine is None:
                 mine = self.measures[key] = Measure()
             mine.add(measure)
+        for status, use in other.uses.items():
+            self.use(status).add(use)
+
+    def use(self, status: str) -> UseTotals:
+        """What runs with this status used, to add to."""
+        use = self.uses.get(status)
+        if use is None:
+            use = self.uses[status] = UseTotals()
+        return use
 
 
 MEASURE_SEPARATOR: Final = "\x1f"
@@ -217,7 +235,10 @@ class CountedExecution(NamedTuple):
 
 
 class CountedStep(NamedTuple):
-    """The fields of an ended step that are counted; ``folded``: a `Folded` as JSON, if repetitions share the row."""
+    """The fields of an ended step that are counted; ``folded``: a `Folded` as JSON, if repetitions share the row.
+
+    ``resources``: what its last attempt used, as JSON; ``earlier``: the same of those before it.
+    """
 
     name: str
     status: str
@@ -229,7 +250,17 @@ class CountedStep(NamedTuple):
     backoff_ns: int | None
     run_ns: int | None
     unaccounted_ns: int | None
+    scheduled_ns: int | None
     folded: str | None
+    resources: str | None = None
+    earlier: tuple[str, ...] = ()
+
+
+def use_of(resources: str | None, earlier: Sequence[str]) -> Resources | None:
+    """What all attempts of a step used, from what is stored of them."""
+    if not earlier:
+        return decoded(resources)
+    return total_of([use for text in (*earlier, resources) if (use := decoded(text)) is not None])
 
 
 class CountedReport(NamedTuple):
@@ -274,7 +305,10 @@ class WorkflowTotals:
 
     def add_step(self, step: CountedStep | tuple[Any, ...], on_critical_path: bool, execution_status: str) -> None:
         """Count a step of an ended execution. A skipped step has a duration of zero."""
-        name, status, started, finished, attempt, dependency, queue, backoff, run, unaccounted, folded = step
+        (
+            name, status, started, finished, attempt, dependency, queue, backoff, run, unaccounted, scheduled, folded,
+            resources, earlier,
+        ) = step  # fmt: skip
         if folded is not None:
             self._add_folded(name, decode_folded(folded), on_critical_path, execution_status)
             return
@@ -293,6 +327,9 @@ class WorkflowTotals:
             totals.backoff_ns += backoff or 0
             totals.run_ns += run or 0
             totals.unaccounted_ns += unaccounted or 0
+            totals.scheduled_ns += scheduled or 0
+            if (resources is not None or earlier) and (use := use_of(resources, earlier)) is not None:
+                step_totals.use(status).observe(use, run or 0)
         else:
             totals.observe(0, finished)
         if attempt > 1:
@@ -305,6 +342,8 @@ class WorkflowTotals:
         for status, runs in folded.by_status.items():
             totals = Totals.of_folded(runs)
             _of_status(step.by_status, status).add(totals)
+            if runs.use is not None:
+                step.use(status).add(runs.use)
             of_execution.retries += totals.retries
             of_execution.cost_nano_usd += totals.cost_nano_usd
             of_execution.tokens_in += totals.tokens_in
@@ -378,7 +417,11 @@ def _encode_executions(by_status: dict[str, Totals]) -> bytes:
 
 
 def _encode_step(step: StepTotals) -> bytes:
-    return _encode(StepTotals(dict(sorted(step.by_status.items())), dict(sorted(step.measures.items()))))
+    parts = [dict(sorted(step.by_status.items())), dict(sorted(step.measures.items()))]
+    if step.uses:
+        # Rows of versions that did not know it lack it, and so do those of steps that nothing measured.
+        parts.append(dict(sorted(step.uses.items())))
+    return _encode(parts)
 
 
 def _of_status(by_status: dict[str, Totals], status: str) -> Totals:

@@ -19,12 +19,24 @@ from sqlalchemy.engine import Dialect
 from tachograph.events import Event
 from tachograph.expectation import Expectation
 from tachograph.identity import new_id, workspace_id
+from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
-from tachograph_exporter.store import archive, definitions, expectations, locking, numbers, partitions, refused, state
+from tachograph_exporter.store import (
+    archive,
+    definitions,
+    expectations,
+    locking,
+    numbers,
+    partitions,
+    refused,
+    settling,
+    state,
+)
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
+from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.inserting import insert_many
 from tachograph_exporter.store.recorded_names import RecordedNames
 from tachograph_exporter.store.rollups import counting, folding
@@ -80,7 +92,7 @@ class StoreWriter:
         # Workflows that have another id here than in the process that ran them.
         self._same_as: dict[str, str] = {}
         self._months: set[partitions.Month] = set()
-        self._expected: dict[tuple[str, str], Expectation] = {}
+        self._expected: dict[tuple[str, str, str], Expectation | None] = {}
         self._deltas = 0
         self._prepare(database.dialect)
 
@@ -176,16 +188,22 @@ class StoreWriter:
         counted_before = SeriesCounter(connection)
         before = self._ended_before(connection, touched, batch.ended, counted_before)
         self._register(connection, batch)
-        for (workspace, workflow), expectation in batch.expects.items():
-            if self._expected.get((workspace, workflow)) != expectation:
-                expectations.say(
-                    connection, workspace_id(workspace), workflow, expectations.CODE, expectation, time.time_ns()
-                )
+        for (workspace, workflow, source), expectation in batch.expects.items():
+            if expectation is None:
+                expectations.forget(connection, workspace_id(workspace), clean_name(workflow), (source,))
+            elif self._expected.get((workspace, workflow, source)) != expectation:
+                expectations.say(connection, workspace_id(workspace), workflow, source, expectation, time.time_ns())
         if batch.executions:
             numbers.assign(connection, batch.executions)
         self._put(connection, batch)
+        changed = set(before)
+        if batch.reported and (ended := batch.reported & (batch.ended | before.keys())):
+            settling.settle(connection, ended)
+            changed |= ended
+        occurrences.note(connection, batch.executions, batch.steps, batch.attempts)
         if before or batch.ended:
-            self._count(connection, before, batch.ended, counted_before, frozenset())
+            failed = occurrences.settle(connection, batch.ended, changed)
+            self._count(connection, before, batch.ended, counted_before, frozenset(), failed)
         batch.months = months
 
     def _register(self, connection: Connection, batch: Batch) -> None:
@@ -214,13 +232,15 @@ class StoreWriter:
         ended: set[str],
         counted_before: SeriesCounter,
         unsettled: AbstractSet[str],
+        failed: AbstractSet[str] | None = None,
     ) -> None:
         """Count executions that ended, in the rollups and in the series of ``/metrics``.
 
         ``before``: those that had ended already, as they were, and ``counted_before`` what they had added to series.
-        ``unsettled``: those that are not counted in series yet.
+        ``unsettled``: those that are not counted in series yet. ``failed``: those in which something failed; None: not
+        known.
         """
-        counter = SeriesCounter(skip=unsettled)
+        counter = SeriesCounter(skip=unsettled, failed=failed)
         folding.fold(connection, before, ended, counter)
         counter.counted.add(counted_before.counted, -1)
         correct_latest(connection, counter.counted, counted_before.counted)
@@ -257,9 +277,11 @@ class StoreWriter:
         for rows in (workflow_step_reports, ATTEMPT_ROWS.table, STEP_ROWS.table, EXECUTION_ROWS.table):
             for i in range(0, len(stored), _CHUNK):
                 connection.execute(delete(rows).where(rows.c.execution_id.in_(stored[i : i + _CHUNK])))
+        occurrences.remove(connection, stored)
         self._register(connection, batch)
         numbers.assign(connection, batch.executions, numbered)
         self._put(connection, batch)
+        occurrences.note(connection, batch.executions, batch.steps, batch.attempts)
         self._count(connection, before, batch.ended, counted_before, unsettled)
 
     def _put(self, connection: Connection, batch: Batch) -> None:

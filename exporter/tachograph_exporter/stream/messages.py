@@ -237,6 +237,7 @@ def _step_started(event: StepStarted) -> _Description:
         "started_at": rfc3339(event.time_ns),
         "dependency_seconds": event.dependency_ns / NS,
         "unaccounted_seconds": event.unaccounted_ns / NS,
+        "scheduled_seconds": event.scheduled_ns / NS,
         "queue_seconds": event.queue_ns / NS,
         "backoff_seconds": event.backoff_ns / NS,
     }
@@ -277,7 +278,7 @@ def _step_finished(event: StepFinished) -> _Description:
         "run_seconds": event.run_ns / NS,
         "wait": {
             "dependency": event.dependency_ns / NS, "queue": event.queue_ns / NS, "backoff": event.backoff_ns / NS,
-            "unaccounted": event.unaccounted_ns / NS,
+            "unaccounted": event.unaccounted_ns / NS, "scheduled": event.scheduled_ns / NS,
         },
         "queue_seconds": event.last_queue_ns / NS,
         "backoff_seconds": event.last_backoff_ns / NS,

@@ -1,28 +1,32 @@
 """Comparison of an execution with another one or with a baseline: which step made it slow?
 
-The duration of an execution is the length of its critical path: the steps on it plus their waits for a slot. A step is
-therefore to blame for the additional time it ran and waited for a slot, and only if it is on the critical path. A step
+The duration of an execution is the length of its critical path: the steps on it plus their waits for a slot, and for
+the time they were scheduled for. A step is therefore to blame for the additional time it ran and waited like this, and
+only if it is on the critical path. A step
 that did not run in the reference (another branch was taken there, or the step is new) did not become slower: the
 sentence says that it ran, and it is not blamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
 from tachograph.critical_path import critical_path
 from tachograph.events import UNSUCCESSFUL
+from tachograph.resources import Resources
 from tachograph.run_window import RunWindow, placed
 from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.rollups import read
-from tachograph_exporter.store.steps import StoredStep
-from tachograph_exporter.store.totals import Totals, WorkflowTotals
+from tachograph_exporter.store.steps import StoredStep, by_step
+from tachograph_exporter.store.totals import StepTotals, Totals, WorkflowTotals
 from tachograph_exporter.times import format_duration, rfc3339, rfc3339_or_none, seconds
+from tachograph_exporter.views.machine import average_use, use_of_step
 from tachograph_exporter.views.metrics import COMPLETED
+from tachograph_exporter.views.schemas.common import AverageUse
 from tachograph_exporter.views.schemas.comparison import Baseline, ComparedRun, ComparedStep, ExecutionComparison
 from tachograph_exporter.views.spending import dollars, spending_of
 
@@ -40,6 +44,7 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
     """Compare an execution with another one (``reference``, usually an earlier one)."""
     steps_now = {(step.name, step.repetition): step for step in run.steps}
     steps_then = {(step.name, step.repetition): step for step in reference.steps}
+    attempts_now, attempts_then = by_step(run.attempts), by_step(reference.attempts)
     path = _path(run)
     difference = _difference(_duration(run), _duration(reference))
     slowdown = _slowdown(difference, _duration(reference))
@@ -66,7 +71,9 @@ def compare_runs(run: StoredRun, reference: StoredRun) -> ExecutionComparison:
                 not_in_reference=is_new,
                 retry_count=max(0, step.attempt - 1) if step is not None else 0,
                 queue_seconds=seconds(step.queue_ns) if step is not None else None,
+                scheduled_seconds=seconds(step.scheduled_ns) if step is not None else None,
                 blame=_blame(_difference(now_ns, then_ns) if is_critical else None, slowdown),
+                **_used(_use(step, attempts_now), _use(before, attempts_then)),
             )
         )
     steps.sort(key=_order)
@@ -95,6 +102,7 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
     difference = _difference(duration, median_ns)
     slowdown = _slowdown(difference, median_ns)
     path = _path(run)
+    attempts = by_step(run.attempts)
     steps = []
     for step in run.steps:
         if step.folded is not None:
@@ -104,10 +112,10 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
         before = (step_totals.by_status.get(COMPLETED) if step_totals is not None else None) or Totals()
         durations = before.histogram()
         step_median_ns = _ns(durations.quantile(0.5))
-        queue_ns = round(before.queue_ns / before.count) if before.count else 0
+        waited_ns = round((before.queue_ns + before.scheduled_ns) / before.count) if before.count else 0
         now_ns = _slot_time(step)
-        ran_ns = now_ns - (step.queue_ns or 0) if now_ns is not None else None
-        then_ns = step_median_ns + queue_ns if step_median_ns is not None else None
+        ran_ns = now_ns - (step.queue_ns or 0) - (step.scheduled_ns or 0) if now_ns is not None else None
+        then_ns = step_median_ns + waited_ns if step_median_ns is not None else None
         rank = durations.rank(ran_ns / NS) if ran_ns is not None and before.count else None
         steps.append(
             ComparedStep(
@@ -126,7 +134,9 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
                 not_in_reference=now_ns is not None and 2 * before.count < completed.count,
                 retry_count=max(0, step.attempt - 1),
                 queue_seconds=seconds(step.queue_ns),
+                scheduled_seconds=seconds(step.scheduled_ns),
                 blame=_blame(_difference(now_ns, then_ns) if step.step_id in path else None, slowdown),
+                **_used(_use(step, attempts), _average(step_totals)),
             )
         )
     steps.sort(key=_order)
@@ -161,6 +171,28 @@ def compare_with_baseline(run: StoredRun, baseline: WorkflowTotals, low_ns: int,
     )
 
 
+def _use(step: StoredStep | None, attempts: Mapping[str, Sequence[Row[Any]]]) -> Resources | None:
+    return use_of_step(step, attempts.get(step.step_id, ())) if step is not None else None
+
+
+def _average(step_totals: StepTotals | None) -> AverageUse | None:
+    """What completed runs of a step used."""
+    totals = step_totals.uses.get(COMPLETED) if step_totals is not None else None
+    return average_use(totals) if totals is not None else None
+
+
+def _used(now: Resources | None, then: Resources | AverageUse | None) -> dict[str, Any]:
+    """The fields of a `ComparedStep` that say what it used. Memory of a process shared with others is not its own."""
+    is_own = now is not None and not now.is_shared
+    was_own = isinstance(then, AverageUse) or (then is not None and not then.is_shared)
+    return {
+        "cpu_seconds": now.cpu_seconds if now is not None else None,
+        "reference_cpu_seconds": then.cpu_seconds if then is not None else None,
+        "peak_memory_bytes": now.peak_memory_bytes if now is not None and is_own else None,
+        "reference_peak_memory_bytes": then.peak_memory_bytes if then is not None and was_own else None,
+    }
+
+
 def _path(run: StoredRun) -> frozenset[str]:
     row = run.execution
     start_ns = row.started_ns if row.started_ns is not None else row.created_ns
@@ -191,13 +223,13 @@ def _duration(run: StoredRun) -> int | None:
 
 
 def _slot_time(step: StoredStep | None) -> int | None:
-    """A step's duration plus the time it waited for a slot; None if it never started or has not finished."""
+    """A step's duration plus the time it waited for a slot or was scheduled; None if it has not started and ended."""
     if step is None or step.started_ns is None or step.finished_ns is None:
         return None
     if step.folded is not None:
         # Of the time from the first repetition to the last, other steps had a part.
         return step.folded.busy_ns
-    return step.finished_ns - step.started_ns + (step.queue_ns or 0)
+    return step.finished_ns - step.started_ns + (step.queue_ns or 0) + (step.scheduled_ns or 0)
 
 
 def _ns(value: float | None) -> int | None:
@@ -247,11 +279,11 @@ def _culprit(steps: list[ComparedStep]) -> ComparedStep | None:
 def _culprit_name(culprit: ComparedStep | None, run: StoredRun) -> str | None:
     if culprit is not None:
         return culprit.step_name
-    failed = _failed_step(run)
+    failed = failed_step(run)
     return failed.name if failed is not None else None
 
 
-def _failed_step(run: StoredRun) -> StoredStep | None:
+def failed_step(run: StoredRun) -> StoredStep | None:
     """The step that failed first."""
     failed = [step for step in run.steps if step.status in UNSUCCESSFUL and step.finished_ns is not None]
     return min(failed, key=lambda step: step.finished_ns or 0, default=None)
@@ -306,7 +338,7 @@ def _sentence(
 
 def _outcome(run: StoredRun) -> str:
     """How a run ended that did not complete."""
-    failed = _failed_step(run)
+    failed = failed_step(run)
     words = {"failed": "failed", "timeout": "timed out"}.get(run.execution.status, f"is {run.execution.status}")
     if failed is None:
         return f"The run {words}."
@@ -318,6 +350,9 @@ def _blamed(culprit: ComparedStep) -> str:
     usual = format_duration(_ns(culprit.reference_seconds))
     ratio = f" ({culprit.ratio:.3g} times as long)" if culprit.ratio is not None else ""
     retries = f" after {culprit.retry_count} retries" if culprit.retry_count else ""
+    scheduled_ns = _ns(culprit.scheduled_seconds)
+    if scheduled_ns:
+        retries += f", {format_duration(scheduled_ns)} of it until its scheduled time"
     return (
         f"Step “{culprit.step_name}” took {format_duration(_ns(culprit.seconds))} instead of {usual}{ratio}{retries}, "
         f"on the critical path: {100 * (culprit.blame or 0):.0f} % of the slowdown."

@@ -86,7 +86,7 @@ def _outside(step: StoredStep, began: int | None, ended: int | None) -> Iterator
 
 
 _ENDED: Final = frozenset(status.value for status in StepStatus if status.is_terminal)
-_PARTS: Final = ("dependency_ns", "queue_ns", "backoff_ns", "run_ns", "unaccounted_ns")
+_PARTS: Final = ("dependency_ns", "queue_ns", "backoff_ns", "run_ns", "unaccounted_ns", "scheduled_ns")
 """What the time of a step is made of."""
 
 

@@ -20,6 +20,7 @@ from tachograph_exporter.store.totals import (
     combined,
 )
 from tachograph_exporter.times import rfc3339_or_none
+from tachograph_exporter.views.machine import average_use, combined_use
 from tachograph_exporter.views.schemas.common import MeasureSummary, Wait
 from tachograph_exporter.views.schemas.metrics import (
     DistributionBucket,
@@ -102,6 +103,7 @@ def _step_metrics(name: str, step: StepTotals, critical_ns: int) -> StepMetrics:
         tokens_in=runs.tokens_in,
         tokens_out=runs.tokens_out,
         measures=measure_summaries(step.measures),
+        resources=average_use(combined_use(step.uses.values())),
     )
 
 
@@ -155,6 +157,7 @@ def _average_wait(totals: Totals) -> Wait | None:
         totals.queue_ns / divisor,
         totals.backoff_ns / divisor,
         totals.unaccounted_ns / divisor,
+        totals.scheduled_ns / divisor,
     )
 
 

@@ -13,11 +13,13 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 
 from tachograph.events import ExecutionStatus, Failure, StepStatus
 from tachograph.identity import ExecutionRef
+from tachograph.resources import Resources, decoded
 from tachograph.spans import semconv
 from tachograph.spans.attributes import (
     add_cost,
     attempt_attributes,
     attempt_span_id,
+    attempt_state_attributes,
     exception_attributes,
     execution_attributes,
     execution_state_attributes,
@@ -115,9 +117,14 @@ class _Spans:
     def _step(self, step: StoredStep) -> Span:
         start = step.started_ns if step.started_ns is not None else step.finished_ns
         span = self._span(step.span_id, step.parent_span_id, step.name, start or 0, step.finished_ns)
-        wait_ns = sum([step.dependency_ns or 0, step.unaccounted_ns or 0, step.queue_ns or 0, step.backoff_ns or 0])
+        wait_ns = sum(
+            ns or 0
+            for ns in (step.dependency_ns, step.unaccounted_ns, step.scheduled_ns, step.queue_ns, step.backoff_ns)
+        )
         _add(span.attributes, step_attributes(self._execution_attributes, step))
-        state = step_state_attributes(StepStatus(step.status), step.attempt, wait_ns, step.skip_reason)
+        state = step_state_attributes(
+            StepStatus(step.status), step.attempt, wait_ns, step.skip_reason, decoded(step.resources)
+        )
         for report in self._reports.get(step.step_id, ()):
             if report.kind == "cost":
                 add_cost(state, report.value, report.tokens_in, report.tokens_out, report.name)
@@ -138,19 +145,21 @@ class _Spans:
         rows = self._attempts.get(step.step_id, [])
         spans = []
         for row in rows:
-            span = self._attempt(step, row.attempt, row.status, row.started_ns, row.finished_ns)
+            span = self._attempt(step, row.attempt, row.status, row.started_ns, row.finished_ns, _used(row))
             # Archives and rows of earlier versions have no stack.
             _fail(span, row.error_type, row.error_message, getattr(row, "error_stack", None))
             spans.append(span)
         if step.status == StepStatus.RUNNING and step.attempt > 1 and all(row.attempt != step.attempt for row in rows):
-            spans.append(self._attempt(step, step.attempt, step.status, step.attempt_started_ns or 0, None))
+            spans.append(self._attempt(step, step.attempt, step.status, step.attempt_started_ns or 0, None, None))
         return spans
 
-    def _attempt(self, step: StoredStep, attempt: int, status: str, start_ns: int, end_ns: int | None) -> Span:
+    def _attempt(
+        self, step: StoredStep, attempt: int, status: str, start_ns: int, end_ns: int | None, used: Resources | None
+    ) -> Span:
         name = semconv.attempt_span_name(step.name, attempt)
         span = self._span(attempt_span_id(step.span_id, attempt), step.span_id, name, start_ns, end_ns)
         _add(span.attributes, attempt_attributes(self._execution_attributes, step, attempt))
-        _add(span.attributes, {semconv.STEP_STATUS: status})
+        _add(span.attributes, attempt_state_attributes(StepStatus(status), used))
         return span
 
     def _span(self, span_id: str, parent: str | None, name: str, start_ns: int, end_ns: int | None) -> Span:
@@ -164,6 +173,11 @@ class _Spans:
             end_time_unix_nano=end_ns or 0,
             flags=_FLAGS_LOCAL_PARENT,
         )
+
+
+def _used(row: Any) -> Resources | None:
+    # Archives and rows of earlier versions have none.
+    return decoded(getattr(row, "resources", None))
 
 
 def _fail(span: Span, kind: str | None, message: str | None, stack: str | None) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import functools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row
@@ -14,6 +15,8 @@ from tachograph.events import UNSUCCESSFUL
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import overview as rows
+from tachograph_exporter.store.failure_groups.reading import group_of_executions
+from tachograph_exporter.store.failure_groups.template import template_of
 from tachograph_exporter.store.rollups import read as rollups
 from tachograph_exporter.store.rollups.periods import DAY, FIVE_MINUTES, floor
 from tachograph_exporter.store.totals import Totals, WorkflowTotals
@@ -57,17 +60,11 @@ MAX_WORKFLOWS: Final = 1_000
 MAX_LISTED: Final = 50
 STRIP: Final = 20
 
-_VARYING: Final = re.compile(
-    r"""0[xX][0-9a-fA-F]+ | \b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b
-    | \b(?=[0-9a-fA-F]*[0-9])[0-9a-fA-F]{8,}\b | "[^"]{0,200}" | '[^']{0,200}' | “[^”]{0,200}” | [0-9]+""",
-    re.VERBOSE,
-)
-_MAX_CAUSE: Final = 500
 
-
+@functools.lru_cache(1024)
 def cause_of(message: str | None) -> str:
-    """A message without what differs from one failure to the next: numbers, ids and quoted values."""
-    return _VARYING.sub("…", (message or "")[:_MAX_CAUSE])
+    """A message without what differs from one failure to the next, as failure groups have it."""
+    return template_of(message or "")
 
 
 def glance(row: Row[Any], now_ns: int) -> RunGlance:
@@ -89,6 +86,7 @@ def failure_groups(
     newest: Mapping[str, Sequence[Row[Any]]],
     step_names: Mapping[str, str],
     now_ns: int,
+    group_ids: Mapping[str, str] = MappingProxyType({}),
 ) -> list[FailureGroup]:
     """Failures grouped by cause: those that still fail first, then the latest.
 
@@ -96,14 +94,17 @@ def failure_groups(
         failed: failed executions by workflow id, the newest first.
         newest: the newest executions of these workflows, the newest first.
         step_names: the step that failed first, by execution id.
+        group_ids: the failure group of what an execution failed with, by its id; others are told apart by message.
     """
     groups: dict[tuple[str, str | None, str], dict[str, list[Row[Any]]]] = {}
     for workflow_id, of_workflow in failed.items():
         for row in of_workflow:
-            key = (row.status, row.error_type, cause_of(row.error_message))
+            key = (row.status, None, group_ids.get(row.execution_id, ""))
+            if not key[2]:
+                key = (row.status, row.error_type or "", cause_of(row.error_message))
             groups.setdefault(key, {}).setdefault(workflow_id, []).append(row)
     result = []
-    for (status, error_type, _), by_workflow in groups.items():
+    for (status, error_type, cause), by_workflow in groups.items():
         workflows = [
             _failing(of_workflow, newest.get(workflow_id, ()), step_names, now_ns)
             for workflow_id, of_workflow in by_workflow.items()
@@ -114,8 +115,9 @@ def failure_groups(
         result.append(
             FailureGroup(
                 status=status,
-                error_type=error_type,
+                error_type=last.error_type,
                 error_message=last.error_message,
+                failure_group=cause if error_type is None else None,
                 count=len(all_rows),
                 is_failing=workflows[0].state == "failing",
                 first_at=rfc3339(min(row.finished_ns for row in all_rows)),
@@ -264,7 +266,9 @@ def _read_failures(
     failing = [workflow_id for workflow_id, of_workflow in counts.items() if failures(of_workflow)]
     failed = rows.failures(connection, workspace_id, failing, since_ns)
     newest = rows.newest(connection, workspace_id, failed, STRIP)
-    groups = failure_groups(failed, newest, {}, now_ns)[:MAX_LISTED]
+    ids = [row.execution_id for of_workflow in failed.values() for row in of_workflow]
+    group_ids = group_of_executions(connection, ids)
+    groups = failure_groups(failed, newest, {}, now_ns, group_ids)[:MAX_LISTED]
     # The steps of the executions that are shown alone: a failed run may have thousands.
     shown = [workflow for group in groups for workflow in group.workflows][: 2 * MAX_LISTED]
     step_names = rows.first_failed_steps(connection, [workflow.last.execution_id for workflow in shown])

@@ -13,14 +13,23 @@ from sqlalchemy import Row
 from tachograph.clock import NS
 from tachograph.critical_path import critical_path, path_lengths, slack
 from tachograph.events import FAILED, OPEN_STEP, Folded, StepStatus
+from tachograph.resources import Resources, UseTotals, decoded
 from tachograph.run_window import RunWindow, placed
 from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.failure_groups.failing import ATTEMPT, EXECUTION, STEP
 from tachograph_exporter.store.steps import StoredStep, by_step, status_counts
 from tachograph_exporter.store.totals import MEASURE_SEPARATOR, Totals, combined
 from tachograph_exporter.store.totals import Measure as TotalMeasure
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
 from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd
-from tachograph_exporter.views.machine import all_resources, resources_of
+from tachograph_exporter.views.machine import (
+    average_use,
+    combined_use,
+    resources_of,
+    resources_text,
+    run_use,
+    use_of_step,
+)
 from tachograph_exporter.views.metrics import average_seconds, measure_summaries
 from tachograph_exporter.views.schemas.common import Wait
 from tachograph_exporter.views.schemas.timeline import (
@@ -29,6 +38,7 @@ from tachograph_exporter.views.schemas.timeline import (
     FoldedSteps,
     LogLine,
     Measure,
+    RunUse,
     WorkflowExecutionTimeline,
     WorkflowStepTimelineEntry,
 )
@@ -73,6 +83,7 @@ def build_timeline(
     on_path = {step.step_id for step in path}
     lengths = path_lengths(path, window.end_ns)
     slacks = slack(within) if not is_open else {}
+    scheduled = {step.step_id: step.scheduled_ns for step in steps if step.scheduled_ns}
     attempts, reports = by_step(run.attempts), by_step(run.reports)
     counts = status_counts(steps)
     spending = spending_of(run)
@@ -106,7 +117,10 @@ def build_timeline(
         span_id=execution.span_id,
         parent_execution_id=execution.parent_execution_id,
         parent_step_id=execution.parent_step_id,
-        critical_path=[CriticalStep(s.step_id, s.name, length / NS) for s, length in zip(path, lengths, strict=True)],
+        critical_path=[
+            CriticalStep(step.step_id, step.name, length / NS, scheduled.get(step.step_id, 0) / NS)
+            for step, length in zip(path, lengths, strict=True)
+        ],
         critical_path_seconds=sum(lengths) / NS,
         unaccounted_seconds=(elapsed - sum(lengths)) / NS if elapsed is not None else None,
         work_seconds=work / NS,
@@ -124,6 +138,7 @@ def build_timeline(
                 traces.get(step.span_id, trace_id),
                 window,
                 now_ns,
+                run.failures,
                 is_one_of_many=step.name in repeated,
             )
             for step in steps
@@ -131,6 +146,8 @@ def build_timeline(
         ],
         expected_end_at=rfc3339_or_none(expected.end_ns),
         usual_duration_seconds=expected.usual_seconds,
+        resources=_run_use(run, attempts),
+        failure_group=run.failures.get(("", 0, EXECUTION)),
     )
 
 
@@ -143,6 +160,7 @@ def _entry(
     trace_id: str,
     window: RunWindow,
     now_ns: int,
+    failures: Mapping[tuple[str, int, int], str],
     *,
     is_one_of_many: bool,
 ) -> WorkflowStepTimelineEntry:
@@ -155,9 +173,9 @@ def _entry(
     if started is not None:
         if started < window.start_ns or (finished or started) > window.end_ns:
             outside_ns = window.place(started, finished).outside_ns
-        dependency, queue, backoff, unaccounted = _waits(step, attempts)
-        wait = Wait(dependency / NS, queue / NS, backoff / NS, unaccounted / NS)
-        wait_seconds = (dependency + queue + backoff + unaccounted) / NS
+        waits = _waits(step, attempts)
+        wait = Wait(*[wait_ns / NS for wait_ns in waits])
+        wait_seconds = sum(waits) / NS
     duration = (finished - started) / NS if started is not None and finished is not None else None
     if not attempts and started is not None and step.attempt == 1:
         # The only attempt of a step that never retried is in the step's row.
@@ -172,11 +190,12 @@ def _entry(
                 backoff_seconds=0.0,
                 error_type=step.error_type,
                 error_message=step.error_message,
-                resources=resources_of(step.resources),
+                resources=resources_of(decoded(step.resources), duration),
+                failure_group=failures.get((step.step_id, 1, STEP)) if failures else None,
             ),
         )
     else:
-        timeline_attempts = _attempts(step, attempts)
+        timeline_attempts = _attempts(step, attempts, failures)
     return WorkflowStepTimelineEntry(
         step_id=step.step_id,
         step_name=step.name,
@@ -214,7 +233,10 @@ def _entry(
         if step.folded is None
         else tuple([LogLine(log.level, log.message, rfc3339(log.time_ns)) for log in step.folded.logs]),
         folded=_folded(step.folded) if step.folded is not None else None,
-        resources=all_resources([a.resources for a in timeline_attempts if a.resources is not None]),
+        resources=timeline_attempts[0].resources
+        if len(timeline_attempts) == 1
+        else resources_of(use_of_step(step, attempts), run_ns / NS if run_ns is not None else None),
+        failure_group=failures.get((step.step_id, step.attempt, STEP)) if failures else None,
     )
 
 
@@ -248,10 +270,13 @@ def _folded(folded: Folded) -> FoldedSteps:
                 for m in folded.measures
             }
         ),
+        resources=average_use(combined_use(r.use for r in folded.by_status.values() if r.use is not None)),
     )
 
 
-def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ...]:
+def _attempts(
+    step: StoredStep, stored: Sequence[Row[Any]], failures: Mapping[tuple[str, int, int], str]
+) -> tuple[Attempt, ...]:
     """The attempts that have rows, and the current one (or the last one of a lost step), which has none."""
     attempts = [
         Attempt(
@@ -264,7 +289,9 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
             backoff_seconds=a.backoff_ns / NS,
             error_type=a.error_type,
             error_message=a.error_message,
-            resources=resources_of(getattr(a, "resources", None)),  # Older archives have none.
+            resources=resources_of(decoded(resources_text(a)), (a.finished_ns - a.started_ns) / NS),
+            failure_group=failures.get((step.step_id, a.attempt, ATTEMPT))
+            or failures.get((step.step_id, a.attempt, STEP)),
         )
         for a in stored
     ]
@@ -281,10 +308,22 @@ def _attempts(step: StoredStep, stored: Sequence[Row[Any]]) -> tuple[Attempt, ..
                 backoff_seconds=(step.backoff_ns or 0) / NS,
                 error_type=step.error_type,
                 error_message=step.error_message,
-                resources=resources_of(step.resources),
+                resources=resources_of(decoded(step.resources), (ended - started) / NS if ended is not None else None),
+                failure_group=failures.get((step.step_id, step.attempt, STEP)),
             )
         )
     return tuple(attempts)
+
+
+def _run_use(run: StoredRun, attempts: Mapping[str, Sequence[Row[Any]]]) -> RunUse | None:
+    uses: list[tuple[Resources | UseTotals, bool]] = []
+    for step in run.steps:
+        is_outermost = step.parent_step_id is None
+        if step.folded is not None:
+            uses += [(runs.use, is_outermost) for runs in step.folded.by_status.values() if runs.use is not None]
+        elif (use := use_of_step(step, attempts.get(step.step_id, ()))) is not None:
+            uses.append((use, is_outermost))
+    return run_use(uses)
 
 
 def _run_ns(step: StoredStep, attempts: Sequence[Row[Any]], window: RunWindow) -> int | None:
@@ -301,14 +340,14 @@ def _run_ns(step: StoredStep, attempts: Sequence[Row[Any]], window: RunWindow) -
     return max(0, min(total, window.end_ns - window.start_ns - sum(_waits(step, attempts))))
 
 
-def _waits(step: StoredStep, attempts: Sequence[Row[Any]]) -> tuple[int, int, int, int]:
-    """(dependency, queue, backoff, unaccounted) of all attempts."""
+def _waits(step: StoredStep, attempts: Sequence[Row[Any]]) -> tuple[int, int, int, int, int]:
+    """(dependency, queue, backoff, unaccounted, scheduled) of all attempts, as in `Wait`."""
     queue, backoff = step.queue_ns or 0, step.backoff_ns or 0
     if attempts and step.status in OPEN_STEP:
         # Until the step ends, its row has the waits of the current attempt only.
         queue += sum(a.queue_ns for a in attempts if a.attempt != step.attempt)
         backoff += sum(a.backoff_ns for a in attempts if a.attempt != step.attempt)
-    return step.dependency_ns or 0, queue, backoff, step.unaccounted_ns or 0
+    return step.dependency_ns or 0, queue, backoff, step.unaccounted_ns or 0, step.scheduled_ns or 0
 
 
 def _is_selected(step: StoredStep, step_filter: TimelineFilter) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row
 
 from tachograph.clock import NS
+from tachograph.resources import UseTotals
 from tachograph_exporter.store.rollups import counting, periods, read
 from tachograph_exporter.store.totals import Measure, StepTotals, Totals, WorkflowTotals, combined
 from tachograph_exporter.times import format_duration, rfc3339
 from tachograph_exporter.views.changepoints import Shift, shifts
+from tachograph_exporter.views.machine import average_use, combined_use
 from tachograph_exporter.views.metrics import COMPLETED, average_seconds, failures, measure_summaries, success_rate
 from tachograph_exporter.views.schemas.trends import ChangePoint, TrendBucket, WorkflowTrends
 from tachograph_exporter.views.spending import dollars
@@ -50,7 +53,7 @@ def workflow_trends(
         names = sorted({name for totals in totals_by_start.values() for name in totals.steps})
     else:
         buckets = [
-            _trend_bucket(start, totals.steps[step].by_status, totals.steps[step].measures)
+            _trend_bucket(start, totals.steps[step].by_status, totals.steps[step].measures, totals.steps[step].uses)
             for start, totals in totals_by_start.items()
             if step in totals.steps
         ]
@@ -72,7 +75,12 @@ def workflow_trends(
     )
 
 
-def _trend_bucket(start_s: int, by_status: Mapping[str, Totals], measures: Mapping[str, Measure]) -> TrendBucket:
+def _trend_bucket(
+    start_s: int,
+    by_status: Mapping[str, Totals],
+    measures: Mapping[str, Measure],
+    uses: Mapping[str, UseTotals] = MappingProxyType({}),
+) -> TrendBucket:
     """One bucket of executions or of the runs of a step."""
     counts = {status: totals.count for status, totals in by_status.items()}
     total = combined(totals for status, totals in by_status.items() if status != "skipped")
@@ -89,12 +97,14 @@ def _trend_bucket(start_s: int, by_status: Mapping[str, Totals], measures: Mappi
         p99=histogram.quantile(0.99),
         retry_count=total.retries,
         average_wait_seconds=average_seconds(
-            total.dependency_ns + total.unaccounted_ns + total.queue_ns + total.backoff_ns, total.count
+            total.dependency_ns + total.unaccounted_ns + total.scheduled_ns + total.queue_ns + total.backoff_ns,
+            total.count,
         ),
         cost_usd=dollars(total.cost_nano_usd),
         tokens_in=total.tokens_in,
         tokens_out=total.tokens_out,
         measures=measure_summaries(measures),
+        resources=average_use(combined_use(uses.values())),
     )
 
 

@@ -7,10 +7,12 @@ const TOKEN_KEY = "tachograph.token";
 
 /** An error response: problem details (RFC 9457). */
 export class Problem extends Error {
-  constructor(status, detail, code) {
+  constructor(status, detail, code, errors = []) {
     super(detail);
     this.status = status;
     this.code = code;
+    /** What is wrong in a document, with its place. */
+    this.errors = errors.map((error) => `${error.at ? `${error.at}: ` : ""}${error.message}`);
   }
 }
 
@@ -47,6 +49,16 @@ export function post(path, body = {}) {
   return send(path, {}, { method: "POST", body: JSON.stringify(body) });
 }
 
+/** Replace what is at a path. Throws as `get` does. */
+export function put(path, body) {
+  return send(path, {}, { method: "PUT", body: JSON.stringify(body) });
+}
+
+/** Delete what is at a path. Throws as `get` does. */
+export function remove(path) {
+  return send(path, {}, { method: "DELETE" });
+}
+
 async function send(path, values, options) {
   for (;;) {
     const headers = session.token ? { Authorization: `Bearer ${session.token}` } : {};
@@ -58,7 +70,8 @@ async function send(path, values, options) {
     }
     const isJson = response.headers.get("Content-Type")?.includes("json");
     const body = isJson ? await response.json() : await response.text();
-    if (!response.ok) throw new Problem(response.status, body.detail ?? response.statusText, body.code ?? "");
+    if (!response.ok)
+      throw new Problem(response.status, body.detail ?? response.statusText, body.code ?? "", body.errors);
     return body;
   }
 }

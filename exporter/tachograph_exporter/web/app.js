@@ -7,12 +7,17 @@ import { listenForShortcuts, showHelp } from "./keyboard.js";
 import { onReach } from "./reach.js";
 import { initTheme, toggleTheme } from "./theme.js";
 import { refreshTimes, shortClock, toggleZone, zone } from "./times.js";
+import { FailureView } from "./views/failure.js";
+import { FailuresView } from "./views/failures.js";
+import { NightView } from "./views/night.js";
+import { NoticesView } from "./views/notices.js";
 import { RunView } from "./views/run.js";
 import { RunsView } from "./views/runs.js";
 import { WorkflowView } from "./views/workflow.js";
 import { WorkflowsView } from "./views/workflows.js";
 
 const WORKSPACE_KEY = "tachograph.workspace";
+const SECTIONS = ["night", "failures", "workflows", "notices"];
 
 const main = document.getElementById("main");
 const announcements = document.getElementById("announcements");
@@ -86,8 +91,12 @@ function parseAddress() {
 function createView(path, parameters) {
   const parts = path.split("/").filter(Boolean).map(decodeURIComponent);
   if (parts[0] === "executions" && parts[1]) return new RunView(app, parts[1], parameters);
+  if (parts[0] === "failures" && parts[1]) return new FailureView(app, parts[1], parameters);
+  if (parts[0] === "failures") return new FailuresView(app, parameters);
   if (parts[0] === "workflows" && parts[1]) return new WorkflowView(app, parts[1], parameters);
   if (parts[0] === "workflows") return new WorkflowsView(app, parameters);
+  if (parts[0] === "night") return new NightView(app, parameters);
+  if (parts[0] === "notices") return new NoticesView(app, parameters);
   return new RunsView(app, parameters);
 }
 
@@ -100,7 +109,8 @@ async function route() {
   const { scroll = 0 } = app.remembered;
   replace(main, view.element);
   for (const link of document.querySelectorAll("nav.main a")) {
-    const isCurrent = link.getAttribute("href") === (path.startsWith("/workflows") ? "#/workflows" : "#/");
+    const room = SECTIONS.find((name) => path.startsWith(`/${name}`)) ?? "";
+    const isCurrent = link.getAttribute("href") === `#/${room}`;
     if (isCurrent) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }

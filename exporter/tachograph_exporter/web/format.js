@@ -61,6 +61,20 @@ export function percent(value, digits = 1) {
   return `${Number(text) === 0 ? text.replace("-", "") : text} %`;
 }
 
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+/** A size in bytes: `812 B`, `50 MiB`, `1.25 GiB`. */
+export function size(bytes) {
+  if (bytes === null || bytes === undefined) return "–";
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1023.5 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${value >= 1000 ? Math.round(value) : significant(value)} ${UNITS[unit]}`;
+}
+
 /** US dollars. */
 export function dollars(value) {
   return value ? `$${value >= 1 ? value.toFixed(2) : Number(value.toPrecision(2))}` : "–";

@@ -96,6 +96,8 @@ export class Run {
         backoff: attempt.backoff_seconds * 1000,
         error: attempt.error_message,
       })),
+      // How long it waited for its scheduled time.
+      scheduled: (entry.wait?.scheduled ?? 0) * 1000,
       dependsOn: entry.depends_on,
       dependents: [],
       parent: entry.parent_step_id,
@@ -234,6 +236,7 @@ export class Run {
     attempt.start = this.since(data.started_at);
     attempt.queue = data.queue_seconds * 1000;
     attempt.backoff = data.backoff_seconds * 1000;
+    if (data.attempt === 1) step.scheduled = (data.scheduled_seconds ?? 0) * 1000;
     if (attempt.end === null) step.status = "running";
     step.start ??= attempt.start;
   }

@@ -51,6 +51,41 @@ export function shortClock(at) {
   return clock(at).slice(0, 5);
 }
 
+/** The day of a `Date`: `Nov 30`. */
+export function shortDay(at) {
+  return dayFormat().format(at);
+}
+
+/** Unix ms of a time of day, so many days after the day of `now`, in the zone of the page. */
+export function timeOfDay(days, hours, now = Date.now()) {
+  const at = new Date(now);
+  if (isUtc) return Date.UTC(at.getUTCFullYear(), at.getUTCMonth(), at.getUTCDate() + days, hours);
+  return new Date(at.getFullYear(), at.getMonth(), at.getDate() + days, hours).getTime();
+}
+
+/** Begin and end of the days (unix ms) that a range of time has a part of. */
+export function midnights(from, to) {
+  const days = [];
+  for (let day = 0; day < 400; day += 1) {
+    const begin = timeOfDay(day, 0, from);
+    if (begin > to) break;
+    days.push([begin, timeOfDay(day + 1, 0, from)]);
+  }
+  return days;
+}
+
+/** A time (unix ms) as the value of an input of type `datetime-local`. */
+export function inputValue(ms) {
+  const shift = isUtc ? 0 : new Date(ms).getTimezoneOffset() * 60_000;
+  return new Date(ms - shift).toISOString().slice(0, 16);
+}
+
+/** Unix ms of the value of an input of type `datetime-local`; null if it has none. */
+export function inputTime(value) {
+  const at = value ? Date.parse(isUtc ? `${value}Z` : value) : NaN;
+  return Number.isNaN(at) ? null : at;
+}
+
 /** How long ago a time is: `just now`, `42 s ago`, `5 min ago`, `3 h ago`, `2 d ago`; or `in 5 min`. */
 export function ago(milliseconds, now = Date.now()) {
   const seconds = Math.round((now - milliseconds) / 1000);

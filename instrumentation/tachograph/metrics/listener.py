@@ -37,14 +37,17 @@ from tachograph.metrics.specs import (
     OLDEST_RUNNING,
     STEP_ATTEMPTS,
     STEP_COST,
+    STEP_CPU,
     STEP_DURATION,
     STEP_MEASURE,
+    STEP_MEMORY,
     STEP_RETRIES,
     STEP_TOKENS,
     STEP_WAIT,
     STEPS_RUNNING,
     STEPS_SKIPPED,
 )
+from tachograph.resources import Resources
 
 _OTHERS: Final = (OTHER, OTHER)
 
@@ -57,7 +60,7 @@ class _StepSeries:
     """
 
     __slots__ = (
-        "attempts", "dependency", "duration", "is_shared", "queue", "retries", "running", "waits", "workflow",
+        "attempts", "dependency", "duration", "is_shared", "queue", "retries", "running", "uses", "waits", "workflow",
     )  # fmt: skip
 
     def __init__(self, metrics: MetricsListener, key: tuple[str, str, str]) -> None:
@@ -68,6 +71,7 @@ class _StepSeries:
         self.dependency = dependency.observe
         self.queue = queue.observe
         self.waits: dict[str, Callable[[float], None]] = {}
+        self.uses: dict[str, Callable[[float], None]] = {}
         self.duration: dict[str, Callable[[float, Trace | None], None]] = {}
         self.attempts: dict[str, Callable[[], None]] = {}
         self.retries = retries.inc
@@ -192,6 +196,8 @@ class MetricsListener:
             series.dependency(event.dependency_ns / NS)
             if event.unaccounted_ns:
                 self._waited(series, step, "unaccounted", event.unaccounted_ns)
+            if event.scheduled_ns:
+                self._waited(series, step, "scheduled", event.scheduled_ns)
         elif event.backoff_ns:
             self._waited(series, step, "backoff", event.backoff_ns)
         series.queue(event.queue_ns / NS)
@@ -224,6 +230,24 @@ class MetricsListener:
             # The start of a lost step may have been counted here, or only in a process that has died.
             self._stopped(series, step)
             self._attempt(series, ref, name, status)
+            if event.resources is not None:
+                self._used(series, step, event.resources)
+
+    def _used(self, series: _StepSeries, step: StepRef, use: Resources) -> None:
+        if use.cpu_seconds is not None:
+            self._observe_use(series, step, STEP_CPU.name, use.cpu_seconds)
+        if use.peak_memory_bytes is not None and not use.is_shared:
+            self._observe_use(series, step, STEP_MEMORY.name, use.peak_memory_bytes)
+
+    def _observe_use(self, series: _StepSeries, step: StepRef, metric: str, value: float) -> None:
+        observe = series.uses.get(metric)
+        if observe is None:
+            ref = step.execution
+            key = (label_value(ref.workspace), label_value(ref.workflow), label_value(step.counted_as))
+            observe = self._histograms[metric].labels(*key).observe
+            if not series.is_shared:
+                series.uses[metric] = observe
+        observe(value)
 
     def _attempt(self, series: _StepSeries, ref: ExecutionRef, step: str, outcome: str) -> None:
         count = series.attempts.get(outcome)
@@ -240,6 +264,8 @@ class MetricsListener:
         self._stopped(series, step)
         series.retries()
         self._attempt(series, step.execution, name, event.status.value)
+        if event.resources is not None:
+            self._used(series, step, event.resources)
 
     def _step_skipped(self, event: StepSkipped) -> None:
         ref = event.step.execution

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from tachograph.distribution import DURATION_BUCKETS, MEASURE_BUCKETS
+from tachograph.distribution import DURATION_BUCKETS, MEASURE_BUCKETS, MEMORY_BUCKETS
 from tachograph.metrics.families import CounterFamily, Family, GaugeFamily, HistogramFamily
 from tachograph.metrics.limits import FAMILY_LIMIT, TOTAL_LIMIT, SeriesLimits
-from tachograph.metrics.specs import STEP_MEASURE, CounterSpec, HistogramSpec, MetricSpec
+from tachograph.metrics.specs import STEP_MEASURE, STEP_MEMORY, CounterSpec, HistogramSpec, MetricSpec
 
 
 class FamilyMetric(Metric):
@@ -90,7 +90,7 @@ class SeriesRegistry(Collector):
         """A new metric as it is specified. ``buckets``: of a histogram of durations."""
         description = (spec.name, spec.help, spec.labels)
         if isinstance(spec, HistogramSpec):
-            return self.histogram(*description, buckets=MEASURE_BUCKETS if spec is STEP_MEASURE else buckets)
+            return self.histogram(*description, buckets=_OTHER_BUCKETS.get(spec.name, buckets))
         return self.counter(*description) if isinstance(spec, CounterSpec) else self.gauge(*description)
 
     def _register(self, family: F) -> F:
@@ -114,3 +114,5 @@ class SeriesRegistry(Collector):
 
 
 F = TypeVar("F", bound=Family)
+_OTHER_BUCKETS: Final = {STEP_MEASURE.name: MEASURE_BUCKETS, STEP_MEMORY.name: MEMORY_BUCKETS}
+"""Of histograms that are not of durations."""

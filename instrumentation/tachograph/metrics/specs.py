@@ -52,8 +52,8 @@ STEP_DURATION: Final = HistogramSpec(
 )
 STEP_WAIT: Final = HistogramSpec(
     "workflow_step_wait_seconds",
-    "Time an attempt of a step waited: for its dependencies, in the queue for a slot, for the backoff, or for what the "
-    "program itself did (unaccounted).",
+    "Time an attempt of a step waited: for its dependencies, in the queue for a slot, for the backoff, for a time "
+    "that it was asked for (scheduled), or for what the program itself did (unaccounted).",
     (*_STEP, "reason"),
 )
 STEP_ATTEMPTS: Final = CounterSpec(
@@ -99,6 +99,23 @@ STEP_MEASURE: Final = HistogramSpec(
     (*_STEP, "measure", "unit"),
 )
 
+STEP_CPU: Final = HistogramSpec(
+    "workflow_step_cpu_seconds",
+    "Processor time, user and system, of an attempt of a step and of the processes that it waited for.",
+    _STEP,
+)
+STEP_MEMORY: Final = HistogramSpec(
+    "workflow_step_peak_memory_bytes",
+    "Largest resident set of any one process of an attempt of a step, if it did not share that process.",
+    _STEP,
+)
+FAILURE_GROUP_FAILURES: Final = CounterSpec(
+    "workflow_failure_group_failures_total",
+    "Failures of steps and executions by cause: the id of their failure group. Retried attempts count, too; whatever "
+    "failed only because something inside it did, does not.",
+    (*_WORKFLOW, "group"),
+)
+
 EXPECTED_START: Final = GaugeSpec(
     "workflow_expected_start_timestamp_seconds",
     "When a workflow with a schedule is due to start next, or was and has not; in unix seconds.",
@@ -116,6 +133,6 @@ EXPECTATION_METRICS: Final[tuple[MetricSpec, ...]] = (EXPECTED_START, LATE, OVER
 METRICS: Final[tuple[MetricSpec, ...]] = (
     EXECUTION_DURATION, STEP_DURATION, STEP_WAIT, STEP_ATTEMPTS, STEP_RETRIES, STEPS_SKIPPED, EXECUTIONS_STARTED,
     EXECUTIONS_RUNNING, STEPS_RUNNING, CRITICAL_PATH, LAST_SUCCESS, LAST_FAILURE, OLDEST_RUNNING, STEP_COST,
-    STEP_TOKENS, STEP_MEASURE,
+    STEP_TOKENS, STEP_MEASURE, FAILURE_GROUP_FAILURES, STEP_CPU, STEP_MEMORY,
 )  # fmt: skip
 """Every metric about workflows."""

@@ -90,6 +90,7 @@ class _Call:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             scope = build_scope(args, kwargs)
+            scope.is_plain = True
             scope.__enter__()
             attempt = 1
             try:

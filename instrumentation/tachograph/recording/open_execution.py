@@ -19,8 +19,8 @@ from tachograph.clock import Clock
 from tachograph.critical_path import critical_path_of
 from tachograph.events import (
     Event,
+    ExecutionEvent,
     ExecutionFinished,
-    ExecutionQueued,
     ExecutionStarted,
     ExecutionStatus,
     Failure,
@@ -36,8 +36,9 @@ from tachograph.events import (
 )
 from tachograph.expectation import Expectation
 from tachograph.folding import Fold, Repetitions
-from tachograph.identity import ExecutionRef, StepRef, new_span_id, step_id
+from tachograph.identity import ExecutionRef, Origin, StepRef, new_span_id, step_id
 from tachograph.inferred_dependencies import InferredDependencies
+from tachograph.meter import Meter
 from tachograph.process import identity
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.reporter import Reporter, current_reporter
@@ -89,6 +90,8 @@ class OpenExecution:
         self.clock = clock
         self.inputs = inputs
         self.is_open = True
+        self.meter: Meter | None = None
+        """Of the step around it, if it runs inside one."""
         self.counts = StepCounts()
         self.order = InferredDependencies()
         self._process = os.getpid() if started_ns is None else None
@@ -320,6 +323,8 @@ def watch(reporter: Reporter) -> None:
 def relayed(event: Event, emit: Listener) -> bool:
     """Take note of an event from a child process; False when its execution has ended here, so it comes too late."""
     execution_id = event.execution.execution_id
+    if event.execution.origin is Origin.REPORTED:
+        return True  # The process that reports it knows more of it than this one.
     progress = _open.get(execution_id)
     if isinstance(progress, OpenExecution):
         return progress.relayed(event)
@@ -345,7 +350,7 @@ def _relayed(counts: StepCounts, event: Event, emit: Listener) -> bool:
 
 def _fold(event: Event, emit: Listener) -> None:
     """Add what a child process recorded to the fold that it is part of."""
-    if not isinstance(event, ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat):
+    if not isinstance(event, ExecutionEvent):
         if event.step.folded_as is not None:
             folding.relayed(event, emit)
         elif isinstance(event, StepFinished):

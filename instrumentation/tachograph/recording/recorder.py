@@ -32,6 +32,7 @@ from tachograph.events import (
     StepFinished,
     StepsFolded,
     StepStarted,
+    WorkflowExpected,
 )
 from tachograph.identity import ExecutionRef, Origin
 from tachograph.recording import open_execution
@@ -54,7 +55,9 @@ FLUSH_AGAIN_SECONDS: Final = 60.0
 FORK_SECONDS: Final = 1.0
 """How long a fork waits at most for a listener to finish its batch."""
 
-_EXECUTION_EVENTS: Final = frozenset({ExecutionQueued, ExecutionStarted, ExecutionFinished, Heartbeat})
+_EXECUTION_EVENTS: Final = frozenset(
+    {ExecutionQueued, ExecutionStarted, ExecutionFinished, Heartbeat, WorkflowExpected}
+)
 
 
 class SpanSink(Protocol):
@@ -215,8 +218,12 @@ class Recorder:
         puts = tuple(queue.put for queue in queues)
         before: Callable[[Any], None] | None = None
         after: Callable[[Any], None] | None = None
-        # Nobody waits for the spans or heartbeats of an execution that was assembled from spans.
-        if origin is not Origin.INGESTED:
+        # Nobody waits for the spans or heartbeats of an execution that was assembled from spans. Who reports one says
+        # which are open here; see `watch`.
+        if origin is Origin.REPORTED:
+            if kind in (ExecutionStarted, StepStarted) and self._spans is not None:
+                before = self._begin_span
+        elif origin is Origin.RECORDED:
             if kind is ExecutionStarted or (kind is StepStarted and (self._spans is not None or self._is_child)):
                 before = self._begin
             elif kind is ExecutionFinished:
@@ -229,7 +236,17 @@ class Recorder:
         route = routes[origin][kind] = (before, puts, after)
         return route
 
-    def _begin(self, event: ExecutionStarted | StepStarted) -> None:
+    def watch(self, execution: ExecutionRef) -> None:
+        """Send heartbeats of an execution that is reported here, until `unwatch`."""
+        self._open[execution.execution_id] = execution
+        if self._heart is None:
+            self._start_heart()
+
+    def unwatch(self, execution: ExecutionRef) -> None:
+        """Send no more heartbeats of it: nothing of it is open here."""
+        self._open.pop(execution.execution_id, None)
+
+    def _begin_span(self, event: ExecutionStarted | StepStarted) -> None:
         if self._spans is not None:
             try:
                 self._spans.begin(event)
@@ -239,15 +256,16 @@ class Recorder:
                 self.span_errors += 1
                 if (queue := self.queues.get("spans")) is not None:
                     queue.drop("error")
+
+    def _begin(self, event: ExecutionStarted | StepStarted) -> None:
+        self._begin_span(event)
         if self._is_child:
             self._running.add(_span_id(event))
         if type(event) is ExecutionStarted:
             self._watch(event)
 
     def _watch(self, event: ExecutionQueued | ExecutionStarted) -> None:
-        self._open[event.execution.execution_id] = event.execution
-        if self._heart is None:
-            self._start_heart()
+        self.watch(event.execution)
 
     def _finish(self, event: ExecutionFinished | StepFinished) -> None:
         if type(event) is ExecutionFinished:

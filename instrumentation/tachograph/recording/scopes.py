@@ -17,7 +17,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.propagate import extract
 from opentelemetry.trace import get_current_span
 
-from tachograph import folding
+from tachograph import folding, meter
 from tachograph.clock import NS, AnchoredClock
 from tachograph.events import ExecutionStatus, Failure, Listener, StepStatus
 from tachograph.expectation import Expectation
@@ -28,6 +28,7 @@ from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.recording import open_execution, other_processes
 from tachograph.recording.open_execution import ABANDONED, OpenExecution
 from tachograph.recording.setup import default_workspace, get_recorder
+from tachograph.resources import Resources
 from tachograph.spans.propagation import caller
 from tachograph.summary import failure as describe
 from tachograph.summary import is_clean_exit, summarise
@@ -35,6 +36,7 @@ from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.reporter import Reporter
 
 log = logging.getLogger(__name__)
+_running_loop = asyncio._get_running_loop
 
 
 def is_cancellation(error: BaseException) -> bool:
@@ -53,6 +55,8 @@ class Scope:
     _tokens: open_execution.Tokens | None = None
     _otel_token: Any = None
     _otel_context: otel_context.Context | None = None
+    is_plain = False
+    """Whether all of it runs in one go, as a plain function does: no other task runs on its thread meanwhile."""
 
     def __enter__(self) -> Self:
         try:
@@ -168,6 +172,8 @@ class ExecutionScope(Scope):
         self.execution = ref
         # Its start makes its span the current one of this context.
         self._run = run = OpenExecution(ref, recorder, AnchoredClock(), summarise(self._inputs), expects=self._expects)
+        if self._step is not None and self._step.reporter is not None:
+            run.meter = self._step.reporter.meter
         open_execution.enter(run, None)
 
     def resume(self) -> None:
@@ -229,6 +235,7 @@ class StepScope(Scope):
                 return
         self._summary = summarise(self._inputs)
         self._run = run
+        self._outer: Reporter | OpenExecution | None = outer if outer is not None else run
         self._emit: Listener
         if outer is not None:
             # A step inside another one is recorded where the outer one is, whoever runs that.
@@ -253,6 +260,18 @@ class StepScope(Scope):
         counts.open_steps[ref.span_id] = self._abandon
         # Until it was called, the program was doing something else.
         self._emit(attempts.started(now, self._summary, ready_ns=ready_ns))
+        self._measure(reporter)
+
+    def _measure(self, reporter: Reporter) -> None:
+        """An attempt starts to use the machine: last of all, so that recording its start is not its work."""
+        outer = self._outer
+        is_on_loop = not self.is_plain and _running_loop() is not None
+        around = (outer.meter if outer is not None else None) or meter.around.get()
+        reporter.meter = meter.start(around, is_on_loop, False)
+
+    def _used(self, reporter: Reporter) -> Resources | None:
+        """What the attempt that ends used."""
+        return reporter.meter.stop() if reporter.meter is not None else None
 
     def _inner_ref(self, outer: Reporter) -> tuple[StepRef, Fold | None]:
         # The path of outer steps makes the id unique, and in another process that process does.
@@ -293,9 +312,13 @@ class StepScope(Scope):
             self._execution_scope.resume()
         if self.reporter is not None:
             self._activate(self._run, self.reporter, self._otel_context or otel_context.get_current())
+            if self.reporter.meter is not None:
+                self.reporter.meter.resume(is_on_loop=_running_loop() is not None)
 
     def suspend(self) -> None:
         """See `Scope.suspend`."""
+        if self.reporter is not None and self.reporter.meter is not None:
+            self.reporter.meter.pause()
         super().suspend()
         if self._execution_scope is not None:
             self._execution_scope.suspend()
@@ -304,18 +327,21 @@ class StepScope(Scope):
         """Record that the attempt failed and that another one follows after a delay."""
         reporter = self.reporter
         if reporter is not None and reporter.is_open:
+            used = self._used(reporter)
             now, delay_ns = reporter.clock(), round(delay_seconds * NS)
-            self._emit(self._attempts.retrying(now, StepStatus.FAILED, delay_ns, describe(error)))
+            self._emit(self._attempts.retrying(now, StepStatus.FAILED, delay_ns, describe(error), used))
 
     def try_again(self) -> None:
         """Record that the next attempt starts."""
         if self.reporter is not None and self.reporter.is_open:
             self._emit(self._attempts.started(self.reporter.clock(), self._summary))
+            self._measure(self.reporter)
 
     def _exit(self, error: BaseException | None) -> None:
         reporter = self.reporter
         try:
             if reporter is not None:
+                used = self._used(reporter)
                 status, failure, output = StepStatus.COMPLETED, None, None
                 now = reporter.clock()
                 if error is None:
@@ -323,7 +349,7 @@ class StepScope(Scope):
                 elif not is_clean_exit(error):
                     status = StepStatus.CANCELLED if is_cancellation(error) else StepStatus.FAILED
                     failure = describe(error)
-                self._close(reporter, now, status, failure, output)
+                self._close(reporter, now, status, failure, output, used)
         finally:
             self._deactivate()
             if self._execution_scope is not None:
@@ -332,17 +358,23 @@ class StepScope(Scope):
     def _abandon(self, now_ns: int) -> None:
         """The execution ends while the step is still open."""
         if self.reporter is not None:
-            self._close(self.reporter, now_ns, StepStatus.LOST, ABANDONED, None)
+            self._close(self.reporter, now_ns, StepStatus.LOST, ABANDONED, None, self._used(self.reporter))
 
     def _close(
-        self, reporter: Reporter, now_ns: int, status: StepStatus, failure: Failure | None, output: str | None
+        self,
+        reporter: Reporter,
+        now_ns: int,
+        status: StepStatus,
+        failure: Failure | None,
+        output: str | None,
+        used: Resources | None,
     ) -> None:
         ref, attempts = reporter.step, self._attempts
         # Its own end and that of its execution may come at once, in two threads: the first one counts.
         if reporter.counts.open_steps.pop(ref.span_id, None) is None:
             return
         reporter.is_open = False
-        self._emit(attempts.finished(now_ns, status, failure, output))
+        self._emit(attempts.finished(now_ns, status, failure, output, resources=used))
         if reporter.repetitions is not None and ref.folded_as is None:
             folding.finish_inside(ref)
         is_inner = ref.parent_step_id is not None

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from tachograph.clock import NS
 from tachograph.events import ExecutionStatus, Failure, StepStatus
 from tachograph.identity import ExecutionRef
+from tachograph.resources import Resources
 from tachograph.spans import semconv
 
 
@@ -68,11 +69,15 @@ def step_attributes(execution: Mapping[str, Any], step: NamedStep) -> dict[str, 
 
 
 def step_state_attributes(
-    status: StepStatus, attempt: int, wait_ns: int = 0, skip_reason: str | None = None
+    status: StepStatus,
+    attempt: int,
+    wait_ns: int = 0,
+    skip_reason: str | None = None,
+    resources: Resources | None = None,
 ) -> dict[str, Any]:
     """A step's status, last attempt and waits (of all attempts), and its result once it has ended.
 
-    A skipped step has a reason instead of waits; its attempt is 0.
+    A skipped step has a reason instead of waits; its attempt is 0. ``resources``: what its last attempt used.
     """
     attributes: dict[str, Any] = {semconv.STEP_ATTEMPT: attempt, semconv.STEP_STATUS: status.value}
     if status is StepStatus.SKIPPED:
@@ -81,11 +86,36 @@ def step_state_attributes(
         attributes[semconv.STEP_WAIT] = wait_ns / NS
     if status in semconv.STEP_RESULTS:
         attributes[semconv.TASK_RESULT] = semconv.STEP_RESULTS[status]
+    if resources is not None:
+        _add_resources(attributes, resources)
     return attributes
 
 
+def attempt_state_attributes(status: StepStatus, resources: Resources | None) -> dict[str, Any]:
+    """An attempt's status, and what it used."""
+    attributes: dict[str, Any] = {semconv.STEP_STATUS: status.value}
+    if resources is not None:
+        _add_resources(attributes, resources)
+    return attributes
+
+
+def _add_resources(attributes: dict[str, Any], use: Resources) -> None:
+    if use.cpu_seconds is not None:
+        attributes[semconv.STEP_CPU] = use.cpu_seconds
+    if use.peak_memory_bytes is not None:
+        attributes[semconv.STEP_PEAK_MEMORY] = use.peak_memory_bytes
+    if use.read_bytes is not None:
+        attributes[semconv.STEP_READ] = use.read_bytes
+    if use.written_bytes is not None:
+        attributes[semconv.STEP_WRITTEN] = use.written_bytes
+    if use.gc_seconds is not None:
+        attributes[semconv.STEP_GC] = use.gc_seconds
+    if use.is_shared:
+        attributes[semconv.STEP_SHARED] = True
+
+
 def attempt_attributes(execution: Mapping[str, Any], step: NamedStep, attempt: int) -> dict[str, Any]:
-    """Attributes of an attempt's span when it starts; its state is `semconv.STEP_STATUS` alone."""
+    """Attributes of an attempt's span when it starts; see `attempt_state_attributes` for the end."""
     return {
         semconv.EXECUTION_ID: execution[semconv.EXECUTION_ID],
         semconv.STEP_NAME: step.name,

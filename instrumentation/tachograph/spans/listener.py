@@ -44,6 +44,7 @@ from tachograph.spans.attributes import (
     add_cost,
     attempt_attributes,
     attempt_span_id,
+    attempt_state_attributes,
     exception_attributes,
     execution_attributes,
     execution_state_attributes,
@@ -93,6 +94,8 @@ class SpanListener:
         else:
             self.ended.begin(event.execution.execution_id, is_whole=True)
             span = self._begin_run(event.execution, event.time_ns).root
+        if event.execution.origin is Origin.REPORTED:
+            return  # Somebody else executes it; the caller has a context of its own.
         otel_context.attach(Context({**otel_context.get_current(), _SPAN_KEY: span}))
 
     def _begin_run(self, ref: ExecutionRef, time_ns: int) -> ExecutionSpans:
@@ -227,16 +230,17 @@ class SpanListener:
         if event.attempt > 1 and not event.between_attempts:
             if attempt is None:
                 attempt = self._start_attempt(run, step, span, event.attempt, event.attempt_started_ns)
-            status = {semconv.STEP_STATUS: event.status.value}
+            status = attempt_state_attributes(event.status, event.resources)
             _end(run, attempt, event.time_ns, status, event.failure, is_folded=is_folded)
-        wait_ns = event.dependency_ns + event.unaccounted_ns + event.queue_ns + event.backoff_ns
-        attributes = step_state_attributes(event.status, event.attempt, wait_ns)
+        wait_ns = event.dependency_ns + event.unaccounted_ns + event.scheduled_ns + event.queue_ns + event.backoff_ns
+        attributes = step_state_attributes(event.status, event.attempt, wait_ns, resources=event.resources)
         if run.costs:
             attributes.update(run.costs.pop(step.step_id, {}))
         _end(run, span, event.time_ns, attributes, event.failure, is_folded=is_folded)
         if is_folded:
             # What links to it finds the ids in the reference.
             run.step_contexts.pop(step.span_id, None)
+        self._forget_reported(step.execution, run)
 
     def _finish_attempt(self, event: StepRetrying) -> None:
         step = event.step
@@ -246,8 +250,12 @@ class SpanListener:
             # The first attempt had no span of its own until it turned out not to be the last.
             span = run.steps.get(step.span_id) or self._start_step(run, step, event.started_ns)
             attempt = self._start_attempt(run, step, span, event.attempt, event.started_ns)
-        status = {semconv.STEP_STATUS: event.status.value}
+        status = attempt_state_attributes(event.status, event.resources)
         _end(run, attempt, event.time_ns, status, event.failure, is_folded=step.folded_as is not None)
+        if step.execution.origin is Origin.REPORTED and run.root_context.is_remote:
+            # The next attempt may be in another process. If it is in this one, the step's span is built at its end.
+            run.steps.pop(step.span_id, None)
+            self._forget_reported(step.execution, run)
 
     def _skip(self, event: StepSkipped) -> None:
         run = self._run(event.step.execution)
@@ -255,6 +263,12 @@ class SpanListener:
         run.steps.pop(event.step.span_id, None)
         attributes = step_state_attributes(StepStatus.SKIPPED, 0, skip_reason=event.reason.value)
         _end(run, span, event.time_ns, attributes, None)
+        self._forget_reported(event.step.execution, run)
+
+    def _forget_reported(self, ref: ExecutionRef, run: ExecutionSpans) -> None:
+        """Forget an execution that another process began, and may end, once nothing of it is open here."""
+        if ref.origin is Origin.REPORTED and run.root_context.is_remote and not run.steps and not run.attempts:
+            self._runs.pop(ref.execution_id, None)
 
     def _finish_run(self, event: ExecutionFinished) -> None:
         ref = event.execution

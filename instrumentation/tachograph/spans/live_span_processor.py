@@ -24,6 +24,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from tachograph.quiet_log import QuietLog
+from tachograph.spans import celery_tasks
 from tachograph.spans.open_span_requests import (
     Answer,
     Destination,
@@ -54,8 +55,9 @@ _IS_SAMPLED: Final = 1
 class LiveSpanProcessor(SpanProcessor):
     """Sends spans at their start, and again while they are open, so that Tachograph shows what runs.
 
-    Only sampled spans are sent. How a span ended the exporter says; if this processor is the only one of its provider,
-    it sends ended spans too.
+    Spans of Celery's tasks say besides which tasks belong together (see `tachograph.spans.celery_tasks`). Only sampled
+    spans are sent. How a span ended the exporter says; if this processor is the only one of its provider, it sends
+    ended spans too.
 
     Args:
         endpoint: the URL of Tachograph. Default: where the ``OTEL_EXPORTER_OTLP_*`` variables send traces, or
@@ -96,6 +98,7 @@ class LiveSpanProcessor(SpanProcessor):
         self.is_taken: bool | None = None
         """Whether the receiver takes open spans; None: it has not been asked yet."""
         self._is_closed = False
+        celery_tasks.watch()
         if hasattr(os, "register_at_fork"):
             mine = weakref.ref(self)
             os.register_at_fork(after_in_child=lambda: _after_fork(mine))
@@ -129,6 +132,7 @@ class LiveSpanProcessor(SpanProcessor):
             context = span.get_span_context()
             if self._is_closed or not context.trace_flags & _IS_SAMPLED:
                 return
+            celery_tasks.describe(span)
             if len(self._open) >= self._max_spans:
                 self._drop()
                 return

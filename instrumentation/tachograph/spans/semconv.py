@@ -44,7 +44,21 @@ STEP_TYPE: Final = _attribute("workflow.step.type", "step", "task, condition, pa
 STEP_ATTEMPT: Final = _attribute("workflow.step.attempt", "step, attempt", "attempt (on a step: the last), from 1")
 STEP_STATUS: Final = _attribute("workflow.step.status", "step, attempt", "how the step or attempt ended")
 STEP_WAIT: Final = _attribute(
-    "workflow.step.wait_seconds", "step", "seconds spent waiting: for dependencies, for a slot, for the backoff"
+    "workflow.step.wait_seconds",
+    "step",
+    "seconds spent waiting: for dependencies, for the time it was asked for, for a slot, for the backoff",
+)
+STEP_CPU: Final = _attribute(
+    "workflow.step.cpu_seconds", "step, attempt", "processor time of the (last) attempt and what it waited for"
+)
+STEP_PEAK_MEMORY: Final = _attribute(
+    "workflow.step.peak_memory_bytes", "step, attempt", "largest resident set of the (last) attempt, in bytes"
+)
+STEP_READ: Final = _attribute("workflow.step.read_bytes", "step, attempt", "bytes read from storage")
+STEP_WRITTEN: Final = _attribute("workflow.step.written_bytes", "step, attempt", "bytes written to storage")
+STEP_GC: Final = _attribute("workflow.step.gc_seconds", "step, attempt", "pauses by Python's garbage collector")
+STEP_SHARED: Final = _attribute(
+    "workflow.step.resources_shared", "step, attempt", "true: the process did other recorded work at the same time"
 )
 STEP_SKIP_REASON: Final = _attribute("workflow.step.skip_reason", "step", "why the step never started")
 PIPELINE_NAME: Final = _attribute("cicd.pipeline.name", "run, step", "name of the workflow")

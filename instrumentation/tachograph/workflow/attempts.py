@@ -1,10 +1,10 @@
 """The attempts of one step: moments go in, events with their waits come out.
 
-From its origin (the start of the execution, or of the step around it) to its end a step is always doing one of five
-things: waiting for dependencies, waiting for the program to come to it (unaccounted), queueing for a slot, running, or
-backing off before the next attempt. Every moment books the time since the previous one to what the step was doing, so
-the five totals add up to the time from the origin to the end. The executor, decorated code, lost executions and
-ingested spans all use it.
+From its origin (the start of the execution, or of the step around it) to its end a step is always doing one of six
+things: waiting for dependencies, waiting for the program to come to it (unaccounted), waiting for the time that it was
+asked for (scheduled), queueing for a slot, running, or backing off before the next attempt. Every moment books the time
+since the previous one to what the step was doing, so the six totals add up to the time from the origin to the end. The
+executor, decorated code, lost executions and ingested spans all use it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 
 from tachograph.events import Failure, StepFinished, StepReady, StepRetrying, StepStarted, StepStatus
 from tachograph.identity import StepRef
+from tachograph.resources import Resources
 
 _WAITING: Final = 0
 _QUEUED: Final = 1
@@ -34,7 +35,7 @@ class StepAttempts:
 
     __slots__ = (
         "_activity", "_backoff_ns", "_dependency_ns", "_first_queue_ns", "_inputs", "_last_backoff_ns",
-        "_last_queue_ns", "_next_backoff_ns", "_queue_ns", "_since_ns", "_unaccounted_ns", "attempt",
+        "_last_queue_ns", "_next_backoff_ns", "_queue_ns", "_scheduled_ns", "_since_ns", "_unaccounted_ns", "attempt",
         "attempt_started_ns", "run_ns", "started_ns", "step",
     )  # fmt: skip
 
@@ -45,7 +46,7 @@ class StepAttempts:
         self._activity = _WAITING
         self._since_ns = origin_ns
         self.run_ns = self._dependency_ns = self._queue_ns = self._backoff_ns = self._next_backoff_ns = 0
-        self._unaccounted_ns = self._first_queue_ns = 0
+        self._unaccounted_ns = self._scheduled_ns = self._first_queue_ns = 0
 
     @classmethod
     def resumed(
@@ -59,6 +60,7 @@ class StepAttempts:
         is_running: bool,
         dependency_ns: int = 0,
         unaccounted_ns: int = 0,
+        scheduled_ns: int = 0,
         queue_ns: int = 0,
         backoff_ns: int = 0,
         run_ns: int = 0,
@@ -78,6 +80,7 @@ class StepAttempts:
         attempts._activity = _RUNNING if is_running else _BACKING_OFF
         attempts._dependency_ns = dependency_ns
         attempts._unaccounted_ns = unaccounted_ns
+        attempts._scheduled_ns = scheduled_ns
         attempts._queue_ns = queue_ns
         attempts._last_queue_ns = queue_ns if last_queue_ns is None else last_queue_ns
         attempts._backoff_ns = backoff_ns
@@ -93,14 +96,17 @@ class StepAttempts:
         self._since_ns = now_ns
         return elapsed
 
-    def ready(self, now_ns: int, met_ns: int | None = None) -> StepReady:
+    def ready(self, now_ns: int, met_ns: int | None = None, asked_ns: int | None = None) -> StepReady:
         """From now on the step waits for a slot. Its dependencies were met at ``met_ns``, by default now.
 
-        Nothing accounts for the time between the two.
+        Nothing accounts for the time between the two; or it was asked for at ``asked_ns``, for a later time, and what
+        comes after that (and after its dependencies) is scheduled.
         """
         self._dependency_ns = self._elapsed(now_ns if met_ns is None else min(met_ns, now_ns))
         if met_ns is not None:
-            self._unaccounted_ns = self._elapsed(now_ns)
+            self._unaccounted_ns = self._elapsed(now_ns if asked_ns is None else min(asked_ns, now_ns))
+        if asked_ns is not None:
+            self._scheduled_ns = self._elapsed(now_ns)
         self._activity = _QUEUED
         return StepReady(step=self.step, time_ns=now_ns)
 
@@ -155,12 +161,20 @@ class StepAttempts:
             attempt=attempt,
             dependency_ns=self._dependency_ns if attempt == 1 else 0,
             unaccounted_ns=self._unaccounted_ns if attempt == 1 else 0,
+            scheduled_ns=self._scheduled_ns if attempt == 1 else 0,
             queue_ns=queue_ns,
             backoff_ns=backoff_ns,
             inputs=inputs,
         )
 
-    def retrying(self, now_ns: int, status: StepStatus, delay_ns: int, failure: Failure) -> StepRetrying:
+    def retrying(
+        self,
+        now_ns: int,
+        status: StepStatus,
+        delay_ns: int,
+        failure: Failure,
+        resources: Resources | None = None,
+    ) -> StepRetrying:
         """The running attempt ends with ``status``; another one is due after ``delay_ns``."""
         self.run_ns += self._elapsed(now_ns)
         self._activity = _BACKING_OFF
@@ -174,8 +188,10 @@ class StepAttempts:
             failure=failure,
             dependency_ns=self._dependency_ns if self.attempt == 1 else 0,
             unaccounted_ns=self._unaccounted_ns if self.attempt == 1 else 0,
+            scheduled_ns=self._scheduled_ns if self.attempt == 1 else 0,
             queue_ns=self._last_queue_ns,
             backoff_ns=self._last_backoff_ns,
+            resources=resources,
         )
 
     def finished(
@@ -186,6 +202,7 @@ class StepAttempts:
         output: str | None = None,
         *,
         attempt_ended_ns: int | None = None,
+        resources: Resources | None = None,
     ) -> StepFinished:
         """The step ends: with its running attempt, or stopped between two attempts.
 
@@ -220,6 +237,7 @@ class StepAttempts:
             attempt_started_ns=self.attempt_started_ns,
             dependency_ns=self._dependency_ns,
             unaccounted_ns=self._unaccounted_ns,
+            scheduled_ns=self._scheduled_ns,
             queue_ns=self._queue_ns,
             backoff_ns=self._backoff_ns,
             run_ns=self.run_ns,
@@ -229,6 +247,7 @@ class StepAttempts:
             failure=failure,
             inputs=self._inputs,
             output=output,
+            resources=resources,
         )
 
 
@@ -244,6 +263,7 @@ def start_of(event: StepRetrying | StepFinished) -> StepStarted:
         attempt=event.attempt,
         dependency_ns=event.dependency_ns if event.attempt == 1 else 0,
         unaccounted_ns=event.unaccounted_ns if event.attempt == 1 else 0,
+        scheduled_ns=event.scheduled_ns if event.attempt == 1 else 0,
         queue_ns=queue_ns,
         backoff_ns=backoff_ns,
     )

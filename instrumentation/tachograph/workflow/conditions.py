@@ -14,7 +14,9 @@ milliseconds is evaluated in a process of its own with limits (`condition_proces
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -34,6 +36,7 @@ _STEP_OR_TEXT: Final = re.compile(
     r"""(?P<step>\bsteps(?:\.(?P<word>[A-Za-z_]\w*)|\[\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)')\s*\]))"""
     r"""|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
 )
+_compiling = threading.Lock()
 _BOUND: Final = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,")
 
 
@@ -118,11 +121,23 @@ class Condition:
         return ConditionError(f'condition "{self.source}" cannot be evaluated: {reason}')
 
 
+def _after_fork() -> None:
+    global _compiling
+    _compiling = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def _compile(text: str) -> Any:
     # Imported on first use: it takes longer to import than the rest of the package.
     import cel
 
-    return cel.compile(text)
+    # It keeps the interpreter for milliseconds. Several threads that compile would hand it to each other, and everybody
+    # else would wait for all of them.
+    with _compiling:
+        return cel.compile(text)
 
 
 @lru_cache(maxsize=4096)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
+from tachograph import meter
 from tachograph.identity import StepRef
+from tachograph.resources import Resources
 from tachograph.workflow.reporter import Reporter
 
+log = logging.getLogger(__name__)
 C = TypeVar("C", bound=msgspec.Struct)
 
 
@@ -23,9 +27,10 @@ class StepContext:
         config: the step's config with references resolved.
         attempt: number of the attempt, counted from 1.
         step: identity of the step (ids, names).
+        resources: what the attempt used of the machine, once a runner has measured it; None: not known.
     """
 
-    __slots__ = ("_carrier", "_reporter", "_stop", "attempt", "config", "inputs", "outputs", "step")
+    __slots__ = ("_carrier", "_reporter", "_stop", "attempt", "config", "inputs", "outputs", "resources", "step")
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class StepContext:
         self._reporter = reporter
         self._carrier = carrier
         self._stop: threading.Event | None = None
+        self.resources: Resources | None = None
 
     @property
     def execution_id(self) -> str:
@@ -62,6 +68,29 @@ class StepContext:
         if self._stop is None:
             self._stop = threading.Event()
         self._stop.set()
+
+    def start_measuring(self, *, is_on_loop: bool = False) -> None:
+        """From now on the calling thread does the attempt's work. For a `Runner` that runs it in this process.
+
+        ``is_on_loop``: other tasks of an event loop may run on the thread meanwhile.
+        """
+        try:
+            self._reporter.meter = meter.start(None, is_on_loop, True)
+        except Exception:
+            log.exception("not measured: what step %r uses of the machine", self.step.name)
+
+    def stop_measuring(self) -> None:
+        """The attempt's work is done: `resources` are what it used since `start_measuring`."""
+        try:
+            if (running := self._reporter.meter) is not None:
+                self.resources = running.stop()
+        except Exception:
+            log.exception("not measured: what step %r used of the machine", self.step.name)
+
+    def used(self, resources: Resources) -> None:
+        """Tell what the attempt used, where a command did all of its work."""
+        if (running := self._reporter.meter) is not None:
+            running.give(resources)
 
     def propagation(self) -> Mapping[str, str]:
         """Headers (``traceparent``, ``tracestate``, ``baggage``) that propagate the step's span to what it calls."""

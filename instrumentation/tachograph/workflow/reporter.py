@@ -11,6 +11,7 @@ from typing import Any, Final
 from tachograph.clock import Clock
 from tachograph.events import Listener, StepCost, StepLogged, StepMeasured
 from tachograph.folding import Repetitions
+from tachograph.meter import Meter
 from tachograph.names import clean_name, encodable
 from tachograph.redaction import mask_text
 from tachograph.summary import as_text
@@ -31,9 +32,12 @@ class Reporter:
     Attributes:
         is_open: until the step ends, also between its attempts. A context (of a thread, a pool, a task) may outlive the
             step whose reporter it holds; what runs there after the end is not inside that step.
+        meter: measures what the running attempt uses, if anything does.
     """
 
-    __slots__ = ("_sequence", "attempts", "clock", "counts", "emit", "is_open", "process", "repetitions", "step")
+    __slots__ = (
+        "_sequence", "attempts", "clock", "counts", "emit", "is_open", "meter", "process", "repetitions", "step",
+    )  # fmt: skip
 
     def __init__(self, attempts: StepAttempts, emit: Listener, clock: Clock, counts: StepCounts) -> None:
         self.attempts = attempts
@@ -45,6 +49,7 @@ class Reporter:
         self.process = os.getpid()
         self.clock = clock
         self.is_open = True
+        self.meter: Meter | None = None
         self._sequence = itertools.count(1)
 
     def _next(self) -> int | None:

@@ -28,6 +28,7 @@ from tachograph.events import (
 )
 from tachograph.process import identity
 from tachograph.redaction import mask_text
+from tachograph.resources import Resources
 from tachograph.summary import failure as describe
 from tachograph.summary import is_clean_exit, summarise
 from tachograph.workflow.attempts import StepAttempts
@@ -485,6 +486,7 @@ class Run:
             self._advance()
             return
         started_ns = self.clock()
+        node.context = None
         node.status = StepStatus.RUNNING
         reporter = node.reporter
         if reporter is None:
@@ -595,7 +597,7 @@ class Run:
         backoff = node.step.retry_backoff or _DEFAULT_BACKOFF
         delay = backoff.delay_seconds(attempts.attempt, self._host.random01())
         node.status = StepStatus.RETRYING
-        self.emit(attempts.retrying(now, status, round(delay * NS), failure))
+        self.emit(attempts.retrying(now, status, round(delay * NS), failure, _used(node)))
         node.retry_timer = self._loop.call_later(delay, self._retry_is_due, node, attempts)
 
     def _retry_is_due(self, node: Node, attempts: StepAttempts) -> None:
@@ -619,7 +621,12 @@ class Run:
         node.failure = failure
         if node.reporter is not None:
             node.reporter.is_open = False
-        self.emit(attempts.finished(now, status, failure, output))
+        self.emit(attempts.finished(now, status, failure, output, resources=_used(node)))
         node.context = None
         self.counts.add(status, attempts.run_ns)
         self._settled.append((node, OUTCOMES[status]))
+
+
+def _used(node: Node) -> Resources | None:
+    """What the attempt that ends used of the machine."""
+    return node.context.resources if node.context is not None else None

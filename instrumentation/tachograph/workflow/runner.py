@@ -6,6 +6,8 @@ one machine, write a runner that hands the work to an existing distributed engin
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from functools import partial
 from types import CoroutineType
 from typing import Any, Protocol
 
@@ -31,7 +33,25 @@ class LocalRunner:
     async def run(self, handler: Handler, context: StepContext) -> Any:
         """See `Runner.run`. A sync handler cannot be stopped; it should check `StepContext.is_stopping`."""
         if handler.is_async:
-            return await handler.function(context)
-        result = await self._threads.run(lambda: handler.function(context))
-        # A function that only passes an async one on (a wrapper, a lambda) returns a coroutine.
-        return await result if type(result) is CoroutineType else result
+            return await _awaited(handler.function(context), context)
+        result = await self._threads.run(partial(_called, handler, context))
+        if type(result) is CoroutineType:
+            # A function that only passes an async one on (a wrapper, a lambda) returns a coroutine.
+            return await _awaited(result, context)
+        return result
+
+
+async def _awaited(work: Awaitable[Any], context: StepContext) -> Any:
+    context.start_measuring(is_on_loop=True)
+    try:
+        return await work
+    finally:
+        context.stop_measuring()
+
+
+def _called(handler: Handler, context: StepContext) -> Any:
+    context.start_measuring()
+    try:
+        return handler.function(context)
+    finally:
+        context.stop_measuring()

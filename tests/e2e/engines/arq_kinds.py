@@ -16,7 +16,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.instrumentation.arq import ArqInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from telling import execution, step, stop_at_sigterm, tell
+from telling import at, execution, step, stop_at_sigterm, tell
 
 
 async def extract(ctx):
@@ -70,7 +70,9 @@ async def alone(pool):
 
 async def deferred(pool):
     job = await pool.enqueue_job("extract", _defer_by=1)
-    return [execution("extract", "completed", [await told(job)])], []
+    score = (await job.info()).score
+    asked = f"{(await job.info()).enqueue_time:%Y-%m-%dT%H:%M:%S.%f}Z"
+    return [execution("extract", "completed", [await told(job, asked_at=asked, scheduled_at=at(score / 1000))])], []
 
 
 async def failed(pool):

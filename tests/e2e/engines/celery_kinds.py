@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 
 from celery import Celery, chain, chord, group, uuid
+from celery.result import GroupResult
 from celery.signals import worker_process_init
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -27,7 +28,12 @@ BROKER = os.environ.get("BROKER") or os.environ.setdefault("BROKER", sys.argv[1]
 AT_ONCE = os.environ.get("SPANS_AT_ONCE") == "1"
 # Then each run is the root of a trace, with a link to the span that sent its message.
 LINKS = os.environ.get("SPAN_LINKS") == "1"
-PREFIX = "celery_at_once" if AT_ONCE else "celery_links" if LINKS else "celery"
+# Then Tachograph's span processor says which tasks belong together.
+LIVE = os.environ.get("LIVE_SPANS") == "1"
+# Then the tasks are told of by Celery's signals instead of spans.
+HOOKS = os.environ.get("HOOKS") == "1"
+PREFIXES = {"celery_hooks": HOOKS, "celery_at_once": AT_ONCE, "celery_links": LINKS, "celery_live": LIVE}
+PREFIX = next((prefix for prefix, chosen in PREFIXES.items() if chosen), "celery")
 app = Celery("celery_kinds", broker=BROKER, backend=BROKER)
 app.conf.update(
     broker_connection_retry_on_startup=True,
@@ -35,15 +41,25 @@ app.conf.update(
     task_track_started=True,
     worker_prefetch_multiplier=1,
 )
+if HOOKS:
+    import tachograph.integrations.celery
+
+    tachograph.integrations.celery.instrument(app)
 
 
 @worker_process_init.connect(weak=False)
 def instrument(**_):
+    if HOOKS and not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return
     provider = TracerProvider()
     exporter = OTLPSpanExporter()
     provider.add_span_processor(
         SimpleSpanProcessor(exporter) if AT_ONCE else BatchSpanProcessor(exporter, schedule_delay_millis=200)
     )
+    if LIVE:
+        from tachograph.spans import LiveSpanProcessor
+
+        provider.add_span_processor(LiveSpanProcessor())
     trace.set_tracer_provider(provider)
     CeleryInstrumentor().instrument(use_span_links=LINKS)
 
@@ -109,6 +125,11 @@ def order(number):
     fetch.delay(number)
     store.delay(number)
     time.sleep(0.05)
+
+
+@app.task
+def spread(number):
+    group(fetch.s(i) for i in range(number)).apply_async()
 
 
 LAST = ("task-succeeded", "task-failed", "task-revoked")
@@ -250,6 +271,10 @@ def ids_of(result):
 
 
 def spans_sent():
+    if HOOKS:
+        tachograph.integrations.celery.get_recorder().flush(60)
+    if HOOKS and not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return
     trace.get_tracer_provider().force_flush()
 
 
@@ -291,11 +316,52 @@ def group_bare(stage):
     results = group(fetch.s(i) for i in range(3)).apply_async().results
     for result in results:
         stage.events.wait(result.id, "task-succeeded")
-    return roots(stage, [stage.step(r.id, index=i, run_id=r.id) for i, r in enumerate(results)]), ()
+    told = [stage.step(r.id, index=i, run_id=r.id) for i, r in enumerate(results)]
+    return roots(stage, told) if not LIVE else [execution(NAME + "fetch", "completed", told)], ()
+
+
+def groups_at_once(stage):
+    """Two groups of the same tasks."""
+    groups = [group(fetch.s(i) for i in range(2)).apply_async() for _ in range(2)]
+    executions = []
+    for result in groups:
+        result.save()
+        stored = GroupResult.restore(result.id)
+        for task in stored.results:
+            stage.events.wait(task.id, "task-succeeded")
+        told = [stage.step(task.id, index=i, run_id=task.id) for i, task in enumerate(stored.results)]
+        executions.append(execution(NAME + "fetch", "completed", told, run_id=stored.id))
+    return executions, ()
+
+
+def group_in_task(stage):
+    """A task that sends a group: all of them come from it."""
+    result = spread.delay(2)
+    stage.events.wait(result.id, "task-succeeded")
+    ids = [child.id for child in result.children[0].results]
+    for task_id in ids:
+        stage.events.wait(task_id, "task-succeeded")
+    steps = [stage.step(result.id), *(stage.step(task_id, index=i) for i, task_id in enumerate(ids))]
+    for told in steps[1:]:
+        # They run beside the task that sent them, or after it.
+        del told["depends_on"]
+    return [execution(NAME + "spread", "completed", steps)], ()
+
+
+def group_failed(stage):
+    results = group([fetch.s(1), broken.s(2)]).apply_async().results
+    stage.events.wait(results[0].id, "task-succeeded")
+    stage.events.wait(results[1].id, "task-failed")
+    steps = [stage.step(result.id) for result in results]
+    run = execution(None, "failed", steps, workflow_also=[NAME + "fetch"], error="RuntimeError: no item 2")
+    return [run], ()
 
 
 def roots(stage, steps):
     """An execution for each root id that Celery gives: to each task that is sent on its own, so to each of a group."""
+    if HOOKS:
+        # What was sent together is one run.
+        return [execution(steps[0]["name"], "completed", steps)]
     by_root = {}
     for told in steps:
         root = stage.events.of(told["run_id"], "task-received")[0]["root_id"]
@@ -315,7 +381,7 @@ def group_in_span(stage):
     for result in results:
         stage.events.wait(result.id, "task-succeeded")
     steps = [stage.step(result.id, index=i) for i, result in enumerate(results)]
-    return [execution("nightly fetch", "completed", steps)], ()
+    return [execution(NAME + "fetch" if HOOKS else "nightly fetch", "completed", steps)], ()
 
 
 def chord_steps(stage, result):
@@ -330,20 +396,22 @@ def chord_in_span(stage):
     with trace.get_tracer("shop").start_as_current_span("report"):
         result = chord([fetch.s(i) for i in range(3)], total.s()).apply_async()
     # The body's span hangs under the header's task that ended last.
-    unknowable = [{"execution": 0, "edge": f"{NAME}fetch#{i}->{NAME}total"} for i in range(3)]
-    return [execution("report", "completed", chord_steps(stage, result))], unknowable
+    unknowable = () if LIVE else [{"execution": 0, "edge": f"{NAME}fetch#{i}->{NAME}total"} for i in range(3)]
+    return [execution(NAME + "fetch" if HOOKS else "report", "completed", chord_steps(stage, result))], unknowable
 
 
 def chord_bare(stage):
     result = chord([fetch.s(i) for i in range(3)], total.s()).apply_async()
-    return roots(stage, chord_steps(stage, result)), ()
+    told = chord_steps(stage, result)
+    return roots(stage, told) if not LIVE else [execution(NAME + "fetch", "completed", told)], ()
 
 
 def countdown(stage):
+    asked = at(time.time())
     result = store.apply_async((1,), countdown=1.5)
     stage.events.wait(result.id, "task-succeeded")
     received = stage.events.of(result.id, "task-received")[0]
-    told = stage.step(result.id, scheduled_at=received["eta"])
+    told = stage.step(result.id, asked_at=asked, scheduled_at=received["eta"])
     return [execution(NAME + "store", "completed", [told])], ()
 
 
@@ -362,6 +430,8 @@ def nested(stage):
 
 def never_told(name):
     """The process that has the run's span was killed: only that the task was sent is known from spans."""
+    if HOOKS:
+        return []
     fields = ("status", "attempts", "started_at", "ended_at", "error")
     return [{"execution": 0, "field": "status"}, *({"step": name, "field": field} for field in fields)]
 
@@ -416,14 +486,17 @@ def redelivered(stage):
     result = survive.delay(os.path.abspath(f"survived-{time.time_ns()}"))
     stage.events.wait(result.id, "task-succeeded")
     unknowable = [{"step": NAME + "survive", "field": field} for field in ("attempts", "started_at")]
+    if HOOKS:
+        # Its tries have one number.
+        unknowable = unknowable[:1]
     return [execution(NAME + "survive", "completed", [stage.step(result.id, lost=1)])], unknowable
 
 
 UNKNOWN = {
     "chain_failed": ["`store` was never sent: no span, and no record in Celery"],
-    "chord_in_span": [
-        "which tasks of the header a chord's body waited for: its span hangs under the one that ended last"
-    ],
+    "chord_in_span": []
+    if LIVE
+    else ["which tasks of the header a chord's body waited for: its span hangs under the one that ended last"],
     "hard_time_limit": ["that the time limit stopped the task: the process that had the span of its run was killed"],
     "revoked": ["that the task was revoked: the worker drops its message"],
     "terminated": ["that the task was revoked while it ran: the process that had its span was killed"],
@@ -433,9 +506,27 @@ UNKNOWN = {
 }
 """What spans cannot tell of a scene, in words."""
 
-SCENES = [chain_with_retry, chain_failed, retries_exhausted, group_bare, group_in_span, chord_bare, chord_in_span,
-          countdown, nested, hard_time_limit, revoked, terminated, process_killed, worker_killed,
-          redelivered]  # fmt: skip
+ALONE = ["a group or chord that is sent without a span around it: each of its tasks is an execution of its own"]
+if not LIVE:
+    UNKNOWN |= {"group_bare": ALONE, "chord_bare": ALONE}
+OF_LIVE = [
+    chain_with_retry,
+    group_bare,
+    groups_at_once,
+    group_in_task,
+    group_failed,
+    group_in_span,
+    chord_bare,
+    chord_in_span,
+    nested,
+]
+"""What Tachograph's span processor makes a difference to, or must not."""
+
+OTHERS = [
+    chain_with_retry, chain_failed, retries_exhausted, group_bare, group_in_span, chord_bare, chord_in_span,
+    countdown, nested, hard_time_limit, revoked, terminated, process_killed, worker_killed, redelivered,
+]  # fmt: skip
+SCENES = OF_LIVE if LIVE else OTHERS
 
 
 def main(names):
@@ -449,8 +540,8 @@ def main(names):
                 tell(
                     f"{PREFIX}_{scene.__name__}",
                     executions,
-                    unknowable=unknowable,
-                    unknown=UNKNOWN.get(scene.__name__, []),
+                    unknowable=() if HOOKS and scene is not redelivered else unknowable,
+                    unknown=[] if HOOKS else UNKNOWN.get(scene.__name__, []),
                     index_from="order",
                     edges_from="recording",
                     truth_from="the workers' events and the result backend; edges from the program",

@@ -138,7 +138,9 @@ def alone():
 def delayed():
     message = extract.send_with_options(delay=1000)
     wait(message, "completed")
-    return [execution("extract", "completed", [told(message)])], []
+    asked, due = at(message.message_timestamp / 1000), at(message.options["eta"] / 1000)
+    told_of = told(message, asked_at=asked, scheduled_at=due)
+    return [execution("extract", "completed", [told_of])], [{"step": "extract", "field": "scheduled_at"}]
 
 
 def failed():
@@ -150,6 +152,7 @@ def failed():
 
 
 UNKNOWN = {
+    "delayed": ["that a message was delayed: the delay counts as queue"],
     "pipeline": ["what waits for what: all messages are made before the first is sent"],
     "failed": ["that the last try failed: the span of every try says OK"],
 }

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -132,6 +133,16 @@ def retry_later(queue):
     return [execution("rq_kinds.flaky", "completed", [told(job, {}, retries=1)], workflow_also=["flaky"])], []
 
 
+def later(queue):
+    asked = datetime.now(UTC)
+    job = queue.enqueue_in(timedelta(seconds=2), "rq_kinds.extract")
+    wait(job, "finished")
+    job.refresh()
+    # When its scheduler put it into the queue, which it looks for once a second.
+    told_of = told(job, {}, asked_at=asked.isoformat(), scheduled_at=f"{job.enqueued_at:%Y-%m-%dT%H:%M:%S.%f}Z")
+    return [execution("rq_kinds.extract", "completed", [told_of], workflow_also=["extract"])], []
+
+
 def failed(queue):
     with trace.get_tracer("shop").start_as_current_span("rq failing"):
         extracted = queue.enqueue("rq_kinds.extract")
@@ -174,7 +185,7 @@ UNKNOWN = {
 }
 """What spans cannot tell of a scene, in words."""
 
-SCENES = [pipeline, retry_later, failed, alone, timed_out, killed]
+SCENES = [pipeline, retry_later, later, failed, alone, timed_out, killed]
 
 
 def main(address, names):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from tachograph.events import FAILED
 from tachograph.identity import ExecutionRef, StepRef, step_id
@@ -127,9 +127,11 @@ def _asked(step: AssembledStep) -> int:
 def _told(steps: Sequence[AssembledStep]) -> dict[str, tuple[str, ...]]:
     """What steps waited for according to their spans, by the step's id."""
     links = {id(step): found for step in steps if (found := _links_of(step))}
-    by_key = {step.source: step for step in steps} if any(step.rule.waits_for is not None for step in steps) else {}
+    has_keys = any(step.rule.waits_for is not None or step.rule.releases is not None for step in steps)
+    by_key = {step.source: step for step in steps} if has_keys else {}
     if not links and not by_key and all(step.after is None for step in steps):
         return {}
+    released = _released_by(steps)
     by_span = _by_span(steps)
     told: dict[str, tuple[str, ...]] = {}
     for step in steps:
@@ -139,10 +141,21 @@ def _told(steps: Sequence[AssembledStep]) -> dict[str, tuple[str, ...]]:
         if by_key and step.rule.waits_for is not None:
             keys = [(rule.engine, key) for rule, span in step.spans if rule.waits_for for key in rule.waits_for(span)]
             others += [by_key[key] for key in keys if key in by_key]
+        others += released.get(step.source, ())
         ids = tuple(dict.fromkeys([other.step_id for other in others if other is not step]))
         if ids:
             told[step.step_id] = ids
     return told
+
+
+def _released_by(steps: Sequence[AssembledStep]) -> dict[Any, list[AssembledStep]]:
+    """The steps that say that another one waits for them, by the source of that one."""
+    released: dict[Any, list[AssembledStep]] = defaultdict(list)
+    for step in steps:
+        for rule, span in step.spans if step.rule.releases is not None else ():
+            if rule.releases is not None and (key := rule.releases(span)) is not None:
+                released[rule.engine, key].append(step)
+    return released
 
 
 def _by_span(steps: Sequence[AssembledStep]) -> dict[str, AssembledStep]:

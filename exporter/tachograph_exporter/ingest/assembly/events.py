@@ -81,16 +81,17 @@ def step_events(
     # When it was asked for, if a span says so; without, nothing proves that it waited for a slot.
     asked_ns = step.ready_ns
     ready_ns = place.start_ns if asked_ns is None else min(at(asked_ns), place.start_ns)
+    due_ns = ready_ns if step.due_ns is None else max(ready_ns, min(at(step.due_ns), place.start_ns))
     met_ns = limits.start_ns
     for step_id in step.depends_on:
         end = ends.get(step_id)
-        if end is not None and met_ns < end <= ready_ns:
+        if end is not None and met_ns < end <= due_ns:
             met_ns = end
     if step.after is not None and asked_ns is not None:
         # The step that asked for it had done so before it ended; whether it was due at once is another matter.
         met_ns = max(met_ns, ready_ns if step.asked_ns is None else min(at(step.asked_ns), ready_ns))
     if asked_ns is not None:
-        attempts.ready(ready_ns, met_ns)
+        attempts.ready(due_ns, met_ns, ready_ns)
     if step.run is not None:
         yield from _run_events(step, step.run, attempts, at, met_ns)
         return
@@ -184,7 +185,7 @@ def _skipped_itself(event: StepFinished) -> StepSkipped:
     return StepSkipped(
         step=event.step, time_ns=event.time_ns, reason=SkipReason.ITSELF, attempt=event.attempt,
         started_ns=event.started_ns, dependency_ns=event.dependency_ns, unaccounted_ns=event.unaccounted_ns,
-        queue_ns=event.queue_ns, backoff_ns=event.backoff_ns, run_ns=event.run_ns,
+        scheduled_ns=event.scheduled_ns, queue_ns=event.queue_ns, backoff_ns=event.backoff_ns, run_ns=event.run_ns,
     )  # fmt: skip
 
 

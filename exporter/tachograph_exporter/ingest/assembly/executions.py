@@ -185,7 +185,9 @@ class _Run:
         first = root if root is not None else spans[0]
         self.trace_id = first.trace_id
         run = run_of(rule, first)
-        self.has_id_of_run = rule.across_traces and run is not None
+        if run is None and root is not None and rule.together is not None and len(keys := rule.together(root)) > 1:
+            run = keys[0]
+        self.has_id_of_run = run is not None and (rule.across_traces or rule.together is not None)
         self.execution_id = _execution_id(workspace, rule, run, self.trace_id, head, avoid)
         self.started_ns = root.start_ns if root is not None else min([span.start_ns for span in spans])
         self.queued_ns: int | None = None

@@ -54,13 +54,15 @@ class AssembledStep:
         is_blocked: it will not start, because a step that it waits for failed.
         asked_ns: when it was asked for, if a span says so.
         ready_ns: when its dependencies were met, if a span says so: from then on it waited for a worker.
+        due_ns: a later time that it was asked for, if a span says so: only from then on it waited for a worker.
         after: the step that asked for it, or whose span is above its own as a dependency.
     """
 
     __slots__ = (
-        "after", "asked_ns", "attempts", "child_execution_id", "dependency_count", "depends_on", "finished_ns", "first",
-        "index", "is_blocked", "is_queued_again", "name", "outcomes", "parent", "parent_step_id", "place", "queued",
-        "ready_ns", "ref", "rule", "run", "source", "spans", "started_ns", "step_id", "tries",
+        "after", "asked_ns", "attempts", "child_execution_id", "dependency_count", "depends_on", "due_ns",
+        "finished_ns", "first", "index", "is_blocked", "is_queued_again", "name", "outcomes", "parent",
+        "parent_step_id", "place", "queued", "ready_ns", "ref", "rule", "run", "source", "spans", "started_ns",
+        "step_id", "tries",
     )  # fmt: skip
 
     def __init__(self, name: str, rule: Rule, first: SpanRecord, key: Any = None) -> None:
@@ -83,6 +85,7 @@ class AssembledStep:
         self.place: Place | None = None
         self.asked_ns: int | None = None
         self.ready_ns: int | None = None
+        self.due_ns: int | None = None
         self.after: AssembledStep | None = None
         self.dependency_count = 0
         # What `tachograph.critical_path` reads.
@@ -141,8 +144,10 @@ class AssembledStep:
         if first.ready_ns is not None:
             self.ready_ns = first.ready_ns
         if first.due_ns is not None and self.ready_ns is not None and self.ready_ns < first.due_ns:
-            # Until then it was to wait; only after that it waited for a worker.
-            self.ready_ns = min(first.due_ns, first.start_ns)
+            self.due_ns = min(first.due_ns, first.start_ns)
+        elif queued and queued[0][0].schedules and first.ready_ns is not None and self.asked_ns is not None:
+            # Whoever keeps the time asked for it again when that had come.
+            self.ready_ns, self.due_ns = min(self.asked_ns, first.ready_ns), first.ready_ns
         if not self.is_between_attempts and tries[-1].end_ns:
             self.finished_ns = tries[-1].end_ns
             if self.attempts and spans:

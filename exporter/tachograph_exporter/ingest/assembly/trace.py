@@ -124,6 +124,7 @@ def executions_of(
             by_run[f"{rule.engine}:{run}"] = span_id
     known_traces = {span.trace_id for span in order if span.span_id in roots or _belongs(rules[span.span_id], span)}
     ancestor, highest_ancestor = NearestAncestor(trace.spans_by_id, roots), _highest_ancestors(trace)
+    firsts = _firsts(trace, roots, lambda span: roots.get(ancestor(span.span_id) or "") or highest_ancestor(span))
     for span in order:
         if span.span_id in roots:
             continue
@@ -140,6 +141,7 @@ def executions_of(
             highest = highest_ancestor(span)
             if highest.parent_span_id:
                 highest = first_roots.get(highest.trace_id) or first_root or highest
+            highest = firsts.get(highest.span_id, highest)
             is_root = not highest.parent_span_id
             head = highest.span_id if is_root else _UNKNOWN
             key = "" if not is_root or highest is first_roots[highest.trace_id] else head
@@ -153,6 +155,42 @@ def executions_of(
             # A signal, a query: what they belong to is in another trace.
             del heads[head], groups[head]
     return heads, groups
+
+
+def _firsts(
+    trace: TraceSpans, roots: Container[str], top_of: Callable[[SpanRecord], SpanRecord]
+) -> dict[str, SpanRecord]:
+    """For spans at the top that are of one execution with others, because spans below them share a key, the first one.
+
+    ``roots``: the ids of the spans of executions; one of them comes before all others.
+    """
+    targets: dict[str, str] = {}
+    tops: dict[str, SpanRecord] = {}
+    by_key: dict[tuple[str, str], str] = {}
+
+    def find(span_id: str) -> str:
+        while (target := targets.get(span_id, span_id)) != span_id:
+            targets[span_id] = targets.get(target, target)
+            span_id = target
+        return span_id
+
+    def rank(span_id: str) -> tuple[bool, tuple[int, str]]:
+        return span_id not in roots, start_order(tops[span_id])
+
+    for span in trace.order:
+        rule = trace.rules[span.span_id]
+        if rule is None or rule.together is None or not (keys := rule.together(span)):
+            continue
+        top = top_of(span)
+        if top.parent_span_id and top.span_id not in roots:
+            continue  # What is above it has not arrived.
+        tops[top.span_id] = top
+        for key in keys:
+            one, other = find(top.span_id), find(by_key.setdefault((rule.engine, key), top.span_id))
+            if one != other:
+                one, other = sorted((one, other), key=rank)
+                targets[other] = one
+    return {span_id: tops[find(span_id)] for span_id in targets}
 
 
 def nesting(

@@ -105,7 +105,7 @@ def with_lost_ones(tries: list[Try]) -> list[Try]:
 def _lost(later: Try, at_ns: int) -> Try:
     attempt = Try(later.rule, later.span)
     attempt.start_ns = attempt.end_ns = at_ns
-    attempt.status, attempt.exception, attempt.ready_ns = "failed", LOST, None
+    attempt.status, attempt.exception, attempt.ready_ns, attempt.due_ns = "failed", LOST, None, None
     return attempt
 
 

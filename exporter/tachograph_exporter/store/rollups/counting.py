@@ -6,16 +6,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, func, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, and_, bindparam, case, func, select
+from sqlalchemy import cast as cast_to
 
 from tachograph.critical_path import critical_path
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK, FIRST_TERMINAL_STEP_RANK
 from tachograph_exporter.store.rollups.periods import bucket_of
 from tachograph_exporter.store.schema import (
+    store_state,
     workflow_executions,
+    workflow_step_attempts,
     workflow_step_executions,
     workflow_step_reports,
 )
+from tachograph_exporter.store.state import RESOURCES_SINCE
 from tachograph_exporter.store.steps import steps_of
 from tachograph_exporter.store.totals import CountedExecution, CountedReport, CountedStep, WorkflowTotals
 
@@ -25,6 +29,12 @@ _steps = workflow_step_executions.c
 
 Key = tuple[str, str]
 """(workspace id, workflow id)"""
+
+
+def counted_resources(columns: Any) -> ColumnElement[str | None]:
+    """What a step or an attempt used, if it ended since that is counted: a correction must count as before."""
+    since = select(cast_to(store_state.c.value, BigInteger)).where(store_state.c.name == RESOURCES_SINCE)
+    return case((columns.finished_ns >= func.coalesce(since.scalar_subquery(), 0), columns.resources))
 
 
 class EndedExecution(NamedTuple):
@@ -59,7 +69,7 @@ _ENDED_EXECUTIONS: Final = select(
 _STEPS_OF: Final = select(
     _steps.execution_id, _steps.step_id, _steps.name, _steps.status, _steps.started_ns, _steps.finished_ns,
     _steps.attempt, _steps.dependency_ns, _steps.queue_ns, _steps.backoff_ns, _steps.run_ns, _steps.unaccounted_ns,
-    _steps.folded, _steps.span_id, _steps.skip_reason,
+    _steps.scheduled_ns, _steps.folded, counted_resources(_steps), _steps.span_id, _steps.skip_reason,
 ).where(
     _steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True))
 )  # fmt: skip
@@ -70,13 +80,19 @@ _STEPS_AS_JSON: Final = (
             func.json_array(
                 _steps.step_id, _steps.name, _steps.status, _steps.started_ns, _steps.finished_ns, _steps.attempt,
                 _steps.dependency_ns, _steps.queue_ns, _steps.backoff_ns, _steps.run_ns, _steps.unaccounted_ns,
-                _steps.folded, _steps.span_id, _steps.skip_reason,
+                _steps.scheduled_ns, _steps.folded, counted_resources(_steps), _steps.span_id, _steps.skip_reason,
             )
         ),
     )
     .where(_steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True)))
     .group_by(_steps.execution_id)
 )  # fmt: skip
+_attempts = workflow_step_attempts.c
+_EARLIER_OF: Final = (
+    select(_attempts.execution_id, _attempts.step_id, _attempts.attempt, counted_resources(_attempts))
+    .where(_attempts.resources.is_not(None), _attempts.execution_id.in_(bindparam("ids", expanding=True)))
+    .order_by(_attempts.execution_id, _attempts.step_id, _attempts.attempt)
+)
 _REPORTS_OF: Final = select(
     workflow_step_reports.c.execution_id,
     workflow_step_reports.c.step_id,
@@ -118,6 +134,8 @@ class ExecutionRow(NamedTuple):
 CountedStepRow: TypeAlias = tuple[Any, ...]
 """Execution id, step id, the fields of a `CountedStep`, span id and skip reason of a step that ended."""
 _COUNTED: Final = slice(2, 2 + len(CountedStep._fields))
+_EARLIER: Final = 2 + CountedStep._fields.index("earlier")
+_ATTEMPT: Final = 2 + CountedStep._fields.index("attempt")
 
 
 class Observer(Protocol):
@@ -152,12 +170,29 @@ def _executions_of(connection: Connection, ids: Sequence[str]) -> dict[str, Exec
 
 
 def _steps_of(connection: Connection, execution_ids: Collection[str]) -> Iterator[CountedStepRow]:
-    if execution_ids and connection.dialect.name == "sqlite":
+    if not execution_ids:
+        return
+    # Most steps have one attempt, which has no row.
+    earlier: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for execution_id, step_id, attempt, resources in connection.execute(_EARLIER_OF, {"ids": list(execution_ids)}):
+        if resources is not None:
+            earlier.setdefault((execution_id, step_id), []).append((attempt, resources))
+    for row in _step_rows(connection, execution_ids):
+        uses: Sequence[tuple[int, str]] = earlier.get((row[0], row[1]), ()) if earlier else ()
+        if uses and row[_EARLIER - 1] is not None:
+            # The last attempt may have a row of its own, too.
+            uses = [entry for entry in uses if entry[0] != row[_ATTEMPT]]
+        yield (*row[:_EARLIER], tuple([use for _, use in uses]) if uses else (), *row[_EARLIER:])
+
+
+def _step_rows(connection: Connection, execution_ids: Collection[str]) -> Iterator[CountedStepRow]:
+    """The same, without the field ``earlier``."""
+    if connection.dialect.name == "sqlite":
         # One row an execution: the driver releases the GIL for every row, and a busy workflow is slow to give it back.
         for execution_id, steps in connection.execute(_STEPS_AS_JSON, {"ids": list(execution_ids)}):
             for step in _decode_steps(steps):
                 yield (execution_id, *step)
-    elif execution_ids:
+    else:
         result = connection.execute(_STEPS_OF, {"ids": list(execution_ids)})
         # The driver's own tuples, one at a time: a run of ten thousand steps must not trigger garbage collections.
         yield from cast(Any, result.cursor)

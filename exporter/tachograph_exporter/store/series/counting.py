@@ -15,18 +15,23 @@ from tachograph.distribution import DURATION_BUCKETS, Distribution, Sum
 from tachograph.events import Folded, FoldedMeasure, FoldedRuns
 from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import upper_bound
+from tachograph.resources import cpu_ns_of, decoded
+from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
-from tachograph_exporter.store.rollups.counting import CHUNK, CountedStepRow, ExecutionRow, Key
+from tachograph_exporter.store.rollups.counting import CHUNK, CountedStepRow, ExecutionRow, Key, counted_resources
 from tachograph_exporter.store.schema import series_unsettled, workflow_executions, workflow_step_attempts
 from tachograph_exporter.store.series.values import (
     ATTEMPTS,
     COST,
+    CPU,
     CRITICAL,
     DURATION,
     ENDED_AS,
     EXECUTION,
+    FAILURES,
     LATEST,
     MEASURE,
+    MEMORY,
     RETRIES,
     SEPARATOR,
     SKIPPED,
@@ -46,7 +51,7 @@ from tachograph_exporter.store.totals import CountedReport, critical_ns_of, deco
 _attempts = workflow_step_attempts.c
 _ATTEMPTS_OF: Final = select(
     _attempts.execution_id, _attempts.step_id, _attempts.attempt, _attempts.status, _attempts.finished_ns,
-    _attempts.queue_ns, _attempts.backoff_ns,
+    _attempts.queue_ns, _attempts.backoff_ns, counted_resources(_attempts),
 ).where(_attempts.execution_id.in_(bindparam("ids", expanding=True)))  # fmt: skip
 
 _executions = workflow_executions.c
@@ -57,6 +62,7 @@ _DEPENDENCY: Final = f"{WAIT}{SEPARATOR}dependency"
 _QUEUE: Final = f"{WAIT}{SEPARATOR}queue"
 _BACKOFF: Final = f"{WAIT}{SEPARATOR}backoff"
 _UNACCOUNTED: Final = f"{WAIT}{SEPARATOR}unaccounted"
+_SCHEDULED: Final = f"{WAIT}{SEPARATOR}scheduled"
 
 
 @functools.cache
@@ -188,12 +194,20 @@ class SeriesCounter:
     Args:
         database: to leave out executions that were not counted because they had not settled; see ``skipped``.
         skip: ids of further executions that are left out.
+        failed: ids of those in which something failed; None: not known.
     """
 
-    def __init__(self, database: Connection | None = None, *, skip: AbstractSet[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        database: Connection | None = None,
+        *,
+        skip: AbstractSet[str] = frozenset(),
+        failed: AbstractSet[str] | None = None,
+    ) -> None:
         self.counted = Counted()
         self.skipped: set[str] = set()
         self._skip = skip
+        self._failed = failed
         self._database = database
         self._executions: dict[str, tuple[Key, ExecutionRow]] = {}
         self._attempts: Mapping[tuple[str, str], Sequence[Any]] = {}
@@ -218,6 +232,11 @@ class SeriesCounter:
                 if execution.status in statuses:
                     counts.amounts[code] = max(counts.amounts.get(code, 0), execution.finished_ns)  # type: ignore[type-var]
         self._attempts = attempts_of(connection, self._executions)
+        failed = self._executions.keys() if self._failed is None else self._failed & self._executions.keys()
+        for execution_id, by_group in occurrences.counts_of(connection, failed).items():
+            counts = self.counted.step(self._executions[execution_id][0], "")
+            for group_id, times in by_group.items():
+                counts.count(code_of(FAILURES, group_id), times)
 
     @staticmethod
     def _observe(counts: _StepCounts, code: Code, duration_ns: int, trace_id: str, span_id: str, ended_ns: int) -> None:
@@ -231,7 +250,7 @@ class SeriesCounter:
         """Count a step that ended."""
         (
             execution_id, step_id, name, status, started, finished, attempt, dependency, queue, backoff, run,
-            unaccounted, folded, span_id, skip_reason,
+            unaccounted, scheduled, folded, resources, _, span_id, skip_reason,
         ) = row  # fmt: skip
         entry = self._executions.get(execution_id)
         if entry is None:
@@ -254,14 +273,18 @@ class SeriesCounter:
         counts.wait(_DEPENDENCY, dependency or 0)
         if unaccounted:
             counts.wait(_UNACCOUNTED, unaccounted)
+        if scheduled:
+            counts.wait(_SCHEDULED, scheduled)
         if step_id in execution.critical_path:
             counts.count(CRITICAL, critical_ns_of(started, finished, queue, backoff, run))
         has_last = False
-        for number, outcome, ended, queued, backed_off in self._attempts.get((execution_id, step_id), ()):
+        for number, outcome, ended, queued, backed_off, used in self._attempts.get((execution_id, step_id), ()):
             counts.wait(_QUEUE, queued)
             if number > 1 and backed_off:
                 counts.wait(_BACKOFF, backed_off)
             counts.count(_codes_of(outcome)[1], 1)
+            if used is not None:
+                _count_use(counts, used)
             has_last |= number == attempt
             # The last attempt was followed by another one, unless the step ended with it.
             if number != attempt or ended != finished:
@@ -272,6 +295,8 @@ class SeriesCounter:
             if attempt > 1 and backoff:
                 counts.wait(_BACKOFF, backoff)
             counts.count(of_status[1], 1)
+            if resources is not None:
+                _count_use(counts, resources)
 
     def report(self, execution_id: str, report: CountedReport) -> None:
         """Count a measure or cost that a step reported."""
@@ -296,13 +321,24 @@ def unsettled(connection: Connection, ids: Collection[str]) -> frozenset[str]:
 
 
 def attempts_of(connection: Connection, ids: Iterable[str]) -> dict[tuple[str, str], list[tuple[Any, ...]]]:
-    """The stored attempts of executions, by execution and step: (attempt, status, end, queue, backoff)."""
+    """The stored attempts of executions, by execution and step: (attempt, status, end, queue, backoff, resources)."""
     by_step: dict[tuple[str, str], list[tuple[Any, ...]]] = defaultdict(list)
     all_ids = list(ids)
     for i in range(0, len(all_ids), CHUNK):
         for row in connection.execute(_ATTEMPTS_OF, {"ids": all_ids[i : i + CHUNK]}):
             by_step[row[0], row[1]].append(tuple(row[2:]))
     return by_step
+
+
+def _count_use(counts: _StepCounts, stored: str) -> None:
+    """What an attempt used, as it is stored."""
+    use = decoded(stored)
+    if use is None:
+        return
+    if use.cpu_seconds is not None:
+        counts.of(CPU).observe_ns(cpu_ns_of(use.cpu_seconds))
+    if use.peak_memory_bytes is not None and not use.is_shared:
+        counts.of(MEMORY).observe_bytes(use.peak_memory_bytes)
 
 
 def _count_spent(counts: _StepCounts, model: str, usd: float, tokens_in: int, tokens_out: int) -> None:
@@ -325,6 +361,9 @@ def _count_folded(counts: _StepCounts, folded: Folded) -> None:
         counts.of(f"{WAIT}{SEPARATOR}{reason}").add(Distribution.from_row(row))
     if not folded.waits:
         _count_old_waits(counts, folded)
+    for kind, row in folded.uses.items():
+        if kind in (CPU, MEMORY):
+            counts.of(kind).add(Distribution.from_row(row))
     for model in folded.models:
         _count_spent(counts, model.model, model.usd, model.tokens_in, model.tokens_out)
     for measure in folded.measures:

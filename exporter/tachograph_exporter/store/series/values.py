@@ -21,12 +21,15 @@ from tachograph.metrics.specs import (
     CRITICAL_PATH,
     EXECUTION_DURATION,
     EXECUTIONS_STARTED,
+    FAILURE_GROUP_FAILURES,
     LAST_FAILURE,
     LAST_SUCCESS,
     STEP_ATTEMPTS,
     STEP_COST,
+    STEP_CPU,
     STEP_DURATION,
     STEP_MEASURE,
+    STEP_MEMORY,
     STEP_RETRIES,
     STEP_TOKENS,
     STEP_WAIT,
@@ -58,6 +61,9 @@ CRITICAL: Final = "critical"
 COST: Final = "cost"
 TOKENS: Final = "tokens"
 MEASURE: Final = "measure"
+CPU: Final = "cpu"
+MEMORY: Final = "memory"
+FAILURES: Final = "failures"
 
 
 def code_of(metric: str, *labels: str) -> Code:
@@ -87,6 +93,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     COST: Kind(STEP_COST, NS),
     TOKENS: Kind(STEP_TOKENS),
     MEASURE: Kind(STEP_MEASURE),
+    CPU: Kind(STEP_CPU),
+    MEMORY: Kind(STEP_MEMORY),
+    FAILURES: Kind(FAILURE_GROUP_FAILURES, of_step=False),
 }
 """Every stored metric, by its short name."""
 
@@ -127,9 +136,9 @@ class Observed(msgspec.Struct, array_like=True, gc=False):
 def empty(code: Code) -> Value:
     """The value of a series that nothing has been added to."""
     name = code.partition(SEPARATOR)[0]
-    if name == MEASURE:
+    if name in (MEASURE, MEMORY):
         return Distribution.of_measures()
-    return Distribution() if name in (EXECUTION, DURATION, WAIT) else 0
+    return Distribution() if name in (EXECUTION, DURATION, WAIT, CPU) else 0
 
 
 class Series:

@@ -38,11 +38,13 @@ class Baseline(msgspec.Struct, kw_only=True):
 class ComparedStep(msgspec.Struct, kw_only=True):
     """One step, compared with the other execution or with the baseline; ``step_id`` is null if it is not in this one.
 
-    ``seconds`` is its duration plus the time it waited for a slot; ``reference_seconds`` is the same on the other side
-    (for a baseline: the median). ``percentile`` is the percentage of its baseline runs that were faster, null without a
-    baseline. ``not_in_reference``: it ran here, but not in the other execution, or in less than half of the baseline's.
-    ``blame`` is the share of the execution's slowdown that the step explains, from 0 to 1 in steps of 0.01; null if the
-    execution was not notably slower. A step without a duration on the other side is not blamed.
+    ``seconds`` is its duration plus the time it waited for a slot and for its scheduled time; ``reference_seconds`` is
+    the same on the other side (for a baseline: the median). ``percentile`` is the percentage of its baseline runs that
+    were faster, null without a baseline. ``not_in_reference``: it ran here, but not in the other execution, or in less
+    than half of the baseline's. ``blame`` is the share of the execution's slowdown that the step explains, from 0 to 1
+    in steps of 0.01; null if the execution was not notably slower. A step without a duration on the other side is not
+    blamed. ``cpu_seconds`` and ``peak_memory_bytes`` are what the step used of the machine; for a baseline, the other
+    side is the average of its completed runs. Null: not known.
     """
 
     step_id: str | None
@@ -60,7 +62,12 @@ class ComparedStep(msgspec.Struct, kw_only=True):
     not_in_reference: bool
     retry_count: int
     queue_seconds: float | None
+    scheduled_seconds: float | None
     blame: float | None
+    cpu_seconds: float | None = None
+    reference_cpu_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    reference_peak_memory_bytes: int | None = None
 
 
 class ExecutionComparison(msgspec.Struct, kw_only=True):

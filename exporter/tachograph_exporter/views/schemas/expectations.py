@@ -79,7 +79,8 @@ class WorkflowExpectation(msgspec.Struct, kw_only=True):
 
     ``state`` is ``ok``, ``paused``, or the kind of the first finding. ``schedule_text`` says how the schedule was read,
     and from how many starts it was learned; null: none, or too few starts to learn from. ``said`` has what each place
-    says, the weakest first: default, code, definition, file, api.
+    says, the weakest first: default, the engine's own schedule (engine, airflow, apscheduler, celery beat), code,
+    definition, file, api. ``schedule_source`` is the place whose schedule counts; null: none has one.
     """
 
     workspace_id: str
@@ -87,6 +88,7 @@ class WorkflowExpectation(msgspec.Struct, kw_only=True):
     workflow_id: str | None
     state: str
     schedule_text: str | None
+    schedule_source: str | None
     expected_start_at: str | None
     expected: ExpectedOf
     said: dict[str, Expectation]
@@ -105,7 +107,10 @@ class DeliveryInfo(msgspec.Struct, kw_only=True):
 
 
 class NoticeInfo(msgspec.Struct, kw_only=True):
-    """Something that did not hold, and who was told. ``since`` is when it began, ``told_at`` when it was noticed."""
+    """Something that did not hold, and who was told. ``since`` is when it began, ``told_at`` when it was noticed.
+
+    ``silence_id`` is the silence that kept it from being told; null if there was none, or it has been told since.
+    """
 
     id: str
     workspace: str
@@ -118,6 +123,7 @@ class NoticeInfo(msgspec.Struct, kw_only=True):
     recovered_at: str | None
     recovery: str | None
     execution_id: str | None
+    silence_id: str | None
     deliveries: list[DeliveryInfo]
 
 
@@ -127,52 +133,6 @@ class NoticePage(msgspec.Struct):
     items: list[NoticeInfo]
     skip: int
     limit: int
-
-
-class NightRun(msgspec.Struct, kw_only=True, gc=False):
-    """A run in a window; `GET /api/workflows/executions/{execution_id}` has the rest."""
-
-    execution_id: str
-    status: str
-    started_at: str | None
-    completed_at: str | None
-    expected_end_at: str | None
-    parent_execution_id: str | None
-
-
-class NightStart(msgspec.Struct, kw_only=True, gc=False):
-    """A time at which a workflow was expected to start.
-
-    ``state`` is ``started``, ``late`` (it started after the grace), ``missing`` (it did not), or ``due`` (it may yet).
-    """
-
-    at: str
-    state: str
-    started_at: str | None
-
-
-class NightWorkflow(msgspec.Struct, kw_only=True):
-    """What a workflow did in a window, and what was expected of it. ``missing`` and ``failed`` count."""
-
-    workflow: str
-    workflow_id: str | None
-    missing: int
-    failed: int
-    expected: list[NightStart]
-    runs: list[NightRun]
-
-
-class Night(msgspec.Struct, kw_only=True):
-    """All workflows of a window: those with missing starts first, then those that failed.
-
-    ``is_complete``: no run was left out because there are too many.
-    """
-
-    start: str
-    end: str
-    now: str
-    workflows: list[NightWorkflow]
-    is_complete: bool
 
 
 EXAMPLE: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tachograph_exporter.views.schemas.common import MeasureSummary, Wait
+from tachograph_exporter.views.schemas.common import AverageUse, MeasureSummary, Wait
 
 
 class DurationSummary(msgspec.Struct, kw_only=True):
@@ -33,7 +33,8 @@ class StepMetrics(DurationSummary, kw_only=True):
     """Metrics of one step. Skipped runs count in ``by_status`` only.
 
     ``wait`` is the average per run, ``retry_rate`` the retries per run, ``critical_path_share`` the step's share of the
-    time on the critical paths of all executions.
+    time on the critical paths of all executions. ``resources`` is what a run used on average,
+    null if nothing measured it.
     """
 
     step_name: str
@@ -49,6 +50,7 @@ class StepMetrics(DurationSummary, kw_only=True):
     tokens_in: int
     tokens_out: int
     measures: list[MeasureSummary]
+    resources: AverageUse | None
 
 
 class WorkflowMetricsSummary(msgspec.Struct, kw_only=True):

@@ -55,13 +55,14 @@ class FailingWorkflow(msgspec.Struct, kw_only=True):
 
 
 class FailureGroup(msgspec.Struct, kw_only=True):
-    """Failures of one cause: of the same status and error type, with the same message but for numbers, ids and quoted
-    values. Workflows that still fail come first.
+    """Executions that failed with one status and of one cause (``failure_group``: its id, null while it is not known;
+    see `FailureGroupSummary`). Workflows that still fail come first.
     """
 
     status: str
     error_type: str | None
     error_message: str | None
+    failure_group: str | None
     count: int
     is_failing: bool
     first_at: str

@@ -7,20 +7,50 @@ from typing import Any
 
 import msgspec
 
-from tachograph_exporter.views.schemas.common import MeasureSummary, Wait
+from tachograph_exporter.views.schemas.common import AverageUse, MeasureSummary, Wait
 
 
-class ResourceUse(msgspec.Struct, gc=False):
-    """What attempts used of the machine, with all processes that they started and waited for. Null: not known.
+class ResourceUse(msgspec.Struct, gc=False, omit_defaults=True):
+    """What attempts used of the machine, with all processes that they waited for. Null or absent: not known.
 
-    ``cpu_seconds`` is user and system time, ``peak_memory_bytes`` the largest resident set of any one process;
-    ``read_bytes`` and ``written_bytes`` went from and to storage.
+    ``cpu_seconds`` is user and system time, ``thread_cpu_seconds`` that of the attempt's own thread; ``busy_seconds``
+    and ``waiting_seconds`` divide the running time: at most all of it was busy, even if several threads were.
+    ``peak_memory_bytes`` is the largest resident set of any one process (exact if the process never was as large
+    before; otherwise the larger of the sizes before and after), ``memory_growth_bytes`` how much larger it was after
+    than before. ``read_bytes`` and ``written_bytes`` went from and to storage. ``gc_seconds``, ``gc_full_seconds`` and
+    ``gc_count`` are pauses by Python's garbage collector. A step that waits gives its processor up: a voluntary switch;
+    an involuntary one means that there were too few processors. ``is_shared``: its process did other recorded work at
+    the same time, so ``cpu_seconds`` is that of its thread alone, and memory and pauses are those of the process.
     """
 
     cpu_seconds: float | None
     peak_memory_bytes: int | None
     read_bytes: int | None
     written_bytes: int | None
+    thread_cpu_seconds: float | None = None
+    busy_seconds: float | None = None
+    waiting_seconds: float | None = None
+    memory_growth_bytes: int | None = None
+    gc_seconds: float | None = None
+    gc_full_seconds: float | None = None
+    gc_count: int | None = None
+    voluntary_switches: int | None = None
+    involuntary_switches: int | None = None
+    is_shared: bool = False
+
+
+class RunUse(msgspec.Struct, gc=False):
+    """What the steps of a run used of the machine. What a step used includes what steps inside it did: it counts once.
+
+    ``peak_memory_bytes`` is the largest resident set of any one process while a step ran. ``is_partial``: some steps
+    shared a process, so what only the process knows (threads they started, for instance) is in no sum.
+    """
+
+    cpu_seconds: float | None
+    peak_memory_bytes: int | None
+    read_bytes: int
+    written_bytes: int
+    is_partial: bool
 
 
 class Attempt(msgspec.Struct, kw_only=True, gc=False):
@@ -36,6 +66,7 @@ class Attempt(msgspec.Struct, kw_only=True, gc=False):
     error_type: str | None = None
     error_message: str | None = None
     resources: ResourceUse | None = None
+    failure_group: str | None = None
 
 
 class Measure(msgspec.Struct):
@@ -69,6 +100,7 @@ class FoldedSteps(msgspec.Struct, kw_only=True, gc=False):
 
     ``count`` is all of them, ``running`` those that run now. ``run_seconds`` is the running time of all attempts,
     ``busy_seconds`` the time in which at least one repetition ran. ``p50``, ``p95`` and ``max`` are of their durations.
+    ``resources`` are what a repetition used on average.
     """
 
     count: int
@@ -85,6 +117,7 @@ class FoldedSteps(msgspec.Struct, kw_only=True, gc=False):
     p95: float | None
     max: float | None
     measures: list[MeasureSummary]
+    resources: AverageUse | None = None
 
 
 class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
@@ -101,6 +134,7 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     times are shown as they are; waits, work and the critical path are computed within the run. With ``folded``, the
     entry stands for many repetitions of the step: it spans from the start of the first to the end of the last, and
     ``run_seconds`` is their sum. ``resources`` are those of all attempts; null if nothing measured them.
+    ``failure_group`` is the id of the [group](failures.md) of its failure.
     """
 
     step_id: str
@@ -138,24 +172,27 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     logs: tuple[LogLine, ...]
     folded: FoldedSteps | None = None
     resources: ResourceUse | None = None
+    failure_group: str | None = None
 
 
 class CriticalStep(msgspec.Struct, gc=False):
-    """A step on the critical path."""
+    """A step on the critical path. ``scheduled_seconds``: how long the run waited before it for its scheduled time."""
 
     step_id: str
     step_name: str
     duration_seconds: float
+    scheduled_seconds: float = 0.0
 
 
 class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     """Timeline of an execution. Filters shorten ``step_timeline`` only; counts cover the whole execution.
 
-    ``unaccounted_seconds`` is the time in which no step of the critical path ran: waits for a slot, and what the
-    program did itself; together with ``critical_path_seconds`` it is the whole time of the run.
+    ``unaccounted_seconds`` is the time in which no step of the critical path ran: waits for a slot or for a scheduled
+    time, and what the program did itself; together with ``critical_path_seconds`` it is the whole time of the run.
     ``cost_usd`` is what its steps spent, null if nothing says so; it and the tokens are without those of executions
     inside this one. ``parent_execution_id`` and ``parent_step_id`` name the execution and its step that this one ran
-    inside. ``expected_end_at`` and ``usual_duration_seconds``: see `WorkflowExecutionResponse`.
+    inside. ``expected_end_at`` and ``usual_duration_seconds``: see `WorkflowExecutionResponse`. ``failure_group``
+    is the id of the group of the failure that the execution failed with.
     """
 
     execution_id: str
@@ -192,6 +229,8 @@ class WorkflowExecutionTimeline(msgspec.Struct, kw_only=True):
     step_timeline: list[WorkflowStepTimelineEntry]
     expected_end_at: str | None = None
     usual_duration_seconds: float | None = None
+    failure_group: str | None = None
+    resources: RunUse | None = None
 
 
 class ChromeTrace(msgspec.Struct, kw_only=True):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from tachograph_exporter.views.schemas.common import MeasureSummary
+from tachograph_exporter.views.schemas.common import AverageUse, MeasureSummary
 
 
 class TrendBucket(msgspec.Struct, kw_only=True):
-    """What ended in one bucket of time: executions, or the runs of one step."""
+    """What ended in one bucket of time: executions, or the runs of one step.
+
+    ``resources`` is what a run of the step used on average; null for executions, and if nothing measured it.
+    """
 
     start: str
     total_executions: int
@@ -25,6 +28,7 @@ class TrendBucket(msgspec.Struct, kw_only=True):
     tokens_in: int
     tokens_out: int
     measures: list[MeasureSummary]
+    resources: AverageUse | None
 
 
 class ChangePoint(msgspec.Struct, kw_only=True):

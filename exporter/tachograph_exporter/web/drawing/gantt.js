@@ -5,6 +5,8 @@ import { duration, times } from "../format.js";
 export const ROW_HEIGHT = 24;
 const BAR_HEIGHT = 14;
 const BAR_TOP = (ROW_HEIGHT - BAR_HEIGHT) / 2;
+/** Of a backoff, or a countdown. */
+const WAITING = { thick: 2, dash: [2, 4] };
 
 /** Draw one step's row, its top at `y`. `x(ms)` is the position of a time. */
 export function drawRow(painter, colours, run, step, { x, y, now, left, right, isSelected }) {
@@ -25,7 +27,9 @@ export function drawRow(painter, colours, run, step, { x, y, now, left, right, i
   // Waiting for dependencies is a thin line; queueing for a slot, below, a thicker bar.
   const first = step.attempts[0]?.start ?? step.start;
   const queued = first - (step.attempts[0]?.queue ?? 0);
-  painter.line(x(step.ready), middle, x(queued), middle, colours.line, { dash: [2, 3] });
+  const scheduled = queued - step.scheduled;
+  painter.line(x(step.ready), middle, x(scheduled), middle, colours.line, { dash: [2, 3] });
+  if (step.scheduled > 0) painter.line(x(scheduled), middle, x(queued), middle, colours.retrying, WAITING);
   const attempts = step.attempts.length
     ? step.attempts
     : [{ start: step.start, end: step.end, status: step.status, queue: 0, backoff: 0 }];
@@ -34,10 +38,7 @@ export function drawRow(painter, colours, run, step, { x, y, now, left, right, i
     const begin = x(attempt.start);
     const backoffStart = attempt.start - attempt.queue - attempt.backoff;
     if (attempt.backoff > 0)
-      painter.line(x(backoffStart), middle, x(attempt.start - attempt.queue), middle, colours.retrying, {
-        thick: 2,
-        dash: [2, 4],
-      });
+      painter.line(x(backoffStart), middle, x(attempt.start - attempt.queue), middle, colours.retrying, WAITING);
     if (attempt.queue > 0)
       painter.rect(
         x(attempt.start - attempt.queue),

@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { h, replace } from "../dom.js";
-import { duration, percent, shortId, times } from "../format.js";
+import { duration, percent, shortId, size, times } from "../format.js";
 
 const MAX_STEPS = 30;
 
@@ -54,7 +54,15 @@ export class Comparison {
   }
 }
 
+/** Columns that are there only if something says anything: (title, how, of a step, of the other side). */
+const USED = [
+  ["Processor", duration, "cpu_seconds", "reference_cpu_seconds"],
+  ["Memory", size, "peak_memory_bytes", "reference_peak_memory_bytes"],
+];
+
 function comparedSteps(comparison) {
+  const shown = comparison.steps.slice(0, MAX_STEPS);
+  const used = USED.filter(([, , field]) => shown.some((step) => step[field] !== null && step[field] !== undefined));
   return h(
     "div",
     { class: "scroll", tabindex: 0, role: "region", "aria-label": "Compared steps" },
@@ -67,36 +75,42 @@ function comparedSteps(comparison) {
         h(
           "tr",
           {},
-          ["Step", "Duration", "Reference", "Difference", "Ratio", "Blame"].map((name, index) =>
-            h("th", { scope: "col", class: index ? "number" : null }, name),
+          ["Step", "Duration", "Reference", "Difference", "Ratio", "Blame", ...used.map(([title]) => title)].map(
+            (name, index) => h("th", { scope: "col", class: index ? "number" : null }, name),
           ),
         ),
       ),
       h(
         "tbody",
         {},
-        comparison.steps
-          .slice(0, MAX_STEPS)
-          .map((step) =>
+        shown.map((step) =>
+          h(
+            "tr",
+            { class: step.step_name === comparison.culprit ? "culprit" : "" },
             h(
-              "tr",
-              { class: step.step_name === comparison.culprit ? "culprit" : "" },
+              "th",
+              { scope: "row" },
+              step.on_critical_path ? h("span", { class: "critical", title: "on the critical path" }, "◆ ") : null,
+              step.step_name,
+              step.not_in_reference
+                ? h("span", { class: "quiet" }, comparison.baseline ? " usually does not run" : " ran here only")
+                : null,
+            ),
+            h("td", { class: "number" }, duration(step.seconds)),
+            h("td", { class: "number" }, duration(step.reference_seconds)),
+            h("td", { class: "number" }, step.difference_seconds === null ? "–" : duration(step.difference_seconds)),
+            h("td", { class: "number" }, step.ratio === null ? "–" : times(step.ratio)),
+            h("td", { class: "number" }, step.blame ? percent(100 * step.blame, 0) : ""),
+            used.map(([, text, field, other]) =>
               h(
-                "th",
-                { scope: "row" },
-                step.on_critical_path ? h("span", { class: "critical", title: "on the critical path" }, "◆ ") : null,
-                step.step_name,
-                step.not_in_reference
-                  ? h("span", { class: "quiet" }, comparison.baseline ? " usually does not run" : " ran here only")
-                  : null,
+                "td",
+                { class: "number" },
+                text(step[field]),
+                h("span", { class: "quiet" }, step[other] === null ? "" : ` (${text(step[other])})`),
               ),
-              h("td", { class: "number" }, duration(step.seconds)),
-              h("td", { class: "number" }, duration(step.reference_seconds)),
-              h("td", { class: "number" }, step.difference_seconds === null ? "–" : duration(step.difference_seconds)),
-              h("td", { class: "number" }, step.ratio === null ? "–" : times(step.ratio)),
-              h("td", { class: "number" }, step.blame ? percent(100 * step.blame, 0) : ""),
             ),
           ),
+        ),
       ),
     ),
   );

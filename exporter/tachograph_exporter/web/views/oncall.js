@@ -95,6 +95,13 @@ function failureRow(group) {
       " ",
       runLink(first.last, h("span", { class: "error-text", title: text.slice(0, 2000) }, text.slice(0, MAX_MESSAGE))),
     ),
+    group.failure_group
+      ? h(
+          "div",
+          { class: "of" },
+          h("a", { class: "quiet", href: `#/failures/${group.failure_group}` }, "this cause over time"),
+        )
+      : null,
     group.workflows.slice(0, MAX_ROWS).map((workflow) => failingWorkflow(workflow)),
     group.workflows.length > MAX_ROWS
       ? h("div", { class: "quiet" }, `and ${group.workflows.length - MAX_ROWS} more workflows`)

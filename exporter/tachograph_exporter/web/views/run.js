@@ -13,7 +13,8 @@ import { throttle } from "../throttle.js";
 import { downloadMenu } from "./downloads.js";
 import { runActions } from "./run_actions.js";
 import { copyableId, inputsOf, progress, RunFacts } from "./run_facts.js";
-import { stepDetails } from "./step_panel.js";
+import { causeLink, stepDetails } from "./step_panel.js";
+import { Why } from "./why.js";
 
 const STATE_INTERVAL_MS = 3_000;
 
@@ -121,8 +122,9 @@ export class RunView {
     }
   }
 
-  /** Read how the run compares with usual ones: the sentence under its title, and a tick on each bar. */
+  /** Read how the run compares with usual ones, and why: what is under its title, and a tick on each bar. */
   async readComparison() {
+    const why = this.why.read();
     try {
       const comparison = await get("api/workflows/executions/compare", { execution: this.id });
       this.sentence = this.run.isOpen ? "" : comparison.sentence;
@@ -131,6 +133,8 @@ export class RunView {
       // The run is shown without: it is too long to be compared now, or the service is away.
       return;
     }
+    // All at once, so that the page moves only once.
+    this.why.show(await why);
     this.updateFacts();
     this.timeline.draw();
     if (this.timeline.selected) this.showStep(this.timeline.selected);
@@ -164,6 +168,14 @@ export class RunView {
       trace: this.traceLink(),
     });
     this.error = h("p", { class: "error-text", hidden: true });
+    this.cause = h("div", { hidden: true });
+    this.why = new Why(this.id, {
+      select: (name, { isTest = false } = {}) => {
+        const step = this.run.steps.find((candidate) => candidate.entry.step_name === name);
+        if (step && !isTest) this.timeline.select(step);
+        return Boolean(step);
+      },
+    });
     this.actions = runActions(this.run, {
       isRunnable: () => Boolean(this.definition?.is_runnable),
       announce: (text) => this.app.announce(text),
@@ -262,6 +274,8 @@ export class RunView {
         h("div", { class: "title" }, this.heading, this.state, this.actions.element),
         this.answer,
         this.error,
+        this.cause,
+        this.why.element,
         this.facts.element,
         inputsOf(timeline),
       ),
@@ -332,6 +346,12 @@ export class RunView {
     const cause = run.firstFailed?.entry.error_message ?? error;
     this.error.hidden = !error || Boolean(answer?.includes(cause));
     setText(this.error, error ? `${timeline.error_type}: ${error}` : "");
+    const group = timeline.failure_group;
+    if (group && this.cause.dataset.group !== group) {
+      this.cause.dataset.group = group;
+      replace(this.cause, causeLink(group));
+      this.cause.hidden = false;
+    }
     const links = [
       ["All runs", `#/?workflow=${timeline.workflow_id}`],
       ["Workflow", `#/workflows/${timeline.workflow_id}`],

@@ -1,6 +1,7 @@
 // What can be done with a run: cancel it, run its workflow again, and show it to a colleague.
 
 import { post } from "../api.js";
+import { buttons, confirmed, dialog } from "../dialog.js";
 import { h } from "../dom.js";
 
 /** Buttons for a run. `announce(text)` says what happened, `showError(error)` what did not; `navigate(address)` opens. */
@@ -49,33 +50,6 @@ export function runActions(run, { isRunnable, announce, showError, navigate }) {
       again.hidden = run.isOpen || !isRunnable();
     },
   };
-}
-
-function dialog(title, ...content) {
-  const element = h("dialog", { "aria-label": title }, h("h2", {}, title), content);
-  document.body.append(element);
-  element.showModal();
-  return element;
-}
-
-function buttons(text) {
-  return h(
-    "p",
-    { class: "actions" },
-    h("button", { type: "submit", class: "primary", value: "yes" }, text),
-    h("button", { type: "submit", value: "", formnovalidate: true }, "Back"),
-  );
-}
-
-/** Ask; resolves to whether the answer was yes. */
-function confirmed(title, text, yes) {
-  return new Promise((resolve) => {
-    const element = dialog(title, h("p", {}, text), h("form", { method: "dialog" }, buttons(yes)));
-    element.addEventListener("close", () => {
-      element.remove();
-      resolve(element.returnValue === "yes");
-    });
-  });
 }
 
 /** Ask for inputs, as JSON; resolves to them, or to null. */

@@ -4,6 +4,7 @@ import { h, replace } from "../dom.js";
 import { distribution } from "../drawing/distribution.js";
 import { dollars, duration, parseTime, percent, shortId, stepCounts } from "../format.js";
 import { clock, time } from "../times.js";
+import { runResources } from "./resources.js";
 
 const UNSUCCESSFUL = new Set(["failed", "timeout", "lost"]);
 
@@ -82,6 +83,7 @@ export class RunFacts {
       counts.retries ? ["Retries", String(counts.retries)] : null,
       run.isOpen ? null : ["Critical path", `${duration(timeline.critical_path_seconds)} (${percent(share, 0)})`],
       run.isOpen || timeline.parallelism === null ? null : ["Parallelism", timeline.parallelism.toFixed(2)],
+      ...(run.isOpen ? [] : runResources(timeline)),
       timeline.cost_usd ? ["Cost", dollars(timeline.cost_usd)] : null,
       timeline.tokens_in || timeline.tokens_out
         ? ["Tokens", `${timeline.tokens_in.toLocaleString()} in, ${timeline.tokens_out.toLocaleString()} out`]

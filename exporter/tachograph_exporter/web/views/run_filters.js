@@ -8,7 +8,7 @@ import { EXECUTION_STATUSES, shortened, STATUS_SYMBOLS } from "../format.js";
 const RANGES = { "": "any time", "1h": "last hour", "24h": "last day", "7d": "last week", "30d": "last month" };
 const ORDERS = { "-created": "newest", "-duration": "longest", duration: "shortest" };
 const MAX_NAME = 40;
-const NAMES = ["q", "status", "workflow", "from", "to", "min_duration"];
+const NAMES = ["q", "status", "workflow", "from", "to", "min_duration", "failure"];
 
 /** The filter that an address's parameters say. */
 export function readFilter(parameters) {
@@ -19,6 +19,7 @@ export function readFilter(parameters) {
     from: text("from"),
     to: text("to"),
     min_duration: text("min_duration"),
+    failure: text("failure"),
     text: text("q"),
     sort: text("sort") || "-created",
   };
@@ -27,7 +28,13 @@ export function readFilter(parameters) {
 /** Whether the filter lets every run through. */
 export function isAll(filter) {
   return (
-    !filter.text && !filter.workflow && !filter.status.length && !filter.from && !filter.to && !filter.min_duration
+    !filter.text &&
+    !filter.workflow &&
+    !filter.status.length &&
+    !filter.from &&
+    !filter.to &&
+    !filter.min_duration &&
+    !filter.failure
   );
 }
 

@@ -85,7 +85,14 @@ export class RunsView {
     });
     replace(
       this.element,
-      h("div", { class: "title" }, h("h1", { tabindex: -1 }, "Runs"), this.summary, since),
+      h(
+        "div",
+        { class: "title" },
+        h("h1", { tabindex: -1 }, "Runs"),
+        this.summary,
+        since,
+        h("a", { href: "#/night" }, "The night at one look"),
+      ),
       this.onCall.element,
       this.filters.element,
       this.error,
@@ -163,6 +170,7 @@ export class RunsView {
       from: filter.from,
       to: filter.to,
       min_duration: filter.min_duration,
+      failure: filter.failure,
       q: filter.text,
       sort: filter.sort,
       limit: isMore ? PAGE_SIZE : Math.max(rows, Math.min(this.rows.items.size, MAX_ROWS)),
@@ -192,7 +200,8 @@ export class RunsView {
   apply(messages) {
     const { filter } = this;
     const { items } = this.rows;
-    const canAddRuns = !filter.text && !filter.min_duration && filter.sort === "-created" && !filter.to;
+    const canAddRuns =
+      !filter.text && !filter.min_duration && !filter.failure && filter.sort === "-created" && !filter.to;
     let isStale = false;
     let isNew = false;
     for (const message of messages) {

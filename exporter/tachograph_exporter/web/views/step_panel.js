@@ -4,6 +4,7 @@ import { button } from "../controls.js";
 import { h } from "../dom.js";
 import { dollars, duration, parseTime, status, times } from "../format.js";
 import { time } from "../times.js";
+import { stepResources } from "./resources.js";
 
 /** The contents of the panel for a step. `select(step | null)` selects another; `trace` links to the trace. */
 export function stepDetails(run, step, { select, trace }) {
@@ -18,6 +19,7 @@ export function stepDetails(run, step, { select, trace }) {
         ["dependencies", entry.wait.dependency],
         ["a free slot", entry.wait.queue],
         ["backoff", entry.wait.backoff],
+        ["its scheduled time", entry.wait.scheduled],
         ["the program itself", entry.wait.unaccounted],
       ].filter(([, value]) => value > 0)
     : [];
@@ -80,6 +82,7 @@ export function stepDetails(run, step, { select, trace }) {
       ? [
           h("h3", {}, "Error"),
           h("p", { class: "error-text" }, `${entry.error_type}: ${entry.error_message}`),
+          causeLink(entry.failure_group),
           entry.error_stack
             ? h("details", {}, h("summary", {}, "Stack"), h("pre", { tabindex: 0 }, entry.error_stack))
             : null,
@@ -92,6 +95,7 @@ export function stepDetails(run, step, { select, trace }) {
       { class: "pairs" },
       facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
     ),
+    stepResources(entry),
     stepList("Depends on", stepsById(step.dependsOn)),
     stepList("Dependents", step.dependents),
     json("Inputs", entry.input_summary),
@@ -108,6 +112,11 @@ export function stepDetails(run, step, { select, trace }) {
       : null,
     h("p", { class: "quiet" }, "Span ", h("code", {}, entry.span_id ?? ""), " of trace ", trace),
   ];
+}
+
+/** Where all failures of a cause are; null if it is not known. */
+export function causeLink(group) {
+  return group ? h("p", {}, h("a", { href: `#/failures/${group}` }, "All failures of this cause")) : null;
 }
 
 function repetitions(folded) {

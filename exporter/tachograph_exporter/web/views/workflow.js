@@ -6,6 +6,7 @@ import { distribution } from "../drawing/distribution.js";
 import { dollars, duration, percent, shortId, status, stepCounts } from "../format.js";
 import { time } from "../times.js";
 import { Comparison } from "./comparison.js";
+import { ExpectationBlock } from "./expectation.js";
 import { RunDots } from "./run_dots.js";
 import { TrendCharts } from "./trend_charts.js";
 
@@ -53,7 +54,7 @@ export class WorkflowView {
     if (!this.runs.length) this.runs = (await get(`${this.path}/executions`, { limit: LAST_RUNS })).items;
     Object.assign(this, { metrics, trends, dots: runs });
     this.build();
-    await this.compare();
+    await Promise.all([this.compare(), this.expectation.read()]);
   }
 
   build() {
@@ -80,6 +81,7 @@ export class WorkflowView {
       ["Last success", time(metrics.last_completed_at, "both")],
     ].filter(Boolean);
     this.comparison = new Comparison();
+    this.expectation = new ExpectationBlock(this.app, metrics.workflow_name);
     this.charts = new TrendCharts(trends);
     this.runDots = new RunDots(this.dots, trends);
     replace(
@@ -107,6 +109,7 @@ export class WorkflowView {
             trends.change_points.map((point) => h("li", { class: point.direction }, sentenceOf(point))),
           )
         : null,
+      this.expectation.element,
       this.comparison.element,
       this.runDots.element,
       this.charts.element,
@@ -319,5 +322,5 @@ function sentenceOf(point) {
 }
 
 function totalWait(step) {
-  return step.wait ? step.wait.dependency + step.wait.queue + step.wait.backoff + step.wait.unaccounted : 0;
+  return step.wait ? Object.values(step.wait).reduce((total, seconds) => total + seconds, 0) : 0;
 }

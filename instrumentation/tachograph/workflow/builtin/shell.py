@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import msgspec
 
 from tachograph.errors import DoNotRetry, StepFailed
+from tachograph.resources import Resources
+from tachograph.workflow.command_process import CommandProcess
 from tachograph.workflow.context import StepContext
 from tachograph.workflow.handlers import registry
 
@@ -48,7 +48,8 @@ async def shell(context: StepContext) -> dict[str, Any]:
     command gets the step's trace context as ``TRACEPARENT``. It inherits the environment, but not the service's own
     settings, database URL and exporter credentials; ``env`` gives it more. A non-zero exit code fails the step and is
     its measure ``exit_code`` (128 and the signal's number for a command that a signal ended). When the step is
-    cancelled or times out, the command and all processes it started are killed.
+    cancelled or times out, the command and all processes it started are killed. What the step used of the machine is
+    what the command did, with all that it waited for.
     """
     config = context.parse_config(ShellConfig)
     if not config.command:
@@ -56,25 +57,20 @@ async def shell(context: StepContext) -> dict[str, Any]:
     inherited = {name: value for name, value in os.environ.items() if not _KEPT_BACK.fullmatch(name)}
     environment = {**inherited, **_environment(context.propagation()), **config.env}
     argv = ["/bin/sh", "-c", config.command] if isinstance(config.command, str) else config.command
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        env=environment,
-        cwd=config.cwd,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
+    process = await CommandProcess.start(argv, environment=environment, directory=config.cwd)
+    resources: Resources | None = None
     stdout, stderr = _Written(process.stdout, "info"), _Written(process.stderr, "warning")
     try:
         await asyncio.gather(stdout.read(), stderr.read())
-        code = await process.wait()
+        code, resources = await process.wait()
     except asyncio.CancelledError:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        process.kill()
+        _, resources = await process.wait()
         raise
     finally:
+        process.close()
+        if resources is not None:
+            context.used(resources)
         for at_ns, level, line in sorted([*stdout.lines(), *stderr.lines()], key=lambda entry: entry[0]):
             context.log(line, level, at_ns=at_ns)
     if code != 0:

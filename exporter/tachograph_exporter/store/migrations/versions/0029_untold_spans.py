@@ -3,8 +3,8 @@
 from alembic import op
 from sqlalchemy import Column, LargeBinary
 
-revision = "0026"
-down_revision = "0021"
+revision = "0029"
+down_revision = "0028"
 
 
 def upgrade() -> None:

@@ -1,0 +1,144 @@
+"""The own functions of a stack: what a program's author wrote, without line numbers, paths and libraries.
+
+Reads stacks as Python, Java (and Kotlin, Scala), .NET, JavaScript and Go print them, in one pass over the lines. A
+function stands in the result once, however deep it recurses.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+MAX_STACK: Final = 20_000
+"""Characters of a stack that are read, from its end."""
+MAX_FRAMES: Final = 40
+
+_PYTHON: Final = re.compile(r'File "([^"]*)", line \d+(?:, in (.*))?$')
+_PYTHON_STDLIB: Final = re.compile(r"[/\\]lib(?:64)?[/\\]python\d[\d.]*[/\\]|\\[Ll]ib\\|^<frozen |python\d+\.zip")
+_INSTALLED: Final = re.compile(r"[/\\](?:site-packages|dist-packages)[/\\]")
+_OURS: Final = re.compile(r"[/\\](?:instrumentation[/\\]tachograph|exporter[/\\]tachograph_exporter)[/\\]")
+_GENERATED_FILE: Final = re.compile(r"<ipython-input-.*|ipykernel_.*|tmp[a-z0-9_]{8}\w*")
+_PLACES: Final = frozenset(("<listcomp>", "<dictcomp>", "<setcomp>"))
+"""Functions of their own before Python 3.12 only."""
+_AT: Final = re.compile(r"at (?:async )?(?:new )?(\S.*)$")
+_JAVA: Final = re.compile(
+    r"(?:[\w.@-]*/{1,2})*([\w$.<>-]+)"
+    r"\((?:[\w$-]+\.(?:java|kt|scala|groovy|clj)(?::\d+)?|Native Method|Unknown Source|<generated>)\)"
+)
+_JAVA_LIBRARY: Final = re.compile(
+    r"(?:java|javax|jdk|jakarta|sun|com\.sun|kotlin|kotlinx|scala|groovy|clojure|org\.springframework|org\.apache|org\.junit"
+    r"|org\.hibernate|org\.jboss|org\.eclipse|org\.postgresql|com\.zaxxer|com\.fasterxml|com\.google|io\.netty|io\.grpc"
+    r"|io\.opentelemetry|io\.temporal|io\.micrometer|reactor|rx|io\.reactivex|okhttp3|retrofit2|akka|feign)\."
+)
+_GENERATED: Final = re.compile(
+    r"\$\$(?:Lambda|EnhancerBy\w*|FastClassBy\w*|SpringCGLIB)\$*[\w$/.]*?(?=\.\w+$|$)|\$Proxy\d+|(?<=Accessor)\d+|(?<=>)[db]__\d+(?:_\d+)?"
+)
+_LAMBDA: Final = re.compile(r"(lambda\$[A-Za-z_]\w*)\$\d+$")
+_NET: Final = re.compile(r"([\w.`<>|$+\[\], -]+?)\(([^()]*)\)(?: in (.+):line \d+)?")
+_NET_LIBRARY: Final = re.compile(r"(?:System|Microsoft|Npgsql|Newtonsoft|Polly|Grpc|Temporalio)\.")
+_JS: Final = re.compile(
+    r"(?:(.*?) \()?((?:[a-z][a-z+-]*:|/|[A-Za-z]:\\|\.{0,2}/)[^()]*?|<anonymous>|native)(?::\d+){0,2}\)?"
+)
+_JS_LIBRARY: Final = re.compile(r"[/\\]node_modules[/\\]|^node:|^internal/|^native$|^<anonymous>$")
+_FIREFOX: Final = re.compile(r"([^@\s]*)@(\S+?):\d+(?::\d+)?$")
+_HASHED: Final = re.compile(r"[.-][0-9a-f]{6,}(?=\.|$)")
+_GO: Final = re.compile(
+    r"(?:created by )?([\w./*~%-]+(?:\(\*?[\w.]+\))?[\w.\[\]-]*)\(.*\)$"
+    r"|created by ([\w./*()~%-]+)(?: in goroutine \d+)?$"
+)
+_GO_FILE: Final = re.compile(r"(/\S+\.go|[A-Za-z]:\S+\.go):\d+(?: \+0x[0-9a-f]+)?$")
+_GO_LIBRARY: Final = re.compile(r"/pkg/mod/|/vendor/")
+_CAUSED: Final = re.compile(r"(?:Caused by: |Suppressed: |---> )([\w.$]+)")
+_CHAINED: Final = ("The above exception was the direct cause", "During handling of the above exception")
+_TYPE: Final = re.compile(r"[A-Za-z_][\w.]*")
+
+
+def own_frames(stack: str) -> tuple[str, ...]:
+    """The functions of a stack that are not of a library, the innermost last; of libraries only, the innermost.
+
+    The types of the exceptions that caused the last one are among them, marked with an exclamation mark. Empty: the
+    stack is in none of the known forms.
+    """
+    own: dict[str, None] = {}
+    library: list[str] = []
+    is_python = False
+    last_type = go_function = ""
+    after_frames = False
+    for raw in stack[-MAX_STACK:].splitlines():
+        line = raw.strip().lstrip("|+ ").strip() if raw[:4].strip() in ("", "|", "+") else raw.strip()
+        if not line:
+            continue
+        if line.startswith('File "') and (match := _PYTHON.match(line)):
+            is_python = after_frames = True
+            _python(match.group(1), match.group(2) or "", own, library)
+        elif line.startswith(_CHAINED) and last_type:
+            own[f"!{last_type}"] = None
+            last_type = ""
+        elif after_frames and is_python and raw[:1] not in (" ", "\t") and (kind := _TYPE.match(line)):
+            last_type, after_frames = kind.group(), False
+        elif match := _CAUSED.match(line):
+            own[f"!{match.group(1)}"] = None
+        elif line.startswith("at ") and (match := _AT.match(line)):
+            _at(match.group(1), own, library)
+        elif go_function and (match := _GO_FILE.match(line)):
+            is_library = _GO_LIBRARY.search(match.group(1)) or not _is_own_go(go_function)
+            _add(go_function, bool(is_library), own, library, innermost_first=True)
+            go_function = ""
+        elif not is_python and "@" in line and (match := _FIREFOX.match(line)):
+            _javascript(match.group(1), match.group(2), own, library)
+        elif not is_python and line.endswith(")") and raw[:1] not in (" ", "\t") and (match := _GO.match(line)):
+            go_function = match.group(1) or match.group(2)
+    frames = list(own)
+    if not any(not frame.startswith("!") for frame in frames) and library:
+        frames.append(f"({library[-1] if is_python else library[0]})")
+    # Python alone prints the innermost one last.
+    return tuple((frames if is_python else frames[::-1])[-MAX_FRAMES:])
+
+
+def _add(name: str, is_library: bool, own: dict[str, None], library: list[str], *, innermost_first: bool) -> None:
+    if is_library:
+        if not innermost_first or not library:
+            library.append(name)
+    else:
+        own.setdefault(name)
+
+
+def _python(path: str, function: str, own: dict[str, None], library: list[str]) -> None:
+    if function in _PLACES or (not function and path.startswith("<frozen")):
+        return
+    parts = path.replace("\\", "/").rsplit("/", 2)
+    stem = parts[-1].rpartition(".")[0] or parts[-1]
+    if stem in ("__init__", "__main__") and len(parts) > 1:
+        stem = parts[-2]
+    if _GENERATED_FILE.fullmatch(stem) or (len(parts) > 1 and _GENERATED_FILE.fullmatch(parts[-2])):
+        stem = "<generated>"
+    is_library = bool(_INSTALLED.search(path) or _PYTHON_STDLIB.search(path) or _OURS.search(path))
+    _add(f"{stem}.{function}" if function else stem, is_library, own, library, innermost_first=False)
+
+
+def _at(rest: str, own: dict[str, None], library: list[str]) -> None:
+    """A frame as Java, .NET and V8 write it: after the word at."""
+    if match := _JAVA.match(rest):
+        name = _LAMBDA.sub(r"\1", _GENERATED.sub("", match.group(1)))
+        _add(name, bool(_JAVA_LIBRARY.match(name)), own, library, innermost_first=True)
+    elif (match := _NET.fullmatch(rest)) and " (" not in rest.partition(")")[0]:
+        name = _GENERATED.sub("", match.group(1))
+        _add(name, bool(_NET_LIBRARY.match(name)), own, library, innermost_first=True)
+    elif match := _JS.fullmatch(rest):
+        _javascript(match.group(1) or "", match.group(2), own, library)
+
+
+def _javascript(function: str, path: str, own: dict[str, None], library: list[str]) -> None:
+    file = path.partition("?")[0].replace("\\", "/").rpartition("/")[2]
+    stem = _HASHED.sub("", file.rpartition(".")[0] or file)
+    function = function.partition(" [as ")[0]
+    is_library = bool(_JS_LIBRARY.search(path))
+    _add(f"{stem}.{function or '<anonymous>'}", is_library, own, library, innermost_first=True)
+
+
+def _is_own_go(function: str) -> bool:
+    """Whether a function is not of Go's standard library, whose import paths have no dot in their first part."""
+    first, slash, _ = function.partition("/")
+    if not slash:
+        return first.startswith("main.")
+    return "." in first

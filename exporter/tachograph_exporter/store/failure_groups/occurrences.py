@@ -1,0 +1,361 @@
+"""Occurrences of failures: rows that are written in the transaction that stores the failure.
+
+What the occurrences of an execution are follows from its rows alone, so it does not matter how often, in which order
+or in which batches its events arrive: `note` adds what a batch says, `settle` compares with the tables once the
+execution has ended, and `rebuild` begins again. The caller has the writers' lock.
+
+A failure counts where it began. An enclosing step, or the execution, that failed with the failure of something inside
+it belongs to the same group, and is no origin.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import BindParameter, Connection, bindparam, delete, func, select
+
+from tachograph.events import UNSUCCESSFUL
+from tachograph_exporter.store import state
+from tachograph_exporter.store.failure_groups import groups
+from tachograph_exporter.store.failure_groups.failing import (
+    ATTEMPT,
+    EXECUTION,
+    STEP,
+    Failing,
+    Key,
+    cause_of,
+    chunks,
+    failing_in,
+    stored_failing,
+)
+from tachograph_exporter.store.failure_groups.fingerprint import Fingerprint, fingerprint, tells_nothing
+from tachograph_exporter.store.inserting import insert_many, upsert
+from tachograph_exporter.store.schema import (
+    failure_occurrences,
+    workflow_executions,
+    workflow_step_attempts,
+    workflow_step_executions,
+)
+
+_occurrences = failure_occurrences.c
+_executions = workflow_executions.c
+_steps = workflow_step_executions.c
+_attempts = workflow_step_attempts.c
+_STATUSES: Final = tuple(sorted(UNSUCCESSFUL))
+_IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
+_OWNERS: Final = select(
+    _executions.execution_id,
+    _executions.workspace_id,
+    _executions.workflow_id,
+    _executions.workflow,
+    _executions.version,
+).where(_executions.execution_id.in_(_IDS))
+_STORED: Final = select(
+    _occurrences.execution_id, _occurrences.step_id, _occurrences.attempt, _occurrences.kind, _occurrences.step,
+    _occurrences.parent_step_id, _occurrences.cause, _occurrences.group_id, _occurrences.is_origin,
+    _occurrences.time_ns,
+).where(_occurrences.execution_id.in_(_IDS))  # fmt: skip
+_STORED_INSIDE: Final = _STORED.where(_occurrences.parent_step_id.in_(bindparam("parents", expanding=True)))
+_WITH_OCCURRENCES: Final = select(_occurrences.execution_id).where(_occurrences.execution_id.in_(_IDS)).distinct()
+_COUNTS: Final = (
+    select(_occurrences.execution_id, _occurrences.group_id, func.sum(_occurrences.count))
+    .where(_occurrences.execution_id.in_(_IDS), _occurrences.is_origin == 1)
+    .group_by(_occurrences.execution_id, _occurrences.group_id)
+)
+_ENDED_BEFORE: Final = select(_executions.execution_id).where(
+    _executions.execution_id.in_(_IDS), _executions.finished_ns < bindparam("since")
+)
+COUNTED_SINCE: Final = "failures_counted_since_ns"
+"""State: executions that ended before are not counted in the series of groups, because there were none."""
+_FAILED_KEYS: Final = (
+    select(_steps.execution_id, _steps.step_id, _steps.attempt, _steps.finished_ns, _steps.folded.is_not(None)).where(
+        _steps.execution_id.in_(_IDS), _steps.status.in_(_STATUSES)
+    ),
+    select(_attempts.execution_id, _attempts.step_id, _attempts.attempt, _attempts.finished_ns).where(
+        _attempts.execution_id.in_(_IDS), _attempts.status.in_(_STATUSES)
+    ),
+    select(_executions.execution_id).where(_executions.execution_id.in_(_IDS), _executions.status.in_(_STATUSES)),
+)
+
+
+class _Owner(NamedTuple):
+    """The execution that something failed in."""
+
+    execution_id: str
+    workspace_id: str
+    workflow_id: str
+    workflow: str
+    version: str
+
+
+class _Stored(NamedTuple):
+    """An occurrence, as far as others depend on it."""
+
+    execution_id: str
+    step_id: str
+    attempt: int
+    kind: int
+    step: str
+    parent_step_id: str | None
+    cause: str
+    group_id: str
+    is_origin: int
+    time_ns: int
+
+
+def note(
+    connection: Connection,
+    executions: Mapping[Any, Sequence[Any]],
+    steps: Mapping[Any, Sequence[Any]],
+    attempts: Mapping[Any, Sequence[Any]],
+) -> None:
+    """Store what failed, of the rows of a batch, which are in the tables already."""
+    failing = failing_in(executions, steps, attempts)
+    if failing:
+        _store(connection, failing)
+
+
+def settle(connection: Connection, ended: Iterable[str], changed: Collection[str] = ()) -> set[str]:
+    """Make the occurrences of executions that have ended what their rows say. Returns those that have any.
+
+    ``changed``: those that had ended before, and whose rows may be others now.
+    """
+    failed: set[str] = set()
+    if changed:
+        failed |= rebuild(connection, changed)
+    for chunk in chunks(set(ended).difference(changed)):
+        parameters = {"ids": chunk}
+        candidates = sorted(connection.execute(_WITH_OCCURRENCES, parameters).scalars())
+        if candidates:
+            wrong = _differing(connection, candidates)
+            failed |= set(candidates) - wrong
+            if wrong:
+                failed |= rebuild(connection, wrong)
+    return failed
+
+
+def rebuild(connection: Connection, ids: Collection[str]) -> set[str]:
+    """Write the occurrences of executions anew, from their rows. Returns those that have any."""
+    failed: set[str] = set()
+    for chunk in chunks(ids):
+        connection.execute(delete(failure_occurrences).where(_occurrences.execution_id.in_(chunk)))
+        if failing := stored_failing(connection, chunk):
+            _store(connection, failing)
+            failed |= {entry.execution_id for entry in failing}
+    return failed
+
+
+def remove(connection: Connection, ids: Iterable[str]) -> None:
+    """Remove the occurrences of executions that are stored anew in this transaction."""
+    for chunk in chunks(ids):
+        connection.execute(delete(failure_occurrences).where(_occurrences.execution_id.in_(chunk)))
+
+
+def leave(connection: Connection, ids: Iterable[str]) -> None:
+    """Remove the occurrences of executions that are deleted. Their groups remember when they were seen."""
+    for chunk in chunks(ids):
+        is_gone = _occurrences.execution_id.in_(chunk)
+        groups.remember(connection, is_gone)
+        connection.execute(delete(failure_occurrences).where(is_gone))
+
+
+def forget_workflow(connection: Connection, workspace_id: str, workflow_id: str) -> None:
+    """Remove the occurrences of a workflow that is deleted, and groups that have no others."""
+    of_workflow = (_occurrences.workspace_id == workspace_id) & (_occurrences.workflow_id == workflow_id)
+    touched = connection.execute(select(_occurrences.group_id).where(of_workflow).distinct()).scalars().all()
+    connection.execute(delete(failure_occurrences).where(of_workflow))
+    groups.forget_empty(connection, workspace_id, touched)
+
+
+def counts_of(connection: Connection, ids: Iterable[str]) -> dict[str, dict[str, int]]:
+    """How many failures of which groups began in executions, by execution and group.
+
+    Those of executions that ended before failures were counted are left out.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for chunk in chunks(ids):
+        for execution_id, group_id, count in connection.execute(_COUNTS, {"ids": chunk}):
+            counts.setdefault(execution_id, {})[group_id] = int(count)
+    if counts and (since := state.state_of(connection, COUNTED_SINCE)) is not None:
+        for chunk in chunks(counts):
+            for execution_id in connection.execute(_ENDED_BEFORE, {"ids": chunk, "since": int(since)}).scalars():
+                del counts[execution_id]
+    return counts
+
+
+def _differing(connection: Connection, ids: Sequence[str]) -> set[str]:
+    """Those of the executions whose occurrences are not what their rows say."""
+    parameters = {"ids": ids}
+    by_execution: dict[str, dict[Key, _Stored]] = {execution_id: {} for execution_id in ids}
+    for row in connection.execute(_STORED, parameters):
+        stored = _Stored._make(row)
+        by_execution[stored.execution_id][stored[:4]] = stored
+    due: dict[str, set[Key]] = {execution_id: set() for execution_id in ids}
+    wrong: set[str] = set()
+    ends: set[tuple[str, str, int, int | None]] = set()
+    steps, attempts, executions = _FAILED_KEYS
+    for execution_id, step_id, attempt, finished, is_folded in connection.execute(steps, parameters):
+        due[execution_id].add((execution_id, step_id, attempt, STEP))
+        ends.add((execution_id, step_id, attempt, finished))
+        if is_folded:
+            wrong.add(execution_id)  # Its count may have grown.
+    for execution_id, step_id, attempt, finished in connection.execute(attempts, parameters):
+        if (execution_id, step_id, attempt, finished) not in ends:
+            due[execution_id].add((execution_id, step_id, attempt, ATTEMPT))
+    for execution_id in connection.execute(executions, parameters).scalars():
+        due[execution_id].add((execution_id, "", 0, EXECUTION))
+    for execution_id, stored_by_key in by_execution.items():
+        if stored_by_key.keys() != due[execution_id] or not _is_consistent(list(stored_by_key.values())):
+            wrong.add(execution_id)
+    return wrong
+
+
+def _is_consistent(stored: Sequence[_Stored]) -> bool:
+    """Whether each occurrence of an execution is an origin exactly if nothing inside it failed with the same cause."""
+    inside = {(entry.parent_step_id, entry.cause) for entry in stored if entry.parent_step_id is not None}
+    return all(
+        bool(entry.is_origin) != ((entry.step_id, entry.cause) in inside) for entry in stored if entry.kind != EXECUTION
+    )
+
+
+def _store(connection: Connection, failing: Sequence[Failing]) -> None:
+    owners: dict[str, _Owner] = {}
+    for chunk in chunks({entry.execution_id for entry in failing}):
+        owners |= {row[0]: _Owner(*row) for row in connection.execute(_OWNERS, {"ids": chunk})}
+    # Of an execution without a row nothing is known yet; its end brings it.
+    failing = [entry for entry in failing if entry.execution_id in owners]
+    of_steps = [entry for entry in failing if entry.kind != EXECUTION]
+    resolved = _Resolved(connection, owners, of_steps)
+    rows = {entry.key: resolved.row(entry) for entry in of_steps}
+    ended = [entry for entry in failing if entry.kind == EXECUTION]
+    if ended:
+        inside = _inside(connection, ended, rows.values())
+        rows |= {entry.key: resolved.row_of_execution(entry, inside[entry.execution_id]) for entry in ended}
+    by_workspace: dict[str, dict[str, Fingerprint]] = defaultdict(dict)
+    for row in rows.values():
+        if row.origin is not None:
+            by_workspace[row.owner.workspace_id][row.group_id] = row.origin
+    beyond = {
+        workspace: groups.ensure(connection, workspace, prints) for workspace, prints in sorted(by_workspace.items())
+    }
+    values = [
+        row.values(groups.OTHER if row.group_id in beyond.get(row.owner.workspace_id, ()) else row.group_id)
+        for _, row in sorted(rows.items())
+    ]
+    statement = str(upsert(connection.dialect, failure_occurrences).compile(dialect=connection.dialect))
+    insert_many(connection, statement, values)
+
+
+def _inside(connection: Connection, ended: Sequence[Failing], written: Iterable[_Row]) -> Mapping[str, list[_Stored]]:
+    """What failed inside executions, stored before or about to be written, by execution, the first first."""
+    by_key: dict[Key, _Stored] = {}
+    for chunk in chunks({entry.execution_id for entry in ended}):
+        for row in connection.execute(_STORED, {"ids": chunk}):
+            stored = _Stored._make(row)
+            if stored.kind != EXECUTION:
+                by_key[stored[:4]] = stored
+    for new in written:
+        entry = new.failing
+        by_key[entry.key] = _Stored(
+            entry.execution_id, entry.step_id, entry.attempt, entry.kind, entry.step, entry.parent_step_id, new.cause,
+            new.group_id, int(new.is_origin), entry.time_ns,
+        )  # fmt: skip
+    inside: dict[str, list[_Stored]] = defaultdict(list)
+    for stored in sorted(by_key.values(), key=lambda entry: (entry.time_ns, entry.step_id, entry.attempt)):
+        inside[stored.execution_id].append(stored)
+    return inside
+
+
+class _Row(NamedTuple):
+    """An occurrence to write. ``origin``: the fingerprint of one that failed by itself."""
+
+    owner: _Owner
+    failing: Failing
+    cause: str
+    group_id: str
+    is_origin: bool
+    origin: Fingerprint | None
+
+    def values(self, group_id: str) -> tuple[Any, ...]:
+        """In the order of the table's columns."""
+        entry, owner = self.failing, self.owner
+        return (
+            *entry.key, owner.workspace_id, group_id, owner.workflow_id, owner.version, entry.step[:200],
+            entry.parent_step_id, self.cause, int(self.is_origin), entry.times, entry.time_ns,
+        )  # fmt: skip
+
+
+class _Resolved:
+    """The groups of failures of steps: their own, or those of what failed inside them with the same cause."""
+
+    def __init__(self, connection: Connection, owners: Mapping[str, _Owner], failing: Sequence[Failing]) -> None:
+        self._owners = owners
+        self._causes = {entry.key: entry.cause for entry in failing}
+        # Failures by the step that they are inside of, and their cause.
+        self._new: dict[tuple[str, str, str], Failing] = {}
+        self._stored: dict[tuple[str, str, str], str] = {}
+        for entry in failing:
+            if entry.parent_step_id is not None:
+                self._new[entry.execution_id, entry.parent_step_id, self._causes[entry.key]] = entry
+        ids = {entry.execution_id for entry in failing}
+        parents = sorted({entry.step_id for entry in failing})
+        for chunk in chunks(ids):
+            for i in range(0, len(parents), len(chunk) * 50 + 300):
+                parameters = {"ids": chunk, "parents": parents[i : i + len(chunk) * 50 + 300]}
+                for row in connection.execute(_STORED_INSIDE, parameters):
+                    stored = _Stored._make(row)
+                    self._stored[stored.execution_id, stored.parent_step_id or "", stored.cause] = stored.group_id
+        self._rows: dict[Key, tuple[str, Fingerprint | None]] = {}
+
+    def row(self, entry: Failing) -> _Row:
+        """The occurrence of an attempt or a step."""
+        way: list[Failing] = []
+        current = entry
+        while current.key not in self._rows:
+            way.append(current)
+            below = (current.execution_id, current.step_id, self._causes[current.key])
+            inner = self._new.get(below)
+            if inner is None or inner in way:
+                stored = self._stored.get(below)
+                origin = None if stored is not None else self._own(current)
+                self._rows[current.key] = (stored or (origin.id if origin is not None else ""), origin)
+                break
+            current = inner
+        group_id, origin = self._rows[current.key]
+        for passing in way:
+            self._rows.setdefault(passing.key, (group_id, None))
+        group_id, origin = self._rows[entry.key]
+        owner = self._owners[entry.execution_id]
+        return _Row(owner, entry, self._causes[entry.key], group_id, origin is not None, origin)
+
+    def row_of_execution(self, entry: Failing, inside: Sequence[_Stored]) -> _Row:
+        """The occurrence of an execution. ``inside``: what failed inside it."""
+        owner, cause = self._owners[entry.execution_id], entry.cause
+        origin: Fingerprint | None = None
+        group_id = _group_inside(entry, cause, inside)
+        if group_id is None:
+            origin = self._own(entry)
+            group_id = origin.id
+        return _Row(owner, entry, cause, group_id, origin is not None, origin)
+
+    def _own(self, entry: Failing) -> Fingerprint:
+        owner = self._owners[entry.execution_id]
+        place = f"{owner.workflow} / {entry.step}" if entry.step else owner.workflow
+        return fingerprint(entry.error_type, entry.error_message, entry.error_stack, place)
+
+
+def _group_inside(entry: Failing, cause: str, inside: Sequence[_Stored]) -> str | None:
+    """The group of the failure inside an execution that made it fail, if that can be told."""
+    message = entry.error_message or ""
+    for stored in inside:
+        if stored.cause == cause:
+            return stored.group_id
+        # What the executor says of the step that failed.
+        prefix = f'step "{stored.step}": '
+        if message.startswith(prefix) and cause_of(entry.error_type, message[len(prefix) :]) == stored.cause:
+            return stored.group_id
+    if tells_nothing(entry.error_type, entry.error_message, entry.error_stack):
+        return next((stored.group_id for stored in inside if stored.kind == STEP), None)
+    return None

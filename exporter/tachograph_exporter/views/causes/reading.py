@@ -1,0 +1,441 @@
+"""Reading what an answer to *why* is made from. Each read is bounded, whatever the history."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from sqlalchemy import Connection
+
+from tachograph.clock import NS
+from tachograph.errors import TachographError
+from tachograph.events import UNSUCCESSFUL
+from tachograph.redaction import is_secret_key, mask_text
+from tachograph_exporter.ingest.spans import stored_record
+from tachograph_exporter.store import samples
+from tachograph_exporter.store.executions import StoredRun
+from tachograph_exporter.store.failure_groups.template import template_of
+from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.store.samples import Beside, SampledRun, StepDetail
+from tachograph_exporter.store.steps import StoredStep
+from tachograph_exporter.views.causes import features as kinds
+from tachograph_exporter.views.causes import now, surroundings
+from tachograph_exporter.views.causes.answer import Verdict, answer, sentence, verdict_of
+from tachograph_exporter.views.causes.below import Excess, excess, self_times
+from tachograph_exporter.views.causes.case import Case, ChildRun
+from tachograph_exporter.views.causes.course import seconds_of
+from tachograph_exporter.views.causes.differences import MAX_FALSE, MIN_USUAL, Described, Result, differences
+from tachograph_exporter.views.causes.failures import has_failed_so
+from tachograph_exporter.views.causes.features import Feature, Value, flattened, of_resources
+from tachograph_exporter.views.causes.statistics import median
+from tachograph_exporter.views.comparison import MIN_BLAME, failed_step, read_baseline_comparison
+from tachograph_exporter.views.expected_end import expected_end, read_usual
+from tachograph_exporter.views.metrics import COMPLETED
+from tachograph_exporter.views.schemas.comparison import ExecutionComparison
+from tachograph_exporter.views.schemas.why import Claim, SampleOfRuns, WhyAnswer
+
+BACK_SECONDS: Final = 28 * 86_400
+"""Default length of the time before a run whose runs it is compared with."""
+MAX_BEFORE: Final = 400
+MAX_AFTER: Final = 100
+MAX_STEP_IDS: Final = 24
+"""Steps of the run that are read of the sample: the step to look at, those on the critical path, then others."""
+MAX_REFERENCES: Final = 10
+"""Usual runs whose spans are read."""
+MAX_DETAILED: Final = 4
+"""Steps whose outputs and resources are compared: the step to look at, and those it waited for."""
+MAX_BESIDE: Final = 5
+"""Other workflows whose runs are compared with those of the sample."""
+MAX_ATTRIBUTED: Final = 200
+"""Runs whose spans' attributes are compared, the newest ones."""
+_MAX_ATTRIBUTES: Final = 40
+_OURS: Final = ("workflow.", "cicd.", "telemetry.", "error.", "exception.", "process.pid", "otel.", "code.", "thread.")
+_END_SLACK_NS: Final = NS
+_MIN_FOLLOWING: Final = 0.8
+_MIN_FOLLOWED: Final = 10
+
+
+def read_why(connection: Connection, workspace: str, execution_id: str, back_ns: int, now_ns: int) -> WhyAnswer:
+    """Why a run of a workspace (an id) was slow or failed, compared with the runs of ``back_ns`` nanoseconds before it.
+
+    Raises `ExecutionNotFound` and `ArchiveError`.
+    """
+    run = find_run(connection, workspace, execution_id)
+    if run.execution.finished_ns is None:
+        return _open_run(connection, workspace, run, now_ns)
+    if run.execution.started_ns is None:
+        return _never_started(run)
+    comparison = read_baseline_comparison(connection, workspace, run, back_ns)
+    sample = _sample(connection, workspace, run, back_ns)
+    totals = [seconds for each in sample if each.status == COMPLETED and (seconds := seconds_of(each, None))]
+    verdict = verdict_of(comparison, totals)
+    focus = _focus(run, comparison, verdict)
+    _read_steps(connection, sample, run, comparison, focus)
+    case = Case(
+        run=run, comparison=comparison, back_ns=back_ns, focus=focus, sample=sample, odd={}, usual={},
+        differences=Result([], 0), seconds={}, details={},
+    )  # fmt: skip
+    case.seconds = _measures(case)
+    _group(case, verdict)
+    case.compare_parts()
+    if verdict in ("slow", "failed", "lost"):
+        _explain(connection, workspace, case, verdict)
+    return answer(case, verdict)
+
+
+def _sample(connection: Connection, workspace: str, run: StoredRun, back_ns: int) -> list[SampledRun]:
+    row = run.execution
+    low = max(0, row.started_ns - back_ns)
+    sample = samples.ended_around(connection, workspace, row.workflow_id, row.finished_ns, low, MAX_BEFORE, MAX_AFTER)
+    if all(each.execution_id != row.execution_id for each in sample):
+        # It is archived, or older than so many runs that ended in the same moment.
+        names = [name for name in SampledRun.__struct_fields__ if name != "steps"]
+        sample.append(SampledRun(*(getattr(row, name, None) for name in names)))  # type: ignore[arg-type]
+    sample.sort(key=lambda each: (each.started_ns, each.execution_id))
+    return sample
+
+
+def _focus(run: StoredRun, comparison: ExecutionComparison, verdict: Verdict) -> StoredStep | None:
+    if verdict in ("failed", "lost"):
+        return failed_step(run)
+    first = comparison.steps[0] if comparison.steps else None
+    if first is None or first.blame is None or first.blame < MIN_BLAME or first.step_id is None:
+        return None
+    return next((step for step in run.steps if step.step_id == first.step_id), None)
+
+
+def _read_steps(
+    connection: Connection, sample: list[SampledRun], run: StoredRun, comparison: ExecutionComparison,
+    focus: StoredStep | None,
+) -> None:  # fmt: skip
+    """Read the steps that matter of as many runs of the sample as the bound allows, the nearest ones to the run."""
+    wanted_ids = [focus.step_id] if focus is not None else []
+    wanted_ids += [step.step_id for step in comparison.steps if step.on_critical_path and step.step_id is not None]
+    wanted_ids += focus.depends_on if focus is not None else ()
+    wanted_ids += [step.step_id for step in run.steps]
+    step_ids = list(dict.fromkeys(wanted_ids))[:MAX_STEP_IDS]
+    most = samples.MAX_STEPS // max(1, len(step_ids))
+    if len(sample) > most:
+        place = next(i for i, each in enumerate(sample) if each.execution_id == run.execution.execution_id)
+        low = max(0, min(place + MAX_AFTER // 2, len(sample)) - most)
+        sample[:] = sample[low : low + most]
+    samples.read_steps(connection, sample, step_ids)
+
+
+def _group(case: Case, verdict: Verdict) -> None:
+    """Divide the sample into the odd runs, which are as this one, and the usual ones."""
+    row = case.run.execution
+    if verdict in ("failed", "lost"):
+        cause = template_of(row.error_message or "")
+        case.odd = {
+            run.execution_id: run
+            for run in case.sample
+            if run.execution_id == case.execution_id or has_failed_so(run, row.error_type, cause)
+        }
+        case.usual = {run.execution_id: run for run in case.sample if run.status == COMPLETED}
+        return
+    completed, seconds = [run for run in case.sample if run.status == COMPLETED], case.seconds
+    mine = seconds.get(case.execution_id)
+    others = [value for key, value in seconds.items() if value and key != case.execution_id]
+    usually = median(others)
+    if not mine or not usually or verdict != "slow":
+        case.usual = {run.execution_id: run for run in completed if run.execution_id != case.execution_id}
+        return
+    # Half of the way in logarithms: what is nearer to this run is as slow as it.
+    limit = math.sqrt(mine * max(usually, 1e-9)) if mine > usually else math.inf
+    odd: dict[str, SampledRun] = {}
+    usual: dict[str, SampledRun] = {}
+    for run in completed:
+        value = seconds.get(run.execution_id)
+        if value is None:
+            continue
+        (odd if value >= limit or run.execution_id == case.execution_id else usual)[run.execution_id] = run
+    case.odd, case.usual = odd, usual
+
+
+def _measures(case: Case) -> dict[str, float]:
+    """What completed runs are compared by: the time of the step to look at, if most have it; else their duration."""
+    focus, completed = case.focus, [run for run in case.sample if run.status == COMPLETED]
+    step_id = focus.step_id if focus is not None and focus.folded is None else None
+    if 2 * sum(step_id in run.steps for run in completed) < len(completed):
+        step_id = None
+    return {run.execution_id: seconds for run in completed if (seconds := seconds_of(run, step_id))}
+
+
+def _explain(connection: Connection, workspace: str, case: Case, verdict: Verdict) -> None:
+    focus = case.focus
+    if focus is not None:
+        ids = list(dict.fromkeys([focus.step_id, *focus.depends_on]))[:MAX_DETAILED]
+        compared = [*case.odd, *case.usual]
+        case.details = samples.step_details(connection, compared, ids) if compared else {}
+    others = _read_beside(connection, workspace, case)
+    case.differences = _differences(connection, workspace, case, verdict, others)
+    if focus is None:
+        return
+    case.below = _read_below(connection, workspace, case, focus)
+    case.upstream = _upstream(case, focus, others)
+    if focus.child_execution_id is not None:
+        case.child = _read_child(connection, workspace, focus.child_execution_id, case.back_ns)
+
+
+def _window(case: Case, run: SampledRun, usual_ns: int) -> tuple[int, int] | None:
+    """The time in which others are looked for beside a run: as long for a slow run as for others."""
+    focus = case.focus
+    if focus is None:
+        return run.started_ns, run.started_ns + usual_ns
+    step = run.steps.get(focus.step_id)
+    if step is None or step.started_ns is None:
+        return None
+    ready = step.started_ns - (step.queue_ns or 0)
+    return ready, ready + usual_ns
+
+
+def _read_beside(connection: Connection, workspace: str, case: Case) -> dict[str, list[Beside]]:
+    """The runs, over the time of the sample, of those workflows that ran beside the run, by name."""
+    row, focus = case.run.execution, case.focus
+    low, high = row.started_ns, row.finished_ns
+    if focus is not None and focus.started_ns is not None:
+        low, high = focus.started_ns - (focus.queue_ns or 0), focus.finished_ns or row.finished_ns
+    kin = {row.execution_id, row.parent_execution_id, *(step.child_execution_id for step in case.run.steps)}
+    slack = max(_END_SLACK_NS, (high - low) // 50)
+    beside = [
+        other
+        for other in samples.running_between(connection, workspace, low, high + slack)
+        if other.execution_id not in kin and other.workflow_id != row.workflow_id
+    ]
+    case.beside = beside
+    overlap: Counter[tuple[str, str]] = Counter()
+    for other in beside:
+        until = min(other.finished_ns if other.finished_ns is not None else high, high)
+        overlap[other.workflow_id, other.workflow] += max(0, until - max(other.started_ns, low))
+    first, last = case.sample[0].started_ns, max(run.finished_ns for run in case.sample)
+    return {
+        name: samples.ended_between(connection, workspace, workflow_id, first, last + slack)
+        for (workflow_id, name), _ in overlap.most_common(MAX_BESIDE)
+    }
+
+
+def _differences(
+    connection: Connection, workspace: str, case: Case, verdict: Verdict, others: Mapping[str, Sequence[Beside]]
+) -> Result:
+    if len(case.usual) < MIN_USUAL:
+        return Result([], 0)
+    runs = [*case.odd.values(), *case.usual.values()]
+    target = case.odd.get(case.execution_id)
+    if target is None:
+        return Result([], 0)
+    by_run = {run.execution_id: surroundings.own_features(run) for run in runs}
+    processes, at_once = surroundings.of_processes(case.sample), surroundings.of_others(case.sample)
+    usual_ns = round(median([case.seconds.get(run.execution_id, 0.0) for run in case.usual.values()]) * NS)
+    windows = {run.execution_id: window for run in runs if (window := _window(case, run, usual_ns)) is not None}
+    beside = surroundings.of_beside(windows, others)
+    times = surroundings.of_time(target, runs, case.odd)
+    attributes = _attributes(connection, workspace, case, runs)
+    names = {step.step_id: step.name for step in case.run.steps}
+    for run in runs:
+        values = by_run[run.execution_id]
+        values |= processes[run.execution_id]
+        values["runs_at_once"] = at_once[run.execution_id]
+        values |= beside.get(run.execution_id, {})
+        values |= attributes.get(run.execution_id, {})
+        if run.execution_id in times:
+            values[surroundings.TIME_OF_DAY] = times[run.execution_id]
+    for (execution_id, step_id), detail in case.details.items():
+        if execution_id in by_run:
+            for feature in _of_step(names.get(step_id, step_id), detail):
+                by_run[execution_id].setdefault(feature.key, feature)
+    described = []
+    for run in runs:
+        is_target = run is target
+        values = by_run[run.execution_id]
+        if is_target:
+            # It is no evidence for what was made relative to it.
+            values = {key: feature for key, feature in values.items() if key != surroundings.TIME_OF_DAY}
+        seconds = case.seconds.get(run.execution_id) if verdict == "slow" else None
+        described.append(Described(run.started_ns, run.execution_id in case.odd, values, seconds, is_target))
+    result = differences(by_run[target.execution_id], described)
+    kept = [each for each in result.differences if surroundings.is_plausible(each, case.odd, case.usual)]
+    return Result(kept, result.tested)
+
+
+def _of_step(name: str, detail: StepDetail) -> Iterable[Feature]:
+    key = f"steps.{name}"
+    yield from flattened(f"{key}.output", detail.output, kinds.OUTPUT)
+    if detail.output is not None:
+        yield Feature(f"{key}.output_size", float(len(detail.output)), kinds.SIZE)
+    yield from of_resources(key, detail.resources)
+
+
+def _attributes(
+    connection: Connection, workspace: str, case: Case, runs: Sequence[SampledRun]
+) -> dict[str, dict[str, Feature]]:
+    """Attributes that the engine gave to the spans of each run and of its step to look at, where spans are stored."""
+    focus = case.focus
+    newest = sorted(runs, key=lambda run: -run.started_ns)[:MAX_ATTRIBUTED]
+    keys: dict[tuple[str, str], str] = {}
+    for run in [case.odd[case.execution_id], *newest]:
+        keys[run.trace_id, run.span_id] = run.execution_id
+        detail = case.details.get((run.execution_id, focus.step_id)) if focus is not None else None
+        if detail is not None:
+            keys[run.trace_id, detail.span_id] = run.execution_id
+    first = case.odd[case.execution_id]
+    if not samples.span_payloads(connection, workspace, [key for key in keys if keys[key] == first.execution_id]):
+        return {}
+    result: dict[str, dict[str, Feature]] = {}
+    for key, (payload, resource, resource_id) in samples.span_payloads(connection, workspace, list(keys)).items():
+        span = stored_record(payload, resource, resource_id)
+        named = [*(("resource", item) for item in span.resource_attributes.items()),
+                 *(("span", item) for item in span.attributes.items())]  # fmt: skip
+        values = result.setdefault(keys[key], {})
+        for scope, (name, value) in named:
+            if name.startswith(_OURS) or len(values) >= _MAX_ATTRIBUTES:
+                continue
+            plain = _plain(name, value)
+            if plain is not None:
+                place = _ATTRIBUTE_PLACES.get(name, kinds.ATTRIBUTE)
+                values.setdefault(f"{scope}.{name}", Feature(f"{scope}.{name}", plain, place))
+    return result
+
+
+_ATTRIBUTE_PLACES: Final = {
+    "host.name": kinds.HOST,
+    "service.version": kinds.VERSION,
+    "service.instance.id": kinds.PROCESS,
+    "k8s.node.name": kinds.HOST,
+    "k8s.pod.name": kinds.PROCESS,
+}
+
+
+def _plain(name: str, value: object) -> Value | None:
+    """An attribute as it is compared; None if it cannot be, or is a secret: spans are stored as they were sent."""
+    if is_secret_key(name):
+        return None
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        try:
+            number = float(value)
+        except OverflowError:
+            return None
+        return number if math.isfinite(number) else None
+    return mask_text(value, 100) if isinstance(value, str) and not kinds.is_date(value) else None
+
+
+def _read_below(connection: Connection, workspace: str, case: Case, focus: StoredStep) -> list[Excess]:
+    """The spans below the step to look at, compared with those of usual runs whose step took what is usual."""
+    trace_id = case.run.execution.trace_id
+    roots = _span_ids(focus)
+    mine = self_times(samples.span_times(connection, workspace, [trace_id]).get(trace_id, ()), roots)
+    if not mine:
+        return []
+    having = [run for run in case.usual.values() if (run.execution_id, focus.step_id) in case.details]
+    usually = median([case.seconds.get(run.execution_id, 0.0) for run in having])
+    having.sort(key=lambda run: abs(case.seconds.get(run.execution_id, 0.0) - usually))
+    references = having[:MAX_REFERENCES]
+    spans = samples.span_times(connection, workspace, [run.trace_id for run in references])
+    usual = [
+        self_times(spans[run.trace_id], {case.details[run.execution_id, focus.step_id].span_id})
+        for run in references
+        if run.trace_id in spans
+    ]
+    return excess(mine, usual)
+
+
+def _span_ids(step: StoredStep) -> set[str]:
+    """The spans of a step: its own, and those of its attempts."""
+    # Loads OpenTelemetry, which most commands do without.
+    from tachograph.spans.attributes import attempt_span_id
+
+    attempts = range(1, step.attempt + 1) if step.attempt > 1 else ()
+    return {step.span_id, *(attempt_span_id(step.span_id, attempt) for attempt in attempts)}
+
+
+def _read_child(connection: Connection, workspace: str, execution_id: str, back_ns: int) -> ChildRun | None:
+    try:
+        run = find_run(connection, workspace, execution_id)
+    except TachographError:
+        return None
+    comparison = read_baseline_comparison(connection, workspace, run, back_ns)
+    seconds = comparison.execution.duration_seconds
+    if seconds is None:
+        return None
+    baseline = comparison.baseline
+    is_known = baseline is not None and baseline.execution_count >= MIN_USUAL
+    return ChildRun(
+        execution_id,
+        run.execution.workflow,
+        seconds,
+        baseline.p50 if baseline is not None and is_known else None,
+        comparison.culprit,
+    )
+
+
+def _upstream(case: Case, focus: StoredStep, others: Mapping[str, Sequence[Beside]]) -> Beside | None:
+    """A run of another workflow that the step ended with, if usual runs of it do so too, and not by chance."""
+    if focus.finished_ns is None or focus.started_ns is None:
+        return None
+    for runs in others.values():
+        ends = sorted(run.finished_ns for run in runs if run.finished_ns is not None)
+        candidate = next(
+            (run for run in runs if _is_just_before(run.finished_ns, focus.started_ns, focus.finished_ns)), None
+        )
+        if candidate is None:
+            continue
+        followed = middle = count = 0
+        for each in case.usual.values():
+            step = each.steps.get(focus.step_id)
+            if step is None or step.started_ns is None or step.finished_ns is None:
+                continue
+            count += 1
+            half = (step.started_ns + step.finished_ns) // 2
+            followed += any(_is_just_before(end, step.started_ns, step.finished_ns) for end in ends)
+            middle += any(_is_just_before(end, step.started_ns, half) for end in ends)
+        if count >= _MIN_FOLLOWED and followed >= _MIN_FOLLOWING * count and 2 * middle < followed:
+            return candidate
+    return None
+
+
+def _is_just_before(end_ns: int | None, low_ns: int, high_ns: int) -> bool:
+    if end_ns is None:
+        return False
+    slack = max(_END_SLACK_NS, (high_ns - low_ns) // 50)
+    return max(low_ns, high_ns - slack) <= end_ns <= high_ns
+
+
+def _never_started(run: StoredRun) -> WhyAnswer:
+    row = run.execution
+    claims = [now.never_started(run)]
+    verdict: Verdict = "failed" if row.status in UNSUCCESSFUL else "cancelled"
+    return _brief(run, verdict, claims, [])
+
+
+def _open_run(connection: Connection, workspace: str, run: StoredRun, now_ns: int) -> WhyAnswer:
+    row = run.execution
+    usual = read_usual(connection, (workspace, row.workflow_id), now_ns)
+    claims = [*now.progress(run, expected_end(row, run.steps, usual, now_ns), usual, now_ns)]
+    steps = list(now.open_steps(run, usual, now_ns))
+    causes = now.late_steps(steps)
+    claims += [each for each in steps if each not in causes]
+    return _brief(run, "running" if row.started_ns is not None else "pending", claims, causes)
+
+
+def _brief(run: StoredRun, verdict: Verdict, claims: list[Claim], causes: list[Claim]) -> WhyAnswer:
+    """An answer for which no other runs were compared."""
+    row = run.execution
+    return WhyAnswer(
+        execution_id=row.execution_id,
+        workflow_id=row.workflow_id,
+        workflow_name=row.workflow,
+        status=row.status,
+        verdict=verdict,
+        sentence=sentence(claims, causes),
+        claims=claims,
+        causes=causes,
+        differences=[],
+        sample=SampleOfRuns(
+            start=None, end=None, run_count=0, odd_count=0, usual_count=0, tested=0,
+            max_false_discovery_rate=MAX_FALSE,
+        ),
+    )  # fmt: skip

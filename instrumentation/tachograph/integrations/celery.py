@@ -1,0 +1,413 @@
+"""Celery: ``tachograph.integrations.celery.instrument(app)``, in whatever sends tasks and in the workers.
+
+Signals say all that happens to a task. What the tasks of one run have in common travels in a header of their messages:
+the run is what was sent together from outside of any task (a task, a chain, a group, a chord), with all that its tasks
+send. A task is a step, its retries are attempts, and tasks of a group are instances of one step. Chains and callbacks
+are known as soon as the task before them starts.
+
+Every process tells what it sees. The parent process of a worker sees what its children cannot: that one was killed,
+that a time limit stopped one, that a task was revoked. A run ends once all its tasks have ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from tachograph import meter
+from tachograph.integrations.celery_places import (
+    HEADER,
+    Place,
+    attempt_of,
+    header_of,
+    headers_of,
+    ids_after,
+    ids_in,
+    index_of,
+    is_simple,
+    moment_of,
+    place_in,
+    read,
+    seconds_until,
+    task_of,
+)
+from tachograph.integrations.celery_schedules import take_over_schedules
+from tachograph.quiet_log import QuietLog
+from tachograph.recording.setup import get_recorder
+from tachograph.report import Run, Step
+from tachograph.report.safely import caller_traceparent
+from tachograph.resources import Resources
+from tachograph.spans.propagation import caller
+
+quiet = QuietLog(logging.getLogger(__name__))
+
+_MAX_REMEMBERED: Final = 10_000
+_MAX_PLANNED: Final = 1_000
+_FLUSH_SECONDS: Final = 2.0
+_app: Any = None
+
+
+class _Memory:
+    """The newest of what this process knows, by id."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[Any, Any] = OrderedDict()
+
+    def get(self, key: Any) -> Any:
+        return self._values.get(key)
+
+    def put(self, key: Any, value: Any) -> Any:
+        self._values[key] = value
+        while len(self._values) > _MAX_REMEMBERED:
+            self._values.popitem(last=False)
+        return value
+
+    def take(self, key: Any) -> Any:
+        return self._values.pop(key, None)
+
+    def clear(self) -> None:
+        self._values.clear()
+
+
+_received = _Memory()
+_sent_together = _Memory()
+_counts = _Memory()
+_measuring = _Memory()
+"""Meters of the tasks that run in this process, by their ids."""
+_entered: Final = threading.local()
+
+
+def instrument(app: Any) -> None:
+    """Report what happens to the tasks of a Celery app: call it where the app is made, once.
+
+    So it is in force in workers, in beat, and in whatever sends tasks. Where things are recorded is said by
+    `tachograph.configure` or the environment (``TACHOGRAPH_URL``). Never raises, and never into Celery.
+    """
+    global _app
+    try:
+        _app = app
+        for signal, handler in _handlers().items():
+            # Weak references to functions of a module are as good as strong ones, and a reload does not double them.
+            signal.connect(handler, weak=False, dispatch_uid=_uid(handler))
+        _come_first()
+    except Exception:
+        quiet.exception("instrument", "Celery is not instrumented")
+
+
+def uninstrument(app: Any = None) -> None:
+    """Take everything back that `instrument` did. Never raises."""
+    global _app
+    try:
+        for signal, handler in _handlers().items():
+            signal.disconnect(handler, dispatch_uid=_uid(handler))
+    except Exception:
+        quiet.exception("uninstrument", "Celery is not uninstrumented")
+    _app = None
+    for memory in (_received, _sent_together, _counts, _measuring):
+        memory.clear()
+
+
+def _uid(handler: Callable[..., None]) -> str:
+    return f"tachograph.{handler.__name__}"
+
+
+def _handlers() -> dict[Any, Callable[..., None]]:
+    from celery import signals
+
+    return {
+        signals.before_task_publish: _before_publish,
+        signals.after_task_publish: _after_publish,
+        signals.task_received: _task_received,
+        signals.task_prerun: _task_prerun,
+        signals.task_postrun: _task_postrun,
+        signals.task_success: _task_success,
+        signals.task_retry: _task_retry,
+        signals.task_failure: _task_failure,
+        signals.task_revoked: _task_revoked,
+        signals.task_unknown: _task_unknown,
+        signals.worker_process_shutdown: _process_ends,
+        signals.worker_shutdown: _process_ends,
+        signals.beat_init: _beat_starts,
+        signals.beat_embedded_init: _beat_starts,
+    }
+
+
+def _harmless(handler: Callable[..., None]) -> Callable[..., None]:
+    """A receiver of a signal that never raises into Celery."""
+
+    def receive(sender: Any = None, **told: Any) -> None:
+        try:
+            handler(sender, **told)
+        except Exception:
+            quiet.exception(handler.__name__, "not reported: %s", handler.__name__)
+
+    receive.__name__ = handler.__name__
+    return receive
+
+
+@_harmless
+def _before_publish(sender: Any, headers: Any = None, body: Any = None, **_: Any) -> None:
+    if not isinstance(headers, dict) or "id" not in headers:
+        return  # Protocol 1 has no headers.
+    now = time.time()
+    task_id, name = headers["id"], str(headers.get("task") or sender)
+    due = max(now, moment_of(headers.get("eta")) or now)
+    known = place_in(headers)
+    if known is not None and (headers.get("retries") or (known.name == name and _is_resent(task_id))):
+        headers[HEADER] = header_of(known._replace(queued=due))
+        return
+    request = _current_request()
+    place, sent_by = None, None
+    if request is not None and request.id != task_id:
+        sent_by = place_in(request)
+        if sent_by is not None:
+            place = _place_after(sent_by, request, task_id, name, headers)
+    if place is None:
+        place = _first_place(headers, task_id, name)
+    place = place._replace(queued=due)
+    headers[HEADER] = header_of(place)
+    step = place.step
+    if sent_by is None:
+        place.run.queued(at=now)
+        _enter_trace(place.run)
+    elif request is not None and task_id in ids_after(request):
+        step.depend_on(sent_by.step)
+    step.queued(at=due)
+
+
+@_harmless
+def _after_publish(sender: Any, **_: Any) -> None:
+    _leave_trace()
+
+
+def _come_first() -> None:
+    """Hear of a message before those that make a span of it."""
+    from celery.signals import before_task_publish as signal
+
+    receivers = signal.receivers
+    if receivers:
+        ours = [entry for entry in receivers if entry[1] is _before_publish]
+        receivers[:] = [*ours, *[entry for entry in receivers if entry[1] is not _before_publish]]
+
+
+def _enter_trace(run: Run) -> None:
+    """Where another instrumentation makes spans of messages: let them be part of the run's trace.
+
+    Without a span around them, each message of a group would begin a trace of its own.
+    """
+    _leave_trace()
+    if "opentelemetry.instrumentation.celery" not in sys.modules or caller() is not None:
+        return
+    from celery.signals import after_task_publish as signal
+    from opentelemetry import context, trace
+
+    ref = run.ref
+    span = trace.SpanContext(int(ref.trace_id, 16), int(ref.span_id, 16), True, trace.TraceFlags(1))
+    _entered.token = context.attach(trace.set_span_in_context(trace.NonRecordingSpan(span)))
+    # What they attach on top of it must go first.
+    receivers = signal.receivers or []
+    ours = [entry for entry in receivers if entry[1] is _after_publish]
+    receivers[:] = [*[entry for entry in receivers if entry[1] is not _after_publish], *ours]
+
+
+def _leave_trace() -> None:
+    token, _entered.token = getattr(_entered, "token", None), None
+    if token is not None:
+        from opentelemetry import context
+
+        context.detach(token)
+
+
+def _first_place(headers: Mapping[str, Any], task_id: str, name: str) -> Place:
+    """The place of a task that no task sent."""
+    group = headers.get("group")
+    run_id = str(group or headers.get("root_id") or task_id)
+    first = _sent_together.get(run_id)
+    if first is None:
+        first = _sent_together.put(run_id, (name, caller_traceparent() or ""))
+    index = index_of(headers) if group else None
+    return Place(first[0], run_id, first[1], _numbered(run_id, name, index), "", name, index, 0.0)
+
+
+def _place_after(sent_by: Place, request: Any, task_id: str, name: str, headers: Mapping[str, Any]) -> Place:
+    """The place of a task that another task sent."""
+    if task_id in set(ids_in(request.chord)):
+        # Whichever task of the group ends last sends it.
+        return sent_by.after(name, sent_by.around)
+    index = index_of(headers) if headers.get("group") else None
+    place = sent_by.after(name, None, index)
+    if index is None and task_id not in ids_after(request):
+        # A task may send as many others of a name as it likes.
+        place = place._replace(key=_numbered(f"{sent_by.run_id}/{sent_by.path}", place.key, None))
+    return place
+
+
+def _numbered(scope: str, key: str, index: int | None) -> str:
+    """The key, and a number if it was there before in this scope."""
+    if index is not None:
+        return key
+    count = _counts.put((scope, key), (_counts.get((scope, key)) or 0) + 1)
+    return key if count == 1 else f"{key}#{count}"
+
+
+@_harmless
+def _task_received(sender: Any, request: Any = None, **_: Any) -> None:
+    headers = headers_of(request)
+    place = place_in(headers) or _first_place(headers, request.id, request.name)
+    _received.put(request.id, (place, attempt_of(headers)))
+
+
+@_harmless
+def _task_prerun(sender: Any, task: Any = None, **_: Any) -> None:
+    request = task.request
+    if request.called_directly or request.is_eager:
+        return
+    place = _place_of(request, task.name)
+    step = place.step
+    inputs = {"args": request.argsrepr, "kwargs": request.kwargsrepr}
+    step.started(attempt=attempt_of(request), inputs=inputs, queued_at=place.queued or None)
+    _plan(place, step, request)
+    running = meter.start(None, False, False)
+    _measuring.put(request.id, running)
+    meter.around.set(running)
+
+
+def _used(request: Any) -> Resources | None:
+    """What a task used of its worker process, which ends now; None: another process ran it."""
+    running: meter.Meter | None = _measuring.take(request.id)
+    if running is None:
+        return None
+    meter.around.set(None)
+    return running.stop()
+
+
+def _plan(place: Place, step: Step, request: Any) -> None:
+    """Tell of the tasks that will come after this one, if it ends well."""
+    previous, at = step, place
+    for signature in [*reversed(request.chain or ())][:_MAX_PLANNED]:
+        if not is_simple(signature):
+            return
+        at = at.after(task_of(signature))
+        following = at.run.step(at.name, key=at.key, depends_on=[previous])
+        following.planned()
+        previous = following
+    for signature in request.callbacks or ():
+        if is_simple(signature):
+            after = place.after(task_of(signature))
+            after.run.step(after.name, key=after.key, depends_on=[step]).planned()
+    if not request.chain and is_simple(request.chord):
+        after = place.after(task_of(request.chord), place.around)
+        after.run.step(after.name, key=after.key, depends_on=[step]).planned()
+
+
+@_harmless
+def _task_success(sender: Any, result: Any = None, **_: Any) -> None:
+    if (step := _running_step(sender)) is not None:
+        step.finished(result, resources=_used(sender.request))
+
+
+@_harmless
+def _task_retry(sender: Any, request: Any = None, reason: Any = None, **_: Any) -> None:
+    if request is None or request.is_eager:
+        return
+    cause = getattr(reason, "exc", None)
+    place = _place_of(request, sender.name)
+    place.step.retrying(
+        cause if isinstance(cause, BaseException) else str(reason),
+        seconds_until(getattr(reason, "when", None)),
+        attempt=attempt_of(request),
+        resources=_used(request),
+    )
+
+
+@_harmless
+def _task_failure(sender: Any, task_id: Any = None, exception: Any = None, **_: Any) -> None:
+    from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+
+    request = sender.request
+    if request.is_eager:
+        return
+    attempt = None
+    if request.id == task_id:
+        place, attempt = _place_of(request, sender.name), attempt_of(request)
+    else:
+        # In the parent process, which only knows what it received.
+        known = _received.take(task_id)
+        if known is None:
+            return
+        place, attempt = known
+    step, resources = place.step, _used(request) if request.id == task_id else None
+    if isinstance(exception, TimeLimitExceeded | SoftTimeLimitExceeded):
+        step.timed_out(exception, attempt=attempt, resources=resources)
+    else:
+        step.failed(exception, attempt=attempt, resources=resources)
+
+
+@_harmless
+def _task_postrun(sender: Any, task: Any = None, state: Any = None, **_: Any) -> None:
+    if state == "IGNORED" and (step := _running_step(task)) is not None:
+        step.skipped("itself")
+    elif state == "REJECTED" and (step := _running_step(task)) is not None:
+        step.lost("Rejected: the task gave its message back")
+    _used(task.request)  # However it ended: it is measured no longer.
+
+
+@_harmless
+def _task_revoked(sender: Any, request: Any = None, terminated: Any = None, expired: Any = None, **_: Any) -> None:
+    known = _received.take(request.id)
+    headers = headers_of(request)
+    place, attempt = known or (_place_of(headers, getattr(sender, "name", "") or "?"), attempt_of(headers))
+    why = "Expired: it waited longer than it may" if expired else "Revoked: it was revoked"
+    place.step.cancelled(why, attempt=attempt if terminated else None)
+
+
+@_harmless
+def _task_unknown(sender: Any, message: Any = None, name: Any = None, id: Any = None, **_: Any) -> None:  # noqa: A002
+    place = place_in(getattr(message, "headers", None))
+    if place is not None:
+        place.step.failed(f"NotRegistered: no worker knows the task {name}")
+
+
+@_harmless
+def _process_ends(sender: Any, **_: Any) -> None:
+    # Children of a worker end without exit handlers.
+    get_recorder().flush(_FLUSH_SECONDS)
+
+
+@_harmless
+def _beat_starts(sender: Any, **_: Any) -> None:
+    take_over_schedules(_app if _app is not None else sender.app, sender)
+
+
+def _running_step(task: Any) -> Step | None:
+    request = task.request
+    if request.called_directly or request.is_eager:
+        return None
+    return _place_of(request, task.name).step
+
+
+def _place_of(request: Any, name: str) -> Place:
+    """The place of a task; if its sender was not instrumented, a run of its own by its root's id."""
+    place = place_in(request)
+    if place is not None:
+        return place
+    task_id = read(request, "id")
+    root = str(read(request, "root_id") or task_id)
+    return Place(name, root, "", str(task_id), "", name, None, 0.0)
+
+
+def _current_request() -> Any:
+    task = _app.current_worker_task if _app is not None else None
+    request = task.request if task is not None else None
+    return request if request is not None and request.id else None
+
+
+def _is_resent(task_id: str) -> bool:
+    """Whether a task is sent again by itself (`Task.replace`, a retry after its worker was lost)."""
+    request = _current_request()
+    return request is not None and request.id == task_id

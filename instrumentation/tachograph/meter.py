@@ -1,0 +1,464 @@
+"""What a step uses of the machine, measured in its own process while it runs.
+
+What a tiny step may cost pays for no measuring: one of less than `SHORT_NS` says nothing. Of one that runs for less
+than `LONG_NS` only the processor time of its thread is measured, and pauses by the garbage collector. The others have
+the rest too, as differences of the kernel's own counters between their start and their end.
+
+Counters of a process say nothing of one of two steps that run in it at the same time. So a meter finds out whether it
+was *alone*: whether no other meter ran at any moment of its own, but for those of the steps around it and inside it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from tachograph.resources import Resources
+
+try:
+    import resource
+except ImportError:  # Windows has no getrusage().
+    resource = None  # type: ignore[assignment]
+
+SHORT_NS: Final = 100_000
+"""From this running time on (nanoseconds), processor time is measured."""
+LONG_NS: Final = 20_000_000
+"""From this running time on (nanoseconds), everything is measured."""
+_FRESH_NS: Final = 2_000_000
+"""How old the counters may be that a step starts from, all but processor time and its children's."""
+_SIZE_FRESH_NS: Final = 5_000_000
+"""How old the resident set may be that a step starts from."""
+_SIZE_SHARE: Final = 400
+"""To read the resident set is dear, most of all on a busy machine: it may take one part in so many of the time."""
+_SIZE_MAX_PAUSE_NS: Final = 50_000_000
+_NS: Final = 1_000_000_000
+
+_IS_LINUX: Final = sys.platform == "linux"
+_BLOCK: Final = 512
+"""Bytes of a block in ``ru_inblock`` and ``ru_oublock`` on Linux; elsewhere they count operations."""
+_PEAK_UNIT: Final = 1 if sys.platform == "darwin" else 1024
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+_SELF: Final[int] = getattr(resource, "RUSAGE_SELF", 0)
+_CHILDREN: Final[int] = getattr(resource, "RUSAGE_CHILDREN", 0)
+_THREAD: Final[int | None] = getattr(resource, "RUSAGE_THREAD", None)
+
+
+def _no_usage(_who: int) -> Any:
+    return None
+
+
+_getrusage: Final[Callable[[int], Any]] = getattr(resource, "getrusage", _no_usage)
+_thread_time_ns: Final[Callable[[], int]] = getattr(time, "thread_time_ns", None) or (lambda: 0)
+_HAS_USAGE: Final = hasattr(resource, "getrusage")
+_HAS_THREAD_TIME: Final = hasattr(time, "thread_time_ns")
+_get_ident: Final = threading.get_ident
+_now_ns: Final = time.perf_counter_ns
+_used: Final = Resources
+
+
+class _Sample(NamedTuple):
+    """The counters of a process and of one of its threads at some moment. ``rss`` is in bytes, None: not known."""
+
+    time_ns: int
+    own_ns: int
+    process: Any
+    thread: Any
+    children: Any
+    rss: int | None
+
+
+class _Thread:
+    """A thread, and the last sample taken in it. Unlike its number, which the next thread may get, it is its own."""
+
+    __slots__ = ("is_main", "sample")
+
+    def __init__(self) -> None:
+        self.is_main = _get_ident() == _main_ident
+        self.sample: _Sample | None = None
+
+
+class _Local(threading.local):
+    thread: _Thread | None = None
+
+
+_local = _Local()
+_size: tuple[int | None, int, int] = (None, -_SIZE_FRESH_NS, 0)
+"""The resident set, when it was read, and when it may be read again."""
+_active: set[Meter] = set()
+_ticks = itertools.count()
+"""Counts starts and ends of meters: if it moved on by more than what ran inside, something else ran too."""
+_epoch = 0
+"""Grows in a forked child, where the meters of its parent mean nothing."""
+_main_ident = threading.main_thread().ident
+_own: dict[int, int] = {}
+"""Processor time of threads that deliver records, nanoseconds."""
+_collected: tuple[int, int, int] = (0, 0, 0)
+"""Collections of garbage, nanoseconds they took, and nanoseconds of full ones."""
+_collecting_since = 0
+around: ContextVar[Meter | None] = ContextVar("tachograph_meter", default=None)
+"""That of the task of an engine that the calling code is part of: what starts inside it is not beside it."""
+_is_installed = False
+_is_cooperative = False
+"""Whether greenlets share threads: then one step may run on the thread of another, as on an event loop."""
+_has_children = False
+"""Whether a child of this process has ended. Until then, nothing need be read of them at the start of each step."""
+_services = 0
+"""How many services run in this process."""
+
+
+def service_starts() -> None:
+    """A service starts in this process, which works for others besides its steps from now on: what it uses is no step's
+    alone.
+    """
+    global _services
+    _services += 1
+
+
+def service_ends() -> None:
+    """A service has ended; see `service_starts`."""
+    global _services
+    _services -= 1
+
+
+def note_own_thread() -> None:
+    """The calling thread delivers records: what it used so far is not the work of any step."""
+    _own[_get_ident()] = _thread_time_ns()
+
+
+class Meter(msgspec.Struct, eq=False, gc=False):
+    """Measures one attempt, from `start` to `stop`. A struct, because a step is measured often."""
+
+    _outer: Meter | None
+    _is_on_loop: bool
+    _is_dispatched: bool
+    _thread: _Thread
+    _collected: tuple[int, int, int]
+    _began_ns: int
+    _sample: _Sample
+    _children: Any
+    _tick: int = 0
+    _thread_ns: int = 0
+    _inner: int = 0
+    _cpu_ns: int | None = 0
+    _is_alone: bool = True
+    _is_in_pieces: bool = False
+    _given: Resources | None = None
+    _epoch: int = 0
+
+    def _look_around(self) -> None:
+        """Is it alone? Only those around it may run; and they learn of this one."""
+        depth = 1
+        outer = self._outer
+        while outer is not None:
+            if outer in _active:
+                depth += 1
+                outer._inner += 1
+            outer = outer._outer
+        if len(_active) > depth:
+            self._is_alone = False
+
+    def _leave(self) -> None:
+        _active.discard(self)
+        tick = next(_ticks)
+        if tick - self._tick - 1 != self._inner:
+            self._is_alone = False
+        outer = self._outer
+        while outer is not None:
+            outer._inner += 1
+            outer = outer._outer
+
+    def give(self, resources: Resources) -> None:
+        """Tell what the attempt used, known better than by measuring: of a command that did all of its work."""
+        self._given = resources
+
+    def pause(self) -> None:
+        """The attempt's code pauses, and other code runs on its thread."""
+        thread_ns = _thread_time_ns()
+        if self in _active:
+            self._add(thread_ns)
+            self._leave()
+            self._is_in_pieces = True
+            self._epoch = _epoch
+
+    def resume(self, *, is_on_loop: bool) -> None:
+        """The attempt's code goes on, perhaps in another thread."""
+        if self._epoch != _epoch or not self._is_in_pieces:
+            return
+        self._is_on_loop = self._is_on_loop or is_on_loop
+        thread = _local.thread
+        if thread is None:
+            thread = _local.thread = _Thread()
+        self._thread = thread
+        self._inner = 0
+        _active.add(self)
+        self._tick = next(_ticks)
+        self._look_around()
+        self._thread_ns = _thread_time_ns()
+
+    def _add(self, thread_ns: int) -> None:
+        """Add the thread's time since it was last read; it is not known in another thread."""
+        used = thread_ns - self._thread_ns
+        if not _HAS_THREAD_TIME or self._cpu_ns is None or used < 0 or _local.thread is not self._thread:
+            self._cpu_ns = None
+        else:
+            self._cpu_ns += used
+
+    def stop(self) -> Resources | None:
+        """What the attempt used; None: nothing is known, or it was stopped before."""
+        now = _now_ns()
+        is_short = now - self._began_ns < SHORT_NS and not self._is_in_pieces
+        thread_ns = 0 if is_short else _thread_time_ns()
+        if self in _active:
+            if self._outer is None:
+                # As `_leave`, without a call.
+                _active.discard(self)
+                if next(_ticks) - self._tick - 1 != self._inner:
+                    self._is_alone = False
+            else:
+                self._leave()
+            if is_short:
+                return self._given
+            used, cpu_ns = thread_ns - self._thread_ns, self._cpu_ns
+            if used < 0 or cpu_ns is None or _local.thread is not self._thread or not _HAS_THREAD_TIME:
+                cpu_ns = None
+            else:
+                cpu_ns += used
+        elif self._is_in_pieces and self._epoch == _epoch:
+            cpu_ns = self._cpu_ns
+        else:
+            return None
+        if self._given is not None:
+            return self._given
+        is_shared = not self._is_alone or _services > 0 or not (self._thread.is_main or self._is_dispatched)
+        if is_shared and self._is_on_loop:
+            cpu_ns = None  # It cannot be told from that of other tasks.
+        if now - self._began_ns < LONG_NS or self._is_in_pieces or not _HAS_USAGE:
+            cpu = cpu_ns / _NS if cpu_ns is not None else None
+            if self._collected is not _collected:
+                return _used(cpu, None, None, None, None, None, *self._pauses(), None, None, is_shared)
+            if is_shared:
+                return _used(cpu, is_shared=True) if cpu is not None else None
+            return _used(cpu)
+        return self._all(now, cpu_ns, is_shared=is_shared)
+
+    def _pauses(self) -> tuple[float, float, int]:
+        """(seconds, seconds of full collections, number) of the pauses since the start."""
+        (count, all_ns, full_ns), (count_then, all_then, full_then) = _collected, self._collected
+        return (all_ns - all_then) / _NS, (full_ns - full_then) / _NS, count - count_then
+
+    def _all(self, now: int, cpu_ns: int | None, *, is_shared: bool) -> Resources:
+        is_same_thread = _local.thread is self._thread
+        before, after = self._sample, _take(self._thread if is_same_thread else _Thread(), now, reads_size=True)
+        children_then, children = self._children, after.children
+        thread_then: Any = None
+        thread: Any = None
+        if is_same_thread:
+            thread_then, thread = before.thread, after.thread
+        total_ns, io_then, io = cpu_ns, thread_then, thread
+        if not is_shared:
+            # Before its start, since the sample was taken, only its own thread worked; and records were delivered.
+            since_sample_ns = self._thread_ns - _cpu_ns(before.thread) if before.thread is not None else 0
+            total_ns = _cpu_ns(after.process) - _cpu_ns(before.process)
+            total_ns -= max(0, since_sample_ns) + max(0, after.own_ns - before.own_ns)
+            total_ns = max(total_ns, cpu_ns or 0, 0)
+            io_then, io = before.process, after.process
+        elif self._is_on_loop:
+            io_then = io = thread_then = thread = None
+        read, written = _bytes(io_then, io)
+        if self._is_alone:
+            if total_ns is not None:
+                total_ns += max(0, _cpu_ns(children) - _cpu_ns(children_then))
+            if read is not None and written is not None:
+                more_read, more_written = _bytes(children_then, children)
+                read, written = read + (more_read or 0), written + (more_written or 0)
+        has_thread = thread is not None and thread_then is not None
+        paused, fully_paused, count = self._pauses()
+        return Resources(
+            total_ns / _NS if total_ns is not None else None,
+            self._peak(before, after, children),
+            read,
+            written,
+            cpu_ns / _NS if cpu_ns is not None and not self._is_on_loop else None,
+            after.rss - before.rss if after.rss is not None and before.rss is not None else None,
+            paused,
+            fully_paused,
+            count,
+            thread.ru_nvcsw - thread_then.ru_nvcsw if has_thread else None,
+            thread.ru_nivcsw - thread_then.ru_nivcsw if has_thread else None,
+            is_shared,
+        )
+
+    def _peak(self, before: _Sample, after: _Sample, children: Any) -> int | None:
+        """See `Resources.peak_memory_bytes`."""
+        sizes = [size for size in (before.rss, after.rss) if size is not None]
+        if after.process.ru_maxrss > before.process.ru_maxrss:
+            sizes.append(after.process.ru_maxrss * _PEAK_UNIT)
+        # A child begins as large as its parent ever was: no more than that says nothing of what it ran.
+        if self._is_alone and children.ru_maxrss > max(self._children.ru_maxrss, after.process.ru_maxrss):
+            sizes.append(children.ru_maxrss * _PEAK_UNIT)
+        return max(sizes, default=None)
+
+
+def _take(of: _Thread, now: int, *, reads_size: bool = False) -> _Sample:
+    """A new sample of the calling thread and its process."""
+    global _size, _has_children
+    if not _is_installed:
+        _install()
+    rss, rss_ns, next_ns = _size
+    if reads_size or (now >= next_ns and now - rss_ns > _SIZE_FRESH_NS):
+        rss, rss_ns = _resident_bytes(), now
+        _size = rss, now, now + min(_SIZE_SHARE * (_now_ns() - now), _SIZE_MAX_PAUSE_NS)
+    elif now - rss_ns > _SIZE_FRESH_NS:
+        rss = None  # Too old to say anything.
+    # The process first: that brings the kernel's account of the calling thread up to date, so that the thread's own
+    # (which alone would be as old as the last tick of the scheduler) agrees with its clock.
+    process = _getrusage(_SELF)
+    thread = _getrusage(_THREAD) if _THREAD is not None else None
+    children = _getrusage(_CHILDREN)
+    _has_children = children is not None and children.ru_maxrss > 0
+    sample = _Sample(now, sum(_own.values()), process, thread, children, rss)
+    of.sample = sample
+    return sample
+
+
+def _resident_bytes() -> int | None:
+    """The resident set of this process; None where the system does not say."""
+    if not _IS_LINUX:
+        return None
+    with suppress(OSError, ValueError, IndexError):
+        # Opened each time: a program may close descriptors that it does not know, and reuse their numbers.
+        descriptor = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return int(os.read(descriptor, 128).split()[1]) * _PAGE
+        finally:
+            os.close(descriptor)
+    return None
+
+
+def _cpu_ns(usage: Any) -> int:
+    return int((usage.ru_utime + usage.ru_stime) * _NS)
+
+
+def _bytes(before: Any, after: Any) -> tuple[int | None, int | None]:
+    """(read, written) between two readings."""
+    if before is None or after is None or not _IS_LINUX:
+        return None, None
+    return (after.ru_inblock - before.ru_inblock) * _BLOCK, (after.ru_oublock - before.ru_oublock) * _BLOCK
+
+
+def largest_so_far() -> int:
+    """The largest resident set that this process ever had, in the unit of `getrusage`."""
+    return int(_getrusage(_SELF).ru_maxrss) if _HAS_USAGE else 0
+
+
+def usage_of(usage: Any, largest_of_parent: int) -> Resources:
+    """What ``wait4`` says of a command, and of all the processes that it waited for.
+
+    Until a child runs its command it is as large as its parent, and the kernel's account of its peak begins with that:
+    a peak up to ``largest_of_parent`` (when it was started, see `largest_so_far`) says nothing of the command.
+    """
+    read, written = (usage.ru_inblock * _BLOCK, usage.ru_oublock * _BLOCK) if _IS_LINUX else (None, None)
+    return Resources(
+        round(usage.ru_utime + usage.ru_stime, 6),
+        usage.ru_maxrss * _PEAK_UNIT if usage.ru_maxrss > largest_of_parent else None,
+        read,
+        written,
+        voluntary_switches=usage.ru_nvcsw,
+        involuntary_switches=usage.ru_nivcsw,
+    )
+
+
+def _start(outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: bool = False) -> Meter | None:
+    now, thread = _now_ns(), _local.thread
+    if thread is None:
+        thread = _local.thread = _Thread()
+    sample = thread.sample
+    if sample is None or now - sample[0] > _FRESH_NS:
+        sample = _take(thread, now)
+    children = _getrusage(_CHILDREN) if _has_children else sample[4]
+    meter = Meter(outer, is_on_loop or _is_cooperative, is_dispatched, thread, _collected, now, sample, children)
+    _active.add(meter)
+    meter._tick = next(_ticks)
+    if outer is not None or len(_active) > 1:
+        meter._look_around()
+    meter._thread_ns = _thread_time_ns()
+    return meter
+
+
+def _do_not_start(outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: bool = False) -> Meter | None:
+    return None
+
+
+start = _start
+"""A `Meter` that measures from now on; None if measuring is turned off.
+
+Args:
+    outer: that of the step around it, if it runs in this process.
+    is_on_loop: other tasks of an event loop may run on its thread while it waits.
+    is_dispatched: its thread works for it alone, though it is not the main one.
+"""
+
+
+def set_enabled(is_enabled: bool) -> None:
+    """Whether steps that start from now on are measured (default: they are)."""
+    global start
+    start = _start if is_enabled else _do_not_start
+
+
+def _on_collection(phase: str, info: dict[str, int]) -> None:
+    global _collected, _collecting_since
+    if phase == "start":
+        _collecting_since = _now_ns()
+    else:
+        took = _now_ns() - _collecting_since
+        count, all_ns, full_ns = _collected
+        _collected = (count + 1, all_ns + took, full_ns + took if info["generation"] == 2 else full_ns)
+
+
+def _install() -> None:
+    global _is_cooperative, _is_installed, _services
+    _is_installed = True
+    _is_cooperative = threading.get_ident.__module__ != "_thread"  # Replaced by gevent or eventlet.
+    if _is_subinterpreter():
+        _services += 1  # The other interpreters' meters are not seen here.
+    gc.callbacks.append(_on_collection)
+    atexit.register(_uninstall)
+
+
+def _is_subinterpreter() -> bool:
+    for name in ("_interpreters", "_xxsubinterpreters"):
+        with suppress(ImportError, AttributeError):
+            interpreters = importlib.import_module(name)
+            return bool(interpreters.get_current() != interpreters.get_main())
+    return False
+
+
+def _uninstall() -> None:
+    with suppress(ValueError):
+        gc.callbacks.remove(_on_collection)
+
+
+def _after_fork() -> None:
+    global _active, _epoch, _local, _main_ident, _size
+    _epoch += 1
+    _active = set()
+    _own.clear()
+    _size = (None, -_SIZE_FRESH_NS, 0)
+    _main_ident = _get_ident()
+    _local = _Local()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,504 @@
+"""What a step uses of the machine: beside getrusage, for planted loads, and where steps share a process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tachograph
+from tachograph import meter
+from tachograph.events import Event, StepFinished, StepRetrying
+from tachograph.recording.recorder import Recorder
+from tachograph.resources import Resources, UseTotals, cleaned, decoded, total_of
+from tachograph.workflow.builtin.shell import ShellConfig, shell
+from tachograph.workflow.context import StepContext
+from tachograph.workflow.definition import Step, Workflow
+from tachograph.workflow.executor import Executor
+from tachograph.workflow.handlers import HandlerRegistry
+from tachograph.workflow.reporter import current_reporter
+
+MIB = 1 << 20
+SAY = "import resource\nu = resource.getrusage(0)\nprint([u.ru_utime + u.ru_stime, u.ru_maxrss * 1024])"
+BURN = "import time\nwhile time.thread_time() < {}: sum(range(1000))\n"
+
+
+def burn(seconds: float) -> None:
+    """Use a processor for this long: processor time, so a busy machine only makes it take longer."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        sum(range(1000))
+
+
+class Record:
+    """Records steps, and what they used by their name."""
+
+    def __init__(self) -> None:
+        self.events: list[StepFinished | StepRetrying] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepFinished | StepRetrying):
+            self.events.append(event)
+
+    def all(self, name: str) -> list[Resources | None]:
+        assert tachograph.get_recorder().flush(60)
+        return [event.resources for event in self.events if event.step.name == name]
+
+    def used(self, name: str) -> Resources:
+        (use,) = self.all(name)
+        assert use is not None
+        return use
+
+
+@pytest.fixture(autouse=True)
+def no_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service of another test may run in this process."""
+    monkeypatch.setattr(meter, "_services", 0)
+
+
+@pytest.fixture
+def record() -> Iterator[Record]:
+    recorder = tachograph.get_recorder()
+    listener = Record()
+    recorder.add("meter-test", listener)
+    yield listener
+    recorder.remove("meter-test")
+
+
+def usage(who: int = resource.RUSAGE_SELF) -> float:
+    use = resource.getrusage(who)
+    return use.ru_utime + use.ru_stime
+
+
+def measured(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """(processor time of this process, of its children, the result) as `getrusage` says, without tachograph."""
+    before, children_before = usage(), usage(resource.RUSAGE_CHILDREN)
+    result = work()
+    return usage() - before, usage(resource.RUSAGE_CHILDREN) - children_before, result
+
+
+def is_roughly(value: float | None, other: float) -> bool:
+    """Of a process: other threads of it (those that deliver records, too) may work for some milliseconds."""
+    return value == pytest.approx(other, rel=0.2, abs=0.02)
+
+
+def begin(outer: meter.Meter | None = None, *, is_dispatched: bool = False) -> meter.Meter:
+    running = meter.start(outer, False, is_dispatched)
+    assert running is not None
+    return running
+
+
+def is_near(value: float | None, other: float) -> bool:
+    return value == pytest.approx(other, rel=0.05)
+
+
+def test_planted_loads_are_what_getrusage_says(record: Record, tmp_path: Path) -> None:
+    kept: list[bytearray] = []
+
+    def loop() -> None:
+        burn(0.3)
+
+    def child() -> None:
+        subprocess.run([sys.executable, "-S", "-c", BURN.format(0.3)], check=True)
+
+    def pool() -> None:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(burn, [0.1] * 4))
+
+    def allocate() -> None:
+        kept.append(bytearray(b"x" * MIB) * 200)
+
+    truth = {}
+
+    def planted(load: Callable[[], None]) -> None:
+        # Inside the step: what it costs to record it is not its work.
+        own, children, _ = measured(load)
+        truth[load.__name__] = own + children
+
+    for load in (loop, child, pool, allocate):
+        time.sleep(0.1)  # The size of the process is not read as often as this on a busy machine.
+        tachograph.step(name=load.__name__)(planted)(load)
+    for name in ("loop", "child", "pool"):
+        use = record.used(name)
+        assert is_near(use.cpu_seconds, truth[name]), (name, use, truth)
+        assert not use.is_shared
+    assert is_near(record.used("loop").thread_cpu_seconds, 0.3)
+    assert (record.used("pool").thread_cpu_seconds or 0) < 0.2
+    allocated = record.used("allocate")
+    assert is_near(allocated.memory_growth_bytes, 200 * MIB)
+    assert allocated.peak_memory_bytes == pytest.approx(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.05
+    )
+
+
+def test_what_is_written_is_counted_where_storage_counts_it(record: Record, tmp_path: Path) -> None:
+    path = tmp_path / "written"
+
+    @tachograph.step
+    def write() -> None:
+        with path.open("wb") as file:
+            file.write(b"x" * 50_000_000)
+            file.flush()
+            os.fsync(file.fileno())
+        time.sleep(meter.LONG_NS / 1e9)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_oublock
+    write()
+    counted = (resource.getrusage(resource.RUSAGE_SELF).ru_oublock - before) * 512
+    use = record.used("write")
+    assert use.written_bytes == pytest.approx(counted, rel=0.05)
+    if counted:  # Not where the directory is in memory.
+        assert is_near(use.written_bytes, 50_000_000)
+    assert use.voluntary_switches
+
+
+def test_short_steps_only_say_their_processor_time_and_tiny_ones_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.disable()
+    try:
+        for passed in (meter.SHORT_NS - 1, meter.LONG_NS - 1):
+            monkeypatch.setattr(meter, "_now_ns", iter([0, passed]).__next__)
+            use = begin().stop()
+            if passed < meter.SHORT_NS:
+                assert use is None
+            else:
+                assert use is not None
+                assert use.cpu_seconds
+                assert use == Resources(use.cpu_seconds)
+    finally:
+        gc.enable()
+
+
+def test_a_waiting_step_uses_next_to_nothing(record: Record) -> None:
+    @tachograph.step
+    def wait() -> None:
+        time.sleep(0.2)
+
+    wait()
+    use = record.used("wait")
+    assert use.cpu_seconds is not None
+    assert use.cpu_seconds < 0.1
+    assert use.voluntary_switches
+
+
+def test_pauses_by_the_garbage_collector_are_told_with_those_of_full_collections(record: Record) -> None:
+    @tachograph.step
+    def collect() -> None:
+        kept = [[number] for number in range(100_000)]
+        gc.collect()
+        burn(0.02)
+        del kept
+
+    collect()
+    use = record.used("collect")
+    assert use.gc_count
+    assert use.gc_seconds
+    assert use.gc_full_seconds
+    assert use.gc_seconds >= use.gc_full_seconds > 0
+
+
+def test_a_step_inside_another_belongs_to_it_and_neither_is_shared(record: Record) -> None:
+    @tachograph.step
+    def inner() -> None:
+        burn(0.05)
+
+    @tachograph.step
+    def outer() -> None:
+        inner()
+        burn(0.05)
+
+    outer()
+    assert is_roughly(record.used("inner").cpu_seconds, 0.05)
+    assert is_roughly(record.used("outer").cpu_seconds, 0.1)
+    assert not record.used("outer").is_shared
+    assert not record.used("inner").is_shared
+
+
+def test_steps_of_several_threads_have_their_own_processor_time_and_are_shared(record: Record) -> None:
+    started = threading.Barrier(2)
+
+    @tachograph.step
+    def work() -> None:
+        started.wait(60)
+        burn(0.1)
+
+    @tachograph.workflow
+    def both() -> None:
+        threads = [threading.Thread(target=contextvars.copy_context().run, args=(work,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    both()
+    uses = record.all("work")
+    assert len(uses) == 2
+    for use in uses:
+        assert use is not None
+        assert use.is_shared
+        assert is_near(use.cpu_seconds, 0.1)
+
+
+def test_the_outer_step_of_a_pool_has_all_of_it_and_is_not_shared(record: Record) -> None:
+    @tachograph.step
+    def part() -> None:
+        burn(0.05)
+
+    @tachograph.step
+    def whole() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            contexts = [contextvars.copy_context() for _ in range(4)]
+            list(pool.map(lambda context: context.run(part), contexts))
+
+    whole()
+    assert not record.used("whole").is_shared
+    assert is_roughly(record.used("whole").cpu_seconds, 0.2)
+    assert all(use is not None and use.is_shared and is_near(use.cpu_seconds, 0.05) for use in record.all("part"))
+
+
+def test_of_tasks_that_share_an_event_loop_no_processor_time_is_claimed(record: Record) -> None:
+    @tachograph.step
+    async def task() -> None:
+        await asyncio.sleep(0.02)
+        burn(0.02)
+
+    @tachograph.step
+    async def alone() -> None:
+        await asyncio.sleep(0.02)
+        burn(0.05)
+
+    @tachograph.step
+    def plain() -> None:
+        burn(0.02)
+
+    @tachograph.workflow
+    async def run() -> None:
+        await alone()
+        plain()
+        await asyncio.gather(task(), task())
+
+    asyncio.run(run())
+    assert is_roughly(record.used("alone").cpu_seconds, 0.05)
+    assert is_roughly(record.used("plain").cpu_seconds, 0.02)
+    for use in record.all("task"):
+        assert use is not None
+        assert use.is_shared
+        assert use.cpu_seconds is None
+        assert use.written_bytes is None
+
+
+def test_a_generator_counts_what_it_does_and_not_what_its_caller_does(record: Record) -> None:
+    @tachograph.step
+    def numbers() -> Iterator[int]:
+        for number in range(3):
+            burn(0.02)
+            yield number
+
+    for _ in numbers():
+        burn(0.05)
+    assert is_roughly(record.used("numbers").cpu_seconds, 0.06)
+
+
+def test_every_attempt_has_its_own(record: Record) -> None:
+    attempts = []
+
+    @tachograph.step(max_retries=1, backoff=tachograph.Backoff(initial_seconds=0.0))
+    def unsteady() -> None:
+        attempts.append(1)
+        burn(0.02 * len(attempts))
+        if len(attempts) == 1:
+            raise ValueError
+
+    unsteady()
+    first, second = record.all("unsteady")
+    assert first is not None
+    assert second is not None
+    assert is_roughly(first.cpu_seconds, 0.02)
+    assert is_roughly(second.cpu_seconds, 0.04)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_counts_from_its_own_start(record: Record) -> None:
+    @tachograph.step
+    def parent() -> int:
+        burn(0.03)
+        reporter = current_reporter.get()
+        assert reporter is not None
+        around = begin(reporter.meter)
+        pid = os.fork()
+        if pid == 0:
+            # What was measured in the parent means nothing here; what starts here is alone again.
+            own = begin()
+            burn(0.03)
+            use = own.stop()
+            is_right = around.stop() is None and use is not None and not use.is_shared
+            os._exit(0 if is_right and is_roughly(use.cpu_seconds if use else None, 0.03) else 1)
+        around.stop()
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    own, children, code = measured(parent)
+    assert code == 0
+    assert is_roughly(record.used("parent").cpu_seconds, own + children)
+
+
+def test_what_ends_in_another_thread_says_nothing_of_a_thread(record: Record) -> None:
+    running = begin()
+    burn(0.02)
+    uses: list[Resources | None] = []
+    thread = threading.Thread(target=lambda: uses.append(running.stop()))
+    thread.start()
+    thread.join()
+    (use,) = uses
+    assert use is not None
+    assert use.thread_cpu_seconds is None
+    assert use.voluntary_switches is None
+    assert running.stop() is None
+
+
+def test_a_thread_does_not_start_from_the_counters_of_one_before_it_with_the_same_number() -> None:
+    uses: list[Resources | None] = []
+
+    def work() -> None:
+        running = begin()
+        for _ in range(20):
+            time.sleep(0.002)
+        uses.append(running.stop())
+
+    for _ in range(4):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert len(uses) == 4
+    for use in uses:
+        assert use is not None
+        assert use.cpu_seconds is not None
+        assert 15 <= (use.voluntary_switches or 0) <= 200
+        assert use.read_bytes is not None
+        assert use.read_bytes >= 0
+
+
+def test_many_meters_at_once_are_all_shared_and_none_stays_behind() -> None:
+    together = threading.Barrier(8)
+    uses: list[Resources | None] = []
+
+    def work() -> None:
+        for _ in range(20):
+            together.wait(60)
+            running = begin(is_dispatched=True)
+            together.wait(60)
+            burn(0.001)
+            uses.append(running.stop())
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(uses) == 160
+    assert all(use is not None and use.is_shared for use in uses)
+    last = begin(is_dispatched=True)
+    burn(0.001)
+    alone = last.stop()
+    assert alone is not None
+    assert not alone.is_shared
+
+
+async def test_the_executor_measures_handlers_and_commands_even_where_the_process_serves_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = Record()
+    recorder = Recorder()
+    recorder.add("test", record)
+    registry = HandlerRegistry()
+
+    @registry.register("work")
+    def work(context: StepContext) -> None:
+        burn(0.05)
+
+    @registry.register("tasks")
+    async def tasks(context: StepContext) -> None:
+        burn(0.05)
+        await asyncio.sleep(0.02)
+
+    registry.register("shell", config=ShellConfig)(shell)
+    # More than this process ever had: a child starts with that.
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 100 * MIB
+    command = [sys.executable, "-S", "-c", BURN.format(0.2) + f"kept = b'x' * {size}\ndel kept\n" + SAY]
+    steps = (
+        Step(name="work", config={"handler": "work"}),
+        Step(name="tasks", config={"handler": "tasks"}, depends_on_steps=("work",)),
+        Step(name="command", config={"handler": "shell", "command": command}, depends_on_steps=("tasks",)),
+    )
+    workflow = Workflow(name="measured", steps=steps)
+    for serves in (False, True):
+        monkeypatch.setattr(meter, "_services", int(serves))
+        record.events.clear()
+        executor = Executor(recorder, handlers=registry)
+        await executor.run(workflow)
+        assert recorder.flush(60)
+        uses = {event.step.name: event.resources for event in record.events}
+        for name in ("work", "command"):
+            use = uses[name]
+            assert use is not None
+            assert use.is_shared is (serves and name == "work")
+        assert uses["work"] is not None
+        assert is_roughly(uses["work"].cpu_seconds, 0.05)
+        assert uses["command"] is not None
+        (output,) = [e.output for e in record.events if e.step.name == "command" and isinstance(e, StepFinished)]
+        cpu, peak = json.loads(json.loads(output or "")["stdout"])
+        assert is_near(uses["command"].cpu_seconds, cpu)
+        assert uses["command"].peak_memory_bytes == pytest.approx(peak, rel=0.05)
+        assert uses["tasks"] is not None
+        assert (uses["tasks"].cpu_seconds is None) is serves
+    recorder.close()
+
+
+def test_measuring_can_be_turned_off(record: Record) -> None:
+    meter.set_enabled(False)
+    try:
+        tachograph.step(name="off")(lambda: None)()
+    finally:
+        meter.set_enabled(True)
+    assert record.all("off") == [None]
+
+
+def test_values_that_cannot_be_are_left_out() -> None:
+    wrong = Resources(-1.0, -5, 1 << 70, 4, float("nan"), -7, float("inf"), is_shared=True)
+    assert cleaned(wrong) == Resources(None, None, None, 4, None, -7, is_shared=True)
+    assert decoded('{"cpu_seconds": 1.5, "unknown": 1}') == Resources(1.5)
+    for text in (None, "", "[]", '{"cpu_seconds": "x"}', '{"peak_memory_bytes": 1e400}'):
+        assert decoded(text) is None
+
+
+def test_totals_do_not_depend_on_order_and_stop_at_63_bits() -> None:
+    uses = [
+        Resources(0.1, 5 * MIB, 1, 2, gc_seconds=0.5),
+        Resources(1e9, 1 << 60),
+        Resources(0.2, 7, is_shared=True),
+    ] * 20
+    whole, other, part = UseTotals(), UseTotals(), UseTotals()
+    for use in uses:
+        whole.observe(use, 10)
+    for use in reversed(uses[:31]):
+        part.observe(use, 10)
+    for use in uses[31:]:
+        other.observe(use, 10)
+    other.add(part)
+    assert whole == other
+    assert whole.cpu_ns == whole.memory_sum == (1 << 63) - 1
+    assert (whole.cpu_count, whole.memory_count, whole.read_bytes, whole.written_bytes) == (60, 40, 20, 40)
+    assert total_of([]) is None
+    assert total_of([Resources(1.0, 5), Resources(None, 9, 3)]) == Resources(1.0, 9, 3)

@@ -1,0 +1,271 @@
+"""Failures of one cause have one fingerprint, whatever values their messages hold; those of two causes have two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tachograph.summary import failure
+from tachograph_exporter.store.failure_groups.fingerprint import fingerprint
+from tachograph_exporter.store.failure_groups.frames import MAX_FRAMES, own_frames
+from tachograph_exporter.store.failure_groups.template import MAX_TEMPLATE, VALUE, template_of
+
+NOISE = [
+    # Numbers.
+    "17", "-3", "+4", "3.14159", "1e-9", "6.02E23", "1,234,567", "1_000_000", "12%", "60 %", "$12.50", "€ 3", "0", "-0",
+    "0.0", "1.", ".5", "1st", "22nd", "3rd", "nan", "inf", "-inf", "1.5M", "100k", "٣٤", "٥", "0b1011", "0o777", "3/10",
+    "3 of 10", "1 to 5", "5 - 7", "12x24", "1920x1080", "-122.4°", "48.8566, 2.3522", "2 + 2", "100 %", "1 / 3",
+    # Hexadecimal numbers, digests, ids.
+    "0x7f3a2b", "0xDEADBEEF", "0x0", "deadbeef", "ffffffff", "cafebabe", "d41d8cd98f00b204e9800998ecf8427e",
+    "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "sha256:9f86d081884c7d65",
+    "3f2504e0-4f89-11d3-9a0c-0305e82c3301", "3F2504E04F8911D39A0C0305E82C3301",
+    "{3f2504e0-4f89-11d3-9a0c-0305e82c3301}", "urn:uuid:3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+    "01ARZ3NDEKTSV4RRFFQ69G5FAV", "507f1f77bcf86cd799439011", "order-12345", "ord_8f3k2", "job#123", "#42", "№ 7",
+    "AB-1234", "INV-2026-00017", "x12", "A9", "b7c8", "a1b2c3", "4711/12", "etl-7d9f8b6c5d-x2x9z", "job_2026_11_30",
+    "req_01HZX", "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWKPBdG", "AKIAIOSFODNN7EXAMPLE", "AbCdEfGhIjKlMnOpQrSt",
+    "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "arn:aws:s3:::bucket/key9", "YWJjZGVmZw==",
+    "dGhpcyBpcyBhIHRlc3Q=", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0",
+    "v1.2.3-rc1", "1.2.3", "2.0.0+build.7", "2026-W49", "Q4-2026", "0000000017", "user42", "node-3", "shard_12",
+    # Paths and files.
+    "/srv/data/orders.csv", "/tmp/x", "./rel/path", "../up", "~/home", "C:\\Users\\bob\\x.txt", "\\\\server\\share",
+    "C:/x/y", "D:\\", "data/in/x", "in/orders.csv", "orders.csv", "report-final.parquet", "archive.tar.gz", "x.csv",
+    "/",
+    "//server/share/x", "/var/log/app.log:17", "src/load.py:12:5", "/a/b/c/", "s.sock",
+    # URLs and addresses.
+    "http://x.example.com/a?b=1&c=d", "https://user:pw@host:8080/x", "s3://bucket/key", "postgresql://u@h/db",
+    "amqp://localhost//", "file:///etc/x", "ws://h/a,b", "10.0.0.7", "10.0.0.7:5432", "10.0.0.0/24", "::1", "fe80::1",
+    "[::1]:8080", "2001:db8::ff00:42:8329", "aa:bb:cc:dd:ee:ff", "00-1B-63-84-45-E6", "host:5432", "db-1.internal",
+    "db.prod.internal:5432", "worker-7.prod.example.com", "api.example.com", "localhost", "localhost:9000",
+    "bob@example.com", "<bob@example.com>", '"Bob" <bob@example.com>', "git@github.com:a/b.git",
+    # Times and durations.
+    "2026-11-30", "2026/11/30", "30.11.2026", "11/30/26", "2026-11-30T07:12:36Z", "2026-11-30 07:12:36,123",
+    "2026-11-30T07:12:36.123456+00:00", "2026-11-30 07:12:36 UTC", "07:12:36", "7:12 PM", "12:30", "1:2:3",
+    "Mon, 30 Nov 2026 07:12:36 GMT", "Mon Nov 30 07:12:36 2026", "Nov 30 07:12:36", "30 November 2026",
+    "November 30, 2026", "Sunday, May 3", "1764486756", "1764486756.123", "[30/Nov/2026:07:12:36 +0000]", "20261130",
+    "5 s", "5s", "1.5 seconds", "1 second", "3 min", "2h3m", "2 h 3 min", "PT5M", "00:01:02.123",
+    "1 hour and 5 minutes",
+    "150ms", "150 ms", "17 µs", "3 hours ago", "2 days", "1 week",
+    # Sizes and other measures.
+    "12 MB", "1.2 GiB", "4096 bytes", "1 byte", "512k", "50 Mbit", "99.9 percent", "300 rpm", "3 GHz", "#ff00aa",
+    "+49 170 1234567", "(555) 123-4567",
+    # Quoted texts and collections.
+    "'alice'", '"bob smith"', "`carol`", "“dave”", "«eve»", "„frank“", "'it\\'s'", "b'\\x00\\x01'",
+    "'/a path/with space'",
+    "'a', 'b', 'c'", "''", '""', "'He said \"no\"'", "r'x'", "u'x'", "[1, 2, 3]", "[]", "[7]", "(1, 2)", "()", "{}",
+    "{'a': 1, 'b': 'x y'}", '{"id": 17, "n": [1,2]}', '{"id":17,"n":null}', "{'x', 'y'}", "[['a', 1], ['b', 2]]",
+    "('GET', 17)", "{1: None}",
+]  # fmt: skip
+MESSAGES = [
+    "cannot load {} from the queue",
+    "cannot load {}",
+    "{}: no such record",
+    "record {} is bad (see {})",
+    "key={} missing",
+    "got {}, wanted more",
+    "id={}, retry",
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_two_hundred_kinds_of_noise_make_one_template(message: str) -> None:
+    assert len(set(NOISE)) == len(NOISE) >= 200
+    expected = message.replace("{}", VALUE)
+    wrong = {noise: template_of(message.replace("{}", noise)) for noise in NOISE}
+    assert {noise: template for noise, template in wrong.items() if template != expected} == {}
+
+
+@pytest.mark.parametrize(
+    ("message", "template"),
+    [
+        ("can't open file 'x' for user's job", "can't open file <*> for user's job"),
+        ("command ended with exit code 137: Killed", "command ended with exit code 137: Killed"),
+        ("GET http://h/y answered 503 Service Unavailable", "GET <*> answered <*> Service Unavailable"),
+        ("HTTP 404 Not Found", "HTTP 404 Not Found"),
+        ("[Errno 13] Permission denied: '/x/y'", "[Errno 13] Permission denied: <*>"),
+        ("ORA-00942: table or view does not exist", "ORA-00942: table or view does not exist"),
+        ("invalid utf-8 byte 0xff at position 7", "invalid utf-8 byte <*> at position <*>"),
+        ("expected int64, got float64", "expected int64, got float64"),
+        ("user=alice role=admin status=500", "user=<*> role=<*> status=500"),
+        ("load(3) failed", "load(<*>) failed"),
+        ("read/write of application/json and/or text", "read/write of application/json and/or text"),
+        ("a == b", "a == b"),
+        ("don't 'x", "don't 'x"),
+    ],
+)
+def test_words_stay_and_so_do_codes_that_tell_causes_apart(message: str, template: str) -> None:
+    assert template_of(message) == template
+
+
+def test_one_row_and_two_rows_are_one_template() -> None:
+    assert template_of("1 row is left over") == template_of("1,204 rows is left over")
+
+
+LETTERS = st.text(st.sampled_from("aZ9 <*>'\"`“”/\\:=,.[](){}@-#%é٣\n\tb0x…"), max_size=300)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.text(max_size=300), LETTERS, st.lists(st.sampled_from(NOISE), max_size=12).map(" ".join)))
+def test_the_template_of_a_template_is_itself(message: str) -> None:
+    template = template_of(message)
+    assert len(template) <= MAX_TEMPLATE
+    assert template_of(template) == template
+
+
+BLOCKS = [
+    "'", '"', "a", "/", "=", "<*>", "( ", "a='", "[1,", "1 ", "aA", "mon ", "“x ", "`'\"", " to ", "\\", ":", "<*>,",
+    "((((", "[[]]", "é", "{<*>", "a.", "A=", "0:", "- ", "//:", "at ", "@a", 'File "', "at a.b(", "x (y", "|", "$$",
+    "at <", "created by a(", "Caused by: ", "a@b:1\n", "at a.b(C.java:1)\n", 'File "a", line 1, in b\n', "\\Lib\\a",
+]  # fmt: skip
+
+
+def least_seconds(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(3):
+        began = time.thread_time()
+        call()
+        times.append(time.thread_time() - began)
+    return min(times)
+
+
+@pytest.mark.parametrize("read", [template_of, own_frames])
+def test_hostile_texts_take_bounded_time(read: Callable[[str], object]) -> None:
+    # Of 20,000 characters; quadratic time would be seconds.
+    worst = max((least_seconds(lambda block=block: read((block * 20_000)[:20_000])), block) for block in BLOCKS)  # type: ignore[misc]
+    assert worst[0] < 0.5, worst
+
+
+def raised(call: Callable[[], object]) -> tuple[str, str, str | None]:
+    try:
+        call()
+    except Exception as error:
+        told = failure(error)
+        return told.type, told.message, told.stack
+    raise AssertionError("nothing was raised")
+
+
+def parse(value: str) -> int:
+    return int(value)
+
+
+def load_users() -> int:
+    return parse("x")
+
+
+def load_orders() -> int:
+    return parse("x")
+
+
+def again(depth: int) -> int:
+    return again(depth - 1) if depth else parse("x")
+
+
+def wrapped() -> None:
+    try:
+        load_users()
+    except ValueError as error:
+        raise RuntimeError("cannot load") from error
+
+
+def wrapped_otherwise() -> None:
+    try:
+        {}["x"]  # type: ignore[misc]
+    except KeyError as error:
+        raise RuntimeError("cannot load") from error
+
+
+def test_one_message_with_two_stacks_are_two_causes() -> None:
+    users, orders = fingerprint(*raised(load_users)), fingerprint(*raised(load_orders))
+    assert users.template == orders.template
+    assert users.id != orders.id
+    assert [frame.rpartition(".")[2] for frame in users.frames][-2:] == ["load_users", "parse"]
+    # The same message and stack, but for what caused it.
+    assert fingerprint(*raised(wrapped)).id != fingerprint(*raised(wrapped_otherwise)).id
+
+
+def test_depth_of_recursion_and_paths_do_not_tell_causes_apart() -> None:
+    kind, message, stack = raised(lambda: again(3))
+    assert fingerprint(kind, message, stack).id == fingerprint(*raised(lambda: again(9))).id
+    assert stack is not None
+    moved = stack.replace(__file__, "/srv/releases/17/tests/store/test_failure_fingerprint.py")
+    moved = moved.replace("line ", "line 1")
+    assert moved != stack
+    assert fingerprint(kind, message, moved).id == fingerprint(kind, message, stack).id
+
+
+JAVA = """java.lang.RuntimeException: no
+\tat com.acme.Loader.load(Loader.java:17)
+\tat com.acme.Loader.lambda$run$3(Loader.java:20)
+\tat com.acme.Jobs$$EnhancerBySpringCGLIB$$1a2b3c.run(<generated>)
+\tat java.base/java.util.concurrent.FutureTask.run(FutureTask.java:264)
+\tat org.springframework.core.X.y(X.java:1)
+\tat jdk.internal.reflect.GeneratedMethodAccessor12.invoke(Unknown Source)
+Caused by: java.sql.SQLException: timeout
+\tat com.acme.Db.query(Db.java:9)
+\t... 23 more
+"""
+GO = """goroutine 1 [running]:
+main.(*Loader).load(0xc000010000, {0x1, 0x2})
+\t/home/x/app/loader.go:12 +0x1d
+github.com/acme/etl/jobs.Run.func1()
+\t/home/x/go/src/etl/jobs/run.go:40 +0x10
+github.com/lib/pq.(*conn).query(...)
+\t/root/go/pkg/mod/github.com/lib/pq@v1.10/conn.go:1
+net/http.(*conn).serve(0x1)
+\t/usr/local/go/src/net/http/server.go:12 +0x2
+created by net/http.(*Server).Serve in goroutine 1
+\t/usr/local/go/src/net/http/server.go:3086 +0x5cb
+"""
+JAVASCRIPT = """TypeError: no
+    at load (/app/src/loader.js:10:5)
+    at async Job.run (file:///app/src/job.mjs:3:1)
+    at /app/src/main.a1b2c3d4.js:1:1
+    at new Foo (C:\\app\\foo.js:1:2)
+    at Object.<anonymous> (/app/node_modules/pg/lib/client.js:526:17)
+    at process.processTicksAndRejections (node:internal/process/task_queues:95:5)
+    at Array.map (<anonymous>)
+"""
+NET = """System.InvalidOperationException: no
+   at Acme.Loader.Load(String path, Int32 n) in C:\\src\\Loader.cs:line 17
+   at Acme.Jobs.<RunAsync>d__12.MoveNext() in /src/Jobs.cs:line 4
+   at System.Threading.Tasks.Task.Execute()
+--- End of stack trace from previous location ---
+ ---> System.TimeoutException: late
+"""
+
+
+@pytest.mark.parametrize(
+    ("stack", "frames"),
+    [
+        (JAVA, ("com.acme.Loader.load", "com.acme.Loader.lambda$run", "com.acme.Jobs.run", "!java.sql.SQLException",
+                "com.acme.Db.query")),
+        (GO, ("main.(*Loader).load", "github.com/acme/etl/jobs.Run.func1")),
+        (JAVASCRIPT, ("loader.load", "job.Job.run", "main.<anonymous>", "foo.Foo")),
+        (NET, ("Acme.Loader.Load", "Acme.Jobs.<RunAsync>.MoveNext", "!System.TimeoutException")),
+        ("load@https://x/app.js:10:5\n@https://x/app.js:1:1\n", ("app.load", "app.<anonymous>")),
+        ("in no form that is known\n  at all", ()),
+        ('Traceback (most recent call last):\n  File "/usr/lib/python3.11/json/decoder.py", line 355, in raw_decode\n'
+         "json.decoder.JSONDecodeError: no", ("(decoder.raw_decode)",)),
+    ],
+)  # fmt: skip
+def test_stacks_of_other_languages(stack: str, frames: tuple[str, ...]) -> None:
+    assert own_frames(stack) in (frames, frames[::-1])
+    assert own_frames(stack)[-1:] == (frames[-1:] if "File" in stack else frames[:1])
+
+
+def test_a_failure_that_says_nothing_is_told_apart_by_its_place() -> None:
+    lost = ("Lost", "its process died: no sign of life since", None)
+    assert fingerprint(*lost, "etl / load").id != fingerprint(*lost, "etl / save").id
+    told = ("OSError", "disk full", None)
+    assert fingerprint(*told, "etl / load") == fingerprint(*told, "etl / save")
+
+
+@given(st.text(max_size=50), st.text(max_size=200), st.none() | st.text(max_size=400))
+def test_any_texts_have_a_fingerprint(kind: str, message: str, stack: str | None) -> None:
+    print_ = fingerprint(kind, message, stack)
+    assert len(print_.id) == 16
+    assert len(print_.frames) <= MAX_FRAMES
+    assert print_ == fingerprint(kind, message, stack)
