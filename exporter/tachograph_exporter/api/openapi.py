@@ -31,12 +31,12 @@ _SCHEMA_BY_KIND: Final[dict[str, dict[str, Any]]] = {
     "boolean": {"type": "boolean"},
 }
 _PATH_PARAMETERS: Final = {
+    "failure_id": "Id of a failure group.",
     "workflow_id": "Id or name of a workflow.",
     "execution_id": "Id of an execution.",
     "workspace": "Id or slug of a workspace.",
     "token_id": "Id of a token.",
     "silence_id": "Id of a silence.",
-    "failure_id": "Id of a group of failures.",
     "trace_id": "Id of a trace: up to 32 hex digits.",
     "service": "Name of a service.",
     "tag": "Name of a tag (an attribute).",
