@@ -4,8 +4,9 @@ database's own bulk insert of the same span rows, and with arize-phoenix receivi
     python benchmarks/run.py ingest
 
 Traces of ten spans, fifty per request, protobuf, from a few clients at once. Tachograph's spans are counted when the
-request is answered: by then they are committed, with timelines, rollups and metrics. Phoenix answers before it stores,
-so its spans are counted when its database has all of them. Phoenix takes part if ``PHOENIX`` names a Python that has
+request is answered: by then they are committed. Timelines, rollups and metrics follow when that many arrive at once;
+the rate until they are there is the last column. Phoenix answers before it stores, so its spans are counted when its
+database has all of them. Phoenix takes part if ``PHOENIX`` names a Python that has
 arize-phoenix, or if an environment for it can be created (see benchmarks/peers/run.py).
 """
 
@@ -37,12 +38,12 @@ import ingest_lineage
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import Connection, Executable, delete, insert
+from sqlalchemy import Connection, Executable, delete, insert, select
 
 from tachograph_exporter.ingest.spans import SpanRecord, parse, records
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.inserting import insert_many
-from tachograph_exporter.store.schema import span_resources, spans
+from tachograph_exporter.store.schema import span_resources, spans, traces
 
 SPANS = 10
 TRACES = 50
@@ -170,11 +171,23 @@ def tachograph(url: str) -> Iterator[tuple[str, str]]:
         process.wait(30)
 
 
-def ours(sending: Coroutine[Any, Any, None], bodies: list[bytes]) -> float:
-    """Spans per second, counted when the requests are answered."""
+def ours(sending: Coroutine[Any, Any, None], bodies: list[bytes], database: Database) -> tuple[float, float]:
+    """Spans per second, counted when the requests are answered, and when their executions are there."""
     start = time.perf_counter()
     asyncio.run(sending)
-    return len(bodies) * TRACES * SPANS / (time.perf_counter() - start)
+    answered = time.perf_counter()
+    wait_until_assembled(database)
+    count = len(bodies) * TRACES * SPANS
+    return count / (answered - start), count / (time.perf_counter() - start)
+
+
+def wait_until_assembled(database: Database) -> None:
+    """Wait until every span that was acknowledged is in its execution."""
+    query = select(traces.c.trace_id).where(traces.c.due_ns.is_not(None), traces.c.untold.is_not(None)).limit(1)
+    deadline = time.monotonic() + 300
+    while database.look(lambda c: c.execute(query).first()) is not None:
+        assert time.monotonic() < deadline, "the executions have not been assembled"
+        time.sleep(0.02)
 
 
 def phoenix_python() -> Path | None:
@@ -237,6 +250,7 @@ def main(console: Console) -> None:
     """Print the table."""
     rates: dict[str, list[float]] = {}
     ratios: dict[str, list[float]] = {}
+    assembled: dict[str, list[float]] = {}
     peer = phoenix_python()
     with contextlib.ExitStack() as stack:
         peer_service = stack.enter_context(phoenix(peer)) if peer is not None else None
@@ -254,10 +268,11 @@ def main(console: Console) -> None:
                 rates.setdefault(f"{name}, bulk insert", []).append(inserted)
                 for protocol, send, target in (("HTTP", _send, address), ("gRPC", _send_by_grpc, grpc_address)):
                     bodies = [build_request() for _ in range(REQUESTS)]
-                    taken = ours(send(target, bodies), bodies)
+                    taken, with_executions = ours(send(target, bodies), bodies, databases_of[name])
                     side = f"Tachograph on {name}, {protocol}"
                     rates.setdefault(side, []).append(taken)
                     ratios.setdefault(side, []).append(taken / inserted)
+                    assembled.setdefault(side, []).append(with_executions)
                 batches = [ingest_lineage.build_batch() for _ in range(REQUESTS // 4)]
                 inserted = ingest_lineage.bulk(plain_database, batches)
                 taken = ingest_lineage.ours(address, batches, CLIENTS)
@@ -271,14 +286,15 @@ def main(console: Console) -> None:
                     theirs(*peer_service, [build_request() for _ in range(4)])
                 )
             if number == 0:
-                rates, ratios = {}, {}
+                rates, ratios, assembled = {}, {}, {}
         for database in (*[plain_database for plain_database, _ in sides.values()], *databases_of.values()):
             database.close()
-    table = Table("", "spans or events/s, durable", "/ bulk insert (paired median)", "/ Phoenix")
+    table = Table("", "spans or events/s, durable", "/ bulk insert (paired median)", "/ Phoenix", "with executions")
     phoenix_rate = statistics.median(rates["Phoenix on SQLite"]) if "Phoenix on SQLite" in rates else None
     for name, rates_of_side in rates.items():
         rate = statistics.median(rates_of_side)
         against = f"{statistics.median(ratios[name]):.2f}" if name in ratios else ""
         beside = f"{rate / phoenix_rate:.1f}" if phoenix_rate and name in ratios else ""
-        table.add_row(name, f"{rate:,.0f}", against, beside)
+        whole = f"{statistics.median(assembled[name]):,.0f}" if name in assembled else ""
+        table.add_row(name, f"{rate:,.0f}", against, beside, whole)
     console.print(table)

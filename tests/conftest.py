@@ -156,7 +156,7 @@ def postgres_databases(postgres_data: Path) -> Iterator[PostgresDatabases]:
     """A real PostgreSQL server for the tests that need no more than a database."""
     # Of hundreds of databases, autovacuum would look at several a second; nothing here survives a crash.
     server = PostgresServer(
-        data=postgres_data, autovacuum="off", full_page_writes="off", wal_level="minimal", max_wal_senders=0
+        postgres_data, autovacuum="off", full_page_writes="off", wal_level="minimal", max_wal_senders=0
     )
     with server.session() as execute:
         yield PostgresDatabases(server, execute, template="runs")
@@ -179,7 +179,7 @@ def own_postgres(postgres_data: Path) -> Iterator[Callable[..., PostgresServer]]
     servers: list[PostgresServer] = []
 
     def start(**settings: str | int) -> PostgresServer:
-        servers.append(PostgresServer(data=postgres_data, **settings))
+        servers.append(PostgresServer(postgres_data, **settings))
         return servers[-1]
 
     yield start
@@ -204,7 +204,7 @@ def database_url(tmp_path: Path, empty_database: Path) -> str:
 @pytest.fixture
 def runs_database(tmp_path: Path, empty_database: Path) -> Path:
     """A migrated database, ``runs.db``, for the programs that a test starts: to migrate it, each would import more."""
-    return shutil.copy(empty_database, tmp_path / "runs.db")
+    return Path(shutil.copy(empty_database, tmp_path / "runs.db"))
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ class PostgresServer:
     ``data``: a data directory to begin with, of a server that was stopped; the server uses a copy.
     """
 
-    def __init__(self, *, data: Path | None = None, **settings: str | int) -> None:
+    def __init__(self, data: Path | None = None, /, **settings: str | int) -> None:
         pg_ctl, basebackup = binary("pg_ctl"), binary("pg_basebackup")
         if binary("initdb") is None or pg_ctl is None or basebackup is None:
             pytest.skip("needs PostgreSQL (apt-get install postgresql)")

@@ -51,6 +51,11 @@ def run_load(service: Client, seconds: float) -> None:
         service.post("/api/workflows", document)
         for _ in range(times):
             service.post(f"/api/workflows/{document['name']}/execute")
+    run_examples(service, seconds)
+
+
+def run_examples(service: Client, seconds: float) -> None:
+    """Run the example workflows, which are registered, repeatedly."""
     deadline = time.monotonic() + seconds
     number = 0
     while time.monotonic() < deadline:

@@ -72,7 +72,7 @@ class _Sample(NamedTuple):
     """The counters of a process and of one of its threads at some moment. ``rss`` is in bytes, None: not known."""
 
     time_ns: int
-    own_ns: int
+    own: tuple[int, int, int]
     process: Any
     thread: Any
     children: Any
@@ -102,8 +102,8 @@ _ticks = itertools.count()
 _epoch = 0
 """Grows in a forked child, where the meters of its parent mean nothing."""
 _main_ident = threading.main_thread().ident
-_own: dict[int, int] = {}
-"""Processor time of threads that deliver records, nanoseconds."""
+_own: dict[int, tuple[int, int, int]] = {}
+"""Of threads that deliver records: processor time in nanoseconds, and blocks read and written."""
 _collected: tuple[int, int, int] = (0, 0, 0)
 """Collections of garbage, nanoseconds they took, and nanoseconds of full ones."""
 _collecting_since = 0
@@ -134,7 +134,9 @@ def service_ends() -> None:
 
 def note_own_thread() -> None:
     """The calling thread delivers records: what it used so far is not the work of any step."""
-    _own[_get_ident()] = _thread_time_ns()
+    usage = _getrusage(_THREAD) if _THREAD is not None else None
+    blocks = (usage.ru_inblock, usage.ru_oublock) if usage is not None else (0, 0)
+    _own[_get_ident()] = (_thread_time_ns(), *blocks)
 
 
 class Meter(msgspec.Struct, eq=False, gc=False):
@@ -271,12 +273,15 @@ class Meter(msgspec.Struct, eq=False, gc=False):
             # Before its start, since the sample was taken, only its own thread worked; and records were delivered.
             since_sample_ns = self._thread_ns - _cpu_ns(before.thread) if before.thread is not None else 0
             total_ns = _cpu_ns(after.process) - _cpu_ns(before.process)
-            total_ns -= max(0, since_sample_ns) + max(0, after.own_ns - before.own_ns)
+            total_ns -= max(0, since_sample_ns) + max(0, after.own[0] - before.own[0])
             total_ns = max(total_ns, cpu_ns or 0, 0)
             io_then, io = before.process, after.process
         elif self._is_on_loop:
             io_then = io = thread_then = thread = None
         read, written = _bytes(io_then, io)
+        if not is_shared and read is not None and written is not None:
+            read = max(0, read - max(0, after.own[1] - before.own[1]) * _BLOCK)
+            written = max(0, written - max(0, after.own[2] - before.own[2]) * _BLOCK)
         if self._is_alone:
             if total_ns is not None:
                 total_ns += max(0, _cpu_ns(children) - _cpu_ns(children_then))
@@ -328,9 +333,16 @@ def _take(of: _Thread, now: int, *, reads_size: bool = False) -> _Sample:
     thread = _getrusage(_THREAD) if _THREAD is not None else None
     children = _getrusage(_CHILDREN)
     _has_children = children is not None and children.ru_maxrss > 0
-    sample = _Sample(now, sum(_own.values()), process, thread, children, rss)
+    sample = _Sample(now, _own_use(), process, thread, children, rss)
     of.sample = sample
     return sample
+
+
+def _own_use() -> tuple[int, int, int]:
+    cpu_ns = read = written = 0
+    for of_thread in list(_own.values()):
+        cpu_ns, read, written = cpu_ns + of_thread[0], read + of_thread[1], written + of_thread[2]
+    return cpu_ns, read, written
 
 
 def _resident_bytes() -> int | None:

@@ -61,7 +61,9 @@ class RunWindow(NamedTuple):
     def cut(self, time_ns: int) -> int:
         """The moment of the window that is nearest to ``time_ns``."""
         low, high = self
-        return low if time_ns < low else min(time_ns, high)
+        if time_ns < low:
+            return low
+        return min(time_ns, high)
 
 
 class PlacedStep:

@@ -25,7 +25,7 @@ from tests.dashboards.test_boards import VARIABLES, documents, panels, queries
 from tests.e2e.alertmanager import Alertmanager, alertmanager
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, get
 from tests.e2e.gauges import Gauges
-from tools.dashboard_load import run_load, write_fast_rules
+from tools.dashboard_load import run_examples, run_load, write_fast_rules
 from tools.local_service import free_port
 
 from tachograph.metrics.specs import EXPECTED_START, LAST_FAILURE, LAST_SUCCESS, LATE, OLDEST_RUNNING, OVERDUE
@@ -84,7 +84,7 @@ def usual_days(now: int) -> str:
     return "\n".join([*lines, "# EOF\n"])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_query_of_every_panel_and_every_rule_has_data(
     server: Callable[..., Server], prometheus: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -117,13 +117,12 @@ def test_every_query_of_every_panel_and_every_rule_has_data(
             expressions.append((name, panel, expression))
         recorded = [rule for group in recording_rules(read_thresholds()) for rule in group["rules"]]
         expressions += [("rules", rule["record"], rule["record"]) for rule in recorded]
-        empty = [
-            f"{kind}: {name}: {panel}: {expression}"
-            for kind, address in addresses.items()
-            for name, panel, expression in expressions
-            if not has_data(address, expression)
-        ]
-        assert empty == []
+        empty = [(kind, *where) for kind in addresses for where in expressions]
+        until = time.monotonic() + 120
+        # A scrape fails when it takes more than a second: on a busy machine, some have data only later.
+        while empty := [query for query in empty if not has_data(addresses[query[0]], query[-1])]:
+            assert time.monotonic() < until, empty
+            run_examples(service, 5)
         for address in addresses.values():
             check_variables(address, filled)
             status, body = get(f"{address}/api/v1/rules")

@@ -106,7 +106,9 @@ def test_totals_survive_encoding_at_any_size() -> None:
     whole = WorkflowTotals()
     for _ in range(20):
         whole.add_execution(CountedExecution("completed", 0, MAX_NS, MAX_NS, MAX_NS, MAX_NS))
-        whole.add_step(("a", "completed", 0, MAX_NS, 2, 0, 0, 0, MAX_NS, MAX_NS, MAX_NS, None), True, "completed")
+        whole.add_step(
+            ("a", "completed", 0, MAX_NS, 2, 0, 0, 0, MAX_NS, MAX_NS, MAX_NS, None, None, ()), True, "completed"
+        )
     encoded = whole.encode()
     decoded = WorkflowTotals.decode(*encoded)
     assert decoded.executions["completed"].sum_ns == 20 * MAX_NS
@@ -115,7 +117,7 @@ def test_totals_survive_encoding_at_any_size() -> None:
     # Growing step by step gives the same bytes.
     one = WorkflowTotals()
     one.add_execution(CountedExecution("completed", 0, MAX_NS, MAX_NS, MAX_NS, MAX_NS))
-    one.add_step(("a", "completed", 0, MAX_NS, 2, 0, 0, 0, MAX_NS, MAX_NS, MAX_NS, None), True, "completed")
+    one.add_step(("a", "completed", 0, MAX_NS, 2, 0, 0, 0, MAX_NS, MAX_NS, MAX_NS, None, None, ()), True, "completed")
     grown = one.encode()
     for _ in range(19):
         grown = one.add_to_encoded(*grown)

@@ -354,6 +354,28 @@ def test_a_forked_child_counts_from_its_own_start(record: Record) -> None:
     assert is_roughly(record.used("parent").cpu_seconds, own + children)
 
 
+def test_what_delivering_records_uses_is_not_the_work_of_a_step(tmp_path: Path) -> None:
+    def deliver() -> None:
+        burn(0.1)
+        with (tmp_path / "records").open("wb") as file:
+            file.write(b"x" * 1_000_000)
+            file.flush()
+            os.fsync(file.fileno())
+        meter.note_own_thread()
+
+    running = begin()
+    thread = threading.Thread(target=deliver)
+    thread.start()
+    thread.join()
+    use = running.stop()
+    assert use is not None
+    assert not use.is_shared
+    assert use.cpu_seconds is not None
+    assert use.cpu_seconds < 0.08
+    assert use.written_bytes is not None
+    assert use.written_bytes < 500_000
+
+
 def test_what_ends_in_another_thread_says_nothing_of_a_thread(record: Record) -> None:
     running = begin()
     burn(0.02)

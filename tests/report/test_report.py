@@ -24,7 +24,7 @@ from tachograph.events import Event, ExecutionFinished, StepFinished
 from tachograph.recording import setup
 from tachograph.recording.recorder import Recorder
 from tachograph.report import Run, runs
-from tachograph_exporter.store import recovery
+from tachograph_exporter.store import recovery, reported
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.schema import workflow_executions, workflow_step_attempts, workflow_step_executions
 from tachograph_exporter.store.writer import StoreWriter
@@ -295,3 +295,37 @@ async def test_a_run_of_two_processes_is_lost_once_nobody_has_it_open(api: Api) 
     finally:
         setup.adopt(api.service.recorder)
         await asyncio.to_thread(recorder.close)
+
+
+async def test_a_run_of_which_no_process_knows_the_end(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends when all of its steps have ended; what comes late changes it."""
+    monkeypatch.setattr(reported, "QUIET_SECONDS", 0.0)
+    runs._runs.clear()
+
+    def process() -> Run:
+        runs._runs.clear()
+        return tachograph.report.run("shop", run_id="1", engine="celery", queue_lease=3600)
+
+    async def ended() -> Any:
+        for _ in range(3):
+            await asyncio.to_thread(api.service.recorder.flush, 60)
+            await api.service.end_quiet()
+        await asyncio.to_thread(api.service.recorder.flush, 60)
+        timeline = await api.get(f"/api/workflows/executions/{process().execution_id}/timeline")
+        return timeline["status"], {step["step_name"]: step["status"] for step in timeline["step_timeline"]}
+
+    process().queued()
+    process().step("fetch").queued()
+    assert await ended() == ("pending", {"fetch": "pending"})
+    fetch = process().step("fetch").started(attempt=1)
+    process().step("store", depends_on=["fetch"]).planned()
+    assert await ended() == ("running", {"fetch": "running", "store": "pending"})
+    fetch.retrying(ValueError("no price yet"), delay=5)
+    assert (await ended())[0] == "running"
+    process().step("fetch").started(attempt=2).finished()
+    assert await ended() == ("completed", {"fetch": "completed", "store": "skipped"})
+    # A message that was told of late.
+    process().step("store").queued().started().failed(RuntimeError("kaboom"))
+    assert await ended() == ("failed", {"fetch": "completed", "store": "failed"})
+    differences_found = await api.get(f"/api/workflows/executions/{process().execution_id}/reconcile")
+    assert differences_found["differences"] == []

@@ -172,7 +172,7 @@ def wrapped() -> None:
 
 def wrapped_otherwise() -> None:
     try:
-        {}["x"]  # type: ignore[misc]
+        dict[str, str]()["x"]
     except KeyError as error:
         raise RuntimeError("cannot load") from error
 

@@ -295,6 +295,17 @@ async def test_the_route_and_the_command_say_the_same(api: Api, tmp_path: Path) 
     ids = [await asyncio.to_thread(story.run, i * 100, 60 if i < 11 else 600) for i in range(12)]
     answer = await api.get(f"/api/workflows/executions/{ids[-1]}/why")
     assert (answer["verdict"], answer["causes"][0]["kind"]) == ("slow", "unknown")
+    for path, expected in (
+        (f"executions/{ids[-1]}/why?baseline=106751d", 200),
+        (f"executions/{ids[-1]}/why?baseline=0s", 200),
+        ("etl/differences?slower_than=106751d", 200),
+        ("etl/differences?from=2200-01-01T00:00:00Z&to=1970-01-01T00:00:00Z", 200),
+        ("etl/differences?execution=%F0%9F%98%80,x,,", 200),
+        ("etl/differences?execution=%00", 400),
+        ("etl/differences?execution=a&slower_than=1s", 422),
+        ("nothing/differences", 404),
+    ):
+        assert (await api.call("GET", f"/api/workflows/{path}"))[0] == expected, path
     evidence = answer["claims"][0]["evidence"]
     comparison = await api.get(evidence["url"])
     assert answer["claims"][0]["text"] == comparison["sentence"]

@@ -31,12 +31,12 @@ _SCHEMA_BY_KIND: Final[dict[str, dict[str, Any]]] = {
     "boolean": {"type": "boolean"},
 }
 _PATH_PARAMETERS: Final = {
+    "failure_id": "Id of a failure group.",
     "workflow_id": "Id or name of a workflow.",
     "execution_id": "Id of an execution.",
     "workspace": "Id or slug of a workspace.",
     "token_id": "Id of a token.",
     "silence_id": "Id of a silence.",
-    "failure_id": "Id of a group of failures.",
     "trace_id": "Id of a trace: up to 32 hex digits.",
     "service": "Name of a service.",
     "tag": "Name of a tag (an attribute).",
@@ -46,7 +46,7 @@ _PATH_PARAMETERS: Final = {
     "action": "What happens: start, success, fail or log.",
 }
 _TAGS: Final = {
-    "Executions": "Executions, their timelines, and why they took so long.",
+    "Executions": "Executions, their timelines, why they took so long, and failures by cause.",
     "Workflows": "Register, change and execute definitions; metrics and trends of their executions.",
     "Expectations": "What is expected of workflows, whether it holds, and who was told.",
     "Stream": "Live events, sent as they are committed.",
@@ -152,6 +152,8 @@ def _operation_id(route: Route) -> str:
 def _tag(route: Route) -> str:
     if route.path.startswith("/api/workflows"):
         return "Executions" if "executions" in route.path else "Workflows"
+    if route.path.startswith("/api/failures"):
+        return "Executions"
     if route.path.startswith(("/api/expectations", "/api/night", "/api/notices", "/api/silences")):
         return "Expectations"
     if route.path.startswith(("/v1/", "/jaeger/", "/tempo/")):

@@ -143,7 +143,8 @@ def _read(connection: Connection, workspace_id: str, execution_id: str) -> _Stor
     execution = run.execution
     arrived: list[SpanRecord] | str = []
     trace_ids = traces_beside(connection, workspace_id, execution.trace_id) if execution.trace_id else []
-    span_count = sum(row.span_count for row in trace_rows(connection, workspace_id, trace_ids).values())
+    rows = trace_rows(connection, workspace_id, trace_ids)
+    span_count = sum(row.span_count for row in rows.values())
     if span_count > MAX_TRACE_SPANS:
         arrived = f"its trace has {span_count} spans: too many to compare"
     else:
@@ -153,6 +154,7 @@ def _read(connection: Connection, workspace_id: str, execution_id: str) -> _Stor
     if stored.is_ingested:
         announced = [state for i in trace_ids for state in announced_of(connection, workspace_id, i).values()]
         is_announced = all(state is Announced.EVERYTHING for state in announced)
+        is_announced &= not any(row.untold for row in rows.values())
     if execution.finished_ns is None:
         counted: CountedRow | str = "it has not ended"
     else:

@@ -8,18 +8,19 @@ then only the starts of the execution and of steps that run are announced.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, Row, update
 
 from tachograph.events import Event, ExecutionFinished, ExecutionStarted, Heartbeat
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey
-from tachograph_exporter.store.schema import spans
+from tachograph_exporter.store.schema import spans, traces
 
 _CHUNK: Final = 500
+_ID_BYTES: Final = 8
 
 
 class Announced(IntEnum):
@@ -101,3 +102,67 @@ def _mark(
             spans.c.span_id.in_(ordered[i : i + _CHUNK]),
         )
         connection.execute(statement.values(told=state.value))
+
+
+def untold_of(row: Row[Any]) -> list[str]:
+    """The ids of the spans that a trace's row lists as stored only."""
+    ids = row.untold
+    return [ids[i : i + _ID_BYTES].hex() for i in range(0, len(ids), _ID_BYTES)] if ids else []
+
+
+def with_more_untold(row: Row[Any] | None, span_ids: Iterable[str]) -> bytes:
+    """What a trace's row lists once these spans are stored, too."""
+    known = untold_of(row) if row is not None else []
+    return b"".join([bytes.fromhex(span_id) for span_id in dict.fromkeys([*known, *span_ids])])
+
+
+def note_untold(announced: Mapping[str, dict[str, Announced]], rows: Mapping[str, Row[Any]]) -> None:
+    """Correct what the rows of spans say was announced by what the rows of their traces say. Both by trace."""
+    for trace_id, row in rows.items():
+        if row.untold and (states := announced.get(trace_id)):
+            states |= {span_id: Announced.NOTHING for span_id in untold_of(row) if span_id in states}
+
+
+def write_untold(connection: Connection, workspace_id: str, rows: Mapping[str, Row[Any]]) -> None:
+    """Write to the rows of spans what the rows of their traces say: that nothing was announced of them."""
+    untold = {trace_id: ids for trace_id, row in rows.items() if (ids := untold_of(row))}
+    for trace_id, span_ids in untold.items():
+        _mark(connection, workspace_id, trace_id, span_ids, Announced.NOTHING)
+    _write_traces(connection, workspace_id, untold, {"untold": None})
+
+
+def mark_assembled(
+    connection: Connection,
+    workspace_id: str,
+    rows: Mapping[str, Row[Any]],
+    withheld: Mapping[str, Mapping[str, Announced]],
+    due: Mapping[str, int | None],
+) -> None:
+    """Note that traces were assembled with the spans that had only been stored, and what was announced of these.
+
+    ``rows``: by trace, as they were. ``withheld``: by trace, of which spans only a start is announced, and which; if a
+    trace has no entry, everything is. ``due``: when to assemble a trace again (None: never); the others stay as due as
+    they are.
+    """
+    due_at: dict[int | None, list[str]] = {}
+    kept: list[str] = []
+    for trace_id, row in rows.items():
+        if row.untold and (states := withheld.get(trace_id)) is not None:
+            ids = [span_id for span_id in untold_of(row) if span_id not in states]
+            _mark(connection, workspace_id, trace_id, ids, Announced.NOTHING)
+        if trace_id in due:
+            due_at.setdefault(due[trace_id], []).append(trace_id)
+        elif row.untold:
+            kept.append(trace_id)
+    for due_ns, trace_ids in due_at.items():
+        _write_traces(connection, workspace_id, trace_ids, {"untold": None, "due_ns": due_ns})
+    _write_traces(connection, workspace_id, kept, {"untold": None})
+
+
+def _write_traces(
+    connection: Connection, workspace_id: str, trace_ids: Collection[str], values: Mapping[str, Any]
+) -> None:
+    ordered = sorted(trace_ids)
+    for i in range(0, len(ordered), _CHUNK):
+        is_trace = (traces.c.workspace_id == workspace_id) & traces.c.trace_id.in_(ordered[i : i + _CHUNK])
+        connection.execute(update(traces).where(is_trace).values(values))

@@ -14,7 +14,7 @@ from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest import rests, span_rows, span_store, trace_executions
-from tachograph_exporter.ingest.announcements import Announced, mark_reassembled
+from tachograph_exporter.ingest.announcements import Announced, mark_reassembled, write_untold
 from tachograph_exporter.ingest.leases import lost_as_told, lost_now, with_losses
 from tachograph_exporter.ingest.readings import Readings, add_logged_errors
 from tachograph_exporter.ingest.span_store import SpanStore
@@ -149,12 +149,16 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
             # More spans have arrived, and the traces were assembled with them, unless it was this trace that was due.
             _free(connection, due, now)
             return None, []
+        stored = span_rows.trace_rows(connection, workspace_id, list(kept.spans))
+        write_untold(connection, workspace_id, stored)
         announced = {i: span_rows.announced_of(connection, workspace_id, i) for i in kept.spans}
         leases = open_spans.of_traces(connection, workspace_id, list(kept.spans))
         whole = {i: with_losses(own, lost_now(leases.get(i, {}))) for i, own in kept.spans.items()}
         told = {i: with_losses(own, lost_as_told(leases.get(i, {}))) for i, own in kept.spans.items()}
         add_logged_errors(connection, workspace_id, whole)
-        is_quiet = due.is_quiet and not has_changed and not _is_growing(connection, due, unit, now)
+        # What has only been stored is assembled for the first time.
+        is_first = any(row.untold for row in stored.values())
+        is_quiet = due.is_quiet and not (has_changed or is_first or _is_growing(connection, due, unit, now))
         readings = Readings(store.book)
         readings.add(kept.unit, whole, told, announced, is_quiet=is_quiet)
         result = store.assemble(connection, workspace_id, due.workspace, readings, now)

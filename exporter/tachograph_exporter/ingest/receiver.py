@@ -3,7 +3,8 @@
 A large request is stored in several transactions, because its spans take many times its length in memory.
 
 One thread, because reading spans and writing rows both hold the interpreter lock: more threads would only contend for
-it. A request is answered once its spans are committed, so nothing acknowledged is lost.
+it. A request is answered once its spans are committed, so nothing acknowledged is lost. When many arrive at once, their
+executions are assembled after that (see `deferred`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sqlalchemy import Connection
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
+from tachograph_exporter.ingest.deferred import MAX_AT_ONCE, PAUSE_SECONDS, DeferredTraces
 from tachograph_exporter.ingest.envelope import PIECE_BYTES, BadRequest, ScopeOfSpans, scopes_of
 from tachograph_exporter.ingest.log_records import log_records
 from tachograph_exporter.ingest.log_store import LogStore
@@ -31,7 +33,7 @@ from tachograph_exporter.ingest.process_metrics import measurements
 from tachograph_exporter.ingest.process_store import ProcessStore
 from tachograph_exporter.ingest.request_queue import RequestQueue
 from tachograph_exporter.ingest.signals import LOGS, METRICS, TRACES, Signal
-from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore
+from tachograph_exporter.ingest.span_store import MAX_TRACE_SPANS, SpanStore, Taken
 from tachograph_exporter.ingest.spans import MAX_SPANS, SpanRecord, records_of
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -84,6 +86,7 @@ class Receiver:
         self._dropped = dropped
         self._queue: RequestQueue[_Request] = RequestQueue("tachograph-receiver", "spans", self._store_in_turn)
         self._lock = threading.Lock()
+        self._deferred = DeferredTraces(store)
         self._waiting = 0
         # When the oldest request arrived (monotonic) that is being stored; None while there is none.
         self._oldest: float | None = None
@@ -136,7 +139,12 @@ class Receiver:
         batch: list[_ReadRequest] = []
         size = count = 0
         is_open = True
-        request = self._queue.get()
+        before = self.stored
+        try:
+            request = self._queue.get(PAUSE_SECONDS if self._deferred else None)
+        except queue.Empty:
+            self._deferred.work()
+            return True
         while True:
             if request is None:
                 is_open = False
@@ -146,7 +154,7 @@ class Receiver:
             requests.append(request)
             size += len(request.body)
             if len(request.body) > PIECE_BYTES:
-                self._store(batch)
+                self._store(batch, is_hurried=bool(self._deferred))
                 batch = []
                 self._store_in_parts(request)
                 break
@@ -159,7 +167,11 @@ class Receiver:
                 request = self._queue.get(0)
             except queue.Empty:
                 break
-        self._store(batch)
+        self._store(batch, is_hurried=bool(self._deferred) or (len(batch) > 1 and count > MAX_AT_ONCE))
+        if is_open:
+            self._deferred.catch_up(self.stored - before)
+        else:
+            self._deferred.finish()
         return is_open
 
     def _store_in_parts(self, request: _Request) -> None:
@@ -176,7 +188,7 @@ class Receiver:
                     del items[len(items) - over :]
                     rejections += [f"a request may carry at most {MAX_SPANS} {request.signal.item}s"] * over
                 part = _ReadRequest(request._replace(answer=Future()), items, rejections)
-                self._store([part] if items else ())
+                self._store([part] if items else (), is_hurried=bool(self._deferred))
                 answer = part.request.answer.result() if items else _answer(0, rejections)
                 stored, rejected = stored + answer.stored, rejected + answer.rejected
                 reasons += [answer.why] if answer.why else []
@@ -188,24 +200,32 @@ class Receiver:
         why = "; ".join(list(dict.fromkeys(reasons))[:_MAX_REASONS])
         request.answer.set_result(Answer(stored, rejected, why))
 
-    def _store(self, batch: Sequence[_ReadRequest]) -> None:
-        """Commit a batch and answer its requests. If something in it is refused, find it by storing the halves."""
+    def _store(self, batch: Sequence[_ReadRequest], *, is_hurried: bool = False) -> None:
+        """Commit a batch and answer its requests. If something in it is refused, find it by storing the halves.
+
+        ``is_hurried``: executions are assembled later.
+        """
         if not batch:
             return
         try:
-            answers, dropped = self.store.commit(lambda connection: self._take(connection, batch))
+            answers, dropped, deferred = self.store.commit(
+                lambda connection: self._take(connection, batch, is_hurried=is_hurried)
+            )
         except StoreUnavailable as error:
             quiet.warning("unavailable", "spans could not be stored: %s", error)
             for read in batch:
                 read.request.answer.set_exception(StoreUnavailable(str(error)))
         except Exception:
             if len(batch) > 1:
-                self._store(batch[: len(batch) // 2])
-                self._store(batch[len(batch) // 2 :])
+                self._store(batch[: len(batch) // 2], is_hurried=is_hurried)
+                self._store(batch[len(batch) // 2 :], is_hurried=is_hurried)
             else:
                 self._store_by_trace(batch[0])
         else:
             self._note_dropped(dropped)
+            for workspace_id, workspace, taken in deferred:
+                for trace_id, spans in taken.deferred.items():
+                    self._deferred.add(workspace_id, workspace, trace_id, spans, taken.at_ns)
             for read, answer in zip(batch, answers, strict=True):
                 self.stored += answer.stored
                 self.rejected += answer.rejected
@@ -225,7 +245,7 @@ class Receiver:
             for trace_id, items in items_by_trace.items():
                 part = read._replace(items=items, rejections=[])
                 try:
-                    (answer,), dropped = self.store.commit(lambda c, part=part: self._take(c, [part]))  # type: ignore[misc]
+                    (answer,), dropped, _ = self.store.commit(lambda c, part=part: self._take(c, [part]))  # type: ignore[misc]
                 except StoreUnavailable:
                     raise
                 except Exception as error:
@@ -249,13 +269,14 @@ class Receiver:
         read.request.answer.set_result(_answer(stored, rejections))
 
     def _take(
-        self, connection: Connection, batch: Sequence[_ReadRequest]
-    ) -> tuple[tuple[list[Answer], _Dropped], list[Event]]:
+        self, connection: Connection, batch: Sequence[_ReadRequest], *, is_hurried: bool = False
+    ) -> tuple[tuple[list[Answer], _Dropped, _Deferred], list[Event]]:
         by_workspace: dict[tuple[str, str], list[_ReadRequest]] = {}
         for read in batch:
             by_workspace.setdefault((read.request.workspace_id, read.request.workspace), []).append(read)
         answers: dict[int, Answer] = {}
         dropped: _Dropped = Counter()
+        deferred: _Deferred = []
         events: list[Event] = []
         for (workspace_id, workspace), reads in by_workspace.items():
             by_signal: dict[Signal, list[_ReadRequest]] = {}
@@ -268,7 +289,8 @@ class Receiver:
                 refused: AbstractSet[tuple[str, str]] = frozenset()
                 new: Sequence[Event]
                 if signal is TRACES:
-                    taken = self.store.take(connection, workspace_id, workspace, items)
+                    taken = self.store.take(connection, workspace_id, workspace, items, is_hurried=is_hurried)
+                    deferred.append((workspace_id, workspace, taken))
                     stored, refused, new = taken.stored, taken.refused, taken.events
                 else:
                     stored, reasons, new = self._take_others(connection, signal, workspace_id, workspace, items)
@@ -277,7 +299,7 @@ class Receiver:
                 for i, read in enumerate(of_signal):
                     # What these requests carry was stored together; the first one counts it.
                     answers[id(read)] = _answer(stored if i == 0 else 0, [*read.rejections, *_full(read, refused)])
-        return ([answers[id(read)] for read in batch], dropped), events
+        return ([answers[id(read)] for read in batch], dropped, deferred), events
 
     def _take_others(
         self, connection: Connection, signal: Signal, workspace_id: str, workspace: str, items: Sequence[Any]
@@ -291,6 +313,8 @@ class Receiver:
 
 _Dropped: TypeAlias = Counter[tuple[str, str]]
 """Numbers of what is not kept, by signal and reason."""
+_Deferred: TypeAlias = list[tuple[str, str, Taken]]
+"""What was stored of spans, each with its workspace's id and the workspace."""
 
 
 def _full(read: _ReadRequest, refused: AbstractSet[tuple[str, str]]) -> list[str]:

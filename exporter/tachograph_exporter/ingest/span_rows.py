@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from tachograph.clock import NS
-from tachograph_exporter.ingest.announcements import Announced
+from tachograph_exporter.ingest.announcements import Announced, with_more_untold
 from tachograph_exporter.ingest.rests import Rests
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
 from tachograph_exporter.store.inserting import insert_many, upsert
@@ -121,11 +121,14 @@ class SpanRows:
         due: Mapping[str, int],
         now: int,
         sizes: Mapping[str, int] | None = None,
+        *,
+        deferred_ns: int | None = None,
     ) -> None:
         """Write the traces of these spans.
 
         ``rows``: as they are stored; ``due``: when to assemble a trace again; ``sizes``: how many spans are assembled
-        together with those of a trace, these included, where it is not alone.
+        together with those of a trace, these included, where it is not alone. ``deferred_ns``: the traces have not been
+        assembled with these spans; by then they are.
         """
         changed = []
         for trace_id, trace_spans in fresh.items():
@@ -135,7 +138,7 @@ class SpanRows:
             root = min(trace_spans, key=lambda span: (span.parent_span_id != "", span.start_ns, span.span_id))
             rank, root_start = int(not root.parent_span_id), root.start_ns
             service, name = root.service, root.name[:_MAX_NAME]
-            due_ns = due.get(trace_id)
+            due_ns, untold = due.get(trace_id), None
             if row is not None:
                 start, end = min(start, row.start_ns), max(end, row.end_ns)
                 if (-row.root_rank, row.root_start_ns) <= (-rank, root_start):
@@ -148,9 +151,14 @@ class SpanRows:
                 # What waits for an end that no span tells need not wait for it with spans that have arrived.
                 if due_ns is None or due_ns > now + round(CLAIM_SECONDS * NS):
                     due_ns = later
+                untold = row.untold if row is not None and deferred_ns is not None else None
+            elif deferred_ns is not None:
+                due_ns = min(row.due_ns, deferred_ns) if row is not None and row.due_ns is not None else deferred_ns
+                untold = with_more_untold(row, [span.span_id for span in trace_spans])
             changed.append(
-                (workspace_id, trace_id, counts[trace_id], now, start, end, rank, root_start, service, name, due_ns)
-            )
+                (workspace_id, trace_id, counts[trace_id], now, start, end, rank, root_start, service, name, due_ns,
+                 untold)
+            )  # fmt: skip
         insert_many(connection, self._put_trace, changed)
 
 
@@ -171,7 +179,7 @@ def trace_rows(connection: Connection, workspace_id: str, trace_ids: Sequence[st
 def stored_spans(
     connection: Connection, workspace_id: str, trace_ids: Sequence[str]
 ) -> tuple[dict[str, dict[str, SpanRecord]], dict[str, dict[str, Announced]]]:
-    """All spans of these traces and what was announced of them, both by trace id and span id."""
+    """All spans of these traces and what their rows say was announced of them, both by trace id and span id."""
     records: dict[str, dict[str, SpanRecord]] = {trace_id: {} for trace_id in trace_ids}
     announced: dict[str, dict[str, Announced]] = {trace_id: {} for trace_id in trace_ids}
     for i in range(0, len(trace_ids), _CHUNK):
@@ -191,7 +199,7 @@ def make_due(connection: Connection, workspace_id: str, trace_ids: Iterable[str]
 
 
 def announced_of(connection: Connection, workspace_id: str, trace_id: str) -> dict[str, Announced]:
-    """What was announced of a trace's spans, by span id."""
+    """What the rows of a trace's spans say was announced of them, by span id."""
     rows = connection.execute(_ANNOUNCED, {"workspace": workspace_id, "trace": trace_id})
     return {row[0]: Announced(row[1]) for row in rows}
 

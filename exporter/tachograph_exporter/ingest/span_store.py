@@ -3,6 +3,7 @@
 A span that arrives again changes nothing, except that one that has not ended is alive (see `store.open_spans`). The
 executions of a trace are assembled whenever some of its spans arrive;
 those of a long trace later, and those of a trace without its root once more when it has been quiet (see `reassembly`).
+When very many spans arrive at once, they are stored first (see `deferred`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
-from tachograph_exporter.ingest.announcements import Announced, mark_started
+from tachograph_exporter.ingest.announcements import (
+    Announced,
+    mark_assembled,
+    mark_started,
+    note_untold,
+    untold_of,
+    write_untold,
+)
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
 from tachograph_exporter.ingest.leases import Leases, lost_as_told, lost_now, says_more, with_losses
 from tachograph_exporter.ingest.lineage.joining import engine_key
@@ -40,7 +48,7 @@ from tachograph_exporter.ingest.span_rows import (
 )
 from tachograph_exporter.ingest.spans import SpanRecord, export_request, told_apart
 from tachograph_exporter.ingest.trace_executions import TraceExecutions, Update
-from tachograph_exporter.ingest.trace_groups import TraceGroups, size_of, units_of
+from tachograph_exporter.ingest.trace_groups import TraceGroups, Unit, size_of, units_of
 from tachograph_exporter.store import failures, locking, open_spans, refused
 from tachograph_exporter.store.lineage import LineageRows
 from tachograph_exporter.store.open_spans import OpenSpans
@@ -48,8 +56,9 @@ from tachograph_exporter.store.writer import StoreWriter
 
 MAX_TRACE_SPANS: Final = 200_000
 """Spans that are kept of a trace."""
+DEFERRED_SECONDS: Final = 30.0
+"""When a trace is due whose spans have only been stored: if the process that stored them has died."""
 
-BEGUN: Final = Announced.BEGUN
 SpanKey: TypeAlias = tuple[str, str]
 """(trace id, span id)"""
 _FaultOf: TypeAlias = tuple[str, str, Fault]
@@ -61,11 +70,29 @@ quiet: Final = QuietLog(logging.getLogger(__name__))
 
 
 class Taken(NamedTuple):
-    """What became of spans: events that listeners have not received, the number of new spans, and refused spans."""
+    """What became of spans: events that listeners have not received, the number of new spans, and refused spans.
+
+    ``deferred``: the new spans that executions do not have yet, by trace; ``at_ns``: when these were stored.
+    """
 
     events: list[Event]
     stored: int
     refused: AbstractSet[SpanKey]
+    deferred: Mapping[str, Sequence[SpanRecord]] = {}
+    at_ns: int = 0
+
+
+class Kept(NamedTuple):
+    """The spans of a trace that was stored as a whole at ``at_ns`` and has not been assembled. It is not read again."""
+
+    at_ns: int
+    spans: Sequence[SpanRecord]
+
+    def is_all_of(self, row: Row[Any] | None) -> bool:
+        """Whether the trace with this row has these spans, as they are here, and nothing was announced of them."""
+        if row is None or (row.changed_ns, row.span_count) != (self.at_ns, len(self.spans)):
+            return False
+        return len(untold_of(row)) == len(self.spans)
 
 
 class SpanStore:
@@ -167,8 +194,19 @@ class SpanStore:
         """Keep an OpenLineage event that was refused, with the reason. Raises `StoreUnavailable`."""
         self._writer.set_record_aside(refused.LINEAGE, workspace, arrived.event.run_id, error, arrived.payload)
 
-    def take(self, connection: Connection, workspace_id: str, workspace: str, arrived: Iterable[SpanRecord]) -> Taken:
-        """Store spans and bring the executions of their traces up to date."""
+    def take(
+        self,
+        connection: Connection,
+        workspace_id: str,
+        workspace: str,
+        arrived: Iterable[SpanRecord],
+        *,
+        is_hurried: bool = False,
+    ) -> Taken:
+        """Store spans and bring the executions of their traces up to date.
+
+        ``is_hurried``: store them only; `assemble_deferred` is called for their traces later.
+        """
         locking.lock(connection)
         candidates = self._newest(arrived)
         now = time.time_ns()
@@ -180,12 +218,14 @@ class SpanStore:
         others = {member for unit in units.values() for member in unit.traces} - candidates.keys()
         rows |= trace_rows(connection, workspace_id, sorted(others))
         leases.read(sorted(others & rows.keys()))
+        if not is_hurried:
+            write_untold(connection, workspace_id, rows)
         spans_of = {trace_id: row.span_count for trace_id, row in rows.items()}
         units = units_of(units, spans_of, MAX_TRACE_SPANS)
         short = {
             member
             for unit in units.values()
-            if size_of(unit, spans_of) <= MAX_AT_ONCE
+            if size_of(unit, spans_of) <= MAX_AT_ONCE and not is_hurried
             for member in unit.traces
             if member in rows
         }
@@ -212,7 +252,7 @@ class SpanStore:
                 fresh[trace_id], counts[trace_id] = chosen, count
                 leases.take(chosen)
         sizes = {trace_id: size_of(units[trace_id], counts, spans_of) for trace_id in fresh}
-        changed = {units[trace_id] for trace_id, size in sizes.items() if size <= MAX_AT_ONCE}
+        changed = {units[trace_id] for trace_id, size in sizes.items() if size <= MAX_AT_ONCE and not is_hurried}
         # From now on the traces of these are each by itself.
         split = {member for i, size in sizes.items() if size > MAX_TRACE_SPANS for member in units[i].traces}
         make_due(connection, workspace_id, split & rows.keys(), now + round(LATER_SECONDS * NS))
@@ -233,16 +273,18 @@ class SpanStore:
         if fresh:
             self._rows.put(connection, workspace_id, fresh, sizes, withheld)
             due = {trace_id: update.due[key] for trace_id in fresh if (key := units[trace_id].key) in update.due}
-            self._rows.put_traces(connection, workspace_id, fresh, counts, rows, due, now, sizes)
+            deferred_ns = now + round(DEFERRED_SECONDS * NS) if is_hurried else None
+            self._rows.put_traces(
+                connection, workspace_id, fresh, counts, rows, due, now, sizes, deferred_ns=deferred_ns
+            )
             for trace_id, states in withheld.items():
                 # Of spans that had arrived before, too.
-                told_before = announced.get(trace_id, {})
-                later = {
-                    i: told for i, told in states.items() if told is BEGUN and told_before.get(i, told) is not told
-                }
+                before_it = announced.get(trace_id, {})
+                later = {i: state for i, state in states.items() if before_it.get(i, state) is not state}
                 mark_started(connection, workspace_id, trace_id, later)
         leases.write(self._open_spans, fresh, readings.traces)
-        return Taken(update.new, sum(map(len, fresh.values())), refused)
+        deferred = {i: own for i, own in fresh.items() if sizes[i] <= MAX_AT_ONCE} if is_hurried else {}
+        return Taken(update.new, sum(map(len, fresh.values())), refused, deferred, now)
 
     def _newest(self, arrived: Iterable[SpanRecord]) -> dict[str, dict[str, SpanRecord]]:
         """The spans that arrived, by trace id and span id; of one that is there twice the version that says more."""
@@ -282,14 +324,69 @@ class SpanStore:
 
         A long trace is assembled later.
         """
+        again = self._read_again(connection, workspace_id, trace_ids)
+        now = time.time_ns()
+        make_due(connection, workspace_id, again.long, now + round(LATER_SECONDS * NS))
+        readings = Readings(self.book)
+        for unit in again.units:
+            # Where the spans say it themselves, nothing changes; what waits to be assembled gets it then.
+            is_waiting = any(again.rows[i].untold for i in unit.traces if i in again.rows)
+            if not is_waiting and not again.changed.isdisjoint(unit.traces):
+                readings.add(unit, again.whole, again.told, again.announced)
+        events = self.assemble(connection, workspace_id, workspace, readings, now).new
+        open_spans.mark_told(connection, workspace_id, sorted(readings.traces & again.leased))
+        return events
+
+    def assemble_deferred(
+        self,
+        connection: Connection,
+        workspace_id: str,
+        workspace: str,
+        trace_ids: AbstractSet[str],
+        kept: Mapping[str, Kept] = {},
+    ) -> Sequence[Event]:
+        """Assemble traces of which spans have only been stored; events that listeners have not received.
+
+        ``kept``: those of them that need not be read, unless they have changed.
+        Nothing happens to those that were assembled meanwhile, and to long ones, which are due in any case.
+        """
+        locking.lock(connection)
+        again = self._read_again(connection, workspace_id, trace_ids, kept)
+        note_untold(again.announced, again.rows)
+        readings = Readings(self.book)
+        for unit in again.units:
+            if any(again.rows[i].untold for i in unit.traces if i in again.rows):
+                readings.add(unit, again.whole, again.told, again.announced)
+        update = self.assemble(connection, workspace_id, workspace, readings, time.time_ns())
+        withheld = readings.by_trace(update.withheld)
+        for trace_id, states in withheld.items():
+            known = again.announced.get(trace_id, {})
+            changed = {i: state for i, state in states.items() if known.get(i) is not state}
+            mark_started(connection, workspace_id, trace_id, changed)
+        due: dict[str, int | None] = {}
+        for key, reading in readings.readings.items():
+            due |= {i: update.due.get(key) for i in reading.traces if i in trace_ids}
+        rows = {i: again.rows[i] for i in readings.traces if i in again.rows}
+        mark_assembled(connection, workspace_id, rows, withheld, due)
+        open_spans.mark_told(connection, workspace_id, sorted(readings.traces & again.leased))
+        return update.new
+
+    def _read_again(
+        self, connection: Connection, workspace_id: str, trace_ids: AbstractSet[str], kept: Mapping[str, Kept] = {}
+    ) -> _Again:
         units = TraceGroups.of(connection, workspace_id, sorted(trace_ids))
         rows = trace_rows(connection, workspace_id, sorted({member for u in units.values() for member in u.traces}))
         spans_of = {trace_id: row.span_count for trace_id, row in rows.items()}
         bounded = units_of(units, spans_of, MAX_TRACE_SPANS)
         present = {unit for trace_id, unit in bounded.items() if trace_id in rows}
         short = {unit for unit in present if size_of(unit, spans_of) <= MAX_AT_ONCE}
+        long = rows.keys() & {trace_id for unit in present - short for trace_id in unit.traces}
         ids = sorted({trace_id for unit in short for trace_id in unit.traces if trace_id in rows})
-        stored, announced = stored_spans(connection, workspace_id, ids)
+        whole_kept = {i for i in ids if (own := kept.get(i)) is not None and own.is_all_of(rows[i])}
+        stored, announced = stored_spans(connection, workspace_id, [i for i in ids if i not in whole_kept])
+        for trace_id in whole_kept:
+            stored[trace_id] = {span.span_id: span for span in kept[trace_id].spans}
+            announced[trace_id] = dict.fromkeys(stored[trace_id], Announced.NOTHING)
         leases = open_spans.of_traces(connection, workspace_id, ids)
         whole: dict[str, list[SpanRecord]] = {}
         told: dict[str, list[SpanRecord]] = {}
@@ -297,18 +394,26 @@ class SpanStore:
             spans, known = stored[trace_id].values(), leases.get(trace_id, {})
             whole[trace_id] = with_losses(spans, lost_now(known))
             told[trace_id] = with_losses(spans, lost_as_told(known))
-        # Where the spans say it themselves, nothing changes.
         changed = add_logged_errors(connection, workspace_id, whole)
-        readings = Readings(self.book)
-        for unit in short:
-            if not changed.isdisjoint(unit.traces):
-                readings.add(unit, whole, told, announced)
-        now = time.time_ns()
-        long = [trace_id for unit in present - short for trace_id in unit.traces]
-        make_due(connection, workspace_id, rows.keys() & set(long), now + round(LATER_SECONDS * NS))
-        events = self.assemble(connection, workspace_id, workspace, readings, now).new
-        open_spans.mark_told(connection, workspace_id, sorted(readings.traces & leases.keys()))
-        return events
+        return _Again(short, long, rows, whole, told, announced, changed, leases.keys())
+
+
+class _Again(NamedTuple):
+    """What is stored of traces, to assemble them again.
+
+    ``units``: they and those that they are assembled with; ``long``: the traces that are too long for that. By trace:
+    ``rows``; ``whole``: all spans; ``told``: the same as listeners may know them; ``announced``. ``changed``: traces
+    with exceptions that were sent as log records; ``leased``: those with open spans.
+    """
+
+    units: AbstractSet[Unit]
+    long: AbstractSet[str]
+    rows: Mapping[str, Row[Any]]
+    whole: Mapping[str, list[SpanRecord]]
+    told: Mapping[str, list[SpanRecord]]
+    announced: Mapping[str, dict[str, Announced]]
+    changed: AbstractSet[str]
+    leased: AbstractSet[str]
 
 
 def _ends(

@@ -34,6 +34,9 @@ AHEAD_SECONDS: Final = 86_400.0
 LONGEST_SECONDS: Final = 366 * 86_400.0
 """How long a span may last: a longer one began before its clock was set."""
 
+_LONGEST_NS: Final = round(LONGEST_SECONDS * NS)
+_NO_TRACE: Final = bytes(16)
+_NO_SPAN: Final = bytes(8)
 
 MAX_EVENTS: Final = 200
 """Events of a span that are read."""
@@ -116,7 +119,13 @@ def clean(text: str) -> str:
 
 def attributes_of(attributes: Iterable[KeyValue]) -> dict[str, Any]:
     """OTLP attributes by key, as Python values."""
-    return {attribute.key: value_of(attribute.value) for attribute in attributes}
+    values: dict[str, Any] = {}
+    for attribute in attributes:
+        value = attribute.value
+        # Text first: most are, and this is read for every span.
+        text = value.string_value
+        values[attribute.key] = text or value_of(value)
+    return values
 
 
 def value_of(value: AnyValue) -> Any:
@@ -180,23 +189,27 @@ def records(groups: Iterable[ResourceSpans], now_ns: int | None = None) -> Itera
 
 
 def _fault(span: Span, latest_ns: int) -> str | None:
-    if len(span.trace_id) != 16 or not any(span.trace_id):
+    trace_id, span_id = span.trace_id, span.span_id
+    start_ns, end_ns = span.start_time_unix_nano, span.end_time_unix_nano
+    if len(trace_id) != 16 or trace_id == _NO_TRACE:
         return f'span "{span.name[:80]}" has no valid trace id'
-    if len(span.span_id) != 8 or not any(span.span_id):
+    if len(span_id) != 8 or span_id == _NO_SPAN:
         return f'span "{span.name[:80]}" has no valid span id'
-    if span.parent_span_id and len(span.parent_span_id) != 8:
+    if len(span.parent_span_id) not in (0, 8):
         return f'span "{span.name[:80]}" has no valid parent span id'
-    if not span.start_time_unix_nano or max(span.start_time_unix_nano, span.end_time_unix_nano) >= 1 << 63:
+    if end_ns < start_ns:
+        end_ns = start_ns
+    if start_ns >= EARLIEST_NS and end_ns <= latest_ns and end_ns - start_ns <= _LONGEST_NS:
+        return None
+    if not start_ns or end_ns >= 1 << 63:
         return f'span "{span.name[:80]}" has no valid start or end'
-    end_ns = max(span.start_time_unix_nano, span.end_time_unix_nano)
-    what = ""
-    if span.start_time_unix_nano < EARLIEST_NS:
+    if start_ns < EARLIEST_NS:
         what = "starts before the year 2000"
     elif end_ns > latest_ns:
         what = "starts or ends more than a day from now"
-    elif end_ns - span.start_time_unix_nano > LONGEST_SECONDS * NS:
+    else:
         what = "lasts longer than a year"
-    return f'span "{span.name[:80]}" {what}: check the clock of its host' if what else None
+    return f'span "{span.name[:80]}" {what}: check the clock of its host'
 
 
 def record(
@@ -221,26 +234,28 @@ def record(
             exception = (kind, str(message), str(stack))
         if len(events) < MAX_EVENTS:
             events.append(SpanEvent(event.time_unix_nano, event.name, attributes))
-    parent = span.parent_span_id.hex()
+    parent = span.parent_span_id
+    start_ns, end_ns = span.start_time_unix_nano, span.end_time_unix_nano
+    status, links = span.status, span.links
     return SpanRecord(
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
-        parent_span_id=parent if parent.strip("0") else "",
+        parent_span_id=parent.hex() if parent and parent.strip(b"\0") else "",
         name=clean(span.name),
         kind=span.kind,
-        start_ns=span.start_time_unix_nano,
+        start_ns=start_ns,
         # If the clock was set back meanwhile, the span ended when it started.
-        end_ns=max(span.end_time_unix_nano, span.start_time_unix_nano) if span.end_time_unix_nano else 0,
+        end_ns=end_ns if end_ns >= start_ns or not end_ns else start_ns,
         service=service,
         scope=scope,
         resource_id=resource_id,
         resource=resource,
         payload=span.SerializeToString(deterministic=True),
         attributes=attributes_of(span.attributes),
-        status_code=span.status.code,
-        status_message=span.status.message,
-        links=tuple([link.span_id.hex() for link in span.links if link.trace_id == span.trace_id]),
-        elsewhere=_elsewhere(span) if span.links else (),
+        status_code=status.code,
+        status_message=status.message,
+        links=tuple([link.span_id.hex() for link in links if link.trace_id == span.trace_id]) if links else (),
+        elsewhere=_elsewhere(span) if links else (),
         exception=exception,
         resource_attributes=resource_attributes,
         events=tuple(events),

@@ -149,7 +149,9 @@ class TraceExecutions:
                     states |= dict.fromkeys(begun & execution.starts.keys() | now_begun, Announced.BEGUN)
                 if is_withheld or not (execution.is_named or reading.is_quiet):
                     unsettled.add(execution_id)
-                has_ended = not execution.may_change and _has_ended(rows.get(execution_id))
+                # What listeners have not heard of has not ended for them, though it is stored.
+                is_known = start_key(execution_id) in announced
+                has_ended = is_known and not execution.may_change and _has_ended(rows.get(execution_id))
                 new += unannounced(execution, announced, is_withheld=is_withheld, has_ended=has_ended)
                 if execution_id in unsettled and execution.is_finished:
                     due[trace_id] = now + round(QUIET_SECONDS * NS)

@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0028"
+HEAD: Final = "0029"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -487,7 +487,9 @@ spans: Final = Table(
 )  # fmt: skip
 
 # One row per trace of ``spans``, so that lists need not read spans. ``root_rank`` is 1 if the root is a span without a
-# parent, 0 if it is the earliest span. ``due_ns``: when to assemble its executions (again), if ever.
+# parent, 0 if it is the earliest span. ``due_ns``: when to assemble its executions (again), if ever. ``untold``: ids
+# (8 bytes each) of spans that were stored before its executions were assembled with them: whatever their ``told`` says,
+# nothing has been reported of them. Rows of spans are not written again when that changes.
 traces: Final = Table(
     "traces",
     metadata,
@@ -502,6 +504,7 @@ traces: Final = Table(
     Column("root_service", String(200), nullable=False),
     Column("root_name", String(200), nullable=False),
     Column("due_ns", BigInteger),
+    Column("untold", LargeBinary),
     Index("ix_traces_start", "workspace_id", text("start_ns DESC"), "end_ns"),
     Index("ix_traces_rootless", "workspace_id", text("start_ns DESC"), "end_ns", "root_rank",
           sqlite_where=text(IS_ROOTLESS), postgresql_where=text(IS_ROOTLESS)),

@@ -186,7 +186,8 @@ class StoreWriter:
         if months:
             partitions.ensure(connection, months)
         counted_before = SeriesCounter(connection)
-        before = self._ended_before(connection, touched, batch.ended, counted_before)
+        # One that is reported may be ended by the service while a process still tells of it.
+        before = self._ended_before(connection, touched, batch.ended | batch.reported, counted_before)
         self._register(connection, batch)
         for (workspace, workflow, source), expectation in batch.expects.items():
             if expectation is None:

@@ -99,8 +99,9 @@ def failure_groups(
     groups: dict[tuple[str, str | None, str], dict[str, list[Row[Any]]]] = {}
     for workflow_id, of_workflow in failed.items():
         for row in of_workflow:
-            key = (row.status, None, group_ids.get(row.execution_id, ""))
-            if not key[2]:
+            group_id = group_ids.get(row.execution_id)
+            key: tuple[str, str | None, str] = (row.status, None, group_id or "")
+            if group_id is None:
                 key = (row.status, row.error_type or "", cause_of(row.error_message))
             groups.setdefault(key, {}).setdefault(workflow_id, []).append(row)
     result = []

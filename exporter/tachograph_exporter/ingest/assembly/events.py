@@ -82,11 +82,14 @@ def step_events(
     asked_ns = step.ready_ns
     ready_ns = place.start_ns if asked_ns is None else min(at(asked_ns), place.start_ns)
     due_ns = ready_ns if step.due_ns is None else max(ready_ns, min(at(step.due_ns), place.start_ns))
-    earlier = [end for step_id in step.depends_on if (end := ends.get(step_id)) is not None and end <= due_ns]
+    met_ns = limits.start_ns
+    for step_id in step.depends_on:
+        end = ends.get(step_id)
+        if end is not None and met_ns < end <= due_ns:
+            met_ns = end
     if step.after is not None and asked_ns is not None:
         # The step that asked for it had done so before it ended; whether it was due at once is another matter.
-        earlier.append(ready_ns if step.asked_ns is None else min(at(step.asked_ns), ready_ns))
-    met_ns = max([limits.start_ns, *earlier])
+        met_ns = max(met_ns, ready_ns if step.asked_ns is None else min(at(step.asked_ns), ready_ns))
     if asked_ns is not None:
         attempts.ready(due_ns, met_ns, ready_ns)
     if step.run is not None:
@@ -131,6 +134,8 @@ def step_events(
 def step_costs(step: AssembledStep, spent: Mapping[str, Spent]) -> Iterator[StepCost]:
     """What a step's attempts spent on models, as far as the spans tell. ``spent``: by span id."""
     assert step.ref is not None  # noqa: S101
+    if not spent:
+        return
     for number, (_, span) in enumerate(sorted(step.spans, key=lambda matched: start_order(matched[1])), start=1):
         cost = spent.get(span.span_id)
         if cost is not None:
@@ -201,10 +206,13 @@ def _back_off(attempts: StepAttempts, attempt: Try, at: Callable[[int], int]) ->
 
 def _shown(event: E, time_ns: int, **times: int) -> E:
     """The event with the times that the spans say."""
-    times["time_ns"] = time_ns
-    if all(getattr(event, name) == value for name, value in times.items()):
-        return event
-    return msgspec.structs.replace(event, **times)
+    if event.time_ns == time_ns:
+        for name, value in times.items():
+            if getattr(event, name) != value:
+                break
+        else:
+            return event
+    return msgspec.structs.replace(event, time_ns=time_ns, **times)
 
 
 def failure_of_try(attempt: Try) -> Failure:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from tachograph.clock import NS
 from tachograph.events import Event
-from tachograph_exporter.ingest.announcements import Announced
+from tachograph_exporter.ingest.announcements import Announced, write_untold
 from tachograph_exporter.ingest.lineage import vocabulary
 from tachograph_exporter.ingest.lineage.events import LineageEvent
 from tachograph_exporter.ingest.lineage.keys import keys_of
@@ -232,9 +232,10 @@ class LineageStore:
         known_traces: AbstractSet[str],
     ) -> list[Event]:
         """Make the spans of traces anew from all their events, store those that changed, replace the executions."""
-        stored, announced = stored_spans(
-            connection, workspace_id, [trace_id for trace_id in events if trace_id in known_traces]
-        )
+        present = [trace_id for trace_id in events if trace_id in known_traces]
+        trace_states = trace_rows(connection, workspace_id, present)
+        write_untold(connection, workspace_id, trace_states)
+        stored, announced = stored_spans(connection, workspace_id, present)
         readings: dict[str, Reading] = {}
         fresh: dict[str, list[SpanRecord]] = {}
         counts: dict[str, int] = {}
@@ -253,9 +254,6 @@ class LineageStore:
                 readings[trace_id] = Reading(list(whole.values()), states, earlier)
         update = self._executions.update(connection, workspace_id, workspace, readings, now, emptied)
         self._span_rows.put(connection, workspace_id, fresh, counts, update.withheld)
-        trace_states = trace_rows(
-            connection, workspace_id, [trace_id for trace_id in fresh if trace_id in known_traces]
-        )
         self._span_rows.put_traces(connection, workspace_id, fresh, counts, trace_states, update.due, now)
         # Where spans of other engines in such a trace tell of a run in several traces, these are assembled again.
         units = TraceGroups.of(connection, workspace_id, readings).values()

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import BindParameter, Connection, bindparam, delete, func, select
+from sqlalchemy.engine import Dialect
 
 from tachograph.events import UNSUCCESSFUL
 from tachograph_exporter.store import state
@@ -244,8 +245,17 @@ def _store(connection: Connection, failing: Sequence[Failing]) -> None:
         row.values(groups.OTHER if row.group_id in beyond.get(row.owner.workspace_id, ()) else row.group_id)
         for _, row in sorted(rows.items())
     ]
-    statement = str(upsert(connection.dialect, failure_occurrences).compile(dialect=connection.dialect))
-    insert_many(connection, statement, values)
+    insert_many(connection, _upsert_of(connection.dialect), values)
+
+
+_UPSERTS: Final[dict[str, str]] = {}
+
+
+def _upsert_of(dialect: Dialect) -> str:
+    # Compiled once: that takes longer than writing a row.
+    if dialect.name not in _UPSERTS:
+        _UPSERTS[dialect.name] = str(upsert(dialect, failure_occurrences).compile(dialect=dialect))
+    return _UPSERTS[dialect.name]
 
 
 def _inside(connection: Connection, ended: Sequence[Failing], written: Iterable[_Row]) -> Mapping[str, list[_Stored]]:

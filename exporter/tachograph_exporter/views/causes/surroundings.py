@@ -24,7 +24,7 @@ MAX_WORKERS: Final = 0.6
 MIN_CROWD: Final = 2.0
 """How many times the usual number of runs at the same time are many."""
 MIN_BETWEEN: Final = 5
-"""Usual runs between odd ones without which a process cannot be told from the time in which it ran."""
+"""Usual runs between odd ones without which a process, or a workflow beside, cannot be told from its time."""
 _DAY_NS: Final = 86_400 * NS
 
 
@@ -93,11 +93,11 @@ def of_time(target: SampledRun, runs: Sequence[SampledRun], odd: Mapping[str, Sa
 def is_plausible(difference: Difference, odd: Mapping[str, SampledRun], usual: Mapping[str, SampledRun]) -> bool:
     """Whether a difference in the surroundings is more than neighbouring runs having the same ones.
 
-    Tests take runs to be independent, and in time they are not: runs in a row share their process, and how many there
-    are of it.
+    Tests take runs to be independent, and in time they are not: runs in a row share their process, how many there are
+    of it, and what else ran in those days.
     """
     kind, number = difference.place.kind, difference.value
-    if kind == "process":
+    if kind in ("process", "beside"):
         low = min(run.started_ns for run in odd.values())
         high = max(run.started_ns for run in odd.values())
         return sum(low < run.started_ns < high for run in usual.values()) >= MIN_BETWEEN
