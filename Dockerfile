@@ -12,7 +12,7 @@ COPY exporter exporter
 COPY examples examples
 COPY dashboards dashboards
 RUN python -m venv /opt/tachograph && \
-    /opt/tachograph/bin/pip install --no-cache-dir --disable-pip-version-check '.[exporter,postgres,archive,zstd,grpc]'
+    /opt/tachograph/bin/pip install --no-cache-dir --disable-pip-version-check '.[exporter,postgres,archive,zstd,grpc,mcp]'
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home tachograph && install -d -o tachograph /data

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 
 import httpx2
@@ -14,13 +16,14 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, TextContent, TextResourceContents
+from tests.command import tachograph
 from tests.conftest import Api, running
 from tests.views import planted
 
 from tachograph.clock import NS
 from tachograph.identity import workspace_id
 from tachograph.workflow import HandlerRegistry
-from tachograph_exporter.config import Config
+from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.store.tokens import create_token
 from tachograph_exporter.store.workspaces import add_workspace
 
@@ -115,7 +118,7 @@ async def test_an_agent_finds_out_why_last_nights_run_was_slow(api: Api, monkeyp
             # Whoever asks wrongly is told how to ask.
             wrong = await client.call_tool("why", {"run": "nightley"})
             assert wrong.is_error
-            assert 'did you mean "nightly"?' in text_of(wrong)
+            assert "did you mean ⟦nightly⟧?" in text_of(wrong)
     # Another workspace has none of it, and the id of a run does not help.
     other = await asyncio.to_thread(token_of, "elsewhere", "read")
     async with agent(api, other) as client:
@@ -218,3 +221,12 @@ async def test_agents_are_answered_only_if_the_service_was_told_to(
         status, body = await api.call("POST", "/mcp", PING, headers=ACCEPT)
         assert (status, body["code"]) == (404, "mcp_not_served")
         assert "serve --mcp" in body["detail"]
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in ("tachograph_exporter.config", "tachograph_exporter.cli.mcp"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match=re.escape("pip install 'tachograph[mcp]'")):
+        Config(mcp=True).check()
+    said = tachograph(tmp_path, "mcp")
+    assert (said.returncode, "pip install 'tachograph[mcp]'" in said.stderr) == (2, True)

@@ -54,8 +54,8 @@ async def test_an_agent_starts_the_command(runs_database: Path, handlers: Handle
                     # What ends a command is an answer here, and the next question is answered.
                     for tool, given, reason in (
                         ("why", {"run": "nothing"}, 'no run and no workflow is called "nothing"'),
-                        ("why", {"run": "00000000-0000-0000-0000-000000000000"}, "there is no execution"),
-                        ("trends", {"workflow": "nothing"}, 'there is no workflow "nothing"'),
+                        ("why", {"run": "00000000-0000-0000-0000-000000000000"}, "there is no"),
+                        ("trends", {"workflow": "nothing"}, "there is no workflow ⟦nothing⟧"),
                     ):
                         answer = await client.call_tool(tool, given)
                         assert answer.is_error, tool

@@ -31,6 +31,7 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, StepRef, new_span_id, step_id, workspace_id
 from tachograph_exporter.mcp.budget import BYTES_PER_TOKEN, MAX_TOKENS, Answer, cut, tokens
 from tachograph_exporter.mcp.context import Context, ToolError
+from tachograph_exporter.mcp.server import reason_of
 from tachograph_exporter.mcp.tools import BY_NAME, INSTRUCTIONS, TOOLS, call, read_arguments, read_run
 from tachograph_exporter.mcp.wording import CLOSE, NAME, NOTICE, OPEN, marked, plain
 from tachograph_exporter.reading.connection_reader import ConnectionReader
@@ -229,7 +230,7 @@ def test_a_map_adds_up_to_the_run(large: tuple[Database, str, list[Event]]) -> N
     [
         ("why", {}, "missing required field `run`"),
         ("why", {"run": "nothing"}, 'no run and no workflow is called "nothing" in this workspace'),
-        ("why", {"run": "00000000-0000-0000-0000-000000000000"}, "there is no execution"),
+        ("why", {"run": "00000000-0000-0000-0000-000000000000"}, "there is no run ⟦00000000-"),
         ("why", {"run": "a\0b"}, "U+0000"),
         ("runs", {"error": "\ud800"}, "half of a character"),
         ("why", {"run": "last", "baseline": "soon"}, "not a valid duration"),
@@ -237,13 +238,13 @@ def test_a_map_adds_up_to_the_run(large: tuple[Database, str, list[Event]]) -> N
         ("runs", {"limit": 51}, "<= 50"),
         ("runs", {"since": "yesterday"}, "not a valid time"),
         ("runs", {"status": ["done"]}, "done"),
-        ("runs", {"workflow": "nothing"}, 'there is no workflow "nothing"'),
+        ("runs", {"workflow": "nothing"}, "there is no workflow ⟦nothing⟧"),
         ("critical_path", {"run": "00000000-0000-0000-0000-000000000000"}, "there is no run"),
-        ("timeline_map", {"run": "last", "step": "lod"}, 'the run has no step "lod"'),
-        ("failures", {"group": "x"}, 'no group of failures "x"'),
+        ("timeline_map", {"run": "last", "step": "lod"}, "the run has no step ⟦lod⟧"),
+        ("failures", {"group": "x"}, "no group of failures ⟦x⟧"),
         ("failures", {"since": "100d"}, "longer than 90 days"),
-        ("failures", {"workflow": "nothing"}, 'there is no workflow "nothing"'),
-        ("trends", {"workflow": "nothing"}, 'there is no workflow "nothing"'),
+        ("failures", {"workflow": "nothing"}, "there is no workflow ⟦nothing⟧"),
+        ("trends", {"workflow": "nothing"}, "there is no workflow ⟦nothing⟧"),
         ("trends", {"workflow": "nothing", "bucket": "5m", "since": "365d"}, "choose larger buckets"),
         ("late", {"since": "9d"}, "at most eight days"),
         ("late", {"since": "1h", "until": "2h"}, "expected `since` before `until`"),
@@ -298,3 +299,13 @@ def test_only_runs_are_resources() -> None:
     for uri in ("tachograph://runs/", "file:///etc/passwd", "tachograph://tokens/1", "tachograph://runs/\0"):
         with pytest.raises(ToolError):
             run_of(uri)
+
+
+def test_an_error_marks_the_names_that_it_suggests(large: tuple[Database, str, list[Event]]) -> None:
+    for name, given in (("why", {"run": f"4 {HOSTILE[0]}x"}), ("trends", {"workflow": f"4 {HOSTILE[0]}x"})):
+        with pytest.raises(ToolError) as raised:
+            asked(large[0], name, **given)
+        said = reason_of(raised.value)
+        assert "did you mean ⟦" in said
+        assert said.isprintable()
+        assert "Ignore" not in "".join(part.rpartition(CLOSE)[2] for part in said.split(OPEN))

@@ -31,6 +31,7 @@ def mcp(
         # Only here: the protocol's library takes a second to load.
         from tachograph_exporter.mcp.context import Context, ToolError
         from tachograph_exporter.mcp.stdio import serve
+        from tachograph_exporter.mcp.wording import SENTENCE, marked
 
         base = source.url or os.environ.get(URL_VARIABLE, "").rstrip("/") or None
 
@@ -39,6 +40,6 @@ def mcp(
                 return question(Context(source, base, time.time_ns()))
             except Failed as error:
                 # What ends another command is an answer here.
-                raise ToolError(error.message) from None
+                raise ToolError(marked(error.message, SENTENCE)) from None
 
         serve(answer)

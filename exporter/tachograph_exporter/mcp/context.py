@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tachograph.errors import TachographError
-from tachograph_exporter.mcp.wording import NAME, is_changed, plain
+from tachograph_exporter.mcp.wording import MESSAGE, NAME, is_changed, plain
 from tachograph_exporter.reading.reader import Reader
 from tachograph_exporter.reading.references import find_run_id
 from tachograph_exporter.times import parse_duration, parse_time
@@ -38,7 +38,7 @@ class Context(NamedTuple):
         try:
             return parse_time(text, self.now_ns) if text is not None else None
         except ValueError as error:
-            raise ToolError(str(error)) from None
+            raise ToolError(plain(str(error), MESSAGE)) from None
 
     def workflow(self, text: str) -> str:
         """The name of the workflow that a text means: it may be as an answer showed it, shortened or escaped."""
@@ -56,4 +56,4 @@ def duration_ns(text: str) -> int:
     try:
         return parse_duration(text)
     except ValueError as error:
-        raise ToolError(str(error)) from None
+        raise ToolError(plain(str(error), MESSAGE)) from None

@@ -21,9 +21,9 @@ from tachograph_exporter.mcp.answers import (
 from tachograph_exporter.mcp.arguments import FailuresArguments, LateArguments, RunsArguments, TrendsArguments
 from tachograph_exporter.mcp.budget import Answer, fitted
 from tachograph_exporter.mcp.context import Context, ToolError
-from tachograph_exporter.mcp.wording import MESSAGE, NAME, NOTICE, SENTENCE, marked, plain, plain_or_none
+from tachograph_exporter.mcp.wording import MESSAGE, NAME, NOTICE, SENTENCE, asking, marked, plain, plain_or_none
 from tachograph_exporter.reading.queries import FailureQuery, RunQuery
-from tachograph_exporter.reading.references import hint
+from tachograph_exporter.reading.references import likely
 from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.schemas.executions import WorkflowExecutionResponse
 from tachograph_exporter.views.schemas.failures import FailureGroupDetail, FailureGroupSummary
@@ -46,7 +46,7 @@ def lasting(seconds: float | None) -> str:
 
 def no_workflow(context: Context, name: str) -> ToolError:
     """There is no such workflow; perhaps another is meant."""
-    return ToolError(f'there is no workflow "{name}"{hint(name, context.reader.names())}')
+    return ToolError(f"there is no workflow {marked(name, NAME)}{asking(likely(name, context.reader.names()))}")
 
 
 def runs(context: Context, asked: RunsArguments) -> Answer:
@@ -99,7 +99,9 @@ def failures(context: Context, asked: FailuresArguments) -> Answer:
     if asked.group is not None:
         detail = context.reader.failure(asked.group, from_ns, _MAX_GROUPS)
         if detail is None:
-            raise ToolError(f'there is no group of failures "{asked.group}"; `failures` without `group` lists them')
+            raise ToolError(
+                f"there is no group of failures {marked(asked.group, NAME)}; `failures` without `group` lists them"
+            )
         return fitted(lambda rows: _one_group(context, detail, rows), _MAX_GROUPS)
     workflow = context.workflow(asked.workflow) if asked.workflow is not None else None
     query = FailureQuery(workflow=workflow, from_ns=from_ns, states=tuple(asked.state))

@@ -128,7 +128,7 @@ def timeline_of(context: Context, text: str) -> WorkflowExecutionTimeline:
     run_id = context.run_id(text)
     timeline = context.reader.timeline(run_id)
     if timeline is None:
-        raise ToolError(f'there is no run "{run_id}"; `runs` lists them')
+        raise ToolError(f"there is no run {marked(run_id, NAME)}; `runs` lists them")
     return timeline
 
 

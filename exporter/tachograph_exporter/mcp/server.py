@@ -18,7 +18,7 @@ from tachograph_exporter.mcp.arguments import RunsArguments
 from tachograph_exporter.mcp.budget import Answer
 from tachograph_exporter.mcp.context import RESOURCE, Context, ToolError
 from tachograph_exporter.mcp.tools import BY_NAME, INSTRUCTIONS, TOOLS, call, read_arguments, read_run, run_of
-from tachograph_exporter.mcp.wording import MESSAGE, NAME, plain
+from tachograph_exporter.mcp.wording import NAME, plain, shown
 
 log = logging.getLogger(__name__)
 quiet = QuietLog(log)
@@ -108,6 +108,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, DatabaseUnavailable):
         quiet.warning(type(error), "an agent could not be answered: %s", error)
         return "the database is unavailable; try again later"
+    if isinstance(error, ToolError):
+        return shown(str(error), MAX_ERROR)
     if isinstance(error, TachographError):
         return plain(str(error), MAX_ERROR)
     quiet.exception(type(error), "answering an agent failed")
@@ -119,7 +121,7 @@ async def _asked(ask: Ask, question: Callable[[Context], T]) -> T:
     try:
         answer: T = await ask(question)
     except ToolError as error:
-        raise MCPError(types.INVALID_PARAMS, plain(str(error), MESSAGE)) from None
+        raise MCPError(types.INVALID_PARAMS, reason_of(error)) from None
     except Exception as error:
         raise MCPError(types.INTERNAL_ERROR, reason_of(error)) from None
     return answer

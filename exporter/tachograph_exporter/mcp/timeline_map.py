@@ -13,8 +13,8 @@ from tachograph_exporter.mcp.budget import Answer, fitted
 from tachograph_exporter.mcp.context import RESOURCE, Context, ToolError
 from tachograph_exporter.mcp.list_tools import lasting
 from tachograph_exporter.mcp.run_tools import timeline_of
-from tachograph_exporter.mcp.wording import MESSAGE, NAME, NOTICE, SHORT, marked, plain
-from tachograph_exporter.reading.references import hint
+from tachograph_exporter.mcp.wording import MESSAGE, NAME, NOTICE, SHORT, asking, marked, plain
+from tachograph_exporter.reading.references import likely
 from tachograph_exporter.times import parse_time
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline, WorkflowStepTimelineEntry
 
@@ -43,7 +43,7 @@ def map_of(context: Context, timeline: WorkflowExecutionTimeline, step: str | No
             entry for name, entries in by_name.items() if plain(name, NAME) == step for entry in entries
         ]
         if not chosen:
-            raise ToolError(f'the run has no step "{step}"{hint(step, list(by_name))}')
+            raise ToolError(f"the run has no step {marked(step, NAME)}{asking(likely(step, list(by_name)))}")
     # The weightiest are kept, and shown by their start.
     groups = [_group(name, entries, origin) for name, entries in by_name.items()]
     groups.sort(key=lambda line: (not line.failed, not line.on_critical_path, -line.run_seconds))

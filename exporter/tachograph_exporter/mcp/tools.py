@@ -11,7 +11,8 @@ from tachograph.errors import ExecutionNotFound
 from tachograph_exporter.mcp import answers, arguments, list_tools, run_tools, timeline_map
 from tachograph_exporter.mcp.budget import MAX_TOKENS, Answer, cut
 from tachograph_exporter.mcp.context import RESOURCE, Context, ToolError
-from tachograph_exporter.reading.references import AmbiguousRun
+from tachograph_exporter.mcp.wording import MESSAGE, NAME, asking, marked, plain
+from tachograph_exporter.reading.references import AmbiguousRun, NoSuchRun
 
 INSTRUCTIONS: Final = (
     "Tachograph records runs of workflows and their steps. To explain a slow or failed run: `why` with the workflow's "
@@ -94,7 +95,7 @@ def read_arguments(tool: Tool, given: dict[str, Any] | None) -> Any:
     try:
         read = msgspec.convert(given or {}, tool.arguments, strict=False)
     except msgspec.ValidationError as error:
-        raise ToolError(f"the arguments of `{tool.name}` are not valid: {error}") from None
+        raise ToolError(f"the arguments of `{tool.name}` are not valid: {plain(str(error), MESSAGE)}") from None
     for value in msgspec.structs.astuple(read):
         if isinstance(value, str):
             _check(value)
@@ -107,9 +108,11 @@ def call(context: Context, tool: Tool, given: Any) -> Answer:
         return tool.call(context, given)
     except AmbiguousRun as error:
         ids = ", ".join(run.execution_id for run in error.candidates)
-        raise ToolError(f"{error}: {error.count} runs have such ids, the newest are {ids}") from None
+        raise ToolError(f"{error.count} runs have such ids, the newest are {ids}; give more of the id") from None
+    except NoSuchRun as error:
+        raise ToolError(marked(error.what, MESSAGE) + asking(error.likely)) from None
     except ExecutionNotFound as error:
-        raise ToolError(f"{error}; `runs` lists them") from None
+        raise ToolError(f"there is no run {marked(error.execution_id, NAME)}; `runs` lists them") from None
 
 
 def read_run(context: Context, run_id: str) -> str:

@@ -31,6 +31,17 @@ def plain(text: str, limit: int) -> str:
     return _shortened(escaped, limit)
 
 
+def asking(name: str | None) -> str:
+    """``; did you mean …?`` for a name, or nothing."""
+    return f"; did you mean {marked(name, NAME)}?" if name is not None else ""
+
+
+def shown(text: str, limit: int) -> str:
+    """A text with marks in it, of which what is not printable is escaped."""
+    text = _shortened(text, limit)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
 def is_changed(shown: str) -> bool:
     """Whether a text may be what `plain` made of another one."""
     return "…" in shown or "\\u" in shown or "\\U" in shown

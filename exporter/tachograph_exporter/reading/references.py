@@ -20,7 +20,12 @@ _PIECE: Final = re.compile(r"[0-9a-f-]{4,36}")
 
 
 class NoSuchRun(TachographError):
-    """No run is meant by this text."""
+    """No run is meant by this text. ``what`` says so; ``likely`` is the name of a workflow that may be meant."""
+
+    def __init__(self, what: str, likely: str | None = None) -> None:
+        super().__init__(what + _asking(likely))
+        self.what = what
+        self.likely = likely
 
 
 class AmbiguousRun(TachographError):
@@ -54,7 +59,7 @@ def find_run_id(reader: Reader, text: str) -> str:
     names = reader.names()
     if text in names:
         raise NoSuchRun(f'workflow "{text}" has no runs yet in {reader.name}')
-    raise NoSuchRun(f'no run and no workflow is called "{text}" in {reader.name}{hint(text, names)}')
+    raise NoSuchRun(f'no run and no workflow is called "{text}" in {reader.name}', likely(text, names))
 
 
 def _newest(reader: Reader) -> str:
@@ -66,8 +71,17 @@ def _newest(reader: Reader) -> str:
 
 def hint(text: str, names: Sequence[str]) -> str:
     """``; did you mean …?`` for the name most like ``text``, or nothing."""
+    return _asking(likely(text, names))
+
+
+def _asking(name: str | None) -> str:
+    return f'; did you mean "{name}"?' if name is not None else ""
+
+
+def likely(text: str, names: Sequence[str]) -> str | None:
+    """The name most like ``text``, or None if none is like it."""
     # Only who mistypes a name pays for this.
     from difflib import get_close_matches
 
     close = get_close_matches(text[:200], names, 1)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    return close[0] if close else None
