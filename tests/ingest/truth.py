@@ -296,8 +296,9 @@ class _Comparison:
             if abs(shown - late) > self._tolerance:
                 problems.append(f"it was queued for {shown:.3f} s instead of {late:.3f}")
             early = _seconds(step["scheduled_at"]) - _seconds(step["asked_at"])
-            if abs(entry["wait"]["scheduled"] - early) > self._tolerance:
-                problems.append(f"it was scheduled for {entry['wait']['scheduled']:.3f} s instead of {early:.3f}")
+            scheduled = entry["wait"]["scheduled"] if entry["wait"] is not None else 0.0
+            if abs(scheduled - early) > self._tolerance:
+                problems.append(f"it was scheduled for {scheduled:.3f} s instead of {early:.3f}")
         is_known = step.get("error") and not is_merged and not self._unknowable(self._number, step=step, field="error")
         if is_known and not _tells(entry, step["error"]):
             problems.append(f"the error is {_error(entry)!r} instead of {step['error']!r}")
