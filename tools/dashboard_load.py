@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import yaml
+from tools.local_service import environment
 
 from tachograph_exporter.alerting.alerts import alerts
 from tachograph_exporter.alerting.recording_rules import recording_rules
@@ -70,3 +75,33 @@ def run_examples(service: Client, seconds: float) -> None:
             service.post(f"/api/workflows/{name}/execute", {"input_variables": inputs})
         number += 1
         time.sleep(0.7)
+
+
+_RECORDED: Final = """
+import time
+import tachograph
+
+@tachograph.step
+def load():
+    time.sleep(0.03)
+
+@tachograph.workflow
+def recorded():
+    load()
+
+while True:
+    recorded()
+    time.sleep(0.3)
+"""
+
+
+@contextlib.contextmanager
+def recorded_runs(address: str) -> Iterator[None]:
+    """Meanwhile a program reports its runs to the service. Of its steps, which it runs alone, the memory is known."""
+    variables = {**environment(), "TACHOGRAPH_URL": address}
+    process = subprocess.Popen([sys.executable, "-c", _RECORDED], env=variables)  # noqa: S603 - ours
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()

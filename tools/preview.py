@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools.browser import chromium  # noqa: E402
-from tools.dashboard_load import run_load, write_fast_rules  # noqa: E402
+from tools.dashboard_load import recorded_runs, run_load, write_fast_rules  # noqa: E402
 from tools.local_service import (  # noqa: E402
     STOP_TIMEOUT_SECONDS,
     TACHOGRAPH,
@@ -133,7 +133,8 @@ def main() -> None:
         )
         try:
             since = time.time()
-            run_load(service, LOAD_SECONDS)
+            with recorded_runs(service.address):
+                run_load(service, LOAD_SECONDS)
             draw(prometheus, since + 10, time.time())
         finally:
             watcher.terminate()

@@ -25,7 +25,7 @@ from tests.dashboards.test_boards import VARIABLES, documents, panels, queries
 from tests.e2e.alertmanager import Alertmanager, alertmanager
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, get
 from tests.e2e.gauges import Gauges
-from tools.dashboard_load import run_examples, run_load, write_fast_rules
+from tools.dashboard_load import recorded_runs, run_examples, run_load, write_fast_rules
 from tools.local_service import free_port
 
 from tachograph.metrics.specs import EXPECTED_START, LAST_FAILURE, LAST_SUCCESS, LATE, OLDEST_RUNNING, OVERDUE
@@ -108,21 +108,22 @@ def test_every_query_of_every_panel_and_every_rule_has_data(
         [*TACHOGRAPH, "watch", "--url", service.address], stdout=subprocess.DEVNULL, env=environment()
     )
     try:
-        run_load(service, LOAD_SECONDS)
-        filled = {**VARIABLES, "$__rate_interval": "8s", "$__interval": "8s", "$__range": "30s"}
-        expressions = []
-        for name, panel, expression in queries():
-            for variable, value in filled.items():
-                expression = expression.replace(variable, value)
-            expressions.append((name, panel, expression))
-        recorded = [rule for group in recording_rules(read_thresholds()) for rule in group["rules"]]
-        expressions += [("rules", rule["record"], rule["record"]) for rule in recorded]
-        empty = [(kind, *where) for kind in addresses for where in expressions]
-        until = time.monotonic() + 120
-        # A scrape fails when it takes more than a second: on a busy machine, some have data only later.
-        while empty := [query for query in empty if not has_data(addresses[query[0]], query[-1])]:
-            assert time.monotonic() < until, empty
-            run_examples(service, 5)
+        with recorded_runs(service.address):
+            run_load(service, LOAD_SECONDS)
+            filled = {**VARIABLES, "$__rate_interval": "8s", "$__interval": "8s", "$__range": "30s"}
+            expressions = []
+            for name, panel, expression in queries():
+                for variable, value in filled.items():
+                    expression = expression.replace(variable, value)
+                expressions.append((name, panel, expression))
+            recorded = [rule for group in recording_rules(read_thresholds()) for rule in group["rules"]]
+            expressions += [("rules", rule["record"], rule["record"]) for rule in recorded]
+            empty = [(kind, *where) for kind in addresses for where in expressions]
+            until = time.monotonic() + 120
+            # A scrape fails when it takes more than a second: on a busy machine, some have data only later.
+            while empty := [query for query in empty if not has_data(addresses[query[0]], query[-1])]:
+                assert time.monotonic() < until, empty
+                run_examples(service, 5)
         for address in addresses.values():
             check_variables(address, filled)
             status, body = get(f"{address}/api/v1/rules")
