@@ -98,7 +98,7 @@ function failureRow(group) {
     group.failure_group
       ? h(
           "div",
-          { class: "of" },
+          {},
           h("a", { class: "quiet", href: `#/failures/${group.failure_group}` }, "this cause over time"),
         )
       : null,
