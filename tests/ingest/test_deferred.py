@@ -53,7 +53,7 @@ class Hurried(Intake):
         self.waiting |= {i: span_store.Kept(taken.at_ns, spans) for i, spans in taken.deferred.items()}
         return taken.stored
 
-    def assemble(self) -> None:
+    def assemble_waiting(self) -> None:
         """Assemble what waits."""
         kept, self.waiting = self.waiting, {}
         self.store.commit(
@@ -71,8 +71,8 @@ def at_once(service: Hurried, pieces: Pieces) -> None:
     """All of them are stored, then assembled."""
     for piece in pieces:
         service.hurry(piece)
-    service.assemble()
-    service.assemble()
+    service.assemble_waiting()
+    service.assemble_waiting()
 
 
 def now_and_then(service: Hurried, pieces: Pieces) -> None:
@@ -80,7 +80,7 @@ def now_and_then(service: Hurried, pieces: Pieces) -> None:
     for number, piece in enumerate(pieces):
         (service.take if number % 4 == 3 else service.hurry)(piece)
         if number % 3 == 1:
-            service.assemble()
+            service.assemble_waiting()
 
 
 def without_end(service: Hurried, pieces: Pieces) -> None:
