@@ -25,7 +25,7 @@ from tests.conftest import Api, serve
 from tachograph.clock import NS
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
-from tachograph_exporter.ingest import span_rows, span_store
+from tachograph_exporter.ingest import rests, span_rows, span_store
 from tachograph_exporter.ingest.assembly.executions import assemble
 from tachograph_exporter.ingest.envelope import BadRequest, scopes_of
 from tachograph_exporter.ingest.otlp_json import scopes_of_json
@@ -164,6 +164,7 @@ async def test_a_trace_of_a_hundred_thousand_spans_is_kept_and_assembled_later(
 ) -> None:
     monkeypatch.setattr(span_rows, "LATER_SECONDS", 0.0)
     monkeypatch.setattr(span_rows, "SPANS_PER_SECOND", 10**12)
+    monkeypatch.setattr(rests, "TIMES", 0)
     count = 100_000
     request = ExportTraceServiceRequest()
     scope = request.resource_spans.add().scope_spans.add()
