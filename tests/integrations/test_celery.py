@@ -197,12 +197,18 @@ def test_a_task_says_what_it_used_of_its_worker_and_what_runs_inside_it_is_part_
     recorder = tachograph.get_recorder()
     recorder.add("used", note)
     integration.instrument(app)
+
+    def leave_logging(**_settings: Any) -> None:
+        """Where something listens, a worker does not change the levels of this process's loggers."""
+
+    signals.setup_logging.connect(leave_logging)
     try:
         with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=60):
             for result in [task.delay() for task in tasks]:
                 result.get(timeout=60, propagate=False)
         assert recorder.flush(60)
     finally:
+        signals.setup_logging.disconnect(leave_logging)
         integration.uninstrument(app)
         recorder.remove("used")
         app.close()
