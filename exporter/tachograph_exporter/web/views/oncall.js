@@ -96,11 +96,7 @@ function failureRow(group) {
       runLink(first.last, h("span", { class: "error-text", title: text.slice(0, 2000) }, text.slice(0, MAX_MESSAGE))),
     ),
     group.failure_group
-      ? h(
-          "div",
-          {},
-          h("a", { class: "quiet", href: `#/failures/${group.failure_group}` }, "this cause over time"),
-        )
+      ? h("div", {}, h("a", { class: "quiet", href: `#/failures/${group.failure_group}` }, "this cause over time"))
       : null,
     group.workflows.slice(0, MAX_ROWS).map((workflow) => failingWorkflow(workflow)),
     group.workflows.length > MAX_ROWS

@@ -109,7 +109,13 @@ function differing(differences) {
       differences
         .slice(0, MAX_DIFFERENCES)
         .map((difference) =>
-          h("li", {}, difference.text, " ", h("span", { class: "quiet" }, `splits ${percent(100 * difference.effect, 0)}`)),
+          h(
+            "li",
+            {},
+            difference.text,
+            " ",
+            h("span", { class: "quiet" }, `splits ${percent(100 * difference.effect, 0)}`),
+          ),
         ),
     ),
   );
