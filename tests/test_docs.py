@@ -105,3 +105,8 @@ def test_the_tools_do_not_import_tests() -> None:
 def test_the_changelog_has_the_version_of_the_project() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_examples_of_responses_name_no_path_of_the_machine_that_made_them() -> None:
+    examples = (ROOT / "exporter" / "tachograph_exporter" / "api" / "openapi_examples.json").read_text()
+    assert re.findall(r'File \\"/[^"]*', examples) == []

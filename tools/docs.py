@@ -225,7 +225,9 @@ async def real_examples() -> dict[str, str]:
             await call("PUT", "/api/expectations/data_pipeline", {"last_failed_seconds": 0, "schedule": "@daily"})
             await asyncio.to_thread(service.watch.look)
             await call("POST", "/api/silences", {**SILENCE, "created_by": "ann"})
-            EXAMPLES.write_text(json.dumps(await responses(call, retried), indent=1, ensure_ascii=False) + "\n")
+            examples = json.dumps(await responses(call, retried), indent=1, ensure_ascii=False)
+            # A stack names files of the checkout; where it lies is nobody's business.
+            EXAMPLES.write_text(examples.replace(f"{ROOT}/", "") + "\n")
             workspace_id = (await call("GET", "/api/workflows/basic_sequence"))["workspace_id"]
             stored = await service.database.read(lambda c: execution_rows.run(c, workspace_id, retried))
         await runner.cleanup()
