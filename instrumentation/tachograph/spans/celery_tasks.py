@@ -8,6 +8,7 @@ from the request when it runs.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Final
@@ -29,8 +30,10 @@ _SCOPE: Final = "opentelemetry.instrumentation.celery"
 _MESSAGE_ID: Final = "messaging.message.id"
 _MAX_ID: Final = 200
 _FIELDS: Final = ((ROOT_ID, "root_id"), (PARENT_ID, "parent_id"), (GROUP_ID, "group"))
-_sent: ContextVar[Mapping[str, Any] | None] = ContextVar("tachograph_celery_message", default=None)
-"""The headers of the message that is about to be sent, of which no span has started yet."""
+_FRESH_SECONDS: Final = 0.5
+"""So soon after its headers are known the span of a message starts. One that could not be sent has none later."""
+_sent: ContextVar[tuple[float, Mapping[str, Any]] | None] = ContextVar("tachograph_celery_message", default=None)
+"""The headers of the message that is about to be sent, of which no span has started yet, and since when."""
 _sending: ContextVar[Span | None] = ContextVar("tachograph_celery_sending", default=None)
 """The span of sending a message whose headers are not known yet."""
 
@@ -47,6 +50,13 @@ def watch() -> None:
 
 def _connect(signals: Any) -> None:
     signals.before_task_publish.connect(_note_message, weak=False, dispatch_uid="tachograph")
+    signals.after_task_publish.connect(_forget_message, weak=False, dispatch_uid="tachograph")
+
+
+def _forget_message(**_: Any) -> None:
+    """A message was sent. If no span told of it, because it is not sampled, the next one is not of this message."""
+    _sending.set(None)
+    _sent.set(None)
 
 
 def _note_message(headers: Any = None, **_: Any) -> None:
@@ -61,7 +71,7 @@ def _note_message(headers: Any = None, **_: Any) -> None:
             if span.is_recording():
                 span.set_attributes(_of_message(headers))
         else:
-            _sent.set(headers)
+            _sent.set((time.monotonic(), headers))
     except Exception:  # noqa: S110 - the program must not fail because of what spans say
         pass
 
@@ -73,9 +83,10 @@ def describe(span: Span) -> None:
     if (kind is not _PRODUCER and kind is not _CONSUMER) or not _is_of_celery(span):
         return
     if kind is _PRODUCER:
-        if (headers := _sent.get()) is not None:
-            _sent.set(None)
-            span.set_attributes(_of_message(headers))
+        sent = _sent.get()
+        _sent.set(None)
+        if sent is not None and time.monotonic() - sent[0] < _FRESH_SECONDS:
+            span.set_attributes(_of_message(sent[1]))
         else:
             _sending.set(span)
     elif (celery := sys.modules.get("celery")) is not None:
