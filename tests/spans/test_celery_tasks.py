@@ -34,7 +34,7 @@ class Program:
         def load(number: int = 0) -> int:
             return number
 
-        self.load: Any = self.app.task(name="load")(load)
+        self.load: Any = self.app.task(name="load", shared=False)(load)
 
     def attributes(self, kind: str) -> list[Mapping[str, Any]]:
         spans = [span for span in self.exporter.get_finished_spans() if span.name.startswith(kind)]
