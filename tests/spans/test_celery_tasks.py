@@ -49,6 +49,9 @@ def started(span: ReadableSpan) -> int:
 def program(request: pytest.FixtureRequest) -> Iterator[Program]:
     """The processor is added before Celery is instrumented, or after."""
     program, instrumentor = Program(), instrumentation.CeleryInstrumentor()
+    # The instrumentation looks for a task in the current app, which may be another test's.
+    others = celery._state._tls.current_app
+    program.app.set_current()
     signals.before_task_publish.disconnect(dispatch_uid="tachograph")
     if request.param == "theirs first":
         instrumentor.instrument(tracer_provider=program.provider)
@@ -59,6 +62,9 @@ def program(request: pytest.FixtureRequest) -> Iterator[Program]:
     yield program
     instrumentor.uninstrument()
     processor.shutdown()
+    celery._state._set_current_app(others)
+    for signal in (signals.before_task_publish, signals.after_task_publish):
+        signal.disconnect(dispatch_uid="tachograph")
 
 
 def test_a_message_says_root_parent_and_group(program: Program) -> None:
