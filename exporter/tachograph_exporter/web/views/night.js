@@ -232,7 +232,12 @@ export class NightView {
       before,
       h(
         "button",
-        { type: "button", class: "link", on: { click: () => this.chart.select(other) } },
+        {
+          type: "button",
+          class: "link",
+          // The night may have been read again since this line was written.
+          on: { click: () => this.chart.select(this.night.byId.get(other.id) ?? other) },
+        },
         `${other.row.name} ${timeText(other)}`,
       ),
       after,
