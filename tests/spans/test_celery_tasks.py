@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -110,7 +111,7 @@ def test_headers_of_any_kind_harm_nothing(program: Program, headers: Any) -> Non
 
 
 def test_spans_of_others_say_nothing_of_tasks(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    celery_tasks._sent.set({"root_id": "r"})
+    celery_tasks._sent.set((time.monotonic(), {"root_id": "r"}))
     program.provider.get_tracer("shop").start_span("apply_async/x", kind=SpanKind.PRODUCER).end()
     program.provider.get_tracer(SCOPE).start_span("run/x", kind=SpanKind.CONSUMER).end()
     (mine, theirs) = (program.attributes(kind)[0] for kind in ("apply_async/", "run/"))
