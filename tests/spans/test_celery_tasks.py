@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -52,7 +53,7 @@ def program(request: pytest.FixtureRequest) -> Iterator[Program]:
     """The processor is added before Celery is instrumented, or after."""
     program, instrumentor = Program(), instrumentation.CeleryInstrumentor()
     # The instrumentation looks for a task in the current app, which may be another test's.
-    others = celery._state._tls.current_app
+    others, before = celery._state._tls.current_app, otel_context.get_current()
     program.app.set_current()
     signals.before_task_publish.disconnect(dispatch_uid="tachograph")
     if request.param == "theirs first":
@@ -65,6 +66,8 @@ def program(request: pytest.FixtureRequest) -> Iterator[Program]:
     instrumentor.uninstrument()
     processor.shutdown()
     celery._state._set_current_app(others)
+    # Spans of messages that were not sent are current until now.
+    otel_context.attach(before)
     for signal in (signals.before_task_publish, signals.after_task_publish):
         signal.disconnect(dispatch_uid="tachograph")
 
