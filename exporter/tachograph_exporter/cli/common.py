@@ -20,7 +20,7 @@ from tachograph.variables import DATABASE_VARIABLE, WORKSPACE_VARIABLE
 from tachograph_exporter.cli.application import new_application
 from tachograph_exporter.cli.terminal import PlainConsole, shown
 from tachograph_exporter.defaults import DEFAULT_DATABASE
-from tachograph_exporter.times import parse_time
+from tachograph_exporter.times import parse_duration, parse_time
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -127,6 +127,14 @@ def time_ns(text: str | None, now_ns: int) -> int | None:
     """Unix nanoseconds of a time or an age that an option gives; None for None."""
     try:
         return parse_time(text, now_ns) if text is not None else None
+    except ValueError as error:
+        fail(str(error))
+
+
+def duration_ns(text: str) -> int:
+    """Nanoseconds of a duration that an option gives."""
+    try:
+        return parse_duration(text)
     except ValueError as error:
         fail(str(error))
 

@@ -7,12 +7,19 @@ from typing import Annotated, Final
 import typer
 from rich.text import Text
 
-from tachograph_exporter.cli.common import JsonOption, OutputOption, ReadWorkspaceOption, app, fail, out, print_json
+from tachograph_exporter.cli.common import (
+    JsonOption,
+    OutputOption,
+    ReadWorkspaceOption,
+    app,
+    duration_ns,
+    out,
+    print_json,
+)
 from tachograph_exporter.cli.opening import open_source
 from tachograph_exporter.cli.references import RunArgument, run_id
 from tachograph_exporter.cli.sources import ReadDatabaseOption, UrlOption
 from tachograph_exporter.cli.terminal import printable
-from tachograph_exporter.times import parse_duration
 from tachograph_exporter.views.schemas.why import Claim, WhyAnswer
 
 MAX_DIFFERENCES: Final = 8
@@ -33,10 +40,7 @@ def why(
     _output: OutputOption = None,
 ) -> None:
     """Say why a run was slow or failed, or what it is doing now, with the evidence."""
-    try:
-        back_ns = parse_duration(baseline)
-    except ValueError as error:
-        fail(str(error))
+    back_ns = duration_ns(baseline)
     with open_source(database, url, workspace) as source:
         answer = source.why(run_id(source, run), back_ns)
     if as_json:

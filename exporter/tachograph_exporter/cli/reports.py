@@ -12,6 +12,7 @@ from tachograph_exporter.cli.common import (
     OutputOption,
     ReadWorkspaceOption,
     app,
+    duration_ns,
     fail,
     out,
     print_json,
@@ -22,7 +23,6 @@ from tachograph_exporter.cli.references import RunArgument, WorkflowArgument, of
 from tachograph_exporter.cli.sources import ReadDatabaseOption, UrlOption
 from tachograph_exporter.cli.tables import show_comparison, show_metrics, show_trends
 from tachograph_exporter.cli.terminal import TimelineView, shown
-from tachograph_exporter.times import parse_duration
 
 BUCKETS = ("5m", "1h", "1d")
 """As in `views.trends`, which a command that asks a service does not load."""
@@ -117,10 +117,7 @@ def compare(
     _output: OutputOption = None,
 ) -> None:
     """Find the step that made a run slow, compared with another one or with recent ones."""
-    try:
-        back_ns = parse_duration(baseline)
-    except ValueError as error:
-        fail(str(error))
+    back_ns = duration_ns(baseline)
     with open_source(database, url, workspace) as source:
         reference = run_id(source, other) if other is not None else None
         comparison = source.compare(run_id(source, run), reference, back_ns)

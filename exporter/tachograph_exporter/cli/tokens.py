@@ -13,6 +13,7 @@ from tachograph_exporter.cli.common import (
     DatabaseOption,
     JsonOption,
     app,
+    duration_ns,
     fail,
     out,
     print_json,
@@ -24,7 +25,6 @@ from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.cli.workspaces import workspace_of
 from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.tokens import SCOPES
-from tachograph_exporter.times import parse_duration
 from tachograph_exporter.views.workspaces import token_info
 
 tokens_app = typer.Typer(no_args_is_help=True, help="Create, list and revoke access tokens.")
@@ -49,10 +49,7 @@ def create_token(
     for scope_name in scopes:
         if scope_name not in SCOPES:
             fail(f"--scope {scope_name!r} is not valid; expected one of {', '.join(SCOPES)}")
-    try:
-        expires_ns = time.time_ns() + parse_duration(expires) if expires is not None else None
-    except ValueError as error:
-        fail(str(error))
+    expires_ns = time.time_ns() + duration_ns(expires) if expires is not None else None
 
     def work(connection: Connection) -> tuple[str, str]:
         owner = workspace_of(connection, workspace).id if workspace is not None else None

@@ -16,6 +16,7 @@ from tachograph_exporter.cli.common import (
     YesOption,
     app,
     confirm,
+    duration_ns,
     err,
     fail,
     open_database,
@@ -26,7 +27,6 @@ from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.store import archiving
 from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
 from tachograph_exporter.store.series.recount import recount_one
-from tachograph_exporter.times import parse_duration
 
 rollups_app = typer.Typer(no_args_is_help=True, help="Check or rebuild the rollups and the series of metrics.")
 app.add_typer(rollups_app, name="rollups")
@@ -75,11 +75,7 @@ def archive(
     """Move old runs to Parquet files. They stay listed and readable, and rollups keep counting them."""
     if (to is None) == (not delete):
         fail("give either --to DIR to archive runs, or --delete to delete them")
-    try:
-        age_ns = parse_duration(older_than)
-    except ValueError as error:
-        fail(str(error))
-    before_ns = time.time_ns() - age_ns
+    before_ns = time.time_ns() - duration_ns(older_than)
     with report_errors(), open_database(database, must_exist=True) as store:
         if dry_run or delete:
             count = store.look(lambda c: archiving.count_before(c, before_ns))

@@ -168,7 +168,7 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
             mark_reassembled(connection, workspace_id, trace_id, states, withheld.get(trace_id))
         open_spans.mark_told(connection, workspace_id, sorted(leases))
         took = time.monotonic() - began
-        soon = now + round(max(span_rows.LATER_SECONDS, min(rests.TIMES * took, rests.MAX_SECONDS)) * NS)
+        soon = now + max(round(span_rows.LATER_SECONDS * NS), rests.rest_ns(took))
         due_ns = soon if has_changed else result.due.get(kept.unit.key)
         # All of them have been assembled; one remembers when to do so again.
         for trace_id in kept.rows:

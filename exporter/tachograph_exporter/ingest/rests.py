@@ -15,6 +15,11 @@ MAX_SECONDS: Final = 60.0
 _MAX_TRACES: Final = 1_000
 
 
+def rest_ns(took_seconds: float) -> int:
+    """How long a trace rests whose assembly took so long."""
+    return round(min(MAX_SECONDS, TIMES * took_seconds) * NS)
+
+
 class Rests:
     """Until when traces rest, so that assembling them is a small part of the time, however long it takes.
 
@@ -33,7 +38,7 @@ class Rests:
             if len(self._until) >= _MAX_TRACES:
                 self._until = {key: until for key, until in self._until.items() if until > now}
             if len(self._until) < _MAX_TRACES:
-                self._until[workspace_id, trace_id] = now + round(min(MAX_SECONDS, TIMES * took_seconds) * NS)
+                self._until[workspace_id, trace_id] = now + rest_ns(took_seconds)
 
     def until_ns(self, workspace_id: str, trace_id: str) -> int:
         """Until when a trace rests; 0 or a time of the past if it does not."""

@@ -63,8 +63,7 @@ def _note_message(headers: Any = None, **_: Any) -> None:
     """A task is being sent. The instrumentation starts its span just before or just after this is called."""
     try:
         span = _sending.get()
-        _sending.set(None)
-        _sent.set(None)
+        _forget_message()
         if not isinstance(headers, Mapping):
             return
         if span is not None and (span.attributes or {}).get(_MESSAGE_ID) == headers.get("id"):
