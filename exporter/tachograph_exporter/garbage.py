@@ -4,7 +4,8 @@ CPython looks for unreachable cycles when enough objects have come to be. Lookin
 thread for as long as it takes: while a trace of 50,000 spans is assembled, hundreds of thousands of objects are in use,
 and they were gone through once a second, for 100 to 200 ms each, with next to nothing to collect
 (https://docs.python.org/3/library/gc.html#gc.set_threshold). Here the oldest objects are looked through once a minute,
-and more rarely the longer that takes. Young garbage is collected as ever; what is in no cycle needs no collection.
+and more rarely the longer that takes; and when the process has little to do, for then there are fewest of them. Young
+garbage is collected as ever; what is in no cycle needs no collection.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ EVERY_SECONDS: Final = 60.0
 """How often the oldest objects are looked through."""
 MAX_SHARE: Final = 0.0005
 """The part of the time that this may take; if it takes longer, it is done more rarely."""
+MAX_WAIT_SECONDS: Final = 600.0
+"""How long that waits for a moment in which the process has little to do."""
+_QUIET_SHARE: Final = 0.3
+"""The part of a processor below which the process has little to do."""
 _YOUNG: Final = 5_000
 """So many more objects than before make a collection of the youngest."""
 _MIDDLE: Final = 5
@@ -48,7 +53,20 @@ def collected_rarely() -> Iterator[None]:
 
 def _collect(end: threading.Event) -> None:
     pause = EVERY_SECONDS
-    while not end.wait(pause):
+    while not end.wait(pause) and _quiet(end):
         began = time.thread_time()
         gc.collect()
         pause = max(EVERY_SECONDS, (time.thread_time() - began) / MAX_SHARE)
+
+
+def _quiet(end: threading.Event) -> bool:
+    """Wait until the process has had little to do for a moment, or for long enough; false at the end."""
+    deadline = time.monotonic() + MAX_WAIT_SECONDS
+    moment = min(1.0, MAX_WAIT_SECONDS)
+    while time.monotonic() < deadline:
+        used = time.process_time()
+        if end.wait(moment):
+            return False
+        if time.process_time() - used < _QUIET_SHARE * moment:
+            break
+    return not end.is_set()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -36,6 +37,9 @@ _STEP_OR_TEXT: Final = re.compile(
     r"""(?P<step>\bsteps(?:\.(?P<word>[A-Za-z_]\w*)|\[\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)')\s*\]))"""
     r"""|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
 )
+_LONG_SECONDS: Final = 0.0005
+"""A condition that takes longer to compile is followed by a pause of the same length, for everybody else."""
+_MAX_PAUSE_SECONDS: Final = 0.005
 _compiling = threading.Lock()
 _BOUND: Final = re.compile(r"\.(?:all|exists|exists_one|map|filter)\(\s*([A-Za-z_]\w*)\s*,")
 
@@ -135,9 +139,14 @@ def _compile(text: str) -> Any:
     import cel
 
     # It keeps the interpreter for milliseconds. Several threads that compile would hand it to each other, and everybody
-    # else would wait for all of them.
+    # else would wait for all of them; so would they for hundreds of long conditions one after the other.
     with _compiling:
-        return cel.compile(text)
+        began = time.perf_counter()
+        try:
+            return cel.compile(text)
+        finally:
+            if (took := time.perf_counter() - began) > _LONG_SECONDS:
+                time.sleep(min(took, _MAX_PAUSE_SECONDS))
 
 
 @lru_cache(maxsize=4096)
