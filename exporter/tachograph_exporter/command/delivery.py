@@ -144,6 +144,7 @@ class Courier:
         self._say = say
         self.database = os.environ.get(DATABASE_VARIABLE, "").strip()
         self._url = self.database or os.environ.get(URL_VARIABLE, "").strip()
+        self.destination = spool_places.spool_name(self._url) if self._url else ""
         self._lock = threading.Condition()
         self._waiting: list[tuple[int, bytes]] = []
         self._is_ending = False

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from tachograph import recorded_command
+from tachograph.recorded_command import ENDING, MAX_STEPS, STEP_VARIABLE, Around, BegunStep, Note, Notes
 from tachograph.variables import WORKSPACE_VARIABLE
 from tachograph_exporter.command import events
 from tachograph_exporter.command.child import Ended, Line
 from tachograph_exporter.command.delivery import Courier
-from tachograph_exporter.command.events import Event, Step
-from tachograph_exporter.command.notes import ENDING, MAX_STEPS, Note, Notes
+from tachograph_exporter.command.events import Event
 
-STEP_VARIABLE = "TACHOGRAPH_STEP"
-"""Tells the commands inside a recorded command which step they are in; as JSON."""
-_MAX_DEPENDENCIES = 32
 _ABANDONED = {"type": "Abandoned", "message": "still running when its run ended"}
 
 
@@ -26,7 +22,7 @@ def recording(
     say: Callable[[str], None],
 ) -> Recording:  # fmt: skip
     """The recording of a command that is about to start."""
-    outer = _outer(environment)
+    outer = recorded_command.around(environment)
     if outer is not None:
         inner = InnerRecording(command, name, environment, clock, say, outer)
         if inner.is_recorded:
@@ -34,20 +30,10 @@ def recording(
     return RunRecording(command, name, environment, clock, say)
 
 
-def _outer(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the recorded command around this one says of its step; None: there is none, or it has ended."""
-    try:
-        outer = json.loads(environment.get(STEP_VARIABLE, ""))
-        is_there = Notes(outer["notes"]).is_there
-        return outer if is_there and {"execution", "step", "started_ns"} <= outer.keys() else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
 class Recording:
     """The attempts of one command. Nothing here raises, and nothing holds up the command."""
 
-    step: Step
+    step: BegunStep
 
     def __init__(self, command: Sequence[str], name: str, clock: Callable[[], int], say: Callable[[str], None]) -> None:
         self.name = name
@@ -65,13 +51,11 @@ class Recording:
         """What to add to the environment of the command."""
         ref = self.step.ref
         trace = f"00-{ref['execution']['trace_id']}-{ref['span_id']}-01"
-        context = {
-            "execution": ref["execution"],
-            "step": {"id": ref["step_id"], "span_id": ref["span_id"], "order": ref["step_order"]},
-            "started_ns": self._attempt_ns,
-            "notes": self._notes.path,
-        }
-        return {"TRACEPARENT": trace, STEP_VARIABLE: json.dumps(context)}
+        around = Around(
+            ref["execution"], ref["step_id"], ref["span_id"], ref["step_order"], self._attempt_ns, self._notes.path,
+            self._courier.destination,
+        )  # fmt: skip
+        return {"TRACEPARENT": trace, STEP_VARIABLE: around.to_text()}
 
     def began(self) -> None:
         """An attempt begins now."""
@@ -105,7 +89,7 @@ class Recording:
             "backoff_ns": self._last_backoff_ns, **self._used(ended),
         }  # fmt: skip
         if self._attempt == 1:
-            event |= events.first_waits(self.step, self._first_ns)
+            event |= self._waits()
         self._courier.put([*self._logged(lines), event])
         self._is_between = True
 
@@ -119,7 +103,7 @@ class Recording:
         event: Event = {
             "event": "step_finished", "step": self.step.ref, "time_ns": now, "status": status, "attempt": self._attempt,
             "started_ns": self._first_ns, "attempt_started_ns": self._attempt_ns,
-            **events.first_waits(self.step, self._first_ns),
+            **self._waits(),
             "backoff_ns": self._backoff_ns, "run_ns": self._run_ns, "last_backoff_ns": self._last_backoff_ns,
             "inputs": self._inputs, "output": events.output_of(ended), **self._used(ended),
             **({"failure": failure} if failure is not None else {}),
@@ -140,6 +124,9 @@ class Recording:
         logged = events.logged(self.step, lines, self._reports + 1, self._attempt)
         self._reports += len(lines)
         return logged
+
+    def _waits(self) -> Event:
+        return recorded_command.first_waits(self.step.origin_ns, self.step.ready_ns, self._first_ns)
 
     def _used(self, ended: Ended) -> Event:
         return {"resources": ended.resources} if ended.resources is not None else {}
@@ -170,7 +157,7 @@ class RunRecording(Recording):
             "step_type": events.STEP_TYPE,
             "step_order": 1,
         }
-        self.step = Step(ref, now, now)
+        self.step = BegunStep(ref, now, now)
         self._started_ns = now
         journal = self._courier.journal
         if journal is not None:
@@ -233,49 +220,25 @@ class InnerRecording(Recording):
 
     def __init__(
         self, command: Sequence[str], name: str, environment: Mapping[str, str], clock: Callable[[], int],
-        say: Callable[[str], None], outer: dict[str, Any],
+        say: Callable[[str], None], outer: Around,
     ) -> None:  # fmt: skip
         super().__init__(command, name, clock, say)
         self.is_recorded = False
-        self._notes = Notes(outer["notes"])
-        clean, execution, around = events.clean(name), outer["execution"], outer["step"]
+        self._notes = Notes(outer.notes)
         try:
-            with self._notes.locked() as notes:
-                if len(notes.begun) >= MAX_STEPS:
-                    say(f"not recorded as a step: the run around it has {MAX_STEPS} steps")
-                    return
-                index = notes.repetitions(around["id"], clean)
-                before = notes.before(around["id"])[-_MAX_DEPENDENCIES:]
-                key = f"{around['id']}/{clean}" + (f"#{index}" if index else "")
-                ref = {
-                    "execution": execution,
-                    "step_id": events.derived_id(execution["workflow_id"], key),
-                    "name": clean,
-                    "span_id": os.urandom(8).hex(),
-                    "parent_span_id": around["span_id"],
-                    "step_type": events.STEP_TYPE,
-                    "step_order": around["order"] + 1 + sum(note["parent"] == around["id"] for note in notes.begun),
-                    "index": index,
-                    "depends_on": [note["id"] for note in before],
-                    "links": [note["step"]["span_id"] for note in before],
-                    "parent_step_id": around["id"],
-                }
-                ready_ns = max([note["end"] for note in before], default=outer["started_ns"])
-                self.step = Step(ref, outer["started_ns"], ready_ns)
-                now = clock()
-                waits = events.first_waits(self.step, now)
-                notes.add({"id": ref["step_id"], "parent": around["id"], "name": clean, "start": now, "step": ref,
-                           "waits": waits})  # fmt: skip
-                self.is_recorded = True
+            begun = recorded_command.begin_step(
+                outer, self._notes, events.clean(name), events.STEP_TYPE, clock, events.derived_id
+            )
         except (OSError, KeyError, TypeError, ValueError):
             return
+        if begun is None:
+            say(f"not recorded as a step: the run around it has {MAX_STEPS} steps")
+            return
+        self.step = begun
+        self.is_recorded = True
 
     def _after(self, now: int, status: str, _failure: Event | None) -> list[Event]:
-        try:
-            with self._notes.locked() as notes:
-                notes.add({"id": self.step.ref["step_id"], "status": status, "end": now})
-        except OSError:
-            return []  # The run around it is over.
+        recorded_command.end_step(self._notes, self.step.ref["step_id"], status, now)
         return []
 
 
