@@ -133,10 +133,14 @@ def begin_step(
         return step
 
 
-def end_step(notes: Notes, step_id: str, status: str, now_ns: int) -> None:
-    """Note that a step ended, unless the run around it is over."""
-    with contextlib.suppress(OSError), notes.locked() as written:
-        written.add({"id": step_id, "status": status, "end": now_ns})
+def end_step(notes: Notes, step_id: str, status: str, now_ns: int) -> bool:
+    """Note that a step ended; False if the run around it is over."""
+    try:
+        with notes.locked() as written:
+            written.add({"id": step_id, "status": status, "end": now_ns})
+    except OSError:
+        return notes.is_there
+    return True
 
 
 def first_waits(origin_ns: int, ready_ns: int, started_ns: int) -> dict[str, int]:

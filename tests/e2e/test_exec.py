@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -339,8 +340,9 @@ def test_recorded_functions_inside_a_command_are_nested_runs_of_it(
     shown = timeline(service, "around")
     steps = {step["step_id"]: step for step in shown["step_timeline"]}
     assert {(s["step_name"], s["step_index"] or 0): s["status"] for s in steps.values()} == {
-        ("around", 0): "completed", ("python", 0): "completed", ("nightly", 0): "completed", ("nightly", 1): "completed",
-        ("nightly", 2): "completed", ("broken", 0): "failed", ("reported", 0): "completed", ("load", 0): "completed",
+        ("around", 0): "completed", ("python", 0): "completed", ("nightly", 0): "completed",
+        ("nightly", 1): "completed", ("nightly", 2): "completed", ("broken", 0): "failed",
+        ("reported", 0): "completed", ("load", 0): "completed",
         ("killed", 0): "lost",
     }  # fmt: skip
     nested = [step for step in steps.values() if step["step_type"] == "workflow"]
@@ -364,3 +366,40 @@ def test_recorded_functions_inside_a_command_are_nested_runs_of_it(
     assert run("exec", "--name", "elsewhere", "--", sys.executable, "-c", source, env=variables)[0] == 0
     assert timeline(service, "elsewhere")["step_count"] == 1
     assert statuses(elsewhere) == {"alone": "completed"}
+
+
+def test_spans_of_a_command_and_of_what_runs_inside_are_one_trace(
+    service: Server, variables: dict[str, str], tmp_path: Path
+) -> None:
+    tachograph = " ".join(TACHOGRAPH)
+    script = tmp_path / "exported.sh"
+    source = "import tachograph\nwith tachograph.workflow('inner'):\n with tachograph.step('load'): pass"
+    script.write_text(f'{tachograph} step extract -- true\n{tachograph} step python -- "$0" -c "$1"\nexit 3\n')
+    # The service takes spans too: they are not a second run.
+    exported = variables | {"OTEL_EXPORTER_OTLP_ENDPOINT": service.address}
+    command = ["sh", "-c", f". {script}", sys.executable, source]
+    code, _, err = run("exec", "--name", "exported", "--", *command, env=exported)
+    assert (code, err) == (3, b"")
+    shown = timeline(service, "exported")
+    inner = timeline(service, "inner")
+    items = service.get("/api/workflows/executions?limit=1000")["items"]
+    assert [i["trace_id"] for i in items].count(shown["trace_id"]) == 2
+    report = service.get(f"/api/workflows/executions/{shown['execution_id']}/reconcile")
+    assert report["differences"] == []
+
+    # Without anything else, the spans are the record.
+    alone = {k: v for k, v in exported.items() if k != "TACHOGRAPH_URL"}
+    code, _, err = run("exec", "--name", "spans alone", "--", *command, env=alone)
+    assert (code, err) == (3, b"")
+    assembled = timeline(service, "spans alone")
+    expected = {step["step_name"] for step in shown["step_timeline"]} - {"exported", "inner"} | {"spans alone"}
+    assert expected <= {step["step_name"] for step in assembled["step_timeline"]}
+    assert (assembled["status"], inner["trace_id"]) == ("failed", shown["trace_id"])
+
+    # A collector that hangs costs two seconds at most, and nothing of the record.
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        hangs = variables | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{hole.getsockname()[1]}"}
+        code, out, err = run("exec", "--name", "hung collector", "--", "echo", "fine", env=hangs)
+    assert (code, out) == (0, b"fine\n")
+    assert err.startswith(b"tachograph: spans are not exported: ")
+    assert timeline(service, "hung collector")["status"] == "completed"
