@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -17,8 +18,8 @@ from opentelemetry import context as otel_context
 
 from tachograph import folding, meter
 from tachograph.clock import NS, AnchoredClock
-from tachograph.events import ExecutionStatus, Failure, Listener, StepStatus
-from tachograph.expectation import Expectation
+from tachograph.events import ExecutionStatus, Failure, Listener, StepStatus, WorkflowExpected
+from tachograph.expectation import Expectation, StepExpectation
 from tachograph.folding import Fold, Repetitions
 from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_id, new_span_id
 from tachograph.identity import step_id as make_step_id
@@ -242,8 +243,10 @@ class StepScope(Scope):
         step_type: str = "task",
         inputs: Mapping[str, Any] | None = None,
         child_execution_id: str | None = None,
+        expects: StepExpectation | None = None,
     ) -> None:
         self.name = name
+        self._expects = expects
         self._step_type = step_type
         self._inputs = inputs
         self._child_execution_id = child_execution_id
@@ -281,9 +284,19 @@ class StepScope(Scope):
         self._otel_token = otel_context.attach(otel_context.get_current())
         self._tokens = open_execution.enter_step(reporter)
         counts.open_steps[ref.span_id] = self._abandon
+        if self._expects is not None:
+            self._tell_expected(ref, self._expects)
         # Until it was called, the program was doing something else.
         self._emit(attempts.started(now, self._summary, ready_ns=ready_ns))
         self._measure(reporter)
+
+    def _tell_expected(self, ref: StepRef, expects: StepExpectation) -> None:
+        """Say what code expects of the step, when it first starts in an execution."""
+        if not get_recorder().is_news(ref.execution.execution_id, ref.name):
+            return
+        assert self._outer is not None  # noqa: S101
+        said = Expectation(steps={ref.name: expects})
+        self._outer.emit(WorkflowExpected(execution=ref.execution, time_ns=time.time_ns(), source="code", expects=said))
 
     def _measure(self, reporter: Reporter) -> None:
         """An attempt starts to use the machine: last of all, so that recording its start is not its work."""
