@@ -23,7 +23,7 @@ from tachograph_exporter.store.notices import Message, NewNotice
 from tachograph_exporter.store.workspaces import find_workspace
 from tests.test_finding_runs import serving
 
-COMMAND = typer.main.get_command(load())
+COMMAND: Any = typer.main.get_command(load())
 DATABASE_ALONE = {
     # Another machine's program has no business with these.
     "archive", "refused delete", "refused list", "refused retry", "refused show", "rollups rebuild",

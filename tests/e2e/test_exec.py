@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,39 @@ def test_attempts_timeouts_and_signals(service: Server, variables: dict[str, str
     assert process.communicate(timeout=60)[0] == b"got it\n"
     assert process.returncode == 9
     assert timeline(service, "trap")["status"] == "cancelled"
+
+
+def test_what_is_odd_about_the_environment_changes_nothing(
+    service: Server, variables: dict[str, str], tmp_path: Path
+) -> None:
+    away = variables | {"TACHOGRAPH_URL": "http://127.0.0.1:1", "TACHOGRAPH_SPOOL_DIR": str(tmp_path / "spool")}
+    nowhere = {name: value for name, value in variables.items() if name != "TACHOGRAPH_URL"}
+    tachograph = shlex.join([*TACHOGRAPH, "exec", "--name", "closed", "--"])
+    for redirection in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        for env in (away, nowhere):
+            inner = "echo GARBAGE; echo GARBAGE >&2; test -e /proc/self/fd/1 && exit 5 || exit 6"
+            shell = f"{tachograph} sh -c {shlex.quote(inner)} {redirection}"
+            ran = subprocess.run(["sh", "-c", shell], env=env, capture_output=True, timeout=60, check=False)
+            assert ran.returncode == (6 if ">&-" in redirection.replace("2>&-", "") else 5), (redirection, ran)
+    journals = list((tmp_path / "spool").rglob("*.jsonl"))
+    assert len(journals) == 4
+    assert not [path for path in journals if b"\nGARBAGE" in path.read_bytes()]
+
+    # Where no spool can be written, as on a full disk, the service is told all the same.
+    full = variables | {"TACHOGRAPH_SPOOL_DIR": "/proc/nothing"}
+    code, out, err = run("exec", "--name", "full disk", "--", "sh", "-c", "echo fine; exit 6", env=full)
+    assert (code, out) == (6, b"fine\n")
+    assert err.count(b"tachograph: ") == 1
+    shown = timeline(service, "full disk")
+    assert [log["message"] for log in shown["step_timeline"][0]["logs"]] == ["fine"]
+
+    # A signal at any moment of the start ends the command, as it would without us.
+    for tenth in range(0, 30, 4):
+        process = start("exec", "--name", "early", "--", "sleep", "1000", env=variables)
+        time.sleep(tenth / 100)
+        process.terminate()
+        assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+        process.communicate()
 
 
 def is_zombie(pid: int) -> bool:

@@ -36,7 +36,7 @@ class ServiceAdministration(ServiceClient):
     def silences(self, *, with_ended: bool) -> Sequence[SilenceInfo]:
         """See `Administration`."""
         asked = {"ended": "true"} if with_ended else {}
-        silences = {}
+        silences: dict[str, SilenceInfo] = {}
         for slug in self._slugs(None):
             # What counts in all workspaces is listed in each.
             of_workspace = self._items("/api/silences", SilenceInfo, {**asked, "workspace_slug": slug})
