@@ -51,7 +51,7 @@ def test_what_reads_a_database_reads_a_service_too() -> None:
     assert "notices list" in options
     assert {path for path, given in options.items() if given == {"--database"}} == DATABASE_ALONE
     assert {path for path, given in options.items() if given == {"--url"}} == SERVICE_ALONE
-    failures = COMMAND.commands["failures"]  # type: ignore[attr-defined]
+    failures = COMMAND.commands["failures"]
     assert {"--database", "--url"} <= {option for parameter in failures.params for option in parameter.opts}
 
 
@@ -61,7 +61,7 @@ def tells(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/tachograph.db")
     runner, now = CliRunner(), time.time_ns()
     for slug in ("default", "shipping"):
-        where = ["--database", database.url]
+        where = ["--database", f"sqlite:///{tmp_path}/tachograph.db"]
         assert runner.invoke(COMMAND, ["workspaces", "create", slug, *where]).exit_code == 0
         row = database.look(lambda c, slug=slug: find_workspace(c, slug))  # type: ignore[misc]
         assert row is not None
