@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import socket
 import sqlite3
@@ -87,13 +88,17 @@ def test_what_a_command_used_is_what_the_kernel_says(
     service: Server, variables: dict[str, str], tmp_path: Path
 ) -> None:
     load = (
-        "import os, resource, sys, time, json, subprocess\n"
+        "import os, resource, sys, tempfile, time, json, subprocess\n"
         "block = b'x' * (120 << 20)\n"
         "while time.process_time() < 0.7: pass\n"
         "child = 'import time\\nwhile time.process_time() < 0.5: pass'\n"
         "subprocess.run([sys.executable, '-c', child])\n"
+        # On a disk: of a file system in memory nothing is counted.
+        "with tempfile.TemporaryFile(dir='/var/tmp') as file:\n"
+        "    file.write(b'x' * (8 << 20)); file.flush(); os.fsync(file.fileno())\n"
         "use = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
-        "said = {'cpu': sum(u.ru_utime + u.ru_stime for u in use), 'peak': max(u.ru_maxrss for u in use) * 1024}\n"
+        "said = {'cpu': sum(u.ru_utime + u.ru_stime for u in use), 'peak': max(u.ru_maxrss for u in use) * 1024,\n"
+        " 'written': sum(u.ru_oublock for u in use) * 512}\n"
         "with open(sys.argv[1], 'w') as file: file.write(json.dumps(said))\n"
         "os._exit(0)\n"
     )
@@ -104,6 +109,7 @@ def test_what_a_command_used_is_what_the_kernel_says(
     expected, use = json.loads(said.read_text()), step["resources"]
     assert use["cpu_seconds"] == pytest.approx(expected["cpu"], rel=0.05)
     assert use["peak_memory_bytes"] == pytest.approx(expected["peak"], rel=0.05)
+    assert use["written_bytes"] == pytest.approx(expected["written"], rel=0.05)
     assert use["cpu_seconds"] > 1.1
     assert step["attempts"][0]["resources"] == use
 
@@ -144,6 +150,27 @@ def test_steps_of_a_script_are_a_timeline_also_side_by_side(
     )
     report = service.get(f"/api/workflows/executions/{shown['execution_id']}/reconcile")
     assert report["differences"] == []
+
+
+def test_make_and_parallel_commands_are_a_timeline(service: Server, variables: dict[str, str], tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    tachograph = " ".join(TACHOGRAPH)
+    meet = f"touch {tmp_path}/$@; until test -e {tmp_path}/left && test -e {tmp_path}/right; do sleep 0.02; done"
+    recipe = f'\t{tachograph} step $@ -- sh -c "{meet}"\n'
+    make = f"all: left right\n\t{tachograph} step $@ -- true\nleft right:\n{recipe}"
+    (tmp_path / "Makefile").write_text(make)
+    names = "printf '%s\\n' one two three"
+    script = f"make -j2 -C {tmp_path} && {names} | xargs -P 3 -I{{}} {tachograph} step {{}} -- true"
+    code, _, err = run("exec", "--name", "made", "--", "sh", "-c", script, env=variables)
+    assert (code, err) == (0, b"")
+    shown = timeline(service, "made")
+    steps = {step["step_name"]: step for step in shown["step_timeline"]}
+    ids = {step["step_id"]: name for name, step in steps.items()}
+    assert {step["status"] for step in steps.values()} == {"completed"}
+    after = {name: sorted(ids[i] for i in step["depends_on"]) for name, step in steps.items()}
+    assert (after["left"], after["right"], after["all"]) == ([], [], ["left", "right"])
+    assert {after[name][0] for name in ("one", "two", "three")} <= {"all", "one", "two", "three"}
 
 
 def test_attempts_timeouts_and_signals(service: Server, variables: dict[str, str], tmp_path: Path) -> None:
