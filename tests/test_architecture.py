@@ -15,6 +15,7 @@ SOURCES: Final = {"tachograph": ROOT / "instrumentation", "tachograph_exporter":
 FLOORS: Final[Mapping[str, int]] = {
     # The library, from the ground: values; what runs workflows; what listens; what records; the public face.
     "tachograph.names": -1, "tachograph.variables": -1, "tachograph.quiet_log": -1,
+    "tachograph.recorded_command": -1,
     "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
     "tachograph.histogram": -1, "tachograph.exact_sum": -1, "tachograph.distribution": 0, "tachograph.resources": 0,
     "tachograph.process": 0, "tachograph.otel_variables": 0, "tachograph.expectation": 0,
