@@ -83,7 +83,6 @@ class Recorder:
         self.queues: dict[str, ListenerQueue] = {}
         self.events = 0
         self._said: set[tuple[str, str]] = set()
-        self._said: set[tuple[str, str]] = set()
         self.span_errors = 0
         self.problems: Sequence[Problem] = ()
         """What does not work as configured; see `configure`."""
