@@ -261,6 +261,34 @@ def _own_engine(kind: str, request: pytest.FixtureRequest, directory: Path) -> s
     return f"dask://127.0.0.1:{port}"
 
 
+async def test_a_broker_that_forgets_everything_loses_an_attempt_and_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tachograph.runners.celery.PING_SECONDS", 1.0)
+    if not processes.has_redis():
+        pytest.skip("needs redis-server (apt-get install redis-server)")
+    port, begun = free_port(), tmp_path / "begun"
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    url, config = f"celery+redis://127.0.0.1:{port}/0", {"file": str(begun), "seconds": 5}
+    step = STEP("a", "waits_once", max_retries=2, retry_backoff=definitions.FAST, config=config)
+    broker = processes.running(command, tmp_path / "redis.log", {})
+    first = broker.__enter__()
+    try:
+        with worker(url, tmp_path, "--concurrency", "1"):
+            async with opened(url) as runner:
+                task = asyncio.ensure_future(play(runner, definitions.case("forgotten", step).workflow))
+                await asyncio.to_thread(eventually, begun.exists, 60)
+                first.kill()
+                await asyncio.to_thread(first.wait)
+                with processes.running(command, tmp_path / "redis.log", {}):
+                    told, _ = await asyncio.wait_for(task, 120)
+    finally:
+        broker.__exit__(None, None, None)
+    assert told.status == "completed"
+    # Celery's worker may end with its connection, or go on and store the result.
+    assert {failure[0] for *_, failure in told.steps.get("/a#0!", [])} <= {"WorkerLost"}
+
+
 def test_a_run_of_the_command_line_has_its_steps_done_elsewhere(celery: str, tmp_path: Path) -> None:
     document = {"name": "elsewhere", "steps": [STEP("a", "headers"), STEP("b", "parts", "a")]}
     (tmp_path / "w.json").write_text(json.dumps(document))
@@ -268,7 +296,7 @@ def test_a_run_of_the_command_line_has_its_steps_done_elsewhere(celery: str, tmp
     options = ["--runner", celery, "--database", "sqlite:///runs.db", "--json"]
     answer = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, check=True, timeout=60)
     timeline = json.loads(answer.stdout)
-    steps = {step["name"]: step for step in timeline["steps"]}
+    steps = {step["step_name"]: step for step in timeline["step_timeline"]}
     assert (timeline["status"], steps["a"]["status"]) == ("completed", "completed")
     assert steps["part"]["parent_step_id"] == steps["b"]["step_id"]
 

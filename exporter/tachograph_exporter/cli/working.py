@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+import sys
+import time
+from typing import Annotated, Final
 
 import typer
 
@@ -12,6 +14,8 @@ from tachograph.workflow.builtin.addresses import ALLOW_VARIABLE, AddressPolicy
 from tachograph.workflow.builtin.http import restricted
 from tachograph_exporter.cli.common import app, err, fail, log_to_stderr, report_errors
 from tachograph_exporter.cli.handlers import RUNNER_VARIABLE, AllowOption, HandlersOption, load_handlers
+
+RESTART_SECONDS: Final = 2.0
 
 
 @app.command()
@@ -42,4 +46,11 @@ def worker(
             from tachograph.runners.celery import work
         else:
             from tachograph.runners.dask import work
-        work(url, registry, concurrency, name)
+        code = work(url, registry, concurrency, name)
+    if code:
+        # Celery's worker ends when Redis goes away while it has work; whoever started this one wants a worker.
+        err.print(
+            f"the {engine} worker ended with code {code}; it starts again in {RESTART_SECONDS:g} s", soft_wrap=True
+        )
+        time.sleep(RESTART_SECONDS)
+        os.execv(sys.executable, [sys.executable, "-m", "tachograph_exporter", *sys.argv[1:]])  # noqa: S606

@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -93,7 +93,7 @@ def _places(url: str) -> tuple[str, str]:
     broker = urlunsplit((scheme, parts.netloc or "localhost", parts.path, urlencode(query), ""))
     if backend is None and not _is_redis(broker):
         raise SetupError(
-            f"where do results go? Name a backend that keeps them by key: {url}?backend=redis://HOST:PORT/DB"
+            "where do the results of steps go? Name a backend that keeps them by key: …?backend=redis://HOST:PORT/DB"
         )
     return broker, backend or broker
 
@@ -177,7 +177,7 @@ class _Results:
             try:
                 ready = self._ready(ids)
                 if time.monotonic() - pinged > PING_SECONDS:
-                    self._ping(missed)
+                    self._check(missed)
                     pinged = time.monotonic()
             except Exception:
                 quiet.exception("results", "the results of steps on Celery cannot be read; trying again")
@@ -197,28 +197,60 @@ class _Results:
             self._app.backend.forget(task_id)
         return count
 
-    def _ping(self, missed: dict[str, int]) -> None:
-        """Ask the workers that have work whether they are there; the attempts of those that are gone have failed."""
+    def _check(self, missed: dict[str, int]) -> None:
+        """Ask whether somebody still has the work; the attempts that nobody has any more have failed.
+
+        ``missed``: by worker, and by task that no worker has begun, how often it was not there in a row.
+        """
         with self._lock:
-            ids = [task_id for task_id, expected in self._expected.items() if expected.since < time.monotonic() - 1]
+            now = time.monotonic()
+            ids = [task_id for task_id, expected in self._expected.items() if now - expected.since > PING_SECONDS]
         workers: dict[str, list[str]] = {}
+        waiting: list[str] = []
         for task_id in ids:
             meta = self._app.backend.get_task_meta(task_id)
             if meta["status"] == "STARTED" and isinstance(meta["result"], dict):
                 workers.setdefault(str(meta["result"].get("hostname")), []).append(task_id)
-        there: set[str] = set()
-        if workers:
-            for reply in self._app.control.ping(destination=list(workers), timeout=PING_SECONDS, limit=len(workers)):
-                there |= reply.keys()
-        for worker in missed.keys() - (workers.keys() - there):
-            del missed[worker]
-        for worker in workers.keys() - there:
-            missed[worker] = missed.get(worker, 0) + 1
-            if missed[worker] >= MAX_MISSED:
-                for task_id in workers[worker]:
-                    reason = f"worker {worker} has not answered for {PING_SECONDS * MAX_MISSED:g} s"
-                    self._answer(task_id, lost(worker, reason).decode())
+            elif meta["status"] == "PENDING":
+                waiting.append(task_id)
+        there = self._answering(list(workers)) if workers else set[str]()
+        absent = {worker: f"worker {worker} has not answered for {PING_SECONDS * MAX_MISSED:g} s" for worker in workers}
+        lost_ids = dict(workers)
+        for worker in there:
+            absent.pop(worker, None)
+        for task_id in self._nowhere(waiting) if waiting else ():
+            absent[task_id] = "its message is neither in the queue nor with a worker: the broker has lost it"
+            lost_ids[task_id] = [task_id]
+        for key in missed.keys() - absent.keys():
+            del missed[key]
+        for key, reason in absent.items():
+            missed[key] = missed.get(key, 0) + 1
+            if missed[key] >= MAX_MISSED:
+                for task_id in lost_ids[key]:
+                    self._answer(task_id, lost(key, reason).decode())
+                    # Should it come to a worker after all.
                     self._app.control.revoke(task_id)
+
+    def _answering(self, workers: list[str]) -> set[str]:
+        replies = self._app.control.ping(destination=workers, timeout=PING_SECONDS, limit=len(workers))
+        return {str(worker) for reply in replies for worker in reply}
+
+    def _nowhere(self, ids: Sequence[str]) -> Sequence[str]:
+        """Those of the tasks that no worker has, when none waits in the queue."""
+        with self._app.connection_for_read() as connection:
+            try:
+                in_queue = connection.default_channel.queue_declare(QUEUE, passive=True).message_count
+            except connection.channel_errors:
+                return ()  # There is no such queue, so there is no worker either.
+        if in_queue:
+            return ()
+        held: set[str] = set()
+        inspect = self._app.control.inspect(timeout=PING_SECONDS)
+        for by_worker in (inspect.reserved(), inspect.active()):
+            if by_worker is None:  # Nobody answers: whether a worker has them is not known.
+                return ()
+            held |= {str(task["id"]) for tasks in by_worker.values() for task in tasks}
+        return [task_id for task_id in ids if task_id not in held]
 
     def _answer(self, task_id: str, body: str) -> None:
         with self._lock:
@@ -276,10 +308,18 @@ def _is_termination(error: BaseException) -> bool:
     return isinstance(error, SystemExit) and error.code == signal.SIGTERM - 256
 
 
-def work(url: str, handlers: HandlerRegistry, concurrency: int, name: str | None = None) -> None:
-    """Be a worker, until the process is asked to stop. Raises `SetupError`."""
+def work(url: str, handlers: HandlerRegistry, concurrency: int, name: str | None = None) -> int:
+    """Be a worker, until the process is asked to stop, or until Celery gives up. Returns the exit code.
+
+    Raises `SetupError`.
+    """
     app = app_of(url)
     register(app, handlers)
     options = ["worker", "--loglevel=WARNING", f"--concurrency={concurrency}", f"--queues={QUEUE}", "--without-gossip"]
     # Several of one machine are told apart.
-    app.worker_main([*options, f"--hostname={name or f'tachograph-{uuid.uuid4().hex[:8]}'}@%h"])
+    name = name or f"tachograph-{uuid.uuid4().hex[:8]}"
+    try:
+        app.worker_main([*options, f"--hostname={name}@%h"])
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

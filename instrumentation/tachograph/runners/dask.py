@@ -114,8 +114,11 @@ def _handlers() -> HandlerRegistry:
     return registry
 
 
-def work(url: str, handlers: HandlerRegistry, concurrency: int, name: str | None = None) -> None:
-    """Be a worker with so many threads, until the process is asked to stop. Raises `SetupError`."""
+def work(url: str, handlers: HandlerRegistry, concurrency: int, name: str | None = None) -> int:
+    """Be a worker with so many threads, until the process is asked to stop. Returns the exit code.
+
+    Raises `SetupError`.
+    """
     global _serving
     dask, _serving = _distributed(), handlers
 
@@ -127,3 +130,4 @@ def work(url: str, handlers: HandlerRegistry, concurrency: int, name: str | None
         asyncio.run(serve())
     except (OSError, TimeoutError) as error:
         raise SetupError(f"no Dask scheduler answers at {_address(url)}: {error}") from None
+    return 0
