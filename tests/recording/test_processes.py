@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from sqlalchemy import Connection, select
+from tests import programs
 
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
@@ -84,7 +85,7 @@ def script(
     if database:
         variables["TACHOGRAPH_DATABASE_URL"] = database
     variables.update(environment)
-    return subprocess.run(
+    return programs.run(
         [sys.executable, "-W", "error", str(file)],
         capture_output=True,
         text=True,
@@ -307,7 +308,7 @@ database.close()
 """
     (tmp_path / "once.py").write_text(source)
     path = database_url.removeprefix("sqlite:///")
-    ran = subprocess.run(
+    ran = programs.run(
         [sys.executable, "-W", "error::ResourceWarning", "once.py", path], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "TACHOGRAPH_DATABASE_URL": database_url}, check=False, timeout=60,
     )  # fmt: skip
