@@ -75,7 +75,13 @@ def black_hole() -> Iterator[str]:
 
 
 def script(
-    tmp_path: Path, source: str, *, otlp: str | None = None, database: str | None = None, **environment: str
+    tmp_path: Path,
+    source: str,
+    *,
+    otlp: str | None = None,
+    database: str | None = None,
+    is_new: bool = False,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     file = tmp_path / "script.py"
     file.write_text(source)
@@ -85,7 +91,7 @@ def script(
     if database:
         variables["TACHOGRAPH_DATABASE_URL"] = database
     variables.update(environment)
-    return programs.run(
+    return (subprocess.run if is_new else programs.run)(
         [sys.executable, "-W", "error", str(file)],
         capture_output=True,
         text=True,
@@ -280,7 +286,7 @@ sys.meta_path.insert(0, Refuse())
 import tachograph, tachograph.workflow
 assert not {"aiohttp", "sqlalchemy", "alembic"} & set(sys.modules)
 """
-    ended = script(tmp_path, source + SHORT)
+    ended = script(tmp_path, source + SHORT, is_new=True)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
