@@ -230,9 +230,11 @@ def _serve(kind: str, descriptor: str) -> None:
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=int(descriptor)) as requests:
-        while length := _read(requests, 4):
-            request: dict[str, Any] = json.loads(_read(requests, int.from_bytes(length[0], "big"))[0])
-            files = length[1]
+        while True:
+            length, files = _read(requests, 4)
+            if not length:
+                return
+            request: dict[str, Any] = json.loads(_read(requests, int.from_bytes(length, "big"))[0])
             if "wait" in request:
                 _, status = os.waitpid(request["wait"], 0)
                 requests.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
@@ -243,16 +245,14 @@ def _serve(kind: str, descriptor: str) -> None:
             for number in files:
                 os.close(number)
             requests.sendall(b"%d\n" % pid)
-        else:
-            return
     _become(request, files)
 
 
-def _read(requests: socket.socket, size: int) -> tuple[bytes, list[int]] | None:
+def _read(requests: socket.socket, size: int) -> tuple[bytes, list[int]]:
     data, files, _, _ = socket.recv_fds(requests, size, 3)
     while data and len(data) < size:
         data += requests.recv(size - len(data))
-    return (data, files) if data else None
+    return data, files
 
 
 def _use_default_filters() -> None:
@@ -273,7 +273,8 @@ def _become(request: Mapping[str, Any], files: Sequence[int]) -> None:
     is_buffered = not os.environ.get("PYTHONUNBUFFERED")
     sys.stdin = os.fdopen(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)
     sys.stdout, sys.stderr = _like(sys.stdout, is_buffered), _like(sys.stderr, is_buffered)
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    for name in ("stdin", "stdout", "stderr"):
+        setattr(sys, f"__{name}__", getattr(sys, name))
     for option in request["filters"]:
         sys.warnoptions.append(option)
         warnings._setoption(option)  # type: ignore[attr-defined]
@@ -307,7 +308,7 @@ def _become(request: Mapping[str, Any], files: Sequence[int]) -> None:
         sys.exit(1)
 
 
-def _like(stream: TextIO, is_buffered: bool) -> TextIO:
+def _like(stream: TextIO, is_buffered: bool) -> io.TextIOWrapper:
     descriptor = stream.fileno()
     raw = os.fdopen(descriptor, "wb", buffering=-1 if is_buffered else 0, closefd=False)
     is_by_line = descriptor == 2 or os.isatty(descriptor)
