@@ -45,6 +45,7 @@ _STDLIB: Final = (
 )  # fmt: skip
 _LIBRARIES: Final = (
     "aiohttp", "asyncpg", "attr", "google.protobuf.message", "greenlet", "msgspec", "prometheus_client.core",
+    "pydantic.type_adapter", "rich.logging",
     "prometheus_client.openmetrics.exposition", "re2", "requests", "rich.console",
     "sqlalchemy.dialects.postgresql.asyncpg",
     "sqlalchemy.dialects.sqlite", "sqlalchemy.ext.asyncio", "typer", "typing_extensions", "urllib3",
@@ -55,7 +56,7 @@ _TELEMETRY: Final = (
     "opentelemetry.sdk.trace.export", "opentelemetry.trace",
 )  # fmt: skip
 _OURS: Final = (
-    "tachograph", "tachograph_exporter.cli.serving", "tachograph_exporter.store.migrations",
+    "tachograph", "tachograph_exporter.service", "tachograph_exporter.store.migrations",
     "tachograph_exporter.store.writer",
 )  # fmt: skip
 _READERS: Final = (*_TELEMETRY, *_OURS)
