@@ -267,6 +267,8 @@ def _become(request: Mapping[str, Any], files: Sequence[int]) -> None:
     for standard, number in enumerate(files):
         os.dup2(number, standard)
         os.close(number)
+    # Whatever pytest was started with: it is ignored by what a shell starts in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["variables"])

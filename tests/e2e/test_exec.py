@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import programs
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually
 
 from tachograph_exporter.command.child import MAX_LINES
@@ -41,7 +40,7 @@ def variables(service: Server) -> dict[str, str]:
 
 def start(verb: str, *arguments: str, env: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return programs.Popen([*TACHOGRAPH, verb, *arguments], env=env, **options)
+    return subprocess.Popen([*TACHOGRAPH, verb, *arguments], env=env, **options)
 
 
 def run(verb: str, *arguments: str, env: dict[str, str], **options: Any) -> tuple[int, bytes, bytes]:
