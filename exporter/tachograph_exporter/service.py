@@ -61,6 +61,7 @@ from tachograph_exporter.api import (
     page,
     pings,
     reconciliation,
+    report,
     scrape,
     silences,
     stream,
@@ -150,6 +151,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *timeline.ROUTES,
     *why.ROUTES,
     *logs.ROUTES,
+    *report.ROUTES,
     *reconciliation.ROUTES,
     *metrics.ROUTES,
     *scrape.ROUTES,
@@ -306,6 +308,7 @@ class Service:
         app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
+        app[report.LINK] = self.expectations.link or ""
         app[ROOM] = Room()
         app[lineage.LINEAGE] = self.lineage
         app[events.EVENTS] = self.events

@@ -110,6 +110,13 @@ class ServiceSource:
                 return lines, are_older
             parameters["after"] = page["next"]
 
+    def report(self, execution_id: str) -> bytes:
+        """See `Source`."""
+        try:
+            return self._receive(f"/api/workflows/executions/{_quoted(execution_id)}/report")
+        except _NotFound as error:
+            fail(f"{self._base}: {error}")
+
     def failures(self, query: FailureQuery, limit: int) -> FailurePage | None:
         """See `Source`."""
         parameters = {n: rfc3339(v) for n, v in (("from", query.from_ns), ("to", query.to_ns)) if v is not None}
@@ -222,6 +229,17 @@ class ServiceSource:
     def _get(
         self, path: str, parameters: Mapping[str, str] = {}, method: str = "GET", body: Mapping[str, str] | None = None
     ) -> Any:
+        received = self._receive(path, parameters, method, body)
+        if not received:
+            return {}
+        document = _json(received)
+        if not isinstance(document, dict):
+            fail(f"{self._base} does not answer as Tachograph does; is it another program, or a proxy's login page?")
+        return document
+
+    def _receive(
+        self, path: str, parameters: Mapping[str, str] = {}, method: str = "GET", body: Mapping[str, str] | None = None
+    ) -> bytes:
         query = urllib.parse.urlencode({**self._parameters, **parameters})
         address = f"{self._base}{path}{'?' if query else ''}{query}"
         sent = msgspec.json.encode(body) if body is not None else None
@@ -238,12 +256,7 @@ class ServiceSource:
             fail(f"{self._base} does not answer ({reason or type(error).__name__}); is `tachograph serve` running?")
         if len(received) > _MAX_BYTES:
             fail(f"{self._base} answered with more than {_MAX_BYTES >> 20} MiB")
-        if not received:
-            return {}
-        document = _json(received)
-        if not isinstance(document, dict):
-            fail(f"{self._base} does not answer as Tachograph does; is it another program, or a proxy's login page?")
-        return document
+        return bytes(received)
 
     def _refused(self, status: int, body: bytes) -> None:
         problem = _json(body)
