@@ -264,9 +264,7 @@ export class Graph {
 
   lengthText(step) {
     const length =
-      step.start === null
-        ? step.status
-        : duration(((this.run.barEnd(step, now()) ?? step.start) - step.start) / 1000);
+      step.start === null ? step.status : duration(((this.run.barEnd(step, now()) ?? step.start) - step.start) / 1000);
     return `${STATUS_SYMBOLS[step.status] ?? ""} ${length}`;
   }
 
