@@ -13,7 +13,8 @@ import hashlib
 import html
 import re
 import unicodedata
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -24,6 +25,7 @@ from tachograph_exporter.report_file.shortening import brief, fewer, whole
 MAX_BYTES: Final = 5_000_000
 """Size of a file."""
 MEDIA_TYPE: Final = "text/html"
+_BATCH: Final = 500
 _TEXT: Final = 2_000
 """Characters of a text that is shown without scripts."""
 
@@ -45,7 +47,18 @@ def document(contents: Contents) -> bytes:
 
 
 def _packed(contents: Contents) -> bytes:
-    return base64.b64encode(gzip.compress(msgspec.json.encode(contents), 6, mtime=0))
+    timeline = msgspec.structs.replace(contents.timeline, step_timeline=_encoded(contents.timeline.step_timeline))
+    comparison = contents.comparison
+    if comparison is not None:
+        comparison = msgspec.structs.replace(comparison, steps=_encoded(comparison.steps))
+    encoded = msgspec.json.encode(msgspec.structs.replace(contents, timeline=timeline, comparison=comparison))
+    return base64.b64encode(gzip.compress(encoded, 6, mtime=0))
+
+
+def _encoded(items: Sequence[Any]) -> Any:
+    """Items as JSON, a few at a time: encoding all of them at once would hold up every other thread."""
+    parts = (msgspec.json.encode(items[i : i + _BATCH])[1:-1] for i in range(0, len(items), _BATCH))
+    return msgspec.Raw(b"[" + b",".join(parts) + b"]")
 
 
 def file_name(contents: Contents) -> str:
