@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import functools
-import gzip
 import hashlib
 import html
 import re
+import secrets
 import unicodedata
-from collections.abc import Sequence
+import zlib
 from typing import Any, Final
 
 import msgspec
@@ -47,18 +47,23 @@ def document(contents: Contents) -> bytes:
 
 
 def _packed(contents: Contents) -> bytes:
-    timeline = msgspec.structs.replace(contents.timeline, step_timeline=_encoded(contents.timeline.step_timeline))
-    comparison = contents.comparison
-    if comparison is not None:
-        comparison = msgspec.structs.replace(comparison, steps=_encoded(comparison.steps))
-    encoded = msgspec.json.encode(msgspec.structs.replace(contents, timeline=timeline, comparison=comparison))
-    return base64.b64encode(gzip.compress(encoded, 6, mtime=0))
+    """The contents as compressed JSON, in base64.
 
-
-def _encoded(items: Sequence[Any]) -> Any:
-    """Items as JSON, a few at a time: encoding all of them at once would hold up every other thread."""
-    parts = (msgspec.json.encode(items[i : i + _BATCH])[1:-1] for i in range(0, len(items), _BATCH))
-    return msgspec.Raw(b"[" + b",".join(parts) + b"]")
+    Steps are encoded and compressed a few at a time: to do so with all of them at once would hold up every other
+    thread, and take as much memory as all of their text.
+    """
+    place = f'"{secrets.token_hex(16)}"'.encode()
+    steps: Any = msgspec.Raw(place)
+    timeline = msgspec.structs.replace(contents.timeline, step_timeline=steps)
+    head, tail = msgspec.json.encode(msgspec.structs.replace(contents, timeline=timeline)).split(place)
+    entries = contents.timeline.step_timeline
+    gzip = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    packed = [gzip.compress(head), gzip.compress(b"[")]
+    for i in range(0, len(entries), _BATCH):
+        part = msgspec.json.encode(entries[i : i + _BATCH])[1:-1]
+        packed.append(gzip.compress(b"," + part if i else part))
+    packed += [gzip.compress(b"]"), gzip.compress(tail), gzip.flush()]
+    return base64.b64encode(b"".join(packed))
 
 
 def file_name(contents: Contents) -> str:
