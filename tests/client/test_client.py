@@ -53,6 +53,7 @@ async def test_runs_answers_and_frames_of_a_service(api: Api, monkeypatch: pytes
         assert (len(some), some.total) == (5, 7)
         assert [run.execution_id for run in some] == executions[:1:-1]
         assert len(await client.runs("retry", limit=0)) == 0
+        assert repr(some) == "<5 of 7 runs of 'retry'>"
         assert len(await client.runs(status=["running", "lost"])) == 1
         tomorrow = datetime.now(UTC) + timedelta(days=1)
         assert len(await client.runs(since=tomorrow)) == 0

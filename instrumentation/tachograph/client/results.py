@@ -60,7 +60,7 @@ class Runs(_Items[WorkflowExecutionResponse]):
 
     def __repr__(self) -> str:
         names = sorted({run.workflow_name for run in self})
-        of = f" of {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else ""
+        of = f" of {', '.join(map(repr, names[:3]))}{', …' if len(names) > 3 else ''}" if names else ""
         return f"<{len(self)} of {self.total} runs{of}>"
 
 
@@ -138,4 +138,4 @@ class Run:
     def __repr__(self) -> str:
         seconds = self.timeline.total_duration_seconds
         took = f" in {seconds:.3g} s" if seconds is not None else ""
-        return f"<run {self.execution_id} of {self.workflow_name}: {self.status}{took}, {len(self.steps)} steps>"
+        return f"<run {self.execution_id} of {self.workflow_name!r}: {self.status}{took}, {len(self.steps)} steps>"
