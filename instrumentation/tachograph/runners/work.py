@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -81,8 +81,12 @@ _read_done: Final = msgspec.json.Decoder(Done).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def work_of(handler: Handler, context: StepContext) -> bytes:
-    """The message for a worker. Raises `DoNotRetry` if what the step reads is not JSON, or too large."""
+def work_of(
+    handler: Handler, context: StepContext, headers: Mapping[str, str] | None = None, limit: int = MAX_BYTES
+) -> bytes:
+    """The message for a worker, of at most ``limit`` bytes. ``headers``: default those of the current span.
+
+    Raises `DoNotRetry` if what the step reads is not JSON, or too large."""
     outputs = getattr(context.outputs, "before", None)
     work = Work(
         handler=handler.name,
@@ -91,10 +95,10 @@ def work_of(handler: Handler, context: StepContext) -> bytes:
         inputs=dict(context.inputs),
         outputs=dict(context.outputs) if outputs is None else outputs(context.step),
         config=dict(context.config),
-        headers=dict(context.propagation()),
+        headers=dict(headers if headers is not None else context.propagation()),
         attempt_started_ns=context.attempt_started_ns,
     )
-    return _encoded(work, f'what step "{context.step.name}" reads')
+    return _encoded(work, f'what step "{context.step.name}" reads', limit)
 
 
 def perform(
@@ -102,6 +106,7 @@ def perform(
     handlers: HandlerRegistry,
     worker: str = "",
     stops: Callable[[BaseException], bool] = lambda error: isinstance(error, KeyboardInterrupt),
+    limit: int = MAX_BYTES,
 ) -> bytes:
     """Do a `Work` in this process and thread; the `Done`.
 
@@ -128,7 +133,7 @@ def perform(
         )
     done = _done(work, handler, worker, stops)
     try:
-        return _encoded(done, f'what step "{work.step.name}" returned')
+        return _encoded(done, f'what step "{work.step.name}" returned', limit)
     except DoNotRetry as error:
         unsent = msgspec.structs.replace(
             done, output=None, failure=describe(error, stack=False), is_final=True, events=[]
@@ -173,15 +178,15 @@ def _refused(reason: str, worker: str) -> Done:
     return Done(failure=Failure("DoNotRetry", reason), is_final=True, worker=worker)
 
 
-def _encoded(value: Any, what: str) -> bytes:
+def _encoded(value: Any, what: str, limit: int) -> bytes:
     try:
         body = _encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DoNotRetry(f"{what} is not JSON, so no worker can get it: {error}") from None
-    if len(body) > MAX_BYTES:
+    if len(body) > limit:
         raise DoNotRetry(
-            f"{what} takes {len(body) >> 20} MiB, more than the {MAX_BYTES >> 20} MiB that go to a worker and back; "
-            "store it, and pass on where it is"
+            f"{what} takes {len(body) / (1 << 20):.3g} MiB, more than the {limit / (1 << 20):.2g} MiB that go to a "
+            "worker and back; store it, and pass on where it is"
         )
     return body
 
