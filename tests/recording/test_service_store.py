@@ -25,9 +25,10 @@ from tachograph.errors import SetupError
 from tachograph.events import Event, ExecutionStatus, Failure, StepStatus
 from tachograph.recording.listener_queue import ListenerQueue
 from tachograph.recording.open_execution import OpenExecution
-from tachograph.recording.service_store import EventsRefused, ServiceStore, ServiceUnavailable, open_service, parse
+from tachograph.recording.service_store import EventsRefused, ServiceStore, ServiceUnavailable, open_service
 from tachograph.recording.spool import Spool, address
 from tachograph.recording.spooled_store import SpooledStore
+from tachograph.service_address import parse
 from tachograph.workflow import HandlerRegistry
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.config import Config

@@ -74,6 +74,17 @@ class ServiceClient:
     def _get(
         self, path: str, parameters: Mapping[str, str] = {}, method: str = "GET", body: Mapping[str, Any] | None = None
     ) -> Any:
+        received = self._receive(path, parameters, method, body)
+        if not received:
+            return {}
+        document = _json(received)
+        if not isinstance(document, dict):
+            fail(f"{self._base} does not answer as Tachograph does; is it another program, or a proxy's login page?")
+        return document
+
+    def _receive(
+        self, path: str, parameters: Mapping[str, str] = {}, method: str = "GET", body: Mapping[str, Any] | None = None
+    ) -> bytes:
         query = urllib.parse.urlencode({**self._parameters, **parameters})
         address = f"{self._base}{path}{'?' if query else ''}{query}"
         sent = msgspec.json.encode(body) if body is not None else None
@@ -90,12 +101,7 @@ class ServiceClient:
             fail(f"{self._base} does not answer ({reason or type(error).__name__}); is `tachograph serve` running?")
         if len(received) > _MAX_BYTES:
             fail(f"{self._base} answered with more than {_MAX_BYTES >> 20} MiB")
-        if not received:
-            return {}
-        document = _json(received)
-        if not isinstance(document, dict):
-            fail(f"{self._base} does not answer as Tachograph does; is it another program, or a proxy's login page?")
-        return document
+        return bytes(received)
 
     def _refused(self, status: int, body: bytes) -> None:
         problem = _json(body)

@@ -86,6 +86,13 @@ class ServiceSource(ServiceClient):
                 return lines, are_older
             parameters["after"] = page["next"]
 
+    def report(self, execution_id: str) -> bytes:
+        """See `Source`."""
+        try:
+            return self._receive(f"/api/workflows/executions/{quoted(execution_id)}/report")
+        except NotFound as error:
+            fail(f"{self._base}: {error}")
+
     def failures(self, query: FailureQuery, limit: int) -> FailurePage | None:
         """See `Source`."""
         parameters = {n: rfc3339(v) for n, v in (("from", query.from_ns), ("to", query.to_ns)) if v is not None}
