@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from tests.ingest.intake import Intake
 from tests.ingest.proven import RAW
-from tests.ingest.recorded import recorded_requests
+from tests.ingest.recorded import in_order, in_pieces, recorded_requests
 from tests.ingest.test_recordings import intake, lasting, problems_of
 from tests.ingest.truth import read_truth
 
@@ -38,5 +38,20 @@ def test_a_recording_becomes_what_happened(name: str, intake: Callable[[], Intak
     taken(backwards, [[span] for request in requests[::-1] for span in request[::-1]])
     for problem in problems_of(name, backwards, tolerance=tolerance):
         problems.setdefault(problem, "a span at a time, the last first")
+    report = "\n".join(f"{problem} ({delivery})" for problem, delivery in problems.items())
+    assert not problems, report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RAW)
+def test_a_recording_becomes_what_happened_in_further_orders(name: str, intake: Callable[[], Intake]) -> None:
+    spans = [span for request in recorded_requests(name) for span in request]
+    problems: dict[str, str] = {}
+    for order, size in (("by end", 3), ("shuffled", 1)):
+        service = intake()
+        taken(service, [list(piece) for piece in in_pieces(in_order(spans, order), size)])
+        for problem in problems_of(name, service, tolerance=read_truth(name)["tolerance_seconds"]):
+            problems.setdefault(problem, f"{order}, {size} to a request")
+        service.close()
     report = "\n".join(f"{problem} ({delivery})" for problem, delivery in problems.items())
     assert not problems, report
