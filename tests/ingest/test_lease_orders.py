@@ -27,7 +27,7 @@ Act = Callable[[], Any]
 
 
 def records(number: int, *spans: tuple[str, int, int, float, float | None]) -> list[SpanRecord]:
-    body = export([span(*entry[:3], *entry[3:], trace=number) for entry in spans]).SerializeToString()  # type: ignore[misc]
+    body = export([span(*entry[:3], *entry[3:], trace=number) for entry in spans]).SerializeToString()
     return [record for record in records_of(scopes_of(body)) if isinstance(record, SpanRecord)]
 
 
