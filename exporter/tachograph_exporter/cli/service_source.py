@@ -8,7 +8,7 @@ import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -25,6 +25,7 @@ from tachograph_exporter.views.schemas.failures import FailureGroupDetail, Failu
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.night import Night
+from tachograph_exporter.views.schemas.stacks import ExecutionStacks
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
@@ -193,6 +194,16 @@ class ServiceSource:
     def delete_workflow(self, name: str) -> None:
         """See `Source`."""
         self._found(f"/api/workflows/{_quoted(name)}", method="DELETE")
+
+    def stacks(self, execution_id: str, names: Collection[str], *, is_asked: bool) -> ExecutionStacks:
+        """See `Source`."""
+        path = f"/api/workflows/executions/{_quoted(execution_id)}/stacks"
+        parameters = {"now": str(is_asked).lower()}
+        if names and not any("," in name for name in names):
+            parameters["step"] = ",".join(names)
+        answer = self._read(self._found(path, parameters), ExecutionStacks)
+        answer.items = [item for item in answer.items if not names or item.step_name in names or item.step_id in names]
+        return answer
 
     def cancel(self, execution_id: str) -> Any:
         """See `Source`."""
