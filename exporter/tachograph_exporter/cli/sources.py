@@ -77,7 +77,7 @@ class Source(Reader, Protocol):
         """Delete a workflow with all its runs, unless one of them is open."""
 
     def stacks(self, execution_id: str, names: Collection[str], *, is_asked: bool) -> ExecutionStacks:
-        """What the steps of a run do now (``is_asked``), or were seen doing; of those with these names or ids if any."""
+        """What the steps of a run do now (``is_asked``) and were seen doing; only those with these names or ids."""
         ...
 
     def cancel(self, execution_id: str) -> Any:

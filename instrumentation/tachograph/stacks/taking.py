@@ -120,11 +120,9 @@ def _is_gathered(task: asyncio.Task[Any], attempt: Reporter) -> bool:
 
 def _of_helpers(by_thread: dict[int, FrameType], texts: FrameTexts, taken: dict[Reporter, list[str]]) -> None:
     """Threads that were started in a copy of an attempt's context."""
-    threads = {thread.ident: thread for thread in list(threading.enumerate()) if thread.ident in by_thread}
-    for ident, thread in list(threads.items())[:MAX_HELPERS]:
-        if ident is None:
-            continue
-        frames = stack_of(by_thread[ident])
+    threads = [(thread, by_thread[thread.ident or 0]) for thread in threading.enumerate() if thread.ident in by_thread]
+    for thread, frame in threads[:MAX_HELPERS]:
+        frames = stack_of(frame)
         context = _context_of(thread, frames)
         attempt = context.get(current_reporter) if context is not None else None
         if attempt in taken:
