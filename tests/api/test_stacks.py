@@ -222,7 +222,11 @@ async def test_samples_are_exported_for_flame_graphs_and_hostile_ones_are_cleane
         stacks=(FoldedStack("job.main (job.py:3);time.sleep (native)", 900),
                 FoldedStack("job.main (job.py:3);\x1b[2Jevil\n (x.py:1)", 100)),
     )  # fmt: skip
+    open_run = make_execution()
+    open_step = make_step(open_run, "load")
     events: list[Event] = [
+        ExecutionStarted(execution=open_run, time_ns=1, step_count=1, process="p"),
+        StepStarted(step=open_step, time_ns=2), msgspec.structs.replace(profile, step=open_step),
         ExecutionStarted(execution=execution, time_ns=1, step_count=1, process="p"),
         StepStarted(step=step, time_ns=2), profile,
         StepFinished(step=step, time_ns=60 * NS, status=StepStatus.COMPLETED, attempt=1, started_ns=2,
@@ -233,7 +237,7 @@ async def test_samples_are_exported_for_flame_graphs_and_hostile_ones_are_cleane
     batch = {"version": 1, "sender": "s", "sequence": 1, "events": [msgspec.to_builtins(event) for event in events]}
     status, answer = await api.call("POST", "/api/events", batch)
     assert status == 200, answer
-    assert answer["stored"] == 5, answer
+    assert answer["stored"] == 8, answer
     path = f"/api/workflows/executions/{execution.execution_id}/stacks"
     view = await api.get(path)
     (item,) = view["items"]
@@ -251,3 +255,10 @@ async def test_samples_are_exported_for_flame_graphs_and_hostile_ones_are_cleane
     assert (await api.get(f"{path}?step=nothing"))["items"] == []
     assert (await api.call("GET", "/api/workflows/executions/nothing/stacks"))[0] == 404
     assert (await api.call("GET", f"{path}?format=pprof"))[0] == 422
+    why = await api.get(f"/api/workflows/executions/{open_run.execution_id}/why")
+    (claim,) = [claim for claim in why["claims"] if claim["kind"] == "stack"]
+    assert claim["text"] == (
+        "Step “load” was in `time.sleep (native)`, called by `job.main`, for 90 % of the 50 s in which it was sampled."
+    )
+    assert (await api.get(claim["evidence"]["url"]))["items"][0]["profile"]["sample_count"] == 900
+    assert why["sentence"].startswith("The run has been running")

@@ -323,3 +323,19 @@ def test_stacks_from_outside_are_bounded_and_cleaned() -> None:
     assert sum(len(each.stack) for each in kept) <= 256_000
     assert all(each.count == 1 and each.stack.isprintable() for each in kept)
     assert get_recorder() is not None
+
+
+def test_a_reported_step_whose_work_is_done_here_tells_its_stacks(recorder: Any) -> None:
+    events: list[Event] = []
+    recorder.add("probe", events.append)
+    run = tachograph.report.run("nightly", run_id="17")
+    step = run.step("load")
+    step.started()
+    step.works_here()
+    assert tell(step.ref.execution.execution_id, "r9") == 1
+    step.finished()
+    assert not running
+    assert tell(step.ref.execution.execution_id, "r10") == 0
+    recorder.flush()
+    (told,) = [event for event in events if isinstance(event, StepStacks)]
+    assert "test_a_reported_step" in told.stacks[0].stack
