@@ -25,7 +25,8 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph.event_batch": 2, "tachograph.meter": 2, "tachograph.spool_places": 0, "tachograph.reported_process": 0,
     "tachograph.summary": 3, "tachograph.run_window": 3, "tachograph.run_notes": 0, "tachograph.folding": 3,
     "tachograph.workflow": 4,
-    "tachograph.stacks": 5, "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6, "tachograph.runners": 6,
+    "tachograph.stacks": 5,
+    "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6, "tachograph.runners": 6,
     "tachograph.report": 7,
     "tachograph": 8, "tachograph.integrations": 8,
     # The service: settings; rows; what arrives; what users read; streams and searches; the edges; the service itself.

@@ -66,14 +66,15 @@ def test_a_step_is_sampled_from_the_request_to_its_end(
         quick()
 
     nightly()
-    (profile,) = profiles(events)
+    # On a busy machine it takes so long that what is known is recorded before the end, too.
+    *_, profile = profiles(events)
     assert profile.step.name == "slow"
     assert profile.samples >= 5
     assert sum(stack.count for stack in profile.stacks) >= 5
     assert "slow" in profile.stacks[0].stack
     # It is recorded before the step ends, so that whoever hears of the end has it.
     kinds = [(type(event), event.step.name) for event in events if isinstance(event, StepStacks | StepFinished)]
-    assert kinds == [(StepStacks, "slow"), (StepFinished, "slow"), (StepFinished, "quick")]
+    assert kinds[-3:] == [(StepStacks, "slow"), (StepFinished, "slow"), (StepFinished, "quick")]
     wait_until(lambda: not threads() and not sampler.is_active)
 
 
@@ -144,7 +145,7 @@ def test_a_forked_child_samples_nothing_of_its_parent(events: list[Event], wait_
             is_right = not running_reporters() and not sampler.is_active and not threads()
             os._exit(0 if is_right else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert len(profiles(events)) == 1
+    assert {event.step.name for event in profiles(events)} == {"parent"}
 
 
 def test_many_threads_make_sampling_rarer_not_dearer(events: list[Event], wait_until: Callable[..., None]) -> None:
@@ -159,7 +160,7 @@ def test_many_threads_make_sampling_rarer_not_dearer(events: list[Event], wait_u
         release.set()
     for helper in helpers:
         helper.join()
-    (profile,) = profiles(events)
+    *_, profile = profiles(events)
     # A count stands for an interval, however rarely was looked.
     assert sum(stack.count for stack in profile.stacks) >= profile.samples
 
