@@ -35,9 +35,18 @@ _answered: OrderedDict[str, None] = OrderedDict()
 
 
 def long_attempts(execution_id: str) -> tuple[LongAttempt, ...]:
-    """Attempts of an execution that have been running here for a while and are not sampled."""
+    """Attempts of an execution that have been running here for a while and are not sampled. Never raises."""
     if not running:
         return ()
+    try:
+        return _long_attempts(execution_id)
+    except Exception as error:
+        # A heartbeat must go out, whatever it says besides.
+        quiet.exception(type(error), "it is not known which attempts take long")
+        return ()
+
+
+def _long_attempts(execution_id: str) -> tuple[LongAttempt, ...]:
     long: list[LongAttempt] = []
     for reporter in running_reporters(execution_id):
         running_ns = reporter.clock() - reporter.attempts.attempt_started_ns
