@@ -62,6 +62,7 @@ from tachograph_exporter.api import (
     page,
     pings,
     reconciliation,
+    report,
     scrape,
     silences,
     stacks,
@@ -153,6 +154,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *why.ROUTES,
     *logs.ROUTES,
     *stacks.ROUTES,
+    *report.ROUTES,
     *reconciliation.ROUTES,
     *metrics.ROUTES,
     *scrape.ROUTES,
@@ -310,6 +312,7 @@ class Service:
         app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
+        app[report.LINK] = self.expectations.link or ""
         app[ROOM] = Room()
         app[lineage.LINEAGE] = self.lineage
         app[events.EVENTS] = self.events
