@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from tachograph.clock import NS
+from tachograph_exporter.cli.common import fail
 from tachograph_exporter.cli.service_client import NotFound, ServiceClient, put_back, quoted, taken
 from tachograph_exporter.reading.queries import FailureQuery, RunQuery
 from tachograph_exporter.times import rfc3339

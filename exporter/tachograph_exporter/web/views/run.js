@@ -184,6 +184,7 @@ export class RunView {
       navigate: (address) => this.app.navigate(address),
     });
     this.stacks = new Stacks(this.path, {
+      canAsk: !this.app.isSaved,
       announce: (text) => this.app.announce(text),
       showError: (problem) => this.app.showError(problem),
     });

@@ -9,8 +9,9 @@ import { time } from "../times.js";
 const MAX_STACKS = 10;
 
 export class Stacks {
-  /** `path` is the run's path of the API; `announce(text)`, `showError(error)`. */
-  constructor(path, { announce, showError }) {
+  /** `path` is the run's path of the API; `canAsk`: there is a service; `announce(text)`, `showError(error)`. */
+  constructor(path, { canAsk, announce, showError }) {
+    this.canAsk = canAsk;
     this.path = `${path}/stacks`;
     this.announce = announce;
     this.showError = showError;
@@ -46,7 +47,7 @@ export class Stacks {
     const items = answer?.items ?? [];
     const sampled = items.filter((item) => item.profile);
     const told = items.filter((item) => item.now && (item.now.is_new || step.status !== "running"));
-    const isRunning = step.status === "running";
+    const isRunning = this.canAsk && step.status === "running";
     section.hidden = !isRunning && !sampled.length && !told.length;
     replace(
       section,
