@@ -25,6 +25,7 @@ import recorder
 import resources
 import scrape
 import search
+import stacks
 import startup
 import stream
 import timeline
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "startup": startup.main,
     "recorder": recorder.main,
     "resources": resources.main,
+    "stacks": stacks.main,
     "live-spans": live_spans.main,
     "timeline": timeline.main,
     "exposition": exposition.main,

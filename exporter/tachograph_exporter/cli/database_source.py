@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from sqlalchemy import Connection
@@ -13,6 +13,7 @@ from tachograph.clock import NS
 from tachograph.identity import workspace_id
 from tachograph_exporter.cli.common import fail
 from tachograph_exporter.expectations.views import read_workflow_expectation
+from tachograph_exporter.reading.asking import POLL_SECONDS, Asking
 from tachograph_exporter.reading.connection_reader import ConnectionReader
 from tachograph_exporter.reading.queries import FailureQuery, RunQuery
 from tachograph_exporter.store import definitions as definition_rows
@@ -36,10 +37,12 @@ from tachograph_exporter.views.schemas.failures import FailureGroupDetail, Failu
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.night import Night
+from tachograph_exporter.views.schemas.stacks import ExecutionStacks
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
+from tachograph_exporter.views.stacks import Request, read_stacks
 from tachograph_exporter.views.workflows import workflow_detail, workflow_list
 
 if TYPE_CHECKING:
@@ -201,6 +204,19 @@ class DatabaseSource:
 
         if open_count := self._database.run(delete):
             fail(f'workflow "{name}" has {open_count} open run(s); nothing was deleted')
+
+    def stacks(self, execution_id: str, names: Collection[str], *, is_asked: bool) -> ExecutionStacks:
+        """See `Source`."""
+        asking = Asking(self._workspace, execution_id)
+        asked: Request | None = None
+        if is_asked and self._database.look(asking.is_open):
+            self._database.run(asking.ask)
+            while not asking.is_done:
+                time.sleep(POLL_SECONDS)
+                self._database.look(asking.look)
+            asked = asking.request
+        now = time.time_ns()
+        return self._database.look(lambda c: read_stacks(c, self._workspace, execution_id, names, asked, now))
 
     def cancel(self, execution_id: str) -> NoReturn:
         """A database runs nothing."""

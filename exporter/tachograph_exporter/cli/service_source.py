@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from tachograph.clock import NS
@@ -17,6 +17,7 @@ from tachograph_exporter.views.schemas.failures import FailureGroupDetail, Failu
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.night import Night
+from tachograph_exporter.views.schemas.stacks import ExecutionStacks
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
@@ -177,6 +178,16 @@ class ServiceSource(ServiceClient):
     def delete_workflow(self, name: str) -> None:
         """See `Source`."""
         self._found(f"/api/workflows/{quoted(name)}", method="DELETE")
+
+    def stacks(self, execution_id: str, names: Collection[str], *, is_asked: bool) -> ExecutionStacks:
+        """See `Source`."""
+        path = f"/api/workflows/executions/{quoted(execution_id)}/stacks"
+        parameters = {"now": str(is_asked).lower()}
+        if names and not any("," in name for name in names):
+            parameters["step"] = ",".join(names)
+        answer = self._read(self._found(path, parameters), ExecutionStacks)
+        answer.items = [item for item in answer.items if not names or item.step_name in names or item.step_id in names]
+        return answer
 
     def cancel(self, execution_id: str) -> Any:
         """See `Source`."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import typer
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tachograph_exporter.views.schemas.failures import FailureGroupDetail
     from tachograph_exporter.views.schemas.logs import LogEntry
     from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
+    from tachograph_exporter.views.schemas.stacks import ExecutionStacks
     from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 
 DEFAULT_URL: Final = f"http://{DEFAULT_LISTEN}"
@@ -78,6 +79,10 @@ class Source(Reader, Protocol):
 
     def delete_workflow(self, name: str) -> None:
         """Delete a workflow with all its runs, unless one of them is open."""
+
+    def stacks(self, execution_id: str, names: Collection[str], *, is_asked: bool) -> ExecutionStacks:
+        """What the steps of a run do now (``is_asked``) and were seen doing; only those with these names or ids."""
+        ...
 
     def cancel(self, execution_id: str) -> Any:
         """Cancel a run; what the service answered."""

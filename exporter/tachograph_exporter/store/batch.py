@@ -27,14 +27,16 @@ from tachograph.events import (
     StepRetrying,
     StepsFolded,
     StepSkipped,
+    StepStacks,
     StepStarted,
     StepStatus,
     WorkflowExpected,
 )
 from tachograph.expectation import Expectation, merged
+from tachograph.folded_stacks import StackWish
 from tachograph.identity import ExecutionRef, Origin, StepRef, workspace_id
 from tachograph.resources import Resources
-from tachograph_exporter.store import partitions
+from tachograph_exporter.store import partitions, stacks
 from tachograph_exporter.store.expectations import CODE, ENGINE, ENGINES
 from tachograph_exporter.store.merging import Rows, execution_rank, folded_rank, step_rank
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
@@ -82,6 +84,10 @@ class Batch:
         self.attempts: dict[Any, tuple[Any, ...]] = {}
         self.reports: list[tuple[Any, ...]] = []
         self.seen: dict[str, int] = {}
+        self.heartbeats: dict[str, Heartbeat] = {}
+        self.stacks: dict[tuple[str, str, int, str], dict[str, Any]] = {}
+        self.wishes: list[StackWish] = []
+        """What is asked of the processes whose heartbeats are in it, once it is stored."""
         self.reported: set[str] = set()
         """Ids of executions that engines report, maybe from several processes that each know a part."""
         self.ended: set[str] = set()
@@ -115,6 +121,7 @@ class Batch:
         for rows in (self.executions, self.steps, self.attempts):
             for key in [key for key, row in rows.items() if row[0] in ids]:
                 del rows[key]
+        self.stacks = {key: row for key, row in self.stacks.items() if key[0] not in ids}
         self.reports = [row for row in self.reports if row[0] not in ids]
         self.ended -= ids
         self.reported -= ids
@@ -183,6 +190,13 @@ class Batch:
     def heartbeat(self, event: Heartbeat) -> None:
         key = event.execution.execution_id
         self.seen[key] = max(event.time_ns, self.seen.get(key, 0))
+        self.heartbeats[key] = event
+
+    def step_stacks(self, event: StepStacks) -> None:
+        key = (event.execution.execution_id, event.step.step_id, event.attempt, event.kind.value)
+        known = self.stacks.get(key)
+        if known is None or known["time_ns"] <= event.time_ns:
+            self.stacks[key] = stacks.row_of(event)
 
     def _step(self, row: tuple[Any, ...]) -> None:
         _put(self.steps, STEP_ROWS, (row[0], row[1]), row)
@@ -316,6 +330,7 @@ _FOLD: Final = cast(
         StepFinished: Batch.step_finished,
         StepSkipped: Batch.step_skipped,
         StepsFolded: Batch.steps_folded,
+        StepStacks: Batch.step_stacks,
         StepMeasured: Batch.report,
         StepCost: Batch.report,
         StepLogged: Batch.report,

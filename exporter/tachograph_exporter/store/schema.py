@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0029"
+HEAD: Final = "0031"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -229,6 +229,35 @@ workflow_step_reports: Final = Table(
     Column("tokens_in", BigInteger, nullable=False),
     Column("tokens_out", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# What running steps were seen doing, see `stacks`: of each attempt and kind (``now``, ``profile``) the newest.
+# ``stacks`` is a JSON array of [stack, count], compressed by zlib.
+step_stacks: Final = Table(
+    "step_stacks",
+    metadata,
+    Column("execution_id", String(36), primary_key=True),
+    Column("step_id", String(36), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(16), primary_key=True),
+    Column("time_ns", BigInteger, nullable=False),
+    Column("started_ns", BigInteger, nullable=False),
+    Column("request", String(36), nullable=False),
+    Column("samples", BigInteger, nullable=False),
+    Column("interval_ns", BigInteger, nullable=False),
+    Column("dropped", BigInteger, nullable=False),
+    Column("cut", BigInteger, nullable=False),
+    Column("stacks", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Who asks what the steps of an execution do now: the newest request of each execution.
+stack_requests: Final = Table(
+    "stack_requests",
+    metadata,
+    Column("execution_id", String(36), primary_key=True),
+    Column("request", String(36), nullable=False),
+    Column("requested_ns", BigInteger, nullable=False),
 )
 
 # Totals of executions, see `rollups`. ``period`` is 5m, 1h, 1d, 1mo or all, ``start_s`` is unix seconds. The totals are

@@ -225,6 +225,7 @@ def _task_prerun(sender: Any, task: Any = None, **_: Any) -> None:
     inputs = {"args": request.argsrepr, "kwargs": request.kwargsrepr}
     step.started(attempt=attempt_of(request), inputs=inputs, queued_at=place.queued or None)
     _plan(place, step, request)
+    step.works_here()
     running = meter.start(None, False, False)
     _measuring.put(request.id, running)
     meter.around.set(running)

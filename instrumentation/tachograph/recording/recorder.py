@@ -40,6 +40,7 @@ from tachograph.recording.listener_queue import BatchListener, ListenerQueue
 from tachograph.recording.problems import Problem
 from tachograph.recording.relay import RelayAddress, RelayClient, RelayServer
 from tachograph.recording.subscription import SUBSCRIPTION_LIMIT, Subscription
+from tachograph.stacks.wishes import long_attempts
 
 log = logging.getLogger(__name__)
 
@@ -343,7 +344,8 @@ class Recorder:
         while not stop.wait(self._heartbeat_seconds):
             self._emit_folds()
             for execution in list(self._open.values()):
-                self(Heartbeat(execution=execution, time_ns=time.time_ns()))
+                long = long_attempts(execution.execution_id)
+                self(Heartbeat(execution=execution, time_ns=time.time_ns(), long=long))
 
     def _emit_folds(self) -> None:
         if self._parent is None:

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from msgspec.structs import replace
 
+from tachograph import running_attempts
 from tachograph.clock import NS, Clock
 from tachograph.events import (
     Event,
@@ -188,6 +189,7 @@ class Step:
             delay_ns = round(min(max(0.0, float(delay)), MAX_DELAY_SECONDS) * NS)
             status = StepStatus.TIMEOUT if timed_out else StepStatus.FAILED
             self._status = StepStatus.RETRYING
+            self._leave()
             self.run.emit(attempts.retrying(now, status, delay_ns, failure_of(error), resources))
             self.run.closed(self)
 
@@ -270,6 +272,15 @@ class Step:
         """Record US dollars and tokens that the step spent since its previous report."""
         self._reports().cost(usd, tokens_in, tokens_out, model)
 
+    @safely
+    def works_here(self) -> None:
+        """The calling thread does the work of the running attempt: until it ends, its stacks can be asked for."""
+        running_attempts.begin(self._reports())
+
+    def _leave(self) -> None:
+        if self._reporter is not None:
+            running_attempts.end(self._reporter)
+
     def _reports(self) -> Reporter:
         if self._reporter is None:
             attempts = self._attempts or StepAttempts(self.ref, self.run.clock())
@@ -345,6 +356,7 @@ class Step:
 
     def _settle(self, status: StepStatus, event: Event, run_ns: int) -> None:
         self._status = status
+        self._leave()
         self.run.emit(event)
         self.run.ended(self, status, run_ns)
 

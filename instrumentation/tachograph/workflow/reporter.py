@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import os
@@ -16,6 +17,7 @@ from tachograph.folding import Repetitions
 from tachograph.meter import Meter
 from tachograph.names import clean_name, encodable
 from tachograph.redaction import mask_text
+from tachograph.running_attempts import Profile
 from tachograph.summary import as_text
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.step_counts import StepCounts
@@ -35,10 +37,13 @@ class Reporter:
         is_open: until the step ends, also between its attempts. A context (of a thread, a pool, a task) may outlive the
             step whose reporter it holds; what runs there after the end is not inside that step.
         meter: measures what the running attempt uses, if anything does.
+        thread, task: where the running attempt's code runs; see `tachograph.running_attempts`.
+        profile: samples it, if anything does.
     """
 
     __slots__ = (
-        "_sequence", "attempts", "clock", "counts", "emit", "is_open", "meter", "process", "repetitions", "step",
+        "_sequence", "attempts", "clock", "counts", "emit", "is_open", "meter", "process", "profile", "repetitions",
+        "step", "task", "thread",
     )  # fmt: skip
 
     def __init__(self, attempts: StepAttempts, emit: Listener, clock: Clock, counts: StepCounts) -> None:
@@ -52,6 +57,9 @@ class Reporter:
         self.clock = clock
         self.is_open = True
         self.meter: Meter | None = None
+        self.thread = 0
+        self.task: asyncio.Task[Any] | None = None
+        self.profile: Profile | None = None
         self._sequence = itertools.count(1)
 
     def _next(self) -> int | None:

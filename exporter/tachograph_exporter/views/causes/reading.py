@@ -28,6 +28,7 @@ from tachograph_exporter.views.causes.course import seconds_of
 from tachograph_exporter.views.causes.differences import MAX_FALSE, MIN_USUAL, Described, Result, differences
 from tachograph_exporter.views.causes.failures import SameFailure
 from tachograph_exporter.views.causes.features import Feature, Value, flattened, of_resources
+from tachograph_exporter.views.causes.sampled import sampled
 from tachograph_exporter.views.causes.statistics import median
 from tachograph_exporter.views.comparison import MIN_BLAME, failed_step, read_baseline_comparison
 from tachograph_exporter.views.expected_end import expected_end, read_usual
@@ -83,7 +84,10 @@ def read_why(connection: Connection, workspace: str, execution_id: str, back_ns:
     case.compare_parts()
     if verdict in ("slow", "failed", "lost"):
         _explain(connection, workspace, case, verdict)
-    return answer(case, verdict)
+    said = answer(case, verdict)
+    if focus is not None and verdict != "usual":
+        said.claims = [*said.claims, *sampled(connection, run, [focus])]
+    return said
 
 
 def _sample(connection: Connection, workspace: str, run: StoredRun, back_ns: int) -> list[SampledRun]:
@@ -415,6 +419,7 @@ def _open_run(connection: Connection, workspace: str, run: StoredRun, now_ns: in
     steps = list(now.open_steps(run, usual, now_ns))
     causes = now.late_steps(steps)
     claims += [each for each in steps if each not in causes]
+    claims += sampled(connection, run, [step for step in run.steps if step.status == "running"])
     return _brief(run, "running" if row.started_ns is not None else "pending", claims, causes)
 
 

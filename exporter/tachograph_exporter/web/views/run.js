@@ -13,6 +13,7 @@ import { throttle } from "../throttle.js";
 import { downloadMenu } from "./downloads.js";
 import { runActions } from "./run_actions.js";
 import { copyableId, inputsOf, progress, RunFacts } from "./run_facts.js";
+import { Stacks } from "./stacks.js";
 import { causeLink, stepDetails } from "./step_panel.js";
 import { Why } from "./why.js";
 
@@ -181,6 +182,11 @@ export class RunView {
       announce: (text) => this.app.announce(text),
       showError: (problem) => this.app.showError(problem),
       navigate: (address) => this.app.navigate(address),
+    });
+    this.stacks = new Stacks(this.path, {
+      canAsk: !this.app.isSaved,
+      announce: (text) => this.app.announce(text),
+      showError: (problem) => this.app.showError(problem),
     });
     this.timeline = new Timeline(this.run, {
       onSelect: (step) => this.onStepSelected(step),
@@ -431,7 +437,7 @@ export class RunView {
 
   showStep(step) {
     const select = (other) => this.timeline.select(other);
-    replace(this.panel, stepDetails(this.run, step, { select, trace: this.traceLink() }));
+    replace(this.panel, stepDetails(this.run, step, { select, trace: this.traceLink() }), this.stacks.section(step));
   }
 
   search() {
