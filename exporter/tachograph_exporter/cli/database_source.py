@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from tachograph.clock import NS
 from tachograph.identity import workspace_id
 from tachograph_exporter.cli.common import fail
+from tachograph_exporter.cli.sources import LogQuery
 from tachograph_exporter.expectations.views import read_workflow_expectation
 from tachograph_exporter.reading.connection_reader import ConnectionReader
 from tachograph_exporter.reading.queries import FailureQuery, RunQuery
@@ -27,7 +28,7 @@ from tachograph_exporter.store.rollups import read as read_rollups
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.views.executions import execution_stats
 from tachograph_exporter.views.failures import WINDOW_SECONDS, change_failure, read_failure
-from tachograph_exporter.views.logs import SEVERITIES, read_newest_lines
+from tachograph_exporter.views.logs import SEVERITIES, LineFilter, read_newest_lines
 from tachograph_exporter.views.metrics import read_metrics
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
@@ -68,14 +69,18 @@ class DatabaseSource:
         """See `Source`."""
         return self._ask(lambda reader: reader.timeline(execution_id))
 
-    def logs(self, execution_id: str, step: str | None, level: str | None, limit: int) -> tuple[list[LogEntry], bool]:
+    def logs(self, execution_id: str, query: LogQuery, limit: int) -> tuple[list[LogEntry], bool]:
         """See `Source`."""
-        names = frozenset({step}) if step is not None else frozenset[str]()
-        severity = SEVERITIES[level] if level is not None else 0
+        choice = LineFilter(
+            names=frozenset({query.step} if query.step is not None else ()),
+            severity=SEVERITIES[query.level] if query.level is not None else 0,
+            text=query.text or "",
+            attempt=query.attempt,
+        )
 
         def read(connection: Connection) -> tuple[list[LogEntry], bool]:
             run = find_run(connection, self._workspace, execution_id)
-            return read_newest_lines(connection, self._workspace, run, names, severity, limit)
+            return read_newest_lines(connection, self._workspace, run, choice, limit)
 
         return self._database.look(read)
 

@@ -15,6 +15,7 @@ import msgspec
 
 from tachograph.clock import NS
 from tachograph_exporter.cli.common import fail
+from tachograph_exporter.cli.sources import LogQuery
 from tachograph_exporter.defaults import TOKEN_VARIABLE
 from tachograph_exporter.reading.queries import FailureQuery, RunQuery
 from tachograph_exporter.times import rfc3339
@@ -94,11 +95,14 @@ class ServiceSource:
             _put_back(entry, values)
         return timeline
 
-    def logs(self, execution_id: str, step: str | None, level: str | None, limit: int) -> tuple[list[LogEntry], bool]:
+    def logs(self, execution_id: str, query: LogQuery, limit: int) -> tuple[list[LogEntry], bool]:
         """See `Source`."""
         path = f"/api/workflows/executions/{_quoted(execution_id)}/logs"
-        parameters = {"limit": str(_LINES)}
-        parameters |= {n: v for n, v in (("step", step), ("level", level)) if v is not None}
+        parameters = {name: str(value) for name, value in query._asdict().items() if value is not None}
+        if limit <= _LINES:
+            page = self._found(path, {**parameters, "last": str(limit)})
+            return [self._read(item, LogEntry) for item in page["items"]], page["has_older"]
+        parameters["limit"] = str(_LINES)
         lines: list[LogEntry] = []
         are_older = False
         while True:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol
 
 import typer
 
@@ -42,6 +42,15 @@ UrlOption = Annotated[
 ]
 
 
+class LogQuery(NamedTuple):
+    """Which lines of a run: of a step (name or id), a level or above, with a text, of an attempt."""
+
+    step: str | None = None
+    level: str | None = None
+    text: str | None = None
+    attempt: int | None = None
+
+
 class Source(Reader, Protocol):
     """Answers about runs and workflows. Each method prints an error and exits if it has no answer, unless it says so.
 
@@ -50,8 +59,8 @@ class Source(Reader, Protocol):
 
     url: str | None
 
-    def logs(self, execution_id: str, step: str | None, level: str | None, limit: int) -> tuple[list[LogEntry], bool]:
-        """(the newest lines of a run, or of one of its steps, in order; whether there are older ones)."""
+    def logs(self, execution_id: str, query: LogQuery, limit: int) -> tuple[list[LogEntry], bool]:
+        """(the newest lines of a run that are asked for, in order; whether there are older ones)."""
 
     def change_failure(self, group_id: str, action: str, note: str) -> FailureGroupDetail | None:
         """Mute, unmute, resolve or reopen a group; None without such a group."""

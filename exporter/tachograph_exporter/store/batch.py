@@ -20,6 +20,7 @@ from tachograph.events import (
     Heartbeat,
     StepCost,
     StepFinished,
+    StepLines,
     StepLogged,
     StepMeasured,
     StepReady,
@@ -81,6 +82,7 @@ class Batch:
         self.steps: dict[Any, tuple[Any, ...]] = {}
         self.attempts: dict[Any, tuple[Any, ...]] = {}
         self.reports: list[tuple[Any, ...]] = []
+        self.lines: list[tuple[Any, ...]] = []
         self.seen: dict[str, int] = {}
         self.reported: set[str] = set()
         """Ids of executions that engines report, maybe from several processes that each know a part."""
@@ -108,7 +110,12 @@ class Batch:
     @property
     def touched(self) -> set[str]:
         """Ids of the executions that have rows here."""
-        return {*self.executions, *[key[0] for key in self.steps], *[row[0] for row in self.reports]}
+        return {
+            *self.executions,
+            *[key[0] for key in self.steps],
+            *[row[0] for row in self.reports],
+            *[row[0] for row in self.lines],
+        }
 
     def forget(self, ids: set[str]) -> None:
         """Remove all rows of these executions."""
@@ -116,6 +123,7 @@ class Batch:
             for key in [key for key, row in rows.items() if row[0] in ids]:
                 del rows[key]
         self.reports = [row for row in self.reports if row[0] not in ids]
+        self.lines = [row for row in self.lines if row[0] not in ids]
         self.ended -= ids
         self.reported -= ids
 
@@ -293,6 +301,16 @@ class Batch:
         else:
             self.reports.append((*head, "log", event.time_ns, event.message, event.level, 0.0, 0, 0))
 
+    def step_lines(self, event: StepLines) -> None:
+        head = (event.step.execution.execution_id, event.step.step_id, event.attempt, event.writer)
+        self.lines += [
+            (
+                *head, line.number, line.time_ns, line.severity, line.logger, line.message,
+                *(_NO_ERROR if (error := line.failure) is None else (error.type[:300], error.message, error.stack)),
+            )
+            for line in event.lines
+        ]  # fmt: skip
+
 
 _FOLD: Final = cast(
     "dict[type[Event], Callable[[Batch, Any], None]]",
@@ -311,6 +329,7 @@ _FOLD: Final = cast(
         StepMeasured: Batch.report,
         StepCost: Batch.report,
         StepLogged: Batch.report,
+        StepLines: Batch.step_lines,
     },
 )
 

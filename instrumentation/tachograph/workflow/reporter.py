@@ -139,3 +139,5 @@ def _shown(value: float) -> str:
 
 current_reporter: ContextVar[Reporter | None] = ContextVar("tachograph_reporter", default=None)
 """The reporter of the step that runs in the current context, or None."""
+engine_reporter: ContextVar[Reporter | None] = ContextVar("tachograph_engine_reporter", default=None)
+"""The reporter of the step that an engine executes in the current context: log records belong to it, steps do not."""
