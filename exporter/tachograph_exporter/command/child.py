@@ -1,4 +1,4 @@
-"""Running one attempt of a command: its output passed through and told of, signals forwarded, and what it used of the machine."""
+"""Running one attempt of a command: its output passed on, signals forwarded, and what it used of the machine."""
 
 from __future__ import annotations
 
