@@ -37,10 +37,11 @@ from tachograph_exporter.views.schemas.failures import FailureGroupDetail, Failu
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.night import Night
-from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
+from tachograph_exporter.views.schemas.timeline import SpansBelow, WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
+from tachograph_exporter.views.step_below import read_below
 from tachograph_exporter.views.workflows import workflow_detail, workflow_list
 
 T = TypeVar("T")
@@ -81,6 +82,15 @@ class DatabaseSource:
         def read(connection: Connection) -> tuple[list[LogEntry], bool]:
             run = find_run(connection, self._workspace, execution_id)
             return read_newest_lines(connection, self._workspace, run, choice, limit)
+
+        return self._database.look(read)
+
+    def below(self, execution_id: str) -> dict[str, list[SpansBelow]]:
+        """See `Source`."""
+
+        def read(connection: Connection) -> dict[str, list[SpansBelow]]:
+            run = find_run(connection, self._workspace, execution_id)
+            return read_below(connection, self._workspace, run, run.steps)
 
         return self._database.look(read)
 

@@ -26,7 +26,7 @@ from tachograph_exporter.views.schemas.failures import FailureGroupDetail, Failu
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.night import Night
-from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
+from tachograph_exporter.views.schemas.timeline import SpansBelow, WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
@@ -113,6 +113,15 @@ class ServiceSource:
             if not page.get("next"):
                 return lines, are_older
             parameters["after"] = page["next"]
+
+    def below(self, execution_id: str) -> dict[str, list[SpansBelow]]:
+        """See `Source`."""
+        document = self._found(f"/api/workflows/executions/{_quoted(execution_id)}/timeline", {"below": "true"})
+        return {
+            entry["step_id"]: [self._read(spans, SpansBelow) for spans in entry["below"]]
+            for entry in document["step_timeline"]
+            if entry.get("below")
+        }
 
     def failures(self, query: FailureQuery, limit: int) -> FailurePage | None:
         """See `Source`."""

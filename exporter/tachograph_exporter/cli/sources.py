@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tachograph_exporter.views.schemas.failures import FailureGroupDetail
     from tachograph_exporter.views.schemas.logs import LogEntry
     from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
+    from tachograph_exporter.views.schemas.timeline import SpansBelow
     from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 
 DEFAULT_URL: Final = f"http://{DEFAULT_LISTEN}"
@@ -61,6 +62,9 @@ class Source(Reader, Protocol):
 
     def logs(self, execution_id: str, query: LogQuery, limit: int) -> tuple[list[LogEntry], bool]:
         """(the newest lines of a run that are asked for, in order; whether there are older ones)."""
+
+    def below(self, execution_id: str) -> dict[str, list[SpansBelow]]:
+        """What lies below the steps of a run that have spans below them, by step id."""
 
     def change_failure(self, group_id: str, action: str, note: str) -> FailureGroupDetail | None:
         """Mute, unmute, resolve or reopen a group; None without such a group."""
