@@ -103,7 +103,8 @@ def test_the_last_lines_of_an_attempt_are_kept_and_the_others_counted(database: 
             newest, has_older = read_newest_lines(connection, DEFAULT, run, choice, limit)
             return newest, has_older, dropped_of_run(connection, DEFAULT, run)
 
-        return database.look(look)
+        result: tuple[list[Any], bool, int] = database.look(look)
+        return result
 
     entries, has_older, dropped = read(LineFilter())
     assert [entry.message for entry in entries] == [
@@ -168,7 +169,8 @@ def test_lines_are_archived_with_their_run_and_deleted_with_it(database: Databas
             newest, _ = read_newest_lines(connection, DEFAULT, run, LineFilter(), 100)
             return newest, dropped_of_run(connection, DEFAULT, run)
 
-        return database.look(look)
+        result: tuple[list[Any], int] = database.look(look)
+        return result
 
     before, dropped = read(kept[0])
     assert dropped == 2

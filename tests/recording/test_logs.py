@@ -355,7 +355,7 @@ def test_repetitions_that_share_an_entry_share_its_lines(
 
     nightly()
     assert messages(kept()) == [f"n {n}" for n in range(6)]
-    told = {}
+    told: dict[tuple[str, int], str] = {}
     for event in events:
         if isinstance(event, StepLines):
             for line in event.lines:

@@ -10,12 +10,15 @@ from tachograph.clock import NS
 from tachograph_exporter.cli.columns import Column, show_table
 from tachograph_exporter.cli.common import out, print_json
 from tachograph_exporter.cli.moments import column, moment
-from tachograph_exporter.cli.terminal import MAX_ROWS, printable
+from tachograph_exporter.cli.terminal import MAX_ROWS, printable, shown
 from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
+
+MAX_BELOW = 5
+"""Names of spans below a step that are shown."""
 
 
 def _duration(value: float | None) -> str:

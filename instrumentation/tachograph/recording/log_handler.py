@@ -64,8 +64,8 @@ def keep(record: logging.LogRecord) -> None:
         if len(message) > _MAX_CHARACTERS:
             message = message[:_MAX_CHARACTERS]
         failure: Failure | None = None
-        if record.exc_info and isinstance(error := record.exc_info[1], BaseException):
-            failure = describe(error)
+        if record.exc_info and isinstance(raised := record.exc_info[1], BaseException):
+            failure = describe(raised)
         line_buffers.add(reporter, severity_of(record.levelno), name, message, failure)
     except Exception:
         # The program's own logging must go on, and there is no place left to say so.
