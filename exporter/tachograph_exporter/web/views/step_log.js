@@ -35,7 +35,14 @@ export class StepLog {
     this.filters = h("div", { class: "toolbar" }, level, this.text, this.link);
     this.list = h("ol", { class: "log", tabindex: 0, "aria-label": "Lines" });
     this.note = h("p", { class: "quiet" });
-    this.element = h("section", { class: "steplog", hidden: true }, h("h3", {}, "Log"), this.filters, this.note, this.list);
+    this.element = h(
+      "section",
+      { class: "steplog", hidden: true },
+      h("h3", {}, "Log"),
+      this.filters,
+      this.note,
+      this.list,
+    );
   }
 
   get isFiltered() {
