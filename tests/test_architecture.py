@@ -15,6 +15,7 @@ SOURCES: Final = {"tachograph": ROOT / "instrumentation", "tachograph_exporter":
 FLOORS: Final[Mapping[str, int]] = {
     # The library, from the ground: values; what runs workflows; what listens; what records; the public face.
     "tachograph.names": -1, "tachograph.variables": -1, "tachograph.quiet_log": -1,
+    "tachograph.recorded_command": -1,
     "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
     "tachograph.histogram": -1, "tachograph.exact_sum": -1, "tachograph.distribution": 0, "tachograph.resources": 0,
     "tachograph.process": 0, "tachograph.otel_variables": 0, "tachograph.expectation": 0,
@@ -23,7 +24,7 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph.event_batch": 2, "tachograph.meter": 2, "tachograph.spool_places": 0, "tachograph.reported_process": 0,
     "tachograph.summary": 3, "tachograph.run_window": 3, "tachograph.run_notes": 0, "tachograph.folding": 3,
     "tachograph.workflow": 4,
-    "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6,
+    "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6, "tachograph.runners": 6,
     "tachograph.report": 7,
     "tachograph": 8, "tachograph.integrations": 8,
     # The service: settings; rows; what arrives; what users read; streams and searches; the edges; the service itself.
@@ -47,6 +48,7 @@ FLOORS: Final[Mapping[str, int]] = {
 
 BESIDE: Final = {
     ("tachograph.metrics", "tachograph.recording"),  # self-monitoring reads the recorder's queues
+    ("tachograph.runners", "tachograph.recording"),  # a worker collects what a step logs
 }
 
 

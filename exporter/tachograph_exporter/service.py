@@ -31,6 +31,7 @@ from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.recording.setup import adopt, build_recorder, release
 from tachograph.recording.spooled_store import SpooledStore
+from tachograph.runners import runner_of
 from tachograph.spans.propagation import propagation
 from tachograph.workflow.builtin.addresses import AddressPolicy
 from tachograph.workflow.builtin.http import restricted
@@ -269,6 +270,7 @@ class Service:
         self.executor = Executor(
             self.recorder,
             handlers=restricted(handlers, AddressPolicy(config.http_allow)),
+            runner=runner_of(config.runner) if config.runner is not None else None,
             max_executions=config.max_executions,
             carrier=propagation,
         )

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -311,3 +312,122 @@ def test_output_is_seen_while_the_command_runs_and_stays_if_exec_is_killed(
     assert [line["message"] for line in page["items"]] == [f"line {i}" for i in range(300, 500)]
     assert page["dropped_count"] == 300
     assert {(line["level"], line["attempt"], line["source"]) for line in page["items"]} == {("info", 1, "recorded")}
+
+
+RUNS_INSIDE = """
+import os, subprocess, sys, threading
+import tachograph
+
+@tachograph.step
+def load(rows):
+    return rows
+
+@tachograph.workflow
+def nightly(rows):
+    return load(rows)
+
+@tachograph.workflow
+def broken():
+    raise ValueError("no rows")
+
+nightly(1)
+nightly(2)
+thread = threading.Thread(target=nightly, args=(3,))
+thread.start()
+thread.join()
+try:
+    broken()
+except ValueError:
+    pass
+with tachograph.report.run("reported", run_id=sys.argv[1]) as run:
+    run.step("extract").started().finished()
+if os.fork() == 0:
+    load(4)
+    tachograph.get_recorder().flush()
+    os._exit(0)
+os.wait()
+engine = tachograph.report.run("of an engine", engine="celery")
+engine.begin()
+engine.finished()
+if os.fork() == 0:
+    with tachograph.workflow("killed"):
+        tachograph.get_recorder().flush()
+        os.kill(os.getpid(), 9)
+os.wait()
+"""
+
+
+def test_recorded_functions_inside_a_command_are_nested_runs_of_it(
+    service: Server, variables: dict[str, str], tmp_path: Path
+) -> None:
+    script = tmp_path / "inside.py"
+    script.write_text(RUNS_INSIDE)
+    command = [*TACHOGRAPH, "step", "python", "--", sys.executable, str(script), tmp_path.name]
+    code, _, err = run("exec", "--name", "around", "--", *command, env=variables)
+    assert (code, err) == (0, b"")
+    shown = timeline(service, "around")
+    steps = {step["step_id"]: step for step in shown["step_timeline"]}
+    assert {(s["step_name"], s["step_index"] or 0): s["status"] for s in steps.values()} == {
+        ("around", 0): "completed", ("python", 0): "completed", ("nightly", 0): "completed",
+        ("nightly", 1): "completed", ("nightly", 2): "completed", ("broken", 0): "failed",
+        ("reported", 0): "completed", ("load", 0): "completed",
+        ("killed", 0): "lost",
+    }  # fmt: skip
+    nested = [step for step in steps.values() if step["step_type"] == "workflow"]
+    (python,) = [step for step in steps.values() if step["step_name"] == "python"]
+    assert len(nested) == 7
+    for step in nested:
+        inner = service.get(f"/api/workflows/executions/{step['child_execution_id']}/timeline")
+        assert (inner["workflow_name"], step["parent_step_id"]) == (step["step_name"], python["step_id"])
+        assert (inner["parent_execution_id"], inner["parent_step_id"]) == (shown["execution_id"], step["step_id"])
+        assert inner["trace_id"] == shown["trace_id"]
+    # They came one after the other.
+    (second,) = [s for s in nested if (s["step_name"], s["step_index"]) == ("nightly", 1)]
+    assert [steps[i]["step_name"] for i in second["depends_on"]] == ["nightly"]
+    assert timeline(service, "of an engine")["parent_execution_id"] is None
+    report = service.get(f"/api/workflows/executions/{shown['execution_id']}/reconcile")
+    assert report["differences"] == []
+
+    # What is recorded elsewhere can refer to nothing here.
+    elsewhere = f"sqlite:///{tmp_path}/elsewhere.db"
+    source = f"import tachograph; tachograph.configure(database={elsewhere!r})\nwith tachograph.workflow('alone'): pass"
+    assert run("exec", "--name", "elsewhere", "--", sys.executable, "-c", source, env=variables)[0] == 0
+    assert timeline(service, "elsewhere")["step_count"] == 1
+    assert statuses(elsewhere) == {"alone": "completed"}
+
+
+def test_spans_of_a_command_and_of_what_runs_inside_are_one_trace(
+    service: Server, variables: dict[str, str], tmp_path: Path
+) -> None:
+    tachograph = " ".join(TACHOGRAPH)
+    script = tmp_path / "exported.sh"
+    source = "import tachograph\nwith tachograph.workflow('inner'):\n with tachograph.step('load'): pass"
+    script.write_text(f'{tachograph} step extract -- true\n{tachograph} step python -- "$0" -c "$1"\nexit 3\n')
+    # The service takes spans too: they are not a second run.
+    exported = variables | {"OTEL_EXPORTER_OTLP_ENDPOINT": service.address}
+    command = ["sh", "-c", f". {script}", sys.executable, source]
+    code, _, err = run("exec", "--name", "exported", "--", *command, env=exported)
+    assert (code, err) == (3, b"")
+    shown = timeline(service, "exported")
+    inner = timeline(service, "inner")
+    items = service.get("/api/workflows/executions?limit=1000")["items"]
+    assert [i["trace_id"] for i in items].count(shown["trace_id"]) == 2
+    report = service.get(f"/api/workflows/executions/{shown['execution_id']}/reconcile")
+    assert report["differences"] == []
+
+    # Without anything else, the spans are the record.
+    alone = {k: v for k, v in exported.items() if k != "TACHOGRAPH_URL"}
+    code, _, err = run("exec", "--name", "spans alone", "--", *command, env=alone)
+    assert (code, err) == (3, b"")
+    assembled = timeline(service, "spans alone")
+    expected = {step["step_name"] for step in shown["step_timeline"]} - {"exported", "inner"} | {"spans alone"}
+    assert expected <= {step["step_name"] for step in assembled["step_timeline"]}
+    assert (assembled["status"], inner["trace_id"]) == ("failed", shown["trace_id"])
+
+    # A collector that hangs costs two seconds at most, and nothing of the record.
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        hangs = variables | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{hole.getsockname()[1]}"}
+        code, out, err = run("exec", "--name", "hung collector", "--", "echo", "fine", env=hangs)
+    assert (code, out) == (0, b"fine\n")
+    assert err.startswith(b"tachograph: spans are not exported: ")
+    assert timeline(service, "hung collector")["status"] == "completed"

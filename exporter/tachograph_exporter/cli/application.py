@@ -56,6 +56,8 @@ COMMANDS: Final = {
                                           "ends."),
     "serve": Command("serving", SERVING, "Serve the API, the metrics and the page. Beyond loopback a token is "
                                          "required."),
+    "worker": Command("working", SERVING, "Do the steps of workflows whose service has `--runner URL`. The handlers "
+                                          "have to be the same there and here."),
     "demo": Command("demo", SERVING, "Register the example workflows, run them several times, and serve everything."),
     "dashboards": Command("dashboards", SERVING, "Dashboards, rules and provisioning for Grafana, Prometheus and "
                                                  "Alertmanager."),

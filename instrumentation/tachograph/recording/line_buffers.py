@@ -166,15 +166,18 @@ def flush_all() -> None:
 
 def end_attempt(event: StepFinished | StepRetrying) -> None:
     """An attempt is about to end: its lines come first."""
-    if not _buffers:
-        return
-    step = event.step
+    if _buffers:
+        end_step(event.step, is_final=type(event) is StepFinished and event.step.folded_as is None)
+
+
+def end_step(step: StepRef, *, is_final: bool = True) -> None:
+    """What a step has written so far becomes events now. ``is_final``: it writes no more."""
     key = (step.execution.execution_id, step.step_id)
     attempts = _buffers.get(key)
     if attempts is None:
         return
     _flush(list(attempts.values()))
-    if type(event) is StepFinished and step.folded_as is None:
+    if is_final:
         with _lock:
             _buffers.pop(key, None)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 from typing import Any, Final
 
 from tachograph.events import Failure
@@ -18,6 +19,9 @@ from tachograph.redaction import TEXT_LIMIT
 from tachograph.summary import failure as describe
 from tachograph.workflow.reporter import current_reporter, engine_reporter
 
+log = logging.getLogger(__name__)
+
+LOGS_VARIABLE: Final = "TACHOGRAPH_LOGS"
 _OWN: Final = ("tachograph", "tachograph_exporter")
 _MAX_CHARACTERS: Final = 2 * TEXT_LIMIT
 _OFF: Final = ("", "off", "none", "false", "0")
@@ -93,6 +97,8 @@ class _Lowered(int):
 
 _level: float = math.inf
 _call_handlers: Any = None
+_is_asked = False
+"""Whether somebody decided about a level."""
 
 
 def level_of(value: str | int | None) -> int | None:
@@ -111,7 +117,8 @@ def level_of(value: str | int | None) -> int | None:
 
 def install(level: int | None) -> None:
     """From now on, keep records of this level or above; None: no more."""
-    global _level, _call_handlers
+    global _level, _call_handlers, _is_asked
+    _is_asked = True
     _raise_root()
     _level = math.inf if level is None else level
     if level is None:
@@ -132,6 +139,21 @@ def install(level: int | None) -> None:
         lowered = _Lowered(level)
         lowered.before = root.level
         root.setLevel(lowered)
+
+
+def install_from_environment() -> None:
+    """`install` with the level in ``TACHOGRAPH_LOGS``, once, unless it was called: for a worker of an executor."""
+    global _is_asked
+    if _is_asked:
+        return
+    _is_asked = True
+    try:
+        level = level_of(os.environ.get(LOGS_VARIABLE))
+    except ValueError as error:
+        log.warning("no log records are kept: %s: %s", LOGS_VARIABLE, error)
+        return
+    if level is not None:
+        install(level)
 
 
 def installed_level() -> int | None:

@@ -33,6 +33,7 @@ from tachograph.metrics.self_metrics import SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.recording import log_handler
 from tachograph.recording.listener_queue import BatchListener
+from tachograph.recording.log_handler import LOGS_VARIABLE
 from tachograph.recording.problems import Problem, Problems, Report
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import Recorder, close_all
@@ -46,7 +47,6 @@ log = logging.getLogger(__name__)
 
 MEASURES_VARIABLE: Final = "TACHOGRAPH_MEASURES"
 MULTIPROCESS_VARIABLES: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
-LOGS_VARIABLE: Final = "TACHOGRAPH_LOGS"
 REPETITIONS_VARIABLE: Final = "TACHOGRAPH_MAX_STEP_REPETITIONS"
 _STORE_ENTRY_POINTS: Final = "tachograph.stores"
 

@@ -208,7 +208,8 @@ class Executor:
     async def drain(self, grace_seconds: float) -> None:
         """Accept no more executions, let running steps finish within the grace period, then cancel the rest.
 
-        No new step starts meanwhile: an execution ends when its running steps have ended.
+        No new step starts meanwhile: an execution ends when its running steps have ended. In the end the runner is
+        closed.
         """
         self._closed = True
         for run in list(self._runs.values()):
@@ -220,6 +221,7 @@ class Executor:
             run.abort(ExecutionStatus.CANCELLED, f"the executor shut down; not finished within {grace_seconds:g} s")
         if tasks := list(self._tasks.values()):
             await asyncio.wait(tasks, timeout=5)
+        await self._host.runner.close()
 
     def _open(self, plan: Plan) -> Run:
         self._check_open()

@@ -1,0 +1,56 @@
+"""``tachograph worker``: do steps for a service or a run whose steps are done elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Annotated, Final
+
+import typer
+
+from tachograph.runners import scheme_of
+from tachograph.workflow.builtin.addresses import ALLOW_VARIABLE, AddressPolicy
+from tachograph.workflow.builtin.http import restricted
+from tachograph_exporter.cli.common import app, err, fail, log_to_stderr, report_errors
+from tachograph_exporter.cli.handlers import RUNNER_VARIABLE, AllowOption, HandlersOption, load_handlers
+
+RESTART_SECONDS: Final = 2.0
+
+
+@app.command()
+def worker(
+    url: Annotated[str, typer.Argument(envvar=RUNNER_VARIABLE, help="As `serve --runner` has it.")],
+    handlers: HandlersOption = None,
+    allow_handler: AllowOption = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Steps at the same time.")] = os.cpu_count() or 1,
+    name: Annotated[str | None, typer.Option(help="Name of the worker, if it is to have one of its own.")] = None,
+    http_allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar=ALLOW_VARIABLE, help="What the http handler may reach besides public addresses; as `serve`."
+        ),
+    ] = None,
+) -> None:
+    """Do the steps of workflows whose service has `--runner URL`. The handlers have to be the same there and here."""
+    with report_errors():
+        engine = scheme_of(url)
+        try:
+            policy = AddressPolicy(http_allow or ())
+        except ValueError as error:
+            fail(f"--http-allow: {error}")
+        registry = restricted(load_handlers(handlers, allow_handler), policy)
+        log_to_stderr()
+        err.print(f"[bold]Tachograph[/] does steps that come by {engine}, {concurrency} at a time", soft_wrap=True)
+        if engine == "celery":
+            from tachograph.runners.celery import work
+        else:
+            from tachograph.runners.dask import work
+        code = work(url, registry, concurrency, name)
+    if code:
+        # Celery's worker ends when Redis goes away while it has work; whoever started this one wants a worker.
+        err.print(
+            f"the {engine} worker ended with code {code}; it starts again in {RESTART_SECONDS:g} s", soft_wrap=True
+        )
+        time.sleep(RESTART_SECONDS)
+        os.execv(sys.executable, [sys.executable, "-m", "tachograph_exporter", *sys.argv[1:]])  # noqa: S606
