@@ -21,6 +21,9 @@ from tachograph.events import Event, LogLine, StepFinished, StepLines
 from tachograph.recording import line_buffers, log_handler, setup
 from tachograph.recording.recorder import Recorder
 from tachograph.redaction import TEXT_LIMIT
+from tachograph.runners import work
+from tachograph.workflow.context import StepContext
+from tachograph.workflow.handlers import HandlerRegistry
 
 app = logging.getLogger("tests.app")
 
@@ -177,10 +180,7 @@ def test_hostile_messages(
     assert messages(kept("load")) == [shown]
 
 
-def test_a_flood_is_bounded_and_what_is_missing_is_known(
-    kept: Callable[..., list[LogLine]], recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(line_buffers, "FLUSH_SECONDS", 60.0)
+def test_a_flood_is_bounded_and_what_is_missing_is_known(kept: Callable[..., list[LogLine]]) -> None:
     before = line_buffers.dropped
 
     @tachograph.step
@@ -190,9 +190,12 @@ def test_a_flood_is_bounded_and_what_is_missing_is_known(
 
     load()
     lines = kept("load")
-    assert [line.number for line in lines] == list(range(4_801, 5_001))
+    # Now and then some were taken while it went on.
+    numbers = [line.number for line in lines]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-200:] == list(range(4_801, 5_001))
     assert {len(line.message) for line in lines} == {TEXT_LIMIT}
-    assert line_buffers.dropped - before == 4_800
+    assert line_buffers.dropped - before == 5_000 - len(lines)
 
 
 def test_other_handlers_see_what_they_always_saw() -> None:
@@ -403,3 +406,32 @@ def test_a_context_that_outlives_its_step_writes_no_lines(kept: Callable[..., li
     load()
     contexts[0].run(app.info, "late")
     assert kept() == []
+
+
+@pytest.mark.parametrize("lines", [3, 700])
+def test_what_a_step_logs_in_a_worker_comes_back(kept: Callable[..., list[LogLine]], lines: int) -> None:
+    handlers = HandlerRegistry()
+
+    @handlers.register("load")
+    def load(_context: StepContext) -> str:
+        for n in range(lines):
+            app.info("row %d %s", n, "x" * 5_000)
+            if n % 100 == 50:
+                line_buffers.flush_all()
+        with tachograph.step("inside"):
+            app.info("inside")
+        return "y" * (5 << 20)
+
+    class Worker:
+        async def run(self, handler: Any, context: StepContext) -> Any:
+            done = await asyncio.to_thread(work.perform, work.work_of(handler, context), handlers)
+            assert len(done) <= work.MAX_BYTES
+            return work.finish(done, context)
+
+    flow = tachograph.WorkflowBuilder("nightly").step("load", handler="load").build()
+    result = asyncio.run(tachograph.Executor(setup.get_recorder(), handlers=handlers, runner=Worker()).run(flow))
+    assert result.status == "completed"
+    back = kept("load", 1)
+    assert [line.number for line in back][-min(lines, 200) :] == list(range(max(0, lines - 200) + 1, lines + 1))
+    assert len(back) < 400
+    assert messages(kept("inside")) == ["inside"]

@@ -19,7 +19,17 @@ from opentelemetry.propagate import extract
 
 from tachograph.clock import AnchoredClock
 from tachograph.errors import DoNotRetry
-from tachograph.events import Event, Failure, StepCost, StepEvent, StepLines, StepLogged, StepMeasured
+from tachograph.events import (
+    Event,
+    Failure,
+    StepCost,
+    StepEvent,
+    StepFinished,
+    StepLines,
+    StepLogged,
+    StepMeasured,
+    StepRetrying,
+)
 from tachograph.identity import StepRef
 from tachograph.recording import line_buffers, log_handler
 from tachograph.recording.line_buffers import MAX_LINES
@@ -209,6 +219,8 @@ def _done(work: Work, handler: Handler, worker: str, stops: Callable[[BaseExcept
             while len(lines) > 1 and sum(len(each.lines) for each in lines) - len(lines[0].lines) >= MAX_LINES:
                 lines.popleft()
         elif isinstance(event, StepEvent):
+            if isinstance(event, StepFinished | StepRetrying):
+                line_buffers.end_attempt(event)
             events.append(event)
 
     attempts = StepAttempts(work.step, work.attempt_started_ns)
