@@ -19,6 +19,7 @@ import attacks
 import exposition
 import ingest
 import live_spans
+import logs
 import metrics
 import page
 import recorder
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "startup": startup.main,
     "recorder": recorder.main,
     "resources": resources.main,
+    "logs": logs.main,
     "live-spans": live_spans.main,
     "timeline": timeline.main,
     "exposition": exposition.main,

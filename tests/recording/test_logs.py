@@ -423,6 +423,10 @@ def test_what_a_step_logs_in_a_worker_comes_back(kept: Callable[..., list[LogLin
         return "y" * (5 << 20)
 
     class Worker:
+        is_local = False
+
+        async def close(self) -> None: ...
+
         async def run(self, handler: Any, context: StepContext) -> Any:
             done = await asyncio.to_thread(work.perform, work.work_of(handler, context), handlers)
             assert len(done) <= work.MAX_BYTES
