@@ -30,7 +30,8 @@ RunnerOption = Annotated[
     typer.Option(
         metavar="URL",
         envvar=RUNNER_VARIABLE,
-        help="Have steps done by the workers of an engine: celery+redis://HOST:PORT/DB or dask://HOST:PORT.",
+        help="Have steps done by the workers of an engine: celery+redis://HOST:PORT/DB or dask://HOST:PORT; or whole "
+        "runs: temporal://HOST:PORT.",
     ),
 ]
 

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 from tachograph.errors import SetupError
 from tachograph.workflow.runner import Runner
 
-SCHEMES = ("celery", "dask")
+SCHEMES = ("celery", "dask", "temporal")
 
 
 def runner_of(url: str) -> Runner:
-    """The runner that a URL names: ``celery://`` and the URL of its broker, or ``dask://HOST:PORT``.
+    """The runner that a URL names: ``celery+BROKER``, ``dask://HOST:PORT``, or ``temporal://HOST:PORT/NAMESPACE``.
 
     Raises `SetupError` if there is no such runner, or its engine is not installed.
     """
@@ -24,6 +24,10 @@ def runner_of(url: str) -> Runner:
         from tachograph.runners.celery import CeleryRunner
 
         return CeleryRunner(url)
+    if scheme == "temporal":
+        from tachograph.runners.temporal import TemporalRunner
+
+        return TemporalRunner(url)
     from tachograph.runners.dask import DaskRunner
 
     return DaskRunner(url)
@@ -35,6 +39,6 @@ def scheme_of(url: str) -> str:
     if scheme not in SCHEMES:
         raise SetupError(
             f"{url.partition('@')[2] or url!r} names no runner: expected celery://BROKER (such as "
-            "celery+redis://localhost:6379/0) or dask://HOST:PORT"
+            "celery+redis://localhost:6379/0), dask://HOST:PORT or temporal://HOST:PORT/NAMESPACE"
         )
     return scheme

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -94,8 +94,12 @@ _read_done: Final = msgspec.json.Decoder(Done).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def work_of(handler: Handler, context: StepContext) -> bytes:
-    """The message for a worker. Raises `DoNotRetry` if what the step reads is not JSON, or too large."""
+def work_of(
+    handler: Handler, context: StepContext, headers: Mapping[str, str] | None = None, limit: int = MAX_BYTES
+) -> bytes:
+    """The message for a worker, of at most ``limit`` bytes. ``headers``: default those of the current span.
+
+    Raises `DoNotRetry` if what the step reads is not JSON, or too large."""
     outputs = getattr(context.outputs, "before", None)
     work = Work(
         handler=handler.name,
@@ -104,10 +108,10 @@ def work_of(handler: Handler, context: StepContext) -> bytes:
         inputs=dict(context.inputs),
         outputs=dict(context.outputs) if outputs is None else outputs(context.step),
         config=dict(context.config),
-        headers=dict(context.propagation()),
+        headers=dict(headers if headers is not None else context.propagation()),
         attempt_started_ns=context.attempt_started_ns,
     )
-    return _encoded(work, f'what step "{context.step.name}" reads')
+    return _encoded(work, f'what step "{context.step.name}" reads', limit)
 
 
 def perform(
@@ -115,6 +119,7 @@ def perform(
     handlers: HandlerRegistry,
     worker: str = "",
     stops: Callable[[BaseException], bool] = lambda error: isinstance(error, KeyboardInterrupt),
+    limit: int = MAX_BYTES,
 ) -> bytes:
     """Do a `Work` in this process and thread; the `Done`.
 
@@ -142,7 +147,7 @@ def perform(
     log_handler.install_from_environment()
     done = _done(work, handler, worker, stops)
     try:
-        return _encoded(done, f'what step "{work.step.name}" returned', without_lines=_without_lines(done))
+        return _encoded(done, f'what step "{work.step.name}" returned', limit, without_lines=_without_lines(done))
     except DoNotRetry as error:
         unsent = msgspec.structs.replace(
             done, output=None, failure=describe(error, stack=False), is_final=True, events=[]
@@ -193,17 +198,17 @@ def _without_lines(done: Done) -> Done | None:
     return msgspec.structs.replace(done, events=events) if len(events) < len(done.events) else None
 
 
-def _encoded(value: Any, what: str, *, without_lines: Any = None) -> bytes:
+def _encoded(value: Any, what: str, limit: int, *, without_lines: Any = None) -> bytes:
     try:
         body = _encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DoNotRetry(f"{what} is not JSON, so no worker can get it: {error}") from None
-    if len(body) > MAX_BYTES and without_lines is not None:
-        return _encoded(without_lines, what)
-    if len(body) > MAX_BYTES:
+    if len(body) > limit and without_lines is not None:
+        return _encoded(without_lines, what, limit)
+    if len(body) > limit:
         raise DoNotRetry(
-            f"{what} takes {len(body) >> 20} MiB, more than the {MAX_BYTES >> 20} MiB that go to a worker and back; "
-            "store it, and pass on where it is"
+            f"{what} takes {len(body) / (1 << 20):.3g} MiB, more than the {limit / (1 << 20):.2g} MiB that go to a "
+            "worker and back; store it, and pass on where it is"
         )
     return body
 
