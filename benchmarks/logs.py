@@ -86,11 +86,10 @@ def flood() -> tuple[int, float, float]:
     return sum(counts), seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def main() -> None:
-    """Measure, and print a table."""
+def main(console: Console) -> None:
+    """Print a table, and what a flood costs."""
     log.propagate = False
     log.setLevel(logging.INFO)
-    console = Console()
     with tempfile.TemporaryDirectory() as directory:
         recorder = tachograph.configure(
             database=f"sqlite:///{directory}/runs.db", registry=None, spans=False, logs="INFO"
@@ -109,7 +108,3 @@ def main() -> None:
             f"{line_buffers.recorded:,} lines recorded in all, {line_buffers.dropped:,} dropped and counted"
         )
         recorder.close()
-
-
-if __name__ == "__main__":
-    main()
