@@ -19,6 +19,7 @@ import attacks
 import exposition
 import ingest
 import live_spans
+import logs
 import metrics
 import page
 import recorder
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "recorder": recorder.main,
     "resources": resources.main,
     "stacks": stacks.main,
+    "logs": logs.main,
     "live-spans": live_spans.main,
     "timeline": timeline.main,
     "exposition": exposition.main,

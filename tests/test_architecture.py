@@ -51,6 +51,7 @@ FLOORS: Final[Mapping[str, int]] = {
 
 BESIDE: Final = {
     ("tachograph.metrics", "tachograph.recording"),  # self-monitoring reads the recorder's queues
+    ("tachograph.runners", "tachograph.recording"),  # a worker collects what a step logs
 }
 
 

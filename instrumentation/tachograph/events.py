@@ -472,10 +472,47 @@ class StepLogged(_Report, frozen=True, kw_only=True, gc=False, tag="step_logged"
     level: str = "info"
 
 
+class LogLine(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """A line that code wrote while it did a step's work.
+
+    ``number`` counts the lines that its writer had for the attempt, from 1: where numbers are missing, lines were
+    dropped. ``severity`` is OpenTelemetry's number. ``failure``: the exception that was logged with it.
+    """
+
+    number: int
+    time_ns: int
+    severity: int
+    message: str
+    logger: str = ""
+    failure: Failure | None = None
+
+
+class StepLines(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_lines"):
+    """Lines that code wrote while it did the work of an attempt: log records, or a command's output.
+
+    ``writer`` tells the processes apart that write lines of one attempt; a command's output is written by
+    `OUTPUT_WRITER`.
+    """
+
+    lines: tuple[LogLine, ...]
+    writer: str
+    attempt: int = 1
+
+
+OUTPUT_WRITER: Final = "output"
+
 ExecutionEvent: TypeAlias = ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat | WorkflowExpected
 StepReport: TypeAlias = StepMeasured | StepCost | StepLogged
 StepEvent: TypeAlias = (
-    StepReady | StepStarted | StepRetrying | StepFinished | StepSkipped | StepsFolded | StepStacks | StepReport
+    StepReady
+    | StepStarted
+    | StepRetrying
+    | StepFinished
+    | StepSkipped
+    | StepsFolded
+    | StepStacks
+    | StepLines
+    | StepReport
 )
 Event: TypeAlias = ExecutionEvent | StepEvent
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from tachograph.clock import NS
 from tachograph_exporter.cli.common import fail
 from tachograph_exporter.cli.service_client import NotFound, ServiceClient, put_back, quoted, taken
+from tachograph_exporter.cli.sources import LogQuery
 from tachograph_exporter.reading.queries import FailureQuery, RunQuery
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
@@ -18,7 +19,7 @@ from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.night import Night
 from tachograph_exporter.views.schemas.stacks import ExecutionStacks
-from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
+from tachograph_exporter.views.schemas.timeline import SpansBelow, WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
@@ -72,11 +73,14 @@ class ServiceSource(ServiceClient):
             put_back(entry, values)
         return timeline
 
-    def logs(self, execution_id: str, step: str | None, level: str | None, limit: int) -> tuple[list[LogEntry], bool]:
+    def logs(self, execution_id: str, query: LogQuery, limit: int) -> tuple[list[LogEntry], bool]:
         """See `Source`."""
         path = f"/api/workflows/executions/{quoted(execution_id)}/logs"
-        parameters = {"limit": str(_LINES)}
-        parameters |= {n: v for n, v in (("step", step), ("level", level)) if v is not None}
+        parameters = {name: str(value) for name, value in query._asdict().items() if value is not None}
+        if limit <= _LINES:
+            page = self._found(path, {**parameters, "last": str(limit)})
+            return [self._read(item, LogEntry) for item in page["items"]], page["has_older"]
+        parameters["limit"] = str(_LINES)
         lines: list[LogEntry] = []
         are_older = False
         while True:
@@ -94,6 +98,15 @@ class ServiceSource(ServiceClient):
             return self._receive(f"/api/workflows/executions/{quoted(execution_id)}/report")
         except NotFound as error:
             fail(f"{self._base}: {error}")
+
+    def below(self, execution_id: str) -> dict[str, list[SpansBelow]]:
+        """See `Source`."""
+        document = self._found(f"/api/workflows/executions/{quoted(execution_id)}/timeline", {"below": "true"})
+        return {
+            entry["step_id"]: [self._read(spans, SpansBelow) for spans in entry["below"]]
+            for entry in document["step_timeline"]
+            if entry.get("below")
+        }
 
     def failures(self, query: FailureQuery, limit: int) -> FailurePage | None:
         """See `Source`."""

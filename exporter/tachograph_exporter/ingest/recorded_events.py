@@ -20,13 +20,14 @@ from sqlalchemy import Connection
 
 from tachograph.clock import MAX_NS, NS
 from tachograph.errors import StoreUnavailable
-from tachograph.events import Event, ExecutionEvent, Heartbeat, StepFinished, StepRetrying, StepStacks
+from tachograph.events import Event, ExecutionEvent, Heartbeat, StepFinished, StepLines, StepRetrying, StepStacks
 from tachograph.folded_stacks import StackWish
 from tachograph.folded_stacks import cleaned as cleaned_stacks
 from tachograph.identity import ExecutionRef, workflow_id
 from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
 from tachograph.resources import cleaned
+from tachograph_exporter.ingest.recorded_lines import cleaned_lines
 from tachograph_exporter.ingest.request_queue import RequestQueue
 from tachograph_exporter.store import executions, locking, partitions, senders
 from tachograph_exporter.store.batch import Batch
@@ -242,6 +243,8 @@ def in_workspace(event: Event, workspace: str) -> Event:
     if not _SPAN_ID.fullmatch(step.span_id) or not _SPAN_ID.fullmatch(step.parent_span_id):
         raise ValueError("a span_id of the step is not 16 lower-case hex digits")
     step = replace(step, execution=execution, name=clean_name(step.name))
+    if isinstance(event, StepLines):
+        return cleaned_lines(replace(event, step=step))
     if isinstance(event, StepFinished | StepRetrying) and event.resources is not None:
         return replace(event, step=step, resources=cleaned(event.resources))
     if isinstance(event, StepStacks):

@@ -20,6 +20,7 @@ from tachograph.events import (
     Heartbeat,
     StepCost,
     StepFinished,
+    StepLines,
     StepLogged,
     StepMeasured,
     StepReady,
@@ -83,6 +84,7 @@ class Batch:
         self.steps: dict[Any, tuple[Any, ...]] = {}
         self.attempts: dict[Any, tuple[Any, ...]] = {}
         self.reports: list[tuple[Any, ...]] = []
+        self.lines: list[tuple[Any, ...]] = []
         self.seen: dict[str, int] = {}
         self.heartbeats: dict[str, Heartbeat] = {}
         self.stacks: dict[tuple[str, str, int, str], dict[str, Any]] = {}
@@ -114,7 +116,12 @@ class Batch:
     @property
     def touched(self) -> set[str]:
         """Ids of the executions that have rows here."""
-        return {*self.executions, *[key[0] for key in self.steps], *[row[0] for row in self.reports]}
+        return {
+            *self.executions,
+            *[key[0] for key in self.steps],
+            *[row[0] for row in self.reports],
+            *[row[0] for row in self.lines],
+        }
 
     def forget(self, ids: set[str]) -> None:
         """Remove all rows of these executions."""
@@ -123,6 +130,7 @@ class Batch:
                 del rows[key]
         self.stacks = {key: row for key, row in self.stacks.items() if key[0] not in ids}
         self.reports = [row for row in self.reports if row[0] not in ids]
+        self.lines = [row for row in self.lines if row[0] not in ids]
         self.ended -= ids
         self.reported -= ids
 
@@ -315,6 +323,16 @@ class Batch:
         else:
             self.reports.append((*head, "log", event.time_ns, event.message, event.level, 0.0, 0, 0))
 
+    def step_lines(self, event: StepLines) -> None:
+        head = (event.step.execution.execution_id, event.step.step_id, event.attempt, event.writer)
+        self.lines += [
+            (
+                *head, line.number, line.time_ns, line.severity, line.logger, line.message,
+                *(_NO_ERROR if (error := line.failure) is None else (error.type[:300], error.message, error.stack)),
+            )
+            for line in event.lines
+        ]  # fmt: skip
+
 
 _FOLD: Final = cast(
     "dict[type[Event], Callable[[Batch, Any], None]]",
@@ -334,6 +352,7 @@ _FOLD: Final = cast(
         StepMeasured: Batch.report,
         StepCost: Batch.report,
         StepLogged: Batch.report,
+        StepLines: Batch.step_lines,
     },
 )
 

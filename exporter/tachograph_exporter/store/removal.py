@@ -19,6 +19,7 @@ from tachograph_exporter.store.schema import (
     workflow_executions,
     workflow_step_attempts,
     workflow_step_executions,
+    workflow_step_lines,
     workflow_step_reports,
 )
 from tachograph_exporter.store.series import rows as series_rows
@@ -57,7 +58,8 @@ def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str)
         return OpenExecutions(open_count, connection.execute(named.limit(MAX_NAMED)).scalars().all())
     ids = select(executions.execution_id).where(of_workflow)
     for table in (
-        step_stacks, stack_requests, workflow_step_reports, workflow_step_attempts, workflow_step_executions
+        step_stacks, stack_requests, workflow_step_lines, workflow_step_reports, workflow_step_attempts,
+        workflow_step_executions,
     ):  # fmt: skip
         connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
     connection.execute(delete(workflow_executions).where(of_workflow))

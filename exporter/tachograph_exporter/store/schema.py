@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0031"
+HEAD: Final = "0032"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -258,6 +258,25 @@ stack_requests: Final = Table(
     Column("execution_id", String(36), primary_key=True),
     Column("request", String(36), nullable=False),
     Column("requested_ns", BigInteger, nullable=False),
+)
+
+# Lines that code wrote while it did a step's work, see `step_lines`.
+workflow_step_lines: Final = Table(
+    "workflow_step_lines",
+    metadata,
+    Column("execution_id", String(36), primary_key=True),
+    Column("step_id", String(36), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("writer", String(36), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("time_ns", BigInteger, nullable=False),
+    Column("severity", SmallInteger, nullable=False),
+    Column("logger", String(200), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("error_type", String(300)),
+    Column("error_message", Text),
+    Column("error_stack", Text),
+    sqlite_with_rowid=False,
 )
 
 # Totals of executions, see `rollups`. ``period`` is 5m, 1h, 1d, 1mo or all, ``start_s`` is unix seconds. The totals are

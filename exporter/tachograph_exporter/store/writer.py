@@ -47,10 +47,12 @@ from tachograph_exporter.store.schema import (
     EXECUTION_ROWS,
     STEP_ROWS,
     workflow_executions,
+    workflow_step_lines,
     workflow_step_reports,
 )
 from tachograph_exporter.store.series import rows as series_rows
 from tachograph_exporter.store.series.counting import SeriesCounter, correct_latest
+from tachograph_exporter.store.step_lines import StepLineRows
 
 log = logging.getLogger(__name__)
 quiet = QuietLog(log)
@@ -104,6 +106,7 @@ class StoreWriter:
         insert = (postgresql if dialect.name == "postgresql" else sqlite).insert
         self._insert_report = str(insert(workflow_step_reports).on_conflict_do_nothing().compile(dialect=dialect))
         self._names = RecordedNames(dialect)
+        self._lines = StepLineRows(dialect)
 
     def apply(self, events: Sequence[Event]) -> None:
         """Commit a batch of events. Raises `StoreUnavailable` when the database is unavailable."""
@@ -288,7 +291,8 @@ class StoreWriter:
         """
         locking.lock(connection)
         batch = Batch(events)
-        ids = sorted({*batch.touched, *remove})
+        gone_for_good = sorted(set(remove) - batch.touched)
+        ids = sorted({*batch.touched, *gone_for_good})
         gone = self._archived(connection, set(ids))
         batch.forget(gone)
         ids = [execution_id for execution_id in ids if execution_id not in gone]
@@ -302,6 +306,9 @@ class StoreWriter:
                 connection.execute(delete(rows).where(rows.c.execution_id.in_(stored[i : i + _CHUNK])))
         occurrences.remove(connection, stored)
         stacks.remove(connection, [execution_id for execution_id in stored if execution_id not in batch.executions])
+        for i in range(0, len(gone_for_good), _CHUNK):
+            ids_gone = gone_for_good[i : i + _CHUNK]
+            connection.execute(delete(workflow_step_lines).where(workflow_step_lines.c.execution_id.in_(ids_gone)))
         self._register(connection, batch)
         numbers.assign(connection, batch.executions, numbered)
         self._put(connection, batch)
@@ -316,6 +323,8 @@ class StoreWriter:
             insert_many(connection, self._insert_report, batch.reports)
         if batch.stacks:
             stacks.put(connection, batch.stacks.values())
+        if batch.lines:
+            self._lines.put(connection, batch.lines)
         if batch.seen:
             connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
 

@@ -12,7 +12,16 @@ from typing import Any, Final
 import msgspec
 
 from tachograph.clock import Clock
-from tachograph.events import Listener, StepCost, StepEvent, StepFinished, StepLogged, StepMeasured, StepReport
+from tachograph.events import (
+    Listener,
+    StepCost,
+    StepEvent,
+    StepFinished,
+    StepLines,
+    StepLogged,
+    StepMeasured,
+    StepReport,
+)
 from tachograph.folding import Repetitions
 from tachograph.meter import Meter
 from tachograph.names import clean_name, encodable
@@ -122,6 +131,8 @@ class Reporter:
             self.emit(event)
             if isinstance(event, StepFinished):
                 self.counts.add(event.status)
+        elif isinstance(event, StepLines):
+            self.emit(msgspec.structs.replace(event, step=self.step, attempt=self.attempts.attempt))
         elif isinstance(event, StepReport) and (sequence := self._next()) is not None:
             # The other process counted from one, too.
             report = msgspec.structs.replace(event, step=self.step, sequence=sequence, attempt=self.attempts.attempt)
@@ -160,3 +171,5 @@ def _shown(value: float) -> str:
 
 current_reporter: ContextVar[Reporter | None] = ContextVar("tachograph_reporter", default=None)
 """The reporter of the step that runs in the current context, or None."""
+engine_reporter: ContextVar[Reporter | None] = ContextVar("tachograph_engine_reporter", default=None)
+"""The reporter of the step that an engine executes in the current context: log records belong to it, steps do not."""
