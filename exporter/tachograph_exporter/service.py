@@ -62,6 +62,7 @@ from tachograph_exporter.api import (
     page,
     pings,
     reconciliation,
+    report,
     scrape,
     silences,
     stream,
@@ -151,6 +152,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *timeline.ROUTES,
     *why.ROUTES,
     *logs.ROUTES,
+    *report.ROUTES,
     *reconciliation.ROUTES,
     *metrics.ROUTES,
     *scrape.ROUTES,
@@ -308,6 +310,7 @@ class Service:
         app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
+        app[report.LINK] = self.expectations.link or ""
         app[ROOM] = Room()
         app[lineage.LINEAGE] = self.lineage
         app[events.EVENTS] = self.events

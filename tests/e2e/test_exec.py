@@ -6,11 +6,14 @@ import contextlib
 import json
 import os
 import random
+import shlex
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,13 +88,17 @@ def test_what_a_command_used_is_what_the_kernel_says(
     service: Server, variables: dict[str, str], tmp_path: Path
 ) -> None:
     load = (
-        "import os, resource, sys, time, json, subprocess\n"
+        "import os, resource, sys, tempfile, time, json, subprocess\n"
         "block = b'x' * (120 << 20)\n"
         "while time.process_time() < 0.7: pass\n"
         "child = 'import time\\nwhile time.process_time() < 0.5: pass'\n"
         "subprocess.run([sys.executable, '-c', child])\n"
+        # On a disk: of a file system in memory nothing is counted.
+        "with tempfile.TemporaryFile(dir='/var/tmp') as file:\n"
+        "    file.write(b'x' * (8 << 20)); file.flush(); os.fsync(file.fileno())\n"
         "use = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
-        "said = {'cpu': sum(u.ru_utime + u.ru_stime for u in use), 'peak': max(u.ru_maxrss for u in use) * 1024}\n"
+        "said = {'cpu': sum(u.ru_utime + u.ru_stime for u in use), 'peak': max(u.ru_maxrss for u in use) * 1024,\n"
+        " 'written': sum(u.ru_oublock for u in use) * 512}\n"
         "with open(sys.argv[1], 'w') as file: file.write(json.dumps(said))\n"
         "os._exit(0)\n"
     )
@@ -102,6 +109,7 @@ def test_what_a_command_used_is_what_the_kernel_says(
     expected, use = json.loads(said.read_text()), step["resources"]
     assert use["cpu_seconds"] == pytest.approx(expected["cpu"], rel=0.05)
     assert use["peak_memory_bytes"] == pytest.approx(expected["peak"], rel=0.05)
+    assert use["written_bytes"] == pytest.approx(expected["written"], rel=0.05)
     assert use["cpu_seconds"] > 1.1
     assert step["attempts"][0]["resources"] == use
 
@@ -144,6 +152,27 @@ def test_steps_of_a_script_are_a_timeline_also_side_by_side(
     assert report["differences"] == []
 
 
+def test_make_and_parallel_commands_are_a_timeline(service: Server, variables: dict[str, str], tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    tachograph = " ".join(TACHOGRAPH)
+    meet = f"touch {tmp_path}/$@; until test -e {tmp_path}/left && test -e {tmp_path}/right; do sleep 0.02; done"
+    recipe = f'\t{tachograph} step $@ -- sh -c "{meet}"\n'
+    make = f"all: left right\n\t{tachograph} step $@ -- true\nleft right:\n{recipe}"
+    (tmp_path / "Makefile").write_text(make)
+    names = "printf '%s\\n' one two three"
+    script = f"make -j2 -C {tmp_path} && {names} | xargs -P 3 -I{{}} {tachograph} step {{}} -- true"
+    code, _, err = run("exec", "--name", "made", "--", "sh", "-c", script, env=variables)
+    assert (code, err) == (0, b"")
+    shown = timeline(service, "made")
+    steps = {step["step_name"]: step for step in shown["step_timeline"]}
+    ids = {step["step_id"]: name for name, step in steps.items()}
+    assert {step["status"] for step in steps.values()} == {"completed"}
+    after = {name: sorted(ids[i] for i in step["depends_on"]) for name, step in steps.items()}
+    assert (after["left"], after["right"], after["all"]) == ([], [], ["left", "right"])
+    assert {after[name][0] for name in ("one", "two", "three")} <= {"all", "one", "two", "three"}
+
+
 def test_attempts_timeouts_and_signals(service: Server, variables: dict[str, str], tmp_path: Path) -> None:
     flaky = f"test -e {tmp_path}/there && exit 0; touch {tmp_path}/there; exit 5"
     arguments = ("--name", "flaky", "--retries=3", "--retry-delay", "50ms")
@@ -170,6 +199,39 @@ def test_attempts_timeouts_and_signals(service: Server, variables: dict[str, str
     assert process.communicate(timeout=60)[0] == b"got it\n"
     assert process.returncode == 9
     assert timeline(service, "trap")["status"] == "cancelled"
+
+
+def test_what_is_odd_about_the_environment_changes_nothing(
+    service: Server, variables: dict[str, str], tmp_path: Path
+) -> None:
+    away = variables | {"TACHOGRAPH_URL": "http://127.0.0.1:1", "TACHOGRAPH_SPOOL_DIR": str(tmp_path / "spool")}
+    nowhere = {name: value for name, value in variables.items() if name != "TACHOGRAPH_URL"}
+    tachograph = shlex.join([*TACHOGRAPH, "exec", "--name", "closed", "--"])
+    for redirection in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        for env in (away, nowhere):
+            inner = "echo GARBAGE; echo GARBAGE >&2; test -e /proc/self/fd/1 && exit 5 || exit 6"
+            shell = f"{tachograph} sh -c {shlex.quote(inner)} {redirection}"
+            ran = subprocess.run(["sh", "-c", shell], env=env, capture_output=True, timeout=60, check=False)
+            assert ran.returncode == (6 if ">&-" in redirection.replace("2>&-", "") else 5), (redirection, ran)
+    journals = list((tmp_path / "spool").rglob("*.jsonl"))
+    assert len(journals) == 4
+    assert not [path for path in journals if b"\nGARBAGE" in path.read_bytes()]
+
+    # Where no spool can be written, as on a full disk, the service is told all the same.
+    full = variables | {"TACHOGRAPH_SPOOL_DIR": "/proc/nothing"}
+    code, out, err = run("exec", "--name", "full disk", "--", "sh", "-c", "echo fine; exit 6", env=full)
+    assert (code, out) == (6, b"fine\n")
+    assert err.count(b"tachograph: ") == 1
+    shown = timeline(service, "full disk")
+    assert [log["message"] for log in shown["step_timeline"][0]["logs"]] == ["fine"]
+
+    # A signal at any moment of the start ends the command, as it would without us.
+    for tenth in range(0, 30, 4):
+        process = start("exec", "--name", "early", "--", "sleep", "1000", env=variables)
+        time.sleep(tenth / 100)
+        process.terminate()
+        assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+        process.communicate()
 
 
 def is_zombie(pid: int) -> bool:

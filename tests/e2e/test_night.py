@@ -216,7 +216,7 @@ def test_what_is_expected_is_seen_changed_and_taken_back(world: World) -> None:
     expect(block).to_contain_text("nothing is expected for now")
     mine = world.service.get("/api/expectations/sitemap")["said"]["api"]
     assert mine == {"schedule": "0 3 * * *", "success_target": 0.9, "is_paused": True,
-                    "steps": {"load": {"deadline_seconds": 300.0}}}  # fmt: skip
+                    "steps": {"a = b": {"deadline_seconds": 120.0}, "load": {"deadline_seconds": 300.0}}}  # fmt: skip
     block.get_by_role("button", name="Take back").click()
     page.get_by_role("dialog").get_by_role("button", name="Take back").click()
     expect(block).to_contain_text("nobody: these are the defaults")

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
@@ -129,6 +131,7 @@ def test_the_spans_of_a_command_are_those_that_the_library_makes_of_its_events(
     listener = SpanListener(provider)
     # The order of the files is that of the processes, so runs begin first, and end last.
     recorded = sorted(written(), key=lambda event: event.time_ns)
+    token = otel_context.attach(Context())  # A listener leaves spans current.
     for event in recorded:
         if isinstance(event, ExecutionStarted | StepStarted):
             listener.begin(event)
@@ -143,6 +146,7 @@ def test_the_spans_of_a_command_are_those_that_the_library_makes_of_its_events(
                 )
         else:
             listener(event)
+    otel_context.detach(token)
     expected = by_name(encode_spans(memory.get_finished_spans()))
     assert set(expected) == {"run make", "make", "make attempt 1", "make attempt 2", "extract", "load"}
     whole = ExportTraceServiceRequest()

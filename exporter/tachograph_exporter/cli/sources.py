@@ -66,6 +66,10 @@ class Source(Reader, Protocol):
     def below(self, execution_id: str) -> dict[str, list[SpansBelow]]:
         """What lies below the steps of a run that have spans below them, by step id."""
 
+    def report(self, execution_id: str) -> bytes:
+        """A run, by its whole id, as one HTML file."""
+        ...
+
     def change_failure(self, group_id: str, action: str, note: str) -> FailureGroupDetail | None:
         """Mute, unmute, resolve or reopen a group; None without such a group."""
 

@@ -132,6 +132,36 @@ class Journal:
         os.close(self._descriptor)
 
 
+class NoJournal(Journal):
+    """In place of a journal where the spool cannot be written: what is not delivered while this process lives is lost.
+
+    Args:
+        problem: why it cannot be written.
+    """
+
+    def __init__(self, problem: OSError) -> None:
+        self.directory = self.path = ""
+        self.sender = new_sender()
+        self.problem = problem
+        self._lines = []
+
+    def append(self, events: Sequence[Event]) -> tuple[int, bytes]:
+        """Number a line."""
+        body = json.dumps(events, separators=(",", ":")).encode()
+        self._lines.append((len(self._lines) + 1, b""))
+        return len(self._lines), body
+
+    def has_leftovers(self) -> bool:
+        """There is no spool."""
+        return False
+
+    def sync(self) -> None:
+        """There is nothing to be on a disk."""
+
+    def close(self, *, is_delivered: bool) -> None:
+        """Nothing is left."""
+
+
 class Courier:
     """Delivers the events of a command. Nothing it does raises; a command that is not recorded says why, once.
 
@@ -161,7 +191,8 @@ class Courier:
         try:
             self.journal = Journal(self._url)
         except OSError as error:
-            self._say(f"not recorded: the spool cannot be written: {error}")
+            self._say(f"the spool cannot be written: {error}")
+            self.journal = NoJournal(error)
 
     def put(self, events: Sequence[Event]) -> None:
         """Write events to the journal, and have them delivered."""
@@ -229,7 +260,8 @@ class Courier:
         self._deliver(sender, number, body)
 
     def _database_delivery(self) -> Callable[[str, int, bytes], None]:
-        if self._is_ending or time.monotonic() - self._began < _OPEN_AFTER_SECONDS:
+        is_early = self._is_ending or time.monotonic() - self._began < _OPEN_AFTER_SECONDS
+        if is_early and not isinstance(self.journal, NoJournal):
             raise Away("the database is not open yet")
         try:
             return _Database(self.database).deliver
@@ -241,7 +273,8 @@ class Courier:
         journal = self.journal
         if journal is None:
             return
-        if self._thread is not None and (not self.database or self._deliver is not None):
+        is_open = not self.database or self._deliver is not None or isinstance(journal, NoJournal)
+        if self._thread is not None and is_open:
             with self._lock:
                 self._is_ending = True
                 self._lock.notify_all()
@@ -253,6 +286,8 @@ class Courier:
             journal.close(is_delivered=is_delivered)
         if is_delivered:
             self._clear_up()
+        elif isinstance(journal, NoJournal):
+            self._say(f"not recorded: {self._failure or 'no answer'}")
         elif self.database:
             _send_later()
         else:

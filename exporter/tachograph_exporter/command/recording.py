@@ -230,7 +230,7 @@ class RunRecording(Recording):
 
     def _notes_directory(self) -> str | None:
         """Where commands inside note what they do; None: no directory can be written."""
-        if self._courier.journal is not None:
+        if self._courier.journal is not None and self._courier.journal.directory:
             return self._courier.journal.directory
         for directory in spool_places.default_directories():
             with contextlib.suppress(OSError):
