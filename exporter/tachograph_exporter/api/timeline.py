@@ -21,10 +21,9 @@ from tachograph_exporter.views.chrome_trace import chrome_trace
 from tachograph_exporter.views.expected_end import read_expected_end
 from tachograph_exporter.views.otlp_spans import spans_of_run
 from tachograph_exporter.views.schemas.timeline import ChromeTrace, OtlpTraces, WorkflowExecutionTimeline
-from tachograph_exporter.views.step_below import read_below
+from tachograph_exporter.views.step_below import MAX_STEPS_BELOW, read_below
 from tachograph_exporter.views.timeline import TimelineFilter, build_timeline
 
-MAX_STEPS_BELOW: Final = 1_000
 FORMATS: Final = ("json", "chrome", "otlp")
 
 

@@ -22,6 +22,7 @@ from tachograph_exporter.views.metrics import read_metrics
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail
+from tachograph_exporter.views.step_below import MAX_STEPS_BELOW, read_below
 from tachograph_exporter.views.timeline import build_timeline
 from tachograph_exporter.views.workflows import workflow_detail
 
@@ -41,9 +42,15 @@ def read_contents(connection: Connection, workspace_id: str, execution_id: str, 
     metrics = read_metrics(connection, workspace_id, workflow_id, since_ns, None, now_ns, with_steps=False)
     expected = read_expected_end(connection, run.execution, run.steps, now_ns)
     traces = spans_beside(connection, workspace_id, run.execution.trace_id)
+    timeline = build_timeline(run, now_ns=now_ns, expected=expected, traces=traces)
+    if len(run.steps) <= MAX_STEPS_BELOW:
+        entries = {entry.step_id: entry for entry in timeline.step_timeline}
+        for step_id, below in read_below(connection, workspace_id, run, run.steps).items():
+            if step_id in entries:
+                entries[step_id].below = below
     return Contents(
         made_at=rfc3339(now_ns), version=version(),
-        timeline=build_timeline(run, now_ns=now_ns, expected=expected, traces=traces),
+        timeline=timeline,
         comparison=None, why=None, metrics=metrics, definition=_definition(connection, workspace_id, run),
         lines=lines, are_older_lines=are_older, omitted=[],
     )  # fmt: skip

@@ -20,6 +20,8 @@ from tachograph_exporter.views.span_times import read_span_times
 
 MAX_NAMES: Final = 20
 """Names of spans below a step that are told apart; the others are one entry without a name."""
+MAX_STEPS_BELOW: Final = 1_000
+"""Of a run with more steps, what lies below the others is not read."""
 MAX_COMPARED_STEPS: Final = 5
 """Of a comparison, so many steps are looked into: those that got slower, by how much."""
 MAX_REFERENCES: Final = 10
