@@ -21,6 +21,12 @@ print(sys.stdout.encoding, sys.stdout.errors, sys.stderr.errors, sys.stdout.line
 print("to stderr", file=sys.stderr)
 atexit.register(print, "at exit")
 """
+# As in the foreground, wherever pytest runs.
+INTERRUPTED = """
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.kill(os.getpid(), signal.SIGINT)
+"""
 COMMANDS = {
     "source": ["-c", SAYS, "a", "b"],
     "filters": ["-W", "error", "-W", "ignore::ResourceWarning", "-c", SAYS],
@@ -29,7 +35,7 @@ COMMANDS = {
     "status": ["-c", "import sys; sys.exit(3)"],
     "message": ["-c", "import sys; sys.exit('no')"],
     "killed": ["-c", "import os; os.kill(os.getpid(), 9)"],
-    "interrupted": ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"],
+    "interrupted": ["-c", INTERRUPTED],
     "warning": ["-c", "import warnings; warnings.warn('old', DeprecationWarning)"],
     "warning is an error": ["-W", "error", "-c", "import warnings; warnings.warn('old')"],
     "left open": ["-W", "error", "-c", "import socket; kept = socket.socket()"],
