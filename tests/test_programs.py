@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,14 @@ def test_who_is_told_of_opentelemetry_imports_it_itself() -> None:
             [sys.executable, "-c", source], capture_output=True, text=True, env={**os.environ, **variables}
         )
         assert ran.stdout == f"{imported}\n"
+
+
+def test_many_may_wait_for_it() -> None:
+    with programs.Popen([sys.executable, "-c", "import time; time.sleep(0.2); exit(4)"]) as process:
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(lambda _: process.wait(60), range(4))) == [4] * 4
+        assert (process.poll(), process.returncode) == (4, 4)
+        process.kill()  # Nothing: it has ended.
 
 
 def test_a_time_limit_ends_it() -> None:

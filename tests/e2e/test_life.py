@@ -133,7 +133,7 @@ def test_an_address_in_use_or_open_without_a_token_is_refused(server: Callable[.
         command = [*TACHOGRAPH, "serve", "--listen", listen, "--database", f"sqlite:///{tmp_path}/o.db"]
         ran = programs.run(command, capture_output=True, text=True, env=environment(), timeout=30, check=False)
         assert ran.returncode == 2
-        return ran.stderr
+        return str(ran.stderr)
 
     assert "cannot listen" in refused(f"127.0.0.1:{service.port}")
     assert "token" in refused("0.0.0.0:0")
