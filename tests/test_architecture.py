@@ -15,16 +15,20 @@ SOURCES: Final = {"tachograph": ROOT / "instrumentation", "tachograph_exporter":
 FLOORS: Final[Mapping[str, int]] = {
     # The library, from the ground: values; what runs workflows; what listens; what records; the public face.
     "tachograph.names": -1, "tachograph.variables": -1, "tachograph.quiet_log": -1,
+    "tachograph.recorded_command": -1,
     "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
     "tachograph.histogram": -1, "tachograph.exact_sum": -1, "tachograph.distribution": 0, "tachograph.resources": 0,
+    "tachograph.folded_stacks": 0, "tachograph.running_attempts": 0,
     "tachograph.process": 0, "tachograph.otel_variables": 0, "tachograph.expectation": 0,
+    "tachograph.service_address": 1,
     "tachograph.events": 1,
     "tachograph.critical_path": 2, "tachograph.inferred_dependencies": 2, "tachograph.redaction": 2,
     "tachograph.event_batch": 2, "tachograph.meter": 2, "tachograph.spool_places": 0, "tachograph.reported_process": 0,
     "tachograph.summary": 3, "tachograph.run_window": 3, "tachograph.run_notes": 0, "tachograph.folding": 3,
     "tachograph.workflow": 4,
-    "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6,
-    "tachograph.report": 7,
+    "tachograph.stacks": 5,
+    "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6, "tachograph.runners": 6,
+    "tachograph.report": 7, "tachograph.client": 7,
     "tachograph": 8, "tachograph.integrations": 8,
     # The service: settings; rows; what arrives; what users read; streams and searches; the edges; the service itself.
     "tachograph_exporter.attribute_text": 10,
@@ -37,7 +41,7 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph_exporter.ingest": 12, "tachograph_exporter.admission": 12,
     "tachograph_exporter.views": 13, "tachograph_exporter.stream": 13,
     "tachograph_exporter.traces": 14, "tachograph_exporter.expectations": 14,
-    "tachograph_exporter.reading": 15, "tachograph_exporter.mcp": 16,
+    "tachograph_exporter.reading": 15, "tachograph_exporter.report_file": 15, "tachograph_exporter.mcp": 16,
     "tachograph_exporter.api": 17,
     "tachograph_exporter.service": 18,
     "tachograph_exporter.command": 18, "tachograph_exporter.cli": 19,
@@ -47,6 +51,7 @@ FLOORS: Final[Mapping[str, int]] = {
 
 BESIDE: Final = {
     ("tachograph.metrics", "tachograph.recording"),  # self-monitoring reads the recorder's queues
+    ("tachograph.runners", "tachograph.recording"),  # a worker collects what a step logs
 }
 
 

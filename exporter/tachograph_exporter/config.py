@@ -53,6 +53,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     Leases. A span that has not ended is lost when nothing was heard of it for ``lease_seconds``; an execution that
     another host records after as long a silence, but not before `LEASE_SECONDS`: its heartbeats come every ten seconds.
 
+    ``runner`` has steps done by workers of an engine (see `tachograph.runners`); None: in this process.
+
     ``http_allow`` names what the handler ``http`` may reach besides public addresses (see `AddressPolicy`).
 
     Metrics. ``measures`` are the names of step measures to export. ``series_limit`` is the maximum of label sets per
@@ -63,7 +65,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     Agents. ``mcp``: they are answered at ``/mcp``, by the Model Context Protocol.
 
-    Page. ``trace_url`` is the URL of a trace in a viewer, with ``{trace_id}`` in it.
+    Page. ``trace_url`` is the URL of a trace in a viewer, with ``{trace_id}`` in it; ``logs_url_template`` that of a
+    step's lines in a store of logs, with ``{trace_id}``, ``{span_id}`` or ``{execution_id}`` in it.
     """
 
     host: str = "127.0.0.1"
@@ -94,9 +97,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     read_timeout_seconds: float = 10.0
     lease_seconds: float = LEASE_SECONDS
     http_allow: tuple[str, ...] = ()
+    runner: str | None = None
     expectations: Path | None = None
     notify: tuple[str, ...] = ()
     trace_url: str | None = None
+    logs_url_template: str | None = None
     otlp_grpc: tuple[str, int] | None = None
     mcp: bool = False
 
@@ -170,6 +175,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(
                 f"{self.trace_url!r} is not a valid trace URL; expected a URL with {{trace_id}} in it, for instance "
                 "http://localhost:16686/trace/{trace_id}"
+            )
+        template = self.logs_url_template
+        if template is not None and (
+            not any(name in template for name in ("{trace_id}", "{span_id}", "{execution_id}"))
+            or not template.startswith(("http://", "https://", "/"))
+        ):
+            raise ConfigError(
+                f"{template!r} is not a valid template of logs' URLs; expected a URL with {{trace_id}}, {{span_id}} or "
+                "{execution_id} in it"
             )
         if self.delete_after_days is not None and self.archive_after_days is not None:
             raise ConfigError("either archive old executions or delete them, not both")

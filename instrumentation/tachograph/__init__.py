@@ -7,8 +7,9 @@
 ... def nightly():
 ...     extract()
 
-``__all__`` is the whole public library. `tachograph.workflow` is the decorator. The modules of the package of that name
-are imported by their full names (``from tachograph.workflow.graph import …``) and are private.
+``__all__`` is the whole public library, beside `tachograph.client`, which reads from a service. `tachograph.workflow`
+is the decorator. The modules of the package of that name are imported by their full names
+(``from tachograph.workflow.graph import …``) and are private.
 
 Names are loaded when they are first used: what needs one room does not load all of them.
 """
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tachograph.metrics.specs import METRICS
     from tachograph.recording.decorators import cost, current_execution, log, measure, step, workflow
     from tachograph.recording.listener_queue import BatchListener
+    from tachograph.recording.log_handler import LogHandler
     from tachograph.recording.recorder import Recorder
     from tachograph.recording.setup import configure, get_recorder
     from tachograph.recording.subscription import Subscription
@@ -83,6 +85,7 @@ else:
         "metrics.specs": "METRICS",
         "recording.decorators": "cost current_execution log measure step",
         "recording.listener_queue": "BatchListener",
+        "recording.log_handler": "LogHandler",
         "recording.recorder": "Recorder",
         "recording.setup": "configure get_recorder",
         "recording.subscription": "Subscription",
@@ -133,6 +136,7 @@ __all__ = [
     "HandlerRegistry",
     "InvalidInputs",
     "InvalidWorkflow",
+    "LogHandler",
     "MetricsListener",
     "Recorder",
     "SetupError",

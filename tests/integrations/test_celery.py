@@ -23,7 +23,7 @@ import tachograph
 from tachograph import meter
 from tachograph.events import Event, StepFinished, StepRetrying
 from tachograph.integrations import celery as integration
-from tachograph.integrations import celery_places
+from tachograph.integrations import places
 from tachograph.integrations.celery_schedules import schedule_text
 
 # Made without the library that computes it.
@@ -97,7 +97,7 @@ def header_of(app: Celery) -> Any:
     seen: list[Any] = []
 
     def look(headers: Any = None, **_: Any) -> None:
-        seen.append(headers.get(celery_places.HEADER))
+        seen.append(headers.get(places.HEADER))
 
     signals.after_task_publish.connect(look)
     app.tasks["shop.fetch"].delay(1)
@@ -113,10 +113,10 @@ def test_an_integration_that_is_broken_does_not_break_celery(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("broken on purpose")
 
-    monkeypatch.setattr(celery_places, "run", broken)
+    monkeypatch.setattr(places, "run", broken)
     header_of(app)
-    for headers in ("no json", "[]", '["a"]', json.dumps([1] * 8), json.dumps(["w", "r", "", "k", "", "n", -1, "x"])):
-        assert celery_places.place_in({celery_places.HEADER: headers}) is None
+    for headers in ("no json", "[]", '["a"]', json.dumps([1] * 9), json.dumps([*"wr", "", "k", "", "n", -1, "x", "e"])):
+        assert places.place_in({places.HEADER: headers}) is None
     for signal in SIGNALS:
         for _, receiver in signal.receivers or ():
             if getattr(receiver, "__module__", "") == integration.__name__:

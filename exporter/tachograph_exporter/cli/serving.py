@@ -23,7 +23,7 @@ from tachograph_exporter.cli.common import (
     out,
     report_errors,
 )
-from tachograph_exporter.cli.handlers import AllowOption, HandlersOption, load_handlers
+from tachograph_exporter.cli.handlers import AllowOption, HandlersOption, RunnerOption, load_handlers
 from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.config import (
     DEFAULT_OTLP_GRPC,
@@ -56,6 +56,7 @@ def serve(
     handlers: HandlersOption = None,
     allow_handler: AllowOption = None,
     grace: Annotated[float, typer.Option(help="Seconds that running steps get to finish on shutdown.")] = 10.0,
+    runner: RunnerOption = None,
     max_executions: Annotated[int, typer.Option(min=1, help="Runs at the same time; others wait.")] = 100,
     series_limit: Annotated[
         int, typer.Option(min=1, help="Series per metric; further label sets share one series.")
@@ -141,6 +142,13 @@ def serve(
     trace_url: Annotated[
         str | None, typer.Option(help="URL of your trace viewer for links on the page, with {trace_id} in it.")
     ] = None,
+    logs_url_template: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of a step's lines in your store of logs (Loki in Grafana, …) for links on the page, with "
+            "{trace_id}, {span_id} or {execution_id} in it, and {from_ms} and {to_ms}."
+        ),
+    ] = None,
 ) -> None:
     """Serve the API, the metrics and the page. Beyond loopback a token is required."""
     with report_errors():
@@ -153,6 +161,7 @@ def serve(
             token=token,
             grace_seconds=grace,
             max_executions=max_executions,
+            runner=runner,
             series_limit=series_limit,
             series_expire_seconds=series_expire,
             is_token_required=require_token,
@@ -175,6 +184,7 @@ def serve(
             expectations=expectations,
             notify=tuple(notify or ()),
             trace_url=trace_url,
+            logs_url_template=logs_url_template,
             mcp=mcp,
             otlp_grpc=parse_listen(otlp_grpc) if otlp_grpc is not None else None,
         )

@@ -11,9 +11,10 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from tachograph import names, process, redaction
+from tachograph.recorded_command import BegunStep, first_waits
 from tachograph_exporter.command.child import Ended, Line
 
 Event = dict[str, Any]
@@ -22,6 +23,9 @@ _NAMESPACE = bytes.fromhex("6f1d4f0e2c595c0e9f0a7a63686f6772")
 """The namespace of ids that are derived from names, as in `tachograph.identity`."""
 _SUMMARY_CHARACTERS = 4096
 STEP_TYPE = "command"
+OUTPUT_WRITER = "output"
+"""As in `tachograph.events`, which takes long to load."""
+_INFO, _WARN = 9, 13
 
 
 def new_id() -> str:
@@ -56,17 +60,6 @@ def new_execution(workspace: str, name: str, parent: tuple[str, str] | None) -> 
         "span_id": os.urandom(8).hex(),
         **({"parent_span_id": parent[1]} if parent else {}),
     }
-
-
-class Step(NamedTuple):
-    """The step that a command is. Times are unix nanoseconds.
-
-    ``origin_ns`` is when the execution started, or the step around it; ``ready_ns`` when this one could have started.
-    """
-
-    ref: Event
-    origin_ns: int
-    ready_ns: int
 
 
 def process_identity() -> str:
@@ -107,36 +100,38 @@ def _directory() -> str:
         return ""
 
 
-def started(step: Step, time_ns: int, attempt: int, inputs: str, backoff_ns: int) -> Event:
+def started(step: BegunStep, time_ns: int, attempt: int, inputs: str, backoff_ns: int) -> Event:
     """The start of an attempt."""
     event: Event = {"event": "step_started", "step": step.ref, "time_ns": time_ns, "attempt": attempt, "inputs": inputs}
     if attempt == 1:
-        event |= first_waits(step, time_ns)
+        event |= first_waits(step.origin_ns, step.ready_ns, time_ns)
     else:
         event["backoff_ns"] = backoff_ns
     return event
 
 
-def first_waits(step: Step, started_ns: int) -> Event:
-    """The waits before the first attempt: for what it depends on, then for the script to come to it."""
-    dependency_ns = max(0, min(step.ready_ns, started_ns) - step.origin_ns)
-    return {"dependency_ns": dependency_ns, "unaccounted_ns": max(0, started_ns - step.origin_ns - dependency_ns)}
-
-
-def logged(step: Step, lines: Sequence[Line], first: int, attempt: int) -> list[Event]:
-    """The last lines of an attempt's output, secrets masked. ``first`` is the number of the first one."""
+def logged(step: BegunStep, lines: Sequence[Line], attempt: int) -> list[Event]:
+    """The event of lines of an attempt's output, secrets masked; none without lines."""
+    if not lines:
+        return []
     mask = redaction.mask_text
     return [
         {
-            "event": "step_logged",
+            "event": "step_lines",
             "step": step.ref,
-            "time_ns": line.time_ns,
-            "sequence": first + i,
+            "time_ns": lines[-1].time_ns,
             "attempt": attempt,
-            "message": mask(line.text.decode("utf-8", "replace")),
-            "level": "warning" if line.is_error else "info",
+            "writer": OUTPUT_WRITER,
+            "lines": [
+                {
+                    "number": line.number,
+                    "time_ns": line.time_ns,
+                    "severity": _WARN if line.is_error else _INFO,
+                    "message": mask(line.text.decode("utf-8", "replace")),
+                }
+                for line in lines
+            ],
         }
-        for i, line in enumerate(lines)
     ]
 
 

@@ -12,74 +12,44 @@ that a time limit stopped one, that a task was revoked. A run ends once all its 
 from __future__ import annotations
 
 import logging
-import sys
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from tachograph import meter
 from tachograph.integrations.celery_places import (
-    HEADER,
-    Place,
     attempt_of,
-    header_of,
     headers_of,
     ids_after,
     ids_in,
     index_of,
     is_simple,
     moment_of,
-    place_in,
-    read,
     seconds_until,
     task_of,
 )
 from tachograph.integrations.celery_schedules import take_over_schedules
+from tachograph.integrations.places import HEADER, Memory, Place, header_of, place_in, read
+from tachograph.integrations.traces import enter_trace, leave_trace
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.setup import get_recorder
 from tachograph.report import Run, Step
 from tachograph.report.safely import caller_traceparent
 from tachograph.resources import Resources
-from tachograph.spans.propagation import caller
+from tachograph.workflow.reporter import engine_reporter
 
 quiet = QuietLog(logging.getLogger(__name__))
 
-_MAX_REMEMBERED: Final = 10_000
 _MAX_PLANNED: Final = 1_000
 _FLUSH_SECONDS: Final = 2.0
 _app: Any = None
 
 
-class _Memory:
-    """The newest of what this process knows, by id."""
-
-    def __init__(self) -> None:
-        self._values: OrderedDict[Any, Any] = OrderedDict()
-
-    def get(self, key: Any) -> Any:
-        return self._values.get(key)
-
-    def put(self, key: Any, value: Any) -> Any:
-        self._values[key] = value
-        while len(self._values) > _MAX_REMEMBERED:
-            self._values.popitem(last=False)
-        return value
-
-    def take(self, key: Any) -> Any:
-        return self._values.pop(key, None)
-
-    def clear(self) -> None:
-        self._values.clear()
-
-
-_received = _Memory()
-_sent_together = _Memory()
-_counts = _Memory()
-_measuring = _Memory()
+_received = Memory()
+_sent_together = Memory()
+_counts = Memory()
+_measuring = Memory()
 """Meters of the tasks that run in this process, by their ids."""
-_entered: Final = threading.local()
 
 
 def instrument(app: Any) -> None:
@@ -182,7 +152,7 @@ def _before_publish(sender: Any, headers: Any = None, body: Any = None, **_: Any
 
 @_harmless
 def _after_publish(sender: Any, **_: Any) -> None:
-    _leave_trace()
+    leave_trace()
 
 
 def _come_first() -> None:
@@ -196,31 +166,15 @@ def _come_first() -> None:
 
 
 def _enter_trace(run: Run) -> None:
-    """Where another instrumentation makes spans of messages: let them be part of the run's trace.
-
-    Without a span around them, each message of a group would begin a trace of its own.
-    """
-    _leave_trace()
-    if "opentelemetry.instrumentation.celery" not in sys.modules or caller() is not None:
+    """Let the spans of messages be part of the run's trace."""
+    if not enter_trace(run, "opentelemetry.instrumentation.celery"):
         return
     from celery.signals import after_task_publish as signal
-    from opentelemetry import context, trace
 
-    ref = run.ref
-    span = trace.SpanContext(int(ref.trace_id, 16), int(ref.span_id, 16), True, trace.TraceFlags(1))
-    _entered.token = context.attach(trace.set_span_in_context(trace.NonRecordingSpan(span)))
     # What they attach on top of it must go first.
     receivers = signal.receivers or []
     ours = [entry for entry in receivers if entry[1] is _after_publish]
     receivers[:] = [*[entry for entry in receivers if entry[1] is not _after_publish], *ours]
-
-
-def _leave_trace() -> None:
-    token, _entered.token = getattr(_entered, "token", None), None
-    if token is not None:
-        from opentelemetry import context
-
-        context.detach(token)
 
 
 def _first_place(headers: Mapping[str, Any], task_id: str, name: str) -> Place:
@@ -231,7 +185,7 @@ def _first_place(headers: Mapping[str, Any], task_id: str, name: str) -> Place:
     if first is None:
         first = _sent_together.put(run_id, (name, caller_traceparent() or ""))
     index = index_of(headers) if group else None
-    return Place(first[0], run_id, first[1], _numbered(run_id, name, index), "", name, index, 0.0)
+    return Place(first[0], run_id, first[1], _numbered(run_id, name, index), "", name, index, 0.0, "celery")
 
 
 def _place_after(sent_by: Place, request: Any, task_id: str, name: str, headers: Mapping[str, Any]) -> Place:
@@ -272,9 +226,11 @@ def _task_prerun(sender: Any, task: Any = None, **_: Any) -> None:
     inputs = {"args": request.argsrepr, "kwargs": request.kwargsrepr}
     step.started(attempt=attempt_of(request), inputs=inputs, queued_at=place.queued or None)
     _plan(place, step, request)
+    step.works_here()
     running = meter.start(None, False, False)
     _measuring.put(request.id, running)
     meter.around.set(running)
+    step.collect_logs()
 
 
 def _used(request: Any) -> Resources | None:
@@ -283,6 +239,7 @@ def _used(request: Any) -> Resources | None:
     if running is None:
         return None
     meter.around.set(None)
+    engine_reporter.set(None)
     return running.stop()
 
 
@@ -398,7 +355,7 @@ def _place_of(request: Any, name: str) -> Place:
         return place
     task_id = read(request, "id")
     root = str(read(request, "root_id") or task_id)
-    return Place(name, root, "", str(task_id), "", name, None, 0.0)
+    return Place(name, root, "", str(task_id), "", name, None, 0.0, "celery")
 
 
 def _current_request() -> Any:

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from tachograph import folding
+from tachograph import folding, recorded_command
 from tachograph.clock import Clock
 from tachograph.critical_path import critical_path_of
 from tachograph.events import (
@@ -28,6 +28,7 @@ from tachograph.events import (
     Heartbeat,
     Listener,
     StepFinished,
+    StepLines,
     StepReady,
     StepRetrying,
     StepSkipped,
@@ -338,7 +339,7 @@ def relayed(event: Event, emit: Listener) -> bool:
     if execution_id in _children:
         _fold(event, emit)
         return True
-    return isinstance(event, Heartbeat)
+    return isinstance(event, Heartbeat) or recorded_command.is_around(os.environ, execution_id)
 
 
 def _relayed(counts: StepCounts, event: Event, emit: Listener) -> bool:
@@ -350,7 +351,7 @@ def _relayed(counts: StepCounts, event: Event, emit: Listener) -> bool:
 
 def _fold(event: Event, emit: Listener) -> None:
     """Add what a child process recorded to the fold that it is part of."""
-    if not isinstance(event, ExecutionEvent):
+    if not isinstance(event, ExecutionEvent | StepLines):
         if event.step.folded_as is not None:
             folding.relayed(event, emit)
         elif isinstance(event, StepFinished):
@@ -368,7 +369,7 @@ def _is_recorded(counts: StepCounts, event: Event, emit: Listener) -> bool:
         if counts.open_steps.pop(event.step.span_id, None) is None:
             return False
         counts.add(event.status, 0 if event.step.parent_step_id is not None else event.run_ns)
-    elif not isinstance(event, StepReady | StepSkipped):
+    elif not isinstance(event, StepReady | StepSkipped | StepLines):
         return event.step.span_id in counts.open_steps if hasattr(event, "step") else True
     return True
 

@@ -30,16 +30,18 @@ from tachograph.events import (
     Heartbeat,
     Listener,
     StepFinished,
+    StepRetrying,
     StepsFolded,
     StepStarted,
     WorkflowExpected,
 )
 from tachograph.identity import ExecutionRef, Origin
-from tachograph.recording import open_execution
+from tachograph.recording import line_buffers, open_execution
 from tachograph.recording.listener_queue import BatchListener, ListenerQueue
 from tachograph.recording.problems import Problem
 from tachograph.recording.relay import RelayAddress, RelayClient, RelayServer
 from tachograph.recording.subscription import SUBSCRIPTION_LIMIT, Subscription
+from tachograph.stacks.wishes import long_attempts
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ FORK_FLUSH_SECONDS: Final = 2.0
 FLUSH_AGAIN_SECONDS: Final = 60.0
 FORK_SECONDS: Final = 1.0
 """How long a fork waits at most for a listener to finish its batch."""
+MAX_SAID: Final = 10_000
+"""Steps of executions of which is remembered that it was said what is expected of them."""
 
 _EXECUTION_EVENTS: Final = frozenset(
     {ExecutionQueued, ExecutionStarted, ExecutionFinished, Heartbeat, WorkflowExpected}
@@ -80,6 +84,7 @@ class Recorder:
     def __init__(self, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self.queues: dict[str, ListenerQueue] = {}
         self.events = 0
+        self._said: set[tuple[str, str]] = set()
         self.span_errors = 0
         self.problems: Sequence[Problem] = ()
         """What does not work as configured; see `configure`."""
@@ -223,9 +228,15 @@ class Recorder:
         if origin is Origin.REPORTED:
             if kind in (ExecutionStarted, StepStarted) and self._spans is not None:
                 before = self._begin_span
+            elif kind in (StepFinished, StepRetrying):
+                before = line_buffers.end_attempt
+            elif kind is ExecutionFinished:
+                before = _finish_lines
         elif origin is Origin.RECORDED:
             if kind is ExecutionStarted or (kind is StepStarted and (self._spans is not None or self._is_child)):
                 before = self._begin
+            elif kind in (StepFinished, StepRetrying):
+                before = line_buffers.end_attempt
             elif kind is ExecutionFinished:
                 before = _finish_folds
             elif kind is ExecutionQueued:
@@ -235,6 +246,14 @@ class Recorder:
                 after = self._finish
         route = routes[origin][kind] = (before, puts, after)
         return route
+
+    def is_news(self, execution_id: str, step: str) -> bool:
+        """Whether nothing was said yet of what is expected of a step; from now on it was."""
+        if len(self._said) >= MAX_SAID:
+            self._said.clear()
+        before = len(self._said)
+        self._said.add((execution_id, step))
+        return len(self._said) > before
 
     def watch(self, execution: ExecutionRef) -> None:
         """Send heartbeats of an execution that is reported here, until `unwatch`."""
@@ -288,6 +307,7 @@ class Recorder:
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> bool:
         """Wait until every listener has received what was recorded so far and spans are exported; False on timeout."""
+        line_buffers.flush_all()
         self._emit_folds()
         deadline = time.monotonic() + timeout_seconds
         is_flushed = True
@@ -301,6 +321,7 @@ class Recorder:
         """Flush and stop. What cannot be delivered in time is counted as dropped. Calling it again does nothing."""
         if self._closed:
             return
+        line_buffers.flush_all()
         self._emit_folds()
         self._closed = True
         self._stop_heart.set()
@@ -332,7 +353,8 @@ class Recorder:
         while not stop.wait(self._heartbeat_seconds):
             self._emit_folds()
             for execution in list(self._open.values()):
-                self(Heartbeat(execution=execution, time_ns=time.time_ns()))
+                long = long_attempts(execution.execution_id)
+                self(Heartbeat(execution=execution, time_ns=time.time_ns(), long=long))
 
     def _emit_folds(self) -> None:
         if self._parent is None:
@@ -445,7 +467,12 @@ def _span_id(event: ExecutionStarted | StepStarted | ExecutionFinished | StepFin
     return event.step.span_id if isinstance(event, StepStarted | StepFinished) else event.execution.span_id
 
 
+def _finish_lines(event: ExecutionFinished) -> None:
+    line_buffers.end_execution(event.execution.execution_id)
+
+
 def _finish_folds(event: ExecutionFinished) -> None:
+    _finish_lines(event)
     folding.finish(event.execution.execution_id)
 
 

@@ -6,10 +6,12 @@ python rq_kinds.py redis://… --worker       that worker
 The truth is from the jobs and their results as RQ keeps them in Redis.
 """
 
+import contextlib
 import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 from opentelemetry import trace
@@ -18,12 +20,29 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry_instrumentation_rq import RQInstrumentor
 from redis import Redis
-from rq import Queue, Retry, Worker
+from rq import Queue, Retry, Worker, get_current_job
+from rq.command import send_stop_job_command
+from rq.group import Group
+from rq.job import Job
+from rq.registry import StartedJobRegistry
 from rq.results import Result
 from telling import execution, spawn, step, stop_at_sigterm, tell, without_module
 
+if os.environ.get("HOOKS") == "1":
+    import tachograph
+    import tachograph.integrations.rq
+
+
+# Then the jobs are told of by RQ's own methods instead of spans.
+HOOKS = os.environ.get("HOOKS") == "1"
+PREFIX = "rq_hooks" if HOOKS else "rq"
+
 
 def instrument():
+    if HOOKS:
+        tachograph.integrations.rq.instrument()
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return
     provider = TracerProvider()
     # RQ forks a process for each job, which leaves without running what is registered for its end.
     provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter()))
@@ -62,7 +81,17 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-STATUSES = {"finished": "completed", "failed": "failed", "deferred": "pending", "canceled": "cancelled"}
+def order(number):
+    queue = Queue(connection=get_current_job().connection)
+    queue.enqueue("rq_kinds.work", number)
+    queue.enqueue("rq_kinds.merge")
+    time.sleep(0.05)
+
+
+STATUSES = {
+    "finished": "completed", "failed": "failed", "deferred": "pending", "canceled": "cancelled",
+    "stopped": "cancelled", "started": "lost",
+}  # fmt: skip
 OUTCOMES = {Result.Type.SUCCESSFUL: "completed", Result.Type.FAILED: "failed", Result.Type.RETRIED: "failed"}
 
 
@@ -74,7 +103,7 @@ def wait(job, *statuses):
         time.sleep(0.05)
 
 
-def told(job, names, *, index=None, retries=0, **more):
+def told(job, names, *, index=None, retries=0, tried=None, **more):
     """A step by what RQ keeps of a job. ``names``: the steps of the jobs that it may depend on; ``retries``: how many
     it may have."""
     job.refresh()
@@ -82,7 +111,9 @@ def told(job, names, *, index=None, retries=0, **more):
     if retries:
         retries -= int(job.connection.hget(job.key, "retries_left") or 0)
     tries = [{"attempt": number, "status": "failed"} for number in range(1, retries + 1)]
-    if job.latest_result() is not None:
+    if tried is not None:
+        tries.append({"attempt": 1, "status": tried})
+    elif job.latest_result() is not None:
         tries.append({"attempt": retries + 1, "status": OUTCOMES[job.latest_result().type]})
     times = {}
     if len(tries) == 1:
@@ -111,10 +142,25 @@ def told(job, names, *, index=None, retries=0, **more):
     )
 
 
+@contextmanager
+def together(name):
+    """What is sent in the block is one run: by a span around it, or without any."""
+    with contextlib.ExitStack() as stack:
+        if HOOKS:
+            stack.enter_context(tachograph.integrations.rq.together(name))
+        if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+            stack.enter_context(trace.get_tracer("shop").start_as_current_span(name))
+        yield
+
+
 def pipeline(queue):
-    with trace.get_tracer("shop").start_as_current_span("rq nightly"):
+    with together("rq nightly"):
         extracted = queue.enqueue("rq_kinds.extract")
-        works = [queue.enqueue("rq_kinds.work", i, depends_on=extracted) for i in range(3)]
+        if HOOKS:
+            data = [Queue.prepare_data("rq_kinds.work", (i,), depends_on=extracted) for i in range(3)]
+            works = Group.create(queue.connection).enqueue_many(queue, data)
+        else:
+            works = [queue.enqueue("rq_kinds.work", i, depends_on=extracted) for i in range(3)]
         merged = queue.enqueue("rq_kinds.merge", depends_on=works)
         path = os.path.abspath(f"flaky-{time.time_ns()}")
         last = queue.enqueue("rq_kinds.flaky", path, depends_on=merged, retry=Retry(max=2))
@@ -139,12 +185,14 @@ def later(queue):
     wait(job, "finished")
     job.refresh()
     # When its scheduler put it into the queue, which it looks for once a second.
-    told_of = told(job, {}, asked_at=asked.isoformat(), scheduled_at=f"{job.enqueued_at:%Y-%m-%dT%H:%M:%S.%f}Z")
+    due = f"{job.enqueued_at:%Y-%m-%dT%H:%M:%S.%f}Z"
+    times = {"queued_at": due} if HOOKS else {"asked_at": asked.isoformat(), "scheduled_at": due}
+    told_of = told(job, {}, **times)
     return [execution("rq_kinds.extract", "completed", [told_of], workflow_also=["extract"])], []
 
 
 def failed(queue):
-    with trace.get_tracer("shop").start_as_current_span("rq failing"):
+    with together("rq failing"):
         extracted = queue.enqueue("rq_kinds.extract")
         failing = queue.enqueue("rq_kinds.broken", depends_on=extracted)
         after = queue.enqueue("rq_kinds.merge", depends_on=failing)
@@ -164,8 +212,8 @@ def alone(queue):
 def timed_out(queue):
     job = queue.enqueue("rq_kinds.hang", job_timeout=1)
     wait(job, "failed")
-    run = execution("rq_kinds.hang", "failed", [told(job, {}, status_or=["timeout"])], workflow_also=["hang"],
-                    status_or=["timeout"])  # fmt: skip
+    step_told = told(job, {}, status_or=["timeout"], tried="timeout" if HOOKS else None)
+    run = execution("rq_kinds.hang", "failed", [step_told], workflow_also=["hang"], status_or=["timeout"])
     return [run], []
 
 
@@ -173,6 +221,8 @@ def killed(queue):
     job = queue.enqueue("rq_kinds.die")
     wait(job, "failed")
     entry = told(job, {}, status_or=["lost"])
+    if HOOKS:
+        entry["error"] = "WorkHorseKilled: waitpid returned 9 (signal 9)"
     run = execution("rq_kinds.die", "failed", [entry], workflow_also=["die"], status_or=["lost"])
     # The process that had the job's spans was killed; its parent makes spans of that it handled the failure.
     return [run], [
@@ -180,12 +230,77 @@ def killed(queue):
     ]
 
 
+def group(queue):
+    """Five of a kind, a job after all of them, one that is cancelled before it starts, and one after that."""
+    data = [Queue.prepare_data("rq_kinds.work", (i,)) for i in range(5)]
+    jobs = Group.create(queue.connection).enqueue_many(queue, data)
+    merged = queue.enqueue("rq_kinds.merge", depends_on=jobs)
+    never = queue.enqueue("rq_kinds.extract", depends_on=jobs)
+    after = queue.enqueue("rq_kinds.work", 1, depends_on=never)
+    never.cancel()
+    wait(merged, "finished")
+    names = {job.id: f"rq_kinds.work#{i}" for i, job in enumerate(jobs)} | {never.id: "rq_kinds.extract"}
+    steps = [*(told(job, names, index=i) for i, job in enumerate(jobs)), told(merged, names), told(never, names),
+             told(after, names, status_or=["skipped"])]  # fmt: skip
+    return [execution("rq_kinds.work", "cancelled", steps)], []
+
+
+def nested(queue):
+    """A job that sends others: they belong to its run."""
+    job = queue.enqueue("rq_kinds.order", 2)
+    wait(job, "finished")
+    ids = [key.decode().rpartition(":")[2] for key in queue.connection.keys("rq:job:*")]
+    jobs = [
+        each for each in Job.fetch_many(ids, connection=queue.connection) if each and each.created_at >= job.created_at
+    ]
+    for each in jobs:
+        wait(each, "finished")
+    steps = [told(each, {}) for each in jobs]
+    return [execution("rq_kinds.order", "completed", steps)], []
+
+
+def stopped(queue):
+    job = queue.enqueue("rq_kinds.hang")
+    wait(job, "started")
+    # RQ's worker listens for commands only once it has a work horse.
+    while job.get_status(refresh=True).value == "started":
+        send_stop_job_command(queue.connection, job.id)
+        time.sleep(0.2)
+    return [execution("rq_kinds.hang", "cancelled", [told(job, {}, tried="cancelled")])], []
+
+
+def requeued(queue):
+    """A job that failed, and was put back into its queue by hand: two runs, as RQ has two results."""
+    path = os.path.abspath(f"flaky-{time.time_ns()}")
+    job = queue.enqueue("rq_kinds.flaky", path)
+    wait(job, "failed")
+    failing = told(job, {})
+    job.requeue()
+    wait(job, "finished")
+    again = [step("rq_kinds.flaky", "completed", 1, [])]
+    return [execution("rq_kinds.flaky", "failed", [failing]), execution("rq_kinds.flaky", "completed", again)], []
+
+
+def worker_killed(queue):
+    job = queue.enqueue("rq_kinds.hang")
+    wait(job, "started")
+    os.killpg(WORKER[0].pid, signal.SIGKILL)
+    WORKER[0].wait()
+    job.refresh()
+    assert job.id in StartedJobRegistry(queue=queue).get_job_ids()
+    lost = step("rq_kinds.hang", "lost", 1, [], started_at=f"{job.started_at:%Y-%m-%dT%H:%M:%S.%f}Z")
+    return [execution("rq_kinds.hang", "lost", [lost])], []
+
+
+WORKER = []
 UNKNOWN = {
     "killed": ["when the job ran: the process that had its spans was killed"],
 }
 """What spans cannot tell of a scene, in words."""
 
 SCENES = [pipeline, retry_later, later, failed, alone, timed_out, killed]
+HOOKED = [group, nested, stopped, requeued, worker_killed]
+"""What only the hooks can tell, and no span."""
 
 
 def main(address, names):
@@ -193,20 +308,24 @@ def main(address, names):
     connection = Redis.from_url(address)
     queue = Queue(connection=connection)
     if names == ["--worker"]:
-        Worker([queue], connection=connection).work(with_scheduler=True)
+        worker = tachograph.integrations.rq.Worker if HOOKS else Worker
+        worker([queue], connection=connection).work(with_scheduler=True)
         return
     stop_at_sigterm()
     command = [sys.executable, __file__, address, "--worker"]
     worker = spawn(command, "worker.log")
+    WORKER.append(worker)
     try:
-        for scene in SCENES:
+        for scene in [*SCENES, *(HOOKED if HOOKS else ())]:
             if not names or scene.__name__ in names:
                 executions, unknowable = scene(queue)
+                if HOOKS:
+                    tachograph.get_recorder().flush(60)
                 tell(
-                    f"rq_{scene.__name__}",
+                    f"{PREFIX}_{scene.__name__}",
                     executions,
-                    unknowable=unknowable,
-                    unknown=UNKNOWN.get(scene.__name__, []),
+                    unknowable=[] if HOOKS else unknowable,
+                    unknown=[] if HOOKS else UNKNOWN.get(scene.__name__, []),
                     index_from="order",
                     edges_from="recording",
                     truth_from="the jobs and their results in Redis",

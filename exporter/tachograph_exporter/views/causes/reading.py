@@ -16,7 +16,6 @@ from tachograph.redaction import is_secret_key, mask_text
 from tachograph_exporter.ingest.spans import stored_record
 from tachograph_exporter.store import samples
 from tachograph_exporter.store.executions import StoredRun
-from tachograph_exporter.store.failure_groups.template import template_of
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.samples import Beside, SampledRun, StepDetail
 from tachograph_exporter.store.steps import StoredStep
@@ -27,14 +26,17 @@ from tachograph_exporter.views.causes.below import Excess, excess, self_times
 from tachograph_exporter.views.causes.case import Case, ChildRun
 from tachograph_exporter.views.causes.course import seconds_of
 from tachograph_exporter.views.causes.differences import MAX_FALSE, MIN_USUAL, Described, Result, differences
-from tachograph_exporter.views.causes.failures import has_failed_so
+from tachograph_exporter.views.causes.failures import SameFailure
 from tachograph_exporter.views.causes.features import Feature, Value, flattened, of_resources
+from tachograph_exporter.views.causes.sampled import sampled
 from tachograph_exporter.views.causes.statistics import median
 from tachograph_exporter.views.comparison import MIN_BLAME, failed_step, read_baseline_comparison
 from tachograph_exporter.views.expected_end import expected_end, read_usual
 from tachograph_exporter.views.metrics import COMPLETED
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.why import Claim, SampleOfRuns, WhyAnswer
+from tachograph_exporter.views.span_times import read_span_times
+from tachograph_exporter.views.step_below import span_ids
 
 BACK_SECONDS: Final = 28 * 86_400
 """Default length of the time before a run whose runs it is compared with."""
@@ -73,6 +75,8 @@ def read_why(connection: Connection, workspace: str, execution_id: str, back_ns:
     verdict = verdict_of(comparison, totals)
     focus = _focus(run, comparison, verdict)
     _read_steps(connection, sample, run, comparison, focus)
+    if verdict in ("failed", "lost"):
+        samples.read_failure_groups(connection, sample)
     case = Case(
         run=run, comparison=comparison, back_ns=back_ns, focus=focus, sample=sample, odd={}, usual={},
         differences=Result([], 0), seconds={}, details={},
@@ -82,7 +86,10 @@ def read_why(connection: Connection, workspace: str, execution_id: str, back_ns:
     case.compare_parts()
     if verdict in ("slow", "failed", "lost"):
         _explain(connection, workspace, case, verdict)
-    return answer(case, verdict)
+    said = answer(case, verdict)
+    if focus is not None and verdict != "usual":
+        said.claims = [*said.claims, *sampled(connection, run, [focus])]
+    return said
 
 
 def _sample(connection: Connection, workspace: str, run: StoredRun, back_ns: int) -> list[SampledRun]:
@@ -91,8 +98,7 @@ def _sample(connection: Connection, workspace: str, run: StoredRun, back_ns: int
     sample = samples.ended_around(connection, workspace, row.workflow_id, row.finished_ns, low, MAX_BEFORE, MAX_AFTER)
     if all(each.execution_id != row.execution_id for each in sample):
         # It is archived, or older than so many runs that ended in the same moment.
-        names = [name for name in SampledRun.__struct_fields__ if name != "steps"]
-        sample.append(SampledRun(*(getattr(row, name, None) for name in names)))  # type: ignore[arg-type]
+        sample.append(SampledRun(*(getattr(row, name, None) for name in samples.RUN_COLUMNS)))  # type: ignore[arg-type]
     sample.sort(key=lambda each: (each.started_ns, each.execution_id))
     return sample
 
@@ -126,13 +132,10 @@ def _read_steps(
 
 def _group(case: Case, verdict: Verdict) -> None:
     """Divide the sample into the odd runs, which are as this one, and the usual ones."""
-    row = case.run.execution
     if verdict in ("failed", "lost"):
-        cause = template_of(row.error_message or "")
+        failed_so = SameFailure(case.sampled)
         case.odd = {
-            run.execution_id: run
-            for run in case.sample
-            if run.execution_id == case.execution_id or has_failed_so(run, row.error_type, cause)
+            run.execution_id: run for run in case.sample if run.execution_id == case.execution_id or failed_so(run)
         }
         case.usual = {run.execution_id: run for run in case.sample if run.status == COMPLETED}
         return
@@ -326,30 +329,21 @@ def _plain(name: str, value: object) -> Value | None:
 def _read_below(connection: Connection, workspace: str, case: Case, focus: StoredStep) -> list[Excess]:
     """The spans below the step to look at, compared with those of usual runs whose step took what is usual."""
     trace_id = case.run.execution.trace_id
-    roots = _span_ids(focus)
-    mine = self_times(samples.span_times(connection, workspace, [trace_id]).get(trace_id, ()), roots)
+    roots = span_ids(focus)
+    mine = self_times(read_span_times(connection, workspace, [trace_id]).get(trace_id, ()), roots)
     if not mine:
         return []
     having = [run for run in case.usual.values() if (run.execution_id, focus.step_id) in case.details]
     usually = median([case.seconds.get(run.execution_id, 0.0) for run in having])
     having.sort(key=lambda run: abs(case.seconds.get(run.execution_id, 0.0) - usually))
     references = having[:MAX_REFERENCES]
-    spans = samples.span_times(connection, workspace, [run.trace_id for run in references])
+    spans = read_span_times(connection, workspace, [run.trace_id for run in references])
     usual = [
         self_times(spans[run.trace_id], {case.details[run.execution_id, focus.step_id].span_id})
         for run in references
         if run.trace_id in spans
     ]
     return excess(mine, usual)
-
-
-def _span_ids(step: StoredStep) -> set[str]:
-    """The spans of a step: its own, and those of its attempts."""
-    # Loads OpenTelemetry, which most commands do without.
-    from tachograph.spans.attributes import attempt_span_id
-
-    attempts = range(1, step.attempt + 1) if step.attempt > 1 else ()
-    return {step.span_id, *(attempt_span_id(step.span_id, attempt) for attempt in attempts)}
 
 
 def _read_child(connection: Connection, workspace: str, execution_id: str, back_ns: int) -> ChildRun | None:
@@ -418,6 +412,7 @@ def _open_run(connection: Connection, workspace: str, run: StoredRun, now_ns: in
     steps = list(now.open_steps(run, usual, now_ns))
     causes = now.late_steps(steps)
     claims += [each for each in steps if each not in causes]
+    claims += sampled(connection, run, [step for step in run.steps if step.status == "running"])
     return _brief(run, "running" if row.started_ns is not None else "pending", claims, causes)
 
 
