@@ -5,6 +5,7 @@ import { labelledSelect } from "../controls.js";
 import { debounce } from "../debounce.js";
 import { h, replace } from "../dom.js";
 import { duration, parseTime } from "../format.js";
+import { now } from "../now.js";
 
 /** So many lines are shown, the newest: as many as are kept of an attempt. */
 const MAX_LINES = 200;
@@ -120,7 +121,7 @@ export class StepLog {
       span_id: entry.span_id ?? "",
       execution_id: timeline.execution_id,
       from_ms: Math.floor(origin + start - MARGIN_MS),
-      to_ms: Math.ceil((end === null ? Date.now() : origin + end) + MARGIN_MS),
+      to_ms: Math.ceil((end === null ? now() : origin + end) + MARGIN_MS),
     };
     const url = this.logsUrl.replace(/\{(\w+)\}/g, (text, name) =>
       name in values ? encodeURIComponent(values[name]) : text,
