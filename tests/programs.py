@@ -136,6 +136,7 @@ class Popen(subprocess.Popen[Any]):
             self.pid = starter.ask(request, files)
             self._descriptor = os.pidfd_open(self.pid)
             self._starter = starter
+            self._looking = threading.Lock()  # Two threads may wait; it can be asked for its status once.
             self._child_created = True
         finally:
             self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
@@ -146,8 +147,10 @@ class Popen(subprocess.Popen[Any]):
             poll.register(self._descriptor, select.POLLIN)
             if poll.poll(None if timeout is None else max(0, timeout) * 1000):
                 assert self._starter is not None
-                self.returncode = self._starter.ask({"wait": self.pid})
-                os.close(self._descriptor)
+                with self._looking:
+                    if self.returncode is None:
+                        self.returncode = self._starter.ask({"wait": self.pid})
+                        os.close(self._descriptor)
         return self.returncode
 
     def _internal_poll(self, *arguments: Any, **options: Any) -> int | None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ print(sys.stdout.encoding, sys.stdout.errors, sys.stderr.errors, sys.stdout.line
 print("to stderr", file=sys.stderr)
 atexit.register(print, "at exit")
 """
+# As in the foreground, wherever pytest runs.
+INTERRUPTED = """
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.kill(os.getpid(), signal.SIGINT)
+"""
 COMMANDS = {
     "source": ["-c", SAYS, "a", "b"],
     "filters": ["-W", "error", "-W", "ignore::ResourceWarning", "-c", SAYS],
@@ -29,7 +36,7 @@ COMMANDS = {
     "status": ["-c", "import sys; sys.exit(3)"],
     "message": ["-c", "import sys; sys.exit('no')"],
     "killed": ["-c", "import os; os.kill(os.getpid(), 9)"],
-    "interrupted": ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"],
+    "interrupted": ["-c", INTERRUPTED],
     "warning": ["-c", "import warnings; warnings.warn('old', DeprecationWarning)"],
     "warning is an error": ["-W", "error", "-c", "import warnings; warnings.warn('old')"],
     "left open": ["-W", "error", "-c", "import socket; kept = socket.socket()"],
@@ -86,6 +93,14 @@ def test_who_is_told_of_opentelemetry_imports_it_itself() -> None:
             [sys.executable, "-c", source], capture_output=True, text=True, env={**os.environ, **variables}
         )
         assert ran.stdout == f"{imported}\n"
+
+
+def test_many_may_wait_for_it() -> None:
+    with programs.Popen([sys.executable, "-c", "import time; time.sleep(0.2); exit(4)"]) as process:
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(lambda _: process.wait(60), range(4))) == [4] * 4
+        assert (process.poll(), process.returncode) == (4, 4)
+        process.kill()  # Nothing: it has ended.
 
 
 def test_a_time_limit_ends_it() -> None:

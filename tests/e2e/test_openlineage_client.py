@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests import programs
 from tests.e2e.conftest import Server, environment, eventually, get
 
 PROGRAM = """
@@ -52,7 +53,7 @@ def run_client(transport: dict[str, Any], directory: Path) -> subprocess.Complet
     configuration.write_text(json.dumps({"transport": transport}))
     variables = environment(OPENLINEAGE_CONFIG=str(configuration))
     command = [sys.executable, "-c", PROGRAM]
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, cwd=directory)
+    return programs.run(command, env=variables, capture_output=True, text=True, timeout=120, cwd=directory)
 
 
 TRANSPORTS: tuple[dict[str, Any], ...] = (

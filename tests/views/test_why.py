@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import sys
-from asyncio.subprocess import PIPE
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,6 +14,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection
+from tests import programs
 from tests.conftest import Api, make_execution, make_step
 from tests.views.planted import END_NS, SCENARIOS, play
 
@@ -328,8 +328,6 @@ async def test_the_route_and_the_command_say_the_same(api: Api, tmp_path: Path) 
     assert answer["claims"][0]["text"] == comparison["sentence"]
     assert comparison["steps"][0]["seconds"] == evidence["values"]["seconds"]
     for source in (["--database", api.service.config.database], ["--url", api.address]):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tachograph_exporter", "why", ids[-1], "--json", *source, stdout=PIPE, cwd=tmp_path
-        )
-        output, _ = await process.communicate()
-        assert json.loads(output) == answer
+        command = [sys.executable, "-m", "tachograph_exporter", "why", ids[-1], "--json", *source]
+        ran = await asyncio.to_thread(programs.run, command, capture_output=True, cwd=tmp_path)
+        assert json.loads(ran.stdout) == answer
