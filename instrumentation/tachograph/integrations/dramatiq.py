@@ -91,27 +91,36 @@ class _Messages:
         self._sending = Sending("dramatiq")
         self._running = Memory()
         self._again = Memory()
+        self._delayed = Memory()
+        self._sent = Memory()
+        self._ended = Memory()
         self._callbacks = Memory()
 
     @_harmless
     def before_enqueue(self, broker: Any, message: Any, delay: int | None) -> None:
         """A message is sent, or sent again."""
-        now, options = time.time(), message.options
+        now, options, message_id = time.time(), message.options, message.message_id
         due = now + (delay or 0) / 1000
         place = _place_in(message)
-        if place is not None:
-            if self._running.get(message.message_id) is not None:
-                self._again.put(message.message_id, (delay or 0) / 1000)
-            else:
-                # Delayed messages are sent a second time once they are due.
-                due = place.queued or due
-                place.step.queued(at=due)
+        if place is not None and self._running.get(message_id) is not None:
+            self._again.put(message_id, (delay or 0) / 1000)
+            self._delayed.put(message_id, True)
             options[HEADER] = header_of(place._replace(queued=due))
             return
-        group = options.get("group_completion_uuid")
+        if place is not None and (self._delayed.take(message_id) or not self._sent.get(message_id)):
+            # Delayed messages are sent a second time once they are due; planned ones were not sent before.
+            due = place.queued or due
+            place.step.queued(at=due)
+            options[HEADER] = header_of(place._replace(queued=due))
+            return
+        # A program may send a message that it keeps as often as it likes: each time is a run.
+        count = self._sent.count(message_id)
+        if delay is not None:
+            self._delayed.put(message_id, True)
         place = self._sending.place(
-            message.actor_name, message.message_id, due=due, group=group, traceparent=_span_of(options)
-        )
+            message.actor_name, message_id if count == 1 else f"{message_id}+{count - 1}", due=due,
+            group=options.get("group_completion_uuid"), traceparent=_span_of(options),
+        )  # fmt: skip
         options[HEADER] = header_of(place)
         self._plan(options, place)
 
@@ -200,13 +209,15 @@ class _Messages:
 
     def _end_of(self, message: Any) -> RunningTask | None:
         task: RunningTask | None = self._running.take(message.message_id)
+        if message.failed:
+            self._ended.put(message.message_id, True)
         return task
 
     @_harmless
     def after_nack(self, broker: Any, message: Any) -> None:
         """It is rejected: if no thread began with it, its actor is not known."""
         place = _place_in(message)
-        if place is not None and place.step.started_ns is None and place.step.finished_ns is None:
+        if place is not None and self._ended.take(message.message_id) is None:
             place.step.failed(f"ActorNotFound: no worker knows the actor {message.actor_name}")
 
     @_harmless

@@ -32,7 +32,7 @@ def together(workflow: str, *, run_id: object = None) -> Iterator[None]:
     Args:
         workflow: name of the workflow.
         run_id: what the run is called, unique in its workflow (default: a new id). The same name in two processes
-            means the same run.
+            means the same run; then each task is sent by one of them only.
     """
     name = clean_name(workflow) or "?"
     identifier = new_id() if run_id is None else clean_name(run_id)
@@ -106,9 +106,9 @@ class Sending:
             attempt=1,
             engine=root.engine or self._engine,
         )
-        self._begun.put(place.run_id, True)
         step = place.step
-        if sent_by is None:
+        if sent_by is None and (not after or block is not None) and not self._begun.get(place.run_id):
+            self._begun.put(place.run_id, True)
             place.run.queued()
         step.depend_on(*[other.step for other in after if other.run_id == place.run_id])
         if due is None:
