@@ -163,10 +163,8 @@ class TestDramatiq:
             ("flaky", "Started"), ("flaky", "completed"), ("broken", "Started"), ("broken", "failed"),
         ]  # fmt: skip
         assert "hunter2" not in repr(events)
-        edges = [len(event.step.depends_on) for event in events if isinstance(event, StepStarted)]
-        assert edges == [0, 0, 1, 0, 1]
-        planned = [event.step.name for event in events if isinstance(event, StepReady) and event.is_planned]
-        assert planned == ["broken", "flaky"] * 2
+        planned = [event.step for event in events if isinstance(event, StepReady) and event.is_planned]
+        assert [(step.name, len(step.depends_on)) for step in planned] == [("broken", 1), ("flaky", 1)] * 2
         assert len(runs_of(events)) == 2
         monkeypatch.setattr(places, "run", None)
         flaky.send(7)
