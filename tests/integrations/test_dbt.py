@@ -74,12 +74,13 @@ def event(name: str, **data: Any) -> Any:
 
 async def test_the_callback_tells_live(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     hear = integration.callback()
-    hear(event("ArtifactWritten", artifact_path=str(RECORDING / "manifest.json")))
+    for name in ("manifest.json", "semantic_manifest.json"):
+        hear(event("ArtifactWritten", artifact_path=str(RECORDING / name)))
     for result in RESULTS["results"]:
         node = MANIFEST["nodes"][result["unique_id"]]
         info = SimpleNamespace(
             unique_id=result["unique_id"], node_name=node["name"], resource_type=node["resource_type"],
-            node_status=result["status"],
+            node_status=result["status"], materialized="table",
         )  # fmt: skip
         hear(event("NodeStart", node_info=info))
         told = SimpleNamespace(status=result["status"], message=result["message"] or "", adapter_response={})
@@ -92,6 +93,8 @@ async def test_the_callback_tells_live(api: Api, caplog: pytest.LogCaptureFixtur
     shown = {step["step_name"]: step["status"] for step in timeline["step_timeline"]}
     names = {unique_id: node["name"] for unique_id, node in MANIFEST["nodes"].items()}
     assert shown == {names[result["unique_id"]]: STATUSES[result["status"]] for result in RESULTS["results"]}
+    assert [step["skip_reason"] for step in timeline["step_timeline"] if step["skip_reason"]] == ["upstream_failed"]
+    assert sum(len(step["depends_on"]) for step in timeline["step_timeline"]) == 7
     assert sum("not reported" in record.message for record in caplog.records) == 2
 
 

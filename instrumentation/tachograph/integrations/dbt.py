@@ -24,6 +24,7 @@ quiet = QuietLog(logging.getLogger(__name__))
 
 MAX_FILE_BYTES: Final = 1 << 30
 MAX_NODES: Final = 20_000
+_EPHEMERAL: Final = "ephemeral"
 _GOOD: Final = frozenset({"success", "pass", "warn"})
 _BAD: Final = frozenset({"error", "fail", "runtime error", "partial success"})
 
@@ -36,10 +37,15 @@ class _DependsOn(msgspec.Struct):
     nodes: list[str] = []
 
 
+class _Config(msgspec.Struct):
+    materialized: str | None = None
+
+
 class _Node(msgspec.Struct):
     name: str = ""
     resource_type: str = ""
     depends_on: _DependsOn = msgspec.field(default_factory=_DependsOn)
+    config: _Config = msgspec.field(default_factory=_Config)
 
 
 class _ManifestMetadata(msgspec.Struct):
@@ -96,7 +102,7 @@ def import_target(directory: Path) -> Run:
     invocation.choose(result.unique_id for result in results.results)
     invocation.queue(began)
     for result in results.results:
-        invocation.end(result)
+        invocation.end(result, at=ended)
     invocation.finish(at=ended)
     return invocation.run
 
@@ -115,6 +121,7 @@ class _Invocation:
         self._nodes = manifest.nodes
         self._chosen: frozenset[str] = frozenset()
         self._failures: list[str] = []
+        self._skipped: set[str] = set()
 
     def choose(self, ids: Iterable[str]) -> None:
         """These nodes run."""
@@ -149,13 +156,17 @@ class _Invocation:
                     pending.append(other)
         return list(above)
 
+    def will_skip(self, unique_id: str) -> bool:
+        """Whether dbt will skip a node, because of what it depends on."""
+        return any(other in self._skipped or other in self._failures for other in self._above(unique_id))
+
     def end(self, result: _Result, at: datetime | None = None) -> None:
-        """A node ended."""
+        """A node ended, ``at`` a moment if its result does not say when."""
         step, status = self.step(result.unique_id), result.status.lower()
         starts = [timing.started_at for timing in result.timing if timing.started_at is not None]
         ends = [timing.completed_at for timing in result.timing if timing.completed_at is not None]
-        began = min(starts, default=None)
-        ended = at or max(ends, default=None)
+        began = min(starts, default=at)
+        ended = max(ends, default=at)
         message = result.message or ""
         if status in _GOOD:
             step.started(at=began)
@@ -170,9 +181,10 @@ class _Invocation:
             kind = "TestFailure" if status == "fail" else "DbtError"
             step.started(at=began).failed(f"{kind}: {message.strip() or status}", at=ended)
         elif status == "skipped":
-            step.skipped("upstream_failed")
+            self._skipped.add(result.unique_id)
+            step.skipped("upstream_failed", at=ended)
         else:
-            step.skipped("itself")
+            step.skipped("itself", at=ended)
 
     def finish(self, at: datetime | None = None) -> None:
         """The invocation ended."""
@@ -209,8 +221,9 @@ class _Callback:
         self._command = str(getattr(get_flags(), "WHICH", None) or "run")
 
     def _artifact(self, event: Any) -> None:
-        if str(event.data.artifact_path).endswith("manifest.json"):
-            self._manifest = Path(str(event.data.artifact_path))
+        path = Path(str(event.data.artifact_path))
+        if path.name == "manifest.json":
+            self._manifest = path
 
     def _of(self, event: Any) -> _Invocation:
         if self._invocation is None:
@@ -222,13 +235,18 @@ class _Callback:
                     quiet.warning("manifest", "%s", error)
             self._invocation = _Invocation(str(event.info.invocation_id), self._command, manifest)
             # Which of them run is not said beforehand.
-            self._invocation.choose(manifest.nodes)
+            self._invocation.choose(
+                unique_id for unique_id, node in manifest.nodes.items() if node.config.materialized != _EPHEMERAL
+            )
             self._invocation.run.begin()
         return self._invocation
 
     def _started(self, event: Any) -> None:
         info = event.data.node_info
-        self._of(event).step(info.unique_id, info.node_name, info.resource_type).started()
+        invocation = self._of(event)
+        # dbt starts what it will skip, too; and ephemeral models, which are parts of others.
+        if info.materialized != _EPHEMERAL and not invocation.will_skip(info.unique_id):
+            invocation.step(info.unique_id, info.node_name, info.resource_type).started()
 
     def _finished(self, event: Any) -> None:
         info, told = event.data.node_info, event.data.run_result
@@ -236,7 +254,8 @@ class _Callback:
             info.unique_id, str(told.status or info.node_status), message=told.message,
             adapter_response=_plain(told.adapter_response),
         )  # fmt: skip
-        self._of(event).end(result)
+        if info.materialized != _EPHEMERAL:
+            self._of(event).end(result)
 
     def _completed(self, event: Any) -> None:
         invocation, self._invocation = self._invocation, None
