@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dramatiq.brokers.stub import StubBroker
 from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.job import Job, JobStatus, Retry
+from taskiq import InMemoryBroker, SimpleRetryMiddleware
 from tests.engines import processes
 
 import tachograph
@@ -21,6 +23,7 @@ from tachograph.events import Event, ExecutionQueued, StepFinished, StepReady, S
 from tachograph.integrations import dramatiq as dramatiq_integration
 from tachograph.integrations import places, sending
 from tachograph.integrations import rq as rq_integration
+from tachograph.integrations import taskiq as taskiq_integration
 from tachograph.integrations.places import HEADER, place_of
 
 STEPS = (StepReady, StepStarted, StepRetrying, StepFinished, StepSkipped)
@@ -207,3 +210,59 @@ def test_places_of_what_is_sent(events: list[Any]) -> None:
     for text in (None, 1, "", "{}", json.dumps([1] * 10), json.dumps([*"wr", "", "k", "", "n", None, 0, "e", 0])):
         assert place_of(text) is None
     assert place_of(places.header_of(group[1])) == group[1]
+
+
+async def test_tasks_of_taskiq(
+    events: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = InMemoryBroker().with_middlewares(SimpleRetryMiddleware(default_retry_count=3))
+    tries: list[int] = []
+
+    async def flaky(number: int) -> int:
+        tries.append(number)
+        if len(tries) == 1:
+            raise ConnectionError("token=hunter2")
+        await (await tasks["order"].kiq(number)).wait_result(timeout=60)
+        return number
+
+    async def order(number: int) -> None:
+        raise ValueError("no item")
+
+    async def slow() -> None:
+        await asyncio.sleep(60)
+
+    tasks = {
+        "flaky": broker.register_task(flaky, "flaky", retry_on_error=True),
+        "order": broker.register_task(order, "order"),
+        "slow": broker.register_task(slow, "slow", timeout=0.01),
+    }
+    taskiq_integration.instrument(broker)
+    taskiq_integration.instrument(broker)
+    await broker.startup()
+    try:
+        with taskiq_integration.together("nightly"):
+            await tasks["flaky"].kiq(7)
+            await broker.wait_all()
+            await tasks["slow"].kiq()
+            await broker.wait_all()
+        assert told(events) == [
+            ("flaky", "Started"), ("flaky", "Retrying"), ("flaky", "Started"), ("order", "Started"),
+            ("order", "failed"), ("flaky", "completed"), ("slow", "Started"), ("slow", "timeout"),
+        ]  # fmt: skip
+        assert {workflow for workflow, _ in runs_of(events)} == {"nightly"}
+        assert len(runs_of(events)) == 1
+        assert "hunter2" not in repr(events)
+        assert all(HEADER not in task.labels for task in tasks.values())
+        monkeypatch.setattr(places, "run", None)
+        result = await (await tasks["flaky"].kiq(8)).wait_result(timeout=60)
+        assert result.return_value == 8
+        assert any("not reported" in record.message for record in caplog.records)
+        monkeypatch.undo()
+        taskiq_integration.uninstrument(broker)
+        assert [each for each in broker.middlewares if hasattr(each, "reports")] == []
+        before = len(told(events))
+        await tasks["flaky"].kiq(9)
+        await broker.wait_all()
+        assert len(told(events)) == before
+    finally:
+        await broker.shutdown()

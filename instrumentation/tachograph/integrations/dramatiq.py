@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, cast
@@ -90,7 +91,6 @@ class _Messages:
     def __init__(self) -> None:
         self._sending = Sending("dramatiq")
         self._running = Memory()
-        self._again = Memory()
         self._delayed = Memory()
         self._sent = Memory()
         self._ended = Memory()
@@ -103,7 +103,8 @@ class _Messages:
         due = now + (delay or 0) / 1000
         place = _place_in(message)
         if place is not None and self._running.get(message_id) is not None:
-            self._again.put(message_id, (delay or 0) / 1000)
+            # Before it is sent: the next attempt may start at once.
+            self._retry(self._running.take(message_id), (delay or 0) / 1000)
             self._delayed.put(message_id, True)
             options[HEADER] = header_of(place._replace(queued=due))
             return
@@ -182,22 +183,24 @@ class _Messages:
         task = self._end_of(message)
         if task is None:
             return
-        from dramatiq.middleware import TimeLimitExceeded
-
         step, attempt, resources = task.place.step, task.place.attempt, task.used()
-        delay: float | None = self._again.take(message.message_id)
         task.leave()
-        timed_out = isinstance(exception, TimeLimitExceeded)
         if exception is None and message.failed:
             step.cancelled("Dropped: another middleware rejected the message", attempt=attempt)
         elif exception is None:
             step.finished(result, attempt=attempt, resources=resources)
-        elif delay is not None:
-            step.retrying(exception, delay, timed_out=timed_out, attempt=attempt, resources=resources)
-        elif timed_out:
+        elif _is_timeout(exception):
             step.timed_out(exception, attempt=attempt, resources=resources)
         else:
             step.failed(exception, attempt=attempt, resources=resources)
+
+    def _retry(self, task: RunningTask, delay: float) -> None:
+        """A message's attempt failed, and another middleware sends it again, while the exception is handled."""
+        error, resources = sys.exc_info()[1], task.used()
+        task.leave()
+        task.place.step.retrying(
+            error, delay, timed_out=_is_timeout(error), attempt=task.place.attempt, resources=resources
+        )
 
     @_harmless
     def after_skip_message(self, broker: Any, message: Any) -> None:
@@ -234,6 +237,12 @@ _HOOKS: Final = (
 
 def _place_in(message: Any) -> Place | None:
     return place_of(message.options.get(HEADER))
+
+
+def _is_timeout(error: BaseException | None) -> bool:
+    from dramatiq.middleware import TimeLimitExceeded
+
+    return isinstance(error, TimeLimitExceeded)
 
 
 def _span_of(options: Mapping[str, Any]) -> str | None:
