@@ -9,14 +9,15 @@ from datetime import datetime
 from typing import Any
 
 import dask
+import distributed as untyped
 import pytest
-from distributed import Client, Event, LocalCluster
 from distributed.diagnostics.plugin import SchedulerPlugin
 from tests.conftest import Api
 
 from tachograph.integrations import dask as integration
 from tachograph.integrations.dask_plugins import NAME, _error
 
+distributed: Any = untyped
 pytestmark = pytest.mark.filterwarnings("ignore")  # Of Dask's own, when a cluster in this process is closed.
 
 
@@ -38,12 +39,12 @@ class Truth(SchedulerPlugin):
 
 
 @pytest.fixture
-def client() -> Iterator[Client]:
+def client() -> Iterator[Any]:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with (
         dask.config.set({"distributed.admin.log-format": "%(message)s"}),
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
-        Client(cluster) as client,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
     ):
         yield client
 
@@ -56,7 +57,7 @@ def test_errors_of_dask() -> None:
     assert _error("ValueError()") == "ValueError: "
 
 
-async def test_graphs_are_runs(api: Api, client: Client) -> None:
+async def test_graphs_are_runs(api: Api, client: Any) -> None:
     scheduler = client.cluster.scheduler
     truth = Truth()
     scheduler.add_plugin(truth)
@@ -76,8 +77,8 @@ async def test_graphs_are_runs(api: Api, client: Client) -> None:
         raise ValueError("no item 1")
 
     def hold(_: int) -> None:
-        Event("held").set()
-        assert Event("release").wait(60)
+        distributed.Event("held").set()
+        assert distributed.Event("release").wait(60)
 
     def play() -> None:
         with integration.together("nightly", run_id="2027-01-15"):
@@ -93,10 +94,10 @@ async def test_graphs_are_runs(api: Api, client: Client) -> None:
             after.result(timeout=60)
         held = client.submit(hold, 1, key="hold")
         queued = client.submit(int, held, key="queued")
-        assert Event("held", client=client).wait(60)
+        assert distributed.Event("held", client=client).wait(60)
         queued.cancel()
         held.cancel()
-        Event("release", client=client).set()
+        distributed.Event("release", client=client).set()
         client.run_on_scheduler(lambda: None)
 
     await asyncio.to_thread(play)

@@ -58,7 +58,8 @@ def together(workflow: str, *, run_id: object = None) -> Iterator[None]:
     """
     import dask
 
+    dask_: Any = dask  # It does not list what it exports.
     name = clean_name(workflow) or "?"
     identifier = new_id() if run_id is None else clean_name(run_id)
-    with dask.annotate(**{ANNOTATION: [name, identifier]}):
+    with dask_.annotate(**{ANNOTATION: [name, identifier]}):
         yield

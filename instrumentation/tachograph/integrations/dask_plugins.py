@@ -95,8 +95,7 @@ class TasksPlugin(SchedulerPlugin):
         new.sort(key=lambda key: priority.get(key, ()))
         sizes: dict[tuple[str, Hashable], int] = {}
         for key in new:
-            layer = _layer_of(key)
-            sizes[layer] = sizes.get(layer, 0) + 1
+            sizes[_layer_of(key)] = sizes.get(_layer_of(key), 0) + 1
         seen: dict[tuple[str, Hashable], int] = {}
         for key in new:
             name, layer = _layer_of(key)
