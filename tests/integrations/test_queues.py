@@ -152,10 +152,9 @@ class TestDramatiq:
         def broken_actor(_: int) -> None:
             raise ValueError("no item")
 
-        flaky: Any = dramatiq.actor(
-            flaky_actor, actor_name="flaky", broker=broker, max_retries=1, min_backoff=1, max_backoff=1
-        )
-        broken: Any = dramatiq.actor(broken_actor, actor_name="broken", broker=broker, max_retries=0)
+        actor: Any = dramatiq.actor
+        flaky = actor(flaky_actor, actor_name="flaky", broker=broker, max_retries=1, min_backoff=1, max_backoff=1)
+        broken = actor(broken_actor, actor_name="broken", broker=broker, max_retries=0)
 
         messages = [flaky.message(1), broken.message(), flaky.message()]
         pipeline: Any = dramatiq.pipeline
