@@ -40,6 +40,7 @@ HEAVY = {
 }  # fmt: skip
 LIGHT = (
     "runs", "timeline", "logs", "open", "cancel", "why", "compare", "trends", "metrics", "workflows", "failures", "mcp",
+    "workspaces", "projects", "report",
 )  # fmt: skip
 """Commands that ask a service or a database, and load what they need of it when they know which."""
 NEVER = {"grpc", "alembic", "asyncpg", "mcp", "mcp_types", "pydantic", "starlette"}

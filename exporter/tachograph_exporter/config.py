@@ -53,6 +53,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     Leases. A span that has not ended is lost when nothing was heard of it for ``lease_seconds``; an execution that
     another host records after as long a silence, but not before `LEASE_SECONDS`: its heartbeats come every ten seconds.
 
+    ``runner`` has steps done by workers of an engine (see `tachograph.runners`); None: in this process.
+
     ``http_allow`` names what the handler ``http`` may reach besides public addresses (see `AddressPolicy`).
 
     Metrics. ``measures`` are the names of step measures to export. ``series_limit`` is the maximum of label sets per
@@ -94,6 +96,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     read_timeout_seconds: float = 10.0
     lease_seconds: float = LEASE_SECONDS
     http_allow: tuple[str, ...] = ()
+    runner: str | None = None
     expectations: Path | None = None
     notify: tuple[str, ...] = ()
     trace_url: str | None = None

@@ -31,6 +31,7 @@ from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import LEASE_SECONDS
 from tachograph.recording.setup import adopt, build_recorder, release
 from tachograph.recording.spooled_store import SpooledStore
+from tachograph.runners import runner_of
 from tachograph.spans.propagation import propagation
 from tachograph.workflow.builtin.addresses import AddressPolicy
 from tachograph.workflow.builtin.http import restricted
@@ -61,6 +62,7 @@ from tachograph_exporter.api import (
     page,
     pings,
     reconciliation,
+    report,
     scrape,
     silences,
     stream,
@@ -150,6 +152,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *timeline.ROUTES,
     *why.ROUTES,
     *logs.ROUTES,
+    *report.ROUTES,
     *reconciliation.ROUTES,
     *metrics.ROUTES,
     *scrape.ROUTES,
@@ -269,6 +272,7 @@ class Service:
         self.executor = Executor(
             self.recorder,
             handlers=restricted(handlers, AddressPolicy(config.http_allow)),
+            runner=runner_of(config.runner) if config.runner is not None else None,
             max_executions=config.max_executions,
             carrier=propagation,
         )
@@ -306,6 +310,7 @@ class Service:
         app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
+        app[report.LINK] = self.expectations.link or ""
         app[ROOM] = Room()
         app[lineage.LINEAGE] = self.lineage
         app[events.EVENTS] = self.events

@@ -7,8 +7,9 @@
 ... def nightly():
 ...     extract()
 
-``__all__`` is the whole public library. `tachograph.workflow` is the decorator. The modules of the package of that name
-are imported by their full names (``from tachograph.workflow.graph import …``) and are private.
+``__all__`` is the whole public library, beside `tachograph.client`, which reads from a service. `tachograph.workflow`
+is the decorator. The modules of the package of that name are imported by their full names
+(``from tachograph.workflow.graph import …``) and are private.
 
 Names are loaded when they are first used: what needs one room does not load all of them.
 """

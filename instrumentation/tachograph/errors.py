@@ -8,6 +8,7 @@ TachographError
 │   ├── StepFailed           raised by a handler: its step failed
 │   │   └── DoNotRetry       raised by a handler: its step failed, and another attempt would fail too
 │   └── ExecutorClosed       the executor is shutting down
+├── ClientError              (`tachograph.client`) a service does not answer, or refuses; see its own errors
 ├── SetupError               the recorder cannot be set up as configured
 ├── StoreUnavailable         a listener's destination is unavailable; its events are kept and retried
 └── StoreError               (the service) the database cannot be used

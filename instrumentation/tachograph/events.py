@@ -154,10 +154,10 @@ class Heartbeat(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="heart
 
 
 class WorkflowExpected(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="workflow_expected"):
-    """An engine's schedule says what is expected of a workflow; it belongs to no execution.
+    """An engine's schedule, or the code of a step, says what is expected of a workflow; it belongs to no execution.
 
-    Of ``execution`` only the workspace and the workflow count. ``source`` names who says so, such as ``celery beat``.
-    ``expects`` is None when the schedule no longer exists.
+    Of ``execution`` only the workspace and the workflow count. ``source`` names who says so, such as ``celery beat``;
+    ``code`` adds to what code says. ``expects`` is None when the schedule no longer exists.
     """
 
     source: str

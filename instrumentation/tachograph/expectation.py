@@ -121,6 +121,22 @@ def expectation_of(
     )
 
 
+def step_expectation_of(deadline: str | float | None) -> StepExpectation | None:
+    """What code expects of a step; None if it says nothing. Raises ValueError, naming the argument."""
+    seconds = _seconds_of("deadline", deadline)
+    return None if seconds is None else StepExpectation(deadline_seconds=seconds)
+
+
+def merged(before: Expectation | None, now: Expectation) -> Expectation:
+    """What code says, after it said something before: steps say what is expected of them when they first start, each on
+    its own, and the workflow what is expected of it."""
+    if before is None:
+        return now
+    steps = {**before.steps, **now.steps}
+    is_of_steps = now.steps and msgspec.structs.replace(now, steps={}) == Expectation()
+    return msgspec.structs.replace(before if is_of_steps else now, steps=steps)
+
+
 def _seconds_of(name: str, value: str | float | None) -> float | None:
     try:
         return None if value is None else parse_seconds(value)

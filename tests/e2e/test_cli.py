@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import programs
 from tests.command import tachograph
 from tests.conftest import ROOT
 from tests.e2e.conftest import TACHOGRAPH, environment, eventually
@@ -21,7 +22,7 @@ FLOWS = bundled_workflows.workflow_directory()
 
 
 def in_a_process(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return programs.run(
         [*TACHOGRAPH, *words], capture_output=True, text=True, cwd=directory, env=environment(), timeout=60, check=False
     )
 
@@ -138,7 +139,7 @@ def test_a_run_interrupted_at_the_terminal_is_recorded_as_cancelled(tmp_path: Pa
     long = {"name": "a", "config": {"handler": "sleep", "seconds": 60}}
     after = {"name": "b", "depends_on_steps": ["a"]}
     (tmp_path / "slow.json").write_text(json.dumps({"name": "slow", "steps": [long, after]}))
-    process = subprocess.Popen([*TACHOGRAPH, "run", "slow.json"], cwd=tmp_path, env=environment(),
+    process = programs.Popen([*TACHOGRAPH, "run", "slow.json"], cwd=tmp_path, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     eventually(lambda: '"running"' in tachograph(tmp_path, "timeline", "last", "--json").stdout)
     process.send_signal(signal.SIGINT)
@@ -184,7 +185,7 @@ def test_every_example_program_runs(program: Path, tmp_path: Path) -> None:
 
     if program.name in ("handlers.py", "my_handlers.py"):
         return
-    ran = subprocess.run([sys.executable, "-W", "error", str(program)], cwd=tmp_path, capture_output=True, text=True,
+    ran = programs.run([sys.executable, "-W", "error", str(program)], cwd=tmp_path, capture_output=True, text=True,
                          env=environment(), timeout=60, check=False)  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout

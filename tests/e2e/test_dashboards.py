@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 import aiohttp
 import pytest
 import yaml
+from tests import programs
 from tests.command import tachograph
 from tests.conftest import ROOT
 from tests.dashboards.test_boards import VARIABLES, documents, panels, queries
@@ -104,7 +105,7 @@ def test_every_query_of_every_panel_and_every_rule_has_data(
         create_blocks(tmp_path, usual_days(int(time.time())), tmp_path / f"tsdb{number}")
     addresses = {"native": prometheus(configuration, FEATURES), "classic": prometheus(configuration)}
     # A client follows live events.
-    follower = subprocess.Popen(
+    follower = programs.Popen(
         [*TACHOGRAPH, "watch", "--url", service.address], stdout=subprocess.DEVNULL, env=environment()
     )
     try:
@@ -164,7 +165,7 @@ def test_a_run_beyond_its_limits_is_visible(server: Callable[..., Server], prome
     )
     # One client and many label sets more than allowed.
     command = [*TACHOGRAPH, "watch", "--url", service.address]
-    followers = [subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment()) for _ in range(2)]
+    followers = [programs.Popen(command, stdout=subprocess.DEVNULL, env=environment()) for _ in range(2)]
     try:
         run_load(service, 8)
     finally:

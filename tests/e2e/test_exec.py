@@ -6,10 +6,14 @@ import contextlib
 import json
 import os
 import random
+import shlex
+import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,13 +88,17 @@ def test_what_a_command_used_is_what_the_kernel_says(
     service: Server, variables: dict[str, str], tmp_path: Path
 ) -> None:
     load = (
-        "import os, resource, sys, time, json, subprocess\n"
+        "import os, resource, sys, tempfile, time, json, subprocess\n"
         "block = b'x' * (120 << 20)\n"
         "while time.process_time() < 0.7: pass\n"
         "child = 'import time\\nwhile time.process_time() < 0.5: pass'\n"
         "subprocess.run([sys.executable, '-c', child])\n"
+        # On a disk: of a file system in memory nothing is counted.
+        "with tempfile.TemporaryFile(dir='/var/tmp') as file:\n"
+        "    file.write(b'x' * (8 << 20)); file.flush(); os.fsync(file.fileno())\n"
         "use = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
-        "said = {'cpu': sum(u.ru_utime + u.ru_stime for u in use), 'peak': max(u.ru_maxrss for u in use) * 1024}\n"
+        "said = {'cpu': sum(u.ru_utime + u.ru_stime for u in use), 'peak': max(u.ru_maxrss for u in use) * 1024,\n"
+        " 'written': sum(u.ru_oublock for u in use) * 512}\n"
         "with open(sys.argv[1], 'w') as file: file.write(json.dumps(said))\n"
         "os._exit(0)\n"
     )
@@ -101,6 +109,7 @@ def test_what_a_command_used_is_what_the_kernel_says(
     expected, use = json.loads(said.read_text()), step["resources"]
     assert use["cpu_seconds"] == pytest.approx(expected["cpu"], rel=0.05)
     assert use["peak_memory_bytes"] == pytest.approx(expected["peak"], rel=0.05)
+    assert use["written_bytes"] == pytest.approx(expected["written"], rel=0.05)
     assert use["cpu_seconds"] > 1.1
     assert step["attempts"][0]["resources"] == use
 
@@ -143,6 +152,27 @@ def test_steps_of_a_script_are_a_timeline_also_side_by_side(
     assert report["differences"] == []
 
 
+def test_make_and_parallel_commands_are_a_timeline(service: Server, variables: dict[str, str], tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    tachograph = " ".join(TACHOGRAPH)
+    meet = f"touch {tmp_path}/$@; until test -e {tmp_path}/left && test -e {tmp_path}/right; do sleep 0.02; done"
+    recipe = f'\t{tachograph} step $@ -- sh -c "{meet}"\n'
+    make = f"all: left right\n\t{tachograph} step $@ -- true\nleft right:\n{recipe}"
+    (tmp_path / "Makefile").write_text(make)
+    names = "printf '%s\\n' one two three"
+    script = f"make -j2 -C {tmp_path} && {names} | xargs -P 3 -I{{}} {tachograph} step {{}} -- true"
+    code, _, err = run("exec", "--name", "made", "--", "sh", "-c", script, env=variables)
+    assert (code, err) == (0, b"")
+    shown = timeline(service, "made")
+    steps = {step["step_name"]: step for step in shown["step_timeline"]}
+    ids = {step["step_id"]: name for name, step in steps.items()}
+    assert {step["status"] for step in steps.values()} == {"completed"}
+    after = {name: sorted(ids[i] for i in step["depends_on"]) for name, step in steps.items()}
+    assert (after["left"], after["right"], after["all"]) == ([], [], ["left", "right"])
+    assert {after[name][0] for name in ("one", "two", "three")} <= {"all", "one", "two", "three"}
+
+
 def test_attempts_timeouts_and_signals(service: Server, variables: dict[str, str], tmp_path: Path) -> None:
     flaky = f"test -e {tmp_path}/there && exit 0; touch {tmp_path}/there; exit 5"
     arguments = ("--name", "flaky", "--retries=3", "--retry-delay", "50ms")
@@ -169,6 +199,39 @@ def test_attempts_timeouts_and_signals(service: Server, variables: dict[str, str
     assert process.communicate(timeout=60)[0] == b"got it\n"
     assert process.returncode == 9
     assert timeline(service, "trap")["status"] == "cancelled"
+
+
+def test_what_is_odd_about_the_environment_changes_nothing(
+    service: Server, variables: dict[str, str], tmp_path: Path
+) -> None:
+    away = variables | {"TACHOGRAPH_URL": "http://127.0.0.1:1", "TACHOGRAPH_SPOOL_DIR": str(tmp_path / "spool")}
+    nowhere = {name: value for name, value in variables.items() if name != "TACHOGRAPH_URL"}
+    tachograph = shlex.join([*TACHOGRAPH, "exec", "--name", "closed", "--"])
+    for redirection in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        for env in (away, nowhere):
+            inner = "echo GARBAGE; echo GARBAGE >&2; test -e /proc/self/fd/1 && exit 5 || exit 6"
+            shell = f"{tachograph} sh -c {shlex.quote(inner)} {redirection}"
+            ran = subprocess.run(["sh", "-c", shell], env=env, capture_output=True, timeout=60, check=False)
+            assert ran.returncode == (6 if ">&-" in redirection.replace("2>&-", "") else 5), (redirection, ran)
+    journals = list((tmp_path / "spool").rglob("*.jsonl"))
+    assert len(journals) == 4
+    assert not [path for path in journals if b"\nGARBAGE" in path.read_bytes()]
+
+    # Where no spool can be written, as on a full disk, the service is told all the same.
+    full = variables | {"TACHOGRAPH_SPOOL_DIR": "/proc/nothing"}
+    code, out, err = run("exec", "--name", "full disk", "--", "sh", "-c", "echo fine; exit 6", env=full)
+    assert (code, out) == (6, b"fine\n")
+    assert err.count(b"tachograph: ") == 1
+    shown = timeline(service, "full disk")
+    assert [log["message"] for log in shown["step_timeline"][0]["logs"]] == ["fine"]
+
+    # A signal at any moment of the start ends the command, as it would without us.
+    for tenth in range(0, 30, 4):
+        process = start("exec", "--name", "early", "--", "sleep", "1000", env=variables)
+        time.sleep(tenth / 100)
+        process.terminate()
+        assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+        process.communicate()
 
 
 def is_zombie(pid: int) -> bool:
@@ -283,3 +346,122 @@ def test_a_night_of_commands_on_a_service_that_is_killed_is_there_once(
             assert [log["message"] for log in step["logs"]] == [f"line {name.split()[1]}"]
             assert step["resources"]["cpu_seconds"] >= 0
     assert not list((tmp_path / "spool").rglob("*.jsonl"))
+
+
+RUNS_INSIDE = """
+import os, subprocess, sys, threading
+import tachograph
+
+@tachograph.step
+def load(rows):
+    return rows
+
+@tachograph.workflow
+def nightly(rows):
+    return load(rows)
+
+@tachograph.workflow
+def broken():
+    raise ValueError("no rows")
+
+nightly(1)
+nightly(2)
+thread = threading.Thread(target=nightly, args=(3,))
+thread.start()
+thread.join()
+try:
+    broken()
+except ValueError:
+    pass
+with tachograph.report.run("reported", run_id=sys.argv[1]) as run:
+    run.step("extract").started().finished()
+if os.fork() == 0:
+    load(4)
+    tachograph.get_recorder().flush()
+    os._exit(0)
+os.wait()
+engine = tachograph.report.run("of an engine", engine="celery")
+engine.begin()
+engine.finished()
+if os.fork() == 0:
+    with tachograph.workflow("killed"):
+        tachograph.get_recorder().flush()
+        os.kill(os.getpid(), 9)
+os.wait()
+"""
+
+
+def test_recorded_functions_inside_a_command_are_nested_runs_of_it(
+    service: Server, variables: dict[str, str], tmp_path: Path
+) -> None:
+    script = tmp_path / "inside.py"
+    script.write_text(RUNS_INSIDE)
+    command = [*TACHOGRAPH, "step", "python", "--", sys.executable, str(script), tmp_path.name]
+    code, _, err = run("exec", "--name", "around", "--", *command, env=variables)
+    assert (code, err) == (0, b"")
+    shown = timeline(service, "around")
+    steps = {step["step_id"]: step for step in shown["step_timeline"]}
+    assert {(s["step_name"], s["step_index"] or 0): s["status"] for s in steps.values()} == {
+        ("around", 0): "completed", ("python", 0): "completed", ("nightly", 0): "completed",
+        ("nightly", 1): "completed", ("nightly", 2): "completed", ("broken", 0): "failed",
+        ("reported", 0): "completed", ("load", 0): "completed",
+        ("killed", 0): "lost",
+    }  # fmt: skip
+    nested = [step for step in steps.values() if step["step_type"] == "workflow"]
+    (python,) = [step for step in steps.values() if step["step_name"] == "python"]
+    assert len(nested) == 7
+    for step in nested:
+        inner = service.get(f"/api/workflows/executions/{step['child_execution_id']}/timeline")
+        assert (inner["workflow_name"], step["parent_step_id"]) == (step["step_name"], python["step_id"])
+        assert (inner["parent_execution_id"], inner["parent_step_id"]) == (shown["execution_id"], step["step_id"])
+        assert inner["trace_id"] == shown["trace_id"]
+    # They came one after the other.
+    (second,) = [s for s in nested if (s["step_name"], s["step_index"]) == ("nightly", 1)]
+    assert [steps[i]["step_name"] for i in second["depends_on"]] == ["nightly"]
+    assert timeline(service, "of an engine")["parent_execution_id"] is None
+    report = service.get(f"/api/workflows/executions/{shown['execution_id']}/reconcile")
+    assert report["differences"] == []
+
+    # What is recorded elsewhere can refer to nothing here.
+    elsewhere = f"sqlite:///{tmp_path}/elsewhere.db"
+    source = f"import tachograph; tachograph.configure(database={elsewhere!r})\nwith tachograph.workflow('alone'): pass"
+    assert run("exec", "--name", "elsewhere", "--", sys.executable, "-c", source, env=variables)[0] == 0
+    assert timeline(service, "elsewhere")["step_count"] == 1
+    assert statuses(elsewhere) == {"alone": "completed"}
+
+
+def test_spans_of_a_command_and_of_what_runs_inside_are_one_trace(
+    service: Server, variables: dict[str, str], tmp_path: Path
+) -> None:
+    tachograph = " ".join(TACHOGRAPH)
+    script = tmp_path / "exported.sh"
+    source = "import tachograph\nwith tachograph.workflow('inner'):\n with tachograph.step('load'): pass"
+    script.write_text(f'{tachograph} step extract -- true\n{tachograph} step python -- "$0" -c "$1"\nexit 3\n')
+    # The service takes spans too: they are not a second run.
+    exported = variables | {"OTEL_EXPORTER_OTLP_ENDPOINT": service.address}
+    command = ["sh", "-c", f". {script}", sys.executable, source]
+    code, _, err = run("exec", "--name", "exported", "--", *command, env=exported)
+    assert (code, err) == (3, b"")
+    shown = timeline(service, "exported")
+    inner = timeline(service, "inner")
+    items = service.get("/api/workflows/executions?limit=1000")["items"]
+    assert [i["trace_id"] for i in items].count(shown["trace_id"]) == 2
+    report = service.get(f"/api/workflows/executions/{shown['execution_id']}/reconcile")
+    assert report["differences"] == []
+
+    # Without anything else, the spans are the record.
+    alone = {k: v for k, v in exported.items() if k != "TACHOGRAPH_URL"}
+    code, _, err = run("exec", "--name", "spans alone", "--", *command, env=alone)
+    assert (code, err) == (3, b"")
+    assembled = timeline(service, "spans alone")
+    expected = {step["step_name"] for step in shown["step_timeline"]} - {"exported", "inner"} | {"spans alone"}
+    assert expected <= {step["step_name"] for step in assembled["step_timeline"]}
+    assert (assembled["status"], inner["trace_id"]) == ("failed", shown["trace_id"])
+
+    # A collector that hangs costs two seconds at most, and nothing of the record.
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        hangs = variables | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{hole.getsockname()[1]}"}
+        code, out, err = run("exec", "--name", "hung collector", "--", "echo", "fine", env=hangs)
+    assert (code, out) == (0, b"fine\n")
+    assert err.startswith(b"tachograph: spans are not exported: ")
+    assert timeline(service, "hung collector")["status"] == "completed"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import func, select
+from tests import programs
 from tests.conftest import ROOT
 from tests.e2e.conftest import environment
 from tests.store.test_rollups import KEY, differing
@@ -46,8 +47,8 @@ def test_after_each_kill_every_acknowledged_execution_is_stored_and_counted_once
     # A slow machine acknowledges little before it is killed.
     while kills < 4 or len(acknowledged) <= 100:
         kills += 1
-        process = subprocess.Popen(
-            [sys.executable, "-c", LOAD, any_database_url], cwd=ROOT, env=environment(PYTHONPATH=str(ROOT)),
+        process = programs.Popen(
+            [sys.executable, "-c", LOAD, any_database_url], cwd=ROOT, env=environment(),
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stdout is not None

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tests import programs
 from tests.e2e.conftest import Server, eventually, get
 
 SLOW: dict[str, Any] = {
@@ -123,7 +124,6 @@ def test_acknowledged_executions_survive_kill_9_under_load(server: Callable[...,
 
 
 def test_an_address_in_use_or_open_without_a_token_is_refused(server: Callable[..., Server], tmp_path: Path) -> None:
-    import subprocess
 
     from tests.e2e.conftest import TACHOGRAPH, environment
 
@@ -131,9 +131,9 @@ def test_an_address_in_use_or_open_without_a_token_is_refused(server: Callable[.
 
     def refused(listen: str) -> str:
         command = [*TACHOGRAPH, "serve", "--listen", listen, "--database", f"sqlite:///{tmp_path}/o.db"]
-        ran = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=30, check=False)
+        ran = programs.run(command, capture_output=True, text=True, env=environment(), timeout=30, check=False)
         assert ran.returncode == 2
-        return ran.stderr
+        return str(ran.stderr)
 
     assert "cannot listen" in refused(f"127.0.0.1:{service.port}")
     assert "token" in refused("0.0.0.0:0")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import trustme
+from tests import programs
 from tests.command import tachograph
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, get
 from tools.local_service import free_port
@@ -78,10 +79,10 @@ def test_beyond_loopback_with_tls_and_a_token(tmp_path: Path) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     port = free_port()
     command = [*TACHOGRAPH, "serve", "--listen", f"0.0.0.0:{port}", "--tls-cert", "tls.pem"]
-    refused = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    refused = programs.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert (refused.returncode, "tokens create" in refused.stderr) == (2, True)
     token = tachograph(tmp_path, "tokens", "create", "me", "--scope", "read").stdout.strip()
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL,
+    process = programs.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)  # fmt: skip
     context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
 
@@ -137,6 +138,6 @@ def test_the_service_archives_on_its_own(server: Callable[..., Server], tmp_path
     old = runs[2][0].execution.execution_id
     assert service.get(f"/api/workflows/executions/{old}/timeline")["step_count"] == 3
     assert service.get("/api/workflows/executions/stats")["total_executions"] == 3
-    refused = subprocess.run([*TACHOGRAPH, "serve", "--archive-after", "3"], cwd=tmp_path, env=environment(),
+    refused = programs.run([*TACHOGRAPH, "serve", "--archive-after", "3"], cwd=tmp_path, env=environment(),
                              capture_output=True, text=True, check=False)  # fmt: skip
     assert (refused.returncode, "--archive-to" in refused.stderr) == (2, True)

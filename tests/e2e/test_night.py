@@ -207,11 +207,16 @@ def test_what_is_expected_is_seen_changed_and_taken_back(world: World) -> None:
     page = world.open("/workflows/sitemap")
     block.get_by_role("button", name="Change").click()
     dialog.get_by_label("Nothing for now").check()
+    expect(dialog.get_by_label("Deadlines of steps")).to_have_value("load = 300s")
+    dialog.get_by_label("Deadlines of steps").fill("load = soon")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("such as 90s, 10m or 1h 30m")
+    dialog.get_by_label("Deadlines of steps").fill("a = b = 2m\nload = 300s")
     dialog.get_by_role("button", name="Save").click()
     expect(block).to_contain_text("nothing is expected for now")
     mine = world.service.get("/api/expectations/sitemap")["said"]["api"]
     assert mine == {"schedule": "0 3 * * *", "success_target": 0.9, "is_paused": True,
-                    "steps": {"load": {"deadline_seconds": 300.0}}}  # fmt: skip
+                    "steps": {"a = b": {"deadline_seconds": 120.0}, "load": {"deadline_seconds": 300.0}}}  # fmt: skip
     block.get_by_role("button", name="Take back").click()
     page.get_by_role("dialog").get_by_role("button", name="Take back").click()
     expect(block).to_contain_text("nobody: these are the defaults")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests import programs
 from tests.e2e.conftest import Server, environment, eventually
 
 PROGRAM = """
@@ -50,7 +51,7 @@ nightly()
 def run_script(source: str, service: Server, **variables: str) -> None:
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": service.address, "OTEL_SERVICE_NAME": "orders"}
     command = [sys.executable, "-W", "error", "-c", source]
-    subprocess.run(command, env=environment(**endpoint, **variables), check=True, timeout=60)
+    programs.run(command, env=environment(**endpoint, **variables), check=True, timeout=60)
 
 
 def ended_execution(service: Server) -> Any:

@@ -346,7 +346,7 @@ def test_pictures_and_traces_can_be_saved(
     page = open_tab(service).open(f"/executions/{execution}")
     expect(page.get_by_role("listbox")).to_be_visible()
     files: dict[str, bytes] = {}
-    for name in ("SVG", "PNG", "Chrome trace", "OTLP"):
+    for name in ("SVG", "PNG", "Chrome trace", "OTLP", "Report"):
         page.locator(".menu summary").click()
         with page.expect_download() as download:
             page.get_by_role("button", name=name, exact=True).click()
@@ -360,6 +360,8 @@ def test_pictures_and_traces_can_be_saved(
     assert len(files["PNG"]) > 5_000
     assert msgspec.json.decode(files["Chrome trace"])["traceEvents"]
     assert msgspec.json.decode(files["OTLP"])["resourceSpans"]
+    assert files["Report"].startswith(b"<!doctype html>")
+    assert execution.encode() in files["Report"]
 
 
 def test_the_page_fits_a_large_screen_without_layout_shifts(

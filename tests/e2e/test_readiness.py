@@ -7,13 +7,13 @@ import contextlib
 import os
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import programs
 from tests.conftest import Api, make_execution, make_run, running
 from tests.e2e.conftest import Server, eventually
 from tests.postgres_server import PostgresServer
@@ -282,7 +282,7 @@ def test_an_error_names_the_database_and_not_the_port(tmp_path: Path) -> None:
     from tools.local_service import free_port
 
     port = free_port()
-    ended = subprocess.run(
+    ended = programs.run(
         [*TACHOGRAPH, "serve", "--listen", f"127.0.0.1:{free_port()}", "--database", f"postgresql://u@127.0.0.1:{port}/runs"],
         capture_output=True, text=True, check=False, timeout=60, env=environment(),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from tests import programs
 from tests.command import tachograph
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually
 from tools.local_service import free_port
@@ -36,7 +37,7 @@ def watch(service: Server, *words: str, **variables: str) -> list[str]:
 @contextmanager
 def watching(service: Server, file: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     with file.open("wb") as output:
-        process = subprocess.Popen(watch(service, *words), stdout=output, stderr=output, env=environment())
+        process = programs.Popen(watch(service, *words), stdout=output, stderr=output, env=environment())
     try:
         yield process
     finally:
@@ -134,7 +135,7 @@ def test_a_service_that_is_away_is_said_at_once_and_waited_for(tmp_path: Path) -
     address = f"http://127.0.0.1:{free_port()}"
     said = tmp_path / "said"
     with said.open("wb") as file:
-        process = subprocess.Popen([*TACHOGRAPH, "watch", "--url", address], stdout=file, stderr=file,
+        process = programs.Popen([*TACHOGRAPH, "watch", "--url", address], stdout=file, stderr=file,
                                    env=environment())  # fmt: skip
     try:
         # Once: a pipe is not told of every try.

@@ -56,6 +56,7 @@ from tachograph_exporter.views.executions import execution_state
 from tachograph_exporter.views.metrics import metrics_summary
 from tachograph_exporter.views.schemas.reconciliation import Reconciliation
 from tachograph_exporter.views.timeline import build_timeline
+from tests import programs
 from tests.e2e.conftest import environment
 
 pytestmark = pytest.mark.usefixtures("runs_database")
@@ -570,9 +571,7 @@ with tachograph.workflow("etl"):
 
 def test_a_killed_process_leaves_no_fold_running(record: Any, tmp_path: Path, empty_database: Path) -> None:
     url = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'killed.db')}"
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", KILLED, url], env=environment(), check=False, timeout=250
-    )
+    ran = programs.run([sys.executable, "-W", "error", "-c", KILLED, url], env=environment(), check=False, timeout=250)
     assert ran.returncode == -signal.SIGKILL
     recording = record()
     database = Database(url)
@@ -631,7 +630,7 @@ def test_a_child_process_folds_its_share(method: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(CHILDREN)
     url = f"sqlite:///{tmp_path}/runs.db"
-    ran = subprocess.run(
+    ran = programs.run(
         [sys.executable, "-W", "error", str(program), method], capture_output=True, text=True, timeout=250, check=False,
         env=environment(TACHOGRAPH_DATABASE_URL=url),
     )  # fmt: skip
@@ -783,7 +782,7 @@ def test_runs_of_a_child_process_fold(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(OWN_RUNS)
     url = f"sqlite:///{tmp_path}/runs.db"
-    ran = subprocess.run(
+    ran = programs.run(
         [sys.executable, "-W", "error", str(program)], capture_output=True, text=True, timeout=250, check=False,
         env=environment(TACHOGRAPH_DATABASE_URL=url),
     )  # fmt: skip
@@ -799,7 +798,7 @@ def test_a_child_whose_parent_dies_says_what_it_folded_itself(tmp_path: Path) ->
     done = tmp_path / "done"
     program.write_text(ORPHAN)
     url = f"sqlite:///{tmp_path}/runs.db"
-    ran = subprocess.run(
+    ran = programs.run(
         [sys.executable, str(program)], timeout=250, check=False, stderr=subprocess.DEVNULL,
         env=environment(TACHOGRAPH_DATABASE_URL=url, DONE=str(done)),
     )  # fmt: skip

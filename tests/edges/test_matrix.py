@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import programs
 from tests.e2e.conftest import environment
 from tests.edges.matrix_program import PLACES, kinds_in
 
@@ -26,7 +26,7 @@ ORACLE = {
 @pytest.mark.timeout(400)  # 56 forks, or 8 new interpreters, one after the other, on a busy machine.
 @pytest.mark.parametrize("place", PLACES)
 def test_every_view_equals_what_happened(place: str, tmp_path: Path) -> None:
-    ran = subprocess.run(
+    ran = programs.run(
         [sys.executable, "-W", "error", str(PROGRAM), place, str(tmp_path)],
         capture_output=True, text=True, timeout=390, check=False, env=environment(MATRIX_DIRECTORY=str(tmp_path)),
     )  # fmt: skip

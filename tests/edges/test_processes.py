@@ -19,6 +19,7 @@ from tachograph.recording.relay import RelayClient, RelayServer
 from tachograph_exporter.store import execution_list, executions
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.views.timeline import build_timeline
+from tests import programs
 from tests.e2e.conftest import environment
 
 pytestmark = pytest.mark.usefixtures("runs_database")
@@ -63,7 +64,7 @@ def metrics():
 def run(tmp_path: Path, source: str, *, status: int = 0, timeout: float = 250, **variables: str) -> Any:
     program = tmp_path / "program.py"
     program.write_text(HEAD + source)
-    ran = subprocess.run(
+    ran = programs.run(
         [sys.executable, "-W", "error", str(program)], capture_output=True, text=True, timeout=timeout, check=False,
         env=environment(DIRECTORY=str(tmp_path), TACHOGRAPH_DATABASE_URL=f"sqlite:///{tmp_path}/runs.db", **variables),
     )  # fmt: skip
@@ -216,7 +217,7 @@ if __name__ == "__main__":
             os._exit(0)
         time.sleep(60)
 """)  # fmt: skip
-    process = subprocess.Popen(
+    process = programs.Popen(
         [sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=environment(DIRECTORY=str(tmp_path), TACHOGRAPH_DATABASE_URL=f"sqlite:///{tmp_path}/runs.db"),
     )  # fmt: skip

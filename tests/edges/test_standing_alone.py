@@ -47,6 +47,7 @@ from tachograph_exporter.config import Config
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
 from tachograph_exporter.store.writer import StoreWriter, open_writer
+from tests import programs
 from tests.conftest import make_execution, make_run, make_step, running
 
 SHORT = """
@@ -100,9 +101,7 @@ def script(tmp_path: Path, source: str, **variables: str) -> subprocess.Complete
     file = tmp_path / "script.py"
     file.write_text(source)
     command = [sys.executable, "-W", "error", str(file)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=environment(**variables), check=False
-    )
+    return programs.run(command, capture_output=True, text=True, timeout=60, env=environment(**variables), check=False)
 
 
 def spooled(directory: Path) -> list[Path]:

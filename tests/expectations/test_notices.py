@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import subprocess
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.notices import Key, Message, NewNotice
 from tachograph_exporter.store.schema import notice_deliveries
 from tachograph_exporter.store.workspaces import add_workspace
+from tests import programs
 from tests.conftest import Api, make_execution, running
 from tests.expectations.receivers import SECRET, Mailbox, Webhook, eventually, hanging_address
 
@@ -230,7 +230,7 @@ def test_what_a_process_was_sending_when_it_died_is_not_sent_again(database: Dat
     assert database.run(lambda c: notices.claim(c, key, 10))
     assert not database.run(lambda c: notices.claim(c, key, 10))
     program = "from tachograph.process import identity; print(identity())"
-    dead = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    dead = programs.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
     statement = update(notice_deliveries).values(sender=dead)
     database.run(lambda c: c.execute(statement))
     sent: list[str] = []

@@ -9,15 +9,24 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tachograph.clock import NS
-from tachograph.events import Event, ExecutionFinished, ExecutionStarted, ExecutionStatus
-from tachograph.expectation import Expectation
-from tachograph.identity import ExecutionRef, workspace_id
+from tachograph.events import (
+    Event,
+    ExecutionFinished,
+    ExecutionStarted,
+    ExecutionStatus,
+    StepFinished,
+    StepStarted,
+    StepStatus,
+    WorkflowExpected,
+)
+from tachograph.expectation import Expectation, StepExpectation
+from tachograph.identity import ExecutionRef, StepRef, workspace_id
 from tachograph_exporter.expectations.routing import Target
 from tachograph_exporter.expectations.watch import Watch
 from tachograph_exporter.store import expectations, notices
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.writer import StoreWriter
-from tests.conftest import make_execution
+from tests.conftest import make_execution, make_step
 
 BERLIN = ZoneInfo("Europe/Berlin")
 DEFAULT = workspace_id("default")
@@ -123,3 +132,63 @@ def test_eleven_nights(writer: StoreWriter) -> None:
         ("failed", "01 02:41", "02 04:00", both),
         ("overdue", "02 03:30", "02 04:00", both),
     ]
+
+
+def test_a_step_past_the_deadline_of_its_code_is_told_also_when_it_has_ended_meanwhile(writer: StoreWriter) -> None:
+    start = datetime(2026, 3, 24, 3, tzinfo=BERLIN)
+    clock = Clock(start)
+    watch = watch_of(writer, clock)
+
+    def at(minutes: float) -> int:
+        return round((start + timedelta(minutes=minutes)).timestamp()) * NS
+
+    def expect_step(ref: ExecutionRef, name: str, seconds: float) -> Event:
+        said = Expectation(steps={name: StepExpectation(deadline_seconds=seconds)})
+        return WorkflowExpected(execution=ref, time_ns=at(0), source="code", expects=said)
+
+    def look(minutes: float) -> None:
+        for seconds in (0, 2):
+            clock.move(start + timedelta(minutes=minutes, seconds=seconds))
+            watch.look()
+
+    first = make_execution("nightly")
+    code = Expectation(deadline_seconds=36_000.0)
+    load, other = make_step(first, "load"), make_step(first, "other")
+    writer.apply([ExecutionStarted(execution=first, time_ns=at(0), expects=code)])
+    writer.apply([expect_step(first, "load", 600), StepStarted(step=load, time_ns=at(0))])
+    writer.apply([expect_step(first, "other", 60), StepStarted(step=other, time_ns=at(0))])
+    (said,) = writer.database.look(lambda c: expectations.said(c, DEFAULT, "nightly"))
+    assert said.expectation == Expectation(
+        deadline_seconds=36_000.0,
+        steps={"load": StepExpectation(deadline_seconds=600.0), "other": StepExpectation(deadline_seconds=60.0)},
+    )
+    writer.apply([_end_of(other, at(0), at(0.5))])
+    for minutes in (0.5, 5, 11):
+        look(minutes)
+        look(minutes + 0.1)
+        assert [kind for kind, *_ in told(writer.database)] == (["overdue"] if minutes > 10 else [])
+    writer.apply([_end_of(load, at(0), at(12))])
+    look(12.5)
+    # The next one takes too long, and nobody looked while it did.
+    second = make_execution("nightly")
+    late = make_step(second, "load")
+    writer.apply([
+        ExecutionStarted(execution=second, time_ns=at(20), expects=code), StepStarted(step=late, time_ns=at(20)),
+        _end_of(late, at(20), at(35)),
+        ExecutionFinished(execution=second, time_ns=at(36), status=ExecutionStatus.COMPLETED, started_ns=at(20),
+                          step_count=1),
+    ])  # fmt: skip
+    for _ in range(2):
+        look(40)
+        watch = watch_of(writer, clock)
+    both = "opened recovered"
+    assert told(writer.database) == [
+        ("overdue", "24 03:10", "24 03:12", both), ("overdue", "24 03:30", "24 03:35", both),
+    ]  # fmt: skip
+    texts = [row.text for row, _ in writer.database.look(lambda c: notices.listed(c, None))]
+    assert texts[0].startswith("Its step “load” took 15 m 00 s; its deadline is 10 m 00 s.")
+
+
+def _end_of(step: StepRef, start_ns: int, end_ns: int) -> Event:
+    return StepFinished(step=step, time_ns=end_ns, status=StepStatus.COMPLETED, attempt=1, started_ns=start_ns,
+                        attempt_started_ns=start_ns, run_ns=end_ns - start_ns)  # fmt: skip

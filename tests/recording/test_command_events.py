@@ -15,12 +15,13 @@ import pytest
 from tachograph import identity
 from tachograph.clock import NS
 from tachograph.events import Event, ExecutionFinished, StepFinished, StepLogged, StepRetrying, StepStarted
+from tachograph.recorded_command import STEP_VARIABLE
 from tachograph.recording.spool import Spool
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.command import events
 from tachograph_exporter.command.child import Ended, Line
 from tachograph_exporter.command.options import Options, parse
-from tachograph_exporter.command.recording import STEP_VARIABLE, RunRecording, recording
+from tachograph_exporter.command.recording import RunRecording, recording
 
 URL = "http://127.0.0.1:1"
 

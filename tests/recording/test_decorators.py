@@ -14,7 +14,16 @@ from opentelemetry import trace
 from prometheus_client import CollectorRegistry
 
 import tachograph
-from tachograph.events import Event, ExecutionFinished, ExecutionStarted, StepFinished, StepMeasured, StepRetrying
+from tachograph.events import (
+    Event,
+    ExecutionFinished,
+    ExecutionStarted,
+    StepFinished,
+    StepMeasured,
+    StepRetrying,
+    WorkflowExpected,
+)
+from tachograph.expectation import Expectation, StepExpectation
 from tachograph.recording import setup
 from tachograph.workflow import Backoff, DoNotRetry, Executor, StepContext, WorkflowBuilder, registry
 
@@ -320,3 +329,26 @@ def test_capture_can_be_turned_off(recorded: Recorded) -> None:
 
     private("visible")
     assert "visible" not in repr(recorded.events)
+
+
+def test_code_says_how_long_a_step_may_take(recorded: Recorded) -> None:
+    @tachograph.step(deadline="10m")
+    def load() -> None: ...
+
+    @tachograph.workflow
+    def nightly() -> None:
+        for _ in range(3):
+            load()
+        with tachograph.step("inner"), tachograph.step("save", deadline=5):
+            pass
+
+    nightly()
+    nightly()
+    said = [(event.execution.workflow, event.source, event.expects) for event in recorded.of(WorkflowExpected)]
+    each = [
+        ("nightly", "code", Expectation(steps={"load": StepExpectation(deadline_seconds=600.0)})),
+        ("nightly", "code", Expectation(steps={"save": StepExpectation(deadline_seconds=5.0)})),
+    ]
+    assert said == each * 2
+    with pytest.raises(ValueError, match="deadline='soon'"):
+        tachograph.step(deadline="soon")

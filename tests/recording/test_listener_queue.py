@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from tests import programs
 from tests.conftest import make_execution
 
 from tachograph.errors import StoreUnavailable
@@ -247,7 +247,7 @@ assert nightly() == 1
 assert recorder.flush()
 print(registry.get_sample_value("workflow_executions_started_total", {"workspace": "default", "workflow": "nightly"}))
 """
-    ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, cwd=tmp_path)
+    ran = programs.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (0, "2.0\n"), ran.stderr
     assert "Traceback" not in ran.stderr
 

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from sqlalchemy import Connection, select
+from tests import programs
 
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
@@ -74,7 +75,13 @@ def black_hole() -> Iterator[str]:
 
 
 def script(
-    tmp_path: Path, source: str, *, otlp: str | None = None, database: str | None = None, **environment: str
+    tmp_path: Path,
+    source: str,
+    *,
+    otlp: str | None = None,
+    database: str | None = None,
+    is_new: bool = False,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     file = tmp_path / "script.py"
     file.write_text(source)
@@ -84,7 +91,7 @@ def script(
     if database:
         variables["TACHOGRAPH_DATABASE_URL"] = database
     variables.update(environment)
-    return subprocess.run(
+    return (subprocess.run if is_new else programs.run)(
         [sys.executable, "-W", "error", str(file)],
         capture_output=True,
         text=True,
@@ -279,7 +286,7 @@ sys.meta_path.insert(0, Refuse())
 import tachograph, tachograph.workflow
 assert not {"aiohttp", "sqlalchemy", "alembic"} & set(sys.modules)
 """
-    ended = script(tmp_path, source + SHORT)
+    ended = script(tmp_path, source + SHORT, is_new=True)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
@@ -307,7 +314,7 @@ database.close()
 """
     (tmp_path / "once.py").write_text(source)
     path = database_url.removeprefix("sqlite:///")
-    ran = subprocess.run(
+    ran = programs.run(
         [sys.executable, "-W", "error::ResourceWarning", "once.py", path], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "TACHOGRAPH_DATABASE_URL": database_url}, check=False, timeout=60,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import programs
 from tests.api.test_guard import SERVICE_TOKEN, bearer, token_for
 from tests.conftest import Api, make_execution, make_run, running
 from tests.recording.bad_network import KINDS, BadNetwork
@@ -24,9 +25,10 @@ from tachograph.errors import SetupError
 from tachograph.events import Event, ExecutionStatus, Failure, StepStatus
 from tachograph.recording.listener_queue import ListenerQueue
 from tachograph.recording.open_execution import OpenExecution
-from tachograph.recording.service_store import EventsRefused, ServiceStore, ServiceUnavailable, open_service, parse
+from tachograph.recording.service_store import EventsRefused, ServiceStore, ServiceUnavailable, open_service
 from tachograph.recording.spool import Spool, address
 from tachograph.recording.spooled_store import SpooledStore
+from tachograph.service_address import parse
 from tachograph.workflow import HandlerRegistry
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.config import Config
@@ -128,7 +130,7 @@ def worker(tmp_path: Path, **variables: str) -> subprocess.Popen[str]:
     path = tmp_path / "worker.py"
     path.write_text(WORKER)
     kept = {k: v for k, v in os.environ.items() if k == "TACHOGRAPH_SPOOL_DIR" or not k.startswith("TACHOGRAPH_")}
-    return subprocess.Popen(
+    return programs.Popen(
         [sys.executable, "-W", "error", str(path)], env={**kept, **variables}, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip

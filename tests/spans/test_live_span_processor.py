@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import Status, StatusCode
+from tests import programs
 from tests.conftest import Api, make_execution, make_step, serve
 
 from tachograph import Recorder, SpanListener
@@ -380,7 +381,7 @@ with tracer.start_as_current_span("parent"):
 
 def test_a_forked_child_sends_what_it_opens_itself(receiver: Receiver, tmp_path: Path) -> None:
     environment = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
-    done = subprocess.run(
+    done = programs.run(
         [sys.executable, "-c", FORKING], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr

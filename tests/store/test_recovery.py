@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, update
+from tests import programs
 from tests.conftest import make_execution, make_step, running
 
 from tachograph import process
@@ -43,7 +44,7 @@ from tachograph_exporter.store.writer import StoreWriter
 def dead_identity() -> str:
     """The identity of a process that has ended."""
     code = "from tachograph.process import identity; print(identity())"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return str(programs.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout).strip()
 
 
 def test_a_process_is_known_by_more_than_its_pid() -> None:

@@ -186,6 +186,23 @@ def test_a_failure_is_told_with_those_before_it_and_what_followed(database: Data
     assert "It did not fail so in the 24 runs before." in story.why(other).sentence
 
 
+def test_one_message_with_other_own_frames_is_another_failure(database: Database) -> None:
+    stack = "Traceback (most recent call last):\n  File \"/srv/shop/{0}.py\", line 7, in {0}\nKeyError: 'id'"
+    story = Story(database)
+    for i in range(20):
+        story.run(i * 100, 60)
+    first = story.run(3_000, 10, error=Failure("KeyError", "'id'", stack.format("load")))
+    other = story.run(3_100, 10, error=Failure("KeyError", "'id'", stack.format("rates")))
+    again = story.run(3_200, 10, error=Failure("KeyError", "'id'", stack.format("load")))
+    before = {run: next(claim for claim in story.why(run).claims if claim.kind == "before") for run in (other, again)}
+    assert before[other].text == "It did not fail so in the 21 runs before."
+    assert "1 of the 22 runs before failed so too" in before[again].text
+    assert before[again].evidence.values["first_execution_id"] == first
+    groups = {claim.evidence.values["failure_group"] for claim in before.values()}
+    assert len(groups) == 2
+    assert before[again].evidence.url == f"/api/failures/{before[again].evidence.values['failure_group']}"
+
+
 def test_an_open_run_says_what_it_does_and_waits_for(database: Database) -> None:
     story = Story(database)
     for i in range(10):

@@ -58,9 +58,14 @@ def compress(request: web.Request, response: web.StreamResponse) -> bool:
 
 def is_remote(request: web.Request) -> bool:
     """Whether the client is on another machine, directly or behind a proxy that says so."""
-    if request.headers.keys() & _PROXY_HEADERS:
+    if is_proxied(request):
         return True
     return request.remote is None or not is_loopback(request.remote)
+
+
+def is_proxied(request: web.Request) -> bool:
+    """Whether a proxy says that it passed the request on."""
+    return bool(request.headers.keys() & _PROXY_HEADERS)
 
 
 def check_preconditions(request: web.Request, tag: str) -> None:

@@ -216,7 +216,8 @@ async def cancel(request: web.Request) -> web.Response:
     row = await request.app[DATABASE].read(lambda c: execution_rows.execution(c, workspace.id, execution_id))
     if row is None:
         raise ExecutionNotFound(execution_id)
-    if not request.app[EXECUTOR].cancel(execution_id, "cancelled through the API"):
+    executor, reason = request.app[EXECUTOR], "cancelled through the API"
+    if not executor.cancel(execution_id, reason) and not await executor.cancel_elsewhere(execution_id, reason):
         raise problems.not_running(execution_id, row.status)
     return json_response(Cancelling(execution_id=execution_id, workflow_id=row.workflow_id), 202)
 

@@ -46,6 +46,8 @@ COMMANDS: Final = {
     "failures": Command("failures", LOOKING, "List failures by cause, and mute or resolve them."),
     "open": Command("runs", LOOKING, "Open the page at a run, in the browser, and print its address."),
     "why": Command("reasons", LOOKING, "Say why a run was slow or failed, or what it is doing now, with the evidence."),
+    "report": Command("report_file", LOOKING, "Write a run as one HTML file, for a ticket, a mail or the artefacts of "
+                                              "a job: it opens without a service."),
     "compare": Command("reports", LOOKING, "Find the step that made a run slow, compared with another one or with "
                                            "recent ones."),
     "trends": Command("reports", LOOKING, "Show how a workflow's durations and success rate change over time, and "
@@ -58,6 +60,8 @@ COMMANDS: Final = {
                                           "ends."),
     "serve": Command("serving", SERVING, "Serve the API, the metrics and the page. Beyond loopback a token is "
                                          "required."),
+    "worker": Command("working", SERVING, "Do the steps of workflows whose service has `--runner URL`. The handlers "
+                                          "have to be the same there and here."),
     "demo": Command("demo", SERVING, "Register the example workflows, run them several times, and serve everything."),
     "dashboards": Command("dashboards", SERVING, "Dashboards, rules and provisioning for Grafana, Prometheus and "
                                                  "Alertmanager."),

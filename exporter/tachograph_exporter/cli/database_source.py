@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from sqlalchemy import Connection
 
@@ -41,6 +41,9 @@ from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 from tachograph_exporter.views.workflows import workflow_detail, workflow_list
+
+if TYPE_CHECKING:
+    from tachograph_exporter.report_file.contents import Contents
 
 T = TypeVar("T")
 
@@ -78,6 +81,22 @@ class DatabaseSource:
             return read_newest_lines(connection, self._workspace, run, names, severity, limit)
 
         return self._database.look(read)
+
+    def report(self, execution_id: str) -> bytes:
+        """See `Source`."""
+        # Only this command makes documents.
+        from tachograph_exporter.report_file import reading
+        from tachograph_exporter.report_file.document import document
+
+        now_ns = time.time_ns()
+
+        def read(connection: Connection) -> Contents:
+            contents = reading.read_contents(connection, self._workspace, execution_id, now_ns)
+            contents.comparison = reading.read_comparison(connection, self._workspace, execution_id)
+            contents.why = reading.read_reasons(connection, self._workspace, execution_id, now_ns)
+            return contents
+
+        return document(self._database.look(read))
 
     def failures(self, query: FailureQuery, limit: int) -> FailurePage | None:
         """See `Source`."""

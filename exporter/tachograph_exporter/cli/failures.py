@@ -44,13 +44,20 @@ NoteOption = Annotated[str, typer.Option("--note", "-m", help="Why, for whoever 
 
 
 @failures_app.callback(invoke_without_command=True)
-def failures(context: typer.Context) -> None:
+def failures(
+    context: typer.Context,
+    database: ReadDatabaseOption = None,
+    url: UrlOption = None,
+    workspace: ReadWorkspaceOption = None,
+) -> None:
     """List failures by cause, and mute or resolve them.
 
     Without a command: list them.
     """
     if context.invoked_subcommand is None:
-        list_failures()
+        list_failures(database=database, url=url, workspace=workspace)
+    elif database is not None or url is not None:
+        fail(f"write --database and --url after `{context.invoked_subcommand}`")
 
 
 @failures_app.command("list")

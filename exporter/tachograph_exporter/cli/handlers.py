@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -23,6 +23,16 @@ HandlersOption = Annotated[
 AllowOption = Annotated[
     list[str] | None,
     typer.Option("--allow-handler", help="Enable a handler that is off by default (shell). Repeatable."),
+]
+RUNNER_VARIABLE: Final = "TACHOGRAPH_RUNNER"
+RunnerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar=RUNNER_VARIABLE,
+        help="Have steps done by the workers of an engine: celery+redis://HOST:PORT/DB or dask://HOST:PORT; or whole "
+        "runs: temporal://HOST:PORT.",
+    ),
 ]
 
 

@@ -8,42 +8,30 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from sqlalchemy import Connection
 
 from tachograph.expectation import SEVERITIES
+from tachograph_exporter.cli.administration import open_administration
 from tachograph_exporter.cli.common import (
-    DATABASE,
-    DatabaseOption,
     JsonOption,
     app,
     fail,
     out,
     print_json,
-    read,
     report_errors,
-    write,
 )
+from tachograph_exporter.cli.sources import ReadDatabaseOption, UrlOption
 from tachograph_exporter.cli.tables import show_items
 from tachograph_exporter.cli.terminal import shown
-from tachograph_exporter.cli.workspaces import workspace_of
 from tachograph_exporter.expectations.file import NOTHING, all_targets, read_file
 from tachograph_exporter.expectations.findings import KINDS
 from tachograph_exporter.expectations.messages import message_of_test
 from tachograph_exporter.expectations.routing import NOTIFY_VARIABLE
 from tachograph_exporter.expectations.sending import MaybeSent, NotSent, send
-from tachograph_exporter.expectations.silencing import read_silence, silence_info
-from tachograph_exporter.expectations.views import notice_info
-from tachograph_exporter.store import notices as notice_rows
-from tachograph_exporter.store import silences as silence_rows
-from tachograph_exporter.store.silences import Silence
-from tachograph_exporter.times import rfc3339
-from tachograph_exporter.views.schemas.expectations import NoticeInfo
 from tachograph_exporter.views.schemas.silences import NewSilence
 
 notices_app = typer.Typer(no_args_is_help=True, help="Look at notices, test who is told, and silence them.")
 app.add_typer(notices_app, name="notices")
 DEFAULT_SILENCE: Final = "2h"
-_OPTIONS: Final = {"duration": "--for", "until": "--until", "kind": "--kind", "severity": "--severity"}
 
 
 @notices_app.command("list")
@@ -51,17 +39,13 @@ def list_notices(
     workspace: Annotated[str | None, typer.Option(help="Only those of a workspace.")] = None,
     is_open: Annotated[bool, typer.Option("--open", help="Only what does not hold now.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="So many of the newest.")] = 50,
-    database: DatabaseOption = DATABASE,
+    database: ReadDatabaseOption = None,
+    url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List notices, the newest first, with what became of the messages about them."""
-
-    def work(connection: Connection) -> list[NoticeInfo]:
-        workspace_id = workspace_of(connection, workspace).id if workspace is not None else None
-        rows = notice_rows.listed(connection, workspace_id, is_open=is_open, limit=limit)
-        return [notice_info(*row) for row in rows]
-
-    notices = read(database, work)
+    with open_administration(database, url) as administration:
+        notices = administration.notices(workspace, limit, is_open=is_open)
     if as_json:
         print_json(notices)
         return
@@ -124,27 +108,18 @@ def silence(
     ] = None,
     reason: Annotated[str, typer.Option(help="Why, for whoever lists silences.")] = "",
     created_by: Annotated[str | None, typer.Option("--by", help="Who says so. Default: you.")] = None,
-    database: DatabaseOption = DATABASE,
+    database: ReadDatabaseOption = None,
+    url: UrlOption = None,
 ) -> None:
     """Tell nobody of something for a while. It is recorded all the same, and told if it still holds afterwards."""
-    now_ns = time.time_ns()
     if until is None and duration is None:
         duration = DEFAULT_SILENCE
-    asked = NewSilence(workflow=workflow, kind=kind, severity=severity, until=until, duration=duration, reason=reason)
-
-    def work(connection: Connection) -> Silence:
-        workspace_id = workspace_of(connection, workspace).id if workspace is not None else None
-        entry, faults = read_silence(asked, workspace_id, created_by or user_name(), now_ns)
-        if entry is None:
-            fail("; ".join(f"{_OPTIONS.get(fault.at, fault.at)}: {fault.message}" for fault in faults))
-        if not silence_rows.add_silence(connection, entry, now_ns):
-            fail(f"there are {silence_rows.MAX_SILENCES} silences already; end some with `tachograph notices "
-                 "unsilence ID`")  # fmt: skip
-        return entry
-
-    entry = write(database, work)
-    out.print(f"[green]✔[/] silent until {rfc3339(entry.until_ns)}; end it with `tachograph notices unsilence "
-              f"{entry.id}`", soft_wrap=True)  # fmt: skip
+    asked = NewSilence(workflow=workflow, kind=kind, severity=severity, until=until, duration=duration, reason=reason,
+                       created_by=created_by or user_name())  # fmt: skip
+    with open_administration(database, url, must_exist=False) as administration:
+        entry = administration.add_silence(asked, workspace)
+    out.print(f"[green]✔[/] silent until {entry.until}; end it with `tachograph notices unsilence {shown(entry.id)}`",
+              soft_wrap=True)  # fmt: skip
 
 
 def user_name() -> str:
@@ -158,13 +133,13 @@ def user_name() -> str:
 @notices_app.command("silences")
 def list_silences(
     with_ended: Annotated[bool, typer.Option("--ended", help="Also those that have ended.")] = False,
-    database: DatabaseOption = DATABASE,
+    database: ReadDatabaseOption = None,
+    url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List silences, the first to end first. A dash is anything; a severity is the greatest that is silenced."""
-    now_ns = time.time_ns()
-    rows = read(database, lambda c: silence_rows.listed_silences(c, None, now_ns, with_ended=with_ended))
-    infos = [silence_info(row, now_ns) for row in rows]
+    with open_administration(database, url) as administration:
+        infos = list(administration.silences(with_ended=with_ended))
     if as_json:
         print_json(infos)
         return
@@ -174,9 +149,12 @@ def list_silences(
 @notices_app.command("unsilence")
 def unsilence(
     silence_id: Annotated[str, typer.Argument(help="Id, as shown by `notices silences`.")],
-    database: DatabaseOption = DATABASE,
+    database: ReadDatabaseOption = None,
+    url: UrlOption = None,
 ) -> None:
     """End a silence now. What still holds is told."""
-    if not write(database, lambda c: silence_rows.end_silence(c, silence_id, time.time_ns())):
+    with open_administration(database, url) as administration:
+        is_ended = administration.end_silence(silence_id)
+    if not is_ended:
         fail(f'there is no silence with id "{silence_id}"')
     out.print(f"[green]✔[/] ended {shown(silence_id)}")

@@ -12,9 +12,8 @@ from tachograph_exporter.cli.sources import Source
 from tachograph_exporter.defaults import URL_VARIABLE
 
 
-@contextlib.contextmanager
-def open_source(database: str | None, url: str | None, workspace: str | None) -> Iterator[Source]:
-    """The source that options and environment name. Its errors end the command.
+def chosen(database: str | None, url: str | None) -> tuple[str, str | None]:
+    """(a database, a service or None) that options and environment name.
 
     An option comes before a variable, and a database before a service. Neither: the default database.
     """
@@ -24,14 +23,21 @@ def open_source(database: str | None, url: str | None, workspace: str | None) ->
         database = os.environ.get(DATABASE_VARIABLE) or None
         if database is None:
             url = os.environ.get(URL_VARIABLE) or None
+    return database or DATABASE, url
+
+
+@contextlib.contextmanager
+def open_source(database: str | None, url: str | None, workspace: str | None) -> Iterator[Source]:
+    """The source that options and environment name, see `chosen`. Its errors end the command."""
+    path, address = chosen(database, url)
     with report_errors():
-        if url is not None:
+        if address is not None:
             # Who asks a service needs no database, and the other way round.
             from tachograph_exporter.cli.service_source import ServiceSource
 
-            yield ServiceSource(url, workspace)
+            yield ServiceSource(address, workspace)
             return
-        with open_database(database or DATABASE, must_exist=True) as store:
+        with open_database(path, must_exist=True) as store:
             from tachograph_exporter.cli.database_source import DatabaseSource
 
             yield DatabaseSource(store, workspace or "default")

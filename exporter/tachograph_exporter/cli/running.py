@@ -20,6 +20,7 @@ from tachograph.identity import new_execution_ref, workspace_id
 from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.recording.provider import find_provider
 from tachograph.recording.setup import adopt, build_recorder, release
+from tachograph.runners import runner_of
 from tachograph.spans.propagation import caller, propagation
 from tachograph.workflow.definition import Workflow
 from tachograph.workflow.document import parse
@@ -41,7 +42,7 @@ from tachograph_exporter.cli.common import (
     print_json,
     report_errors,
 )
-from tachograph_exporter.cli.handlers import AllowOption, HandlersOption, load_handlers, read_workflow
+from tachograph_exporter.cli.handlers import AllowOption, HandlersOption, RunnerOption, load_handlers, read_workflow
 from tachograph_exporter.cli.terminal import TimelineView
 from tachograph_exporter.store import definitions as definition_rows
 from tachograph_exporter.store import executions as execution_rows
@@ -105,6 +106,7 @@ def run(
     workspace: WorkspaceOption = "default",
     handlers: HandlersOption = None,
     allow_handler: AllowOption = None,
+    runner: RunnerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a workflow in this process and draw its timeline. Exit code: 0 if it completed, else 1, or that of the
@@ -120,7 +122,17 @@ def run(
         else:
             definition, identifier, registry = _registered(store, workspace, workflow, registry)
         inputs = from_text(definition, _pairs(given or []))
-        timeline = _run(definition, inputs, store, workspace, registry, identifier, DEFAULT_CONCURRENCY, quiet=as_json)
+        timeline = _run(
+            definition,
+            inputs,
+            store,
+            workspace,
+            registry,
+            identifier,
+            DEFAULT_CONCURRENCY,
+            quiet=as_json,
+            runner=runner,
+        )
     _finish(timeline, as_json)
 
 
@@ -186,6 +198,7 @@ def _run(
     concurrency: int | None,
     *,
     quiet: bool,
+    runner: str | None = None,
 ) -> WorkflowExecutionTimeline:
     logging.basicConfig(level=logging.WARNING)
     recorder = build_recorder(provider=find_provider(), store=StoreWriter(store))
@@ -201,7 +214,13 @@ def _run(
     )
 
     async def go() -> None:
-        executor = Executor(recorder, handlers=handlers, max_concurrency=concurrency, carrier=propagation)
+        executor = Executor(
+            recorder,
+            handlers=handlers,
+            runner=runner_of(runner) if runner is not None else None,
+            max_concurrency=concurrency,
+            carrier=propagation,
+        )
 
         def stop() -> None:
             if not executor.cancel(execution.execution_id, "interrupted"):
@@ -210,7 +229,10 @@ def _run(
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(NotImplementedError):
                 asyncio.get_running_loop().add_signal_handler(number, stop)
-        await executor.run(definition, inputs, execution=execution)
+        try:
+            await executor.run(definition, inputs, execution=execution)
+        finally:
+            await executor.drain(0)
 
     try:
         if quiet or not err.is_terminal:

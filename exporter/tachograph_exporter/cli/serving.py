@@ -23,7 +23,7 @@ from tachograph_exporter.cli.common import (
     out,
     report_errors,
 )
-from tachograph_exporter.cli.handlers import AllowOption, HandlersOption, load_handlers
+from tachograph_exporter.cli.handlers import AllowOption, HandlersOption, RunnerOption, load_handlers
 from tachograph_exporter.cli.terminal import shown
 from tachograph_exporter.config import (
     DEFAULT_OTLP_GRPC,
@@ -56,6 +56,7 @@ def serve(
     handlers: HandlersOption = None,
     allow_handler: AllowOption = None,
     grace: Annotated[float, typer.Option(help="Seconds that running steps get to finish on shutdown.")] = 10.0,
+    runner: RunnerOption = None,
     max_executions: Annotated[int, typer.Option(min=1, help="Runs at the same time; others wait.")] = 100,
     series_limit: Annotated[
         int, typer.Option(min=1, help="Series per metric; further label sets share one series.")
@@ -153,6 +154,7 @@ def serve(
             token=token,
             grace_seconds=grace,
             max_executions=max_executions,
+            runner=runner,
             series_limit=series_limit,
             series_expire_seconds=series_expire,
             is_token_required=require_token,

@@ -53,6 +53,10 @@ class Source(Reader, Protocol):
     def logs(self, execution_id: str, step: str | None, level: str | None, limit: int) -> tuple[list[LogEntry], bool]:
         """(the newest lines of a run, or of one of its steps, in order; whether there are older ones)."""
 
+    def report(self, execution_id: str) -> bytes:
+        """A run, by its whole id, as one HTML file."""
+        ...
+
     def change_failure(self, group_id: str, action: str, note: str) -> FailureGroupDetail | None:
         """Mute, unmute, resolve or reopen a group; None without such a group."""
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
-from sqlalchemy import Connection
 
+from tachograph.clock import NS
+from tachograph_exporter.cli.administration import open_administration
 from tachograph_exporter.cli.common import (
-    DATABASE,
-    DatabaseOption,
     JsonOption,
     app,
     duration_ns,
     fail,
     out,
     print_json,
-    read,
-    write,
 )
+from tachograph_exporter.cli.sources import ReadDatabaseOption, UrlOption
 from tachograph_exporter.cli.tables import show_items
 from tachograph_exporter.cli.terminal import shown
-from tachograph_exporter.cli.workspaces import workspace_of
-from tachograph_exporter.store import tokens as token_rows
 from tachograph_exporter.store.tokens import SCOPES
-from tachograph_exporter.views.workspaces import token_info
 
 tokens_app = typer.Typer(no_args_is_help=True, help="Create, list and revoke access tokens.")
 app.add_typer(tokens_app, name="tokens")
@@ -41,7 +35,8 @@ def create_token(
         str | None, typer.Option(help="Limit the token to a workspace. Default: all workspaces.")
     ] = None,
     expires: Annotated[str | None, typer.Option(help="Lifetime, such as 90d. Default: no expiry.")] = None,
-    database: DatabaseOption = DATABASE,
+    database: ReadDatabaseOption = None,
+    url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Create an access token. It is shown only once."""
@@ -49,13 +44,9 @@ def create_token(
     for scope_name in scopes:
         if scope_name not in SCOPES:
             fail(f"--scope {scope_name!r} is not valid; expected one of {', '.join(SCOPES)}")
-    expires_ns = time.time_ns() + duration_ns(expires) if expires is not None else None
-
-    def work(connection: Connection) -> tuple[str, str]:
-        owner = workspace_of(connection, workspace).id if workspace is not None else None
-        return token_rows.create_token(connection, name=name, scopes=scopes, workspace_id=owner, expires_ns=expires_ns)
-
-    identifier, token = write(database, work)
+    lifetime = duration_ns(expires) / NS if expires is not None else None
+    with open_administration(database, url, must_exist=False) as administration:
+        identifier, token = administration.create_token(name, scopes, workspace, lifetime)
     if as_json:
         print_json({"id": identifier, "token": token})
     else:
@@ -64,19 +55,22 @@ def create_token(
 
 
 @tokens_app.command("list")
-def list_tokens(database: DatabaseOption = DATABASE, as_json: JsonOption = False) -> None:
+def list_tokens(database: ReadDatabaseOption = None, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """List access tokens with their scopes and expiry. The secret parts are never shown."""
-    now = time.time_ns()
-    tokens = read(database, lambda c: [token_info(row, now) for row in token_rows.tokens(c)])
+    with open_administration(database, url) as administration:
+        tokens = list(administration.tokens())
     show_items(tokens, ("name", "state", "scopes", "workspace", "expires_at", "id"), as_json)
 
 
 @tokens_app.command("revoke")
 def revoke_token(
     token_id: Annotated[str, typer.Argument(help="Token id, as shown by `tokens list`.")],
-    database: DatabaseOption = DATABASE,
+    database: ReadDatabaseOption = None,
+    url: UrlOption = None,
 ) -> None:
     """Revoke an access token."""
-    if not write(database, lambda c: token_rows.revoke_token(c, token_id)):
+    with open_administration(database, url) as administration:
+        is_revoked = administration.revoke_token(token_id)
+    if not is_revoked:
         fail(f'no token with id "{token_id}"')
     out.print(f"[green]✔[/] revoked {shown(token_id)}")

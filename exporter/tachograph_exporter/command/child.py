@@ -120,16 +120,31 @@ class _Stream:
         os.close(self.source)
 
 
+def hold_closed() -> frozenset[int]:
+    """The standard descriptors that are closed: none of our files gets such a number. The command has them closed, too.
+
+    Whatever would be opened as number 1 else, what the command writes would go there.
+    """
+    closed = set[int]()
+    with contextlib.suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            closed.add(descriptor)
+        os.close(descriptor)
+    return frozenset(closed)
+
+
 class Runner:
     """Runs attempts of a command, one after the other. Signals that arrive are forwarded, and end the retries.
 
     Args:
         command: what to run.
         clock: unix nanoseconds.
+        closed: the standard descriptors that the command is to have closed, see `hold_closed`.
     """
 
-    def __init__(self, command: list[str], clock: Callable[[], int]) -> None:
-        self._command, self._clock = command, clock
+    def __init__(self, command: list[str], clock: Callable[[], int], closed: frozenset[int] = frozenset()) -> None:
+        self._command, self._clock, self._closed = command, clock, closed
+        self._early: list[int] = []
         self._stopped_by = 0
         self._pid = 0
         self._wake_reader, self._wake_writer = os.pipe()
@@ -146,6 +161,8 @@ class Runner:
     def _forward(self, number: int, _frame: object) -> None:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             self._stopped_by = number
+            if not self._pid:
+                self._early.append(number)
         if self._pid and not (signal.Signals(number).name in _OF_TERMINAL and _is_in_foreground()):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self._pid, number)
@@ -176,6 +193,10 @@ class Runner:
         finally:
             for descriptor in close:
                 os.close(descriptor)
+        # What asked us to stop while it was started did not reach it.
+        while self._early:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self._pid, self._early.pop(0))
         try:
             ended = self._wait(streams, timeout)
         finally:
@@ -189,6 +210,8 @@ class Runner:
         close: list[int] = []
         known: dict[tuple[int, int], int] = {}
         for target in (1, 2):
+            if target in self._closed:
+                continue
             try:
                 status = os.fstat(target)
             except OSError:

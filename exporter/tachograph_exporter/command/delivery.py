@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 import threading
 import time
 import zlib
@@ -21,6 +20,7 @@ from typing import Any
 
 from tachograph import spool_places
 from tachograph.variables import DATABASE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, WORKSPACE_VARIABLE
+from tachograph_exporter.command.web import address_of, post
 
 Event = dict[str, Any]
 
@@ -28,7 +28,6 @@ PATH = "/api/events"
 WAIT_SECONDS = 2.0
 """How long the end waits for the destination; later, others deliver."""
 BEAT_SECONDS = 5.0
-_CONNECT_SECONDS, _ANSWER_SECONDS = 3.0, 10.0
 _RETRY_SECONDS = 1.0
 _OPEN_AFTER_SECONDS = 0.5
 """How old a command must be before the database is opened for it, which takes a second of the processor."""
@@ -133,17 +132,49 @@ class Journal:
         os.close(self._descriptor)
 
 
+class NoJournal(Journal):
+    """In place of a journal where the spool cannot be written: what is not delivered while this process lives is lost.
+
+    Args:
+        problem: why it cannot be written.
+    """
+
+    def __init__(self, problem: OSError) -> None:
+        self.directory = self.path = ""
+        self.sender = new_sender()
+        self.problem = problem
+        self._lines = []
+
+    def append(self, events: Sequence[Event]) -> tuple[int, bytes]:
+        """Number a line."""
+        body = json.dumps(events, separators=(",", ":")).encode()
+        self._lines.append((len(self._lines) + 1, b""))
+        return len(self._lines), body
+
+    def has_leftovers(self) -> bool:
+        """There is no spool."""
+        return False
+
+    def sync(self) -> None:
+        """There is nothing to be on a disk."""
+
+    def close(self, *, is_delivered: bool) -> None:
+        """Nothing is left."""
+
+
 class Courier:
     """Delivers the events of a command. Nothing it does raises; a command that is not recorded says why, once.
 
     Args:
         say: called with what the user should know.
+        is_required: whether to say that nobody said where to record.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], *, is_required: bool = True) -> None:
         self._say = say
         self.database = os.environ.get(DATABASE_VARIABLE, "").strip()
         self._url = self.database or os.environ.get(URL_VARIABLE, "").strip()
+        self.destination = spool_places.spool_name(self._url) if self._url else ""
         self._lock = threading.Condition()
         self._waiting: list[tuple[int, bytes]] = []
         self._is_ending = False
@@ -154,12 +185,14 @@ class Courier:
         self.journal: Journal | None = None
         self._failure = ""
         if not self._url:
-            self._say(f"not recorded: set {URL_VARIABLE} or {DATABASE_VARIABLE}")
+            if is_required:
+                self._say(f"not recorded: set {URL_VARIABLE} or {DATABASE_VARIABLE}")
             return
         try:
             self.journal = Journal(self._url)
         except OSError as error:
-            self._say(f"not recorded: the spool cannot be written: {error}")
+            self._say(f"the spool cannot be written: {error}")
+            self.journal = NoJournal(error)
 
     def put(self, events: Sequence[Event]) -> None:
         """Write events to the journal, and have them delivered."""
@@ -227,7 +260,8 @@ class Courier:
         self._deliver(sender, number, body)
 
     def _database_delivery(self) -> Callable[[str, int, bytes], None]:
-        if self._is_ending or time.monotonic() - self._began < _OPEN_AFTER_SECONDS:
+        is_early = self._is_ending or time.monotonic() - self._began < _OPEN_AFTER_SECONDS
+        if is_early and not isinstance(self.journal, NoJournal):
             raise Away("the database is not open yet")
         try:
             return _Database(self.database).deliver
@@ -239,7 +273,8 @@ class Courier:
         journal = self.journal
         if journal is None:
             return
-        if self._thread is not None and (not self.database or self._deliver is not None):
+        is_open = not self.database or self._deliver is not None or isinstance(journal, NoJournal)
+        if self._thread is not None and is_open:
             with self._lock:
                 self._is_ending = True
                 self._lock.notify_all()
@@ -251,10 +286,19 @@ class Courier:
             journal.close(is_delivered=is_delivered)
         if is_delivered:
             self._clear_up()
+        elif isinstance(journal, NoJournal):
+            self._say(f"not recorded: {self._failure or 'no answer'}")
         elif self.database:
             _send_later()
         else:
             self._say(f"recorded in {journal.directory}, and not yet sent: {self._failure or 'no answer'}")
+
+    def give_up(self) -> None:
+        """Nothing is to be delivered by this one."""
+        journal, self.journal = self.journal, None
+        if journal is not None:
+            with contextlib.suppress(OSError):
+                journal.close(is_delivered=True)
 
     def _clear_up(self) -> None:
         """The destination is there: have what other processes left behind delivered, if there is anything."""
@@ -272,20 +316,11 @@ class _Service:
     """The service at a URL."""
 
     def __init__(self, url: str) -> None:
-        scheme, _, rest = url.partition("://")
-        authority, _, path = rest.partition("/")
-        host, colon, port = authority.rpartition(":")
-        if not colon or port.endswith("]"):
-            host, port = authority, ""
-        self._is_secure = scheme.lower() == "https"
-        self._host, self._authority = host.removeprefix("[").removesuffix("]"), authority
-        self._path = f"/{path.strip('/')}{PATH}" if path.strip("/") else PATH
-        if scheme.lower() not in ("http", "https") or not self._host or "@" in authority or not url.isascii():
+        base = address_of(url)
+        if base is None:
             raise Away("TACHOGRAPH_URL is not the URL of a service: expected one like http://host:9923")
-        try:
-            self._port = int(port) if port else (443 if self._is_secure else 80)
-        except ValueError:
-            raise Away("TACHOGRAPH_URL has a port that is no number") from None
+        path = base.path.strip("/")
+        self._address = base._replace(path=f"/{path}{PATH}" if path else PATH)
         self._token = os.environ.get(TOKEN_VARIABLE, "").strip()
         self._workspace = os.environ.get(WORKSPACE_VARIABLE, "").strip()
 
@@ -294,42 +329,21 @@ class _Service:
         envelope = b'{"version":1,"sender":"%b","sequence":%d,"events":%b}' % (sender.encode(), max(1, number), body)
         if not number:
             envelope = envelope.replace(sender.encode(), new_sender().encode(), 1)
-        headers = [
-            f"POST {self._path} HTTP/1.1", f"Host: {self._authority}", "Content-Type: application/json",
-            f"Content-Length: {len(envelope)}", "Connection: close", "User-Agent: tachograph",
-        ]  # fmt: skip
+        headers = ["Content-Type: application/json"]
         if self._token:
             headers.append(f"Authorization: Bearer {self._token}")
         if self._workspace and self._workspace != "default":
             headers.append(f"X-Workspace-Slug: {self._workspace}")
-        if any("\r" in header or "\n" in header for header in headers):
-            raise Away("a variable of the environment has a line break")
         try:
-            status, answer = self._exchange("\r\n".join([*headers, "", ""]).encode("latin-1", "replace") + envelope)
+            status, answer = post(self._address, headers, envelope)
         except (OSError, ValueError) as error:
-            raise Away(f"{self._authority}: {error}") from None
+            raise Away(f"{self._address.authority}: {error}") from None
+        if not answer:
+            raise Away(f"{self._address.authority}: the answer is cut off")
         if status in (400, 413, 422):
             return  # It would be refused again: the journal is not to wait for that for ever.
         if status != 200:
-            raise Away(f"{self._authority} answers {status}: {answer[:300].decode('utf-8', 'replace')}")
-
-    def _exchange(self, request: bytes) -> tuple[int, bytes]:
-        with socket.create_connection((self._host, self._port), _CONNECT_SECONDS) as plain:
-            plain.settimeout(_ANSWER_SECONDS)
-            connection = plain
-            if self._is_secure:
-                import ssl
-
-                connection = ssl.create_default_context().wrap_socket(plain, server_hostname=self._host)
-            with connection:
-                connection.sendall(request)
-                answer = b""
-                while len(answer) < 1 << 20 and (data := connection.recv(65_536)):
-                    answer += data
-        head, _, rest = answer.partition(b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.") or not rest:
-            raise ValueError("the answer is cut off")
-        return int(head.split(None, 2)[1]), rest
+            raise Away(f"{self._address.authority} answers {status}: {answer[:300].decode('utf-8', 'replace')}")
 
 
 class _Database:

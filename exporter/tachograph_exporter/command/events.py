@@ -11,9 +11,10 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from tachograph import names, process, redaction
+from tachograph.recorded_command import BegunStep, first_waits
 from tachograph_exporter.command.child import Ended, Line
 
 Event = dict[str, Any]
@@ -58,17 +59,6 @@ def new_execution(workspace: str, name: str, parent: tuple[str, str] | None) -> 
     }
 
 
-class Step(NamedTuple):
-    """The step that a command is. Times are unix nanoseconds.
-
-    ``origin_ns`` is when the execution started, or the step around it; ``ready_ns`` when this one could have started.
-    """
-
-    ref: Event
-    origin_ns: int
-    ready_ns: int
-
-
 def process_identity() -> str:
     """This process, as `tachograph.process` names one."""
     return process.identity()
@@ -107,23 +97,17 @@ def _directory() -> str:
         return ""
 
 
-def started(step: Step, time_ns: int, attempt: int, inputs: str, backoff_ns: int) -> Event:
+def started(step: BegunStep, time_ns: int, attempt: int, inputs: str, backoff_ns: int) -> Event:
     """The start of an attempt."""
     event: Event = {"event": "step_started", "step": step.ref, "time_ns": time_ns, "attempt": attempt, "inputs": inputs}
     if attempt == 1:
-        event |= first_waits(step, time_ns)
+        event |= first_waits(step.origin_ns, step.ready_ns, time_ns)
     else:
         event["backoff_ns"] = backoff_ns
     return event
 
 
-def first_waits(step: Step, started_ns: int) -> Event:
-    """The waits before the first attempt: for what it depends on, then for the script to come to it."""
-    dependency_ns = max(0, min(step.ready_ns, started_ns) - step.origin_ns)
-    return {"dependency_ns": dependency_ns, "unaccounted_ns": max(0, started_ns - step.origin_ns - dependency_ns)}
-
-
-def logged(step: Step, lines: Sequence[Line], first: int, attempt: int) -> list[Event]:
+def logged(step: BegunStep, lines: Sequence[Line], first: int, attempt: int) -> list[Event]:
     """The last lines of an attempt's output, secrets masked. ``first`` is the number of the first one."""
     mask = redaction.mask_text
     return [

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
+from tachograph import recorded_command, spool_places
+from tachograph.recorded_command import ENDING, MAX_STEPS, STEP_VARIABLE, Around, BegunStep, Note, Notes
 from tachograph.variables import WORKSPACE_VARIABLE
 from tachograph_exporter.command import events
 from tachograph_exporter.command.child import Ended, Line
-from tachograph_exporter.command.delivery import Courier
-from tachograph_exporter.command.events import Event, Step
-from tachograph_exporter.command.notes import ENDING, MAX_STEPS, Note, Notes
+from tachograph_exporter.command.delivery import WAIT_SECONDS, Courier
+from tachograph_exporter.command.events import Event
 
-STEP_VARIABLE = "TACHOGRAPH_STEP"
-"""Tells the commands inside a recorded command which step they are in; as JSON."""
-_MAX_DEPENDENCIES = 32
+if TYPE_CHECKING:
+    from tachograph_exporter.command.otlp import Export
+
+_EXPORT_VARIABLES = (
+    "OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+)  # fmt: skip
+"""One of them is set where spans are asked for."""
 _ABANDONED = {"type": "Abandoned", "message": "still running when its run ended"}
 
 
@@ -26,7 +31,7 @@ def recording(
     say: Callable[[str], None],
 ) -> Recording:  # fmt: skip
     """The recording of a command that is about to start."""
-    outer = _outer(environment)
+    outer = recorded_command.around(environment)
     if outer is not None:
         inner = InnerRecording(command, name, environment, clock, say, outer)
         if inner.is_recorded:
@@ -34,26 +39,22 @@ def recording(
     return RunRecording(command, name, environment, clock, say)
 
 
-def _outer(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the recorded command around this one says of its step; None: there is none, or it has ended."""
-    try:
-        outer = json.loads(environment.get(STEP_VARIABLE, ""))
-        is_there = Notes(outer["notes"]).is_there
-        return outer if is_there and {"execution", "step", "started_ns"} <= outer.keys() else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
 class Recording:
     """The attempts of one command. Nothing here raises, and nothing holds up the command."""
 
-    step: Step
+    step: BegunStep
 
-    def __init__(self, command: Sequence[str], name: str, clock: Callable[[], int], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, command: Sequence[str], name: str, environment: Mapping[str, str], clock: Callable[[], int],
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self.name = name
         self._clock = clock
         self._inputs = events.masked_command(command)
-        self._courier = Courier(say)
+        self._environment = environment
+        self._export = _export(environment, say)
+        self._courier = Courier(say, is_required=self._export is None)
+        self._is_sampled = True
         self._attempt = 0
         self._first_ns = self._attempt_ns = self._ended_ns = 0
         self._run_ns = self._backoff_ns = self._last_backoff_ns = 0
@@ -64,14 +65,27 @@ class Recording:
     def environment(self) -> dict[str, str]:
         """What to add to the environment of the command."""
         ref = self.step.ref
-        trace = f"00-{ref['execution']['trace_id']}-{ref['span_id']}-01"
-        context = {
-            "execution": ref["execution"],
-            "step": {"id": ref["step_id"], "span_id": ref["span_id"], "order": ref["step_order"]},
-            "started_ns": self._attempt_ns,
-            "notes": self._notes.path,
-        }
-        return {"TRACEPARENT": trace, STEP_VARIABLE: json.dumps(context)}
+        flags = "01" if self._is_sampled else "00"
+        trace = f"00-{ref['execution']['trace_id']}-{ref['span_id']}-{flags}"
+        around = Around(
+            ref["execution"], ref["step_id"], ref["span_id"], ref["step_order"], self._attempt_ns, self._notes.path,
+            self._courier.destination,
+        )  # fmt: skip
+        return {"TRACEPARENT": trace, STEP_VARIABLE: around.to_text()}
+
+    def _sample(self, trace_id: str, parent: TraceParent | None) -> None:
+        """Decide whether spans are exported, as for the trace around this command."""
+        around = parent.is_sampled if parent is not None else None
+        self._is_sampled = around is not False
+        if self._export is not None:
+            self._is_sampled = self._export.is_sampled(self._environment, trace_id, around)
+            if not self._is_sampled:
+                self._export = None
+
+    def _put(self, recorded: list[Event]) -> None:
+        self._courier.put(recorded)
+        if self._export is not None:
+            self._export.add(recorded)
 
     def began(self) -> None:
         """An attempt begins now."""
@@ -85,7 +99,7 @@ class Recording:
             self._last_backoff_ns = now - self._ended_ns
             self._backoff_ns += self._last_backoff_ns
         start = events.started(self.step, now, self._attempt, self._inputs, self._last_backoff_ns)
-        self._courier.put([*self._before(now), start])
+        self._put([*self._before(now), start])
         if self._attempt == 1:
             self._courier.begin(self._heartbeat())
 
@@ -105,8 +119,8 @@ class Recording:
             "backoff_ns": self._last_backoff_ns, **self._used(ended),
         }  # fmt: skip
         if self._attempt == 1:
-            event |= events.first_waits(self.step, self._first_ns)
-        self._courier.put([*self._logged(lines), event])
+            event |= self._waits()
+        self._put([*self._logged(lines), event])
         self._is_between = True
 
     def finished(self, ended: Ended, lines: Sequence[Line], timeout: float | None, stopped_by: int) -> None:
@@ -119,13 +133,13 @@ class Recording:
         event: Event = {
             "event": "step_finished", "step": self.step.ref, "time_ns": now, "status": status, "attempt": self._attempt,
             "started_ns": self._first_ns, "attempt_started_ns": self._attempt_ns,
-            **events.first_waits(self.step, self._first_ns),
+            **self._waits(),
             "backoff_ns": self._backoff_ns, "run_ns": self._run_ns, "last_backoff_ns": self._last_backoff_ns,
             "inputs": self._inputs, "output": events.output_of(ended), **self._used(ended),
             **({"failure": failure} if failure is not None else {}),
             **({"between_attempts": True} if self._is_between else {}),
         }  # fmt: skip
-        self._courier.put([*self._logged(lines), event, *self._after(now, status, failure)])
+        self._put([*self._logged(lines), event, *self._after(now, status, failure)])
 
     def _after(self, _now: int, _status: str, _failure: Event | None) -> list[Event]:
         return []
@@ -141,12 +155,21 @@ class Recording:
         self._reports += len(lines)
         return logged
 
+    def _waits(self) -> Event:
+        return recorded_command.first_waits(self.step.origin_ns, self.step.ready_ns, self._first_ns)
+
     def _used(self, ended: Ended) -> Event:
         return {"resources": ended.resources} if ended.resources is not None else {}
 
     def close(self) -> None:
         """Deliver what is left, for a moment."""
+        if self._export is None:
+            self._courier.end()
+            return
+        until = time.monotonic() + WAIT_SECONDS
+        self._export.begin(WAIT_SECONDS)
         self._courier.end()
+        self._export.end(until - time.monotonic())
 
 
 class RunRecording(Recording):
@@ -156,10 +179,14 @@ class RunRecording(Recording):
         self, command: Sequence[str], name: str, environment: Mapping[str, str], clock: Callable[[], int],
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
-        super().__init__(command, name, clock, say)
+        super().__init__(command, name, environment, clock, say)
         clean = events.clean(name)
         workspace = events.clean(environment.get(WORKSPACE_VARIABLE, "").strip() or "default")
-        self._execution = execution = events.new_execution(workspace, clean, _trace_parent(environment))
+        parent = _trace_parent(environment)
+        ids = (parent.trace_id, parent.span_id) if parent is not None else None
+        self._execution = execution = events.new_execution(workspace, clean, ids)
+        may_have_steps = self._courier.journal is not None or self._export is not None
+        self._sample(execution["trace_id"], parent)
         now = clock()
         ref = {
             "execution": execution,
@@ -170,13 +197,23 @@ class RunRecording(Recording):
             "step_type": events.STEP_TYPE,
             "step_order": 1,
         }
-        self.step = Step(ref, now, now)
+        self.step = BegunStep(ref, now, now)
         self._started_ns = now
-        journal = self._courier.journal
-        if journal is not None:
-            notes = Notes(f"{journal.directory}/{execution['execution_id']}{ENDING}")
+        directory = self._notes_directory() if may_have_steps else None
+        if directory is not None:
+            notes = Notes(f"{directory}/{execution['execution_id']}{ENDING}")
             if notes.create():
                 self._notes = notes
+
+    def _notes_directory(self) -> str | None:
+        """Where commands inside note what they do; None: no directory can be written."""
+        if self._courier.journal is not None and self._courier.journal.directory:
+            return self._courier.journal.directory
+        for directory in spool_places.default_directories():
+            with contextlib.suppress(OSError):
+                spool_places.make_private(directory)
+                return str(directory)
+        return None
 
     def _before(self, now: int) -> list[Event]:
         if self._attempt > 1:
@@ -233,62 +270,65 @@ class InnerRecording(Recording):
 
     def __init__(
         self, command: Sequence[str], name: str, environment: Mapping[str, str], clock: Callable[[], int],
-        say: Callable[[str], None], outer: dict[str, Any],
+        say: Callable[[str], None], outer: Around,
     ) -> None:  # fmt: skip
-        super().__init__(command, name, clock, say)
+        super().__init__(command, name, environment, clock, say)
         self.is_recorded = False
-        self._notes = Notes(outer["notes"])
-        clean, execution, around = events.clean(name), outer["execution"], outer["step"]
+        self._notes = Notes(outer.notes)
         try:
-            with self._notes.locked() as notes:
-                if len(notes.begun) >= MAX_STEPS:
-                    say(f"not recorded as a step: the run around it has {MAX_STEPS} steps")
-                    return
-                index = notes.repetitions(around["id"], clean)
-                before = notes.before(around["id"])[-_MAX_DEPENDENCIES:]
-                key = f"{around['id']}/{clean}" + (f"#{index}" if index else "")
-                ref = {
-                    "execution": execution,
-                    "step_id": events.derived_id(execution["workflow_id"], key),
-                    "name": clean,
-                    "span_id": os.urandom(8).hex(),
-                    "parent_span_id": around["span_id"],
-                    "step_type": events.STEP_TYPE,
-                    "step_order": around["order"] + 1 + sum(note["parent"] == around["id"] for note in notes.begun),
-                    "index": index,
-                    "depends_on": [note["id"] for note in before],
-                    "links": [note["step"]["span_id"] for note in before],
-                    "parent_step_id": around["id"],
-                }
-                ready_ns = max([note["end"] for note in before], default=outer["started_ns"])
-                self.step = Step(ref, outer["started_ns"], ready_ns)
-                now = clock()
-                waits = events.first_waits(self.step, now)
-                notes.add({"id": ref["step_id"], "parent": around["id"], "name": clean, "start": now, "step": ref,
-                           "waits": waits})  # fmt: skip
-                self.is_recorded = True
+            begun = recorded_command.begin_step(
+                outer, self._notes, events.clean(name), events.STEP_TYPE, clock, events.derived_id
+            )
         except (OSError, KeyError, TypeError, ValueError):
+            self._courier.give_up()
             return
+        if begun is None:
+            self._courier.give_up()
+            say(f"not recorded as a step: the run around it has {MAX_STEPS} steps")
+            return
+        self.step = begun
+        self.is_recorded = True
+        parent = _trace_parent(environment)
+        trace_id = outer.execution["trace_id"]
+        self._sample(trace_id, parent if parent is not None and parent.trace_id == trace_id else None)
 
     def _after(self, now: int, status: str, _failure: Event | None) -> list[Event]:
-        try:
-            with self._notes.locked() as notes:
-                notes.add({"id": self.step.ref["step_id"], "status": status, "end": now})
-        except OSError:
-            return []  # The run around it is over.
+        if not recorded_command.end_step(self._notes, self.step.ref["step_id"], status, now):
+            self._export = None  # The run around it is over, and has exported this step as lost.
         return []
 
 
-def _trace_parent(environment: Mapping[str, str]) -> tuple[str, str] | None:
-    """The (trace id, span id) of ``TRACEPARENT`` (https://www.w3.org/TR/trace-context/#traceparent-header)."""
+class TraceParent(NamedTuple):
+    """What ``TRACEPARENT`` says (https://www.w3.org/TR/trace-context/#traceparent-header)."""
+
+    trace_id: str
+    span_id: str
+    is_sampled: bool
+
+
+def _trace_parent(environment: Mapping[str, str]) -> TraceParent | None:
     parts = environment.get("TRACEPARENT", "").strip().lower().split("-")
-    if len(parts) < 4 or parts[0] == "ff" or len(parts[1]) != 32 or len(parts[2]) != 16:
+    if len(parts) < 4 or parts[0] == "ff" or [len(part) for part in parts[1:4]] != [32, 16, 2]:
         return None
-    if not all(set(part) <= set("0123456789abcdef") for part in parts[1:3]) or not int(parts[1], 16) * int(
-        parts[2], 16
-    ):
+    if not set("".join(parts[1:4])) <= set("0123456789abcdef"):
         return None
-    return parts[1], parts[2]
+    if not int(parts[1], 16) or not int(parts[2], 16):
+        return None
+    return TraceParent(parts[1], parts[2], bool(int(parts[3], 16) & 1))
+
+
+def _export(environment: Mapping[str, str], say: Callable[[str], None]) -> Export | None:
+    """What exports the command's spans, if the environment asks for that; else nothing is imported."""
+    if not any(environment.get(variable, "").strip() for variable in _EXPORT_VARIABLES):
+        return None
+    try:
+        from tachograph_exporter.command import otlp
+
+        collector = otlp.collector_of(environment)
+        return otlp.Export(collector, say) if collector is not None else None
+    except Exception as error:
+        say(f"spans are not exported: {str(error) or type(error).__name__}")
+        return None
 
 
 def anchored_clock() -> Callable[[], int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
 from collections.abc import Sequence
 
-from tachograph_exporter.command.child import Ended, Line, Runner
+from tachograph_exporter.command.child import Ended, Line, Runner, hold_closed
 from tachograph_exporter.command.options import Options, parse
 from tachograph_exporter.command.recording import Recording, anchored_clock, recording
 
@@ -19,13 +20,14 @@ def main(verb: str, arguments: list[str]) -> int:
     """Run and record a command; returns what to exit with."""
     options = parse(verb, arguments)
     gc.disable()  # There is next to nothing to collect.
+    closed = hold_closed()
     clock = anchored_clock()
     attempts = _Attempts(options)
     try:
         attempts.recording = recording(options.command, options.name, os.environ, clock, _say)
     except Exception as error:
         _not_recorded(error)
-    code = attempts.run(Runner(options.command, clock))
+    code = attempts.run(Runner(options.command, clock, closed))
     attempts.close()
     return code
 
@@ -82,12 +84,14 @@ def _not_recorded(error: Exception) -> None:
     if os.environ.get(DEBUG_VARIABLE):
         import traceback
 
+        if sys.stderr is None:
+            return
         traceback.print_exc()
 
 
 def _say(text: str) -> None:
-    try:
-        sys.stderr.write(f"tachograph: {text}\n")
-        sys.stderr.flush()
-    except OSError:
-        pass
+    # It is None where the descriptor was closed.
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"tachograph: {text}\n")
+            sys.stderr.flush()

@@ -44,6 +44,8 @@ LATELY_S: Final = 86_400
 """An hour that was out of the ordinary is told for so long."""
 IT_FAILED: Final = "It failed."
 _FAILURES: Final = {"timeout": "It ran into its timeout.", "lost": "Its process died, or was heard of no more."}
+_MIN_STEP_SECONDS: Final = 1.0
+_MAX_STEP_SECONDS: Final = 30.0
 _AGAIN_NS: Final = 300 * NS
 
 
@@ -191,8 +193,7 @@ def _running(limits: Limits, history: History, now: int, times: list[int]) -> It
             if end is None:
                 times.append(since + 1)
             continue
-        if end is None:
-            too_long.add(run.execution_id)
+        too_long.add(run.execution_id)
         took = format_duration((end if end is not None else now) - run.started_ns)
         running = [s.name for s in history.steps if s.execution_id == run.execution_id]
         steps = f" Running: {', '.join(running[:5])}." if running else ""
@@ -201,6 +202,16 @@ def _running(limits: Limits, history: History, now: int, times: list[int]) -> It
             f"An execution {'has been running for' if end is None else 'took'} {took}; {reason} {_text(limit)}.{steps}",
             f"It ended after {took}, {run.status}.", run.execution_id,
         )  # fmt: skip
+    yield from _long_steps(limits, history, now, too_long, times)
+
+
+def _long_steps(limits: Limits, history: History, now: int, too_long: set[str], times: list[int]) -> Iterator[Finding]:
+    """Steps that run longer than their deadline, and those that did, but for those of executions that do."""
+    told = set[str]()
+    deadlines = [step.deadline_seconds for step in limits.steps.values() if step.deadline_seconds is not None]
+    if deadlines and any(run.finished_ns is None for run in history.runs):
+        # Steps start and end without anything else to notice, so they are looked at now and then.
+        times.append(now + round(min(max(min(deadlines) / 10, _MIN_STEP_SECONDS), _MAX_STEP_SECONDS) * NS))
     for step in history.steps:
         expected = limits.steps.get(step.name)
         if expected is None or expected.deadline_seconds is None or step.execution_id in too_long:
@@ -209,11 +220,25 @@ def _running(limits: Limits, history: History, now: int, times: list[int]) -> It
         if now <= since:
             times.append(since + 1)
             continue
+        key = f"{step.execution_id}/{step.name}"[:200]
+        told.add(key)
         yield Finding(
-            OVERDUE, f"{step.execution_id}/{step.name}"[:200], since, None, limits.severity,
+            OVERDUE, key, since, None, limits.severity,
             f"Its step “{step.name}” has been running for {format_duration(now - step.started_ns)}; its deadline "
             f"is {_text(expected.deadline_seconds)}.",
             f"Its step “{step.name}” has ended.", step.execution_id,
+        )  # fmt: skip
+    for long in sorted(history.long_steps, key=lambda long: long.started_ns):
+        expected = limits.steps.get(long.name)
+        key = f"{long.execution_id}/{long.name}"[:200]
+        if expected is None or expected.deadline_seconds is None or long.execution_id in too_long or key in told:
+            continue
+        told.add(key)  # Of several of one name, the first is told.
+        took = format_duration(long.finished_ns - long.started_ns)
+        yield Finding(
+            OVERDUE, key, long.started_ns + round(expected.deadline_seconds * NS), long.finished_ns, limits.severity,
+            f"Its step “{long.name}” took {took}; its deadline is {_text(expected.deadline_seconds)}.",
+            f"Its step “{long.name}” ended after {took}.", long.execution_id,
         )  # fmt: skip
 
 

@@ -40,6 +40,15 @@ class RunningStep(NamedTuple):
     started_ns: int
 
 
+class LongStep(NamedTuple):
+    """A step that took longer than its deadline."""
+
+    execution_id: str
+    name: str
+    started_ns: int
+    finished_ns: int
+
+
 class Hour(NamedTuple):
     """An hour (its start in unix seconds) in which executions ended: US dollars, and mean seconds by step."""
 
@@ -58,7 +67,8 @@ class Count(NamedTuple):
 class History(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a workflow.
 
-    ``runs`` are the newest executions and all open ones, by start. ``waiting_ns``: since when one is queued that has
+    ``runs`` are the newest executions and all open ones, by start. ``steps`` are those that run, ``long_steps`` those
+    of the newest executions that took longer than their deadline. ``waiting_ns``: since when one is queued that has
     not started. ``usual_p95_seconds``: of completed executions. ``counts`` are by seconds (`WINDOWS`) up to now.
     ``hours`` are the last fortnight's in which executions ended, oldest first. ``last_success_ns`` may be older than
     all ``runs``.
@@ -66,6 +76,7 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
 
     runs: Sequence[Run] = ()
     steps: Sequence[RunningStep] = ()
+    long_steps: Sequence[LongStep] = ()
     waiting_ns: int | None = None
     usual_p95_seconds: float | None = None
     counts: Mapping[int, Count] = {}

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row
 from tachograph.clock import NS
 from tachograph.events import UNSUCCESSFUL
 from tachograph.expectation import Expectation
-from tachograph_exporter.expectations.history import WINDOWS, Count, History, Hour, Run, RunningStep
+from tachograph_exporter.expectations.history import WINDOWS, Count, History, Hour, LongStep, Run, RunningStep
 from tachograph_exporter.expectations.limits import SOURCES, Limits, combined, limits_of
 from tachograph_exporter.store import facts
 from tachograph_exporter.store.expectations import ANY, Said
@@ -22,6 +22,12 @@ MIN_USUAL: Final = 5
 FORTNIGHT_HOURS: Final = 14 * 24
 MAX_STEPS: Final = 100
 """Workflows with more steps are not compared with what is usual by the hour: reading a fortnight takes too long."""
+
+MAX_RECENT: Final = 20
+MAX_RECENT_STEPS: Final = 1_000
+RECENT_NS: Final = 86_400 * NS
+"""Steps that took too long are looked for in so many of the newest executions, of at most so many steps, that are open
+or ended within this time."""
 
 
 class Expected(NamedTuple):
@@ -87,12 +93,32 @@ def read_history(
     return History(
         runs=runs,
         steps=[RunningStep(*row) for row in facts.running_steps(connection, open_ids)] if open_ids else (),
+        long_steps=_long_steps(connection, limits, list(rows.values()), now_ns),
         waiting_ns=min(waiting, default=None),
         usual_p95_seconds=usual,
         counts=_counts(connection, key, now_ns) if limits.has_target else {},
         hours=_hours(connection, key, now_ns) if hours and most_steps <= MAX_STEPS else (),
         last_success_ns=completed.last_ns if completed is not None else None,
     )
+
+
+def _long_steps(connection: Connection, limits: Limits, rows: Sequence[Row[Any]], now_ns: int) -> Sequence[LongStep]:
+    """The steps that took longer than their deadline, of the newest executions that are open or ended lately."""
+    limits_ns = {
+        name: round(step.deadline_seconds * NS)
+        for name, step in limits.steps.items()
+        if step.deadline_seconds is not None
+    }
+    recent = [
+        row
+        for row in sorted(rows, key=lambda row: row.created_ns, reverse=True)
+        if row.step_count <= MAX_RECENT_STEPS and (row.finished_ns is None or row.finished_ns > now_ns - RECENT_NS)
+    ][:MAX_RECENT]
+    if not limits_ns or not recent:
+        return ()
+    ids = [row.execution_id for row in recent]
+    steps = facts.long_steps(connection, ids, list(limits_ns), min(limits_ns.values()))
+    return [LongStep(*row) for row in steps if row[3] - row[2] > limits_ns[row[1]]]
 
 
 def _counts(connection: Connection, key: Key, now_ns: int) -> dict[int, Count]:

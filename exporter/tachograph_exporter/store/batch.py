@@ -31,7 +31,7 @@ from tachograph.events import (
     StepStatus,
     WorkflowExpected,
 )
-from tachograph.expectation import Expectation
+from tachograph.expectation import Expectation, merged
 from tachograph.identity import ExecutionRef, Origin, StepRef, workspace_id
 from tachograph.resources import Resources
 from tachograph_exporter.store import partitions
@@ -152,11 +152,19 @@ class Batch:
         )  # fmt: skip
         self._execution(event.execution, row)
         if event.expects is not None:
-            self.expects[event.execution.workspace, event.execution.workflow, CODE] = event.expects
+            self._code_expects(event.execution, event.expects)
+
+    def _code_expects(self, ref: ExecutionRef, expects: Expectation) -> None:
+        key = ref.workspace, ref.workflow, CODE
+        self.expects[key] = merged(self.expects.get(key), expects)
 
     def expected(self, event: WorkflowExpected) -> None:
         ref = event.execution
         self.workflows.setdefault((ref.workspace, ref.project, ref.workflow_id), ref)
+        if event.source == CODE:
+            if event.expects is not None:
+                self._code_expects(ref, event.expects)
+            return
         source = event.source if event.source in ENGINES else ENGINE
         self.expects[ref.workspace, ref.workflow, source] = event.expects
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import msgspec
 from sqlalchemy import Connection, delete, select
 
-from tachograph.expectation import Expectation
+from tachograph.expectation import Expectation, merged
 from tachograph.names import clean_name
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.inserting import upsert
@@ -79,6 +79,16 @@ def say(
     }  # fmt: skip
     connection.execute(upsert(connection.dialect, workflow_expectations), values)
     return True
+
+
+def say_more(
+    connection: Connection, workspace_id: str, workflow: str, source: str, expectation: Expectation, now_ns: int
+) -> bool:
+    """Store what code says of a workflow or of some of its steps, beside what it said of others before."""
+    where = (_rows.workspace_id == workspace_id) & (_rows.workflow == clean_name(workflow)) & (_rows.source == source)
+    document = connection.execute(select(_rows.document).where(where)).scalar()
+    before = decoded(document) if document is not None else None
+    return say(connection, workspace_id, workflow, source, merged(before, expectation), now_ns)
 
 
 def forget(connection: Connection, workspace_id: str, workflow: str, sources: Iterable[str]) -> bool:

@@ -125,6 +125,20 @@ def running_steps(connection: Connection, execution_ids: Sequence[str]) -> list[
     return [(row[0], row[1], row[2]) for row in connection.execute(statement)]
 
 
+def long_steps(
+    connection: Connection, execution_ids: Sequence[str], names: Sequence[str], min_ns: int
+) -> list[tuple[str, str, int, int]]:
+    """(execution id, name, start, end) of the steps with these names that took longer than so many nanoseconds."""
+    columns = workflow_step_executions.c
+    statement = select(columns.execution_id, columns.name, columns.started_ns, columns.finished_ns).where(
+        columns.execution_id.in_(execution_ids),
+        columns.name.in_(names),
+        columns.finished_ns - columns.started_ns > min_ns,
+        columns.folded.is_(None),
+    )
+    return [(row[0], row[1], row[2], row[3]) for row in connection.execute(statement)]
+
+
 def usual_totals(connection: Connection, key: Key, now_ns: int) -> WorkflowTotals:
     """Totals of the executions of the last four weeks, without those of steps."""
     return read.read(connection, key, max(0, now_ns - USUAL_NS), steps=False)

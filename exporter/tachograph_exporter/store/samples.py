@@ -11,6 +11,8 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 from sqlalchemy import Connection, Select, func, select, tuple_
 
+from tachograph.events import UNSUCCESSFUL
+from tachograph_exporter.store.failure_groups.occurrences import groups_of
 from tachograph_exporter.store.schema import (
     span_resources,
     spans,
@@ -52,7 +54,10 @@ class SampledStep(NamedTuple):
 
 
 class SampledRun(msgspec.Struct, gc=False):
-    """An execution of a sample. Fields are columns; ``steps`` are those that were read, by id."""
+    """An execution of a sample. Fields are columns; ``steps`` are those that were read, by id.
+
+    ``failure_group``: the group of failures of one that failed; None if it is not known, or not told from others.
+    """
 
     execution_id: str
     status: str
@@ -69,6 +74,7 @@ class SampledRun(msgspec.Struct, gc=False):
     span_id: str
     number: int | None
     steps: dict[str, SampledStep] = {}
+    failure_group: str | None = None
 
 
 class StepDetail(NamedTuple):
@@ -101,7 +107,8 @@ class SpanTime(NamedTuple):
     end_ns: int
 
 
-_RUN_COLUMNS: Final = [_executions[name] for name in SampledRun.__struct_fields__ if name != "steps"]
+RUN_COLUMNS: Final = [name for name in SampledRun.__struct_fields__ if name not in ("steps", "failure_group")]
+_RUN_COLUMNS: Final = [_executions[name] for name in RUN_COLUMNS]
 _STEP_COLUMNS: Final = [_steps[name] for name in SampledStep._fields]
 
 
@@ -125,6 +132,13 @@ def ended_around(
     if after > 0:
         rows = [*rows, *connection.execute(later.order_by(_executions.finished_ns).limit(after))]
     return [SampledRun(*row) for row in rows]
+
+
+def read_failure_groups(connection: Connection, runs: Sequence[SampledRun]) -> None:
+    """Read which groups of failures those executions are in that failed, into the executions."""
+    failed = {run.execution_id: run for run in runs if run.status in UNSUCCESSFUL}
+    for execution_id, group_id in groups_of(connection, failed).items():
+        failed[execution_id].failure_group = group_id
 
 
 def read_steps(connection: Connection, runs: Sequence[SampledRun], step_ids: Sequence[str]) -> None:

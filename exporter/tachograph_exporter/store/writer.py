@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from tachograph.events import Event
-from tachograph.expectation import Expectation
+from tachograph.expectation import Expectation, merged
 from tachograph.identity import new_id, workspace_id
 from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
@@ -124,12 +124,17 @@ class StoreWriter:
     def stored(self, batch: Batch) -> None:
         """Note that a batch was committed, and tell whoever waits for commits."""
         self._registered.update(batch.workflows)
-        self._expected.update(batch.expects)
+        self._expected |= {key: self._said(key, expects) for key, expects in batch.expects.items()}
         self._months |= batch.months
         if batch.notes is not None:
             self._names.remember(batch.notes)
         if self._committed is not None:
             self._committed()
+
+    def _said(self, key: tuple[str, str, str], expects: Expectation | None) -> Expectation | None:
+        """What is stored of what a source says, once this is."""
+        is_more = key[2] == expectations.CODE and expects is not None
+        return merged(self._expected.get(key), expects) if is_more and expects is not None else expects
 
     def _absorb_deltas(self) -> None:
         """Absorb deltas of series if no service does, so that they do not pile up."""
@@ -189,11 +194,13 @@ class StoreWriter:
         # One that is reported may be ended by the service while a process still tells of it.
         before = self._ended_before(connection, touched, batch.ended | batch.reported, counted_before)
         self._register(connection, batch)
-        for (workspace, workflow, source), expectation in batch.expects.items():
+        for key, expectation in batch.expects.items():
+            workspace, workflow, source = key
             if expectation is None:
                 expectations.forget(connection, workspace_id(workspace), clean_name(workflow), (source,))
-            elif self._expected.get((workspace, workflow, source)) != expectation:
-                expectations.say(connection, workspace_id(workspace), workflow, source, expectation, time.time_ns())
+            elif self._expected.get(key) != self._said(key, expectation):
+                say = expectations.say_more if source == expectations.CODE else expectations.say
+                say(connection, workspace_id(workspace), workflow, source, expectation, time.time_ns())
         if batch.executions:
             numbers.assign(connection, batch.executions)
         self._put(connection, batch)

@@ -46,14 +46,15 @@ def failures(counts: Mapping[str, int]) -> int:
 
 
 def metrics_summary(
-    workflow_id: str, name: str, totals: WorkflowTotals, open_executions: int
+    workflow_id: str, name: str, totals: WorkflowTotals, open_executions: int, *, with_steps: bool = True
 ) -> WorkflowMetricsSummary:
     """The metrics of a workflow. ``open_executions`` count in ``total_executions``."""
     counts = {status: of_status.count for status, of_status in totals.executions.items()}
     all_ended = combined(totals.executions.values())
     completed = totals.executions.get(COMPLETED)
     durations = _durations(all_ended)
-    steps = [_step_metrics(step, of_step, all_ended.critical_ns) for step, of_step in totals.steps.items()]
+    of_steps = totals.steps.items() if with_steps else ()
+    steps = [_step_metrics(step, of_step, all_ended.critical_ns) for step, of_step in of_steps]
     steps.sort(key=lambda step: (-step.critical_path_seconds, step.step_name))
     return WorkflowMetricsSummary(
         workflow_id=workflow_id,
@@ -162,11 +163,20 @@ def _average_wait(totals: Totals) -> Wait | None:
 
 
 def read_metrics(
-    connection: Connection, workspace_id: str, workflow: str, from_ns: int | None, to_ns: int | None, now_ns: int
+    connection: Connection,
+    workspace_id: str,
+    workflow: str,
+    from_ns: int | None,
+    to_ns: int | None,
+    now_ns: int,
+    *,
+    with_steps: bool = True,
 ) -> WorkflowMetricsSummary | None:
     """Metrics of a workflow (by id or name) over a range of unix nanoseconds, end exclusive; None if not found."""
     overview = definition_rows.overview(connection, workspace_id, workflow, from_ns or 0)
-    return None if overview is None else read_overview_metrics(connection, overview, from_ns, to_ns, now_ns)
+    if overview is None:
+        return None
+    return read_overview_metrics(connection, overview, from_ns, to_ns, now_ns, with_steps=with_steps)
 
 
 def read_overview_metrics(
@@ -176,6 +186,8 @@ def read_overview_metrics(
     to_ns: int | None,
     now_ns: int,
     cache: read.SumCache | None = None,
+    *,
+    with_steps: bool = True,
 ) -> WorkflowMetricsSummary:
     """`read_metrics` for a row of `definitions.overview`."""
     head = None
@@ -183,4 +195,4 @@ def read_overview_metrics(
         head = rows.Head(overview.head_s, overview.revision, overview.closed_revision)
     totals = read.read_from(connection, (overview.workspace_id, overview.id), head, from_ns, to_ns, kept=cache)
     open_executions = overview.open_count if to_ns is None or to_ns >= now_ns else 0
-    return metrics_summary(overview.id, overview.name, totals, open_executions)
+    return metrics_summary(overview.id, overview.name, totals, open_executions, with_steps=with_steps)

@@ -194,7 +194,7 @@ function switchTheme() {
 async function start() {
   initTheme(recolour);
   document.getElementById("theme").addEventListener("click", switchTheme);
-  document.getElementById("help").addEventListener("click", showHelp);
+  document.getElementById("help").addEventListener("click", () => showHelp());
   document.getElementById("zone").addEventListener("click", switchZone);
   showZone();
   setInterval(refreshTimes, 10_000);

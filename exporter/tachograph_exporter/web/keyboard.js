@@ -21,7 +21,7 @@ const SHORTCUTS = [
   ["z", "switch between your zone and UTC"],
 ];
 
-/** Listen for shortcuts. `navigate(address)` opens a view, `currentView()` returns the one shown. */
+/** Listen for shortcuts. `navigate(address)` opens a view; without it, there is only the one that `currentView()` returns. */
 export function listenForShortcuts({ navigate, search, currentView, toggleTheme, switchZone }) {
   let previous = "";
   document.addEventListener("keydown", (event) => {
@@ -36,14 +36,10 @@ export function listenForShortcuts({ navigate, search, currentView, toggleTheme,
     previous = event.key === "g" ? "g" : "";
     const actions = {
       "/": search,
-      "?": showHelp,
+      "?": () => showHelp({ isAlone: !navigate }),
       t: toggleTheme,
       z: switchZone,
-      gr: () => navigate("#/"),
-      gf: () => navigate("#/failures"),
-      gn: () => navigate("#/night"),
-      gw: () => navigate("#/workflows"),
-      go: () => navigate("#/notices"),
+      ...(navigate ? places(navigate) : {}),
       ArrowDown: () =>
         target === document.body || target.matches?.("h1")
           ? (currentView()?.first?.() ?? document.getElementById("steps")?.focus())
@@ -56,8 +52,19 @@ export function listenForShortcuts({ navigate, search, currentView, toggleTheme,
   });
 }
 
-/** Show the list of shortcuts. */
-export function showHelp() {
+function places(navigate) {
+  return {
+    gr: () => navigate("#/"),
+    gf: () => navigate("#/failures"),
+    gn: () => navigate("#/night"),
+    gw: () => navigate("#/workflows"),
+    go: () => navigate("#/notices"),
+  };
+}
+
+/** Show the list of shortcuts. `isAlone`: there is only one view to go to. */
+export function showHelp({ isAlone = false } = {}) {
+  const shortcuts = SHORTCUTS.filter(([keys]) => !isAlone || !keys.startsWith("g "));
   const dialog = h(
     "dialog",
     { class: "help", "aria-label": "Keyboard shortcuts" },
@@ -65,7 +72,7 @@ export function showHelp() {
     h(
       "dl",
       { class: "pairs" },
-      SHORTCUTS.map(([keys, meaning]) => [
+      shortcuts.map(([keys, meaning]) => [
         h(
           "dt",
           {},

@@ -1,6 +1,7 @@
 // A run as the page draws it: read from a timeline, kept up to date by events. Times are ms since the run started.
 
 import { OPEN_STATUSES, parseTime } from "./format.js";
+import { now as currently } from "./now.js";
 
 /** Statuses that a step never leaves. `lost` is not among them: a late event can still tell the real outcome. */
 const FINAL = new Set(["completed", "failed", "skipped", "cancelled", "timeout"]);
@@ -21,7 +22,7 @@ export class Run {
     this.timeline = timeline;
     this.id = timeline.execution_id;
     this.status = timeline.status;
-    this.origin = parseTime(timeline.started_at) ?? Date.now();
+    this.origin = parseTime(timeline.started_at) ?? currently();
     this.end = this.since(timeline.completed_at);
     this.lastSeen = this.since(timeline.last_seen_at);
     this.steps = timeline.step_timeline.map((entry, index) => this.step(entry, index));
@@ -142,7 +143,7 @@ export class Run {
   }
 
   /** The run's duration in ms, so far if it is open. */
-  length(now = Date.now()) {
+  length(now = currently()) {
     if (this.end !== null) return this.end;
     if (this.status === "lost")
       return this.lastSeen ?? this.steps.reduce((latest, step) => Math.max(latest, step.end ?? 0), 0);
@@ -296,7 +297,7 @@ export function sortSteps(run, { order = "start", text = "", statuses = null } =
   if (order === "depth") steps.sort((a, b) => a.depth - b.depth || byStart(a, b));
   else if (order === "defined") steps.sort((a, b) => a.entry.step_order - b.entry.step_order || a.index - b.index);
   else if (order === "length") {
-    const length = (step) => (step.start === null ? -1 : (run.barEnd(step, Date.now()) ?? step.start) - step.start);
+    const length = (step) => (step.start === null ? -1 : (run.barEnd(step, currently()) ?? step.start) - step.start);
     steps.sort((a, b) => length(b) - length(a) || byStart(a, b));
   } else steps.sort(byStart);
   return steps;

@@ -1,10 +1,12 @@
 // The colour theme: the system's, unless the user has chosen one.
 
+import { keep, recall } from "./storage.js";
+
 const STORAGE_KEY = "tachograph.theme";
 
 /** Apply the stored choice. `onChange()` is called whenever the colours change. */
 export function initTheme(onChange) {
-  const theme = localStorage.getItem(STORAGE_KEY);
+  const theme = recall(STORAGE_KEY);
   if (theme) document.documentElement.dataset.theme = theme;
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", onChange);
 }
@@ -13,7 +15,7 @@ export function initTheme(onChange) {
 export function toggleTheme() {
   const theme = isDark() ? "light" : "dark";
   document.documentElement.dataset.theme = theme;
-  localStorage.setItem(STORAGE_KEY, theme);
+  keep(STORAGE_KEY, theme);
 }
 
 function isDark() {

@@ -1,11 +1,12 @@
 // Times as users read them: in the browser's zone or in UTC, with how long ago they are.
 
 import { h, setText } from "./dom.js";
+import { keep, recall } from "./storage.js";
 
 const UTC_KEY = "tachograph.utc";
 const DAY_SECONDS = 86_400;
 
-let isUtc = localStorage.getItem(UTC_KEY) === "1";
+let isUtc = recall(UTC_KEY) === "1";
 let formats = {};
 
 function format(name, options) {
@@ -25,7 +26,7 @@ export function showsUtc() {
 /** Switch between the browser's zone and UTC; every time on the page follows. */
 export function toggleZone() {
   isUtc = !isUtc;
-  localStorage.setItem(UTC_KEY, isUtc ? "1" : "0");
+  keep(UTC_KEY, isUtc ? "1" : "0");
   formats = {};
   refreshTimes();
 }

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from tachograph.errors import DoNotRetry
-from tachograph.expectation import expectation_of
+from tachograph.expectation import expectation_of, step_expectation_of
 from tachograph.identity import ExecutionRef, random01
 from tachograph.names import clean_name, encodable
 from tachograph.recording import callables, open_execution
@@ -157,14 +157,16 @@ class StepRecorder(_Block[StepScope]):
         backoff: Backoff = _BACKOFF,
         inputs: Mapping[str, Any] | None = None,
         capture: bool = True,
+        deadline: str | float | None = None,
     ) -> None:
         super().__init__(name, inputs, capture)
+        self._expects = step_expectation_of(deadline)
         self._step_type = encodable(clean_name(step_type), 40)
         self._max_retries = max_retries
         self._backoff = backoff
 
     def _scope(self, name: str | None, inputs: Mapping[str, Any] | None) -> StepScope:
-        return StepScope(name or "step", step_type=self._step_type, inputs=inputs)
+        return StepScope(name or "step", step_type=self._step_type, inputs=inputs, expects=self._expects)
 
     def _retry(self) -> Retry | None:
         return self._delay if self._max_retries else None
@@ -247,6 +249,7 @@ def step(
     backoff: Backoff = _BACKOFF,
     inputs: Mapping[str, Any] | None = None,
     capture: bool = True,
+    deadline: str | float | None = None,
 ) -> StepRecorder: ...
 def step(name: Any = None, **options: Any) -> Any:
     """Record a function or a block as a step of the enclosing workflow.
@@ -265,6 +268,10 @@ def step(name: Any = None, **options: Any) -> Any:
         backoff: how long to wait between attempts.
         inputs: recorded with the step, summarised and masked (default: a decorated function's arguments).
         capture: False keeps a decorated function's arguments and result out of the record.
+        deadline: how long it may take, all attempts together: seconds, or a text such as ``10m``. The service says when
+            it takes longer; nothing is stopped.
+
+    Raises ValueError for a deadline that cannot be read.
     """
     return StepRecorder()(name) if callables.is_callable(name) else StepRecorder(name, **options)
 

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from tachograph import folding
+from tachograph import folding, recorded_command
 from tachograph.clock import Clock
 from tachograph.critical_path import critical_path_of
 from tachograph.events import (
@@ -338,7 +338,7 @@ def relayed(event: Event, emit: Listener) -> bool:
     if execution_id in _children:
         _fold(event, emit)
         return True
-    return isinstance(event, Heartbeat)
+    return isinstance(event, Heartbeat) or recorded_command.is_around(os.environ, execution_id)
 
 
 def _relayed(counts: StepCounts, event: Event, emit: Listener) -> bool:

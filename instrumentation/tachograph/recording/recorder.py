@@ -54,6 +54,8 @@ FORK_FLUSH_SECONDS: Final = 2.0
 FLUSH_AGAIN_SECONDS: Final = 60.0
 FORK_SECONDS: Final = 1.0
 """How long a fork waits at most for a listener to finish its batch."""
+MAX_SAID: Final = 10_000
+"""Steps of executions of which is remembered that it was said what is expected of them."""
 
 _EXECUTION_EVENTS: Final = frozenset(
     {ExecutionQueued, ExecutionStarted, ExecutionFinished, Heartbeat, WorkflowExpected}
@@ -80,6 +82,7 @@ class Recorder:
     def __init__(self, *, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self.queues: dict[str, ListenerQueue] = {}
         self.events = 0
+        self._said: set[tuple[str, str]] = set()
         self.span_errors = 0
         self.problems: Sequence[Problem] = ()
         """What does not work as configured; see `configure`."""
@@ -235,6 +238,14 @@ class Recorder:
                 after = self._finish
         route = routes[origin][kind] = (before, puts, after)
         return route
+
+    def is_news(self, execution_id: str, step: str) -> bool:
+        """Whether nothing was said yet of what is expected of a step; from now on it was."""
+        if len(self._said) >= MAX_SAID:
+            self._said.clear()
+        before = len(self._said)
+        self._said.add((execution_id, step))
+        return len(self._said) > before
 
     def watch(self, execution: ExecutionRef) -> None:
         """Send heartbeats of an execution that is reported here, until `unwatch`."""

@@ -8,24 +8,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 from opentelemetry import context as otel_context
-from opentelemetry.propagate import extract
-from opentelemetry.trace import get_current_span
 
 from tachograph import folding, meter
 from tachograph.clock import NS, AnchoredClock
-from tachograph.events import ExecutionStatus, Failure, Listener, StepStatus
-from tachograph.expectation import Expectation
+from tachograph.events import ExecutionStatus, Failure, Listener, StepStatus, WorkflowExpected
+from tachograph.expectation import Expectation, StepExpectation
 from tachograph.folding import Fold, Repetitions
 from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_id, new_span_id
 from tachograph.identity import step_id as make_step_id
 from tachograph.identity import workflow_id as make_workflow_id
-from tachograph.recording import open_execution, other_processes
+from tachograph.recording import command_step, open_execution, other_processes
+from tachograph.recording.command_step import CommandStep
 from tachograph.recording.open_execution import ABANDONED, OpenExecution
 from tachograph.recording.setup import default_workspace, get_recorder
 from tachograph.resources import Resources
@@ -42,6 +42,15 @@ _running_loop = asyncio._get_running_loop
 def is_cancellation(error: BaseException) -> bool:
     """Whether an exception says that code was stopped from outside."""
     return isinstance(error, asyncio.CancelledError | KeyboardInterrupt | GeneratorExit)
+
+
+def _outcome(error: BaseException | None, result: Any) -> tuple[StepStatus, Failure | None, str | None]:
+    """How a step ended that was left like this, why it failed, and a summary of its result."""
+    if error is None:
+        return StepStatus.COMPLETED, None, summarise(result)
+    if is_clean_exit(error):
+        return StepStatus.COMPLETED, None, None
+    return StepStatus.CANCELLED if is_cancellation(error) else StepStatus.FAILED, describe(error), None
 
 
 class Scope:
@@ -119,13 +128,14 @@ class Scope:
 class ExecutionScope(Scope):
     """One execution of a workflow, as a block. ``execution`` identifies it once the block is entered.
 
-    Inside another execution it is also a step of that one, of type ``workflow``, and the two name each other. Names are
-    text that can be encoded (see `names.clean_name`).
+    Inside another execution it is also a step of that one, of type ``workflow``, and the two name each other; likewise
+    in a process that runs inside a recorded command. Names are text that can be encoded (see `names.clean_name`).
     """
 
     execution: ExecutionRef | None = None
     _run: OpenExecution | None = None
     _step: StepScope | None = None
+    _command_step: CommandStep | None = None
 
     def __init__(
         self,
@@ -153,7 +163,12 @@ class ExecutionScope(Scope):
             step.__enter__()
             if step.reporter is not None:
                 self._step, parent = step, step.reporter.step
-        context = otel_context.Context() if open_execution.is_stale() else _context_of_caller()
+        elif (outer := command_step.open_step(self.name, execution_id, summarise(self._inputs))) is not None:
+            self._command_step, parent = outer, outer.ref
+        if self._command_step is not None:
+            context = self._command_step.context
+        else:
+            context = otel_context.Context() if open_execution.is_stale() else command_step.context_of_caller()
         token = otel_context.attach(context)
         try:
             ref = new_execution_ref(
@@ -175,16 +190,23 @@ class ExecutionScope(Scope):
         if self._step is not None and self._step.reporter is not None:
             run.meter = self._step.reporter.meter
         open_execution.enter(run, None)
+        if self._command_step is not None:
+            self._command_step.measure(is_on_loop=not self.is_plain and _running_loop() is not None)
+            run.meter = self._command_step.meter
 
     def resume(self) -> None:
         """See `Scope.resume`."""
         if self._step is not None:
             self._step.resume()
+        if self._command_step is not None and self._command_step.meter is not None:
+            self._command_step.meter.resume(is_on_loop=_running_loop() is not None)
         if self._run is not None:
             self._activate(self._run, None, self._otel_context or otel_context.get_current())
 
     def suspend(self) -> None:
         """See `Scope.suspend`."""
+        if self._command_step is not None and self._command_step.meter is not None:
+            self._command_step.meter.pause()
         super().suspend()
         if self._step is not None:
             self._step.suspend()
@@ -204,6 +226,8 @@ class ExecutionScope(Scope):
             if self._step is not None:
                 self._step.result = self.result
                 self._step.__exit__(type(error) if error is not None else None, error, None)
+            if self._command_step is not None:
+                self._command_step.close(*_outcome(error, self.result))
 
 
 class StepScope(Scope):
@@ -219,8 +243,10 @@ class StepScope(Scope):
         step_type: str = "task",
         inputs: Mapping[str, Any] | None = None,
         child_execution_id: str | None = None,
+        expects: StepExpectation | None = None,
     ) -> None:
         self.name = name
+        self._expects = expects
         self._step_type = step_type
         self._inputs = inputs
         self._child_execution_id = child_execution_id
@@ -258,9 +284,19 @@ class StepScope(Scope):
         self._otel_token = otel_context.attach(otel_context.get_current())
         self._tokens = open_execution.enter_step(reporter)
         counts.open_steps[ref.span_id] = self._abandon
+        if self._expects is not None:
+            self._tell_expected(ref, self._expects)
         # Until it was called, the program was doing something else.
         self._emit(attempts.started(now, self._summary, ready_ns=ready_ns))
         self._measure(reporter)
+
+    def _tell_expected(self, ref: StepRef, expects: StepExpectation) -> None:
+        """Say what code expects of the step, when it first starts in an execution."""
+        if not get_recorder().is_news(ref.execution.execution_id, ref.name):
+            return
+        assert self._outer is not None  # noqa: S101
+        said = Expectation(steps={ref.name: expects})
+        self._outer.emit(WorkflowExpected(execution=ref.execution, time_ns=time.time_ns(), source="code", expects=said))
 
     def _measure(self, reporter: Reporter) -> None:
         """An attempt starts to use the machine: last of all, so that recording its start is not its work."""
@@ -342,13 +378,8 @@ class StepScope(Scope):
         try:
             if reporter is not None:
                 used = self._used(reporter)
-                status, failure, output = StepStatus.COMPLETED, None, None
                 now = reporter.clock()
-                if error is None:
-                    output = summarise(self.result)
-                elif not is_clean_exit(error):
-                    status = StepStatus.CANCELLED if is_cancellation(error) else StepStatus.FAILED
-                    failure = describe(error)
+                status, failure, output = _outcome(error, self.result)
                 self._close(reporter, now, status, failure, output, used)
         finally:
             self._deactivate()
@@ -396,12 +427,3 @@ class StepScope(Scope):
         """Record a log line of the step (level debug, info, warning or error)."""
         if self.reporter is not None:
             self.reporter.log(message, level)
-
-
-def _context_of_caller() -> otel_context.Context:
-    """The current context or, if it has no span, the one a parent process passed on in ``TRACEPARENT``."""
-    current = otel_context.get_current()
-    if get_current_span().get_span_context().is_valid or "TRACEPARENT" not in os.environ:
-        return current
-    names = ("traceparent", "tracestate", "baggage")
-    return extract({name: os.environ[name.upper()] for name in names if name.upper() in os.environ}, current)

@@ -9,17 +9,17 @@ import gzip
 import http.client
 import logging
 import os
-import urllib.parse
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from tachograph.errors import SetupError, StoreUnavailable
+from tachograph.errors import StoreUnavailable
 from tachograph.event_batch import MAX_EVENTS, PATH, BatchAnswer, EventBatch, decode_answer, encode
 from tachograph.events import Event
 from tachograph.identity import new_id
 from tachograph.quiet_log import QuietLog
+from tachograph.service_address import parse
 from tachograph.variables import TOKEN_VARIABLE
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -169,20 +169,6 @@ class ServiceStore:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-
-def parse(url: str) -> tuple[str, str, int, str]:
-    """(scheme, host, port, path without a slash at its end) of a service's URL. Raises `SetupError`."""
-    try:
-        parts = urllib.parse.urlsplit(url.strip())
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        parts, port = None, 0
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii():
-        raise SetupError("not the URL of a service: expected one like http://host:9923")
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise SetupError(f"the URL of a service has a host and a path only; the token goes into {TOKEN_VARIABLE}")
-    return parts.scheme, parts.hostname, port, parts.path.rstrip("/")
 
 
 def is_service(url: str) -> bool:

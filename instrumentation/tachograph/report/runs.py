@@ -38,6 +38,7 @@ from tachograph.identity import (
 from tachograph.identity import step_id as make_step_id
 from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.names import clean_name
+from tachograph.recording.command_step import CommandStep, command_trace, open_step
 from tachograph.recording.open_execution import FinishedStep
 from tachograph.recording.recorder import LEASE_SECONDS, Recorder
 from tachograph.recording.scopes import is_cancellation
@@ -93,6 +94,8 @@ class Run:
         self._open: dict[str, Step] = {}
         self._instances: dict[str, list[Step]] = {}
         self._watching: weakref.ref[Recorder] | None = None
+        self._may_be_nested = False
+        self._command_step: CommandStep | None = None
 
     @property
     def execution_id(self) -> str:
@@ -125,6 +128,7 @@ class Run:
             self._inputs = self._inputs or summarise(inputs)
             self._started_ns = now if self._started_ns is None else min(now, self._started_ns)
             self._told_start = True
+            self._nest()
             self._send(self._start(self._started_ns))
             if heartbeats:
                 self._watch()
@@ -323,6 +327,25 @@ class Run:
     def _send(self, event: Event) -> None:
         get_recorder()(event)
 
+    def may_be_nested(self) -> None:
+        """Nothing else is said to have started it: where it begins inside a recorded command, it is a step of that."""
+        self._may_be_nested = True
+
+    def _nest(self) -> None:
+        """It begins here: inside a recorded command it is a step of that, and the two name each other."""
+        if not self._may_be_nested or self._command_step is not None:
+            return
+        step = open_step(self.ref.workflow, self.execution_id, self._inputs, started_ns=self._started_ns)
+        if step is None:
+            return
+        self._command_step = step
+        self.ref = replace(
+            self.ref,
+            parent_span_id=step.ref.span_id,
+            parent_execution_id=step.ref.execution.execution_id,
+            parent_step_id=step.ref.step_id,
+        )
+
     def _end(self, status: ExecutionStatus, failure: Failure | None, at: Moment) -> None:
         with self.reporting(at) as now:
             if self._status is not None:
@@ -351,6 +374,8 @@ class Run:
             )
             self._owner = 0
             self._unwatch()
+            if self._command_step is not None:
+                self._command_step.close(StepStatus(status.value), failure, at_ns=max(now, self._started_ns))
 
     def _ended_steps(self) -> list[FinishedStep]:
         steps = []
@@ -397,7 +422,9 @@ def run(
             it may go on while no process has it open.
         queue_lease: given if its work waits in a queue that no process watches: how many seconds it may wait there. It
             then ends when all its steps have ended, and need not be ended.
-        traceparent: W3C header of the span that started it; its trace is continued. The same in every process.
+        traceparent: W3C header of the span that started it; its trace is continued. The same in every process. Without
+            it, and without ``trace_id`` and ``engine``, a run inside a recorded command (``tachograph exec``) is in the
+            trace of that, and the command's step if it begins there.
         trace_id: the id of the engine's own trace of the run (32 hex digits), if its spans are children of nothing.
 
     Never raises: what is wrong is logged, and then nothing is recorded.
@@ -410,6 +437,9 @@ def run(
         queue = None if queue_lease is None else round(min(max(1.0, queue_lease), MAX_SECONDS))
         process = ReportedProcess(engine, round(min(max(1.0, lease), MAX_SECONDS)), queue)
         continued, parent_span_id = _trace_of(traceparent)
+        is_alone = continued is None and trace_id is None and not engine
+        if is_alone:
+            continued = command_trace()
         if trace_id is not None and _trace_of(f"00-{trace_id}-{'1' * 16}-01")[0] is not None:
             continued = trace_id.lower()
         with _lock:
@@ -429,6 +459,8 @@ def run(
                 origin=Origin.REPORTED,
             )
             new = _runs[execution_id] = Run(ref, identifier, process)
+            if is_alone:
+                new.may_be_nested()
             while len(_runs) > MAX_RUNS:
                 _runs.popitem(last=False)
             return new

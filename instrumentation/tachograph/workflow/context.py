@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from tachograph import meter
+from tachograph.events import StepEvent
 from tachograph.identity import StepRef
 from tachograph.resources import Resources
 from tachograph.workflow.reporter import Reporter
@@ -59,6 +60,11 @@ class StepContext:
         return self.step.execution.execution_id
 
     @property
+    def attempt_started_ns(self) -> int:
+        """When the attempt started, unix nanoseconds."""
+        return self._reporter.attempts.attempt_started_ns or 0
+
+    @property
     def is_stopping(self) -> bool:
         """True once the step was cancelled or timed out. A function that runs in a thread should then return soon."""
         return self._stop is not None and self._stop.is_set()
@@ -91,6 +97,10 @@ class StepContext:
         """Tell what the attempt used, where a command did all of its work."""
         if (running := self._reporter.meter) is not None:
             running.give(resources)
+
+    def relay(self, event: StepEvent) -> None:
+        """Tell of what the handler reported, or of a step inside it, where another process did the work."""
+        self._reporter.relay(event)
 
     def propagation(self) -> Mapping[str, str]:
         """Headers (``traceparent``, ``tracestate``, ``baggage``) that propagate the step's span to what it calls."""

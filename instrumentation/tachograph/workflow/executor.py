@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tachograph.clock import AnchoredClock, Clock
 from tachograph.errors import ExecutorClosed
@@ -20,6 +20,7 @@ from tachograph.identity import ExecutionRef, new_execution_ref, random01
 from tachograph.identity import workflow_id as make_workflow_id
 from tachograph.process import identity
 from tachograph.workflow.definition import Workflow
+from tachograph.workflow.durable import DurableRun, DurableRunner
 from tachograph.workflow.handlers import HandlerRegistry, registry
 from tachograph.workflow.plan import Plan, make_plan
 from tachograph.workflow.result import ExecutionResult
@@ -84,7 +85,8 @@ class Executor:
         self._host = Host(self.emit, handlers, runner or LocalRunner(), max_concurrency, carrier, random01, Turns())
         self._listener = listener
         self._clock = clock
-        self._runs: dict[str, Run] = {}
+        self._durable = cast("DurableRunner", runner) if hasattr(runner, "owner") else None
+        self._runs: dict[str, Run | DurableRun] = {}
         self._tasks: dict[str, asyncio.Task[ExecutionResult]] = {}
         self._slots = asyncio.Semaphore(max_executions) if max_executions else None
         self._closed = False
@@ -190,7 +192,8 @@ class Executor:
     def accept_plan(self, plan: Plan) -> Accepted:
         """Accept an execution as `accept` does. Raises `ExecutorClosed`."""
         run = self._open(plan)
-        queued = ExecutionQueued(execution=run.ref, time_ns=run.clock(), inputs=run.inputs_summary, process=identity())
+        owner = self._durable.owner if self._durable is not None else identity()
+        queued = ExecutionQueued(execution=run.ref, time_ns=run.clock(), inputs=run.inputs_summary, process=owner)
         return Accepted(
             queued,
             start=lambda: self._start(run, queued=True),
@@ -205,10 +208,15 @@ class Executor:
         run.abort(ExecutionStatus.CANCELLED, reason)
         return True
 
+    async def cancel_elsewhere(self, execution_id: str, reason: str = "cancelled on request") -> bool:
+        """Cancel an execution that another process started and a durable runner has. False if there is none."""
+        return self._durable is not None and await self._durable.cancel(execution_id, reason)
+
     async def drain(self, grace_seconds: float) -> None:
         """Accept no more executions, let running steps finish within the grace period, then cancel the rest.
 
-        No new step starts meanwhile: an execution ends when its running steps have ended.
+        No new step starts meanwhile: an execution ends when its running steps have ended. In the end the runner is
+        closed.
         """
         self._closed = True
         for run in list(self._runs.values()):
@@ -220,17 +228,23 @@ class Executor:
             run.abort(ExecutionStatus.CANCELLED, f"the executor shut down; not finished within {grace_seconds:g} s")
         if tasks := list(self._tasks.values()):
             await asyncio.wait(tasks, timeout=5)
+        await self._host.runner.close()
 
-    def _open(self, plan: Plan) -> Run:
+    def _open(self, plan: Plan) -> Run | DurableRun:
         self._check_open()
-        run = self._runs[plan.execution.execution_id] = Run(self._host, plan, self._clock())
+        run: Run | DurableRun
+        if self._durable is not None:
+            run = DurableRun(self._durable, plan, self._clock(), self.emit, self._host.max_concurrency)
+        else:
+            run = Run(self._host, plan, self._clock())
+        self._runs[plan.execution.execution_id] = run
         return run
 
     def _check_open(self) -> None:
         if self._closed:
             raise ExecutorClosed("the executor is shutting down")
 
-    def _start(self, run: Run, *, queued: bool) -> asyncio.Task[ExecutionResult]:
+    def _start(self, run: Run | DurableRun, *, queued: bool) -> asyncio.Task[ExecutionResult]:
         execution_id = run.ref.execution_id
 
         async def execute() -> ExecutionResult:

@@ -41,7 +41,7 @@ class Graph:
 
     def order(self) -> list[int]:
         """Positions in topological order; steps on or behind a cycle are left out."""
-        waiting = [len(upstream) for upstream in self._edges_up()]
+        waiting = [len(upstream) for upstream in self.waited_for()]
         ready = deque(i for i, count in enumerate(waiting) if count == 0)
         result: list[int] = []
         down = self._edges_down()
@@ -59,7 +59,7 @@ class Graph:
         unordered = set(range(len(self.names))) - set(self.order())
         if not unordered:
             return None
-        up = self._edges_up()
+        up = self.waited_for()
         # Every unordered step waits for another one: walk until a step comes up again.
         path, seen = [min(unordered)], {min(unordered): 0}
         while True:
@@ -75,7 +75,7 @@ class Graph:
         Steps on or behind a cycle, which never start, have all bits. Costs O(steps + dependencies) for every few
         thousand sources.
         """
-        up = self._edges_up()
+        up = self.waited_for()
         own = [0] * len(up)
         for k, i in enumerate(sources):
             own[i] |= 1 << k
@@ -102,7 +102,8 @@ class Graph:
             longest = max(longest, chain, key=len)
         return longest
 
-    def _edges_up(self) -> list[list[int]]:
+    def waited_for(self) -> list[list[int]]:
+        """The positions of the steps that have settled before each step can start: `upstream`, with their fallbacks."""
         if not self.fallback_of:
             return self.upstream
         stand_in = {primary: fallback for fallback, primary in self.fallback_of.items()}
@@ -122,7 +123,7 @@ class Graph:
         if not self.fallback_of:
             return self.downstream
         down: list[list[int]] = [[] for _ in self.names]
-        for i, upstream in enumerate(self._edges_up()):
+        for i, upstream in enumerate(self.waited_for()):
             for j in upstream:
                 down[j].append(i)
         return down

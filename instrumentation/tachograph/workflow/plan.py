@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tachograph.errors import InvalidWorkflow
@@ -31,9 +31,15 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    workflow: Workflow, inputs: Mapping[str, Any], execution: ExecutionRef, handlers: HandlerRegistry
+    workflow: Workflow,
+    inputs: Mapping[str, Any],
+    execution: ExecutionRef,
+    handlers: HandlerRegistry,
+    span_ids: Sequence[str] | None = None,
 ) -> Plan:
     """Check the definition and its inputs, and wire the steps. Takes some 20 µs for each step; needs no event loop.
+
+    ``span_ids``: of the steps in their order (default: new ones).
 
     Raises `InvalidWorkflow` or `InvalidInputs`, naming every fault.
     """
@@ -41,13 +47,16 @@ def make_plan(
         raise InvalidWorkflow(errors, name=workflow.name)
     values = bind(workflow, inputs)
     graph = Graph(workflow.steps)
-    return Plan(workflow, values, summarise(values), execution, graph, _nodes(workflow, execution, graph, handlers))
+    return Plan(
+        workflow, values, summarise(values), execution, graph, _nodes(workflow, execution, graph, handlers, span_ids)
+    )
 
 
-def _nodes(workflow: Workflow, execution: ExecutionRef, graph: Graph, handlers: HandlerRegistry) -> list[Node]:
+def _nodes(workflow: Workflow, execution: ExecutionRef, graph: Graph, handlers: HandlerRegistry,
+           given: Sequence[str] | None) -> list[Node]:  # fmt: skip
     names = [clean_name(step.name) for step in workflow.steps]
     step_ids = [make_step_id(execution.workflow_id, name) for name in names]
-    span_ids = [new_span_id() for _ in names]
+    span_ids = given if given is not None else [new_span_id() for _ in names]
     nodes: list[Node] = []
     # After a barrier many steps wait for the same ones: they share the two lists.
     shared: dict[tuple[int, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {}

@@ -8,8 +8,10 @@ import os
 from contextvars import ContextVar
 from typing import Any, Final
 
+import msgspec
+
 from tachograph.clock import Clock
-from tachograph.events import Listener, StepCost, StepLogged, StepMeasured
+from tachograph.events import Listener, StepCost, StepEvent, StepFinished, StepLogged, StepMeasured, StepReport
 from tachograph.folding import Repetitions
 from tachograph.meter import Meter
 from tachograph.names import clean_name, encodable
@@ -105,6 +107,17 @@ class Reporter:
                     model=clean_name(model),
                 )
             )
+
+    def relay(self, event: StepEvent) -> None:
+        """Tell of what the step reported, or of a step inside it, where another process did the work."""
+        if event.step.step_id != self.step.step_id:
+            self.emit(event)
+            if isinstance(event, StepFinished):
+                self.counts.add(event.status)
+        elif isinstance(event, StepReport) and (sequence := self._next()) is not None:
+            # The other process counted from one, too.
+            report = msgspec.structs.replace(event, step=self.step, sequence=sequence, attempt=self.attempts.attempt)
+            self.emit(report)
 
     def log(self, message: Any, level: str = "info", at_ns: int | None = None) -> None:
         """Record a log line of the step (level debug, info, warning or error); secrets in it are masked.

@@ -41,7 +41,7 @@ from tachograph.workflow.plan import Plan
 from tachograph.workflow.references import has_reference, resolve
 from tachograph.workflow.reporter import Reporter, current_reporter
 from tachograph.workflow.result import ExecutionResult
-from tachograph.workflow.runner import Runner
+from tachograph.workflow.runner import FailedElsewhere, Runner
 from tachograph.workflow.settled import Outputs, SettledSteps
 from tachograph.workflow.step_counts import StepCounts
 from tachograph.workflow.triggers import Decision, Outcome, decide
@@ -104,7 +104,7 @@ class Run:
         self._unsettled = len(self._nodes)
         self.counts = StepCounts()
         self.settled = SettledSteps(self._nodes, self._graph.positions)
-        self.outputs = Outputs(self._nodes, self._graph.positions)
+        self.outputs = Outputs(self._nodes, self._graph)
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def execute(self) -> ExecutionResult:
@@ -564,7 +564,7 @@ class Run:
         now = self.clock()
         if error is not None and status in (StepStatus.TIMEOUT, StepStatus.CANCELLED) and node.context is not None:
             node.context.stop()
-            if not node.handler.is_async and node.reporter is not None:
+            if self._host.runner.is_local and not node.handler.is_async and node.reporter is not None:
                 node.reporter.log(
                     "the handler runs in a thread, which cannot be stopped from outside; it may still be running",
                     "warning",
@@ -580,7 +580,8 @@ class Run:
                 is_interrupt = issubclass(type(error), KeyboardInterrupt)
                 failure = Failure("Cancelled", "KeyboardInterrupt" if is_interrupt else "its task was cancelled")
         elif error is not None:
-            failure = describe(error, stack=status is not StepStatus.TIMEOUT)
+            elsewhere = error.failure if isinstance(error, FailedElsewhere) else None
+            failure = elsewhere or describe(error, stack=status is not StepStatus.TIMEOUT)
         retries = node.step.max_retries if node.step.max_retries is not None else self.workflow.max_retries
         is_stopping = self._abort is not None or self._hold_reason is not None
         may_retry = status in (StepStatus.FAILED, StepStatus.TIMEOUT) and not issubclass(type(error), DoNotRetry)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tachograph.identity import StepRef
+from tachograph.workflow.graph import Graph
 from tachograph.workflow.node import Node
 
 
@@ -36,7 +38,27 @@ class SettledSteps(Mapping[str, Any]):
 class Outputs(SettledSteps):
     """Outputs of completed steps by name; for a failed step, what its fallback returned."""
 
-    __slots__ = ()
+    __slots__ = ("_graph", "_waited_for")
+
+    def __init__(self, nodes: Sequence[Node], graph: Graph) -> None:
+        super().__init__(nodes, graph.positions)
+        self._graph = graph
+        self._waited_for: list[list[int]] | None = None
+
+    def before(self, step: StepRef) -> dict[str, Any]:
+        """The outputs of the steps that a step waited for, of those that these waited for, and so on."""
+        upstream = self._waited_for
+        if upstream is None:
+            upstream = self._waited_for = self._graph.waited_for()
+        positions = [next(node.position for node in self._nodes if node.ref is step)]
+        before: dict[int, None] = {}
+        while positions:
+            for position in upstream[positions.pop()]:
+                if position not in before:
+                    before[position] = None
+                    positions.append(position)
+        nodes = [self._nodes[position] for position in sorted(before)]
+        return {node.step.name: node.effective_output for node in nodes if node.has_output}
 
     def __getitem__(self, name: str) -> Any:
         node = self._node(name)

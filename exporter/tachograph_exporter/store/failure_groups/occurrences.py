@@ -68,6 +68,9 @@ _COUNTS: Final = (
 _ENDED_BEFORE: Final = select(_executions.execution_id).where(
     _executions.execution_id.in_(_IDS), _executions.finished_ns < bindparam("since")
 )
+_GROUPS: Final = select(_occurrences.execution_id, _occurrences.group_id).where(
+    _occurrences.execution_id.in_(_IDS), _occurrences.kind == EXECUTION
+)
 COUNTED_SINCE: Final = "failures_counted_since_ns"
 """State: executions that ended before are not counted in the series of groups, because there were none."""
 _FAILED_KEYS: Final = (
@@ -184,6 +187,14 @@ def counts_of(connection: Connection, ids: Iterable[str]) -> dict[str, dict[str,
             for execution_id in connection.execute(_ENDED_BEFORE, {"ids": chunk, "since": int(since)}).scalars():
                 del counts[execution_id]
     return counts
+
+
+def groups_of(connection: Connection, ids: Iterable[str]) -> dict[str, str]:
+    """The groups in which executions failed, by execution; without those that are not told from others."""
+    of_executions: dict[str, str] = {}
+    for chunk in chunks(ids):
+        of_executions |= {row[0]: row[1] for row in connection.execute(_GROUPS, {"ids": chunk})}
+    return {execution_id: group_id for execution_id, group_id in of_executions.items() if group_id != groups.OTHER}
 
 
 def _differing(connection: Connection, ids: Sequence[str]) -> set[str]:

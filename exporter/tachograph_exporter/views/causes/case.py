@@ -78,6 +78,11 @@ class Case(msgspec.Struct):
         return str(self.run.execution.workflow_id)
 
     @property
+    def sampled(self) -> SampledRun:
+        """The run, as one of the sample."""
+        return next(run for run in self.sample if run.execution_id == self.execution_id)
+
+    @property
     def is_known(self) -> bool:
         """Whether there are enough usual runs to compare with."""
         return len(self.usual) >= MIN_USUAL

@@ -53,6 +53,11 @@ def failures_url(workflow_id: str, error: str | None) -> str:
     return f"{_EXECUTIONS}?{urlencode(query)}"
 
 
+def failure_url(group_id: str) -> str:
+    """Where a group of failures is."""
+    return f"/api/failures/{quote(group_id, safe='')}"
+
+
 def trace_url(trace_id: str) -> str:
     """Where the spans of a trace are."""
     return f"/jaeger/api/traces/{trace_id}"

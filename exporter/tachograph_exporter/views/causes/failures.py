@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from tachograph.clock import NS
 from tachograph.events import UNSUCCESSFUL
 from tachograph_exporter.store.failure_groups.template import template_of
+from tachograph_exporter.store.samples import SampledRun
 from tachograph_exporter.store.steps import StoredStep
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.causes.case import Case
@@ -15,6 +15,7 @@ from tachograph_exporter.views.causes.claims import (
     CERTAIN,
     NOT_KNOWN,
     claim,
+    failure_url,
     failures_url,
     length,
     plural,
@@ -24,13 +25,25 @@ from tachograph_exporter.views.metrics import COMPLETED
 from tachograph_exporter.views.schemas.why import Claim
 
 
-def has_failed_so(run: Any, error_type: str | None, cause: str) -> bool:
-    """Whether a run (its row) failed with an error of this type, and with this message but for what varies in it."""
-    return (
-        run.status in UNSUCCESSFUL
-        and (run.error_type or "") == (error_type or "")
-        and (template_of(run.error_message or "") == cause)
-    )
+class SameFailure:
+    """Tells whether other runs failed as one did: for the same cause, as groups of failures tell causes apart.
+
+    Of runs whose groups are not known, with an error of the same type and with the same message, but for what varies.
+    """
+
+    def __init__(self, run: SampledRun) -> None:
+        self._run = run
+        self._template = template_of(run.error_message or "")
+
+    def __call__(self, other: SampledRun) -> bool:
+        """Whether it failed so, too."""
+        if other.status not in UNSUCCESSFUL:
+            return False
+        if other.failure_group is not None and self._run.failure_group is not None:
+            return other.failure_group == self._run.failure_group
+        return (other.error_type or "") == (self._run.error_type or "") and (
+            template_of(other.error_message or "") == self._template
+        )
 
 
 def outcome(case: Case) -> Iterator[Claim]:
@@ -106,18 +119,19 @@ def _lasted(step: StoredStep) -> float:
 def before(case: Case) -> Iterator[Claim]:
     """The same failure in earlier runs."""
     row = case.run.execution
-    cause = template_of(row.error_message or "")
+    failed_so = SameFailure(case.sampled)
     earlier = [run for run in case.sample if run.finished_ns < row.finished_ns]
-    same = [run for run in earlier if has_failed_so(run, row.error_type, cause)]
-    url = failures_url(case.workflow_id, row.error_type)
+    same = [run for run in earlier if failed_so(run)]
+    group = case.sampled.failure_group
+    url = failure_url(group) if group is not None else failures_url(case.workflow_id, row.error_type)
     if not same:
         if earlier:
             text = f"It did not fail so in the {plural(len(earlier), 'run')} before."
-            yield claim("before", None, text, CERTAIN, url, same=0, runs=len(earlier))
+            yield claim("before", None, text, CERTAIN, url, failure_group=group, same=0, runs=len(earlier))
         return
     streak = 0
     for run in reversed(earlier):
-        if not has_failed_so(run, row.error_type, cause):
+        if not failed_so(run):
             break
         streak += 1
     streak_text = f", the last {streak} in a row" if streak > 1 else ""
@@ -128,6 +142,7 @@ def before(case: Case) -> Iterator[Claim]:
         f"{rfc3339(same[0].finished_ns)[:16].replace('T', ' ')} UTC.",
         CERTAIN,
         url,
+        failure_group=group,
         same=len(same),
         runs=len(earlier),
         in_a_row=streak,

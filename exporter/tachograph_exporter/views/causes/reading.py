@@ -16,7 +16,6 @@ from tachograph.redaction import is_secret_key, mask_text
 from tachograph_exporter.ingest.spans import stored_record
 from tachograph_exporter.store import samples
 from tachograph_exporter.store.executions import StoredRun
-from tachograph_exporter.store.failure_groups.template import template_of
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.samples import Beside, SampledRun, StepDetail
 from tachograph_exporter.store.steps import StoredStep
@@ -27,7 +26,7 @@ from tachograph_exporter.views.causes.below import Excess, excess, self_times
 from tachograph_exporter.views.causes.case import Case, ChildRun
 from tachograph_exporter.views.causes.course import seconds_of
 from tachograph_exporter.views.causes.differences import MAX_FALSE, MIN_USUAL, Described, Result, differences
-from tachograph_exporter.views.causes.failures import has_failed_so
+from tachograph_exporter.views.causes.failures import SameFailure
 from tachograph_exporter.views.causes.features import Feature, Value, flattened, of_resources
 from tachograph_exporter.views.causes.statistics import median
 from tachograph_exporter.views.comparison import MIN_BLAME, failed_step, read_baseline_comparison
@@ -73,6 +72,8 @@ def read_why(connection: Connection, workspace: str, execution_id: str, back_ns:
     verdict = verdict_of(comparison, totals)
     focus = _focus(run, comparison, verdict)
     _read_steps(connection, sample, run, comparison, focus)
+    if verdict in ("failed", "lost"):
+        samples.read_failure_groups(connection, sample)
     case = Case(
         run=run, comparison=comparison, back_ns=back_ns, focus=focus, sample=sample, odd={}, usual={},
         differences=Result([], 0), seconds={}, details={},
@@ -91,8 +92,7 @@ def _sample(connection: Connection, workspace: str, run: StoredRun, back_ns: int
     sample = samples.ended_around(connection, workspace, row.workflow_id, row.finished_ns, low, MAX_BEFORE, MAX_AFTER)
     if all(each.execution_id != row.execution_id for each in sample):
         # It is archived, or older than so many runs that ended in the same moment.
-        names = [name for name in SampledRun.__struct_fields__ if name != "steps"]
-        sample.append(SampledRun(*(getattr(row, name, None) for name in names)))  # type: ignore[arg-type]
+        sample.append(SampledRun(*(getattr(row, name, None) for name in samples.RUN_COLUMNS)))  # type: ignore[arg-type]
     sample.sort(key=lambda each: (each.started_ns, each.execution_id))
     return sample
 
@@ -126,13 +126,10 @@ def _read_steps(
 
 def _group(case: Case, verdict: Verdict) -> None:
     """Divide the sample into the odd runs, which are as this one, and the usual ones."""
-    row = case.run.execution
     if verdict in ("failed", "lost"):
-        cause = template_of(row.error_message or "")
+        failed_so = SameFailure(case.sampled)
         case.odd = {
-            run.execution_id: run
-            for run in case.sample
-            if run.execution_id == case.execution_id or has_failed_so(run, row.error_type, cause)
+            run.execution_id: run for run in case.sample if run.execution_id == case.execution_id or failed_so(run)
         }
         case.usual = {run.execution_id: run for run in case.sample if run.status == COMPLETED}
         return

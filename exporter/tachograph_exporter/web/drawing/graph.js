@@ -2,6 +2,7 @@
 
 import { h } from "../dom.js";
 import { duration, STATUS_SYMBOLS } from "../format.js";
+import { now } from "../now.js";
 import { CanvasPainter } from "./canvas_painter.js";
 import { drag } from "./drag.js";
 import { fitText } from "./fit_text.js";
@@ -263,9 +264,7 @@ export class Graph {
 
   lengthText(step) {
     const length =
-      step.start === null
-        ? step.status
-        : duration(((this.run.barEnd(step, Date.now()) ?? step.start) - step.start) / 1000);
+      step.start === null ? step.status : duration(((this.run.barEnd(step, now()) ?? step.start) - step.start) / 1000);
     return `${STATUS_SYMBOLS[step.status] ?? ""} ${length}`;
   }
 

@@ -2,6 +2,7 @@
 
 import { h, replace, setText } from "../dom.js";
 import { duration, STATUS_SYMBOLS, times } from "../format.js";
+import { now as currently } from "../now.js";
 import { sortSteps } from "../run.js";
 import { clock } from "../times.js";
 import { drawAxis } from "./axis.js";
@@ -157,7 +158,7 @@ export class Timeline {
       first !== undefined &&
       event.buttons === 0 &&
       event.offsetX >= x(step.ready ?? first) - 6 &&
-      event.offsetX <= x(this.run.barEnd(step, Date.now()) ?? first) + 8;
+      event.offsetX <= x(this.run.barEnd(step, currently()) ?? first) + 8;
     this.tip.hidden = !isOver;
     if (!isOver) return;
     replace(
@@ -175,7 +176,7 @@ export class Timeline {
     const { run } = this;
     const lines = [`${STATUS_SYMBOLS[step.status] ?? ""} ${step.status}`];
     if (step.start !== null) {
-      const length = duration(((run.barEnd(step, Date.now()) ?? step.start) - step.start) / 1000);
+      const length = duration(((run.barEnd(step, currently()) ?? step.start) - step.start) / 1000);
       lines.push(`${length}, from ${duration(step.start / 1000)} after the start`);
     }
     const usual = run.usual.get(step.id);
@@ -198,7 +199,7 @@ export class Timeline {
   /** Zoom to a step, with some margin. */
   zoomTo(step) {
     if (step.start === null) return;
-    const end = this.run.barEnd(step, Date.now()) ?? step.start;
+    const end = this.run.barEnd(step, currently()) ?? step.start;
     const margin = Math.max((end - step.start) * 0.3, this.total / 2000);
     this.showRange(step.start - margin, end + margin);
   }
@@ -233,7 +234,7 @@ export class Timeline {
   }
 
   paint() {
-    const now = Date.now();
+    const now = currently();
     if (this.view.isWhole) Object.assign(this.view, { from: 0, to: this.total });
     const { from, to } = this.view;
     const x = (at) => ((at - from) / (to - from)) * this.width;
@@ -293,14 +294,15 @@ export class Timeline {
 
   paintMap(now) {
     // The overview visits every step, so for a long run it is not drawn in every frame.
-    if (this.run.steps.length > 1000 && now - (this.mapDrawnAt ?? 0) < 250) {
+    const at = performance.now();
+    if (this.run.steps.length > 1000 && at - (this.mapDrawnAt ?? -Infinity) < 250) {
       this.mapTimer ??= setTimeout(() => {
         this.mapTimer = null;
-        this.paintMap(Date.now());
+        this.paintMap(currently());
       }, 260);
       return;
     }
-    this.mapDrawnAt = now;
+    this.mapDrawnAt = at;
     const painter = (this.mapPainter ??= new CanvasPainter(this.map));
     painter.begin(this.width, MAP_HEIGHT);
     this.map.style.width = `${this.width}px`;
@@ -353,7 +355,7 @@ export class Timeline {
   label(step) {
     const parts = [step.name, step.status];
     if (step.start !== null) {
-      parts.push(duration(((this.run.barEnd(step, Date.now()) ?? step.start) - step.start) / 1000));
+      parts.push(duration(((this.run.barEnd(step, currently()) ?? step.start) - step.start) / 1000));
     }
     const usual = this.run.usual.get(step.id);
     if (usual?.isSlow) parts.push(usualText(usual));

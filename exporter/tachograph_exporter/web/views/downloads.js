@@ -7,19 +7,25 @@ import { palette } from "../drawing/palette.js";
 import { drawPicture } from "../drawing/picture.js";
 import { SvgPainter } from "../drawing/svg_painter.js";
 import { duration } from "../format.js";
+import { now } from "../now.js";
 
 const MAX_PICTURE_ROWS = 2_000;
 const PICTURE_WIDTH = 1600;
 
 /**
  * A menu that saves a run. `path` is the run's in the API, `rows()` are the steps to draw, in order. What users should
- * know goes to `announce(text)`, errors to `showError(error)`.
+ * know goes to `announce(text)`, errors to `showError(error)`. `isSaved`: the page is a report, without a service that
+ * makes other formats.
  */
-export function downloadMenu(run, path, { rows, announce, showError }) {
-  const items = {
-    JSON: () => saveDocument(run, path, "json", {}),
+export function downloadMenu(run, path, { rows, announce, showError, isSaved = false }) {
+  const byService = {
+    Report: () => saveReport(run, path),
     "Chrome trace": () => saveDocument(run, path, "trace.json", { format: "chrome" }),
     OTLP: () => saveDocument(run, path, "otlp.json", { format: "otlp" }),
+  };
+  const items = {
+    JSON: () => saveDocument(run, path, "json", {}),
+    ...(isSaved ? {} : byService),
     SVG: () => saveSvg(run, rows(), announce),
     PNG: () => savePng(run, rows(), announce),
   };
@@ -64,6 +70,11 @@ async function saveDocument(run, path, extension, query) {
   saveFile(run, extension, new Blob([JSON.stringify(body)], { type: "application/json" }));
 }
 
+/** The run as one file that opens without the service. */
+async function saveReport(run, path) {
+  saveFile(run, "html", new Blob([await get(`${path}/report`)], { type: "text/html" }));
+}
+
 function saveFile(run, extension, blob) {
   const link = h("a", {
     href: URL.createObjectURL(blob),
@@ -81,7 +92,7 @@ function draw(painter, run, steps, announce) {
   }
   const { timeline } = run;
   const title = `${timeline.workflow_name} ${run.status} · ${duration(run.length() / 1000)} · ${timeline.started_at ?? ""} · ${run.id}`;
-  const options = { width: PICTURE_WIDTH, now: Date.now(), title };
+  const options = { width: PICTURE_WIDTH, now: now(), title };
   drawPicture(painter, palette(), run, steps.slice(0, MAX_PICTURE_ROWS), options);
 }
 

@@ -74,6 +74,10 @@ export class ExpectationBlock {
     const zone = text(mine.timezone, "Europe/Berlin");
     const grace = text(seconds(mine.grace_seconds), "10m");
     const deadline = text(seconds(mine.deadline_seconds), "1h");
+    const steps = h("textarea", { rows: 3, placeholder: "load = 20m", maxlength: 20000 });
+    steps.value = Object.entries(mine.steps ?? {})
+      .map(([name, step]) => `${name} = ${seconds(step.deadline_seconds)}`)
+      .join("\n");
     const severity = h(
       "select",
       {},
@@ -89,6 +93,7 @@ export class ExpectationBlock {
         timezone: zone.value.trim(),
         grace: grace.value.trim(),
         deadline: deadline.value.trim(),
+        steps: steps.value.trim() ? stepsOf(steps.value) : "",
         severity: severity.value,
         is_paused: isPaused.checked ? true : "",
       };
@@ -107,6 +112,7 @@ export class ExpectationBlock {
         field("Time zone", zone),
         field("May start late by", grace),
         field("May take", deadline),
+        field("Deadlines of steps", steps, "a step and its time a line, such as load = 20m"),
         field("Severity", severity),
         field("Nothing for now", isPaused),
       ],
@@ -136,6 +142,17 @@ function state(info) {
   if (info.state === "ok") return h("span", { class: "status completed" }, "✔ as expected");
   if (info.state === "paused") return "nothing is expected for now";
   return h("span", { class: "status failed" }, `✘ ${info.state.replace("_", " ")}`);
+}
+
+/** The deadlines of steps, a line each: `load = 20m`. */
+function stepsOf(text) {
+  const lines = text.split("\n").filter((line) => line.trim());
+  const entries = lines.map((line) => {
+    const at = line.lastIndexOf("=");
+    const [name, deadline] = at < 0 ? [line, ""] : [line.slice(0, at), line.slice(at + 1)];
+    return [name.trim(), { deadline: deadline.trim() }];
+  });
+  return Object.fromEntries(entries);
 }
 
 /** What was said, as it is written: durations have other names there. */

@@ -259,6 +259,7 @@ export class RunView {
         rows: () => this.timeline.rows,
         announce: (message) => this.app.announce(message),
         showError: (problem) => this.app.showError(problem),
+        isSaved: Boolean(this.app.isSaved),
       }),
     );
     this.box = h(

@@ -3,6 +3,7 @@
 import { h, replace } from "../dom.js";
 import { distribution } from "../drawing/distribution.js";
 import { dollars, duration, parseTime, percent, shortId, stepCounts } from "../format.js";
+import { now } from "../now.js";
 import { clock, time } from "../times.js";
 import { runResources } from "./resources.js";
 
@@ -29,12 +30,12 @@ export function progress(run) {
   if (usual) {
     parts.push(`usually ${duration(usual)}`);
     const over = run.length() - usual * 1000;
-    const left = end ? parseTime(end) - Date.now() : -1;
+    const left = end ? parseTime(end) - now() : -1;
     if (left > 0) parts.push(`about ${duration(Math.ceil(left / 1000))} left, until ${clock(new Date(end))}`);
     else if (over > 0) parts.push(`${duration(Math.ceil(over / 1000))} longer than usual already`);
   }
   for (const step of run.steps) {
-    const wait = step.status === "retrying" && step.retryAt ? step.retryAt - (Date.now() - run.origin) : 0;
+    const wait = step.status === "retrying" && step.retryAt ? step.retryAt - (now() - run.origin) : 0;
     if (wait > 0) parts.push(`“${step.name}” tries again in ${duration(Math.ceil(wait / 1000))}`);
   }
   return `${parts.slice(0, 5).join("; ")}.`;

@@ -3,6 +3,7 @@
 import { button } from "../controls.js";
 import { h } from "../dom.js";
 import { dollars, duration, parseTime, status, times } from "../format.js";
+import { now } from "../now.js";
 import { time } from "../times.js";
 import { stepResources } from "./resources.js";
 
@@ -12,7 +13,7 @@ export function stepDetails(run, step, { select, trace }) {
   const length =
     step.start === null
       ? null
-      : (entry.duration_seconds ?? ((run.barEnd(step, Date.now()) ?? step.start) - step.start) / 1000);
+      : (entry.duration_seconds ?? ((run.barEnd(step, now()) ?? step.start) - step.start) / 1000);
   const stepsById = (ids) => ids.map((id) => run.byId.get(id)).filter(Boolean);
   const waits = entry.wait
     ? [

@@ -79,6 +79,8 @@ export class Why {
     const { execution_id: other, child_execution_id: child, first_execution_id: first, step } = evidence.values;
     const run = child ?? other ?? first;
     const path = evidence.url.split("?")[0];
+    const group = evidence.values.failure_group;
+    if (group) return h("a", { href: `#/failures/${encodeURIComponent(group)}` }, "this cause over time");
     if (run && run !== this.id) return h("a", { href: `#/executions/${encodeURIComponent(run)}` }, "the run");
     if (path.endsWith("/compare")) return h("a", { href: `#/workflows/${this.workflow}?a=${this.id}` }, "comparison");
     if (path.endsWith("/trends")) return h("a", { href: `#/workflows/${this.workflow}` }, "trend");
