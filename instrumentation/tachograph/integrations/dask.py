@@ -10,16 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 from tachograph.identity import new_id
 from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
 
 quiet = QuietLog(logging.getLogger(__name__))
-
-ANNOTATION: Final = "tachograph"
-"""The annotation of tasks that says which run they belong to: a workflow and a run id."""
 
 
 def instrument(client: Any) -> None:
@@ -57,6 +54,8 @@ def together(workflow: str, *, run_id: object = None) -> Iterator[None]:
         run_id: what the run is called, unique in its workflow (default: a new id).
     """
     import dask
+
+    from tachograph.integrations.dask_plugins import ANNOTATION
 
     dask_: Any = dask  # It does not list what it exports.
     name = clean_name(workflow) or "?"

@@ -14,13 +14,14 @@ from dask.utils import key_split
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
 from tachograph.identity import new_id
-from tachograph.integrations.dask import ANNOTATION
 from tachograph.integrations.places import Memory
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.setup import get_recorder
 from tachograph.report import Run, Step, run
 
 NAME: Final = "tachograph"
+ANNOTATION: Final = "tachograph"
+"""The annotation of tasks that says which run they belong to: a workflow and a run id."""
 _TOPIC: Final = "tachograph"
 _QUEUE_SECONDS: Final = 86_400.0
 _FLUSH_SECONDS: Final = 2.0
