@@ -86,6 +86,7 @@ async def test_graphs_are_runs(api: Api, client: Any) -> None:
             works = client.map(lambda number, base: number + base, range(5), base=extract, key="work")
             keys.update({future.key: f"work-{i}" for i, future in enumerate(works)})
             merged = client.submit(sum, works, key="merge")
+            merged.result(timeout=60)  # What comes after it belongs to its run, though nothing of it is open now.
             last = client.submit(flaky, merged, key="load", retries=1)
             assert last.result(timeout=60) == 45
         failing = client.submit(fail, 1, key="fail")

@@ -112,7 +112,9 @@ class TasksPlugin(SchedulerPlugin):
     def _wait(self, key: Any, state: Any) -> None:
         run, step = self._tasks[key]
         others = [self._tasks[each.key] for each in state.dependencies if each.key in self._tasks]
-        step.depend_on(*[other.step for other in others if other.run is run])
+        # Of a run whose tasks had all ended, there may be another object.
+        same = [other.step for other in others if other.run.execution_id == run.execution_id]
+        step.depend_on(*same)
         step.queued()
 
     def _run_of(self, wanted: set[Any], new: list[Any], annotated: dict[Any, Any]) -> Run:
