@@ -22,6 +22,8 @@ from tachograph.report import Run, Step, run
 NAME: Final = "tachograph"
 ANNOTATION: Final = "tachograph"
 """The annotation of tasks that says which run they belong to: a workflow and a run id."""
+_BY_CLIENTS: Final = ("cancel-key", "client-releases-keys", "remove-client", "update-graph")
+"""What the scheduler calls it that a client does not want a task any more."""
 _TOPIC: Final = "tachograph"
 _QUEUE_SECONDS: Final = 86_400.0
 _FLUSH_SECONDS: Final = 2.0
@@ -165,10 +167,10 @@ class TasksPlugin(SchedulerPlugin):
             if stimulus_id.startswith("task-erred"):
                 # Which error it was, the scheduler says only of the last attempt.
                 step.started().retrying("Retry: the attempt failed")
-            elif step.is_open and stimulus_id.startswith(("handle-worker", "remove-worker", "worker")):
-                step.retrying("WorkerLost: its worker is gone")
-            elif not stimulus_id.startswith(("steal", "handle-worker", "remove-worker", "worker")):
+            elif stimulus_id.startswith(_BY_CLIENTS):
                 step.cancelled("Cancelled: nobody wants its result any more")
+            elif step.is_open:
+                step.retrying("WorkerLost: its worker is gone")
         elif finish == "forgotten":
             if not step.finished_ns:
                 step.cancelled("Cancelled: nobody wants its result any more")
