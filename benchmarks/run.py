@@ -19,12 +19,14 @@ import attacks
 import exposition
 import ingest
 import live_spans
+import logs
 import metrics
 import page
 import recorder
 import resources
 import scrape
 import search
+import stacks
 import startup
 import stream
 import timeline
@@ -37,6 +39,8 @@ BENCHMARKS = {
     "startup": startup.main,
     "recorder": recorder.main,
     "resources": resources.main,
+    "stacks": stacks.main,
+    "logs": logs.main,
     "live-spans": live_spans.main,
     "timeline": timeline.main,
     "exposition": exposition.main,

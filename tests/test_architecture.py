@@ -18,6 +18,7 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph.recorded_command": -1,
     "tachograph.version": 0, "tachograph.errors": 0, "tachograph.clock": 0, "tachograph.identity": 0,
     "tachograph.histogram": -1, "tachograph.exact_sum": -1, "tachograph.distribution": 0, "tachograph.resources": 0,
+    "tachograph.folded_stacks": 0, "tachograph.running_attempts": 0,
     "tachograph.process": 0, "tachograph.otel_variables": 0, "tachograph.expectation": 0,
     "tachograph.service_address": 1,
     "tachograph.events": 1,
@@ -25,6 +26,7 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph.event_batch": 2, "tachograph.meter": 2, "tachograph.spool_places": 0, "tachograph.reported_process": 0,
     "tachograph.summary": 3, "tachograph.run_window": 3, "tachograph.run_notes": 0, "tachograph.folding": 3,
     "tachograph.workflow": 4,
+    "tachograph.stacks": 5,
     "tachograph.metrics": 5, "tachograph.spans": 5, "tachograph.recording": 6, "tachograph.runners": 6,
     "tachograph.report": 7, "tachograph.client": 7,
     "tachograph": 8, "tachograph.integrations": 8,
@@ -49,6 +51,7 @@ FLOORS: Final[Mapping[str, int]] = {
 
 BESIDE: Final = {
     ("tachograph.metrics", "tachograph.recording"),  # self-monitoring reads the recorder's queues
+    ("tachograph.runners", "tachograph.recording"),  # a worker collects what a step logs
 }
 
 

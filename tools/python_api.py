@@ -15,8 +15,8 @@ import tachograph
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Record your own functions": (
-        "configure", "workflow", "step", "measure", "cost", "log", "current_execution", "get_recorder", "caller",
-        "propagation",
+        "configure", "workflow", "step", "measure", "cost", "log", "current_execution", "LogHandler",
+        "get_recorder", "caller", "propagation",
     ),
     "Report runs that somebody else executes": ("report",),
     "Define and run workflows": (
@@ -39,7 +39,7 @@ _CONSTANTS = {
     "METRICS": "Every workflow metric: name, kind, help and labels. [metrics.md](metrics.md) has them as a table.",
     "__version__": "The installed version, a string.",
 }
-_FOR_ALL = ("step", "nested", "step_id", "execution_id", "is_ended", "id", "depend_on")
+_FOR_ALL = ("step", "nested", "step_id", "execution_id", "is_ended", "id", "depend_on", "logs")
 """Methods and properties of `tachograph.report` that are for users, besides those that report something."""
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns):$")
 _ENTRY = re.compile(r"^    (\w+): (.*)$")

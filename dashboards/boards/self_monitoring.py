@@ -14,6 +14,7 @@ from tachograph.metrics.self_metrics import (
     DROPPED,
     EVENTS,
     LABEL_SETS,
+    LOG_LINES,
     NOTICES,
     OTLP_DROPPED,
     OTLP_REQUESTS,
@@ -256,11 +257,12 @@ def _streams(layout: Layout) -> None:
             6,
             panels.lines(
                 "OTLP requests",
-                "Requests per hour, by protocol: stored, and with another outcome; log records and points not kept.",
+                "Requests per hour, by protocol: stored, and with another outcome; what was not kept; lines of steps.",
                 [
                     (f"3600 * {rate(OTLP_REQUESTS, stored, by='protocol, signal')}", "{{protocol}} {{signal}}"),
                     (f"3600 * {rate(OTLP_REQUESTS, refused, by='protocol, outcome')}", "{{protocol}}: {{outcome}}"),
                     (f"3600 * {rate(OTLP_DROPPED, SELECTED, by='signal, reason')}", "not kept: {{signal}} {{reason}}"),
+                    (f"3600 * {rate(LOG_LINES, SELECTED, by='outcome')}", "lines of steps here: {{outcome}}"),
                 ],
                 PER_HOUR,
             ),

@@ -65,7 +65,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     Agents. ``mcp``: they are answered at ``/mcp``, by the Model Context Protocol.
 
-    Page. ``trace_url`` is the URL of a trace in a viewer, with ``{trace_id}`` in it.
+    Page. ``trace_url`` is the URL of a trace in a viewer, with ``{trace_id}`` in it; ``logs_url_template`` that of a
+    step's lines in a store of logs, with ``{trace_id}``, ``{span_id}`` or ``{execution_id}`` in it.
     """
 
     host: str = "127.0.0.1"
@@ -100,6 +101,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     expectations: Path | None = None
     notify: tuple[str, ...] = ()
     trace_url: str | None = None
+    logs_url_template: str | None = None
     otlp_grpc: tuple[str, int] | None = None
     mcp: bool = False
 
@@ -173,6 +175,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(
                 f"{self.trace_url!r} is not a valid trace URL; expected a URL with {{trace_id}} in it, for instance "
                 "http://localhost:16686/trace/{trace_id}"
+            )
+        template = self.logs_url_template
+        if template is not None and (
+            not any(name in template for name in ("{trace_id}", "{span_id}", "{execution_id}"))
+            or not template.startswith(("http://", "https://", "/"))
+        ):
+            raise ConfigError(
+                f"{template!r} is not a valid template of logs' URLs; expected a URL with {{trace_id}}, {{span_id}} or "
+                "{execution_id} in it"
             )
         if self.delete_after_days is not None and self.archive_after_days is not None:
             raise ConfigError("either archive old executions or delete them, not both")

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tachograph.metrics.specs import METRICS
     from tachograph.recording.decorators import cost, current_execution, log, measure, step, workflow
     from tachograph.recording.listener_queue import BatchListener
+    from tachograph.recording.log_handler import LogHandler
     from tachograph.recording.recorder import Recorder
     from tachograph.recording.setup import configure, get_recorder
     from tachograph.recording.subscription import Subscription
@@ -84,6 +85,7 @@ else:
         "metrics.specs": "METRICS",
         "recording.decorators": "cost current_execution log measure step",
         "recording.listener_queue": "BatchListener",
+        "recording.log_handler": "LogHandler",
         "recording.recorder": "Recorder",
         "recording.setup": "configure get_recorder",
         "recording.subscription": "Subscription",
@@ -134,6 +136,7 @@ __all__ = [
     "HandlerRegistry",
     "InvalidInputs",
     "InvalidWorkflow",
+    "LogHandler",
     "MetricsListener",
     "Recorder",
     "SetupError",

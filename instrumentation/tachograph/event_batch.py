@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from tachograph.events import Event
+from tachograph.folded_stacks import StackWish
 
 PATH: Final = "/api/events"
 VERSION: Final = 1
@@ -50,7 +51,8 @@ class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a batch. It is sent once the events are committed.
 
     ``stored`` events are new. ``is_repeated``: the batch was stored before, so none of it was. A run whose process
-    sends no heartbeat for ``lease_seconds`` is lost.
+    sends no heartbeat for ``lease_seconds`` is lost. ``stacks``: what is asked of the processes that run the executions
+    whose heartbeats it has.
     """
 
     received: int
@@ -58,6 +60,7 @@ class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
     is_repeated: bool = False
     refused: Sequence[RefusedEvent] = ()
     lease_seconds: float = 30.0
+    stacks: Sequence[StackWish] = ()
 
 
 encode: Final = msgspec.json.Encoder().encode

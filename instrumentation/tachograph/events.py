@@ -16,6 +16,7 @@ import msgspec
 
 from tachograph.distribution import DistributionRow
 from tachograph.expectation import Expectation
+from tachograph.folded_stacks import FoldedStack, LongAttempt, StacksKind
 from tachograph.identity import ExecutionRef, StepRef
 from tachograph.resources import Resources as Resources
 from tachograph.resources import UseTotals
@@ -150,7 +151,12 @@ class ExecutionFinished(_ExecutionEvent, frozen=True, kw_only=True, gc=False, ta
 
 
 class Heartbeat(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="heartbeat"):
-    """The process that owns a running execution is alive."""
+    """The process that owns a running execution is alive.
+
+    ``long``: attempts that have been running in it for a while, and are not sampled.
+    """
+
+    long: tuple[LongAttempt, ...] = ()
 
 
 class WorkflowExpected(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="workflow_expected"):
@@ -412,6 +418,30 @@ class StepsFolded(_StepEvent, frozen=True, kw_only=True, gc=False, tag="steps_fo
     is_final: bool = False
 
 
+class StepStacks(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_stacks"):
+    """What an attempt is doing, or has been doing since sampling began; of each kind the newest replaces all before.
+
+    Attributes:
+        kind: ``now``: its stacks at ``time_ns``, because somebody asked by ``request``. ``profile``: since
+            ``started_ns``.
+        stacks: what was seen, the most frequent first.
+        samples: how often was looked.
+        interval_ns: the time that one count stands for; 0 of ``now``.
+        dropped: counts of stacks that are left out, because there are too many different ones.
+        cut: samples of stacks whose outer frames are left out.
+    """
+
+    attempt: int
+    kind: StacksKind
+    stacks: tuple[FoldedStack, ...]
+    request: str = ""
+    started_ns: int = 0
+    samples: int = 0
+    interval_ns: int = 0
+    dropped: int = 0
+    cut: int = 0
+
+
 class _Report(_StepEvent, frozen=True, kw_only=True, gc=False):
     # Unique within the step, so that a report delivered twice counts once.
     sequence: int
@@ -442,9 +472,48 @@ class StepLogged(_Report, frozen=True, kw_only=True, gc=False, tag="step_logged"
     level: str = "info"
 
 
+class LogLine(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """A line that code wrote while it did a step's work.
+
+    ``number`` counts the lines that its writer had for the attempt, from 1: where numbers are missing, lines were
+    dropped. ``severity`` is OpenTelemetry's number. ``failure``: the exception that was logged with it.
+    """
+
+    number: int
+    time_ns: int
+    severity: int
+    message: str
+    logger: str = ""
+    failure: Failure | None = None
+
+
+class StepLines(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_lines"):
+    """Lines that code wrote while it did the work of an attempt: log records, or a command's output.
+
+    ``writer`` tells the processes apart that write lines of one attempt; a command's output is written by
+    `OUTPUT_WRITER`.
+    """
+
+    lines: tuple[LogLine, ...]
+    writer: str
+    attempt: int = 1
+
+
+OUTPUT_WRITER: Final = "output"
+
 ExecutionEvent: TypeAlias = ExecutionQueued | ExecutionStarted | ExecutionFinished | Heartbeat | WorkflowExpected
 StepReport: TypeAlias = StepMeasured | StepCost | StepLogged
-StepEvent: TypeAlias = StepReady | StepStarted | StepRetrying | StepFinished | StepSkipped | StepsFolded | StepReport
+StepEvent: TypeAlias = (
+    StepReady
+    | StepStarted
+    | StepRetrying
+    | StepFinished
+    | StepSkipped
+    | StepsFolded
+    | StepStacks
+    | StepLines
+    | StepReport
+)
 Event: TypeAlias = ExecutionEvent | StepEvent
 
 

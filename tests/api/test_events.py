@@ -46,7 +46,8 @@ async def send(api: Api, body: bytes, **headers: str) -> tuple[int, Any]:
 
 def stored(count: int, **more: Any) -> dict[str, Any]:
     return {
-        "received": count, "stored": count, "is_repeated": False, "refused": [], "lease_seconds": 30.0, **more,
+        "received": count, "stored": count, "is_repeated": False, "refused": [], "lease_seconds": 30.0,
+        "stacks": [], **more,
     }  # fmt: skip
 
 

@@ -136,10 +136,6 @@ async def test_a_trace_of_any_program_is_an_execution_with_steps(api: Api) -> No
 OWN = "01a20b27-3435-7f34-bb64-1f7dfa48e9a4"
 
 
-def cicd(**said: str) -> dict[str, str]:
-    return {f"cicd.pipeline.{key.replace('_', '.')}": value for key, value in said.items()}
-
-
 def airflow(task: str = "", attempt: int = 0, state: str = "") -> dict[str, str | int]:
     attributes: dict[str, str | int] = {"airflow.dag_id": "sales", "airflow.dag_run.run_id": "manual__1"}
     if task:
@@ -162,12 +158,6 @@ def celery(action: str, state: str = "", retries: int = 0) -> dict[str, str | in
 WORKFLOW = {"temporalWorkflowID": "order-1"}
 RUN = {**WORKFLOW, "temporalRunID": OWN}
 ENGINES: dict[str, tuple[list[Span], str, dict[str, tuple[str, int]]]] = {
-    "cicd": (
-        [span("BUILD", 1, 0, 0, 9, of=cicd(name="build", run_id="77", result="failure")),
-         span("RUN lint", 2, 1, 0, 2, of=cicd(task_name="lint", task_run_result="success")),
-         span("RUN test", 3, 1, 2, 9, of=cicd(task_name="test", task_run_result="timeout"))],
-        "build failed", {"lint": ("completed", 1), "test": ("timeout", 1)},
-    ),
     "airflow": (
         [span("dag_run.sales", 1, 0, 0, 20, of=airflow()),
          span("task_run.pull", 2, 1, 0, 5, error="gone", of=airflow("pull", 1, "up_for_retry")),
@@ -197,15 +187,6 @@ ENGINES: dict[str, tuple[list[Span], str, dict[str, tuple[str, int]]]] = {
          span("RunActivity:charge", 5, 3, 2, 6, error="declined", of={**RUN, "temporalActivityID": "1"}),
          span("CompleteWorkflow:Order", 6, 1, 6.1, 6.1, error="Activity task failed", of=RUN)],
         "Order failed", {"charge": ("failed", 2)},
-    ),
-    "github": (
-        [span("build.yml", 1, 0, 0, 60, around={"cicd.pipeline.name": "build", "cicd.pipeline.run.id": 5,
-                                                "cicd.pipeline.run.status": "failure"}),
-         span("lint", 2, 1, 1, 9, around={"cicd.pipeline.task.run.id": 1, "cicd.pipeline.run.task.status": "success"}),
-         span("test", 3, 1, 9, 60, around={"cicd.pipeline.task.run.id": 2, "cicd.pipeline.run.task.status": "failure"}),
-         span("queue-test", 4, 3, 9, 12, of={"cicd.pipeline.run.queue.duration": 3},
-              around={"cicd.pipeline.task.run.id": 2})],
-        "build failed", {"lint": ("completed", 1), "test": ("failed", 1)},
     ),
     "celery": (
         [span("checkout", 1, 0, 0, 5),

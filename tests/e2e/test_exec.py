@@ -348,6 +348,34 @@ def test_a_night_of_commands_on_a_service_that_is_killed_is_there_once(
     assert not list((tmp_path / "spool").rglob("*.jsonl"))
 
 
+def test_output_is_seen_while_the_command_runs_and_stays_if_exec_is_killed(
+    service: Server, variables: dict[str, str]
+) -> None:
+    script = "import sys\nfor i in range(500): print('line', i, flush=True)\nsys.stdin.read()"
+    command = ("--name", "told", "--", sys.executable, "-c", script)
+    process = start("exec", *command, env=variables, stdin=subprocess.PIPE)
+
+    def lines() -> Any:
+        items = [
+            i for i in service.get("/api/workflows/executions?limit=1000")["items"] if i["workflow_name"] == "told"
+        ]
+        if not items:
+            return None
+        assert items[0]["status"] == "running"
+        page = service.get(f"/api/workflows/executions/{items[0]['execution_id']}/logs?last=1000")
+        return page if page["items"] and page["items"][-1]["message"] == "line 499" else None
+
+    try:
+        page = eventually(lines, 60)
+    finally:
+        process.kill()
+        # The command ends with its input.
+        process.communicate(timeout=60)
+    assert [line["message"] for line in page["items"]] == [f"line {i}" for i in range(300, 500)]
+    assert page["dropped_count"] == 300
+    assert {(line["level"], line["attempt"], line["source"]) for line in page["items"]} == {("info", 1, "recorded")}
+
+
 RUNS_INSIDE = """
 import os, subprocess, sys, threading
 import tachograph

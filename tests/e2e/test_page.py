@@ -210,7 +210,7 @@ def test_markup_from_a_workflow_is_shown_as_text(server: Callable[..., Server], 
 def test_the_lines_of_a_steps_spans_are_shown_with_it(
     server: Callable[..., Server], open_tab: Callable[..., Tab]
 ) -> None:
-    service = server()
+    service = server("--logs-url-template", "http://127.0.0.1:1/logs?q={trace_id}&from={from_ms}")
     execution = execute(service, MIXED)
     timeline = finished(service, execution)
     step = timeline["step_timeline"][0]
@@ -220,10 +220,48 @@ def test_the_lines_of_a_steps_spans_are_shown_with_it(
     }  # fmt: skip
     request = {"resourceLogs": [{"scopeLogs": [{"logRecords": [line]}]}]}
     assert get(f"{service.address}/v1/logs", method="POST", body=request) == (200, {})
+    start = time.time_ns()
+    call = {
+        "traceId": timeline["trace_id"], "spanId": "00000000000000aa", "parentSpanId": step["span_id"],
+        "name": "SELECT <b>orders</b> 17", "startTimeUnixNano": str(start), "endTimeUnixNano": str(start + 5_000_000),
+    }  # fmt: skip
+    spans = {"resourceSpans": [{"scopeSpans": [{"spans": [call]}]}]}
+    assert get(f"{service.address}/v1/traces", method="POST", body=spans) == (200, {})
+    ref = {
+        "execution": {
+            "workspace": "default", "workflow": MIXED["name"], "workflow_id": timeline["workflow_id"],
+            "execution_id": execution, "trace_id": timeline["trace_id"], "span_id": timeline["span_id"],
+        },
+        "step_id": step["step_id"], "name": step["step_name"], "span_id": step["span_id"],
+        "parent_span_id": timeline["span_id"],
+    }  # fmt: skip
+
+    def written(number: int, message: str, severity: int = 9) -> None:
+        line = {"number": number, "time_ns": time.time_ns(), "severity": severity, "message": message, "logger": "app"}
+        event = {"event": "step_lines", "step": ref, "time_ns": time.time_ns(), "writer": "w", "lines": [line]}
+        batch = {"version": 1, "sender": f"s{number}", "sequence": 1, "events": [event]}
+        assert get(f"{service.address}/api/events", method="POST", body=batch)[1]["stored"] == 1
+
+    written(1, "a line of <i>logging</i>")
     page = open_tab(service).open(f"/executions/{execution}")
     option(page, step["step_name"]).click()
     panel = page.get_by_role("complementary", name="Step")
-    expect(panel.locator(".log")).to_contain_text("<b>disk almost full</b>", timeout=30_000)
+    log = panel.locator(".log")
+    expect(log).to_contain_text("<b>disk almost full</b>", timeout=30_000)
+    expect(log).to_contain_text("a line of <i>logging</i>")
+    expect(panel.locator(".stepbelow")).to_contain_text("SELECT <b>orders</b> <*> ×1")
+    href = panel.get_by_role("link", name="All lines").get_attribute("href")
+    assert f"q={timeline['trace_id']}&from=" in (href or "")
+    written(2, "it goes on")
+    expect(log).to_contain_text("it goes on", timeout=30_000)
+    panel.get_by_label("Level").select_option("error")
+    expect(log.locator("li")).to_have_count(1)
+    panel.get_by_label("Level").select_option("")
+    panel.get_by_label("Filter lines by text").fill("GOES")
+    expect(log.locator("li")).to_have_count(1)
+    expect(log).to_contain_text("it goes on")
+    panel.get_by_label("Filter lines by text").fill("nothing of that kind")
+    expect(panel).to_contain_text("No line is like that.")
 
 
 def test_everything_works_by_keyboard(server: Callable[..., Server], open_tab: Callable[..., Tab]) -> None:

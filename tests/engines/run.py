@@ -43,14 +43,17 @@ ENGINES: Final[dict[str, Any]] = KNOWN["engines"]
 def python_of(name: str) -> str:
     """The Python of an environment, which is made where it is missing or has other requirements."""
     requirements = KNOWN["environments"][name] + KNOWN["environments"]["every"]
+    alone = KNOWN["alone"].get(name, [])
     directory = ENVIRONMENTS / name
     python, marker = directory / "bin" / "python", directory / "requirements.txt"
-    text = "\n".join(requirements)
+    text = "\n".join(requirements + alone)
     if not marker.exists() or marker.read_text() != text:
         start = time.monotonic()
         venv.create(directory, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
-        subprocess.run(command, check=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*command, *requirements], check=True)
+        if alone:
+            subprocess.run([*command, "--no-deps", *alone], check=True)
         marker.write_text(text)
         print(f"{name}: installed in {time.monotonic() - start:.0f} s")
     return str(python)
@@ -106,9 +109,10 @@ def save(name: str, engine: str, entry: dict[str, Any], scene: Scene, requests: 
 def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[str]:
     """Run an engine's program; returns what differs."""
     entry = ENGINES[name]
-    python = python_of(entry["environment"])
+    # One that no environment has is on the path.
+    python = python_of(entry["environment"]) if "environment" in entry else sys.executable
     engine = entry.get("engine", name)
-    version = version_of(python, entry.get("package", engine))
+    version = entry.get("version") or version_of(python, entry.get("package", engine))
     problems: list[str] = []
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"engine-{name}-")))
@@ -151,7 +155,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=15.0, help="how long the service may take to show a scene")
     arguments = parser.parse_args()
     problems = []
-    for name in arguments.engines or ENGINES:
+    for name in arguments.engines or [name for name, entry in ENGINES.items() if "environment" in entry]:
         print(f"== {name}", flush=True)
         start, before = time.monotonic(), processor_seconds()
         try:

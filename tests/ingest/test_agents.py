@@ -304,9 +304,10 @@ def test_agents_inside_agents_inside_agents_cost_no_more_than_others() -> None:
         spans.append(span(f"{depth}.m", "generation", 1, model, parent=f"{depth}.1"))
     for each in spans:
         each.scope = scope
-    began = time.monotonic()
+    # Of the processor's time: what else this machine does is no matter.
+    began = time.thread_time()
     execution = only(*spans)
-    assert time.monotonic() - began < 20
+    assert time.thread_time() - began < 20
     assert sum(isinstance(event, StepCost) for event in execution.events) == 3_999
 
 

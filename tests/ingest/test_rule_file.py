@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from tests.traces.test_traceql import span
 
 from tachograph_exporter.config import ConfigError
-from tachograph_exporter.ingest.built_in_rules import RULES
+from tachograph_exporter.ingest.built_in_rules import BUILT_IN, RULES
 from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.rules import Role
 
@@ -39,6 +40,23 @@ def test_a_rule_reads_what_it_says_and_comes_first(tmp_path: Path) -> None:
     assert rule.status(span("1", "s", 1, {"acme.kind": "task", "acme.result": "ODD"})) == "failed"
     assert rule.name(span("1", "s", 1, {"acme.kind": "task"})) == "s"
     assert book.find(span("1", "s", 1, {"acme.kind": "flow"})) is None
+
+
+def test_the_rules_in_the_docs_read_what_conventions_say(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "other-engines.md").read_text()
+    (text,) = [block for block in re.findall(r"(?s)```toml\n(.*?)```", page) if "cicd" in block]
+    (tmp_path / "map.toml").write_text(text)
+    book = read_rules(tmp_path / "map.toml")
+    run = {"cicd.pipeline.name": "build", "cicd.pipeline.run.id": "77", "cicd.pipeline.result": "failure"}
+    task = {"cicd.pipeline.task.name": "lint", "cicd.pipeline.task.run.result": "timeout"}
+    read = []
+    for attributes in (run, task):
+        record = span("1", "RUN", 1, attributes)
+        assert BUILT_IN.find(record) is None
+        rule = book.find(record)
+        assert rule is not None
+        read.append((rule.role, rule.name(record), rule.status(record)))
+    assert read == [(Role.EXECUTION, "build", "failed"), (Role.STEP, "lint", "timeout")]
 
 
 @pytest.mark.parametrize(

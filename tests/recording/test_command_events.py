@@ -14,7 +14,15 @@ import pytest
 
 from tachograph import identity
 from tachograph.clock import NS
-from tachograph.events import Event, ExecutionFinished, StepFinished, StepLogged, StepRetrying, StepStarted
+from tachograph.events import (
+    OUTPUT_WRITER,
+    Event,
+    ExecutionFinished,
+    StepFinished,
+    StepLines,
+    StepRetrying,
+    StepStarted,
+)
 from tachograph.recorded_command import STEP_VARIABLE
 from tachograph.recording.spool import Spool
 from tachograph.workflow.attempts import StepAttempts
@@ -78,7 +86,7 @@ def test_attempts_are_accounted_for_as_the_library_does() -> None:
     clock.wait(0.25)
     run.began()
     clock.wait(1)
-    lines = [Line(clock.now, b"\xe8 caf\xc3\xa9 token=hunter2", False), Line(clock.now, b"oh", True)]
+    lines = [Line(1, clock.now, b"\xe8 caf\xc3\xa9 token=hunter2", False), Line(2, clock.now, b"oh", True)]
     run.retrying(ended(2), lines, 0.5, None)
     clock.wait(0.5)
     run.began()
@@ -86,7 +94,7 @@ def test_attempts_are_accounted_for_as_the_library_does() -> None:
     run.finished(ended(0), [], None, 0)
     run.close()
     recorded = written()
-    kinds = [type(event) for event in recorded if not isinstance(event, StepLogged)][1:]
+    kinds = [type(event) for event in recorded if not isinstance(event, StepLines)][1:]
     assert kinds == [StepStarted, StepRetrying, StepStarted, StepFinished, ExecutionFinished]
     started, retrying, again, finished = [
         e for e in recorded if isinstance(e, StepStarted | StepRetrying | StepFinished)
@@ -104,8 +112,33 @@ def test_attempts_are_accounted_for_as_the_library_does() -> None:
              for e in (started, retrying, again, finished)]  # fmt: skip
     assert plain == expected
     assert finished.resources is not None
-    assert [e.message for e in recorded if isinstance(e, StepLogged)] == ["\ufffd café token=[masked]", "oh"]
+    (lines_of_first,) = [e for e in recorded if isinstance(e, StepLines)]
+    assert [(line.number, line.severity, line.message) for line in lines_of_first.lines] == [
+        (1, 9, "\ufffd café token=[masked]"), (2, 13, "oh"),
+    ]  # fmt: skip
+    assert (lines_of_first.writer, lines_of_first.attempt) == (OUTPUT_WRITER, 1)
     assert step.step_id == identity.step_id(step.execution.workflow_id, "make")
+
+
+def test_what_is_told_while_a_command_runs_is_new_and_bounded() -> None:
+    clock = Clock()
+    run = RunRecording(["x"], "x", {}, clock, quiet)
+    run.began()
+    lines = [Line(number, clock.now, b"line %d" % number, False) for number in range(1, 6)]
+    run.tell(lines[:2])
+    run.tell(lines)
+    run.tell(lines)
+    long = [Line(number, clock.now, b"y" * 2_000, False) for number in range(6, 206)]
+    for _ in range(300):
+        run._told = 0
+        run.tell(long)
+    run.close()
+    told = [event for event in written() if isinstance(event, StepLines)]
+    assert [[line.number for line in event.lines] for event in told[:2]] == [[1, 2], [3, 4, 5]]
+    assert {len(event.lines) for event in told[2:]} == {len(told[2].lines)}
+    assert told[2].lines[-1].number == 205
+    assert 20 < len(told[2].lines) < 40
+    assert sum(len(line.message) for event in told for line in event.lines) < 9 << 20
 
 
 def test_steps_inside_wait_for_those_that_ended_before() -> None:

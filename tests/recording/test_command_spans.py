@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from tests.recording.test_command_events import Clock, ended, quiet, written
 
-from tachograph.events import ExecutionStarted, StepStarted
+from tachograph.events import ExecutionStarted, StepLines, StepLogged, StepStarted
 from tachograph.spans.listener import SpanListener
 from tachograph_exporter.command import otlp, spans
 from tachograph_exporter.command.child import Line
@@ -104,7 +104,7 @@ def a_night(environment: dict[str, str]) -> Recording:
     run = RunRecording(["make", "all"], "make", environment, clock, quiet)
     run.began()
     clock.wait(1)
-    run.retrying(ended(2), [Line(clock.now, b"token=hunter2", True)] * 150, 0.5, None)
+    run.retrying(ended(2), [Line(number, clock.now, b"token=hunter2", True) for number in range(1, 151)], 0.5, None)
     clock.wait(0.5)
     run.began()
     around = {**environment, **run.environment()}
@@ -113,7 +113,7 @@ def a_night(environment: dict[str, str]) -> Recording:
         inner.began()
         clock.wait(1)
         if name == "extract":
-            inner.finished(ended(0), [Line(clock.now, b"12 rows", False)], None, 0)
+            inner.finished(ended(0), [Line(1, clock.now, b"12 rows", False)], None, 0)
         inner.close()
     run.finished(ended(3), [], None, 0)
     run.close()
@@ -135,6 +135,15 @@ def test_the_spans_of_a_command_are_those_that_the_library_makes_of_its_events(
     for event in recorded:
         if isinstance(event, ExecutionStarted | StepStarted):
             listener.begin(event)
+        elif isinstance(event, StepLines):
+            # On spans, the output is what the step logged.
+            for line in event.lines:
+                level = "warning" if line.severity >= 13 else "info"
+                listener(
+                    StepLogged(
+                        step=event.step, time_ns=line.time_ns, sequence=line.number, message=line.message, level=level
+                    )
+                )
         else:
             listener(event)
     otel_context.detach(token)

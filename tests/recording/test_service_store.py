@@ -239,6 +239,51 @@ def test_a_store_that_is_away_costs_no_memory_and_its_events_come_in_order(tmp_p
     store.close()
 
 
+def test_what_is_spooled_while_the_courier_ends_is_delivered_though_nothing_more_is_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tachograph.recording.spooled_store.PATIENCE_SECONDS", 0.0)
+    taken: list[Event] = []
+    states = {"away": True, "again": False}
+
+    class Store:
+        def apply(self, events: Any) -> None:
+            if states["away"]:
+                raise ServiceUnavailable("away", 0.1)
+            taken.extend(events)
+
+    class Lock:
+        """The store's lock; when the courier leaves it for the last time, the service is away once more."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self._is_last = False
+
+        def __enter__(self) -> None:
+            self._lock.acquire()
+            self._is_last = threading.current_thread().name == "tachograph-courier" and not store.is_spooling
+
+        def __exit__(self, *_: object) -> None:
+            is_last = self._is_last
+            self._lock.release()
+            if is_last and not states["again"]:
+                states["again"] = states["away"] = True
+                last = threading.Thread(target=store.apply, args=(run[2:],))
+                last.start()
+                last.join()
+                states["away"] = False
+
+    store = SpooledStore("http://host:1", lambda url, *, wait_seconds: Store())
+    monkeypatch.setattr(store, "_lock", Lock())
+    run = long_run(2)
+    store.apply(run[:2])
+    assert store.is_spooling
+    states["away"] = False
+    wait_until(lambda: len(taken) == len(run))
+    assert (taken, states["again"]) == (run, True)
+    store.close()
+
+
 def test_a_full_spool_drops_the_oldest_and_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TACHOGRAPH_SPOOL_MAX_BYTES", "40000")
     spool = Spool("http://host:1")

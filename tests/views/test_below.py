@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tachograph_exporter.store.samples import SpanTime
 from tachograph_exporter.views.causes.below import SelfTime, excess, self_times
+from tachograph_exporter.views.span_times import folded_name
 
 
 def span(span_id: str, parent: str, name: str, start: int, end: int) -> SpanTime:
@@ -34,3 +37,26 @@ def test_cycles_and_spans_without_an_end_are_cut() -> None:
     assert self_times([span("a", "step", "open", 5, 0)], {"step"}) == {"open": SelfTime(0, 1, 0)}
     assert self_times([], {"step"}) == {}
     assert excess({}, []) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "folded"),
+    [
+        ("SELECT orders", "SELECT orders"),
+        ("GET /users/17/orders/9", "GET /users/<*>/orders/<*>"),
+        ("GET /v1/items/550e8400-e29b-41d4-a716-446655440000", "GET /v1/items/<*>"),
+        ("GET rates.example", "GET rates.example"),
+        ("chat gpt-4o", "chat gpt-4o"),
+        ("chat claude-3-5-sonnet", "chat claude-3-5-sonnet"),
+        ("process job-1234", "process job-<*>"),
+        ("read export_20241103", "read export_<*>"),
+        ("load 2024-01-02", "load <*>"),
+        ("s3.GetObject", "s3.GetObject"),
+        ("fetch 9f86d081884c7d65", "fetch <*>"),
+        ("connect password=hunter2", "connect password=[masked]"),
+        ("x" * 5_000, "x" * 199 + "…"),
+    ],
+)
+def test_names_are_folded(name: str, folded: str) -> None:
+    assert folded_name(name) == folded
+    assert folded_name(folded) == folded

@@ -14,8 +14,9 @@ from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.store.runs import find_run
-from tachograph_exporter.views.comparison import BASELINE_SECONDS, compare_runs, read_baseline_comparison
+from tachograph_exporter.views.comparison import BASELINE_SECONDS
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
+from tachograph_exporter.views.step_below import read_comparison
 
 
 async def compare(request: web.Request) -> web.Response:
@@ -36,10 +37,12 @@ async def compare(request: web.Request) -> web.Response:
 
     def comparison(connection: Connection) -> ExecutionComparison:
         if execution_id is None:
-            return compare_runs(find_run(connection, workspace.id, str(b)), find_run(connection, workspace.id, str(a)))
+            run = find_run(connection, workspace.id, str(b))
+            reference = find_run(connection, workspace.id, str(a))
+            return read_comparison(connection, workspace.id, run, reference, 0)
         run = find_run(connection, workspace.id, execution_id)
         back_ns = baseline_ns if baseline_ns is not None else BASELINE_SECONDS * NS
-        return read_baseline_comparison(connection, workspace.id, run, back_ns)
+        return read_comparison(connection, workspace.id, run, None, back_ns)
 
     def read(connection: Connection) -> bytes:
         return msgspec.json.encode(comparison(connection))

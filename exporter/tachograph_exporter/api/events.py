@@ -58,6 +58,7 @@ async def events(request: web.Request) -> web.Response:
         is_repeated=stored.is_repeated,
         refused=sorted(refused, key=lambda event: event.index),
         lease_seconds=config.lease_seconds,
+        stacks=stored.wishes,
     )
     return json_response(answer)
 

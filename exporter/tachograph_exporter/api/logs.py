@@ -15,11 +15,11 @@ from tachograph_exporter.api.request import workspace_of
 from tachograph_exporter.api.routes import Parameter, Route
 from tachograph_exporter.ingest.process_metrics import process_of
 from tachograph_exporter.ingest.spans import attributes_of
-from tachograph_exporter.store import execution_list, log_rows, process_rows
+from tachograph_exporter.store import execution_list, process_rows
 from tachograph_exporter.store.log_rows import Position
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.trace_groups import traces_beside
-from tachograph_exporter.views.logs import SEVERITIES, read_lines
+from tachograph_exporter.views.logs import SEVERITIES, LineFilter, dropped_count, read_lines, read_newest_lines
 from tachograph_exporter.views.processes import build_processes
 from tachograph_exporter.views.schemas.logs import LogPage, ProcessPage
 
@@ -28,31 +28,47 @@ _LIMIT: Final = Parameter(
     name="limit", kind="integer", description="Maximum number of lines to return.", default=100, low=1, high=1000
 )
 
+_ATTEMPT: Final = Parameter(
+    name="attempt", kind="integer", description="Only lines of this attempt of their steps.", low=1, high=(1 << 31) - 1
+)
+_LAST: Final = Parameter(
+    name="last", kind="integer", description="So many lines, the newest; instead of a page.", low=1, high=1000
+)
+
 
 async def logs(request: web.Request) -> web.Response:
     """``GET /api/workflows/executions/{execution_id}/logs``: log lines, those that steps recorded and those by OTLP.
 
     In order of time. A line belongs to the step whose span it was written in, or the nearest span above it. A line
-    whose span is not known belongs to every execution of its trace, and to no step.
+    whose span is not known belongs to every execution of its trace, and to no step. Of what an attempt wrote while it
+    ran, the last 200 lines are kept.
     """
     query = Query(request)
-    names = query.texts("step")
-    severity = SEVERITIES[level] if (level := query.choice("level", SEVERITIES, "")) else 0
+    choice = LineFilter(
+        names=query.texts("step"),
+        severity=SEVERITIES[level] if (level := query.choice("level", SEVERITIES, "")) else 0,
+        text=query.text("text") or "",
+        attempt=query.optional_integer("attempt"),
+    )
     after = _position(query.cursor("after", _SORT))
     limit = query.integer("limit", _LIMIT.default, _LIMIT.low or 0, _LIMIT.high or 0)
+    last = query.optional_integer("last")
     query.done()
     workspace = await workspace_of(request)
     execution_id = request.match_info["execution_id"]
 
     def read(connection: Connection) -> bytes:
         run = find_run(connection, workspace.id, execution_id)
-        lines = read_lines(connection, workspace.id, run, names, severity, limit + 1, after)
-        trace_ids = traces_beside(connection, workspace.id, run.execution.trace_id)
-        last = lines[limit - 1].position if len(lines) > limit else None
+        dropped = dropped_count(connection, workspace.id, run)
+        if last:
+            newest, has_older = read_newest_lines(connection, workspace.id, run, choice, last)
+            return msgspec.json.encode(LogPage(items=newest, next=None, dropped_count=dropped, has_older=has_older))
+        lines = read_lines(connection, workspace.id, run, choice, limit + 1, after)
+        end = lines[limit - 1].position if len(lines) > limit else None
         page = LogPage(
             items=[line.entry for line in lines[:limit]],
-            next=encode_cursor(_SORT, _encoded(last)) if last is not None else None,
-            dropped_count=sum(log_rows.dropped_of(connection, workspace.id, trace_id) for trace_id in trace_ids),
+            next=encode_cursor(_SORT, _encoded(end)) if end is not None else None,
+            dropped_count=dropped,
         )
         return msgspec.json.encode(page)
 
@@ -105,8 +121,15 @@ ROUTES: Final = (
         query=(
             Parameter(name="step", kind="texts", description="Only lines of steps with these names or ids."),
             Parameter(name="level", description="Only lines of this level or above.", choices=tuple(SEVERITIES)),
+            Parameter(
+                name="text",
+                description="Only lines with this text in the message, the exception or the logger's name; case does "
+                "not matter.",
+            ),
+            _ATTEMPT,
             Parameter(name="after", description="`next` of the previous page."),
             _LIMIT,
+            _LAST,
         ),
         response=LogPage,
         codes=("archive_unavailable",),

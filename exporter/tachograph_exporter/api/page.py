@@ -36,17 +36,26 @@ _FILES: Final = {
 
 
 class About(msgspec.Struct, kw_only=True):
-    """The service's version, its default workspace, and the template of links to traces (with ``{trace_id}``)."""
+    """The service's version, its default workspace, and the templates of links to traces and to logs.
+
+    ``trace_url`` has ``{trace_id}`` in it; ``logs_url`` ``{trace_id}``, ``{span_id}`` or ``{execution_id}``, and maybe
+    ``{from_ms}`` and ``{to_ms}`` (unix milliseconds).
+    """
 
     version: str
     workspace: str
     trace_url: str | None
+    logs_url: str | None = None
 
 
 async def about(request: web.Request) -> web.Response:
-    """``GET /api/about``: the service's version, its default workspace, and the URL template of trace links."""
+    """``GET /api/about``: the service's version, its default workspace, and the templates of links."""
     config = request.app[CONFIG]
-    return json_response(About(version=version(), workspace=config.workspace, trace_url=config.trace_url))
+    return json_response(
+        About(
+            version=version(), workspace=config.workspace, trace_url=config.trace_url, logs_url=config.logs_url_template
+        )
+    )
 
 
 def _file(name: str) -> web.Response:

@@ -21,8 +21,10 @@ from tachograph_exporter.views.chrome_trace import chrome_trace
 from tachograph_exporter.views.expected_end import read_expected_end
 from tachograph_exporter.views.otlp_spans import spans_of_run
 from tachograph_exporter.views.schemas.timeline import ChromeTrace, OtlpTraces, WorkflowExecutionTimeline
+from tachograph_exporter.views.step_below import read_below
 from tachograph_exporter.views.timeline import TimelineFilter, build_timeline
 
+MAX_STEPS_BELOW: Final = 1_000
 FORMATS: Final = ("json", "chrome", "otlp")
 
 
@@ -35,6 +37,7 @@ async def timeline(request: web.Request) -> web.Response:
         max_duration_ns=query.duration("max_duration"),
         step=query.texts("step"),
     )
+    has_below = query.boolean("below")
     format_name = query.choice("format", FORMATS, "json")
     query.done()
     workspace = await workspace_of(request)
@@ -49,6 +52,11 @@ async def timeline(request: web.Request) -> web.Response:
         expected = read_expected_end(connection, run.execution, run.steps, now_ns)
         elsewhere = spans_beside(connection, workspace.id, run.execution.trace_id)
         run_timeline = build_timeline(run, step_filter, now_ns=now_ns, expected=expected, traces=elsewhere)
+        if has_below:
+            shown = {entry.step_id: entry for entry in run_timeline.step_timeline}
+            steps = [step for step in run.steps if step.step_id in shown][:MAX_STEPS_BELOW]
+            for step_id, below in read_below(connection, workspace.id, run, steps).items():
+                shown[step_id].below = below
         if format_name == "chrome":
             return msgspec.json.encode(chrome_trace(run, run_timeline, now_ns=now_ns))
         return msgspec.json.encode(run_timeline)
@@ -68,6 +76,11 @@ ROUTES: Final = (
             Parameter(name="min_duration", kind="duration", description="Only steps that took at least this long."),
             Parameter(name="max_duration", kind="duration", description="Only steps that took at most this long."),
             Parameter(name="step", kind="texts", description="Only steps with these names or ids."),
+            Parameter(
+                name="below",
+                kind="boolean",
+                description="Say what lies below each step, for at most 1,000 steps: the spans under it, by name.",
+            ),
             Parameter(
                 name="format",
                 description="`chrome`: Trace Event JSON for Perfetto, speedscope and "

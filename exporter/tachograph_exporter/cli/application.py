@@ -46,6 +46,8 @@ COMMANDS: Final = {
     "failures": Command("failures", LOOKING, "List failures by cause, and mute or resolve them."),
     "open": Command("runs", LOOKING, "Open the page at a run, in the browser, and print its address."),
     "why": Command("reasons", LOOKING, "Say why a run was slow or failed, or what it is doing now, with the evidence."),
+    "stack": Command("stacks", LOOKING, "Show what the steps of a run do now, and what those did that took longer than "
+                                        "usual."),
     "report": Command("report_file", LOOKING, "Write a run as one HTML file, for a ticket, a mail or the artefacts of "
                                               "a job: it opens without a service."),
     "compare": Command("reports", LOOKING, "Find the step that made a run slow, compared with another one or with "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from sqlalchemy import Connection
@@ -12,7 +12,9 @@ from sqlalchemy import Connection
 from tachograph.clock import NS
 from tachograph.identity import workspace_id
 from tachograph_exporter.cli.common import fail
+from tachograph_exporter.cli.sources import LogQuery
 from tachograph_exporter.expectations.views import read_workflow_expectation
+from tachograph_exporter.reading.asking import POLL_SECONDS, Asking
 from tachograph_exporter.reading.connection_reader import ConnectionReader
 from tachograph_exporter.reading.queries import FailureQuery, RunQuery
 from tachograph_exporter.store import definitions as definition_rows
@@ -27,7 +29,7 @@ from tachograph_exporter.store.rollups import read as read_rollups
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.views.executions import execution_stats
 from tachograph_exporter.views.failures import WINDOW_SECONDS, change_failure, read_failure
-from tachograph_exporter.views.logs import SEVERITIES, read_newest_lines
+from tachograph_exporter.views.logs import SEVERITIES, LineFilter, read_newest_lines
 from tachograph_exporter.views.metrics import read_metrics
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.executions import ExecutionStats, WorkflowExecutionResponse
@@ -36,10 +38,13 @@ from tachograph_exporter.views.schemas.failures import FailureGroupDetail, Failu
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.night import Night
-from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
+from tachograph_exporter.views.schemas.stacks import ExecutionStacks
+from tachograph_exporter.views.schemas.timeline import SpansBelow, WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
+from tachograph_exporter.views.stacks import Request, read_stacks
+from tachograph_exporter.views.step_below import read_below
 from tachograph_exporter.views.workflows import workflow_detail, workflow_list
 
 if TYPE_CHECKING:
@@ -71,14 +76,27 @@ class DatabaseSource:
         """See `Source`."""
         return self._ask(lambda reader: reader.timeline(execution_id))
 
-    def logs(self, execution_id: str, step: str | None, level: str | None, limit: int) -> tuple[list[LogEntry], bool]:
+    def logs(self, execution_id: str, query: LogQuery, limit: int) -> tuple[list[LogEntry], bool]:
         """See `Source`."""
-        names = frozenset({step}) if step is not None else frozenset[str]()
-        severity = SEVERITIES[level] if level is not None else 0
+        choice = LineFilter(
+            names=frozenset({query.step} if query.step is not None else ()),
+            severity=SEVERITIES[query.level] if query.level is not None else 0,
+            text=query.text or "",
+            attempt=query.attempt,
+        )
 
         def read(connection: Connection) -> tuple[list[LogEntry], bool]:
             run = find_run(connection, self._workspace, execution_id)
-            return read_newest_lines(connection, self._workspace, run, names, severity, limit)
+            return read_newest_lines(connection, self._workspace, run, choice, limit)
+
+        return self._database.look(read)
+
+    def below(self, execution_id: str) -> dict[str, list[SpansBelow]]:
+        """See `Source`."""
+
+        def read(connection: Connection) -> dict[str, list[SpansBelow]]:
+            run = find_run(connection, self._workspace, execution_id)
+            return read_below(connection, self._workspace, run, run.steps)
 
         return self._database.look(read)
 
@@ -201,6 +219,19 @@ class DatabaseSource:
 
         if open_count := self._database.run(delete):
             fail(f'workflow "{name}" has {open_count} open run(s); nothing was deleted')
+
+    def stacks(self, execution_id: str, names: Collection[str], *, is_asked: bool) -> ExecutionStacks:
+        """See `Source`."""
+        asking = Asking(self._workspace, execution_id)
+        asked: Request | None = None
+        if is_asked and self._database.look(asking.is_open):
+            self._database.run(asking.ask)
+            while not asking.is_done:
+                time.sleep(POLL_SECONDS)
+                self._database.look(asking.look)
+            asked = asking.request
+        now = time.time_ns()
+        return self._database.look(lambda c: read_stacks(c, self._workspace, execution_id, names, asked, now))
 
     def cancel(self, execution_id: str) -> NoReturn:
         """A database runs nothing."""

@@ -21,7 +21,7 @@ from tachograph_exporter.cli.common import (
 from tachograph_exporter.cli.opening import open_source
 from tachograph_exporter.cli.references import RunArgument, WorkflowArgument, of_workflow, run_id, timeline_of
 from tachograph_exporter.cli.sources import ReadDatabaseOption, UrlOption
-from tachograph_exporter.cli.tables import show_comparison, show_metrics, show_trends
+from tachograph_exporter.cli.tables import show_below, show_comparison, show_metrics, show_trends
 from tachograph_exporter.cli.terminal import TimelineView, shown
 
 BUCKETS = ("5m", "1h", "1d")
@@ -34,16 +34,24 @@ def timeline(
     database: ReadDatabaseOption = None,
     url: UrlOption = None,
     workspace: ReadWorkspaceOption = None,
+    below: Annotated[
+        bool, typer.Option("--below", help="Say what lies below the steps: spans of SQL, HTTP, …, summed by name.")
+    ] = False,
     as_json: JsonOption = False,
     _output: OutputOption = None,
 ) -> None:
     """Draw the timeline of a recorded run."""
     with open_source(database, url, workspace) as source:
         document = timeline_of(source, run_id(source, run))
+        by_step = source.below(document.execution_id) if below else {}
+    for entry in document.step_timeline:
+        entry.below = by_step.get(entry.step_id)
     if as_json:
         print_json(document)
-    else:
-        out.print(TimelineView(document))
+        return
+    out.print(TimelineView(document))
+    if below:
+        show_below(document)
 
 
 SinceOption = Annotated[

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import typer
@@ -29,6 +31,7 @@ from tachograph_exporter.cli.opening import open_source
 from tachograph_exporter.cli.references import RunArgument, of_workflow, run_id, timeline_of
 from tachograph_exporter.cli.sources import (
     DEFAULT_URL,
+    LogQuery,
     ReadDatabaseOption,
     Source,
     UrlOption,
@@ -37,6 +40,7 @@ from tachograph_exporter.cli.terminal import COLOURS, MARKS, printable, shown
 from tachograph_exporter.reading.queries import RunQuery
 from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.schemas.executions import WorkflowExecutionResponse
+from tachograph_exporter.views.schemas.logs import LogEntry
 
 TROUBLE: Final = ("failed", "timeout", "lost")
 """What ``--failed`` selects."""
@@ -122,11 +126,20 @@ def _row(run: WorkflowExecutionResponse, when: str) -> list[str | Text]:
     return [f"…{run.execution_id[-6:]}", when, status, run.workflow_name, took, " ".join(error.split())]
 
 
+_FOLLOW_SECONDS: Final = 1.0
+
+
 @app.command()
 def logs(
     run: RunArgument,
     step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="Only lines of this step (name or id).")] = None,
     level: Annotated[str | None, typer.Option(help=f"Only this level or above: {', '.join(LEVELS)}.")] = None,
+    step_option: Annotated[str | None, typer.Option("--step", help="The same as STEP.", metavar="STEP")] = None,
+    grep: Annotated[
+        str | None, typer.Option(help="Only lines with this text, whatever its case.", metavar="TEXT")
+    ] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Only lines of this attempt.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000, help="Lines to show, the newest.")] = 1000,
     database: ReadDatabaseOption = None,
     url: UrlOption = None,
@@ -137,13 +150,20 @@ def logs(
     """Show the log lines of a run or of one of its steps, with what its commands wrote, oldest first."""
     if level is not None and level not in LEVELS:
         fail(f"--level {level!r} is not valid; expected one of {', '.join(LEVELS)}")
+    if follow and as_json:
+        fail("--follow prints lines as they come, and --json one document: choose one of the two")
+    step = step if step is not None else step_option
+    query = LogQuery(step, level, grep, attempt)
     with open_source(database, url, workspace) as source:
         identifier = run_id(source, run)
         timeline = timeline_of(source, identifier)
         names = {entry.step_name for entry in timeline.step_timeline}
-        if step is not None and step not in names | {entry.step_id for entry in timeline.step_timeline}:
+        if step is not None and not follow and step not in names | {entry.step_id for entry in timeline.step_timeline}:
             fail(f'run {identifier} has no step "{step}"; it has {", ".join(sorted(names)[:20]) or "none"}')
-        lines, are_older = source.logs(identifier, step, level, limit)
+        if follow:
+            _follow(source, identifier, query, limit)
+            return
+        lines, are_older = source.logs(identifier, query, limit)
     if as_json:
         print_json(lines)
         return
@@ -151,15 +171,44 @@ def logs(
         err.print(f"older lines are left out; show more than {limit:,} with --limit", style="bright_black")
     if not lines:
         what = f"step {step}" if step is not None else "run"
-        err.print(f"this {shown(what)} logged nothing{' at this level' if level else ''}", style="bright_black")
+        like_that = " like that" if level or grep or attempt else ""
+        err.print(f"this {shown(what)} logged nothing{like_that}", style="bright_black")
         return
-    day = ""
+    _print_lines(lines, f"{shown(timeline.workflow_name)}  {identifier}", "", has_step=step is None)
+
+
+def _print_lines(lines: Sequence[LogEntry], run: str, day: str, *, has_step: bool) -> str:
+    """Print lines, with a heading for each day after ``day``. Returns the last one."""
     for line in lines:
         if (today := moment(line.at)[:10]) != day:
             day = today
-            out.print(f"{moment(line.at)}  {shown(timeline.workflow_name)}  {identifier}", style="bright_black",
-                      soft_wrap=True)  # fmt: skip
-        out.print(_log_line(line, has_step=step is None), soft_wrap=True)
+            out.print(f"{moment(line.at)}  {run}", style="bright_black", soft_wrap=True)
+        out.print(_log_line(line, has_step=has_step), soft_wrap=True)
+    return day
+
+
+def _follow(source: Source, identifier: str, query: LogQuery, limit: int) -> None:
+    """Print lines as they come, until the run has ended and its last lines are there."""
+    printed: Counter[tuple[object, ...]] = Counter()
+    day = ""
+    while True:
+        # Before the lines: those of its end are there once it has ended.
+        timeline = timeline_of(source, identifier)
+        lines, _ = source.logs(identifier, query, limit)
+        keys = [(line.at, line.source, line.step_id, line.attempt, line.span_id, line.message) for line in lines]
+        # Lines of several processes do not come in order: what was not there before is new.
+        seen: Counter[tuple[object, ...]] = Counter()
+        new = []
+        for line, key in zip(lines, keys, strict=True):
+            seen[key] += 1
+            if seen[key] > printed[key]:
+                new.append(line)
+        printed = seen
+        run = f"{shown(timeline.workflow_name)}  {identifier}"
+        day = _print_lines(new, run, day, has_step=query.step is None)
+        if timeline.completed_at is not None:
+            return
+        time.sleep(_FOLLOW_SECONDS)
 
 
 _LEVEL_STYLES: Final = ((17, "red"), (13, "yellow"), (0, "none"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from tachograph.clock import NS
 from tachograph_exporter.cli.common import fail
 from tachograph_exporter.cli.service_client import NotFound, ServiceClient, put_back, quoted, taken
+from tachograph_exporter.cli.sources import LogQuery
 from tachograph_exporter.reading.queries import FailureQuery, RunQuery
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
@@ -17,7 +18,8 @@ from tachograph_exporter.views.schemas.failures import FailureGroupDetail, Failu
 from tachograph_exporter.views.schemas.logs import LogEntry
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
 from tachograph_exporter.views.schemas.night import Night
-from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
+from tachograph_exporter.views.schemas.stacks import ExecutionStacks
+from tachograph_exporter.views.schemas.timeline import SpansBelow, WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
 from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
@@ -71,11 +73,14 @@ class ServiceSource(ServiceClient):
             put_back(entry, values)
         return timeline
 
-    def logs(self, execution_id: str, step: str | None, level: str | None, limit: int) -> tuple[list[LogEntry], bool]:
+    def logs(self, execution_id: str, query: LogQuery, limit: int) -> tuple[list[LogEntry], bool]:
         """See `Source`."""
         path = f"/api/workflows/executions/{quoted(execution_id)}/logs"
-        parameters = {"limit": str(_LINES)}
-        parameters |= {n: v for n, v in (("step", step), ("level", level)) if v is not None}
+        parameters = {name: str(value) for name, value in query._asdict().items() if value is not None}
+        if limit <= _LINES:
+            page = self._found(path, {**parameters, "last": str(limit)})
+            return [self._read(item, LogEntry) for item in page["items"]], page["has_older"]
+        parameters["limit"] = str(_LINES)
         lines: list[LogEntry] = []
         are_older = False
         while True:
@@ -93,6 +98,15 @@ class ServiceSource(ServiceClient):
             return self._receive(f"/api/workflows/executions/{quoted(execution_id)}/report")
         except NotFound as error:
             fail(f"{self._base}: {error}")
+
+    def below(self, execution_id: str) -> dict[str, list[SpansBelow]]:
+        """See `Source`."""
+        document = self._found(f"/api/workflows/executions/{quoted(execution_id)}/timeline", {"below": "true"})
+        return {
+            entry["step_id"]: [self._read(spans, SpansBelow) for spans in entry["below"]]
+            for entry in document["step_timeline"]
+            if entry.get("below")
+        }
 
     def failures(self, query: FailureQuery, limit: int) -> FailurePage | None:
         """See `Source`."""
@@ -177,6 +191,16 @@ class ServiceSource(ServiceClient):
     def delete_workflow(self, name: str) -> None:
         """See `Source`."""
         self._found(f"/api/workflows/{quoted(name)}", method="DELETE")
+
+    def stacks(self, execution_id: str, names: Collection[str], *, is_asked: bool) -> ExecutionStacks:
+        """See `Source`."""
+        path = f"/api/workflows/executions/{quoted(execution_id)}/stacks"
+        parameters = {"now": str(is_asked).lower()}
+        if names and not any("," in name for name in names):
+            parameters["step"] = ",".join(names)
+        answer = self._read(self._found(path, parameters), ExecutionStacks)
+        answer.items = [item for item in answer.items if not names or item.step_name in names or item.step_id in names]
+        return answer
 
     def cancel(self, execution_id: str) -> Any:
         """See `Source`."""

@@ -142,6 +142,13 @@ def serve(
     trace_url: Annotated[
         str | None, typer.Option(help="URL of your trace viewer for links on the page, with {trace_id} in it.")
     ] = None,
+    logs_url_template: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of a step's lines in your store of logs (Loki in Grafana, …) for links on the page, with "
+            "{trace_id}, {span_id} or {execution_id} in it, and {from_ms} and {to_ms}."
+        ),
+    ] = None,
 ) -> None:
     """Serve the API, the metrics and the page. Beyond loopback a token is required."""
     with report_errors():
@@ -177,6 +184,7 @@ def serve(
             expectations=expectations,
             notify=tuple(notify or ()),
             trace_url=trace_url,
+            logs_url_template=logs_url_template,
             mcp=mcp,
             otlp_grpc=parse_listen(otlp_grpc) if otlp_grpc is not None else None,
         )

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol
 
 import typer
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tachograph_exporter.views.schemas.failures import FailureGroupDetail
     from tachograph_exporter.views.schemas.logs import LogEntry
     from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
+    from tachograph_exporter.views.schemas.stacks import ExecutionStacks
+    from tachograph_exporter.views.schemas.timeline import SpansBelow
     from tachograph_exporter.views.schemas.workflows import WorkflowDetail, WorkflowSummary
 
 DEFAULT_URL: Final = f"http://{DEFAULT_LISTEN}"
@@ -42,6 +44,15 @@ UrlOption = Annotated[
 ]
 
 
+class LogQuery(NamedTuple):
+    """Which lines of a run: of a step (name or id), a level or above, with a text, of an attempt."""
+
+    step: str | None = None
+    level: str | None = None
+    text: str | None = None
+    attempt: int | None = None
+
+
 class Source(Reader, Protocol):
     """Answers about runs and workflows. Each method prints an error and exits if it has no answer, unless it says so.
 
@@ -50,8 +61,11 @@ class Source(Reader, Protocol):
 
     url: str | None
 
-    def logs(self, execution_id: str, step: str | None, level: str | None, limit: int) -> tuple[list[LogEntry], bool]:
-        """(the newest lines of a run, or of one of its steps, in order; whether there are older ones)."""
+    def logs(self, execution_id: str, query: LogQuery, limit: int) -> tuple[list[LogEntry], bool]:
+        """(the newest lines of a run that are asked for, in order; whether there are older ones)."""
+
+    def below(self, execution_id: str) -> dict[str, list[SpansBelow]]:
+        """What lies below the steps of a run that have spans below them, by step id."""
 
     def report(self, execution_id: str) -> bytes:
         """A run, by its whole id, as one HTML file."""
@@ -78,6 +92,10 @@ class Source(Reader, Protocol):
 
     def delete_workflow(self, name: str) -> None:
         """Delete a workflow with all its runs, unless one of them is open."""
+
+    def stacks(self, execution_id: str, names: Collection[str], *, is_asked: bool) -> ExecutionStacks:
+        """What the steps of a run do now (``is_asked``) and were seen doing; only those with these names or ids."""
+        ...
 
     def cancel(self, execution_id: str) -> Any:
         """Cancel a run; what the service answered."""

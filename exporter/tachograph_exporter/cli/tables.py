@@ -10,11 +10,15 @@ from tachograph.clock import NS
 from tachograph_exporter.cli.columns import Column, show_table
 from tachograph_exporter.cli.common import out, print_json
 from tachograph_exporter.cli.moments import column, moment
-from tachograph_exporter.cli.terminal import MAX_ROWS, printable
+from tachograph_exporter.cli.terminal import MAX_ROWS, printable, shown
 from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.metrics import WorkflowMetricsSummary
+from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
+
+MAX_BELOW = 5
+"""Names of spans below a step that are shown."""
 
 
 def _duration(value: float | None) -> str:
@@ -116,6 +120,30 @@ def show_comparison(comparison: ExecutionComparison) -> None:
     show_table(columns, rows, ["bold red" if step.step_name == comparison.culprit else "" for step in steps])
     if len(comparison.steps) > MAX_ROWS:
         out.print(f"… and {len(comparison.steps) - MAX_ROWS} more steps", style="bright_black")
+    for step in comparison.steps:
+        for spans in (step.below or ())[:MAX_BELOW]:
+            usually = f"{_duration(spans.reference_seconds)} ×{spans.reference_count:,}"
+            out.print(
+                f"  below {shown(step.step_name)}: [bold]{_duration(spans.seconds)}[/] {shown(spans.name)} "
+                f"×{spans.count:,} instead of {usually}",
+                soft_wrap=True,
+            )
+
+
+def show_below(timeline: WorkflowExecutionTimeline) -> None:
+    """Print what lies below the steps of a run, the longest first."""
+    entries = [entry for entry in timeline.step_timeline if entry.below]
+    if not entries:
+        out.print("  below the steps there are no spans in this store", style="bright_black")
+        return
+    entries.sort(key=lambda entry: -sum(spans.seconds for spans in entry.below or ()))
+    for entry in entries[:MAX_ROWS]:
+        parts = [
+            f"{_duration(spans.seconds)} {shown(spans.name) if spans.name is not None else 'others'} ×{spans.count:,}"
+            for spans in (entry.below or ())[:MAX_BELOW]
+        ]
+        of = f" of {_duration(entry.duration_seconds)}" if entry.duration_seconds is not None else ""
+        out.print(f"  [bold]{shown(entry.step_name)}[/]{of}: {', '.join(parts)}", soft_wrap=True)
 
 
 def show_items(items: list[Any], columns: tuple[str, ...], as_json: bool) -> None:

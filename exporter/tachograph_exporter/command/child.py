@@ -1,4 +1,4 @@
-"""Running one attempt of a command: its output passed through, signals forwarded, and what it used of the machine."""
+"""Running one attempt of a command: its output passed on, signals forwarded, and what it used of the machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ MAX_LINES = 200
 """Lines of output that are kept, the last ones."""
 LINE_BYTES = 2_000
 """Bytes of a line that are kept."""
+LIVE_SECONDS, MAX_LIVE_SECONDS = 1.0, 30.0
+"""How long a line waits at least and at most until it is told of while the command runs."""
 KILL_SECONDS = 10.0
 """How long a command has to end after SIGTERM before it is killed."""
 TIMEOUT_CODE = 124
@@ -31,12 +33,56 @@ _OF_TERMINAL = ("SIGINT", "SIGQUIT", "SIGWINCH", "SIGCONT")
 
 
 class Line:
-    """A line of output. ``is_error``: it was written to standard error."""
+    """A line of output. ``number`` counts them from 1. ``is_error``: it was written to standard error."""
 
-    __slots__ = ("is_error", "text", "time_ns")
+    __slots__ = ("is_error", "number", "text", "time_ns")
 
-    def __init__(self, time_ns: int, text: bytes, is_error: bool) -> None:
-        self.time_ns, self.text, self.is_error = time_ns, text, is_error
+    def __init__(self, number: int, time_ns: int, text: bytes, is_error: bool) -> None:
+        self.number, self.time_ns, self.text, self.is_error = number, time_ns, text, is_error
+
+
+class Output:
+    """The last lines of an attempt's output, and how many there were."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self.lines: deque[Line] = deque(maxlen=MAX_LINES)
+        self.count = 0
+        self._clock = clock
+
+    def add(self, text: bytes, is_error: bool) -> None:
+        self.count += 1
+        self.lines.append(Line(self.count, self._clock(), text, is_error))
+
+    def skip(self, count: int) -> None:
+        """So many lines were not kept."""
+        self.count += count
+
+
+class Live:
+    """When lines are told of while their command runs: often at first, and more and more rarely.
+
+    Args:
+        tell: receives the last lines so far. Those told before are among them.
+    """
+
+    def __init__(self, tell: Callable[[list[Line]], None]) -> None:
+        self._tell = tell
+        self._began = self._told_at = time.monotonic()
+        self._told = 0
+
+    def wait_seconds(self, output: Output) -> float | None:
+        """How long until it is time; None: there is nothing to tell."""
+        if output.count == self._told:
+            return None
+        now = time.monotonic()
+        interval = min(max((now - self._began) / 100, LIVE_SECONDS), MAX_LIVE_SECONDS)
+        return max(0.0, self._told_at + interval - now)
+
+    def tell_if_due(self, output: Output) -> None:
+        """Tell of the lines, if there are new ones and it is time."""
+        if self.wait_seconds(output) == 0.0:
+            self._told, self._told_at = output.count, time.monotonic()
+            self._tell(list(output.lines))
 
 
 class Ended:
@@ -69,9 +115,9 @@ def _resources(usage: object) -> dict[str, float | int]:
 class _Stream:
     """One of the command's outputs, on its way to ours; the last lines are kept."""
 
-    def __init__(self, source: int, target: int, lines: deque[Line], is_error: bool, clock: Callable[[], int]) -> None:
+    def __init__(self, source: int, target: int, output: Output, is_error: bool) -> None:
         self.source, self._target = source, target
-        self._lines, self._is_error, self._clock = lines, is_error, clock
+        self._output, self._is_error = output, is_error
         self._begun = b""
         self._is_skipping = False
 
@@ -98,7 +144,7 @@ class _Stream:
         # Only the last lines are looked at: a command may write a million a second.
         *whole, rest = data.rsplit(b"\n", MAX_LINES + 1)
         if len(whole) > MAX_LINES:
-            del whole[0]
+            self._output.skip(whole.pop(0).count(b"\n") + 1)
             self._begun, self._is_skipping = b"", False
         for line in whole:
             if not self._is_skipping:
@@ -111,7 +157,7 @@ class _Stream:
                 self._begun, self._is_skipping = b"", True
 
     def _add(self, text: bytes) -> None:
-        self._lines.append(Line(self._clock(), text[: LINE_BYTES + 1].rstrip(b"\r"), self._is_error))
+        self._output.add(text[: LINE_BYTES + 1].rstrip(b"\r"), self._is_error)
 
     def close(self) -> None:
         if self._begun:
@@ -171,11 +217,16 @@ class Runner:
         """The signal that asked us to stop so far, or 0."""
         return self._stopped_by
 
-    def run(self, environment: Mapping[str, str], timeout: float | None) -> tuple[Ended, list[Line]]:
-        """Run an attempt until it ends, or for ``timeout`` seconds: (how it ended, its last lines of output)."""
-        lines: deque[Line] = deque(maxlen=MAX_LINES)
+    def run(
+        self, environment: Mapping[str, str], timeout: float | None, tell: Callable[[list[Line]], None]
+    ) -> tuple[Ended, list[Line]]:
+        """Run an attempt until it ends, or for ``timeout`` seconds: (how it ended, its last lines of output).
+
+        ``tell`` receives the last lines now and then while it runs.
+        """
+        output = Output(self._clock)
         streams: list[_Stream] = []
-        actions, close = self._plumbing(streams, lines)
+        actions, close = self._plumbing(streams, output)
         caught = [getattr(signal, name, None) for name in (*_FORWARDED, "SIGCHLD")]
         # Python ignores SIGPIPE, which a command inherits if nobody takes it back.
         defaults = [signal.SIGPIPE, *[n for n in caught if n is not None and signal.getsignal(n) is not signal.SIG_IGN]]
@@ -198,13 +249,13 @@ class Runner:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self._pid, self._early.pop(0))
         try:
-            ended = self._wait(streams, timeout)
+            ended = self._wait(streams, timeout, output, Live(tell))
         finally:
             self._pid = 0
         self._leave(streams)
-        return ended, list(lines)
+        return ended, list(output.lines)
 
-    def _plumbing(self, streams: list[_Stream], lines: deque[Line]) -> tuple[list[tuple[int, int, int]], list[int]]:
+    def _plumbing(self, streams: list[_Stream], output: Output) -> tuple[list[tuple[int, int, int]], list[int]]:
         """(what to do with descriptors in the child, the ends to close here). An output to a terminal is left alone."""
         actions: list[tuple[int, int, int]] = []
         close: list[int] = []
@@ -225,11 +276,11 @@ class Runner:
                 os.set_blocking(reader, False)
                 known[place] = writer
                 close.append(writer)
-                streams.append(_Stream(reader, target, lines, target == 2, self._clock))
+                streams.append(_Stream(reader, target, output, target == 2))
             actions.append((os.POSIX_SPAWN_DUP2, known[place], target))
         return actions, close
 
-    def _wait(self, streams: list[_Stream], timeout: float | None) -> Ended:
+    def _wait(self, streams: list[_Stream], timeout: float | None, output: Output, live: Live) -> Ended:
         deadline = time.monotonic() + timeout if timeout is not None else None
         timed_out, kill_at = False, None
         while True:
@@ -248,7 +299,9 @@ class Runner:
                     return Ended(TIMEOUT_CODE, number, usage, timed_out=True)
                 return Ended(128 + number if number else code, number, usage, timed_out=False)
             until = kill_at if timed_out else deadline
-            self._pump(streams, None if until is None else max(0.0, until - now))
+            waits = [live.wait_seconds(output), None if until is None else max(0.0, until - now)]
+            self._pump(streams, min((wait for wait in waits if wait is not None), default=None))
+            live.tell_if_due(output)
 
     def _pump(self, streams: list[_Stream], seconds: float | None) -> bool:
         """Wait until something happens, and pass output on; whether there was any."""

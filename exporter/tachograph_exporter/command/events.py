@@ -23,6 +23,9 @@ _NAMESPACE = bytes.fromhex("6f1d4f0e2c595c0e9f0a7a63686f6772")
 """The namespace of ids that are derived from names, as in `tachograph.identity`."""
 _SUMMARY_CHARACTERS = 4096
 STEP_TYPE = "command"
+OUTPUT_WRITER = "output"
+"""As in `tachograph.events`, which takes long to load."""
+_INFO, _WARN = 9, 13
 
 
 def new_id() -> str:
@@ -107,20 +110,28 @@ def started(step: BegunStep, time_ns: int, attempt: int, inputs: str, backoff_ns
     return event
 
 
-def logged(step: BegunStep, lines: Sequence[Line], first: int, attempt: int) -> list[Event]:
-    """The last lines of an attempt's output, secrets masked. ``first`` is the number of the first one."""
+def logged(step: BegunStep, lines: Sequence[Line], attempt: int) -> list[Event]:
+    """The event of lines of an attempt's output, secrets masked; none without lines."""
+    if not lines:
+        return []
     mask = redaction.mask_text
     return [
         {
-            "event": "step_logged",
+            "event": "step_lines",
             "step": step.ref,
-            "time_ns": line.time_ns,
-            "sequence": first + i,
+            "time_ns": lines[-1].time_ns,
             "attempt": attempt,
-            "message": mask(line.text.decode("utf-8", "replace")),
-            "level": "warning" if line.is_error else "info",
+            "writer": OUTPUT_WRITER,
+            "lines": [
+                {
+                    "number": line.number,
+                    "time_ns": line.time_ns,
+                    "severity": _WARN if line.is_error else _INFO,
+                    "message": mask(line.text.decode("utf-8", "replace")),
+                }
+                for line in lines
+            ],
         }
-        for i, line in enumerate(lines)
     ]
 
 

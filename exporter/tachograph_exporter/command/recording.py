@@ -16,6 +16,12 @@ from tachograph_exporter.command.child import Ended, Line
 from tachograph_exporter.command.delivery import WAIT_SECONDS, Courier
 from tachograph_exporter.command.events import Event
 
+MAX_LIVE_BYTES = 8 << 20
+"""About how many bytes of output are told of while the command runs: they wait in the spool, and in memory."""
+_LIVE_BYTES = 64 << 10
+"""Bytes of the lines that are told of at once."""
+_LINE_BYTES, _EVENT_BYTES = 100, 1000
+"""About what a line and an event are, besides their text."""
 if TYPE_CHECKING:
     from tachograph_exporter.command.otlp import Export
 
@@ -59,7 +65,8 @@ class Recording:
         self._first_ns = self._attempt_ns = self._ended_ns = 0
         self._run_ns = self._backoff_ns = self._last_backoff_ns = 0
         self._is_between = False
-        self._reports = 0
+        self._told = 0
+        self._live_bytes = 0
         self._notes = Notes("")
 
     def environment(self) -> dict[str, str]:
@@ -92,6 +99,7 @@ class Recording:
         now = self._clock()
         self._is_between = False
         self._attempt += 1
+        self._told = 0
         self._attempt_ns = now
         if self._attempt == 1:
             self._first_ns = now
@@ -150,10 +158,25 @@ class Recording:
         self._ended_ns = now
         return now
 
+    def tell(self, lines: Sequence[Line]) -> None:
+        """Tell of lines of the attempt that runs. What is told like this has a bound: the end tells the last ones."""
+        if self._live_bytes >= MAX_LIVE_BYTES:
+            return
+        new = [line for line in lines if line.number > self._told]
+        size = 0
+        for i in range(len(new) - 1, -1, -1):
+            size += len(new[i].text) + _LINE_BYTES
+            if size > _LIVE_BYTES:
+                # The last ones; those before them may come with the end.
+                del new[: i + 1]
+                break
+        self._live_bytes += min(size, _LIVE_BYTES) + _EVENT_BYTES
+        self._courier.put(events.logged(self.step, new, self._attempt))
+        if new:
+            self._told = new[-1].number
+
     def _logged(self, lines: Sequence[Line]) -> list[Event]:
-        logged = events.logged(self.step, lines, self._reports + 1, self._attempt)
-        self._reports += len(lines)
-        return logged
+        return events.logged(self.step, lines, self._attempt)
 
     def _waits(self) -> Event:
         return recorded_command.first_waits(self.step.origin_ns, self.step.ready_ns, self._first_ns)

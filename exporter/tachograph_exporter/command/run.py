@@ -49,7 +49,7 @@ class _Attempts:
         options, delay = self._options, self._options.retry_delay
         for left in range(options.retries, -1, -1):
             self._recorded("began")
-            ended, lines = runner.run(self.environment(), options.timeout)
+            ended, lines = runner.run(self.environment(), options.timeout, self._tell)
             if ended.code == 0 or not left or runner.stop_signal() or ended.problem:
                 return self._finish(ended, lines, runner.stop_signal())
             pause = delay * (0.5 + os.urandom(1)[0] / 512)
@@ -60,6 +60,9 @@ class _Attempts:
                 return self._finish(stopped, [], runner.stop_signal())
             delay = min(delay * 2, _MAX_DELAY_SECONDS)
         raise AssertionError("the last attempt returns")
+
+    def _tell(self, lines: Sequence[Line]) -> None:
+        self._recorded("tell", lines)
 
     def _finish(self, ended: Ended, lines: Sequence[Line], stopped_by: int) -> int:
         self._recorded("finished", ended, lines, self._options.timeout, stopped_by)

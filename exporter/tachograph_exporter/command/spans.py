@@ -39,6 +39,10 @@ class SpanEvent(NamedTuple):
     attributes: Attributes
 
 
+_WARN = 13
+"""The severity number from which a line is a warning, see OpenTelemetry's log data model."""
+
+
 class Span(NamedTuple):
     """A span that has ended. Ids are hex digits, times unix nanoseconds; ``error`` is the message, if it failed."""
 
@@ -62,26 +66,37 @@ class SpanBook:
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self._logs: deque[SpanEvent] = deque(maxlen=MAX_EVENTS)
-        self._logged = 0
+        self._logged = self._last = 0
 
     def add(self, recorded: Sequence[Event]) -> None:
         """Take note of events of one execution, in their order."""
         for event in recorded:
             kind = event["event"]
-            if kind == "step_logged":
-                said: Attributes = {"level": event["level"], "message": event["message"]}
-                self._logs.append(SpanEvent(event["time_ns"], "log", said))
-                self._logged += 1
+            if kind == "step_lines":
+                self._add_lines(event["lines"])
             elif kind == "step_retrying":
+                self._last = 0
                 self.spans.append(_attempt(event, event["started_ns"]))
             elif kind == "step_finished":
                 if event["attempt"] > 1 and not event.get("between_attempts"):
                     self.spans.append(_attempt(event, event["attempt_started_ns"]))
                 self.spans.append(_step(event, list(self._logs), self._logged))
                 self._logs.clear()
-                self._logged = 0
+                self._logged = self._last = 0
             elif kind == "execution_finished":
                 self.spans.append(_run(event))
+
+    def _add_lines(self, lines: Sequence[Event]) -> None:
+        """Lines of an attempt. Those that were told of while it ran come again at its end."""
+        for line in lines:
+            if line["number"] > self._last:
+                self._logged += line["number"] - self._last
+                self._last = line["number"]
+                said: Attributes = {
+                    "level": "warning" if line["severity"] >= _WARN else "info",
+                    "message": line["message"],
+                }
+                self._logs.append(SpanEvent(line["time_ns"], "log", said))
 
 
 def _run(event: Event) -> Span:

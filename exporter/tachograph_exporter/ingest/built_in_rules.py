@@ -25,7 +25,7 @@ from tachograph_exporter.ingest.rules import (
     Rulebook,
     attribute,
     is_cancellation,
-    of_resource,
+    own_name,
 )
 from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.ingest.usage import usage_of
@@ -194,7 +194,7 @@ RESULTS: Final = {
     "skipped": "skipped", "upstream_failed": "skipped", "removed": "skipped", "retry": RETRYING, "revoked": "cancelled",
     "up_for_retry": RETRYING, "retrying": RETRYING, "timed_out": "timeout", "neutral": "completed",
     "stale": "cancelled", "crashed": "failed", "timedout": "timeout", "notready": "skipped", "awaitingretry": RETRYING,
-    "rejected": "cancelled",
+    "rejected": "cancelled", "pass": "completed", "warn": "completed", "fail": "failed",
 }  # fmt: skip
 
 TACHOGRAPH: Final = (
@@ -208,24 +208,6 @@ TACHOGRAPH: Final = (
          name=attribute(semconv.WORKFLOW_NAME), run_id=attribute(semconv.EXECUTION_ID),
          workflow_id=attribute(semconv.WORKFLOW_ID), version=attribute(semconv.WORKFLOW_VERSION),
          state=attribute(semconv.EXECUTION_STATUS), states=RESULTS),
-)  # fmt: skip
-
-# OpenTelemetry's CI/CD conventions: https://opentelemetry.io/docs/specs/semconv/cicd/cicd-spans/
-CICD: Final = (
-    Rule(engine="cicd", role=Role.STEP, has=("cicd.pipeline.task.name",), name=attribute("cicd.pipeline.task.name"),
-         state=attribute("cicd.pipeline.task.run.result", "cicd.pipeline.task.run.status",
-                         "cicd.pipeline.run.task.status"), states=RESULTS),
-    Rule(engine="cicd", role=Role.EXECUTION, has=("cicd.pipeline.name",), name=attribute("cicd.pipeline.name"),
-         run_id=attribute("cicd.pipeline.run.id"), state=attribute("cicd.pipeline.result"), states=RESULTS),
-)  # fmt: skip
-
-# The collector's githubreceiver describes a run and a job on their resource.
-GITHUB: Final = (
-    Rule(engine="github", role=Role.INSIDE, has=("cicd.pipeline.run.queue.duration",)),
-    Rule(engine="github", role=Role.STEP, resource_has=("cicd.pipeline.task.run.id",),
-         state=of_resource("cicd.pipeline.run.task.status", "cicd.pipeline.task.run.status"), states=RESULTS),
-    Rule(engine="github", role=Role.EXECUTION, resource_has=("cicd.pipeline.run.id", "cicd.pipeline.name"),
-         name=of_resource("cicd.pipeline.name"), state=of_resource("cicd.pipeline.run.status"), states=RESULTS),
 )  # fmt: skip
 
 # Airflow 3.3: airflow.models.dagrun (dag_run), the execution API's task_instances (task_run: one for each try, all with
@@ -354,14 +336,43 @@ RAY: Final = (
          name=attribute("ray.function"), lasting=True),
 )  # fmt: skip
 
-# Hatchet: hatchet_sdk.opentelemetry.instrumentor 1.43. All spans inside a task have its attributes. A run has no span.
-HATCHET: Final = (
-    Rule(engine="hatchet", role=Role.STEP, has=("hatchet.step_run_id", "hatchet.workflow_run_id"),
-         names=("hatchet.start_step_run",), kinds=(Kind.CONSUMER,),
-         name=attribute("hatchet.step_name", "hatchet.action_name"),
-         workflow=attribute("hatchet.workflow_name"), run_id=attribute("hatchet.workflow_run_id"),
-         key=attribute("hatchet.step_run_id"), attempt=attribute("hatchet.retry_count"), first_attempt=0, lasting=True),
-    Rule(engine="hatchet", role=Role.INSIDE, equals={"instrumentor": "hatchet"}),
+# dbt 1.12: dbt.task.runnable, dbt.task.run, dbt.clients.jinja. A node's attributes are set at its end; the name of its
+# span is its id. The span of an invocation says nothing of what failed in it.
+_DBT: Final = "dbt.runner"
+_DBT_NODES: Final = tuple(
+    f"{kind}."
+    for kind in ("model", "test", "seed", "snapshot", "unit_test", "analysis", "source", "exposure", "saved_query",
+                 "function", "metric")
+)  # fmt: skip
+_dbt_name: Final = attribute("name")
+
+
+def dbt_node(span: SpanRecord) -> str:
+    """The name of a node: it is in its id, which is ``model.PROJECT.NAME``, ``test.PROJECT.NAME.HASH`` and the like."""
+    name = _dbt_name(span)
+    if name is not None:
+        return str(name)
+    kind, _, *names = span.name.split(".")
+    return ".".join(names[1:] if kind == "unit_test" else names[:1]) or span.name
+
+
+def dbt_version(span: SpanRecord) -> str | None:
+    """The version of a model that has several: ``model.PROJECT.NAME.v2``."""
+    parts = span.name.split(".")
+    return parts[3] if parts[0] == "model" and len(parts) == 4 else None
+
+
+DBT: Final = (
+    Rule(engine="dbt", role=Role.EXECUTION, named=("dbt.invocation",), scopes=(_DBT,),
+         name=lambda span: f"dbt {span.attributes.get('command', 'run')}", run_id=attribute("invocation_id"),
+         lasting=True),
+    Rule(engine="dbt", role=Role.INSIDE, names=("metadata.setup", "on-run-start", "on-run-end", "hooks."),
+         scopes=(_DBT,)),
+    # Hooks run one after the other, before and after all nodes.
+    Rule(engine="dbt", role=Role.STEP, names=("operation.",), scopes=(_DBT,), name=dbt_node,
+         state=attribute("hook_outcome"), states=RESULTS),
+    Rule(engine="dbt", role=Role.STEP, names=_DBT_NODES, scopes=(_DBT,), name=dbt_node, index=dbt_version,
+         key=own_name, state=attribute("node_outcome"), states=RESULTS, links=Links.COMPLETE),
 )  # fmt: skip
 
 
@@ -410,21 +421,19 @@ METAFLOW: Final = (
          first_attempt=0, waits_for=metaflow_inputs, links=Links.COMPLETE),
 )  # fmt: skip
 
-# n8n: its ExecutionLevelTracer, 2.19 and later.
+# n8n 2.40: its modules/otel/execution-level-tracer. A span has one name for all nodes.
 N8N: Final = (
-    Rule(engine="n8n", role=Role.INSIDE, names=("workflow.execute.started", "node.execute.started")),
-    Rule(engine="n8n", role=Role.EXECUTION, names=("workflow.execute",), has=("n8n.workflow.name",),
-         name=attribute("n8n.workflow.name"), version=attribute("n8n.workflow.version_id"),
-         state=attribute("n8n.execution.status"), why=attribute("n8n.execution.error_type"),
+    Rule(engine="n8n", role=Role.EXECUTION, named=("workflow.execute",), has=("n8n.workflow.name",),
+         name=attribute("n8n.workflow.name"), state=attribute("n8n.execution.status"),
          states={**RESULTS, "canceled": "cancelled"}),
-    Rule(engine="n8n", role=Role.STEP, names=("node.execute",), has=("n8n.node.name",),
-         name=attribute("n8n.node.name"), why=attribute("n8n.node.termination_reason"),
-         state=attribute("n8n.node.termination_reason"), states={"workflow_cancelled": "cancelled"}),
+    Rule(engine="n8n", role=Role.STEP, named=("node.execute",), has=("n8n.node.name",),
+         name=attribute("n8n.node.name"), state=attribute("n8n.node.termination_reason"),
+         states={"workflow_cancelled": "cancelled"}),
 )  # fmt: skip
 
 ENGINES: Final[tuple[tuple[Rule, ...], ...]] = (
-    TACHOGRAPH, CICD, GITHUB, AIRFLOW, PREFECT, TEMPORAL, CELERY, DAGSTER, RQ, ARQ, DRAMATIQ, TASKIQ, RAY, HATCHET,
-    METAFLOW, N8N, AGENT_RULES,
+    TACHOGRAPH, AIRFLOW, PREFECT, TEMPORAL, CELERY, DAGSTER, RQ, ARQ, DRAMATIQ, TASKIQ, RAY, METAFLOW, DBT, N8N,
+    AGENT_RULES,
 )  # fmt: skip
 RULES: Final[tuple[Rule, ...]] = (*LINEAGE_RULES, *[rule for rules in ENGINES for rule in rules])
 

@@ -20,11 +20,14 @@ from sqlalchemy import Connection
 
 from tachograph.clock import MAX_NS, NS
 from tachograph.errors import StoreUnavailable
-from tachograph.events import Event, ExecutionEvent, Heartbeat, StepFinished, StepRetrying
+from tachograph.events import Event, ExecutionEvent, Heartbeat, StepFinished, StepLines, StepRetrying, StepStacks
+from tachograph.folded_stacks import StackWish
+from tachograph.folded_stacks import cleaned as cleaned_stacks
 from tachograph.identity import ExecutionRef, workflow_id
 from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
 from tachograph.resources import cleaned
+from tachograph_exporter.ingest.recorded_lines import cleaned_lines
 from tachograph_exporter.ingest.request_queue import RequestQueue
 from tachograph_exporter.store import executions, locking, partitions, senders
 from tachograph_exporter.store.batch import Batch
@@ -43,11 +46,15 @@ _FOREIGN: Final = "its execution belongs to another workspace"
 
 
 class Stored(NamedTuple):
-    """What became of a batch: how many of its events were stored, and why others were refused, by their place."""
+    """What became of a batch: how many of its events were stored, and why others were refused, by their place.
+
+    ``wishes``: what is asked of its sender.
+    """
 
     stored: int
     refused: Mapping[int, str]
     is_repeated: bool = False
+    wishes: Sequence[StackWish] = ()
 
 
 class _Request(NamedTuple):
@@ -127,8 +134,9 @@ class EventReceiver:
                 self._writer.stored(batch)
             if events:
                 self._publish(events)
+            wishes = {wish.execution_id: wish for wish in batch.wishes} if batch is not None else {}
             for request, answer in zip(requests, answers, strict=True):
-                request.answer.set_result(answer)
+                request.answer.set_result(_with_wishes(answer, request, wishes) if wishes else answer)
 
     def _store_parts(self, request: _Request, error: Exception) -> None:
         """Store the halves of a request's events by themselves, down to the one that is refused; answer for all.
@@ -199,6 +207,16 @@ class EventReceiver:
         return batch, events, [answers[id(request)] for request in requests]
 
 
+def _with_wishes(answer: Stored, request: _Request, wishes: Mapping[str, StackWish]) -> Stored:
+    """An answer with what is asked of the executions that its request has heartbeats of."""
+    alive = {
+        event.execution.execution_id: None
+        for index, event in request.events
+        if type(event) is Heartbeat and index not in answer.refused
+    }
+    return answer._replace(wishes=tuple(wishes[key] for key in alive if key in wishes))
+
+
 def in_workspace(event: Event, workspace: str) -> Event:
     """The event as one of this workspace, whatever its sender takes for its workspace; names are cleaned.
 
@@ -225,9 +243,22 @@ def in_workspace(event: Event, workspace: str) -> Event:
     if not _SPAN_ID.fullmatch(step.span_id) or not _SPAN_ID.fullmatch(step.parent_span_id):
         raise ValueError("a span_id of the step is not 16 lower-case hex digits")
     step = replace(step, execution=execution, name=clean_name(step.name))
+    if isinstance(event, StepLines):
+        return cleaned_lines(replace(event, step=step))
     if isinstance(event, StepFinished | StepRetrying) and event.resources is not None:
         return replace(event, step=step, resources=cleaned(event.resources))
+    if isinstance(event, StepStacks):
+        return _stacks(replace(event, step=step))
     return replace(event, step=step)
+
+
+def _stacks(event: StepStacks) -> StepStacks:
+    numbers = (event.attempt, event.started_ns, event.samples, event.interval_ns, event.dropped, event.cut)
+    if not all(0 <= number <= MAX_NS for number in numbers) or event.attempt >= 1 << 31:
+        raise ValueError("a number in it is negative or too large")
+    if event.request and not _ID.fullmatch(event.request):
+        raise ValueError("its request is no id of at most 36 letters, digits, dots and dashes")
+    return replace(event, stacks=cleaned_stacks(event.stacks))
 
 
 def _check_ref(ref: ExecutionRef) -> None:

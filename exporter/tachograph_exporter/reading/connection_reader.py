@@ -17,7 +17,6 @@ from tachograph_exporter.store.execution_list import ExecutionFilter
 from tachograph_exporter.store.failure_groups.reading import Range
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.views.causes.reading import read_why
-from tachograph_exporter.views.comparison import compare_runs, read_baseline_comparison
 from tachograph_exporter.views.executions import execution_summary
 from tachograph_exporter.views.failures import MAX_WINDOW_SECONDS, WINDOW_SECONDS, read_failure, read_failures
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
@@ -27,6 +26,7 @@ from tachograph_exporter.views.schemas.night import Night
 from tachograph_exporter.views.schemas.timeline import WorkflowExecutionTimeline
 from tachograph_exporter.views.schemas.trends import WorkflowTrends
 from tachograph_exporter.views.schemas.why import WhyAnswer
+from tachograph_exporter.views.step_below import read_comparison
 from tachograph_exporter.views.timeline import build_timeline
 from tachograph_exporter.views.trends import bucket_range, read_trends
 
@@ -80,9 +80,8 @@ class ConnectionReader:
     def compare(self, execution_id: str, other: str | None, baseline_ns: int) -> ExecutionComparison:
         """See `Reader`."""
         run = find_run(self._connection, self._workspace, execution_id)
-        if other is not None:
-            return compare_runs(run, find_run(self._connection, self._workspace, other))
-        return read_baseline_comparison(self._connection, self._workspace, run, baseline_ns)
+        reference = find_run(self._connection, self._workspace, other) if other is not None else None
+        return read_comparison(self._connection, self._workspace, run, reference, baseline_ns)
 
     def why(self, execution_id: str, baseline_ns: int) -> WhyAnswer:
         """See `Reader`."""

@@ -17,7 +17,7 @@ from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.causes.reading import BACK_SECONDS, read_why
 from tachograph_exporter.views.comparison import BASELINE_SECONDS, read_baseline_comparison
 from tachograph_exporter.views.expected_end import read_expected_end
-from tachograph_exporter.views.logs import read_newest_lines
+from tachograph_exporter.views.logs import LineFilter, read_newest_lines
 from tachograph_exporter.views.metrics import read_metrics
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.why import WhyAnswer
@@ -35,7 +35,7 @@ def read_contents(connection: Connection, workspace_id: str, execution_id: str, 
     Raises `ExecutionNotFound` and `ArchiveError`.
     """
     run = find_run(connection, workspace_id, execution_id)
-    lines, are_older = read_newest_lines(connection, workspace_id, run, frozenset(), 0, MAX_LINES)
+    lines, are_older = read_newest_lines(connection, workspace_id, run, LineFilter(), MAX_LINES)
     workflow_id = run.execution.workflow_id
     since_ns = now_ns - _USUAL_SECONDS * NS
     metrics = read_metrics(connection, workspace_id, workflow_id, since_ns, None, now_ns, with_steps=False)

@@ -1,6 +1,6 @@
 """Reading the archive: executions that were moved from the tables to Parquet files (see `archiving`).
 
-A file holds executions that ended on one UTC day, a row each, with their steps, attempts and reports as lists of
+A file holds executions that ended on one UTC day, a row each, with their steps, attempts, reports and lines as lists of
 structs; any Parquet reader can query it. ``archived_executions`` lists them and names each one's file.
 """
 
@@ -15,15 +15,18 @@ import msgspec
 from sqlalchemy import Connection, Row, Table, delete, select
 
 from tachograph.errors import ArchiveError
-from tachograph_exporter.store.executions import StoredRun
+from tachograph.events import OUTPUT_WRITER
+from tachograph_exporter.store.executions import StoredRun, reports_of_output
 from tachograph_exporter.store.failure_groups.reading import groups_in
 from tachograph_exporter.store.schema import (
     archived_executions,
     workflow_executions,
     workflow_step_attempts,
     workflow_step_executions,
+    workflow_step_lines,
     workflow_step_reports,
 )
+from tachograph_exporter.store.step_lines import archived_line
 from tachograph_exporter.store.steps import StoredStep, position
 from tachograph_exporter.store.totals import decode_folded
 
@@ -31,6 +34,7 @@ PART_TABLES: Final = {
     "steps": workflow_step_executions,
     "attempts": workflow_step_attempts,
     "reports": workflow_step_reports,
+    "lines": workflow_step_lines,
 }
 """The tables whose rows are lists in an archived execution, by column name."""
 
@@ -52,7 +56,8 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
     record = read_records(Path(row.archive), [execution_id]).get(execution_id)
     if record is None:
         raise ArchiveError(f"{row.archive} does not hold it")
-    parts = {name: record.pop(name) for name in PART_TABLES}
+    # Files of earlier versions have no lines.
+    parts = {name: record.pop(name, None) or [] for name in PART_TABLES}
     steps = []
     for part in parts["steps"]:
         # Files of earlier versions lack newer columns.
@@ -62,14 +67,19 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
             fields["folded"] = decode_folded(fields["folded"])
         steps.append(StoredStep(**{**fields, "depends_on": _decode_ids(part["depends_on"])}))
     steps.sort(key=position)
+    lines = [archived_line(part) for part in parts["lines"]]
     # Files of earlier versions lack the number.
     execution = SimpleNamespace(**{**_NO_EXECUTION, **record, "number": row.number}, archive=row.archive)
     return StoredRun(
         cast("Row[Any]", execution),
         steps,
         cast("Sequence[Row[Any]]", [SimpleNamespace(**part) for part in parts["attempts"]]),
-        cast("Sequence[Row[Any]]", [SimpleNamespace(**part) for part in parts["reports"]]),
+        [
+            *cast("Sequence[Row[Any]]", [SimpleNamespace(**part) for part in parts["reports"]]),
+            *reports_of_output([line for line in lines if line.writer == OUTPUT_WRITER]),
+        ],
         groups_in(connection, [execution_id]).get(execution_id, {}),
+        lines,
     )
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, literal,
 
 from tachograph.clock import NS
 from tachograph.errors import ArchiveError
-from tachograph_exporter.store import locking, log_rows, partitions, state
+from tachograph_exporter.store import locking, log_rows, partitions, stacks, state
 from tachograph_exporter.store.archive import PART_TABLES, load_pyarrow, parquet_schema, read_records
 from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
@@ -304,6 +304,7 @@ def _move(connection: Connection, ids: Sequence[str], path: Path | None, day_s: 
         connection.execute(insert(archived_executions).from_select([*columns, "archive"], source))
     else:
         occurrences.leave(connection, ids)
+    stacks.remove(connection, ids)
     for table in (*PART_TABLES.values(), workflow_executions):
         connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
     return len(ids)

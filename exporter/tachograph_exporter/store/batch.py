@@ -20,6 +20,7 @@ from tachograph.events import (
     Heartbeat,
     StepCost,
     StepFinished,
+    StepLines,
     StepLogged,
     StepMeasured,
     StepReady,
@@ -27,14 +28,16 @@ from tachograph.events import (
     StepRetrying,
     StepsFolded,
     StepSkipped,
+    StepStacks,
     StepStarted,
     StepStatus,
     WorkflowExpected,
 )
 from tachograph.expectation import Expectation, merged
+from tachograph.folded_stacks import StackWish
 from tachograph.identity import ExecutionRef, Origin, StepRef, workspace_id
 from tachograph.resources import Resources
-from tachograph_exporter.store import partitions
+from tachograph_exporter.store import partitions, stacks
 from tachograph_exporter.store.expectations import CODE, ENGINE, ENGINES
 from tachograph_exporter.store.merging import Rows, execution_rank, folded_rank, step_rank
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
@@ -81,7 +84,12 @@ class Batch:
         self.steps: dict[Any, tuple[Any, ...]] = {}
         self.attempts: dict[Any, tuple[Any, ...]] = {}
         self.reports: list[tuple[Any, ...]] = []
+        self.lines: list[tuple[Any, ...]] = []
         self.seen: dict[str, int] = {}
+        self.heartbeats: dict[str, Heartbeat] = {}
+        self.stacks: dict[tuple[str, str, int, str], dict[str, Any]] = {}
+        self.wishes: list[StackWish] = []
+        """What is asked of the processes whose heartbeats are in it, once it is stored."""
         self.reported: set[str] = set()
         """Ids of executions that engines report, maybe from several processes that each know a part."""
         self.ended: set[str] = set()
@@ -108,14 +116,21 @@ class Batch:
     @property
     def touched(self) -> set[str]:
         """Ids of the executions that have rows here."""
-        return {*self.executions, *[key[0] for key in self.steps], *[row[0] for row in self.reports]}
+        return {
+            *self.executions,
+            *[key[0] for key in self.steps],
+            *[row[0] for row in self.reports],
+            *[row[0] for row in self.lines],
+        }
 
     def forget(self, ids: set[str]) -> None:
         """Remove all rows of these executions."""
         for rows in (self.executions, self.steps, self.attempts):
             for key in [key for key, row in rows.items() if row[0] in ids]:
                 del rows[key]
+        self.stacks = {key: row for key, row in self.stacks.items() if key[0] not in ids}
         self.reports = [row for row in self.reports if row[0] not in ids]
+        self.lines = [row for row in self.lines if row[0] not in ids]
         self.ended -= ids
         self.reported -= ids
 
@@ -183,6 +198,13 @@ class Batch:
     def heartbeat(self, event: Heartbeat) -> None:
         key = event.execution.execution_id
         self.seen[key] = max(event.time_ns, self.seen.get(key, 0))
+        self.heartbeats[key] = event
+
+    def step_stacks(self, event: StepStacks) -> None:
+        key = (event.execution.execution_id, event.step.step_id, event.attempt, event.kind.value)
+        known = self.stacks.get(key)
+        if known is None or known["time_ns"] <= event.time_ns:
+            self.stacks[key] = stacks.row_of(event)
 
     def _step(self, row: tuple[Any, ...]) -> None:
         _put(self.steps, STEP_ROWS, (row[0], row[1]), row)
@@ -301,6 +323,16 @@ class Batch:
         else:
             self.reports.append((*head, "log", event.time_ns, event.message, event.level, 0.0, 0, 0))
 
+    def step_lines(self, event: StepLines) -> None:
+        head = (event.step.execution.execution_id, event.step.step_id, event.attempt, event.writer)
+        self.lines += [
+            (
+                *head, line.number, line.time_ns, line.severity, line.logger, line.message,
+                *(_NO_ERROR if (error := line.failure) is None else (error.type[:300], error.message, error.stack)),
+            )
+            for line in event.lines
+        ]  # fmt: skip
+
 
 _FOLD: Final = cast(
     "dict[type[Event], Callable[[Batch, Any], None]]",
@@ -316,9 +348,11 @@ _FOLD: Final = cast(
         StepFinished: Batch.step_finished,
         StepSkipped: Batch.step_skipped,
         StepsFolded: Batch.steps_folded,
+        StepStacks: Batch.step_stacks,
         StepMeasured: Batch.report,
         StepCost: Batch.report,
         StepLogged: Batch.report,
+        StepLines: Batch.step_lines,
     },
 )
 

@@ -20,7 +20,7 @@ import msgspec
 from sqlalchemy import Connection, LargeBinary, bindparam, delete, func, insert, select, text
 
 from tachograph.clock import NS
-from tachograph.events import Event, Heartbeat, StepReady, WorkflowExpected
+from tachograph.events import Event, Heartbeat, StepReady, StepStacks, WorkflowExpected
 from tachograph_exporter.store import locking, state
 from tachograph_exporter.store.schema import event_log, store_state
 
@@ -48,7 +48,7 @@ class Logged(NamedTuple):
     event: Event
 
 
-_UNLOGGED: Final = frozenset({Heartbeat, StepReady, WorkflowExpected})
+_UNLOGGED: Final = frozenset({Heartbeat, StepReady, StepStacks, WorkflowExpected})
 
 
 def append(connection: Connection, origin: str, events: Sequence[Event]) -> None:

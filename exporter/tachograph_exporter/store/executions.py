@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final, NamedTuple, cast
 
 from sqlalchemy import Connection, Row, bindparam, func, select, text
 
+from tachograph_exporter.store import step_lines
 from tachograph_exporter.store.failure_groups.reading import groups_in
 from tachograph_exporter.store.schema import (
     workflow_definitions,
@@ -16,8 +17,12 @@ from tachograph_exporter.store.schema import (
     workflow_step_reports,
     workspaces,
 )
+from tachograph_exporter.store.step_lines import LineRow
 from tachograph_exporter.store.steps import StoredStep, steps_of, steps_of_many
 
+COMMAND: Final = "command"
+"""The type of a step that is a command of ``tachograph exec``."""
+_WARNING: Final = 13
 _CHUNK: Final = 500
 _definitions = workflow_definitions.c
 _executions = workflow_executions.c
@@ -52,6 +57,8 @@ class StoredRun(NamedTuple):
     reports: Sequence[Row[Any]]
     failures: Mapping[tuple[str, int, int], str] = MappingProxyType({})
     """Failure groups, by step id ("": the execution), attempt and kind (see `failure_groups.failing`)."""
+    lines: Sequence[LineRow] | None = None
+    """Lines of its steps, of an archived one; None: they are in their table (see `step_lines`)."""
 
 
 def execution(connection: Connection, workspace: str, execution_id: str) -> Row[Any] | None:
@@ -92,13 +99,30 @@ def run(connection: Connection, workspace: str, execution_id: str) -> StoredRun 
     row = execution(connection, workspace, execution_id)
     if row is None:
         return None
+    steps = steps_of(connection, execution_id)
+    commands = [step.step_id for step in steps if step.step_type == COMMAND]
+    output = step_lines.output_of(connection, execution_id, commands) if commands else []
     return StoredRun(
         row,
-        steps_of(connection, execution_id),
+        steps,
         attempts(connection, execution_id),
-        connection.execute(_REPORTS, {"id": execution_id}).all(),
+        [*connection.execute(_REPORTS, {"id": execution_id}).all(), *reports_of_output(output)],
         groups_in(connection, [execution_id]).get(execution_id, {}),
     )
+
+
+def reports_of_output(lines: Sequence[LineRow]) -> list[Row[Any]]:
+    """What commands wrote, as reports of the steps that they are."""
+    kept, _ = step_lines.kept_and_dropped(lines)
+    reports = [
+        SimpleNamespace(
+            step_id=line.step_id, sequence=line.number, attempt=line.attempt, kind="log", time_ns=line.time_ns,
+            name=line.message, unit="warning" if line.severity >= _WARNING else "info", value=0.0,
+            tokens_in=0, tokens_out=0,
+        )
+        for line in kept
+    ]  # fmt: skip
+    return cast("list[Row[Any]]", reports)
 
 
 def runs(connection: Connection, workspace: str, ids: Sequence[str]) -> list[StoredRun]:

@@ -1,8 +1,8 @@
 """Monthly partitions of the run tables on PostgreSQL: deleting old executions is dropping a table.
 
 Tables are partitioned by execution id. Ids are UUIDs of version 7 (RFC 9562), whose first 48 bits are unix
-milliseconds: ids sort by time, and an execution's steps, attempts and reports are in the partitions of the same month.
-Other ids go to the default partition, or by chance to a month's, so a partition is dropped only if it is empty.
+milliseconds: ids sort by time, and an execution's steps, attempts, reports and lines are in the partitions of the same
+month. Other ids go to the default partition, or by chance to a month's, so a partition is dropped only if it is empty.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ PARTITIONED: Final = (
     "workflow_step_executions",
     "workflow_step_attempts",
     "workflow_step_reports",
+    "workflow_step_lines",
 )
 
 Month = tuple[int, int]

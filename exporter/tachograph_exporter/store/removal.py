@@ -13,10 +13,13 @@ from tachograph_exporter.store.executions import IS_OPEN
 from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.rollups import rows as rollup_rows
 from tachograph_exporter.store.schema import (
+    stack_requests,
+    step_stacks,
     workflow_definitions,
     workflow_executions,
     workflow_step_attempts,
     workflow_step_executions,
+    workflow_step_lines,
     workflow_step_reports,
 )
 from tachograph_exporter.store.series import rows as series_rows
@@ -54,7 +57,10 @@ def remove_workflow(connection: Connection, workspace_id: str, workflow_id: str)
         named = select(executions.execution_id).where(*is_open).order_by(executions.execution_id.concat(""))
         return OpenExecutions(open_count, connection.execute(named.limit(MAX_NAMED)).scalars().all())
     ids = select(executions.execution_id).where(of_workflow)
-    for table in (workflow_step_reports, workflow_step_attempts, workflow_step_executions):
+    for table in (
+        step_stacks, stack_requests, workflow_step_lines, workflow_step_reports, workflow_step_attempts,
+        workflow_step_executions,
+    ):  # fmt: skip
         connection.execute(delete(table).where(table.c.execution_id.in_(ids)))
     connection.execute(delete(workflow_executions).where(of_workflow))
     occurrences.forget_workflow(connection, workspace_id, workflow_id)

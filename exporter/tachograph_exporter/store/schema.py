@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0029"
+HEAD: Final = "0032"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -228,6 +228,54 @@ workflow_step_reports: Final = Table(
     Column("value", Double, nullable=False),
     Column("tokens_in", BigInteger, nullable=False),
     Column("tokens_out", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# What running steps were seen doing, see `stacks`: of each attempt and kind (``now``, ``profile``) the newest.
+# ``stacks`` is a JSON array of [stack, count], compressed by zlib.
+step_stacks: Final = Table(
+    "step_stacks",
+    metadata,
+    Column("execution_id", String(36), primary_key=True),
+    Column("step_id", String(36), primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(16), primary_key=True),
+    Column("time_ns", BigInteger, nullable=False),
+    Column("started_ns", BigInteger, nullable=False),
+    Column("request", String(36), nullable=False),
+    Column("samples", BigInteger, nullable=False),
+    Column("interval_ns", BigInteger, nullable=False),
+    Column("dropped", BigInteger, nullable=False),
+    Column("cut", BigInteger, nullable=False),
+    Column("stacks", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Who asks what the steps of an execution do now: the newest request of each execution.
+stack_requests: Final = Table(
+    "stack_requests",
+    metadata,
+    Column("execution_id", String(36), primary_key=True),
+    Column("request", String(36), nullable=False),
+    Column("requested_ns", BigInteger, nullable=False),
+)
+
+# Lines that code wrote while it did a step's work, see `step_lines`.
+workflow_step_lines: Final = Table(
+    "workflow_step_lines",
+    metadata,
+    Column("execution_id", String(36), primary_key=True),
+    Column("step_id", String(36), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("writer", String(36), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("time_ns", BigInteger, nullable=False),
+    Column("severity", SmallInteger, nullable=False),
+    Column("logger", String(200), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("error_type", String(300)),
+    Column("error_message", Text),
+    Column("error_stack", Text),
     sqlite_with_rowid=False,
 )
 

@@ -115,12 +115,15 @@ def settled_run(
     process = ReportedProcess.parse(execution.process or "")
     status, rank = ExecutionStatus(execution.status), execution.rank
     error = (execution.error_type, execution.error_message, execution.error_stack)
-    if process is not None and process.queue_seconds is not None and status is not ExecutionStatus.LOST:
-        # No process said how it ended: it follows from its steps, also from those that were heard of late.
-        status, failure = outcome_of(steps)
-        rank = execution_rank(status)
-        finished_ns = max([started_ns, *[step.finished_ns for step in steps if step.finished_ns is not None]])
-        error = (failure.type, failure.message, failure.stack) if failure is not None else (None, None, None)
+    if process is not None and process.queue_seconds is not None:
+        # No process said how it ended: it follows from its steps, also from those that were heard of late. What was
+        # only assumed of the others says nothing; but a lost run is lost as long as nobody has ended what it asked for.
+        told = [step for step in steps if StepStatus(step.status).is_terminal and step.step_id not in closed_here]
+        if status is not ExecutionStatus.LOST or _are_ended(steps, {step.step_id for step in told}):
+            status, failure = outcome_of(told)
+            rank = execution_rank(status)
+            finished_ns = max([started_ns, *[step.finished_ns for step in told if step.finished_ns is not None]])
+            error = (failure.type, failure.message, failure.stack) if failure is not None else (None, None, None)
     window = RunWindow(started_ns, max(started_ns, finished_ns))
     closed = _closed(steps, closed_here, status, window.end_ns)
     by_id = {step.step_id: step for step in closed}
@@ -153,6 +156,12 @@ def settled_run(
         },
         changes,
     )
+
+
+def _are_ended(steps: Sequence[StoredStep], ended: Collection[str]) -> bool:
+    """Whether all steps that were asked for are among those that have ended."""
+    asked = [step.step_id for step in steps if step.ready_ns is not None or step.attempt_started_ns is not None]
+    return bool(ended) and all(step_id in ended for step_id in asked)
 
 
 def _closed(

@@ -22,6 +22,7 @@ from tachograph.identity import new_id, workspace_id
 from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
+from tachograph.stacks.wishes import fulfil
 from tachograph_exporter.store import (
     archive,
     definitions,
@@ -31,6 +32,7 @@ from tachograph_exporter.store import (
     partitions,
     refused,
     settling,
+    stacks,
     state,
 )
 from tachograph_exporter.store import event_log as event_log
@@ -45,10 +47,12 @@ from tachograph_exporter.store.schema import (
     EXECUTION_ROWS,
     STEP_ROWS,
     workflow_executions,
+    workflow_step_lines,
     workflow_step_reports,
 )
 from tachograph_exporter.store.series import rows as series_rows
 from tachograph_exporter.store.series.counting import SeriesCounter, correct_latest
+from tachograph_exporter.store.step_lines import StepLineRows
 
 log = logging.getLogger(__name__)
 quiet = QuietLog(log)
@@ -94,6 +98,7 @@ class StoreWriter:
         self._months: set[partitions.Month] = set()
         self._expected: dict[tuple[str, str, str], Expectation | None] = {}
         self._deltas = 0
+        self._wishes = stacks.Wishes()
         self._prepare(database.dialect)
 
     def _prepare(self, dialect: Dialect) -> None:
@@ -101,6 +106,7 @@ class StoreWriter:
         insert = (postgresql if dialect.name == "postgresql" else sqlite).insert
         self._insert_report = str(insert(workflow_step_reports).on_conflict_do_nothing().compile(dialect=dialect))
         self._names = RecordedNames(dialect)
+        self._lines = StepLineRows(dialect)
 
     def apply(self, events: Sequence[Event]) -> None:
         """Commit a batch of events. Raises `StoreUnavailable` when the database is unavailable."""
@@ -130,6 +136,18 @@ class StoreWriter:
             self._names.remember(batch.notes)
         if self._committed is not None:
             self._committed()
+        if batch.heartbeats:
+            self._ask(batch)
+
+    def _ask(self, batch: Batch) -> None:
+        """Find out what is asked of the processes whose heartbeats were stored, and do it if this is one of them."""
+        try:
+            batch.wishes = self.database.look(lambda c: self._wishes.of(c, batch.heartbeats, self._same_as))
+        except Exception as error:
+            # They were stored, and that counts. The next heartbeat asks again.
+            quiet.warning(("wishes", type(error)), "it is not known whether stacks are asked for: %s", error)
+        else:
+            fulfil(batch.wishes)
 
     def _said(self, key: tuple[str, str, str], expects: Expectation | None) -> Expectation | None:
         """What is stored of what a source says, once this is."""
@@ -183,7 +201,7 @@ class StoreWriter:
         """
         locking.lock(connection)
         touched = batch.touched
-        gone = self._archived(connection, touched)
+        gone = self._archived(connection, touched | {key[0] for key in batch.stacks})
         if gone:
             batch.forget(gone)
             touched = batch.touched
@@ -273,7 +291,8 @@ class StoreWriter:
         """
         locking.lock(connection)
         batch = Batch(events)
-        ids = sorted({*batch.touched, *remove})
+        gone_for_good = sorted(set(remove) - batch.touched)
+        ids = sorted({*batch.touched, *gone_for_good})
         gone = self._archived(connection, set(ids))
         batch.forget(gone)
         ids = [execution_id for execution_id in ids if execution_id not in gone]
@@ -286,6 +305,10 @@ class StoreWriter:
             for i in range(0, len(stored), _CHUNK):
                 connection.execute(delete(rows).where(rows.c.execution_id.in_(stored[i : i + _CHUNK])))
         occurrences.remove(connection, stored)
+        stacks.remove(connection, [execution_id for execution_id in stored if execution_id not in batch.executions])
+        for i in range(0, len(gone_for_good), _CHUNK):
+            ids_gone = gone_for_good[i : i + _CHUNK]
+            connection.execute(delete(workflow_step_lines).where(workflow_step_lines.c.execution_id.in_(ids_gone)))
         self._register(connection, batch)
         numbers.assign(connection, batch.executions, numbered)
         self._put(connection, batch)
@@ -298,6 +321,10 @@ class StoreWriter:
                 insert_many(connection, statement, list(rows.values()))
         if batch.reports:
             insert_many(connection, self._insert_report, batch.reports)
+        if batch.stacks:
+            stacks.put(connection, batch.stacks.values())
+        if batch.lines:
+            self._lines.put(connection, batch.lines)
         if batch.seen:
             connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
 

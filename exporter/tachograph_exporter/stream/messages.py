@@ -24,6 +24,7 @@ from tachograph.events import (
     Failure,
     StepCost,
     StepFinished,
+    StepLines,
     StepLogged,
     StepMeasured,
     StepRetrying,
@@ -40,9 +41,12 @@ STATE_TYPES: Final = (
     "step_started", "step_completed", "step_failed", "step_skipped", "step_retrying", "steps_folded",
 )  # fmt: skip
 """Status changes of executions and steps: what a follower receives by default."""
-DETAIL_TYPES: Final = ("workflow_queued", "step_measured", "step_cost", "step_logged")
+DETAIL_TYPES: Final = ("workflow_queued", "step_measured", "step_cost", "step_logged", "step_lines")
 """What a follower receives only when it asks for it."""
 EVENT_TYPES: Final = STATE_TYPES + DETAIL_TYPES
+_MAX_LINES: Final = 20
+"""Lines of a message, the last ones; all of them are read elsewhere."""
+_MAX_CHARACTERS: Final = 500
 CONNECTED: Final = "connected"
 HEARTBEAT: Final = "heartbeat"
 CONTROL_TYPES: Final = (CONNECTED, HEARTBEAT, "coalesced", "reload")
@@ -326,6 +330,18 @@ def _step_logged(event: StepLogged) -> _Description:
     return "step_logged", f"{event.step.name}: {event.message}", data
 
 
+def _step_lines(event: StepLines) -> _Description:
+    shown = event.lines[-_MAX_LINES:]
+    lines = [
+        {"at": rfc3339(line.time_ns), "severity": line.severity, "logger": line.logger,
+         "message": line.message[:_MAX_CHARACTERS]}
+        for line in shown
+    ]  # fmt: skip
+    data = {"step_name": event.step.name, "attempt": event.attempt, "count": len(event.lines), "lines": lines}
+    last = shown[-1].message[:_MAX_CHARACTERS] if shown else ""
+    return "step_lines", f"{event.step.name}: {last}", data
+
+
 _DESCRIBERS: Final[dict[type[Event], Any]] = {
     ExecutionQueued: _queued,
     ExecutionStarted: _started,
@@ -338,4 +354,5 @@ _DESCRIBERS: Final[dict[type[Event], Any]] = {
     StepMeasured: _step_measured,
     StepCost: _step_cost,
     StepLogged: _step_logged,
+    StepLines: _step_lines,
 }

@@ -79,6 +79,8 @@ def task_instance_running(task_instance: Any) -> None:
         at=_moment(task_instance, "start_date"),
         queued_at=_moment(task_instance, "queued_dttm"),
     )
+    # The process does nothing but this try: its log records are the task's.
+    step.collect_logs()
 
 
 @_harmless

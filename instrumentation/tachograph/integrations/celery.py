@@ -36,6 +36,7 @@ from tachograph.recording.setup import get_recorder
 from tachograph.report import Run, Step
 from tachograph.report.safely import caller_traceparent
 from tachograph.resources import Resources
+from tachograph.workflow.reporter import engine_reporter
 
 quiet = QuietLog(logging.getLogger(__name__))
 
@@ -225,9 +226,11 @@ def _task_prerun(sender: Any, task: Any = None, **_: Any) -> None:
     inputs = {"args": request.argsrepr, "kwargs": request.kwargsrepr}
     step.started(attempt=attempt_of(request), inputs=inputs, queued_at=place.queued or None)
     _plan(place, step, request)
+    step.works_here()
     running = meter.start(None, False, False)
     _measuring.put(request.id, running)
     meter.around.set(running)
+    step.collect_logs()
 
 
 def _used(request: Any) -> Resources | None:
@@ -236,6 +239,7 @@ def _used(request: Any) -> Resources | None:
     if running is None:
         return None
     meter.around.set(None)
+    engine_reporter.set(None)
     return running.stop()
 
 

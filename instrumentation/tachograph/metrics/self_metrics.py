@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import CounterSpec, GaugeSpec, HistogramSpec, MetricSpec
+from tachograph.recording import line_buffers
 from tachograph.recording.listener_queue import REASONS
 from tachograph.recording.recorder import Recorder
 from tachograph.version import version
@@ -24,6 +25,11 @@ EVENTS: Final = CounterSpec("tachograph_events_total", "Events recorded.", ())
 DELIVERED: Final = CounterSpec("tachograph_events_delivered_total", "Events delivered to a listener.", ("listener",))
 DROPPED: Final = CounterSpec(
     "tachograph_events_dropped_total", "Events that a listener did not receive, by reason.", ("listener", "reason")
+)
+LOG_LINES: Final = CounterSpec(
+    "tachograph_log_lines_total",
+    "Log records of running steps that this process kept, and that it dropped because too many came at once.",
+    ("outcome",),
 )
 QUEUE_LENGTH: Final = GaugeSpec("tachograph_queue_length", "Events waiting for a listener.", ("listener",))
 BUILD_INFO: Final = GaugeSpec("tachograph_build_info", "Always 1; the running version is a label.", ("version",))
@@ -86,9 +92,9 @@ _OTLP_LABELS: Final = (
 )
 
 SELF_METRICS: Final[tuple[MetricSpec, ...]] = (
-    EVENTS, DELIVERED, DROPPED, QUEUE_LENGTH, STORE_WRITE, SERIES_LIMITED, LABEL_SETS, SCRAPE_DURATION, SCRAPE_SIZE,
-    WORKFLOW_METRICS_SHOWN, REFUSED, NOTICES, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED, OTLP_REQUESTS,
-    OTLP_DROPPED, BUILD_INFO,
+    EVENTS, DELIVERED, DROPPED, LOG_LINES, QUEUE_LENGTH, STORE_WRITE, SERIES_LIMITED, LABEL_SETS, SCRAPE_DURATION,
+    SCRAPE_SIZE, WORKFLOW_METRICS_SHOWN, REFUSED, NOTICES, STREAM_CLIENTS, STREAM_MESSAGES, STREAM_REFUSED,
+    OTLP_REQUESTS, OTLP_DROPPED, BUILD_INFO,
 )  # fmt: skip
 """Every metric about Tachograph itself."""
 
@@ -118,6 +124,10 @@ class SelfMetricsCollector(Collector):
         yield delivered
         yield dropped
         yield waiting
+        lines = CounterMetricFamily(LOG_LINES.name, LOG_LINES.help, labels=LOG_LINES.labels)
+        lines.add_metric(("recorded",), line_buffers.recorded)
+        lines.add_metric(("dropped",), line_buffers.dropped)
+        yield lines
         limited = CounterMetricFamily(SERIES_LIMITED.name, SERIES_LIMITED.help, labels=SERIES_LIMITED.labels)
         for family in self._series.families:
             if family.label_names:

@@ -16,7 +16,7 @@ from opentelemetry.trace.propagation import set_span_in_context
 from tachograph.clock import AnchoredClock
 from tachograph.folding import Limits, Repetitions, RowCount, limits
 from tachograph.identity import ExecutionRef, StepRef
-from tachograph.recording import open_execution, setup
+from tachograph.recording import log_handler, open_execution, setup
 from tachograph.recording.open_execution import OpenExecution
 from tachograph.recording.relay import RelayAddress
 from tachograph.workflow.attempts import StepAttempts
@@ -42,6 +42,7 @@ class CarriedRun(msgspec.Struct, frozen=True, kw_only=True):
         token: the token for that, if it was given explicitly.
         workspace: the submitting process's workspace.
         limits: of steps with rows of their own; see `tachograph.folding`.
+        log_level: from which level log records are kept; None: they are not.
     """
 
     execution: ExecutionRef
@@ -55,6 +56,7 @@ class CarriedRun(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None
     workspace: str = "default"
     limits: Limits = Limits()
+    log_level: int | None = None
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -77,6 +79,7 @@ def current() -> CarriedRun | None:
         "token": setup.service_token(),
         "workspace": setup.default_workspace(),
         "limits": limits(),
+        "log_level": log_handler.installed_level(),
     }
     if reporter is not None:
         open_execution.watch(reporter)
@@ -104,7 +107,9 @@ def entered(carried: CarriedRun) -> Iterator[None]:
 
 
 def _open(carried: CarriedRun) -> tuple[open_execution.Tokens, Any]:
-    recorder = setup.recorder_for_child(carried.relay, carried.database, carried.workspace, carried.token)
+    recorder = setup.recorder_for_child(
+        carried.relay, carried.database, carried.workspace, carried.token, carried.log_level
+    )
     clock = AnchoredClock(carried.clock_offset_ns)
     span_id = carried.execution.span_id
     run: OpenExecution | None = None

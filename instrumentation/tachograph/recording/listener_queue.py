@@ -20,7 +20,7 @@ from tachograph.errors import StoreUnavailable
 from tachograph.events import Event, Listener
 from tachograph.identity import random01
 from tachograph.quiet_log import QuietLog
-from tachograph.recording import spool
+from tachograph.recording import open_execution, spool
 from tachograph.recording.spool import Kept
 
 log = logging.getLogger(__name__)
@@ -295,6 +295,8 @@ class ListenerQueue:
                     log.warning("%s: %s; events wait until that is possible", self.name, error)
 
     def _run(self) -> None:
+        # It may have been started inside a step, whose context it got: what it does is no work of that step.
+        open_execution.leave()
         try:
             while True:
                 try:

@@ -28,6 +28,7 @@ from tachograph.events import (
     Heartbeat,
     Listener,
     StepFinished,
+    StepLines,
     StepReady,
     StepRetrying,
     StepSkipped,
@@ -350,7 +351,7 @@ def _relayed(counts: StepCounts, event: Event, emit: Listener) -> bool:
 
 def _fold(event: Event, emit: Listener) -> None:
     """Add what a child process recorded to the fold that it is part of."""
-    if not isinstance(event, ExecutionEvent):
+    if not isinstance(event, ExecutionEvent | StepLines):
         if event.step.folded_as is not None:
             folding.relayed(event, emit)
         elif isinstance(event, StepFinished):
@@ -368,7 +369,7 @@ def _is_recorded(counts: StepCounts, event: Event, emit: Listener) -> bool:
         if counts.open_steps.pop(event.step.span_id, None) is None:
             return False
         counts.add(event.status, 0 if event.step.parent_step_id is not None else event.run_ns)
-    elif not isinstance(event, StepReady | StepSkipped):
+    elif not isinstance(event, StepReady | StepSkipped | StepLines):
         return event.step.span_id in counts.open_steps if hasattr(event, "step") else True
     return True
 

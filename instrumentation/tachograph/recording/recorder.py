@@ -30,16 +30,18 @@ from tachograph.events import (
     Heartbeat,
     Listener,
     StepFinished,
+    StepRetrying,
     StepsFolded,
     StepStarted,
     WorkflowExpected,
 )
 from tachograph.identity import ExecutionRef, Origin
-from tachograph.recording import open_execution
+from tachograph.recording import line_buffers, open_execution
 from tachograph.recording.listener_queue import BatchListener, ListenerQueue
 from tachograph.recording.problems import Problem
 from tachograph.recording.relay import RelayAddress, RelayClient, RelayServer
 from tachograph.recording.subscription import SUBSCRIPTION_LIMIT, Subscription
+from tachograph.stacks.wishes import long_attempts
 
 log = logging.getLogger(__name__)
 
@@ -226,9 +228,15 @@ class Recorder:
         if origin is Origin.REPORTED:
             if kind in (ExecutionStarted, StepStarted) and self._spans is not None:
                 before = self._begin_span
+            elif kind in (StepFinished, StepRetrying):
+                before = line_buffers.end_attempt
+            elif kind is ExecutionFinished:
+                before = _finish_lines
         elif origin is Origin.RECORDED:
             if kind is ExecutionStarted or (kind is StepStarted and (self._spans is not None or self._is_child)):
                 before = self._begin
+            elif kind in (StepFinished, StepRetrying):
+                before = line_buffers.end_attempt
             elif kind is ExecutionFinished:
                 before = _finish_folds
             elif kind is ExecutionQueued:
@@ -299,6 +307,7 @@ class Recorder:
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> bool:
         """Wait until every listener has received what was recorded so far and spans are exported; False on timeout."""
+        line_buffers.flush_all()
         self._emit_folds()
         deadline = time.monotonic() + timeout_seconds
         is_flushed = True
@@ -312,6 +321,7 @@ class Recorder:
         """Flush and stop. What cannot be delivered in time is counted as dropped. Calling it again does nothing."""
         if self._closed:
             return
+        line_buffers.flush_all()
         self._emit_folds()
         self._closed = True
         self._stop_heart.set()
@@ -343,7 +353,8 @@ class Recorder:
         while not stop.wait(self._heartbeat_seconds):
             self._emit_folds()
             for execution in list(self._open.values()):
-                self(Heartbeat(execution=execution, time_ns=time.time_ns()))
+                long = long_attempts(execution.execution_id)
+                self(Heartbeat(execution=execution, time_ns=time.time_ns(), long=long))
 
     def _emit_folds(self) -> None:
         if self._parent is None:
@@ -456,7 +467,12 @@ def _span_id(event: ExecutionStarted | StepStarted | ExecutionFinished | StepFin
     return event.step.span_id if isinstance(event, StepStarted | StepFinished) else event.execution.span_id
 
 
+def _finish_lines(event: ExecutionFinished) -> None:
+    line_buffers.end_execution(event.execution.execution_id)
+
+
 def _finish_folds(event: ExecutionFinished) -> None:
+    _finish_lines(event)
     folding.finish(event.execution.execution_id)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 import msgspec
 from opentelemetry import context as otel_context
 
-from tachograph import folding, meter
+from tachograph import folding, meter, running_attempts
 from tachograph.clock import NS, AnchoredClock
 from tachograph.events import ExecutionStatus, Failure, Listener, StepStatus, WorkflowExpected
 from tachograph.expectation import Expectation, StepExpectation
@@ -303,11 +303,14 @@ class StepScope(Scope):
         outer = self._outer
         is_on_loop = not self.is_plain and _running_loop() is not None
         around = (outer.meter if outer is not None else None) or meter.around.get()
+        running_attempts.begin(reporter, is_on_loop=is_on_loop)
         reporter.meter = meter.start(around, is_on_loop, False)
 
     def _used(self, reporter: Reporter) -> Resources | None:
         """What the attempt that ends used."""
-        return reporter.meter.stop() if reporter.meter is not None else None
+        used = reporter.meter.stop() if reporter.meter is not None else None
+        running_attempts.end(reporter)
+        return used
 
     def _inner_ref(self, outer: Reporter) -> tuple[StepRef, Fold | None]:
         # The path of outer steps makes the id unique, and in another process that process does.
@@ -348,13 +351,18 @@ class StepScope(Scope):
             self._execution_scope.resume()
         if self.reporter is not None:
             self._activate(self._run, self.reporter, self._otel_context or otel_context.get_current())
+            is_on_loop = _running_loop() is not None
+            if self.reporter.is_open:
+                running_attempts.begin(self.reporter, is_on_loop=is_on_loop)
             if self.reporter.meter is not None:
-                self.reporter.meter.resume(is_on_loop=_running_loop() is not None)
+                self.reporter.meter.resume(is_on_loop=is_on_loop)
 
     def suspend(self) -> None:
         """See `Scope.suspend`."""
-        if self.reporter is not None and self.reporter.meter is not None:
-            self.reporter.meter.pause()
+        if self.reporter is not None:
+            running_attempts.pause(self.reporter)
+            if self.reporter.meter is not None:
+                self.reporter.meter.pause()
         super().suspend()
         if self._execution_scope is not None:
             self._execution_scope.suspend()

@@ -20,6 +20,7 @@ from tachograph.events import Event
 from tachograph.identity import new_id
 from tachograph.quiet_log import QuietLog
 from tachograph.service_address import parse
+from tachograph.stacks.wishes import fulfil
 from tachograph.variables import TOKEN_VARIABLE
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -101,6 +102,7 @@ class ServiceStore:
             batch = EventBatch(sender=sender, sequence=sequence, events=own)
             answer = self._send(encode(batch), workspace)
             refused += [event.reason for event in answer.refused]
+            fulfil(answer.stacks)
         if refused:
             raise EventsRefused(f"the service refused {len(refused)} of {len(events)} event(s): {refused[0]}")
 

@@ -31,7 +31,9 @@ from tachograph.errors import BadDatabaseURL, SetupError, StoreError, StoreUnava
 from tachograph.metrics.listener import MetricsListener
 from tachograph.metrics.self_metrics import SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
+from tachograph.recording import log_handler
 from tachograph.recording.listener_queue import BatchListener
+from tachograph.recording.log_handler import LOGS_VARIABLE
 from tachograph.recording.problems import Problem, Problems, Report
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import Recorder, close_all
@@ -67,6 +69,7 @@ def configure(
     spans: bool = True,
     measures: Iterable[str] | None = None,
     max_step_repetitions: int | None = None,
+    logs: str | int | None = None,
 ) -> Recorder:
     """Set up the process's recorder, closing an earlier one. All arguments are optional.
 
@@ -85,6 +88,8 @@ def configure(
         measures: names of step measures that become metrics (default: ``TACHOGRAPH_MEASURES``, comma-separated).
         max_step_repetitions: how often a step may be repeated in one execution, or inside one step, before further
             repetitions share one entry of its timeline (default: ``TACHOGRAPH_MAX_STEP_REPETITIONS``, else 1,000).
+        logs: level, such as ``"INFO"``, from which records of `logging` are kept as lines of the steps that emit them
+            (default: ``TACHOGRAPH_LOGS``, else none are; so does ``"off"``).
 
     Raises `SetupError` or `StoreError` when an argument is wrong. A database that is locked, or a database or service
     that cannot be reached now, is not: it is tried again, and what it cannot take meanwhile is spooled. Faults of the
@@ -95,11 +100,13 @@ def configure(
         problems = Problems()
         # Before the earlier recorder is closed: when an argument is wrong, that one stays.
         repetitions = _max_step_repetitions(max_step_repetitions, problems)
+        log_level = _log_level(logs, problems)
         store = _store(database, url, token, problems)
         sink = _span_listener(provider, problems) if spans else None
         folding.set_limits(folding.limits()._replace(repetitions=repetitions))
         recorder = _adopt_new(store, sink, registry, measures, workspace, problems)
         _database, _token = (store.url, token) if isinstance(store, SpooledStore) else (None, None)
+        log_handler.install(log_level)
         return recorder
 
 
@@ -221,6 +228,16 @@ def _max_step_repetitions(value: int | None, report: Report) -> int:
     return default
 
 
+def _log_level(value: str | int | None, report: Report) -> int | None:
+    try:
+        return log_handler.level_of(os.environ.get(LOGS_VARIABLE) if value is None else value)
+    except ValueError as error:
+        if value is not None:
+            raise SetupError(f"logs: {error}") from None
+        report("logs", f"no log records are kept: {LOGS_VARIABLE}: {error}")
+        return None
+
+
 def _clean(text: str) -> str:
     """Text of a variable that can be encoded; bytes that are no text are replaced."""
     return text.encode("utf-8", "replace").decode()
@@ -280,10 +297,13 @@ def set_up_once(**options: Any) -> Recorder | None:
 
 
 def adopt(recorder: Recorder, workspace: str = "default") -> None:
-    """Make this the process's recorder, so that plain functions record to it too."""
+    """Make this the process's recorder, so that plain functions record to it too; see `configure` for log records."""
     global _recorder, _workspace
     with _lock:
         _recorder, _workspace = recorder, workspace
+        problems = Problems()
+        log_handler.install(_log_level(None, problems))
+        recorder.problems = [*recorder.problems, *problems]
 
 
 def release(recorder: Recorder) -> None:
@@ -313,7 +333,11 @@ def service_token() -> str | None:
 
 
 def recorder_for_child(
-    relay: RelayAddress | None, database: str | None, workspace: str, token: str | None = None
+    relay: RelayAddress | None,
+    database: str | None,
+    workspace: str,
+    token: str | None = None,
+    log_level: int | None = None,
 ) -> Recorder:
     """The recorder of a process in which work of another process's run is done.
 
@@ -325,6 +349,7 @@ def recorder_for_child(
         if recorder is None:
             recorder = _recorder = build_recorder(provider=find_provider())
             _workspace, _database, _token = workspace, database, token
+            log_handler.install(log_level)
             atexit.unregister(close_all)
             atexit.register(close_all)
         if database and "store" not in recorder.queues:

@@ -188,6 +188,8 @@ class SpooledStore:
             time.sleep(max(0.05, min(self._try_at - time.monotonic(), MAX_RETRY_SECONDS)))
             with self._lock:
                 if self._is_closed or not self.is_spooling:
+                    # Whoever spools next starts another thread, though this one has not quite ended.
+                    self._courier = None
                     return
                 try:
                     self._caught_up()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 from msgspec.structs import replace
 
+from tachograph import running_attempts
 from tachograph.clock import NS, Clock
 from tachograph.events import (
     Event,
@@ -24,7 +26,7 @@ from tachograph.recording.open_execution import ABANDONED
 from tachograph.report.safely import Error, Moment, failure_of, safely
 from tachograph.summary import summarise
 from tachograph.workflow.attempts import StepAttempts
-from tachograph.workflow.reporter import Reporter
+from tachograph.workflow.reporter import Reporter, engine_reporter
 from tachograph.workflow.step_counts import StepCounts
 
 MAX_ATTEMPT: Final = (1 << 31) - 1
@@ -162,6 +164,8 @@ class Step:
                     attempts.backed_off(min(queued_ns, now))
                 event = attempts.started(now, summarise(inputs), attempt=number)
             self._status = StepStatus.RUNNING
+            if self._reporter is not None:
+                self._reporter.attempts, self._reporter.is_open = attempts, True
             self.run.opened(self)
             self.run.emit(event)
 
@@ -188,6 +192,7 @@ class Step:
             delay_ns = round(min(max(0.0, float(delay)), MAX_DELAY_SECONDS) * NS)
             status = StepStatus.TIMEOUT if timed_out else StepStatus.FAILED
             self._status = StepStatus.RETRYING
+            self._leave()
             self.run.emit(attempts.retrying(now, status, delay_ns, failure_of(error), resources))
             self.run.closed(self)
 
@@ -270,10 +275,44 @@ class Step:
         """Record US dollars and tokens that the step spent since its previous report."""
         self._reports().cost(usd, tokens_in, tokens_out, model)
 
+    @safely
+    def works_here(self) -> None:
+        """The calling thread does the work of the running attempt: until it ends, its stacks can be asked for."""
+        running_attempts.begin(self._reports())
+
+    def _leave(self) -> None:
+        if self._reporter is not None:
+            running_attempts.end(self._reporter)
+
+    @contextlib.contextmanager
+    def logs(self) -> Iterator[Self]:
+        """Records of `logging` that the code inside emits are lines of the step, until its running attempt ends.
+
+        From which level on, `tachograph.configure` says. Nothing that goes wrong here reaches the code.
+        """
+        self.collect_logs()
+        try:
+            yield self
+        finally:
+            self.collect_no_logs()
+
+    @safely
+    def collect_logs(self) -> None:
+        """From now on, log records of the calling context are lines of the step; see `logs`."""
+        engine_reporter.set(self._reports())
+
+    @safely
+    def collect_no_logs(self) -> None:
+        """Undo `collect_logs`."""
+        engine_reporter.set(None)
+
     def _reports(self) -> Reporter:
         if self._reporter is None:
             attempts = self._attempts or StepAttempts(self.ref, self.run.clock())
             self._reporter = Reporter(attempts, self.run.emit, self.run.clock, self.run.counts)
+        elif self._attempts is not None:
+            # They may not have been known when it was made.
+            self._reporter.attempts = self._attempts
         return self._reporter
 
     def _running(self, now: int, attempt: int | None = None) -> StepAttempts | None:
@@ -345,6 +384,9 @@ class Step:
 
     def _settle(self, status: StepStatus, event: Event, run_ns: int) -> None:
         self._status = status
+        if self._reporter is not None:
+            self._reporter.is_open = False
+        self._leave()
         self.run.emit(event)
         self.run.ended(self, status, run_ns)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -18,8 +19,20 @@ from opentelemetry.propagate import extract
 
 from tachograph.clock import AnchoredClock
 from tachograph.errors import DoNotRetry
-from tachograph.events import Event, Failure, StepCost, StepEvent, StepLogged, StepMeasured
+from tachograph.events import (
+    Event,
+    Failure,
+    StepCost,
+    StepEvent,
+    StepFinished,
+    StepLines,
+    StepLogged,
+    StepMeasured,
+    StepRetrying,
+)
 from tachograph.identity import StepRef
+from tachograph.recording import line_buffers, log_handler
+from tachograph.recording.line_buffers import MAX_LINES
 from tachograph.resources import Resources, cleaned
 from tachograph.spans.propagation import propagation
 from tachograph.summary import failure as describe
@@ -131,9 +144,10 @@ def perform(
         return _encode(
             _refused(f'handler "{work.handler}" is off in the worker; start it with {handler.how_to_allow}', worker)
         )
+    log_handler.install_from_environment()
     done = _done(work, handler, worker, stops)
     try:
-        return _encoded(done, f'what step "{work.step.name}" returned', limit)
+        return _encoded(done, f'what step "{work.step.name}" returned', limit, without_lines=_without_lines(done))
     except DoNotRetry as error:
         unsent = msgspec.structs.replace(
             done, output=None, failure=describe(error, stack=False), is_final=True, events=[]
@@ -170,7 +184,7 @@ def _is_own(event: StepEvent, step: StepRef) -> bool:
     if event.step.execution.execution_id != step.execution.execution_id:
         return False
     if event.step.step_id == step.step_id:
-        return isinstance(event, StepLogged | StepMeasured | StepCost)
+        return isinstance(event, StepLogged | StepMeasured | StepCost | StepLines)
     return event.step.parent_step_id is not None
 
 
@@ -178,11 +192,19 @@ def _refused(reason: str, worker: str) -> Done:
     return Done(failure=Failure("DoNotRetry", reason), is_final=True, worker=worker)
 
 
-def _encoded(value: Any, what: str, limit: int) -> bytes:
+def _without_lines(done: Done) -> Done | None:
+    """The same without what was logged; None if nothing was."""
+    events = [event for event in done.events if not isinstance(event, StepLines)]
+    return msgspec.structs.replace(done, events=events) if len(events) < len(done.events) else None
+
+
+def _encoded(value: Any, what: str, limit: int, *, without_lines: Any = None) -> bytes:
     try:
         body = _encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DoNotRetry(f"{what} is not JSON, so no worker can get it: {error}") from None
+    if len(body) > limit and without_lines is not None:
+        return _encoded(without_lines, what, limit)
     if len(body) > limit:
         raise DoNotRetry(
             f"{what} takes {len(body) / (1 << 20):.3g} MiB, more than the {limit / (1 << 20):.2g} MiB that go to a "
@@ -193,9 +215,17 @@ def _encoded(value: Any, what: str, limit: int) -> bytes:
 
 def _done(work: Work, handler: Handler, worker: str, stops: Callable[[BaseException], bool]) -> Done:
     events: list[StepEvent] = []
+    lines: deque[StepLines] = deque()
 
     def keep(event: Event) -> None:
-        if isinstance(event, StepEvent):
+        if isinstance(event, StepLines):
+            # Those that would be kept: a step may log for hours.
+            lines.append(event)
+            while len(lines) > 1 and sum(len(each.lines) for each in lines) - len(lines[0].lines) >= MAX_LINES:
+                lines.popleft()
+        elif isinstance(event, StepEvent):
+            if isinstance(event, StepFinished | StepRetrying):
+                line_buffers.end_attempt(event)
             events.append(event)
 
     attempts = StepAttempts(work.step, work.attempt_started_ns)
@@ -230,11 +260,17 @@ def _done(work: Work, handler: Handler, worker: str, stops: Callable[[BaseExcept
             failure, is_final = describe(error), issubclass(type(error), DoNotRetry)
     finally:
         reporter.is_open = False
+        line_buffers.end_step(work.step)
         current_reporter.reset(current)
         otel_context.detach(span)
         counts.close_open_steps(reporter.clock())
     return Done(
-        output=output, failure=failure, is_final=is_final, events=events, resources=context.resources, worker=worker
+        output=output,
+        failure=failure,
+        is_final=is_final,
+        events=[*events, *lines],
+        resources=context.resources,
+        worker=worker,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tachograph import meter
+from tachograph import meter, running_attempts
 from tachograph.events import StepEvent
 from tachograph.identity import StepRef
 from tachograph.resources import Resources
@@ -81,6 +81,7 @@ class StepContext:
         ``is_on_loop``: other tasks of an event loop may run on the thread meanwhile.
         """
         try:
+            running_attempts.begin(self._reporter, is_on_loop=is_on_loop)
             self._reporter.meter = meter.start(None, is_on_loop, True)
         except Exception:
             log.exception("not measured: what step %r uses of the machine", self.step.name)
@@ -90,6 +91,7 @@ class StepContext:
         try:
             if (running := self._reporter.meter) is not None:
                 self.resources = running.stop()
+            running_attempts.end(self._reporter)
         except Exception:
             log.exception("not measured: what step %r used of the machine", self.step.name)
 

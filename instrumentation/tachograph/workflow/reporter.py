@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import os
@@ -11,11 +12,21 @@ from typing import Any, Final
 import msgspec
 
 from tachograph.clock import Clock
-from tachograph.events import Listener, StepCost, StepEvent, StepFinished, StepLogged, StepMeasured, StepReport
+from tachograph.events import (
+    Listener,
+    StepCost,
+    StepEvent,
+    StepFinished,
+    StepLines,
+    StepLogged,
+    StepMeasured,
+    StepReport,
+)
 from tachograph.folding import Repetitions
 from tachograph.meter import Meter
 from tachograph.names import clean_name, encodable
 from tachograph.redaction import mask_text
+from tachograph.running_attempts import Profile
 from tachograph.summary import as_text
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.step_counts import StepCounts
@@ -35,10 +46,13 @@ class Reporter:
         is_open: until the step ends, also between its attempts. A context (of a thread, a pool, a task) may outlive the
             step whose reporter it holds; what runs there after the end is not inside that step.
         meter: measures what the running attempt uses, if anything does.
+        thread, task: where the running attempt's code runs; see `tachograph.running_attempts`.
+        profile: samples it, if anything does.
     """
 
     __slots__ = (
-        "_sequence", "attempts", "clock", "counts", "emit", "is_open", "meter", "process", "repetitions", "step",
+        "_sequence", "attempts", "clock", "counts", "emit", "is_open", "meter", "process", "profile", "repetitions",
+        "step", "task", "thread",
     )  # fmt: skip
 
     def __init__(self, attempts: StepAttempts, emit: Listener, clock: Clock, counts: StepCounts) -> None:
@@ -52,6 +66,9 @@ class Reporter:
         self.clock = clock
         self.is_open = True
         self.meter: Meter | None = None
+        self.thread = 0
+        self.task: asyncio.Task[Any] | None = None
+        self.profile: Profile | None = None
         self._sequence = itertools.count(1)
 
     def _next(self) -> int | None:
@@ -114,6 +131,8 @@ class Reporter:
             self.emit(event)
             if isinstance(event, StepFinished):
                 self.counts.add(event.status)
+        elif isinstance(event, StepLines):
+            self.emit(msgspec.structs.replace(event, step=self.step, attempt=self.attempts.attempt))
         elif isinstance(event, StepReport) and (sequence := self._next()) is not None:
             # The other process counted from one, too.
             report = msgspec.structs.replace(event, step=self.step, sequence=sequence, attempt=self.attempts.attempt)
@@ -152,3 +171,5 @@ def _shown(value: float) -> str:
 
 current_reporter: ContextVar[Reporter | None] = ContextVar("tachograph_reporter", default=None)
 """The reporter of the step that runs in the current context, or None."""
+engine_reporter: ContextVar[Reporter | None] = ContextVar("tachograph_engine_reporter", default=None)
+"""The reporter of the step that an engine executes in the current context: log records belong to it, steps do not."""

@@ -122,7 +122,13 @@ def executions_of(
         heads[span_id] = ("" if span is first_roots.get(span.trace_id) else span_id, span, rule)
         if (run := run_of(rule, span)) is not None:
             by_run[f"{rule.engine}:{run}"] = span_id
-    known_traces = {span.trace_id for span in order if span.span_id in roots or _belongs(rules[span.span_id], span)}
+    unnamed = {(s.trace_id, r.engine) for s in order if (r := rules[s.span_id]) is not None and _is_unnamed_step(r, s)}
+    known_traces = {
+        span.trace_id
+        for span in order
+        if span.span_id in roots
+        or (_belongs(rule := rules[span.span_id], span) and not _is_beside(rule, span.trace_id, unnamed))
+    }
     ancestor, highest_ancestor = NearestAncestor(trace.spans_by_id, roots), _highest_ancestors(trace)
     firsts = _firsts(trace, roots, lambda span: roots.get(ancestor(span.span_id) or "") or highest_ancestor(span))
     for span in order:
@@ -251,6 +257,17 @@ def _belongs(rule: Rule | None, span: SpanRecord) -> bool:
         # Where no agent's run is known, a call of a model is a step of whatever is around it.
         return False
     return rule.role in (Role.INSIDE, Role.END) or run_of(rule, span) is not None
+
+
+def _is_unnamed_step(rule: Rule, span: SpanRecord) -> bool:
+    """Whether a span is a step that only the spans above it can give an execution to."""
+    return rule.role in (Role.STEP, Role.ATTEMPT, Role.QUEUED) and not rule.of_agent and run_of(rule, span) is None
+
+
+def _is_beside(rule: Rule | None, trace_id: str, unnamed: Container[tuple[str, str]]) -> bool:
+    """Whether a span is part of what is around such steps of its engine: as long as that is missing, it says nothing of
+    where they belong."""
+    return rule is not None and rule.role is Role.INSIDE and (trace_id, rule.engine) in unnamed
 
 
 def run_of(rule: Rule | None, span: SpanRecord) -> Any:

@@ -28,12 +28,15 @@ from tachograph_exporter.views.causes.course import seconds_of
 from tachograph_exporter.views.causes.differences import MAX_FALSE, MIN_USUAL, Described, Result, differences
 from tachograph_exporter.views.causes.failures import SameFailure
 from tachograph_exporter.views.causes.features import Feature, Value, flattened, of_resources
+from tachograph_exporter.views.causes.sampled import sampled
 from tachograph_exporter.views.causes.statistics import median
 from tachograph_exporter.views.comparison import MIN_BLAME, failed_step, read_baseline_comparison
 from tachograph_exporter.views.expected_end import expected_end, read_usual
 from tachograph_exporter.views.metrics import COMPLETED
 from tachograph_exporter.views.schemas.comparison import ExecutionComparison
 from tachograph_exporter.views.schemas.why import Claim, SampleOfRuns, WhyAnswer
+from tachograph_exporter.views.span_times import read_span_times
+from tachograph_exporter.views.step_below import span_ids
 
 BACK_SECONDS: Final = 28 * 86_400
 """Default length of the time before a run whose runs it is compared with."""
@@ -83,7 +86,10 @@ def read_why(connection: Connection, workspace: str, execution_id: str, back_ns:
     case.compare_parts()
     if verdict in ("slow", "failed", "lost"):
         _explain(connection, workspace, case, verdict)
-    return answer(case, verdict)
+    said = answer(case, verdict)
+    if focus is not None and verdict != "usual":
+        said.claims = [*said.claims, *sampled(connection, run, [focus])]
+    return said
 
 
 def _sample(connection: Connection, workspace: str, run: StoredRun, back_ns: int) -> list[SampledRun]:
@@ -323,30 +329,21 @@ def _plain(name: str, value: object) -> Value | None:
 def _read_below(connection: Connection, workspace: str, case: Case, focus: StoredStep) -> list[Excess]:
     """The spans below the step to look at, compared with those of usual runs whose step took what is usual."""
     trace_id = case.run.execution.trace_id
-    roots = _span_ids(focus)
-    mine = self_times(samples.span_times(connection, workspace, [trace_id]).get(trace_id, ()), roots)
+    roots = span_ids(focus)
+    mine = self_times(read_span_times(connection, workspace, [trace_id]).get(trace_id, ()), roots)
     if not mine:
         return []
     having = [run for run in case.usual.values() if (run.execution_id, focus.step_id) in case.details]
     usually = median([case.seconds.get(run.execution_id, 0.0) for run in having])
     having.sort(key=lambda run: abs(case.seconds.get(run.execution_id, 0.0) - usually))
     references = having[:MAX_REFERENCES]
-    spans = samples.span_times(connection, workspace, [run.trace_id for run in references])
+    spans = read_span_times(connection, workspace, [run.trace_id for run in references])
     usual = [
         self_times(spans[run.trace_id], {case.details[run.execution_id, focus.step_id].span_id})
         for run in references
         if run.trace_id in spans
     ]
     return excess(mine, usual)
-
-
-def _span_ids(step: StoredStep) -> set[str]:
-    """The spans of a step: its own, and those of its attempts."""
-    # Loads OpenTelemetry, which most commands do without.
-    from tachograph.spans.attributes import attempt_span_id
-
-    attempts = range(1, step.attempt + 1) if step.attempt > 1 else ()
-    return {step.span_id, *(attempt_span_id(step.span_id, attempt) for attempt in attempts)}
 
 
 def _read_child(connection: Connection, workspace: str, execution_id: str, back_ns: int) -> ChildRun | None:
@@ -415,6 +412,7 @@ def _open_run(connection: Connection, workspace: str, run: StoredRun, now_ns: in
     steps = list(now.open_steps(run, usual, now_ns))
     causes = now.late_steps(steps)
     claims += [each for each in steps if each not in causes]
+    claims += sampled(connection, run, [step for step in run.steps if step.status == "running"])
     return _brief(run, "running" if row.started_ns is not None else "pending", claims, causes)
 
 

@@ -35,6 +35,21 @@ class Baseline(msgspec.Struct, kw_only=True):
     average_cost_usd: float | None
 
 
+class ComparedSpans(msgspec.Struct, kw_only=True):
+    """Spans of a name below a step that took longer than on the other side; their self times (see the timeline).
+
+    For a baseline, the other side is the median of the last completed executions that have spans.
+    ``difference_seconds`` is by how much longer they took of the step's time: spans beside each other count once.
+    """
+
+    name: str
+    seconds: float
+    reference_seconds: float
+    count: int
+    reference_count: int
+    difference_seconds: float
+
+
 class ComparedStep(msgspec.Struct, kw_only=True):
     """One step, compared with the other execution or with the baseline; ``step_id`` is null if it is not in this one.
 
@@ -44,7 +59,8 @@ class ComparedStep(msgspec.Struct, kw_only=True):
     than half of the baseline's. ``blame`` is the share of the execution's slowdown that the step explains, from 0 to 1
     in steps of 0.01; null if the execution was not notably slower. A step without a duration on the other side is not
     blamed. ``cpu_seconds`` and ``peak_memory_bytes`` are what the step used of the machine; for a baseline, the other
-    side is the average of its completed runs. Null: not known.
+    side is the average of its completed runs. ``below`` is what below the step took longer, of the steps that got
+    slower most; null if nothing did, or if both sides have no spans to compare. Null: not known.
     """
 
     step_id: str | None
@@ -68,6 +84,7 @@ class ComparedStep(msgspec.Struct, kw_only=True):
     reference_cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None
     reference_peak_memory_bytes: int | None = None
+    below: list[ComparedSpans] | None = None
 
 
 class ExecutionComparison(msgspec.Struct, kw_only=True):

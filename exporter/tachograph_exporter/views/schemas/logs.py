@@ -12,8 +12,9 @@ class LogEntry(msgspec.Struct, kw_only=True, gc=False):
 
     ``step_id`` is the step whose span, or whose span below, it was written in; null: none of them. ``severity`` is
     OpenTelemetry's number (1 to 24; 0: not said), and ``level`` its name. ``source`` is ``recorded`` for lines that the
-    step logged here, ``otlp`` for those that arrived by OTLP. ``attempt`` is the attempt of the step
-    that logged it, null if that is not known.
+    step wrote (records of `logging`, what its command wrote, and what it logged itself), ``otlp`` for those that
+    arrived by OTLP. ``attempt`` is the attempt of the step that wrote it, null if that is not known. ``logger`` is the
+    name of the logger of a record of `logging`.
     """
 
     at: str
@@ -32,14 +33,19 @@ class LogEntry(msgspec.Struct, kw_only=True, gc=False):
     error_type: str | None = None
     error_message: str | None = None
     error_stack: str | None = None
+    logger: str = ""
 
 
 class LogPage(msgspec.Struct, kw_only=True):
-    """Log lines in order of time. ``next`` continues after them; ``dropped_count``: lines of the trace not kept."""
+    """Log lines in order of time. ``next`` continues after them; with ``last``, it is null.
+
+    ``has_older``: with ``last``, whether there are older lines. ``dropped_count``: lines of the run that were not kept.
+    """
 
     items: list[LogEntry]
     next: str | None
     dropped_count: int
+    has_older: bool = False
 
 
 class ProcessPoint(msgspec.Struct):

@@ -120,6 +120,20 @@ class FoldedSteps(msgspec.Struct, kw_only=True, gc=False):
     resources: AverageUse | None = None
 
 
+class SpansBelow(msgspec.Struct, gc=False):
+    """The spans below a step that share a name: those under its own spans, at any depth. Ids in names are folded.
+
+    ``seconds`` is their self time: the time of each of them in which none of its own children ran. Spans beside each
+    other count each; ``elapsed_seconds`` is the time in which at least one of them ran. ``name`` is null for all those
+    that are not told apart.
+    """
+
+    name: str | None
+    seconds: float
+    count: int
+    elapsed_seconds: float | None
+
+
 class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     """One step of a timeline.
 
@@ -134,7 +148,8 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     times are shown as they are; waits, work and the critical path are computed within the run. With ``folded``, the
     entry stands for many repetitions of the step: it spans from the start of the first to the end of the last, and
     ``run_seconds`` is their sum. ``resources`` are those of all attempts; null if nothing measured them.
-    ``failure_group`` is the id of the [group](failures.md) of its failure.
+    ``failure_group`` is the id of the [group](failures.md) of its failure. ``below`` is what lies below it: spans by
+    name, the longest first; null unless it is asked for, or if the trace has no spans here, or too many.
     """
 
     step_id: str
@@ -173,6 +188,7 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
     folded: FoldedSteps | None = None
     resources: ResourceUse | None = None
     failure_group: str | None = None
+    below: list[SpansBelow] | None = None
 
 
 class CriticalStep(msgspec.Struct, gc=False):

@@ -24,7 +24,7 @@ export async function get(path, values = {}) {
     compare: () => contents.comparison,
     why: () => contents.why,
     metrics: () => contents.metrics,
-    logs: () => ({ items: contents.lines.filter(({ step_id: id }) => !values.step || id === values.step), next: null }),
+    logs: () => ({ items: contents.lines.filter((line) => isAskedFor(line, values)), next: null }),
     [encodeURIComponent(contents.timeline.workflow_id)]: () => contents.definition,
   };
   const answer = Object.hasOwn(answers, name) ? answers[name]() : null;
@@ -35,4 +35,13 @@ export async function get(path, values = {}) {
 /** A file changes nothing. */
 export function post() {
   return Promise.reject(new Problem("A report cannot change a run."));
+}
+
+/** The lowest severity number of each level; see the route's `level`. */
+const SEVERITIES = { trace: 1, debug: 5, info: 9, warn: 13, error: 17, fatal: 21 };
+
+function isAskedFor(line, { step, level, text }) {
+  if (step && line.step_id !== step) return false;
+  if (level && line.severity < SEVERITIES[level]) return false;
+  return !text || `${line.message} ${line.error_message ?? ""}`.toLowerCase().includes(text.toLowerCase());
 }

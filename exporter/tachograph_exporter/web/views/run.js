@@ -13,6 +13,9 @@ import { throttle } from "../throttle.js";
 import { downloadMenu } from "./downloads.js";
 import { runActions } from "./run_actions.js";
 import { copyableId, inputsOf, progress, RunFacts } from "./run_facts.js";
+import { Stacks } from "./stacks.js";
+import { StepBelow } from "./step_below.js";
+import { StepLog } from "./step_log.js";
 import { causeLink, stepDetails } from "./step_panel.js";
 import { Why } from "./why.js";
 
@@ -31,7 +34,6 @@ export class RunView {
       h("p", { class: "quiet" }, "Loading…"),
     );
     this.readSoon = debounce(() => this.read(), 400);
-    this.readLinesSoon = debounce(() => this.readLines(), 200);
     this.compareSoon = debounce(() => this.readComparison(), 1500);
     this.readStateSoon = throttle(() => this.readState(), STATE_INTERVAL_MS);
     this.rememberView = debounce((view) => {
@@ -71,6 +73,10 @@ export class RunView {
     let isSelectedChanged = false;
     const count = this.run.steps.length;
     for (const message of messages) {
+      if (message.event_type === "step_lines") {
+        if (message.workflow_step_id === this.timeline.selected?.id) this.log.readSoon();
+        continue;
+      }
       const changed = this.run.apply(message);
       mustRead ||= changed && message.event_type.startsWith("workflow_");
       isSelectedChanged ||= changed && message.workflow_step_id === this.timeline.selected?.id;
@@ -182,10 +188,20 @@ export class RunView {
       showError: (problem) => this.app.showError(problem),
       navigate: (address) => this.app.navigate(address),
     });
+    this.stacks = new Stacks(this.path, {
+      canAsk: !this.app.isSaved,
+      announce: (text) => this.app.announce(text),
+      showError: (problem) => this.app.showError(problem),
+    });
     this.timeline = new Timeline(this.run, {
       onSelect: (step) => this.onStepSelected(step),
       onView: (view) => this.rememberView(view),
     });
+    this.log = new StepLog(this.path, {
+      logsUrl: this.app.about.logs_url,
+      showError: (problem) => this.app.showError(problem),
+    });
+    this.below = new StepBelow(this.path);
     this.panel = h("aside", { class: "panel", "aria-label": "Step", hidden: true });
     const order = labelledSelect(
       "Rows by",
@@ -398,7 +414,6 @@ export class RunView {
     if (!step) return;
     this.showStep(step);
     if (step.isExpected) return;
-    this.readLinesSoon();
     if (step.entry.status === step.status) return;
     // The step changed after the timeline was read.
     try {
@@ -413,25 +428,15 @@ export class RunView {
     }
   }
 
-  /** Read the lines of the selected step that arrived in its spans. Without them, those that it recorded are shown. */
-  async readLines() {
-    const step = this.timeline.selected;
-    if (!step || step.isExpected) return;
-    try {
-      const lines = await get(`${this.path}/logs`, { step: step.id, limit: 1000 });
-      const isNew =
-        lines.items.some((line) => line.source === "otlp") && lines.items.length !== step.lines?.items.length;
-      if (!isNew) return;
-      step.lines = lines;
-      if (this.timeline.selected === step) this.showStep(step);
-    } catch (problem) {
-      this.app.showError(problem);
-    }
-  }
-
   showStep(step) {
     const select = (other) => this.timeline.select(other);
-    replace(this.panel, stepDetails(this.run, step, { select, trace: this.traceLink() }));
+    this.log.show(this.run, step);
+    this.below.show(step);
+    // What is typed into stays what is typed into.
+    const focused = this.panel.contains(document.activeElement) ? document.activeElement : null;
+    const parts = { trace: this.traceLink(), below: this.below.element, log: this.log.element };
+    replace(this.panel, stepDetails(this.run, step, { select, ...parts }), this.stacks.section(step));
+    if (focused?.isConnected) focused.focus();
   }
 
   search() {
@@ -452,7 +457,8 @@ export class RunView {
     this.compareSoon.cancel();
     this.readStateSoon.cancel();
     this.rememberView.cancel();
-    this.readLinesSoon.cancel();
+    this.log?.close();
+    this.below?.close();
     this.timeline?.close();
     this.graph?.close();
   }

@@ -2,13 +2,14 @@
 
 import { button } from "../controls.js";
 import { h } from "../dom.js";
-import { dollars, duration, parseTime, status, times } from "../format.js";
+import { dollars, duration, status, times } from "../format.js";
 import { now } from "../now.js";
 import { time } from "../times.js";
 import { stepResources } from "./resources.js";
 
-/** The contents of the panel for a step. `select(step | null)` selects another; `trace` links to the trace. */
-export function stepDetails(run, step, { select, trace }) {
+/** The contents of the panel for a step. `select(step | null)` selects another; `trace` links to the trace.
+ *  `below` and `log` are elements: what lies below it, and its lines. */
+export function stepDetails(run, step, { select, trace, below, log }) {
   const { entry } = step;
   const length =
     step.start === null
@@ -89,7 +90,8 @@ export function stepDetails(run, step, { select, trace }) {
             : null,
         ]
       : null,
-    log(run, step.lines ?? { items: entry.logs ?? [], next: null }),
+    below,
+    log,
     step.attempts.length > 1 ? attempts(step) : null,
     h(
       "dl",
@@ -149,28 +151,6 @@ function attempts(step) {
           attempt.error ? h("div", { class: "error-text" }, attempt.error) : null,
         ),
       ),
-    ),
-  ];
-}
-
-/** A step's lines: those that it recorded, and once they were read, those of its spans. */
-function log(run, { items, next }) {
-  if (!items.length) return null;
-  return [
-    h("h3", {}, "Log"),
-    h(
-      "ol",
-      { class: "log" },
-      items.map((line) =>
-        h(
-          "li",
-          { class: line.level },
-          h("span", { class: "quiet" }, duration((parseTime(line.at) - run.origin) / 1000)),
-          ` ${line.level} `,
-          line.message || (line.error_type ? `${line.error_type}: ${line.error_message}` : line.event_name),
-        ),
-      ),
-      next ? h("li", { class: "quiet" }, "and more") : null,
     ),
   ];
 }

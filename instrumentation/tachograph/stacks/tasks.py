@@ -1,0 +1,85 @@
+"""Where tasks of asyncio wait: the chain of what each awaits, from its own coroutine to the innermost one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextvars import Context
+from types import FrameType
+from typing import Any, Final
+
+from tachograph.folded_stacks import MAX_DEPTH
+
+MAX_TASKS: Final = 200
+"""Tasks that are looked at for one attempt."""
+_MAX_CHILDREN: Final = 20
+"""Tasks that one `asyncio.gather` waits for and that are followed."""
+_LOOP: Final = ("run_forever", "asyncio/base_events.py")
+
+
+def is_running(task: asyncio.Task[Any]) -> bool:
+    """Whether the task's code is on the stack of its loop's thread now."""
+    coroutine = task.get_coro()
+    return bool(getattr(coroutine, "cr_running", False) or getattr(coroutine, "gi_running", False))
+
+
+def chains(task: asyncio.Task[Any]) -> Iterator[list[FrameType]]:
+    """What a waiting task awaits, outermost first: one chain, or one for each task that it gathers."""
+    yield from _chains(task, [], 0)
+
+
+def _chains(task: asyncio.Task[Any], outer: list[FrameType], depth: int) -> Iterator[list[FrameType]]:
+    frames = [*outer, *_frames(task.get_coro())]
+    waiter = getattr(task, "_fut_waiter", None)
+    if depth < _MAX_CHILDREN and len(frames) <= MAX_DEPTH:
+        if isinstance(waiter, asyncio.Task):
+            yield from _chains(waiter, frames, depth + 1)
+            return
+        children = [each for each in getattr(waiter, "_children", ()) if isinstance(each, asyncio.Task)]
+        waiting = [each for each in children if not each.done()][:_MAX_CHILDREN]
+        if waiting:
+            for child in waiting:
+                yield from _chains(child, frames, depth + _MAX_CHILDREN // 2)
+            return
+    if frames:
+        yield frames
+
+
+def _frames(awaited: Any) -> list[FrameType]:
+    frames: list[FrameType] = []
+    while awaited is not None and len(frames) <= MAX_DEPTH:
+        for frame_name, next_name in (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await")):
+            frame = getattr(awaited, frame_name, None)
+            if isinstance(frame, FrameType):
+                frames.append(frame)
+                awaited = getattr(awaited, next_name, None)
+                break
+        else:
+            break
+    return frames
+
+
+def loop_in(frames: list[FrameType]) -> asyncio.AbstractEventLoop | None:
+    """The event loop that these frames run, if any: the innermost one."""
+    for frame in reversed(frames):
+        code = frame.f_code
+        if code.co_name == _LOOP[0] and code.co_filename.replace("\\", "/").endswith(_LOOP[1]):
+            # Of a frame of the standard library that lasts as long as what is read here.
+            loop = frame.f_locals.get("self")
+            return loop if isinstance(loop, asyncio.AbstractEventLoop) else None
+    return None
+
+
+def tasks_of(loop: asyncio.AbstractEventLoop) -> list[asyncio.Task[Any]]:
+    """Tasks of a loop that have not ended, no more than `MAX_TASKS`."""
+    try:
+        return list(asyncio.all_tasks(loop))[:MAX_TASKS]
+    except RuntimeError:
+        return []  # Too many come and go at the same time.
+
+
+def context_of(task: asyncio.Task[Any]) -> Context | None:
+    """The context that a task runs in; None where Python does not tell (before 3.12)."""
+    get_context = getattr(task, "get_context", None)
+    context = get_context() if get_context is not None else None
+    return context if isinstance(context, Context) else None

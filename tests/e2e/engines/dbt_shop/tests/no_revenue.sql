@@ -1,0 +1,2 @@
+{{ config(enabled=env_var('SHOP_BROKEN', '') != '') }}
+select * from {{ ref('revenue') }}
