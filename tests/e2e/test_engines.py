@@ -138,15 +138,36 @@ HOOKED_TOO: Final = (
 )  # fmt: skip
 
 
+RQ: Final = ("pipeline", "group", "killed")
+RQ_TOO: Final = (
+    "retry_later", "later", "failed", "timed_out", "nested", "stopped", "requeued", "worker_killed",
+)  # fmt: skip
+DRAMATIQ: Final = ("pipeline", "callback", "pipeline_failed")
+DRAMATIQ_TOO: Final = ("group", "delayed", "failed", "nested", "timed_out", "worker_killed")
+
+
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("names", [HOOKED, pytest.param(HOOKED_TOO, marks=pytest.mark.slow)], ids=["some", "others"])
-def test_celery_by_its_own_signals(
-    server: Callable[..., Server], redis: str, tmp_path: Path, names: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("engine", "names"),
+    [
+        ("celery", HOOKED),
+        ("rq", RQ),
+        ("dramatiq", DRAMATIQ),
+        pytest.param("celery", HOOKED_TOO, marks=pytest.mark.slow),
+        pytest.param("rq", RQ_TOO, marks=pytest.mark.slow),
+        pytest.param("dramatiq", DRAMATIQ_TOO, marks=pytest.mark.slow),
+    ],
+    ids=["celery", "rq", "dramatiq", "celery-others", "rq-others", "dramatiq-others"],
+)
+def test_a_queue_by_its_own_hooks(
+    server: Callable[..., Server], redis: str, tmp_path: Path, engine: str, names: tuple[str, ...]
 ) -> None:
-    """Nothing is unknown: steps, statuses, attempts and edges are what Celery's result backend and events say."""
+    """Nothing is unknown: steps, statuses, attempts and edges are what the engine's own records say."""
     service = server()
-    # Its spans are there, too: they make no run of their own.
-    variables = {"TACHOGRAPH_URL": service.address, "HOOKS": "1", "OTEL_EXPORTER_OTLP_ENDPOINT": service.address}
+    variables = {"TACHOGRAPH_URL": service.address, "HOOKS": "1"}
+    if engine != "dramatiq":
+        # Its spans are there, too: they make no run of their own.
+        variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = service.address
 
     def read(path: str) -> Any:
         status, body = get(service.address + path)
@@ -158,9 +179,9 @@ def test_celery_by_its_own_signals(
     viewer = Viewer(read)
     scenes = []
     problems = []
-    for scene in Program(sys.executable, "celery_kinds.py", redis, *names, directory=tmp_path, variables=variables):
+    for scene in Program(sys.executable, f"{engine}_kinds.py", redis, *names, directory=tmp_path, variables=variables):
         # A worker that was killed is missed once its lease has passed.
         problems += viewer.problems(scene, tolerance_seconds=TOLERANCE_SECONDS, seconds=150)
         scenes.append(scene.name)
     assert problems == []
-    assert set(scenes) >= {f"celery_hooks_{name}" for name in names}
+    assert set(scenes) >= {f"{engine}_hooks_{name}" for name in names}

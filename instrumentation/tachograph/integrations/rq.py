@@ -279,7 +279,12 @@ def _before_failure(worker: Any, job: Any, *_: Any, **__: Any) -> _Failure | Non
     place = _place_in(job)
     if place is None:
         return None
-    return _Failure(place, float(job.get_retry_interval()) if job.should_retry else 0.0)
+    if job.should_retry:
+        return _Failure(place, float(job.get_retry_interval()))
+    # If somebody puts it back into the queue, which may be as soon as it is seen to have failed, that is another run.
+    job.meta[HEADER] = header_of(place.again())
+    job.save_meta()
+    return _Failure(place, 0.0)
 
 
 def _job_failed(failure: _Failure | None, _: Any, worker: Any, job: Any, *args: Any, **more: Any) -> None:
@@ -308,9 +313,6 @@ def _job_failed(failure: _Failure | None, _: Any, worker: Any, job: Any, *args: 
     else:
         place.step.failed(error, resources=resources, **told)
     _skip_dependents(job)
-    # If somebody puts it back into the queue, that is another run.
-    job.meta[HEADER] = header_of(place.again())
-    job.save_meta()
 
 
 def _last_line(text: Any) -> str:

@@ -32,7 +32,7 @@ def together(workflow: str, *, run_id: object = None) -> Iterator[None]:
     Args:
         workflow: name of the workflow.
         run_id: what the run is called, unique in its workflow (default: a new id). The same name in two processes
-            means the same run.
+            means the same run; then each task is sent by one of them only.
     """
     name = clean_name(workflow) or "?"
     identifier = new_id() if run_id is None else clean_name(run_id)
@@ -59,23 +59,31 @@ class Sending:
             memory.clear()
 
     def place(
-        self, name: str, task_id: str, *, due: float, group: str | None = None, after: Sequence[Place] = ()
+        self,
+        name: str,
+        task_id: str,
+        *,
+        due: float | None,
+        group: str | None = None,
+        after: Sequence[Place] = (),
+        traceparent: str | None = None,
     ) -> Place:
-        """The place of a message that is sent now, and say that it is queued.
+        """The place of a message, which is reported as queued, or as planned.
 
         Args:
             name: of the task.
             task_id: the engine's id of the message.
-            due: when it may run, unix seconds.
+            due: when it may run, unix seconds; None: it is sent later, once what it depends on has ended.
             group: the engine's id of what it is a member of.
             after: the places of what it depends on, as far as they are known.
+            traceparent: of the span of the message, if another instrumentation made one and no span is current.
         """
         sent_by = running_task()
         block = _together.get() if sent_by is None else None
         if block is not None:
             # The span that is current when the first message is sent may be inside the block.
-            block = block._replace(traceparent=self._alone(name, block.run_id).traceparent)
-        root = sent_by or block or (after[0] if after else None) or self._alone(name, group or task_id)
+            block = block._replace(traceparent=self._alone(name, block.run_id, traceparent).traceparent)
+        root = sent_by or block or (after[0] if after else None) or self._alone(name, group or task_id, traceparent)
         scope = f"{root.run_id}/{sent_by.path}" if sent_by is not None else root.run_id
         path = sent_by.path if sent_by is not None else ""
         number = None
@@ -90,20 +98,29 @@ class Sending:
         else:
             key = self._numbered(scope, below(path, name))
         place = root._replace(
-            key=key, around="", name=name, number=number, queued=due, attempt=1, engine=root.engine or self._engine
+            key=key,
+            around="",
+            name=name,
+            number=number,
+            queued=due or 0.0,
+            attempt=1,
+            engine=root.engine or self._engine,
         )
-        self._begun.put(place.run_id, True)
         step = place.step
-        if sent_by is None:
+        if sent_by is None and (not after or block is not None) and not self._begun.get(place.run_id):
+            self._begun.put(place.run_id, True)
             place.run.queued()
         step.depend_on(*[other.step for other in after if other.run_id == place.run_id])
-        step.queued(at=due)
+        if due is None:
+            step.planned()
+        else:
+            step.queued(at=due)
         return place
 
-    def _alone(self, name: str, run_id: str) -> Place:
+    def _alone(self, name: str, run_id: str, sent_in: str | None) -> Place:
         """The place of what is sent on its own, or with its group: the first one names the run."""
         workflow, traceparent = self._workflows.get(run_id) or self._workflows.put(
-            run_id, (name, caller_traceparent() or "")
+            run_id, (name, caller_traceparent() or sent_in or "")
         )
         return Place(workflow, run_id, traceparent, "", "", "", None, 0.0, self._engine)
 

@@ -186,7 +186,8 @@ def later(queue):
     job.refresh()
     # When its scheduler put it into the queue, which it looks for once a second.
     due = f"{job.enqueued_at:%Y-%m-%dT%H:%M:%S.%f}Z"
-    times = {"queued_at": due} if HOOKS else {"asked_at": asked.isoformat(), "scheduled_at": due}
+    # By the hooks, a run starts with its first step; before, it is pending.
+    times = {} if HOOKS else {"asked_at": asked.isoformat(), "scheduled_at": due}
     told_of = told(job, {}, **times)
     return [execution("rq_kinds.extract", "completed", [told_of], workflow_also=["extract"])], []
 
