@@ -472,7 +472,7 @@ class StepLogged(_Report, frozen=True, kw_only=True, gc=False, tag="step_logged"
     level: str = "info"
 
 
-class LogLine(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+class StepLine(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """A line that code wrote while it did a step's work.
 
     ``number`` counts the lines that its writer had for the attempt, from 1: where numbers are missing, lines were
@@ -494,7 +494,7 @@ class StepLines(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_lines
     `OUTPUT_WRITER`.
     """
 
-    lines: tuple[LogLine, ...]
+    lines: tuple[StepLine, ...]
     writer: str
     attempt: int = 1
 

@@ -24,8 +24,8 @@ from tachograph.events import (
     ExecutionStarted,
     ExecutionStatus,
     Failure,
-    LogLine,
     StepFinished,
+    StepLine,
     StepLines,
     StepLogged,
     StepStarted,
@@ -61,7 +61,7 @@ async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator
 def lines(step: StepRef, numbers: Sequence[int], at: int, writer: str = "w1", attempt: int = 1, **of: Any) -> StepLines:
     """Lines with these numbers, a microsecond apart, from a moment on."""
     told = [
-        LogLine(**{"number": n, "time_ns": at + n * 1_000, "severity": 9, "message": f"{writer} {n}", "logger": "app",
+        StepLine(**{"number": n, "time_ns": at + n * 1_000, "severity": 9, "message": f"{writer} {n}", "logger": "app",
                    **of})
         for n in numbers
     ]  # fmt: skip
@@ -131,7 +131,7 @@ def test_pages_go_through_lines_of_all_sources_once_and_in_order(database: Datab
             *[StepLogged(step=step, time_ns=at + n, sequence=n, message=f"own {n}") for n in range(1, 4)],
             # All of one moment.
             *[StepLines(step=step, time_ns=at, writer=w, lines=tuple(
-                LogLine(number=n, time_ns=at + 2, severity=9, message=f"{w} {n}") for n in range(1, 6)
+                StepLine(number=n, time_ns=at + 2, severity=9, message=f"{w} {n}") for n in range(1, 6)
             )) for w in ("v", "w")],
         ]  # fmt: skip
     writer.apply(events)

@@ -17,7 +17,7 @@ import pytest
 
 import tachograph
 from tachograph import report
-from tachograph.events import Event, LogLine, StepFinished, StepLines
+from tachograph.events import Event, StepFinished, StepLine, StepLines
 from tachograph.recording import line_buffers, log_handler, setup
 from tachograph.recording.recorder import Recorder
 from tachograph.redaction import TEXT_LIMIT
@@ -29,13 +29,13 @@ app = logging.getLogger("tests.app")
 
 
 @pytest.fixture
-def kept(recorder: Recorder, events: list[Event]) -> Iterator[Callable[..., list[LogLine]]]:
+def kept(recorder: Recorder, events: list[Event]) -> Iterator[Callable[..., list[StepLine]]]:
     """The lines that were recorded, of a step by its name."""
     setup.adopt(recorder)
     log_handler.install(logging.INFO)
     before = logging.root.level
 
-    def lines(step: str | None = None, attempt: int | None = None) -> list[LogLine]:
+    def lines(step: str | None = None, attempt: int | None = None) -> list[StepLine]:
         recorder.flush()
         told = [event for event in events if isinstance(event, StepLines)]
         return [
@@ -49,11 +49,11 @@ def kept(recorder: Recorder, events: list[Event]) -> Iterator[Callable[..., list
     logging.root.setLevel(before if type(before) is int else logging.WARNING)
 
 
-def messages(lines: list[LogLine]) -> list[str]:
+def messages(lines: list[StepLine]) -> list[str]:
     return [line.message for line in lines]
 
 
-def test_records_belong_to_the_step_around_them_in_every_thread_and_task(kept: Callable[..., list[LogLine]]) -> None:
+def test_records_belong_to_the_step_around_them_in_every_thread_and_task(kept: Callable[..., list[StepLine]]) -> None:
     @tachograph.step
     def inner() -> None:
         app.warning("inner")
@@ -88,7 +88,7 @@ def test_records_belong_to_the_step_around_them_in_every_thread_and_task(kept: C
     assert (inner_line.severity, inner_line.logger, inner_line.number) == (13, "tests.app", 1)
 
 
-def test_tasks_side_by_side_keep_their_own(kept: Callable[..., list[LogLine]]) -> None:
+def test_tasks_side_by_side_keep_their_own(kept: Callable[..., list[StepLine]]) -> None:
     @tachograph.step
     async def load(name: str) -> None:
         for n in range(3):
@@ -105,7 +105,7 @@ def test_tasks_side_by_side_keep_their_own(kept: Callable[..., list[LogLine]]) -
 
 
 def test_every_attempt_has_its_own_lines_and_they_come_before_its_end(
-    kept: Callable[..., list[LogLine]], events: list[Event]
+    kept: Callable[..., list[StepLine]], events: list[Event]
 ) -> None:
     tries: list[int] = []
 
@@ -127,7 +127,7 @@ def test_every_attempt_has_its_own_lines_and_they_come_before_its_end(
     assert kinds.index(StepFinished) > max(i for i, kind in enumerate(kinds) if kind is StepLines)
 
 
-def test_exceptions_come_with_their_stack_and_secrets_are_masked(kept: Callable[..., list[LogLine]]) -> None:
+def test_exceptions_come_with_their_stack_and_secrets_are_masked(kept: Callable[..., list[StepLine]]) -> None:
     @tachograph.step
     def load() -> None:
         app.info("connecting with password=%s", "hunter2")
@@ -164,7 +164,7 @@ class Hostile:
     ],
 )
 def test_hostile_messages(
-    kept: Callable[..., list[LogLine]], message: Any, arguments: tuple[Any, ...], shown: str
+    kept: Callable[..., list[StepLine]], message: Any, arguments: tuple[Any, ...], shown: str
 ) -> None:
     # What other handlers say of it is theirs.
     handler = tachograph.LogHandler()
@@ -180,7 +180,7 @@ def test_hostile_messages(
     assert messages(kept("load")) == [shown]
 
 
-def test_a_flood_is_bounded_and_what_is_missing_is_known(kept: Callable[..., list[LogLine]]) -> None:
+def test_a_flood_is_bounded_and_what_is_missing_is_known(kept: Callable[..., list[StepLine]]) -> None:
     before = line_buffers.dropped
 
     @tachograph.step
@@ -228,7 +228,7 @@ def test_other_handlers_see_what_they_always_saw() -> None:
     assert stream.getvalue().split("\n") == ["shown", "its own level", "now shown", ""]
 
 
-def test_it_survives_a_configuration_of_logging_and_stands_in_one(kept: Callable[..., list[LogLine]]) -> None:
+def test_it_survives_a_configuration_of_logging_and_stands_in_one(kept: Callable[..., list[StepLine]]) -> None:
     handlers, level = logging.root.handlers[:], logging.root.level
     other = logging.Logger("kept.apart")
     try:
@@ -258,7 +258,7 @@ def test_it_survives_a_configuration_of_logging_and_stands_in_one(kept: Callable
                 logger.disabled = False
 
 
-def test_what_recording_itself_says_is_no_line(kept: Callable[..., list[LogLine]], recorder: Recorder) -> None:
+def test_what_recording_itself_says_is_no_line(kept: Callable[..., list[StepLine]], recorder: Recorder) -> None:
     class Store:
         def apply(self, events: Any) -> None:
             # As an engine does that is told to log its statements.
@@ -280,7 +280,7 @@ def test_what_recording_itself_says_is_no_line(kept: Callable[..., list[LogLine]
     assert messages(kept("load")) == ["one", "another's", "two"]
 
 
-def test_a_forked_child_tells_its_own_lines_and_not_its_parents(kept: Callable[..., list[LogLine]]) -> None:
+def test_a_forked_child_tells_its_own_lines_and_not_its_parents(kept: Callable[..., list[StepLine]]) -> None:
     line_buffers.flush_all()
 
     @tachograph.step
@@ -301,7 +301,7 @@ def test_a_forked_child_tells_its_own_lines_and_not_its_parents(kept: Callable[.
     assert messages(kept("load")) == ["parent"]
 
 
-def test_lines_of_child_processes_reach_the_step(kept: Callable[..., list[LogLine]], events: list[Event]) -> None:
+def test_lines_of_child_processes_reach_the_step(kept: Callable[..., list[StepLine]], events: list[Event]) -> None:
     @tachograph.step
     def load() -> None:
         app.info("parent")
@@ -323,7 +323,7 @@ def test_lines_of_child_processes_reach_the_step(kept: Callable[..., list[LogLin
     assert len(writers) == 2
 
 
-def test_a_step_that_is_reported_has_lines_while_its_code_runs_here(kept: Callable[..., list[LogLine]]) -> None:
+def test_a_step_that_is_reported_has_lines_while_its_code_runs_here(kept: Callable[..., list[StepLine]]) -> None:
     run = report.run("nightly", run_id="1", engine="mine").begin()
     step = run.step("load").started()
     app.info("the engine's own")
@@ -343,7 +343,7 @@ def test_a_step_that_is_reported_has_lines_while_its_code_runs_here(kept: Callab
 
 
 def test_repetitions_that_share_an_entry_share_its_lines(
-    kept: Callable[..., list[LogLine]], events: list[Event], monkeypatch: pytest.MonkeyPatch
+    kept: Callable[..., list[StepLine]], events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tachograph.folding._limits", tachograph.folding.Limits(repetitions=2), raising=False)
 
@@ -396,7 +396,7 @@ def test_a_wrong_variable_is_said_and_costs_nothing(monkeypatch: pytest.MonkeyPa
         setup.release(recorder)
 
 
-def test_a_context_that_outlives_its_step_writes_no_lines(kept: Callable[..., list[LogLine]]) -> None:
+def test_a_context_that_outlives_its_step_writes_no_lines(kept: Callable[..., list[StepLine]]) -> None:
     contexts: list[contextvars.Context] = []
 
     @tachograph.step
@@ -409,7 +409,7 @@ def test_a_context_that_outlives_its_step_writes_no_lines(kept: Callable[..., li
 
 
 @pytest.mark.parametrize("lines", [3, 700])
-def test_what_a_step_logs_in_a_worker_comes_back(kept: Callable[..., list[LogLine]], lines: int) -> None:
+def test_what_a_step_logs_in_a_worker_comes_back(kept: Callable[..., list[StepLine]], lines: int) -> None:
     handlers = HandlerRegistry()
 
     @handlers.register("load")

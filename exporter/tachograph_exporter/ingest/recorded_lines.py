@@ -8,7 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from tachograph.clock import MAX_NS
-from tachograph.events import Failure, LogLine, StepLines
+from tachograph.events import Failure, StepLine, StepLines
 from tachograph.names import encodable
 from tachograph.redaction import mask_text
 from tachograph.summary import STACK_LIMIT
@@ -29,7 +29,7 @@ def cleaned_lines(event: StepLines) -> StepLines:
     return replace(event, lines=tuple([_cleaned(line) for line in event.lines[-MAX_LINES:]]))
 
 
-def _cleaned(line: LogLine) -> LogLine:
+def _cleaned(line: StepLine) -> StepLine:
     if not 0 < line.number <= _MAX_NUMBER:
         raise ValueError("the number of a line is not positive")
     if not 0 <= line.time_ns <= MAX_NS:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from tachograph.events import Event, Failure, LogLine, StepFinished, StepLines, StepRetrying
+from tachograph.events import Event, Failure, StepFinished, StepLine, StepLines, StepRetrying
 from tachograph.identity import StepRef
 from tachograph.names import encodable
 from tachograph.quiet_log import QuietLog
@@ -61,7 +61,7 @@ class _Buffer:
     def flush(self) -> None:
         """Turn what has gathered into events. Returns once that is done, whoever does it."""
         with self._lock:
-            lines: list[LogLine] = []
+            lines: list[StepLine] = []
             size = 0
             # No more than there were: a thread that never stops writing must not keep the end of its step waiting.
             for _ in range(len(self.lines)):
@@ -77,7 +77,7 @@ class _Buffer:
                     lines, size = [], 0
             self._tell(lines)
 
-    def _tell(self, lines: list[LogLine]) -> None:
+    def _tell(self, lines: list[StepLine]) -> None:
         global recorded, dropped
         if not lines:
             return
@@ -94,8 +94,8 @@ class _Buffer:
         )
 
 
-def _as_event(line: _Line) -> LogLine:
-    return LogLine(
+def _as_event(line: _Line) -> StepLine:
+    return StepLine(
         number=line.number,
         time_ns=line.time_ns,
         severity=line.severity,
