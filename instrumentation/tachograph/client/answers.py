@@ -89,6 +89,21 @@ class ComparedRun(msgspec.Struct, kw_only=True):
     error_message: str | None = None
 
 
+class ComparedSpans(msgspec.Struct, kw_only=True):
+    """Spans of a name below a step that took longer than on the other side; their self times (see the timeline).
+
+    For a baseline, the other side is the median of the last completed executions that have spans.
+    ``difference_seconds`` is by how much longer they took of the step's time: spans beside each other count once.
+    """
+
+    name: str
+    seconds: float
+    reference_seconds: float
+    count: int
+    reference_count: int
+    difference_seconds: float
+
+
 class ComparedStep(msgspec.Struct, kw_only=True):
     """One step, compared with the other execution or with the baseline; ``step_id`` is null if it is not in this
     one.
@@ -99,7 +114,8 @@ class ComparedStep(msgspec.Struct, kw_only=True):
     than half of the baseline's. ``blame`` is the share of the execution's slowdown that the step explains, from 0 to 1
     in steps of 0.01; null if the execution was not notably slower. A step without a duration on the other side is not
     blamed. ``cpu_seconds`` and ``peak_memory_bytes`` are what the step used of the machine; for a baseline, the other
-    side is the average of its completed runs. Null: not known.
+    side is the average of its completed runs. ``below`` is what below the step took longer, of the steps that got
+    slower most; null if nothing did, or if both sides have no spans to compare. Null: not known.
     """
 
     step_id: str | None = None
@@ -123,6 +139,7 @@ class ComparedStep(msgspec.Struct, kw_only=True):
     reference_cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None
     reference_peak_memory_bytes: int | None = None
+    below: list[ComparedSpans] | None = None
 
 
 class Cost(msgspec.Struct, kw_only=True):
@@ -327,8 +344,9 @@ class LogEntry(msgspec.Struct, kw_only=True):
 
     ``step_id`` is the step whose span, or whose span below, it was written in; null: none of them. ``severity`` is
     OpenTelemetry's number (1 to 24; 0: not said), and ``level`` its name. ``source`` is ``recorded`` for lines that the
-    step logged here, ``otlp`` for those that arrived by OTLP. ``attempt`` is the attempt of the step that logged it,
-    null if that is not known.
+    step wrote (records of `logging`, what its command wrote, and what it logged itself), ``otlp`` for those that
+    arrived by OTLP. ``attempt`` is the attempt of the step that wrote it, null if that is not known. ``logger`` is the
+    name of the logger of a record of `logging`.
     """
 
     at: str
@@ -347,6 +365,7 @@ class LogEntry(msgspec.Struct, kw_only=True):
     error_type: str | None = None
     error_message: str | None = None
     error_stack: str | None = None
+    logger: str = ""
 
 
 class LogLine(msgspec.Struct, kw_only=True):
@@ -358,11 +377,15 @@ class LogLine(msgspec.Struct, kw_only=True):
 
 
 class LogPage(msgspec.Struct, kw_only=True):
-    """Log lines in order of time. ``next`` continues after them; ``dropped_count``: lines of the trace not kept."""
+    """Log lines in order of time. ``next`` continues after them; with ``last``, it is null.
+
+    ``has_older``: with ``last``, whether there are older lines. ``dropped_count``: lines of the run that were not kept.
+    """
 
     items: list[LogEntry]
     next: str | None = None
     dropped_count: int
+    has_older: bool = False
 
 
 class Measure(msgspec.Struct, kw_only=True):
@@ -451,6 +474,20 @@ class SampleOfRuns(msgspec.Struct, kw_only=True):
     usual_count: int
     tested: int
     max_false_discovery_rate: float
+
+
+class SpansBelow(msgspec.Struct, kw_only=True):
+    """The spans below a step that share a name: those under its own spans, at any depth. Ids in names are folded.
+
+    ``seconds`` is their self time: the time of each of them in which none of its own children ran. Spans beside each
+    other count each; ``elapsed_seconds`` is the time in which at least one of them ran. ``name`` is null for all those
+    that are not told apart.
+    """
+
+    name: str | None = None
+    seconds: float
+    count: int
+    elapsed_seconds: float | None = None
 
 
 class StepMetrics(msgspec.Struct, kw_only=True):
@@ -694,7 +731,8 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True):
     times are shown as they are; waits, work and the critical path are computed within the run. With ``folded``, the
     entry stands for many repetitions of the step: it spans from the start of the first to the end of the last, and
     ``run_seconds`` is their sum. ``resources`` are those of all attempts; null if nothing measured them.
-    ``failure_group`` is the id of the [group](docs/failures.md) of its failure.
+    ``failure_group`` is the id of the [group](docs/failures.md) of its failure. ``below`` is what lies below it: spans
+    by name, the longest first; null unless it is asked for, or if the trace has no spans here, or too many.
     """
 
     step_id: str
@@ -733,3 +771,4 @@ class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True):
     folded: FoldedSteps | None = None
     resources: ResourceUse | None = None
     failure_group: str | None = None
+    below: list[SpansBelow] | None = None
