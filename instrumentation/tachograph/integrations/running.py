@@ -27,6 +27,8 @@ class RunningTask:
     """
 
     def __init__(self, place: Place, *, is_on_loop: bool = False) -> None:
+        # First: if the step is not to be had, nothing of this must stay.
+        self._step = place.step
         self.place = place
         self.error: BaseException | None = None
         self.result: Any = None
@@ -34,6 +36,9 @@ class RunningTask:
         self._token: Token[Place | None] | None = _running.set(place)
         if self._meter is not None:
             meter.around.set(self._meter)
+        self._step.collect_logs()
+        if not is_on_loop:
+            self._step.works_here()
 
     def used(self) -> Resources | None:
         """What it used of its process until now, asked for once; None: nobody knows."""
@@ -48,6 +53,7 @@ class RunningTask:
         self.used()
         token, self._token = self._token, None
         if token is not None:
+            self._step.collect_no_logs()
             try:
                 _running.reset(token)
             except ValueError:  # In another context than the one it began in.
