@@ -201,6 +201,25 @@ def test_attempts_timeouts_and_signals(service: Server, variables: dict[str, str
     assert timeline(service, "trap")["status"] == "cancelled"
 
 
+def test_a_full_disk_loses_nothing_but_the_spool(service: Server, variables: dict[str, str], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    full = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    fill = f"{{ cat /dev/zero >{disk}/fill 2>/dev/null; true; }}"
+    mount = f"mount -t tmpfs -o size=16k tmpfs {disk} && mkdir {disk}/spool && {fill}"
+    if subprocess.run([*full, mount], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a file system of his own")
+    command = shlex.join([*TACHOGRAPH, "exec", "--name", "really full", "--", "sh", "-c", "echo fine; exit 6"])
+    for address, complaints in ((service.address, 1), ("http://127.0.0.1:1", 2)):
+        env = variables | {"TACHOGRAPH_SPOOL_DIR": f"{disk}/spool", "TACHOGRAPH_URL": address}
+        ran = subprocess.run([*full, f"{mount} && {command}"], env=env, capture_output=True, timeout=60, check=False)
+        assert (ran.returncode, ran.stdout) == (6, b"fine\n")
+        assert b"No space left on device" in ran.stderr
+        assert ran.stderr.count(b"tachograph: ") == complaints
+    shown = timeline(service, "really full")
+    assert [log["message"] for log in shown["step_timeline"][0]["logs"]] == ["fine"]
+
+
 def test_what_is_odd_about_the_environment_changes_nothing(
     service: Server, variables: dict[str, str], tmp_path: Path
 ) -> None:
@@ -217,12 +236,12 @@ def test_what_is_odd_about_the_environment_changes_nothing(
     assert len(journals) == 4
     assert not [path for path in journals if b"\nGARBAGE" in path.read_bytes()]
 
-    # Where no spool can be written, as on a full disk, the service is told all the same.
+    # Where no spool can be written, the service is told all the same.
     full = variables | {"TACHOGRAPH_SPOOL_DIR": "/proc/nothing"}
-    code, out, err = run("exec", "--name", "full disk", "--", "sh", "-c", "echo fine; exit 6", env=full)
+    code, out, err = run("exec", "--name", "no spool", "--", "sh", "-c", "echo fine; exit 6", env=full)
     assert (code, out) == (6, b"fine\n")
     assert err.count(b"tachograph: ") == 1
-    shown = timeline(service, "full disk")
+    shown = timeline(service, "no spool")
     assert [log["message"] for log in shown["step_timeline"][0]["logs"]] == ["fine"]
 
     # A signal at any moment of the start ends the command, as it would without us.
