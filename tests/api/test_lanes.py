@@ -53,7 +53,7 @@ def large_run() -> list[Event]:
         ("{id}", executions, "execution_detail"),
         ("{id}/status", executions, "execution_state"),
         ("{id}/timeline", timeline, "build_timeline"),
-        ("compare?a={id}&b={id}", comparison, "compare_runs"),
+        ("compare?a={id}&b={id}", comparison, "read_comparison"),
     ],
     ids=["detail", "status", "timeline", "compare"],
 )

@@ -15,8 +15,9 @@ from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import CONFIG, DATABASE, WORKERS, workspace_of
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.report_file import reading
+from tachograph_exporter.report_file.contents import Contents
 from tachograph_exporter.report_file.document import MEDIA_TYPE, document, file_name, policy
-from tachograph_exporter.store.database import Lane
+from tachograph_exporter.store.database import Database, Lane
 
 T = TypeVar("T")
 
@@ -34,23 +35,19 @@ async def report(request: web.Request) -> web.Response:
     workspace = await workspace_of(request)
     execution_id, now_ns = request.match_info["execution_id"], time.time_ns()
     database = request.app[DATABASE]
-    # Off the event loop on PostgreSQL too, in parts: another run's history must not keep this one from being saved.
+    # Off the event loop on PostgreSQL too.
     lane = Lane.READ if database.is_sqlite else Lane.SEARCH
 
-    async def in_time(read: Callable[[Connection], T], what: str) -> T | None:
-        try:
-            return await database.read(read, lane)
-        except QueryTimeout:
-            contents.omitted.append(f"{what} is not in the report: reading it took too long.")
-            return None
+    def read_all(connection: Connection) -> Contents:
+        contents = reading.read_contents(connection, workspace.id, execution_id, now_ns)
+        contents.comparison = reading.read_comparison(connection, workspace.id, execution_id)
+        contents.why = reading.read_reasons(connection, workspace.id, execution_id, now_ns)
+        return contents
 
-    contents = await database.read(lambda c: reading.read_contents(c, workspace.id, execution_id, now_ns), lane)
-    contents.comparison = await in_time(
-        lambda c: reading.read_comparison(c, workspace.id, execution_id), "How the run compares with usual ones"
-    )
-    contents.why = await in_time(
-        lambda c: reading.read_reasons(c, workspace.id, execution_id, now_ns), "Why it took so long"
-    )
+    try:
+        contents = await database.read(read_all, lane)
+    except QueryTimeout:
+        contents = await _in_parts(database, lane, workspace.id, execution_id, now_ns)
     contents.address, contents.trace_url = _address(request), request.app[CONFIG].trace_url
     body = await request.app[WORKERS].run(lambda: document(contents))
     headers = {
@@ -59,6 +56,26 @@ async def report(request: web.Request) -> web.Response:
         "Content-Security-Policy": f"sandbox allow-scripts allow-downloads; {policy()}",
     }
     return web.Response(body=body, content_type=MEDIA_TYPE, charset="utf-8", headers=headers)
+
+
+async def _in_parts(database: Database, lane: Lane, workspace: str, execution_id: str, now_ns: int) -> Contents:
+    """What can be read in time: the history of other runs must not keep this one from being saved."""
+
+    async def in_time(read: Callable[[Connection], T], what: str) -> T | None:
+        try:
+            return await database.read(read, lane)
+        except QueryTimeout:
+            contents.omitted.append(f"{what} is not in the report: reading it took too long.")
+            return None
+
+    contents = await database.read(lambda c: reading.read_contents(c, workspace, execution_id, now_ns), lane)
+    contents.comparison = await in_time(
+        lambda c: reading.read_comparison(c, workspace, execution_id), "How the run compares with usual ones"
+    )
+    contents.why = await in_time(
+        lambda c: reading.read_reasons(c, workspace, execution_id, now_ns), "Why it took so long"
+    )
+    return contents
 
 
 def _address(request: web.Request) -> str | None:
