@@ -302,7 +302,9 @@ def test_a_run_of_the_command_line_has_its_steps_done_elsewhere(celery: str, tmp
 
 
 def test_a_url_that_names_no_runner_says_which_there_are() -> None:
-    with pytest.raises(SetupError, match=r"celery\+redis://localhost:6379/0\) or dask://HOST:PORT"):
+    with pytest.raises(
+        SetupError, match=r"celery\+redis://localhost:6379/0\), dask://HOST:PORT or temporal://HOST:PORT"
+    ):
         runner_of("ray://x")
     with pytest.raises(SetupError, match="backend=redis://"):
         runner_of("celery+amqp://guest@localhost")

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -580,8 +580,7 @@ class Run:
                 is_interrupt = issubclass(type(error), KeyboardInterrupt)
                 failure = Failure("Cancelled", "KeyboardInterrupt" if is_interrupt else "its task was cancelled")
         elif error is not None:
-            elsewhere = error.failure if isinstance(error, FailedElsewhere) else None
-            failure = elsewhere or describe(error, stack=status is not StepStatus.TIMEOUT)
+            failure = _failure_elsewhere(error) or describe(error, stack=status is not StepStatus.TIMEOUT)
         retries = node.step.max_retries if node.step.max_retries is not None else self.workflow.max_retries
         is_stopping = self._abort is not None or self._hold_reason is not None
         may_retry = status in (StepStatus.FAILED, StepStatus.TIMEOUT) and not issubclass(type(error), DoNotRetry)
@@ -626,6 +625,11 @@ class Run:
         node.context = None
         self.counts.add(status, attempts.run_ns)
         self._settled.append((node, OUTCOMES[status]))
+
+
+def _failure_elsewhere(error: BaseException) -> Failure | None:
+    """How the work failed where it was done, if a runner says so. By its class alone, see `_status_after`."""
+    return cast("FailedElsewhere", error).failure if issubclass(type(error), FailedElsewhere) else None
 
 
 def _used(node: Node) -> Resources | None:
