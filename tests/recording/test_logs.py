@@ -24,6 +24,7 @@ from tachograph.redaction import TEXT_LIMIT
 from tachograph.runners import work
 from tachograph.workflow.context import StepContext
 from tachograph.workflow.handlers import HandlerRegistry
+from tachograph.workflow.reporter import engine_reporter
 
 app = logging.getLogger("tests.app")
 
@@ -32,6 +33,7 @@ app = logging.getLogger("tests.app")
 def kept(recorder: Recorder, events: list[Event]) -> Iterator[Callable[..., list[StepLine]]]:
     """The lines that were recorded, of a step by its name."""
     setup.adopt(recorder)
+    engine_reporter.set(None)  # A task of an engine that never ends, in another test, is in no context of this one.
     log_handler.install(logging.INFO)
     before = logging.root.level
 

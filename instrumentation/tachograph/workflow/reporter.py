@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 import os
+import weakref
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -51,8 +52,19 @@ class Reporter:
     """
 
     __slots__ = (
-        "_sequence", "attempts", "clock", "counts", "emit", "is_open", "meter", "process", "profile", "repetitions",
-        "step", "task", "thread",
+        "_sequence",
+        "_task",
+        "attempts",
+        "clock",
+        "counts",
+        "emit",
+        "is_open",
+        "meter",
+        "process",
+        "profile",
+        "repetitions",
+        "step",
+        "thread",
     )  # fmt: skip
 
     def __init__(self, attempts: StepAttempts, emit: Listener, clock: Clock, counts: StepCounts) -> None:
@@ -67,9 +79,18 @@ class Reporter:
         self.is_open = True
         self.meter: Meter | None = None
         self.thread = 0
-        self.task: asyncio.Task[Any] | None = None
+        self._task: weakref.ref[asyncio.Task[Any]] | None = None
         self.profile: Profile | None = None
         self._sequence = itertools.count(1)
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task whose code the running attempt is; held weakly, for its result may hold what nobody else does."""
+        return self._task() if self._task is not None else None
+
+    @task.setter
+    def task(self, task: asyncio.Task[Any] | None) -> None:
+        self._task = weakref.ref(task) if task is not None else None
 
     def _next(self) -> int | None:
         number = next(self._sequence)
