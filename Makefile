@@ -3,8 +3,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 # Single tests spread over the cores better than whole files do; loadgroup keeps those together that share a fixture.
-# One more than there are processors: many tests wait for real components.
-PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadgroup
+# Two more than there are processors: many tests wait for real components.
+PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2) --dist loadgroup
 UNIT := -m "not e2e and not edges and not slow"
 # With it, each of hundreds of processes would compile whatever it imports.
 unexport PYTHONDONTWRITEBYTECODE

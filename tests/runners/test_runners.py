@@ -261,6 +261,7 @@ def _own_engine(kind: str, request: pytest.FixtureRequest, directory: Path) -> s
     return f"dask://127.0.0.1:{port}"
 
 
+@pytest.mark.slow
 async def test_a_broker_that_forgets_everything_loses_an_attempt_and_no_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
