@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, inspect, select, text
 from tests.conftest import make_execution, make_step
 
+from tachograph.clock import NS
 from tachograph.errors import BadDatabaseURL, CannotOpen, NewerSchema, StoreUnavailable
 from tachograph.events import (
     Event,
@@ -38,6 +39,7 @@ from tachograph.events import (
     StepStarted,
     StepStatus,
 )
+from tachograph.identity import workspace_id
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store.batch import Batch
 from tachograph_exporter.store.database import Database, prepare
@@ -317,3 +319,29 @@ def test_a_timeline_reads_ranges_of_indexes_only(tmp_path: Path) -> None:
         plans += [row[3] for row in plan]
     assert all("SEARCH" in plan and "SCAN" not in plan for plan in plans), plans
     database.close()
+
+
+@pytest.mark.parametrize("are_together", [True, False])
+def test_who_recorded_an_execution_owns_it_though_its_spans_came_first(
+    any_database_url: str, *, are_together: bool
+) -> None:
+    """Or nobody would end a run of an engine's hooks: spans are waited for much longer."""
+    database = Database(any_database_url)
+    writer = StoreWriter(database)
+    owners = ["otlp", "report/rq/30+604800", "otlp", None]
+    try:
+        for some in (owners, owners[::-1]):
+            execution = make_execution("jobs")
+            events = [
+                ExecutionStarted(execution=execution, time_ns=NS + i, step_count=1, process=owner or "")
+                for i, owner in enumerate(some)
+            ]
+            for batch in [events] if are_together else [[event] for event in events]:
+                writer.apply(batch)
+            run = database.look(
+                lambda c, key=execution.execution_id: execution_rows.run(c, workspace_id("default"), key)
+            )
+            assert run is not None
+            assert run.execution.process == owners[1]
+    finally:
+        database.close()

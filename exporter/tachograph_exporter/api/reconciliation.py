@@ -33,7 +33,7 @@ from tachograph_exporter.store.deadline import Deadline
 from tachograph_exporter.store.event_log import LoggedExecution
 from tachograph_exporter.store.execution_list import ExecutionFilter
 from tachograph_exporter.store.executions import StoredRun
-from tachograph_exporter.store.recovery import INGESTED_PROCESS
+from tachograph_exporter.store.merging import INGESTED_PROCESS
 from tachograph_exporter.store.rollups.checking import CountedRow, count_row
 from tachograph_exporter.store.runs import find_run
 from tachograph_exporter.store.series.checking import CheckedSeries, check_series

@@ -16,7 +16,7 @@ from tachograph_exporter.ingest.assembly.executions import AssembledExecution, E
 from tachograph_exporter.ingest.lineage.vocabulary import SCOPE
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
-from tachograph_exporter.store.recovery import INGESTED_PROCESS
+from tachograph_exporter.store.merging import INGESTED_PROCESS
 from tachograph_exporter.store.schema import workflow_executions
 from tachograph_exporter.store.writer import StoreWriter
 

@@ -13,6 +13,9 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.events import ExecutionStatus, StepStatus
 
+INGESTED_PROCESS: Final = "otlp"
+"""The process of an execution that is assembled from spans."""
+
 
 class Merge(Enum):
     """How a column of an existing row merges with a new version of the row."""
@@ -21,6 +24,8 @@ class Merge(Enum):
     """Part of the key, or the same in every version."""
     FIRST = auto()
     """The first value that is not null."""
+    OWNER = auto()
+    """The first process that is not null; one that recorded the execution rather than one that received its spans."""
     NEWEST = auto()
     """The value of the version with the higher rank (see `execution_rank` and `step_rank`)."""
     LOWEST = auto()
@@ -110,6 +115,9 @@ class Rows:
         for name, rule in zip(self.columns, self._rules, strict=True):
             if rule is Merge.FIRST:
                 sets[name] = func.coalesce(old[name], new[name])
+            elif rule is Merge.OWNER:
+                is_ours = old[name].is_(None) | (old[name] == literal_column(f"'{INGESTED_PROCESS}'"))
+                sets[name] = case((is_ours, func.coalesce(new[name], old[name])), else_=old[name])
             elif rule is Merge.NEWEST:
                 sets[name] = case((new.rank > old.rank, new[name]), else_=old[name])
             elif rule is Merge.LOWEST:
@@ -132,6 +140,8 @@ class Rows:
 def _merge(rule: Merge, old: Any, new: Any, is_newer: bool) -> Any:
     if rule is Merge.FIRST:
         return new if old is None else old
+    if rule is Merge.OWNER:
+        return new if new is not None and old in (None, INGESTED_PROCESS) else old
     if rule is Merge.NEWEST:
         return new if is_newer else old
     if rule is Merge.LOWEST:

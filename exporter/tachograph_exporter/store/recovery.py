@@ -40,13 +40,12 @@ from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import open_spans, trace_groups
+from tachograph_exporter.store.merging import INGESTED_PROCESS
 from tachograph_exporter.store.reported import Progress, progress_of
 from tachograph_exporter.store.steps import StoredStep, by_step, steps_of
 
 quiet = QuietLog(logging.getLogger(__name__))
 
-INGESTED_PROCESS: Final = "otlp"
-"""The process of an execution that is assembled from spans."""
 INGEST_LEASE_SECONDS: Final = 3600.0
 """Lease of such an execution, from its latest span. Long, because a span arrives only when its step has ended; of spans
 that arrive when they start there are leases of their own (see `open_spans`)."""

@@ -100,7 +100,7 @@ workflow_executions: Final = Table(
     _column("started_ns", BigInteger, Merge.LOWEST),
     _column("finished_ns", BigInteger, Merge.NEWEST),
     _column("last_seen_ns", BigInteger, Merge.HIGHEST, nullable=False),
-    _column("process", String(300), Merge.FIRST),
+    _column("process", String(300), Merge.OWNER),
     _column("step_count", Integer, Merge.NEWEST, nullable=False),
     _column("completed_step_count", Integer, Merge.NEWEST, nullable=False),
     _column("failed_step_count", Integer, Merge.NEWEST, nullable=False),

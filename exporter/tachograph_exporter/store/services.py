@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from tachograph_exporter.store.recovery import INGESTED_PROCESS
+from tachograph_exporter.store.merging import INGESTED_PROCESS
 from tachograph_exporter.store.schema import rollup_heads, traces, workflow_definitions, workflow_executions
 
 MAX_WORKFLOWS: Final = 500

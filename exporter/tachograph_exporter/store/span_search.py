@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from tachograph_exporter.store import executions as execution_rows
-from tachograph_exporter.store.recovery import INGESTED_PROCESS
+from tachograph_exporter.store.merging import INGESTED_PROCESS
 from tachograph_exporter.store.schema import (
     FAILED_OR_UNKNOWN,
     IS_ROOT,

@@ -22,7 +22,7 @@ from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store.batch import Batch
 from tachograph_exporter.store.event_log import LoggedExecution
 from tachograph_exporter.store.executions import StoredRun
-from tachograph_exporter.store.recovery import INGESTED_PROCESS
+from tachograph_exporter.store.merging import INGESTED_PROCESS
 from tachograph_exporter.store.rollups.checking import CountedRow
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
 from tachograph_exporter.store.steps import StoredStep, by_step, status_counts

@@ -60,7 +60,7 @@ from tachograph_exporter.ingest.built_in_rules import ANY, BUILT_IN
 from tachograph_exporter.ingest.lineage.joining import joined
 from tachograph_exporter.ingest.rules import RETRYING, RUNNING, Role, Rule, Rulebook
 from tachograph_exporter.ingest.spans import EARLIEST_NS, SpanRecord, clean
-from tachograph_exporter.store.recovery import INGESTED_PROCESS
+from tachograph_exporter.store.merging import INGESTED_PROCESS
 
 _COMPLETED: Final = ExecutionStatus.COMPLETED
 _OF_STEPS: Final = frozenset({Role.STEP, Role.ATTEMPT, Role.QUEUED})
