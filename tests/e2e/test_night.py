@@ -92,6 +92,7 @@ def test_two_thousand_runs_of_thirty_workflows_are_drawn_the_missing_ones_first(
         assert count_pixels(page, status) > 0, status
     # The same in words.
     page.get_by_text("As a table").click()
+    expect(page.locator(".night-table tbody tr")).to_have_count(30)
     rows = {name: text_of(row) for row in page.locator(".night-table tbody tr").all()
             if (name := row.locator("th").inner_text())}  # fmt: skip
     assert len(rows) == 30
