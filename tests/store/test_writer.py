@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -338,9 +339,8 @@ def test_who_recorded_an_execution_owns_it_though_its_spans_came_first(
             ]
             for batch in [events] if are_together else [[event] for event in events]:
                 writer.apply(batch)
-            run = database.look(
-                lambda c, key=execution.execution_id: execution_rows.run(c, workspace_id("default"), key)
-            )
+            key = execution.execution_id
+            run = database.look(partial(execution_rows.run, workspace=workspace_id("default"), execution_id=key))
             assert run is not None
             assert run.execution.process == owners[1]
     finally:
