@@ -65,7 +65,7 @@ def handlers() -> HandlerRegistry:
 
 def published_schema() -> Any:
     if not SCHEMA.exists():
-        pytest.skip("the node modules of the tests are not installed")
+        pytest.skip("needs speedscope (npm install in tests/node)")
     return msgspec.json.decode(SCHEMA.read_bytes())
 
 

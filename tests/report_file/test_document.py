@@ -61,10 +61,7 @@ def read(url: str, execution_id: str, now_ns: int = START + 10**12) -> Contents:
 
 
 def read_all(connection: Any, execution_id: str, now_ns: int) -> Contents:
-    contents = reading.read_contents(connection, DEFAULT, execution_id, now_ns)
-    contents.comparison = reading.read_comparison(connection, DEFAULT, execution_id)
-    contents.why = reading.read_reasons(connection, DEFAULT, execution_id, now_ns)
-    return contents
+    return reading.read_all(connection, DEFAULT, execution_id, now_ns)
 
 
 def test_nothing_breaks_out_and_only_the_documents_own_script_may_run(any_database_url: str) -> None:

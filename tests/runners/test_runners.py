@@ -115,17 +115,22 @@ def celery(broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         yield broker
 
 
+@contextlib.contextmanager
+def scheduler(directory: Path) -> Iterator[str]:
+    """The URL of a real scheduler of Dask."""
+    port, program = free_port(), Path(sys.executable).with_name("dask")
+    command = [str(program), "scheduler", "--host", "127.0.0.1", "--port", str(port), "--dashboard-address", ":0"]
+    with processes.running(command, directory / "scheduler.log", {}):
+        eventually(lambda: processes.is_listening(port))
+        yield f"dask://127.0.0.1:{port}"
+
+
 @pytest.fixture(scope="module")
 def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("distributed", reason="needs distributed")
-    directory, port = tmp_path_factory.mktemp("dask"), free_port()
-    program = Path(sys.executable).with_name("dask")
-    command = [str(program), "scheduler", "--host", "127.0.0.1", "--port", str(port), "--dashboard-address", ":0"]
-    url = f"dask://127.0.0.1:{port}"
-    with processes.running(command, directory / "scheduler.log", {}):
-        eventually(lambda: processes.is_listening(port))
-        with worker(url, directory, "--concurrency", "2"):
-            yield url
+    directory = tmp_path_factory.mktemp("dask")
+    with scheduler(directory) as url, worker(url, directory, "--concurrency", "2"):
+        yield url
 
 
 @pytest.fixture(params=["celery", "dask"])
@@ -251,14 +256,9 @@ def _own_engine(kind: str, request: pytest.FixtureRequest, directory: Path) -> s
     """The URL of an engine that no other worker listens to."""
     if kind == "celery":
         return f"{str(request.getfixturevalue('broker')).rpartition('/')[0]}/7"
-    port = free_port()
-    program = Path(sys.executable).with_name("dask")
-    command = [str(program), "scheduler", "--host", "127.0.0.1", "--port", str(port), "--dashboard-address", ":0"]
-    running = processes.running(command, directory / "scheduler.log", {})
-    running.__enter__()
+    running = scheduler(directory)
     request.addfinalizer(lambda: running.__exit__(None, None, None))
-    eventually(lambda: processes.is_listening(port))
-    return f"dask://127.0.0.1:{port}"
+    return running.__enter__()
 
 
 @pytest.mark.slow

@@ -38,14 +38,8 @@ async def report(request: web.Request) -> web.Response:
     # Off the event loop on PostgreSQL too.
     lane = Lane.READ if database.is_sqlite else Lane.SEARCH
 
-    def read_all(connection: Connection) -> Contents:
-        contents = reading.read_contents(connection, workspace.id, execution_id, now_ns)
-        contents.comparison = reading.read_comparison(connection, workspace.id, execution_id)
-        contents.why = reading.read_reasons(connection, workspace.id, execution_id, now_ns)
-        return contents
-
     try:
-        contents = await database.read(read_all, lane)
+        contents = await database.read(lambda c: reading.read_all(c, workspace.id, execution_id, now_ns), lane)
     except QueryTimeout:
         contents = await _in_parts(database, lane, workspace.id, execution_id, now_ns)
     contents.address, contents.trace_url = _address(request), request.app[CONFIG].trace_url

@@ -48,7 +48,7 @@ from tachograph_exporter.views.step_below import read_below
 from tachograph_exporter.views.workflows import workflow_detail, workflow_list
 
 if TYPE_CHECKING:
-    from tachograph_exporter.report_file.contents import Contents
+    pass
 
 T = TypeVar("T")
 
@@ -107,14 +107,7 @@ class DatabaseSource:
         from tachograph_exporter.report_file.document import document
 
         now_ns = time.time_ns()
-
-        def read(connection: Connection) -> Contents:
-            contents = reading.read_contents(connection, self._workspace, execution_id, now_ns)
-            contents.comparison = reading.read_comparison(connection, self._workspace, execution_id)
-            contents.why = reading.read_reasons(connection, self._workspace, execution_id, now_ns)
-            return contents
-
-        return document(self._database.look(read))
+        return document(self._database.look(lambda c: reading.read_all(c, self._workspace, execution_id, now_ns)))
 
     def failures(self, query: FailureQuery, limit: int) -> FailurePage | None:
         """See `Source`."""

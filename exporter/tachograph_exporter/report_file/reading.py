@@ -72,3 +72,11 @@ def read_comparison(connection: Connection, workspace_id: str, execution_id: str
 def read_reasons(connection: Connection, workspace_id: str, execution_id: str, now_ns: int) -> WhyAnswer:
     """Why a run was slow or failed. Raises as `read_contents` does."""
     return read_why(connection, workspace_id, execution_id, BACK_SECONDS * NS, now_ns)
+
+
+def read_all(connection: Connection, workspace_id: str, execution_id: str, now_ns: int) -> Contents:
+    """Everything that a report of a run holds, of one moment. Raises as `read_contents` does."""
+    contents = read_contents(connection, workspace_id, execution_id, now_ns)
+    contents.comparison = read_comparison(connection, workspace_id, execution_id)
+    contents.why = read_reasons(connection, workspace_id, execution_id, now_ns)
+    return contents
