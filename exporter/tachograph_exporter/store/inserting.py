@@ -11,6 +11,8 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
+from tachograph_exporter.store import planner_statistics
+
 _MAX_PARAMETERS: Final = 30_000
 """Most values in one statement (SQLite's own limit is 32,766)."""
 
@@ -24,6 +26,7 @@ def insert_many(connection: Connection, statement: str, rows: Sequence[tuple[Any
     try:
         if connection.dialect.name != "sqlite":
             cursor.executemany(statement, rows)
+            planner_statistics.written(connection, len(rows))
             return
         # SQLite's driver releases the GIL for every statement, and getting it back takes milliseconds while the
         # workflow's own thread is busy. So many rows go into one statement.
