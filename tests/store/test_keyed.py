@@ -6,6 +6,7 @@ PostgreSQL's planner has the statistics that a writer has it make, and one plan 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,8 +33,10 @@ SPAN = {"workspace_id": WORKSPACE, "trace_id": TRACE, "parent_span_id": "", "nam
 def database(postgres: Callable[..., str]) -> Iterator[Database]:
     database = Database(postgres())
     database.run(_fill)
-    assert {"public.spans", "public.traces"} <= database.run(planner_statistics.refresh).keys()
-    assert database.look(planner_statistics.grown) == {}
+    for name in ("spans", "traces", "workflow_step_lines"):
+        assert database.look(partial(planner_statistics.grown, name=name)).keys() == {f"public.{name}"}
+        database.run(partial(planner_statistics.written, name=name, count=ROWS))
+        assert database.look(partial(planner_statistics.grown, name=name)) == {}
     yield database
     database.close()
 

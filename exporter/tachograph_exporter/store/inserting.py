@@ -26,7 +26,7 @@ def insert_many(connection: Connection, statement: str, rows: Sequence[tuple[Any
     try:
         if connection.dialect.name != "sqlite":
             cursor.executemany(statement, rows)
-            planner_statistics.written(connection, len(rows))
+            planner_statistics.written(connection, _table_of(statement), len(rows))
             return
         # SQLite's driver releases the GIL for every statement, and getting it back takes milliseconds while the
         # workflow's own thread is busy. So many rows go into one statement.
@@ -39,6 +39,15 @@ def insert_many(connection: Connection, statement: str, rows: Sequence[tuple[Any
                 i += size
     finally:
         cursor.close()
+
+
+@functools.cache
+def _table_of(statement: str) -> str:
+    """The name of the table that a statement inserts into."""
+    into, name = statement.split(maxsplit=3)[1:3]
+    if into.upper() != "INTO":
+        raise ValueError(f"no INSERT INTO: {statement}")
+    return name
 
 
 @functools.cache

@@ -2,8 +2,8 @@
 
 PostgreSQL itself looks at a table at most once a minute, and not at what is not committed yet. Until then it plans for
 an empty one, in which all indexes are alike: it takes any whose first column is the workspace, and reads all rows of
-the workspace for each row of a trace. So whoever writes many rows has it look, in the same transaction: another one
-would see an empty table with many pages, and believe that it stays so.
+the workspace for each row of a trace. So whoever writes many rows of a table has it look, in the same transaction:
+another one would see an empty table with many pages, and believe that it stays so.
 
 Only columns with an index are looked at: the others are long, and PostgreSQL looks at all of them in its own time.
 """
@@ -32,7 +32,10 @@ _GROWN: Final = text("""
             )
         )
     FROM pg_class JOIN pg_namespace ON pg_namespace.oid = pg_class.relnamespace
-    WHERE pg_namespace.nspname = current_schema() AND pg_class.relkind = 'r' AND pg_class.relhasindex
+    WHERE (pg_class.oid = to_regclass(:name) OR pg_class.oid IN (
+            SELECT pg_inherits.inhrelid FROM pg_inherits WHERE pg_inherits.inhparent = to_regclass(:name)
+        ))
+      AND pg_class.relkind = 'r' AND pg_class.relhasindex
       AND pg_has_role(pg_class.relowner, 'USAGE')
       AND greatest(pg_class.relpages, 0) < :most
       AND pg_relation_size(pg_class.oid) / current_setting('block_size')::integer
@@ -40,33 +43,24 @@ _GROWN: Final = text("""
 """)
 
 
-def grown(connection: Connection) -> dict[str, str]:
-    """Tables that have at least doubled since PostgreSQL looked at them, with their columns in indexes, as in SQL.
-
-    None on SQLite.
+def grown(connection: Connection, name: str) -> dict[str, str]:
+    """A table, or its partitions, if they have at least doubled since PostgreSQL looked at them, with their columns in
+    indexes, as in SQL.
     """
-    if connection.dialect.name != "postgresql":
-        return {}
-    return {row[0]: row[1] for row in connection.execute(_GROWN, {"few": _PAGES, "most": _MAX_PAGES})}
+    parameters = {"name": name, "few": _PAGES, "most": _MAX_PAGES}
+    return {row[0]: row[1] for row in connection.execute(_GROWN, parameters)}
 
 
-def refresh(connection: Connection) -> dict[str, str]:
-    """Have PostgreSQL look at the tables that have grown; returns them.
+def written(connection: Connection, name: str, count: int) -> None:
+    """Rows of a table were written in this transaction: PostgreSQL looks at it, if it has grown.
 
-    One that somebody else looks at, or that is locked, is left out.
+    If somebody else looks at it, or it is locked, it is left out.
     """
-    tables = grown(connection)
-    if tables:
+    counts: dict[str, int] = connection.info.setdefault(_WRITTEN, {})
+    counts[name] = counts.get(name, 0) + count
+    if counts[name] < _ROWS:
+        return
+    counts[name] = 0
+    if tables := grown(connection, name):
         lists = ", ".join(f"{table} ({columns})" for table, columns in tables.items())
         connection.exec_driver_sql(f"ANALYZE (SKIP_LOCKED) {lists}")
-    return tables
-
-
-def written(connection: Connection, count: int) -> None:
-    """Rows were written in this transaction: `refresh`, if there were many since the last time."""
-    if connection.dialect.name == "postgresql":
-        info = connection.info
-        info[_WRITTEN] = info.get(_WRITTEN, 0) + count
-        if info[_WRITTEN] >= _ROWS:
-            info[_WRITTEN] = 0
-            refresh(connection)
