@@ -98,7 +98,8 @@ class SpanRows:
                 index.note_operation(notes, day, span.service, span.name, span.kind)
                 index.note_resource(notes, day, span.resource_id, span.resource_attributes)
                 index.note_attributes(notes, day, span.attributes)
-        insert_many(connection, self._put_resource, list(resources.items()))
+        # In order: other writers may add the same ones now.
+        insert_many(connection, self._put_resource, sorted(resources.items()))
         insert_many(connection, self._put_span, rows)
         if notes.pending:
             index.write(connection, notes)
