@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0032"
+HEAD: Final = "0033"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -624,6 +624,18 @@ span_index: Final = Table(
     Column("source", SmallInteger, primary_key=True),
     Column("kind", SmallInteger, primary_key=True),
     Column("value", String(200), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# Which traces have an attribute's value, see `store.span_values`. ``day`` as above; ``token`` is a digest. In a row
+# without a trace (``start_ns`` 0): so many have it that they are not noted.
+span_values: Final = Table(
+    "span_values",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("token", BigInteger, primary_key=True, autoincrement=False),
+    Column("start_ns", BigInteger, primary_key=True, autoincrement=False),
+    Column("trace_id", String(32), primary_key=True),
     sqlite_with_rowid=False,
 )
 

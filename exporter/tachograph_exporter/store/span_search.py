@@ -6,6 +6,7 @@ Each gives what may match. Rows of earlier versions have no kind and status: the
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -26,6 +27,7 @@ from sqlalchemy import (
 )
 
 from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.store import span_values
 from tachograph_exporter.store.merging import INGESTED_PROCESS
 from tachograph_exporter.store.schema import (
     FAILED_OR_UNKNOWN,
@@ -37,6 +39,7 @@ from tachograph_exporter.store.schema import (
     workflow_executions,
     workflow_step_executions,
 )
+from tachograph_exporter.store.span_values import Value
 
 _CHUNK: Final = 500
 _FIRST: Final = 20
@@ -54,13 +57,15 @@ _name_start: ColumnElement[str] = literal_column(f"substr(spans.name, 1, {_INDEX
 _IS_RECORDED: Final = func.coalesce(_executions.process, "") != INGESTED_PROCESS
 LONGEST_NS: Final = 31 * 86_400 * 1_000_000_000
 """How long before a window executions and traces are looked for that reach into it."""
+_LAST_NS: Final = (1 << 63) - 1
 _STREAM: Final = {"yield_per": _CHUNK}
 
 
 class SpanCriteria(NamedTuple):
-    """What a span must have at least to match; None and False: anything. Durations are nanoseconds.
+    """What a span must have at least to match; None, False and (): anything. Durations are nanoseconds.
 
-    The last three are those of its trace.
+    ``root_name``, ``root_service`` and ``trace_min_ns`` are those of its trace. ``values``: of attributes of the span
+    or its resource; found by what is noted of traces (see `span_values`), and not otherwise looked at here.
     """
 
     service: str | None = None
@@ -72,6 +77,7 @@ class SpanCriteria(NamedTuple):
     root_name: str | None = None
     root_service: str | None = None
     trace_min_ns: int | None = None
+    values: tuple[Value, ...] = ()
 
 
 class Window(NamedTuple):
@@ -96,9 +102,11 @@ def arrived_traces(
     connection: Connection, workspace_id: str, criteria: Sequence[SpanCriteria], window: Window
 ) -> Generator[Place, None, None]:
     """Traces of spans that arrived, that started in the window and have a span with one of the criteria."""
-    index = _by_index(criteria)
-    if index is not None:
-        yield from _by_spans(connection, workspace_id, index, criteria, window)
+    rows = _with_values(connection, workspace_id, criteria, window)
+    if rows is None and (index := _by_index(criteria)) is not None:
+        rows = _by_spans(connection, workspace_id, index, criteria, window)
+    if rows is not None:
+        yield from _of_spans(connection, workspace_id, rows, window)
         return
     statement = _within(
         select(_traces.start_ns, _traces.trace_id).where(_traces.workspace_id == workspace_id),
@@ -108,13 +116,22 @@ def arrived_traces(
         yield Place(row[0], row[1])
 
 
+def _with_values(
+    connection: Connection, workspace_id: str, criteria: Sequence[SpanCriteria], window: Window
+) -> Generator[tuple[int, str], None, None] | None:
+    """(start, trace id) of spans by the values that are searched for, if these help."""
+    if not all(each.values for each in criteria):
+        return None
+    latest_ns = _LAST_NS if window.end_ns is None else window.end_ns + LONGEST_NS
+    return span_values.places(
+        connection, workspace_id, [each.values for each in criteria], window.start_ns or 0, latest_ns
+    )
+
+
 def _by_spans(
-    connection: Connection,
-    workspace_id: str,
-    index: _Index,
-    criteria: Sequence[SpanCriteria],
-    window: Window,
-) -> Generator[Place, None, None]:
+    connection: Connection, workspace_id: str, index: _Index, criteria: Sequence[SpanCriteria], window: Window
+) -> Generator[tuple[int, str], None, None]:
+    """(start, trace id) of spans by an index."""
     statement = (
         select(_spans.start_ns, _spans.trace_id)
         .where(
@@ -125,17 +142,25 @@ def _by_spans(
     # No span starts before its trace, nor very long after it.
     latest_ns = None if window.end_ns is None else window.end_ns + LONGEST_NS
     statement = _within(statement, _spans.start_ns, window._replace(end_ns=latest_ns))
+    yield from _newest_first(connection, statement, _spans.start_ns)
+
+
+def _of_spans(
+    connection: Connection, workspace_id: str, rows: Generator[Any, None, None], window: Window
+) -> Generator[Place, None, None]:
+    """The traces of spans, each once, that started in the window."""
     given: set[str] = set()
     size = _FIRST
     fresh: dict[str, Place] = {}
-    for row in _newest_first(connection, statement, _spans.start_ns):
-        if row[1] in given:
-            continue
-        given.add(row[1])
-        fresh[row[1]] = Place(row[0], row[1])
-        if len(fresh) >= size:
-            yield from _begun(connection, workspace_id, fresh, window)
-            fresh, size = {}, min(size * 2, _CHUNK)
+    with closing(rows):
+        for start_ns, trace_id in rows:
+            if trace_id in given:
+                continue
+            given.add(trace_id)
+            fresh[trace_id] = Place(start_ns, trace_id)
+            if len(fresh) >= size:
+                yield from _begun(connection, workspace_id, fresh, window)
+                fresh, size = {}, min(size * 2, _CHUNK)
     yield from _begun(connection, workspace_id, fresh, window)
 
 

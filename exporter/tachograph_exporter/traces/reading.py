@@ -17,6 +17,10 @@ from sqlalchemy import Connection
 from tachograph.spans import semconv
 from tachograph_exporter.ingest.span_rows import stored_spans, stream_trace, trace_rows
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
+from tachograph_exporter.store import span_index_reading as index
+from tachograph_exporter.store.recorded_names import UNIQUE
+from tachograph_exporter.store.span_index import Source
+from tachograph_exporter.store.span_index_reading import Days
 from tachograph_exporter.store.span_search import (
     Place,
     SpanCriteria,
@@ -80,7 +84,17 @@ def places(
 ) -> Generator[Place, None, None]:
     """Where to look for traces that started in a window and may have a span with one of the criteria, newest first."""
     sources = [arrived_traces(connection, workspace_id, criteria, window)]
-    of_ours = [each for each in criteria if each.service in (None, SERVICE) and each.root_service in (None, SERVICE)]
+    days = Days(window.start_ns)
+    of_ours = [
+        each
+        for each in criteria
+        if each.service in (None, SERVICE)
+        and each.root_service in (None, SERVICE)
+        and all(
+            name in UNIQUE or index.has_value(connection, workspace_id, name, text, days, Source.RECORDED)
+            for name, text in each.values
+        )
+    ]
     if of_ours:
         sources.append(recorded_traces(connection, workspace_id, of_ours, window, _RUN_NAME))
     given: set[str] = set()
