@@ -252,7 +252,7 @@ class _Work:
     def __call__(self, connection: Connection) -> None:
         # From the start: the driver may call it again on another connection.
         self.admitted, self.outcomes, self.may_be_committed = set(), {}, False
-        self._writer.share(connection)
+        self._writer.share(connection, [candidate.accepted.queued for candidate in self._group])
         keys = {f"{c.request.scope}/{c.request.digest}" for c in self._group if c.request is not None}
         if keys:
             locking.claim(connection, Claim.SENDER, keys)

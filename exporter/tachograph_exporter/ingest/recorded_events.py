@@ -181,7 +181,7 @@ class EventReceiver:
         self, connection: Connection, requests: Sequence[_Request]
     ) -> tuple[Batch | None, list[Event], list[Stored]]:
         """Store what is new of these requests: (what was written, the events, an answer to each request)."""
-        self._writer.share(connection)
+        self._writer.share(connection, (event for request in requests for _, event in request.events))
         # A batch that is sent again, maybe to another service, waits until the first one is committed.
         locking.claim(connection, Claim.SENDER, {f"{request.workspace_id}/{request.sender}" for request in requests})
         by_workspace: dict[str, list[_Request]] = {}

@@ -19,9 +19,9 @@ from sqlalchemy import Connection, bindparam, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
-from tachograph.events import Event
+from tachograph.events import Event, ExecutionFinished, ExecutionQueued, ExecutionStarted
 from tachograph.expectation import Expectation, merged
-from tachograph.identity import new_id, workspace_id
+from tachograph.identity import ExecutionRef, new_id, workspace_id
 from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
@@ -63,6 +63,7 @@ log = logging.getLogger(__name__)
 quiet = QuietLog(log)
 
 _T = TypeVar("_T")
+_OF_EXECUTIONS: Final = (ExecutionQueued, ExecutionStarted, ExecutionFinished)
 _OPEN_SECONDS: Final = LEASE_SECONDS / 3
 _MAX_OPEN: Final = 10_000
 _WATERMARK_SECONDS: Final = 1.0
@@ -127,6 +128,7 @@ class StoreWriter:
 
     def put(self, connection: Connection, events: Sequence[Event]) -> Batch:
         """Write events on an open connection, without committing them; `stored` must be called after the commit."""
+        self.share(connection, events)
         batch = Batch(events)
         counted = self.write(connection, batch)
         batch.notes = self._names.note(connection, batch, reassigned(events, self._same_as))
@@ -143,8 +145,13 @@ class StoreWriter:
         """
         return locking.retried_alone(self.database.run, work)
 
-    def share(self, connection: Connection) -> None:
-        """Write beside other writers, but in one transaction of this writer at a time: it remembers what it stored."""
+    def share(self, connection: Connection, events: Iterable[Event] = ()) -> None:
+        """Write beside other writers, but in one transaction of this writer at a time: it remembers what it stored.
+
+        Where these events need what only one may do, write alone at once.
+        """
+        if any(isinstance(event, _OF_EXECUTIONS) and self._is_new(event.execution) for event in events):
+            locking.lock(connection)
         locking.share(connection)
         locking.claim(connection, Claim.WRITER, (self._id,))
 
@@ -211,6 +218,12 @@ class StoreWriter:
         """Append events to the event log, if anyone follows it, in the transaction that stores them."""
         if event_log.has_listeners(connection):
             event_log.append(connection, self._id, reassigned(events, self._same_as))
+
+    def _is_new(self, ref: ExecutionRef) -> bool:
+        """Whether an execution may be of a workflow, or a month, that has to be added."""
+        month = partitions.month_of_id(ref.execution_id)
+        is_registered = (ref.workspace, ref.project, ref.workflow_id) in self._registered
+        return not is_registered or (month is not None and month not in self._months)
 
     def write(self, connection: Connection, batch: Batch) -> Counted | None:
         """Write a folded batch on an open connection, without committing it.
