@@ -6,7 +6,6 @@ import asyncio
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -213,10 +212,13 @@ def test_under_load_totals_are_exact_and_followers_miss_nothing(databases: Calla
             if is_last:
                 return
 
+    def write_all(writer: StoreWriter, own: Sequence[Sequence[Event]]) -> None:
+        for events in own:
+            writer.apply(events)
+
     with ThreadPoolExecutor(5) as pool:
         following = pool.submit(follow)
-        writing = [pool.submit(lambda own: [w.apply(b) for w in [StoreWriter(databases())] for b in own], own)
-                   for own in batches]  # fmt: skip
+        writing = [pool.submit(write_all, StoreWriter(databases()), own) for own in batches]
         for each in writing:
             each.result(SECONDS)
         stop.set()
@@ -289,12 +291,21 @@ def test_who_meets_something_that_only_one_may_do_starts_again_alone(databases: 
 
         with pytest.raises(NotAlone):
             database.run(badly)
+
+    def shared_then(step: Callable[[Connection], None]) -> Callable[[Connection], None]:
+        def both(connection: Connection) -> None:
+            locking.share(connection)
+            step(connection)
+
+        return both
+
     with pytest.raises(NotAlone):
-        database.run(lambda c: (locking.share(c), locking.lock(c)))
+        database.run(shared_then(locking.lock))
+    many = [str(number) for number in range(1_000)]
     with pytest.raises(NotAlone):
-        database.run(lambda c: (locking.share(c), locking.claim(c, Claim.TRACE, list(map(str, range(1_000))))))
+        database.run(shared_then(partial(locking.claim, kind=Claim.TRACE, keys=many)))
     # What a transaction held is not taken for the next one's on the same connection.
-    database.run(lambda c: (locking.share(c), locking.claim(c, Claim.GROUPS)))
+    database.run(shared_then(partial(locking.claim, kind=Claim.GROUPS)))
     database.run(locking.lock)
     # Two that find so at the same time do not wait for each other.
     writers = [StoreWriter(databases()) for _ in range(3)]
@@ -316,9 +327,8 @@ def check(database: Database) -> None:
     for key in database.look(workflows_with_executions):
         assert database.look(partial(recount_one, key=key, write=False)) == 0
     steps, executions = workflow_step_executions.c, workflow_executions.c
-    per_run = database.look(
-        lambda c: Counter(dict(c.execute(select(steps.execution_id, func.count()).group_by(steps.execution_id)).all()))
-    )
+    counted = select(steps.execution_id, func.count()).group_by(steps.execution_id)
+    per_run: dict[str, int] = database.look(lambda c: {row[0]: row[1] for row in c.execute(counted)})
     counts = database.look(
         lambda c: c.execute(
             select(executions.execution_id, executions.step_count).where(executions.finished_ns.is_not(None))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from tachograph.identity import workspace_id
 from tachograph_exporter.ingest.span_rows import SpanRows
@@ -39,7 +40,8 @@ def a_span(number: int, **attributes: object) -> SpanRecord:
     )  # fmt: skip
     for key, value in attributes.items():
         target = span.attributes.add(key=key).value
-        for item in value if isinstance(value, list) else [value]:
+        items: list[Any] = value if isinstance(value, list) else [value]
+        for item in items:
             kept = target.array_value.values.add() if isinstance(value, list) else target
             if isinstance(item, str):
                 kept.string_value = item
@@ -48,14 +50,18 @@ def a_span(number: int, **attributes: object) -> SpanRecord:
     return record(span, "service", "", "r", RESOURCE, {"host": f"host{number % 2}"})
 
 
-def put(rows: SpanRows, database: Database, spans: list[SpanRecord], *, is_committed: bool = True) -> None:
+def put(rows: SpanRows, database: Database, spans: list[SpanRecord]) -> None:
     fresh: dict[str, list[SpanRecord]] = {}
     for span in spans:
         fresh.setdefault(span.trace_id, []).append(span)
     counts = {trace_id: len(own) for trace_id, own in fresh.items()}
-    if is_committed:
-        database.run(lambda c: (rows.put(c, W, fresh, counts, {}), rows.put_traces(c, W, fresh, counts, {}, {}, START)))
-    rows.settle(is_committed=is_committed)
+
+    def work(connection: Connection) -> None:
+        rows.put(connection, W, fresh, counts, {})
+        rows.put_traces(connection, W, fresh, counts, {}, {}, START)
+
+    database.run(work)
+    rows.settle(is_committed=True)
 
 
 def numbers(database: Database, **criteria: object) -> tuple[list[int], int]:

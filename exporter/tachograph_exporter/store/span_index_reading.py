@@ -113,6 +113,23 @@ def has_value(
     )
 
 
+def has_name(connection: Connection, workspace_id: str, service: str, name: str, days: Days = ALWAYS) -> bool:
+    """Whether a span of a service may have this name. False is certain, but for days of which nothing is known."""
+    since = noted_since(connection)
+    if since and (days.start_ns or 0) < since:
+        return True
+    of_days = _of_days(connection, workspace_id, days)
+    is_name = and_(_index.what == What.OPERATION.value, _index.name == service, _index.value == name[:MAX_CHARACTERS])
+    is_full = and_(
+        _index.what == What.FULL.value, _index.name.in_((service, "")),
+        _index.kind.in_((What.OPERATION.value, What.SERVICE.value)),
+    )  # fmt: skip
+    return any(
+        connection.execute(select(_index.day).where(of_days, condition).limit(1)).first() is not None
+        for condition in (is_name, is_full)
+    )
+
+
 def noted_since(connection: Connection) -> int:
     """Since when attributes are noted, in unix nanoseconds; 0: since the first span."""
     return int(state.state_of(connection, SINCE) or 0)

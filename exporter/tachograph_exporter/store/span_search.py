@@ -45,6 +45,8 @@ _CHUNK: Final = 500
 _FIRST: Final = 20
 FIRST_SPANS: Final = 1_000
 """Spans that are looked for at first."""
+_MOST_SPANS: Final = 16_000
+"""Spans that are read at once, later."""
 _ERROR: Final = 2
 _INDEXED_NAME: Final = 100
 """Characters of a name that are in its index."""
@@ -53,6 +55,8 @@ _spans = spans.c
 _traces = traces.c
 _executions = workflow_executions.c
 _steps = workflow_step_executions.c
+START: ColumnElement[int] = _spans.start_ns + literal_column("0")
+"""The start of spans as it is indexed by itself."""
 _name_start: ColumnElement[str] = literal_column(f"substr(spans.name, 1, {_INDEXED_NAME})")
 _IS_RECORDED: Final = func.coalesce(_executions.process, "") != INGESTED_PROCESS
 LONGEST_NS: Final = 31 * 86_400 * 1_000_000_000
@@ -167,13 +171,17 @@ def _of_spans(
 def _newest_first(connection: Connection, statement: Any, start: Any) -> Generator[Any, None, None]:
     """Rows of a statement that orders them by ``start``, its first column; some of them twice.
 
-    The first ones are read with a limit: PostgreSQL plans a statement without one for reading all of it, and sorts.
+    They are read with limits: PostgreSQL plans a statement without one for reading all of it, and sorts.
     """
-    first = connection.execute(statement.limit(FIRST_SPANS)).all()
-    yield from first
-    if len(first) == FIRST_SPANS:
-        with connection.execute(statement.where(start <= first[-1][0]), execution_options=_STREAM) as rows:
-            yield from rows
+    size, later = FIRST_SPANS, statement
+    while True:
+        rows = connection.execute(later.limit(size)).all()
+        yield from rows
+        if len(rows) < size:
+            return
+        # Of very many that start at the same moment, the next part has more.
+        size = size * 4 if rows[0][0] == rows[-1][0] else min(size * 4, max(size, _MOST_SPANS))
+        later = statement.where(start <= rows[-1][0])
 
 
 def _begun(connection: Connection, workspace_id: str, places: Mapping[str, Place], window: Window) -> Sequence[Place]:
@@ -375,7 +383,7 @@ def spans_between(
             statement = statement.where(_spans.status.is_not(None) if is_known else _spans.status.is_(None))
         if sample is not None:
             statement = statement.where(func.substr(_spans.trace_id, 31, 2) < sample)
-        statement = _within(statement, _spans.start_ns, window)
+        statement = _within(statement, START if index is None else _spans.start_ns, window)
         with connection.execute(statement, execution_options={"yield_per": 2_000}) as rows:
             yield from rows
 
@@ -385,12 +393,12 @@ def count_between(connection: Connection, workspace_id: str, window: Window, *, 
     statement = select(func.count()).select_from(spans).where(_spans.workspace_id == workspace_id)
     if is_root:
         statement = statement.where(text(f"({IS_ROOT})"))
-    return int(connection.execute(_within(statement, _spans.start_ns, window)).scalar_one())
+    return int(connection.execute(_within(statement, _spans.start_ns if is_root else START, window)).scalar_one())
 
 
 def traces_with_spans(connection: Connection, workspace_id: str, window: Window) -> Iterator[Place]:
     """Traces of which spans arrived that started in the window."""
-    statement = _within(select(_spans.trace_id).where(_spans.workspace_id == workspace_id), _spans.start_ns, window)
+    statement = _within(select(_spans.trace_id).where(_spans.workspace_id == workspace_id), START, window)
     for row in connection.execute(statement.distinct()):
         yield Place(0, row[0])
 

@@ -22,7 +22,7 @@ from tachograph_exporter.store import span_index_reading as index
 from tachograph_exporter.store.recorded_names import UNIQUE
 from tachograph_exporter.store.schema import spans as spans_table
 from tachograph_exporter.store.span_index_reading import ALWAYS, Days
-from tachograph_exporter.store.span_search import SpanCriteria, Window
+from tachograph_exporter.store.span_search import START, SpanCriteria, Window
 from tachograph_exporter.traces.reading import (
     MAX_SEARCHED_SPANS,
     Trace,
@@ -215,8 +215,8 @@ def dependencies(
         )
         .where(
             _spans.workspace_id == workspace_id,
-            _spans.start_ns >= since,
-            _spans.start_ns <= until,
+            since <= START,
+            until >= START,
             caller.c.service != _spans.service,
         )
         .group_by(caller.c.service, _spans.service)

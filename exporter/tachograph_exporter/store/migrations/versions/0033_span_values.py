@@ -1,4 +1,4 @@
-"""Which traces have a span with an attribute's value."""
+"""Which traces have a span with an attribute's value; and the index of all spans by start for those that ask for it."""
 
 import time
 
@@ -25,6 +25,8 @@ def upgrade() -> None:
         Column("trace_id", String(32, collation=collation), primary_key=True),
         **({} if collation else {"sqlite_with_rowid": False}),
     )
+    op.drop_index("ix_spans_start", "spans")
+    op.create_index("ix_spans_start", "spans", [text("(start_ns + 0)")])
     now_ns = time.time_ns()
     op.execute(
         text(
@@ -37,4 +39,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Back. Searches read the newest traces again."""
     op.drop_table(TABLE)
+    op.drop_index("ix_spans_start", "spans")
+    op.create_index("ix_spans_start", "spans", ["start_ns"])
     op.execute(text("DELETE FROM store_state WHERE name = :name").bindparams(name=_SINCE))
