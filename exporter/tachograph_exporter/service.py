@@ -137,6 +137,8 @@ SWEEP_SECONDS: Final = 10.0
 SPOOL_SECONDS: Final = 5.0
 """How long a sweep delivers what other processes spooled."""
 RETENTION_SECONDS: Final = 3600.0
+SUCCESSION_SECONDS: Final = 10.0
+"""How often a service looks whether it is the one that looks after old rows now."""
 REASSEMBLY_SECONDS: Final = 0.5
 GROUPING_PAUSE: Final = 3.0
 """How long grouping old failures pauses, in times that its last part took."""
@@ -472,10 +474,17 @@ class Service:
             await asyncio.sleep(GROUPING_PAUSE * (time.monotonic() - began))
 
     async def _apply_retention(self) -> None:
-        """Archive or delete old executions as configured, and whatever else is due once an hour; now and every hour."""
+        """Archive or delete old executions as configured, and whatever else is due once an hour; now and every hour.
+
+        Of several services on the database, the one that shows the workflow metrics does it.
+        """
         config = self.config
         days = config.archive_after_days if config.archive_after_days is not None else config.delete_after_days
         while True:
+            if not self.workflow_metrics.is_leader:
+                # It takes over within this time.
+                await asyncio.sleep(SUCCESSION_SECONDS)
+                continue
             try:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 await asyncio.to_thread(self.database.run, idempotency.prune)
