@@ -259,7 +259,8 @@ def test_cron_starts_it_with_next_to_nothing(service: Server, tmp_path: Path) ->
     bin_.mkdir()
     (bin_ / "tachograph").write_text(f'#!/bin/sh\nexec {shlex.join(TACHOGRAPH)} "$@"\n')
     (bin_ / "tachograph").chmod(0o755)
-    line = "tachograph exec --name 'café nightly' -- sh -c 'echo naïve; tachograph step inside -- pwd; tty; exit 3'"
+    inside = "tachograph step inside -- pwd; tty; echo ${LC_CTYPE-no} locale; exit 3"
+    line = f"tachograph exec --name 'café nightly' -- sh -c 'echo naïve; {inside}'"
     given = {"SHELL": "/bin/sh", "PATH": f"/usr/bin:/bin:{bin_}", "LOGNAME": "nobody", "TMPDIR": str(tmp_path),
              "TACHOGRAPH_URL": service.address}  # fmt: skip
     for number, home in enumerate((str(tmp_path), "/nonexistent", None)):
@@ -269,12 +270,12 @@ def test_cron_starts_it_with_next_to_nothing(service: Server, tmp_path: Path) ->
             start_new_session=True, timeout=60, check=False,
         )  # fmt: skip
         # What it prints, cron sends by mail: nothing of ours is in it.
-        assert (ran.returncode, ran.stderr, ran.stdout.decode()) == (3, b"", "naïve\n/\nnot a tty\n"), home
+        assert (ran.returncode, ran.stderr, ran.stdout.decode()) == (3, b"", "naïve\n/\nnot a tty\nno locale\n"), home
         eventually(lambda n=number: len(named(service, "café nightly")) == n + 1, 60)  # type: ignore[misc]
     shown = timeline(service, "café nightly")
     steps = {step["step_name"]: step for step in shown["step_timeline"]}
     assert {name: step["status"] for name, step in steps.items()} == {"café nightly": "failed", "inside": "completed"}
-    assert [log["message"] for log in steps["café nightly"]["logs"]][::2] == ["naïve", "not a tty"]
+    assert [log["message"] for log in steps["café nightly"]["logs"]] == ["naïve", "/", "not a tty", "no locale"]
 
 
 def named(server: Server, name: str) -> list[Any]:

@@ -99,8 +99,8 @@ def test_an_hour_that_costs_more_and_a_step_that_takes_longer_are_told_until_an_
     assert all(row.resolved_ns is not None for row, _ in rows)
 
 
-def test_a_share_of_successes_below_its_target_is_told_until_it_is_met(any_database_url: str) -> None:
-    world = World(any_database_url, success_target=0.9)
+def test_a_share_of_successes_below_its_target_is_told_until_it_is_met(database_url: str) -> None:
+    world = World(database_url, success_target=0.9)
     # Each failure is mended within ten minutes, so none is told on its own.
     for n in range(24):
         world.execute(5 * n, 10, 0.0, fails=n % 2 == 0)
