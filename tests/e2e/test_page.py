@@ -282,7 +282,7 @@ def test_the_lines_of_a_steps_spans_are_shown_with_it(
     assert get(f"{service.address}/api/events", method="POST", body=batch)[1]["stored"] == 2
     page.goto(f"{service.address}/#/executions/{used.execution_id}")
     option(page, "load").click()
-    expect(panel.get_by_role("progress", name="Busy")).to_have_attribute("value", "6")
+    expect(panel.get_by_role("progressbar", name="Busy")).to_have_attribute("value", "6")
     for text in ("busy 6 s, waiting 2 s", "6 s (75 % of its time)", "300 MiB, +100 MiB since its start",
                  "5 MiB read, 2 MiB written", "12 in 500 ms, full ones 250 ms",
                  "345 to wait, 67 because others ran"):  # fmt: skip

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -231,13 +232,17 @@ async def test_the_stacks_of_a_step_are_those_of_its_worker(engine: str) -> None
             told = [each for each in events if isinstance(each, StepStacks)]
             return {each.step.name: each for each in told if each.kind == kind and each.request == request}
 
+        def all_told(request: str) -> bool:
+            return len(stacks("now", request)) == 2
+
         # Until workers have the steps, there are no stacks to tell.
         for number in range(12):
-            tell(ref.execution_id, f"r{number}")
+            request = f"r{number}"
+            tell(ref.execution_id, request)
             with contextlib.suppress(TimeoutError):
-                await asyncio.to_thread(eventually, lambda n=number: len(stacks("now", f"r{n}")) == 2, 5)
+                await asyncio.to_thread(eventually, partial(all_told, request), 5)
                 break
-        now = stacks("now", f"r{number}")
+        now = stacks("now", request)
         assert {each.attempt for each in now.values()} == {1}
         (stack,) = now["a"].stacks
         first, *_, last = [frame.partition(" (")[0] for frame in stack.stack.split(";")]

@@ -108,6 +108,10 @@ class AskedTasks:
                     asked.next = now + MAX_POLL_SECONDS
             time.sleep(FIRST_POLL_SECONDS)
 
+    def _send_again(self, asked: _Asked, wish: bytes) -> None:
+        with self._lock:
+            asked.unsent = asked.unsent or wish
+
     def _serve_one(self, task_id: str, asked: _Asked) -> None:
         with self._lock:
             wish, asked.unsent = asked.unsent, None
@@ -115,8 +119,7 @@ class AskedTasks:
             try:
                 self._backend.set(_asked_key(task_id), wish)
             except Exception:
-                with self._lock:
-                    asked.unsent = asked.unsent or wish
+                self._send_again(asked, wish)
                 raise
         told = self._backend.get(_told_key(task_id))
         if told is not None and told != asked.seen:

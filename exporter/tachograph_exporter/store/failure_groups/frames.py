@@ -73,9 +73,9 @@ def own_frames(stack: str) -> tuple[str, ...]:
             continue
         if line.startswith('File "') and (frame := _python_frame(line)) is not None:
             is_python = after_frames = True
-            name, is_library = frame
+            name, is_of_library = frame
             if name is not None:
-                _add(name, is_library, own, library, innermost_first=False)
+                _add(name, is_of_library, own, library, innermost_first=False)
         elif line.startswith(_CHAINED) and last_type:
             own[f"!{last_type}"] = None
             last_type = ""

@@ -14,9 +14,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     Connection,
     Text,
     bindparam,
@@ -29,7 +31,7 @@ from sqlalchemy import (
     select,
     union_all,
 )
-from sqlalchemy.engine import Dialect
+from sqlalchemy.engine import Dialect, Engine
 
 from tachograph.events import UNSUCCESSFUL
 from tachograph_exporter.store import state
@@ -86,22 +88,23 @@ _GROUPS: Final = select(_occurrences.execution_id, _occurrences.group_id).where(
 COUNTED_SINCE: Final = "failures_counted_since_ns"
 """State: executions that ended before are not counted in the series of groups, because there were none."""
 _NO_TEXT: Final = cast(null(), Text)
+_NO_GROUP: Final[ColumnElement[str]] = literal_column("''")
 _OF_STEP: Final = (_steps.execution_id, _steps.step_id, _steps.attempt)
 _OF_ATTEMPT: Final = (_attempts.execution_id, _attempts.step_id, _attempts.attempt)
 _FAILED: Final = union_all(
     _STORED,
     # In the columns of an occurrence: what failed, as `_Stored` without a group; ``is_origin``: whether it is folded.
     select(
-        *_OF_STEP, literal_column(str(STEP)), _NO_TEXT, _NO_TEXT, _NO_TEXT, _NO_TEXT,
+        *_OF_STEP, literal_column(str(STEP)), _NO_TEXT, _NO_TEXT, _NO_TEXT, _NO_GROUP,
         case((_steps.folded.is_(None), 0), else_=1), literal_column("0"), _steps.finished_ns,
     ).where(_steps.execution_id.in_(_IDS), _steps.status.in_(_STATUSES)),
     select(
-        *_OF_ATTEMPT, literal_column(str(ATTEMPT)), _NO_TEXT, _NO_TEXT, _NO_TEXT, _NO_TEXT,
+        *_OF_ATTEMPT, literal_column(str(ATTEMPT)), _NO_TEXT, _NO_TEXT, _NO_TEXT, _NO_GROUP,
         literal_column("0"), literal_column("0"), _attempts.finished_ns,
     ).where(_attempts.execution_id.in_(_IDS), _attempts.status.in_(_STATUSES)),
     select(
         _executions.execution_id, literal_column("''"), literal_column("0"), literal_column(str(EXECUTION)), _NO_TEXT,
-        _NO_TEXT, _NO_TEXT, _NO_TEXT, literal_column("0"), literal_column("0"), _executions.finished_ns,
+        _NO_TEXT, _NO_TEXT, _NO_GROUP, literal_column("0"), literal_column("0"), _executions.finished_ns,
     ).where(_executions.execution_id.in_(_IDS), _executions.status.in_(_STATUSES)),
 )  # fmt: skip
 """Occurrences of executions and, in one statement, what failed in them."""
@@ -141,7 +144,7 @@ class _Stored(NamedTuple):
     cause: str
     group_id: str
     is_origin: int
-    count: int
+    times: int
     time_ns: int
 
 
@@ -158,7 +161,7 @@ def note(
     """
     failing = failing_in(executions, steps, attempts)
     if failing:
-        of_batch = {key: _owner_of(executions[key]) for key in new.intersection(entry[0] for entry in failing)}
+        of_batch = {key: _owner_of(executions[key]) for key in new & {entry.execution_id for entry in failing}}
         _store(connection, failing, of_batch)
     return {entry.execution_id for entry in failing}
 
@@ -233,7 +236,11 @@ def counts_of(connection: Connection, ids: Iterable[str]) -> Counts:
 
 def counted_since(connection: Connection) -> int:
     """Failures of executions that ended before (unix ns) are not counted."""
-    return int(state.state_of(connection, COUNTED_SINCE) or 0)
+    since = _since.get(connection.engine)
+    if since is None:
+        # Only the upgrade to a schema that has the table sets it.
+        since = _since[connection.engine] = int(state.state_of(connection, COUNTED_SINCE) or 0)
+    return since
 
 
 def groups_of(connection: Connection, ids: Iterable[str]) -> dict[str, str]:
@@ -252,7 +259,7 @@ def _counts_if_right(connection: Connection, ids: Sequence[str]) -> Counts:
     attempts: list[_Stored] = []
     ends: set[tuple[str, str, int, int | None]] = set()
     for row in map(_Stored._make, connection.execute(_FAILED, {"ids": ids})):
-        if row.group_id is not None:
+        if row.group_id:
             by_execution[row.execution_id][row[:4]] = row
         elif row.kind == ATTEMPT:
             attempts.append(row)
@@ -273,7 +280,7 @@ def _counts_if_right(connection: Connection, ids: Sequence[str]) -> Counts:
         of_groups = counts[execution_id] = dict[str, int]()
         for occurrence in stored.values():
             if occurrence.is_origin:
-                of_groups[occurrence.group_id] = of_groups.get(occurrence.group_id, 0) + occurrence.count
+                of_groups[occurrence.group_id] = of_groups.get(occurrence.group_id, 0) + occurrence.times
     return counts
 
 
@@ -314,6 +321,7 @@ def _store(connection: Connection, failing: Sequence[Failing], new: Mapping[str,
     insert_many(connection, _upsert_of(connection.dialect), values)
 
 
+_since: Final[WeakKeyDictionary[Engine, int]] = WeakKeyDictionary()
 _UPSERTS: Final[dict[str, str]] = {}
 
 
