@@ -102,8 +102,10 @@ def test_what_a_command_used_is_what_the_kernel_says(
         "with open(sys.argv[1], 'w') as file: file.write(json.dumps(said))\n"
         "os._exit(0)\n"
     )
-    said = tmp_path / "said.json"
-    code, _, err = run("exec", "--name", "load", "--", sys.executable, "-c", load, str(said), env=variables)
+    said, timed = tmp_path / "said.json", tmp_path / "timed"
+    # The same command is measured by GNU time, whose own few pages and instructions do not count.
+    clock = ["/usr/bin/time", "-f", "%U %S %M %O %c %w", "-o", str(timed)] if Path("/usr/bin/time").exists() else []
+    code, _, err = run("exec", "--name", "load", "--", *clock, sys.executable, "-c", load, str(said), env=variables)
     assert (code, err) == (0, b"")
     (step,) = timeline(service, "load")["step_timeline"]
     expected, use = json.loads(said.read_text()), step["resources"]
@@ -111,6 +113,13 @@ def test_what_a_command_used_is_what_the_kernel_says(
     assert use["peak_memory_bytes"] == pytest.approx(expected["peak"], rel=0.05)
     assert use["written_bytes"] == pytest.approx(expected["written"], rel=0.05)
     assert use["cpu_seconds"] > 1.1
+    if clock:
+        user, system, peak_kib, written, forced, waits = map(float, timed.read_text().split())
+        assert use["cpu_seconds"] == pytest.approx(user + system, rel=0.05)
+        assert use["peak_memory_bytes"] == pytest.approx(peak_kib * 1024, rel=0.05)
+        assert use["written_bytes"] == pytest.approx(written * 512, rel=0.05)
+        assert use["involuntary_switches"] == pytest.approx(forced, rel=0.05, abs=10)
+        assert use["voluntary_switches"] == pytest.approx(waits, rel=0.05, abs=10)
     assert step["attempts"][0]["resources"] == use
 
 
