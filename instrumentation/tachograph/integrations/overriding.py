@@ -36,6 +36,10 @@ class Overriding:
         """Whether methods are overridden."""
         return self._is_on
 
+    def overrides(self, owner: type, name: str) -> bool:
+        """Whether a method is overridden here, and by nobody else since."""
+        return any(entry.owner is owner and owner.__dict__.get(name) is entry.method for entry in self._overrides)
+
     def override(
         self,
         owner: type,

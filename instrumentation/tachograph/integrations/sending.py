@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Final
 
 from tachograph.identity import new_id
+from tachograph.identity import traceparent as make_traceparent
 from tachograph.integrations.places import Memory, Place, below
 from tachograph.integrations.running import running_task
 from tachograph.names import clean_name
@@ -141,7 +142,11 @@ class Sending:
     @property
     def trace_ahead(self) -> str:
         """The ``traceparent`` of the run that the next message belongs to; "": not known before it is sent."""
-        block = _together.get() if running_task() is None else None
+        sent_by = running_task()
+        if sent_by is not None:
+            ref = sent_by.run.ref
+            return make_traceparent(ref.trace_id, ref.span_id)
+        block = _together.get()
         known = self._workflows.get(block.run_id) if block is not None else None
         return known[1] if known is not None else ""
 

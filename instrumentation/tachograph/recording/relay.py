@@ -186,18 +186,28 @@ class RelayClient:
     def send(self, events: Sequence[Event]) -> None:
         """Deliver a batch; returns once the parent has it."""
         try:
-            if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._socket.settimeout(TIMEOUT_SECONDS)
-                self._socket.connect(self.address.path)
-                self._socket.sendall(self.address.token)
-            body = _encode(events)
-            self._socket.sendall(_HEADER.pack(len(body)) + body)
-            if self._socket.recv(1) != _ACKNOWLEDGED:
+            if self._send(events).recv(1) != _ACKNOWLEDGED:
                 raise ConnectionError("the parent process closed the connection")
         except OSError:
             self.close()
             raise
+
+    def _send(self, events: Sequence[Event]) -> socket.socket:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.settimeout(TIMEOUT_SECONDS)
+            self._socket.connect(self.address.path)
+            self._socket.sendall(self.address.token)
+        body = _encode(events)
+        self._socket.sendall(_HEADER.pack(len(body)) + body)
+        return self._socket
+
+    def post(self, events: Sequence[Event]) -> None:
+        """Give the parent a last batch without waiting for its answer: it has it though this process ends now."""
+        try:
+            self._send(events)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the connection."""

@@ -112,7 +112,7 @@ def together(name):
     with contextlib.ExitStack() as stack:
         if HOOKS:
             stack.enter_context(tachograph.integrations.dramatiq.together(name))
-        if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        elif os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
             stack.enter_context(trace.get_tracer("shop").start_as_current_span(name))
         yield
 
