@@ -164,9 +164,14 @@ async def test_a_bridge_misses_nothing_and_doubles_nothing(
             await until(lambda: len(bridge._heard) == 31 and prefect.sockets)
             await prefect.tell(EVENTS[31:35])
             await until(lambda: len(bridge._heard) == 35)
+            # The server drops what a slow reader does not take.
+            await prefect.tell(EVENTS[35:37], live=False)
+            bridge._reread_at = 0.0
+            await bridge.reread()
+            assert len(bridge._heard) == 37
         assert path.stat().st_mode & 0o077 == 0
         # It was away, and so is the server when it starts.
-        await prefect.tell(EVENTS[35:45])
+        await prefect.tell(EVENTS[37:45])
     runs._runs.clear()
     # The machine went down while it wrote.
     with path.open("ab") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -25,6 +24,9 @@ OVERLAP_SECONDS: Final = 300.0
 """How much is read again after a restart: clients' clocks differ, and their events may come late."""
 LOOK_SECONDS: Final = 15.0
 """How often the server is asked for the state of what is open."""
+REREAD_SECONDS: Final = 60.0
+LATE_SECONDS: Final = 30.0
+"""How long it may take until an event is stored."""
 SAVE_SECONDS: Final = 5.0
 FLUSH_EVENTS: Final = 500
 """After so many stored events, wait until they are delivered or spooled: they come faster than a store takes them."""
@@ -34,7 +36,9 @@ MAX_PAUSE_SECONDS: Final = 30.0
 MAX_HEARD: Final = 20_000
 MAX_FAILURES: Final = 3
 """How often one event may make the server fail: then it is left out, for the sake of those after it."""
+MAX_ARRIVED: Final = 100_000
 MAX_LINES: Final = 200_000
+_END: Final = object()
 AWAY: Final = (aiohttp.ClientError, OSError, TimeoutError, PrefectError, ValueError)
 """What a server that is away, or that answers nonsense, makes."""
 
@@ -60,6 +64,7 @@ class PrefectBridge:
         self._heard: OrderedDict[str, None] = OrderedDict()
         self._failures: dict[Any, int] = {}
         self._saved_at = 0.0
+        self._reread_at = time.time()
         self._lock = asyncio.Lock()
 
     async def run(self) -> None:
@@ -89,17 +94,30 @@ class PrefectBridge:
             if time.time() - began < LOOK_SECONDS:
                 break
         async with self._server.live_events() as events:
-            looking = asyncio.create_task(self._look_again_and_again())
+            arrived: asyncio.Queue[Any] = asyncio.Queue(MAX_ARRIVED)
+            tasks = [
+                asyncio.create_task(self._receive(events, arrived)),
+                asyncio.create_task(self._look_again_and_again()),
+            ]
             try:
                 await self.read_stored()
                 log.info("following the Prefect server")
-                async for event in events:
+                while (event := await arrived.get()) is not _END:
                     await self._hear(event)
                     yield
+                await tasks[0]
             finally:
-                looking.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await looking
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive(self, events: AsyncIterator[Any], arrived: asyncio.Queue[Any]) -> None:
+        """Take events as they come: the server keeps a few hundred for a slow reader, and drops others."""
+        try:
+            async for event in events:
+                await arrived.put(event)
+        finally:
+            await arrived.put(_END)
 
     async def read_stored(self) -> None:
         """Hear what the server has stored since it was read last, and was not heard."""
@@ -141,6 +159,8 @@ class PrefectBridge:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 await self.look()
+                if time.time() - self._reread_at > REREAD_SECONDS:
+                    await self.reread()
             except AWAY as error:
                 quiet.warning(("look", type(error)), "the Prefect server cannot be asked: %s", _text(error))
 
@@ -155,6 +175,13 @@ class PrefectBridge:
         self.save()
         if self._journal.lines > MAX_LINES:
             self._journal.compact(self.flows.facts())
+
+    async def reread(self) -> None:
+        """Hear what the server has stored lately and did not send: of a live event that it drops it says nothing."""
+        began = time.time()
+        self._read_from = self._reread_at - LATE_SECONDS
+        await self.read_stored()
+        self._reread_at = began
 
     def save(self) -> None:
         """Note how far was read."""

@@ -34,6 +34,7 @@ from tachograph_exporter.store import (
     settling,
     stacks,
     state,
+    told_twice,
 )
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
@@ -222,6 +223,8 @@ class StoreWriter:
         if batch.executions:
             numbers.assign(connection, batch.executions)
         self._put(connection, batch)
+        if batch.reported and batch.executions:
+            told_twice.read_again(connection, batch.executions, batch.reported, time.time_ns())
         changed = set(before)
         if batch.reported and (ended := batch.reported & (batch.ended | before.keys())):
             settling.settle(connection, ended)

@@ -8,6 +8,7 @@ nothing; so whoever reads the events may read some of them twice.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -65,13 +66,16 @@ class FlowRuns:
         self._server = server
         self._note = note
         self._runs: dict[str, FlowRun] = {}
+        # When flow runs were submitted that have not started.
+        self._queued: OrderedDict[str, datetime] = OrderedDict()
 
     def recall(self, facts: Sequence[Fact]) -> None:
         """Take over what an earlier process noted."""
         for fact in facts:
             match fact:
                 case ["flow", str(run_id), str(flow), trace_id, parent]:
-                    self._runs.setdefault(run_id, FlowRun(run_id, flow, trace_id, parent)).is_open = True
+                    known = self._runs.setdefault(run_id, FlowRun(run_id, flow, trace_id, parent))
+                    known.is_open, known.queued_at = True, self._queued.pop(run_id, None)
                 case ["task", str(run_id), str(task_run_id), str(task), int(number), int(restart), outer]:
                     if (known := self._runs.get(run_id)) is not None:
                         known.put(task_run_id, task, number, restart, outer)
@@ -80,8 +84,8 @@ class FlowRuns:
                         known.restarts.append(run_count)
                         known.is_open, known.ended_at = True, None
                 case ["queued", str(run_id), queued_at]:
-                    if (known := self._runs.get(run_id)) is not None:
-                        known.queued_at = _moment(queued_at)
+                    if (moment := _moment(queued_at)) is not None:
+                        self._queued[run_id] = moment
                 case ["began", str(run_id), str(task_run_id), int(attempt), began_at]:
                     if (known := self._runs.get(run_id)) is not None and (moment := _moment(began_at)) is not None:
                         known.began[task_run_id] = (attempt, moment)
@@ -93,10 +97,12 @@ class FlowRuns:
 
     def facts(self) -> Iterator[Fact]:
         """All that `recall` needs."""
+        queued = {run_id: known.queued_at for run_id, known in self._runs.items() if known.queued_at is not None}
+        yield from (
+            ["queued", run_id, moment.isoformat()] for run_id, moment in [*self._queued.items(), *queued.items()]
+        )
         for known in self._runs.values():
             yield ["flow", known.run_id, known.flow, known.trace_id, known.parent]
-            if known.queued_at is not None:
-                yield ["queued", known.run_id, known.queued_at.isoformat()]
             yield from (["again", known.run_id, count] for count in known.restarts)
             yield from (["task", known.run_id, task_run, *place] for task_run, place in known.places.items())
             yield from (
@@ -135,25 +141,32 @@ class FlowRuns:
         if known is None:
             if state == "SCHEDULED" and not event.begins_again:
                 return  # It is scheduled. Until it is submitted, nobody knows more than its schedule.
+            if state == "PENDING" and not event.run_count and not event.begins_again:
+                # Which trace it is in is known once it runs.
+                self._queue(run_id, event.occurred)
+                return
             known = await self._flow_run(run_id, event.beside("flow"), event.beside("task-run"))
             if known is None:
                 return
         known.heard_at = event.occurred.timestamp()
         if event.begins_again and event.run_count and event.run_count not in known.restarts:
             known.restarts.append(event.run_count)
-            known.is_open, known.ended_at, known.queued_at = True, None, None
+            known.is_open, known.ended_at = True, None
             known.beats = (0, 0.0, 0.0)
             self._note(["again", run_id, event.run_count])
         restart = known.restart(event.run_count)
-        if state == "PENDING" and not event.run_count:
-            known.queued_at = event.occurred
-            self._note(["queued", run_id, event.occurred.isoformat()])
-        elif state == "RUNNING":
+        if state == "RUNNING":
             if not known.is_asked:
                 known.learn(await self._server.flow_run(run_id))
             self._start(known, restart, event)
         elif state in TERMINAL:
             self._end(known, restart, event.resource, event.occurred)
+
+    def _queue(self, run_id: str, at: datetime) -> None:
+        self._queued[run_id] = at
+        self._note(["queued", run_id, at.isoformat()])
+        if len(self._queued) > MAX_OPEN:
+            self._queued.popitem(last=False)
 
     def _start(self, known: FlowRun, restart: int, event: PrefectEvent) -> None:
         reported = known.reported(restart)
@@ -200,7 +213,7 @@ class FlowRuns:
         outer, around = (await self._around(task_run_id)) if task_run_id else (None, None)
         parent = (outer.run_id, task_run_id) if outer is not None else None
         known = self._runs[run_id] = FlowRun(run_id, name, _trace_of(details), parent)
-        known.is_open = True
+        known.is_open, known.queued_at = True, self._queued.pop(run_id, None)
         known.learn(details)
         self._note(["flow", run_id, name, known.trace_id, parent])
         if outer is not None and around is not None:
