@@ -133,6 +133,8 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
         viewer = Viewer(service.get)
         for scene in program:
             quiet(recorder)
+            # What spans tell may be right before a bridge has told of the same run.
+            time.sleep(entry.get("settle_seconds", 0.0))
             if record and not scene.goes_on:
                 requests = recorder.take()
                 save(version, engine, entry, scene, requests, mask)

@@ -208,7 +208,7 @@ class TemporalBridge:
     async def _read_parent(self, parent: Any) -> None:
         """A child is a step of its parent: which one, the parent's history says."""
         followed = self._follow(parent.workflow_id, parent.run_id)
-        if followed is not None and not followed.lock.locked():
+        if followed is not None:
             await self._look(followed)
 
     async def _newest(self, run: WorkflowRun) -> list[Any]:

@@ -43,16 +43,19 @@ class Activity:
                 self._fail(attempt - 1, completed_at, failure, max(0.0, started_at - completed_at))
             self.start(attempt, started_at, failure)
         elif attempt > 1 and started_at is not None:
-            # It waits for its next attempt.
+            # It waits for its next attempt. What it says of a failure is about the last one.
             completed_at = moment_of(pending, "last_attempt_complete_time") or started_at
-            self.start(attempt - 1, started_at, failure)
+            self.start(attempt - 1, started_at, None)
             self._fail(attempt - 1, completed_at, failure, seconds_of(pending.current_retry_interval))
 
     def _fail(self, attempt: int, at: float, failure: Any, delay: float) -> None:
         self.fail(attempt, at, error_of(failure), delay, timed_out=is_timeout(failure))
 
     def start(self, attempt: int, at: float, failure: Any) -> None:
-        """An attempt has started. Those before it that nobody saw failed, at times that follow from the policy."""
+        """An attempt has started. Those before it that nobody saw failed, at times that follow from the policy.
+
+        ``failure``: of the one before it, if that is known.
+        """
         self._catch_up(attempt, at, failure)
         self._start(attempt, at)
 
@@ -77,6 +80,6 @@ class Activity:
         for earlier, pause in enumerate(pauses, first):
             begins = min(self._begins, at)
             self._start(earlier, begins)
-            is_last = earlier == attempt - 1
-            error = error_of(failure) if is_last else "Failed: Temporal keeps the last error only"
-            self.fail(earlier, min(begins + running, at), error, pause, timed_out=is_last and is_timeout(failure))
+            is_known = failure is not None and earlier == attempt - 1
+            error = error_of(failure) if is_known else "Failed: Temporal keeps the last error only"
+            self.fail(earlier, min(begins + running, at), error, pause, timed_out=is_known and is_timeout(failure))

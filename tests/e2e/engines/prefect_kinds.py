@@ -75,6 +75,9 @@ class Server:
         answer.raise_for_status()
         return answer.json()
 
+    def flow_run(self, run_id):
+        return self.client.get(f"/flow_runs/{run_id}").json()
+
     def flow_runs(self, seen):
         """The runs that earlier scenes did not have, in order of start."""
         runs = [run for run in self.ask("/flow_runs/filter", limit=50) if run["id"] not in seen]
@@ -135,6 +138,9 @@ def steps_of(server, flow_run, numbers):
         child = run["state"].get("state_details", {}).get("child_flow_run_id")
         if child:
             more = {"optional": not BRIDGE, "child_run": f"executions/{numbers[child]}"}
+            if BRIDGE:
+                # The task run that stands for a flow run is updated after it.
+                run |= {key: server.flow_run(child)[key] for key in ("start_time", "end_time")}
         parents = [names[i["id"]] for i in run["task_inputs"].get("__parents__", ()) if i["id"] in names]
         if BRIDGE and parents:
             more["parent"] = named(*parents[0])
