@@ -74,24 +74,13 @@ class FlowRuns:
         for fact in facts:
             match fact:
                 case ["flow", str(run_id), str(flow), trace_id, parent]:
-                    known = self._runs.setdefault(run_id, FlowRun(run_id, flow, trace_id, parent))
-                    known.is_open, known.queued_at = True, self._queued.pop(run_id, None)
-                case ["task", str(run_id), str(task_run_id), str(task), int(number), int(restart), outer]:
-                    if (known := self._runs.get(run_id)) is not None:
-                        known.put(task_run_id, task, number, restart, outer)
-                case ["again", str(run_id), int(run_count)]:
-                    if (known := self._runs.get(run_id)) is not None:
-                        known.restarts.append(run_count)
-                        known.is_open, known.ended_at = True, None
+                    new = self._runs.setdefault(run_id, FlowRun(run_id, flow, trace_id, parent))
+                    new.is_open, new.queued_at = True, self._queued.pop(run_id, None)
                 case ["queued", str(run_id), queued_at]:
                     if (moment := _moment(queued_at)) is not None:
                         self._queued[run_id] = moment
-                case ["began", str(run_id), str(task_run_id), int(attempt), began_at]:
-                    if (known := self._runs.get(run_id)) is not None and (moment := _moment(began_at)) is not None:
-                        known.began[task_run_id] = (attempt, moment)
-                case ["end", str(run_id), int() | float() as ended_at]:
-                    if (known := self._runs.get(run_id)) is not None:
-                        known.is_open, known.ended_at = False, ended_at
+                case [str(kind), str(run_id), *rest] if (known := self._runs.get(run_id)) is not None:
+                    _recall(known, kind, rest)
         for known in self._runs.values():
             self._enter(known)
 
@@ -361,6 +350,20 @@ class FlowRuns:
         known = self._runs.pop(run_id, None)
         if known is not None:
             known.forget()
+
+
+def _recall(known: FlowRun, kind: str, fact: Sequence[Any]) -> None:
+    match kind, *fact:
+        case ["task", str(task_run_id), str(task), int(number), int(restart), outer]:
+            known.put(task_run_id, task, number, restart, outer)
+        case ["again", int(run_count)]:
+            known.restarts.append(run_count)
+            known.is_open, known.ended_at = True, None
+        case ["began", str(task_run_id), int(attempt), began_at]:
+            if (moment := _moment(began_at)) is not None:
+                known.began[task_run_id] = (attempt, moment)
+        case ["end", int() | float() as ended_at]:
+            known.is_open, known.ended_at = False, ended_at
 
 
 def _trace_of(details: Mapping[str, Any]) -> str | None:
