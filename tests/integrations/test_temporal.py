@@ -104,10 +104,12 @@ def at(seconds: float) -> Timestamp:
     return stamp
 
 
-def pending(attempt: int, state: int, *, started: float, ended: float | None = None, pause: float = 0.0,
-            failure: Any = None) -> Any:  # fmt: skip
-    info = PendingActivityInfo(activity_id="1", state=state, attempt=attempt, last_started_time=at(started),
-                               last_failure=failure)  # type: ignore[arg-type]  # fmt: skip
+def pending(
+    attempt: int, state: Any, *, started: float, ended: float | None = None, pause: float = 0.0, failure: Any = None
+) -> Any:
+    info = PendingActivityInfo(
+        activity_id="1", state=state, attempt=attempt, last_started_time=at(started), last_failure=failure
+    )
     if ended is not None:
         info.last_attempt_complete_time.CopyFrom(at(ended))
     info.current_retry_interval.FromMilliseconds(round(pause * 1000))
@@ -116,12 +118,12 @@ def pending(attempt: int, state: int, *, started: float, ended: float | None = N
 
 SCHEDULED, STARTED = 1, 2
 DECLINED = Failure(message="card declined", application_failure_info=ApplicationFailureInfo(type="Declined"))
-SLOW = Failure(message="activity StartToClose timeout", timeout_failure_info=TimeoutFailureInfo(timeout_type=1))
+SLOW = Failure(message="activity StartToClose timeout", timeout_failure_info=TimeoutFailureInfo())
 
 
 def activity_history(attempts: int, *, ended: float) -> list[Any]:
     """Of a workflow with an activity that is tried again after 1, 2, 4, … s."""
-    events = [
+    events: list[dict[str, Any]] = [
         {"workflowExecutionStartedEventAttributes": {"workflowType": {"name": "Shop"}}},
         {"workflowTaskStartedEventAttributes": {"scheduledEventId": "1"}},
         {"workflowTaskCompletedEventAttributes": {"scheduledEventId": "1"}},
@@ -133,7 +135,7 @@ def activity_history(attempts: int, *, ended: float) -> list[Any]:
         {"activityTaskCompletedEventAttributes": {"scheduledEventId": "4", "startedEventId": "5"}},
     ]  # fmt: skip
     times = [0.0, 0.0, 0.0, 0.0, ended - 0.5, ended]
-    told = [
+    told: list[dict[str, Any]] = [
         {"eventId": str(i), "eventTime": at(time).ToJsonString(), "eventType": "EVENT_TYPE_UNSPECIFIED", **event}
         for i, (event, time) in enumerate(zip(events, times, strict=True), 1)
     ]
