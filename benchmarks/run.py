@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import attacks
+import engines
 import exposition
 import ingest
 import live_spans
@@ -60,6 +61,7 @@ BENCHMARKS = {
     "search": search.main,
     "viewers": viewers.main,
     "why": why.main,
+    "engines": engines.main,
     "attacks": attacks.main,
 }
 

@@ -208,6 +208,10 @@ class Batch:
     def heartbeat(self, event: Heartbeat) -> None:
         key = event.execution.execution_id
         self.seen[key] = max(event.time_ns, self.seen.get(key, 0))
+        before = self.heartbeats.get(key)
+        if before is not None and before.long:
+            # Several processes work for one execution, and each names its own attempts.
+            event = replace(event, long=tuple({a.step_id: a for a in (*before.long, *event.long)}.values()))
         self.heartbeats[key] = event
 
     def step_stacks(self, event: StepStacks) -> None:

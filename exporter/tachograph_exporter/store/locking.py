@@ -28,7 +28,7 @@ MAX_KEYS: Final = 256
 """Claims of one kind that a transaction may hold: PostgreSQL's table of locks has room for some thousands."""
 
 _ALL: Final = "all"
-# The planner underestimates fast-growing tables and would scan them; a writer always looks rows up by key.
+# The planner underestimates fast-growing tables and would scan them.
 _NO_SCAN: Final = "set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true)"
 
 
@@ -119,6 +119,11 @@ def claim(connection: Connection, kind: Claim, keys: Collection[str] = (_ALL,)) 
     turn.keys[kind] = new
 
 
+def trace_key(workspace_id: str, trace_id: str) -> str:
+    """The key of a `Claim.TRACE`."""
+    return f"{workspace_id}/{trace_id}"
+
+
 def require(connection: Connection, kind: Claim, keys: Collection[str]) -> None:
     """Raises `NotAlone` unless the transaction has claimed these, or writes alone."""
     if connection.dialect.name == "postgresql":
@@ -157,6 +162,15 @@ def alone(work: Callable[[Connection], T]) -> Callable[[Connection], T]:
 def _number(key: str) -> int:
     """A key as PostgreSQL's INTEGER. Keys that share one wait for each other, and that is all."""
     return int.from_bytes(hashlib.blake2b(key.encode(errors="replace"), digest_size=4).digest(), "big", signed=True)
+
+
+def look_up_by_key(connection: Connection) -> None:
+    """Have PostgreSQL look rows up by index until the transaction ends.
+
+    Of a table that grows fast it has no statistics, or old ones, and would read all of it for a few rows.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT {_NO_SCAN}")
 
 
 def lock_schema(connection: Connection) -> None:

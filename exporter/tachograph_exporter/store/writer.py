@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final, TypeVar
 
@@ -38,6 +38,7 @@ from tachograph_exporter.store import (
     settling,
     stacks,
     state,
+    told_twice,
 )
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
@@ -234,6 +235,11 @@ class StoreWriter:
         self.share(connection)
         if batch.is_contradictory:
             locking.lock(connection)
+        if batch.reported:
+            # Their spans may be assembled at the same time, and make no execution of their own if these are there.
+            refs = [batch.refs[id_] for id_ in batch.reported]
+            traces = {locking.trace_key(workspace_id(ref.workspace), ref.trace_id) for ref in refs}
+            locking.claim(connection, Claim.TRACE, traces)
         locking.claim(connection, Claim.WORKFLOW, {ref.workflow_id for ref in batch.refs.values()})
         touched = batch.touched
         gone = self._archived(connection, touched | {key[0] for key in batch.stacks})
@@ -255,20 +261,21 @@ class StoreWriter:
                 locking.lock(connection)
                 say = expectations.say_more if source == expectations.CODE else expectations.say
                 say(connection, workspace_id(workspace), workflow, source, expectation, time.time_ns())
-        if batch.executions:
-            numbers.assign(connection, batch.executions)
+        new = numbers.assign(connection, batch.executions) if batch.executions else set[str]()
         self._put(connection, batch)
         if locking.is_shared(connection):
             self._check_owners(connection, batch)
+        if batch.reported and batch.executions:
+            told_twice.read_again(connection, batch.executions, batch.reported, time.time_ns())
         changed = set(before)
         if batch.reported and (ended := batch.reported & (batch.ended | before.keys())):
             settling.settle(connection, ended)
             changed |= ended
-        occurrences.note(connection, batch.executions, batch.steps, batch.attempts)
+        noted = occurrences.note(connection, batch.executions, batch.steps, batch.attempts, new)
         batch.months = months
         if not before and not batch.ended:
             return None
-        failed = occurrences.settle(connection, batch.ended, changed)
+        failed = occurrences.settle(connection, batch.ended, changed, new, noted)
         return self._count(connection, before, batch.ended, counted_before, frozenset(), failed)
 
     def _check_owners(self, connection: Connection, batch: Batch) -> None:
@@ -314,13 +321,13 @@ class StoreWriter:
         ended: set[str],
         counted_before: SeriesCounter,
         unsettled: AbstractSet[str],
-        failed: AbstractSet[str] | None = None,
+        failed: Mapping[str, Mapping[str, int]] | None = None,
     ) -> Counted:
         """Count executions that ended, in the rollups. Returns what they add to the series of ``/metrics``.
 
         ``before``: those that had ended already, as they were, and ``counted_before`` what they had added to series.
-        ``unsettled``: those that are not counted in series yet. ``failed``: those in which something failed; None: not
-        known.
+        ``unsettled``: those that are not counted in series yet. ``failed``: how many failures of which groups began in
+        those that failed; None: it is read.
         """
         counter = SeriesCounter(skip=unsettled, failed=failed)
         folding.fold(connection, before, ended, counter)
