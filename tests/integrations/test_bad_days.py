@@ -1,4 +1,4 @@
-"""Engines go on whatever becomes of what they report: the service is down, hangs or is full, or the hooks are broken."""
+"""Engines go on whatever becomes of what they report: a service that is down, hangs or is full, or broken hooks."""
 
 from __future__ import annotations
 
