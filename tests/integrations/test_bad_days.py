@@ -31,7 +31,8 @@ def play_dramatiq(_: Path) -> list[int]:
 
     broker, results = StubBroker(), list[int]()
     dramatiq_integration.instrument(broker)
-    actor: Any = dramatiq.actor(results.append, actor_name="work", broker=broker)
+    decorate: Any = dramatiq.actor
+    actor = decorate(results.append, actor_name="work", broker=broker)
     with dramatiq_integration.together("nightly"):
         for number in range(3):
             actor.send(number)
@@ -94,7 +95,8 @@ def play_procrastinate(_: Path) -> list[int]:
             results.append(number)
 
         async with app.open_async():
-            await work.batch_defer_async(*[{"number": number} for number in range(3)])
+            batch: list[Any] = [{"number": number} for number in range(3)]
+            await work.batch_defer_async(*batch)
             await app.run_worker_async(wait=False, install_signal_handlers=False, listen_notify=False)
         return results
 

@@ -175,7 +175,8 @@ async def test_jobs_of_procrastinate(
             with procrastinate_integration.together("nightly"):
                 await flaky.defer_async()
                 await broken.configure(lock="mine").defer_async()
-            await work.batch_defer_async(*[{"number": number} for number in range(5)])
+            batch: list[Any] = [{"number": number} for number in range(5)]
+            await work.batch_defer_async(*batch)
             await broken.configure(queueing_lock="mine").defer_async()
             taken_back = await flaky.configure(schedule_in={"seconds": 60}).defer_async()
             assert await app.job_manager.cancel_job_by_id_async(taken_back)
