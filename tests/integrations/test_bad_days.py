@@ -18,9 +18,10 @@ import tachograph
 from tachograph.integrations import dramatiq as dramatiq_integration
 from tachograph.integrations import huey as huey_integration
 from tachograph.integrations import luigi as luigi_integration
-from tachograph.integrations import luigi_builds, places
+from tachograph.integrations import luigi_builds, overriding, places
 from tachograph.integrations import procrastinate as procrastinate_integration
 from tachograph.integrations import taskiq as taskiq_integration
+from tachograph.quiet_log import QuietLog
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -137,6 +138,16 @@ ENGINES: dict[str, Callable[[Path], list[int]]] = {
 }  # fmt: skip
 
 
+HOOKS = (
+    dramatiq_integration,
+    huey_integration,
+    taskiq_integration,
+    procrastinate_integration,
+    luigi_integration,
+    overriding,
+)
+
+
 @contextlib.contextmanager
 def hanging() -> Iterator[str]:
     """A service that accepts and never answers."""
@@ -177,6 +188,9 @@ def broken() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patched, down() as address:
         patched.setattr(places, "run", None)
         patched.setattr(luigi_builds, "run", None)
+        for module in HOOKS:
+            # What is logged here would be left out where other tests look for it.
+            patched.setattr(module, "quiet", QuietLog(logging.getLogger("tests")))
         yield address
 
 
