@@ -1,4 +1,4 @@
-"""Engines go on whatever becomes of what they report: a service that is down, hangs or is full, or broken hooks."""
+"""Engines go on whatever becomes of what they report: the service is down, hangs, is full, or the hooks are broken."""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ class SpanStore:
     def _share(self, connection: Connection, workspace_id: str, trace_ids: Iterable[str]) -> None:
         """Write beside others that do not write to these traces."""
         self._writer.share(connection)
-        locking.claim(connection, Claim.TRACE, {f"{workspace_id}/{trace_id}" for trace_id in trace_ids})
+        locking.claim(connection, Claim.TRACE, {locking.trace_key(workspace_id, trace_id) for trace_id in trace_ids})
 
     def _newest(self, arrived: Iterable[SpanRecord]) -> dict[str, dict[str, SpanRecord]]:
         """The spans that arrived, by trace id and span id; of one that is there twice the version that says more."""

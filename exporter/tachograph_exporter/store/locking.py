@@ -119,6 +119,11 @@ def claim(connection: Connection, kind: Claim, keys: Collection[str] = (_ALL,)) 
     turn.keys[kind] = new
 
 
+def trace_key(workspace_id: str, trace_id: str) -> str:
+    """The key of a `Claim.TRACE`."""
+    return f"{workspace_id}/{trace_id}"
+
+
 def require(connection: Connection, kind: Claim, keys: Collection[str]) -> None:
     """Raises `NotAlone` unless the transaction has claimed these, or writes alone."""
     if connection.dialect.name == "postgresql":

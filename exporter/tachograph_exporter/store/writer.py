@@ -38,6 +38,7 @@ from tachograph_exporter.store import (
     settling,
     stacks,
     state,
+    told_twice,
 )
 from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
@@ -234,6 +235,11 @@ class StoreWriter:
         self.share(connection)
         if batch.is_contradictory:
             locking.lock(connection)
+        if batch.reported:
+            # Their spans may be assembled at the same time, and make no execution of their own if these are there.
+            refs = [batch.refs[id_] for id_ in batch.reported]
+            traces = {locking.trace_key(workspace_id(ref.workspace), ref.trace_id) for ref in refs}
+            locking.claim(connection, Claim.TRACE, traces)
         locking.claim(connection, Claim.WORKFLOW, {ref.workflow_id for ref in batch.refs.values()})
         touched = batch.touched
         gone = self._archived(connection, touched | {key[0] for key in batch.stacks})
@@ -259,6 +265,8 @@ class StoreWriter:
         self._put(connection, batch)
         if locking.is_shared(connection):
             self._check_owners(connection, batch)
+        if batch.reported and batch.executions:
+            told_twice.read_again(connection, batch.executions, batch.reported, time.time_ns())
         changed = set(before)
         if batch.reported and (ended := batch.reported & (batch.ended | before.keys())):
             settling.settle(connection, ended)
