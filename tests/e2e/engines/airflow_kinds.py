@@ -23,6 +23,7 @@ HOME = Path("airflow-home").absolute()
 STATUSES = {"success": "completed", "failed": "failed", "skipped": "skipped", "upstream_failed": "skipped"}
 EDGES = {
     "failing": {"extract": [], "broken": ["extract"], "after": ["broken"], "load": ["extract"]},
+    "waiting": {"extract": [], "later": ["extract"], "ready": ["extract"], "load": ["later", "ready"]},
     "nightly": {
         "extract": [], "work": ["extract"], "merge": ["work#0", "work#1", "work#2"], "skipper": [],
         "checks.check": ["merge"], "flaky": ["merge"], "choose": ["flaky"], "load": ["choose"], "never": ["choose"],
@@ -89,6 +90,7 @@ def told_of(dag):
 UNKNOWABLE = {
     # For the first task Airflow counts the start of the first processes, 20 s.
     "failing": [{"step": "after"}, {"step": "extract", "field": "started_at"}, {"field": "started_at"}],
+    "waiting": [],
     # The check had ended when `choose` was ready, and there are no links.
     "nightly": [{"step": "never"}, {"step": "flaky", "field": "error"}, {"edge": "checks.check->choose"}],
 }
@@ -106,10 +108,11 @@ def play(dag, variables):
 if HOOKS:
     # Only of the first task: Airflow counts the start of the first processes.
     FIRST = [{"step": "extract", "field": "started_at"}, {"step": "skipper", "field": "started_at"}]
-    UNKNOWABLE = {"failing": FIRST, "nightly": FIRST}
+    UNKNOWABLE = {"failing": FIRST, "nightly": FIRST, "waiting": FIRST[:1]}
 
 UNKNOWN = {
     "failing": ["which task waits for which: no links, only the order", "what never ran: no span"],
+    "waiting": ["which task waits for which: no links, only the order"],
     "nightly": [
         "which task waits for which: no links, only the order",
         "what never ran: no span",
@@ -126,7 +129,8 @@ def main(names):
     HOME.mkdir()
     variables = settings(port)
     subprocess.run([AIRFLOW, "db", "migrate"], env=variables, check=True, capture_output=True)
-    commands = {"api-server": ["--host", "127.0.0.1", "--port", str(port)], "scheduler": [], "dag-processor": []}
+    commands = {"api-server": ["--host", "127.0.0.1", "--port", str(port)], "scheduler": [], "dag-processor": [],
+                "triggerer": []}  # fmt: skip
     processes = []
     try:
         for command, options in commands.items():

@@ -6,11 +6,13 @@ The truth is from the results that arq keeps in Redis; the tries that did not en
 """
 
 import asyncio
+import contextlib
 import sys
 
 from arq import Retry, create_pool
 from arq.connections import RedisSettings
-from arq.worker import Worker, func
+from arq.jobs import Job, JobStatus
+from arq.worker import JobExecutionFailed, Worker, func
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.arq import ArqInstrumentor
@@ -35,6 +37,17 @@ async def broken(ctx):
 
 async def hang(ctx):
     await asyncio.sleep(60)
+
+
+async def order(ctx):
+    await ctx["redis"].enqueue_job("extract", _job_id=f"{ctx['job_id']}-first")
+    await asyncio.sleep(0.05)
+    await ctx["redis"].enqueue_job("flaky", _job_id=f"{ctx['job_id']}-second")
+
+
+async def insist(ctx):
+    await asyncio.sleep(0.05)
+    raise Retry(defer=0.2)
 
 
 async def told(job, **more):
@@ -88,7 +101,40 @@ async def timed_out(pool):
     return [execution("hang", "failed", [entry], status_or=["timeout", "cancelled"])], []
 
 
-SCENES = [two, alone, deferred, failed, timed_out]
+async def nested(pool):
+    """A job that asks for two others."""
+    job = await pool.enqueue_job("order")
+    entry = await told(job)
+    others = [await told(Job(f"{job.job_id}-{name}", pool)) for name in ("first", "second")]
+    for other in others:
+        # They run beside the job that asked for them, or after it.
+        del other["depends_on"]
+    return [execution("order", "completed", [entry, *others])], []
+
+
+async def exhausted(pool):
+    """A job that wants to be tried again more often than it may: arq gives up without another try."""
+    job = await pool.enqueue_job("insist")
+    with contextlib.suppress(JobExecutionFailed):
+        await job.result(timeout=60, poll_delay=0.05)
+    info = await job.result_info()
+    tries = [{"attempt": number, "status": "failed"} for number in range(1, info.job_try)]
+    entry = step("insist", "failed", info.job_try - 1, [], tries=tries, run_id=job.job_id)
+    # That arq gave up no span tells: the last one says that it is to be tried again.
+    unknowable = [{"execution": 0, "field": "status"}, {"step": "insist", "field": "status"}]
+    return [execution("insist", "failed", [entry])], unknowable
+
+
+async def aborted(pool):
+    job = await pool.enqueue_job("sleep")
+    while await job.status() != JobStatus.in_progress:  # noqa: ASYNC110 - only Redis knows
+        await asyncio.sleep(0.02)
+    assert await job.abort(timeout=30)
+    entry = step("sleep", "cancelled", 1, [], run_id=job.job_id, status_or=["failed"])
+    return [execution("sleep", "cancelled", [entry], status_or=["failed"])], []
+
+
+SCENES = [two, alone, deferred, failed, timed_out, nested, exhausted, aborted]
 
 
 async def main(address, names):
@@ -97,14 +143,18 @@ async def main(address, names):
     trace.set_tracer_provider(provider)
     ArqInstrumentor().instrument()
     pool = await create_pool(RedisSettings.from_dsn(address))
-    functions = [extract, flaky, broken, func(hang, timeout=1)]
-    worker = Worker(functions, redis_pool=pool, handle_signals=False, poll_delay=0.05)
+    functions = [
+        extract, flaky, broken, func(hang, timeout=1), order, func(insist, max_tries=2), func(hang, name="sleep"),
+    ]  # fmt: skip
+    worker = Worker(functions, redis_pool=pool, handle_signals=False, poll_delay=0.05, allow_abort_jobs=True)
     running = asyncio.create_task(worker.async_run())
     for scene in SCENES:
         if not names or scene.__name__ in names:
             executions, unknowable = await scene(pool)
             provider.force_flush()
+            unknown = ["that arq gave a job up: its last span says that it is to be tried again"]
             more = {"index_from": None, "edges_from": "recording", "unknowable": unknowable,
+                    "unknown": unknown if scene is exhausted else [],
                     "truth_from": "the results in Redis; tries before the last from the program"}  # fmt: skip
             await asyncio.to_thread(tell, f"arq_{scene.__name__}", executions, **more)
     running.cancel()

@@ -23,6 +23,11 @@ EDGES = {
     },
     "failing": {"extract": [], "broken": ["extract"], "load": ["broken"]},
     "warehouse": {"orders": [], "customers": [], "report": ["orders", "customers"]},
+    "varied": {
+        "extract": [], "outer.sub.load": ["extract"], "outer.check": ["outer.sub.load"], "fan": ["outer.check"],
+        "for_each.first": ["fan"], "for_each.second": ["for_each.first"],
+        "merge": [f"for_each.second#m{i}" for i in range(3)], "other": [], "refused": ["other"], "after": ["refused"],
+    },
     "dying": {"extract": [], "die": ["extract"]},
 }  # fmt: skip
 
@@ -63,13 +68,18 @@ def told_of(instance, job):
                 errors[key] = without_module(cause.message.strip())
         elif kind is DagsterEventType.STEP_SKIPPED:
             statuses[key] = "skipped"
+
+    def waits(name, index):
+        # A step for each of several waits for that of its own index.
+        return [f"{other}#{index}" if other == "for_each.first" else other for other in EDGES[job][name]]
+
     steps = []
     for key, status in statuses.items():
         name, _, index = key.partition("[")
         attempts = tries.get(key, [])
         steps.append(
-            step(name, status, len(attempts), EDGES[job][name], index=index.rstrip("]") or None, tries=attempts,
-                 error=errors.get(key), started_at=attempts[0]["started_at"] if attempts else None,
+            step(name, status, len(attempts), waits(name, index.rstrip("]")), index=index.rstrip("]") or None,
+                 tries=attempts, error=errors.get(key), started_at=attempts[0]["started_at"] if attempts else None,
                  ended_at=attempts[-1].get("ended_at") if attempts else None, also=[key])
         )  # fmt: skip
     return execution(job, STATUSES[run.status.value], steps, run_id=run.run_id, engine_status=run.status.value,
@@ -81,6 +91,7 @@ UNKNOWABLE = {
     "nightly": [{"field": "started_at"}, {"field": "status"}, {"field": "ended_at"}, {"step": "never"}],
     "failing": [{"field": "started_at"}, {"field": "status"}, {"field": "ended_at"}, {"step": "load"}],
     "warehouse": [{"field": "started_at"}, {"field": "status"}, {"field": "ended_at"}],
+    "varied": [{"field": "started_at"}, {"field": "status"}, {"field": "ended_at"}, {"step": "after"}],
     "dying": [{"field": "started_at"}, {"field": "status"}, {"step": "die"}],
 }
 
@@ -89,6 +100,7 @@ UNKNOWN = {
     "nightly": ["when the run began and ended, and how: a run has no span", "what was skipped: no span"],
     "failing": ["when the run began and ended, and how: a run has no span", "what was skipped: no span"],
     "warehouse": ["when the run began and ended, and how: a run has no span"],
+    "varied": ["when the run began and ended, and how: a run has no span", "what was skipped: no span"],
     "dying": ["that the process was killed: the span of its step died with it"],
 }
 """What spans cannot tell of a scene, in words."""
