@@ -36,6 +36,8 @@ def settings(port):
         "AIRFLOW_HOME": str(HOME),
         "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "airflow_dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        # On a busy machine importing Airflow itself takes longer than its 30 s.
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "2",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
