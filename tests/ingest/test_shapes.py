@@ -280,7 +280,8 @@ def test_an_execution_of_n8n_that_waits_has_not_completed(intake: Make) -> None:
     run = {"n8n.workflow.name": "orders", "n8n.execution.id": "2", "n8n.execution.status": "waiting"}
     service = intake()
     service.take(read([
-        span("workflow.execute", 1, 0, 0, 2, of={**run}), span("node.execute", 2, 1, 1, 2, of={"n8n.node.name": "start"}),
+        span("workflow.execute", 1, 0, 0, 2, of={**run}),
+        span("node.execute", 2, 1, 1, 2, of={"n8n.node.name": "start"}),
     ]))  # fmt: skip
     service.settle()
     (timeline,) = service.timelines()

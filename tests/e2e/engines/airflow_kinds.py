@@ -100,7 +100,7 @@ UNKNOWABLE = {
 
 def play(dag, variables):
     subprocess.run([AIRFLOW, "dags", "unpause", "-y", dag], env=variables, check=True, capture_output=True)
-    deadline = time.monotonic() + 80
+    deadline = time.monotonic() + 200
     while not rows("SELECT 1 FROM dag_run WHERE dag_id = ? AND state IN ('success', 'failed')", dag):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{dag}: {[tuple(row) for row in rows('SELECT task_id, state FROM task_instance')]}")
@@ -137,7 +137,7 @@ def main(names):
     try:
         for command, options in commands.items():
             processes.append(spawn([AIRFLOW, command, *options], f"{command}.log", env=variables))
-        deadline = time.monotonic() + 80
+        deadline = time.monotonic() + 200
         while len(rows("SELECT 1 FROM dag")) < len(EDGES):
             if time.monotonic() > deadline:
                 raise TimeoutError("the DAG processor found no DAGs")

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
@@ -113,7 +112,7 @@ def together(name):
     with contextlib.ExitStack() as stack:
         if HOOKS:
             stack.enter_context(tachograph.integrations.dramatiq.together(name))
-        if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        elif os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
             stack.enter_context(trace.get_tracer("shop").start_as_current_span(name))
         yield
 
@@ -234,8 +233,9 @@ def nested():
             break
         time.sleep(0.05)
     names = {entry["id"]: entry["actor"] for entry in lines}
-    # A message that is made has a span, though it is not sent.
-    steps = [told(SimpleNamespace(message_id=each, actor_name=names[each])) for each in ids]
+    # Not made by its actor: the instrumentor would make a span of it.
+    messages = [dramatiq.Message("default", names[each], (), {}, {}, message_id=each) for each in ids]
+    steps = [told(each) for each in messages]
     if not HOOKS:
         for entry in steps:
             # They run beside the message that sent them, or after it.
