@@ -142,6 +142,11 @@ def main(names):
             if time.monotonic() > deadline:
                 raise TimeoutError("the DAG processor found no DAGs")
             time.sleep(0.5)
+        # A task that starts before it answers fails.
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the API server does not answer")
+            time.sleep(0.5)
         for dag in EDGES:
             if not names or dag in names:
                 play(dag, variables)
