@@ -234,6 +234,39 @@ def test_short_steps_only_say_their_processor_time_and_tiny_ones_nothing(monkeyp
         gc.enable()
 
 
+def test_tiny_steps_share_a_reading_of_their_threads_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, readings = 10**18, 0
+
+    def thread_time_ns() -> int:
+        nonlocal readings
+        readings += 1
+        return 5_000_000 + now - 10**18
+
+    monkeypatch.setattr(meter, "_now_ns", lambda: now)
+    monkeypatch.setattr(meter, "_thread_time_ns", thread_time_ns)
+    gc.disable()
+    try:
+        begin().stop()
+        readings = 0
+        for _ in range(100):
+            step = begin()
+            now += 20_000
+            assert step.stop() is None
+        assert readings <= 100 * 20_000 // meter._CLOCK_FRESH_NS + 1
+        # What is between the reading and a longer step is not that step's.
+        now += 30_000
+        step = begin()
+        now += 2_000_000
+        assert step.stop() == Resources(0.002)
+        # If the thread did not work since, the step lacks so much, and no more.
+        step = begin()
+        now += meter.SHORT_NS
+        monkeypatch.setattr(meter, "_thread_time_ns", lambda: 5_000_000 + now - 10**18 - 150_000)
+        assert step.stop() == Resources(0.0)
+    finally:
+        gc.enable()
+
+
 def test_a_waiting_step_uses_next_to_nothing(record: Record) -> None:
     @tachograph.step
     def wait() -> None:
