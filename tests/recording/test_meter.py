@@ -123,6 +123,7 @@ def test_planted_loads_are_what_getrusage_says(record: Record, tmp_path: Path) -
         kept.append(bytearray(b"x" * MIB) * 200)
 
     truth = {}
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def planted(load: Callable[[], None]) -> None:
         # Inside the step: what it costs to record it is not its work.
@@ -140,9 +141,9 @@ def test_planted_loads_are_what_getrusage_says(record: Record, tmp_path: Path) -
     assert (record.used("pool").thread_cpu_seconds or 0) < 0.2
     allocated = record.used("allocate")
     assert is_near(allocated.memory_growth_bytes, 200 * MIB)
-    assert allocated.peak_memory_bytes == pytest.approx(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, rel=0.05
-    )
+    # Exact if the process never was as large before, in another test.
+    if (now := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) > largest:
+        assert allocated.peak_memory_bytes == pytest.approx(now * 1024, rel=0.05)
 
 
 def test_what_is_written_is_counted_where_storage_counts_it(record: Record, tmp_path: Path) -> None:
