@@ -262,6 +262,36 @@ def test_what_is_odd_about_the_environment_changes_nothing(
         process.communicate()
 
 
+def test_cron_starts_it_with_next_to_nothing(service: Server, tmp_path: Path) -> None:
+    """As Debian's cron does: a short PATH, no locale, no terminal, the home as directory, and perhaps no such home."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "tachograph").write_text(f'#!/bin/sh\nexec {shlex.join(TACHOGRAPH)} "$@"\n')
+    (bin_ / "tachograph").chmod(0o755)
+    inside = "tachograph step inside -- pwd; tty; echo ${LC_CTYPE-no} locale; exit 3"
+    line = f"tachograph exec --name 'café nightly' -- sh -c 'echo naïve; {inside}'"
+    given = {"SHELL": "/bin/sh", "PATH": f"/usr/bin:/bin:{bin_}", "LOGNAME": "nobody", "TMPDIR": str(tmp_path),
+             "TACHOGRAPH_URL": service.address}  # fmt: skip
+    for number, home in enumerate((str(tmp_path), "/nonexistent", None)):
+        env = given | ({"HOME": home} if home is not None else {"XDG_STATE_HOME": str(tmp_path)})
+        ran = subprocess.run(
+            ["/bin/sh", "-c", line], env=env, stdin=subprocess.DEVNULL, capture_output=True, cwd="/",
+            start_new_session=True, timeout=60, check=False,
+        )  # fmt: skip
+        # What it prints, cron sends by mail: nothing of ours is in it.
+        assert (ran.returncode, ran.stderr, ran.stdout.decode()) == (3, b"", "naïve\n/\nnot a tty\nno locale\n"), home
+        eventually(lambda n=number: len(named(service, "café nightly")) == n + 1, 60)  # type: ignore[misc]
+    shown = timeline(service, "café nightly")
+    steps = {step["step_name"]: step for step in shown["step_timeline"]}
+    assert {name: step["status"] for name, step in steps.items()} == {"café nightly": "failed", "inside": "completed"}
+    assert [log["message"] for log in steps["café nightly"]["logs"]] == ["naïve", "/", "not a tty", "no locale"]
+
+
+def named(server: Server, name: str) -> list[Any]:
+    items = server.get("/api/workflows/executions?limit=1000")["items"]
+    return [item for item in items if item["workflow_name"] == name and item["completed_at"]]
+
+
 def is_zombie(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"

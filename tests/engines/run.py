@@ -26,12 +26,14 @@ from typing import Any, Final
 from tests.engines import processes
 from tests.engines.play import SCENE_SECONDS, Program, Scene, Viewer
 from tests.ingest.truth import RECORDINGS
+from tests.postgres_server import PostgresServer
 from tools.local_service import LocalService
 from tools.record_engine import Recorder
 from tools.recordings import Mask, Request, write
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 ENVIRONMENTS: Final = ROOT / ".venv-engines"
+TACHOGRAPH: Final = Path(sys.executable).with_name("tachograph")
 QUIET_SECONDS: Final = 1.5
 """Longer than the delay of the programs' span processors: then all spans of a scene have come."""
 
@@ -71,8 +73,13 @@ def services(names: list[str], directory: Path, python: str) -> Iterator[list[st
     with contextlib.ExitStack() as stack:
         addresses = []
         for name in names:
-            start = processes.redis(directory) if name == "redis" else processes.temporal(directory, python)
-            addresses.append(stack.enter_context(start))
+            if name == "postgresql":
+                server = PostgresServer()
+                stack.callback(server.close)
+                addresses.append(f"{server.url}/postgres")
+            else:
+                start = processes.redis(directory) if name == "redis" else processes.temporal(directory, python)
+                addresses.append(stack.enter_context(start))
         yield addresses
 
 
@@ -120,7 +127,10 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
         recorder = stack.enter_context(Recorder(forward=service.address))
         addresses = stack.enter_context(services(entry.get("services", []), directory, python))
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": recorder.address, "OTEL_SERVICE_NAME": engine}
-        variables |= {key: value.format(service=service.address) for key, value in entry.get("variables", {}).items()}
+        variables |= {
+            key: value.format(service=service.address, tachograph=TACHOGRAPH)
+            for key, value in entry.get("variables", {}).items()
+        }
         mask = Mask([ROOT, directory, directory.resolve(), Path(python).parents[1], sys.base_prefix, Path.home()])
         program = Program(
             python, entry["program"], *addresses, *(scenes or entry.get("scenes", [])), directory=directory,
@@ -129,6 +139,8 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
         viewer = Viewer(service.get)
         for scene in program:
             quiet(recorder)
+            # What spans tell may be right before a bridge has told of the same run.
+            time.sleep(entry.get("settle_seconds", 0.0))
             if record and not scene.goes_on:
                 requests = recorder.take()
                 save(version, engine, entry, scene, requests, mask)

@@ -36,6 +36,8 @@ COMMANDS: Final = {
     "spool": Command("executing", RUNS, "Show what waits on this machine for a service or database, or deliver it."),
     "import": Command("importing", RUNS, "Record a run that another engine left on disk: an invocation of dbt, from "
                                          "its target directory."),
+    "bridge": Command("bridging", RUNS, "Follow the server of another engine, and record what it runs: Prefect, "
+                                        "Temporal."),
     "cancel": Command("runs", RUNS, "Cancel a run of a service: its running steps are stopped, the others do not "
                                     "start."),
     "runs": Command("runs", LOOKING, "List runs, newest first: when, which workflow, how it ended, how long it took, "

@@ -11,6 +11,8 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
+from tachograph_exporter.store import planner_statistics
+
 _MAX_PARAMETERS: Final = 30_000
 """Most values in one statement (SQLite's own limit is 32,766)."""
 
@@ -23,7 +25,9 @@ def insert_many(connection: Connection, statement: str, rows: Sequence[tuple[Any
     cursor = connection.connection.cursor()
     try:
         if connection.dialect.name != "sqlite":
+            # Not arrays: to encode one for each column takes this process twice the time, and all its threads wait.
             cursor.executemany(statement, rows)
+            planner_statistics.written(connection, _table_of(statement), len(rows))
             return
         # SQLite's driver releases the GIL for every statement, and getting it back takes milliseconds while the
         # workflow's own thread is busy. So many rows go into one statement.
@@ -36,6 +40,15 @@ def insert_many(connection: Connection, statement: str, rows: Sequence[tuple[Any
                 i += size
     finally:
         cursor.close()
+
+
+@functools.cache
+def _table_of(statement: str) -> str:
+    """The name of the table that a statement inserts into."""
+    into, name = statement.split(maxsplit=3)[1:3]
+    if into.upper() != "INTO":
+        raise ValueError(f"no INSERT INTO: {statement}")
+    return name
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from multiprocessing import parent_process
 from typing import Any, Final, Protocol, TypeAlias
 
-from tachograph import folding
+from tachograph import folding, meter
 from tachograph.events import (
     Event,
     ExecutionFinished,
@@ -346,6 +346,31 @@ class Recorder:
             is_flushed &= self._spans.flush(max(0.0, deadline - time.monotonic()))
         return is_flushed
 
+    def hold(self) -> None:
+        """In a forked child whose work is done: what is recorded from now on waits for `hand_over`."""
+        if self._parent is not None and (queue := self.queues.get("parent")) is not None:
+            queue.hold()
+
+    def hand_over(self, timeout_seconds: float = FLUSH_SECONDS) -> bool:
+        """In a process that ends now without exit handlers: as `flush`, but a forked child waits for no answer.
+
+        What its parent was sent is its parent's, whether this process still exists or not.
+        """
+        queue = self.queues.get("parent")
+        if self._parent is None or queue is None:
+            return self.flush(timeout_seconds)
+        line_buffers.flush_all()
+        events = queue.take()
+        if events is None:
+            return self.flush(timeout_seconds)
+        if events:
+            try:
+                self._parent.client.post(events)
+            except OSError:
+                self._relay_lost(events)
+                return self.flush(timeout_seconds)
+        return self._spans is None or self._spans.flush(timeout_seconds)
+
     def close(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
         """Flush and stop. What cannot be delivered in time is counted as dropped. Calling it again does nothing."""
         if self._closed:
@@ -461,6 +486,7 @@ class Recorder:
         self.publish([event], delivered_to=("spans",))
 
     def _before_fork(self) -> None:
+        meter.prepare()
         if self._open or open_execution.is_open():
             # What the child records belongs to a run of this process.
             reporter, _ = open_execution.current()

@@ -198,13 +198,8 @@ class RelayClient:
     def send(self, events: Sequence[Event]) -> list[StackWish]:
         """Deliver a batch; returns once the parent has it: what is asked of this process."""
         try:
-            if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._socket.settimeout(TIMEOUT_SECONDS)
-                self._socket.connect(self.address.path)
-                self._socket.sendall(self.address.token)
-            self._socket.sendall(_framed(events))
-            answer = self._socket.recv(1)
+            connection = self._send(events)
+            answer = connection.recv(1)
             if answer == _ASKED:
                 (size,) = _HEADER.unpack(self._read(_HEADER.size))
                 return _decode_wishes(self._read(size))
@@ -223,6 +218,22 @@ class RelayClient:
                 raise ConnectionError("the parent process closed the connection")
             data += part
         return data
+
+    def _send(self, events: Sequence[Event]) -> socket.socket:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.settimeout(TIMEOUT_SECONDS)
+            self._socket.connect(self.address.path)
+            self._socket.sendall(self.address.token)
+        self._socket.sendall(_framed(events))
+        return self._socket
+
+    def post(self, events: Sequence[Event]) -> None:
+        """Give the parent a last batch without waiting for its answer: it has it though this process ends now."""
+        try:
+            self._send(events)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the connection."""

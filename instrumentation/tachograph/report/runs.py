@@ -22,6 +22,7 @@ from tachograph.events import (
     ExecutionStarted,
     ExecutionStatus,
     Failure,
+    Heartbeat,
     StepStatus,
 )
 from tachograph.identity import (
@@ -79,9 +80,10 @@ class Run:
         run_id: what the engine calls it.
     """
 
-    def __init__(self, ref: ExecutionRef, run_id: str, process: ReportedProcess) -> None:
+    def __init__(self, ref: ExecutionRef, run_id: str, process: ReportedProcess, *, heartbeats: bool = True) -> None:
         self.ref = ref
         self.run_id = run_id
+        self._heartbeats = heartbeats
         self.counts = StepCounts()
         self.clock = AnchoredClock()
         self._process = process
@@ -153,6 +155,25 @@ class Run:
         """Somebody stopped it."""
         self._end(ExecutionStatus.CANCELLED, failure_of(error, "Cancelled") if error is not None else None, at)
 
+    @safely
+    def lost(self, error: Error = None, *, at: Moment = None) -> None:
+        """Nobody knows what became of it: its process was last heard of then. If its real end comes, that counts."""
+        self._end(ExecutionStatus.LOST, failure_of(error, "Lost"), at)
+
+    @safely
+    def alive(self, *, at: Moment = None) -> None:
+        """Its engine says that it goes on: for a process that sends no heartbeats of its own, see `run`."""
+        with self.reporting(at) as now:
+            if not self.is_ended:
+                self._send(Heartbeat(execution=self.ref, time_ns=now))
+
+    def forget(self) -> None:
+        """This process will report no more of it, or begin anew: what it remembers of it is given back."""
+        with _lock:
+            self._unwatch()
+            if _runs.get(self.ref.execution_id) is self:
+                del _runs[self.ref.execution_id]
+
     def __enter__(self) -> Self:
         self.begin()
         return self
@@ -180,6 +201,7 @@ class Run:
         index: int | str | None = None,
         parent: Step | str | None = None,
         step_type: str = "task",
+        repetition: int = 0,
     ) -> Step:
         """A step of the run; the same one whenever it is asked for.
 
@@ -192,6 +214,8 @@ class Run:
             index: number or key of an instance of a mapped step.
             parent: the step that it is a part of.
             step_type: such as ``task``.
+            repetition: counted from 0, where an engine runs a step several times and nobody knows that beforehand; each
+                has a key of its own. It is shown once there are several.
         """
         try:
             with _lock:
@@ -199,7 +223,7 @@ class Run:
                 identifier = self.step_id(clean if key is None else key, index)
                 step = self._steps.get(identifier)
                 if step is None:
-                    step = Step(self, self._step_ref(identifier, clean, index, parent, step_type))
+                    step = Step(self, self._step_ref(identifier, clean, index, parent, step_type, repetition))
                     if len(self._steps) < MAX_STEPS:
                         self._steps[identifier] = step
                         if index is not None:
@@ -229,7 +253,13 @@ class Run:
         return [step] if step is not None else self._instances.get(step_id, [])
 
     def _step_ref(
-        self, identifier: str, name: str, index: int | str | None, parent: Step | str | None, step_type: str
+        self,
+        identifier: str,
+        name: str,
+        index: int | str | None,
+        parent: Step | str | None,
+        step_type: str,
+        repetition: int = 0,
     ) -> StepRef:
         outer = None
         if parent is not None:
@@ -241,7 +271,7 @@ class Run:
             span_id=self.span_id(identifier),
             parent_span_id=self.ref.span_id if outer is None else self.span_id(outer),
             step_type=clean_name(step_type)[:16],
-            index=index if type(index) is int and 0 <= index < 1 << 31 else 0,
+            index=next((n for n in (index, repetition) if type(n) is int and 0 <= n < 1 << 31), 0),
             map_index=None if index is None else clean_name(index),
             parent_step_id=outer,
         )
@@ -348,7 +378,8 @@ class Run:
 
     def _end(self, status: ExecutionStatus, failure: Failure | None, at: Moment) -> None:
         with self.reporting(at) as now:
-            if self._status is not None:
+            # Only a real outcome replaces ``lost``.
+            if self._status is not None and (self._status is not ExecutionStatus.LOST or self._status is status):
                 return
             self._status = status
             if self._started_ns is None:
@@ -386,6 +417,8 @@ class Run:
         return steps
 
     def _watch(self) -> None:
+        if not self._heartbeats:
+            return
         recorder = get_recorder()
         if self._watching is None or self._watching() is not recorder:
             self._watching = weakref.ref(recorder)
@@ -408,6 +441,7 @@ def run(
     queue_lease: float | None = None,
     traceparent: str | None = None,
     trace_id: str | None = None,
+    heartbeats: bool = True,
 ) -> Run:
     """A run of a workflow that somebody else executes; the same one in every process that names it.
 
@@ -426,6 +460,8 @@ def run(
             it, and without ``trace_id`` and ``engine``, a run inside a recorded command (``tachograph exec``) is in the
             trace of that, and the command's step if it begins there.
         trace_id: the id of the engine's own trace of the run (32 hex digits), if its spans are children of nothing.
+        heartbeats: whether this process, as long as it lives and has a part of the run open, says that the run is
+            alive. False where it only passes on what the engine says elsewhere (`Run.alive`, `Run.lost`).
 
     Never raises: what is wrong is logged, and then nothing is recorded.
     """
@@ -458,7 +494,7 @@ def run(
                 version=clean_name(version),
                 origin=Origin.REPORTED,
             )
-            new = _runs[execution_id] = Run(ref, identifier, process)
+            new = _runs[execution_id] = Run(ref, identifier, process, heartbeats=heartbeats)
             if is_alone:
                 new.may_be_nested()
             while len(_runs) > MAX_RUNS:

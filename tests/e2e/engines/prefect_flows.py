@@ -104,6 +104,26 @@ def sleeping():
         time.sleep(60)
 
 
+@task
+def outer(number):
+    return load.fn(number), inner(number)
+
+
+@task
+def inner(number):
+    time.sleep(0.05)
+    return number
+
+
+@flow
+def wide():
+    """Five at once, some within a task, one after all of them whose results it does not get."""
+    numbers = [work.submit(number % 2) for number in range(5)]
+    within = outer(1)
+    merge.submit([1], wait_for=[*numbers]).result()
+    load(within)
+
+
 if __name__ == "__main__":
     try:
         globals()[sys.argv[1]]()

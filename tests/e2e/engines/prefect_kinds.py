@@ -20,6 +20,8 @@ STATUSES = {
     "COMPLETED": "completed", "FAILED": "failed", "CRASHED": "failed", "CANCELLED": "cancelled", "PENDING": "skipped",
     "RUNNING": "lost", "SCHEDULED": "skipped",
 }  # fmt: skip
+BRIDGE = os.environ.get("BRIDGE")
+"""The command of Tachograph that follows the server."""
 OTEL = {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
 PLAIN = {name: value for name, value in os.environ.items() if name not in OTEL}
 
@@ -56,6 +58,14 @@ class Server:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    def start_bridge(self):
+        command = [BRIDGE, "bridge", "prefect", self.environment["PREFECT_API_URL"], "--state", "bridge.jsonl"]
+        self.bridge = spawn(command, "bridge.log", env=PLAIN)
+
+    def kill_bridge(self):
+        os.killpg(self.bridge.pid, signal.SIGKILL)
+        self.bridge.wait()
+
     def start_flow(self, name):
         command = [BIN / "opentelemetry-instrument", sys.executable, HERE / "prefect_flows.py", name]
         return spawn(command, "flow.log", env=self.environment)
@@ -64,6 +74,9 @@ class Server:
         answer = self.client.post(path, json=body)
         answer.raise_for_status()
         return answer.json()
+
+    def flow_run(self, run_id):
+        return self.client.get(f"/flow_runs/{run_id}").json()
 
     def flow_runs(self, seen):
         """The runs that earlier scenes did not have, in order of start."""
@@ -87,6 +100,10 @@ class Server:
 def task_name(run):
     # A task run is called NAME-xxx, a subflow's NAME-0.
     return run["name"].rpartition("-")[0]
+
+
+def named(name, index):
+    return name if index is None else f"{name}#{index}"
 
 
 def tries_of(server, run):
@@ -114,18 +131,25 @@ def steps_of(server, flow_run, numbers):
     steps = []
     for run in runs:
         name, index = names[run["id"]]
-        inputs = [i["id"] for values in run["task_inputs"].values() for i in values if i["input_type"] == "task_run"]
+        given = {key: values for key, values in run["task_inputs"].items() if key != "__parents__"}
+        inputs = [i["id"] for values in given.values() for i in values if i["input_type"] == "task_run"]
         depends_on = [names[i] for i in dict.fromkeys(inputs) if i in names]
         more = {}
         child = run["state"].get("state_details", {}).get("child_flow_run_id")
         if child:
-            more = {"optional": True, "child_run": f"executions/{numbers[child]}"}
+            more = {"optional": not BRIDGE, "child_run": f"executions/{numbers[child]}"}
+            if BRIDGE:
+                # The task run that stands for a flow run is updated after it.
+                run |= {key: server.flow_run(child)[key] for key in ("start_time", "end_time")}
+        parents = [names[i["id"]] for i in run["task_inputs"].get("__parents__", ()) if i["id"] in names]
+        if BRIDGE and parents:
+            more["parent"] = named(*parents[0])
         tries = tries_of(server, run)
         message = run["state"].get("message")
         told = step(
             name, STATUSES[run["state_type"]], 1 if child else len(tries) or (run["state_type"] == "COMPLETED"),
             # Where an input is a plain value Prefect does not know where it is from: nothing is claimed.
-            [n if i is None else f"{n}#{i}" for n, i in depends_on] or None, index=index,
+            [named(n, i) for n, i in depends_on] or ([] if BRIDGE else None), index=index,
             engine_status=run["state_name"], run_id=run["id"], tries=tries if tries and not child else None,
             started_at=run["start_time"], ended_at=run["end_time"],
             error=message.partition("with an exception: ")[2] or message.partition("exception ")[2] or None
@@ -206,6 +230,45 @@ def killed(server, seen):
     return executions, [{"field": "status"}, {"field": "started_at"}]
 
 
+def wide(server, seen):
+    return play(server, "wide", seen), []
+
+
+def cancelled(server, seen):
+    process = server.start_flow("sleeping")
+    run = wait_for(lambda: asleep(process) and server.flow_runs({*seen})[-1], process)
+    state = {"type": "CANCELLED", "name": "Cancelled", "message": "enough"}
+    server.client.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    os.unlink("asleep")
+    return executions_of(server, seen), []
+
+
+def bridge_killed(server, seen):
+    """The bridge dies in the middle of a run, and starts again when that has ended."""
+    process = server.start_flow("nightly")
+    wait_for(lambda: server.flow_runs({*seen}), process)
+    time.sleep(0.7)
+    server.kill_bridge()
+    process.wait(120)
+    server.start_bridge()
+    return executions_of(server, seen), []
+
+
+def asleep(process):
+    return os.path.exists("asleep")
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 60
+    while not (result := condition()):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(Path("flow.log").read_text()[-3000:])
+        time.sleep(0.1)
+    return result
+
+
 UNKNOWN = {
     "nightly": ["the name of the flow, only its id", "what a mapped task waits for, and its index"],
     "failing": ["a task that was not ready: no span"],
@@ -216,6 +279,11 @@ UNKNOWN = {
 """What spans cannot tell of a scene, in words."""
 
 SCENES = [nightly, failing, twice, slow, killed]
+if BRIDGE:
+    os.environ.pop("TACHOGRAPH_DATABASE_URL", None)
+    SCENES[4:] = [wide, cancelled, bridge_killed, killed]
+    # Which of several of a name is which, only their order tells.
+    ALIKE = [{"step": name, "field": "index"} for name in ("work", "cached", "extract", "load")]
 
 
 def main(names):
@@ -223,10 +291,16 @@ def main(names):
     version = "".join(prefect.__version__.split(".")[:2])
     server = Server()
     seen = set()
+    if BRIDGE:
+        server.start_bridge()
     try:
         for scene in SCENES:
             if not names or scene.__name__ in names:
                 executions, unknowable = scene(server, seen)
+                if BRIDGE:
+                    tell(f"prefect{version}_bridge_{scene.__name__}", executions, unknowable=ALIKE,
+                         truth_from="the server's API: flow runs, task runs, states, inputs")  # fmt: skip
+                    continue
                 tell(
                     f"prefect{version}_{scene.__name__}",
                     executions,
@@ -237,6 +311,8 @@ def main(names):
                     truth_from="the server's API: flow runs, task runs, states, inputs",
                 )
     finally:
+        if BRIDGE:
+            server.kill_bridge()
         server.stop()
 
 

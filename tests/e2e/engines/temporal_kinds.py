@@ -154,7 +154,9 @@ class Asked:
 WORKFLOWS = [Asked, Nightly, Child, Refused, Waiting, Looping, Slow]
 ACTIVITIES = [fetch, charge, refuse, hang, store]
 PLUGIN = os.environ.get("TEMPORAL_PLUGIN") == "1"
-PREFIX = "temporal_plugin" if PLUGIN else "temporal"
+BRIDGE = os.environ.get("BRIDGE")
+"""The command of Tachograph that follows the server: it knows what histories have, and spans do not."""
+PREFIX = "temporal_plugin" if PLUGIN else "temporal_bridge" if BRIDGE else "temporal"
 
 
 async def connect(address):
@@ -192,7 +194,7 @@ async def history(client, workflow_id, run_id=None):
     """A run as the server's history has it: times, and what each activity did."""
     handle = client.get_workflow_handle(workflow_id, run_id=run_id)
     description = await handle.describe()
-    activities, started, ended = {}, None, None
+    activities, others, started, ended = {}, {}, None, None
     async for event in handle.fetch_history_events():
         kind = EventType.Name(event.event_type).removeprefix("EVENT_TYPE_")
         if kind == "WORKFLOW_TASK_STARTED":
@@ -201,6 +203,11 @@ async def history(client, workflow_id, run_id=None):
             "COMPLETED", "FAILED", "CANCELED", "TERMINATED", "OUT", "NEW",
         ):  # fmt: skip
             ended = time_of(event)
+        elif BRIDGE and kind in ("TIMER_STARTED", "WORKFLOW_EXECUTION_SIGNALED", "WORKFLOW_EXECUTION_UPDATE_ACCEPTED"):
+            others[event.event_id] = {"started_at": time_of(event)}
+        elif BRIDGE and kind in ("TIMER_FIRED", "TIMER_CANCELED"):
+            details = getattr(event, f"{kind.lower()}_event_attributes")
+            others[details.started_event_id]["ended_at"] = time_of(event)
         elif kind == "ACTIVITY_TASK_SCHEDULED":
             details = event.activity_task_scheduled_event_attributes
             activities[event.event_id] = {"name": details.activity_type.name, "queued_at": time_of(event)}
@@ -221,6 +228,8 @@ async def history(client, workflow_id, run_id=None):
         "status": STATUSES[status], "run_id": description.run_id, "workflow_id": workflow_id,
         "engine_status": status, "started_at": started, "ended_at": ended,
     }  # fmt: skip
+    if BRIDGE:
+        run["others"] = list(others.values())
     return run, list(activities.values())
 
 
@@ -242,7 +251,19 @@ def steps_of(activities, waits, *, only=None):
     return steps
 
 
+def timer(told, status, depends_on):
+    """A timer as a step: it is waited for, and then nothing is left to do."""
+    if status != "completed":
+        return step("timer", status, 0, depends_on)
+    return step("timer", status, 1, depends_on, started_at=told["ended_at"], ended_at=told["ended_at"])
+
+
+def event_step(name, told, depends_on):
+    return step(name, "completed", 1, depends_on, started_at=told["started_at"])
+
+
 def run_of(name, run, steps, **more):
+    run.pop("others", None)
     return execution(name, run.pop("status"), steps, **run, **more)
 
 
@@ -252,6 +273,15 @@ class Stage:
     def __init__(self, client, address):
         self.client, self.address, self.count = client, address, 0
         self.workers = []
+
+    def start_bridge(self):
+        command = [BRIDGE, "bridge", "temporal", self.address, "--state", "bridge.jsonl"]
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+        self.bridge = spawn(command, "bridge.log", env=plain)
+
+    def kill_bridge(self):
+        os.killpg(self.bridge.pid, signal.SIGKILL)
+        self.bridge.wait()
 
     def id(self, name):
         self.count += 1
@@ -281,6 +311,10 @@ async def nightly(stage):
     await asyncio.sleep(0.6)
     await handle.signal(Nightly.approve)
     await ended(handle)
+    return await nightly_truth(stage, handle)
+
+
+async def nightly_truth(stage, handle):
     run, activities = await history(stage.client, handle.id)
     steps = steps_of(activities, [[], ["fetch#0"], ["fetch#0"], ["fetch#1", "fetch#2"]])
     # A local activity is a marker of its workflow's history.
@@ -288,6 +322,11 @@ async def nightly(stage):
     del steps[-1]["depends_on"]
     child, inner = await history(stage.client, f"{handle.id}-child")
     steps.append({**step("Child", "completed", 1), "optional": True, "child_run": child["run_id"]})
+    if BRIDGE:
+        steps[-2]["depends_on"] = ["Child"]
+        steps[-1] |= {"depends_on": ["timer", "approve"], "child_run": "executions/1", "optional": False}
+        slept, approved = run["others"]
+        steps += [timer(slept, "completed", ["charge"]), event_step("approve", approved, [])]
     executions = [
         run_of("Nightly", run, steps),
         {**run_of("Child", child, steps_of(inner, [[]])), "parent": "executions/0"},
@@ -308,7 +347,10 @@ async def asked(stage):
     await handle.execute_update(Asked.change, 1)
     await ended(handle)
     run, activities = await history(stage.client, handle.id)
-    return [run_of("Asked", run, steps_of(activities, [[]]))], []
+    steps = steps_of(activities, [[]])
+    if BRIDGE:
+        steps.append(event_step("change", run["others"][0], []))
+    return [run_of("Asked", run, steps)], []
 
 
 async def cancelled(stage):
@@ -320,7 +362,7 @@ async def cancelled(stage):
     if PLUGIN:
         # The plugin's span of a cancelled run ends as that of a good one does.
         return [run_of("Waiting", run, steps_of(activities, [[]]), status_or=["completed"])], []
-    return [run_of("Waiting", run, steps_of(activities, [[]]))], end_unknown()
+    return [run_of("Waiting", run, waiting_steps(run, activities))], end_unknown()
 
 
 async def terminated(stage):
@@ -329,18 +371,28 @@ async def terminated(stage):
     await handle.terminate("enough")
     await ended(handle)
     run, activities = await history(stage.client, handle.id)
-    return [run_of("Waiting", run, steps_of(activities, [[]]))], end_unknown()
+    return [run_of("Waiting", run, waiting_steps(run, activities))], end_unknown()
 
 
 async def timed_out(stage):
     handle = await stage.start(Waiting.run, execution_timeout=timedelta(seconds=2))
     await ended(handle)
     run, activities = await history(stage.client, handle.id)
-    return [run_of("Waiting", run, steps_of(activities, [[]]))], end_unknown()
+    return [run_of("Waiting", run, waiting_steps(run, activities))], end_unknown()
+
+
+def waiting_steps(run, activities):
+    steps = steps_of(activities, [[]])
+    if BRIDGE:
+        # It may be stopped before it has begun to wait.
+        steps += [timer(told, "cancelled", ["fetch"]) for told in run["others"]]
+    return steps
 
 
 def end_unknown():
     """The server ends these runs, or the workflow's own code without a span."""
+    if BRIDGE:
+        return []
     return [{"execution": 0, "field": "status"}, {"execution": 0, "field": "ended_at"}]
 
 
@@ -376,7 +428,9 @@ async def worker_killed(stage):
         steps[1]["status_or"] = ["pending"]
         # What a step waited for is shown once it has started.
         del steps[1]["depends_on"]
-        unknowable = [{"step": "hang", "field": field} for field in ("attempts", "started_at")]
+        unknowable = [] if BRIDGE else [{"step": "hang", "field": field} for field in ("attempts", "started_at")]
+        if BRIDGE:
+            steps[1] |= {"status": "running", "attempts": 1}
         # The spans so far must be with the reader before the worker is killed.
         await asyncio.to_thread(
             tell, f"{PREFIX}_worker_at_work", [run_of("Slow", run, steps)], unknowable=unknowable, goes_on=True
@@ -387,6 +441,10 @@ async def worker_killed(stage):
     stage.workers.append(spawn(command, "worker.log"))
     await ended(handle)
     run, activities = await history(stage.client, handle.id)
+    if BRIDGE:
+        steps = steps_of(activities, [[], ["fetch"]])
+        steps[1]["tries"] = [{"attempt": 1, "status": "timeout"}, {"attempt": 2, "status": "completed"}]
+        return [run_of("Slow", run, steps)], []
     # The span of the first attempt of `hang` died with the worker.
     return [run_of("Slow", run, steps_of(activities, [[], ["fetch"]]))], [{"step": "hang", "field": "attempts"}]
 
@@ -407,7 +465,22 @@ UNKNOWN = {
 }
 """What spans cannot tell of a scene, in words."""
 
+
+async def bridge_killed(stage):
+    """The bridge dies in the middle of a run, and starts again when that has ended."""
+    handle = await stage.start(Nightly.run)
+    await stage.until_done(handle, "charge")
+    stage.kill_bridge()
+    await asyncio.sleep(0.6)
+    await handle.signal(Nightly.approve)
+    await ended(handle)
+    stage.start_bridge()
+    return await nightly_truth(stage, handle)
+
+
 SCENES = [nightly, asked, refused, cancelled, terminated, timed_out, continued, worker_killed]
+if BRIDGE:
+    SCENES.insert(1, bridge_killed)
 
 
 async def main(address, names):
@@ -420,6 +493,16 @@ async def main(address, names):
         ):  # fmt: skip
             await asyncio.Event().wait()
     stage = Stage(client, address)
+    if BRIDGE:
+        stage.start_bridge()
+    try:
+        await play(client, stage, names)
+    finally:
+        if BRIDGE:
+            stage.kill_bridge()
+
+
+async def play(client, stage, names):
     async with Worker(client, task_queue="kinds", workflows=WORKFLOWS, activities=ACTIVITIES):
         for scene in SCENES:
             if not names or scene.__name__ in names:

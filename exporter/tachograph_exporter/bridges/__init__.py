@@ -1,0 +1,1 @@
+"""Bridges: processes that report the runs of an engine which tells of them by its own server."""
