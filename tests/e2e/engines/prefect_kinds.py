@@ -6,6 +6,7 @@ The truth is from the server's API: flow runs, task runs, their states and input
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -77,6 +78,10 @@ class Server:
 
     def flow_run(self, run_id):
         return self.client.get(f"/flow_runs/{run_id}").json()
+
+    def states(self, run_id):
+        states = self.client.get("/flow_run_states/", params={"flow_run_id": run_id}).json()
+        return sorted(states, key=lambda state: state["timestamp"])
 
     def flow_runs(self, seen):
         """The runs that earlier scenes did not have, in order of start."""
@@ -245,6 +250,37 @@ def cancelled(server, seen):
     return executions_of(server, seen), []
 
 
+def crashed(server, seen):
+    """The server starts it, in a process of its own, which is killed."""
+    log = open("serve.log", "ab")  # noqa: SIM115 - as long as the process
+    runner = subprocess.Popen([sys.executable, HERE / "prefect_flows.py", "serve", "sleeping"], stdout=log, stderr=log,
+                              env=server.environment, start_new_session=True)  # fmt: skip
+    try:
+        found = wait_for(lambda: server.ask("/deployments/filter", deployments={"name": {"any_": ["kinds"]}}), runner)
+        answer = server.client.post(f"/deployments/{found[0]['id']}/create_flow_run", json={})
+        run_id = answer.json()["id"]
+        wait_for(lambda: asleep(runner), runner)
+        time.sleep(1)
+        for child in children_of(runner.pid):
+            os.kill(child, signal.SIGKILL)
+        wait_for(lambda: server.flow_run(run_id)["state"]["type"] == "CRASHED", runner)
+    finally:
+        os.killpg(runner.pid, signal.SIGTERM)
+        runner.wait()
+    os.unlink("asleep")
+    executions = executions_of(server, seen)
+    executions[0]["queued_at"] = next(
+        state["timestamp"] for state in server.states(run_id) if state["type"] == "PENDING"
+    )
+    executions[0]["steps"][0]["status_or"] = ["lost"]
+    return executions, []
+
+
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
 def bridge_killed(server, seen):
     """The bridge dies in the middle of a run, and starts again when that has ended."""
     process = server.start_flow("nightly")
@@ -281,7 +317,7 @@ UNKNOWN = {
 SCENES = [nightly, failing, twice, slow, killed]
 if BRIDGE:
     os.environ.pop("TACHOGRAPH_DATABASE_URL", None)
-    SCENES[4:] = [wide, cancelled, bridge_killed, killed]
+    SCENES[4:] = [wide, cancelled, crashed, bridge_killed, killed]
     # Which of several of a name is which, only their order tells.
     ALIKE = [{"step": name, "field": "index"} for name in ("work", "cached", "extract", "load")]
 
