@@ -108,11 +108,13 @@ async def test_a_bridge_reads_what_is_new_and_goes_on_after_a_restart(
     with pytest.raises(RPCError):
         await first.poll()
     client.is_away = False
+    first.save()
     journal.close()
     runs._runs.clear()
     journal = Journal(tmp_path / "temporal.jsonl")
     second = bridge(journal)
     assert second._cursor > 1_796_000_000.0
+    monkeypatch.setattr(bridges, "MAX_LISTED", 3)
     client.upto = lengths
     await second.poll()
     await second.poll()
