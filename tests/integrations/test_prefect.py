@@ -193,6 +193,7 @@ async def test_a_flow_run_that_is_tried_again(api: Api) -> None:
     facts: list[Fact] = []
     told = Stream(FlowRuns(Server(), facts.append))
     await told.run("PENDING", count=0, before="SCHEDULED")
+    await told.run("PENDING", count=0, name="InfrastructurePending", before="PENDING", after=2.0)
     await told.run("RUNNING")
     await told.task("extract", "COMPLETED")
     await told.run("SCHEDULED", name="AwaitingRetry")
@@ -202,6 +203,7 @@ async def test_a_flow_run_that_is_tried_again(api: Api) -> None:
     await told.run("FAILED", count=2)
     (timeline,) = await shown(api)
     assert (timeline["status"], timeline["total_duration_seconds"]) == ("failed", 6.0)
+    assert timeline["queued_seconds"] == 3.0
     assert results(timeline) == {"extract#0": ("completed", 1), "extract#1": ("completed", 1)}
     await told.run("SCHEDULED", name="AwaitingRetry", before="FAILED", count=2)
     # The bridge starts anew.

@@ -152,6 +152,8 @@ class FlowRuns:
             self._end(known, restart, event.resource, event.occurred)
 
     def _queue(self, run_id: str, at: datetime) -> None:
+        if run_id in self._queued:
+            return  # Its process starts.
         self._queued[run_id] = at
         self._note(["queued", run_id, at.isoformat()])
         if len(self._queued) > MAX_OPEN:
