@@ -97,9 +97,15 @@ async def test_a_bridge_reads_what_is_new_and_goes_on_after_a_restart(
 
     journal = Journal(tmp_path / "temporal.jsonl")
     first = bridge(journal)
+    monkeypatch.setattr(bridges, "MAX_LOOKS", 3)
     for part in (4, 9, 10, 15):
         client.upto = {run_id: min(part, length) for run_id, length in lengths.items()}
         await first.poll()
+    # Each had its turn.
+    assert {followed.run.last_event_id for followed in first._open()} == {9, 10, 15}
+    monkeypatch.setattr(bridges, "MAX_LOOKS", 100)
+    await first.poll()
+    assert {followed.run.last_event_id for followed in first._open()} == {15}
     assert client.queries[0] == 'ExecutionStatus = "Running"'
     assert client.queries[2].startswith("StartTime >= ")
     # Of what was read before, at most a page is read again.

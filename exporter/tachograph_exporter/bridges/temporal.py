@@ -37,6 +37,8 @@ OVERLAP_SECONDS: Final = 60.0
 """How far back executions are listed again: a server lists them with a delay."""
 MAX_AT_ONCE: Final = 16
 """Requests at a time."""
+MAX_LOOKS: Final = 200
+"""Executions that are asked about at a time, besides new ones: the server has other things to do."""
 MAX_OPEN: Final = 10_000
 """Executions that are followed at a time."""
 MAX_KNOWN: Final = 100_000
@@ -140,6 +142,10 @@ class TemporalBridge:
     async def _look_at_due(self) -> None:
         now = time.monotonic()
         due = [followed for followed in self._followed.values() if followed.closed_at is None and followed.due <= now]
+        # What was never read comes first, and of the others what has waited longest.
+        due.sort(key=lambda followed: (followed.run.last_event_id > 0, followed.due))
+        new = sum(not followed.run.last_event_id for followed in due)
+        due = due[: max(new, MAX_LOOKS)]
         # All of them have been asked about before this one's error is told.
         results = await asyncio.gather(*[self._look_in_turn(followed) for followed in due], return_exceptions=True)
         for result in results:
