@@ -44,7 +44,7 @@ class Server:
             "OTEL_BSP_SCHEDULE_DELAY": "200",
         }  # fmt: skip
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=30)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while True:
             try:
                 if self.client.get("/health").status_code == 200:
