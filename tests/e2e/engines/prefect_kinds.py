@@ -94,8 +94,9 @@ class Server:
         last, since = None, time.monotonic()
         while time.monotonic() - since < 1.5:
             runs = self.ask("/task_runs/filter", flow_runs={"id": {"any_": [run_id]}}, limit=100)
-            now = {run["id"]: run["state"]["timestamp"] for run in runs}
-            if now != last:
+            # One that has no state yet will have one.
+            now = {run["id"]: run["state"] and run["state"]["timestamp"] for run in runs}
+            if now != last or None in now.values():
                 last, since = now, time.monotonic()
             time.sleep(0.2)
         return sorted(runs, key=lambda run: (run["start_time"] or "9", int(run["dynamic_key"].rpartition("-")[2] or 0)
