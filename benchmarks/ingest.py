@@ -39,6 +39,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection, Executable, delete, insert, select
+from summary import SCALE, Line, against, scaled
 
 from tachograph_exporter.ingest.spans import SpanRecord, parse, records
 from tachograph_exporter.store.database import Database
@@ -47,9 +48,9 @@ from tachograph_exporter.store.schema import span_resources, spans, traces
 
 SPANS = 10
 TRACES = 50
-REQUESTS = 40
+REQUESTS = scaled(40, 4)
 CLIENTS = 4
-ROUNDS = 5
+ROUNDS = scaled(5, 1)
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
@@ -246,12 +247,13 @@ def theirs(address: str, database: Path, bodies: list[bytes]) -> float:
         return (expected - before) / (time.perf_counter() - start)
 
 
-def main(console: Console) -> None:
+def main(console: Console) -> list[Line]:
     """Print the table."""
     rates: dict[str, list[float]] = {}
     ratios: dict[str, list[float]] = {}
     assembled: dict[str, list[float]] = {}
-    peer = phoenix_python()
+    # Only to see whether it works, no peer is installed.
+    peer = phoenix_python() if SCALE >= 1 else None
     with contextlib.ExitStack() as stack:
         peer_service = stack.enter_context(phoenix(peer)) if peer is not None else None
         sides: dict[str, tuple[Database, tuple[str, str]]] = {}
@@ -293,8 +295,25 @@ def main(console: Console) -> None:
     phoenix_rate = statistics.median(rates["Phoenix on SQLite"]) if "Phoenix on SQLite" in rates else None
     for name, rates_of_side in rates.items():
         rate = statistics.median(rates_of_side)
-        against = f"{statistics.median(ratios[name]):.2f}" if name in ratios else ""
+        ratio = f"{statistics.median(ratios[name]):.2f}" if name in ratios else ""
         beside = f"{rate / phoenix_rate:.1f}" if phoenix_rate and name in ratios else ""
         whole = f"{statistics.median(assembled[name]):,.0f}" if name in assembled else ""
-        table.add_row(name, f"{rate:,.0f}", against, beside, whole)
+        table.add_row(name, f"{rate:,.0f}", ratio, beside, whole)
     console.print(table)
+    lines: list[Line] = []
+    for side, of_side in ratios.items():
+        kind = " (OpenLineage)" if side.startswith("OpenLineage") else ""
+        database_name = next(name for name in databases.ALL if name in side)
+        rate, bulk_rate = (
+            statistics.median(rates[side]),
+            statistics.median(rates[f"{database_name}, bulk insert{kind}"]),
+        )
+        what = "events acknowledged" if kind else "spans acknowledged"
+        subject = f"{what}: {side.removeprefix('Tachograph on ')}"
+        lines.append(
+            against(subject, rate, "/s", "the database's bulk insert of the rows", bulk_rate,
+                    ratio=statistics.median(of_side), goal=None if kind else 0.3, is_rate=True)
+        )  # fmt: skip
+        if phoenix_rate and not kind:
+            lines.append(against(subject, rate, "/s", "Phoenix", phoenix_rate, is_rate=True))
+    return lines

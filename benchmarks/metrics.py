@@ -21,6 +21,7 @@ from aiohttp import web
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection, insert, text
+from summary import Line, against, scaled
 
 from tachograph.clock import NS
 from tachograph.events import ExecutionStatus, StepStatus
@@ -34,7 +35,7 @@ from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
 from tachograph_exporter.store.schema import workflow_definitions, workflow_executions, workflow_step_executions
 from tachograph_exporter.store.workspaces import add_project, add_workspace
 
-SIZES = [int(size) for size in os.environ.get("SIZES", "1000,100000,1000000").split(",")]
+SIZES = [scaled(int(size), 100) for size in os.environ.get("SIZES", "1000,100000,1000000").split(",")]
 STEPS = ("extract", "transform", "load")
 YEAR = 365 * 86_400
 ROUNDS = 25
@@ -175,8 +176,9 @@ async def measure(url: str, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(console: Console) -> None:
+def main(console: Console) -> list[Line]:
     """Print the table."""
+    lines: list[Line] = []
     table = Table(
         "database", "executions", "plain aggregate, ms", "metrics, all time, ms", "plain / all time",
         "metrics, an unaligned year, ms", "plain / year", "growth since the first size", "percentile error, at most",
@@ -191,6 +193,8 @@ def main(console: Console) -> None:
                     break
                 figures = asyncio.run(measure(url, size))
             first = first or figures
+            subject = f"`metrics` of {size:,} executions over HTTP, {name}"
+            lines.append(against(subject, figures["all"], "ms", "one plain aggregate query", figures["plain"]))
             table.add_row(
                 name, f"{size:,}", f"{figures['plain']:.2f}", f"{figures['all']:.2f}",
                 f"{figures['plain'] / figures['all']:.1f}", f"{figures['year']:.2f}",
@@ -199,3 +203,4 @@ def main(console: Console) -> None:
                 f"{100 * figures['error']:.2f} %", f"{100 * figures['stated']:.2f} %",
             )  # fmt: skip
     console.print(table)
+    return lines

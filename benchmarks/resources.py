@@ -4,6 +4,7 @@
   a process that does nothing else than the load).
 - The cost: recorded calls of a function that does nothing, measured and not measured, in turn; processor time of the
   calling thread. And the same for steps that are long enough for everything to be read.
+- Its parts: what one reading of each counter takes here.
 """
 
 from __future__ import annotations
@@ -195,10 +196,29 @@ def _start_and_stop() -> None:
         running.stop()
 
 
+def parts(console: Console) -> None:
+    """Print what the counters take that a step's cost is made of."""
+    readings: dict[str, Callable[[], object]] = {
+        "clock": time.perf_counter_ns,
+        "processor time of the thread": time.thread_time_ns,
+        "getrusage of the thread": lambda: resource.getrusage(resource.RUSAGE_THREAD),
+        "getrusage of the process": lambda: resource.getrusage(resource.RUSAGE_SELF),
+        "getrusage of children": lambda: resource.getrusage(resource.RUSAGE_CHILDREN),
+        "resident set, from /proc": meter._resident_bytes,
+        "nothing": lambda: None,
+    }
+    table = Table("a reading", "µs (median)", "least")
+    for name, read in readings.items():
+        alone = [_calls(read, 5_000) for _ in range(ROUNDS)]
+        table.add_row(name, f"{statistics.median(alone):.2f}", f"{min(alone):.2f}")
+    console.print(table)
+
+
 def main(console: Console) -> None:
-    """Print both tables."""
+    """Print the tables."""
     accuracy(console)
     cost(console)
+    parts(console)
 
 
 if __name__ == "__main__":

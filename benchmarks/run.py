@@ -1,10 +1,12 @@
 """Compare what Tachograph costs with the alternatives, side by side in one run.
 
-    python benchmarks/run.py            all benchmarks
-    python benchmarks/run.py recorder   one benchmark (see BENCHMARKS)
+    python benchmarks/run.py                     all benchmarks
+    python benchmarks/run.py recorder writer     some (see BENCHMARKS)
 
 Numbers are medians of several rounds, with the sides taken in turn. On a busy machine, read the ratios. Each benchmark
-writes what it printed to `results/`, with the day and the machine.
+writes what it printed to `results/`, with the day and the machine. At the end there is one table of all
+(`docs/performance.md`). `BENCH_SCALE=0.01` measures little of each, and `BENCH_PAGE` and `BENCH_RESULTS` name other
+places to write to: to see whether they work.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import attacks
+import engines
 import exposition
 import ingest
 import live_spans
 import logs
+import memory
 import metrics
 import page
 import recorder
@@ -29,10 +33,12 @@ import search
 import stacks
 import startup
 import stream
+import summary
 import timeline
 import viewers
 import why
 import writer
+import writers
 from rich.console import Console
 
 BENCHMARKS = {
@@ -46,31 +52,42 @@ BENCHMARKS = {
     "exposition": exposition.main,
     "scrape": scrape.main,
     "writer": writer.main,
+    "writers": writers.main,
     "metrics": metrics.main,
     "ingest": ingest.main,
     "page": page.main,
     "stream": stream.main,
+    "memory": memory.main,
     "search": search.main,
     "viewers": viewers.main,
     "why": why.main,
+    "engines": engines.main,
     "attacks": attacks.main,
 }
 
 
-RESULTS = Path(__file__).parent / "results"
-"""What was measured last, a file for each benchmark."""
+RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).parent / "results"))
+"""What was measured last, two files for each benchmark: what it printed, and its lines of the table."""
+PAGE = Path(os.environ.get("BENCH_PAGE", Path(__file__).parent.parent / "docs" / "performance.md"))
 
 
-def measured(name: str) -> str:
-    """Run a benchmark and return what it printed, with the day and the machine above it."""
+def measured(name: str) -> tuple[str, summary.Measured]:
+    """Run a benchmark. Returns what it printed, with the day and the machine above it, and its lines of the table."""
     console = Console(record=True, width=120)
     console.rule(name)
-    BENCHMARKS[name](console)
+    lines = BENCHMARKS[name](console)
     machine = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine}\n\n{console.export_text()}"
+    text = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine}\n\n{console.export_text()}"
+    return text, summary.measured(lines or ())
 
 
 if __name__ == "__main__":
     RESULTS.mkdir(exist_ok=True)
     for name in sys.argv[1:] or BENCHMARKS:
-        (RESULTS / f"{name}.txt").write_text(measured(name))
+        text, result = measured(name)
+        (RESULTS / f"{name}.txt").write_text(text)
+        if result.lines:
+            summary.save(RESULTS, name, result)
+    results = summary.saved(RESULTS, BENCHMARKS)
+    summary.write(PAGE, results)
+    Console(width=160).print(summary.as_markdown(results), markup=False)

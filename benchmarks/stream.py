@@ -23,18 +23,19 @@ from urllib.request import Request, urlopen
 
 from rich.console import Console
 from rich.table import Table
+from summary import Line, against, scaled
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tools.local_service import LocalService, eventually
 
-EXECUTIONS = 100
+EXECUTIONS = scaled(100, 8)
 CLIENTS_PER_EXECUTION = 10
 WHOLE_STREAM_CLIENTS = 20
-STALLED_CLIENTS = 50
-STEPS = 30
+STALLED_CLIENTS = scaled(50, 10)
+STEPS = scaled(30, 5)
 STEP_SECONDS = 0.4
-ROUNDS = 3
+ROUNDS = scaled(3, 1)
 
 
 class Client:
@@ -153,7 +154,7 @@ def metric(service: LocalService, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-def main(console: Console) -> None:
+def main(console: Console) -> list[Line]:
     """Print the table."""
     steps: list[dict[str, Any]] = [
         {"name": f"s{i:02}", "depends_on_steps": [f"s{i - 1:02}"] if i else [],
@@ -206,6 +207,14 @@ def main(console: Console) -> None:
     table.add_row("memory of the service, before and peak", f"{before:.0f} and {peak:.0f} MiB")
     table.add_row("events lost; clients refused; connections broken", f"{dropped:.0f}; {refused:.0f}; {broken}")
     console.print(table)
+    clients = f"{EXECUTIONS * CLIENTS_PER_EXECUTION + WHOLE_STREAM_CLIENTS:,} clients follow, {STALLED_CLIENTS} stalled"
+    return [
+        against(
+            f"a run while {clients}", statistics.median(followed), "s", "the same without clients",
+            statistics.median(alone), ratio=statistics.median(ratios),
+        ),
+        against(f"memory while {clients}", peak, "MiB", "before", before),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

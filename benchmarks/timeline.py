@@ -17,6 +17,7 @@ from aiohttp import web
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection, select
+from summary import Line, against, scaled
 
 from tachograph.events import Event, ExecutionFinished, ExecutionStarted, ExecutionStatus, StepFinished, StepStatus
 from tachograph.identity import StepRef, new_execution_ref, new_span_id, step_id, workflow_id
@@ -25,8 +26,8 @@ from tachograph_exporter.service import Service
 from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
 from tachograph_exporter.store.writer import StoreWriter
 
-SIZES = (100, 1_000, 10_000)
-ROUNDS = {100: 60, 1_000: 30, 10_000: 12}
+SIZES = tuple(sorted({scaled(size, 10) for size in (100, 1_000, 10_000, 50_000)}))
+ROUNDS = {size: scaled(max(6, min(60, 120_000 // size)), 2) for size in SIZES}
 
 
 def build_events(count: int) -> list[Event]:
@@ -80,7 +81,7 @@ def bare_read(connection: Connection, execution_id: str) -> bytes:
     return msgspec.json.encode([[dict(row._mapping) for row in rows] for rows in (execution, steps)])
 
 
-async def measure(console: Console) -> None:
+async def measure(console: Console) -> list[Line]:
     """Measure every size and print the table."""
     with tempfile.TemporaryDirectory() as directory:
         service = Service(Config(database=f"sqlite:///{directory}/x.db"))
@@ -96,21 +97,25 @@ async def measure(console: Console) -> None:
         await site.start()
         address = runner.addresses[0]
         writer = StoreWriter(service.database)
+        lines: list[Line] = []
         table = Table("steps", "trivial route, ms", "bare read + encode, ms", "timeline route, ms", "ratio", "KiB")
         async with aiohttp.ClientSession(f"http://127.0.0.1:{address[1]}") as session:
             for size in SIZES:
                 events = build_events(size)
                 writer.apply(events)
-                table.add_row(*await measure_size(session, service, events[0].execution.execution_id, size))
+                row, line = await measure_size(session, service, events[0].execution.execution_id, size)
+                table.add_row(*row)
+                lines.append(line)
         console.print(table)
         console.print("ratio: timeline route to bare read, paired median; the bare read includes no HTTP")
         await runner.cleanup()
+    return lines
 
 
 async def measure_size(
     session: aiohttp.ClientSession, service: Service, execution_id: str, size: int
-) -> tuple[str, ...]:
-    """The table's row for a run of this many steps."""
+) -> tuple[tuple[str, ...], Line]:
+    """The tables' rows for a run of this many steps."""
     sides: dict[str, list[float]] = {"trivial": [], "bare": [], "timeline": []}
     length = 0
     path = f"/api/workflows/executions/{execution_id}/timeline"
@@ -138,9 +143,14 @@ async def measure_size(
         sides["timeline"].append(time.perf_counter() - start)
     ratio = statistics.median(t / b for t, b in zip(sides["timeline"], sides["bare"], strict=True))
     figures = [f"{statistics.median(values) * 1000:.2f}" for values in sides.values()]
-    return (f"{size:,}", *figures, f"{ratio:.2f}", f"{length / 1024:.0f}")
+    line = against(
+        f"timeline of {size:,} steps over HTTP", statistics.median(sides["timeline"]) * 1e3, "ms",
+        "the bare read of its rows, as JSON", statistics.median(sides["bare"]) * 1e3, ratio=ratio,
+        goal=1.5 if size >= 10_000 else None,
+    )  # fmt: skip
+    return (f"{size:,}", *figures, f"{ratio:.2f}", f"{length / 1024:.0f}"), line
 
 
-def main(console: Console) -> None:
+def main(console: Console) -> list[Line]:
     """Print the table."""
-    asyncio.run(measure(console))
+    return asyncio.run(measure(console))

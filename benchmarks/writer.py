@@ -7,11 +7,14 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from typing import Any
 
 import databases
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection, delete, insert
+from sqlalchemy.util import await_only
+from summary import Line, against, scaled
 
 from tachograph.events import (
     Event,
@@ -32,9 +35,9 @@ from tachograph_exporter.store.inserting import insert_many
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS, workflow_executions, workflow_step_executions
 from tachograph_exporter.store.writer import StoreWriter
 
-EXECUTIONS = 1_500
+EXECUTIONS = scaled(1_500, 20)
 STEPS = 10
-ROUNDS = 5
+ROUNDS = scaled(5, 1)
 
 
 def build_execution(workflow: str = "bench") -> list[Event]:
@@ -117,14 +120,35 @@ def inserted(database: Database) -> float:
     return EXECUTIONS / (time.perf_counter() - start)
 
 
+def copied(database: Database) -> float:
+    """The same by PostgreSQL's COPY."""
+    per_batch = MAX_BATCH // (3 * STEPS + 2)
+    batches = []
+    for i in range(0, EXECUTIONS, per_batch):
+        batch = Batch(event for _ in range(min(per_batch, EXECUTIONS - i)) for event in build_execution())
+        batches.append((list(batch.executions.values()), list(batch.steps.values())))
+    gc.collect()
+    start = time.perf_counter()
+    for batch_rows in batches:
+
+        def write(connection: Connection, batch_rows: object = batch_rows) -> None:
+            driver: Any = connection.connection.driver_connection
+            for table, rows in zip((EXECUTION_ROWS, STEP_ROWS), batch_rows, strict=True):  # type: ignore[call-overload]
+                await_only(driver.copy_records_to_table(table.table.name, records=rows, columns=table.columns))
+
+        database.run(write)
+    return EXECUTIONS / (time.perf_counter() - start)
+
+
 def clear(connection: Connection) -> None:
     """Delete all rows."""
     for table in (workflow_step_executions, workflow_executions):
         connection.execute(delete(table))
 
 
-def main(console: Console) -> None:
+def main(console: Console) -> list[Line]:
     """Print the table."""
+    lines: list[Line] = []
     table = Table(
         "database",
         "bulk insert, executions/s",
@@ -147,4 +171,8 @@ def main(console: Console) -> None:
         ratio = statistics.median(a / b for a, b in zip(ours, bulk, strict=True))
         rate = statistics.median(ours)
         table.add_row(name, f"{statistics.median(bulk):,.0f}", f"{rate:,.0f}", f"{rate * STEPS:,.0f}", f"{ratio:.2f}")
+        subject = f"executions of {STEPS} steps written and totalled, {name}"
+        beside = "the database's bulk insert of the rows"
+        lines.append(against(subject, rate, "/s", beside, statistics.median(bulk), ratio=ratio, goal=0.7, is_rate=True))
     console.print(table)
+    return lines

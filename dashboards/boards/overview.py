@@ -36,6 +36,7 @@ from tachograph.metrics.specs import (
     OLDEST_RUNNING,
     OVERDUE,
     STEP_COST,
+    STEP_OVERDUE,
     MetricSpec,
 )
 from tachograph_exporter.alerting.promql import (
@@ -120,8 +121,9 @@ def _now(layout: Layout) -> None:
             6,
             panels.number(
                 "Late or overdue",
-                "Workflows that have not started when they were due, or run past their deadline.",
-                f"count({_is_one(LATE)} or {_is_one(OVERDUE)}) or vector(0)",
+                "Workflows that have not started when they were due, or run past their deadline; or a step of them "
+                "runs for too long.",
+                f"count({_is_one(LATE)} or {_is_one(OVERDUE)} or {_is_one(STEP_OVERDUE)}) or vector(0)",
                 "short",
                 panels.GOOD_WHEN_ZERO,
                 link=runs("running", now=True),

@@ -31,6 +31,7 @@ from tachograph.metrics.specs import (
     FAILURE_GROUP_FAILURES,
     OLDEST_RUNNING,
     STEP_DURATION,
+    STEP_OVERDUE,
     STEP_RETRIES,
     STEP_WAIT,
     STEPS_RUNNING,
@@ -80,7 +81,7 @@ def _now(layout: Layout) -> None:
         5,
         (8, firing_alerts(*OF_WORKFLOW, hidden=("workspace", "workflow"))),
         (
-            4,
+            3,
             panels.number(
                 "Last result",
                 "How the last run ended.",
@@ -92,7 +93,7 @@ def _now(layout: Layout) -> None:
             ),
         ),
         (
-            4,
+            3,
             panels.number(
                 "Last success",
                 "Time since a run last completed.",
@@ -103,7 +104,7 @@ def _now(layout: Layout) -> None:
             ),
         ),
         (
-            4,
+            3,
             panels.number(
                 "Running",
                 "Runs in progress.",
@@ -113,13 +114,24 @@ def _now(layout: Layout) -> None:
             ),
         ),
         (
-            4,
+            3,
             panels.number(
                 "Longest running",
                 "How long the oldest run in progress has been running.",
                 f"time() - min({OLDEST_RUNNING.name}{SELECTED})",
                 "s",
                 empty="none",
+                link=runs("running", now=True, of_workflow=True),
+            ),
+        ),
+        (
+            4,
+            panels.number(
+                "Steps overdue",
+                "Steps that run past their deadline or, where there is none, for far longer than usual.",
+                f"count(max by (step) ({STEP_OVERDUE.name}{SELECTED}) == 1) or vector(0)",
+                "short",
+                panels.GOOD_WHEN_ZERO,
                 link=runs("running", now=True, of_workflow=True),
             ),
         ),

@@ -28,6 +28,7 @@ from tachograph_exporter.store import idempotency, locking
 from tachograph_exporter.store.batch import Batch
 from tachograph_exporter.store.database import Lane
 from tachograph_exporter.store.idempotency import Answer, KeyedRequest, KeyReused
+from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.writer import StoreWriter
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,10 @@ class Admission:
         """Commit a group and start it; if it cannot be stored, find out whose fault that is."""
         work = _Work(self._writer, group)
         try:
-            await self._writer.database.write(work, Lane.WRITE)
+            try:
+                await self._writer.database.write(work, Lane.WRITE)
+            except locking.NotAlone:
+                await self._writer.database.write(locking.alone(work), Lane.WRITE)
         except StoreUnavailable as error:
             for candidate in group:
                 if work.may_be_committed and candidate in work.admitted:
@@ -248,7 +252,10 @@ class _Work:
     def __call__(self, connection: Connection) -> None:
         # From the start: the driver may call it again on another connection.
         self.admitted, self.outcomes, self.may_be_committed = set(), {}, False
-        locking.lock(connection)
+        self._writer.share(connection, [candidate.accepted.queued for candidate in self._group])
+        keys = {f"{c.request.scope}/{c.request.digest}" for c in self._group if c.request is not None}
+        if keys:
+            locking.claim(connection, Claim.SENDER, keys)
         for candidate in self._group:
             # Whoever waited too long for the lock has been told that it was not accepted.
             if not candidate.claim() or self._is_answered(connection, candidate):

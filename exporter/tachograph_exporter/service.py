@@ -8,7 +8,7 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -137,6 +137,8 @@ SWEEP_SECONDS: Final = 10.0
 SPOOL_SECONDS: Final = 5.0
 """How long a sweep delivers what other processes spooled."""
 RETENTION_SECONDS: Final = 3600.0
+SUCCESSION_SECONDS: Final = 10.0
+"""How often a service looks whether it is the one that looks after old rows now."""
 REASSEMBLY_SECONDS: Final = 0.5
 GROUPING_PAUSE: Final = 3.0
 """How long grouping old failures pauses, in times that its last part took."""
@@ -370,11 +372,11 @@ class Service:
         await self.workflow_metrics.start()
         tasks = [
             asyncio.create_task(self.workflow_metrics.run(), name="tachograph workflow metrics"),
-            asyncio.create_task(self._sweep_periodically(), name="tachograph sweep"),
-            asyncio.create_task(self._look_at_leases(), name="tachograph leases"),
-            asyncio.create_task(self._end_quiet_periodically(), name="tachograph quiet runs"),
+            _every(SWEEP_SECONDS, self.sweep, "looking for lost executions"),
+            _every(self._look_seconds, self.expire_leases, "looking for lost spans"),
+            _every(reported.QUIET_SECONDS, self.end_quiet, "looking for reported runs that are over"),
+            _every(REASSEMBLY_SECONDS, self.reassemble_due_traces, "assembling executions from traces"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
-            asyncio.create_task(self._reassemble_periodically(), name="tachograph traces"),
             asyncio.create_task(self.watch.run(), name="tachograph expectations"),
             asyncio.create_task(self._group_failures(), name="tachograph failures"),
         ]
@@ -415,16 +417,6 @@ class Service:
                 self._closing.delivered(lost)
         return len(lost)
 
-    async def _sweep_periodically(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            try:
-                await self.sweep()
-            except StoreUnavailable as error:
-                quiet.warning("sweep", "looking for lost executions has to wait: %s", error)
-            except Exception:
-                quiet.exception("sweep", "looking for lost executions failed; trying again later")
-
     async def expire_leases(self) -> int:
         """Give up open spans that nothing was heard of for their lease; returns how many.
 
@@ -441,16 +433,6 @@ class Service:
             log.warning("%d span(s) are lost: nothing was heard of them for %g s", lost, self.config.lease_seconds)
         return lost
 
-    async def _look_at_leases(self) -> None:
-        while True:
-            await asyncio.sleep(self._look_seconds)
-            try:
-                await self.expire_leases()
-            except StoreUnavailable as error:
-                quiet.warning("leases", "looking for lost spans has to wait: %s", error)
-            except Exception:
-                quiet.exception("leases", "looking for lost spans failed; trying again later")
-
     async def end_quiet(self) -> int:
         """End executions that engines report and of which nothing goes on; returns how many."""
         runs = await self.database.read(lambda c: reported.find_quiet(c, self._reported_silences))
@@ -458,26 +440,6 @@ class Service:
             for event in reported.quiet_events(run):
                 self.recorder(event)
         return len(runs)
-
-    async def _end_quiet_periodically(self) -> None:
-        while True:
-            await asyncio.sleep(reported.QUIET_SECONDS)
-            try:
-                await self.end_quiet()
-            except StoreUnavailable as error:
-                quiet.warning("quiet", "ending reported runs has to wait: %s", error)
-            except Exception:
-                quiet.exception("quiet", "looking for reported runs that are over failed; trying again later")
-
-    async def _reassemble_periodically(self) -> None:
-        while True:
-            await asyncio.sleep(REASSEMBLY_SECONDS)
-            try:
-                await self.reassemble_due_traces()
-            except StoreUnavailable as error:
-                quiet.warning("reassembly", "assembling executions from traces has to wait: %s", error)
-            except Exception:
-                quiet.exception("reassembly", "assembling executions from traces failed; trying again later")
 
     async def reassemble_due_traces(self) -> int:
         """Assemble the executions of traces that are due again; returns the number of traces."""
@@ -512,10 +474,17 @@ class Service:
             await asyncio.sleep(GROUPING_PAUSE * (time.monotonic() - began))
 
     async def _apply_retention(self) -> None:
-        """Archive or delete old executions as configured, and whatever else is due once an hour; now and every hour."""
+        """Archive or delete old executions as configured, and whatever else is due once an hour; now and every hour.
+
+        Of several services on the database, the one that shows the workflow metrics does it.
+        """
         config = self.config
         days = config.archive_after_days if config.archive_after_days is not None else config.delete_after_days
         while True:
+            if not self.workflow_metrics.is_leader:
+                # It takes over within this time.
+                await asyncio.sleep(SUCCESSION_SECONDS)
+                continue
             try:
                 await asyncio.to_thread(self.database.run, partitions.ensure_coming)
                 await asyncio.to_thread(self.database.run, idempotency.prune)
@@ -563,6 +532,22 @@ class Service:
         await self.database.aclose()
 
 
+def _every(seconds: float, work: Callable[[], Awaitable[object]], what: str) -> asyncio.Task[None]:
+    """Do something periodically. While the database is away it waits; another failure is told, and tried again."""
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await work()
+            except StoreUnavailable as error:
+                quiet.warning(what, f"{what} has to wait: %s", error)
+            except Exception:
+                quiet.exception(what, f"{what} failed; trying again later")
+
+    return asyncio.create_task(repeat(), name=f"tachograph {what}")
+
+
 async def _opened(door: HttpDoor, _app: web.Application) -> AsyncIterator[None]:
     await door.open()
     yield
@@ -598,7 +583,7 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
     )
     try:
         await runner.setup()
-        site = web.TCPSite(runner, config.host, config.port, reuse_address=True, backlog=connections.BACKLOG)
+        site = connections.Site(runner, config.host, config.port)
         try:
             await site.start()
         except OSError as error:
@@ -608,13 +593,12 @@ async def serve(service: Service, on_ready: Callable[[str], None] | None = None)
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(NotImplementedError, ValueError):
                 loop.add_signal_handler(number, stop.set)
-        port = site._server.sockets[0].getsockname()[1] if site._server is not None else config.port  # type: ignore[attr-defined]
         host = f"[{config.host}]" if ":" in config.host else config.host
         # What the service consists of stays; a collection of garbage, which stops every thread, need not go through it.
         gc.collect()
         gc.freeze()
         if on_ready is not None:
-            on_ready(f"{config.scheme}://{host}:{port}")
+            on_ready(f"{config.scheme}://{host}:{site.bound_port}")
         await stop.wait()
         log.info("stopping: running steps have %g s to finish", config.grace_seconds)
         stop.clear()

@@ -439,6 +439,12 @@ def _on_collection(phase: str, info: dict[str, int]) -> None:
         _collected = (count + 1, all_ns + took, full_ns + took if info["generation"] == 2 else full_ns)
 
 
+def prepare() -> None:
+    """Make ready to measure, once in a process: a forked child begins with what its parent has made ready."""
+    if not _is_installed:
+        _install()
+
+
 def _install() -> None:
     global _is_cooperative, _is_installed, _services
     _is_installed = True

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import jsonschema
@@ -45,6 +46,7 @@ def nightly():
     load()
 nightly()
 """
+WITH_A_USUAL_STEP = WORKER.replace("    load()", "    with tachograph.step('usual'):\n        load()")
 SCHEMA = ROOT / "tests/node/node_modules/speedscope/dist/release/file-format-schema.json"
 
 
@@ -81,9 +83,9 @@ async def running(api: Api, workflow: str) -> str:
 
 
 @contextlib.contextmanager
-def worker(**environment: str) -> Any:
+def worker(source: str = WORKER, **environment: str) -> Any:
     process = subprocess.Popen(
-        [sys.executable, "-c", WORKER],
+        [sys.executable, "-c", source],
         stdin=subprocess.PIPE,
         env={**os.environ, "OTEL_SDK_DISABLED": "true", **environment},
     )
@@ -145,22 +147,49 @@ async def test_a_worker_by_http_a_worker_on_the_database_and_the_service_itself_
         assert ended["answer"] == "not_asked"
 
 
+async def test_a_step_of_another_process_that_passes_its_usual_time_is_sampled_by_itself(api: Api) -> None:
+    history = [msgspec.to_builtins(event) for _ in range(6) for event in _run("nightly", seconds=1)]
+    # A step that usually takes as long is not.
+    history += [msgspec.to_builtins(event) for _ in range(6) for event in _run("nightly", "usual", seconds=3600)]
+    status, answer = await api.call(
+        "POST", "/api/events", {"version": 1, "sender": "s", "sequence": 1, "events": history}
+    )
+    assert (status, answer["refused"]) == (200, [])
+    with worker(WITH_A_USUAL_STEP, TACHOGRAPH_URL=api.address) as process:
+        execution_id = await running(api, "nightly")
+        path = f"/api/workflows/executions/{execution_id}/stacks?now=false"
+        async with asyncio.timeout(60):
+            # While it runs: a process that is killed leaves what is known.
+            while not (view := await api.get(path))["items"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        (item,) = view["items"]
+        assert (item["step_name"], item["status"], item["now"]) == ("load", "running", None)
+        assert item["profile"]["top"][0]["function"].endswith("read (native)")
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0
+    await api.finished(execution_id)
+    lines = (await api.get(f"{path}&format=folded")).splitlines()
+    names = [[frame.partition(" (")[0] for frame in line.split(";")] for line in lines]
+    assert all(frames[0] == "load" and "__main__.load" in frames for frames in names)
+    document = await api.get(f"{path}&format=speedscope")
+    assert [profile["name"] for profile in document["profiles"]] == ["load"]
+
+
 def _history(database: Database, writer: StoreWriter) -> None:
-    for i in range(6):
-        writer.apply(_run(f"w{i}"))
+    for _ in range(6):
+        writer.apply(_run("etl"))
 
 
-def _run(_: str) -> list[Event]:
-    execution = make_execution()
-    step, start = make_step(execution, "load"), 1_700_000_000 * NS
-    import time
-
-    start = time.time_ns() - 3600 * NS
+def _run(workflow: str, step_name: str = "load", seconds: int = 4) -> list[Event]:
+    execution = make_execution(workflow)
+    step, start = make_step(execution, step_name), time.time_ns() - 2 * 3600 * NS
+    end = start + seconds * NS
     return [
         ExecutionStarted(execution=execution, time_ns=start, step_count=1, process="p"),
-        StepFinished(step=step, time_ns=start + 4 * NS, status=StepStatus.COMPLETED, attempt=1, started_ns=start,
-                     attempt_started_ns=start, run_ns=4 * NS),
-        ExecutionFinished(execution=execution, time_ns=start + 4 * NS, status=ExecutionStatus.COMPLETED,
+        StepFinished(step=step, time_ns=end, status=StepStatus.COMPLETED, attempt=1, started_ns=start,
+                     attempt_started_ns=start, run_ns=seconds * NS),
+        ExecutionFinished(execution=execution, time_ns=end, status=ExecutionStatus.COMPLETED,
                           started_ns=start, step_count=1, completed_step_count=1),
     ]  # fmt: skip
 

@@ -83,8 +83,28 @@ CASES = [
         "WorkflowOverdue",
         {f"workflow_overdue{{{WORKFLOW}}}": "0x9 1x20"},
         "12m", {**LABELS, "severity": "warning"}, "nightly (team) runs past its deadline",
-        "A run, or a step of one, is taking longer than it may. The alert ends when it does.",
+        "A run is taking longer than it may. The alert ends when it does.",
         {f"workflow_overdue{{{WORKFLOW}}}": "1x9 0x20"},
+    ),
+    Case(
+        "WorkflowStepOverdue",
+        {f'workflow_step_overdue{{{WORKFLOW}, step="load"}}': "_x9 1x20"},
+        "12m", {**LABELS, "step": "load", "severity": "warning"}, "load of nightly (team) runs for too long",
+        "The step is running past its deadline or, if it has none, for far longer than usual. The alert ends when it "
+        "ends.",
+        {f'workflow_step_overdue{{{WORKFLOW}, step="load"}}': "1x9 stale"},
+    ),
+    Case(
+        "WorkflowFlapping",
+        # Its failure is not told twice.
+        {f"workflow_flapping{{{WORKFLOW}}}": "0x9 1x30",
+         f"workflow_execution_last_success_timestamp_seconds{{{WORKFLOW}}}": "300x39",
+         f"workflow_execution_last_failure_timestamp_seconds{{{WORKFLOW}}}": "_x9 600x30"},
+        "22m", {**LABELS, "severity": "warning"}, "nightly (team) fails and succeeds by turns",
+        "It failed again soon after it had recovered from a failure. The alert ends when it has succeeded three times "
+        "in a row.",
+        # It succeeded in time.
+        {f"workflow_flapping{{{WORKFLOW}}}": "0x9 1x8 0x20"},
     ),
     Case(
         "WorkflowRunStuck",

@@ -29,7 +29,16 @@ from tests.e2e.gauges import Gauges
 from tools.dashboard_load import recorded_runs, run_examples, run_load, write_fast_rules
 from tools.local_service import free_port
 
-from tachograph.metrics.specs import EXPECTED_START, LAST_FAILURE, LAST_SUCCESS, LATE, OLDEST_RUNNING, OVERDUE
+from tachograph.metrics.specs import (
+    EXPECTED_START,
+    FLAPPING,
+    LAST_FAILURE,
+    LAST_SUCCESS,
+    LATE,
+    OLDEST_RUNNING,
+    OVERDUE,
+    STEP_OVERDUE,
+)
 from tachograph_exporter.alerting.alerts import alerts
 from tachograph_exporter.alerting.recording_rules import recording_rules
 from tachograph_exporter.alerting.thresholds import read_thresholds
@@ -269,10 +278,13 @@ def test_every_alert_reaches_the_alertmanager(
     now = int(time.time())
     create_blocks(tmp_path, history(now), tmp_path / "tsdb")
     gauges = Gauges()
-    for gauge, hours in ((LAST_SUCCESS, 40), (LAST_FAILURE, 30), (OLDEST_RUNNING, 1), (EXPECTED_START, 1)):
+    for gauge, hours in ((LAST_SUCCESS, 40), (LAST_FAILURE, 30), (OLDEST_RUNNING, 1)):
         gauges.set(gauge.name, now - hours * HOUR, workflow="nightly")
-    for gauge in (LATE, OVERDUE):
-        gauges.set(gauge.name, 1, workflow="nightly")
+    # One of which something is expected: that says more than what is usual.
+    gauges.set(EXPECTED_START.name, now - HOUR, workflow="expected")
+    for gauge in (LATE, OVERDUE, FLAPPING):
+        gauges.set(gauge.name, 1, workflow="expected")
+    gauges.set(STEP_OVERDUE.name, 1, workflow="expected", step="load")
     with gauges.served():
         check_alerts(prometheus, manager, rules, gauges.port)
 

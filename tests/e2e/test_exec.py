@@ -102,8 +102,10 @@ def test_what_a_command_used_is_what_the_kernel_says(
         "with open(sys.argv[1], 'w') as file: file.write(json.dumps(said))\n"
         "os._exit(0)\n"
     )
-    said = tmp_path / "said.json"
-    code, _, err = run("exec", "--name", "load", "--", sys.executable, "-c", load, str(said), env=variables)
+    said, timed = tmp_path / "said.json", tmp_path / "timed"
+    # The same command is measured by GNU time, whose own few pages and instructions do not count.
+    clock = ["/usr/bin/time", "-f", "%U %S %M %O %c %w", "-o", str(timed)] if Path("/usr/bin/time").exists() else []
+    code, _, err = run("exec", "--name", "load", "--", *clock, sys.executable, "-c", load, str(said), env=variables)
     assert (code, err) == (0, b"")
     (step,) = timeline(service, "load")["step_timeline"]
     expected, use = json.loads(said.read_text()), step["resources"]
@@ -111,6 +113,13 @@ def test_what_a_command_used_is_what_the_kernel_says(
     assert use["peak_memory_bytes"] == pytest.approx(expected["peak"], rel=0.05)
     assert use["written_bytes"] == pytest.approx(expected["written"], rel=0.05)
     assert use["cpu_seconds"] > 1.1
+    if clock:
+        user, system, peak_kib, written, forced, waits = map(float, timed.read_text().split())
+        assert use["cpu_seconds"] == pytest.approx(user + system, rel=0.05)
+        assert use["peak_memory_bytes"] == pytest.approx(peak_kib * 1024, rel=0.05)
+        assert use["written_bytes"] == pytest.approx(written * 512, rel=0.05)
+        assert use["involuntary_switches"] == pytest.approx(forced, rel=0.05, abs=10)
+        assert use["voluntary_switches"] == pytest.approx(waits, rel=0.05, abs=10)
     assert step["attempts"][0]["resources"] == use
 
 
@@ -251,6 +260,36 @@ def test_what_is_odd_about_the_environment_changes_nothing(
         process.terminate()
         assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
         process.communicate()
+
+
+def test_cron_starts_it_with_next_to_nothing(service: Server, tmp_path: Path) -> None:
+    """As Debian's cron does: a short PATH, no locale, no terminal, the home as directory, and perhaps no such home."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "tachograph").write_text(f'#!/bin/sh\nexec {shlex.join(TACHOGRAPH)} "$@"\n')
+    (bin_ / "tachograph").chmod(0o755)
+    inside = "tachograph step inside -- pwd; tty; echo ${LC_CTYPE-no} locale; exit 3"
+    line = f"tachograph exec --name 'café nightly' -- sh -c 'echo naïve; {inside}'"
+    given = {"SHELL": "/bin/sh", "PATH": f"/usr/bin:/bin:{bin_}", "LOGNAME": "nobody", "TMPDIR": str(tmp_path),
+             "TACHOGRAPH_URL": service.address}  # fmt: skip
+    for number, home in enumerate((str(tmp_path), "/nonexistent", None)):
+        env = given | ({"HOME": home} if home is not None else {"XDG_STATE_HOME": str(tmp_path)})
+        ran = subprocess.run(
+            ["/bin/sh", "-c", line], env=env, stdin=subprocess.DEVNULL, capture_output=True, cwd="/",
+            start_new_session=True, timeout=60, check=False,
+        )  # fmt: skip
+        # What it prints, cron sends by mail: nothing of ours is in it.
+        assert (ran.returncode, ran.stderr, ran.stdout.decode()) == (3, b"", "naïve\n/\nnot a tty\nno locale\n"), home
+        eventually(lambda n=number: len(named(service, "café nightly")) == n + 1, 60)  # type: ignore[misc]
+    shown = timeline(service, "café nightly")
+    steps = {step["step_name"]: step for step in shown["step_timeline"]}
+    assert {name: step["status"] for name, step in steps.items()} == {"café nightly": "failed", "inside": "completed"}
+    assert [log["message"] for log in steps["café nightly"]["logs"]] == ["naïve", "/", "not a tty", "no locale"]
+
+
+def named(server: Server, name: str) -> list[Any]:
+    items = server.get("/api/workflows/executions?limit=1000")["items"]
+    return [item for item in items if item["workflow_name"] == name and item["completed_at"]]
 
 
 def is_zombie(pid: int) -> bool:

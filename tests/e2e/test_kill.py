@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from tests import programs
 from tests.conftest import ROOT
 from tests.e2e.conftest import environment
+from tests.store.test_concurrent_writers import check, ended
 from tests.store.test_rollups import KEY, differing
 
 from tachograph_exporter.store.database import Database
@@ -77,6 +78,73 @@ def test_after_each_kill_every_acknowledged_execution_is_stored_and_counted_once
     counted = sum(status.count for step in totals.steps.values() for status in step.by_status.values())
     assert counted == database.look(lambda c: c.execute(steps).scalar())
     assert differing(database) == 0
+    database.close()
+
+
+LOAD_OF_ONE = """
+import random, sys, time
+from tests.store.test_concurrent_writers import moved
+from tests.store.test_rollups import a_run
+from tachograph_exporter.store.writer import open_writer
+from tachograph.recording.recorder import Recorder
+
+recorder = Recorder()
+recorder.add("store", open_writer(sys.argv[1]))
+rng = random.Random()
+while True:
+    runs = [moved(a_run(rng, time.time()), rng.choice(sys.argv[2:])) for _ in range(rng.randrange(1, 40))]
+    for run in runs:
+        for event in run:
+            recorder(event)
+    assert recorder.queues["store"].flush(30)
+    print(*[run[0].execution.execution_id for run in runs], flush=True)
+"""
+
+
+def test_two_on_one_postgresql_of_which_one_is_killed_lose_nothing_and_count_once(postgres: Callable[..., str]) -> None:
+    url, rng = postgres(), random.Random()
+    acknowledged: dict[int, set[str]] = {0: set(), 1: set()}
+
+    def started(number: int) -> subprocess.Popen[str]:
+        return programs.Popen(
+            [sys.executable, "-c", LOAD_OF_ONE, url, f"own{number}", "common"], cwd=ROOT, env=environment(),
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def read_lines(process: subprocess.Popen[str], number: int, count: int) -> None:
+        assert process.stdout is not None
+        while count and (line := process.stdout.readline()).endswith("\n"):
+            acknowledged[number].update(line.split())
+            count -= 1
+
+    survivor = started(0)
+    for _ in range(3):
+        other = started(1)
+        read_lines(other, 1, 2)
+        time.sleep(rng.random() * 0.2)
+        other.send_signal(signal.SIGKILL)
+        read_lines(other, 1, -1)
+        other.wait()
+        assert other.stdout is not None
+        other.stdout.close()
+        # What the killed one held is free, and the other goes on.
+        before = len(acknowledged[0])
+        read_lines(survivor, 0, 2)
+        assert len(acknowledged[0]) > before
+    survivor.send_signal(signal.SIGKILL)
+    read_lines(survivor, 0, -1)
+    survivor.wait()
+    assert survivor.stdout is not None
+    survivor.stdout.close()
+    database = Database(url)
+    check(database)
+    ids = select(workflow_executions.c.execution_id)
+    stored = set(database.look(lambda c: c.execute(ids).scalars().all()))
+    assert acknowledged[0] | acknowledged[1] <= stored
+    whole = database.look(
+        lambda c: c.execute(ids.where(workflow_executions.c.finished_ns.is_not(None))).scalars().all()
+    )
+    assert sum(ended(database, name) for name in ("own0", "own1", "common")) == len(whole)
     database.close()
 
 

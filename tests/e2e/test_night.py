@@ -104,6 +104,9 @@ def test_two_thousand_runs_of_thirty_workflows_are_drawn_the_missing_ones_first(
     expect(page.locator(".night-names li")).not_to_have_count(30)
     page.get_by_label("Only workflows with this in their name").fill("STOCK")
     expect(page.locator(".night-names li")).to_have_count(1)
+    # The list of runs says of what runs when it is expected to end, too.
+    row = world.open("/?status=running").locator(f"tr[data-id='{world.night.waits}']")
+    expect(row.locator(".eta")).to_have_text(re.compile(r"^until about \d\d:\d\d$"))
 
 
 def test_keys_move_from_run_to_run_and_an_address_leads_back(world: World) -> None:

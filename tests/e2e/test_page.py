@@ -15,8 +15,13 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 from playwright.sync_api import Browser, Error, Locator, Page, Route, expect
+from tests.conftest import make_execution, make_step
 from tests.e2e.browser import chromium, errors_of
 from tests.e2e.conftest import Server, eventually, get
+
+from tachograph.clock import NS
+from tachograph.events import ExecutionStarted, StepFinished, StepStatus
+from tachograph.resources import Resources
 
 EVIL = "<img src=x onerror=alert(1)>"
 SLOW = {
@@ -262,6 +267,26 @@ def test_the_lines_of_a_steps_spans_are_shown_with_it(
     expect(log).to_contain_text("it goes on")
     panel.get_by_label("Filter lines by text").fill("nothing of that kind")
     expect(panel).to_contain_text("No line is like that.")
+    # What a step used of the machine, in words.
+    used, start_ns = make_execution("used"), time.time_ns() - 10 * NS
+    use = Resources(
+        6.0, 300 << 20, 5 << 20, 2 << 20, 5.0, 100 << 20, gc_seconds=0.5, gc_full_seconds=0.25, gc_count=12,
+        voluntary_switches=345, involuntary_switches=67,
+    )  # fmt: skip
+    events = [
+        ExecutionStarted(execution=used, time_ns=start_ns, step_count=1, process="p"),
+        StepFinished(step=make_step(used, "load"), time_ns=start_ns + 8 * NS, status=StepStatus.COMPLETED, attempt=1,
+                     started_ns=start_ns, attempt_started_ns=start_ns, run_ns=8 * NS, resources=use),
+    ]  # fmt: skip
+    batch = {"version": 1, "sender": "used", "sequence": 1, "events": [msgspec.to_builtins(each) for each in events]}
+    assert get(f"{service.address}/api/events", method="POST", body=batch)[1]["stored"] == 2
+    page.goto(f"{service.address}/#/executions/{used.execution_id}")
+    option(page, "load").click()
+    expect(panel.get_by_role("progressbar", name="Busy")).to_have_attribute("value", "6")
+    for text in ("busy 6 s, waiting 2 s", "6 s (75 % of its time)", "300 MiB, +100 MiB since its start",
+                 "5 MiB read, 2 MiB written", "12 in 500 ms, full ones 250 ms",
+                 "345 to wait, 67 because others ran"):  # fmt: skip
+        expect(panel).to_contain_text(text)
 
 
 def test_everything_works_by_keyboard(server: Callable[..., Server], open_tab: Callable[..., Tab]) -> None:

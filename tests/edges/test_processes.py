@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tachograph.folded_stacks import StackWish
 from tachograph.identity import workspace_id
 from tachograph.recording.relay import RelayClient, RelayServer
 from tachograph_exporter.store import execution_list, executions
@@ -162,6 +163,89 @@ if __name__ == "__main__":
     assert (row.step_count, row.completed_step_count) == (5, 5)
 
 
+@pytest.mark.parametrize(("method", "count"), [("fork", 2), ("spawn", 1)])
+def test_children_tell_their_stacks_and_are_sampled(method: str, count: int, tmp_path: Path) -> None:
+    ran = run(tmp_path, f"""
+from tachograph.events import Heartbeat, StepStacks
+from tachograph.folded_stacks import StackWish
+from tachograph.stacks.wishes import fulfil
+
+END = os.environ["DIRECTORY"] + "/end"
+
+@tachograph.step
+def hold(number):
+    while not os.path.exists(END):
+        time.sleep(0.02)
+
+def plain(number):
+    while not os.path.exists(END):
+        time.sleep(0.02)
+
+def in_processes():
+    *_, last = [None, *(e for e in events if isinstance(e, StepStacks) and e.step.name == "outer")]
+    return sum(each.count for each in last.stacks if each.stack.startswith("[process ")) if last else 0
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+def told(kind):
+    return {{e.step.step_id: e for e in events if isinstance(e, StepStacks) and e.kind == kind}}
+
+if __name__ == "__main__":
+    events = []
+    recorder = tachograph.get_recorder()
+    recorder.add("probe", events.append)
+    with tachograph.workflow("nightly") as scope:
+        with multiprocessing.get_context("{method}").Pool({count}) as pool:
+            answers = pool.map_async(hold, range({count}), chunksize=1)
+            until(lambda: any(isinstance(e, Heartbeat) and len(e.long) == {count} for e in events))
+            *_, beat = [e for e in events if isinstance(e, Heartbeat) and len(e.long) == {count}]
+            # Children's signs of life are part of those of the one process that has the run.
+            beats = [e.time_ns for e in events if isinstance(e, Heartbeat)]
+            assert all(after - before > 1_000_000_000 for before, after in zip(beats, beats[1:])), beats
+            execution_id = beat.execution.execution_id
+            fulfil([StackWish(execution_id, "r1")])
+            until(lambda: len(told("now")) == {count})
+            fulfil([StackWish(execution_id, "", tuple(a.step_id for a in beat.long))])
+            until(lambda: len(told("profile")) == {count})
+            open(END, "w").close()
+            answers.get(60)
+        os.remove(END)
+        # What a pool does for a step, and is no step itself, is part of that one's stacks.
+        with tachograph.step("outer"), multiprocessing.get_context("{method}").Pool({count}) as pool:
+            answers = pool.map_async(plain, range({count}), chunksize=1)
+            for number in range(2, 60):
+                fulfil([StackWish(execution_id, f"r{{number}}")])
+                deadline = time.monotonic() + 5
+                while time.monotonic() < deadline and in_processes() < {count}:
+                    time.sleep(0.02)
+                if in_processes() == {count}:
+                    break
+            open(END, "w").close()
+            answers.get(60)
+        assert recorder.flush(60)
+    *_, both = [e for e in events if isinstance(e, StepStacks) and e.step.name == "outer"]
+    inner = [each.stack.split(";") for each in both.stacks if each.stack.startswith("[process ")]
+    assert {{frames[0] for frames in inner}} == {{"[process {method.title()}PoolWorker]"}}, inner
+    # Nothing of the pool is around it.
+    assert all(".plain " in frames[1] for frames in inner), inner
+    assert len(both.stacks) > len(inner)
+    events = [e for e in events if not isinstance(e, StepStacks) or e.step.name != "outer"]
+    for event in (*told("now").values(), *told("profile").values()):
+        print(event.request, event.stacks[0].stack)
+""")  # fmt: skip
+    lines = ran.stdout.splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["r1"] * count + [""] * count
+    for line in lines:
+        functions = [frame.partition(" (")[0].rpartition(".")[2] for frame in line.partition(" ")[2].split(";")]
+        assert functions[functions.index("hold") :][1] in ("sleep", "exists"), line
+    (((row, _),),) = stored(tmp_path).values()
+    assert (row.status, row.step_count) == ("completed", count + 1)
+
+
 def test_a_killed_child_is_lost_with_the_run(tmp_path: Path) -> None:
     ran = run(tmp_path, """
 @tachograph.step
@@ -268,11 +352,14 @@ if __name__ == "__main__":
 
 
 class Taken:
+    asks = False
+
     def __init__(self) -> None:
         self.events: list[Any] = []
 
-    def __call__(self, events: Any) -> None:
+    def __call__(self, events: Any) -> list[StackWish]:
         self.events += events
+        return [StackWish("asked", f"r{i}", ("step",) * 100) for i in range(50)] if self.asks else []
 
 
 def heartbeat() -> Any:
@@ -300,6 +387,10 @@ def test_the_relay_serves_its_children_whatever_else_connects() -> None:
         for client in clients:
             client.send([event] * 10)
     assert taken.events == [event] * 600
+    taken.asks = True
+    assert [wish.request for wish in clients[0].send([event])] == [f"r{i}" for i in range(50)]
+    taken.asks = False
+    assert clients[0].send([event]) == []
     for stranger in strangers:
         stranger.close()
     server.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -15,7 +17,7 @@ from aiohttp import web
 
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.api import connections, encodings
-from tachograph_exporter.api.connections import Runner, peer_of
+from tachograph_exporter.api.connections import AT_ONCE, Runner, Site, peer_of
 from tachograph_exporter.config import Config
 from tachograph_exporter.service import Service
 
@@ -268,3 +270,50 @@ def test_a_network_counts_as_one_address() -> None:
     )
     assert peer_of(("fe80::1%eth0", 5, 0, 2)) == "fe80::"
     assert peer_of("") == peer_of(None) == ""
+
+
+async def test_hundreds_that_come_or_go_at_once_have_a_few_in_each_turn_of_the_loop() -> None:
+    async def respond(request: web.Request) -> web.Response:
+        return web.Response(body=await request.read())
+
+    app = web.Application()
+    app.router.add_post("/", respond)
+    runner = Runner(app, max_connections_per_peer=1_000, access_log=None)
+    await runner.setup()
+    site = Site(runner, "127.0.0.1", 0)
+    await site.start()
+    clients: list[socket.socket] = []
+    counts: list[int] = []
+    loop, server = asyncio.get_running_loop(), runner.server
+    assert server is not None
+
+    def count() -> None:
+        counts.append(len(server.connections))
+        timer[0] = loop.call_soon(count)
+
+    timer = [loop.call_soon(count)]
+    try:
+        for i in range(300):
+            # The loop does not run meanwhile: all of them have to fit into the system's queue.
+            clients.append(socket.create_connection(("127.0.0.1", site.bound_port), timeout=60))
+            clients[-1].sendall(b"POST / HTTP/1.1\r\nHost: a\r\n" + b"Content-Length: 9\r\n\r\nx" * (i % 2))
+        async with asyncio.timeout(60):
+            while counts[-1:] != [300]:  # noqa: ASYNC110 - turns are counted
+                await asyncio.sleep(0.01)
+            for client in clients:
+                client.close()
+            while counts[-1] != 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        steps = [abs(after - before) for before, after in pairwise(counts)]
+        # asyncio accepts one more than it was told, depending on its version.
+        assert 0 < max(steps) <= AT_ONCE + 1
+        with socket.create_connection(("127.0.0.1", site.bound_port)) as client:
+            # Those that have ended at the end of the service are taken apart as well.
+            client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx")
+            async with asyncio.timeout(60):
+                while counts[-1] != 1:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+    finally:
+        timer[0].cancel()
+        await runner.cleanup()
+    assert server.connections == []

@@ -26,6 +26,7 @@ from typing import Any, Final
 from tests.engines import processes
 from tests.engines.play import SCENE_SECONDS, Program, Scene, Viewer
 from tests.ingest.truth import RECORDINGS
+from tests.postgres_server import PostgresServer
 from tools.local_service import LocalService
 from tools.record_engine import Recorder
 from tools.recordings import Mask, Request, write
@@ -72,8 +73,13 @@ def services(names: list[str], directory: Path, python: str) -> Iterator[list[st
     with contextlib.ExitStack() as stack:
         addresses = []
         for name in names:
-            start = processes.redis(directory) if name == "redis" else processes.temporal(directory, python)
-            addresses.append(stack.enter_context(start))
+            if name == "postgresql":
+                server = PostgresServer()
+                stack.callback(server.close)
+                addresses.append(f"{server.url}/postgres")
+            else:
+                start = processes.redis(directory) if name == "redis" else processes.temporal(directory, python)
+                addresses.append(stack.enter_context(start))
         yield addresses
 
 

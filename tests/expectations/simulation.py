@@ -14,9 +14,10 @@ from tachograph_exporter.expectations.evaluation import Evaluation, evaluate
 from tachograph_exporter.expectations.findings import FAILED, FLAPPING, LATE, OVERDUE
 from tachograph_exporter.expectations.history import History, Run
 from tachograph_exporter.expectations.limits import limits_of
+from tachograph_exporter.expectations.outcomes import FLAP_RUNS
 from tachograph_exporter.expectations.transitions import Told, transitions
 
-GRACE, DEADLINE = 600, 3600
+GRACE, DEADLINE, STEP_DEADLINE = 600, 3600, 900
 SETTLE = 60
 KEPT = 24
 
@@ -50,10 +51,14 @@ class Notice:
 
 @dataclass
 class Simulated:
-    """The runs of a workflow: (start, end, status), and the faults among them."""
+    """The runs of a workflow: (start, end, status), and the faults among them.
+
+    ``steps``: some runs have a step that begins with them; when it ends, by when it begins.
+    """
 
     runs: list[tuple[float, float, str]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    steps: dict[float, float] = field(default_factory=dict)
 
 
 def local_times(zone: str, hour: int, minute: int, days: Sequence[date]) -> list[int]:
@@ -98,23 +103,56 @@ def plans(first: date, days: int) -> list[Plan]:
     return all_plans
 
 
-def simulate(plan: Plan, dice: random.Random, *, quiet: int = 14, last: int | None = None) -> Simulated:
-    """Runs of a workflow, with faults that are at least ``quiet`` healthy times apart."""
+def simulate(
+    plan: Plan,
+    dice: random.Random,
+    *,
+    quiet: int = 14,
+    share: float = 0.1,
+    until: float | None = None,
+    least_delay: float = 60,
+    steps: bool = False,
+) -> Simulated:
+    """Runs of a workflow, with faults that are at least ``quiet`` healthy times apart.
+
+    Args:
+        plan: when it should run.
+        dice: decides.
+        quiet: so many healthy times come before each fault.
+        share: how often a fault comes after them.
+        until: no fault lasts longer, and healthy runs go on to the last time; by default nothing runs at the last ten.
+        least_delay: late starts are later than their grace by so many seconds, at least.
+        steps: some runs have a step that runs past its deadline.
+    """
     simulated = Simulated()
     times = plan.times
     healthy, i = 0, 0
-    kinds: list[Callable[[int], int]] = [
-        lambda i: _late(simulated, times, i, dice),
-        lambda i: _missing(simulated, times, i, dice),
-        lambda i: _hung(simulated, times, i, dice),
-        lambda i: _failing(simulated, times, i, dice),
-        lambda i: _flapping(simulated, times, i),
+    steady_since = -FLAP_RUNS - 1
+    # So many times later everything is as usual, and whether runs fail.
+    kinds: list[tuple[int, bool, Callable[[int], int]]] = [
+        (1, False, lambda i: _late(simulated, times, i, dice, least_delay)),
+        (4, False, lambda i: _missing(simulated, times, i, dice)),
+        (3, False, lambda i: _hung(simulated, times, i, dice)),
+        (4, True, lambda i: _failing(simulated, times, i, dice)),
+        (8, True, lambda i: _flapping(simulated, times, i)),
     ]
     if plan.schedule == "every 6h":
         del kinds[0]  # After a late start, the next one is due so much later.
-    while i < len(times) - (last or 10):
-        if healthy >= quiet and dice.random() < 0.1:
-            i, healthy = dice.choice(kinds)(i), 0
+    if steps:
+        kinds.append((1, False, lambda i: _long_step(simulated, times, i)))
+    end = len(times) - (10 if until is None else 0)
+    while i < end:
+        # Failures soon after others are told as one that goes on.
+        is_steady = len(simulated.runs) - steady_since > FLAP_RUNS
+        possible = [
+            (fails, fault)
+            for room, fails, fault in kinds
+            if i + room < len(times) and (until is None or times[i + room] < until) and (is_steady or not fails)
+        ]
+        if healthy >= quiet and possible and dice.random() < share:
+            fails, fault = dice.choice(possible)
+            i, healthy = fault(i), 0
+            steady_since = len(simulated.runs) if fails else steady_since
         else:
             jitter = 0.0 if plan.schedule == "every 6h" else dice.uniform(-20, GRACE - 30)
             _run(simulated, times[i] + jitter, dice.uniform(1, DEADLINE - 60))
@@ -126,8 +164,8 @@ def _run(simulated: Simulated, start: float, seconds: float, status: str = "comp
     simulated.runs.append((start, start + seconds, status))
 
 
-def _late(simulated: Simulated, times: list[int], i: int, dice: random.Random) -> int:
-    start = times[i] + dice.uniform(GRACE + 60, (times[i + 1] - times[i]) / 3)
+def _late(simulated: Simulated, times: list[int], i: int, dice: random.Random, least_delay: float) -> int:
+    start = times[i] + dice.uniform(GRACE + least_delay, (times[i + 1] - times[i]) / 3)
     _run(simulated, start, 60)
     simulated.faults.append(Fault(LATE, times[i] + GRACE, start))
     return i + 1
@@ -156,6 +194,14 @@ def _failing(simulated: Simulated, times: list[int], i: int, dice: random.Random
     _run(simulated, times[i + count] + 5.0, 60)
     simulated.faults.append(Fault(FAILED, times[i] + 65, times[i + count] + 65))
     return i + count + 1
+
+
+def _long_step(simulated: Simulated, times: list[int], i: int) -> int:
+    start, end = times[i] + 5.0, times[i] + DEADLINE - 300.0
+    _run(simulated, start, DEADLINE - 240)
+    simulated.steps[start] = end
+    simulated.faults.append(Fault(OVERDUE, start + STEP_DEADLINE, end))
+    return i + 1
 
 
 def _flapping(simulated: Simulated, times: list[int], i: int) -> int:

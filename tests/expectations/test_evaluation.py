@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from tachograph.clock import NS
@@ -62,6 +63,45 @@ def test_a_step_has_a_deadline_of_its_own() -> None:
     assert (finding.kind, "step “load” has been running for 1 h 00 m" in finding.text) == (OVERDUE, True)
     # Its execution is overdue: that is told, and not both.
     assert [f.key for f in found(history, deadline_seconds=3600.0, steps=steps).findings] == ["a"]
+
+
+def test_a_step_without_a_deadline_is_held_against_what_is_usual() -> None:
+    steps = [RunningStep("a", "load", NOW - HOUR), RunningStep("a", "join", NOW - HOUR // 10)]
+    history = History(runs=[run("a", 2)], steps=steps, usual_p95_seconds=3600, usual_steps={"load": 600, "join": 1})
+    stuck = found(history)
+    assert [(f.kind, f.key) for f in stuck.findings] == [(STUCK, "a/load"), (STUCK, "a/join")]
+    assert stuck.findings[0].text == (
+        "Its step “load” has been running for 1 h 00 m; 95 % of its executions took no longer than 10 m 00 s; the "
+        "limit is 30 m 00 s."
+    )
+    assert stuck.long_steps == ["join", "load"]
+    # Looked at once a minute, because a step ends without anything else to notice.
+    assert stuck.next_ns == NOW + 60 * NS
+    # A deadline says what is acceptable, whatever is usual; and so does one of the step.
+    assert found(history, deadline_seconds=3 * 3600.0).findings == []
+    patient = found(history, steps={"load": StepExpectation(deadline_seconds=7200.0)})
+    assert [f.key for f in patient.findings] == ["a/join"]
+    assert found(msgspec.structs.replace(history, usual_steps={})).findings == []
+    # Its execution takes too long itself: that is told, and the step is still known to run for too long.
+    both = found(msgspec.structs.replace(history, usual_p95_seconds=600))
+    assert ([f.key for f in both.findings], both.long_steps) == (["a"], ["join", "load"])
+
+
+def test_what_was_told_of_a_step_goes_on_as_that_of_its_execution() -> None:
+    told = [Told("n1", STUCK, "a/load", 10, None)]
+    assert transitions(told, [finding(STUCK, "a", 30)], 31) == ([], [])
+    over = transitions(told, [finding(STUCK, "a", 30, 40)._replace(execution_id="a")], 41)
+    assert ([(r.told.id, r.until_ns, r.text) for r in over.recovered], over.opened) == ([("n1", 40, "recovery")], [])
+
+
+def test_while_it_flaps_nothing_else_is_said_of_its_failures() -> None:
+    once = found(History(runs=[run("a", 3, 2.9), run("b", 2, 1.9, "failed")]))
+    assert ([f.kind for f in once.findings], once.is_flapping) == ([FAILED], False)
+    again = [run("a", 3, 2.9, "failed"), run("b", 2, 1.9), run("c", 1, 0.01, "failed")]
+    # It is not told yet, because it may succeed in time.
+    soon = found(History(runs=again))
+    assert (soon.findings, soon.is_flapping) == ([], True)
+    assert found(History(runs=[*again, run("d", 0.005, 0.001)])).is_flapping is False
 
 
 def test_what_never_started_is_late_unless_it_is_paused_or_was_not_expected_yet() -> None:

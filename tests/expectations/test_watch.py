@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import ClassVar
 from zoneinfo import ZoneInfo
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 
 from tachograph.clock import NS
 from tachograph.events import (
@@ -21,8 +24,13 @@ from tachograph.events import (
 )
 from tachograph.expectation import Expectation, StepExpectation
 from tachograph.identity import ExecutionRef, StepRef, workspace_id
+from tachograph.metrics.exposition import render
+from tachograph_exporter.expectations.evaluation import Evaluation
+from tachograph_exporter.expectations.limits import limits_of
+from tachograph_exporter.expectations.metrics import ExpectationMetrics
+from tachograph_exporter.expectations.reading import Expected
 from tachograph_exporter.expectations.routing import Target
-from tachograph_exporter.expectations.watch import Watch
+from tachograph_exporter.expectations.watch import Watch, Watched
 from tachograph_exporter.store import expectations, notices
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.writer import StoreWriter
@@ -192,3 +200,77 @@ def test_a_step_past_the_deadline_of_its_code_is_told_also_when_it_has_ended_mea
 def _end_of(step: StepRef, start_ns: int, end_ns: int) -> Event:
     return StepFinished(step=step, time_ns=end_ns, status=StepStatus.COMPLETED, attempt=1, started_ns=start_ns,
                         attempt_started_ns=start_ns, run_ns=end_ns - start_ns)  # fmt: skip
+
+
+def test_a_step_that_hangs_is_told_and_shown_until_it_ends_though_that_makes_it_usual(writer: StoreWriter) -> None:
+    start = datetime(2026, 3, 24, 3, tzinfo=BERLIN)
+    clock = Clock(start)
+    watch = watch_of(writer, clock)
+
+    def at(minutes: float) -> int:
+        return round((start + timedelta(minutes=minutes)).timestamp()) * NS
+
+    def execute(minutes: float, load_minutes: float | None) -> tuple[StepRef, int]:
+        run = make_execution("etl")
+        load = make_step(run, "load")
+        begin = at(minutes)
+        writer.apply([ExecutionStarted(execution=run, time_ns=begin), StepStarted(step=load, time_ns=begin)])
+        if load_minutes is not None:
+            finish(load, begin, at(minutes + load_minutes))
+        return load, begin
+
+    def finish(load: StepRef, begin: int, end: int) -> None:
+        writer.apply([_end_of(load, begin, end)])
+        run = load.execution
+        writer.apply([
+            ExecutionFinished(execution=run, time_ns=end + 3600 * NS, status=ExecutionStatus.COMPLETED,
+                              started_ns=begin, step_count=1),
+        ])  # fmt: skip
+
+    def look(minutes: float) -> str:
+        clock.move(start + timedelta(minutes=minutes))
+        watch.look()
+        registry = CollectorRegistry()
+        registry.register(ExpectationMetrics(watch, 100))
+        return render(registry).decode()
+
+    for n in range(5):
+        execute(200 * n, 10)
+    load, begin = execute(1000, None)
+    shown = {minutes: "workflow_step_overdue{" in look(minutes) for minutes in (1001, 1010, 1029, 1031, 1032)}
+    assert shown == {1001: False, 1010: False, 1029: False, 1031: True, 1032: True}
+    assert [row[0] for row in told(writer.database)] == ["stuck"]
+    # Another service goes on, and shows it as well.
+    watch = watch_of(writer, clock)
+    assert 'workflow_step_overdue{step="load",workflow="etl",workspace="default"} 1.0' in look(1033)
+    finish(load, begin, at(1040))
+    assert "workflow_step_overdue{" not in look(1041)
+    ((row, messages),) = writer.database.look(lambda c: notices.listed(c, None))
+    assert (row.kind, row.key, row.opened_ns, row.resolved_ns) == (
+        "stuck", f"{load.execution.execution_id}/load", at(1030), at(1040),
+    )  # fmt: skip
+    assert row.recovery.startswith("Its step “load” ended after 40 m 00 s.")
+    assert sorted(message.phase for message in messages) == ["opened", "recovered"]
+
+
+def test_names_that_are_cut_to_the_same_are_one_series() -> None:
+    class Found:
+        slugs: ClassVar[dict[str, str]] = {"w": "default"}
+
+        def __init__(self, names: list[str], steps: list[str]) -> None:
+            limits = limits_of(Expectation(steps={step: StepExpectation(deadline_seconds=1.0) for step in steps}))
+            evaluation = Evaluation(long_steps=steps[-1:])
+            self.watched = {
+                ("w", name): Watched(Expected("w", name, {}, limits, 0), evaluation, None, 0, (), 0, {}, 0)
+                for name in names
+            }
+
+    long, hostile = "x" * 5_000, 'a"b\\c\nd{e="f"}'
+    registry = CollectorRegistry()
+    registry.register(ExpectationMetrics(Found([long + "1", long + "2", hostile], [long + "3", long + "4", "s"]), 3))  # type: ignore[arg-type]
+    families = {f.name: f.samples for f in text_string_to_metric_families(render(registry).decode())}
+    steps = families["workflow_step_overdue"]
+    assert len({tuple(sample.labels.items()) for sample in steps}) == len(steps) == 3
+    # Of more than fit, those that run for too long are shown.
+    assert [sample.value for sample in steps] == [1.0, 1.0, 0.0]
+    assert {sample.labels["workflow"] for sample in families["workflow_flapping"]} >= {hostile}

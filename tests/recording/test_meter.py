@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -165,6 +166,58 @@ def test_what_is_written_is_counted_where_storage_counts_it(record: Record, tmp_
     assert use.voluntary_switches
 
 
+def test_what_is_read_from_storage_is_counted_and_what_the_cache_has_is_not(record: Record) -> None:
+    with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
+        file.write(os.urandom(20 * MIB))
+        file.flush()
+        os.fsync(file.fileno())
+
+        def read(*, is_cached: bool) -> None:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+            if not is_cached:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while len(os.pread(file.fileno(), 20 * MIB, 0)) < 20 * MIB:
+                pass
+            time.sleep(meter.LONG_NS / 1e9)
+            truth[is_cached] = (resource.getrusage(resource.RUSAGE_SELF).ru_inblock - before) * 512
+
+        truth = dict[bool, int]()
+        for is_cached in (False, True):
+            tachograph.step(name=f"cached {is_cached}")(read)(is_cached=is_cached)
+    for is_cached, counted in truth.items():
+        assert record.used(f"cached {is_cached}").read_bytes == pytest.approx(counted, rel=0.05, abs=1 << 16)
+    # Not where the directory is in memory, or on storage that is not counted.
+    if truth[False]:
+        assert truth[False] > 15 * MIB
+        assert truth[True] < MIB
+
+
+def test_how_often_a_step_waited_and_was_held_up_is_what_the_kernel_counts(record: Record) -> None:
+    stop = threading.Event()
+
+    @tachograph.step
+    def wait() -> None:
+        before = resource.getrusage(resource.RUSAGE_THREAD)
+        for _ in range(50):
+            time.sleep(0.001)
+        burn(0.1)
+        after = resource.getrusage(resource.RUSAGE_THREAD)
+        truth.extend([after.ru_nvcsw - before.ru_nvcsw, after.ru_nivcsw - before.ru_nivcsw])
+
+    truth: list[int] = []
+    # Another thread wants the interpreter, so the step gives it up now and then, too.
+    other = threading.Thread(target=lambda: [None for _ in iter(stop.is_set, True)])
+    other.start()
+    wait()
+    stop.set()
+    other.join()
+    use = record.used("wait")
+    assert truth[0] >= 50
+    # What the kernel counts between the step's start and its first line is the step's, too.
+    assert use.voluntary_switches == pytest.approx(truth[0], rel=0.05, abs=5)
+    assert use.involuntary_switches == pytest.approx(truth[1], rel=0.05, abs=10)
+
+
 def test_short_steps_only_say_their_processor_time_and_tiny_ones_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.disable()
     try:
@@ -194,19 +247,34 @@ def test_a_waiting_step_uses_next_to_nothing(record: Record) -> None:
 
 
 def test_pauses_by_the_garbage_collector_are_told_with_those_of_full_collections(record: Record) -> None:
+    """They are those that callbacks of one's own measure."""
+    pauses: list[tuple[int, float]] = []
+    began = 0.0
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        nonlocal began
+        if phase == "start":
+            began = time.perf_counter()
+        else:
+            pauses.append((info["generation"], time.perf_counter() - began))
+
     @tachograph.step
     def collect() -> None:
-        kept = [[number] for number in range(100_000)]
+        gc.callbacks.append(note)
+        kept = [[number] for number in range(300_000)]
         gc.collect()
         burn(0.02)
         del kept
+        gc.callbacks.remove(note)
 
+    gc.collect()
     collect()
     use = record.used("collect")
-    assert use.gc_count
-    assert use.gc_seconds
-    assert use.gc_full_seconds
-    assert use.gc_seconds >= use.gc_full_seconds > 0
+    assert use.gc_count == pytest.approx(len(pauses), abs=1)
+    assert use.gc_seconds == pytest.approx(sum(seconds for _, seconds in pauses), rel=0.05, abs=0.001)
+    full = sum(seconds for generation, seconds in pauses if generation == 2)
+    assert full > 0
+    assert use.gc_full_seconds == pytest.approx(full, rel=0.05, abs=0.001)
 
 
 def test_a_step_inside_another_belongs_to_it_and_neither_is_shared(record: Record) -> None:

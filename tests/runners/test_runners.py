@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +27,15 @@ from tachograph.events import (
     StepMeasured,
     StepRetrying,
     StepSkipped,
+    StepStacks,
     StepStarted,
 )
+from tachograph.folded_stacks import StackWish
 from tachograph.recording.setup import build_recorder
 from tachograph.runners import runner_of
 from tachograph.runners.celery import app_of
+from tachograph.stacks.passing_on import attempts_elsewhere
+from tachograph.stacks.wishes import fulfil, long_attempts, tell
 from tachograph.workflow import Executor, LocalRunner, Runner, Workflow
 from tachograph_exporter import handler_sources
 from tests.engines import processes
@@ -39,7 +44,12 @@ from tests.runners import definitions
 HANDLERS = Path(__file__).with_name("elsewhere.py")
 STEP = definitions.step
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("runners")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.xdist_group("runners"),
+    # Celery's backend calls it.
+    pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning"),
+]
 
 
 class Told(NamedTuple):
@@ -209,6 +219,47 @@ async def cancelled(engine: str) -> str:
     result = await task
     await executor.drain(0)
     return str(result.status)
+
+
+async def test_the_stacks_of_a_step_are_those_of_its_worker(engine: str) -> None:
+    events: list[Event] = []
+    async with opened(engine) as runner:
+        executor = Executor(events.append, runner=runner, clock=AnchoredClock)
+        steps = [STEP("a", "long", config={"seconds": 60}), STEP("b", "long", config={"seconds": 60})]
+        ref, task = executor.submit(definitions.case("asked", *steps).workflow)
+
+        def stacks(kind: str, request: str = "") -> dict[str, StepStacks]:
+            told = [each for each in events if isinstance(each, StepStacks)]
+            return {each.step.name: each for each in told if each.kind == kind and each.request == request}
+
+        def all_told(request: str) -> bool:
+            return len(stacks("now", request)) == 2
+
+        # Until workers have the steps, there are no stacks to tell.
+        for number in range(12):
+            request = f"r{number}"
+            tell(ref.execution_id, request)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.to_thread(eventually, partial(all_told, request), 5)
+                break
+        now = stacks("now", request)
+        assert {each.attempt for each in now.values()} == {1}
+        (stack,) = now["a"].stacks
+        first, *_, last = [frame.partition(" (")[0] for frame in stack.stack.split(";")]
+        # Nothing of the engine is around it.
+        assert first.endswith(".long")
+        assert last in ("time.sleep", first)
+        # Steps that workers do are told to be late, too.
+        await asyncio.to_thread(eventually, lambda: len(long_attempts(ref.execution_id)) == 2, 60)
+        late = tuple(each.step_id for each in long_attempts(ref.execution_id))
+        fulfil([StackWish(ref.execution_id, step_ids=late)])
+        assert long_attempts(ref.execution_id) == ()
+        await asyncio.to_thread(eventually, lambda: stacks("profile").keys() == {"a", "b"}, 60)
+        assert stacks("profile")["b"].samples > 0
+        executor.cancel(ref.execution_id)
+        await task
+        await executor.drain(0)
+    assert attempts_elsewhere(ref.execution_id) == []
 
 
 async def test_a_cancelled_step_gives_its_worker_back(celery: str) -> None:

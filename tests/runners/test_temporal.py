@@ -135,6 +135,11 @@ def test_a_run_outlives_the_service_that_started_it(temporal: Place, tmp_path: P
         assert outer == dict.fromkeys("abc", "completed")
         assert len(timeline) == 7
         path = begun("long", STEP("a", "long", config={"seconds": 60}))
+        # The worker is asked in the answers to its signs of life.
+        told = eventually(lambda: (seen := service.get(f"{path}/stacks"))["answer"] == "answered" and seen)
+        frames = [frame.partition(" (")[0] for frame in told["items"][0]["now"]["stacks"][0]["frames"]]
+        assert frames[0].endswith(".long")
+        assert frames[-1] in ("time.sleep", frames[0])
         restarted(service)  # It has not started the run that it cancels.
         service.post(f"{path}/cancel")
         eventually(lambda: service.get(path)["status"] == "cancelled")

@@ -281,6 +281,32 @@ def test_what_a_gathering_step_waits_for_is_shown_branch_by_branch() -> None:
     assert any("right" in stack and "asyncio.locks.Event.wait" in stack.split(";")[-1] for stack in stacks)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks start eagerly from Python 3.12 on")
+def test_a_step_whose_task_starts_eagerly_has_its_own_stack_and_not_its_makers() -> None:
+    seen: dict[str, list[str]] = {}
+
+    @tachograph.step
+    async def eager() -> None:
+        def look() -> None:
+            seen.update({r.step.name: take([r], FrameTexts())[r] for r in running_reporters()})
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        await asyncio.sleep(0)
+
+    @tachograph.step
+    async def maker() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        await asyncio.create_task(eager())
+
+    asyncio.run(maker())
+    functions = {name: [frame.partition(" (")[0] for frame in stack.split(";")] for name, (stack, *_) in seen.items()}
+    assert not any(frame.endswith("maker") for frame in functions["eager"])
+    assert any(frame.endswith("eager") for frame in functions["eager"])
+    assert any(frame.endswith("maker") for frame in functions["maker"])
+
+
 def test_a_request_is_answered_once_by_every_running_step_and_by_none_that_has_ended(recorder: Any) -> None:
     events: list[Event] = []
     recorder.add("probe", events.append)

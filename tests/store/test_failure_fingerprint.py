@@ -256,6 +256,21 @@ def test_stacks_of_other_languages(stack: str, frames: tuple[str, ...]) -> None:
     assert own_frames(stack)[-1:] == (frames[-1:] if "File" in stack else frames[:1])
 
 
+LINES = (
+    "Traceback (most recent call last):", '  File "/app/a.py", line 3, in load', "    load(x)", "    ~~~~^^^",
+    'File "/app/b.py", line 4, in save', "ValueError: no", "at com.acme.Loader.load(Loader.java:17)", "", "  ",
+    "The above exception was the direct cause of the following exception:", "Caused by: java.io.IOException: x",
+    "During handling of the above exception, another exception occurred:", "main.run(0x1)", "\t/app/x.go:3 +0x1",
+    "  | ValueError: x", "    +------", "KeyError", "load@https://x/app.js:10:5",
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(LINES), max_size=12))
+def test_frames_are_those_of_the_whole_stack_whatever_is_remembered(lines: list[str]) -> None:
+    for stack in ("\n".join(lines), "\n".join([*LINES[:3], *lines]), "\n".join([*LINES[:3], *lines, LINES[5], ""])):
+        assert fingerprint("E", "no", stack).frames == own_frames(stack)
+
+
 def test_a_failure_that_says_nothing_is_told_apart_by_its_place() -> None:
     lost = ("Lost", "its process died: no sign of life since", None)
     assert fingerprint(*lost, "etl / load").id != fingerprint(*lost, "etl / save").id

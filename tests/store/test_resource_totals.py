@@ -122,6 +122,9 @@ def test_every_view_says_the_same_of_what_steps_used(any_database_url: str) -> N
     compared = {s.step_name: s for s in compare_with_baseline(run, totals, START, START + SECOND).steps}
     assert (compared["twice"].cpu_seconds, compared["twice"].reference_cpu_seconds) == (3.0, 3.0)
     assert (compared["twice"].peak_memory_bytes, compared["twice"].reference_peak_memory_bytes) == (70 * MIB, 70 * MIB)
+    twice_compared = compared["twice"]
+    assert (twice_compared.read_bytes, twice_compared.written_bytes) == (11, 22)
+    assert (twice_compared.reference_read_bytes, twice_compared.reference_written_bytes) == (11, 22)
     assert (compared["shared"].peak_memory_bytes, compared["shared"].cpu_seconds) == (None, 0.5)
     assert compared["unknown"].cpu_seconds is compared["unknown"].reference_cpu_seconds is None
     database.close()

@@ -17,7 +17,15 @@ from tachograph.metrics.self_metrics import (
     SERIES_LIMITED,
     WORKFLOW_METRICS_SHOWN,
 )
-from tachograph.metrics.specs import EXPECTED_START, LATE, OLDEST_RUNNING, OVERDUE
+from tachograph.metrics.specs import (
+    EXPECTED_START,
+    FLAPPING,
+    LATE,
+    OLDEST_RUNNING,
+    OVERDUE,
+    STEP_OVERDUE,
+    GaugeSpec,
+)
 from tachograph_exporter.alerting.promql import selector, total
 from tachograph_exporter.alerting.recording_rules import (
     ATTEMPTS,
@@ -55,7 +63,17 @@ def _alert(name: str, expr: str, pending_for: str, severity: str, summary: str, 
 def alerts(thresholds: Thresholds) -> list[dict[str, Any]]:
     """The alert groups, as Prometheus' rule files hold them."""
     rules: list[dict[str, Any]] = []
-    for build in (_error_budget, _last_run_failed, _stuck, _stale, _regression, _retries, _queue_wait, _cost):
+    for build in (
+        _error_budget,
+        _last_run_failed,
+        _flapping,
+        _stuck,
+        _stale,
+        _regression,
+        _retries,
+        _queue_wait,
+        _cost,
+    ):
         for matcher, limits in thresholds.by_matcher():
             rules += build(matcher, limits)
     rules += _expected()
@@ -99,7 +117,17 @@ def _error_budget(matcher: str, limits: WorkflowThresholds) -> list[dict[str, An
 
 
 _RETIRED_SECONDS: Final = 30 * 86_400
-"""A workflow that has not run for so long since it failed is no longer used."""
+"""A workflow without a schedule that has not run for so long since it failed is no longer used."""
+
+
+def _lately_shown(spec: GaugeSpec) -> str:
+    """What the service that evaluates expectations last said. Bridges restarts and takeovers."""
+    return f"max by ({BY_WORKFLOW}) (last_over_time({spec.name}[5m]))"
+
+
+def _unless(spec: GaugeSpec, comparison: str = "") -> str:
+    """Leaves out workflows of which the service shows this."""
+    return f"unless on ({BY_WORKFLOW}) {_lately_shown(spec)}{comparison}"
 
 
 def _window(matcher: str, window: str) -> str:
@@ -109,15 +137,31 @@ def _window(matcher: str, window: str) -> str:
 def _last_run_failed(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
     failure, success = last_failure("5m", matcher), last_success("5m", matcher)
     # From gauges, so that no failure is missed: it counts for as long as nothing has succeeded after it.
+    ago = f"time() - ({failure} > {success} or {failure} unless {success})"
+    is_used = f"{ago} < {_RETIRED_SECONDS} or {ago} and on ({BY_WORKFLOW}) {_lately_shown(EXPECTED_START)}"
     return [
         _alert(
             "WorkflowLastRunFailed",
-            f"time() - ({failure} > {success} or {failure} unless {success}) < {_RETIRED_SECONDS}",
+            f"({is_used}) {_unless(FLAPPING, ' == 1')}",
             f"{limits.last_failed_seconds:g}s",
             "warning",
             f"The last run of {_WORKFLOW} failed",
             "It failed {{ $value | humanizeDuration }} ago, and no run has succeeded since. The alert ends with the "
             "next success.",
+        )
+    ]
+
+
+def _flapping(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
+    return [
+        _alert(
+            "WorkflowFlapping",
+            f"max by ({BY_WORKFLOW}) ({FLAPPING.name}{selector(matcher)}) == 1",
+            f"{limits.last_failed_seconds:g}s",
+            "warning",
+            f"{_WORKFLOW} fails and succeeds by turns",
+            "It failed again soon after it had recovered from a failure. The alert ends when it has succeeded three "
+            "times in a row.",
         )
     ]
 
@@ -140,7 +184,16 @@ def _expected() -> list[dict[str, Any]]:
             "1m",
             "warning",
             f"{_WORKFLOW} runs past its deadline",
-            "A run, or a step of one, is taking longer than it may. The alert ends when it does.",
+            "A run is taking longer than it may. The alert ends when it does.",
+        ),
+        _alert(
+            "WorkflowStepOverdue",
+            f"max by ({BY_STEP}) ({STEP_OVERDUE.name}) == 1",
+            "1m",
+            "warning",
+            "{{ $labels.step }} of " + _WORKFLOW + " runs for too long",
+            "The step is running past its deadline or, if it has none, for far longer than usual. The alert ends when "
+            "it ends.",
         ),
     ]
 
@@ -155,7 +208,8 @@ def _stuck(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
     return [
         _alert(
             "WorkflowRunStuck",
-            f"(time() - {oldest}) > {limit}",
+            # A deadline says what is too long, whatever is usual.
+            f"(time() - {oldest}) > {limit} {_unless(OVERDUE)}",
             "2m",
             "warning",
             f"{_WORKFLOW}: a run is taking far longer than usual",
@@ -167,9 +221,12 @@ def _stuck(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
 
 def _stale(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
     now = last_success("5m", matcher)
+    exceptions = ""
     if limits.stale_seconds:
         limit = f"{limits.stale_seconds:g}"
     else:
+        # A schedule says when it should run, and `WorkflowLate` when it has not.
+        exceptions = f" {_unless(EXPECTED_START)}"
         usual = f"last_over_time({USUAL_GAP}{selector(matcher)}[15m])"
         learnt = f"clamp_min({limits.stale_factor:g} * {usual}, {limits.stale_min_seconds:g})"
         # A week shows every rhythm up to once a week.
@@ -178,7 +235,7 @@ def _stale(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
     return [
         _alert(
             "WorkflowNoSuccess",
-            f"(time() - {now}) > {limit}",
+            f"(time() - {now}) > {limit}{exceptions}",
             "5m",
             "warning",
             f"{_WORKFLOW} has not succeeded for too long",

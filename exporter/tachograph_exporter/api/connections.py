@@ -13,6 +13,8 @@ import contextlib
 import ipaddress
 import logging
 import ssl
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 from aiohttp import web
@@ -34,6 +36,9 @@ MAX_HANDSHAKES: Final = 100
 """TLS handshakes of one address at the same time; each may take `HEAD_SECONDS`."""
 BACKLOG: Final = 1_024
 """Connections that may wait to be accepted; with fewer places a flood keeps others waiting for seconds."""
+AT_ONCE: Final = 8
+"""Connections that begin, or end, in one turn of the event loop. Each costs a tenth of a millisecond, so hundreds at
+once would keep everybody else waiting; what others ask for has its turn in between."""
 MAX_DESCRIPTORS: Final = 65_536
 _SWEEP_SECONDS: Final = 1.0
 
@@ -60,8 +65,15 @@ class _Connection(RequestHandler):
             self.refuse(too_many_connections(server.limit))
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop counting it."""
+        """Stop counting it, and take it apart when it is its turn."""
         self.uncount()
+        if isinstance(self._manager, _Server):
+            self._manager.ended(self, exc)
+        else:
+            self.take_apart(exc)
+
+    def take_apart(self, exc: BaseException | None) -> None:
+        """Cancel what the ended connection asked for, and forget it."""
         super().connection_lost(exc)
 
     def uncount(self) -> None:
@@ -247,6 +259,7 @@ class _Server(web.Server):
         self._context = context
         # By address, in the order in which they last asked for something.
         self._counted: dict[str, dict[_Connection, None]] = {}
+        self._ended: deque[tuple[_Connection, BaseException | None]] = deque()
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def __call__(self) -> Any:
@@ -279,6 +292,19 @@ class _Server(web.Server):
             del counted[connection]
             counted[connection] = None
 
+    def ended(self, connection: _Connection, exc: BaseException | None) -> None:
+        """Take a connection apart that has ended, `AT_ONCE` in a turn of the event loop."""
+        if not self._ended:
+            self._loop.call_soon(self._take_apart)
+        self._ended.append((connection, exc))
+
+    def _take_apart(self, most: int = AT_ONCE) -> None:
+        for _ in range(min(most, len(self._ended))):
+            connection, exc = self._ended.popleft()
+            connection.take_apart(exc)
+        if self._ended:
+            self._loop.call_soon(self._take_apart)
+
     def uncount(self, connection: _Connection, peer: str) -> None:
         """Forget a connection."""
         counted = self._counted.get(peer)
@@ -298,6 +324,7 @@ class _Server(web.Server):
         """Close all connections."""
         if self._timer is not None:
             self._timer.cancel()
+        self._take_apart(len(self._ended))
         for waiting in self.handshakes.values():
             for transport in waiting:
                 transport.abort()
@@ -323,6 +350,30 @@ class Runner(web.AppRunner):
         return _Server(
             self._limit, self._tls, server.request_handler, request_factory=server.request_factory, **server._kwargs
         )
+
+
+class Site(web.TCPSite):
+    """Listens for connections: `BACKLOG` may wait, and `AT_ONCE` of them are accepted in a turn of the event loop."""
+
+    def __init__(self, runner: Runner, host: str, port: int) -> None:
+        super().__init__(runner, host, port, reuse_address=True, backlog=AT_ONCE)
+
+    async def start(self) -> None:
+        """Listen; raises `OSError` where the address is not available."""
+        await super().start()
+        # asyncio takes one number for two things: how many may wait, and how many it accepts in one turn.
+        for listening in self._sockets():
+            with listening.dup() as copy:
+                copy.listen(BACKLOG)
+
+    @property
+    def bound_port(self) -> int:
+        """The port that it listens on."""
+        return int(self._sockets()[0].getsockname()[1])
+
+    def _sockets(self) -> Sequence[Any]:
+        assert isinstance(self._server, asyncio.Server)  # noqa: S101 - it was started
+        return self._server.sockets
 
 
 def raise_descriptor_limit() -> None:

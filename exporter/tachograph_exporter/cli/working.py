@@ -72,9 +72,12 @@ def _work(engine: str, url: str, handlers: HandlerRegistry, concurrency: int, na
         fail(f"a worker of Temporal records whole runs: say where, with {URL_VARIABLE} or {DATABASE_VARIABLE}")
     recorder = get_recorder()
 
-    def record(events: Sequence[Event]) -> bool:
+    def tell(events: Sequence[Event]) -> None:
         # Each part of a run may come to another worker, so none has the whole of it for spans.
         recorder.publish(events, delivered_to=("spans", "metrics"), are_foreign=True)
+
+    def record(events: Sequence[Event]) -> bool:
+        tell(events)
         return recorder.flush()
 
-    return work_whole_runs(url, handlers, concurrency, name, record)
+    return work_whole_runs(url, handlers, concurrency, name, record, tell)

@@ -14,6 +14,8 @@ from tachograph_exporter.command.recording import Recording, anchored_clock, rec
 
 DEBUG_VARIABLE = "TACHOGRAPH_DEBUG"
 _MAX_DELAY_SECONDS = 300.0
+_COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
+"""What Python sets ``LC_CTYPE`` to."""
 
 
 def main(verb: str, arguments: list[str]) -> int:
@@ -42,7 +44,7 @@ class _Attempts:
     def environment(self) -> dict[str, str]:
         """The environment of the command."""
         added = self._recorded("environment") if self.recording is not None else None
-        return {**os.environ, **(added if isinstance(added, dict) else {})}
+        return {**_given_environment(), **(added if isinstance(added, dict) else {})}
 
     def run(self, runner: Runner) -> int:
         """Run attempts until one succeeds, or there are no more."""
@@ -80,6 +82,19 @@ class _Attempts:
             self.recording = None
             _not_recorded(error)
             return None
+
+
+def _given_environment() -> dict[str, str]:
+    """The environment as it was given to this process.
+
+    Where there is no locale, as under cron, Python sets ``LC_CTYPE`` (PEP 538): the command would see another locale.
+    """
+    environment = dict(os.environ)
+    if environment.get("LC_CTYPE") in _COERCED:
+        with contextlib.suppress(OSError), open("/proc/self/environ", "rb") as file:
+            if not any(entry.startswith(b"LC_CTYPE=") for entry in file.read().split(b"\0")):
+                del environment["LC_CTYPE"]
+    return environment
 
 
 def _not_recorded(error: Exception) -> None:

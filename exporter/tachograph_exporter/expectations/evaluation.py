@@ -20,15 +20,14 @@ from tachograph_exporter.expectations.findings import (
     FAILED,
     FLAPPING,
     LATE,
-    OVERDUE,
     REGRESSION,
     STALE,
-    STUCK,
     SUCCESS_RATE,
     Finding,
 )
 from tachograph_exporter.expectations.history import Count, History, Hour, Run
 from tachograph_exporter.expectations.limits import Limits
+from tachograph_exporter.expectations.long_running import find_long
 from tachograph_exporter.expectations.schedules import Learned, Schedule, due_after, schedule_of
 from tachograph_exporter.times import format_duration
 
@@ -44,18 +43,22 @@ LATELY_S: Final = 86_400
 """An hour that was out of the ordinary is told for so long."""
 IT_FAILED: Final = "It failed."
 _FAILURES: Final = {"timeout": "It ran into its timeout.", "lost": "Its process died, or was heard of no more."}
-_MIN_STEP_SECONDS: Final = 1.0
-_MAX_STEP_SECONDS: Final = 30.0
 _AGAIN_NS: Final = 300 * NS
 
 
 class Evaluation(NamedTuple):
-    """What was found, when the next start is expected, by which schedule, and until when nothing changes by itself."""
+    """What was found, when the next start is expected, by which schedule, and until when nothing changes by itself.
+
+    ``long_steps`` are the names of steps that run for too long, also of executions that do. ``is_flapping``: it failed,
+    and if it does not succeed soon enough, that is told as failing and succeeding by turns; or has been.
+    """
 
     findings: Sequence[Finding] = ()
     expected_start_ns: int | None = None
     schedule: Schedule | None = None
     next_ns: int | None = None
+    long_steps: Sequence[str] = ()
+    is_flapping: bool = False
 
     def of(self, kind: str) -> Finding | None:
         """The finding of a kind that is not over, or None."""
@@ -79,15 +82,15 @@ def evaluate(
     if limits.is_paused:
         return Evaluation()
     oldest = max(since_ns, known_ns)
-    times: list[int] = []
-    running = [*_running(limits, history, now_ns, times)]
+    long = find_long(limits, history, now_ns)
+    running, times = long.findings, [*long.times]
     schedule = schedule_of(limits.schedule, limits.timezone, [run.started_ns for run in history.runs])
     expected: int | None = None
     late: list[Finding] = []
     if schedule is not None:
         moments = _Moments(now_ns, known_ns, settled_ns, oldest)
         late, expected = _late(limits, schedule, history, running, moments, times)
-    failing = [*_failing(limits, history, now_ns, times)]
+    failing, is_flapping = _failing(limits, history, now_ns, times)
     is_failing = any(finding.until_ns is None for finding in failing)
     rate = _success_rate(limits, history.counts, now_ns) if limits.has_target and not is_failing else None
     others = (rate, _stale(limits, history, (now_ns, known_ns), times), *_unusual(limits, history.hours, now_ns))
@@ -95,7 +98,8 @@ def evaluate(
         times.append(now_ns + _AGAIN_NS)
     findings = [*late, *running, *failing, *(finding for finding in others if finding is not None)]
     reported = [f for f in findings if f.until_ns is None or (f.until_ns > oldest and f.until_ns > f.since_ns)]
-    return Evaluation(reported, expected, schedule, min((t for t in times if t > now_ns), default=None))
+    next_ns = min((t for t in times if t > now_ns), default=None)
+    return Evaluation(reported, expected, schedule, next_ns, long.steps, is_flapping)
 
 
 def shown_time(time_ns: int, zone: str | None) -> str:
@@ -127,7 +131,8 @@ def _late(
         grace = max(grace, schedule.spread_seconds if limits.has_grace else schedule.grace_seconds)
     grace_ns = round(grace * NS)
     # Whoever schedules a workflow may not start it while it hangs: those times are not missed.
-    hung_ends = {f.execution_id: f.until_ns for f in running if f.until_ns is not None}
+    hung = {finding.execution_id for finding in running}
+    hung_ends = {run.execution_id: run.finished_ns for run in history.runs if run.execution_id in hung}
     findings = []
     for run, later in itertools.pairwise([None, *history.runs]):
         if later is None or later.started_ns <= since:
@@ -175,79 +180,14 @@ def _late_finding(limits: Limits, key: str, due_since: tuple[int, int], run: Run
     )  # fmt: skip
 
 
-def _running(limits: Limits, history: History, now: int, times: list[int]) -> Iterator[Finding]:
-    """Executions, and steps of them, that take too long; and those that did."""
-    if limits.deadline_seconds is not None:
-        kind, limit, reason = OVERDUE, limits.deadline_seconds, "its deadline is"
-    elif history.usual_p95_seconds is not None:
-        kind, limit = STUCK, max(limits.stuck_factor * history.usual_p95_seconds, limits.stuck_seconds)
-        reason = f"95 % of its executions took no longer than {_text(history.usual_p95_seconds)}; the limit is"
-    else:
-        kind, limit, reason = STUCK, limits.stuck_unknown_seconds, "nothing is known of how long it takes; the limit is"
-    limit_ns = round(limit * NS)
-    too_long: set[str] = set()
-    for run in history.runs:
-        since = run.started_ns + limit_ns
-        end = run.finished_ns
-        if (end if end is not None else now) <= since:
-            if end is None:
-                times.append(since + 1)
-            continue
-        too_long.add(run.execution_id)
-        took = format_duration((end if end is not None else now) - run.started_ns)
-        running = [s.name for s in history.steps if s.execution_id == run.execution_id]
-        steps = f" Running: {', '.join(running[:5])}." if running else ""
-        yield Finding(
-            kind, run.execution_id, since, end, limits.severity,
-            f"An execution {'has been running for' if end is None else 'took'} {took}; {reason} {_text(limit)}.{steps}",
-            f"It ended after {took}, {run.status}.", run.execution_id,
-        )  # fmt: skip
-    yield from _long_steps(limits, history, now, too_long, times)
-
-
-def _long_steps(limits: Limits, history: History, now: int, too_long: set[str], times: list[int]) -> Iterator[Finding]:
-    """Steps that run longer than their deadline, and those that did, but for those of executions that do."""
-    told = set[str]()
-    deadlines = [step.deadline_seconds for step in limits.steps.values() if step.deadline_seconds is not None]
-    if deadlines and any(run.finished_ns is None for run in history.runs):
-        # Steps start and end without anything else to notice, so they are looked at now and then.
-        times.append(now + round(min(max(min(deadlines) / 10, _MIN_STEP_SECONDS), _MAX_STEP_SECONDS) * NS))
-    for step in history.steps:
-        expected = limits.steps.get(step.name)
-        if expected is None or expected.deadline_seconds is None or step.execution_id in too_long:
-            continue
-        since = step.started_ns + round(expected.deadline_seconds * NS)
-        if now <= since:
-            times.append(since + 1)
-            continue
-        key = f"{step.execution_id}/{step.name}"[:200]
-        told.add(key)
-        yield Finding(
-            OVERDUE, key, since, None, limits.severity,
-            f"Its step “{step.name}” has been running for {format_duration(now - step.started_ns)}; its deadline "
-            f"is {_text(expected.deadline_seconds)}.",
-            f"Its step “{step.name}” has ended.", step.execution_id,
-        )  # fmt: skip
-    for long in sorted(history.long_steps, key=lambda long: long.started_ns):
-        expected = limits.steps.get(long.name)
-        key = f"{long.execution_id}/{long.name}"[:200]
-        if expected is None or expected.deadline_seconds is None or long.execution_id in too_long or key in told:
-            continue
-        told.add(key)  # Of several of one name, the first is told.
-        took = format_duration(long.finished_ns - long.started_ns)
-        yield Finding(
-            OVERDUE, key, long.started_ns + round(expected.deadline_seconds * NS), long.finished_ns, limits.severity,
-            f"Its step “{long.name}” took {took}; its deadline is {_text(expected.deadline_seconds)}.",
-            f"Its step “{long.name}” ended after {took}.", long.execution_id,
-        )  # fmt: skip
-
-
-def _failing(limits: Limits, history: History, now: int, times: list[int]) -> Iterator[Finding]:
-    """Times in which it failed, or failed and succeeded by turns."""
+def _failing(limits: Limits, history: History, now: int, times: list[int]) -> tuple[list[Finding], bool]:
+    """Times in which it failed, or failed and succeeded by turns; and whether it does the latter, told or not yet."""
+    findings: list[Finding] = []
     if not any(run.is_bad for run in history.runs):
-        return
+        return findings, False
     judged = sorted((r for r in history.runs if r.is_bad or r.is_good), key=lambda r: (r.finished_ns, r.started_ns))
-    for episode in outcomes.episodes(judged, round(limits.last_failed_seconds * NS)):
+    episodes = outcomes.episodes(judged, round(limits.last_failed_seconds * NS))
+    for episode in episodes:
         if episode.since_ns > now:
             times.append(episode.since_ns)
             continue
@@ -257,13 +197,16 @@ def _failing(limits: Limits, history: History, now: int, times: list[int]) -> It
             text = _FAILURES.get(episode.last.status, IT_FAILED)
             if episode.failures > 1:
                 text = f"It failed {episode.failures} times in a row."
-        yield Finding(
-            episode.kind, episode.first.execution_id, episode.since_ns, episode.until_ns, limits.severity, text,
-            "It succeeded again."
-            if episode.kind == FAILED
-            else f"It succeeded {outcomes.STEADY_RUNS} times in a row.",
-            episode.last.execution_id,
+        findings.append(
+            Finding(
+                episode.kind, episode.first.execution_id, episode.since_ns, episode.until_ns, limits.severity, text,
+                "It succeeded again."
+                if episode.kind == FAILED
+                else f"It succeeded {outcomes.STEADY_RUNS} times in a row.",
+                episode.last.execution_id,
+            )
         )  # fmt: skip
+    return findings, any(episode.kind == FLAPPING and episode.until_ns is None for episode in episodes)
 
 
 def _stale(limits: Limits, history: History, now_known: tuple[int, int], times: list[int]) -> Finding | None:

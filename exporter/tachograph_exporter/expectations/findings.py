@@ -17,7 +17,7 @@ REGRESSION: Final = "regression"
 KINDS: Final = {
     LATE: "it did not start when it was due",
     OVERDUE: "an execution, or a step of it, takes longer than its deadline",
-    STUCK: "an execution takes far longer than usual",
+    STUCK: "an execution, or a step of it, takes far longer than usual",
     FAILED: "it failed and has not succeeded since",
     FLAPPING: "it fails and succeeds by turns",
     STALE: "it has not succeeded for too long",

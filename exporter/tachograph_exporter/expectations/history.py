@@ -69,7 +69,8 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
 
     ``runs`` are the newest executions and all open ones, by start. ``steps`` are those that run, ``long_steps`` those
     of the newest executions that took longer than their deadline. ``waiting_ns``: since when one is queued that has
-    not started. ``usual_p95_seconds``: of completed executions. ``counts`` are by seconds (`WINDOWS`) up to now.
+    not started. ``usual_p95_seconds``: of completed executions; ``usual_steps``: of completed steps, by name, if it
+    matters. ``counts`` are by seconds (`WINDOWS`) up to now.
     ``hours`` are the last fortnight's in which executions ended, oldest first. ``last_success_ns`` may be older than
     all ``runs``.
     """
@@ -79,6 +80,7 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     long_steps: Sequence[LongStep] = ()
     waiting_ns: int | None = None
     usual_p95_seconds: float | None = None
+    usual_steps: Mapping[str, float] = {}
     counts: Mapping[int, Count] = {}
     hours: Sequence[Hour] = ()
     last_success_ns: int | None = None

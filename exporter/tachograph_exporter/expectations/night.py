@@ -105,12 +105,8 @@ def _starts(
         return [], True
     if history.runs and key is not None:
         runs |= {run.execution_id: run.started_ns for run in history.runs}
-        begins = {run.execution_id: run.started_ns for run in history.runs}
-        hung = [
-            (begins[finding.execution_id], finding.until_ns or now_ns)
-            for finding in evaluation.findings
-            if finding.kind in (OVERDUE, STUCK) and finding.execution_id in begins
-        ]
+        hanging = {finding.execution_id for finding in evaluation.findings if finding.kind in (OVERDUE, STUCK)}
+        hung = [(run.started_ns, run.finished_ns or now_ns) for run in history.runs if run.execution_id in hanging]
         if len(history.runs) >= facts.NEWEST and not since_ns:
             # The starts since then are known, and those of the window.
             since_ns = min(window_ns[0] - _EARLY_NS, history.runs[0].started_ns)

@@ -15,13 +15,13 @@ from tachograph_exporter.expectations.limits import SOURCES, Limits, combined, l
 from tachograph_exporter.store import facts
 from tachograph_exporter.store.expectations import ANY, Said
 from tachograph_exporter.store.rollups.counting import Key
-from tachograph_exporter.store.totals import WorkflowTotals
+from tachograph_exporter.store.totals import Totals, WorkflowTotals
 
 MIN_USUAL: Final = 5
 """So many completed executions say what is usual."""
 FORTNIGHT_HOURS: Final = 14 * 24
 MAX_STEPS: Final = 100
-"""Workflows with more steps are not compared with what is usual by the hour: reading a fortnight takes too long."""
+"""Steps of workflows with more are not compared with what is usual: reading weeks of them takes too long."""
 
 MAX_RECENT: Final = 20
 MAX_RECENT_STEPS: Final = 1_000
@@ -71,9 +71,20 @@ class Expectations:
 
 
 def read_history(
-    connection: Connection, key: Key, limits: Limits, running: Sequence[Row[Any]], now_ns: int, *, hours: bool = True
+    connection: Connection,
+    key: Key,
+    limits: Limits,
+    running: Sequence[Row[Any]],
+    now_ns: int,
+    *,
+    hours: bool = True,
+    usual_steps: Mapping[str, float] | None = None,
 ) -> History:
-    """What is known of a workflow. ``running``: its open executions. ``hours``: with those that say what is usual."""
+    """What is known of a workflow.
+
+    ``running``: its open executions. ``hours``: with those that say what is usual. ``usual_steps``: how long its steps
+    usually take, where that is known already.
+    """
     rows = {row.execution_id: row for row in [*facts.newest_executions(connection, key), *running]}
     runs = [
         Run(row.execution_id, row.started_ns, row.finished_ns, row.status)
@@ -87,19 +98,33 @@ def read_history(
     most_steps = max((row.step_count for row in rows.values()), default=0)
     waiting = [row.created_ns for row in running if row.started_ns is None]
     open_ids = [run.execution_id for run in runs if run.finished_ns is None]
-    totals = facts.usual_totals(connection, key, now_ns) if open_ids or limits.stale_seconds else WorkflowTotals()
+    # Reading what is usual of steps takes a while, and no step is past it as long as no execution has run for so long.
+    oldest_ns = min((run.started_ns for run in runs if run.finished_ns is None), default=now_ns)
+    needs_steps = limits.deadline_seconds is None and now_ns - oldest_ns > limits.stuck_seconds * NS
+    needs_steps = needs_steps and usual_steps is None and most_steps <= MAX_STEPS
+    totals = WorkflowTotals()
+    if open_ids or limits.stale_seconds:
+        totals = facts.usual_totals(connection, key, now_ns, steps=needs_steps)
     completed = totals.executions.get("completed")
-    usual = completed.histogram().quantile(0.95) if completed is not None and completed.count >= MIN_USUAL else None
+    if usual_steps is None:
+        by_name = ((name, _usual_p95(step.by_status.get("completed"))) for name, step in totals.steps.items())
+        usual_steps = {name: p95 for name, p95 in by_name if p95 is not None}
     return History(
         runs=runs,
         steps=[RunningStep(*row) for row in facts.running_steps(connection, open_ids)] if open_ids else (),
         long_steps=_long_steps(connection, limits, list(rows.values()), now_ns),
         waiting_ns=min(waiting, default=None),
-        usual_p95_seconds=usual,
+        usual_p95_seconds=_usual_p95(completed),
+        usual_steps=usual_steps,
         counts=_counts(connection, key, now_ns) if limits.has_target else {},
         hours=_hours(connection, key, now_ns) if hours and most_steps <= MAX_STEPS else (),
         last_success_ns=completed.last_ns if completed is not None else None,
     )
+
+
+def _usual_p95(completed: Totals | None) -> float | None:
+    """The 95th percentile of durations; None if too few are known."""
+    return completed.histogram().quantile(0.95) if completed is not None and completed.count >= MIN_USUAL else None
 
 
 def _long_steps(connection: Connection, limits: Limits, rows: Sequence[Row[Any]], now_ns: int) -> Sequence[LongStep]:

@@ -56,6 +56,9 @@ def transitions(told: Sequence[Told], findings: Sequence[Finding], now_ns: int) 
         )  # fmt: skip
         if current is not None:
             ended = next((finding for finding in over if finding.key == current.key), None)
+            if ended is None and kind in _MANY:
+                # What was told of a step went on as that of its execution.
+                ended = next((f for f in over if f.execution_id == current.key.partition("/")[0]), None)
             if not _goes_on(kind, ended, lasting):
                 until = (ended.until_ns if ended is not None else None) or now_ns
                 text = ended.recovery if ended is not None else ""
@@ -70,6 +73,13 @@ def transitions(told: Sequence[Told], findings: Sequence[Finding], now_ns: int) 
         if lasting is not None and lasting.is_certain and lasting.key not in known:
             opened.append(lasting)
     return Transitions(opened, recovered)
+
+
+def open_kinds(told: Sequence[Told], change: Transitions) -> frozenset[str]:
+    """The kinds of what is told and not over, after a change."""
+    over = {recovery.told.id for recovery in change.recovered}
+    before = {entry.kind for entry in told if entry.resolved_ns is None and entry.id not in over}
+    return frozenset(before | {finding.kind for finding in change.opened if finding.until_ns is None})
 
 
 def _goes_on(kind: str, ended: Finding | None, lasting: Finding | None) -> bool:

@@ -19,12 +19,13 @@ from sqlalchemy import Connection, Row
 from tachograph.clock import NS
 from tachograph.errors import StoreUnavailable
 from tachograph.quiet_log import QuietLog
+from tachograph_exporter.expectations.endings import ending_of
 from tachograph_exporter.expectations.evaluation import IT_FAILED, Evaluation, evaluate
 from tachograph_exporter.expectations.findings import COST, OVERDUE, REGRESSION, STUCK, Finding
 from tachograph_exporter.expectations.history import History
 from tachograph_exporter.expectations.reading import Expectations, Expected, read_history
 from tachograph_exporter.expectations.routing import Target
-from tachograph_exporter.expectations.transitions import Told, Transitions, transitions
+from tachograph_exporter.expectations.transitions import Told, Transitions, open_kinds, transitions
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import expectations as expectation_rows
 from tachograph_exporter.store import facts, notices, state
@@ -54,7 +55,11 @@ _PRUNE_NS: Final = 3600 * NS
 
 
 class Watched(NamedTuple):
-    """What was found of a workflow, from which facts, and when."""
+    """What was found of a workflow, from which facts, and when.
+
+    ``unusual`` was found by the hours that were read at ``hours_ns``, and what is usual of steps was read at
+    ``usual_ns``. ``open_kinds``: what is told of it and is not over.
+    """
 
     expected: Expected
     evaluation: Evaluation
@@ -62,6 +67,9 @@ class Watched(NamedTuple):
     evaluated_ns: int
     unusual: Sequence[Finding]
     hours_ns: int
+    usual_steps: Mapping[str, float]
+    usual_ns: int
+    open_kinds: frozenset[str] = frozenset()
 
 
 class Watch:
@@ -210,7 +218,9 @@ class Watch:
             if watched.evaluation.findings or has_open:
                 rows = notices.of_workflow(connection, *place)
                 told = [Told(r.id, r.kind, r.key, r.opened_ns, r.resolved_ns) for r in rows]
-            yield watched, transitions(told, watched.evaluation.findings, now_ns)
+            change = transitions(told, watched.evaluation.findings, now_ns)
+            ended = [ending_of(connection, recovery) for recovery in change.recovered]
+            yield watched._replace(open_kinds=open_kinds(told, change)), change._replace(recovered=ended)
 
     def _evaluate_one(
         self,
@@ -223,11 +233,17 @@ class Watch:
         expected, key, signature = subject
         before = self.watched.get((expected.workspace_id, expected.workflow))
         history, hours_ns = History(), before.hours_ns if before is not None else 0
+        usual_ns = before.usual_ns if before is not None else 0
+        usual_steps = before.usual_steps if before is not None and 0 <= now_ns - usual_ns < UNUSUAL_NS else None
         # What is usual is read when executions have ended since the service started: reading it takes a while.
         reads_hours = (before is not None or has_open) and not 0 <= now_ns - hours_ns < UNUSUAL_NS
         if key is not None:
             running = read.running.get(key, ())
-            history = read_history(connection, key, expected.limits, running, now_ns, hours=reads_hours)
+            history = read_history(
+                connection, key, expected.limits, running, now_ns, hours=reads_hours, usual_steps=usual_steps or None
+            )
+            if history.usual_steps and not usual_steps:
+                usual_ns = now_ns
         since_ns = before.evaluated_ns if before is not None else self._since_ns
         evaluation = evaluate(
             expected.limits, history, min(since_ns, now_ns), now_ns,
@@ -242,7 +258,8 @@ class Watch:
         if unusual:
             again = now_ns + UNUSUAL_NS
             evaluation = evaluation._replace(next_ns=min(evaluation.next_ns or again, again))
-        return Watched(expected, evaluation, signature, now_ns, unusual, hours_ns)
+        usual = (unusual, hours_ns, history.usual_steps, usual_ns)
+        return Watched(expected, evaluation, signature, now_ns, *usual)
 
     def _tell(self, connection: Connection, *, expected: Expected, change: Transitions, now_ns: int) -> bool:
         """Store what is to be told, with the messages. Returns whether that was news."""

@@ -17,9 +17,9 @@ from sqlalchemy import Connection, Row, update
 
 from tachograph.events import Event, ExecutionFinished, ExecutionStarted, Heartbeat
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey
+from tachograph_exporter.store.keyed import change_each
 from tachograph_exporter.store.schema import spans, traces
 
-_CHUNK: Final = 500
 _ID_BYTES: Final = 8
 
 
@@ -94,14 +94,10 @@ def mark_started(connection: Connection, workspace_id: str, trace_id: str, withh
 def _mark(
     connection: Connection, workspace_id: str, trace_id: str, span_ids: Collection[str], state: Announced
 ) -> None:
-    ordered = sorted(span_ids)
-    for i in range(0, len(ordered), _CHUNK):
-        statement = update(spans).where(
-            spans.c.workspace_id == workspace_id,
-            spans.c.trace_id == trace_id,
-            spans.c.span_id.in_(ordered[i : i + _CHUNK]),
-        )
-        connection.execute(statement.values(told=state.value))
+    is_of_trace = (spans.c.workspace_id == workspace_id) & (spans.c.trace_id == trace_id)
+    change_each(
+        connection, update(spans).where(is_of_trace).values(told=state.value), spans.c.span_id, sorted(span_ids)
+    )
 
 
 def untold_of(row: Row[Any]) -> list[str]:
@@ -162,7 +158,5 @@ def mark_assembled(
 def _write_traces(
     connection: Connection, workspace_id: str, trace_ids: Collection[str], values: Mapping[str, Any]
 ) -> None:
-    ordered = sorted(trace_ids)
-    for i in range(0, len(ordered), _CHUNK):
-        is_trace = (traces.c.workspace_id == workspace_id) & traces.c.trace_id.in_(ordered[i : i + _CHUNK])
-        connection.execute(update(traces).where(is_trace).values(values))
+    change = update(traces).where(traces.c.workspace_id == workspace_id).values(values)
+    change_each(connection, change, traces.c.trace_id, sorted(trace_ids))

@@ -74,6 +74,7 @@ class PingReceiver:
         process = PING_PROCESS if run is None else f"{PING_PROCESS}/{run}"
 
         def work(connection: Connection) -> tuple[str, Batch | None, list[Event]]:
+            # The newest run of a process is looked up, and may be begun, by one at a time.
             locking.lock(connection)
             row = definitions.definition(connection, workspace_id, name=name)
             identifier = str(row.id) if row is not None else workflow_id(workspace, name)

@@ -31,6 +31,7 @@ from tachograph_exporter.ingest.recorded_lines import cleaned_lines
 from tachograph_exporter.ingest.request_queue import RequestQueue
 from tachograph_exporter.store import executions, locking, partitions, senders
 from tachograph_exporter.store.batch import Batch
+from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.writer import StoreWriter
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -118,7 +119,7 @@ class EventReceiver:
         if not requests:
             return
         try:
-            batch, events, answers = self._writer.database.run(lambda connection: self._take(connection, requests))
+            batch, events, answers = self._writer.run(lambda connection: self._take(connection, requests))
         except StoreUnavailable as error:
             quiet.warning("unavailable", "events could not be stored: %s", error)
             for request in requests:
@@ -158,7 +159,7 @@ class EventReceiver:
                 for half in (events[: len(events) // 2], events[len(events) // 2 :]):
                     part = request._replace(events=half, sequence=0, answer=Future())
                     try:
-                        batch, new, answers = self._writer.database.run(partial(self._take, requests=[part]))
+                        batch, new, answers = self._writer.run(partial(self._take, requests=[part]))
                     except StoreUnavailable:
                         raise
                     except Exception as failure:
@@ -180,7 +181,9 @@ class EventReceiver:
         self, connection: Connection, requests: Sequence[_Request]
     ) -> tuple[Batch | None, list[Event], list[Stored]]:
         """Store what is new of these requests: (what was written, the events, an answer to each request)."""
-        locking.lock(connection)
+        self._writer.share(connection, (event for request in requests for _, event in request.events))
+        # A batch that is sent again, maybe to another service, waits until the first one is committed.
+        locking.claim(connection, Claim.SENDER, {f"{request.workspace_id}/{request.sender}" for request in requests})
         by_workspace: dict[str, list[_Request]] = {}
         for request in requests:
             by_workspace.setdefault(request.workspace_id, []).append(request)

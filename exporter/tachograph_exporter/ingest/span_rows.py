@@ -17,6 +17,7 @@ from tachograph_exporter.store.inserting import insert_many, upsert
 from tachograph_exporter.store.keyed import KEYS, keyed
 from tachograph_exporter.store.schema import span_resources, spans, traces
 from tachograph_exporter.store.span_index import Notes, Source, SpanIndex, day_of
+from tachograph_exporter.store.span_values import Noted, SpanValues
 
 MAX_AT_ONCE: Final = 2_000
 """A trace with at most this many spans is assembled whenever a span arrives, a longer one later."""
@@ -65,6 +66,8 @@ class SpanRows:
         self._put_resource = str(insert(span_resources).on_conflict_do_nothing().compile(dialect=dialect))
         self._index = SpanIndex(dialect, Source.ARRIVED)
         self._notes: list[Notes] = []
+        self._values = SpanValues(dialect)
+        self._noted: list[Noted] = []
         self.rests = Rests()
         """How long longer traces wait, too."""
 
@@ -98,8 +101,14 @@ class SpanRows:
                 index.note_operation(notes, day, span.service, span.name, span.kind)
                 index.note_resource(notes, day, span.resource_id, span.resource_attributes)
                 index.note_attributes(notes, day, span.attributes)
-        insert_many(connection, self._put_resource, list(resources.items()))
+        # In order: other writers may add the same ones now.
+        insert_many(connection, self._put_resource, sorted(resources.items()))
         insert_many(connection, self._put_span, rows)
+        scopes = {
+            trace_id: [(span.start_ns, (span.attributes, span.resource_attributes)) for span in trace_spans]
+            for trace_id, trace_spans in fresh.items()
+        }
+        self._noted.append(self._values.note(connection, workspace_id, scopes))
         if notes.pending:
             index.write(connection, notes)
         self._notes.append(notes)
@@ -107,9 +116,12 @@ class SpanRows:
     def settle(self, *, is_committed: bool) -> None:
         """The transaction of the last `put` was committed, or rolled back."""
         notes, self._notes = self._notes, []
+        values, self._noted = self._noted, []
         if is_committed:
             for note in notes:
                 self._index.remember(note)
+            for noted in values:
+                self._values.remember(noted)
 
     def put_traces(
         self,

@@ -51,6 +51,7 @@ from tachograph_exporter.ingest.trace_executions import TraceExecutions, Update
 from tachograph_exporter.ingest.trace_groups import TraceGroups, Unit, size_of, units_of
 from tachograph_exporter.store import failures, locking, open_spans, refused
 from tachograph_exporter.store.lineage import LineageRows
+from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.open_spans import OpenSpans
 from tachograph_exporter.store.writer import StoreWriter
 
@@ -207,8 +208,8 @@ class SpanStore:
 
         ``is_hurried``: store them only; `assemble_deferred` is called for their traces later.
         """
-        locking.lock(connection)
         candidates = self._newest(arrived)
+        self._share(connection, workspace_id, candidates)
         now = time.time_ns()
         emptied = self._join(connection, workspace_id, candidates)
         rows = trace_rows(connection, workspace_id, list(candidates))
@@ -286,6 +287,11 @@ class SpanStore:
         deferred = {i: own for i, own in fresh.items() if sizes[i] <= MAX_AT_ONCE} if is_hurried else {}
         return Taken(update.new, sum(map(len, fresh.values())), refused, deferred, now)
 
+    def _share(self, connection: Connection, workspace_id: str, trace_ids: Iterable[str]) -> None:
+        """Write beside others that do not write to these traces."""
+        self._writer.share(connection)
+        locking.claim(connection, Claim.TRACE, {locking.trace_key(workspace_id, trace_id) for trace_id in trace_ids})
+
     def _newest(self, arrived: Iterable[SpanRecord]) -> dict[str, dict[str, SpanRecord]]:
         """The spans that arrived, by trace id and span id; of one that is there twice the version that says more."""
         newest: dict[str, dict[str, SpanRecord]] = defaultdict(dict)
@@ -310,6 +316,8 @@ class SpanStore:
         }
         if not keys:
             return frozenset()
+        # Spans move from one trace to another.
+        locking.lock(connection)
         left = self.lineage.join(connection, workspace_id, keys)
         for target in left.values():
             candidates[target].update(
@@ -350,7 +358,7 @@ class SpanStore:
         ``kept``: those of them that need not be read, unless they have changed.
         Nothing happens to those that were assembled meanwhile, and to long ones, which are due in any case.
         """
-        locking.lock(connection)
+        self._share(connection, workspace_id, trace_ids)
         again = self._read_again(connection, workspace_id, trace_ids, kept)
         note_untold(again.announced, again.rows)
         readings = Readings(self.book)

@@ -16,6 +16,8 @@ from tachograph_exporter.ingest.assembly.executions import AssembledExecution, E
 from tachograph_exporter.ingest.lineage.vocabulary import SCOPE
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.store import locking
+from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.merging import INGESTED_PROCESS
 from tachograph_exporter.store.schema import workflow_executions
 from tachograph_exporter.store.writer import StoreWriter
@@ -28,7 +30,9 @@ _CHUNK: Final = 500
 _MAX_EVENTS: Final = 5_000
 
 _executions = workflow_executions.c
-_COLUMNS: Final = [_executions[name] for name in ("execution_id", "workspace_id", "trace_id", "process", "status")]
+_COLUMNS: Final = [
+    _executions[name] for name in ("execution_id", "workspace_id", "workflow_id", "trace_id", "process", "status")
+]
 _OF_TRACES: Final = select(*_COLUMNS).where(_executions.trace_id.in_(bindparam("traces", expanding=True)))
 _OF_IDS: Final = select(*_COLUMNS).where(_executions.execution_id.in_(bindparam("ids", expanding=True)))
 
@@ -93,6 +97,9 @@ class TraceExecutions:
             for execution in executions
             if _may_be_given(execution)
         ]
+        if ids:
+            # Another trace may have one of the same id.
+            locking.lock(connection)
         traces_of = {key: reading.traces or (key,) for key, reading in readings.items()}
         own_traces = {trace_id for traces in traces_of.values() for trace_id in traces} | emptied
         rows = _stored_executions(connection, own_traces, ids)
@@ -164,6 +171,10 @@ class TraceExecutions:
         }
         # Executions that the traces seemed to be when fewer of their spans had arrived.
         outdated = ours - ids_now
+        if events or outdated:
+            workflow_ids = {rows[execution_id].workflow_id for execution_id in ours}
+            workflow_ids |= {event.execution.workflow_id for event in events}
+            locking.claim(connection, Claim.WORKFLOW, workflow_ids)
         gone: AbstractSet[str] = outdated
         for some in _parts(events):
             self._writer.replace(connection, some, gone, known=ours, unsettled=unsettled)

@@ -21,6 +21,7 @@ from tachograph_exporter.ingest.early_spans import with_early_attributes
 from tachograph_exporter.ingest.lineage.vocabulary import SCOPE
 from tachograph_exporter.ingest.rules import Role, Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.store import locking
 from tachograph_exporter.store import trace_groups as rows
 from tachograph_exporter.store.trace_groups import RUN, TRACE, TraceGroupRows
 
@@ -85,6 +86,8 @@ class TraceGroups:
         homes = rows.homes_of(connection, workspace_id, keys | {TRACE + trace_id for trace_id in arrived})
         if not homes and not ties:
             return {trace_id: alone(trace_id) for trace_id in arrived}
+        # Other traces are read and written with these.
+        locking.lock(connection)
         members = rows.members_of(connection, workspace_id, set(homes.values()))
         joining = _Joining(homes, members)
         for trace_id in sorted(ties):
@@ -103,6 +106,9 @@ class TraceGroups:
         """What each of these traces is assembled with."""
         ids = list(trace_ids)
         homes = rows.homes_of(connection, workspace_id, [TRACE + trace_id for trace_id in ids])
+        if not homes:
+            return {trace_id: alone(trace_id) for trace_id in ids}
+        locking.lock(connection)
         joining = _Joining(homes, rows.members_of(connection, workspace_id, set(homes.values())))
         return {trace_id: joining.unit(trace_id) for trace_id in ids}
 

@@ -13,8 +13,8 @@ from tachograph_exporter.views.stacks import Request, answers_of, is_open
 
 WAIT_SECONDS: Final = 5.0
 """How long an answer is waited for: heartbeats come every two seconds."""
-REST_SECONDS: Final = 0.5
-"""How long other processes of the run are waited for, once one has answered."""
+REST_SECONDS: Final = 2.0
+"""How long other processes of the run are waited for, once one has answered: children and workers ask every second."""
 POLL_SECONDS: Final = 0.1
 
 

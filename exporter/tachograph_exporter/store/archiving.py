@@ -25,7 +25,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, literal,
 
 from tachograph.clock import NS
 from tachograph.errors import ArchiveError
-from tachograph_exporter.store import locking, log_rows, partitions, stacks, state
+from tachograph_exporter.store import locking, log_rows, partitions, span_values, stacks, state
 from tachograph_exporter.store.archive import PART_TABLES, load_pyarrow, parquet_schema, read_records
 from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
@@ -42,6 +42,7 @@ from tachograph_exporter.store.schema import (
 )
 from tachograph_exporter.store.span_index import Source
 from tachograph_exporter.store.span_index_reading import drop_days
+from tachograph_exporter.store.span_search import START
 from tachograph_exporter.store.trace_groups import TRACE
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ def _delete_spans(connection: Connection, before_ns: int) -> int | None:
     ).all()
     if not old:
         drop_days(connection, Source.ARRIVED, before_ns)
+        oldest = connection.execute(select(func.min(START))).scalar()
+        span_values.drop_days(connection, before_ns if oldest is None else min(before_ns, oldest))
         connection.execute(delete(span_resources).where(span_resources.c.id.not_in(select(spans.c.resource_id))))
         return None
     trace_ids: dict[str, list[str]] = {}

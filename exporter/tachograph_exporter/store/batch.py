@@ -80,6 +80,10 @@ class Batch:
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.workflows: dict[tuple[str, str, str], ExecutionRef] = {}
+        self.refs: dict[str, ExecutionRef] = {}
+        """The executions that its events tell of, by id."""
+        self.is_contradictory = False
+        """Whether events give one execution to two workflows."""
         self.executions: dict[Any, tuple[Any, ...]] = {}
         self.steps: dict[Any, tuple[Any, ...]] = {}
         self.attempts: dict[Any, tuple[Any, ...]] = {}
@@ -99,6 +103,12 @@ class Batch:
         self.notes: Notes | None = None
         """What its spans say that was not in the index, if anything."""
         events = list(events)
+        refs = self.refs
+        for event in events:
+            ref = event.execution
+            known = refs.setdefault(ref.execution_id, ref)
+            if known is not ref and (known.workflow_id, known.workspace) != (ref.workflow_id, ref.workspace):
+                self.is_contradictory = True
         # The end of a step that never retried repeats everything its earlier events said; unless another process did.
         ended_first = {
             event.step.span_id
@@ -198,6 +208,10 @@ class Batch:
     def heartbeat(self, event: Heartbeat) -> None:
         key = event.execution.execution_id
         self.seen[key] = max(event.time_ns, self.seen.get(key, 0))
+        before = self.heartbeats.get(key)
+        if before is not None and before.long:
+            # Several processes work for one execution, and each names its own attempts.
+            event = replace(event, long=tuple({a.step_id: a for a in (*before.long, *event.long)}.values()))
         self.heartbeats[key] = event
 
     def step_stacks(self, event: StepStacks) -> None:

@@ -213,6 +213,7 @@ def register_recorded(connection: Connection, ref: ExecutionRef, now_ns: int) ->
     Returns the id of the workflow that it belongs to: its own, or that of the workspace's workflow of the same name. A
     program that only knows a name derives an id from it, and a deleted workflow may be back under a new id.
     """
+    locking.lock(connection)
     workspace = workspace_id(ref.workspace)
     add_workspace(connection, ref.workspace, now_ns)
     add_project(connection, ref.workspace, ref.project, now_ns)

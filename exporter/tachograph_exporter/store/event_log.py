@@ -5,8 +5,8 @@ it grows in commit order, survives restarts, and marks where a follower resumes.
 
 Logging costs as much as writing the rows themselves, so it happens only while someone listens. Listeners register in
 ``store_state``, all in one row, and renew that again and again. Writers, whatever their process, look for listeners
-in every transaction, under the writers' lock, and a listener registers under that lock too: what is committed after the
-registration is in the log. What was committed while nobody listened is not: the first listener marks the place with a
+in every transaction, and a listener registers while nobody else writes: what is committed after the registration is in
+the log. What was committed while nobody listened is not: the first listener marks the place with a
 gap row, and nobody can resume from before it.
 """
 
@@ -22,6 +22,7 @@ from sqlalchemy import Connection, LargeBinary, bindparam, delete, func, insert,
 from tachograph.clock import NS
 from tachograph.events import Event, Heartbeat, StepReady, StepStacks, WorkflowExpected
 from tachograph_exporter.store import locking, state
+from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.schema import event_log, store_state
 
 KEEP_SECONDS: Final = 900.0
@@ -56,6 +57,8 @@ def append(connection: Connection, origin: str, events: Sequence[Event]) -> None
     logged = [event for event in events if type(event) not in _UNLOGGED]
     if not logged:
         return
+    # A follower that has read a row looks for later ones only.
+    locking.claim(connection, Claim.ORDER)
     for i in range(0, len(logged), _PER_ROW):
         part = logged[i : i + _PER_ROW]
         connection.execute(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final, NamedTuple, cast
 
@@ -78,6 +78,21 @@ def foreign_among(connection: Connection, workspace: str, ids: Sequence[str]) ->
         parameters = {"ids": ids[i : i + _CHUNK], "workspace": workspace}
         foreign |= set(connection.execute(_FOREIGN_AMONG, parameters).scalars())
     return foreign
+
+
+_OWNERS: Final = select(_executions.execution_id, _executions.workspace_id, _executions.workflow_id).where(
+    _executions.execution_id.in_(bindparam("ids", expanding=True))
+)
+
+
+def owners_of(connection: Connection, ids: Collection[str]) -> dict[str, tuple[str, str]]:
+    """The workspace and workflow (ids) of those of the executions that are stored."""
+    ordered = sorted(ids)
+    return {
+        row[0]: (row[1], row[2])
+        for i in range(0, len(ordered), _CHUNK)
+        for row in connection.execute(_OWNERS, {"ids": ordered[i : i + _CHUNK]})
+    }
 
 
 def stored_among(connection: Connection, ids: Sequence[str]) -> set[str]:

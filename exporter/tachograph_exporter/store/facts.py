@@ -139,9 +139,33 @@ def long_steps(
     return [(row[0], row[1], row[2], row[3]) for row in connection.execute(statement)]
 
 
-def usual_totals(connection: Connection, key: Key, now_ns: int) -> WorkflowTotals:
-    """Totals of the executions of the last four weeks, without those of steps."""
-    return read.read(connection, key, max(0, now_ns - USUAL_NS), steps=False)
+def ended(connection: Connection, execution_id: str, step: str = "") -> tuple[int, int, str] | None:
+    """(start, end, status) of an execution, or of the first step of this name in it; None if it has not ended."""
+    if step:
+        columns = workflow_step_executions.c
+        statement = (
+            select(columns.started_ns, columns.finished_ns, columns.status)
+            .where(columns.execution_id == execution_id, columns.name == step, columns.started_ns.is_not(None))
+            .order_by(columns.started_ns)
+            .limit(1)
+        )
+        rows = list(connection.execute(statement))
+    else:
+        rows = [
+            row
+            for table in (workflow_executions, archived_executions)
+            for row in connection.execute(
+                select(table.c.started_ns, table.c.finished_ns, table.c.status).where(
+                    table.c.execution_id == execution_id
+                )
+            )
+        ]
+    return next(((row[0], row[1], row[2]) for row in rows if None not in (row[0], row[1])), None)
+
+
+def usual_totals(connection: Connection, key: Key, now_ns: int, *, steps: bool = False) -> WorkflowTotals:
+    """Totals of the executions of the last four weeks, and of their steps if asked for."""
+    return read.read(connection, key, max(0, now_ns - USUAL_NS), steps=steps)
 
 
 def five_minute_totals(connection: Connection, key: Key, now_ns: int, seconds: int) -> dict[int, WorkflowTotals]:

@@ -1,19 +1,22 @@
-"""Rows looked up by many keys.
+"""Rows looked up, changed or deleted by many keys.
 
 PostgreSQL compares every row of a prefix with a list of keys where it believes that the prefix has few rows, as it does
-of a table that grows fast. So it gets a join that looks each key up by itself.
+of a table that grows fast: minutes for the 50,000 spans of a trace. So it gets a join that looks each key up by itself,
+and changes row by row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Column, Select, String, bindparam, func, select, true
+from sqlalchemy import Column, Connection, Delete, Select, String, Update, bindparam, func, select, true
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
 
 KEYS: Final = "keys"
 """The parameter with the list of keys."""
+_KEY: Final = "changed_key"
 _MANY: Final = 1 << 30
 
 
@@ -37,3 +40,12 @@ def keyed(statement: Select[Any], column: Column[Any]) -> Keyed:
         statement.where(column.in_(bindparam(KEYS, expanding=True))),
         select(rows).select_from(key.join(rows, true())),
     )
+
+
+def change_each(connection: Connection, change: Update | Delete, column: Column[Any], keys: Iterable[Any]) -> None:
+    """Change, or delete, the row whose ``column`` is a key, for each of the keys.
+
+    The condition of ``change`` and that column make a primary key.
+    """
+    if rows := [{_KEY: key} for key in keys]:
+        connection.execute(change.where(column == bindparam(_KEY)), rows)

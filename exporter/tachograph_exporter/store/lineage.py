@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from tachograph_exporter.store.inserting import insert_many, upsert
+from tachograph_exporter.store.keyed import change_each
 from tachograph_exporter.store.schema import lineage_events, spans, trace_keys, traces, workspaces
 
 _CHUNK: Final = 500
@@ -152,14 +153,8 @@ def move(connection: Connection, workspace_id: str, source: str, target: str) ->
 
 def delete_spans(connection: Connection, workspace_id: str, trace_id: str, span_ids: Sequence[str]) -> None:
     """Delete spans of a trace that stand for nothing any more."""
-    for i in range(0, len(span_ids), _CHUNK):
-        connection.execute(
-            delete(spans).where(
-                spans.c.workspace_id == workspace_id,
-                spans.c.trace_id == trace_id,
-                spans.c.span_id.in_(span_ids[i : i + _CHUNK]),
-            )
-        )
+    are_of_trace = delete(spans).where(spans.c.workspace_id == workspace_id, spans.c.trace_id == trace_id)
+    change_each(connection, are_of_trace, spans.c.span_id, span_ids)
 
 
 def delete_trace(connection: Connection, workspace_id: str, trace_id: str) -> None:

@@ -8,7 +8,7 @@ deleted or assembled from spans again. Only deleting the workflow starts again a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
@@ -54,22 +54,32 @@ class Numbered(NamedTuple):
 
 def of_stored(connection: Connection, execution_ids: Collection[str]) -> dict[str, Numbered]:
     """The numbers of those of the executions that are in the tables and have one, by execution id."""
+    return _numbers_of(_rows(connection, execution_ids))
+
+
+def _rows(connection: Connection, execution_ids: Collection[str]) -> list[Any]:
     ids = sorted(execution_ids)
-    rows = [
-        row for i in range(0, len(ids), _CHUNK) for row in connection.execute(_STORED, {"ids": ids[i : i + _CHUNK]})
-    ]
+    chunks = (ids[i : i + _CHUNK] for i in range(0, len(ids), _CHUNK))
+    return [row for chunk in chunks for row in connection.execute(_STORED, {"ids": chunk})]
+
+
+def _numbers_of(rows: Iterable[Any]) -> dict[str, Numbered]:
     return {row.execution_id: Numbered(row.workflow_id, row.number) for row in rows if row.number is not None}
 
 
 def assign(
     connection: Connection, rows: dict[Any, tuple[Any, ...]], numbered: Mapping[str, Numbered] | None = None
-) -> None:
+) -> set[str]:
     """Fill in the numbers of ``rows`` (see `schema`), by execution id; new executions get the next of their workflow.
 
-    ``numbered``: the numbers that executions have; None reads them. The caller has the writers' lock.
+    ``numbered``: the numbers that executions have; None reads them. The caller has the writers' lock. Returns those of
+    the executions that are not in the tables yet (where ``numbered`` is given: none).
     """
+    new: set[str] = set()
     if numbered is None:
-        numbered = of_stored(connection, rows)
+        stored = _rows(connection, rows)
+        new = rows.keys() - {row.execution_id for row in stored}
+        numbered = _numbers_of(stored)
     unnumbered: dict[str, list[str]] = {}
     for execution_id, row in rows.items():
         known = numbered.get(execution_id)
@@ -81,6 +91,7 @@ def assign(
         ids = sorted(unnumbered[workflow_id], key=lambda execution_id: (rows[execution_id][_CREATED], execution_id))
         for number, execution_id in enumerate(ids, first):
             rows[execution_id] = (*rows[execution_id][:-1], number)
+    return new
 
 
 def fill(connection: Connection) -> int:

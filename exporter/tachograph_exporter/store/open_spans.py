@@ -39,13 +39,15 @@ _IS_ALIVE: Final = (
     .where(_open.workspace_id == bindparam("workspace"), _open.trace_id == bindparam("trace"), _open.lost_ns.is_(None))
     .limit(1)
 )
+_IS_UNNOTED: Final = (
+    _open.workspace_id == bindparam("workspace"),
+    _open.process.in_(bindparam("processes", expanding=True)),
+    or_(_open.seen_ns < bindparam("before"), _open.lost_ns.is_not(None)),
+)
+_UNNOTED: Final = select(_open.trace_id).where(*_IS_UNNOTED).limit(1)
 _SIGN_OF_LIFE: Final = (
     update(open_spans)
-    .where(
-        _open.workspace_id == bindparam("workspace"),
-        _open.process.in_(bindparam("processes", expanding=True)),
-        or_(_open.seen_ns < bindparam("before"), _open.lost_ns.is_not(None)),
-    )
+    .where(*_IS_UNNOTED)
     .values(seen_ns=bindparam("now"), lost_ns=None)
     .returning(_open.trace_id, _open.told_lost_ns)
 )
@@ -134,9 +136,14 @@ def note_processes(connection: Connection, workspace_id: str, processes: Collect
         parameters = {
             "workspace": workspace_id,
             "processes": ordered[i : i + _CHUNK],
-            "now": now_ns,
             "before": now_ns - _NOTE_NS,
         }
+        if locking.is_shared(connection):
+            if connection.execute(_UNNOTED, parameters).first() is None:
+                continue
+            # They are in any traces.
+            locking.lock(connection)
+        parameters["now"] = now_ns
         for trace_id, told_ns in connection.execute(_SIGN_OF_LIFE, parameters):
             if told_ns is not None:
                 revived[trace_id] = None

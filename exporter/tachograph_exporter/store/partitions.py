@@ -15,6 +15,8 @@ from typing import Final
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from tachograph_exporter.store import locking
+
 PARTITIONED: Final = (
     "workflow_executions",
     "workflow_step_executions",
@@ -70,6 +72,8 @@ def ensure(connection: Connection, months: Iterable[Month]) -> None:
         existing = connection.exec_driver_sql(f"SELECT to_regclass('{name_of(PARTITIONED[-1], month)}')").scalar()
         if existing is not None:
             continue
+        # To attach a partition, no other transaction may write to its table.
+        locking.lock(connection)
         low, high = _bound(month), _bound(_after(month))
         try:
             with connection.begin_nested():

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, func, select
 
 from tachograph_exporter.store.executions import IS_OPEN
+from tachograph_exporter.store.locking import look_up_by_key
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
 from tachograph_exporter.store.rollups.counting import Key
 from tachograph_exporter.store.schema import series_unsettled, workflow_executions, workflow_step_executions
@@ -66,6 +67,7 @@ _UNSETTLED: Final = (
 
 def running(connection: Connection) -> dict[Key, Running]:
     """What runs now, by workflow; without those of which nothing runs and nothing is unsettled."""
+    look_up_by_key(connection)
     by_workflow: dict[Key, Running] = {
         (workspace, workflow): Running(executions, 0, oldest_ns)
         for workspace, workflow, executions, oldest_ns in connection.execute(_EXECUTIONS)

@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0032"
+HEAD: Final = "0033"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -523,7 +523,9 @@ spans: Final = Table(
     Column("status", SmallInteger),
     # With the end, so that long spans of a service are found without reading all of them.
     Index("ix_spans_service", "workspace_id", "service", text("start_ns DESC"), "end_ns"),
-    Index("ix_spans_start", "start_ns"),
+    # By an expression, for those that ask for it: PostgreSQL would rather read all spans of a time from the newest on
+    # than look for a service or a name, which may have none of them.
+    Index("ix_spans_start", text("(start_ns + 0)")),
     # A name may be longer than PostgreSQL can index.
     Index("ix_spans_name", "workspace_id", text("substr(name, 1, 100)"), text("start_ns DESC"), "end_ns", "status"),
     Index("ix_spans_failed", "workspace_id", text("start_ns DESC"), sqlite_where=text(FAILED_OR_UNKNOWN),
@@ -624,6 +626,18 @@ span_index: Final = Table(
     Column("source", SmallInteger, primary_key=True),
     Column("kind", SmallInteger, primary_key=True),
     Column("value", String(200), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# Which traces have an attribute's value, see `store.span_values`. ``day`` as above; ``token`` is a digest. In a row
+# without a trace (``start_ns`` 0): so many have it that they are not noted.
+span_values: Final = Table(
+    "span_values",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("token", BigInteger, primary_key=True, autoincrement=False),
+    Column("start_ns", BigInteger, primary_key=True, autoincrement=False),
+    Column("trace_id", String(32), primary_key=True),
     sqlite_with_rowid=False,
 )
 

@@ -19,7 +19,9 @@ from sqlalchemy.engine import Dialect
 
 from tachograph.clock import NS
 from tachograph_exporter.attribute_text import ValueKind, as_text, kind_of
+from tachograph_exporter.store import locking
 from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.schema import span_index
 
 DAY_NS: Final = 86_400 * NS
@@ -216,7 +218,9 @@ class SpanIndex:
                 if (day, key) in notes.full and (day, key) not in notes.unnamed:
                     rows.append(self._row(day, List(What.FULL, key.name), (key.what.value, "")))
             notes.counts[day] = MAX_ROWS - known.count - room
-        insert_many(connection, self._insert, rows)
+        if rows:
+            locking.claim(connection, Claim.NAMES)
+            insert_many(connection, self._insert, rows)
 
     def remember(self, notes: Notes) -> None:
         """Note that what was written is committed."""

@@ -91,14 +91,18 @@ def attribute_values(
     return sorted((value, ValueKind(kind)) for kind, value in rows)
 
 
-def has_value(connection: Connection, workspace_id: str, name: str, text: str, days: Days = ALWAYS) -> bool:
-    """Whether a span or resource may have an attribute with this value. False is certain.
+def has_value(
+    connection: Connection, workspace_id: str, name: str, text: str, days: Days = ALWAYS, source: Source | None = None
+) -> bool:
+    """Whether a span or resource (of a source) may have an attribute with this value. False is certain.
 
     Nothing is known of days before the index began, and of those on which there were too many values.
     """
     if (days.start_ns is None and noted_since(connection)) or (days.start_ns or 0) < noted_since(connection):
         return True
     of_days = _of_days(connection, workspace_id, days)
+    if source is not None:
+        of_days &= _index.source == source.value
     name = name[:MAX_CHARACTERS]
     is_value = and_(_index.what.in_(_VALUES), _index.name == name, _index.value == text[:MAX_CHARACTERS])
     # Its own values, or attributes.
@@ -106,6 +110,23 @@ def has_value(connection: Connection, workspace_id: str, name: str, text: str, d
     return any(
         connection.execute(select(_index.day).where(of_days, condition).limit(1)).first() is not None
         for condition in (is_value, is_full)
+    )
+
+
+def has_name(connection: Connection, workspace_id: str, service: str, name: str, days: Days = ALWAYS) -> bool:
+    """Whether a span of a service may have this name. False is certain, but for days of which nothing is known."""
+    since = noted_since(connection)
+    if since and (days.start_ns or 0) < since:
+        return True
+    of_days = _of_days(connection, workspace_id, days)
+    is_name = and_(_index.what == What.OPERATION.value, _index.name == service, _index.value == name[:MAX_CHARACTERS])
+    is_full = and_(
+        _index.what == What.FULL.value, _index.name.in_((service, "")),
+        _index.kind.in_((What.OPERATION.value, What.SERVICE.value)),
+    )  # fmt: skip
+    return any(
+        connection.execute(select(_index.day).where(of_days, condition).limit(1)).first() is not None
+        for condition in (is_name, is_full)
     )
 
 

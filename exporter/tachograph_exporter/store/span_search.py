@@ -6,6 +6,7 @@ Each gives what may match. Rows of earlier versions have no kind and status: the
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -26,6 +27,7 @@ from sqlalchemy import (
 )
 
 from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.store import span_values
 from tachograph_exporter.store.merging import INGESTED_PROCESS
 from tachograph_exporter.store.schema import (
     FAILED_OR_UNKNOWN,
@@ -37,11 +39,14 @@ from tachograph_exporter.store.schema import (
     workflow_executions,
     workflow_step_executions,
 )
+from tachograph_exporter.store.span_values import Value
 
 _CHUNK: Final = 500
 _FIRST: Final = 20
 FIRST_SPANS: Final = 1_000
 """Spans that are looked for at first."""
+_MOST_SPANS: Final = 16_000
+"""Spans that are read at once, later."""
 _ERROR: Final = 2
 _INDEXED_NAME: Final = 100
 """Characters of a name that are in its index."""
@@ -50,17 +55,21 @@ _spans = spans.c
 _traces = traces.c
 _executions = workflow_executions.c
 _steps = workflow_step_executions.c
+START: ColumnElement[int] = _spans.start_ns + literal_column("0")
+"""The start of spans as it is indexed by itself."""
 _name_start: ColumnElement[str] = literal_column(f"substr(spans.name, 1, {_INDEXED_NAME})")
 _IS_RECORDED: Final = func.coalesce(_executions.process, "") != INGESTED_PROCESS
 LONGEST_NS: Final = 31 * 86_400 * 1_000_000_000
 """How long before a window executions and traces are looked for that reach into it."""
+_LAST_NS: Final = (1 << 63) - 1
 _STREAM: Final = {"yield_per": _CHUNK}
 
 
 class SpanCriteria(NamedTuple):
-    """What a span must have at least to match; None and False: anything. Durations are nanoseconds.
+    """What a span must have at least to match; None, False and (): anything. Durations are nanoseconds.
 
-    The last three are those of its trace.
+    ``root_name``, ``root_service`` and ``trace_min_ns`` are those of its trace. ``values``: of attributes of the span
+    or its resource; found by what is noted of traces (see `span_values`), and not otherwise looked at here.
     """
 
     service: str | None = None
@@ -72,6 +81,7 @@ class SpanCriteria(NamedTuple):
     root_name: str | None = None
     root_service: str | None = None
     trace_min_ns: int | None = None
+    values: tuple[Value, ...] = ()
 
 
 class Window(NamedTuple):
@@ -96,9 +106,11 @@ def arrived_traces(
     connection: Connection, workspace_id: str, criteria: Sequence[SpanCriteria], window: Window
 ) -> Generator[Place, None, None]:
     """Traces of spans that arrived, that started in the window and have a span with one of the criteria."""
-    index = _by_index(criteria)
-    if index is not None:
-        yield from _by_spans(connection, workspace_id, index, criteria, window)
+    rows = _with_values(connection, workspace_id, criteria, window)
+    if rows is None and (index := _by_index(criteria)) is not None:
+        rows = _by_spans(connection, workspace_id, index, criteria, window)
+    if rows is not None:
+        yield from _of_spans(connection, workspace_id, rows, window)
         return
     statement = _within(
         select(_traces.start_ns, _traces.trace_id).where(_traces.workspace_id == workspace_id),
@@ -108,13 +120,22 @@ def arrived_traces(
         yield Place(row[0], row[1])
 
 
+def _with_values(
+    connection: Connection, workspace_id: str, criteria: Sequence[SpanCriteria], window: Window
+) -> Generator[tuple[int, str], None, None] | None:
+    """(start, trace id) of spans by the values that are searched for, if these help."""
+    if not all(each.values for each in criteria):
+        return None
+    latest_ns = _LAST_NS if window.end_ns is None else window.end_ns + LONGEST_NS
+    return span_values.places(
+        connection, workspace_id, [each.values for each in criteria], window.start_ns or 0, latest_ns
+    )
+
+
 def _by_spans(
-    connection: Connection,
-    workspace_id: str,
-    index: _Index,
-    criteria: Sequence[SpanCriteria],
-    window: Window,
-) -> Generator[Place, None, None]:
+    connection: Connection, workspace_id: str, index: _Index, criteria: Sequence[SpanCriteria], window: Window
+) -> Generator[tuple[int, str], None, None]:
+    """(start, trace id) of spans by an index."""
     statement = (
         select(_spans.start_ns, _spans.trace_id)
         .where(
@@ -125,30 +146,42 @@ def _by_spans(
     # No span starts before its trace, nor very long after it.
     latest_ns = None if window.end_ns is None else window.end_ns + LONGEST_NS
     statement = _within(statement, _spans.start_ns, window._replace(end_ns=latest_ns))
+    yield from _newest_first(connection, statement, _spans.start_ns)
+
+
+def _of_spans(
+    connection: Connection, workspace_id: str, rows: Generator[Any, None, None], window: Window
+) -> Generator[Place, None, None]:
+    """The traces of spans, each once, that started in the window."""
     given: set[str] = set()
     size = _FIRST
     fresh: dict[str, Place] = {}
-    for row in _newest_first(connection, statement, _spans.start_ns):
-        if row[1] in given:
-            continue
-        given.add(row[1])
-        fresh[row[1]] = Place(row[0], row[1])
-        if len(fresh) >= size:
-            yield from _begun(connection, workspace_id, fresh, window)
-            fresh, size = {}, min(size * 2, _CHUNK)
+    with closing(rows):
+        for start_ns, trace_id in rows:
+            if trace_id in given:
+                continue
+            given.add(trace_id)
+            fresh[trace_id] = Place(start_ns, trace_id)
+            if len(fresh) >= size:
+                yield from _begun(connection, workspace_id, fresh, window)
+                fresh, size = {}, min(size * 2, _CHUNK)
     yield from _begun(connection, workspace_id, fresh, window)
 
 
 def _newest_first(connection: Connection, statement: Any, start: Any) -> Generator[Any, None, None]:
     """Rows of a statement that orders them by ``start``, its first column; some of them twice.
 
-    The first ones are read with a limit: PostgreSQL plans a statement without one for reading all of it, and sorts.
+    They are read with limits: PostgreSQL plans a statement without one for reading all of it, and sorts.
     """
-    first = connection.execute(statement.limit(FIRST_SPANS)).all()
-    yield from first
-    if len(first) == FIRST_SPANS:
-        with connection.execute(statement.where(start <= first[-1][0]), execution_options=_STREAM) as rows:
-            yield from rows
+    size, later = FIRST_SPANS, statement
+    while True:
+        rows = connection.execute(later.limit(size)).all()
+        yield from rows
+        if len(rows) < size:
+            return
+        # Of very many that start at the same moment, the next part has more.
+        size = size * 4 if rows[0][0] == rows[-1][0] else min(size * 4, max(size, _MOST_SPANS))
+        later = statement.where(start <= rows[-1][0])
 
 
 def _begun(connection: Connection, workspace_id: str, places: Mapping[str, Place], window: Window) -> Sequence[Place]:
@@ -350,7 +383,7 @@ def spans_between(
             statement = statement.where(_spans.status.is_not(None) if is_known else _spans.status.is_(None))
         if sample is not None:
             statement = statement.where(func.substr(_spans.trace_id, 31, 2) < sample)
-        statement = _within(statement, _spans.start_ns, window)
+        statement = _within(statement, START if index is None else _spans.start_ns, window)
         with connection.execute(statement, execution_options={"yield_per": 2_000}) as rows:
             yield from rows
 
@@ -360,12 +393,12 @@ def count_between(connection: Connection, workspace_id: str, window: Window, *, 
     statement = select(func.count()).select_from(spans).where(_spans.workspace_id == workspace_id)
     if is_root:
         statement = statement.where(text(f"({IS_ROOT})"))
-    return int(connection.execute(_within(statement, _spans.start_ns, window)).scalar_one())
+    return int(connection.execute(_within(statement, _spans.start_ns if is_root else START, window)).scalar_one())
 
 
 def traces_with_spans(connection: Connection, workspace_id: str, window: Window) -> Iterator[Place]:
     """Traces of which spans arrived that started in the window."""
-    statement = _within(select(_spans.trace_id).where(_spans.workspace_id == workspace_id), _spans.start_ns, window)
+    statement = _within(select(_spans.trace_id).where(_spans.workspace_id == workspace_id), START, window)
     for row in connection.execute(statement.distinct()):
         yield Place(0, row[0])
 

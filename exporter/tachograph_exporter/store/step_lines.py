@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, func, literal, select, tuple_
+from sqlalchemy import Connection, Row, bindparam, delete, func, literal, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from tachograph.events import OUTPUT_WRITER
 from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.keyed import change_each
 from tachograph_exporter.store.schema import workflow_step_lines
 
 MAX_LINES: Final = 200
@@ -108,15 +109,11 @@ def _prune_attempt(connection: Connection, attempt: Attempt) -> None:
         if i >= MAX_LINES and not (is_last and len(newest) <= MAX_WRITERS):
             surplus.setdefault(writer, []).append(number)
     for writer, numbers in surplus.items():
-        for j in range(0, len(numbers), _CHUNK):
-            connection.execute(
-                delete(workflow_step_lines).where(
-                    and_(
-                        _lines.execution_id == attempt[0], _lines.step_id == attempt[1], _lines.attempt == attempt[2],
-                        _lines.writer == writer, _lines.number.in_(numbers[j : j + _CHUNK]),
-                    )
-                )
-            )  # fmt: skip
+        of_writer = delete(workflow_step_lines).where(
+            _lines.execution_id == attempt[0], _lines.step_id == attempt[1], _lines.attempt == attempt[2],
+            _lines.writer == writer,
+        )  # fmt: skip
+        change_each(connection, of_writer, workflow_step_lines.c.number, numbers)
 
 
 _ORDER: Final = (_lines.time_ns, _lines.step_id, _lines.attempt, _lines.writer, _lines.number)

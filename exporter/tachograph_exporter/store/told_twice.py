@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select, update
 
+from tachograph_exporter.store import locking
 from tachograph_exporter.store.keyed import KEYS, keyed
 from tachograph_exporter.store.merging import INGESTED_PROCESS
 from tachograph_exporter.store.schema import EXECUTION_ROWS, traces, workflow_executions
@@ -52,4 +53,6 @@ def read_again(
             for trace_id in with_spans:
                 told_by = [*traces_beside(connection, workspace_id, trace_id)]
                 if connection.execute(_OF_SPANS, {"workspace": workspace_id, "traces": told_by}).first() is not None:
+                    # Whoever reads a trace again changes its row too, and then wants what this transaction has.
+                    locking.lock(connection)
                     connection.execute(_READ_AGAIN, {"workspace": workspace_id, "trace": trace_id, "now": now_ns})

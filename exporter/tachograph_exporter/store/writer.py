@@ -2,13 +2,16 @@
 
 A batch is folded in memory first (a short step's start and end become one row), then written with one statement per
 table. Rows merge by the rules in `schema`, so a batch may be applied again, or after a later one.
+
+On PostgreSQL, writers of different workflows commit at the same time. What they seldom do, for instance register a
+workflow or add a month's tables, they do alone (see `locking`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final, TypeVar
 
@@ -16,9 +19,9 @@ from sqlalchemy import Connection, bindparam, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
-from tachograph.events import Event
+from tachograph.events import Event, ExecutionFinished, ExecutionQueued, ExecutionStarted
 from tachograph.expectation import Expectation, merged
-from tachograph.identity import new_id, workspace_id
+from tachograph.identity import ExecutionRef, new_id, workspace_id
 from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import LEASE_SECONDS
@@ -26,6 +29,7 @@ from tachograph.stacks.wishes import fulfil
 from tachograph_exporter.store import (
     archive,
     definitions,
+    executions,
     expectations,
     locking,
     numbers,
@@ -41,6 +45,7 @@ from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
 from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.recorded_names import RecordedNames
 from tachograph_exporter.store.rollups import counting, folding
 from tachograph_exporter.store.schema import (
@@ -52,13 +57,14 @@ from tachograph_exporter.store.schema import (
     workflow_step_reports,
 )
 from tachograph_exporter.store.series import rows as series_rows
-from tachograph_exporter.store.series.counting import SeriesCounter, correct_latest
+from tachograph_exporter.store.series.counting import Counted, SeriesCounter, correct_latest
 from tachograph_exporter.store.step_lines import StepLineRows
 
 log = logging.getLogger(__name__)
 quiet = QuietLog(log)
 
 _T = TypeVar("_T")
+_OF_EXECUTIONS: Final = (ExecutionQueued, ExecutionStarted, ExecutionFinished)
 _OPEN_SECONDS: Final = LEASE_SECONDS / 3
 _MAX_OPEN: Final = 10_000
 _WATERMARK_SECONDS: Final = 1.0
@@ -91,6 +97,7 @@ class StoreWriter:
         self._committed = committed
         self._id = new_id()
         self._open: dict[str, float] = {}
+        self._owned: dict[str, str] = {}
         self._watermark, self._watermark_at = 0, 0.0
         self._owns_database = False
         self._registered: set[tuple[str, str, str]] = set()
@@ -112,7 +119,7 @@ class StoreWriter:
     def apply(self, events: Sequence[Event]) -> None:
         """Commit a batch of events. Raises `StoreUnavailable` when the database is unavailable."""
         started = time.perf_counter()
-        batch = self.database.run(lambda connection: self.put(connection, events))
+        batch = self.run(lambda connection: self.put(connection, events))
         self.stored(batch)
         if self._deltas > series_rows.MAX_DELTAS:
             self._deltas = 0
@@ -122,11 +129,32 @@ class StoreWriter:
 
     def put(self, connection: Connection, events: Sequence[Event]) -> Batch:
         """Write events on an open connection, without committing them; `stored` must be called after the commit."""
+        self.share(connection, events)
         batch = Batch(events)
-        self.write(connection, batch)
+        counted = self.write(connection, batch)
         batch.notes = self._names.note(connection, batch, reassigned(events, self._same_as))
+        # Last, because other writers wait for what is numbered here until it is committed.
+        if counted is not None:
+            self._record(connection, counted)
         self.append_log(connection, events)
         return batch
+
+    def run(self, work: Callable[[Connection], _T]) -> _T:
+        """Run ``work`` in a transaction that may write beside others (see `locking`), and commit it.
+
+        Raises `StoreUnavailable` when the database is unavailable; any other exception comes from the work itself.
+        """
+        return locking.retried_alone(self.database.run, work)
+
+    def share(self, connection: Connection, events: Iterable[Event] = ()) -> None:
+        """Write beside other writers, but in one transaction of this writer at a time: it remembers what it stored.
+
+        Where these events need what only one may do, write alone at once.
+        """
+        if any(isinstance(event, _OF_EXECUTIONS) and self._is_new(event.execution) for event in events):
+            locking.lock(connection)
+        locking.share(connection)
+        locking.claim(connection, Claim.WRITER, (self._id,))
 
     def stored(self, batch: Batch) -> None:
         """Note that a batch was committed, and tell whoever waits for commits."""
@@ -169,7 +197,7 @@ class StoreWriter:
 
         Raises `StoreUnavailable` when the database is unavailable; any other exception comes from the work itself.
         """
-        result = self.database.run(work)
+        result = self.run(work)
         if self._committed is not None:
             self._committed()
         return result
@@ -188,19 +216,31 @@ class StoreWriter:
             quiet.warning("full", "a refused record is not kept: it is too large, or %d are kept", refused.MAX_RECORDS)
 
     def append_log(self, connection: Connection, events: Sequence[Event]) -> None:
-        """Append events to the event log, if anyone follows it, in the transaction that stores them.
-
-        The transaction has the writers' lock.
-        """
+        """Append events to the event log, if anyone follows it, in the transaction that stores them."""
         if event_log.has_listeners(connection):
             event_log.append(connection, self._id, reassigned(events, self._same_as))
 
-    def write(self, connection: Connection, batch: Batch) -> None:
+    def _is_new(self, ref: ExecutionRef) -> bool:
+        """Whether an execution may be of a workflow, or a month, that has to be added."""
+        month = partitions.month_of_id(ref.execution_id)
+        is_registered = (ref.workspace, ref.project, ref.workflow_id) in self._registered
+        return not is_registered or (month is not None and month not in self._months)
+
+    def write(self, connection: Connection, batch: Batch) -> Counted | None:
         """Write a folded batch on an open connection, without committing it.
 
-        Executions that end in it, or that had ended before and change again, are counted in the rollups.
+        Executions that end in it, or that had ended before and change again, are counted in the rollups. Returns what
+        they add to the series of ``/metrics``, which is still to be recorded.
         """
-        locking.lock(connection)
+        self.share(connection)
+        if batch.is_contradictory:
+            locking.lock(connection)
+        if batch.reported:
+            # Their spans may be assembled at the same time, and make no execution of their own if these are there.
+            refs = [batch.refs[id_] for id_ in batch.reported]
+            traces = {locking.trace_key(workspace_id(ref.workspace), ref.trace_id) for ref in refs}
+            locking.claim(connection, Claim.TRACE, traces)
+        locking.claim(connection, Claim.WORKFLOW, {ref.workflow_id for ref in batch.refs.values()})
         touched = batch.touched
         gone = self._archived(connection, touched | {key[0] for key in batch.stacks})
         if gone:
@@ -218,22 +258,42 @@ class StoreWriter:
             if expectation is None:
                 expectations.forget(connection, workspace_id(workspace), clean_name(workflow), (source,))
             elif self._expected.get(key) != self._said(key, expectation):
+                locking.lock(connection)
                 say = expectations.say_more if source == expectations.CODE else expectations.say
                 say(connection, workspace_id(workspace), workflow, source, expectation, time.time_ns())
-        if batch.executions:
-            numbers.assign(connection, batch.executions)
+        new = numbers.assign(connection, batch.executions) if batch.executions else set[str]()
         self._put(connection, batch)
+        if locking.is_shared(connection):
+            self._check_owners(connection, batch)
         if batch.reported and batch.executions:
             told_twice.read_again(connection, batch.executions, batch.reported, time.time_ns())
         changed = set(before)
         if batch.reported and (ended := batch.reported & (batch.ended | before.keys())):
             settling.settle(connection, ended)
             changed |= ended
-        occurrences.note(connection, batch.executions, batch.steps, batch.attempts)
-        if before or batch.ended:
-            failed = occurrences.settle(connection, batch.ended, changed)
-            self._count(connection, before, batch.ended, counted_before, frozenset(), failed)
+        noted = occurrences.note(connection, batch.executions, batch.steps, batch.attempts, new)
         batch.months = months
+        if not before and not batch.ended:
+            return None
+        failed = occurrences.settle(connection, batch.ended, changed, new, noted)
+        return self._count(connection, before, batch.ended, counted_before, frozenset(), failed)
+
+    def _check_owners(self, connection: Connection, batch: Batch) -> None:
+        """Raises `locking.NotAlone` if an execution is another workflow's than its events say.
+
+        Whoever has claimed that one may write to it at the same time. Rows that are written are locked by now, so what
+        is read of them stays.
+        """
+        refs = {key: batch.refs[key] for key in batch.touched}
+        unsure = [key for key, ref in refs.items() if self._owned.get(key) != ref.workflow_id]
+        owners = executions.owners_of(connection, unsure)
+        for key in unsure:
+            # There may be none: steps of an execution that nobody has told of, as far as can be seen from here.
+            if owners.get(key) != (workspace_id(refs[key].workspace), refs[key].workflow_id):
+                raise locking.NotAlone
+        if len(self._owned) > _MAX_OPEN:
+            self._owned.clear()
+        self._owned.update({key: refs[key].workflow_id for key in unsure if key not in batch.ended})
 
     def _register(self, connection: Connection, batch: Batch) -> None:
         """Ensure that the workflows of a batch's executions have rows: no execution is without its workflow.
@@ -261,21 +321,26 @@ class StoreWriter:
         ended: set[str],
         counted_before: SeriesCounter,
         unsettled: AbstractSet[str],
-        failed: AbstractSet[str] | None = None,
-    ) -> None:
-        """Count executions that ended, in the rollups and in the series of ``/metrics``.
+        failed: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> Counted:
+        """Count executions that ended, in the rollups. Returns what they add to the series of ``/metrics``.
 
         ``before``: those that had ended already, as they were, and ``counted_before`` what they had added to series.
-        ``unsettled``: those that are not counted in series yet. ``failed``: those in which something failed; None: not
-        known.
+        ``unsettled``: those that are not counted in series yet. ``failed``: how many failures of which groups began in
+        those that failed; None: it is read.
         """
         counter = SeriesCounter(skip=unsettled, failed=failed)
         folding.fold(connection, before, ended, counter)
         counter.counted.add(counted_before.counted, -1)
+        workflow_ids = {key[1] for key in counter.counted.by_workflow} | {entry.key[1] for entry in before.values()}
+        locking.require(connection, Claim.WORKFLOW, workflow_ids)
         correct_latest(connection, counter.counted, counted_before.counted)
-        self._deltas += series_rows.record(connection, counter.counted, time.time_ns())
         if unsettled or counted_before.skipped:
             series_rows.set_unsettled(connection, counted_before.skipped, unsettled & ended)
+        return counter.counted
+
+    def _record(self, connection: Connection, counted: Counted) -> None:
+        self._deltas += series_rows.record(connection, counted, time.time_ns())
 
     def replace(
         self,
@@ -292,8 +357,9 @@ class StoreWriter:
         no longer exist. ``known``: ids of those that are stored now. ``unsettled``: ids of those whose next spans may
         take something back; the series of ``/metrics``, which cannot, count them later.
         """
-        locking.lock(connection)
+        self.share(connection)
         batch = Batch(events)
+        locking.claim(connection, Claim.WORKFLOW, {ref.workflow_id for ref in batch.refs.values()})
         gone_for_good = sorted(set(remove) - batch.touched)
         ids = sorted({*batch.touched, *gone_for_good})
         gone = self._archived(connection, set(ids))
@@ -316,12 +382,13 @@ class StoreWriter:
         numbers.assign(connection, batch.executions, numbered)
         self._put(connection, batch)
         occurrences.note(connection, batch.executions, batch.steps, batch.attempts)
-        self._count(connection, before, batch.ended, counted_before, unsettled)
+        self._record(connection, self._count(connection, before, batch.ended, counted_before, unsettled))
 
     def _put(self, connection: Connection, batch: Batch) -> None:
         for (_, statement), rows in zip(self._upserts, (batch.executions, batch.steps, batch.attempts), strict=True):
             if rows:
-                insert_many(connection, statement, list(rows.values()))
+                # In the order of their keys: writers that meet in some rows wait for one another in one direction.
+                insert_many(connection, statement, [rows[key] for key in sorted(rows)])
         if batch.reports:
             insert_many(connection, self._insert_report, batch.reports)
         if batch.stacks:
@@ -329,7 +396,7 @@ class StoreWriter:
         if batch.lines:
             self._lines.put(connection, batch.lines)
         if batch.seen:
-            connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in batch.seen.items()])
+            connection.execute(_SEEN, [{"id": key, "seen": seen} for key, seen in sorted(batch.seen.items())])
 
     def _ended_before(
         self, connection: Connection, touched: set[str], ended: set[str], counter: SeriesCounter

@@ -17,6 +17,10 @@ from sqlalchemy import Connection
 from tachograph.spans import semconv
 from tachograph_exporter.ingest.span_rows import stored_spans, stream_trace, trace_rows
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
+from tachograph_exporter.store import span_index_reading as index
+from tachograph_exporter.store.recorded_names import UNIQUE
+from tachograph_exporter.store.span_index import Source
+from tachograph_exporter.store.span_index_reading import Days
 from tachograph_exporter.store.span_search import (
     Place,
     SpanCriteria,
@@ -80,7 +84,7 @@ def places(
 ) -> Generator[Place, None, None]:
     """Where to look for traces that started in a window and may have a span with one of the criteria, newest first."""
     sources = [arrived_traces(connection, workspace_id, criteria, window)]
-    of_ours = [each for each in criteria if each.service in (None, SERVICE) and each.root_service in (None, SERVICE)]
+    of_ours = [each for each in criteria if _may_be_ours(connection, workspace_id, each, Days(window.start_ns))]
     if of_ours:
         sources.append(recorded_traces(connection, workspace_id, of_ours, window, _RUN_NAME))
     given: set[str] = set()
@@ -91,6 +95,17 @@ def places(
             if place.trace_id not in given:
                 given.add(place.trace_id)
                 yield place
+
+
+def _may_be_ours(connection: Connection, workspace_id: str, criteria: SpanCriteria, days: Days) -> bool:
+    """Whether a span of an execution recorded here may have what is searched for, as far as the index knows."""
+    if criteria.service not in (None, SERVICE) or criteria.root_service not in (None, SERVICE):
+        return False
+    names = [name for name in (criteria.name, criteria.root_name) if name is not None]
+    return all(index.has_name(connection, workspace_id, SERVICE, name, days) for name in names) and all(
+        name in UNIQUE or index.has_value(connection, workspace_id, name, text, days, Source.RECORDED)
+        for name, text in criteria.values
+    )
 
 
 def read_traces(connection: Connection, workspace_id: str, slug: str, where: Iterable[Place]) -> Iterator[Trace]:

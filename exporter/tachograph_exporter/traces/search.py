@@ -22,7 +22,7 @@ from tachograph_exporter.store import span_index_reading as index
 from tachograph_exporter.store.recorded_names import UNIQUE
 from tachograph_exporter.store.schema import spans as spans_table
 from tachograph_exporter.store.span_index_reading import ALWAYS, Days
-from tachograph_exporter.store.span_search import SpanCriteria, Window
+from tachograph_exporter.store.span_search import START, SpanCriteria, Window
 from tachograph_exporter.traces.reading import (
     MAX_SEARCHED_SPANS,
     Trace,
@@ -80,6 +80,7 @@ class Search(msgspec.Struct, kw_only=True):
         of_span = SpanCriteria(
             service=self.service, name=self.name, status=_ERROR if is_error else None,
             min_ns=self.span_min_ns, trace_min_ns=self.min_ns,
+            values=tuple((key, text) for key, text in sorted(self.tags.items()) if _is_attribute(key)),
         )  # fmt: skip
         return tuple(both((of_span,), criteria_of(self.query)))
 
@@ -129,6 +130,11 @@ def _has(span: SpanRecord, key: str, text: str) -> bool:
     return as_text(value) == text if value is not None else False
 
 
+def _is_attribute(key: str) -> bool:
+    """Whether what is searched for by this name is always an attribute."""
+    return key != "error" and key not in _SHOWN_AS_TAGS
+
+
 # What Jaeger shows as tags although OTLP has it elsewhere: its UI searches for what it shows.
 _SHOWN_AS_TAGS: Final[Mapping[str, Callable[[SpanRecord], str]]] = {
     "span.kind": lambda span: KINDS.get(span.kind) or "internal",
@@ -168,7 +174,7 @@ def _may_exist(connection: Connection, workspace_id: str, request: Search) -> bo
     # A span of a trace may start after the range in which the trace started.
     days = Days(request.start_ns)
     return all(
-        key == "error" or key in _SHOWN_AS_TAGS or key in UNIQUE
+        not _is_attribute(key) or key in UNIQUE
         or index.has_value(connection, workspace_id, key, text, days)
         for key, text in request.tags.items()
     )  # fmt: skip
@@ -209,8 +215,8 @@ def dependencies(
         )
         .where(
             _spans.workspace_id == workspace_id,
-            _spans.start_ns >= since,
-            _spans.start_ns <= until,
+            since <= START,
+            until >= START,
             caller.c.service != _spans.service,
         )
         .group_by(caller.c.service, _spans.service)

@@ -190,6 +190,10 @@ def _used(now: Resources | None, then: Resources | AverageUse | None) -> dict[st
         "reference_cpu_seconds": then.cpu_seconds if then is not None else None,
         "peak_memory_bytes": now.peak_memory_bytes if now is not None and is_own else None,
         "reference_peak_memory_bytes": then.peak_memory_bytes if then is not None and was_own else None,
+        "read_bytes": now.read_bytes if now is not None else None,
+        "reference_read_bytes": then.read_bytes if then is not None else None,
+        "written_bytes": now.written_bytes if now is not None else None,
+        "reference_written_bytes": then.written_bytes if then is not None else None,
     }
 
 

@@ -114,8 +114,8 @@ def _said(row: Row[Any], request: Request | None, now_ns: int) -> tuple[Answer, 
             "Python code can tell their stacks"
         )
     return "no_answer", (
-        f"its process has not answered; it last gave a sign of life {ago} ago. Commands, child processes of a run and "
-        "processes that C code holds up cannot tell their stacks"
+        f"its process has not answered; it last gave a sign of life {ago} ago. Commands, steps that wait for a worker, "
+        "and processes that C code holds up cannot tell their stacks"
     )
 
 

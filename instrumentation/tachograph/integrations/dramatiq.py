@@ -10,13 +10,18 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, cast
 
+from tachograph.identity import new_span_id, new_trace_id, traceparent
+from tachograph.integrations.overriding import Overriding
 from tachograph.integrations.places import HEADER, Memory, Place, header_of, place_of
 from tachograph.integrations.running import RunningTask
 from tachograph.integrations.sending import Sending, together
+from tachograph.integrations.traces import enter_span, leave_span
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.setup import get_recorder
 
@@ -26,7 +31,11 @@ quiet = QuietLog(logging.getLogger(__name__))
 
 _FLUSH_SECONDS: Final = 2.0
 _MAX_PLANNED: Final = 1_000
+_INSTRUMENTOR: Final = "opentelemetry_instrumentor_dramatiq"
 _Call = TypeVar("_Call", bound=Callable[..., None])
+_actors: Final = Overriding()
+"""Where messages are made: another instrumentation makes spans of them there."""
+_brokers: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 
 def instrument(broker: Any) -> None:
@@ -41,6 +50,8 @@ def instrument(broker: Any) -> None:
             # Of what is called after a message, the first middleware's comes last: then it is known whether it is tried
             # again.
             broker.add_middleware(_middleware(), **({"before": type(first)} if first is not None else {}))
+            _brokers.add(broker)
+            _come_first()
     except Exception:
         quiet.exception("instrument", "Dramatiq is not instrumented")
 
@@ -50,12 +61,34 @@ def uninstrument(broker: Any) -> None:
     try:
         for middleware in _ours(broker):
             broker.middleware.remove(middleware)
+        _brokers.discard(broker)
+        if not _brokers:
+            _actors.restore()
     except Exception:
         quiet.exception("uninstrument", "Dramatiq is not uninstrumented")
 
 
 def _ours(broker: Any) -> list[Any]:
     return [each for each in broker.middleware if isinstance(getattr(each, "reports", None), _Messages)]
+
+
+def _come_first() -> None:
+    """Hear that a message is about to be made before those that make a span of it."""
+    from dramatiq import Actor
+
+    if not _actors.overrides(Actor, "message_with_options"):
+        _actors.override(Actor, "message_with_options", before=_before_message, after=_after_message)
+
+
+def _before_message(actor: Any, *_: Any, **__: Any) -> Any:
+    if _INSTRUMENTOR not in sys.modules:
+        return None
+    ours = _ours(actor.broker)
+    return enter_span(ours[0].reports.trace_ahead, _INSTRUMENTOR) if ours else None
+
+
+def _after_message(entered: Any, *_: Any, **__: Any) -> None:
+    leave_span(entered)
 
 
 def _middleware() -> Any:
@@ -95,6 +128,18 @@ class _Messages:
         self._sent = Memory()
         self._ended = Memory()
         self._callbacks = Memory()
+        self._ahead = threading.local()
+
+    @property
+    def trace_ahead(self) -> str:
+        """The ``traceparent`` that the spans of the next message are below.
+
+        Messages that are made before any of them is sent are one run, as far as is known by then.
+        """
+        known = self._sending.trace_ahead or getattr(self._ahead, "traceparent", "")
+        if not known:
+            known = self._ahead.traceparent = traceparent(new_trace_id(), new_span_id())
+        return known
 
     @_harmless
     def before_enqueue(self, broker: Any, message: Any, delay: int | None) -> None:
@@ -124,6 +169,8 @@ class _Messages:
         )  # fmt: skip
         options[HEADER] = header_of(place)
         self._plan(options, place)
+        self._ahead.traceparent = ""
+        _come_first()
 
     def _plan(self, options: dict[str, Any], place: Place, depth: int = 0) -> None:
         """Give places to the messages that come after one, in its options; those of the caller stay as they are."""

@@ -245,7 +245,7 @@ def _after_perform(_: None, result: Any, worker: Any, job: Any, *args: Any, **__
         work.leave()
     if worker.is_horse:
         # It leaves without running what is registered for its end.
-        get_recorder().flush(_FLUSH_SECONDS)
+        get_recorder().hand_over(_FLUSH_SECONDS)
 
 
 def _job_performed(_: None, result: Any, job: Any) -> None:
@@ -261,6 +261,7 @@ def _exception(worker: Any, job: Any, *exc_info: Any) -> None:
 
 
 def _before_success(worker: Any, job: Any, *_: Any, **__: Any) -> Place | None:
+    _hold(worker)
     place = _place_in(job)
     if place is not None and job.repeats_left:
         job.meta[HEADER] = header_of(place.again())
@@ -275,7 +276,14 @@ def _job_succeeded(place: Place | None, raised: Any, worker: Any, job: Any, *_: 
     place.step.finished(result, attempt=place.attempt, at=job.ended_at, resources=resources)
 
 
+def _hold(worker: Any) -> None:
+    """A work horse reports the end of its job, and leaves."""
+    if worker.is_horse:
+        get_recorder().hold()
+
+
 def _before_failure(worker: Any, job: Any, *_: Any, **__: Any) -> _Failure | None:
+    _hold(worker)
     place = _place_in(job)
     if place is None:
         return None

@@ -7,6 +7,7 @@ from typing import Any
 
 from tachograph import meter
 from tachograph.integrations.places import Place
+from tachograph.report import Step
 from tachograph.resources import Resources
 
 _running: ContextVar[Place | None] = ContextVar("tachograph_running_task", default=None)
@@ -17,28 +18,21 @@ def running_task() -> Place | None:
     return _running.get()
 
 
-class RunningTask:
-    """A task that runs here, from now until `leave`, in the thread or asyncio task that makes this.
+class RunningStep:
+    """The work of a step that runs here, from now until `leave`, in the thread or asyncio task that makes this.
 
-    Attributes:
-        place: where it is in its run.
-        error: the exception that ended it, if an engine tells of it first.
-        result: what it returned, likewise.
+    What it logs are lines of the step; what it uses is measured; its stacks can be asked for.
     """
 
-    def __init__(self, place: Place, *, is_on_loop: bool = False) -> None:
-        # First: if the step is not to be had, nothing of this must stay.
-        self._step = place.step
-        self.place = place
-        self.error: BaseException | None = None
-        self.result: Any = None
+    def __init__(self, step: Step, *, is_on_loop: bool = False) -> None:
+        self._step = step
+        self._is_entered = True
         self._meter = meter.start(None, is_on_loop, False)
-        self._token: Token[Place | None] | None = _running.set(place)
         if self._meter is not None:
             meter.around.set(self._meter)
-        self._step.collect_logs()
+        step.collect_logs()
         if not is_on_loop:
-            self._step.works_here()
+            step.works_here()
 
     def used(self) -> Resources | None:
         """What it used of its process until now, asked for once; None: nobody knows."""
@@ -51,9 +45,34 @@ class RunningTask:
     def leave(self) -> None:
         """It has ended. Calling this again does nothing."""
         self.used()
+        if self._is_entered:
+            self._is_entered = False
+            self._step.collect_no_logs()
+
+
+class RunningTask(RunningStep):
+    """A queued task that runs here: what is sent meanwhile is sent by it.
+
+    Attributes:
+        place: where it is in its run.
+        error: the exception that ended it, if an engine tells of it first.
+        result: what it returned, likewise.
+    """
+
+    def __init__(self, place: Place, *, is_on_loop: bool = False) -> None:
+        # First: if the step is not to be had, nothing of this must stay.
+        step = place.step
+        self.place = place
+        self.error: BaseException | None = None
+        self.result: Any = None
+        self._token: Token[Place | None] | None = _running.set(place)
+        super().__init__(step, is_on_loop=is_on_loop)
+
+    def leave(self) -> None:
+        """It has ended. Calling this again does nothing."""
+        super().leave()
         token, self._token = self._token, None
         if token is not None:
-            self._step.collect_no_logs()
             try:
                 _running.reset(token)
             except ValueError:  # In another context than the one it began in.

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Final
 
 from tachograph.identity import new_id
+from tachograph.identity import traceparent as make_traceparent
 from tachograph.integrations.places import Memory, Place, below
 from tachograph.integrations.running import running_task
 from tachograph.names import clean_name
@@ -65,6 +66,7 @@ class Sending:
         *,
         due: float | None,
         group: str | None = None,
+        run_id: str | None = None,
         after: Sequence[Place] = (),
         traceparent: str | None = None,
     ) -> Place:
@@ -75,15 +77,33 @@ class Sending:
             task_id: the engine's id of the message.
             due: when it may run, unix seconds; None: it is sent later, once what it depends on has ended.
             group: the engine's id of what it is a member of.
+            run_id: of a run of its own (default: ``group``, or ``task_id``).
             after: the places of what it depends on, as far as they are known.
             traceparent: of the span of the message, if another instrumentation made one and no span is current.
         """
+        place = self.reserve(name, task_id, due=due, group=group, run_id=run_id, after=after, traceparent=traceparent)
+        self.report(place, due=due, after=after)
+        return place
+
+    def reserve(
+        self,
+        name: str,
+        task_id: str,
+        *,
+        due: float | None,
+        group: str | None = None,
+        run_id: str | None = None,
+        after: Sequence[Place] = (),
+        traceparent: str | None = None,
+    ) -> Place:
+        """The place of a message that may still turn out not to be sent: see `place`, and `report` it then."""
         sent_by = running_task()
         block = _together.get() if sent_by is None else None
         if block is not None:
             # The span that is current when the first message is sent may be inside the block.
             block = block._replace(traceparent=self._alone(name, block.run_id, traceparent).traceparent)
-        root = sent_by or block or (after[0] if after else None) or self._alone(name, group or task_id, traceparent)
+        root = sent_by or block or (after[0] if after else None)
+        root = root or self._alone(name, run_id or group or task_id, traceparent)
         scope = f"{root.run_id}/{sent_by.path}" if sent_by is not None else root.run_id
         path = sent_by.path if sent_by is not None else ""
         number = None
@@ -97,7 +117,7 @@ class Sending:
             key = f"{below(path, name)}#{task_id[:_ID_DIGITS]}"
         else:
             key = self._numbered(scope, below(path, name))
-        place = root._replace(
+        return root._replace(
             key=key,
             around="",
             name=name,
@@ -106,8 +126,11 @@ class Sending:
             attempt=1,
             engine=root.engine or self._engine,
         )
-        step = place.step
-        if sent_by is None and (not after or block is not None) and not self._begun.get(place.run_id):
+
+    def report(self, place: Place, *, due: float | None, after: Sequence[Place] = ()) -> None:
+        """A message with this place was sent, or is planned."""
+        step, is_in_block = place.step, _together.get() is not None
+        if running_task() is None and (not after or is_in_block) and not self._begun.get(place.run_id):
             self._begun.put(place.run_id, True)
             place.run.queued()
         step.depend_on(*[other.step for other in after if other.run_id == place.run_id])
@@ -115,7 +138,17 @@ class Sending:
             step.planned()
         else:
             step.queued(at=due)
-        return place
+
+    @property
+    def trace_ahead(self) -> str:
+        """The ``traceparent`` of the run that the next message belongs to; "": not known before it is sent."""
+        sent_by = running_task()
+        if sent_by is not None:
+            ref = sent_by.run.ref
+            return make_traceparent(ref.trace_id, ref.span_id)
+        block = _together.get()
+        known = self._workflows.get(block.run_id) if block is not None else None
+        return known[1] if known is not None else ""
 
     def _alone(self, name: str, run_id: str, sent_in: str | None) -> Place:
         """The place of what is sent on its own, or with its group: the first one names the run."""

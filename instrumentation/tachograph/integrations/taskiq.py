@@ -15,6 +15,7 @@ from typing import Any, Final
 from tachograph.integrations.places import HEADER, Memory, Place, header_of, place_of
 from tachograph.integrations.running import RunningTask
 from tachograph.integrations.sending import Sending, together
+from tachograph.integrations.traces import enter_span, leave_span
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.setup import get_recorder
 
@@ -23,6 +24,7 @@ __all__ = ["instrument", "together", "uninstrument"]
 quiet = QuietLog(logging.getLogger(__name__))
 
 _FLUSH_SECONDS: Final = 2.0
+_INSTRUMENTATION: Final = "taskiq.middlewares.opentelemetry_middleware"
 
 
 def instrument(broker: Any) -> None:
@@ -33,7 +35,10 @@ def instrument(broker: Any) -> None:
     """
     try:
         if not _ours(broker):
-            broker.add_middlewares(_middleware())
+            reports = _Tasks()
+            broker.add_middlewares(_middleware(reports), _first_middleware(reports))
+            # Before those that make a span of what is sent.
+            broker.middlewares.insert(0, broker.middlewares.pop())
     except Exception:
         quiet.exception("instrument", "Taskiq is not instrumented")
 
@@ -51,7 +56,34 @@ def _ours(broker: Any) -> list[Any]:
     return [each for each in broker.middlewares if isinstance(getattr(each, "reports", None), _Tasks)]
 
 
-def _middleware() -> Any:
+def _first_middleware(reports: _Tasks) -> Any:
+    from taskiq import TaskiqMiddleware
+
+    class TachographTraceMiddleware(TaskiqMiddleware):
+        """Lets the span of a message be part of the trace of its run, as far as that is known before it is sent."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.reports = reports
+            self._entered = Memory()
+
+        def pre_send(self, message: Any) -> Any:
+            try:
+                self._entered.put(message.task_id, enter_span(reports.trace_ahead, _INSTRUMENTATION))
+            except Exception:
+                quiet.exception("trace", "the trace of a task of Taskiq is not that of its run")
+            return message
+
+        def post_send(self, message: Any) -> None:
+            try:
+                leave_span(self._entered.take(message.task_id))
+            except Exception:
+                quiet.exception("trace", "the trace of a task of Taskiq is not that of its run")
+
+    return TachographTraceMiddleware()
+
+
+def _middleware(reports: _Tasks) -> Any:
     from taskiq import TaskiqMiddleware
 
     class TachographMiddleware(TaskiqMiddleware):
@@ -59,7 +91,7 @@ def _middleware() -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.reports = _Tasks()
+            self.reports = reports
 
         def pre_send(self, message: Any) -> Any:
             try:
@@ -98,6 +130,11 @@ class _Tasks:
         self._running = Memory()
         self._again = Memory()
         self.errors = Memory()
+
+    @property
+    def trace_ahead(self) -> str:
+        """The ``traceparent`` of the run of the next message, or ""."""
+        return self._sending.trace_ahead
 
     def sent(self, message: Any) -> Any:
         """A task is sent, or sent again by a middleware that retries it; the message with where it belongs."""

@@ -125,9 +125,23 @@ LATE: Final = GaugeSpec(
     "workflow_late", "1 while a workflow with a schedule has not started although its grace is over, else 0.", _WORKFLOW
 )
 OVERDUE: Final = GaugeSpec(
-    "workflow_overdue", "1 while an execution or a step runs past its deadline, else 0; if there is one.", _WORKFLOW
+    "workflow_overdue",
+    "1 while an execution runs past the workflow's deadline, else 0; no series without a deadline.",
+    _WORKFLOW,
 )
-EXPECTATION_METRICS: Final[tuple[MetricSpec, ...]] = (EXPECTED_START, LATE, OVERDUE)
+STEP_OVERDUE: Final = GaugeSpec(
+    "workflow_step_overdue",
+    "1 while a step runs past its deadline or, where neither it nor its workflow has one, for far longer than usual; "
+    "else 0 for steps with a deadline.",
+    _STEP,
+)
+FLAPPING: Final = GaugeSpec(
+    "workflow_flapping",
+    "1 while a workflow fails and succeeds by turns: from a failure soon after another to the third success in a row; "
+    "else 0.",
+    _WORKFLOW,
+)
+EXPECTATION_METRICS: Final[tuple[MetricSpec, ...]] = (EXPECTED_START, LATE, OVERDUE, STEP_OVERDUE, FLAPPING)
 """Every metric about what is expected of workflows."""
 
 METRICS: Final[tuple[MetricSpec, ...]] = (

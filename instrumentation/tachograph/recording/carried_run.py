@@ -19,6 +19,7 @@ from tachograph.identity import ExecutionRef, StepRef
 from tachograph.recording import log_handler, open_execution, setup
 from tachograph.recording.open_execution import OpenExecution
 from tachograph.recording.relay import RelayAddress
+from tachograph.stacks import guests
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.reporter import Reporter
 from tachograph.workflow.step_counts import StepCounts
@@ -99,11 +100,24 @@ def current() -> CarriedRun | None:
 def entered(carried: CarriedRun) -> Iterator[None]:
     """The code inside belongs to the carried run. Nothing that goes wrong in opening it reaches the code."""
     tokens, otel_token = _open(carried)
+    reporter = _come(carried)
     try:
         yield
     finally:
+        if reporter is not None:
+            guests.go(reporter)
+            setup.get_recorder().leave(carried.execution)
         open_execution.restore(tokens)
         otel_context.detach(otel_token)
+
+
+def _come(carried: CarriedRun) -> Reporter | None:
+    """What the calling thread does from now on is a part of the carried step, whose stacks may be asked for."""
+    reporter, _ = open_execution.current()
+    if reporter is not None:
+        guests.come(reporter)
+        setup.get_recorder().visit(carried.execution)
+    return reporter
 
 
 def _open(carried: CarriedRun) -> tuple[open_execution.Tokens, Any]:
@@ -181,7 +195,9 @@ class Envelope:
 
 
 def _open_for_good(run: bytes) -> None:
-    _open(_decode(run))
+    carried = _decode(run)
+    _open(carried)
+    _come(carried)
 
 
 def envelope() -> Envelope | None:

@@ -111,6 +111,7 @@ class ListenerQueue:
         self._paused = False
         self._is_unavailable = False
         self._is_late = False
+        self._is_held = False
         self._has_given_up = False
         self._start_at = 0.0
         self._settle_at = 0.0
@@ -148,8 +149,23 @@ class ListenerQueue:
         if self._asleep:
             self._asleep = False
             self._wake.set()
-        elif self._thread is None:
+        elif self._thread is None and not self._is_held:
             self._start()
+
+    def hold(self) -> None:
+        """From now on no thread is started to deliver events: they wait for `take`, or for `flush`."""
+        self._is_held = True
+
+    def take(self) -> Sequence[Event] | None:
+        """What waits, for the caller to deliver; None while the listener has earlier events in hand."""
+        self._is_held = False
+        with self._lock:
+            if self._in_hand:
+                return None
+            events = list(self._queue)
+            self._queue.clear()
+            self._delivered += len(events)
+        return events
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count events that this listener will never receive; logged at most every 10 seconds."""

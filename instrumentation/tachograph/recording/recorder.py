@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from multiprocessing import parent_process
 from typing import Any, Final, Protocol, TypeAlias
 
-from tachograph import folding
+from tachograph import folding, meter
 from tachograph.events import (
     Event,
     ExecutionFinished,
@@ -32,21 +32,29 @@ from tachograph.events import (
     StepFinished,
     StepRetrying,
     StepsFolded,
+    StepStacks,
     StepStarted,
     WorkflowExpected,
 )
+from tachograph.folded_stacks import StackWish
 from tachograph.identity import ExecutionRef, Origin
 from tachograph.recording import line_buffers, open_execution
 from tachograph.recording.listener_queue import BatchListener, ListenerQueue
+from tachograph.recording.long_in_children import LongInChildren
 from tachograph.recording.problems import Problem
-from tachograph.recording.relay import RelayAddress, RelayClient, RelayServer
+from tachograph.recording.relay import ParentListener, RelayAddress, RelayClient, RelayServer
 from tachograph.recording.subscription import SUBSCRIPTION_LIMIT, Subscription
-from tachograph.stacks.wishes import long_attempts
+from tachograph.stacks import told
+from tachograph.stacks.guests import guests_of, note_child
+from tachograph.stacks.passing_on import kept_for
+from tachograph.stacks.wishes import MAX_LONG, long_attempts
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 2.0
 """How often the owner of a running execution sends a heartbeat."""
+CHILD_SECONDS: Final = 1.0
+"""How often a child process tells its parent of its long steps, and is told what is asked."""
 LEASE_SECONDS: Final = 30.0
 """How long after its last heartbeat an execution counts as lost, unless its process is known to be alive or dead."""
 FLUSH_SECONDS: Final = 5.0
@@ -95,7 +103,7 @@ class Recorder:
         self._warned_late = False
         # In a child process nothing runs at exit: it flushes whenever its outermost step or execution has ended.
         self._is_child = parent_process() is not None
-        self._parent: _ParentListener | None = None
+        self._parent: ParentListener | None = None
         self._relay: RelayServer | None = None
         self._closed = False
         self._reset()
@@ -104,6 +112,9 @@ class Recorder:
     def _reset(self) -> None:
         self._open: dict[str, ExecutionRef] = {}
         self._running: set[str] = set()
+        # In a child: the executions of its parent that work is done for.
+        self._visited: dict[str, ExecutionRef] = {}
+        self._long = LongInChildren()
         self._flush_again = 0.0
         self._lock = threading.Lock()
         self._heart: threading.Thread | None = None
@@ -282,6 +293,22 @@ class Recorder:
             self._running.add(_span_id(event))
         if type(event) is ExecutionStarted:
             self._watch(event)
+        elif self._parent is not None:
+            self._visited[event.execution.execution_id] = event.execution
+            if self._heart is None:
+                self._start_heart()
+
+    def visit(self, execution: ExecutionRef) -> None:
+        """Work of a parent's execution begins in this child, until `leave`: it asks the parent what is asked of it."""
+        if self._parent is not None:
+            self._visited[execution.execution_id] = execution
+            if self._heart is None:
+                self._start_heart()
+
+    def leave(self, execution: ExecutionRef) -> None:
+        """Such work ends. Other threads may still do some: their next step says so."""
+        if not self._running:
+            self._visited.pop(execution.execution_id, None)
 
     def _watch(self, event: ExecutionQueued | ExecutionStarted) -> None:
         self.watch(event.execution)
@@ -292,6 +319,8 @@ class Recorder:
         if self._is_child:
             self._running.discard(_span_id(event))
             if not self._running:
+                if not guests_of(event.execution.execution_id):
+                    self._visited.clear()
                 for queue in self.queues.values():
                     queue.settle(FORK_FLUSH_SECONDS)
                 # When exporting times out (a collector that hangs), do not try again for a while.
@@ -316,6 +345,31 @@ class Recorder:
         if self._spans is not None:
             is_flushed &= self._spans.flush(max(0.0, deadline - time.monotonic()))
         return is_flushed
+
+    def hold(self) -> None:
+        """In a forked child whose work is done: what is recorded from now on waits for `hand_over`."""
+        if self._parent is not None and (queue := self.queues.get("parent")) is not None:
+            queue.hold()
+
+    def hand_over(self, timeout_seconds: float = FLUSH_SECONDS) -> bool:
+        """In a process that ends now without exit handlers: as `flush`, but a forked child waits for no answer.
+
+        What its parent was sent is its parent's, whether this process still exists or not.
+        """
+        queue = self.queues.get("parent")
+        if self._parent is None or queue is None:
+            return self.flush(timeout_seconds)
+        line_buffers.flush_all()
+        events = queue.take()
+        if events is None:
+            return self.flush(timeout_seconds)
+        if events:
+            try:
+                self._parent.client.post(events)
+            except OSError:
+                self._relay_lost(events)
+                return self.flush(timeout_seconds)
+        return self._spans is None or self._spans.flush(timeout_seconds)
 
     def close(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
         """Flush and stop. What cannot be delivered in time is counted as dropped. Calling it again does nothing."""
@@ -349,12 +403,15 @@ class Recorder:
                     self._heart = heart
 
     def _beat(self) -> None:
-        stop = self._stop_heart
-        while not stop.wait(self._heartbeat_seconds):
+        stop, is_child = self._stop_heart, self._parent is not None
+        while not stop.wait(min(CHILD_SECONDS, self._heartbeat_seconds) if is_child else self._heartbeat_seconds):
+            is_child = self._parent is not None
             self._emit_folds()
-            for execution in list(self._open.values()):
-                long = long_attempts(execution.execution_id)
-                self(Heartbeat(execution=execution, time_ns=time.time_ns(), long=long))
+            # Once the parent is gone, nobody knows whether its executions go on.
+            visited = self._visited.copy() if is_child else {}
+            for execution in {**visited, **self._open.copy()}.values():
+                long = (*long_attempts(execution.execution_id), *self._long.of(execution.execution_id))
+                self(Heartbeat(execution=execution, time_ns=time.time_ns(), long=long[:MAX_LONG]))
 
     def _emit_folds(self) -> None:
         if self._parent is None:
@@ -383,7 +440,7 @@ class Recorder:
             if self._parent is not None or (self._relay is not None and self._relay.address == address):
                 return
             self._is_child = True
-            self._parent = _ParentListener(RelayClient(address), self._relay_lost)
+            self._parent = ParentListener(RelayClient(address), self._relay_lost)
         self.queues.pop("parent", None)
         self.add("parent", self._parent)
 
@@ -401,18 +458,35 @@ class Recorder:
                     queue.put(event)
         folding.emit_all(again=True)
 
-    def _receive(self, events: Sequence[Event]) -> None:
-        """Events of a child process: they go to all listeners but spans, which the child has exported itself."""
+    def _receive(self, events: Sequence[Event]) -> list[StackWish]:
+        """Events of a child process: they go to all listeners but spans, which the child has exported itself.
+
+        Returns what is asked of it.
+        """
+        alive = dict.fromkeys(event.execution.execution_id for event in events if type(event) is Heartbeat)
+        events = [event for event in events if not self._is_taken(event)]
         timely = [event for event in events if open_execution.relayed(event, self._emit_relayed)]
         if len(timely) < len(events) and not self._warned_late:
             self._warned_late = True
             log.warning("a child process goes on after its run has ended; what it records from then on is left out")
         self.publish(timely, delivered_to=("spans",))
+        return kept_for(alive)
+
+    def _is_taken(self, event: Event) -> bool:
+        """Whether what a child says is a part of what this process says itself: its sign of life, or its stacks."""
+        if type(event) is StepStacks:
+            return told.by_child(event)
+        if type(event) is Heartbeat and event.execution.execution_id in self._open:
+            self._long.note(event, 2 * self._heartbeat_seconds)
+            note_child(event.execution.execution_id)
+            return True
+        return False
 
     def _emit_relayed(self, event: Event) -> None:
         self.publish([event], delivered_to=("spans",))
 
     def _before_fork(self) -> None:
+        meter.prepare()
         if self._open or open_execution.is_open():
             # What the child records belongs to a run of this process.
             reporter, _ = open_execution.current()
@@ -434,7 +508,7 @@ class Recorder:
             self._parent.client = RelayClient(self._parent.client.address)
         elif relay is not None:
             relay.after_fork()
-            self._parent = _ParentListener(RelayClient(relay.address), self._relay_lost)
+            self._parent = ParentListener(RelayClient(relay.address), self._relay_lost)
             queue = ListenerQueue("parent", self._parent)
             self.queues = {**self.queues, "parent": queue}
         for queue in self.queues.values():
@@ -442,25 +516,6 @@ class Recorder:
                 reset()
             queue.reset()
         self._subscriptions = {}
-
-
-class _ParentListener:
-    """Delivers batches to the parent process; what cannot be delivered goes to ``on_lost``."""
-
-    def __init__(self, client: RelayClient, on_lost: Callable[[Sequence[Event]], None]) -> None:
-        self.client = client
-        self._on_lost = on_lost
-
-    def apply(self, events: Sequence[Event]) -> None:
-        try:
-            self.client.send(events)
-        except OSError as error:
-            log.info("the parent process takes no more events (%s); recording on our own", error)
-            self.client.close()
-            self._on_lost(events)
-
-    def close(self) -> None:
-        self.client.close()
 
 
 def _span_id(event: ExecutionStarted | StepStarted | ExecutionFinished | StepFinished) -> str:

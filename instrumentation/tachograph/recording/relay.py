@@ -7,7 +7,8 @@ work, it has its events.
 
 Wire format, over a Unix stream socket in a directory of the parent's own user: the client first sends the 16 bytes of
 the server's token; then frames of a 4-byte big-endian length and a msgpack array of events. Each frame is answered with
-one byte once the parent's recorder has it.
+one byte once the parent's recorder has it: 6, or 7 when a frame follows with what is asked of the child (an array of
+`StackWish`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tachograph.events import Event
+from tachograph.folded_stacks import StackWish
+from tachograph.stacks.wishes import fulfil
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +41,12 @@ TIMEOUT_SECONDS: Final = 30.0
 """How long a child waits for its parent's answer before it records on its own."""
 _HEADER: Final = struct.Struct(">I")
 _ACKNOWLEDGED: Final = b"\x06"
+_ASKED: Final = b"\x07"
 _READ_BYTES: Final = 1 << 18
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(list[Event]).decode
+_decode_wishes: Final = msgspec.msgpack.Decoder(list[StackWish]).decode
 
 
 class RelayAddress(NamedTuple):
@@ -51,16 +56,22 @@ class RelayAddress(NamedTuple):
     token: bytes
 
 
+def _framed(values: Sequence[Event] | Sequence[StackWish]) -> bytes:
+    body = _encode(values)
+    return _HEADER.pack(len(body)) + body
+
+
 class RelayServer:
     """Takes events of child processes, in a thread of its own.
 
     Args:
-        receive: called with each batch, from the server's thread; what it raises is logged.
+        receive: called with each batch, from the server's thread; what it raises is logged. Returns what is asked of
+            the child.
 
     Raises `OSError` when the socket cannot be made.
     """
 
-    def __init__(self, receive: Callable[[Sequence[Event]], None]) -> None:
+    def __init__(self, receive: Callable[[Sequence[Event]], Sequence[StackWish]]) -> None:
         self._receive = receive
         self._directory = tempfile.mkdtemp(prefix="tachograph-")
         self._token = os.urandom(TOKEN_BYTES)
@@ -109,12 +120,13 @@ class RelayServer:
         if not data:
             return False
         for frame in child.feed(data):
+            wishes: Sequence[StackWish] = ()
             try:
-                self._receive(_decode(frame))
+                wishes = self._receive(_decode(frame))
             except Exception:
                 log.exception("events of a child process could not be recorded")
             try:
-                child.socket.sendall(_ACKNOWLEDGED)
+                child.socket.sendall(_ASKED + _framed(wishes) if wishes else _ACKNOWLEDGED)
             except OSError:
                 return False
         return not child.is_refused
@@ -183,24 +195,74 @@ class RelayClient:
         self.address = address
         self._socket: socket.socket | None = None
 
-    def send(self, events: Sequence[Event]) -> None:
-        """Deliver a batch; returns once the parent has it."""
+    def send(self, events: Sequence[Event]) -> list[StackWish]:
+        """Deliver a batch; returns once the parent has it: what is asked of this process."""
         try:
-            if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._socket.settimeout(TIMEOUT_SECONDS)
-                self._socket.connect(self.address.path)
-                self._socket.sendall(self.address.token)
-            body = _encode(events)
-            self._socket.sendall(_HEADER.pack(len(body)) + body)
-            if self._socket.recv(1) != _ACKNOWLEDGED:
+            connection = self._send(events)
+            answer = connection.recv(1)
+            if answer == _ASKED:
+                (size,) = _HEADER.unpack(self._read(_HEADER.size))
+                return _decode_wishes(self._read(size))
+            if answer != _ACKNOWLEDGED:
                 raise ConnectionError("the parent process closed the connection")
         except OSError:
             self.close()
             raise
+        return []
+
+    def _read(self, size: int) -> bytes:
+        assert self._socket is not None  # noqa: S101
+        data = b""
+        while len(data) < size:
+            if not (part := self._socket.recv(min(size - len(data), _READ_BYTES))):
+                raise ConnectionError("the parent process closed the connection")
+            data += part
+        return data
+
+    def _send(self, events: Sequence[Event]) -> socket.socket:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.settimeout(TIMEOUT_SECONDS)
+            self._socket.connect(self.address.path)
+            self._socket.sendall(self.address.token)
+        self._socket.sendall(_framed(events))
+        return self._socket
+
+    def post(self, events: Sequence[Event]) -> None:
+        """Give the parent a last batch without waiting for its answer: it has it though this process ends now."""
+        try:
+            self._send(events)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the connection."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+class ParentListener:
+    """In a child: delivers batches to the parent process, and does what it asks.
+
+    What cannot be delivered goes to ``on_lost``.
+    """
+
+    def __init__(self, client: RelayClient, on_lost: Callable[[Sequence[Event]], None]) -> None:
+        self.client = client
+        self._on_lost = on_lost
+
+    def apply(self, events: Sequence[Event]) -> None:
+        """Deliver a batch."""
+        try:
+            wishes = self.client.send(events)
+        except OSError as error:
+            log.info("the parent process takes no more events (%s); recording on our own", error)
+            self.client.close()
+            self._on_lost(events)
+        else:
+            fulfil(wishes)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.client.close()

@@ -26,6 +26,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from tachograph.errors import SetupError
 from tachograph.quiet_log import QuietLog
+from tachograph.runners.celery_stacks import AskedTasks, answering
 from tachograph.runners.work import finish, lost, perform, work_of
 from tachograph.workflow.context import StepContext
 from tachograph.workflow.handlers import Handler, HandlerRegistry
@@ -111,6 +112,7 @@ class CeleryRunner:
         self._app = app_of(url)
         self._threads = DaemonThreads()
         self._results = _Results(self._app)
+        self._asked = AskedTasks(self._app.backend)
 
     async def run(self, handler: Handler, context: StepContext) -> Any:
         """See `Runner.run`. A cancelled step's task is revoked, and its process terminated."""
@@ -119,7 +121,8 @@ class CeleryRunner:
         answer = self._results.expect(task_id)
         try:
             await self._threads.run(lambda: self._send(task_id, body))
-            return finish(await answer, context)
+            with self._asked.asking(task_id, context):
+                return finish(await answer, context)
         except asyncio.CancelledError:
             self._results.forget(task_id)
             threading.Thread(target=self._revoke, args=(task_id,), name="tachograph-revoke", daemon=True).start()
@@ -294,7 +297,8 @@ def register(app: Any, handlers: HandlerRegistry) -> Callable[..., str]:
             return lost(first, f"worker {first} was lost while it did the step").decode()
         backend.set(key, str(request.hostname))
         try:
-            return perform(body, handlers, str(request.hostname), _is_termination).decode()
+            with answering(request.id, backend) as box:
+                return perform(body, handlers, str(request.hostname), _is_termination, box=box).decode()
         finally:
             backend.delete(key)
 

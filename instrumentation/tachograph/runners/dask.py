@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from tachograph.errors import SetupError, StepFailed
+from tachograph.runners.dask_stacks import AskedAttempt, answering
 from tachograph.runners.work import finish, lost, perform, work_of
 from tachograph.workflow.context import StepContext
 from tachograph.workflow.handlers import Handler, HandlerRegistry, registry
@@ -60,8 +61,14 @@ class DaskRunner:
         place = self._places.pop() if self._places else self._new_place()
         attempt = uuid.uuid4().hex
         future = client.submit(do, body, place, attempt, key=f"tachograph-{attempt}", pure=False, retries=0)
+
+        async def find_worker() -> str | None:
+            note = await client.get_metadata([_BEGUN, place], None)
+            return note[1] if note is not None and note[0] == attempt else None
+
         try:
-            answer = await future
+            with AskedAttempt(client, attempt, find_worker, context).asking():
+                answer = await future
         except self._dask.KilledWorker as error:
             answer = lost(str(error.last_worker), f"Dask: {error}")
         except self._dask.CancelledError:
@@ -103,7 +110,8 @@ def do(body: bytes, place: str, attempt: str) -> bytes:
     if note is not None and note[0] == attempt:
         return lost(str(note[1]), f"worker {note[1]} was lost while it did the step")
     client.set_metadata([_BEGUN, place], [attempt, address])
-    return perform(body, _handlers(), address)
+    with answering(attempt) as box:
+        return perform(body, _handlers(), address, box=box)
 
 
 def _handlers() -> HandlerRegistry:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from datetime import timedelta
@@ -22,10 +23,12 @@ import msgspec
 
 from tachograph.errors import SetupError, StepFailed, StoreUnavailable
 from tachograph.event_batch import decode_event
-from tachograph.events import Event, ExecutionStarted, ExecutionStatus
+from tachograph.events import Event, ExecutionStarted, ExecutionStatus, Heartbeat
 from tachograph.identity import ExecutionRef, traceparent
 from tachograph.reported_process import ReportedProcess
-from tachograph.runners.work import finish, lost, perform, work_of
+from tachograph.runners.work import Work, finish, lost, perform, work_of
+from tachograph.stacks.passing_on import StackBox
+from tachograph.stacks.wishes import long_attempts
 from tachograph.workflow.context import StepContext
 from tachograph.workflow.document import parse, to_document
 from tachograph.workflow.handlers import Handler, HandlerRegistry
@@ -52,6 +55,8 @@ LEASE_SECONDS: Final = 7 * 86_400
 """How long a run may be silent until it is lost: Temporal keeps it, whoever lives."""
 HEARTBEAT_SECONDS: Final = 10.0
 """A worker that sends no sign of life of a step for so long is gone."""
+BEAT_SECONDS: Final = 2.0
+"""How often a worker gives a sign of life: to Temporal, and to where it records, whose answer may ask for stacks."""
 MAX_BYTES: Final = 1_900_000
 """Bytes of a message; Temporal refuses more than 2 MB (https://docs.temporal.io/cloud/limits)."""
 MAX_STEPS: Final = 4_000
@@ -77,6 +82,8 @@ _read_result: Final = msgspec.json.Decoder(ExecutionResult).decode
 _read_start: Final = msgspec.json.Decoder(Start).decode
 _handlers: HandlerRegistry | None = None
 _record: Callable[[Sequence[Event]], bool] | None = None
+_tell: Callable[[Sequence[Event]], None] | None = None
+_read_work: Final = msgspec.json.Decoder(Work).decode
 
 
 class _AlwaysNow(Turns):
@@ -179,18 +186,31 @@ class TachographRun:
 def step(body: str) -> str:
     """Do a step, and send signs of life meanwhile."""
     assert _handlers is not None  # noqa: S101 - set by `work`
-    ended, context = threading.Event(), copy_context()
+    assert _tell is not None  # noqa: S101 - set by `work`
+    tell, ended, context = _tell, threading.Event(), copy_context()
+    execution = _execution_of(body)
 
     def beat() -> None:
-        while not ended.wait(HEARTBEAT_SECONDS / 3):
+        while not ended.wait(BEAT_SECONDS):
             context.run(activity.heartbeat)
+            if execution is not None:
+                long = long_attempts(execution.execution_id)
+                tell([Heartbeat(execution=execution, time_ns=time.time_ns(), long=long)])
 
     threading.Thread(target=beat, name="tachograph-heartbeat", daemon=True).start()
     activity.heartbeat()
     try:
-        return perform(body, _handlers, "temporal", _is_cancelled, MAX_BYTES).decode()
+        box = StackBox(lambda event: tell([event]))
+        return perform(body, _handlers, "temporal", _is_cancelled, MAX_BYTES, box).decode()
     finally:
         ended.set()
+
+
+def _execution_of(body: str) -> ExecutionRef | None:
+    try:
+        return _read_work(body).step.execution
+    except msgspec.MsgspecError:
+        return None  # `perform` says what is wrong with it.
 
 
 def _is_cancelled(error: BaseException) -> bool:
@@ -295,10 +315,14 @@ def work(
     concurrency: int,
     name: str | None,
     record_events: Callable[[Sequence[Event]], bool],
+    tell_events: Callable[[Sequence[Event]], None],
 ) -> int:
-    """Be a worker, until the process is asked to stop. ``record_events``: records them; whether they are durable."""
-    global _handlers, _record
-    _handlers, _record = handlers, record_events
+    """Be a worker, until the process is asked to stop.
+
+    ``record_events``: records them; whether they are durable. ``tell_events``: records them, some time soon.
+    """
+    global _handlers, _record, _tell
+    _handlers, _record, _tell = handlers, record_events, tell_events
     return asyncio.run(_work(url, concurrency, name))
 
 

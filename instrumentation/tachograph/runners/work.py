@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -29,12 +29,14 @@ from tachograph.events import (
     StepLogged,
     StepMeasured,
     StepRetrying,
+    StepStacks,
 )
 from tachograph.identity import StepRef
 from tachograph.recording import line_buffers, log_handler
 from tachograph.recording.line_buffers import MAX_LINES
 from tachograph.resources import Resources, cleaned
 from tachograph.spans.propagation import propagation
+from tachograph.stacks.passing_on import StackBox
 from tachograph.summary import failure as describe
 from tachograph.summary import is_clean_exit
 from tachograph.workflow.attempts import StepAttempts
@@ -91,6 +93,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 _read_work: Final = msgspec.json.Decoder(Work).decode
 _read_done: Final = msgspec.json.Decoder(Done).decode
+_read_stacks: Final = msgspec.json.Decoder(list[StepStacks]).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -120,11 +123,12 @@ def perform(
     worker: str = "",
     stops: Callable[[BaseException], bool] = lambda error: isinstance(error, KeyboardInterrupt),
     limit: int = MAX_BYTES,
+    box: StackBox | None = None,
 ) -> bytes:
     """Do a `Work` in this process and thread; the `Done`.
 
     ``worker``: the name of the process. ``stops``: what is raised to stop the process, and not by the handler; nothing
-    else is raised here.
+    else is raised here. ``box``: for stacks that are asked for meanwhile.
     """
     try:
         work = _read_work(body)
@@ -145,9 +149,9 @@ def perform(
             _refused(f'handler "{work.handler}" is off in the worker; start it with {handler.how_to_allow}', worker)
         )
     log_handler.install_from_environment()
-    done = _done(work, handler, worker, stops)
+    done = _done(work, handler, worker, stops, box or StackBox())
     try:
-        return _encoded(done, f'what step "{work.step.name}" returned', limit, without_lines=_without_lines(done))
+        return _encoded(done, f'what step "{work.step.name}" returned', limit, smaller=_smaller(done))
     except DoNotRetry as error:
         unsent = msgspec.structs.replace(
             done, output=None, failure=describe(error, stack=False), is_final=True, events=[]
@@ -169,9 +173,7 @@ def finish(body: bytes | str, context: StepContext) -> Any:
         done = _read_done(body)
     except msgspec.MsgspecError as error:
         raise DoNotRetry(f"the worker's answer cannot be read: {error}; is it newer than the service?") from None
-    for event in done.events:
-        if _is_own(event, context.step):
-            context.relay(event)
+    _relay(done.events, context)
     if done.resources is not None:
         context.resources = cleaned(done.resources)
     if done.failure is not None:
@@ -179,12 +181,28 @@ def finish(body: bytes | str, context: StepContext) -> Any:
     return done.output
 
 
+def stacks_message(events: Sequence[StepStacks]) -> bytes:
+    """Stacks that a worker tells of while it does an attempt, as a message."""
+    return _encode(events)
+
+
+def relay_stacks(body: bytes | str, context: StepContext) -> None:
+    """Record here what a worker tells in a `stacks_message`. Raises `ValueError` if that cannot be read."""
+    _relay(_read_stacks(body), context)
+
+
+def _relay(events: Sequence[StepEvent], context: StepContext) -> None:
+    for event in events:
+        if _is_own(event, context.step):
+            context.relay(event)
+
+
 def _is_own(event: StepEvent, step: StepRef) -> bool:
     """Whether a worker may tell of it: a report of the step, or something inside it."""
     if event.step.execution.execution_id != step.execution.execution_id:
         return False
     if event.step.step_id == step.step_id:
-        return isinstance(event, StepLogged | StepMeasured | StepCost | StepLines)
+        return isinstance(event, StepLogged | StepMeasured | StepCost | StepLines | StepStacks)
     return event.step.parent_step_id is not None
 
 
@@ -192,19 +210,19 @@ def _refused(reason: str, worker: str) -> Done:
     return Done(failure=Failure("DoNotRetry", reason), is_final=True, worker=worker)
 
 
-def _without_lines(done: Done) -> Done | None:
-    """The same without what was logged; None if nothing was."""
-    events = [event for event in done.events if not isinstance(event, StepLines)]
+def _smaller(done: Done) -> Done | None:
+    """The same without what was logged and sampled; None if nothing was."""
+    events = [event for event in done.events if not isinstance(event, StepLines | StepStacks)]
     return msgspec.structs.replace(done, events=events) if len(events) < len(done.events) else None
 
 
-def _encoded(value: Any, what: str, limit: int, *, without_lines: Any = None) -> bytes:
+def _encoded(value: Any, what: str, limit: int, *, smaller: Any = None) -> bytes:
     try:
         body = _encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DoNotRetry(f"{what} is not JSON, so no worker can get it: {error}") from None
-    if len(body) > limit and without_lines is not None:
-        return _encoded(without_lines, what, limit)
+    if len(body) > limit and smaller is not None:
+        return _encoded(smaller, what, limit)
     if len(body) > limit:
         raise DoNotRetry(
             f"{what} takes {len(body) / (1 << 20):.3g} MiB, more than the {limit / (1 << 20):.2g} MiB that go to a "
@@ -213,7 +231,7 @@ def _encoded(value: Any, what: str, limit: int, *, without_lines: Any = None) ->
     return body
 
 
-def _done(work: Work, handler: Handler, worker: str, stops: Callable[[BaseException], bool]) -> Done:
+def _done(work: Work, handler: Handler, worker: str, stops: Callable[[BaseException], bool], box: StackBox) -> Done:
     events: list[StepEvent] = []
     lines: deque[StepLines] = deque()
 
@@ -223,6 +241,8 @@ def _done(work: Work, handler: Handler, worker: str, stops: Callable[[BaseExcept
             lines.append(event)
             while len(lines) > 1 and sum(len(each.lines) for each in lines) - len(lines[0].lines) >= MAX_LINES:
                 lines.popleft()
+        elif isinstance(event, StepStacks):
+            box.put(event)
         elif isinstance(event, StepEvent):
             if isinstance(event, StepFinished | StepRetrying):
                 line_buffers.end_attempt(event)
@@ -268,7 +288,7 @@ def _done(work: Work, handler: Handler, worker: str, stops: Callable[[BaseExcept
         output=output,
         failure=failure,
         is_final=is_final,
-        events=[*events, *lines],
+        events=[*events, *lines, *box.profiles()],
         resources=context.resources,
         worker=worker,
     )

@@ -14,6 +14,8 @@ _MAX_CACHED: Final = 20_000
 _BOOTSTRAP: Final = frozenset({"threading", "concurrent.futures.thread", "tachograph.workflow.worker_threads",
                                "tachograph.workflow.runner"})  # fmt: skip
 """Modules whose frames at the outer end only say that this is a thread."""
+_WORK: Final = frozenset({("_called", "tachograph.runners.work"), ("__call__", "tachograph.recording.carried_run")})
+"""Where a runner's worker calls a handler, and a pool's process a function: what is around it is the engine's."""
 _HANDLE: Final = ("asyncio.events", "_run")
 """Where an event loop runs a task."""
 _HANDLERS: Final = "tachograph.workflow.builtin."
@@ -99,7 +101,11 @@ def folded(frames: list[FrameType], texts: FrameTexts, *, is_running: bool, is_c
 
 
 def without_bootstrap(frames: list[FrameType]) -> list[FrameType]:
-    """Frames of a thread without those that started it."""
+    """Frames of a thread without those that started it, and without a worker's around what it does."""
+    for i in range(len(frames) - 2, -1, -1):
+        if (frames[i].f_code.co_name, module_of(frames[i])) in _WORK:
+            frames = frames[i + 1 :]
+            break
     for i, frame in enumerate(frames):
         module = module_of(frame)
         if module not in _BOOTSTRAP and not is_ours(module):
@@ -107,8 +113,14 @@ def without_bootstrap(frames: list[FrameType]) -> list[FrameType]:
     return frames[-1:]
 
 
-def inside_task(frames: list[FrameType]) -> list[FrameType]:
-    """Frames of an event loop's thread from the task on that it runs now."""
+def inside_task(frames: list[FrameType], first: FrameType | None) -> list[FrameType]:
+    """Frames of an event loop's thread from the task on that it runs now, whose first frame is ``first``.
+
+    That is not always the one that the loop began: a task that starts eagerly runs inside the one that made it.
+    """
+    for i, frame in enumerate(frames):
+        if frame is first:
+            return frames[i:]
     for i in range(len(frames) - 1, -1, -1):
         frame = frames[i]
         if frame.f_code.co_name == _HANDLE[1] and module_of(frame) == _HANDLE[0]:

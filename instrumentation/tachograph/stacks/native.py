@@ -83,8 +83,8 @@ def _callee(instructions: list[dis.Instruction], index: int) -> _Path:
     """
     call = instructions[index]
     if call.opname == "CALL_FUNCTION_EX":
-        # The function, the arguments and perhaps keyword arguments.
-        below = 1 + ((call.arg or 0) & 1)
+        # The arguments and perhaps keyword arguments (always, from Python 3.14 on), above the function and a NULL.
+        below = -1 - dis.stack_effect(call.opcode, call.arg)
     else:
         below = call.arg or 0
         if call.opname == "CALL_KW":
@@ -114,6 +114,9 @@ def _callee(instructions: list[dis.Instruction], index: int) -> _Path:
             return (str(instruction.argval), *reversed(names))
         elif names:
             return ("", *reversed(names))
+        elif name == "LOAD_SPECIAL":
+            # A `with` block from Python 3.14 on: `__enter__`.
+            return ("", instruction.argrepr or _CONTEXT)
         elif name in _LOCALS:
             return ("", str(instruction.argval))
         else:

@@ -81,7 +81,8 @@ def _of_task(
     if tasks.is_running(task):
         if (frame := by_thread.get(attempt.thread)) is not None:
             frames = stack_of(frame)
-            _add(taken[attempt], folded(inside_task(frames), texts, is_running=True, is_cut=is_cut(frames)), root)
+            inside = inside_task(frames, tasks.first_frame(task))
+            _add(taken[attempt], folded(inside, texts, is_running=True, is_cut=is_cut(frames)), root)
         return
     for frames in tasks.chains(task):
         _add(taken[attempt], folded(frames, texts, is_running=False, is_cut=is_cut(frames)), root)

@@ -23,6 +23,11 @@ def is_running(task: asyncio.Task[Any]) -> bool:
     return bool(getattr(coroutine, "cr_running", False) or getattr(coroutine, "gi_running", False))
 
 
+def first_frame(task: asyncio.Task[Any]) -> FrameType | None:
+    """The frame of the task's own coroutine."""
+    return next(iter(_frames(task.get_coro(), 1)), None)
+
+
 def chains(task: asyncio.Task[Any]) -> Iterator[list[FrameType]]:
     """What a waiting task awaits, outermost first: one chain, or one for each task that it gathers."""
     yield from _chains(task, [], 0)
@@ -45,9 +50,9 @@ def _chains(task: asyncio.Task[Any], outer: list[FrameType], depth: int) -> Iter
         yield frames
 
 
-def _frames(awaited: Any) -> list[FrameType]:
+def _frames(awaited: Any, limit: int = MAX_DEPTH + 1) -> list[FrameType]:
     frames: list[FrameType] = []
-    while awaited is not None and len(frames) <= MAX_DEPTH:
+    while awaited is not None and len(frames) < limit:
         for frame_name, next_name in (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await")):
             frame = getattr(awaited, frame_name, None)
             if isinstance(frame, FrameType):

@@ -12,10 +12,13 @@ from collections.abc import Iterable
 from typing import Final
 
 from tachograph.events import StepStacks
-from tachograph.folded_stacks import FoldedStack, LongAttempt, StacksKind, StackWish
+from tachograph.folded_stacks import SEPARATOR, FoldedStack, LongAttempt, StacksKind, StackWish
 from tachograph.quiet_log import QuietLog
 from tachograph.running_attempts import running
+from tachograph.stacks import told
 from tachograph.stacks.frames import FrameTexts
+from tachograph.stacks.guests import guests_of, have_guests, process_root
+from tachograph.stacks.passing_on import attempts_elsewhere, pass_on
 from tachograph.stacks.profile import step_of
 from tachograph.stacks.sampler import sampler
 from tachograph.stacks.taking import running_reporters, take
@@ -35,9 +38,10 @@ _answered: OrderedDict[str, None] = OrderedDict()
 
 
 def long_attempts(execution_id: str) -> tuple[LongAttempt, ...]:
-    """Attempts of an execution that have been running here for a while and are not sampled. Never raises."""
-    if not running:
-        return ()
+    """Attempts of an execution that have been running for a while, here or in a runner's workers, and are not sampled.
+
+    Never raises.
+    """
     try:
         return _long_attempts(execution_id)
     except Exception as error:
@@ -47,21 +51,25 @@ def long_attempts(execution_id: str) -> tuple[LongAttempt, ...]:
 
 
 def _long_attempts(execution_id: str) -> tuple[LongAttempt, ...]:
+    reporters = [each for each in running_reporters(execution_id) if each.profile is None] if running else []
+    reporters += [each.reporter for each in attempts_elsewhere(execution_id) if not each.is_sampled]
     long: list[LongAttempt] = []
-    for reporter in running_reporters(execution_id):
+    for reporter in reporters:
         running_ns = reporter.clock() - reporter.attempts.attempt_started_ns
-        if running_ns >= LONG_NS and reporter.profile is None:
+        if running_ns >= LONG_NS:
             step = step_of(reporter)
             long.append(LongAttempt(step.step_id, step.name, running_ns))
     return tuple(sorted(long, key=lambda attempt: -attempt.running_ns)[:MAX_LONG])
 
 
 def fulfil(wishes: Iterable[StackWish]) -> None:
-    """Do what is asked, as far as the executions run here. Never raises."""
+    """Do what is asked, as far as the executions run here, and pass it on to who works for them. Never raises."""
     for wish in wishes:
         try:
             if wish.request:
-                tell(wish.execution_id, wish.request)
+                _tell(wish.execution_id, wish.request)
+            # Afterwards: what children tell is put beside what was told here.
+            pass_on(wish)
             if wish.step_ids:
                 _sample(wish.execution_id, frozenset(wish.step_ids))
         except Exception as error:
@@ -69,17 +77,32 @@ def fulfil(wishes: Iterable[StackWish]) -> None:
 
 
 def tell(execution_id: str, request: str) -> int:
-    """Record the stacks of an execution's attempts that run here, once a request; returns how many were told."""
+    """Record the stacks of an execution's attempts that run here, once a request; returns how many were told.
+
+    Who works for it elsewhere is asked, too.
+    """
+    count = _tell(execution_id, request)
+    pass_on(StackWish(execution_id, request))
+    return count
+
+
+def _tell(execution_id: str, request: str) -> int:
     reporters = running_reporters(execution_id)[:MAX_TOLD]
-    if not reporters or request in _answered:
+    guests = guests_of(execution_id)[: MAX_TOLD - len(reporters)]
+    if not (reporters or guests) or request in _answered:
         return 0
     _answered[request] = None
     while len(_answered) > _MAX_REMEMBERED:
         _answered.popitem(last=False)
-    taken = take(reporters, FrameTexts())
-    for reporter, stacks in taken.items():
-        reporter.emit(_now(reporter, stacks, request))
-    return len(taken)
+    own: list[tuple[Reporter, StepStacks]] = []
+    for reporter, stacks in take([*reporters, *guests], FrameTexts()).items():
+        if reporter in guests:
+            # The process that has the step puts them beside its own.
+            reporter.emit(_now(reporter, [f"{process_root()}{SEPARATOR}{stack}" for stack in stacks], request))
+        else:
+            own.append((reporter, _now(reporter, stacks, request)))
+    told.record(own, have_children=have_guests(execution_id))
+    return len(own)
 
 
 def _now(reporter: Reporter, stacks: list[str], request: str) -> StepStacks:

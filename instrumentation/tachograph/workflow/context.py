@@ -60,6 +60,11 @@ class StepContext:
         return self.step.execution.execution_id
 
     @property
+    def reporter(self) -> Reporter:
+        """What the attempt's events come from. For a `Runner`."""
+        return self._reporter
+
+    @property
     def attempt_started_ns(self) -> int:
         """When the attempt started, unix nanoseconds."""
         return self._reporter.attempts.attempt_started_ns or 0

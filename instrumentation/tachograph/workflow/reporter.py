@@ -22,6 +22,7 @@ from tachograph.events import (
     StepLogged,
     StepMeasured,
     StepReport,
+    StepStacks,
 )
 from tachograph.folding import Repetitions
 from tachograph.meter import Meter
@@ -152,7 +153,7 @@ class Reporter:
             self.emit(event)
             if isinstance(event, StepFinished):
                 self.counts.add(event.status)
-        elif isinstance(event, StepLines):
+        elif isinstance(event, StepLines | StepStacks):
             self.emit(msgspec.structs.replace(event, step=self.step, attempt=self.attempts.attempt))
         elif isinstance(event, StepReport) and (sequence := self._next()) is not None:
             # The other process counted from one, too.

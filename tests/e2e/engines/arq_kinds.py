@@ -1,22 +1,35 @@
-"""arq jobs as users write them, instrumented only with opentelemetry-instrumentation-arq.
+"""arq jobs as users write them, instrumented with opentelemetry-instrumentation-arq, or told of by Tachograph's hooks.
 
 python arq_kinds.py redis://… [SCENE …]       plays scenes, with a worker in the same process
+python arq_kinds.py redis://… --worker        a worker that is killed
 
 The truth is from the results that arq keeps in Redis; the tries that did not end well are from the program.
 """
 
 import asyncio
+import contextlib
+import os
+import signal
 import sys
+import time
 
 from arq import Retry, create_pool
 from arq.connections import RedisSettings
+from arq.jobs import Job, JobStatus
 from arq.worker import Worker, func
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.arq import ArqInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from telling import at, execution, step, stop_at_sigterm, tell
+from telling import at, execution, spawn, step, stop_at_sigterm, tell
+
+# Then the jobs are told of by arq's own methods, beside spans or without.
+HOOKS = os.environ.get("HOOKS") == "1"
+PREFIX = "arq_hooks" if HOOKS else "arq"
+if HOOKS:
+    import tachograph
+    import tachograph.integrations.arq
 
 
 async def extract(ctx):
@@ -37,6 +50,32 @@ async def hang(ctx):
     await asyncio.sleep(60)
 
 
+async def work(ctx, number):
+    await asyncio.sleep(0.05)
+    return number
+
+
+async def order(ctx, number):
+    await ctx["redis"].enqueue_job("work", number)
+    await ctx["redis"].enqueue_job("extract")
+    await asyncio.sleep(0.05)
+
+
+async def hopeless(ctx):
+    raise Retry
+
+
+@contextlib.contextmanager
+def together(name):
+    """What is sent in the block is one run: by a span around it, or without any."""
+    with contextlib.ExitStack() as stack:
+        if HOOKS:
+            stack.enter_context(tachograph.integrations.arq.together(name))
+        else:
+            stack.enter_context(trace.get_tracer("shop").start_as_current_span(name))
+        yield
+
+
 async def told(job, **more):
     """A step by the result of a job."""
     try:
@@ -45,7 +84,9 @@ async def told(job, **more):
     except TimeoutError:
         error = "TimeoutError: "
     except RuntimeError as caught:
-        error = f"RuntimeError: {caught}"
+        error = f"{type(caught).__name__}: {caught}"
+    except asyncio.CancelledError:
+        error = "Aborted: the job was aborted"
     info = await job.result_info()
     tries = [{"attempt": number, "status": "failed"} for number in range(1, info.job_try)]
     tries.append({"attempt": info.job_try, "status": "completed" if info.success else "failed"})
@@ -58,7 +99,7 @@ async def told(job, **more):
 
 
 async def two(pool):
-    with trace.get_tracer("shop").start_as_current_span("arq nightly"):
+    with together("arq nightly"):
         jobs = [await pool.enqueue_job("extract"), await pool.enqueue_job("flaky")]
     return [execution("arq nightly", "completed", [await told(job) for job in jobs])], []
 
@@ -72,7 +113,9 @@ async def deferred(pool):
     job = await pool.enqueue_job("extract", _defer_by=1)
     score = (await job.info()).score
     asked = f"{(await job.info()).enqueue_time:%Y-%m-%dT%H:%M:%S.%f}Z"
-    return [execution("extract", "completed", [await told(job, asked_at=asked, scheduled_at=at(score / 1000))])], []
+    # By the hooks, a run starts with its first step; before, it is pending.
+    times = {} if HOOKS else {"asked_at": asked, "scheduled_at": at(score / 1000)}
+    return [execution("extract", "completed", [await told(job, **times)])], []
 
 
 async def failed(pool):
@@ -82,31 +125,102 @@ async def failed(pool):
 
 async def timed_out(pool):
     job = await pool.enqueue_job("hang")
-    entry = await told(job, status_or=["timeout", "cancelled"])
+    entry = await told(job, status_or=["timeout"] if HOOKS else ["timeout", "cancelled"])
     del entry["error"], entry["tries"]
     # arq cancels the job's task: its span has no error, but neither does it say OK, as that of a good one does.
-    return [execution("hang", "failed", [entry], status_or=["timeout", "cancelled"])], []
+    return [execution("hang", "failed", [entry], status_or=entry["status_or"])], []
+
+
+async def batch(pool):
+    """Five of a kind, and one that is sent twice under the same id: arq sends it once."""
+    with together("arq batch"):
+        jobs = [await pool.enqueue_job("work", i, _job_id=f"batch-{os.getpid()}-{i}") for i in range(5)]
+        assert await pool.enqueue_job("work", 0, _job_id=f"batch-{os.getpid()}-0") is None
+    return [execution("arq batch", "completed", [await told(job) for job in jobs])], []
+
+
+async def nested(pool):
+    """A job that sends others: they belong to its run."""
+    job = await pool.enqueue_job("order", 2)
+    await job.result(timeout=60, poll_delay=0.05)
+    results = []
+    while len(results) < 3:
+        results = [r for r in await pool.all_job_results() if r.enqueue_time >= (await job.info()).enqueue_time]
+        await asyncio.sleep(0.05)
+    steps = [await told(Job(result.job_id, pool)) for result in results]
+    return [execution("order", "completed", steps)], []
+
+
+async def aborted(pool):
+    job = await pool.enqueue_job("hang")
+    while await job.status() is not JobStatus.in_progress:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.1)
+    assert await job.abort(timeout=60, poll_delay=0.05)
+    entry = await told(job)
+    entry["status"] = entry["tries"][0]["status"] = "cancelled"
+    before = await pool.enqueue_job("extract", _defer_by=30)
+    await before.abort(timeout=60, poll_delay=0.05)
+    assert not (await before.result_info()).success
+    never = [step("extract", "cancelled", 0, [])]
+    return [execution("hang", "cancelled", [entry]), execution("extract", "cancelled", never)], []
+
+
+async def exhausted(pool):
+    """A job that is retried too often: arq itself ends it when it comes up once more."""
+    job = await pool.enqueue_job("hopeless")
+    entry = await told(job)
+    # arq counts a third try, in which it calls nothing.
+    assert entry["attempts"] == 3
+    entry["attempts"] -= 1
+    del entry["tries"]
+    return [execution("hopeless", "failed", [entry])], []
+
+
+async def worker_killed(pool):
+    command = [sys.executable, __file__, sys.argv[1], "--worker"]
+    process = spawn(command, "worker.log")
+    job = await pool.enqueue_job("hang", _queue_name="arq:killed")
+    while await pool.exists(f"arq:in-progress:{job.job_id}") == 0:
+        await asyncio.sleep(0.05)
+    begun = time.time()
+    await asyncio.sleep(0.5)
+    run = execution("hang", "lost", [step("hang", "lost", 1, [], started_at=at(begun))])
+    # That it has started must be with the reader before the worker is killed.
+    await asyncio.to_thread(tell, f"{PREFIX}_worker_at_work", [run], goes_on=True, index_from=None, edges_from="order")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return [run], []
 
 
 SCENES = [two, alone, deferred, failed, timed_out]
+HOOKED = [batch, nested, aborted, exhausted, worker_killed]
+"""What only the hooks can tell, and no span."""
 
 
 async def main(address, names):
     provider = TracerProvider()
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=200))
-    trace.set_tracer_provider(provider)
-    ArqInstrumentor().instrument()
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=200))
+        trace.set_tracer_provider(provider)
+        ArqInstrumentor().instrument()
+    if HOOKS:
+        tachograph.integrations.arq.instrument()
     pool = await create_pool(RedisSettings.from_dsn(address))
-    functions = [extract, flaky, broken, func(hang, timeout=1)]
-    worker = Worker(functions, redis_pool=pool, handle_signals=False, poll_delay=0.05)
+    functions = [extract, flaky, broken, work, order, func(hopeless, max_tries=2), func(hang, timeout=1)]
+    if names == ["--worker"]:
+        await Worker([func(hang, timeout=60)], redis_pool=pool, queue_name="arq:killed", poll_delay=0.05).async_run()
+    worker = Worker(functions, redis_pool=pool, handle_signals=False, poll_delay=0.05, allow_abort_jobs=True)
     running = asyncio.create_task(worker.async_run())
-    for scene in SCENES:
+    for scene in [*SCENES, *(HOOKED if HOOKS else ())]:
         if not names or scene.__name__ in names:
             executions, unknowable = await scene(pool)
             provider.force_flush()
-            more = {"index_from": None, "edges_from": "recording", "unknowable": unknowable,
+            if HOOKS:
+                tachograph.get_recorder().flush(60)
+            more = {"index_from": None, "edges_from": "order" if HOOKS else "recording", "unknowable": unknowable,
                     "truth_from": "the results in Redis; tries before the last from the program"}  # fmt: skip
-            await asyncio.to_thread(tell, f"arq_{scene.__name__}", executions, **more)
+            await asyncio.to_thread(tell, f"{PREFIX}_{scene.__name__}", executions, **more)
     running.cancel()
     await worker.close()
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from typing import Final, NamedTuple
 
-from tachograph_exporter.store.failure_groups.frames import own_frames
+from tachograph_exporter.store.failure_groups.frames import MAX_STACK, own_frames
 from tachograph_exporter.store.failure_groups.template import VALUE, template_of
 
 VERSION: Final = 1
 """Of the rules that fingerprints are made by: it is part of them, so that a change of the rules mixes no groups."""
 MAX_TYPE: Final = 300
 _CACHED_LENGTH: Final = 2_000
+_CACHED_STACK: Final = 8_000
+_MESSAGE: Final = re.compile(r'(?!File "|The above exception|During handling)[A-Za-z_]')
 _TELLS_NOTHING: Final = frozenset(
     {
         "",
@@ -68,6 +71,15 @@ def _cached_template(text: str) -> str:
     return template_of(text)
 
 
-@functools.lru_cache(64)
 def _frames(stack: str) -> tuple[str, ...]:
+    # Of Python, failures of one cause differ in the last line only, which has the message and no frame.
+    head, _, last = stack.rstrip("\n").rpartition("\n")
+    is_message = _MESSAGE.match(last) is not None and '\n  File "' in head and head.rpartition("\n")[2][:2] == "  "
+    if is_message and len(stack) <= MAX_STACK:
+        stack = head
+    return _cached_frames(stack) if len(stack) <= _CACHED_STACK else own_frames(stack)
+
+
+@functools.lru_cache(256)
+def _cached_frames(stack: str) -> tuple[str, ...]:
     return own_frames(stack)

@@ -6,12 +6,15 @@ function stands in the result once, however deep it recurses.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final
 
 MAX_STACK: Final = 20_000
 """Characters of a stack that are read, from its end."""
 MAX_FRAMES: Final = 40
+_CACHED_LENGTH: Final = 300
+"""Characters of a line whose frame is remembered."""
 
 _PYTHON: Final = re.compile(r'File "([^"]*)", line \d+(?:, in (.*))?$')
 _PYTHON_STDLIB: Final = re.compile(r"[/\\]lib(?:64)?[/\\]python\d[\d.]*[/\\]|\\[Ll]ib\\|^<frozen |python\d+\.zip")
@@ -68,9 +71,11 @@ def own_frames(stack: str) -> tuple[str, ...]:
         line = raw.strip().lstrip("|+ ").strip() if raw[:4].strip() in ("", "|", "+") else raw.strip()
         if not line:
             continue
-        if line.startswith('File "') and (match := _PYTHON.match(line)):
+        if line.startswith('File "') and (frame := _python_frame(line)) is not None:
             is_python = after_frames = True
-            _python(match.group(1), match.group(2) or "", own, library)
+            name, is_of_library = frame
+            if name is not None:
+                _add(name, is_of_library, own, library, innermost_first=False)
         elif line.startswith(_CHAINED) and last_type:
             own[f"!{last_type}"] = None
             last_type = ""
@@ -103,9 +108,19 @@ def _add(name: str, is_library: bool, own: dict[str, None], library: list[str], 
         own.setdefault(name)
 
 
-def _python(path: str, function: str, own: dict[str, None], library: list[str]) -> None:
+def _python_frame(line: str) -> tuple[str | None, bool] | None:
+    """(name, whether it is of a library) of a frame of Python; no name: it is left out; None: it is no frame."""
+    # The same lines come with every failure of one cause.
+    return _short_python_frame(line) if len(line) <= _CACHED_LENGTH else _read_python_frame(line)
+
+
+def _read_python_frame(line: str) -> tuple[str | None, bool] | None:
+    match = _PYTHON.match(line)
+    if match is None:
+        return None
+    path, function = match.group(1), match.group(2) or ""
     if function in _PLACES or (not function and path.startswith("<frozen")):
-        return
+        return None, False
     parts = path.replace("\\", "/").rsplit("/", 2)
     stem = parts[-1].rpartition(".")[0] or parts[-1]
     if stem in ("__init__", "__main__") and len(parts) > 1:
@@ -113,7 +128,10 @@ def _python(path: str, function: str, own: dict[str, None], library: list[str]) 
     if _GENERATED_FILE.fullmatch(stem) or (len(parts) > 1 and _GENERATED_FILE.fullmatch(parts[-2])):
         stem = "<generated>"
     is_library = bool(_INSTALLED.search(path) or _PYTHON_STDLIB.search(path) or _OURS.search(path))
-    _add(f"{stem}.{function}" if function else stem, is_library, own, library, innermost_first=False)
+    return f"{stem}.{function}" if function else stem, is_library
+
+
+_short_python_frame: Final = functools.lru_cache(4_096)(_read_python_frame)
 
 
 def _at(rest: str, own: dict[str, None], library: list[str]) -> None:

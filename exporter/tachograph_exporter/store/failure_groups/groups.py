@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, exist
 
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.failure_groups.fingerprint import VERSION, Fingerprint
+from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.schema import failure_groups, failure_occurrences, workflow_executions
 
 MAX_GROUPS: Final = 2_000
@@ -36,11 +37,11 @@ _OTHER: Final = Fingerprint("", "", (), "")
 
 def ensure(connection: Connection, workspace_id: str, prints: Mapping[str, Fingerprint]) -> frozenset[str]:
     """Let groups exist, by id. Returns the ids of those that have no room."""
-    ids = sorted(prints)
-    known: set[str] = set()
-    for i in range(0, len(ids), _CHUNK):
-        known.update(connection.execute(_KNOWN, {"workspace": workspace_id, "ids": ids[i : i + _CHUNK]}).scalars())
-    new = [group_id for group_id in ids if group_id not in known]
+    new = _unknown(connection, workspace_id, sorted(prints))
+    if new and locking.is_shared(connection):
+        # Another writer may add the same ones now.
+        locking.claim(connection, Claim.GROUPS)
+        new = _unknown(connection, workspace_id, new)
     if not new:
         return frozenset()
     room = max(0, MAX_GROUPS - connection.execute(_COUNT, {"workspace": workspace_id}).scalar_one())
@@ -52,6 +53,13 @@ def ensure(connection: Connection, workspace_id: str, prints: Mapping[str, Finge
     if rows:
         connection.execute(insert(failure_groups), rows)
     return beyond
+
+
+def _unknown(connection: Connection, workspace_id: str, ids: Sequence[str]) -> list[str]:
+    known: set[str] = set()
+    for i in range(0, len(ids), _CHUNK):
+        known.update(connection.execute(_KNOWN, {"workspace": workspace_id, "ids": ids[i : i + _CHUNK]}).scalars())
+    return [group_id for group_id in ids if group_id not in known]
 
 
 def _row(workspace_id: str, group_id: str, print_: Fingerprint) -> dict[str, Any]:

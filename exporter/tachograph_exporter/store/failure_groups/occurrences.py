@@ -12,10 +12,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Set as AbstractSet
+from typing import Any, Final, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import BindParameter, Connection, bindparam, delete, func, select
-from sqlalchemy.engine import Dialect
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Text,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    literal_column,
+    null,
+    select,
+    union_all,
+)
+from sqlalchemy.engine import Dialect, Engine
 
 from tachograph.events import UNSUCCESSFUL
 from tachograph_exporter.store import state
@@ -34,6 +50,7 @@ from tachograph_exporter.store.failure_groups.failing import (
 from tachograph_exporter.store.failure_groups.fingerprint import Fingerprint, fingerprint, tells_nothing
 from tachograph_exporter.store.inserting import insert_many, upsert
 from tachograph_exporter.store.schema import (
+    EXECUTION_ROWS,
     failure_occurrences,
     workflow_executions,
     workflow_step_attempts,
@@ -56,7 +73,7 @@ _OWNERS: Final = select(
 _STORED: Final = select(
     _occurrences.execution_id, _occurrences.step_id, _occurrences.attempt, _occurrences.kind, _occurrences.step,
     _occurrences.parent_step_id, _occurrences.cause, _occurrences.group_id, _occurrences.is_origin,
-    _occurrences.time_ns,
+    _occurrences.count, _occurrences.time_ns,
 ).where(_occurrences.execution_id.in_(_IDS))  # fmt: skip
 _STORED_INSIDE: Final = _STORED.where(_occurrences.parent_step_id.in_(bindparam("parents", expanding=True)))
 _WITH_OCCURRENCES: Final = select(_occurrences.execution_id).where(_occurrences.execution_id.in_(_IDS)).distinct()
@@ -65,23 +82,36 @@ _COUNTS: Final = (
     .where(_occurrences.execution_id.in_(_IDS), _occurrences.is_origin == 1)
     .group_by(_occurrences.execution_id, _occurrences.group_id)
 )
-_ENDED_BEFORE: Final = select(_executions.execution_id).where(
-    _executions.execution_id.in_(_IDS), _executions.finished_ns < bindparam("since")
-)
 _GROUPS: Final = select(_occurrences.execution_id, _occurrences.group_id).where(
     _occurrences.execution_id.in_(_IDS), _occurrences.kind == EXECUTION
 )
 COUNTED_SINCE: Final = "failures_counted_since_ns"
 """State: executions that ended before are not counted in the series of groups, because there were none."""
-_FAILED_KEYS: Final = (
-    select(_steps.execution_id, _steps.step_id, _steps.attempt, _steps.finished_ns, _steps.folded.is_not(None)).where(
-        _steps.execution_id.in_(_IDS), _steps.status.in_(_STATUSES)
-    ),
-    select(_attempts.execution_id, _attempts.step_id, _attempts.attempt, _attempts.finished_ns).where(
-        _attempts.execution_id.in_(_IDS), _attempts.status.in_(_STATUSES)
-    ),
-    select(_executions.execution_id).where(_executions.execution_id.in_(_IDS), _executions.status.in_(_STATUSES)),
-)
+_NO_TEXT: Final = cast(null(), Text)
+_NO_GROUP: Final[ColumnElement[str]] = literal_column("''")
+_OF_STEP: Final = (_steps.execution_id, _steps.step_id, _steps.attempt)
+_OF_ATTEMPT: Final = (_attempts.execution_id, _attempts.step_id, _attempts.attempt)
+_FAILED: Final = union_all(
+    _STORED,
+    # In the columns of an occurrence: what failed, as `_Stored` without a group; ``is_origin``: whether it is folded.
+    select(
+        *_OF_STEP, literal_column(str(STEP)), _NO_TEXT, _NO_TEXT, _NO_TEXT, _NO_GROUP,
+        case((_steps.folded.is_(None), 0), else_=1), literal_column("0"), _steps.finished_ns,
+    ).where(_steps.execution_id.in_(_IDS), _steps.status.in_(_STATUSES)),
+    select(
+        *_OF_ATTEMPT, literal_column(str(ATTEMPT)), _NO_TEXT, _NO_TEXT, _NO_TEXT, _NO_GROUP,
+        literal_column("0"), literal_column("0"), _attempts.finished_ns,
+    ).where(_attempts.execution_id.in_(_IDS), _attempts.status.in_(_STATUSES)),
+    select(
+        _executions.execution_id, literal_column("''"), literal_column("0"), literal_column(str(EXECUTION)), _NO_TEXT,
+        _NO_TEXT, _NO_TEXT, _NO_GROUP, literal_column("0"), literal_column("0"), _executions.finished_ns,
+    ).where(_executions.execution_id.in_(_IDS), _executions.status.in_(_STATUSES)),
+)  # fmt: skip
+"""Occurrences of executions and, in one statement, what failed in them."""
+
+
+Counts: TypeAlias = dict[str, dict[str, int]]
+"""How many failures began in executions, by execution and group."""
 
 
 class _Owner(NamedTuple):
@@ -92,6 +122,14 @@ class _Owner(NamedTuple):
     workflow_id: str
     workflow: str
     version: str
+
+
+_OWNER_PLACES: Final = tuple(EXECUTION_ROWS.columns.index(name) for name in _Owner._fields)
+
+
+def _owner_of(row: Sequence[Any]) -> _Owner:
+    """The owner that an execution's row is, of a batch."""
+    return _Owner(*[row[i] for i in _OWNER_PLACES])
 
 
 class _Stored(NamedTuple):
@@ -106,6 +144,7 @@ class _Stored(NamedTuple):
     cause: str
     group_id: str
     is_origin: int
+    times: int
     time_ns: int
 
 
@@ -114,30 +153,43 @@ def note(
     executions: Mapping[Any, Sequence[Any]],
     steps: Mapping[Any, Sequence[Any]],
     attempts: Mapping[Any, Sequence[Any]],
-) -> None:
-    """Store what failed, of the rows of a batch, which are in the tables already."""
+    new: AbstractSet[str] = frozenset(),
+) -> set[str]:
+    """Store what failed, of the rows of a batch, which are in the tables already. Returns the executions.
+
+    ``new``: executions that had no row before the batch, so that there are no occurrences of them.
+    """
     failing = failing_in(executions, steps, attempts)
     if failing:
-        _store(connection, failing)
+        of_batch = {key: _owner_of(executions[key]) for key in new & {entry.execution_id for entry in failing}}
+        _store(connection, failing, of_batch)
+    return {entry.execution_id for entry in failing}
 
 
-def settle(connection: Connection, ended: Iterable[str], changed: Collection[str] = ()) -> set[str]:
-    """Make the occurrences of executions that have ended what their rows say. Returns those that have any.
+def settle(
+    connection: Connection,
+    ended: Iterable[str],
+    changed: Collection[str] = (),
+    new: AbstractSet[str] = frozenset(),
+    noted: AbstractSet[str] = frozenset(),
+) -> Counts:
+    """Make the occurrences of executions that have ended what their rows say. Returns what is counted of them.
 
-    ``changed``: those that had ended before, and whose rows may be others now.
+    ``changed``: those that had ended before, and whose rows may be others now. ``new``: see `note`; of these only the
+    ``noted`` ones have any.
     """
-    failed: set[str] = set()
-    if changed:
-        failed |= rebuild(connection, changed)
-    for chunk in chunks(set(ended).difference(changed)):
-        parameters = {"ids": chunk}
-        candidates = sorted(connection.execute(_WITH_OCCURRENCES, parameters).scalars())
+    counts: Counts = {}
+    again = rebuild(connection, changed) if changed else set[str]()
+    ids = set(ended).difference(changed)
+    with_occurrences = ids & new & noted
+    for chunk in chunks(ids - new):
+        with_occurrences.update(connection.execute(_WITH_OCCURRENCES, {"ids": chunk}).scalars())
+    for candidates in chunks(with_occurrences):
         if candidates:
-            wrong = _differing(connection, candidates)
-            failed |= set(candidates) - wrong
-            if wrong:
-                failed |= rebuild(connection, wrong)
-    return failed
+            of_right = _counts_if_right(connection, candidates)
+            counts |= of_right
+            again |= rebuild(connection, [key for key in candidates if key not in of_right])
+    return counts | counts_of(connection, again)
 
 
 def rebuild(connection: Connection, ids: Collection[str]) -> set[str]:
@@ -146,7 +198,7 @@ def rebuild(connection: Connection, ids: Collection[str]) -> set[str]:
     for chunk in chunks(ids):
         connection.execute(delete(failure_occurrences).where(_occurrences.execution_id.in_(chunk)))
         if failing := stored_failing(connection, chunk):
-            _store(connection, failing)
+            _store(connection, failing, {})
             failed |= {entry.execution_id for entry in failing}
     return failed
 
@@ -173,20 +225,22 @@ def forget_workflow(connection: Connection, workspace_id: str, workflow_id: str)
     groups.forget_empty(connection, workspace_id, touched)
 
 
-def counts_of(connection: Connection, ids: Iterable[str]) -> dict[str, dict[str, int]]:
-    """How many failures of which groups began in executions, by execution and group.
-
-    Those of executions that ended before failures were counted are left out.
-    """
-    counts: dict[str, dict[str, int]] = {}
+def counts_of(connection: Connection, ids: Iterable[str]) -> Counts:
+    """How many failures of which groups began in executions."""
+    counts: Counts = {}
     for chunk in chunks(ids):
         for execution_id, group_id, count in connection.execute(_COUNTS, {"ids": chunk}):
             counts.setdefault(execution_id, {})[group_id] = int(count)
-    if counts and (since := state.state_of(connection, COUNTED_SINCE)) is not None:
-        for chunk in chunks(counts):
-            for execution_id in connection.execute(_ENDED_BEFORE, {"ids": chunk, "since": int(since)}).scalars():
-                del counts[execution_id]
     return counts
+
+
+def counted_since(connection: Connection) -> int:
+    """Failures of executions that ended before (unix ns) are not counted."""
+    since = _since.get(connection.engine)
+    if since is None:
+        # Only the upgrade to a schema that has the table sets it.
+        since = _since[connection.engine] = int(state.state_of(connection, COUNTED_SINCE) or 0)
+    return since
 
 
 def groups_of(connection: Connection, ids: Iterable[str]) -> dict[str, str]:
@@ -197,31 +251,37 @@ def groups_of(connection: Connection, ids: Iterable[str]) -> dict[str, str]:
     return {execution_id: group_id for execution_id, group_id in of_executions.items() if group_id != groups.OTHER}
 
 
-def _differing(connection: Connection, ids: Sequence[str]) -> set[str]:
-    """Those of the executions whose occurrences are not what their rows say."""
-    parameters = {"ids": ids}
+def _counts_if_right(connection: Connection, ids: Sequence[str]) -> Counts:
+    """Counts of those of the executions whose occurrences are what their rows say."""
     by_execution: dict[str, dict[Key, _Stored]] = {execution_id: {} for execution_id in ids}
-    for row in connection.execute(_STORED, parameters):
-        stored = _Stored._make(row)
-        by_execution[stored.execution_id][stored[:4]] = stored
     due: dict[str, set[Key]] = {execution_id: set() for execution_id in ids}
     wrong: set[str] = set()
+    attempts: list[_Stored] = []
     ends: set[tuple[str, str, int, int | None]] = set()
-    steps, attempts, executions = _FAILED_KEYS
-    for execution_id, step_id, attempt, finished, is_folded in connection.execute(steps, parameters):
-        due[execution_id].add((execution_id, step_id, attempt, STEP))
-        ends.add((execution_id, step_id, attempt, finished))
-        if is_folded:
-            wrong.add(execution_id)  # Its count may have grown.
-    for execution_id, step_id, attempt, finished in connection.execute(attempts, parameters):
-        if (execution_id, step_id, attempt, finished) not in ends:
-            due[execution_id].add((execution_id, step_id, attempt, ATTEMPT))
-    for execution_id in connection.execute(executions, parameters).scalars():
-        due[execution_id].add((execution_id, "", 0, EXECUTION))
-    for execution_id, stored_by_key in by_execution.items():
-        if stored_by_key.keys() != due[execution_id] or not _is_consistent(list(stored_by_key.values())):
-            wrong.add(execution_id)
-    return wrong
+    for row in map(_Stored._make, connection.execute(_FAILED, {"ids": ids})):
+        if row.group_id:
+            by_execution[row.execution_id][row[:4]] = row
+        elif row.kind == ATTEMPT:
+            attempts.append(row)
+        else:
+            due[row.execution_id].add(row[:4])
+            if row.kind == STEP:
+                ends.add((row.execution_id, row.step_id, row.attempt, row.time_ns))
+            if row.is_origin:
+                wrong.add(row.execution_id)  # A fold, whose count may have grown.
+    for row in attempts:
+        # Otherwise the step ended with it.
+        if (row.execution_id, row.step_id, row.attempt, row.time_ns) not in ends:
+            due[row.execution_id].add(row[:4])
+    counts: Counts = {}
+    for execution_id, stored in by_execution.items():
+        if execution_id in wrong or stored.keys() != due[execution_id] or not _is_consistent(list(stored.values())):
+            continue
+        of_groups = counts[execution_id] = dict[str, int]()
+        for occurrence in stored.values():
+            if occurrence.is_origin:
+                of_groups[occurrence.group_id] = of_groups.get(occurrence.group_id, 0) + occurrence.times
+    return counts
 
 
 def _is_consistent(stored: Sequence[_Stored]) -> bool:
@@ -232,18 +292,20 @@ def _is_consistent(stored: Sequence[_Stored]) -> bool:
     )
 
 
-def _store(connection: Connection, failing: Sequence[Failing]) -> None:
-    owners: dict[str, _Owner] = {}
-    for chunk in chunks({entry.execution_id for entry in failing}):
+def _store(connection: Connection, failing: Sequence[Failing], new: Mapping[str, _Owner]) -> None:
+    """Write the occurrences of what failed. ``new``: executions of which nothing is stored yet."""
+    owners = dict(new)
+    for chunk in chunks({entry.execution_id for entry in failing} - new.keys()):
         owners |= {row[0]: _Owner(*row) for row in connection.execute(_OWNERS, {"ids": chunk})}
     # Of an execution without a row nothing is known yet; its end brings it.
     failing = [entry for entry in failing if entry.execution_id in owners]
     of_steps = [entry for entry in failing if entry.kind != EXECUTION]
-    resolved = _Resolved(connection, owners, of_steps)
-    rows = {entry.key: resolved.row(entry) for entry in of_steps}
     ended = [entry for entry in failing if entry.kind == EXECUTION]
+    stored = _stored(connection, ended, new)
+    resolved = _Resolved(connection, owners, of_steps, stored)
+    rows = {entry.key: resolved.row(entry) for entry in of_steps}
     if ended:
-        inside = _inside(connection, ended, rows.values())
+        inside = _inside(stored, rows.values())
         rows |= {entry.key: resolved.row_of_execution(entry, inside[entry.execution_id]) for entry in ended}
     by_workspace: dict[str, dict[str, Fingerprint]] = defaultdict(dict)
     for row in rows.values():
@@ -259,6 +321,7 @@ def _store(connection: Connection, failing: Sequence[Failing]) -> None:
     insert_many(connection, _upsert_of(connection.dialect), values)
 
 
+_since: Final[WeakKeyDictionary[Engine, int]] = WeakKeyDictionary()
 _UPSERTS: Final[dict[str, str]] = {}
 
 
@@ -269,19 +332,26 @@ def _upsert_of(dialect: Dialect) -> str:
     return _UPSERTS[dialect.name]
 
 
-def _inside(connection: Connection, ended: Sequence[Failing], written: Iterable[_Row]) -> Mapping[str, list[_Stored]]:
+def _stored(connection: Connection, ended: Sequence[Failing], new: Collection[str]) -> dict[str, list[_Stored]]:
+    """What is stored of executions that have ended, by execution; of ``new`` ones nothing is."""
+    by_execution: dict[str, list[_Stored]] = {execution_id: [] for execution_id in new}
+    by_execution |= {entry.execution_id: [] for entry in ended}
+    for chunk in chunks(by_execution.keys() - new):
+        for row in map(_Stored._make, connection.execute(_STORED, {"ids": chunk})):
+            by_execution[row.execution_id].append(row)
+    return by_execution
+
+
+def _inside(known: Mapping[str, Iterable[_Stored]], written: Iterable[_Row]) -> Mapping[str, list[_Stored]]:
     """What failed inside executions, stored before or about to be written, by execution, the first first."""
-    by_key: dict[Key, _Stored] = {}
-    for chunk in chunks({entry.execution_id for entry in ended}):
-        for row in connection.execute(_STORED, {"ids": chunk}):
-            stored = _Stored._make(row)
-            if stored.kind != EXECUTION:
-                by_key[stored[:4]] = stored
+    by_key: dict[Key, _Stored] = {
+        stored[:4]: stored for of_one in known.values() for stored in of_one if stored.kind != EXECUTION
+    }
     for new in written:
         entry = new.failing
         by_key[entry.key] = _Stored(
             entry.execution_id, entry.step_id, entry.attempt, entry.kind, entry.step, entry.parent_step_id, new.cause,
-            new.group_id, int(new.is_origin), entry.time_ns,
+            new.group_id, int(new.is_origin), entry.times, entry.time_ns,
         )  # fmt: skip
     inside: dict[str, list[_Stored]] = defaultdict(list)
     for stored in sorted(by_key.values(), key=lambda entry: (entry.time_ns, entry.step_id, entry.attempt)):
@@ -311,7 +381,13 @@ class _Row(NamedTuple):
 class _Resolved:
     """The groups of failures of steps: their own, or those of what failed inside them with the same cause."""
 
-    def __init__(self, connection: Connection, owners: Mapping[str, _Owner], failing: Sequence[Failing]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        owners: Mapping[str, _Owner],
+        failing: Sequence[Failing],
+        known: Mapping[str, Iterable[_Stored]],
+    ) -> None:
         self._owners = owners
         self._causes = {entry.key: entry.cause for entry in failing}
         # Failures by the step that they are inside of, and their cause.
@@ -320,15 +396,21 @@ class _Resolved:
         for entry in failing:
             if entry.parent_step_id is not None:
                 self._new[entry.execution_id, entry.parent_step_id, self._causes[entry.key]] = entry
-        ids = {entry.execution_id for entry in failing}
-        parents = sorted({entry.step_id for entry in failing})
+        for of_one in known.values():
+            self._add_stored(of_one)
+        # Of the others, which may have very many, only what is inside these steps.
+        ids = {entry.execution_id for entry in failing if entry.execution_id not in known}
+        parents = sorted({entry.step_id for entry in failing if entry.execution_id in ids})
         for chunk in chunks(ids):
             for i in range(0, len(parents), len(chunk) * 50 + 300):
                 parameters = {"ids": chunk, "parents": parents[i : i + len(chunk) * 50 + 300]}
-                for row in connection.execute(_STORED_INSIDE, parameters):
-                    stored = _Stored._make(row)
-                    self._stored[stored.execution_id, stored.parent_step_id or "", stored.cause] = stored.group_id
+                self._add_stored(map(_Stored._make, connection.execute(_STORED_INSIDE, parameters)))
         self._rows: dict[Key, tuple[str, Fingerprint | None]] = {}
+
+    def _add_stored(self, occurrences: Iterable[_Stored]) -> None:
+        for stored in occurrences:
+            if stored.parent_step_id is not None:
+                self._stored[stored.execution_id, stored.parent_step_id, stored.cause] = stored.group_id
 
     def row(self, entry: Failing) -> _Row:
         """The occurrence of an attempt or a step."""

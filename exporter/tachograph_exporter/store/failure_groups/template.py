@@ -6,6 +6,7 @@ length of the message, of which `MAX_MESSAGE` characters are read.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final
 
@@ -18,6 +19,8 @@ VALUE: Final = "<*>"
 """What stands for a value: a number, id, path, address, quoted text, time, …"""
 MAX_MESSAGE: Final = 4_000
 """Characters of a message that are read."""
+_CACHED_LENGTH: Final = 40
+"""Characters of a word whose folding is remembered."""
 MAX_TEMPLATE: Final = 500
 """Characters of a template. Far fewer than are read: where a long message is cut depends on its values."""
 
@@ -93,11 +96,10 @@ _CASE_CHANGE: Final = re.compile(r"[a-z][A-Z]|[A-Z]{2}[a-z]")
 def template_of(message: str) -> str:
     """The template of a message. That of a template is the template itself."""
     text = _fold_quoted(message[:MAX_MESSAGE])
-    words: list[list[str]] = []
+    words: list[tuple[str, ...]] = []
     before = last = ""
-    for match in _WORD.finditer(text):
-        word = match.group()
-        words.append([word] if _is_told_apart(word, before, last) else _fold_word(word))
+    for word in _WORD.findall(text):
+        words.append((word,) if _is_told_apart(word, before, last) else _fold_word(word))
         before, last = last, word.strip(_EDGE).lower()
     folded = _fold_in_context(words)
     for _ in range(3):
@@ -159,8 +161,18 @@ def _is_told_apart(word: str, before: str, last: str) -> bool:
     return _INTEGER.fullmatch(word.strip(_EDGE)) is not None
 
 
-def _fold_word(word: str) -> list[str]:
+def _fold_word(word: str) -> tuple[str, ...]:
     """The parts of a word between spaces, with values folded."""
+    # Most words of a message are those of the last one; long ones are not kept.
+    return _folded_short_word(word) if len(word) <= _CACHED_LENGTH else tuple(_parts_of(word))
+
+
+@functools.lru_cache(2048)
+def _folded_short_word(word: str) -> tuple[str, ...]:
+    return tuple(_parts_of(word))
+
+
+def _parts_of(word: str) -> list[str]:
     if VALUE in word and len(word) == len(VALUE):
         return [VALUE]
     core = word.strip(_EDGE)
@@ -219,7 +231,7 @@ def is_value(word: str) -> bool:
     return len(word) >= 16 and word.isalnum() and len(_CASE_CHANGE.findall(word)) * 5 > len(word)
 
 
-def _fold_in_context(words: list[list[str]]) -> str:
+def _fold_in_context(words: list[tuple[str, ...]]) -> str:
     """The words as text: with what belongs to a number folded, and codes that tell causes apart as they are."""
     folded = [VALUE in parts for parts in words]
     texts = ["".join(parts) for parts in words]

@@ -194,7 +194,7 @@ class SeriesCounter:
     Args:
         database: to leave out executions that were not counted because they had not settled; see ``skipped``.
         skip: ids of further executions that are left out.
-        failed: ids of those in which something failed; None: not known.
+        failed: how many failures of which groups began in those that failed; None: it is read.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class SeriesCounter:
         database: Connection | None = None,
         *,
         skip: AbstractSet[str] = frozenset(),
-        failed: AbstractSet[str] | None = None,
+        failed: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
         self.counted = Counted()
         self.skipped: set[str] = set()
@@ -232,9 +232,13 @@ class SeriesCounter:
                 if execution.status in statuses:
                     counts.amounts[code] = max(counts.amounts.get(code, 0), execution.finished_ns)  # type: ignore[type-var]
         self._attempts = attempts_of(connection, self._executions)
-        failed = self._executions.keys() if self._failed is None else self._failed & self._executions.keys()
-        for execution_id, by_group in occurrences.counts_of(connection, failed).items():
-            counts = self.counted.step(self._executions[execution_id][0], "")
+        failed = self._failed if self._failed is not None else occurrences.counts_of(connection, self._executions)
+        since = occurrences.counted_since(connection) if failed else 0
+        for execution_id, by_group in failed.items():
+            key, counted = self._executions.get(execution_id, (None, None))
+            if key is None or counted is None or counted.execution.finished_ns < since:
+                continue
+            counts = self.counted.step(key, "")
             for group_id, times in by_group.items():
                 counts.count(code_of(FAILURES, group_id), times)
 

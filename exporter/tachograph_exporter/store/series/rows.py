@@ -17,6 +17,7 @@ from tachograph.clock import NS
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.store import locking, state
 from tachograph_exporter.store.inserting import upsert
+from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.rollups.counting import CHUNK, Key
 from tachograph_exporter.store.schema import (
     series_deltas,
@@ -77,6 +78,8 @@ def announce(connection: Connection, key: Key, steps: Iterable[str], now_ns: int
 
 def _insert(connection: Connection, amounts: Mapping[Key, Mapping[str, Mapping[Code, Amount]]], now_ns: int) -> int:
     if amounts:
+        # A reader that has seen a number looks for higher ones only.
+        locking.claim(connection, Claim.ORDER)
         rows = [
             {"workspace_id": key[0], "workflow_id": key[1], "delta": encode_delta(Delta(now_ns / NS, dict(steps)))}  # type: ignore[arg-type]
             for key, steps in sorted(amounts.items())

@@ -14,6 +14,7 @@ from tachograph_exporter.store.span_search import SpanCriteria
 from tachograph_exporter.traces.traceql.fields import IS_ROOT, KINDS, SERVICE, STATUSES
 from tachograph_exporter.traces.traceql.lexer import Duration
 from tachograph_exporter.traces.traceql.syntax import (
+    Attribute,
     Binary,
     Expression,
     Filter,
@@ -34,6 +35,8 @@ _LITERALS: Final = re.compile(r"[\w \-/:,]+(?:\|[\w \-/:,]+)*")
 """A pattern that is a list of texts."""
 _STATUS_CODES: Final = {word: code for code, word in STATUSES.items()}
 _KIND_CODES: Final = {word: code for code, word in KINDS.items()}
+_NOTED_SCOPES: Final = ("span", "resource")
+"""An attribute without a scope may be one of an event."""
 _FLIPPED: Final = {"=": "=", ">": "<", ">=": "<=", "<": ">", "<=": ">="}
 
 Alternatives = Sequence[SpanCriteria]
@@ -71,7 +74,7 @@ def _selectivity(alternatives: Alternatives) -> tuple[int, int]:
     """How much a database is helped by alternatives: as much as by the worst of them."""
     worst = min(
         8 * (each.status == _STATUS_CODES["error"])
-        + 4 * (each.name is not None or each.root_name is not None)
+        + 4 * (each.name is not None or each.root_name is not None or bool(each.values))
         + 2 * (each.min_ns is not None or each.trace_min_ns is not None)
         + (each.service is not None or each.root_service is not None)
         for each in alternatives
@@ -106,7 +109,7 @@ def both(left: Alternatives, right: Alternatives) -> Alternatives:
 def _merged(a: SpanCriteria, b: SpanCriteria) -> SpanCriteria:
     """Both; where they differ, one of them: it is as necessary as the other."""
     values: list[Any] = [one if one not in (None, False) else other for one, other in zip(a, b, strict=True)]
-    return SpanCriteria(*values)
+    return SpanCriteria(*values)._replace(values=tuple(sorted({*a.values, *b.values})))
 
 
 def _of_comparison(condition: Binary) -> Alternatives:
@@ -139,6 +142,8 @@ def _equal(field: Expression, value: object) -> SpanCriteria:
     make = _EQUAL.get(field) if isinstance(value, str) else None
     if make is not None:
         return make(str(value))
+    if isinstance(field, Attribute) and field.scope in _NOTED_SCOPES and isinstance(value, str):
+        return SpanCriteria(values=((field.name, value),))
     if field == Intrinsic("nestedSetParent") and value == -1 and type(value) is int:
         return SpanCriteria(is_root=True)
     return _ANYTHING

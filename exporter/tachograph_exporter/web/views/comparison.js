@@ -58,11 +58,13 @@ export class Comparison {
 const USED = [
   ["Processor", duration, "cpu_seconds", "reference_cpu_seconds"],
   ["Memory", size, "peak_memory_bytes", "reference_peak_memory_bytes"],
+  ["Read", size, "read_bytes", "reference_read_bytes"],
+  ["Written", size, "written_bytes", "reference_written_bytes"],
 ];
 
 function comparedSteps(comparison) {
   const shown = comparison.steps.slice(0, MAX_STEPS);
-  const used = USED.filter(([, , field]) => shown.some((step) => step[field] !== null && step[field] !== undefined));
+  const used = USED.filter(([, , field, other]) => shown.some((step) => step[field] || step[other]));
   return h(
     "div",
     { class: "scroll", tabindex: 0, role: "region", "aria-label": "Compared steps" },

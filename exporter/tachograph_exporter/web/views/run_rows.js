@@ -3,7 +3,7 @@
 import { h, replace, setText } from "../dom.js";
 import { distribution } from "../drawing/distribution.js";
 import { duration, OPEN_STATUSES, parseTime, shortId, status, stepCounts } from "../format.js";
-import { time } from "../times.js";
+import { shortClock, time } from "../times.js";
 
 const COLUMNS = ["Status", "Workflow", "Started", "Duration", "Usual", "Steps", "Run"];
 
@@ -48,7 +48,9 @@ export class RunRows {
     const usual = this.usual(item.workflow_id);
     const isOpen = OPEN_STATUSES.has(item.status);
     const counts = `${item.completed_step_count} ${item.failed_step_count} ${item.skipped_step_count} ${item.step_count}`;
-    const key = `${item.status} ${item.started_at} ${item.duration_seconds} ${counts} ${usual?.count} ${usual?.p50}`;
+    const end = isOpen && item.expected_end_at ? `until about ${shortClock(new Date(item.expected_end_at))}` : "";
+    const known = `${usual?.count} ${usual?.p50} ${end}`;
+    const key = `${item.status} ${item.started_at} ${item.duration_seconds} ${counts} ${known}`;
     if (existing?.dataset.key === key) return existing;
     const seconds = secondsOf(item);
     const row = existing ?? h("tr", { data: { id: item.execution_id } });
@@ -65,6 +67,7 @@ export class RunRows {
         item.error_message
           ? h("span", { class: "why", title: item.error_message.slice(0, 2000) }, item.error_message.slice(0, 500))
           : null,
+        end ? h("span", { class: "eta" }, end) : null,
       ),
       h("td", {}, time(item.started_at ?? item.created_at, "both")),
       h("td", { class: "number", data: { live: isOpen ? "1" : "" } }, duration(seconds)),
@@ -118,6 +121,7 @@ export function itemOf({ workflow_execution_id: id, workflow_id: workflow, data,
     started_at: null,
     completed_at: null,
     duration_seconds: null,
+    expected_end_at: null,
     step_count: 0,
     completed_step_count: 0,
     failed_step_count: 0,

@@ -1,0 +1,1 @@
+"""Kedro's own settings are kept."""

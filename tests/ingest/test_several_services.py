@@ -1,0 +1,81 @@
+"""Several services on one PostgreSQL take pieces of the same traces: the executions are those of all pieces."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.ingest.intake import Intake
+from tests.ingest.test_deferred import Hurried, keys_of, many
+from tests.store.test_rollups import differing
+
+from tachograph_exporter.ingest.spans import SpanRecord, parse, records
+from tachograph_exporter.store.rollups.rebuild import workflows_with_executions
+from tachograph_exporter.store.series.recount import recount_one
+
+SECONDS = 120
+
+
+def without_ids(timelines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Timelines without what is another in each database."""
+    return [{key: value for key, value in each.items() if key not in ("workflow_id", "execution_number")}
+            for each in timelines]  # fmt: skip
+
+
+@pytest.mark.e2e
+def test_pieces_of_traces_that_go_to_several_services_become_the_same_executions(
+    postgres: Callable[..., str], tmp_path: Path, empty_database: Path
+) -> None:
+    rng = random.Random(5)
+    spans, others = (
+        [span for span in records(parse(body).resource_spans) if isinstance(span, SpanRecord)]
+        for body in (many(30), many(30, first=1_000))
+    )
+    alone = Intake(f"sqlite:///{shutil.copy(empty_database, tmp_path / 'alone.db')}")
+    alone.take([*spans, *others])
+    url = postgres()
+    services = [Hurried(url) for _ in range(3)]
+    # The workflows are known, so that nothing has to be done by one alone.
+    first = spans[0].trace_id
+    services[0].take([span for span in spans if span.trace_id == first])
+    rng.shuffle(shuffled := list(spans))
+    pieces = [shuffled[i : i + 7] for i in range(0, len(shuffled), 7)]
+    rng.shuffle(shuffled := list(others))
+    hurried = [shuffled[i : i + 15] for i in range(0, len(shuffled), 15)]
+
+    def work(number: int) -> int:
+        stored = 0
+        for i, piece in enumerate(pieces[number::3]):
+            # What one has taken arrives at another, too.
+            stored += services[number].take(piece)
+            stored += services[number].take(pieces[(i * 5) % len(pieces)])
+            stored += services[number].hurry(hurried[(i + number * 3) % len(hurried)])
+            if i % 4 == 3:
+                services[number].assemble_waiting()
+        services[number].assemble_waiting()
+        return stored
+
+    with ThreadPoolExecutor(3) as pool:
+        stored = sum(each.result(SECONDS) for each in [pool.submit(work, number) for number in range(3)])
+    assert stored + sum(span.trace_id == first for span in spans) == len(spans) + len(others)
+    services[0].settle()
+    alone.settle()
+    database = services[1].database
+    assert without_ids(services[1].timelines()) == without_ids(alone.timelines())
+    assert differing(database) == 0
+    for key in database.look(workflows_with_executions):
+        assert database.look(partial(recount_one, key=key, write=False)) == 0
+    # Listeners of the three together hear everything; once, if it is assembled as soon as it arrives.
+    told, due = keys_of([event for service in services for event in service.events]), keys_of(alone.events)
+    assert told.keys() == due.keys()
+    ids = {span.trace_id for span in spans}
+    at_once = {event.execution.execution_id for event in alone.events if event.execution.trace_id in ids}
+    assert all(told[key] == due[key] for key in due if key[1] in at_once)
+    for service in (alone, *services):
+        service.close()
