@@ -237,7 +237,7 @@ def test_what_is_assembled_again_replaces_its_failures(any_database_url: str) ->
         writer = StoreWriter(database)
 
         def replaced(events: Sequence[Event], known: set[str]) -> None:
-            database.run(lambda c: writer.replace(c, events, known=known))
+            writer.run(lambda c: writer.replace(c, events, known=known))
 
         replaced(failed_run(run, Failure("Error", "the span gives no reason"), now), set())
         (first,) = {row[5] for row in stored(database)}

@@ -34,7 +34,7 @@ def database(postgres: Callable[..., str]) -> Iterator[Database]:
     database = Database(postgres())
     database.run(_fill)
     for name in ("spans", "traces", "workflow_step_lines"):
-        assert database.look(partial(planner_statistics.grown, name=name)).keys() == {f"public.{name}"}
+        assert database.look(partial(planner_statistics.grown, name=name))
         database.run(partial(planner_statistics.written, name=name, count=ROWS))
         assert database.look(partial(planner_statistics.grown, name=name)) == {}
     yield database
