@@ -3,6 +3,7 @@
 The truth is from the server's API: flow runs, task runs, their states and inputs.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -266,7 +267,8 @@ def crashed(server, seen):
             os.kill(child, signal.SIGKILL)
         wait_for(lambda: server.flow_run(run_id)["state"]["type"] == "CRASHED", runner)
     finally:
-        os.killpg(runner.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(runner.pid, signal.SIGTERM)
         runner.wait()
     os.unlink("asleep")
     executions = executions_of(server, seen)
