@@ -104,6 +104,7 @@ class Stream:
         self.flows, self.flow, self.run_id = flows, flow, run_id
         self.now = START
         self.count = 0
+        self.told: list[Any] = []
 
     async def tell(
         self, resource: dict[str, Any], state: str, *, after: float = 1.0, name: str | None = None,
@@ -125,6 +126,7 @@ class Stream:
                                    "prefect.resource.name": self.flow}],
             "payload": {"intended": {"from": before, "to": state}, **payload},
         }  # fmt: skip
+        self.told.append(event)
         await self.flows.hear(event)
 
     async def run(self, state: str, **more: Any) -> None:
@@ -193,6 +195,7 @@ async def test_a_flow_run_that_is_tried_again(api: Api) -> None:
     facts: list[Fact] = []
     told = Stream(FlowRuns(Server(), facts.append))
     await told.run("PENDING", count=0, before="SCHEDULED")
+    await told.run("PENDING", count=0, name="InfrastructurePending", before="PENDING", after=2.0)
     await told.run("RUNNING")
     await told.task("extract", "COMPLETED")
     await told.run("SCHEDULED", name="AwaitingRetry")
@@ -202,6 +205,7 @@ async def test_a_flow_run_that_is_tried_again(api: Api) -> None:
     await told.run("FAILED", count=2)
     (timeline,) = await shown(api)
     assert (timeline["status"], timeline["total_duration_seconds"]) == ("failed", 6.0)
+    assert timeline["queued_seconds"] == 3.0
     assert results(timeline) == {"extract#0": ("completed", 1), "extract#1": ("completed", 1)}
     await told.run("SCHEDULED", name="AwaitingRetry", before="FAILED", count=2)
     # The bridge starts anew.
@@ -211,13 +215,17 @@ async def test_a_flow_run_that_is_tried_again(api: Api) -> None:
     await told.run("PENDING", count=2, before="SCHEDULED")
     await told.run("RUNNING", count=3)
     await told.task("extract", "RUNNING", number=3, of_run=3)
+    # It reads some of what was heard before.
+    for event in told.told[5:]:
+        await told.flows.hear(event)
     assert told.flows.open_flow_runs() == [told.run_id]
+    await told.tell({"prefect.resource.id": "prefect.flow-run.other"}, "", name="celebrated")
     await told.task("extract", "COMPLETED", number=3, of_run=3)
     await told.run("COMPLETED", count=3)
     second, first = await shown(api)
     assert (first["status"], second["status"]) == ("failed", "completed")
     assert results(second) == {"extract": ("completed", 1)}
-    assert second["total_duration_seconds"] == 3.0
+    assert second["total_duration_seconds"] == 4.0
 
 
 async def test_tasks_within_tasks_and_tasks_without_a_flow(api: Api) -> None:

@@ -18,12 +18,14 @@ from aiohttp.test_utils import TestServer
 from tests.conftest import Api
 from tests.ingest.truth import differences
 from tests.integrations.test_prefect import EVENTS, TRUTH, Server, shown
+from typer.testing import CliRunner
 
 from tachograph.report import runs
 from tachograph_exporter.bridges import prefect as bridges
 from tachograph_exporter.bridges.errors import BridgeError
 from tachograph_exporter.bridges.journal import Journal
 from tachograph_exporter.bridges.prefect_server import PrefectServer, api_address
+from tachograph_exporter.cli import load
 
 PASSWORD = "admin:hunter2"
 
@@ -259,3 +261,18 @@ def test_a_journal_that_cannot_be_kept(tmp_path: Path) -> None:
     again = Journal(tmp_path / "state.jsonl")
     assert (again.read(), again.cursor) == ([["flow", "y"], ["end", "y"]], 5.0)
     again.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["prefect", "host:4200"], "not the URL of a Prefect server"),
+        (["prefect", "http://host:4200", "--since", "soon"], "--since: 'soon' is not a valid duration"),
+        (["prefect", "http://host:4200", "--url", "http://x", "--database", "sqlite:///x.db"], "not both"),
+        (["temporal", "host:7233", "--url", "http://x", "--database", "sqlite:///x.db"], "not both"),
+    ],
+)
+def test_what_the_command_refuses(arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(load(["bridge"]), ["bridge", *arguments])
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 from pathlib import Path
@@ -26,6 +27,7 @@ RECORDING = json.loads((Path(__file__).parent / "recordings" / "temporal_histori
 T0 = 1_796_000_000
 
 
+@functools.cache
 def history(run_id: str) -> tuple[str, list[Any]]:
     """(workflow id, events) of a recorded run."""
     told = RECORDING["runs"][run_id]

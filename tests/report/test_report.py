@@ -20,7 +20,7 @@ from tests.conftest import Api
 
 import tachograph
 from tachograph.clock import NS
-from tachograph.events import Event, ExecutionFinished, StepFinished
+from tachograph.events import Event, ExecutionFinished, Heartbeat, StepFinished
 from tachograph.recording import setup
 from tachograph.recording.recorder import Recorder
 from tachograph.report import Run, runs
@@ -329,3 +329,28 @@ async def test_a_run_of_which_no_process_knows_the_end(api: Api, monkeypatch: py
     assert await ended() == ("failed", {"fetch": "completed", "store": "failed"})
     differences_found = await api.get(f"/api/workflows/executions/{process().execution_id}/reconcile")
     assert differences_found["differences"] == []
+
+
+def test_a_process_that_only_passes_on_says_what_the_engine_says(
+    told: Callable[[], list[Event]], recorder: Recorder
+) -> None:
+    run = tachograph.report.run("nightly", run_id="1", engine="ours", lease=3600, heartbeats=False).begin(at=at(0))
+    work = [run.step("work", key=f"work#{number}", repetition=number).started(at=at(1)) for number in range(2)]
+    assert recorder._open == {}
+    assert [type(event).__name__ for event in told()] == ["ExecutionStarted", "StepStarted", "StepStarted"]
+    run.alive(at=at(30))
+    (beat,) = told()
+    assert (type(beat), beat.time_ns) == (Heartbeat, round(at(30).timestamp() * NS))
+    run.lost("Lost: no sign of life", at=at(60)).lost(at=at(70)).alive()
+    ends = told()
+    assert [getattr(event, "status", None) for event in ends] == ["lost", "lost", "lost"]
+    assert [event.step.index for event in ends if isinstance(event, StepFinished)] == [0, 1]
+    # It was not.
+    work[0].finished(at=at(80))
+    run.finished(at=at(81))
+    run.failed(at=at(82))
+    assert [getattr(event, "status", None) for event in told()] == ["completed", "completed"]
+    run.forget()
+    run.forget()
+    assert runs._runs == {}
+    assert tachograph.report.run("nightly", run_id="1").execution_id == run.execution_id

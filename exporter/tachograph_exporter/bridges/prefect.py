@@ -59,6 +59,9 @@ class PrefectBridge:
         self._flush = flush
         self.flows = FlowRuns(server, journal.note)
         self.flows.recall(journal.read())
+        # Of what ended long ago nothing is left.
+        self.flows.look({}, time.time())
+        journal.compact(self.flows.facts())
         self._cursor = journal.cursor if journal.cursor is not None else since
         self._read_from = self._cursor - (OVERLAP_SECONDS if journal.cursor is not None else 0.0)
         self._heard: OrderedDict[str, None] = OrderedDict()

@@ -7,7 +7,6 @@ has been quiet for long less often.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -38,9 +37,15 @@ OVERLAP_SECONDS: Final = 60.0
 """How far back executions are listed again: a server lists them with a delay."""
 MAX_AT_ONCE: Final = 16
 """Requests at a time."""
+MAX_LOOKS: Final = 200
+"""Executions that are asked about at a time, besides new ones: the server has other things to do."""
 MAX_OPEN: Final = 10_000
 """Executions that are followed at a time."""
 MAX_KNOWN: Final = 100_000
+MAX_LISTED: Final = 500
+"""So many are listed at a time before they are read."""
+MAX_LINES: Final = 10_000
+SAVE_SECONDS: Final = 5.0
 KEPT_SECONDS: Final = 1_800.0
 """How long an execution is kept after its end: its children may be read after it."""
 PAGE: Final = 200
@@ -117,21 +122,35 @@ class TemporalBridge:
         """Find new executions, and see what those do that are followed."""
         began = time.time()
         for query in self._queries():
+            count = 0
             async for execution in self._client.list_workflows(query):
                 # Tachograph's own runs on Temporal are recorded by their workers.
                 if execution.workflow_type != WORKFLOW:
                     self._follow(execution.id, execution.run_id)
-        now = time.monotonic()
-        due = [followed for followed in self._followed.values() if followed.closed_at is None and followed.due <= now]
-        await asyncio.gather(*[self._look_in_turn(followed) for followed in due])
+                count += 1
+                if count % MAX_LISTED == 0:
+                    await self._look_at_due()
+        await self._look_at_due()
         if self._is_first:
             self._is_first = False
             log.info("following the Temporal server, %d workflows are running", len(self._open()))
         self._cursor = max(self._cursor, began)
-        self._journal.reached(self._cursor)
-        if self._journal.lines > MAX_KNOWN:
-            self._journal.compact([])
+        if self._cursor - (self._journal.cursor or 0.0) > SAVE_SECONDS:
+            self.save()
         self._give_back()
+
+    async def _look_at_due(self) -> None:
+        now = time.monotonic()
+        due = [followed for followed in self._followed.values() if followed.closed_at is None and followed.due <= now]
+        # What was never read comes first, and of the others what has waited longest.
+        due.sort(key=lambda followed: (followed.run.last_event_id > 0, followed.due))
+        new = sum(not followed.run.last_event_id for followed in due)
+        due = due[: max(new, MAX_LOOKS)]
+        # All of them have been asked about before this one's error is told.
+        results = await asyncio.gather(*[self._look_in_turn(followed) for followed in due], return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     def _queries(self) -> Sequence[str]:
         moment = datetime.fromtimestamp(max(0.0, self._cursor - OVERLAP_SECONDS), UTC).isoformat()
@@ -145,6 +164,8 @@ class TemporalBridge:
     def _follow(self, workflow_id: str, run_id: str) -> _Followed | None:
         if run_id in self._known:
             return self._followed.get(run_id)
+        if len(self._followed) >= MAX_OPEN:
+            self._give_back(kept_seconds=0.0)
         if len(self._followed) >= MAX_OPEN:
             quiet.warning("many", "not reported: more than %d workflows at a time", MAX_OPEN)
             return None
@@ -231,16 +252,17 @@ class TemporalBridge:
             if not token or len(new) < len(page.history.events):
                 return events[::-1]
 
-    def _give_back(self) -> None:
-        limit = time.monotonic() - KEPT_SECONDS
+    def _give_back(self, kept_seconds: float = KEPT_SECONDS) -> None:
+        limit = time.monotonic() - kept_seconds
         for run_id in [
             run_id
             for run_id, followed in self._followed.items()
-            if followed.closed_at is not None and followed.closed_at < limit
+            if followed.closed_at is not None and followed.closed_at <= limit
         ]:
             self._followed.pop(run_id).run.forget()
 
     def save(self) -> None:
         """Note how far was read."""
-        with contextlib.suppress(OSError):
-            self._journal.reached(self._cursor)
+        self._journal.reached(self._cursor)
+        if self._journal.lines > MAX_LINES:
+            self._journal.compact([])

@@ -68,7 +68,7 @@ def prefect(
     from tachograph_exporter.bridges.prefect_server import AUTH_VARIABLE, KEY_VARIABLE, api_address
 
     with report_errors():
-        address = api_address(server)
+        address, began = api_address(server), time.time() - _seconds(since)
         with _recording(url, database, workspace) as recorder, _journal("prefect", address, state) as journal:
 
             async def follow() -> None:
@@ -81,7 +81,7 @@ def prefect(
                     prefect_server = PrefectServer(
                         session, address, os.environ.get(KEY_VARIABLE, ""), os.environ.get(AUTH_VARIABLE, "")
                     )
-                    bridge = PrefectBridge(prefect_server, journal, recorder.flush, time.time() - _seconds(since))
+                    bridge = PrefectBridge(prefect_server, journal, recorder.flush, began)
                     try:
                         await bridge.run()
                     finally:
@@ -110,12 +110,13 @@ def temporal(
             from tachograph_exporter.bridges import temporal as bridges
         except ImportError:
             fail("this needs Temporal's SDK: pip install 'tachograph[temporal]'")
+        began = time.time() - _seconds(since)
         named = f"{address}/{namespace or os.environ.get('TEMPORAL_NAMESPACE', '')}"
         with _recording(url, database, workspace) as recorder, _journal("temporal", named, state) as journal:
 
             async def follow() -> None:
                 client = await bridges.connect(address, namespace)
-                bridge = bridges.TemporalBridge(client, journal, recorder.flush, time.time() - _seconds(since))
+                bridge = bridges.TemporalBridge(client, journal, recorder.flush, began)
                 try:
                     await bridge.run()
                 finally:

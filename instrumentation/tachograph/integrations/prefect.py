@@ -127,6 +127,8 @@ class FlowRuns:
                 known.beat(event.occurred.timestamp())
                 known.reported(len(known.restarts)).alive(at=event.occurred)
             return
+        if not state:
+            return  # Somebody's own event.
         if known is None:
             if state == "SCHEDULED" and not event.begins_again:
                 return  # It is scheduled. Until it is submitted, nobody knows more than its schedule.
@@ -152,6 +154,8 @@ class FlowRuns:
             self._end(known, restart, event.resource, event.occurred)
 
     def _queue(self, run_id: str, at: datetime) -> None:
+        if run_id in self._queued:
+            return  # Its process starts.
         self._queued[run_id] = at
         self._note(["queued", run_id, at.isoformat()])
         if len(self._queued) > MAX_OPEN:
@@ -175,7 +179,8 @@ class FlowRuns:
         end_run(reported, state, error, at)
         if step is not None:
             end_step(step, state, error, None, at)
-        if known.ended_at is None:
+        # It may be heard again once the run was started anew.
+        if known.ended_at is None and restart == len(known.restarts):
             known.is_open, known.ended_at = False, at.timestamp()
             self._note(["end", known.run_id, known.ended_at])
 

@@ -1,6 +1,7 @@
 """Prefect flows as users write them; Prefect traces them itself.
 
 opentelemetry-instrument python prefect_flows.py FLOW
+python prefect_flows.py serve FLOW        as a deployment, whose runs are started by the server
 """
 
 import sys
@@ -153,6 +154,8 @@ def wide():
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        globals()[sys.argv[2]].serve(name="kinds")
     try:
         globals()[sys.argv[1]]()
     except Exception as error:

@@ -3,9 +3,11 @@
 The truth is from the server's API: flow runs, task runs, their states and inputs.
 """
 
+import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,7 +45,7 @@ class Server:
             "OTEL_BSP_SCHEDULE_DELAY": "200",
         }  # fmt: skip
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=30)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while True:
             try:
                 if self.client.get("/health").status_code == 200:
@@ -78,6 +80,10 @@ class Server:
     def flow_run(self, run_id):
         return self.client.get(f"/flow_runs/{run_id}").json()
 
+    def states(self, run_id):
+        states = self.client.get("/flow_run_states/", params={"flow_run_id": run_id}).json()
+        return sorted(states, key=lambda state: state["timestamp"])
+
     def flow_runs(self, seen):
         """The runs that earlier scenes did not have, in order of start."""
         runs = [run for run in self.ask("/flow_runs/filter", limit=50) if run["id"] not in seen]
@@ -89,8 +95,9 @@ class Server:
         last, since = None, time.monotonic()
         while time.monotonic() - since < 1.5:
             runs = self.ask("/task_runs/filter", flow_runs={"id": {"any_": [run_id]}}, limit=100)
-            now = {run["id"]: run["state"]["timestamp"] for run in runs}
-            if now != last:
+            # One that has no state yet will have one.
+            now = {run["id"]: run["state"] and run["state"]["timestamp"] for run in runs}
+            if now != last or None in now.values():
                 last, since = now, time.monotonic()
             time.sleep(0.2)
         return sorted(runs, key=lambda run: (run["start_time"] or "9", int(run["dynamic_key"].rpartition("-")[2] or 0)
@@ -250,6 +257,38 @@ def cancelled(server, seen):
     return executions_of(server, seen), []
 
 
+def crashed(server, seen):
+    """The server starts it, in a process of its own, which is killed."""
+    log = open("serve.log", "ab")  # noqa: SIM115 - as long as the process
+    runner = subprocess.Popen([sys.executable, HERE / "prefect_flows.py", "serve", "sleeping"], stdout=log, stderr=log,
+                              env=server.environment, start_new_session=True)  # fmt: skip
+    try:
+        found = wait_for(lambda: server.ask("/deployments/filter", deployments={"name": {"any_": ["kinds"]}}), runner)
+        answer = server.client.post(f"/deployments/{found[0]['id']}/create_flow_run", json={})
+        run_id = answer.json()["id"]
+        wait_for(lambda: asleep(runner), runner)
+        time.sleep(1)
+        for child in children_of(runner.pid):
+            os.kill(child, signal.SIGKILL)
+        wait_for(lambda: server.flow_run(run_id)["state"]["type"] == "CRASHED", runner)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(runner.pid, signal.SIGTERM)
+        runner.wait()
+    os.unlink("asleep")
+    executions = executions_of(server, seen)
+    executions[0]["queued_at"] = next(
+        state["timestamp"] for state in server.states(run_id) if state["type"] == "PENDING"
+    )
+    executions[0]["steps"][0]["status_or"] = ["lost"]
+    return executions, []
+
+
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
 def bridge_killed(server, seen):
     """The bridge dies in the middle of a run, and starts again when that has ended."""
     process = server.start_flow("nightly")
@@ -287,7 +326,7 @@ UNKNOWN = {
 SCENES = [nightly, failing, varied, twice, slow, killed]
 if BRIDGE:
     os.environ.pop("TACHOGRAPH_DATABASE_URL", None)
-    SCENES[2:] = [twice, slow, wide, cancelled, bridge_killed, killed]
+    SCENES[2:] = [twice, slow, wide, cancelled, crashed, bridge_killed, killed]
     # Which of several of a name is which, only their order tells.
     ALIKE = [{"step": name, "field": "index"} for name in ("work", "cached", "extract", "load")]
 
