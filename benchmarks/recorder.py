@@ -62,7 +62,7 @@ class Discard(SpanExporter):
 
 def provider(limits: SpanLimits | None = None) -> TracerProvider:
     target = TracerProvider(shutdown_on_exit=False, span_limits=limits)
-    target.add_span_processor(BatchSpanProcessor(Discard(), max_queue_size=2 * STEPS))
+    target.add_span_processor(BatchSpanProcessor(Discard(), max_queue_size=max(1_024, 2 * STEPS)))
     return target
 
 

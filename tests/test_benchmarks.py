@@ -45,7 +45,8 @@ def test_the_table_is_made_of_what_was_measured(tmp_path: Path) -> None:
             float(cell.strip("*").split(" ")[0].replace(",", "")) for cell in (row[1], row[3], row[4])
         )
         assert min(value, other, ratio) > 0
-    assert text.rpartition("Runs:")[2].count("processors") == 1
+    # Each says when it was measured and on what; one run, if the machine was as busy.
+    assert 1 <= text.rpartition("Runs:")[2].count("processors") <= len(SMALL)
     assert all(subject in printed for subject in subjects)
     # Further benchmarks are added to what the others measured.
     measure("timeline")

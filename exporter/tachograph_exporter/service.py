@@ -372,10 +372,10 @@ class Service:
         await self.workflow_metrics.start()
         tasks = [
             asyncio.create_task(self.workflow_metrics.run(), name="tachograph workflow metrics"),
-            _every(SWEEP_SECONDS, self.sweep, "looking for lost executions"),
-            _every(self._look_seconds, self.expire_leases, "looking for lost spans"),
-            _every(reported.QUIET_SECONDS, self.end_quiet, "looking for reported runs that are over"),
-            _every(REASSEMBLY_SECONDS, self.reassemble_due_traces, "assembling executions from traces"),
+            _every(SWEEP_SECONDS, lambda: self.sweep(), "looking for lost executions"),
+            _every(self._look_seconds, lambda: self.expire_leases(), "looking for lost spans"),
+            _every(reported.QUIET_SECONDS, lambda: self.end_quiet(), "looking for reported runs that are over"),
+            _every(REASSEMBLY_SECONDS, lambda: self.reassemble_due_traces(), "assembling executions from traces"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
             asyncio.create_task(self.watch.run(), name="tachograph expectations"),
             asyncio.create_task(self._group_failures(), name="tachograph failures"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.conftest import Server, eventually, get
 from tests.engines import processes
 from tests.engines.play import Program, Scene, Viewer
+from tests.engines.run import installed
 
 # What happened is compared, not how fast: this machine may be busy.
 TOLERANCE_SECONDS: Final = 30.0
@@ -64,11 +65,14 @@ def critical_path_of(timeline: Any) -> list[str]:
     return [part["step_name"] for part in timeline["critical_path"]]
 
 
-def played(service: Server, script: str, address: str, names: tuple[str, ...], directory: Path) -> Iterator[Scene]:
+def played(
+    service: Server, script: str, address: str, names: tuple[str, ...], directory: Path, *,
+    python: str = sys.executable, variables: Mapping[str, str] = {},
+) -> Iterator[Scene]:  # fmt: skip
     """Play scenes one after the other; each must be shown as its engine tells it."""
-    variables = {"OTEL_SERVICE_NAME": "shop", "OTEL_EXPORTER_OTLP_ENDPOINT": service.address}
+    variables = {"OTEL_SERVICE_NAME": "shop", "OTEL_EXPORTER_OTLP_ENDPOINT": service.address, **variables}
     viewer = Viewer(service.get)
-    for scene in Program(sys.executable, script, address, *names, directory=directory, variables=variables):
+    for scene in Program(python, script, address, *names, directory=directory, variables=variables):
         assert viewer.problems(scene, tolerance_seconds=TOLERANCE_SECONDS) == []
         yield scene
 
@@ -115,6 +119,15 @@ def test_temporal_with_a_real_server(server: Callable[..., Server], temporal: st
         'workflow_step_attempts_total{outcome="failed",step="charge",workflow="Nightly",workspace="default"} 1',
         'workflow_executions_running{workflow="Nightly",workspace="default"} 0',
     )
+
+
+def test_dagster_in_an_environment_of_its_own(server: Callable[..., Server], tmp_path: Path) -> None:
+    python = installed("dagster")
+    if python is None:
+        pytest.skip("needs Dagster in an environment of its own (python -m tests.engines.run --install dagster)")
+    variables = {"ONE_PROCESS": "1"}
+    (scene,) = played(server(), "dagster_kinds.py", "varied", (), tmp_path, python=python, variables=variables)
+    assert scene.name == "dagster113_varied"
 
 
 @pytest.mark.parametrize(

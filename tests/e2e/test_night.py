@@ -107,6 +107,8 @@ def test_two_thousand_runs_of_thirty_workflows_are_drawn_the_missing_ones_first(
     # The list of runs says of what runs when it is expected to end, too.
     row = world.open("/?status=running").locator(f"tr[data-id='{world.night.waits}']")
     expect(row.locator(".eta")).to_have_text(re.compile(r"^until about \d\d:\d\d$"))
+    row.get_by_role("link").first.click()
+    expect(page.locator(".sentence")).to_contain_text(re.compile(r"about .+ left, until \d\d:\d\d"))
 
 
 def test_keys_move_from_run_to_run_and_an_address_leads_back(world: World) -> None:

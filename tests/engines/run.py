@@ -1,7 +1,7 @@
 """`make engines`: starts real engines, each in an environment of its own, and compares what the service shows of their
 runs with what the engines say.
 
-    python -m tests.engines.run [ENGINE …] [--record] [--scene NAME …]
+    python -m tests.engines.run [ENGINE …] [--install] [--record] [--scene NAME …]
 
 ``--record`` writes what the engine sent, raw and in order of arrival, and the truth beside it, into
 ``tests/ingest/recordings``. The exit status is 1 if anything differs.
@@ -42,21 +42,32 @@ KNOWN: Final[dict[str, Any]] = tomllib.loads((Path(__file__).parent / "environme
 ENGINES: Final[dict[str, Any]] = KNOWN["engines"]
 
 
+def _requirements(name: str) -> tuple[list[str], list[str]]:
+    """What an environment has, and what it has without what that requires."""
+    return KNOWN["environments"][name] + KNOWN["environments"]["every"], KNOWN["alone"].get(name, [])
+
+
+def installed(name: str) -> str | None:
+    """The Python of an environment; None where it is missing or has other requirements."""
+    requirements, alone = _requirements(name)
+    marker = ENVIRONMENTS / name / "requirements.txt"
+    is_current = marker.exists() and marker.read_text() == "\n".join(requirements + alone)
+    return str(ENVIRONMENTS / name / "bin" / "python") if is_current else None
+
+
 def python_of(name: str) -> str:
     """The Python of an environment, which is made where it is missing or has other requirements."""
-    requirements = KNOWN["environments"][name] + KNOWN["environments"]["every"]
-    alone = KNOWN["alone"].get(name, [])
+    requirements, alone = _requirements(name)
     directory = ENVIRONMENTS / name
     python, marker = directory / "bin" / "python", directory / "requirements.txt"
-    text = "\n".join(requirements + alone)
-    if not marker.exists() or marker.read_text() != text:
+    if installed(name) is None:
         start = time.monotonic()
         venv.create(directory, with_pip=True, clear=True)
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*command, *requirements], check=True)
         if alone:
             subprocess.run([*command, "--no-deps", *alone], check=True)
-        marker.write_text(text)
+        marker.write_text("\n".join(requirements + alone))
         print(f"{name}: installed in {time.monotonic() - start:.0f} s")
     return str(python)
 
@@ -162,11 +173,16 @@ def main() -> int:
     """Run the engines that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engines", nargs="*", metavar="ENGINE", help=", ".join(ENGINES))
+    parser.add_argument("--install", action="store_true", help="only install the engines, each in its environment")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--scene", action="append", default=[], dest="scenes")
     parser.add_argument("--seconds", type=float, default=15.0, help="how long the service may take to show a scene")
     arguments = parser.parse_args()
     problems = []
+    if arguments.install:
+        for name in arguments.engines:
+            python_of(ENGINES[name]["environment"])
+        return 0
     for name in arguments.engines or [name for name, entry in ENGINES.items() if "environment" in entry]:
         print(f"== {name}", flush=True)
         start, before = time.monotonic(), processor_seconds()

@@ -268,6 +268,17 @@ def test_messages_that_nobody_sends_are_given_up(database: Database) -> None:
     assert states(database, notice_id) == {"opened": notices.FAILED}
 
 
+def test_a_recovery_after_months_is_kept_until_it_is_told(database: Database) -> None:
+    notice_id = tell(database, "1")
+    # It lasted longer than notices are kept.
+    end = time.time_ns() + 2 * notices.KEPT_NS
+    database.run(lambda c: notices.resolve(c, notice_id, end, "over", end))
+    database.run(lambda c: notices.prune(c, end + NS))
+    assert states(database, notice_id).keys() == {"opened", "recovered"}
+    database.run(lambda c: notices.prune(c, end + notices.KEPT_NS + NS))
+    assert database.look(lambda c: notices.listed(c, None)) == []
+
+
 async def test_notices_of_a_workflow_that_was_renamed_are_over(api: Api) -> None:
     await api.call("POST", "/api/workflows", FAIL)
     await api.run("nap")

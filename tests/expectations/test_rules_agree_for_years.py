@@ -153,7 +153,7 @@ def test_rules_and_service_agree_on_days_in_which_clocks_are_put_forward_and_bac
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", range(5))
 def test_rules_and_service_agree_on_a_thousand_days(database_url: str, tmp_path: Path, part: int) -> None:
     kinds = check(

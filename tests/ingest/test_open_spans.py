@@ -704,11 +704,13 @@ async def test_a_background_task_that_ends_is_noticed(
     database_url: str, handlers: HandlerRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(Config(database=database_url, grace_seconds=0.1), handlers):
-        (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "tachograph traces"]
+        (task,) = [
+            task for task in asyncio.all_tasks() if task.get_name() == "tachograph assembling executions from traces"
+        ]
         task.cancel()
         await asyncio.wait([task])
         await asyncio.sleep(0)
-        assert 'the task "tachograph traces" has ended: it was cancelled' in caplog.text
+        assert 'the task "tachograph assembling executions from traces" has ended: it was cancelled' in caplog.text
         caplog.clear()
     assert "has ended" not in caplog.text
 

@@ -275,6 +275,19 @@ def test_an_activity_that_is_queued_shows_what_it_waited_for(intake: Make) -> No
     assert (push["status"], push["depends_on"], pull["depends_on"]) == ("pending", [pull["step_id"]], [])
 
 
+def test_an_execution_of_n8n_that_waits_has_not_completed(intake: Make) -> None:
+    # n8n ends its span when it puts the execution aside, and makes another one when that goes on.
+    run = {"n8n.workflow.name": "orders", "n8n.execution.id": "2", "n8n.execution.status": "waiting"}
+    service = intake()
+    service.take(read([
+        span("workflow.execute", 1, 0, 0, 2, of={**run}),
+        span("node.execute", 2, 1, 1, 2, of={"n8n.node.name": "start"}),
+    ]))  # fmt: skip
+    service.settle()
+    (timeline,) = service.timelines()
+    assert (timeline["status"], steps_of(timeline)) == ("running", {"start": ("completed", 1)})
+
+
 KAFKA = [
     of_kind(Kind.SERVER, "POST /orders", 1, 0, 0, 1),
     of_kind(Kind.PRODUCER, "send orders", 2, 1, 0.5, 0.6),

@@ -51,7 +51,7 @@ def differences(
             outer_id = outer["execution_id"] if outer is not None else None
             if timeline["parent_execution_id"] != outer_id:
                 problems.append(f"{name}: its parent is not {parent}")
-        elif timeline["parent_execution_id"] is not None and truth["engine"] != "any":
+        elif timeline["parent_execution_id"] is not None and truth.get("engine") != "any":
             problems.append(f"{name}: it has a parent")
     problems += [f"{timeline['workflow_name']}: there was no such execution" for timeline in rest]
     return problems
@@ -144,6 +144,7 @@ class _Comparison:
                 if entry is not None:
                     yield from self._step_problems(step, entry)
             yield from self._edge_problems()
+            yield from self._critical_path_problems()
 
     def _execution_problems(self) -> Iterator[str]:
         execution, timeline = self._execution, self._timeline
@@ -361,6 +362,60 @@ class _Comparison:
                 is_open = step.get("optional") or by_name.get(source, {}).get("optional")
                 if not is_open and not self._unknowable.edge(self._number, source, name):
                     yield f"{name}: it did not wait for {source}"
+
+    def _critical_path_problems(self) -> Iterator[str]:
+        """Whether the critical path is one by the engine's own times and edges, where all of them are known."""
+        outer = {reference(step): step for step in self._steps if "parent" not in step and step["attempts"]}
+        if self._timeline["completed_at"] is None or not all(map(self._is_timed, outer.values())):
+            return
+        names = [self._names.get(part["step_id"], part["step_name"]) for part in self._timeline["critical_path"]]
+        if not names:
+            if outer:
+                yield "there is no critical path"
+            return
+
+        def ended(name: str) -> float:
+            return _seconds(outer[name]["ended_at"])
+
+        if strange := [name for name in names if name not in outer]:
+            yield f"the critical path has {', '.join(strange)}"
+            return
+        if ended(names[-1]) < max(map(ended, outer)) - self._tolerance:
+            yield f"the critical path ends with {names[-1]}, which did not end last"
+        for before, name in zip([None, *names], names, strict=False):
+            begun = _seconds(outer[name]["started_at"]) + self._tolerance
+            waits = [other for other in self._that_ran(outer[name], outer) if ended(other) <= begun]
+            last = max(map(ended, waits), default=0.0)
+            if before is None:
+                if waits:
+                    yield f"the critical path begins with {name}, which waited for {', '.join(sorted(waits))}"
+            elif before not in waits or ended(before) < last - self._tolerance:
+                yield f"the critical path has {before} before {name}"
+
+    def _that_ran(self, step: Entry, outer: Mapping[str, Entry]) -> list[str]:
+        """What a step waited for; in place of one that never ran, what that one waited for."""
+        known = {reference(other): other for other in self._steps}
+        result: dict[str, None] = {}
+        pending, seen = list(step["depends_on"]), set[str]()
+        while pending:
+            name = pending.pop()
+            if name in outer:
+                result[name] = None
+            elif name not in seen:
+                pending += known.get(name, {}).get("depends_on", ())
+            seen.add(name)
+        return list(result)
+
+    def _is_timed(self, step: Entry) -> bool:
+        """Whether the truth has all that a critical path needs of a step, and nothing of it is unknowable."""
+        if step.get("optional") or step.get("merge_ok") or not {"started_at", "ended_at", "depends_on"} <= step.keys():
+            return False
+        fields = (None, "started_at", "ended_at", "status", "attempts", "index")
+        edges = [(source, reference(step)) for source in map(reference, self._steps)]
+        return not (
+            any(self._unknowable(self._number, step=step, field=field) for field in fields)
+            or any(self._unknowable.edge(self._number, source, target) for source, target in edges)
+        )
 
     def _with_detours(self, step: Entry, shown: Mapping[str, Entry]) -> set[str]:
         """What a step waited for; in place of a step that need not be shown, and is not, what that one waited for."""

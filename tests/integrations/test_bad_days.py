@@ -18,9 +18,10 @@ import tachograph
 from tachograph.integrations import dramatiq as dramatiq_integration
 from tachograph.integrations import huey as huey_integration
 from tachograph.integrations import luigi as luigi_integration
-from tachograph.integrations import luigi_builds, places
+from tachograph.integrations import luigi_builds, overriding, places
 from tachograph.integrations import procrastinate as procrastinate_integration
 from tachograph.integrations import taskiq as taskiq_integration
+from tachograph.quiet_log import QuietLog
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -31,7 +32,8 @@ def play_dramatiq(_: Path) -> list[int]:
 
     broker, results = StubBroker(), list[int]()
     dramatiq_integration.instrument(broker)
-    actor: Any = dramatiq.actor(results.append, actor_name="work", broker=broker)
+    decorate: Any = dramatiq.actor
+    actor = decorate(results.append, actor_name="work", broker=broker)
     with dramatiq_integration.together("nightly"):
         for number in range(3):
             actor.send(number)
@@ -94,7 +96,8 @@ def play_procrastinate(_: Path) -> list[int]:
             results.append(number)
 
         async with app.open_async():
-            await work.batch_defer_async(*[{"number": number} for number in range(3)])
+            batch: list[Any] = [{"number": number} for number in range(3)]
+            await work.batch_defer_async(*batch)
             await app.run_worker_async(wait=False, install_signal_handlers=False, listen_notify=False)
         return results
 
@@ -133,6 +136,16 @@ ENGINES: dict[str, Callable[[Path], list[int]]] = {
     "dramatiq": play_dramatiq, "huey": play_huey, "taskiq": play_taskiq, "procrastinate": play_procrastinate,
     "luigi": play_luigi,
 }  # fmt: skip
+
+
+HOOKS = (
+    dramatiq_integration,
+    huey_integration,
+    taskiq_integration,
+    procrastinate_integration,
+    luigi_integration,
+    overriding,
+)
 
 
 @contextlib.contextmanager
@@ -175,6 +188,9 @@ def broken() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patched, down() as address:
         patched.setattr(places, "run", None)
         patched.setattr(luigi_builds, "run", None)
+        for module in HOOKS:
+            # What is logged here would be left out where other tests look for it.
+            patched.setattr(module, "quiet", QuietLog(logging.getLogger("tests")))
         yield address
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import Api
 
 from tachograph.integrations import huey as huey_integration
@@ -30,7 +32,25 @@ async def shown(api: Api) -> Shown:
         await api.finished(execution_id)
     timelines = [await api.get(f"/api/workflows/executions/{execution_id}/timeline") for execution_id in ids]
     assert len({timeline["workflow_name"] for timeline in timelines}) == len(timelines)
+    attempts = Counter(
+        (timeline["workflow_name"], step["step_name"], attempt["status"])
+        for timeline in timelines
+        for step in timeline["step_timeline"]
+        for attempt in step["attempts"]
+    )
+    assert attempts == counted(await api.metrics())
     return {timeline["workflow_name"]: timeline for timeline in timelines}
+
+
+def counted(metrics: str) -> Counter[tuple[str, str, str]]:
+    """The attempts of steps by workflow, step and outcome, as ``/metrics`` counts them."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            if sample.name == "workflow_step_attempts_total" and sample.value:
+                labels = sample.labels
+                counts[labels["workflow"], labels["step"], labels["outcome"]] += int(sample.value)
+    return counts
 
 
 def steps_of(timeline: dict[str, Any]) -> set[tuple[str, int | str | None, str, int]]:
@@ -175,7 +195,8 @@ async def test_jobs_of_procrastinate(
             with procrastinate_integration.together("nightly"):
                 await flaky.defer_async()
                 await broken.configure(lock="mine").defer_async()
-            await work.batch_defer_async(*[{"number": number} for number in range(5)])
+            batch: list[Any] = [{"number": number} for number in range(5)]
+            await work.batch_defer_async(*batch)
             await broken.configure(queueing_lock="mine").defer_async()
             taken_back = await flaky.configure(schedule_in={"seconds": 60}).defer_async()
             assert await app.job_manager.cancel_job_by_id_async(taken_back)

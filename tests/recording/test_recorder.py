@@ -189,3 +189,31 @@ def test_events_logged_before_origins_existed_were_recorded_here() -> None:
     document = msgspec.to_builtins(event)
     assert document["execution"].pop("origin") == "ingested"
     assert msgspec.convert(document, Event).execution.origin is Origin.RECORDED
+
+
+def test_a_process_that_leaves_hands_over_what_it_recorded_without_a_thread(
+    wait_until: Callable[[Callable[[], bool]], None],
+) -> None:
+    here, there = Recorder(), Recorder()
+    received: list[Event] = []
+    kept: list[Event] = []
+    here.add("noted", received.append)
+    there.add("store", kept.append)
+    address = here.relay_address()
+    assert address is not None
+    there.relay_to(address)
+    first, second = [Heartbeat(execution=make_execution(), time_ns=number) for number in (1, 2)]
+    there.hold()
+    before = {thread.name for thread in threading.enumerate()}
+    there(first)
+    assert {thread.name for thread in threading.enumerate()} == before
+    assert there.hand_over(60)
+    wait_until(lambda: received == [first])
+    assert kept == []
+    # The parent is gone: the process's own listeners serve.
+    here.close()
+    there.hold()
+    there(second)
+    assert there.hand_over(60)
+    assert kept == [second]
+    there.close()

@@ -72,12 +72,12 @@ def test_a_number_is_given_once_and_stays_whatever_arrives_again(any_database_ur
     # Spans of a trace arrived again: everything stored of its execution is replaced.
     known = set(ids(stored))
     new = a_run()
-    database.run(lambda c: writer.replace(c, [*stored[1], *new], known=known))
+    writer.run(lambda c: writer.replace(c, [*stored[1], *new], known=known))
     assert stored_numbers(database) == dict(zip([*ids(stored), *ids([new])], (1, 2, 3, 4), strict=True))
     # The root of a trace arrived late, and its execution belongs to another workflow: it is the next one there.
     first, elsewhere = stored[0][0].execution, other[0].execution
     moved = ended(replace(first, workflow="other", workflow_id=elsewhere.workflow_id), 9)
-    database.run(lambda c: writer.replace(c, [moved], known=known))
+    writer.run(lambda c: writer.replace(c, [moved], known=known))
     assert stored_numbers(database, "other") == {elsewhere.execution_id: 1, first.execution_id: 2}
     database.close()
 

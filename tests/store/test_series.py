@@ -432,7 +432,7 @@ def test_a_success_that_turns_out_to_have_failed_is_the_last_failure(any_databas
     assert isinstance(end, ExecutionFinished)
     # As an assembly of spans replaces one, when a late span says that it failed.
     bad = msgspec.structs.replace(end, status=ExecutionStatus.FAILED)
-    database.run(lambda c: writer.replace(c, [good[0], bad], known=ids))
+    writer.run(lambda c: writer.replace(c, [good[0], bad], known=ids))
     assert latest(database, key) == (now, now + 10)
     database.close()
 
@@ -501,7 +501,7 @@ def test_an_execution_of_spans_that_ended_and_runs_again_is_counted_once(any_dat
 
     def replaced(events: list[Event], *, is_settled: bool) -> object:
         unsettled = frozenset[str]() if is_settled else frozenset(ids)
-        database.run(lambda c: writer.replace(c, events, known=ids, unsettled=unsettled))
+        writer.run(lambda c: writer.replace(c, events, known=ids, unsettled=unsettled))
         return summary(database.look(lambda c: rows.current_series(c, key))).get(("", "started"), 0)
 
     # Its root had ended, then a step came that still runs; then both ended, and a late span comes.

@@ -13,8 +13,8 @@ from tachograph_exporter.times import format_duration
 
 _MIN_LOOK_SECONDS: Final = 1.0
 _MAX_LOOK_SECONDS: Final = 30.0
-_USUAL_LOOK_SECONDS: Final = 60.0
-"""How often steps are looked at that are compared with what is usual: their limit is minutes at least."""
+_MIN_USUAL_LOOK_SECONDS, _MAX_USUAL_LOOK_SECONDS = 60.0, 300.0
+"""How often steps are looked at that are compared with what is usual: the longer their execution runs, the less."""
 
 
 class LongRunning(NamedTuple):
@@ -103,7 +103,9 @@ def _steps(limits: Limits, history: History, now: int, times: list[int]) -> tupl
         times.append(now + round(min(max(min(deadlines) / 10, _MIN_LOOK_SECONDS), _MAX_LOOK_SECONDS) * NS))
     if starts and limits.deadline_seconds is None and history.usual_p95_seconds is not None:
         # No step is past what is usual before.
-        times.append(max(min(starts) + round(limits.stuck_seconds * NS) + 1, now + round(_USUAL_LOOK_SECONDS * NS)))
+        earliest = min(starts) + round(limits.stuck_seconds * NS) + 1
+        pause = min(max((now - min(starts)) / NS / 20, _MIN_USUAL_LOOK_SECONDS), _MAX_USUAL_LOOK_SECONDS)
+        times.append(max(earliest, now + round(pause * NS)))
     for step in sorted(history.steps, key=lambda step: step.started_ns):
         limit = _limit_of_step(limits, history, step.name)
         if limit is None:

@@ -136,6 +136,9 @@ OPENAI_AGENTS_BY_LOGFIRE: Final[tuple[Rule, ...]] = (
           has=("gen_ai.system",), why=logged_error),
     _step("openai-agents", "tool", handoff, scopes=(_LOGFIRE_AGENTS,), names=("Handoff",), has=("gen_ai.system",),
           why=logged_error),
+    # An agent's span does not say that its last turn failed.
+    Rule(engine="openai-agents", role=Role.OUTCOME, of_agent=True, scopes=(_LOGFIRE_AGENTS,), has=("sdk_span_type",),
+         names=("Turn ",), state=outcome, states=_OUTCOMES, why=logged_error),
     Rule(engine="openai-agents", role=Role.INSIDE, of_agent=True, scopes=(_LOGFIRE_AGENTS,), has=("sdk_span_type",)),
     _step("openai-agents", "llm", model_call, scopes=(_LOGFIRE_AGENTS,), has=("gen_ai.request.model",),
           is_model_call=True, why=logged_error),
@@ -154,6 +157,9 @@ GEN_AI: Final[tuple[Rule, ...]] = (
     _step("gen_ai", "chain", _name_or_span("gen_ai.task.name"), **_operation("execute_task")),
     _step("gen_ai", "retriever", _name_or_span("traceloop.entity.name"), **_operation("vector_db_retrieve")),
     *[_step("gen_ai", "task", model_call, **_operation(name)) for name in ("create_agent", "plan")],
+    # A model that another one stood in for, within the call that tells of both.
+    Rule(engine="gen_ai", role=Role.INSIDE, of_agent=True, scopes=("pydantic-ai",),
+         has=("pydantic_ai.model_request.attempt",)),
     # A model is called, by an operation of another name or by an instrumentation that names none.
     _step("gen_ai", "llm", model_call, is_model_call=True, has=("gen_ai.request.model",)),
     # pydantic-ai with an instrumentation version below 3.
@@ -163,9 +169,12 @@ GEN_AI: Final[tuple[Rule, ...]] = (
 )  # fmt: skip
 
 OPENINFERENCE: Final[tuple[Rule, ...]] = (
-    # What the OpenAI Agents SDK puts around each turn and each run; an agent's own span is within.
+    # What the OpenAI Agents SDK puts around each turn and each run; an agent's own span is in between, and does not say
+    # that its last turn failed.
+    Rule(engine="openai-agents", role=Role.OUTCOME, of_agent=True, scopes=(_OPENINFERENCE_AGENTS,), named=("turn",),
+         state=outcome, states=_OUTCOMES, **_kind("CHAIN")),
     Rule(engine="openai-agents", role=Role.INSIDE, of_agent=True, scopes=(_OPENINFERENCE_AGENTS,),
-         named=("turn", "Agent workflow"), **_kind("CHAIN")),
+         named=("Agent workflow",), **_kind("CHAIN")),
     _step("openai-agents", "agent", _name_or_span("agent.name"), scopes=(_OPENINFERENCE_AGENTS,), is_frame=True,
           **_kind("AGENT", has=("agent.name",))),
     _agent("openai-agents", "workflow", _name_or_span("agent.name"), scopes=(_OPENINFERENCE_AGENTS,),

@@ -92,6 +92,12 @@ def celery_state(span: SpanRecord) -> Any:
     return span.attributes.get("celery.state") or ("failure" if span.is_error else "revoked")
 
 
+def celery_message(span: SpanRecord) -> str | None:
+    """The key of a task: the id of its message and its name. What a task replaces itself by has the same id."""
+    message = _MESSAGE(span)
+    return None if message is None else f"{message}/{span.attributes.get('celery.task_name')}"
+
+
 def celery_together(span: SpanRecord) -> list[str]:
     """The ids that tasks have in common: of their group, and of the task that all of them come from.
 
@@ -241,13 +247,15 @@ PREFECT: Final = (
 # because the workflow may be replayed; its plugin and the interceptors of Go, Java and TypeScript export one span for
 # the run.
 _TEMPORAL_ID: Final = attribute("temporalWorkflowID")
+# temporalio.exceptions: "Activity task failed", "Child Workflow execution failed".
+_TEMPORAL_WRAPS: Final = frozenset({"temporalio.exceptions.ActivityError", "temporalio.exceptions.ChildWorkflowError"})
 TEMPORAL: Final = (
     Rule(engine="temporal", role=Role.EXECUTION, has=("temporalWorkflowID",), names=("RunWorkflow:",), opens=True,
          name=after_colon, run_id=attribute("temporalRunID"), series=_TEMPORAL_ID,
-         state=by_exception, states=RESULTS, across_traces=True),
+         state=by_exception, states=RESULTS, wraps=_TEMPORAL_WRAPS, across_traces=True),
     Rule(engine="temporal", role=Role.END, has=("temporalRunID",), names=("CompleteWorkflow:",), name=after_colon,
          run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, state=by_exception, states=RESULTS,
-         across_traces=True),
+         wraps=_TEMPORAL_WRAPS, across_traces=True),
     Rule(engine="temporal", role=Role.STEP, has=("temporalActivityID",), names=("RunActivity:",), name=after_colon,
          run_id=attribute("temporalRunID"), series=_TEMPORAL_ID, key=joined("temporalRunID", "temporalActivityID"),
          state=by_exception, states=RESULTS, retries=True, across_traces=True),
@@ -267,11 +275,11 @@ TEMPORAL: Final = (
 _MESSAGE: Final = attribute("messaging.message.id", "messaging.message_id")
 CELERY: Final = (
     Rule(engine="celery", role=Role.QUEUED, equals={"celery.action": "apply_async"}, name=attribute("celery.task_name"),
-         key=_MESSAGE, lasting=True, together=celery_together),
+         key=celery_message, known_as=_MESSAGE, lasting=True, together=celery_together),
     Rule(engine="celery", role=Role.STEP, equals={"celery.action": "run"}, name=attribute("celery.task_name"),
          attempt=attribute("celery.retries"), first_attempt=0, state=celery_state, states=RESULTS,
-         why=attribute("celery.retry.reason"), key=_MESSAGE, due=moment("celery.eta"), lasting=True, linked=True,
-         together=celery_together, releases=attribute(celery_tasks.CHORD_ID)),
+         why=attribute("celery.retry.reason"), key=celery_message, due=moment("celery.eta"), lasting=True, linked=True,
+         together=celery_together, releases=attribute(celery_tasks.CHORD_ID), known_as=_MESSAGE),
 )  # fmt: skip
 
 # Dagster: dagster-otel 0.5. A step's parent is the first step that it waited for, with links to the others.
@@ -299,13 +307,14 @@ RQ: Final = (
     Rule(role=Role.INSIDE, names=("success_callback", "failure_callback", "stopped_callback"), **_RQ),
 )  # fmt: skip
 
-# arq: opentelemetry-instrumentation-arq 0.50. The score is when the job was due, in milliseconds.
+# arq: opentelemetry-instrumentation-arq 0.50. The score is when the job was due, in milliseconds. A run has the name of
+# its Python function, which may have been registered under another.
 ARQ: Final = (
     Rule(engine="arq", role=Role.STEP, has=("arq.job.name", "arq.job.try"), name=attribute("arq.job.name"),
          key=attribute("arq.job.id"), attempt=attribute("arq.job.try"), due=milliseconds("arq.job.score"),
          state=arq_state, states=RESULTS, lasting=True),
     Rule(engine="arq", role=Role.QUEUED, has=("arq.job.name", "arq.job.queue"), name=attribute("arq.job.name"),
-         key=attribute("arq.job.id"), lasting=True),
+         key=attribute("arq.job.id"), names_step=True, lasting=True),
 )  # fmt: skip
 
 # Dramatiq: opentelemetry-instrumentor-dramatiq 0.1.
@@ -425,7 +434,7 @@ METAFLOW: Final = (
 N8N: Final = (
     Rule(engine="n8n", role=Role.EXECUTION, named=("workflow.execute",), has=("n8n.workflow.name",),
          name=attribute("n8n.workflow.name"), state=attribute("n8n.execution.status"),
-         states={**RESULTS, "canceled": "cancelled"}),
+         states={**RESULTS, "canceled": "cancelled", "waiting": RUNNING}),
     Rule(engine="n8n", role=Role.STEP, named=("node.execute",), has=("n8n.node.name",),
          name=attribute("n8n.node.name"), state=attribute("n8n.node.termination_reason"),
          states={"workflow_cancelled": "cancelled"}),

@@ -107,12 +107,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     ``name`` reads the name of the workflow or step, ``index`` what tells it from others of that name (of a mapped
     task), ``run_id`` the engine's id of the execution, ``attempt`` the number of the attempt (the engine counts from
-    ``first_attempt``), ``state`` a key of ``states``, ``why`` the reason of a failure. ``outcome`` is the status where
-    no state says otherwise. Steps with the same ``key`` are attempts of the same step; without a key, steps of the same
-    name and parent are, if each but the last failed before the next one began. ``waits_for`` reads the keys of the
-    steps that it waited for, ``releases`` the key of one that waited for it. ``moments`` reads attempts that only
-    events tell of. ``workflow`` names the workflow when the execution has no span of its own; of role INSIDE, the span
-    asked for the execution of the same ``series``.
+    ``first_attempt``), ``state`` a key of ``states``, ``why`` the reason of a failure. ``wraps``: types of exceptions
+    that only say that something inside has failed, which then says why. ``outcome`` is the status where no state says
+    otherwise. Steps with the same ``key`` are attempts of the same step; without a key, steps of the same name and
+    parent are, if each but the last failed before the next one began. ``waits_for`` reads the keys of the steps that it
+    waited for, ``releases`` the key of one that waited for it, or what ``known_as`` reads of that one. ``moments``
+    reads attempts that only events tell of. ``workflow`` names the workflow when the execution has no span of its own;
+    of role INSIDE, the span asked for the execution of the same ``series``.
 
     Times in unix nanoseconds: ``queued`` reads when an execution was queued and ``began`` when it started, where its
     span does not say so; ``due`` the time before which an attempt was not to start (a countdown, an ETA),
@@ -121,15 +122,16 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     ``links``: what it means that a step has none. ``follows``: the step above a span is a dependency, not an enclosing
     step. ``blocks``: what follows a failed step does not run, so no step that ran waited for one. ``waits``: a step
     that was asked for (QUEUED) waits for its dependencies first. ``schedules``: it waits for a time first, and another
-    span of role QUEUED says when that has come. ``lasting``: an execution with such spans ends with its last step, not
-    with the span above them. ``opens``: a zero-length span marks the start of an execution, and one of role END its
-    end. ``retries``: a failed step may be retried for as long as its execution runs. ``series``: executions of which
-    this reads the same value follow each other, so none of them ran inside another, and only the last of them can be
-    open. ``reused``: the engine gives all attempts the same span id. ``across_traces``: spans with the same ``run_id``
-    are of one run in whatever traces they are. ``linked``: a span without a parent is below the span of another trace
-    that it links to first. ``together`` reads keys: spans that share one are of one execution, in whatever traces they
-    are; without a span around all of them, of that which the first of them began. Where there are several keys, the
-    first is the engine's id of the execution.
+    span of role QUEUED says when that has come. ``names_step``: it knows the name of the step, which the span of the
+    run may not. ``lasting``: an execution with such spans ends with its last step, not with the span above them.
+    ``opens``: a zero-length span marks the start of an execution, and one of role END its end. ``retries``: a failed
+    step may be retried for as long as its execution runs. ``series``: executions of which this reads the same value
+    follow each other, so none of them ran inside another, and only the last of them can be open. ``reused``: the engine
+    gives all attempts the same span id. ``across_traces``: spans with the same ``run_id`` are of one run in whatever
+    traces they are. ``linked``: a span without a parent is below the span of another trace that it links to first.
+    ``together`` reads keys: spans that share one are of one execution, in whatever traces they are; without a span
+    around all of them, of that which the first of them began. Where there are several keys, the first is the engine's
+    id of the execution.
 
     ``step_type`` is what kind of step it is. ``usage`` reads tokens and cost, and ``cause`` the type of an error where
     the span's exception is not it. ``of_agent``: part of an agent's run, in which the steps inside a step wait for each
@@ -159,12 +161,14 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     first_attempt: int = 1
     state: Read | None = None
     why: Read | None = None
+    wraps: frozenset[str] = frozenset()
     states: Mapping[str, str] = {}
     outcome: str = ""
     key: Read | None = None
     moments: Callable[[SpanRecord], Sequence[Moment]] | None = None
     waits_for: Callable[[SpanRecord], Sequence[str]] | None = None
     releases: Read | None = None
+    known_as: Read | None = None
     queued: Read | None = None
     began: Read | None = None
     due: Read | None = None
@@ -175,6 +179,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     blocks: bool = False
     waits: bool = False
     schedules: bool = False
+    names_step: bool = False
     lasting: bool = False
     opens: bool = False
     retries: bool = False

@@ -285,7 +285,9 @@ def forget_workflow(connection: Connection, workspace_id: str, workflow: str) ->
 
 def prune(connection: Connection, now_ns: int) -> None:
     """Delete notices that are long over, and silences."""
-    _delete(connection, and_(_notices.told_ns < now_ns - KEPT_NS, _notices.resolved_ns.is_not(None)))
+    # One that lasted for long is kept after its end, too: its recovery may not have been told yet.
+    before_ns = now_ns - KEPT_NS
+    _delete(connection, and_(_notices.told_ns < before_ns, _notices.resolved_ns < before_ns))
     prune_silences(connection, now_ns - KEPT_NS)
 
 

@@ -113,9 +113,10 @@ class ComparedStep(msgspec.Struct, kw_only=True):
     were faster, null without a baseline. ``not_in_reference``: it ran here, but not in the other execution, or in less
     than half of the baseline's. ``blame`` is the share of the execution's slowdown that the step explains, from 0 to 1
     in steps of 0.01; null if the execution was not notably slower. A step without a duration on the other side is not
-    blamed. ``cpu_seconds`` and ``peak_memory_bytes`` are what the step used of the machine; for a baseline, the other
-    side is the average of its completed runs. ``below`` is what below the step took longer, of the steps that got
-    slower most; null if nothing did, or if both sides have no spans to compare. Null: not known.
+    blamed. ``cpu_seconds``, ``peak_memory_bytes``, ``read_bytes`` and ``written_bytes`` (from and to storage) are what
+    the step used of the machine; for a baseline, the other side is the average of its completed runs. ``below`` is what
+    below the step took longer, of the steps that got slower most; null if nothing did, or if both sides have no spans
+    to compare. Null: not known.
     """
 
     step_id: str | None = None
@@ -139,6 +140,10 @@ class ComparedStep(msgspec.Struct, kw_only=True):
     reference_cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None
     reference_peak_memory_bytes: int | None = None
+    read_bytes: int | None = None
+    reference_read_bytes: int | None = None
+    written_bytes: int | None = None
+    reference_written_bytes: int | None = None
     below: list[ComparedSpans] | None = None
 
 

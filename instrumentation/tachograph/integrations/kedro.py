@@ -122,7 +122,7 @@ def _leave(node: Any, run_id: str | None) -> Any:
 def _flush_child() -> None:
     """Processes of a pool end without exit handlers."""
     if multiprocessing.parent_process() is not None:
-        get_recorder().flush(_FLUSH_SECONDS)
+        get_recorder().hand_over(_FLUSH_SECONDS)
 
 
 def _step_of(node: Any, run_id: str | None) -> Step | None:

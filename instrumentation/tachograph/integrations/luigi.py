@@ -226,7 +226,7 @@ def _attempt_left(_: None, raised: Any, process: Any) -> None:
     build.leave()
     if process.use_multiprocessing and multiprocessing.parent_process() is not None:
         # Processes of tasks end without exit handlers.
-        get_recorder().flush(_FLUSH_SECONDS)
+        get_recorder().hand_over(_FLUSH_SECONDS)
 
 
 @_harmless

@@ -23,6 +23,7 @@ HOME = Path("airflow-home").absolute()
 STATUSES = {"success": "completed", "failed": "failed", "skipped": "skipped", "upstream_failed": "skipped"}
 EDGES = {
     "failing": {"extract": [], "broken": ["extract"], "after": ["broken"], "load": ["extract"]},
+    "waiting": {"extract": [], "later": ["extract"], "ready": ["extract"], "load": ["later", "ready"]},
     "nightly": {
         "extract": [], "work": ["extract"], "merge": ["work#0", "work#1", "work#2"], "skipper": [],
         "checks.check": ["merge"], "flaky": ["merge"], "choose": ["flaky"], "load": ["choose"], "never": ["choose"],
@@ -35,6 +36,8 @@ def settings(port):
         "AIRFLOW_HOME": str(HOME),
         "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "airflow_dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        # On a busy machine importing Airflow itself takes longer than its 30 s.
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "2",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
@@ -89,6 +92,7 @@ def told_of(dag):
 UNKNOWABLE = {
     # For the first task Airflow counts the start of the first processes, 20 s.
     "failing": [{"step": "after"}, {"step": "extract", "field": "started_at"}, {"field": "started_at"}],
+    "waiting": [],
     # The check had ended when `choose` was ready, and there are no links.
     "nightly": [{"step": "never"}, {"step": "flaky", "field": "error"}, {"edge": "checks.check->choose"}],
 }
@@ -96,7 +100,7 @@ UNKNOWABLE = {
 
 def play(dag, variables):
     subprocess.run([AIRFLOW, "dags", "unpause", "-y", dag], env=variables, check=True, capture_output=True)
-    deadline = time.monotonic() + 80
+    deadline = time.monotonic() + 200
     while not rows("SELECT 1 FROM dag_run WHERE dag_id = ? AND state IN ('success', 'failed')", dag):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{dag}: {[tuple(row) for row in rows('SELECT task_id, state FROM task_instance')]}")
@@ -106,10 +110,11 @@ def play(dag, variables):
 if HOOKS:
     # Only of the first task: Airflow counts the start of the first processes.
     FIRST = [{"step": "extract", "field": "started_at"}, {"step": "skipper", "field": "started_at"}]
-    UNKNOWABLE = {"failing": FIRST, "nightly": FIRST}
+    UNKNOWABLE = {"failing": FIRST, "nightly": FIRST, "waiting": FIRST[:1]}
 
 UNKNOWN = {
     "failing": ["which task waits for which: no links, only the order", "what never ran: no span"],
+    "waiting": ["which task waits for which: no links, only the order"],
     "nightly": [
         "which task waits for which: no links, only the order",
         "what never ran: no span",
@@ -126,15 +131,21 @@ def main(names):
     HOME.mkdir()
     variables = settings(port)
     subprocess.run([AIRFLOW, "db", "migrate"], env=variables, check=True, capture_output=True)
-    commands = {"api-server": ["--host", "127.0.0.1", "--port", str(port)], "scheduler": [], "dag-processor": []}
+    commands = {"api-server": ["--host", "127.0.0.1", "--port", str(port)], "scheduler": [], "dag-processor": [],
+                "triggerer": []}  # fmt: skip
     processes = []
     try:
         for command, options in commands.items():
             processes.append(spawn([AIRFLOW, command, *options], f"{command}.log", env=variables))
-        deadline = time.monotonic() + 80
+        deadline = time.monotonic() + 200
         while len(rows("SELECT 1 FROM dag")) < len(EDGES):
             if time.monotonic() > deadline:
                 raise TimeoutError("the DAG processor found no DAGs")
+            time.sleep(0.5)
+        # A task that starts before it answers fails.
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the API server does not answer")
             time.sleep(0.5)
         for dag in EDGES:
             if not names or dag in names:

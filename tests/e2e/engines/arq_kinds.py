@@ -16,7 +16,7 @@ import time
 from arq import Retry, create_pool
 from arq.connections import RedisSettings
 from arq.jobs import Job, JobStatus
-from arq.worker import Worker, func
+from arq.worker import JobExecutionFailed, Worker, func
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.arq import ArqInstrumentor
@@ -59,6 +59,11 @@ async def order(ctx, number):
     await ctx["redis"].enqueue_job("work", number)
     await ctx["redis"].enqueue_job("extract")
     await asyncio.sleep(0.05)
+
+
+async def insist(ctx):
+    await asyncio.sleep(0.05)
+    raise Retry(defer=0.2)
 
 
 async def hopeless(ctx):
@@ -193,7 +198,30 @@ async def worker_killed(pool):
     return [run], []
 
 
+async def gives_up(pool):
+    """A job that wants to be tried again more often than it may: no span tells that arq gave it up."""
+    job = await pool.enqueue_job("insist")
+    with contextlib.suppress(JobExecutionFailed):
+        await job.result(timeout=60, poll_delay=0.05)
+    info = await job.result_info()
+    tries = [{"attempt": number, "status": "failed"} for number in range(1, info.job_try)]
+    entry = step("insist", "failed", info.job_try - 1, [], tries=tries, run_id=job.job_id)
+    unknowable = [{"execution": 0, "field": "status"}, {"step": "insist", "field": "status"}]
+    return [execution("insist", "failed", [entry])], unknowable
+
+
+async def renamed(pool):
+    """A job that is aborted, of a function that is registered under another name."""
+    job = await pool.enqueue_job("sleep")
+    while await job.status() != JobStatus.in_progress:
+        await asyncio.sleep(0.02)
+    assert await job.abort(timeout=30)
+    entry = step("sleep", "cancelled", 1, [], run_id=job.job_id, status_or=["failed"])
+    return [execution("sleep", "cancelled", [entry], status_or=["failed"])], []
+
+
 SCENES = [two, alone, deferred, failed, timed_out]
+BY_SPANS = [gives_up, renamed]
 HOOKED = [batch, nested, aborted, exhausted, worker_killed]
 """What only the hooks can tell, and no span."""
 
@@ -207,18 +235,23 @@ async def main(address, names):
     if HOOKS:
         tachograph.integrations.arq.instrument()
     pool = await create_pool(RedisSettings.from_dsn(address))
-    functions = [extract, flaky, broken, work, order, func(hopeless, max_tries=2), func(hang, timeout=1)]
+    functions = [
+        extract, flaky, broken, work, order, func(hopeless, max_tries=2), func(hang, timeout=1),
+        func(insist, max_tries=2), func(hang, name="sleep"),
+    ]  # fmt: skip
     if names == ["--worker"]:
         await Worker([func(hang, timeout=60)], redis_pool=pool, queue_name="arq:killed", poll_delay=0.05).async_run()
     worker = Worker(functions, redis_pool=pool, handle_signals=False, poll_delay=0.05, allow_abort_jobs=True)
     running = asyncio.create_task(worker.async_run())
-    for scene in [*SCENES, *(HOOKED if HOOKS else ())]:
+    for scene in [*SCENES, *(HOOKED if HOOKS else BY_SPANS)]:
         if not names or scene.__name__ in names:
             executions, unknowable = await scene(pool)
             provider.force_flush()
             if HOOKS:
                 tachograph.get_recorder().flush(60)
+            unknown = ["that arq gave a job up: its last span says that it is to be tried again"]
             more = {"index_from": None, "edges_from": "order" if HOOKS else "recording", "unknowable": unknowable,
+                    "unknown": unknown if scene is gives_up else [],
                     "truth_from": "the results in Redis; tries before the last from the program"}  # fmt: skip
             await asyncio.to_thread(tell, f"{PREFIX}_{scene.__name__}", executions, **more)
     running.cancel()

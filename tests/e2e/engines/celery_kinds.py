@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 from celery import Celery, chain, chord, group, uuid
 from celery.result import GroupResult
@@ -87,6 +88,25 @@ def unreachable(self, number):
 def store(number):
     time.sleep(0.05)
     return number
+
+
+@app.task(bind=True, max_retries=2)
+def due(self, number):
+    time.sleep(0.05)
+    if self.request.retries < 1:
+        raise self.retry(exc=ValueError("no price yet"), eta=datetime.now(UTC) + timedelta(seconds=1))
+    return number
+
+
+@app.task(bind=True)
+def delegate(self, number):
+    time.sleep(0.05)
+    raise self.replace(store.s(number))
+
+
+@app.task
+def apologise(task_id):
+    time.sleep(0.05)
 
 
 @app.task
@@ -428,6 +448,122 @@ def nested(stage):
     return [execution(NAME + "order", "completed", steps)], ()
 
 
+def chain_with_group(stage):
+    """A group in the middle of a chain: Celery makes a chord of it. One of its tasks is tried again."""
+    with trace.get_tracer("shop").start_as_current_span("report"):
+        result = chain(fetch.s(1), group(store.s(), price.s()), total.s()).apply_async()
+    stored, priced = [task.id for task in result.parent.results]
+    stage.events.wait(result.id, "task-succeeded")
+    steps = [
+        stage.step(result.parent.parent.id),
+        stage.step(stored, [NAME + "fetch"]),
+        stage.step(priced, [NAME + "fetch"]),
+        stage.step(result.id, [NAME + "store", NAME + "price"]),
+    ]
+    edges = [] if LIVE else [{"edge": f"{NAME}store->{NAME}total"}, {"edge": f"{NAME}price->{NAME}total"}]
+    return [execution("report", "completed", steps)], edges
+
+
+def chord_of_chains(stage):
+    """A chord whose header has a chain and a group."""
+    with trace.get_tracer("shop").start_as_current_span("report"):
+        header = [chain(fetch.s(0), store.s()), group(fetch.s(1), fetch.s(2))]
+        result = chord(header, total.s()).apply_async()
+    stage.events.wait(result.id, "task-succeeded")
+    told, names = [], []
+    for count, task in enumerate(flat(result.parent.results)):
+        if task.parent is not None:
+            told.append(stage.step(task.parent.id, index=count))
+            told.append(stage.step(task.id, [f"{NAME}fetch#{count}"]))
+            names.append(NAME + "store")
+        else:
+            told.append(stage.step(task.id, index=count))
+            names.append(f"{NAME}fetch#{count}")
+    steps = [*told, stage.step(result.id, names)]
+    edges = [] if LIVE else [{"edge": f"*->{NAME}total"}]
+    return [execution("report", "completed", steps)], edges
+
+
+def flat(results):
+    for result in results:
+        if isinstance(result, GroupResult):
+            yield from flat(result.results)
+        else:
+            yield result
+
+
+def chord_failed(stage):
+    """One task of a chord's header fails: its body never runs."""
+    with trace.get_tracer("shop").start_as_current_span("report"):
+        result = chord([fetch.s(1), broken.s(2)], total.s()).apply_async()
+    good, bad = [task.id for task in result.parent.results]
+    stage.events.wait(good, "task-succeeded")
+    stage.events.wait(bad, "task-failed")
+    steps = [stage.step(good), stage.step(bad), step(NAME + "total", "failed", 0, [], run_id=result.id)]
+    run = execution("report", "failed", steps, error="RuntimeError: no item 2")
+    return [run], [{"step": NAME + "total"}]
+
+
+def linked(stage):
+    """A task that another one is linked to as its callback, and one that is told of an error."""
+    fetched = fetch.apply_async((1,), link=store.s())
+    stage.events.wait(fetched.id, "task-succeeded")
+    stored = stage.events.named(NAME + "store", fetched.id)
+    stage.events.wait(stored, "task-succeeded")
+    failing = broken.apply_async((1,), link_error=apologise.s())
+    stage.events.wait(failing.id, "task-failed")
+    told = stage.events.named(NAME + "apologise", failing.id)
+    stage.events.wait(told, "task-succeeded")
+    return [
+        execution(NAME + "fetch", "completed", [stage.step(fetched.id), stage.step(stored, [NAME + "fetch"])]),
+        execution(NAME + "broken", "failed", [stage.step(failing.id), stage.step(told, [NAME + "broken"])],
+                  error="RuntimeError: no item 1"),
+    ], ()  # fmt: skip
+
+
+def retry_with_eta(stage):
+    """A countdown before the first try, and a time at which the second one is due."""
+    asked = at(time.time())
+    result = due.apply_async((1,), countdown=1)
+    stage.events.wait(result.id, "task-succeeded")
+    received = stage.events.of(result.id, "task-received")[0]
+    told = stage.step(result.id, asked_at=asked, scheduled_at=received["eta"])
+    return [execution(NAME + "due", "completed", [told])], ()
+
+
+def replaced(stage):
+    """A task that replaces itself by another one, which has the same id."""
+    result = delegate.delay(1)
+    stage.events.wait(result.id, "task-succeeded")
+    events = stage.events.by_task[result.id]
+    began = [event for event in events if event["type"] == "task-started"]
+    (end,) = [event for event in events if event["type"] == "task-succeeded"]
+    # Of a task that replaces itself the worker does not tell how it ended.
+    steps = [
+        step(NAME + "delegate", "completed", 1, [], started_at=at(began[0]["timestamp"])),
+        step(NAME + "store", "completed", 1, [NAME + "delegate"], started_at=at(began[1]["timestamp"]),
+             ended_at=at(end["timestamp"])),
+    ]  # fmt: skip
+    return [execution(NAME + "delegate", "completed", steps)], ()
+
+
+def soft_time_limit(stage):
+    result = hang.apply_async((1,), soft_time_limit=1)
+    stage.events.wait(result.id, "task-failed")
+    return [execution(NAME + "hang", "failed", [stage.step(result.id)])], ()
+
+
+def group_partly_failed(stage):
+    with trace.get_tracer("shop").start_as_current_span("nightly"):
+        results = group(fetch.s(1), price.s(2), unreachable.s(3)).apply_async().results
+    stage.events.wait(results[0].id, "task-succeeded")
+    stage.events.wait(results[1].id, "task-succeeded")
+    stage.events.wait(results[2].id, "task-failed")
+    steps = [stage.step(result.id) for result in results]
+    run = execution("nightly", "failed", steps, error="ConnectionError: no route to the shop")
+    return [run], ()
+
+
 def never_told(name):
     """The process that has the run's span was killed: only that the task was sent is known from spans."""
     if HOOKS:
@@ -497,6 +633,10 @@ UNKNOWN = {
     "chord_in_span": []
     if LIVE
     else ["which tasks of the header a chord's body waited for: its span hangs under the one that ended last"],
+    "chain_with_group": []
+    if LIVE
+    else ["which tasks of the header a chord's body waited for: its span hangs under the one that ended last"],
+    "chord_failed": ["the body of a chord whose header failed: it was never sent"],
     "hard_time_limit": ["that the time limit stopped the task: the process that had the span of its run was killed"],
     "revoked": ["that the task was revoked: the worker drops its message"],
     "terminated": ["that the task was revoked while it ran: the process that had its span was killed"],
@@ -519,6 +659,8 @@ OF_LIVE = [
     chord_bare,
     chord_in_span,
     nested,
+    chain_with_group,
+    chord_of_chains,
 ]
 """What Tachograph's span processor makes a difference to, or must not."""
 
@@ -526,7 +668,11 @@ OTHERS = [
     chain_with_retry, chain_failed, retries_exhausted, group_bare, group_in_span, chord_bare, chord_in_span,
     countdown, nested, hard_time_limit, revoked, terminated, process_killed, worker_killed, redelivered,
 ]  # fmt: skip
-SCENES = OF_LIVE if LIVE else OTHERS
+BY_SPANS = [
+    chain_with_group, chord_of_chains, chord_failed, linked, retry_with_eta, replaced, soft_time_limit,
+    group_partly_failed,
+]  # fmt: skip
+SCENES = OF_LIVE if LIVE else OTHERS if HOOKS else [*OTHERS, *BY_SPANS]
 
 
 def main(names):

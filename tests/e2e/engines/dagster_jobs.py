@@ -109,6 +109,35 @@ def dying():
     die(extract())
 
 
+@op
+def check(number):
+    time.sleep(0.05)
+    return number
+
+
+@op(retry_policy=RetryPolicy(max_retries=1, delay=0.3))
+def refused(number):
+    time.sleep(0.05)
+    raise ConnectionError("no route to the shop")
+
+
+@graph
+def outer(number):
+    return check(sub(number))
+
+
+@graph
+def for_each(number):
+    return check.alias("second")(check.alias("first")(number))
+
+
+@job
+def varied():
+    """Graphs in graphs, one of them for each of several, and a step that fails as often as it may."""
+    merge(fan(outer(extract())).map(for_each).collect())
+    load.alias("after")(refused(extract.alias("other")()))
+
+
 @asset
 def orders():
     time.sleep(0.05)

@@ -83,6 +83,34 @@ def failing():
     return after.result()
 
 
+@task(retries=1, retry_delay_seconds=0.2)
+def refused(number):
+    time.sleep(0.05)
+    raise ConnectionError("no route to the shop")
+
+
+@flow
+def middle(number):
+    extract()
+    child(number)
+
+
+@flow
+def careless():
+    broken(1)
+
+
+@flow
+def varied():
+    first = extract.submit()
+    loads = [load.submit(number) for number in range(3)]
+    merged = merge.submit([1, 2], wait_for=[first, *loads])
+    middle(merged.result())
+    refused(1, return_state=True)
+    careless(return_state=True)
+    cached()
+
+
 @flow(retries=1, retry_delay_seconds=1)
 def twice():
     from prefect.runtime import flow_run

@@ -211,6 +211,11 @@ def failing(server, seen):
     return play(server, "failing", seen), [{"step": "unreachable"}]
 
 
+def varied(server, seen):
+    """Tasks beside each other, a task after all of them, flows in flows, one of which fails and is not minded."""
+    return play(server, "varied", seen), [{"step": "load", "field": "index"}]
+
+
 def twice(server, seen):
     executions = play(server, "twice", seen)
     # The flow's span ends with its first try, whose last event says Running again; of the second try only tasks tell.
@@ -313,15 +318,16 @@ UNKNOWN = {
     "nightly": ["the name of the flow, only its id", "what a mapped task waits for, and its index"],
     "failing": ["a task that was not ready: no span"],
     "twice": ["the end of a flow that was tried again: its span ends with the first try"],
+    "varied": ["the name of the flow, only its id", "which of several runs of a task is which"],
     "slow": ["the name of the flow, only its id"],
     "killed": ["that the flow's process was killed: its span never came"],
 }
 """What spans cannot tell of a scene, in words."""
 
-SCENES = [nightly, failing, twice, slow, killed]
+SCENES = [nightly, failing, varied, twice, slow, killed]
 if BRIDGE:
     os.environ.pop("TACHOGRAPH_DATABASE_URL", None)
-    SCENES[4:] = [wide, cancelled, crashed, bridge_killed, killed]
+    SCENES[2:] = [twice, slow, wide, cancelled, crashed, bridge_killed, killed]
     # Which of several of a name is which, only their order tells.
     ALIKE = [{"step": name, "field": "index"} for name in ("work", "cached", "extract", "load")]
 

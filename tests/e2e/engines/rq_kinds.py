@@ -23,7 +23,7 @@ from redis import Redis
 from rq import Queue, Retry, Worker, get_current_job
 from rq.command import send_stop_job_command
 from rq.group import Group
-from rq.job import Job
+from rq.job import Dependency, Job
 from rq.registry import StartedJobRegistry
 from rq.results import Result
 from telling import execution, spawn, step, stop_at_sigterm, tell, without_module
@@ -257,7 +257,24 @@ def nested(queue):
     for each in jobs:
         wait(each, "finished")
     steps = [told(each, {}) for each in jobs]
+    if not HOOKS:
+        for entry in steps:
+            # They run after the job that sent them.
+            if entry["name"] != "rq_kinds.order":
+                del entry["depends_on"]
     return [execution("rq_kinds.order", "completed", steps)], []
+
+
+def exhausted(queue):
+    """A job that fails as often as it may, and one after it that may run all the same."""
+    with together("rq exhausted"):
+        failing = queue.enqueue("rq_kinds.broken", retry=Retry(max=2))
+        after = queue.enqueue("rq_kinds.merge", depends_on=Dependency(failing, allow_failure=True))
+    wait(after, "finished")
+    names = {failing.id: "rq_kinds.broken"}
+    run = execution("rq exhausted", "failed", [told(failing, names, retries=2), told(after, names)],
+                    error="RuntimeError: no item 1")  # fmt: skip
+    return [run], []
 
 
 def stopped(queue):
@@ -299,8 +316,8 @@ UNKNOWN = {
 }
 """What spans cannot tell of a scene, in words."""
 
-SCENES = [pipeline, retry_later, later, failed, alone, timed_out, killed]
-HOOKED = [group, nested, stopped, requeued, worker_killed]
+SCENES = [pipeline, retry_later, later, failed, alone, timed_out, killed, nested, exhausted]
+HOOKED = [group, stopped, requeued, worker_killed]
 """What only the hooks can tell, and no span."""
 
 

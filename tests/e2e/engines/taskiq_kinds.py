@@ -67,6 +67,14 @@ async def hang():
     await asyncio.sleep(60)
 
 
+@broker.task
+async def order():
+    note("order")
+    await extract.kiq()
+    await asyncio.sleep(0.05)
+    await flaky.kiq()
+
+
 async def told(name, task, **more):
     result = await task.wait_result(timeout=60, check_interval=0.05)
     count = tries_of(name)
@@ -97,12 +105,26 @@ async def timed_out():
     return [execution("taskiq_kinds:hang", "failed", [entry], status_or=["timeout"])], []
 
 
+async def nested():
+    """A task that sends two others."""
+    os.truncate(JOURNAL, 0)
+    task = await order.kiq()
+    entry = await told("order", task)
+    while tries_of("flaky") < 2 or tries_of("extract") < 1:  # noqa: ASYNC110 - only the journal knows
+        await asyncio.sleep(0.05)
+    steps = [entry]
+    for name, count in (("extract", 1), ("flaky", 2)):
+        # They run beside the task that sent them, or after it.
+        steps.append(step(f"taskiq_kinds:{name}", "completed", count, also=[name, f"__main__:{name}"]))
+    return [execution("taskiq_kinds:order", "completed", steps)], []
+
+
 UNKNOWN = {
     "failed": ["the type of the error, where the task may be retried"],
 }
 """What spans cannot tell of a scene, in words."""
 
-SCENES = [two, failed, timed_out]
+SCENES = [two, failed, timed_out, nested]
 
 
 async def main(names):

@@ -22,7 +22,7 @@ from temporalio import activity, workflow
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ChildWorkflowError
 from temporalio.worker import Worker
 
 LIMIT = timedelta(seconds=20)
@@ -129,6 +129,95 @@ class Slow:
         )  # fmt: skip
 
 
+@activity.defn
+async def linger(number: int) -> None:
+    """The first attempt takes longer than it may."""
+    await asyncio.sleep(2.5 if activity.info().attempt == 1 else 0.1)
+
+
+@workflow.defn
+class Family:
+    """Two children beside each other, each with a child of its own, and an activity after both."""
+
+    @workflow.run
+    async def run(self) -> None:
+        own = workflow.info().workflow_id
+        await workflow.execute_activity(fetch, 1, start_to_close_timeout=LIMIT)
+        await asyncio.gather(
+            *(workflow.execute_child_workflow(Middle.run, i, id=f"{own}-middle-{i}") for i in range(2))
+        )
+        await workflow.execute_activity(store, 1, start_to_close_timeout=LIMIT)
+
+
+@workflow.defn
+class Middle:
+    @workflow.run
+    async def run(self, number: int) -> None:
+        own = workflow.info().workflow_id
+        await workflow.execute_activity(fetch, number, start_to_close_timeout=LIMIT)
+        await workflow.execute_child_workflow(Child.run, number, id=f"{own}-child")
+
+
+@workflow.defn
+class Careless:
+    """Its child fails: the first time it goes on without it, the second time it fails itself."""
+
+    @workflow.run
+    async def run(self, is_caught: bool) -> None:
+        try:
+            await workflow.execute_child_workflow(Refused.run, id=f"{workflow.info().workflow_id}-child")
+        except ChildWorkflowError:
+            if not is_caught:
+                raise
+        await workflow.execute_activity(store, 1, start_to_close_timeout=LIMIT)
+
+
+@workflow.defn
+class Stubborn:
+    """An activity that takes too long once, and one that fails for good."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity(linger, 1, start_to_close_timeout=timedelta(seconds=1), retry_policy=QUICKLY)
+        await workflow.execute_activity(refuse, 1, start_to_close_timeout=LIMIT, retry_policy=QUICKLY)
+
+
+@workflow.defn
+class Leaving:
+    """Starts a child that outlives it, and cancels another one."""
+
+    @workflow.run
+    async def run(self) -> None:
+        own = workflow.info().workflow_id
+        await workflow.start_child_workflow(
+            Late.run, id=f"{own}-late", parent_close_policy=workflow.ParentClosePolicy.ABANDON
+        )
+        waiting = await workflow.start_child_workflow(Waiting.run, id=f"{own}-waiting")
+        await workflow.execute_activity(store, 1, start_to_close_timeout=LIMIT)
+        await asyncio.sleep(1)
+        waiting.cancel()
+        with contextlib.suppress(ChildWorkflowError):
+            await waiting
+
+
+@workflow.defn
+class Late:
+    @workflow.run
+    async def run(self) -> None:
+        await asyncio.sleep(1.5)
+        await workflow.execute_activity(store, 2, start_to_close_timeout=LIMIT)
+
+
+@workflow.defn
+class Local:
+    """A local activity that is tried again."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_local_activity(charge, 1, start_to_close_timeout=LIMIT, retry_policy=QUICKLY)
+        await workflow.execute_activity(store, 1, start_to_close_timeout=LIMIT)
+
+
 @workflow.defn
 class Asked:
     """Answers a query, and ends after an update."""
@@ -151,8 +240,10 @@ class Asked:
         await workflow.wait_condition(lambda: self.answer > 0)
 
 
-WORKFLOWS = [Asked, Nightly, Child, Refused, Waiting, Looping, Slow]
-ACTIVITIES = [fetch, charge, refuse, hang, store]
+WORKFLOWS = [
+    Asked, Nightly, Child, Refused, Waiting, Looping, Slow, Family, Middle, Careless, Stubborn, Leaving, Late, Local,
+]  # fmt: skip
+ACTIVITIES = [fetch, charge, refuse, hang, store, linger]
 PLUGIN = os.environ.get("TEMPORAL_PLUGIN") == "1"
 BRIDGE = os.environ.get("BRIDGE")
 """The command of Tachograph that follows the server: it knows what histories have, and spans do not."""
@@ -334,11 +425,95 @@ async def nightly_truth(stage, handle):
     return executions, []
 
 
+async def run_told(stage, handle_id, name, waits, **more):
+    run, activities = await history(stage.client, handle_id)
+    return run_of(name, run, steps_of(activities, waits), **more)
+
+
+async def family(stage):
+    handle = await stage.start(Family.run)
+    await ended(handle)
+    outer = await run_told(stage, handle.id, "Family", [[], ["Middle#0", "Middle#1"]])
+    outer["steps"][1:1] = [
+        step("Middle", "completed", 1, ["fetch"], index=i, child_run=f"executions/{1 + 2 * i}") for i in range(2)
+    ]
+    executions = [outer]
+    for i in range(2):
+        middle = await run_told(stage, f"{handle.id}-middle-{i}", "Middle", [[]], parent="executions/0")
+        child = f"executions/{2 + 2 * i}"
+        middle["steps"].append(step("Child", "completed", 1, ["fetch"], child_run=child))
+        executions.append(middle)
+        executions.append(
+            await run_told(stage, f"{handle.id}-middle-{i}-child", "Child", [[]], parent=f"executions/{1 + 2 * i}")
+        )
+    return executions, []
+
+
+async def child_failed(stage):
+    executions = []
+    for is_caught in (True, False):
+        handle = await stage.start(Careless.run, is_caught)
+        await ended(handle)
+        number = len(executions)
+        error = None if is_caught else "ApplicationError: no such customer"
+        outer = await run_told(stage, handle.id, "Careless", [["Refused"]] if is_caught else [], error=error)
+        outer["steps"].insert(0, step("Refused", "failed", 1, [], child_run=f"executions/{number + 1}"))
+        inner = await run_told(
+            stage, f"{handle.id}-child", "Refused", [[], ["fetch"]], parent=f"executions/{number}",
+            error="ApplicationError: no such customer",
+        )  # fmt: skip
+        executions += [outer, inner]
+    return executions, []
+
+
+async def stubborn(stage):
+    handle = await stage.start(Stubborn.run)
+    await ended(handle)
+    error = "ApplicationError: no such customer"
+    return [await run_told(stage, handle.id, "Stubborn", [[], ["linger"]], error=error)], []
+
+
+async def leaving(stage):
+    handle = await stage.start(Leaving.run)
+    await ended(handle)
+    late = stage.client.get_workflow_handle(f"{handle.id}-late")
+    await ended(late)
+    outer = await run_told(stage, handle.id, "Leaving", [[]])
+    executions = [
+        outer,
+        await run_told(stage, late.id, "Late", [[]], parent="executions/0"),
+        await run_told(stage, f"{handle.id}-waiting", "Waiting", [[]], parent="executions/0"),
+    ]
+    outer["steps"] += [
+        step("Late", "completed", 1, child_run="executions/1"),
+        step("Waiting", "cancelled", 1, child_run="executions/2"),
+    ]
+    unknowable = [{"execution": 0, "step": "Late", "field": "status"}]
+    if PLUGIN:
+        # The plugin's span of a cancelled run ends as that of a good one does.
+        executions[2]["status_or"] = outer["steps"][-1]["status_or"] = ["completed"]
+    else:
+        unknowable += [{"execution": 2, "field": field} for field in ("status", "ended_at")]
+        unknowable += [{"execution": 0, "step": "Waiting", "field": field} for field in ("status", "ended_at")]
+    return executions, unknowable
+
+
+async def local(stage):
+    handle = await stage.start(Local.run)
+    await ended(handle)
+    told = await run_told(stage, handle.id, "Local", [["charge"]])
+    # A local activity is a marker of its workflow's history.
+    told["steps"].insert(0, step("charge", "completed", 2, []))
+    # The time within a workflow goes on by how long the last try took: not by when it was asked for, nor by a backoff.
+    return [told], [{"edge": "charge->store"}]
+
+
 async def refused(stage):
     handle = await stage.start(Refused.run)
     await ended(handle)
-    run, activities = await history(stage.client, handle.id)
-    return [run_of("Refused", run, steps_of(activities, [[], ["fetch"]]))], []
+    return [
+        await run_told(stage, handle.id, "Refused", [[], ["fetch"]], error="ApplicationError: no such customer")
+    ], []
 
 
 async def asked(stage):
@@ -461,6 +636,8 @@ UNKNOWN = {
     "cancelled": ["that the run was cancelled: no span says so"],
     "terminated": ["that the run was terminated: no span says so"],
     "timed_out": ["that the run's time was up: no span says so"],
+    "local": ["what waits for a local activity that is tried again: within a workflow, spans have the workflow's time"],
+    "leaving": ["that the child was cancelled: no span says so"],
     "worker_killed": ["the first attempt of `hang`: its span died with the worker"],
 }
 """What spans cannot tell of a scene, in words."""
@@ -479,6 +656,8 @@ async def bridge_killed(stage):
 
 
 SCENES = [nightly, asked, refused, cancelled, terminated, timed_out, continued, worker_killed]
+BY_SPANS = [family, child_failed, stubborn, leaving, local]
+SCENES[-1:-1] = [] if BRIDGE else BY_SPANS
 if BRIDGE:
     SCENES.insert(1, bridge_killed)
 

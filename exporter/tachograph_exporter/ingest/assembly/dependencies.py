@@ -141,7 +141,7 @@ def _told(steps: Sequence[AssembledStep]) -> dict[str, tuple[str, ...]]:
         if by_key and step.rule.waits_for is not None:
             keys = [(rule.engine, key) for rule, span in step.spans if rule.waits_for for key in rule.waits_for(span)]
             others += [by_key[key] for key in keys if key in by_key]
-        others += released.get(step.source, ())
+        others += released.get(_known_as(step), ()) if released else ()
         ids = tuple(dict.fromkeys([other.step_id for other in others if other is not step]))
         if ids:
             told[step.step_id] = ids
@@ -156,6 +156,11 @@ def _released_by(steps: Sequence[AssembledStep]) -> dict[Any, list[AssembledStep
             if rule.releases is not None and (key := rule.releases(span)) is not None:
                 released[rule.engine, key].append(step)
     return released
+
+
+def _known_as(step: AssembledStep) -> Any:
+    rule = step.rule
+    return step.source if rule.known_as is None else (rule.engine, rule.known_as(step.first))
 
 
 def _by_span(steps: Sequence[AssembledStep]) -> dict[str, AssembledStep]:

@@ -237,7 +237,10 @@ class _Run:
                     # What the agent was doing at its end may know more than the agent's span.
                     doing = max([step for step in steps if not step.rule.is_frame], key=_end_of, default=last)
                     blamed_step = doing if has_failed(doing) and doing.first.exception is not None else last
-                    status, blamed = ExecutionStatus.FAILED, (blamed_step.rule, blamed_step.first)
+                    newest = blamed_step.tries[-1]
+                    status, blamed = ExecutionStatus.FAILED, (newest.rule, newest.blamed)
+            elif status is ExecutionStatus.COMPLETED and rule.of_agent and _was_given_up(root, steps):
+                status = ExecutionStatus.CANCELLED
             for step in steps:
                 if step.run is not None and step.finished_ns is None:
                     step.finished_ns = max(end_ns, step.first_ns)
@@ -254,15 +257,22 @@ class _Run:
         )
 
     def _failure(self, status: ExecutionStatus, blamed: tuple[Rule, SpanRecord] | None) -> Failure | None:
-        """Why it failed: what its own span says; if that says nothing, the first of its steps that failed."""
+        """Why it failed: what its own span says; if that says nothing, the first of its steps that failed.
+
+        If it says that a step has failed, without a reason, the last of them: those before it were put up with.
+        """
         if status is ExecutionStatus.LOST:
             return SILENT
-        if blamed is not None and tells_why(*blamed):
+        is_wrapped = (
+            blamed is not None and blamed[1].exception is not None and blamed[1].exception[0] in blamed[0].wraps
+        )
+        if blamed is not None and not is_wrapped and tells_why(*blamed):
             return failure_of(blamed[1], blamed[0])
         failed = [step for step in self.steps if has_failed(step)] if status.value in FAILED else []
         if failed:
-            first = min(failed, key=lambda step: (step.finished_ns or 0, step.first.span_id))
-            failure = failure_of_try(first.tries[-1]) if first.run is None else first.run.failure
+            failed.sort(key=lambda step: (step.finished_ns or 0, step.first.span_id))
+            culprit = failed[-1] if is_wrapped else failed[0]
+            failure = failure_of_try(culprit.tries[-1]) if culprit.run is None else culprit.run.failure
             if failure is not None:
                 return failure
         return failure_of(blamed[1], blamed[0]) if blamed is not None else None
@@ -422,6 +432,14 @@ class _Run:
             {span_id: (StepStarted, step.source, number) for step in steps for span_id, number in attempts_of(step)},
             frozenset([span_id for step in steps if (span_id := running_span(step)) is not None]), self.has_id_of_run,
         )  # fmt: skip
+
+
+def _was_given_up(root: SpanRecord | None, steps: Sequence[AssembledStep]) -> bool:
+    """Whether an agent was cancelled while it waited for a step: its own span does not say how it ended."""
+    if root is None or root.status_code or not root.end_ns:
+        return False
+    last = max([step for step in steps if step.tries], key=_end_of, default=None)
+    return last is not None and last.tries[-1].status == "cancelled" and _end_of(last) >= root.end_ns
 
 
 def _end_of(step: AssembledStep) -> int:

@@ -208,6 +208,8 @@ class _Steps:
                 self.by_key[key] = step
         elif kind == "spans" and step.rule.role is not Role.STEP:
             step.rule, step.name = rule, _step_name(rule, span)
+        elif rule.names_step:
+            step.name = _step_name(rule, span)
         getattr(step, kind).append((rule, span))
         self.by_span[span.span_id] = step
         return step
@@ -370,6 +372,7 @@ def _add_queued(queued: Sequence[Matched], steps: _Steps) -> None:
             continue
         for owner in owners.values():
             owner.queued.append((rule, span))
+            owner.name = _step_name(rule, span) if rule.names_step else owner.name
             steps.by_span.setdefault(span.span_id, owner)
             if (key := steps.key_of(rule, span)) is not None:
                 steps.by_key.setdefault(key, owner)

@@ -66,6 +66,8 @@ class Try:
         if status != "completed" or self.status != "completed":
             self.status = status if self.status in _UNDECIDED else self.status
             self.end_ns = self.end_ns or span.end_ns
+        if span.is_error and not self.blamed.is_error:
+            self.rule, self.blamed = rule, span
         self.exception = self.exception or span.exception
 
 

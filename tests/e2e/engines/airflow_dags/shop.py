@@ -1,10 +1,13 @@
 """Airflow DAGs as users write them; Airflow traces them itself."""
 
+import os
 from datetime import datetime, timedelta
+from pathlib import Path
 from time import sleep
 
 from airflow.exceptions import AirflowSkipException
-from airflow.sdk import dag, task, task_group
+from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+from airflow.sdk import BaseOperator, dag, task, task_group
 
 ONCE = {"schedule": "@once", "start_date": datetime(2026, 1, 1), "catchup": False}
 
@@ -72,6 +75,32 @@ def after():
     raise AssertionError("never run")
 
 
+class Later(BaseOperator):
+    """Gives its worker back until two seconds have passed."""
+
+    def execute(self, context):
+        sleep(0.2)
+        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=2)), method_name="go_on")
+
+    def go_on(self, context, event=None):
+        sleep(0.2)
+
+
+@task.sensor(poke_interval=1, mode="reschedule", timeout=60)
+def ready():
+    """Looks twice, and gives its worker back in between."""
+    path = Path(os.environ["AIRFLOW_HOME"], "ready")
+    was_there = path.exists()
+    path.touch()
+    return was_there
+
+
+@dag(**ONCE)
+def waiting():
+    fetched = extract()
+    fetched >> [Later(task_id="later"), ready()] >> load()
+
+
 @dag(**ONCE)
 def nightly():
     merged = merge(work.expand(number=extract()))
@@ -90,3 +119,4 @@ def failing():
 
 nightly()
 failing()
+waiting()
