@@ -53,6 +53,7 @@ class Server:
             except httpx.TransportError:
                 pass
             if time.monotonic() > deadline:
+                self.stop()
                 raise TimeoutError(Path("server.log").read_text())
             time.sleep(0.2)
 
