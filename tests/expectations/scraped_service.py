@@ -98,6 +98,7 @@ class ScrapedService:
     def _scrape(self) -> None:
         if self.scrapes % 100 == 0:
             asyncio.run(self._shown.start())
+        if self.scrapes % 10 == 0:
             self._remember()
         self.scrapes += 1
         assert self._shown.refresh(60)
