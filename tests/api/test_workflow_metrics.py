@@ -146,6 +146,8 @@ async def test_a_restart_a_rebuild_and_the_archive_change_no_byte(
         await script(any_database_url, "fail")
         assert await shows(api, 3, workflow="w", status="completed")
         assert await shows(api, 1, workflow="nightly", status="failed")
+        # What is expected is looked at every few seconds.
+        await asyncio.to_thread(api.service.watch.look)
         await body(api)
         before = await body(api)
         assert await settled(api, before)

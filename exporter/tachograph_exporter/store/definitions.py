@@ -24,6 +24,7 @@ from tachograph.workflow.document import read, to_document
 from tachograph_exporter.store import expectations, locking
 from tachograph_exporter.store.executions import IS_OPEN
 from tachograph_exporter.store.schema import (
+    projects,
     rollup_heads,
     workflow_definitions,
     workflow_executions,
@@ -205,6 +206,13 @@ _EXISTING: Final = select(_definitions.id).where(_definitions.id.in_(bindparam("
 def existing(connection: Connection, ids: Collection[str]) -> set[str]:
     """Which of these workflows have a row."""
     return set(connection.execute(_EXISTING, {"ids": sorted(ids)}).scalars())
+
+
+def is_recorded(connection: Connection, ref: ExecutionRef) -> bool:
+    """Whether the project and the workflow of a recorded execution have rows: there is nothing to register."""
+    has_project = projects.c.workspace_id == workspace_id(ref.workspace)
+    statement = select(projects.c.slug).where(has_project, projects.c.slug == ref.project)
+    return connection.execute(statement).first() is not None and bool(existing(connection, [ref.workflow_id]))
 
 
 def register_recorded(connection: Connection, ref: ExecutionRef, now_ns: int) -> str:

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Dialect
 
 KEYS: Final = "keys"
 """The parameter with the list of keys."""
+_CHUNK: Final = 500
 _KEY: Final = "changed_key"
 _MANY: Final = 1 << 30
 
@@ -47,5 +48,10 @@ def change_each(connection: Connection, change: Update | Delete, column: Column[
 
     The condition of ``change`` and that column make a primary key.
     """
-    if rows := [{_KEY: key} for key in keys]:
-        connection.execute(change.where(column == bindparam(_KEY)), rows)
+    rows = list(keys)
+    if connection.dialect.name == "sqlite":
+        # Its driver gives the interpreter away with every statement.
+        for i in range(0, len(rows), _CHUNK):
+            connection.execute(change.where(column.in_(rows[i : i + _CHUNK])))
+    elif rows:
+        connection.execute(change.where(column == bindparam(_KEY)), [{_KEY: key} for key in rows])

@@ -304,7 +304,11 @@ class StoreWriter:
             return
         present = definitions.existing(connection, {workflow_id for _, _, workflow_id in batch.workflows})
         for key, ref in batch.workflows.items():
-            if key in self._registered and ref.workflow_id in present:
+            is_known = key in self._registered or (
+                ref.workflow_id in present and definitions.is_recorded(connection, ref)
+            )
+            if is_known and ref.workflow_id in present:
+                self._registered.add(key)
                 self._same_as.pop(ref.workflow_id, None)
                 continue
             registered_id = definitions.register_recorded(connection, ref, time.time_ns())
