@@ -23,7 +23,7 @@ from tachograph_exporter.api.routes import Route
 from tachograph_exporter.api.workers import Workers
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
 
-WAIT_SECONDS: Final = 0.8
+WAIT_SECONDS: Final = 0.6
 """How long a scrape waits for what was recorded before it; after that it shows what is known."""
 BEHIND_SECONDS: Final = 0.3
 """How long it waits when the one before it waited in vain: it shows at least what that one waited for."""
