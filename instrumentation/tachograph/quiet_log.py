@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
+
+_Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
 INTERVAL_SECONDS: Final = 60.0
 _MAX_KINDS: Final = 1000
@@ -35,6 +38,21 @@ class QuietLog:
     def warning(self, kind: object, message: str, *arguments: Any) -> None:
         """Log a warning."""
         self._emit(kind, logging.WARNING, message, arguments, with_traceback=False)
+
+    def harmless(self, owner: str) -> Callable[[_Hook], _Hook]:
+        """Decorator of a hook that never raises into its ``owner``, an engine: what it raises is logged."""
+
+        def wrap(hook: _Hook) -> _Hook:
+            @functools.wraps(hook)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                try:
+                    return hook(*args, **kwargs)
+                except Exception:
+                    self.exception(hook.__name__, "not reported: %s of %s", hook.__name__, owner)
+
+            return cast(_Hook, call)
+
+        return wrap
 
     def _emit(
         self, kind: object, level: int, message: str, arguments: tuple[Any, ...], *, with_traceback: bool

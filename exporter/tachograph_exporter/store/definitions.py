@@ -208,11 +208,10 @@ def existing(connection: Connection, ids: Collection[str]) -> set[str]:
     return set(connection.execute(_EXISTING, {"ids": sorted(ids)}).scalars())
 
 
-def is_recorded(connection: Connection, ref: ExecutionRef) -> bool:
-    """Whether the project and the workflow of a recorded execution have rows: there is nothing to register."""
-    has_project = projects.c.workspace_id == workspace_id(ref.workspace)
-    statement = select(projects.c.slug).where(has_project, projects.c.slug == ref.project)
-    return connection.execute(statement).first() is not None and bool(existing(connection, [ref.workflow_id]))
+def has_project(connection: Connection, ref: ExecutionRef) -> bool:
+    """Whether the project of a recorded execution has a row."""
+    is_its = (projects.c.workspace_id == workspace_id(ref.workspace)) & (projects.c.slug == ref.project)
+    return connection.execute(select(projects.c.id).where(is_its)).first() is not None
 
 
 def register_recorded(connection: Connection, ref: ExecutionRef, now_ns: int) -> str:

@@ -304,10 +304,7 @@ class StoreWriter:
             return
         present = definitions.existing(connection, {workflow_id for _, _, workflow_id in batch.workflows})
         for key, ref in batch.workflows.items():
-            is_known = key in self._registered or (
-                ref.workflow_id in present and definitions.is_recorded(connection, ref)
-            )
-            if is_known and ref.workflow_id in present:
+            if ref.workflow_id in present and (key in self._registered or definitions.has_project(connection, ref)):
                 self._registered.add(key)
                 self._same_as.pop(ref.workflow_id, None)
                 continue

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import functools
 import logging
 import re
 import time
-from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from collections.abc import Hashable, Iterable
+from typing import Any, Final, NamedTuple
 
 from dask.utils import key_split
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
@@ -31,20 +30,7 @@ _MAX_OPEN: Final = 100_000
 _EXCEPTION: Final = re.compile(r"([A-Za-z_][\w.]*)\((.*)\)\Z", re.DOTALL)
 
 quiet = QuietLog(logging.getLogger(__name__))
-_Call = TypeVar("_Call", bound=Callable[..., Any])
-
-
-def _harmless(method: _Call) -> _Call:
-    """A hook that never raises into Dask."""
-
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(*args, **kwargs)
-        except Exception:
-            quiet.exception(method.__name__, "not reported: %s", method.__name__)
-
-    return cast(_Call, call)
+_harmless = quiet.harmless("Dask")
 
 
 class WorkerTasksPlugin(WorkerPlugin):

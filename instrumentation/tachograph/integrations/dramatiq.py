@@ -7,14 +7,13 @@ is a step, its retries are attempts. Which run a message belongs to is in its op
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, Final
 
 from tachograph.identity import new_span_id, new_trace_id, traceparent
 from tachograph.integrations.overriding import Overriding
@@ -28,11 +27,11 @@ from tachograph.recording.setup import get_recorder
 __all__ = ["instrument", "together", "uninstrument"]
 
 quiet = QuietLog(logging.getLogger(__name__))
+_harmless = quiet.harmless("Dramatiq")
 
 _FLUSH_SECONDS: Final = 2.0
 _MAX_PLANNED: Final = 1_000
 _INSTRUMENTOR: Final = "opentelemetry_instrumentor_dramatiq"
-_Call = TypeVar("_Call", bound=Callable[..., None])
 _actors: Final = Overriding()
 """Where messages are made: another instrumentation makes spans of them there."""
 _brokers: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
@@ -103,19 +102,6 @@ def _middleware() -> Any:
                 setattr(self, name, getattr(self.reports, name))
 
     return TachographMiddleware()
-
-
-def _harmless(method: _Call) -> _Call:
-    """A hook that never raises into Dramatiq."""
-
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> None:
-        try:
-            method(*args, **kwargs)
-        except Exception:
-            quiet.exception(method.__name__, "not reported: %s", method.__name__)
-
-    return cast(_Call, call)
 
 
 class _Messages:

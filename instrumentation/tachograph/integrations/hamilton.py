@@ -5,11 +5,10 @@ An execution of the graph is a run, a node is a step; nodes of a ``Parallelizabl
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
-from collections.abc import Callable, Collection
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Collection
+from typing import Any, Final
 
 from tachograph.identity import new_id
 from tachograph.integrations.places import Memory
@@ -17,11 +16,11 @@ from tachograph.quiet_log import QuietLog
 from tachograph.report import Run, Step, run
 
 quiet = QuietLog(logging.getLogger(__name__))
+_harmless = quiet.harmless("Hamilton")
 
 MAX_NODES: Final = 20_000
 _NUMBERS: Final = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
 _SIMPLE: Final = (str, int, float, bool, type(None))
-_Call = TypeVar("_Call", bound=Callable[..., None])
 
 
 def adapter(workflow: str = "hamilton") -> Any:
@@ -50,17 +49,6 @@ def adapter(workflow: str = "hamilton") -> Any:
             self._reports.node_ended(**told)
 
     return TachographAdapter()
-
-
-def _harmless(method: _Call) -> _Call:
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> None:
-        try:
-            method(*args, **kwargs)
-        except Exception:
-            quiet.exception(method.__name__, "not reported: %s of Hamilton", method.__name__)
-
-    return cast(_Call, call)
 
 
 class _Execution:

@@ -8,14 +8,13 @@ the task's id, from when the task is sent until it has ended.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 from tachograph.integrations.places import HEADER, Memory, Place, header_of, place_of
 from tachograph.integrations.running import RunningTask
@@ -26,11 +25,11 @@ from tachograph.recording.setup import get_recorder
 __all__ = ["instrument", "together", "uninstrument"]
 
 quiet = QuietLog(logging.getLogger(__name__))
+_harmless = quiet.harmless("Huey")
 
 _FLUSH_SECONDS: Final = 2.0
 _MAX_PLANNED: Final = 1_000
 _NAME: Final = "tachograph"
-_Call = TypeVar("_Call", bound=Callable[..., None])
 _instrumented: Final[dict[int, _Tasks]] = {}
 """By the id of the Huey instance, which each of them holds."""
 
@@ -66,19 +65,6 @@ def uninstrument(huey: Any) -> None:
         huey.unregister_on_shutdown(_NAME)
     except Exception:
         quiet.exception("uninstrument", "Huey is not uninstrumented")
-
-
-def _harmless(method: _Call) -> _Call:
-    """A hook that never raises into Huey."""
-
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> None:
-        try:
-            method(*args, **kwargs)
-        except Exception:
-            quiet.exception(method.__name__, "not reported: %s of Huey", method.__name__)
-
-    return cast(_Call, call)
 
 
 class _Tasks:

@@ -7,14 +7,13 @@ its own process.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 from tachograph.integrations.places import Memory
 from tachograph.integrations.running import RunningStep
@@ -24,6 +23,7 @@ from tachograph.report import Run, Step, run
 from tachograph.variables import DATABASE_VARIABLE, URL_VARIABLE
 
 quiet = QuietLog(logging.getLogger(__name__))
+_harmless = quiet.harmless("Kedro")
 
 MAX_NODES: Final = 20_000
 _RUN_VARIABLE: Final = "TACHOGRAPH_KEDRO_RUN"
@@ -34,7 +34,6 @@ _ASKED_FOR: Final = (
     "runtime_params", "extra_params",
 )  # fmt: skip
 _SIMPLE: Final = (str, int, float, bool, type(None))
-_Call = TypeVar("_Call", bound=Callable[..., None])
 _workflows: Final = Memory()
 """How the runs of this process are called, by their ids."""
 _running: Final = Memory()
@@ -43,17 +42,6 @@ _running: Final = Memory()
 def is_configured() -> bool:
     """Whether the environment says where to record."""
     return bool(os.environ.get(URL_VARIABLE, "").strip() or os.environ.get(DATABASE_VARIABLE, "").strip())
-
-
-def _harmless(hook: _Call) -> _Call:
-    @functools.wraps(hook)
-    def call(*args: Any, **kwargs: Any) -> None:
-        try:
-            hook(*args, **kwargs)
-        except Exception:
-            quiet.exception(hook.__name__, "not reported: %s of Kedro", hook.__name__)
-
-    return cast(_Call, call)
 
 
 @_harmless

@@ -8,7 +8,6 @@ workers, of their tasks' processes, and of the scheduler, in place.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import multiprocessing
@@ -16,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 from tachograph.integrations.luigi_builds import Build, Failed
 from tachograph.integrations.overriding import Overriding
@@ -25,13 +24,13 @@ from tachograph.quiet_log import QuietLog
 from tachograph.recording.setup import get_recorder
 
 quiet = QuietLog(logging.getLogger(__name__))
+_harmless = quiet.harmless("Luigi")
 
 _FLUSH_SECONDS: Final = 2.0
 _TOLD_SECONDS: Final = 1.0
 """A process that has run for so long has told that its task began."""
 _methods: Final = Overriding()
 _builds: Final[weakref.WeakKeyDictionary[Any, Build]] = weakref.WeakKeyDictionary()
-_Call = TypeVar("_Call", bound=Callable[..., None])
 
 
 def instrument() -> None:
@@ -97,17 +96,6 @@ def _handlers() -> dict[str, Callable[..., None]]:
         Event.PROCESS_FAILURE: _process_died,
         Event.TIMEOUT: _task_timed_out,
     }
-
-
-def _harmless(handler: _Call) -> _Call:
-    @functools.wraps(handler)
-    def call(*args: Any, **kwargs: Any) -> None:
-        try:
-            handler(*args, **kwargs)
-        except Exception:
-            quiet.exception(handler.__name__, "not reported: %s of Luigi", handler.__name__)
-
-    return cast(_Call, call)
 
 
 _current: ContextVar[Build | None] = ContextVar("tachograph_luigi_build", default=None)
