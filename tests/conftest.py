@@ -31,10 +31,12 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_span_id, step_id, workflow_id
 from tachograph.recording.recorder import Recorder
 from tachograph.workflow import HandlerRegistry, registry
-from tachograph_exporter import handler_sources
+from tachograph_exporter import admission, handler_sources
+from tachograph_exporter.api import reconciliation, room, scrape
 from tachograph_exporter.config import Config
 from tachograph_exporter.service import Service
 from tachograph_exporter.store.database import Database
+from tachograph_exporter.stream import hub
 from tests import temporary
 from tests.postgres_server import PostgresDatabases, PostgresServer
 
@@ -125,6 +127,23 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Processes that a test starts spool into a directory of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """On a busy machine, the services of the tests wait rather than refuse or answer with what they know by then.
+
+    Tests of what happens once a wait is over make it short.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "WAIT_SECONDS", 120.0)
+        patch.setattr(admission, "ADMIT_SECONDS", 60.0)
+        patch.setattr(hub, "CONNECT_SECONDS", 60.0)
+        patch.setattr(scrape, "WAIT_SECONDS", 60.0)
+        patch.setattr(scrape, "BEHIND_SECONDS", 60.0)
+        patch.setattr(reconciliation, "FLUSH_SECONDS", 60.0)
+        patch.setattr(reconciliation, "_REFRESH_SECONDS", 60.0)
         yield
 
 

@@ -95,7 +95,7 @@ class WorkflowMetrics(Collector):
     @property
     def is_leader(self) -> bool:
         """Whether this service holds the lease, and nobody else can have taken it since."""
-        return self._lease.is_held and time.monotonic() < self._ours_until
+        return self._lease.is_held and lease.clock() < self._ours_until
 
     @property
     def are_shown(self) -> bool:
@@ -129,7 +129,7 @@ class WorkflowMetrics(Collector):
             await self._beat()
 
     async def _beat(self) -> None:
-        was_held, began = self._lease.is_held, time.monotonic()
+        was_held, began = self._lease.is_held, lease.clock()
         try:
             if not was_held:
                 self._remembered = await self._database.read(scrapers_of, Lane.VITAL)
@@ -223,7 +223,7 @@ class WorkflowMetrics(Collector):
             return pending
 
     def _refresh(self) -> None:
-        began = time.monotonic()
+        began = lease.clock()
         try:
             read = self._database.look(self._read)
             self._contact = time.monotonic()

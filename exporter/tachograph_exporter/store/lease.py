@@ -8,6 +8,7 @@ at once.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import Connection, insert, select, update
@@ -25,6 +26,10 @@ LOOK_SECONDS: Final = 2.0
 """How long it may be relied on that it is ours after we have looked."""
 
 _state = store_state.c
+
+
+clock: Callable[[], float] = time.monotonic
+"""Tells how long a lease has been silent."""
 
 
 class Lease:
@@ -53,7 +58,7 @@ class Lease:
     def renew(self, connection: Connection) -> bool:
         """Renew it, or take it if nobody holds it. Returns whether it is ours. Writes."""
         value = self._value(connection)
-        now = time.monotonic()
+        now = clock()
         if value and not value.startswith(f"{self._id} ") and not self._may_take(value, now):
             self.is_held = False
             return False
