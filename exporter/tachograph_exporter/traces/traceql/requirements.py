@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from tachograph_exporter.store.span_search import SpanCriteria
+from tachograph_exporter.store.span_criteria import SpanCriteria
 from tachograph_exporter.traces.traceql.fields import IS_ROOT, KINDS, SERVICE, STATUSES
 from tachograph_exporter.traces.traceql.lexer import Duration
 from tachograph_exporter.traces.traceql.syntax import (
@@ -109,7 +109,9 @@ def both(left: Alternatives, right: Alternatives) -> Alternatives:
 def _merged(a: SpanCriteria, b: SpanCriteria) -> SpanCriteria:
     """Both; where they differ, one of them: it is as necessary as the other."""
     values: list[Any] = [one if one not in (None, False) else other for one, other in zip(a, b, strict=True)]
-    return SpanCriteria(*values)._replace(values=tuple(sorted({*a.values, *b.values})))
+    return SpanCriteria(*values)._replace(
+        values=tuple(sorted({*a.values, *b.values})), texts=tuple(sorted({*a.texts, *b.texts}))
+    )
 
 
 def _of_comparison(condition: Binary) -> Alternatives:
@@ -143,10 +145,16 @@ def _equal(field: Expression, value: object) -> SpanCriteria:
     if make is not None:
         return make(str(value))
     if isinstance(field, Attribute) and field.scope in _NOTED_SCOPES and isinstance(value, str):
-        return SpanCriteria(values=((field.name, value),))
+        texts = ((field.scope, text) for text in (field.name, value) if _is_stored(text))
+        return SpanCriteria(values=((field.name, value),), texts=tuple(sorted(texts)))
     if field == Intrinsic("nestedSetParent") and value == -1 and type(value) is int:
         return SpanCriteria(is_root=True)
     return _ANYTHING
+
+
+def _is_stored(text: str) -> bool:
+    """Whether a span with this text has it, as UTF-8, in what is stored of it."""
+    return bool(text) and text.isprintable() and "\ufffd" not in text
 
 
 _EQUAL: Final[dict[Expression, Callable[[str], SpanCriteria]]] = {
