@@ -39,7 +39,7 @@ from tachograph_exporter.traces.trace_metrics import compute
 from tachograph_exporter.traces.traceql.parser import parse
 
 SPANS = int(os.environ.get("SEARCH_SPANS", str(scaled(1_000_000, 2_000))))
-WRITTEN = min(SPANS, 500_000)
+WRITTEN = min(SPANS, 100_000)
 EXECUTIONS = SPANS // 10
 PER_TRACE = 10
 ROUNDS = 5

@@ -51,7 +51,8 @@ def test_inputs_are_found_without_reading_all_executions(database: Database, mon
         events = [
             ExecutionStarted(execution=run, time_ns=at + number, step_count=0, inputs=inputs),
             ExecutionFinished(
-                execution=run, time_ns=at + number + 5, started_ns=at + number, inputs=inputs, failure=failure,
+                execution=run, time_ns=at + number + 5, started_ns=at + number, step_count=0, inputs=inputs,
+                failure=failure,
                 status=ExecutionStatus.FAILED if failure else ExecutionStatus.COMPLETED,
             ),
         ]  # fmt: skip

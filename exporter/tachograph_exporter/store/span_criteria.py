@@ -26,8 +26,8 @@ class SpanCriteria(NamedTuple):
     """What a span must have at least to match; None, False and (): anything. Durations are nanoseconds.
 
     ``root_name``, ``root_service`` and ``trace_min_ns`` are those of its trace. ``values``: of attributes of the span
-    or its resource; found by what is noted of traces (see `span_values`). ``texts``: what must be in the span as it is
-    stored (``span``) or in its resource (``resource``).
+    or its resource; found by what is noted of traces (see `span_values`). ``stored``: what must be in the span as it is
+    stored (``span``), or in its resource (``resource``): all bytes of one of some groups.
     """
 
     service: str | None = None
@@ -40,7 +40,7 @@ class SpanCriteria(NamedTuple):
     root_service: str | None = None
     trace_min_ns: int | None = None
     values: tuple[Value, ...] = ()
-    texts: tuple[tuple[str, str], ...] = ()
+    stored: tuple[tuple[str, tuple[tuple[bytes, ...], ...]], ...] = ()
 
     @property
     def least_ns(self) -> int | None:
@@ -110,14 +110,15 @@ def of_trace(criteria: SpanCriteria, *, is_indexed: bool = True) -> ColumnElemen
     return and_(true(), *conditions)
 
 
-def has_texts(criteria: SpanCriteria, dialect: Dialect) -> ColumnElement[bool]:
-    """The condition that the texts of the criteria are in a span, or in its resource, which is joined."""
+def is_stored(criteria: SpanCriteria, dialect: Dialect) -> ColumnElement[bool]:
+    """The condition that what the criteria name is in a span, or in its resource, which is joined."""
+    place = func.instr if dialect.name == "sqlite" else func.pg_catalog.position
     conditions: list[ColumnElement[bool]] = [true()]
-    for scope, searched in criteria.texts:
+    for scope, groups in criteria.stored:
         payload = _spans.payload if scope == "span" else span_resources.c.payload
-        needle = literal(searched.encode(), LargeBinary)
-        place = func.instr if dialect.name == "sqlite" else func.pg_catalog.position
-        conditions.append(place(payload, needle) > 0)
+        conditions.append(
+            or_(*[and_(*[place(payload, literal(part, LargeBinary)) > 0 for part in group]) for group in groups])
+        )
     return and_(*conditions)
 
 

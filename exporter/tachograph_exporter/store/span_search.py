@@ -44,7 +44,7 @@ from tachograph_exporter.store.span_criteria import (
     Place,
     SpanCriteria,
     Window,
-    has_texts,
+    is_stored,
     least_of,
     of_span,
     of_trace,
@@ -107,7 +107,7 @@ def spans_of_traces(
         .select_from(spans.join(span_resources, span_resources.c.id == _spans.resource_id))
         .where(
             _spans.workspace_id == bindparam("workspace"),
-            or_(*[and_(of_span(each), has_texts(each, dialect)) for each in criteria]),
+            or_(*[and_(of_span(each), is_stored(each, dialect)) for each in criteria]),
         )
     )
     parameters = {"workspace": workspace_id, KEYS: trace_ids}
