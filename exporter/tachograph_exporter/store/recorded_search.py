@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, or
 
 from tachograph.spans import semconv
 from tachograph_exporter.store import executions as execution_rows
-from tachograph_exporter.store import lengths
+from tachograph_exporter.store import lengths, locking
 from tachograph_exporter.store.merging import INGESTED_PROCESS
 from tachograph_exporter.store.schema import (
     HAS_ERROR,
@@ -89,6 +89,7 @@ def _with_failed_steps(connection: Connection, statement: Select[Any], window: W
     """Those executions that have a step with a failed attempt, by their ids, which sort by time."""
     failed = select(_steps.execution_id).where(text(f"({HAS_FAILED})")).distinct()
     before: str | None = None
+    locking.look_up_by_key(connection)
     while True:
         later = failed if before is None else failed.where(_steps.execution_id < before)
         ids = connection.execute(later.order_by(_steps.execution_id.desc()).limit(_CHUNK)).scalars().all()

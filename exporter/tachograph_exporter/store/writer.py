@@ -265,6 +265,7 @@ class StoreWriter:
                 say = expectations.say_more if source == expectations.CODE else expectations.say
                 say(connection, workspace_id(workspace), workflow, source, expectation, time.time_ns())
         new = numbers.assign(connection, batch.executions) if batch.executions else set[str]()
+        fresh = self._fresh(connection, batch, new)
         self._put(connection, batch, new)
         batch.inputs = self._inputs.note(connection, batch.executions, new)
         if locking.is_shared(connection):
@@ -280,7 +281,16 @@ class StoreWriter:
         if not before and not batch.ended:
             return None
         failed = occurrences.settle(connection, batch.ended, changed, new, noted)
-        return self._count(connection, before, batch.ended, counted_before, frozenset(), failed)
+        return self._count(connection, before, batch.ended, counted_before, frozenset(), failed, fresh)
+
+    @staticmethod
+    def _fresh(connection: Connection, batch: Batch, new: AbstractSet[str]) -> counting.Fresh:
+        """The executions of a batch that have begun and ended in it."""
+        ended = (batch.ended & new) - batch.reported
+        if not ended:
+            return counting.NOTHING_FRESH
+        others = {key[0] for key in batch.attempts} | {row[0] for row in batch.reports}
+        return counting.fresh(connection, batch.executions, batch.steps.values(), others, ended)
 
     def _check_owners(self, connection: Connection, batch: Batch) -> None:
         """Raises `locking.NotAlone` if an execution is another workflow's than its events say.
@@ -327,15 +337,16 @@ class StoreWriter:
         counted_before: SeriesCounter,
         unsettled: AbstractSet[str],
         failed: Mapping[str, Mapping[str, int]] | None = None,
+        fresh: counting.Fresh = counting.NOTHING_FRESH,
     ) -> Counted:
         """Count executions that ended, in the rollups. Returns what they add to the series of ``/metrics``.
 
         ``before``: those that had ended already, as they were, and ``counted_before`` what they had added to series.
         ``unsettled``: those that are not counted in series yet. ``failed``: how many failures of which groups began in
-        those that failed; None: it is read.
+        those that failed; None: it is read. ``fresh``: what need not be read.
         """
         counter = SeriesCounter(skip=unsettled, failed=failed)
-        folding.fold(connection, before, ended, counter)
+        folding.fold(connection, before, ended, counter, fresh)
         counter.counted.add(counted_before.counted, -1)
         workflow_ids = {key[1] for key in counter.counted.by_workflow} | {entry.key[1] for entry in before.values()}
         locking.require(connection, Claim.WORKFLOW, workflow_ids)
