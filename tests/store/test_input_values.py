@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Connection, delete, func, select
 
-from tachograph.events import ExecutionFinished, ExecutionStarted, ExecutionStatus, Failure
+from tachograph.events import Event, ExecutionFinished, ExecutionStarted, ExecutionStatus, Failure
 from tachograph.identity import new_execution_ref, workflow_id, workspace_id
 from tachograph_exporter.store import archiving, input_values, span_values, state
 from tachograph_exporter.store.database import Database
@@ -48,7 +48,7 @@ def test_inputs_are_found_without_reading_all_executions(database: Database, mon
     for number, inputs in enumerate(INPUTS):
         run = new_execution_ref(workspace="default", workflow="w", workflow_id=workflow_id("default", "w"))
         failure = Failure("OSError", f"disk {number} is full") if number % 2 else None
-        events = [
+        events: list[Event] = [
             ExecutionStarted(execution=run, time_ns=at + number, step_count=0, inputs=inputs),
             ExecutionFinished(
                 execution=run, time_ns=at + number + 5, started_ns=at + number, step_count=0, inputs=inputs,

@@ -57,11 +57,11 @@ def database(any_database_url: str) -> Iterator[Database]:
             ],
         )
         # Nearly all went well, one after the other.
-        step = {**step, "attempt": 1, **dict.fromkeys(ERROR)}
+        good = {**step, "attempt": 1, **dict.fromkeys(ERROR)}
         connection.execute(
             update(workflow_executions).where(workflow_executions.c.number >= 10).values(dict.fromkeys(ERROR))
         )
-        connection.execute(insert(workflow_step_executions), [{**step, "execution_id": id_} for id_ in ids])
+        connection.execute(insert(workflow_step_executions), [{**good, "execution_id": id_} for id_ in ids])
         running_ids = ids[:OPEN]
         for table in (workflow_executions, workflow_step_executions):
             connection.execute(update(table).where(table.c.execution_id.in_(running_ids)).values(status="running"))

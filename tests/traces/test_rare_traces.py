@@ -16,6 +16,7 @@ from tachograph_exporter.store import lengths, span_search, span_values
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.deadline import limited
 from tachograph_exporter.traces import search as searching
+from tachograph_exporter.traces.reading import read_traces
 from tachograph_exporter.traces.search import Outcome, Search, search
 from tachograph_exporter.traces.traceql.parser import parse
 
@@ -119,7 +120,7 @@ def test_what_is_rare_is_looked_for_first(database: Database, monkeypatch: pytes
         read.extend(place.trace_id for place in chosen)
         return whole(connection, workspace, slug, chosen)
 
-    whole = searching.read_traces
+    whole = read_traces
     monkeypatch.setattr(searching, "read_traces", reading)
     assert numbers(database, '{ span.attempt = 2 && name = "step" }')[0] == [RARE]
     # The first ones, to see whether most match.

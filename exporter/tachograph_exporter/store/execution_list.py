@@ -91,7 +91,7 @@ class ExecutionFilter(msgspec.Struct, frozen=True, kw_only=True):
     def conditions(self, table: Table, ids: Sequence[str] | None = None) -> list[ColumnElement[bool]]:
         """The SQL conditions on a row of ``table``: executions, or archived executions. ``ids``: see `ids`."""
         row = table.c
-        conditions: list[ColumnElement[bool]] = [row.workspace_id == self.workspace]
+        conditions: list[Any] = [row.workspace_id == self.workspace]
         if ids is not None:
             # An expression, or a database might read all of the workspace.
             conditions = [func.coalesce(row.workspace_id, "") == self.workspace, row.execution_id.in_(ids)]

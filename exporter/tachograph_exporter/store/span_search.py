@@ -97,7 +97,7 @@ def arrived_traces(
 
 def spans_of_traces(
     connection: Connection, workspace_id: str, criteria: Sequence[SpanCriteria], trace_ids: Sequence[str]
-) -> Iterator[Row[Any]]:
+) -> Generator[Any, None, None]:
     """Those spans of traces that arrived and may have one of the criteria, in no order: trace id, payload, resource,
     resource id.
     """
