@@ -272,7 +272,7 @@ class SpanStore:
         update = self.assemble(connection, workspace_id, workspace, readings, now, emptied, arrived=fresh.keys())
         withheld = readings.by_trace(update.withheld)
         if fresh:
-            self._rows.put(connection, workspace_id, fresh, sizes, withheld)
+            self._rows.put(connection, workspace_id, fresh, sizes, withheld, fresh.keys() - rows.keys())
             due = {trace_id: update.due[key] for trace_id in fresh if (key := units[trace_id].key) in update.due}
             deferred_ns = now + round(DEFERRED_SECONDS * NS) if is_hurried else None
             self._rows.put_traces(

@@ -219,8 +219,9 @@ def record(
     resource_id: str,
     resource: bytes,
     resource_attributes: Mapping[str, Any],
+    payload: bytes | None = None,
 ) -> SpanRecord:
-    """A span as it is stored."""
+    """A span as it is stored. ``payload``: the span, encoded, if it is known."""
     exception = None
     events: list[SpanEvent] = []
     for event in span.events:
@@ -251,7 +252,7 @@ def record(
         scope,
         resource_id,
         resource,
-        payload=span.SerializeToString(deterministic=True),
+        payload=span.SerializeToString(deterministic=True) if payload is None else payload,
         attributes=attributes_of(span.attributes),
         status_code=status.code,
         status_message=status.message,
@@ -301,7 +302,7 @@ def request_as_json(body: bytes) -> dict[str, Any]:
 def stored_record(payload: bytes, resource: bytes, resource_id: str) -> SpanRecord:
     """A span, read from its row."""
     service, scope, attributes = read_resource(resource)
-    return record(Span.FromString(payload), service, scope, resource_id, resource, attributes)
+    return record(Span.FromString(payload), service, scope, resource_id, resource, attributes, payload)
 
 
 @functools.lru_cache(maxsize=256)
