@@ -671,7 +671,8 @@ async def quiet(stage):
     told = await run_told(stage, handle.id, "Quiet", [[], ["silent"], ["silent", "fetch"]])
     # That its time was up is in the history only.
     told["steps"][1]["status_or"] = ["lost"]
-    return [told], [{"step": "fetch", "field": field} for field in ("attempts", "ended_at", "error")]
+    unknowable = [{"step": "fetch", "field": field} for field in ("attempts", "ended_at", "error")]
+    return [told], [*unknowable, {"edge": "fetch->store"}]
 
 
 async def run_again(stage):
@@ -729,7 +730,9 @@ async def closing(stage):
 async def gathered(stage):
     handle = await stage.start(Gathered.run)
     await ended(handle)
-    return [await run_told(stage, handle.id, "Gathered", [[], []], error="ApplicationError: no such customer")], []
+    return [await run_told(stage, handle.id, "Gathered", [[], []], error="ApplicationError: no such customer")], [
+        {"step": "hang", "field": "status"}
+    ]
 
 
 async def local(stage):
@@ -872,6 +875,10 @@ UNKNOWN = {
     "timed_out": ["that the run's time was up: no span says so"],
     "local": ["what waits for a local activity that is tried again: within a workflow, spans have the workflow's time"],
     "leaving": ["that the child was cancelled: no span says so"],
+    "quiet": ["that nobody took an activity in time: it was asked for, and no more is heard of it"],
+    "gathered": ["that an activity was cancelled: its span ends as that of a good one does"],
+    "family_cancelled": ["that the runs were cancelled: no span says so"],
+    "closing": ["that the child was terminated: no span says so"],
     "worker_killed": ["the first attempt of `hang`: its span died with the worker"],
 }
 """What spans cannot tell of a scene, in words."""
