@@ -128,10 +128,9 @@ async def one_of_two_asks_again():
 
     result = await agent.run("go")
     chat = "chat gpt-4o"
-    steps = chats(result.all_messages(), depends_on=[[], ["shaky", "stock"], ["shaky"]])
-    tries = [{"attempt": 1, "status": "failed"}, {"attempt": 2, "status": "completed"}]
+    steps = chats(result.all_messages(), depends_on=[[], ["shaky#0", "stock"], ["shaky#1"]])
     steps.append(step("stock", "completed", 1, [f"{chat}#0"]))
-    steps.append(step("shaky", "completed", 2, [f"{chat}#0"], tries=tries))
+    steps += [step("shaky", status, 1, [f"{chat}#{i}"], index=i) for i, status in enumerate(("failed", "completed"))]
     return [run_of("patient", "completed", steps, result.usage)]
 
 
@@ -149,11 +148,11 @@ async def graph():
     async def draft(ctx: StepContext[None, None, int]) -> str:
         # One begins after the other.
         await asyncio.sleep(0.1 * ctx.inputs)
-        turns = [call("look")], [call("look")], DONE
+        turns = [call(f"look_{ctx.inputs}")], [call(f"look_{ctx.inputs}")], DONE
         agent = Agent(model(*turns, name=f"gpt-4o-{ctx.inputs}"), name=f"writer {ctx.inputs}")
         calls = []
 
-        @agent.tool_plain(retries=1)
+        @agent.tool_plain(retries=1, name=f"look_{ctx.inputs}")
         async def look() -> str:
             calls.append(1)
             if len(calls) == 1:
@@ -180,11 +179,12 @@ async def graph():
     steps += [step("draft", "completed", 1, ["plan"], index=i) for i in range(2)]
     steps.append(step("publish", "completed", 1, ["draft#0", "draft#1"]))
     for i in range(2):
-        name, chat = f"writer {i}", f"chat gpt-4o-{i}"
+        name, chat, look = f"writer {i}", f"chat gpt-4o-{i}", f"look_{i}"
         steps.append(step(name, "completed", 1, [], parent=f"draft#{i}"))
-        steps += chats(results[i].all_messages(), f"gpt-4o-{i}", [[], [f"look#{i}"], [f"look#{i}"]], parent=name)
-        tries = [{"attempt": 1, "status": "failed"}, {"attempt": 2, "status": "completed"}]
-        steps.append(step("look", "completed", 2, [f"{chat}#0"], index=i, tries=tries, parent=name))
+        waits = [[], [f"{look}#0"], [f"{look}#1"]]
+        steps += chats(results[i].all_messages(), f"gpt-4o-{i}", waits, parent=name)
+        steps += [step(look, status, 1, [f"{chat}#{number}"], index=number, parent=name)
+                  for number, status in enumerate(("failed", "completed"))]  # fmt: skip
     return [execution("review", "completed", steps)]
 
 
