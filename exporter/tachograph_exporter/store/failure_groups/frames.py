@@ -77,6 +77,7 @@ def own_frames(stack: str) -> tuple[str, ...]:
     current = own
     is_python = False
     error: re.Match[str] | None = None
+    of_group: re.Match[str] | None = None
     go_function = ""
     after_frames = False
     for raw in stack[-MAX_STACK:].splitlines():
@@ -97,14 +98,17 @@ def own_frames(stack: str) -> tuple[str, ...]:
             error = None
             if margin is None and members:
                 _add_members(members, own)
-                members, current = [], own
+                _add_error(of_group, own)
+                members, current, of_group = [], own, None
         elif is_python and line[0] == "+" and _MEMBER.match(raw):
             if members:
                 _add_error(error, current)
+            else:
+                of_group = error
             members.append(current := {})
             error, after_frames = None, True
         elif after_frames and is_python and raw[0] not in " \t" and (match := _ERROR.fullmatch(line)):
-            error, after_frames = match, False
+            error, after_frames = match if margin is not None or not members else None, False
         elif match := _CAUSED.match(line):
             _add_error(match, own)
         elif line.startswith("at ") and (match := _AT.match(line)):
