@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Final, NamedTuple
+from typing import Final
 
 from tachograph_exporter.store.failure_groups.vocabulary import (
     CALENDAR,
@@ -28,6 +28,8 @@ _CACHED_LENGTH: Final = 40
 """Characters of a word whose folding is remembered."""
 MAX_TEMPLATE: Final = 500
 """Characters of a template. Far fewer than are read: where a long message is cut depends on its values."""
+_CACHED_WORDS: Final = 100
+"""Words of a message whose template is remembered, once its values are folded."""
 _MAX_PASSES: Final = 5
 _MAX_DEPTH: Final = 60
 """Brackets within brackets that are looked into."""
@@ -100,17 +102,6 @@ _LATE_CAPITALS: Final = re.compile(r"(?<=[a-z])[A-Z]{2,}")
 _LETTER_RUN: Final = re.compile(r"[a-z]+|[A-Z]+")
 
 
-class _Word(NamedTuple):
-    """A word between spaces. ``text`` is what it becomes, ``raw`` and ``core`` are it and its text without marks at the
-    edges, in lower case.
-    """
-
-    text: str
-    is_folded: bool
-    raw: str
-    core: str
-
-
 def template_of(message: str) -> str:
     """The template of a message. That of a template is the template itself."""
     is_cut = len(message) > MAX_MESSAGE
@@ -119,25 +110,32 @@ def template_of(message: str) -> str:
         text = _ESCAPE.sub("", text)
     if not text.isascii():
         text = text.translate(_INVISIBLE)
+    words = _words_of(text, is_cut=is_cut)
+    return _finished(words, is_cut) if len(words) <= _CACHED_WORDS else _finish(words, is_cut)
+
+
+def _finish(words: tuple[str, ...], is_cut: bool) -> str:
+    """The template of a message whose words are folded one by one: with what belongs together, and cut."""
     for _ in range(_MAX_PASSES):
-        template, is_final = _folded(text, is_cut=is_cut)
-        if is_final or template == text:
+        folded = in_context = _fold_in_context(words)
+        for _ in range(_MAX_PASSES):
+            joined = _fold_brackets(_joined(_SIGNS.sub("", folded)), is_cut=is_cut)
+            if joined == folded:
+                break
+            folded = joined
+        template = _SPACES.sub(" ", folded).strip()
+        if folded is in_context and _QUOTE.search(folded) is None:
             break
         # What became a value may stand beside what belongs to it, or close a quote that was none.
-        text, is_cut = template, False
+        again = _words_of(template, is_cut=False)
+        if again == words:
+            break
+        words, is_cut = again, False
     return _cut(template)
 
 
-def _folded(text: str, *, is_cut: bool) -> tuple[str, bool]:
-    """The text with its values folded, and whether folding it again would change nothing for sure."""
-    text = _OCTETS.sub(_folded_octets, _fold_quoted(text, is_cut=is_cut))
-    folded = in_context = _fold_in_context(_words_of(text, is_cut=is_cut))
-    for _ in range(_MAX_PASSES):
-        joined = _fold_brackets(_joined(_SIGNS.sub("", folded)), is_cut=is_cut)
-        if joined == folded:
-            break
-        folded = joined
-    return _SPACES.sub(" ", folded).strip(), folded is in_context and _QUOTE.search(folded) is None
+# Messages that differ in their values have the same words by now.
+_finished: Final = functools.lru_cache(512)(_finish)
 
 
 def _joined(text: str) -> str:
@@ -159,28 +157,29 @@ def _cut(text: str) -> str:
     return text[:MAX_TEMPLATE].rpartition(" ")[0] or text[:MAX_TEMPLATE]
 
 
-def _words_of(text: str, *, is_cut: bool) -> list[_Word]:
-    """The words of a text. A line that says the same as the one before it counts once."""
+def _words_of(text: str, *, is_cut: bool) -> tuple[str, ...]:
+    """The words of a text, folded one by one. A line that says the same as the one before it counts once."""
+    text = _OCTETS.sub(_folded_octets, _fold_quoted(text, is_cut=is_cut))
     lines = text.splitlines() if "\n" in text else [text]
     if is_cut and len(lines) > 1:
         del lines[-1]
-    words: list[_Word] = []
-    texts_before: list[str] = []
+    words: list[str] = []
+    of_line_before: list[str] = []
     before = last = ""
     for line in lines:
         begin = len(words)
         for raw in _WORD.findall(line):
             # Most words of a message are those of the last one; long ones are not kept.
-            word = _short_word(raw) if len(raw) <= _CACHED_LENGTH else _word(raw)
-            if word.is_folded and (last in _KEPT_AFTER or (before, last) in _KEPT_AFTER_TWO) and _is_code(word.raw):
-                word = _Word(raw, False, word.raw, word.raw)
-            words.append(word)
-            before, last = last, word.raw
-        texts = [word.text for word in words[begin:]]
-        if texts == texts_before and _is_balanced(line):
-            del words[begin:]
-        texts_before = texts
-    return words
+            folded, core = _short_word(raw) if len(raw) <= _CACHED_LENGTH else _word(raw)
+            is_code = (last in _KEPT_AFTER or (before, last) in _KEPT_AFTER_TWO) and _is_code(core)
+            words.append(raw if is_code else folded)
+            before, last = last, core
+        if len(lines) > 1:
+            of_line = words[begin:]
+            if of_line == of_line_before and _is_balanced(line):
+                del words[begin:]
+            of_line_before = of_line
+    return tuple(words)
 
 
 def _is_balanced(line: str) -> bool:
@@ -233,10 +232,9 @@ def _may_open(text: str, at: int) -> bool:
     return before in "bBrRuUfF" and not text[max(0, at - 2) : at - 1].isalnum()
 
 
-def _word(raw: str) -> _Word:
-    parts = _parts_of(raw)
-    text = "".join(parts)
-    return _Word(text, VALUE in parts, raw.strip(_EDGE).lower(), text.strip(_EDGE).lower())
+def _word(raw: str) -> tuple[str, str]:
+    """A word between spaces: folded, and as it is in lower case without marks at its edges."""
+    return "".join(_parts_of(raw)), raw.strip(_EDGE).lower()
 
 
 _short_word: Final = functools.lru_cache(2_048)(_word)
@@ -317,11 +315,11 @@ def _is_random(word: str) -> bool:
     )
 
 
-def _fold_in_context(words: list[_Word]) -> str:
+def _fold_in_context(words: tuple[str, ...]) -> str:
     """The words as text: with what belongs to a number folded."""
-    folded = [word.is_folded for word in words]
-    texts = [word.text for word in words]
-    cores = [word.core for word in words]
+    texts = list(words)
+    folded = [VALUE in word for word in words]
+    cores = [word.strip(_EDGE).lower() for word in words]
     cores += ("", "")
     for i in range(len(words) - 1, -1, -1):
         if folded[i]:
