@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -126,7 +127,12 @@ class ScrapedService:
         """What was scraped in promtool's notation, whose clock begins at 0 with ``begin``."""
         for series, samples in self.samples.items():
             base = begin if "_timestamp_seconds{" in series else 0
-            yield {"series": series, "values": " ".join(_words([(begin, None), *samples, (end, None)], base))}
+            first = bisect.bisect_right(samples, begin, key=lambda sample: sample[0]) - 1
+            last = bisect.bisect_left(samples, end, key=lambda sample: sample[0])
+            before = samples[first][1] if first >= 0 else None
+            within = [(begin, before), *samples[first + 1 : last], (end, None)]
+            if any(value is not None for _, value in within):
+                yield {"series": series, "values": " ".join(_words(within, base))}
 
 
 def _words(samples: Sequence[tuple[int, float | None]], base: int) -> Iterator[str]:

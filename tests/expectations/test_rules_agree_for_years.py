@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import random
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 import yaml
@@ -32,6 +36,10 @@ SILENT: Final = ("WorkflowNoSuccess", "WorkflowRunStuck")
 """Whoever says when a workflow should run, and how long it may, is not told what is unusual."""
 FAILED_SECONDS: Final = 600
 DAY: Final = 86_400
+STRETCH_DAYS: Final = 50
+LOOKBACK: Final = 8 * DAY
+"""The rules look back for a week and an hour at most."""
+CALM: Final = 6 * TICK
 
 
 def alert_of(told: Told) -> str:
@@ -75,50 +83,85 @@ def check_notices(faults: list[Fault], notices: list[Told]) -> None:
     assert left == []
 
 
-def check_alerts(directory: Path, service: ScrapedService, told: list[Told], names: list[str], span: range) -> None:
-    """Each notice is an alert that fires from soon after it was told until soon after it is over; there is no other."""
-    begin, end = span.start, span.stop
+class Stretch(NamedTuple):
+    """Some days that promtool looks at (unix seconds). It begins to load and to evaluate at ``loaded``."""
+
+    loaded: int
+    begin: int
+    end: int
+
+
+def stretches_of(span: range, told: list[Told], days: int) -> list[Stretch]:
+    """The span in stretches of about so many days, cut where nothing begins or ends to be told."""
+    changes = sorted(t for notice in told for t in (notice.told_at, notice.recovered_at) if t is not None)
+    cuts = [span.start]
+    while span.stop - cuts[-1] > 1.5 * days * DAY:
+        at = cuts[-1] + days * DAY
+        while any(abs(change - at) < CALM for change in changes[bisect.bisect(changes, at - CALM) :][:1]):
+            at += TICK
+        cuts.append(at)
+    return [
+        Stretch(max(span.start, begin - LOOKBACK), begin, end)
+        for begin, end in itertools.pairwise([*cuts, span.stop])
+    ]  # fmt: skip
+
+
+def write_tests(directory: Path, service: ScrapedService, told: list[Told], stretch: Stretch) -> Path:
+    """What promtool is to see of a stretch: each notice is an alert that fires from soon after it was told until soon
+    after it is over, and there is no other."""
+    loaded, begin, end = stretch
     tests: list[dict[str, Any]] = []
 
-    def test(expression: str, at: float, value: int) -> None:
-        second = int(-(-(at - begin) // TICK) * TICK)
-        tests.append({"expr": f"{expression} or vector(0)", "eval_time": f"{second}s",
-                      "exp_samples": [{"labels": "{}", "value": value}]})  # fmt: skip
+    def test(expression: str, at: float, expected: Mapping[str, int]) -> None:
+        if begin <= at <= end:
+            second = int(-(-(at - loaded) // TICK) * TICK)
+            samples = [{"labels": labels, "value": value} for labels, value in expected.items()]
+            tests.append({"expr": expression, "eval_time": f"{second}s", "exp_samples": samples})
 
-    for notice in told:
+    mine = [n for n in told if n.told_at < end and (n.recovered_at is None or n.recovered_at > begin)]
+    for notice in mine:
         assert notice.recovered_at is not None
         matchers = f'alertname="{alert_of(notice)}", workflow="{notice.workflow}", alertstate="firing"'
-        firing = f"count(ALERTS{{{matchers}}})"
-        test(firing, notice.told_at - TICK, 0)
-        test(firing, notice.told_at + 2 * TICK, 1)
-        test(firing, notice.recovered_at - TICK, 1)
-        test(firing, notice.recovered_at + TICK, 0)
-    # So often each became active: as often as it was told.
-    episodes = Counter((alert_of(notice), notice.workflow) for notice in told)
-    for alert in (*ALERTS.values(), OF_STEP):
-        for name in names:
-            active = f'max(changes(ALERTS_FOR_STATE{{alertname="{alert}", workflow="{name}"}}[{end - begin}s])) + 1'
-            test(active, end, episodes[alert, name])
-    others = f'count(count_over_time(ALERTS{{alertname=~"{"|".join(SILENT)}"}}[{end - begin}s]))'
-    test(others, end, 0)
-    groups = yaml.safe_load((ROOT / "dashboards" / "prometheus" / "alerts.rules.yml").read_text())["groups"]
-    kept = {*ALERTS.values(), OF_STEP, *SILENT}
-    group = {**groups[0], "interval": f"{TICK}s", "rules": [r for r in groups[0]["rules"] if r["alert"] in kept]}
-    assert {rule["alert"] for rule in group["rules"]} == kept
-    (directory / "alerts.yml").write_text(yaml.safe_dump({"groups": [group]}))
+        firing = f"count(ALERTS{{{matchers}}}) or vector(0)"
+        test(firing, notice.told_at - TICK, {"{}": 0})
+        test(firing, notice.told_at + 2 * TICK, {"{}": 1})
+        test(firing, notice.recovered_at - TICK, {"{}": 1})
+        test(firing, notice.recovered_at + TICK, {"{}": 0})
+    # So often each became active: as often as it was told. No other did.
+    active = f"max by (alertname, workflow) (changes(ALERTS_FOR_STATE[{end - begin}s])) + 1"
+    episodes = Counter((alert_of(notice), notice.workflow) for notice in mine)
+    labels = {f'{{alertname="{alert}", workflow="{name}"}}': count for (alert, name), count in episodes.items()}
+    test(active, end, labels)
+    file = directory / f"history-{begin}.yml"
     document = {
         "rule_files": ["alerts.yml"],
         "evaluation_interval": f"{TICK}s",
         "tests": [{
             "interval": f"{TICK}s",
-            "input_series": list(service.input_series(begin, end)),
+            "input_series": list(service.input_series(loaded, end)),
             "promql_expr_test": tests,
         }],
     }  # fmt: skip
-    file = directory / "history.yml"
     file.write_text(yaml.dump(document, sort_keys=False, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)))
-    result = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, (result.stdout + result.stderr)[:4000]
+    return file
+
+
+def check_alerts(directory: Path, service: ScrapedService, told: list[Told], span: range) -> None:
+    """The rules say of a history what was told of it."""
+    groups = yaml.safe_load((ROOT / "dashboards" / "prometheus" / "alerts.rules.yml").read_text())["groups"]
+    kept = {*ALERTS.values(), OF_STEP, *SILENT}
+    group = {**groups[0], "interval": f"{TICK}s", "rules": [r for r in groups[0]["rules"] if r["alert"] in kept]}
+    assert {rule["alert"] for rule in group["rules"]} == kept
+    (directory / "alerts.yml").write_text(yaml.safe_dump({"groups": [group]}))
+
+    def evaluated(stretch: Stretch) -> subprocess.CompletedProcess[str]:
+        file = write_tests(directory, service, told, stretch)
+        return subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False)
+
+    # What promtool holds in memory, and how often it collects it, grows with the days that it is given at once.
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(evaluated, stretches_of(span, told, STRETCH_DAYS)):
+            assert result.returncode == 0, (result.stdout + result.stderr)[:4000]
 
 
 def check(
@@ -139,7 +182,7 @@ def check(
         check_notices(runs.faults, [notice for notice in told if notice.workflow == name])
         kinds.update(fault.kind for fault in runs.faults)
     kinds.update(OF_STEP for notice in told if alert_of(notice) == OF_STEP)
-    check_alerts(directory, service, told, list(chosen), range(begin, end))
+    check_alerts(directory, service, told, range(begin, end))
     return kinds
 
 
