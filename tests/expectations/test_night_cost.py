@@ -23,6 +23,7 @@ from tests.conftest import make_execution
 
 DEFAULT = workspace_id("default")
 NOW = 1_796_104_800 * 10**9
+FEW, MANY = 100, 500
 EVERY = 100
 """The handler is called after this many steps of the virtual machine."""
 
@@ -87,12 +88,12 @@ def older(count: int) -> list[Event]:
 
 def test_a_night_costs_what_its_own_runs_do(tmp_path: Path) -> None:
     costs = []
-    for runs in (400, 2_000):
+    for runs in (FEW, MANY):
         writer = open_writer(f"sqlite:///{tmp_path}/{runs}.db")
         write_night(writer, NOW, runs)
         costs.append(cost_of(writer))
-        if runs == 2_000:
-            writer.apply(older(2_000))
+        if runs == MANY:
+            writer.apply(older(MANY))
             costs.append(cost_of(writer))
         writer.close()
     few, many, with_history = costs
@@ -101,8 +102,8 @@ def test_a_night_costs_what_its_own_runs_do(tmp_path: Path) -> None:
     for part in ("machine_steps", "calls", "size"):
         assert getattr(many, part) < 5.5 * getattr(few, part), (part, costs)
     # So many calls and bytes a run: a look at each of them, not at each pair.
-    assert many.calls < 100 * 2_000, costs
-    assert many.size < 300 * 2_000, costs
+    assert many.calls < 100 * MANY, costs
+    assert many.size < 300 * MANY, costs
     # The days before are not read, but for what is usual and the newest of each workflow.
     assert with_history.statements == many.statements
     assert with_history.machine_steps < 1.5 * many.machine_steps, costs
