@@ -36,7 +36,8 @@ _ANNOTATION: Final = re.compile(
     r"(?:retrieve from storage|only provide storage uri|send to storage|in storage)?\)$"
 )
 """What Snakemake writes behind a file's name."""
-_RULE_ERROR: Final = re.compile(r"^RuleException:\n(?:(\w+) in file [^\n]*?:\n)?(.*)", re.DOTALL)
+_ERROR: Final = re.compile(r"(?:RuleException:\n)?(\w+)(?: in [^\n]*)?:\n(.*)", re.DOTALL)
+"""``CalledProcessError in file "Snakefile", line 5:`` and what it is about."""
 _MISSING_OUTPUT: Final = re.compile(r"\bJob (\d+)\s+completed successfully, but")
 """A job whose outputs are missing fails in the scheduler, which tells of it by this alone."""
 _RESTARTS: Final = re.compile(r"Trying to restart job (\d+)")
@@ -253,11 +254,8 @@ def _files(files: Iterable[Any] | None) -> list[str]:
 
 def _error(text: str) -> str:
     """``CalledProcessError: Command …`` of what Snakemake writes over several lines."""
-    if (match := _RULE_ERROR.match(text)) is not None:
-        kind, message = match[1] or "RuleException", match[2]
-    else:
-        kind, _, message = text.partition(":\n")
-    return f"{kind}: {message.strip()}" if message else text
+    match = _ERROR.fullmatch(text)
+    return f"{match[1]}: {match[2].strip()}" if match is not None else text
 
 
 def _reason(record: Any) -> str:

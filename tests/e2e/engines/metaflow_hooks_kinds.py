@@ -45,7 +45,7 @@ def command(*arguments, program="metaflow_shop.py"):
 def play(*arguments, program="metaflow_shop.py", **variables):
     with open("flow.log", "ab") as log:
         subprocess.run(
-            command(*arguments, program=program), env=os.environ | variables, stdout=log, stderr=log, timeout=180,
+            command(*arguments, program=program), env=os.environ | variables, stdout=log, stderr=log, timeout=400,
             check=False,
         )  # fmt: skip
 
@@ -67,9 +67,9 @@ def times_of(task):
     began, ended = [], {}
     for entry in sorted(task.metadata, key=lambda entry: entry.created_at):
         if entry.name == "attempt":
-            began.append(entry.created_at.timestamp())
+            began.append(entry.created_at / 1000)
         if entry.name == "attempt_ok":
-            ended[len(began)] = (entry.created_at.timestamp(), entry.value == "True")
+            ended[len(began)] = (entry.created_at / 1000, entry.value == "True")
     return began, ended
 
 
@@ -103,7 +103,7 @@ def told_of(name, status, *, ends=None, **more):
 
 
 def nightly():
-    play("run")
+    play("run", "--max-workers", "3")
     return [told_of("Shop", "completed")]
 
 
@@ -116,7 +116,7 @@ def traced():
 def failed():
     play("run", "--max-workers", "1", KIND="failed")
     skipped = {
-        "spell": ("skipped", ["square"]), "say": ("skipped", ["spell"]), "letters_done": ("skipped", ["say"]),
+        "spell": ("skipped", ["square#0"]), "say": ("skipped", ["spell"]), "letters_done": ("skipped", ["say"]),
         "merge": ("skipped", ["letters_done"]), "flaky": ("skipped", ["merge"]), "caught": ("skipped", ["flaky"]),
         "join": ("skipped", ["branch", "caught"]), "fragile": ("skipped", ["join"]), "end": ("skipped", ["fragile"]),
     }  # fmt: skip
@@ -124,23 +124,23 @@ def failed():
 
 
 def resumed():
-    play("resume")
+    play("resume", "--max-workers", "3", KIND="")
     return [told_of("Shop", "completed")]
 
 
 def killed_once():
-    play("run", KIND="killed_once")
+    play("run", "--max-workers", "3", KIND="killed_once")
     return [told_of("Shop", "completed")]
 
 
 def killed_twice():
-    play("run", KIND="killed_twice")
+    play("run", "--max-workers", "3", KIND="killed_twice")
     return [told_of("Shop", "failed", ends={"fragile": "failed", "end": ("skipped", ["fragile"])})]
 
 
 def stuck():
     shutil.rmtree("stuck.log", ignore_errors=True)
-    process = spawn(command("run"), "stuck.log", env={**os.environ, "KIND": "stuck"})
+    process = spawn(command("run", "--max-workers", "3"), "stuck.log", env={**os.environ, "KIND": "stuck"})
     while not any(entry["step"] == "fragile" for entry in entries()):
         time.sleep(0.1)
     return process

@@ -22,7 +22,7 @@ def outer():
 
 
 def seen(names, status="completed", workflow="ray nightly", **more):
-    steps = told_of(names, dict.fromkeys(names, []))
+    steps = told_of(names, {name: [] for name in names})
     for told in steps:
         told["name"] = told["name"].removeprefix("ray_kinds.")
         del told["depends_on"]

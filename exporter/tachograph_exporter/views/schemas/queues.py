@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import msgspec
 
 
@@ -31,3 +33,24 @@ class QueuesInfo(msgspec.Struct, kw_only=True):
 
     is_watching: bool
     brokers: list[BrokerInfo]
+
+
+EXAMPLE: Final[dict[str, Any]] = {
+    "is_watching": True,
+    "brokers": [
+        {
+            "engine": "rq",
+            "broker": "redis:6379/0",
+            "read_at": "2026-11-30T16:00:05.120000Z",
+            "error": None,
+            "queues": [
+                {
+                    "queue": "high",
+                    "length": 3,
+                    "oldest_at": "2026-11-30T15:59:41.500000Z",
+                    "oldest_seconds": 23.62,
+                }
+            ],
+        }
+    ],
+}
