@@ -100,6 +100,7 @@ class _Launch:
     """A run that this process schedules."""
 
     def __init__(self, flow: Any, graph: Any, run_id: str) -> None:
+        began = time.time()
         self.run_id = run_id
         self.traceparent = caller_traceparent() or ""
         self.run: Run = _report(flow.name, run_id, self.traceparent)
@@ -110,7 +111,7 @@ class _Launch:
         self._steps: set[str] = set()
         self._counts: Counter[tuple[str, tuple[int, ...]]] = Counter()
         self._is_resumed = False
-        self.run.begin()
+        self.run.begin(at=began)
 
     def add(self, step_name: str, task_id: str, split_index: str | None, input_paths: Iterable[str]) -> None:
         """A task waits for a process."""
@@ -119,7 +120,7 @@ class _Launch:
         above = [(name, known) for name, known in above if name != _PARAMETERS]
         parents = [self._tasks[known] for _, known in above if known in self._tasks]
         self._steps.add(step_name)
-        if len(parents) < len(above) and node.is_inside_foreach:
+        if any(known not in self._tasks and self._graph[name].is_inside_foreach for name, known in above):
             return  # What it follows was taken over from another run: its own process knows which instance it is.
         indices = self._indices(node, split_index, parents)
         self._counts[step_name, indices] += 1
@@ -140,7 +141,7 @@ class _Launch:
 
     def _indices(self, node: Any, split_index: str | None, parents: list[_Task]) -> tuple[int, ...]:
         """Which instance a task is, one number for each ``foreach`` around it."""
-        around = parents[0].indices if parents and (node.is_inside_foreach or node.type == "join") else ()
+        around = parents[0].indices if parents else ()
         if split_index is not None:
             return (*around, int(split_index))
         if node.type == "join" and self._graph[node.split_parents[-1]].type == "foreach":
@@ -176,7 +177,7 @@ class _Launch:
                     continue
                 told += 1
                 stack = task["_foreach_stack"].data if "_foreach_stack" in task else ()
-                index = _index(tuple(frame.index for frame in stack))
+                index = _index(tuple(frame.index for frame in stack or ()))
                 above = sorted(self._graph[stored_step.id].in_funcs)
                 self.run.step(stored_step.id, index=index, depends_on=above).skipped("condition")
                 self._steps.add(stored_step.id)
@@ -251,7 +252,8 @@ class _Attempt:
     """The attempt of a task that runs in this process."""
 
     def __init__(
-        self, flow: Any, graph: Any, place: _Place | None, run_id: str, step_name: str, number: int
+        self, flow: Any, graph: Any, place: _Place | None, run_id: str, step_name: str, number: int, inputs: Any,
+        began: float,
     ) -> None:  # fmt: skip
         self.number = number
         self.place = place
@@ -262,12 +264,17 @@ class _Attempt:
             self.step = reported.step(step_name, key=place.key, index=place.index, repetition=place.repetition)
         else:
             index = _index(tuple(frame[0] for frame in flow.foreach_stack() or ()))
-            self.step = reported.step(step_name, index=index)
-            for name in graph[step_name].in_funcs:
-                inner = graph[name].is_inside_foreach and graph[step_name].type != "join"
-                self.step.depend_on(reported.step(name, index=index) if inner else name)
+            above = [
+                reported.step(stored.step_name, index=_index_of(stored))
+                for stored in inputs or ()
+                if stored.step_name != _PARAMETERS
+            ]
+            self.step = reported.step(step_name, index=index, depends_on=above)
         self.step.started(
-            attempt=number, inputs=self._inputs(flow, graph), queued_at=place.queued if place is not None else None
+            attempt=number,
+            inputs=self._inputs(flow, graph),
+            at=began,
+            queued_at=place.queued if place is not None else None,
         )
         self._work: RunningStep | None = RunningStep(self.step)
 
@@ -283,6 +290,7 @@ class _Attempt:
 
     def end(self, error: BaseException | str | None) -> None:
         """It has ended; ``error`` is what it failed with."""
+        now = time.time()
         work, self._work = self._work, None
         if work is None:
             return
@@ -291,11 +299,11 @@ class _Attempt:
         if error is None:
             if self.error is not None:
                 self.step.log(f"caught: {type(self.error).__name__}: {self.error}", "warning")
-            self.step.finished(attempt=self.number, resources=resources)
+            self.step.finished(attempt=self.number, resources=resources, at=now)
         elif self.will_retry:
-            self.step.retrying(error, attempt=self.number, resources=resources)
+            self.step.retrying(error, attempt=self.number, resources=resources, at=now)
         else:
-            self.step.failed(error, attempt=self.number, resources=resources)
+            self.step.failed(error, attempt=self.number, resources=resources, at=now)
         self._note(error)
 
     def _note(self, error: BaseException | str | None) -> None:
@@ -312,13 +320,16 @@ _attempt: _Attempt | None = None
 
 
 @_harmless
-def task_starts(flow: Any, graph: Any, run_id: Any, step_name: str, task_id: Any, retry_count: int) -> None:
+def task_starts(
+    flow: Any, graph: Any, run_id: Any, step_name: str, task_id: Any, retry_count: int, inputs: Any
+) -> None:
     """The function of a step is called next."""
     global _attempt
+    began = time.time()  # Setting up the recorder takes a moment.
     place = _place_of(str(run_id), str(task_id))
     if not _is_configured() or (place is None and str(run_id).startswith(_DEPLOYED)):
         return
-    _attempt = _Attempt(flow, graph, place, str(run_id), step_name, retry_count + 1)
+    _attempt = _Attempt(flow, graph, place, str(run_id), step_name, retry_count + 1, inputs, began)
     atexit.register(_task_left)
 
 
@@ -359,6 +370,11 @@ def _note_path(place: _Place, attempt: int) -> Path:
 def _index(indices: tuple[Any, ...]) -> int | str | None:
     """What an instance is called: its number, or one for each ``foreach`` around it."""
     return int(indices[0]) if len(indices) == 1 else ".".join(str(index) for index in indices) or None
+
+
+def _index_of(stored: Any) -> int | str | None:
+    """Which instance a task was whose results are stored."""
+    return _index(tuple(frame.index for frame in stored.get("_foreach_stack", None) or ()))
 
 
 def _plain(value: Any) -> Any:

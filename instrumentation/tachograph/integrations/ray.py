@@ -25,7 +25,7 @@ quiet = QuietLog(logging.getLogger(__name__))
 _harmless = quiet.harmless("Ray")
 
 INTERVAL_SECONDS: Final = 1.0
-LATE_SECONDS: Final = 5.0
+LATE_SECONDS: Final = 10.0
 """How long after the block the state API may take to tell how its tasks ended: Ray's workers tell it every second."""
 MAX_TASKS: Final = 10_000
 """Attempts of tasks that the state API is asked for at once: as many as it gives."""
@@ -146,14 +146,21 @@ class Tasks:
         self._steps: dict[str, Step] = {}
         self._counts: Counter[str] = Counter()
         self._told: dict[tuple[str, int], str] = {}
+        self._seen: list[Any] = []
         self._failed: dict[str, tuple[Any, int]] = {}
         """Tasks whose last attempt failed, and how often they were seen so: they may be tried again."""
 
-    def report(self, attempts: Iterable[Any]) -> bool:
+    def report(self, attempts: Iterable[Any], *, is_final: bool = False) -> bool:
         """Report what is new of some attempts, and return whether all of them have ended."""
         ordered = sorted(attempts, key=lambda task: (task.creation_time_ms or 0, task.task_id, task.attempt_number))
         last = {task.task_id: task.attempt_number for task in ordered}
+        counts = Counter(task.task_id for task in ordered)
+        # Different processes tell of the attempts of a task: a later one may be known first.
+        gaps = {task_id for task_id, number in last.items() if counts[task_id] <= number} if not is_final else set()
+        self._seen = ordered
         for task in ordered:
+            if task.task_id in gaps:
+                continue
             key = (task.task_id, task.attempt_number)
             state = "RUNNING" if task.start_time_ms and task.state not in _DONE else task.state
             if self._told.get(key) != state and (state not in _DONE or task.end_time_ms):
@@ -166,10 +173,11 @@ class Tasks:
                 self._fail(task)
             else:
                 self._failed[task_id] = (task, seen + 1)
-        return not self._failed and all(task.state in _DONE and task.end_time_ms for task in ordered)
+        return not gaps and not self._failed and all(task.state in _DONE and task.end_time_ms for task in ordered)
 
     def end(self) -> None:
-        """Nothing will be tried again."""
+        """Nothing will be tried again, and no more be known."""
+        self.report(self._seen, is_final=True)
         for task, _ in list(self._failed.values()):
             self._fail(task)
 

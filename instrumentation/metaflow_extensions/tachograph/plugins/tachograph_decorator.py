@@ -48,7 +48,7 @@ class TachographDecorator(StepDecorator):  # type: ignore[misc]
     ) -> None:  # fmt: skip
         """The step's function is called next."""
         if reports is not None:
-            reports.task_starts(flow, graph, run_id, step_name, task_id, retry_count)
+            reports.task_starts(flow, graph, run_id, step_name, task_id, retry_count, inputs)
 
     def task_exception(
         self, exception: Any, step_name: Any, flow: Any, graph: Any, retry_count: Any, max_user_code_retries: Any
