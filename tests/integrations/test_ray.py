@@ -21,7 +21,8 @@ DIED = "WORKER_DIED"
 
 def attempt(
     task_id: str, number: int, state: str, created: int, started: int | None = None, ended: int | None = None,
-    *, error: str | None = None, message: str = "", parent: str = "f" * 48, function: str = "shop.work", kind: str = "NORMAL_TASK",
+    *, error: str | None = None, message: str = "", parent: str = "f" * 48, function: str = "shop.work",
+    kind: str = "NORMAL_TASK",
 ) -> Any:  # fmt: skip
     return SimpleNamespace(
         task_id=task_id, attempt_number=number, state=state, creation_time_ms=BEGAN + created,
