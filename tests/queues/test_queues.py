@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,31 @@ def test_what_is_no_address_is_refused_without_its_password(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
         QueueWatch([text.replace("//", "//:hunter2secret@")], lambda: True)
     assert "hunter2secret" not in str(refused.value)
+
+
+async def test_procrastinate(postgres: Callable[..., str]) -> None:
+    import asyncpg
+    from procrastinate.schema import SchemaManager
+
+    url = postgres().replace("postgresql+asyncpg://", "postgresql://")
+    connection: Any = await asyncpg.connect(url)
+    await connection.execute(SchemaManager(None).get_schema())  # type: ignore[arg-type]
+    before = time.time()
+    for queue, status, due in (
+        ("shop", "todo", "NULL"), ("shop", "todo", "NULL"), ("shop", "todo", "now() + interval '1 hour'"),
+        ("shop", "doing", "NULL"), ("done", "succeeded", "NULL"), ("late", "todo", "now() - interval '1 hour'"),
+    ):  # fmt: skip
+        # Its triggers note when a job is deferred.
+        await connection.execute(
+            "INSERT INTO procrastinate_jobs (queue_name, task_name, status, scheduled_at) "
+            f"VALUES ('{queue}', 'work', '{status}', {due})"
+        )
+    await connection.close()
+    told = await asyncio.to_thread(states, f"procrastinate+{url}")
+    assert {name: length for name, (length, _) in told.items()} == {"shop": 2, "done": 0, "late": 1}
+    oldest, late = told["shop"][1], told["late"][1]
+    assert oldest is not None
+    assert late is not None
+    assert before - 60 <= oldest <= time.time() + 60
+    assert late == pytest.approx(before - 3600, abs=60)
+    assert (await asyncio.to_thread(states, f"procrastinate+{url}?queue=late")).keys() == {"late"}
