@@ -54,6 +54,16 @@ os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(temporary.root()))
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        temporary.open_shared()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        temporary.remove_shared()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         # These start the service and talk to it over a socket.
@@ -148,26 +158,28 @@ def patience() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_database() -> Path:
     """A migrated database, created once: the migrations take longer than most tests."""
-    path = tmp_path_factory.mktemp("database") / "empty.db"
-    Database(f"sqlite:///{path}").close()
-    return path
+    return temporary.shared("empty.db", lambda path: Database(f"sqlite:///{path}").close())
 
 
 @pytest.fixture(scope="session")
-def postgres_data() -> Iterator[Path]:
+def postgres_data() -> Path:
     """The data directory of a stopped PostgreSQL server with a migrated database, ``runs``.
 
     The database belongs to a role without privileges, ``app``, as an application's does.
     """
-    server = PostgresServer()
-    server.sql("CREATE ROLE app LOGIN")
-    server.sql("CREATE DATABASE runs OWNER app")
-    Database(server.runs_url).close()
-    server.stop()
-    yield Path(server.data)
-    server.close()
+
+    def make(path: Path) -> None:
+        server = PostgresServer()
+        server.sql("CREATE ROLE app LOGIN")
+        server.sql("CREATE DATABASE runs OWNER app")
+        Database(server.runs_url).close()
+        server.stop()
+        shutil.move(server.data, path)
+        server.close()
+
+    return temporary.shared("postgres", make)
 
 
 @pytest.fixture(scope="session")
