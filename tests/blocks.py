@@ -127,7 +127,7 @@ class Terminal:
         if (file := self.directory / ".environment").exists():
             self.variables = dict(line.split("=", 1) for line in file.read_text().split("\0") if "=" in line)
             file.unlink()
-            if self.variables["PATH"].startswith(f"{self.directory}/.venv/bin:"):
+            if "VIRTUAL_ENV" in self.variables and not self.variables["PATH"].startswith(f"{self._stand_ins}:"):
                 self.variables["PATH"] = f"{self._stand_ins}:{self.variables['PATH']}"
         return ran.stdout
 
