@@ -129,7 +129,7 @@ class SpanValues:
         more = token_of(workspace_id, MORE, "")
         for trace_id, spans in traces.items():
             starts = _starts_of(workspace_id, spans)
-            self._count(starts)
+            self._count(starts.keys())
             left = MAX_VALUES
             into = new_rows if trace_id in new else rows
             for token, start_ns in starts.items():
@@ -154,7 +154,8 @@ class SpanValues:
         for day in sorted(self._marked)[:-_MAX_DAYS]:
             del self._marked[day]
 
-    def _count(self, tokens: Iterable[int]) -> None:
+    def _count(self, tokens: AbstractSet[int]) -> None:
+        # Not the dictionary, whose values would be added.
         self._counts.update(tokens)
         self._counted += 1
         if self._counted >= SAMPLE:
