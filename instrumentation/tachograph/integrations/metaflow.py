@@ -48,7 +48,7 @@ class _Place(NamedTuple):
     run_id: str
     task_id: str
     key: str
-    index: int | str | None
+    instance: int | str | None
     repetition: int
     traceparent: str
     queued: float
@@ -132,7 +132,7 @@ class _Launch:
         step = self.run.step(
             step_name,
             key=place.key,
-            index=place.index,
+            index=place.instance,
             repetition=repetition,
             depends_on=[self._tasks[known].step if known in self._tasks else name for name, known in above],
         )
@@ -261,7 +261,7 @@ class _Attempt:
         self.error: BaseException | None = None
         reported = _report(flow.name, run_id, place.traceparent if place is not None else "")
         if place is not None:
-            self.step = reported.step(step_name, key=place.key, index=place.index, repetition=place.repetition)
+            self.step = reported.step(step_name, key=place.key, index=place.instance, repetition=place.repetition)
         else:
             index = _index(tuple(frame[0] for frame in flow.foreach_stack() or ()))
             above = [
