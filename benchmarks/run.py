@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import attacks
+import commands
 import engines
 import exposition
 import ingest
@@ -43,6 +44,7 @@ from rich.console import Console
 
 BENCHMARKS = {
     "startup": startup.main,
+    "commands": commands.main,
     "recorder": recorder.main,
     "resources": resources.main,
     "stacks": stacks.main,

@@ -264,10 +264,11 @@ class Service:
         self.registry.register(DefaultRegistryCollector())
         self.expectations = read_file(config.expectations) if config.expectations is not None else NOTHING
         targets = all_targets(self.expectations, config.notify)
+        self.receivers = expectations.Receivers(targets, self.expectations.link or config.address)
         self.courier = Courier(
             self.database,
             targets,
-            self.expectations.link or config.address,
+            self.receivers.link,
             lambda: self.workflow_metrics.is_leader,
             self.self_metrics.notice_settled,
         )
@@ -322,6 +323,7 @@ class Service:
         app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
+        app[expectations.RECEIVERS] = self.receivers
         app[queues.QUEUES] = self.queues
         app[report.LINK] = self.expectations.link or ""
         app[ROOM] = Room()

@@ -68,10 +68,11 @@ def numbers(database: Database, **criteria: object) -> tuple[list[int], int]:
     """The traces that are found, and how many were looked at."""
     taken: list[int] = []
     request = Search(start_ns=START, end_ns=START + 86_400 * S, **criteria)  # type: ignore[arg-type]
-    inspected = database.look(
+    outcome = database.look(
         lambda c: search(c, W, "default", request, lambda trace: taken.append(int(trace.trace_id, 16)))
     )
-    return sorted(taken), inspected
+    assert outcome.is_complete or outcome.inspected == searching.MAX_INSPECTED
+    return sorted(taken), outcome.inspected
 
 
 def test_what_is_seldom_is_found_by_its_value_and_what_is_common_among_the_newest(
@@ -110,7 +111,7 @@ def test_what_is_seldom_is_found_by_its_value_and_what_is_common_among_the_newes
     assert numbers(database, query=parse('{ span.key19 = "v19" }')) == ([300], 1)
     # Another workspace's values are others.
     other = Search(query=parse('{ span.customer = "c3" }'), start_ns=START, end_ns=START + 86_400 * S)
-    assert database.look(lambda c: search(c, "other", "other", other, lambda _trace: None)) == 0
+    assert database.look(lambda c: search(c, "other", "other", other, lambda _trace: None)).inspected == 0
     # Before values were noted, the newest are looked at.
     database.run(lambda c: set_state(c, span_values.SINCE, str(START + 1)))
     assert numbers(database, query=parse('{ span.customer = "c200" }')) == ([200], 30)

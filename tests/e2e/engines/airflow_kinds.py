@@ -27,6 +27,8 @@ EDGES = {
         "extract": [], "work": ["extract"], "merge": ["work#0", "work#1", "work#2"], "skipper": [],
         "checks.check": ["merge"], "flaky": ["merge"], "choose": ["flaky"], "load": ["choose"], "never": ["choose"],
     },
+    # Its second task hands its wait to the triggerer, and goes on in another process.
+    "waiting": {"extract": [], "pause": ["extract"], "load": ["pause"]},
 }  # fmt: skip
 
 
@@ -90,6 +92,7 @@ UNKNOWABLE = {
     # For the first task Airflow counts the start of the first processes, 20 s.
     "failing": [{"step": "after"}, {"step": "extract", "field": "started_at"}, {"field": "started_at"}],
     # The check had ended when `choose` was ready, and there are no links.
+    "waiting": [{"step": "extract", "field": "started_at"}, {"field": "started_at"}],
     "nightly": [{"step": "never"}, {"step": "flaky", "field": "error"}, {"edge": "checks.check->choose"}],
 }
 
@@ -106,10 +109,11 @@ def play(dag, variables):
 if HOOKS:
     # Only of the first task: Airflow counts the start of the first processes.
     FIRST = [{"step": "extract", "field": "started_at"}, {"step": "skipper", "field": "started_at"}]
-    UNKNOWABLE = {"failing": FIRST, "nightly": FIRST}
+    UNKNOWABLE = {"failing": FIRST, "nightly": FIRST, "waiting": FIRST}
 
 UNKNOWN = {
     "failing": ["which task waits for which: no links, only the order", "what never ran: no span"],
+    "waiting": ["which task waits for which: no links, only the order"],
     "nightly": [
         "which task waits for which: no links, only the order",
         "what never ran: no span",
@@ -126,7 +130,8 @@ def main(names):
     HOME.mkdir()
     variables = settings(port)
     subprocess.run([AIRFLOW, "db", "migrate"], env=variables, check=True, capture_output=True)
-    commands = {"api-server": ["--host", "127.0.0.1", "--port", str(port)], "scheduler": [], "dag-processor": []}
+    commands = {"api-server": ["--host", "127.0.0.1", "--port", str(port)], "scheduler": [], "dag-processor": [],
+                "triggerer": []}  # fmt: skip
     processes = []
     try:
         for command, options in commands.items():
