@@ -14,7 +14,7 @@ from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
 
 
 @dataclass
-class LogHandlerSettings(LogHandlerSettingsBase):
+class LogHandlerSettings(LogHandlerSettingsBase):  # type: ignore[misc]
     """What ``--logger-tachograph-…`` says.
 
     Attributes:
@@ -27,7 +27,7 @@ class LogHandlerSettings(LogHandlerSettingsBase):
     )
 
 
-class LogHandler(LogHandlerBase):
+class LogHandler(LogHandlerBase):  # type: ignore[misc]
     """Hands on what Snakemake logs."""
 
     def __post_init__(self) -> None:

@@ -39,8 +39,8 @@ class QueueMetrics(Collector):
                     oldest[labels] = min(oldest.get(labels, state.oldest), state.oldest)
         for spec, values in ((QUEUE_LENGTH, lengths), (QUEUE_OLDEST, oldest)):
             family = GaugeMetricFamily(spec.name, spec.help, labels=spec.labels)
-            for labels, value in values.items():
-                family.add_metric(labels, value)
+            for key, value in values.items():
+                family.add_metric(key, value)
             yield family
 
     def describe(self) -> list[Metric]:

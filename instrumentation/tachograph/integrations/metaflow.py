@@ -36,6 +36,7 @@ MAX_CLONED: Final = 2_000
 """Tasks that ``resume`` takes over from another run and that are told of."""
 _DEPLOYED: Final = ("argo-", "sfn-", "airflow-", "mli_")
 """How the ids of runs begin that another scheduler runs: there is nobody who tells when they end."""
+_BEGAN: Final = ".began"
 _PARAMETERS: Final = "_parameters"
 _LOCAL: Final = ["step"]
 _FAILED_TASK: Final = re.compile(r"\(task-id (\S+)\) failed")
@@ -48,7 +49,7 @@ class _Place(NamedTuple):
     run_id: str
     task_id: str
     key: str
-    index: int | str | None
+    instance: int | str | None
     repetition: int
     traceparent: str
     queued: float
@@ -86,6 +87,7 @@ class _Task:
         self.place = place
         self.indices = indices
         self.attempt = 0
+        self.launched = 0.0
         self.is_local = True
 
     def note(self) -> _Note | None:
@@ -94,6 +96,14 @@ class _Task:
             return _Note(*json.loads(_note_path(self.place, self.attempt).read_text()))
         except (OSError, ValueError, TypeError):
             return None
+
+    def begin_late(self) -> None:
+        """Its process may have died before anybody heard that the attempt began."""
+        try:
+            began = float(_note_path(self.place, self.attempt, _BEGAN).read_text())
+        except (OSError, ValueError):
+            began = self.launched
+        self.step.started(attempt=self.attempt, at=began, queued_at=self.place.queued)
 
 
 class _Launch:
@@ -132,7 +142,7 @@ class _Launch:
         step = self.run.step(
             step_name,
             key=place.key,
-            index=place.index,
+            index=place.instance,
             repetition=repetition,
             depends_on=[self._tasks[known].step if known in self._tasks else name for name, known in above],
         )
@@ -157,10 +167,11 @@ class _Launch:
         if task is None:
             return
         if retry_count > 0:
-            task.place = task.place._replace(queued=time.time())
             if task.is_local and task.note() is None:
+                task.begin_late()
                 task.step.retrying("ProcessDied: the process of the task ended without a word", attempt=retry_count)
-        task.attempt = retry_count + 1
+            task.place = task.place._replace(queued=time.time())
+        task.attempt, task.launched = retry_count + 1, time.time()
         task.is_local = list(cli_args.commands) == _LOCAL
         cli_args.env[TASK_VARIABLE] = json.dumps(task.place)
 
@@ -193,8 +204,11 @@ class _Launch:
                 error = note.error if died is not None and died[1] == task_id and note.error else error
             elif died is not None and died[1] == task_id and task.is_local:
                 error = "ProcessDied: the process of the task ended without a word"
+                task.begin_late()
                 task.step.failed(error, attempt=task.attempt)
             elif exception is not None and task.is_local:
+                if task.attempt:
+                    task.begin_late()
                 task.step.cancelled("Stopped: Metaflow stopped it with the run", attempt=task.attempt or None)
         for node in self._graph:
             if node.name not in self._steps:
@@ -261,7 +275,7 @@ class _Attempt:
         self.error: BaseException | None = None
         reported = _report(flow.name, run_id, place.traceparent if place is not None else "")
         if place is not None:
-            self.step = reported.step(step_name, key=place.key, index=place.index, repetition=place.repetition)
+            self.step = reported.step(step_name, key=place.key, index=place.instance, repetition=place.repetition)
         else:
             index = _index(tuple(frame[0] for frame in flow.foreach_stack() or ()))
             above = [
@@ -277,6 +291,7 @@ class _Attempt:
             queued_at=place.queued if place is not None else None,
         )
         self._work: RunningStep | None = RunningStep(self.step)
+        self._leave_note(str(began), _BEGAN)
 
     def _inputs(self, flow: Any, graph: Any) -> dict[str, Any] | None:
         """The parameters of a flow's first step, the item of an instance."""
@@ -308,12 +323,14 @@ class _Attempt:
 
     def _note(self, error: BaseException | str | None) -> None:
         """Let the scheduler's process know that this has been told."""
-        if self.place is None:
-            return
         failure = failure_of(error) if error is not None else None
         note = _Note(f"{failure.type}: {failure.message}" if failure is not None else None)
-        with contextlib.suppress(OSError):  # The scheduler may run elsewhere.
-            _note_path(self.place, self.number).write_text(json.dumps(note))
+        self._leave_note(json.dumps(note), "")
+
+    def _leave_note(self, text: str, what: str) -> None:
+        if self.place is not None:
+            with contextlib.suppress(OSError):  # The scheduler may run elsewhere.
+                _note_path(self.place, self.number, what).write_text(text)
 
 
 _attempt: _Attempt | None = None
@@ -363,8 +380,8 @@ def _place_of(run_id: str, task_id: str) -> _Place | None:
     return place if (place.run_id, place.task_id) == (run_id, task_id) else None
 
 
-def _note_path(place: _Place, attempt: int) -> Path:
-    return Path(place.directory) / f"{place.task_id}.{attempt}"
+def _note_path(place: _Place, attempt: int, what: str = "") -> Path:
+    return Path(place.directory) / f"{place.task_id}.{attempt}{what}"
 
 
 def _index(indices: tuple[Any, ...]) -> int | str | None:

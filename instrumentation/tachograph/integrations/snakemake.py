@@ -166,7 +166,7 @@ class _Execution:
 
     def fail(self, record: Any) -> None:
         """An attempt of a job failed."""
-        self._retry(record.jobid, self._errors.pop(record.thread, None) or _reason(record), record.created)
+        self._retry(record.jobid, self._errors.pop(record.thread, "") or _reason(record), record.created)
 
     def progress(self, record: Any) -> None:
         """So many jobs of all have ended."""
@@ -188,7 +188,7 @@ class _Execution:
 
     def _restart(self, job_id: int, record: logging.LogRecord) -> None:
         """A job that failed will run again; of a few it was not told that they failed."""
-        self._retry(job_id, self._errors.pop(record.thread, None) or "JobFailed: it is restarted", record.created)
+        self._retry(job_id, self._errors.pop(record.thread, "") or "JobFailed: it is restarted", record.created)
         self._failed.pop(job_id, None)
 
     def _fail(self, job_id: int, failed: _Failed) -> None:

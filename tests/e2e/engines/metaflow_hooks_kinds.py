@@ -89,11 +89,14 @@ def told_of(name, status, *, ends=None, **more):
                 steps.append(step(flow_step.id, "skipped", 0, above, index=index_of(task)))
                 continue
             began, ended = times_of(task)
-            tries = [
-                {"attempt": number, "status": "completed" if ended[number][1] else "failed", "started_at": at(start),
-                 "ended_at": at(ended[number][0])}
-                for number, start in enumerate(began, 1) if number in ended
-            ]  # fmt: skip
+            tries = []
+            for number, start in enumerate(began, 1):
+                told = {"attempt": number, "started_at": at(start)}
+                if number in ended:
+                    when, is_ok = ended[number]
+                    tries.append({**told, "status": "completed" if is_ok else "failed", "ended_at": at(when)})
+                elif number < len(began):
+                    tries.append({**told, "status": "failed"})
             last = ended.get(len(began))
             end = end or ("completed" if last is not None and last[1] else "failed")
             error = task.exception if end == "failed" and last is not None else None
