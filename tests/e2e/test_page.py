@@ -27,7 +27,7 @@ from tachograph.resources import Resources
 pytestmark = pytest.mark.xdist_group("page")
 
 EVIL = "<img src=x onerror=alert(1)>"
-SLOW = {
+SLOW: dict[str, Any] = {
     "name": "slow",
     "steps": [
         {"name": f"part {i}", "depends_on_steps": [f"part {i - 1}"] if i else [],
@@ -137,14 +137,23 @@ def count_pixels(page: Page, status: str) -> int:
 
 
 def test_a_run_is_followed_from_start_to_end_without_reloading(
-    server: Callable[..., Server], open_tab: Callable[..., Tab]
+    server: Callable[..., Server], open_tab: Callable[..., Tab], tmp_path: Path
 ) -> None:
-    service = server()
-    service.post("/api/workflows", SLOW)
+    service = server("--allow-handler", "shell")
+    # Each part goes on when its file is there.
+    gated = {
+        **SLOW,
+        "steps": [
+            {**step, "config": {"handler": "shell", "command": f"until [ -e {tmp_path}/go-{i} ]; do sleep 0.1; done"}}
+            for i, step in enumerate(SLOW["steps"])
+        ],
+    }
+    (tmp_path / "go-0").touch()
+    service.post("/api/workflows", gated)
     page = open_tab(service).open("/")
     expect(page.locator("#connection")).to_have_text("live")
     expect(page.get_by_text("No runs yet")).to_be_visible()
-    execution = execute(service, SLOW)
+    execution = execute(service, gated)
     row = page.locator(f"tr[data-id='{execution}']")
     expect(row).to_contain_text("running")
     row.get_by_role("link").click()
@@ -152,10 +161,13 @@ def test_a_run_is_followed_from_start_to_end_without_reloading(
     expect(option(page, "part 1")).to_have_attribute("aria-label", re.compile("running"))
     counts = []
     for i in (1, 2, 3):
+        (tmp_path / f"go-{i}").touch()
         expect(option(page, f"part {i}")).to_have_attribute("aria-label", re.compile("completed"))
+        page.wait_for_timeout(500)  # Some of the width is the next part's.
         counts.append(count_pixels(page, "completed"))
     # As the run proceeds each step takes less of the width, but more of the width is completed.
     assert counts[0] > 500
+    (tmp_path / "go-4").touch()
     expect(page.locator(".state")).to_have_text("✔ completed")
     expect(page.get_by_role("img", name="5 completed")).to_be_visible()
     expect(option(page, "part 4")).to_have_attribute("aria-label", re.compile("on the critical path"))
