@@ -93,7 +93,7 @@ class _Starter:
     def _close(self) -> None:
         self._answers.close()
         self._socket.close()
-        self._process.wait(20)
+        self._process.wait(60)
 
 
 _starters: Final[dict[str, _Starter]] = {}

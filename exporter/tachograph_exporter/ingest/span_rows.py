@@ -53,6 +53,7 @@ _ENDS: Final = keyed(
 _ANNOUNCED: Final = select(_spans.span_id, _spans.told).where(
     _spans.workspace_id == bindparam("workspace"), _spans.trace_id == bindparam("trace")
 )
+_STATES: Final = keyed(_ANNOUNCED, spans.c.span_id)
 _TRACES: Final = keyed(select(traces).where(_traces.workspace_id == bindparam("workspace")), traces.c.trace_id)
 
 
@@ -78,12 +79,14 @@ class SpanRows:
         fresh: Mapping[str, Sequence[SpanRecord]],
         counts: Mapping[str, int],
         withheld: Mapping[str, Mapping[str, Announced]],
+        again: Mapping[str, Mapping[str, Announced]] = {},
         new: Collection[str] = (),
     ) -> None:
         """Write spans (by trace id) with their resources, and note in the index what they say.
 
-        ``counts``: spans that are assembled together, by trace id. ``withheld``: see `Update`. ``new``: ids of traces
-        of which no span was stored before.
+        ``counts``: spans that are assembled together, by trace id. ``withheld``: see `Update`. ``again``: by trace,
+        what is announced of those of the spans that are there already. ``new``: ids of traces of which no span was
+        stored before.
         """
         resources: dict[str, bytes] = {}
         index, notes = self._index, self._index.begin()
@@ -92,7 +95,7 @@ class SpanRows:
             into = new_rows if trace_id in new else rows
             is_announced = counts[trace_id] <= MAX_AT_ONCE and trace_id not in withheld
             others = Announced.EVERYTHING if is_announced else Announced.NOTHING
-            starts = withheld.get(trace_id, {})
+            starts = {**withheld.get(trace_id, {}), **again.get(trace_id, {})}
             for span in trace_spans:
                 told = starts.get(span.span_id, others).value
                 resources[span.resource_id] = span.resource
@@ -219,6 +222,18 @@ def announced_of(connection: Connection, workspace_id: str, trace_id: str) -> di
     """What the rows of a trace's spans say was announced of them, by span id."""
     rows = connection.execute(_ANNOUNCED, {"workspace": workspace_id, "trace": trace_id})
     return {row[0]: Announced(row[1]) for row in rows}
+
+
+def states_of(
+    connection: Connection, workspace_id: str, trace_id: str, span_ids: Sequence[str]
+) -> dict[str, Announced]:
+    """What the rows of these spans say was announced of them, by span id."""
+    states: dict[str, Announced] = {}
+    for i in range(0, len(span_ids), _CHUNK):
+        parameters = {"workspace": workspace_id, "trace": trace_id, KEYS: span_ids[i : i + _CHUNK]}
+        rows = connection.execute(_STATES.of(connection.dialect), parameters)
+        states |= {row[0]: Announced(row[1]) for row in rows}
+    return states
 
 
 def ends_of(connection: Connection, workspace_id: str, trace_id: str, span_ids: Sequence[str]) -> dict[str, int]:

@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0038"
+HEAD: Final = "0034"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()

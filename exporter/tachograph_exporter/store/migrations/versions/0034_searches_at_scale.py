@@ -6,7 +6,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy import BigInteger, Column, Integer, String, text
 
-revision = "0038"
+revision = "0034"
 down_revision = "0033"
 
 TABLE = "input_values"
