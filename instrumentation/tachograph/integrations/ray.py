@@ -27,6 +27,8 @@ _harmless = quiet.harmless("Ray")
 INTERVAL_SECONDS: Final = 1.0
 LATE_SECONDS: Final = 10.0
 """How long after the block the state API may take to tell how its tasks ended: Ray's workers tell it every second."""
+_TIMES_SETTLED: Final = 12
+"""How often all that is known must be over, a quarter of a second apart, until no more tasks are expected."""
 MAX_TASKS: Final = 10_000
 """Attempts of tasks that the state API is asked for at once: as many as it gives."""
 _TIMES_SEEN: Final = 2
@@ -103,8 +105,8 @@ class _Follower:
                 deadline = time.monotonic() + LATE_SECONDS
             is_settled = self._ask()
             # Tasks of which the state API has not heard yet are none it can tell of: ask once more than seems needed.
-            settled = settled + 1 if has_ended and is_settled else 0
-            if deadline is not None and (settled > 4 or time.monotonic() > deadline):
+            settled = settled + 1 if has_ended and is_settled and self._tasks.are_known else 0
+            if deadline is not None and (settled > _TIMES_SETTLED or time.monotonic() > deadline):
                 break
         self._finish()
 
@@ -149,6 +151,11 @@ class Tasks:
         self._seen: list[Any] = []
         self._failed: dict[str, tuple[Any, int]] = {}
         """Tasks whose last attempt failed, and how often they were seen so: they may be tried again."""
+
+    @property
+    def are_known(self) -> bool:
+        """Whether any have been heard of."""
+        return bool(self._steps)
 
     def report(self, attempts: Iterable[Any], *, is_final: bool = False) -> bool:
         """Report what is new of some attempts, and return whether all of them have ended."""
