@@ -77,7 +77,7 @@ def changed_states(
     ``before``: what the rows say, by span id; ``untold``: those of them that were stored only. ``now``: what is
     announced of which spans (see `Update.withheld`); None: everything is.
     """
-    changed = {}
+    changed: dict[str, Announced] = {}
     for span_id, state in before.items():
         known = Announced.EVERYTHING if now is None else now.get(span_id, Announced.NOTHING)
         if state is Announced.EVERYTHING and span_id in untold:

@@ -301,8 +301,8 @@ class SpanStore:
             )
             for trace_id in whole:
                 # Of the spans that had arrived before, too.
-                new = {span.span_id for span in fresh.get(trace_id, ())}
-                earlier = {i: state for i, state in announced.get(trace_id, {}).items() if i not in new}
+                just_now = {span.span_id for span in fresh.get(trace_id, ())}
+                earlier = {i: state for i, state in announced.get(trace_id, {}).items() if i not in just_now}
                 mark_announced(connection, workspace_id, trace_id, changed_states(earlier, withheld.get(trace_id)))
         leases.write(self._open_spans, fresh, readings.traces)
         deferred = {

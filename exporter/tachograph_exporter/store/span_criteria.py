@@ -69,7 +69,7 @@ class Place(NamedTuple):
 
 def _is_named(name: str) -> ColumnElement[bool]:
     """A condition on the expression that is indexed: SQLite does not find the index beside one on the name itself."""
-    begins = name[:INDEXED_NAME] == NAME_START
+    begins: ColumnElement[bool] = NAME_START == name[:INDEXED_NAME]  # noqa: SIM300 - an expression of SQL
     return begins if len(name) < INDEXED_NAME else and_(begins, func.coalesce(_spans.name, "") == name)
 
 

@@ -265,8 +265,7 @@ class LineageStore:
         for trace_id in readings:
             new = {span.span_id for span in fresh.get(trace_id, ())}
             states = {i: state for i, state in announced.get(trace_id, {}).items() if i not in new}
-            changed = changed_states(states, update.withheld.get(trace_id))
-            mark_announced(connection, workspace_id, trace_id, changed)
+            mark_announced(connection, workspace_id, trace_id, changed_states(states, update.withheld.get(trace_id)))
         self._span_rows.put_traces(connection, workspace_id, fresh, counts, trace_states, update.due, now)
         # Where spans of other engines in such a trace tell of a run in several traces, these are assembled again.
         units = TraceGroups.of(connection, workspace_id, readings).values()

@@ -150,7 +150,7 @@ def _equal(field: Expression, value: object) -> Alternatives:
     if make is not None:
         return (make(str(value)),)
     if isinstance(field, Attribute) and field.scope in _NOTED_SCOPES and type(value) in (str, bool, int, float):
-        is_number = type(value) is float and not math.isfinite(value)  # type: ignore[arg-type]
+        is_number = type(value) is float and not math.isfinite(value)
         return _NOTHING_KNOWN if is_number else _attribute_is(field.scope, field.name, value)  # type: ignore[arg-type]
     if field == Intrinsic("nestedSetParent") and value == -1 and type(value) is int:
         return (SpanCriteria(is_root=True),)
